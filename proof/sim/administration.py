@@ -28,8 +28,9 @@ from proof.sim.machine import stream
 from proof.sim.resizing import Resizing
 from proof.sim.shards.profile import Shape
 from proof.sim.shards.truth import Truth
-from proof.sim.spec import RESIZE_KINDS
+from proof.sim.spec import BY_HAND_KINDS, RESIZE_KINDS, TURNOVER_KINDS
 from proof.sim.stage import Stage
+from proof.sim.turnover import Turnover
 from proof.sim.violation import Violation
 from proof.sim.workload import COLLECTION
 
@@ -57,6 +58,7 @@ class Operator:
         self._endpoint = stage.network.endpoint(NAME, stage.client_process(NAME))
         self.holders = Holders(stage, truth, founders, profile.replicas, self._rng)
         self.resizing = Resizing(stage, truth, profile, stream(stage.spec.seed, "resizing", 1))
+        self.turnover = Turnover(stage, truth, self.holders, self, stream(stage.spec.seed, "turnover"))
 
     # --- the beginning ------------------------------------------------------------------------------------------------
     async def create(self) -> bool:
@@ -115,7 +117,11 @@ class Operator:
 
     def may_lose(self, name: str) -> bool:
         """Whether each group remains without this node's data; joined nodes hold no group."""
-        return self._profile.replicas >= 3 and not self.resizing.under_way and self.holders.may_lose(name)
+        return self._profile.replicas >= 3 and self.holders.may_lose(name, self.resizing.under_way)
+
+    def is_moving(self) -> bool:
+        """Whether a rebalance is under way."""
+        return self.resizing.under_way
 
     def sharing(self, name: str) -> set[str]:
         """The nodes with which this one shares a group."""
@@ -130,6 +136,7 @@ class Operator:
         """Whether every group has as many voters as it began with, those that the catalog names, and all may lead. The
         leaders see to that; nodes that are lost, or were taken from a group, the operator replaces, and a maintenance
         that began late, behind the command that was to end it, is ended."""
+        self.turnover.sweep()
         for node in self._truth.now.nodes:
             if node.maintenance and not self._is_gone(node.id):
                 await self._stage.ask(NAME, self._told("end", self._administer(node.id, "end-maintenance")))
@@ -141,6 +148,9 @@ class Operator:
 
     async def resized(self) -> bool:
         """Whether no rebalance is under way any more, and all nodes are used again."""
+        if not self.turnover.ended():
+            await self._stage.ask(NAME, self._told("the end of turnover", self._administer("all", "end-turnover")))
+            return False
         if self.resizing.ended():
             return True
         await self._stage.ask(NAME, self._told("the end of resizing", self._administer("all", "end-resizing")))
@@ -155,7 +165,7 @@ class Operator:
         try:
             await work
         except (Unavailable, OutcomeUnknown, InvalidArgument, StorageError) as error:
-            self._stage.trace.note(f"{what}: {error.code}")
+            self._stage.trace.note(f"{what}: {error}")
         else:
             self._stage.trace.tell(f"{what} is done")
 
@@ -193,7 +203,11 @@ class Operator:
                 await client.change_catalog(command, timeout=ADMIN_SECONDS)
         elif what == "cancel-move":
             await client.change_catalog(CancelMove(int(name)), timeout=ADMIN_SECONDS)
-        elif what in RESIZE_KINDS:
+        elif what in TURNOVER_KINDS:
+            await self.turnover.run(client, name, what)
+        elif what == "end-turnover":
+            await self.turnover.end(client)
+        elif what in (*RESIZE_KINDS, *BY_HAND_KINDS):
             await self.resizing.ask(client, what, self.holders.members)
         elif what == "end-resizing":
             await self.resizing.end(client)

@@ -39,13 +39,24 @@ class Holders:
         self.members = list(founders)
 
     # --- how it is ----------------------------------------------------------------------------------------------------
-    def may_lose(self, name: str) -> bool:
-        """Whether each group remains without this node's data."""
+    def may_lose(self, name: str, moving: bool = False) -> bool:
+        """Whether each group remains without this node's data. moving: a rebalance is under way, so groups are on their
+        way from some nodes to others."""
         return (
             name in self.members
             and not self._fleet.retired.intersection(self.members)
-            and all(map(self._is_whole, self._truth.groups()))
+            and all(self._is_whole(group) or (moving and self._remains(group, name)) for group in self._truth.groups())
         )
+
+    def _remains(self, group: GroupId, name: str) -> bool:
+        """Whether three voters or more, of the old and of the new ones if it is between, have a majority of good disks
+        without this node."""
+        conf = self._conf(group)
+        bad = {name} | self._fleet.observer.rotten | self._fleet.spoilt
+        if conf is None or group in self._shrinking:
+            return False
+        halves = [half for half in (conf.voters, conf.voters_outgoing) if half]
+        return all(len(half) > 2 and keeps_quorum(half, bad) for half in halves)
 
     def sharing(self, name: str) -> set[str]:
         """The nodes with which this one shares a group."""

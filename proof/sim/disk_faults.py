@@ -13,7 +13,7 @@ from collections.abc import Collection
 from proof.sim.faults import Controls, Handler, hold
 from proof.sim.fleet import Fleet
 from proof.sim.machine import stream
-from proof.sim.spec import Fault
+from proof.sim.spec import LOSS_NUMBER, Fault
 from proof.sim.trace import Trace
 
 REPLACEABLE_TRIES = 20
@@ -48,6 +48,7 @@ class DiskFaults:
             "rot-documents": self._rot_documents,
             "wipe": self._replace_disks,
             "rollback": self._replace_disks,
+            "die": self._die,
         }
 
     async def _slow_disk(self, fault: Fault, name: str) -> None:
@@ -76,11 +77,38 @@ class DiskFaults:
         self._trace.tell(f"{name}: {bit or 'no bit'} of the log is flipped")
         await hold(fault.seconds, lambda: self._fleet.start(name))
 
+    async def _die(self, fault: Fault, name: str) -> None:
+        """The machine is gone for good, with all that is on it."""
+        self._counts[fault.kind] -= 1  # until it is done
+        await self._until_moving()
+        for _ in range(REPLACEABLE_TRIES):
+            if self._rotten or name in self._fleet.retired:
+                return
+            if self._controls.may_lose(name):
+                break
+            await asyncio.sleep(1.0)
+        else:
+            return
+        self._counts[fault.kind] += 1
+        self._rotten.add(name)
+        self._fleet.retired.add(name)
+        self._fleet.crash(name, power_cut=True, why="gone for good")
+        self._trace.tell(f"{name} is gone for good{self._meanwhile()}")
+
+    async def _until_moving(self) -> None:
+        """Wait a while for a rebalance that is under way."""
+        for _ in range(REPLACEABLE_TRIES):
+            if self._controls.is_moving():
+                return
+            await asyncio.sleep(1.0)
+
     async def _replace_disks(self, fault: Fault, name: str) -> None:
         """The machine comes back with empty disks, or with an older copy of them. Only where others have heard of its
         last life: a rollback that nobody can know of cannot be noticed."""
         fleet = self._fleet
         self._counts[fault.kind] -= 1  # until it is done
+        if fault.number == LOSS_NUMBER:
+            await self._until_moving()
         if fault.kind == "rollback" and stream(self._seed, "copied", fault.number).random() < RUNNING_SHARE:
             await self._roll_back_leader(fault, self._controls.leader(fault.number) or name)
             return
@@ -115,7 +143,10 @@ class DiskFaults:
         self._rotten.add(name)
         self._fleet.crash(name, power_cut=fault.amount < 0.5, why=fault.kind)
         self._fleet.forget(name, hearers)
-        self._trace.tell(f"{name}: its disks are {by}")
+        self._trace.tell(f"{name}: its disks are {by}{self._meanwhile()}")
+
+    def _meanwhile(self) -> str:
+        return ", while a rebalance is under way" if self._controls.is_moving() else ""
 
     async def _until_replaceable(self, name: str) -> bool:
         """Wait until the disks of a machine may be replaced; False if that is not to be soon."""

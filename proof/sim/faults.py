@@ -24,6 +24,10 @@ class Controls(Protocol):
         """Whether a good quorum remains without this node's data."""
         ...
 
+    def is_moving(self) -> bool:
+        """Whether a rebalance is under way."""
+        ...
+
     def sharing(self, name: str) -> set[str]:
         """The nodes with which this one shares a group."""
         ...

@@ -34,7 +34,7 @@ class GoneForGood:
         """The node that died; None if there was none that the others can make up for. Raises Violation."""
         stage, fleet, truth = self._stage, self._stage.fleet, self._truth
         rng = stream(stage.spec.seed, "gone for good")
-        if fleet.retired or fleet.forgetful or stage.observer.rotten or fleet.spoilt:
+        if fleet.retired.intersection(members) or fleet.forgetful or stage.observer.rotten or fleet.spoilt:
             return None
         counts = {group: len(truth.wanted(group)) for group in truth.groups()}
         if min(counts.values()) < 3:

@@ -1,7 +1,8 @@
 """The operator lets the cluster grow, shrink and even out, in a share of the runs: rebalances that are started, paused,
 cancelled, one after the other, while everything else goes wrong.
 
-Invariant: nothing is started while a disk has lost what it promised, for then not every set of nodes may hold a group.
+Invariant: nothing is started while a disk has lost what it promised and nobody has noticed, for then not every set of
+nodes may hold a group.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from needle.routing.plans import Wish
 from needle.routing.topology import NodeState
 from proof.sim.shards.profile import Shape
 from proof.sim.shards.truth import Truth
+from proof.sim.spec import BY_HAND_KINDS
 from proof.sim.stage import Stage
 
 ADMIN_SECONDS = 5.0
@@ -26,6 +28,7 @@ SHARDS_MORE = 2
 """Above what the run began with."""
 CANCELLED_SHARE, PAUSED_SHARE = 0.25, 0.25
 PAUSE_SECONDS = 3.0
+IDLE_TRIES = 30
 
 
 class Resizing:
@@ -50,10 +53,15 @@ class Resizing:
     async def ask(self, client: Client, what: str, members: Sequence[str]) -> None:
         """One command of the operator. members: the nodes that may hold something."""
         fleet, rng, now = self._fleet, self._rng, self._truth.now
+        if what in BY_HAND_KINDS:
+            await self._until_idle()
         if self.under_way:
             await self._interfere(client)
             return
-        if fleet.retired or fleet.forgetful or fleet.observer.rotten or fleet.spoilt:
+        if (fleet.forgetful | fleet.observer.rotten | fleet.spoilt) - fleet.retired:
+            return
+        if what in BY_HAND_KINDS:
+            await self._by_hand(client, what, members)
             return
         serving, wish = [info.shard for info in now.serving], Wish()
         if what == "add-shard" and len(serving) < self._shards + SHARDS_MORE:
@@ -67,11 +75,33 @@ class Resizing:
             wish = Wish(balance=rng.random() < 0.5)
         await self._start(client, wish)
 
-    async def _start(self, client: Client, wish: Wish) -> None:
+    async def _until_idle(self) -> None:
+        for _ in range(IDLE_TRIES):
+            if not self.under_way:
+                return
+            await asyncio.sleep(0.5)
+
+    async def _by_hand(self, client: Client, what: str, members: Sequence[str]) -> None:
+        """A shard is cut in two, or one replica goes to another node; the source may be dead."""
+        rng, serving = self._rng, self._truth.now.serving
+        info, config = rng.choice(serving), self._config()
+        if what == "split-shard" and len(serving) < self._shards + SHARDS_MORE:
+            id_ = await client.split_shard(info.shard, config, timeout=ADMIN_SECONDS)
+            self._stage.trace.tell(f"rebalance {id_} begins: shard {info.shard} is split")
+        spare = sorted(set(members) - {*info.replicas, *self._draining()} - self._fleet.retired)
+        if what == "move-by-hand" and spare:
+            source, target = rng.choice(info.wanted), rng.choice(spare)
+            id_ = await client.move_replica(info.shard, source, target, config, timeout=ADMIN_SECONDS)
+            self._stage.trace.tell(f"rebalance {id_} begins: shard {info.shard} from {source} to {target}")
+
+    def _config(self) -> RebalanceConfig:
         rng = self._rng
-        config = RebalanceConfig(
+        return RebalanceConfig(
             max_concurrent_moves=rng.choice([1, 2, 4]), batch_size=self._batch, throttle_rate=rng.choice([0.0, 0.05])
         )
+
+    async def _start(self, client: Client, wish: Wish) -> None:
+        config = self._config()
         nodes = len(self._truth.topologies[1].catalog)
         wish = msgspec.structs.replace(wish, catalog_nodes=nodes, replicas=self._replicas)
         id_ = await client.start_rebalance(config, wish=wish, timeout=ADMIN_SECONDS)

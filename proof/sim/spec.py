@@ -116,6 +116,18 @@ RESIZE_KINDS = {"rebalance": 3, "add-shard": 3, "retire-shard": 2, "drain": 2}
 which no other nodes join, under numbers of their own."""
 RESIZE_SHARE, RESIZING_SHARE = 0.6, 0.4
 RESIZE_FROM = 7000
+BY_HAND_KINDS = {"split-shard": 3, "move-by-hand": 3}
+TURNOVER_KINDS = {"replace-node": 2, "remove-node": 2, "rolling-restart": 2}
+GROW_KINDS = {**BY_HAND_KINDS, **TURNOVER_KINDS, "join": 2, "at-a-step": 9}
+"""In the same runs: shards are split and replicas moved by hand; nodes are replaced, emptied and removed, restarted one
+after the other, and join (turnover.py); and who takes part in a change dies at any of its steps (shards/phases.py)."""
+GROW_SHARE, GROW_MIN = 1.0, 8
+GROW_FROM = 9000
+LOSS_KINDS = {"die": 1, "wipe": 1}
+"""A machine that is gone for good, or comes back empty, also while a rebalance is under way; in a share of these runs,
+in which no other machine loses anything."""
+LOSS_SHARE = 0.5
+LOSS_NUMBER = 10000
 HEALING_SHARE = 0.5
 """Of the runs in which shards come and go."""
 
@@ -210,7 +222,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             sizes = max(4, math.ceil(self.seconds * rate * RESIZE_SHARE)) if self.resizes else 0
             numbers = range(RESIZE_FROM, RESIZE_FROM + sizes)
             made += [_draw(self.seed, number, self.seconds, RESIZE_KINDS) for number in numbers]
-            made = [fault for fault in made if not (self.resizes and fault.kind in ("join", "leave"))]
+            if self.resizes:
+                made = [fault for fault in made if fault.kind not in ("join", "leave")]
+                numbers = range(GROW_FROM, GROW_FROM + max(GROW_MIN, math.ceil(self.seconds * rate * GROW_SHARE)))
+                made += [_draw(self.seed, number, self.seconds, GROW_KINDS) for number in numbers]
+                if stream(self.seed, "loss").random() < LOSS_SHARE:
+                    made.append(_draw(self.seed, LOSS_NUMBER, self.seconds, LOSS_KINDS))
         kept = [fault for fault in made if self.faults is None or fault.number in self.faults]
         return sorted(kept, key=lambda fault: (fault.at, fault.number))
 

@@ -297,7 +297,8 @@ class World:
         await stage.until("the rebalance to end", LIVENESS_SECONDS, self.operator.resized)
         await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
         await self._lost_stay_lost()
-        members, bad = self.operator.members(), self.fleet.observer.rotten | self.injector.spoilt
+        members = self.operator.members()
+        bad = self.fleet.observer.rotten | self.injector.spoilt | self.fleet.retired
         rng, minority = stream(self.spec.seed, "recover"), (self.shape.replicas - 1) // 2
         rest = sorted(bad.intersection(members)) or sorted(rng.sample(members, minority))
         stage.trace.tell(f"faults end; {', '.join(rest) or 'nobody'} is left out")

@@ -100,6 +100,25 @@ async def test_a_healthy_node_is_not_taken_while_another_ones_disk_has_rotted(ro
     assert bool(cluster.asked) is shrinks
 
 
+@pytest.mark.parametrize(
+    ("conf", "rotten", "lost"),
+    [
+        (ConfState(voters=("n1", "n2", "n4")), set(), True),
+        (ConfState(voters=("n1", "n2", "n4")), {"n4"}, False),
+        (ConfState(voters=("n1", "n2")), set(), False),
+        (ConfState(voters=("n1", "n2", "n4"), voters_outgoing=("n1", "n2", "n3")), set(), True),
+        (ConfState(voters=("n1", "n2", "n4"), voters_outgoing=("n2", "n3")), set(), False),
+    ],
+)
+def test_during_a_rebalance_a_machine_is_lost_only_where_a_good_majority_stays(
+    conf: ConfState, rotten: set[str], lost: bool
+) -> None:
+    cluster = Cluster("n1", "n2", "n3", rotten=rotten)
+    cluster.fleet.nodes["n1"].groups()[1].raft.conf = conf
+    assert not cluster.holders.may_lose("n2")
+    assert cluster.holders.may_lose("n2", moving=True) is lost
+
+
 @pytest.mark.parametrize(("voters", "rots"), [(("n1", "n2", "n3"), True), (("n1", "n2"), False)])
 async def test_a_disk_rots_only_while_its_group_can_do_without_it(voters: tuple[str, ...], rots: bool) -> None:
     cluster, crashed = Cluster(*voters, rotten=set()), list[str]()

@@ -20,8 +20,9 @@ from needle.routing.topology import MoveInfo
 from proof.sim.administration import Operator
 from proof.sim.faults import Handler, both, each
 from proof.sim.machine import stream
+from proof.sim.shards.phases import PhaseFaults
 from proof.sim.shards.truth import Truth
-from proof.sim.spec import RESIZE_KINDS, Fault
+from proof.sim.spec import BY_HAND_KINDS, RESIZE_KINDS, TURNOVER_KINDS, Fault
 from proof.sim.stage import Stage
 
 JOINS_MAX = 2
@@ -70,7 +71,9 @@ class ShardFaults:
             "late-command": self._late_command,
             "cancel-move": self._cancel_move,
             "target-down": self._target_down,
-            **dict.fromkeys(RESIZE_KINDS, self._resize),
+            **dict.fromkeys((*RESIZE_KINDS, *BY_HAND_KINDS), self._resize),
+            **dict.fromkeys(TURNOVER_KINDS, self._turn_over),
+            "at-a-step": PhaseFaults(self._stage, self._truth).at_a_step,
         }
 
     # --- processes ----------------------------------------------------------------------------------------------------
@@ -178,11 +181,14 @@ class ShardFaults:
         self._stage.loop.call_in(self._stage.loop.root, seconds, self._fleet.start, name)
 
     async def _join(self, fault: Fault, name: str) -> None:
-        """A node joins that holds no shard: it is a router, and may become one of placement's choices."""
+        """A node joins that holds no shard: it is a router, and may become one of placement's choices. Where shards
+        come and go it gets its share of them with the next rebalance."""
         if len(self.joined) < JOINS_MAX:
             fresh = self._fleet.add()
             self.joined.append(fresh)
             self._fleet.start(fresh)
+            if self._stage.spec.resizes:
+                self._operator.turnover.joined(fresh)
         await asyncio.sleep(0)
 
     async def _leave(self, fault: Fault, name: str) -> None:
@@ -251,11 +257,11 @@ class ShardFaults:
         step = rng.choice([PrepareMove, Import, Import, Freeze, Freeze, Confirm, Release, Own, GiveUp])
         try:
             async with asyncio.timeout(MOVE_WAIT_SECONDS):
-                move = await self._truth.after(step)
+                happening = await self._truth.after({step.__name__})
         except TimeoutError:
             return None
         await asyncio.sleep(rng.random() * rng.choice([0.0, MOVE_SECONDS]))
-        return self._truth.now.move(move)
+        return self._truth.now.move(happening.move)
 
     async def _move_replica(self, fault: Fault, name: str) -> None:
         """A replica of a group goes to this node, perhaps others to others."""
@@ -267,3 +273,7 @@ class ShardFaults:
     async def _resize(self, fault: Fault, name: str) -> None:
         """The cluster is to grow, shrink, or be more even; or that is paused or given up."""
         await self._operator.admin("the cluster", fault.kind)
+
+    async def _turn_over(self, fault: Fault, name: str) -> None:
+        """A node is replaced or removed, or all are restarted one after the other."""
+        await self._operator.admin(name, fault.kind)

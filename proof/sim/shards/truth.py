@@ -6,6 +6,7 @@ Invariant: written by committed entries only. ownership.py checks what the shard
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 import msgspec
 
@@ -20,6 +21,7 @@ from needle.routing.topology import Topology
 from proof.checkers.members import Members
 from proof.checkers.rebalances import Rebalances
 from proof.checkers.replay import LogModel
+from proof.sim.shards.happenings import Happening, changes, configured, step_of
 from proof.sim.shards.ownership import Ownerships
 from proof.sim.shards.profile import metadata_of
 from proof.sim.stage import Stage
@@ -48,7 +50,7 @@ class Truth:
         self.rebalances = Rebalances(self._owned_now)
         watch.key_of = self.key
         self.logs: Ownerships
-        self._waiting: list[tuple[type, asyncio.Future[int]]] = []
+        self._waiting: list[tuple[Collection[str], asyncio.Future[Happening]]] = []
 
     @property
     def now(self) -> Topology:
@@ -158,11 +160,15 @@ class Truth:
             for group in self.groups():
                 if (before := self.now.holders(group)) is not None and before != (after := changed.holders(group)):
                     self.members.assigned(group, before, after or before)
+            was = self.now
             self.topologies.append(changed)
+            for happening in changes(was, changed, self.groups()):
+                self._happened(happening)
             self._stage.trace.note(f"the catalog is at version {changed.version}")
 
     def _members_changed(self, group: GroupId, index: int, conf: ConfState) -> None:
         self.members.changed(group, index, conf, self.now.holders(group))
+        self._happened(configured(group, conf))
 
     def _log_end(self, group: GroupId, name: str) -> int | None:
         """Where a node's log of a group ends, when nothing but the product may have shortened it."""
@@ -172,17 +178,20 @@ class Truth:
             return None
         return int(replica.raft.last_index)
 
-    def after(self, step: type) -> asyncio.Future[int]:
-        """The next move of which a log makes this step (a class of move_commands)."""
-        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append((step, found))
+    def after(self, what: Collection[str]) -> asyncio.Future[Happening]:
+        """The next of these (names of shards/happenings.py) that happens."""
+        found: asyncio.Future[Happening] = asyncio.get_running_loop().create_future()
+        self._waiting.append((what, found))
         return found
 
-    def _step(self, group: GroupId, index: int, command: MoveCommand) -> None:
-        for step, found in self._waiting:
-            if isinstance(command, step) and not found.done():
-                found.set_result(command.move)
+    def _happened(self, happening: Happening) -> None:
+        for what, found in self._waiting:
+            if happening.what in what and not found.done():
+                found.set_result(happening)
         self._waiting = [one for one in self._waiting if not one[1].done()]
+
+    def _step(self, group: GroupId, index: int, command: MoveCommand) -> None:
+        self._happened(step_of(self.now, group, command))
         if self.logs.step(group, index, command):
             self._stage.trace.tell(f"move {command.move}: {type(command).__name__} at {index} of group {group}")
 
