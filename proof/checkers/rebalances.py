@@ -5,7 +5,8 @@ Checked at each change of the topology:
 - No more moves at a time than the limit, and no two about the same shard, unless both move key ranges.
 - Nothing begins while it is paused, is being cancelled, or is over; what is written down as begun has begun.
 - What runs goes on until it has ended: a move of ranges when its record is gone or says that it was given up, one of
-  replicas when nobody is leaving.
+  replicas when nobody is leaving, or others were decided on. Only who is cancelled and waits for a shard that stays
+  silent leaves it to end by itself, and says so.
 - Who says `done` has what was wished: retired shards are gone, as many serve as were asked for, and nodes that are to
   be emptied hold nothing.
 - A retired shard owned nothing, by the shards' logs.
@@ -57,8 +58,9 @@ class Rebalances:
         for one in job.running:
             if one.id not in known:
                 self._began(job, one, now)
-        for one in was.running if was is not None and was.id == job.id else ():
-            if one not in job.running and job.state not in (JobState.CANCELLING, JobState.CANCELLED):
+        left = job.state is JobState.CANCELLED and job.why
+        for one in was.running if was is not None and was.id == job.id and not left else ():
+            if one not in job.running:
                 self._ended(one, now)
         if job.state is JobState.DONE:
             self._done(job, now)

@@ -91,6 +91,62 @@ MUTANTS = (
         tests=(_WHOLE,),
     ),
     Mutant(
+        name="catch-up-skipped",
+        breaks="the target confirms what was copied before the freeze, and what was written since is lost",
+        edits=(
+            Edit(
+                _DRIVER + "_confirmed",
+                "await self._copier.copy(info, copy, topology)",
+                "pass",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
+        name="switch-skipped",
+        breaks="the map names a target that never took the ranges: the source has given them up, and nobody owns them",
+        edits=(
+            Edit(
+                _DRIVER + "_switch",
+                "Own(info.id, copy.step, source.floor, info.attempt)",
+                "self._steps.prepare(info, info.target)",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
+        name="switch-not-told",
+        breaks="the catalog never hears that a range has switched: the map names the source for ever",
+        edits=(
+            Edit(
+                _DRIVER + "_switch",
+                "await self._steps.tell_catalog(\n        AdvanceMove",
+                "str(\n        AdvanceMove",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+    ),
+    Mutant(
+        name="cleaning-up-skipped",
+        breaks="the source keeps what it has left behind for ever",
+        edits=(
+            Edit(
+                _DRIVER + "_advance",
+                "while (await self._steps.propose(info, Forget(info.id, self._rows_max))).count:",
+                "while False:",
+            ),
+        ),
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
         name="frozen-until-the-target-is-back",
         breaks="writes of a range wait as long as the target has no majority",
         edits=(Edit(_DRIVER + "_confirmed", "loop.time() + self._freeze_seconds", "loop.time() + 3600"),),

@@ -81,6 +81,29 @@ MUTANTS = (
         tests=(_COMMANDS + "test_who_has_not_seen_the_last_change_takes_no_step",),
     ),
     Mutant(
+        name="two-coordinators",
+        breaks="all nodes of the catalog carry it out, each by what it saw: moves that run are forgotten",
+        edits=(
+            Edit("server.upkeep.coordinator:Coordinator._leads", "self._node.host.is_leader(CATALOG_GROUP)", "True"),
+            Edit(
+                _STEPPED,
+                "job, made = _current(now, command.made.id), command.made",
+                "made, known = command.made, _current(now, command.made.id)\n"
+                "    job = _replace(known, revision=command.revision, running=made.running)",
+            ),
+        ),
+        tests=(
+            _COMMANDS + "test_who_has_not_seen_the_last_change_takes_no_step",
+            _COORDINATOR + "test_who_does_not_lead_the_catalog_says_who_does",
+        ),
+    ),
+    Mutant(
+        name="cancelled-while-it-moves",
+        breaks="a cancelled rebalance is over while its moves go on, and the next one begins beside them",
+        edits=(Edit("catalog.planning.rebalance:_cancelling", "if not running:", "if running is not None:"),),
+        tests=(_COORDINATOR + "test_a_cancelled_one_gives_ranges_back_and_waits_for_those_that_are_decided",),
+    ),
+    Mutant(
         name="move-without-a-record",
         breaks="a move begins and the record does not know it: a successor begins others beside it",
         edits=(Edit(_STEPPED, "running=running, why=", "running=made.running, why="),),

@@ -175,6 +175,7 @@ def test_a_move_copies_all_whatever_happens_meanwhile(tmp_path: Path, seed: int)
         assert world.topology.map is not None
         start = StartMove(1, 1, [(b"m", b"n\xff")], 0, 1)
         await world.command(start, 1.0)
+        move = world.topology.moves[0].id
         world.trouble = rng.choice([0.0, 0.01, 0.05])
         rows = rng.choice([1, 3, 100])
         drivers = [Mover(world.node(), rows) for _ in range(rng.choice([1, 1, 2]))]
@@ -194,6 +195,9 @@ def test_a_move_copies_all_whatever_happens_meanwhile(tmp_path: Path, seed: int)
         assert world.visible(2) == world.truth
         assert world.visible(1) == {}
         assert world.replicas[1].count() == 0
+        fence = world.replicas[1].fence
+        left = fence.holdings.transfer(move) if fence is not None else None
+        assert left is not None and left.phase == "over", "what it left behind is deleted, too"
         last = max(world.truth.values(), default=0)
         again = world.apply(2, put(["m1"], [[1, 1, 1]], collection=MADE.stored_name))
         assert again.version > last

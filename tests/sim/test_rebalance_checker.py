@@ -89,6 +89,10 @@ def test_what_goes_on_has_not_ended() -> None:
     leaving = replace(NOW, shards=(held, *NOW.shards[1:]))
     with pytest.raises(Violation, match="leaving"):
         judged(with_job(leaving, running=(of_replicas(7),)), with_job(leaving))
+    before = with_job(moving, running=(of_ranges(7),), state=JobState.CANCELLING)
+    judged(before, with_job(moving, state=JobState.CANCELLED, why="left to end by itself: shard 1 is silent"))
+    with pytest.raises(Violation, match="goes on"):
+        judged(before, with_job(moving, state=JobState.CANCELLED))
 
 
 def test_done_is_what_was_wished() -> None:
