@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards soak fuzz-http platforms clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak fuzz-http platforms clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +77,10 @@ SHARDS ?= 4
 SHARD_NODES ?= 6
 chaos-shards: $(STAMP)
 	$(BIN)/python -m proof.chaos --minutes $(MINUTES) --shards $(SHARDS) --nodes $(SHARD_NODES) --seed $(SEED) --verbose
+
+# Shards and nodes come and go while processes are killed: make chaos-growing MINUTES=5
+chaos-growing: $(STAMP)
+	$(BIN)/python -m proof.chaos --growing --minutes $(MINUTES) --seed $(SEED) --verbose
 
 # No election without a fault: a bulk load at the guide's timeouts: make soak SOAK_SECONDS=60
 SOAK_SECONDS ?= 60

@@ -10,15 +10,21 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from needle.base.errors import NeedleError
 from proof.chaos.check import Verdict, check, story
+from proof.chaos.grow_run import GrowRun
+from proof.chaos.grow_run import table as grow_table
 from proof.chaos.history_file import read
 from proof.chaos.recovery import Recovery
 from proof.chaos.run import ChaosRun, Outcome
 from proof.chaos.spec import ChaosSpec
 from proof.sim.violation import Violation
+
+T = TypeVar("T")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,19 +48,27 @@ def main(arguments: list[str] | None = None) -> int:
         _say(f"{directory} is not empty: what an earlier run left there would be taken for this one's")
         return 2
     size = f"{spec.nodes} nodes" + (f" and {spec.shards} shards" if spec.shards > 1 else "")
+    size = "a cluster that grows and shrinks" if options.growing else size
     _say(f"chaos on {size} for {options.minutes:g} minutes, seed {spec.seed}; history in {directory}")
     began = time.monotonic()
-
-    async def run() -> Outcome:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        if task is not None:
-            loop.add_signal_handler(signal.SIGTERM, task.cancel)  # processes and mounts must not outlive us
-        return await ChaosRun(spec, directory, _say if options.verbose else lambda line: None).run()
-
-    outcome = asyncio.run(run())
+    told = _say if options.verbose else lambda line: None
+    if options.growing:
+        grown = asyncio.run(_until_terminated(lambda: GrowRun(spec, directory, told, options.steps).run()))
+        for line in grow_table(grown, time.monotonic() - began):
+            _say(line)
+        return 1 if grown.failure is not None else 0
+    outcome = asyncio.run(_until_terminated(lambda: ChaosRun(spec, directory, told).run()))
     for line in table(outcome, time.monotonic() - began):
         _say(line)
     return 1 if outcome.failure is not None else 0
+
+
+async def _until_terminated(run: Callable[[], Awaitable[T]]) -> T:
+    """A run that ends with SIGTERM, too: processes and mounts must not outlive us."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if task is not None:
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    return await run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shards", type=int, default=1, help="of three replicas each; default: one, with a replica on every node"
     )
+    parser.add_argument(
+        "--growing", action="store_true", help="shards and nodes come and go, and every fault is a kill -9"
+    )
+    parser.add_argument("--steps", type=int, default=0, help="with --growing: at least so many changes of the cluster")
     parser.add_argument("--minutes", type=float, default=5.0, help="of faults and load")
     parser.add_argument("--election-timeout", type=float, default=0.5, help="seconds")
     parser.add_argument("--directory", help="for the nodes' files and the history; default: a new one")

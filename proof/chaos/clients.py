@@ -44,23 +44,33 @@ class Balancer(Through):
     """Every address is the one node that a load balancer chose; it chooses again when that fails. node: its name."""
 
     def __init__(self, caller: Caller, addresses: Callable[[], Mapping[str, str]], rng: random.Random) -> None:
-        super().__init__(caller, lambda _: addresses()[self.node])
-        self._names = sorted(addresses())
+        super().__init__(caller, lambda _: self._address())
+        self._addresses = addresses
         self._rng = rng
-        self.node = rng.choice(self._names)
+        self.node = ""
+        self._choose()
+
+    def _address(self) -> str:
+        """Of the chosen node; of another one, if that is no more a node of the cluster."""
+        if self.node not in self._addresses():
+            self._choose()
+        return self._addresses()[self.node]
+
+    def _choose(self) -> None:
+        self.node = self._rng.choice(sorted(self._addresses()))
 
     async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
         try:
             return await super().call(address, method, body, timeout)
         except (ConnectionLost, DeadlineExceeded):
-            self.node = self._rng.choice(self._names)
+            self._choose()
             raise
 
     async def connect(self, address: str, timeout: float) -> None:
         try:
             await super().connect(address, timeout)
         except NeedleError:
-            self.node = self._rng.choice(self._names)
+            self._choose()
             raise
 
 
