@@ -194,7 +194,8 @@ class _Planning:
     def _refused(self, ranges: Sequence[MoveRange]) -> list[str]:
         """Why what is wished by hand cannot be."""
         move, split = self._wish.move, self._wish.split
-        if split is not None and not ranges and not self._has_a_part(split.into):
+        known = split is not None and not {split.shard, split.into} & set(self._stats.unknown)
+        if split is not None and known and not ranges and not self._has_a_part(split.into):
             return [by_hand.why_whole(self._space, split.shard)]
         if move is not None and move.target not in self._alive and self._wanted({}, {}):
             return [f"{move.target} does not answer"]
