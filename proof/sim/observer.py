@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from needle.base.errors import CorruptDocuments, ReplicaDamaged
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.multiraft.codec import decode_frame
+from needle.multiraft.log.group_log import GroupLog
 from needle.multiraft.log.log_records import (
     HARD,
     IDENTITY_KEY,
@@ -30,7 +31,7 @@ from needle.multiraft.log.log_records import (
     record_key,
 )
 from needle.multiraft.ports import Applied
-from needle.raft.messages import HardState, MessageType
+from needle.raft.messages import Entry, HardState, MessageType
 from proof.checkers import durability, lives, log_matching, matches
 from proof.checkers.committed import Committed, CommittedEntry
 from proof.checkers.digests import Digests, rows_of
@@ -175,9 +176,7 @@ class Observer:
             self.compare_matches(group, replicas)
             logs = {}
             for name, replica in replicas.items():
-                storage = replica.log
-                entries = storage.entries(storage.first_index(), storage.last_index() + 1, 1 << 40)
-                logs[name] = {e.index: (e.term, zlib.crc32(e.data, e.kind)) for e in entries}
+                logs[name] = {e.index: (e.term, zlib.crc32(e.data, e.kind)) for e in _all_entries(replica.log)}
             log_matching.check(group, logs)
 
     def compare_matches(self, group: GroupId, replicas: dict[str, Replicating]) -> None:
@@ -313,6 +312,15 @@ class Observer:
         durability.write_acknowledged(group, index, voter_sets, holds)
         if index not in self.committed.log(group):
             raise Violation("acknowledged means applied", f"write {index} of group {group} was applied by nobody")
+
+
+def _all_entries(log: GroupLog) -> Iterator[Entry]:
+    """A log gives a bounded part of what is on its disk at once."""
+    low, end = log.first_index(), log.last_index() + 1
+    while low < end:
+        page = log.entries(low, end, 1 << 40)
+        yield from page
+        low += len(page)
 
 
 def _groups_on(disk: LogDisk) -> list[GroupId]:

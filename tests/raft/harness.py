@@ -62,6 +62,12 @@ class MemoryStorage:
             found.append(entry)
         return found
 
+    def in_memory_from(self) -> int:
+        return self.first_index()
+
+    def has_conf_change(self, low: int, high: int) -> bool:
+        return any(low <= e.index < high and e.kind == EntryKind.CONF_CHANGE for e in self.log)
+
     def write(self, entries: tuple[Entry, ...]) -> None:
         if entries:
             first = entries[0].index

@@ -181,6 +181,42 @@ def test_flow_control_bounds_messages_and_bytes() -> None:
     assert len([m for m in solo.settle() if m.to == "b" and m.entries]) == 1
 
 
+def test_of_what_is_read_from_the_disk_one_append_goes_out_until_it_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is a read on the event loop; of what is in memory, as many go out as fit."""
+    solo = Solo(*[1] * 9, term=1, append_bytes_max=2, inflight_messages_max=64)
+    solo.become_leader("b", "c")
+    on_disk, reads = 8, []
+    monkeypatch.setattr(solo.storage, "in_memory_from", lambda: on_disk + 1)
+    read = solo.storage.entries
+    monkeypatch.setattr(solo.storage, "entries", lambda low, high, size: reads.append(low) or read(low, high, size))
+    member = solo.raft._s.progress["b"]
+    member.match = 0
+    member.become_replicate()
+    solo.raft._s.append_wanted = True
+    sent: list[int] = []
+    while not sent or sent[-1] < 10:
+        reads.clear()
+        told = [e.index for m in solo.settle() if m.to == "b" for e in m.entries]
+        assert sum(low <= on_disk for low in reads) == (len(sent) < on_disk)
+        assert told
+        sent += told
+        solo.ack("b", sent[-1])
+    assert sent == list(range(1, 11))
+
+
+def test_what_the_disk_gives_in_pieces_is_applied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    solo = Solo(*[1] * 9, term=1, commit=9)
+    read = solo.storage.entries
+    monkeypatch.setattr(solo.storage, "entries", lambda low, high, size: read(low, min(high, low + 4), size))
+    pages = []
+    while page := [entry.index for entry in solo.ready().committed]:
+        pages.append(page)
+        solo.raft.applied_to(page[-1])
+    assert pages == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]
+
+
 def test_uncommitted_bytes_are_bounded_and_freed() -> None:
     solo = Solo(uncommitted_bytes_max=100)
     solo.become_leader("b")

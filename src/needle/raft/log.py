@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from needle.base.errors import Internal
-from needle.raft.messages import Entry, SnapshotMeta
+from needle.raft.messages import Entry, EntryKind, SnapshotMeta
 
 
 class LogStorage(Protocol):
@@ -29,7 +29,16 @@ class LogStorage(Protocol):
         ...
 
     def entries(self, low: int, high: int, bytes_max: int) -> list[Entry]:
-        """The entries of [low, high), at least one if low < high, cut off before the sum of data passes bytes_max."""
+        """The first entries of [low, high), at least one if low < high, cut off before the sum of data passes
+        bytes_max, or earlier where they are read from a disk."""
+        ...
+
+    def in_memory_from(self) -> int:
+        """Entries from here on are read without a disk."""
+        ...
+
+    def has_conf_change(self, low: int, high: int) -> bool:
+        """Whether [low, high) holds a configuration change. Reads no disk."""
         ...
 
 
@@ -80,7 +89,8 @@ class RaftLog:
         return term > own or (term == own and index >= self.last_index())
 
     def slice(self, low: int, high: int, bytes_max: int) -> list[Entry]:
-        """Entries of [low, high), at least one if low < high, up to bytes_max of data. low >= first_index()."""
+        """The first entries of [low, high), at least one if low < high, up to bytes_max of data, fewer where they are
+        read from a disk. low >= first_index()."""
         found: list[Entry] = []
         if low < self.offset:
             stop = min(high, self.offset)
@@ -97,6 +107,17 @@ class RaftLog:
                 tail = tail[:count]
                 break
         return found + tail if found else tail
+
+    def is_in_memory(self, index: int) -> bool:
+        """Whether the entry at `index` is read without a disk."""
+        return index >= self.offset or index >= self.storage.in_memory_from()
+
+    def has_conf_change(self, low: int, high: int) -> bool:
+        """Whether [low, high) holds a configuration change; found without reading the entries again."""
+        if low < self.offset and self.storage.has_conf_change(low, min(high, self.offset)):
+            return True
+        waiting = self.entries[max(0, low - self.offset) : max(0, high - self.offset)]
+        return any(e.kind == EntryKind.CONF_CHANGE for e in waiting)
 
     def find_conflict_by_term(self, index: int, term: int) -> tuple[int, int]:
         """The last (index, term) at or before `index` whose term is at most `term`: where two logs may still agree.

@@ -52,12 +52,15 @@ def _send_heartbeat(s: State, node: NodeId, progress: Progress) -> None:
 
 
 def _send_appends(s: State, node: NodeId, progress: Progress, cache: _Cache) -> bool:
-    """Everything the member lacks, within its bounds: one append, more only for more than append_bytes_max."""
+    """Everything the member lacks, within its bounds: one append, more only for more than append_bytes_max. Of what is
+    read from the disk, one a turn: the answer to it asks for the next."""
     config = s.config
     sent = False
     last = s.log.last_index()
     while progress.may_send(config.inflight_messages_max, config.inflight_bytes_max):
         behind = progress.match if progress.state is ProgressState.PROBE and not sent else progress.next - 1
+        if sent and not s.log.is_in_memory(progress.next):
+            break
         if behind >= last or not _send_append(s, node, progress, cache):
             break
         sent = True

@@ -143,13 +143,7 @@ class State:
     def has_unapplied_conf_change(self) -> bool:
         """Whether a committed configuration change still waits to be applied here: then the configuration in force
         is not known, and this node must not campaign."""
-        low = self.applied + 1
-        while low <= self.commit:
-            page = self.log.slice(low, self.commit + 1, self.config.apply_bytes_max)
-            if any(e.kind == EntryKind.CONF_CHANGE for e in page):
-                return True
-            low = page[-1].index + 1
-        return False
+        return self.applied < self.commit and self.log.has_conf_change(self.applied + 1, self.commit + 1)
 
     def needs_disk(self) -> bool:
         """Whether anything waits to be written that needs an fsync. A new commit index alone does not: it is

@@ -47,7 +47,7 @@ from needle.multiraft.log.log_records import (
 )
 from needle.multiraft.log.log_sizes import LogSizes
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
-from needle.raft.messages import ConfState, Entry, HardState
+from needle.raft.messages import ConfState, Entry, EntryKind, HardState
 from needle.raft.plausible import TERM_ON_DISK_MAX
 
 _log = logging.getLogger("needle.multiraft")
@@ -267,13 +267,14 @@ class _Scan:
         self._bad_indexes: list[int] = []
         self._good: list[tuple[int, int]] = []  # runs [first, last] of intact entries
         self._sizes: list[LogSizes] = []  # of each run
+        self._conf_changes: list[int] = []
         self._last_seen = 0
         self._records: dict[bytes, bool] = {}
 
     def entry(self, key: bytes, value: bytes, index: int) -> None:
         self._last_seen = index
         try:
-            length = len(decode_entry(key, value, self.log.group, index).data)
+            entry = decode_entry(key, value, self.log.group, index)
         except CorruptLog as error:
             self._bad.append(error)
             self._bad_indexes.append(index)
@@ -283,7 +284,9 @@ class _Scan:
         else:
             self._good.append((index, index))
             self._sizes.append(LogSizes(index - 1))
-        self._sizes[-1].append((length,))
+        self._sizes[-1].append((len(entry.data),))
+        if entry.kind == EntryKind.CONF_CHANGE:
+            self._conf_changes.append(index)
 
     def record(self, key: bytes, value: bytes, kind: bytes) -> None:
         log = self.log
@@ -346,7 +349,7 @@ class _Scan:
             self._bad.insert(0, corrupt(log.group, START, 0))
         sizes = [found for (_, last), found in zip(self._good, self._sizes, strict=True) if last > start]
         if runs and runs[0][0] == start + 1 and not start_lost:
-            log.shown(runs[0][1], sizes[0])
+            log.shown(runs[0][1], sizes[0], self._conf_changes)
         else:
             log.shown(start)
         promised = log.hard_state.commit if log.hard_state is not None else 0
