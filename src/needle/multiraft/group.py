@@ -32,12 +32,13 @@ from needle.multiraft.group_compaction import Compaction
 from needle.multiraft.lag import AppendTimes
 from needle.multiraft.log.group_log import GroupLog, LogWrite
 from needle.multiraft.ports import Applied, StateMachine
-from needle.multiraft.proposals import Proposals, Waiters
+from needle.multiraft.proposals import Proposals
 from needle.multiraft.reads import ReadRounds, not_leader
 from needle.multiraft.rebuild import Rebuild
 from needle.multiraft.repair import repair_done
 from needle.multiraft.snapshots.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
 from needle.multiraft.surroundings import Surroundings
+from needle.multiraft.waiters import Waiters
 from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta
 from needle.raft.raft import Raft
 from needle.raft.state import Role
@@ -96,6 +97,9 @@ class Group:
         self.proposals = Proposals(group)
         self.reads = ReadRounds()
         self.waiters = Waiters()
+        """For an index to be applied."""
+        self.successors = Waiters()
+        """For the leader of a term to be known."""
         self.appended = AppendTimes()
         self._host = host
         self._persisting = False
@@ -180,6 +184,8 @@ class Group:
         if not self.may_vote and not self._clearing_repair and repair_done(self.log):
             self._clearing_repair = True
             self._host.spawn(self._end_repair())
+        if self.successors and raft.leader:
+            self.successors.reached(raft.term)
         if self.conditions:
             self.conditions.check()
         return not may_persist and raft.has_ready(apply=False)
@@ -363,8 +369,9 @@ class Group:
     def next_deadline(self) -> float:
         """When `tick` must be called next."""
         first = min(self.raft.next_deadline(), self.proposals.next_deadline, self.reads.next_deadline)
-        if self.waiters or self.conditions:
-            first = min(first, self.waiters.next_deadline, self.conditions.next_deadline)
+        if self.waiters or self.successors or self.conditions:
+            waits = (self.waiters, self.successors, self.conditions)
+            first = min(first, *[one.next_deadline for one in waits])
         return first
 
     def tick(self, now: float) -> None:
@@ -377,6 +384,7 @@ class Group:
                 now, NoQuorum(f"no majority of {group_name(self.id)} confirmed a read in time", group=self.id)
             )
         self.waiters.expire(now)
+        self.successors.expire(now)
         if self.conditions:
             self.conditions.expire(now)
 
@@ -386,6 +394,7 @@ class Group:
         self.proposals.fail_all(error.message)
         self.reads.fail_all(error)
         self.waiters.fail_all(error)
+        self.successors.fail_all(error)
         self.conditions.fail_all(error)
         self.snapshots.cancel()
         self.rebuild.cancel()

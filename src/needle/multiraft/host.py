@@ -288,11 +288,13 @@ class Host(Engine):
         def late() -> NeedleError:
             return DeadlineExceeded(f"{group_name(group)} had no new leader within {timeout:g} s", group=group)
 
+        if raft.leader and raft.term > term:
+            return
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        replica.successors.add(term + 1, future, self.clock.monotonic() + timeout, late)
         self.wake(replica)
         with contextlib.suppress(DeadlineExceeded):
-            await replica.conditions.until(
-                lambda: bool(raft.leader) and raft.term > term, self.clock.monotonic() + timeout, late
-            )
+            await future
 
     # --- replicas that are not open ---------------------------------------------------------------------------------
     def known_commit(self, group: GroupId) -> int:

@@ -7,8 +7,7 @@ will be; with OutcomeUnknown in every other case. Never "not leader": it did ent
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from needle.base.errors import NeedleError, OutcomeUnknown, ProposalDropped
@@ -118,55 +117,3 @@ class Proposals:
                 if not pending.future.done():
                     pending.future.set_exception(self._unknown(why))
                 pending = pending.next
-
-
-class Waiters:
-    """Callers that wait for one index to be applied, or for an event, each with a deadline."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[int, float, asyncio.Future[int], Callable[[], NeedleError]]] = []
-        self.next_deadline = _NEVER
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, index: int, future: asyncio.Future[int], deadline: float, late: Callable[[], NeedleError]) -> None:
-        """Resolve `future` with `index` once reached; after `deadline` fail it with `late()`."""
-        self._waiting.append((index, deadline, future, late))
-        if deadline < self.next_deadline:
-            self.next_deadline = deadline
-
-    def reached(self, index: int) -> None:
-        """Resolve whoever waits for `index` or less."""
-        if not self._waiting:
-            return
-        later = []
-        for waiter in self._waiting:
-            if waiter[0] <= index:
-                if not waiter[2].done():
-                    waiter[2].set_result(waiter[0])
-            else:
-                later.append(waiter)
-        self._waiting = later
-
-    def expire(self, now: float) -> None:
-        """Fail those whose deadline has passed."""
-        if now < self.next_deadline:
-            return
-        later = []
-        for waiter in self._waiting:
-            if waiter[2].done():
-                continue
-            if waiter[1] <= now:
-                waiter[2].set_exception(waiter[3]())
-            else:
-                later.append(waiter)
-        self._waiting = later
-        self.next_deadline = min((waiter[1] for waiter in later), default=_NEVER)
-
-    def fail_all(self, error: NeedleError) -> None:
-        """The group stops."""
-        for waiter in self._waiting:
-            if not waiter[2].done():
-                waiter[2].set_exception(error)
-        self._waiting = []

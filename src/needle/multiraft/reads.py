@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from needle.base.errors import NeedleError, NotLeader
 from needle.base.ids import group_name
-from needle.multiraft.proposals import Waiters
+from needle.multiraft.waiters import Waiters
 from needle.raft.messages import ReadState
 
 Reader = tuple[asyncio.Future[int], float]
