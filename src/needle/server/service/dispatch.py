@@ -31,6 +31,7 @@ from needle.protocol.calls import (
     StepDownCall,
     WriteCall,
 )
+from needle.protocol.command_bounds import check_lists
 from needle.protocol.peer_calls import (
     CATALOG,
     FOUND,
@@ -178,9 +179,12 @@ class Service:
 
     def _decoded(self, method: str, body: Any) -> Any:
         try:
-            return self._decoders[method].decode(body)
+            call = self._decoders[method].decode(body)
         except DECODE_ERRORS as error:
             raise InvalidArgument(f"the body of {method!r} is malformed: {error}", field="body") from None
+        if isinstance(call, WriteCall):
+            check_lists(call.command, self._node.config.limits.batch_documents_max)
+        return call
 
     async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any) -> Body:
         return await self._serve(method, run, await self._node.blocking(self._decoded, method, body))
