@@ -50,6 +50,9 @@ class Hosting:
         self._node = node
         self._fatal = fatal
         self._builders = Builders(node.ports.search_threads)
+        # What is neither in use any more nor closed yet. The node may be stopped meanwhile, and closes it then.
+        self._closing: list[HostedReplica] = []
+        self._closing_catalogs: list[CatalogMachine] = []
 
     def open_catalog(self, known: Topology) -> None:
         """Begin this node's replica of the catalog, unless it is there."""
@@ -66,10 +69,21 @@ class Hosting:
                 raise
             node.catalog = machine
 
+    async def leave_catalog(self) -> None:
+        """Give this node's replica of the catalog up while the node runs."""
+        node = self._node
+        if node.catalog is not None:
+            machine, node.catalog = node.catalog, None
+            self._closing_catalogs.append(machine)
+            await node.host.close_group(CATALOG_GROUP)
+            machine.close()
+            self._closing_catalogs.remove(machine)
+
     def close_catalog(self) -> None:
         """Close the replica of the catalog, if there is one."""
-        if self._node.catalog is not None:
-            self._node.catalog.close()
+        for machine in (self._node.catalog, *self._closing_catalogs):
+            if machine is not None:
+                machine.close()
 
     async def open_shard(self, shard: int, voters: Sequence[NodeId]) -> HostedReplica:
         """Open this node's replica of a shard. voters: who founds its group, none if others do."""
@@ -95,14 +109,23 @@ class Hosting:
         )
         return hosted
 
+    async def close_shard(self, group: GroupId) -> None:
+        """Give this node's replica of a shard up while the node runs."""
+        hosted = self._node.groups.pop(group)
+        self._closing.append(hosted)
+        await hosted.stop()
+        await self._node.host.close_group(group)
+        hosted.replica.close()
+        self._closing.remove(hosted)
+
     async def stop_replicas(self) -> None:
         """End what all replicas do in the background."""
-        for hosted in list(self._node.groups.values()):
+        for hosted in [*self._node.groups.values(), *self._closing]:
             await hosted.stop()
 
     def close_replicas(self) -> None:
         """Close all replicas' files."""
-        for hosted in self._node.groups.values():
+        for hosted in [*self._node.groups.values(), *self._closing]:
             hosted.replica.close()
 
     def _open_replica(self, directory: str) -> Replica:

@@ -16,7 +16,7 @@ from typing import Protocol
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError
 from needle.base.file_errors import SHORTAGES
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
+from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.versions import check_version
 from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
@@ -176,10 +176,7 @@ class Adoption:
                     hosted.start()
                 log.info("node %s opens shard %d", node.node_id, info.shard)
         for group in [group for group in node.groups if group not in mine]:
-            hosted = node.groups.pop(group)
-            await hosted.stop()
-            await node.host.close_group(group)
-            hosted.replica.close()
+            await self._hosting.close_shard(group)
             log.info("node %s closes shard %d", node.node_id, group - 1)
 
     async def _hold_catalog(self, topology: Topology) -> None:
@@ -189,7 +186,5 @@ class Adoption:
             self._hosting.open_catalog(topology)
             log.info("node %s opens a replica of the catalog", node.node_id)
         elif not wanted and node.catalog is not None:
-            catalog, node.catalog = node.catalog, None
-            await node.host.close_group(CATALOG_GROUP)
-            catalog.close()
+            await self._hosting.leave_catalog()
             log.info("node %s closes its replica of the catalog", node.node_id)
