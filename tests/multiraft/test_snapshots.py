@@ -18,6 +18,7 @@ import pytest
 from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, until
 from needle.base.errors import CorruptSnapshot, DiskFull, InvalidArgument, NeedleError, ProtocolError, Unavailable
 from needle.base.runtime import Pool
+from needle.multiraft import group
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_file_request, encode_manifest
 from needle.multiraft.files import Files
 from needle.multiraft.ports import Applied, SnapshotFile
@@ -412,6 +413,28 @@ async def test_what_finds_no_room_is_applied_later_and_the_node_lives(
         await cluster.put("b", 2)
         assert await cluster.converged() == {"a": 1, "b": 2}
         assert len(failed) == 3 and not any(node.fatal for node in cluster.nodes.values())
+
+
+async def test_what_waits_for_room_is_logged_once_in_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each attempt was a line, of each group: fifty a second."""
+    monkeypatch.setattr(group, "NO_ROOM_SECONDS", 0.0)
+    async with Cluster(str(tmp_path), nodes=1) as cluster:
+        await cluster.put("a", 1)
+        inner, tries = DictMachine.apply, 0
+
+        def apply(machine: DictMachine, entries: list[Applied]) -> list[object]:
+            nonlocal tries
+            tries += 1
+            if tries < 20:
+                raise DiskFull("no room")
+            return inner(machine, entries)
+
+        monkeypatch.setattr(DictMachine, "apply", apply)
+        await cluster.put("b", 2)
+    assert tries >= 20
+    assert len([one for one in caplog.records if "waits to be applied" in one.getMessage()]) == 1
 
 
 async def test_what_is_applied_in_part_is_answered_and_the_rest_follows(

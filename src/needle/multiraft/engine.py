@@ -18,6 +18,7 @@ import msgspec
 
 from needle.base.errors import Internal, LostState, NeedleError, Unavailable, invalid
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.news import News
 from needle.base.parts import Payload
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.alarm import Alarm
@@ -77,6 +78,7 @@ class Engine:
         self.stopped = False
         self.failure: NeedleError | None = None
         self.counters = Counters()
+        self._said = News()
         self._files = files
         self._snapshot_dir = snapshot_dir
         self.transport = transport
@@ -293,6 +295,10 @@ class Engine:
             self._again = True
         else:
             self._run_turn()
+
+    def is_news(self, *what: object) -> bool:
+        """See Surroundings."""
+        return self._said.is_news(what, self.clock.monotonic())
 
     def bytes_used(self) -> int:
         """Bytes that the logs of this node take on its disk."""

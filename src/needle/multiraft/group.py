@@ -96,10 +96,8 @@ class Group:
         self.rebuild = Rebuild(self, host)
         self.proposals = Proposals(group)
         self.reads = ReadRounds()
-        self.waiters = Waiters()
-        """For an index to be applied."""
-        self.successors = Waiters()
-        """For the leader of a term to be known."""
+        self.waiters = Waiters()  # for an index to be applied
+        self.successors = Waiters()  # for the leader of a term to be known
         self.appended = AppendTimes()
         self._host = host
         self._persisting = False
@@ -273,7 +271,8 @@ class Group:
             if error is None:
                 self._applied(batch, results)
             elif isinstance(error, SHORTAGES):
-                _log.error("%s: what is committed waits to be applied: %s", group_name(self.id), error)
+                if host.is_news(self.id, "apply", error.code):
+                    _log.error("%s: what is committed waits to be applied: %s", group_name(self.id), error)
                 host.spawn(self._apply_later(batch))
             elif self.machine.damage is not None:
                 self._machine_is_idle()
@@ -299,8 +298,8 @@ class Group:
         host.failpoint("apply.after")
         batch, rest = batch[: len(results)], batch[len(results) :]
         if rest:
-            waiting = "%s: %d committed entries wait to be applied, for want of room"
-            _log.error(waiting, group_name(self.id), len(rest))
+            if host.is_news(self.id, "apply the rest"):
+                _log.error("%s: %d committed entries wait for room to be applied", group_name(self.id), len(rest))
             host.spawn(self._apply_later(rest))
         else:
             self._applying = False

@@ -105,7 +105,8 @@ class Compaction:
             try:
                 durable = await host.apply_pool.run(group.machine.checkpoint)
             except SHORTAGES as error:
-                _log.error("%s: the log is not cut now: %s", group_name(group.id), error)
+                if host.is_news(group.id, "cut", error.code):
+                    _log.error("%s: the log is not cut now: %s", group_name(group.id), error)
                 self.running = False  # what is applied next, or `settle`, tries again
                 return
             except NeedleError:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.news import News
 from needle.base.runtime import Clock
 from needle.multiraft.codec import Frame, LifeAnswer, LifeCall, Told, decode_life_answer, decode_life_call, encode_body
 from needle.multiraft.log.log_records import Identity, Life
@@ -35,7 +36,6 @@ HELD_BYTES_MAX = 1 << 20
 HELD_BY_ALL_BYTES_MAX = 64 << 20
 """Those of all peers: anybody can call itself by many names."""
 PEERS_MAX = 4096
-SAID_SECONDS = 60.0
 """So long the same is not logged of a peer again."""
 
 REMEDY = (
@@ -106,7 +106,7 @@ class Lives:
         self._peers: dict[NodeId, _Peer] = {}
         self._established = False
         self._held_bytes = 0
-        self._said: dict[tuple[NodeId, str], float] = {}
+        self._said = News(keys_max=PEERS_MAX)
         self.nonce = store.identity.life.nonce
         self.news = 0
 
@@ -212,13 +212,7 @@ class Lives:
     def _is_news(self, node: NodeId, what: str) -> bool:
         """Whether this was not said of the node a moment ago: who is not heard speaks on, many times a second, and that
         must not hide what else is logged."""
-        now = self._host.clock.monotonic()
-        if now < self._said.get((node, what), float("-inf")):
-            return False
-        if len(self._said) >= PEERS_MAX:
-            self._said.clear()
-        self._said[node, what] = now + SAID_SECONDS
-        return True
+        return self._said.is_news((node, what), self._host.clock.monotonic())
 
     async def _question(
         self, node: NodeId, remembered: Life | None, told: Mapping[GroupId, tuple[int, int]]

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from needle.base.errors import CorruptSnapshot, DeadlineExceeded, DiskFailed, NeedleError, ReplicaDamaged, Unavailable
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.news import FOR_EVER, News
 from needle.multiraft.codec import StateRequest, decode_manifest, decode_state, encode_state_request
 from needle.multiraft.ports import Applied, StateMachine
 from needle.raft.messages import SnapshotMeta
@@ -96,15 +97,14 @@ class Rebuild:
             self._task.cancel()
 
     async def _run(self) -> None:
-        host, group, told = self._host, self._group, ""
+        host, group, said = self._host, self._group, News(FOR_EVER, keys_max=1)
         while not host.stopped and not group.closed and group.machine.damage is not None:
             try:
                 await self._once()
             except DiskFailed:
                 raise
             except NeedleError as error:
-                if str(error) != told:
-                    told = str(error)
+                if said.is_news(str(error)):
                     _log.warning("%s: not repaired yet: %s", group_name(group.id), error)
             finally:
                 self.fetching = False

@@ -33,6 +33,10 @@ class Surroundings(Protocol):
     maintenance: bool
     stopped: bool
 
+    def is_news(self, *what: object) -> bool:
+        """Whether the log is to be told of this shortage: it was not lately."""
+        ...
+
     def bytes_used(self) -> int:
         """Bytes that the logs of this node take on its disk."""
         ...

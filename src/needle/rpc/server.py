@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from needle.base.errors import TlsFailed, Unavailable
+from needle.base.news import News
 from needle.base.versions import FIRST, KNOWN
 from needle.rpc.codec import PROTOCOL_VERSION, Hello, parse_endpoint
 from needle.rpc.connection import RpcLimits, RpcStats
@@ -26,9 +27,8 @@ from needle.rpc.turns import Turns
 
 log = logging.getLogger(__name__)
 
-TELL_SECONDS = 60.0
-"""For as long the log is not told again of a refusal that it was told of."""
 TOLD_MAX = 64
+"""Refusals that are not logged again for a while."""
 SWEEP_SECONDS = 1.0
 BACKLOG = 1024
 LOOK_SECONDS = 0.05
@@ -73,7 +73,7 @@ class RpcServer:
         self.held = 0
         """Bytes held for all peers; since unsent answers leave without a word, at most these."""
         self._looked_at = float("-inf")
-        self._refusals: dict[tuple[str, str], float] = {}
+        self._refusals = News(keys_max=TOLD_MAX)
         self._sweeper: asyncio.TimerHandle | None = None
         self._promised = 0
         self._kept: asyncio.Future[None] | None = None
@@ -145,14 +145,7 @@ class RpcServer:
     def is_news(self, remote: str, why: str) -> bool:
         """Whether the log should tell that a connection from `remote` is refused: a node with a wrong setting tries
         again all the time, from another port each time, and says nothing new."""
-        now, key = asyncio.get_running_loop().time(), (remote.rpartition(":")[0], why)
-        if now < self._refusals.get(key, float("-inf")) + TELL_SECONDS:
-            return False
-        if len(self._refusals) >= TOLD_MAX:
-            self._refusals.pop(next(iter(self._refusals)))
-        self._refusals.pop(key, None)
-        self._refusals[key] = now
-        return True
+        return self._refusals.is_news((remote.rpartition(":")[0], why), asyncio.get_running_loop().time())
 
     def _sweep(self) -> None:
         """Look after frames that do not get finished."""

@@ -23,6 +23,7 @@ import msgspec
 
 from needle.base.audit_config import AuditConfig
 from needle.base.errors import ConfigError, Forbidden, NeedleError, Unauthenticated
+from needle.base.news import News
 from needle.base.runtime import Clock
 
 log = logging.getLogger("needle.server")
@@ -30,7 +31,6 @@ log = logging.getLogger("needle.server")
 WAITING_BYTES_MAX: Final = 4 * 1024 * 1024
 REFUSALS_A_SECOND: Final = 50
 """Of more the number is told: who tries keys must not fill the disk."""
-TELL_SECONDS: Final = 60.0
 TEXT_MAX: Final = 200
 REFUSALS: Final = (Forbidden, Unauthenticated)
 
@@ -79,7 +79,7 @@ class Audit:
         self._waiting_bytes = 0
         self._left_out = 0
         self._refused_in = (0, 0)
-        self._told_at = float("-inf")
+        self._told = News(keys_max=1)
         self._news = asyncio.Event()
         self._file: _File | None = None
 
@@ -162,9 +162,7 @@ class Audit:
 
     def _failed(self, count: int, error: OSError) -> None:
         self._left_out += count
-        now = self._clock.monotonic()
-        if now >= self._told_at + TELL_SECONDS:
-            self._told_at = now
+        if self._told.is_news("not written", self._clock.monotonic()):
             log.error("%d lines of the audit log were not written: %s: %s", self._left_out, self._path, error)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from needle.base.news import News
 from needle.server.http import listener
 from needle.server.http.listener import REFUSING_MAX, _OnlyTls
 
@@ -30,8 +31,10 @@ class Transport:
         self.aborted = True
 
 
-async def test_plain_callers_are_told_a_few_at_a_time(caplog: pytest.LogCaptureFixture) -> None:
-    listener._said.clear()
+async def test_plain_callers_are_told_a_few_at_a_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_said", News())
     made = []
     with caplog.at_level(logging.WARNING, "needle.server"):
         for n in range(3 * REFUSING_MAX):
@@ -48,8 +51,10 @@ async def test_plain_callers_are_told_a_few_at_a_time(caplog: pytest.LogCaptureF
     assert _OnlyTls._told == {}
 
 
-async def test_two_reasons_in_turn_are_said_once_each(caplog: pytest.LogCaptureFixture) -> None:
-    listener._said.clear()
+async def test_two_reasons_in_turn_are_said_once_each(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_said", News())
     with caplog.at_level(logging.WARNING, "needle.server"):
         for n in range(20):
             listener._tls_failed(f"10.0.0.1:{n}", "one reason" if n % 2 else "another")

@@ -36,6 +36,7 @@ class WriterHost(Protocol):
         ...
 
     def background_failed(self, error: BaseException) -> None: ...
+    def is_news(self, *what: object) -> bool: ...
     def persisted(self, work: list[Work]) -> None:
         """The writes of these are durable and noted."""
         ...
@@ -74,7 +75,8 @@ class LogWriter:
         def done(_: None, error: BaseException | None) -> None:
             if isinstance(error, SHORTAGES):
                 # Nothing was written. Until there is room nothing more is: this node neither votes nor acknowledges.
-                _log.error("the Raft log waits: %s", error)
+                if self._host.is_news("write", error.code):
+                    _log.error("the Raft log waits: %s", error)
                 loop = asyncio.get_running_loop()
                 loop.call_later(NO_ROOM_SECONDS, self._host.guarded, self.persist, (work, extra))
             elif error is not None:

@@ -185,7 +185,8 @@ class SnapshotTraffic:
                     await host.apply_pool.run(group.machine.install_snapshot, directory)
                     break
                 except SHORTAGES as error:
-                    _log.error("%s: a snapshot waits to be installed: %s", group_name(group.id), error)
+                    if host.is_news(group.id, "install", error.code):
+                        _log.error("%s: a snapshot waits to be installed: %s", group_name(group.id), error)
                     if group.closed:
                         return False
                     await asyncio.sleep(NO_ROOM_SECONDS)

@@ -22,6 +22,7 @@ from needle.base.errors import (
     WrongCluster,
 )
 from needle.base.ids import CATALOG_GROUP, NodeId
+from needle.base.news import FOR_EVER, News
 from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
 from needle.multiraft.host import Host
@@ -59,9 +60,8 @@ class CatalogFollower:
     def __init__(self, node: FollowingNode) -> None:
         self._node = node
         self._turn = 0
-        self._fixed: set[str] = set()
-        """Addresses of nodes that know no catalog, or do not talk about it, told of once. Bounded by the addresses that
-        this node is given."""
+        self._fixed = News(FOR_EVER)
+        """Addresses of nodes that know no catalog, or do not talk about it, told of once."""
 
     async def run(self) -> None:
         """Until the node stops."""
@@ -141,8 +141,7 @@ class CatalogFollower:
 
     def _say_once(self, address: str, what: str, why: str) -> None:
         """What only an operator can mend."""
-        if address not in self._fixed:
-            self._fixed.add(address)
+        if self._fixed.is_news(address):
             log.error("node %s %s at %s: %s", self._node.node_id, what, address, why)
 
     async def _belong_to(self, address: str) -> None:

@@ -22,6 +22,7 @@ from needle.base.config import RaftConfig, parse_node, refuse
 from needle.base.errors import InvalidArgument, LostState, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
+from needle.base.news import FOR_EVER, News
 from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
 from needle.protocol import calls, catalog_commands
@@ -123,7 +124,7 @@ class SettingsFounding:
 
     def __init__(self, node: FoundingNode) -> None:
         self._node = node
-        self._said = ""
+        self._said = News(FOR_EVER, keys_max=1)
         self._older: set[NodeId] = set()
         """Who said that it is in a cluster of these nodes that this node's catalog knows nothing of."""
         self._silent: dict[NodeId, str] = {}
@@ -150,8 +151,7 @@ class SettingsFounding:
             log.warning("the cluster was founded before, so these settings of it do nothing: %s", "; ".join(ignored))
 
     def _say(self, error: NeedleError) -> None:
-        if error.message != self._said:
-            self._said = error.message
+        if self._said.is_news(error.message):
             log.warning("the cluster that the settings describe is not founded yet: %s", error)
 
     def _check_list(self) -> None:

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from needle.base.config import parse_address
 from needle.base.errors import Unavailable
+from needle.base.news import News
 from needle.rpc.tls import HANDSHAKE
 from needle.rpc.tls import Door as TlsDoor
 from needle.rpc.tls_listener import TlsListener
@@ -46,10 +47,8 @@ PIPELINED_MAX: Final = 64
 BACKLOG: Final = 256
 REFUSING_MAX: Final = 16
 """Callers without TLS, where it is required, that are told so at one time."""
-SAID_SECONDS: Final = 60.0
-"""So long the same is not logged of a host again."""
-HOSTS_MAX: Final = 1024
-_said: dict[tuple[str, str], float] = {}
+_said = News()
+"""What was logged of which host."""
 
 
 class HttpServer:
@@ -320,14 +319,8 @@ def _tls_failed(remote: str, why: str) -> None:
 
 
 def _is_news(host: str, why: str) -> bool:
-    """Whether this was not said of the host a moment ago: who comes again and again must not fill the log."""
-    now = asyncio.get_running_loop().time()
-    if now < _said.get((host, why), float("-inf")):
-        return False
-    if len(_said) >= HOSTS_MAX:
-        _said.clear()
-    _said[host, why] = now + SAID_SECONDS
-    return True
+    """Whether this was not said of the host a moment ago."""
+    return _said.is_news((host, why), asyncio.get_running_loop().time())
 
 
 def _bad_request(code: str, text: str) -> bytes:

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
+from needle.base.news import FOR_EVER, News
 from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
 from needle.client.measuring import ask_nodes
@@ -77,7 +78,7 @@ class Healing:
         self._gone: dict[NodeId, float] = {}
         """Since when, by this node's clock; empty on a node that does not lead the catalog."""
         self._not_before = float("-inf")
-        self._said = ""
+        self._said = News(FOR_EVER, keys_max=1)
 
     async def run(self) -> None:
         """Until the node stops."""
@@ -138,9 +139,8 @@ class Healing:
             await self._node.shards.command(AskRebalance(job.id, "cancel"), STEP_SECONDS)
 
     def _say(self, what: str) -> None:
-        if what != self._said:
+        if self._said.is_news(what):
             log.warning("%s", what)
-            self._said = what
 
 
 def still_gone(
