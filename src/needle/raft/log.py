@@ -122,17 +122,28 @@ class RaftLog:
     def find_conflict_by_term(self, index: int, term: int) -> tuple[int, int]:
         """The last (index, term) at or before `index` whose term is at most `term`: where two logs may still agree.
 
-        The term is 0 when that point is compacted away.
+        The term is 0 when that point is compacted away. Terms never fall along a log, so it is searched by halves: each
+        look may be a read of the disk, and `index` and `term` are a peer's words.
         """
-        index = min(index, self.last_index())
-        while index > 0:
-            own = self.term(index)
-            if own is None:
-                return index, 0
-            if own <= term:
-                return index, own
-            index -= 1
-        return 0, 0
+        low, high = self.first_index() - 1, min(index, self.last_index())
+        if high < low or self._known_term(low) > term:
+            return max(0, min(high, low - 1)), 0
+        own = self._known_term(high)
+        while own > term:  # low is at most `term`, high is not
+            middle = (low + high) // 2
+            if self._known_term(middle) > term:
+                high = middle
+            else:
+                low = middle
+            if high - low == 1:
+                high, own = low, self._known_term(low)
+        return high, own
+
+    def _known_term(self, index: int) -> int:
+        """Of an entry from first_index() - 1 to last_index()."""
+        own = self.term(index)
+        assert own is not None
+        return own
 
     # --- writing ------------------------------------------------------------------------------------------------
     def append(self, entry: Entry) -> None:
