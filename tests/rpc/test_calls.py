@@ -141,6 +141,40 @@ async def test_backoff_grows_with_jitter_and_calls_fail_at_once_inside_it(net, r
     assert len(set(pauses)) == 5
 
 
+async def test_addresses_that_nobody_answers_at_any_more_are_forgotten(net, recorder, monkeypatch):
+    """A client kept whatever it knew of each address for as long as it lived; nodes that move come to many."""
+
+    class Manual:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    server = await net.server(recorder)
+    client, clock = net.client(backoff_min=1.0, backoff_max=4.0), Manual()
+    monkeypatch.setattr(client, "_clock", clock)
+    assert await client.call(server.address, "echo", b"1", 5.0) == b"1"
+    inner = client._open
+
+    async def refused(link):
+        if link.address == server.address:
+            return await inner(link)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(client, "_open", refused)
+    for number in range(1000):
+        clock.now += 1.0
+        with pytest.raises(ConnectionLost):
+            await client.call(f"127.0.0.1:{10_000 + number}", "echo", b"", 5.0)
+    assert len(client._links) <= 64
+    assert await client.call(server.address, "echo", b"2", 5.0) == b"2"
+    assert client.stats.connects == 1
+    before = client.stats.connect_failures
+    with pytest.raises(ConnectionLost):  # the last one is in its pause, which is remembered
+        await client.call("127.0.0.1:10999", "echo", b"", 5.0)
+    assert client.stats.connect_failures == before
+
+
 async def test_calls_in_flight_end_with_connection_lost_when_forgotten(net, recorder, until):
     server = await net.server(recorder)
     client = net.client()

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 HELD_BYTES_MAX = 1 << 20
 """One-way frames of one address that wait for the connection under way."""
+LINKS_FEW = 64
+"""Up to so many addresses none is forgotten."""
 
 
 def _closed() -> ClientClosed:
@@ -83,6 +85,7 @@ class RpcClient:
         self._clock = clock
         self._limits = limits or RpcLimits()
         self._links: dict[tuple[str, str], Link] = {}
+        self._tidy_at = LINKS_FEW
         self._closed = False
         self.stats = RpcStats()
 
@@ -160,8 +163,19 @@ class RpcClient:
         link = self._links.get((address, node))
         if link is None:
             parse_endpoint(address)
+            if len(self._links) >= self._tidy_at:
+                self._tidy()
             link = self._links[address, node] = Link(address, node)
         return link
+
+    def _tidy(self) -> None:
+        """Forget the addresses without a connection, or an attempt, whose pause is over: nodes come to other addresses
+        for as long as this client lives. Called when their number has doubled."""
+        now = self._clock.monotonic()
+        for key, link in list(self._links.items()):
+            if link.connection is None and link.connecting is None and link.retry_at <= now:
+                del self._links[key]
+        self._tidy_at = max(LINKS_FEW, 2 * len(self._links))
 
     async def _connected(self, address: str, node: str, deadline: float) -> ClientConnection:
         link = self._link(address, node)
