@@ -17,6 +17,8 @@ from needle.base.errors import (
     UnsupportedVersion,
     WrongCluster,
 )
+from needle.rpc import transport
+from needle.rpc.client_connection import ClientConnection
 
 
 @pytest.mark.parametrize("method", ["sync", "future", "task"])
@@ -173,6 +175,34 @@ async def test_addresses_that_nobody_answers_at_any_more_are_forgotten(net, reco
     with pytest.raises(ConnectionLost):  # the last one is in its pause, which is remembered
         await client.call("127.0.0.1:10999", "echo", b"", 5.0)
     assert client.stats.connect_failures == before
+
+
+@pytest.mark.parametrize("soon", [False, True])
+async def test_a_connection_given_up_while_it_opens_does_not_count_for_ever(net, recorder, monkeypatch, soon):
+    """uvloop closes it without a word if whoever opens it is cancelled between its beginning and being told of it."""
+    server = await net.server(recorder)
+    client, lost = net.client(), []
+
+    class Cut(ClientConnection):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            cut = client._links[server.address, ""].connecting.cancel
+            asyncio.get_running_loop().call_soon(cut) if soon else cut()
+
+        def on_lost(self, error):
+            lost.append(error)
+            super().on_lost(error)
+
+    monkeypatch.setattr(transport, "ClientConnection", Cut)
+    with pytest.raises(ConnectionLost):
+        await client.call(server.address, "echo", b"", 5.0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert client.stats.connections == 0
+    assert len(lost) == 1
+    monkeypatch.undo()
+    assert await client.call(server.address, "echo", b"1", 5.0) == b"1"
+    assert client.stats.connections == 1
 
 
 async def test_calls_in_flight_end_with_connection_lost_when_forgotten(net, recorder, until):

@@ -94,6 +94,7 @@ class FrameConnection(asyncio.Protocol, ABC):
         self._scheduled = False
         self._much = False
         self._linger: asyncio.TimerHandle | None = None
+        self._lost = False
 
     # --- what a subclass provides ------------------------------------------------------------------------------------
     @abstractmethod
@@ -269,8 +270,17 @@ class FrameConnection(asyncio.Protocol, ABC):
         self._flush()
         self.on_flow()
 
+    def given_up(self) -> None:
+        """Whoever opened this was cancelled meanwhile. uvloop closes the transport then without a word, others tell of
+        the loss later: it counts once."""
+        if self.transport is not None:
+            self.abort()
+            self.connection_lost(None)
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self.closing = True
+        if self._lost:
+            return
+        self._lost = self.closing = True
         self._out.clear()
         self._out_bytes = 0
         if self._linger is not None:

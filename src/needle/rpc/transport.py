@@ -256,16 +256,20 @@ class RpcClient:
 
     async def _open_by(self, link: Link, dial: Dial | None) -> ClientConnection:
         host, port = parse_endpoint(link.address)
-        given = (link, self._hello, self._limits, self.stats, self._secrets, self._least, dial)
-        _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: ClientConnection(*given),
-            host,
-            port,
-            ssl=dial.context() if dial is not None else None,
-            server_hostname=host if dial is not None else None,
-            ssl_handshake_timeout=self._limits.hello_timeout if dial is not None else None,
-        )
-        return connection
+        made = ClientConnection(link, self._hello, self._limits, self.stats, self._secrets, self._least, dial)
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: made,
+                host,
+                port,
+                ssl=dial.context() if dial is not None else None,
+                server_hostname=host if dial is not None else None,
+                ssl_handshake_timeout=self._limits.hello_timeout if dial is not None else None,
+            )
+        except BaseException:
+            made.given_up()
+            raise
+        return made
 
     def _failed(self, link: Link, error: NeedleError) -> None:
         """Remember why, and pause: backoff_min doubling to backoff_max, times 0.5 to 1 so that clients spread out."""
