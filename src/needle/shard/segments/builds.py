@@ -110,6 +110,8 @@ class SegmentBuilds:
     def forget(self, collection_id: int) -> None:
         """A collection was dropped."""
         self._alone.discard(collection_id)
+        for key in [key for key in self._seen if key[1] == collection_id]:
+            del self._seen[key]
 
     def begin_to_lead(self) -> None:
         """Others may be building."""
