@@ -217,6 +217,34 @@ def test_what_the_disk_gives_in_pieces_is_applied_in_pieces(monkeypatch: pytest.
     assert pages == [[1, 2, 3, 4], [5, 6, 7, 8], [9]]
 
 
+def test_a_rejection_of_what_was_never_sent_changes_nothing() -> None:
+    """A healthy member was sent a snapshot: the leader took it to be beyond the end of its own log."""
+    solo = Solo()
+    solo.become_leader("b", "c")
+    solo.raft.propose(b"x", solo.now)
+    solo.settle()
+    solo.ack("b", solo.raft.last_index)
+    member = solo.raft._s.progress["b"]
+    before = (member.state, member.next, member.match)
+    assert before == (ProgressState.REPLICATE, 3, 2)
+    for index in (3, 1 << 40):
+        told = {"index": index, "hint": index, "hint_term": 1, "reject": True}
+        solo.receive(MessageType.APPEND_RESP, "b", solo.raft.term, **told)
+        assert not solo.raft.ready().snapshot_requests
+        assert (member.state, member.next, member.match) == before
+    solo.receive(
+        MessageType.APPEND_RESP,
+        "b",
+        solo.raft.term,
+        index=2,
+        hint=1,
+        hint_term=1,
+        reject=True,
+        round=solo.raft._s.round,
+    )
+    assert member.state is ProgressState.PROBE
+
+
 def test_uncommitted_bytes_are_bounded_and_freed() -> None:
     solo = Solo(uncommitted_bytes_max=100)
     solo.become_leader("b")

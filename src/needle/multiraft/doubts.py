@@ -24,13 +24,14 @@ ASK_SECONDS = 1.0
 _log = logging.getLogger("needle.multiraft")
 
 
-async def ask(transport: Transport, group: int, doubt: Doubt) -> Standing | None:
-    """How the doubted peer stands to the entry; None if it does not answer."""
+async def ask(transport: Transport, group: int, doubt: Doubt, *, news: bool = True) -> Standing | None:
+    """How the doubted peer stands to the entry; None if it does not answer. news: whether the log is told of that."""
     try:
         body = encode_body(StandingCall(group, doubt.index, doubt.term))
         return decode_standing(await transport.call(doubt.peer, STANDING_METHOD, body, ASK_SECONDS))
     except NeedleError as error:
-        _log.warning("%s: %s could not be asked about entry %d: %s", group_name(group), doubt.peer, doubt.index, error)
+        text, level = "%s: %s could not be asked about entry %d: %s", logging.WARNING if news else logging.DEBUG
+        _log.log(level, text, group_name(group), doubt.peer, doubt.index, error)
         return None
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from needle.base.errors import Internal, NeedleError, Unavailable, invalid
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.news import News
 from needle.base.parts import Payload
 from needle.base.runtime import Clock
 from needle.multiraft import doubts
@@ -82,6 +83,7 @@ class InboundHost(Protocol):
         ...
 
     def wake(self, group: Group) -> None: ...
+    def is_news(self, *what: object) -> bool: ...
     def spawn(self, work: Coroutine[Any, Any, None]) -> Any: ...
     async def durable(self, write: LogWrite) -> None: ...
     def fail(self, error: NeedleError) -> None:
@@ -97,7 +99,7 @@ class Inbound:
         self._groups = groups
         self._find = find
         self._doubted: dict[GroupId, None] = {}
-        self._refusal_logged_at = float("-inf")
+        self._refusals = News(REFUSAL_LOG_SECONDS, keys_max=1)
 
     # --- frames -----------------------------------------------------------------------------------------------------
     def on_frame(self, frm: NodeId, body: Payload) -> None:
@@ -139,8 +141,7 @@ class Inbound:
     def _refused(self, frm: NodeId, group: GroupId, why: str, now: float) -> None:
         """What comes from outside may be refused and counted; it is logged now and then."""
         self._host.counters.messages_refused += 1
-        if now >= self._refusal_logged_at + REFUSAL_LOG_SECONDS:
-            self._refusal_logged_at = now
+        if self._refusals.is_news("refused", now):
             _log.warning("%s: a message from %s is refused: %s", group_name(group), frm, why)
 
     # --- contradictions ----------------------------------------------------------------------------------------------
@@ -151,9 +152,10 @@ class Inbound:
 
     async def _look_into(self, group: Group, doubt: Doubt) -> None:
         """The core met a contradiction: ask the other side, and stop what must not go on."""
-        _log.error("%s: %s", group_name(group.id), doubt)
+        news = self._host.is_news(group.id, "doubt", doubt.kind, doubt.peer)
+        _log.log(logging.ERROR if news else logging.DEBUG, "%s: %s", group_name(group.id), doubt)
         try:
-            answer = await doubts.ask(self._host.transport, group.id, doubt)
+            answer = await doubts.ask(self._host.transport, group.id, doubt, news=news)
             if answer is None or self._host.stopped or group.lost or group.id not in self._groups:
                 return
             reason = doubts.own_loss(group.raft, doubt, answer)

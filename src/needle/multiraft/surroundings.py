@@ -34,7 +34,7 @@ class Surroundings(Protocol):
     stopped: bool
 
     def is_news(self, *what: object) -> bool:
-        """Whether the log is to be told of this shortage: it was not lately."""
+        """Whether the log is to be told of this: it was not lately."""
         ...
 
     def bytes_used(self) -> int:

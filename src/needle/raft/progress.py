@@ -120,8 +120,8 @@ class Progress:
                 return False
             self.lost_match = max(self.lost_match, self.match)
             self.match = 0
-        elif self.state is ProgressState.PROBE and index != self.next - 1:
-            return False
+        elif index != self.next - 1 if self.state is ProgressState.PROBE else index >= self.next:
+            return False  # of an append of before, or one that was never sent
         self._enter(ProgressState.PROBE)
         self.next = max(min(index, retry_from + 1), self.match + 1)
         return True
