@@ -30,6 +30,12 @@ def shards_of(topology: Topology, split: ShardSplit) -> tuple[list[int], list[in
     return there, [split.into]
 
 
+def has_a_part(topology: Topology, shard: int) -> bool:
+    """Whether a shard owns something, or will: what was to come may have been deleted since the shard was added."""
+    coming = any(info.target == shard for info in topology.moves)
+    return coming or (topology.map is not None and shard in topology.map.owners)
+
+
 def halved(
     space: KeySpace, pieces: Sequence[Piece], split: ShardSplit, threshold: float, goal: float
 ) -> Sequence[Piece]:

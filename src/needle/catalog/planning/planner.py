@@ -195,16 +195,11 @@ class _Planning:
         """Why what is wished by hand cannot be."""
         move, split = self._wish.move, self._wish.split
         known = split is not None and not {split.shard, split.into} & set(self._stats.unknown)
-        if split is not None and known and not ranges and not self._has_a_part(split.into):
+        if split is not None and known and not ranges and not by_hand.has_a_part(self._topology, split.into):
             return [by_hand.why_whole(self._space, split.shard)]
         if move is not None and move.target not in self._alive and self._wanted({}, {}):
             return [f"{move.target} does not answer"]
         return []
-
-    def _has_a_part(self, shard: int) -> bool:
-        """Whether a shard owns something, or will: what was to come may have been deleted since the shard was added."""
-        coming = any(info.target == shard for info in self._topology.moves)
-        return coming or (self._topology.map is not None and shard in self._topology.map.owners)
 
     def _placed(
         self, held: Assignment, sizes: Mapping[int, int], final: Mapping[int, int], threshold: float
