@@ -58,6 +58,30 @@ def test_no_leader_is_critical() -> None:
     assert "c at c:1" in found[1].subject and "connection refused" in found[1].action
 
 
+def test_who_answers_need_not_be_started() -> None:
+    found = conditions([view("a"), down("b"), down("c")])
+    assert found[0].action.startswith("start nodes")
+    found = conditions([view("a"), view("b"), down("c")])
+    assert found[0].name == "no leader" and "start nodes" not in found[0].action and "Election" in found[0].action
+
+
+def damaged(node: str) -> NodeView:
+    whole = view(node)
+    assert whole.status is not None
+    return msgspec.structs.replace(whole, status=msgspec.structs.replace(whole.status, damage="page 7 is not"))
+
+
+def test_a_damaged_replica_fetches_its_data_only_where_another_one_may_have_it() -> None:
+    found = conditions([damaged("a"), down("b")])
+    assert found[0].name == "damaged data" and "from the other replicas" in found[0].action
+    alone = conditions([damaged("a")])
+    assert [(one.name, one.action) for one in alone] == [
+        ("damaged data", "no replica is left to fetch the data from: restore a backup; check the disk"),
+        ("no leader", "no replica is left to fetch the data from: restore a backup; check the disk"),
+    ]
+    assert alone[0].subject == "a: page 7 is not"
+
+
 def test_an_election_is_a_warning_after_the_critical_ones() -> None:
     found = conditions([view("a"), view("b", "PreCandidate"), view("c", "Candidate")])
     assert names(found) == [("critical", "no leader"), ("warning", "leader election in progress")]

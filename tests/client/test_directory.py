@@ -82,6 +82,6 @@ async def test_nodes_of_a_shard_that_never_answered_are_named() -> None:
     now = topology(shards=1, nodes=3)
     directory = Directory(Nodes(), 0, lambda: now)
     await find(directory, Nodes())
-    told = directory.explain()
+    told = directory.explain(0.0)
     assert told.startswith("3 of 3 nodes did not answer")
     assert all(f"{node} at {now.address_of(node)}" in told for node in ("node-1", "node-2", "node-3"))

@@ -142,6 +142,12 @@ async def test_without_a_leader_the_error_names_the_silent_nodes(network: Networ
         await client.insert("a", VECTOR, timeout=0.5)
 
 
+async def test_what_keeps_nodes_from_leading_is_told(network: Network, client: Client) -> None:
+    network.leader, network.hinders = None, {"n2": "documents.db is damaged"}
+    with pytest.raises(NoQuorum, match=r"n2 at h:2 answers but cannot lead: documents.db is damaged"):
+        await client.insert("a", VECTOR, timeout=0.5)
+
+
 async def test_a_node_that_says_nothing_within_the_search_is_named_too(client: Client, network: Network) -> None:
     async def silent(address: str, method: str, body: bytes, timeout: float) -> bytes:
         await asyncio.sleep(timeout + 0.2)  # its own error comes too late for the search

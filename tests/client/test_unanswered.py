@@ -168,6 +168,20 @@ async def test_a_search_that_takes_too_long_is_not_called_a_missing_leader(
     assert network.searched() == ["n1"]
 
 
+async def test_frozen_nodes_are_not_said_to_answer(network: SlowNetwork, client: Client) -> None:
+    await client.insert("a", VECTOR)
+    network.paused = {"n1", "n2", "n3"}
+    with pytest.raises(OutcomeUnknown, match=r"\(n1 at h:1 leads, as far as known; last error: ") as told:
+        await client.insert("b", VECTOR, timeout=0.2)
+    assert "nodes answer" not in told.value.message
+
+
+async def test_too_little_time_says_nothing_of_the_nodes(network: SlowNetwork, client: Client) -> None:
+    network.paused = {"n1", "n2", "n3"}
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.05 s: no node has said in this time who leads"):
+        await client.insert("b", VECTOR, timeout=0.05)
+
+
 async def test_overload_is_told_by_its_name_when_it_lasts(network: SlowNetwork, client: Client) -> None:
     network.search_script = [Overloaded("4096 searches wait already")] * 2
     await client.search(VECTOR, 1)

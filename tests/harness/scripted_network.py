@@ -64,6 +64,7 @@ class Network:
         self.is_at = {address: node for node, address in ADDRESSES.items()}
         self.leader: str | None = "n1"
         self.down: set[str] = set()
+        self.hinders: dict[str, str] = {}
         self.script: list[NeedleError | None] = []
         self.writes: list[tuple[str, Insert]] = []
         self.calls: list[tuple[str, str]] = []
@@ -100,7 +101,8 @@ class Network:
                     await asyncio.wait_for(self.elected.wait(), timeout)
                 except TimeoutError:
                     raise DeadlineExceeded("no answer in time") from None
-            return calls.encode(LeaderAnswer(node, self.stale_hint or self.leader, self.term, ADDRESSES))
+            leader, hinders = self.stale_hint or self.leader, self.hinders.get(node, "")
+            return calls.encode(LeaderAnswer(node, leader, self.term, ADDRESSES, hinders=hinders))
         if method == calls.SEARCH:
             self.fresh.append(calls.decode(body, SearchCall).freshness.min_index)
             return answered(HitBatch([], [], [], [], b"", 7))

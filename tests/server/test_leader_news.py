@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from needle.base.access import everybody
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
 from needle.server.service.dispatch import Service
-from needle.server.service.operations import AFTER_SECONDS_MAX
+from needle.server.service.operations import AFTER_SECONDS_MAX, Operations
 
 
 class FakeHost:
     maintenance = False
+    damage = ""
 
     def __init__(self) -> None:
         self.gone: list[str] = []
@@ -26,11 +28,11 @@ class FakeHost:
         self.waits.append((group, term, timeout))
 
     def status(self, group: int) -> SimpleNamespace:
-        return SimpleNamespace(leader="n2", current_term=4)
+        return SimpleNamespace(leader="n2", current_term=4, lost="", damage=self.damage)
 
 
-def service(host: FakeHost) -> Service:
-    node = SimpleNamespace(
+def node_of(host: FakeHost) -> Any:
+    return SimpleNamespace(
         node_id="n1",
         host=host,
         addresses=lambda: {"n1": "h:1"},
@@ -40,7 +42,10 @@ def service(host: FakeHost) -> Service:
         now=lambda: 0.0,
         observe=lambda *_: None,
     )
-    return Service(node)  # type: ignore[arg-type]
+
+
+def service(host: FakeHost) -> Service:
+    return Service(node_of(host))
 
 
 def test_the_end_of_a_nodes_connection_is_told_to_raft_and_that_of_a_client_is_not() -> None:
@@ -67,3 +72,10 @@ async def test_who_leads_is_told_at_once_unless_the_caller_waits_for_a_later_ter
     assert (await ask(GroupCall(1, 0.5, 3))).term == 4
     await ask(GroupCall(1, 3600.0, 3))
     assert host.waits == [(1, 3, 0.5), (1, 3, AFTER_SECONDS_MAX)]
+
+
+async def test_a_node_whose_replica_is_damaged_says_so_when_it_is_asked_who_leads() -> None:
+    host = FakeHost()
+    host.damage = "documents.db is damaged"
+    answer = await Operations(node_of(host)).leader(GroupCall(1, 5.0))
+    assert answer.hinders == "documents.db is damaged"

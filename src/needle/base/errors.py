@@ -354,3 +354,8 @@ def shown(value: object) -> str:
     except Exception:  # noqa: BLE001 - a caller's class: the refusal must come through
         text = f"<{type(value).__qualname__}>"
     return text if len(text) <= 80 else text[:60] + f"... ({len(text)} characters)"
+
+
+def in_seconds(seconds: float) -> str:
+    """A length of time as an error shows it: what is left of a timeout has more digits than anybody wants to read."""
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"

@@ -45,7 +45,7 @@ console = Console(highlight=False, markup=False, emoji=False, width=None if sys.
 notes = Console(stderr=True, highlight=False, emoji=False)
 
 ADVICE = {
-    "no_quorum": "start nodes until a majority runs; `needle status` shows which are down",
+    "no_quorum": "a majority of the nodes must run; `needle status` shows which are down, and what else is wrong",
     "not_leader": "an election is under way; try again in a second",
     "connection_lost": "check that it runs, and --cluster (or NEEDLE_CLUSTER); `needle demo --keep` starts some nodes",
     "deadline_exceeded": "`needle status` shows what is missing; commands that have --timeout can wait longer",

@@ -15,6 +15,10 @@ LAG_WARNING_MS = 1_000.0
 LAG_CRITICAL_MS = 10_000.0
 UNSETTLED = "replicas not in place"
 GOES_ON = "the cluster goes on with it when that is put right"
+FETCHES = "it serves nothing and fetches its data from the other replicas; check its disk"
+RESTORE = "no replica is left to fetch the data from: restore a backup; check the disk"
+START = "start nodes until a majority runs; writes and strong reads wait for it"
+LEADERLESS = "a majority answers; if it stays, read 'Election failures' in docs/troubleshooting.md"
 ELECTING = ("Candidate", "PreCandidate")
 
 
@@ -77,15 +81,16 @@ def conditions(
     cluster has several. leaving: nodes that hold it only until others do. maintenance: nodes that are in it, so that it
     is no wonder if they do not run."""
     named = "" if shard is None else f"shard {shard}: "
+    damaged = {view.node: view.status.damage for view in views if view.status is not None and view.status.damage}
+    whole = len(damaged) < len(views)
     found = [
         Condition(
             severity="critical",
             name="damaged data",
-            subject=f"{named}{view.node}: {view.status.damage}",
-            action="it serves nothing and fetches its data from the other replicas; check its disk",
+            subject=f"{named}{node}: {damage}",
+            action=FETCHES if whole else RESTORE,
         )
-        for view in views
-        if view.status is not None and view.status.damage
+        for node, damage in damaged.items()
     ]
     answered = sum(view.status is not None for view in views)
     electing = [view.node for view in views if view.status is not None and view.status.state in ELECTING]
@@ -104,7 +109,7 @@ def conditions(
                 severity="critical",
                 name="no leader",
                 subject=f"{named}{answered} of {len(views)} nodes answer",
-                action="start nodes until a majority runs; writes and strong reads wait for it",
+                action=START if 2 * answered <= len(views) else LEADERLESS if whole else RESTORE,
             )
         )
     found += [

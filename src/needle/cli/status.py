@@ -28,7 +28,7 @@ from needle.cli.common import (
     state_of,
     table,
 )
-from needle.cli.conditions import GOES_ON, UNSETTLED, Condition, NodeView, conditions, lag_of
+from needle.cli.conditions import GOES_ON, START, UNSETTLED, Condition, NodeView, conditions, lag_of
 from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
 from needle.protocol.peer_calls import WhoAnswer, check_fresh
 from needle.routing.topology import NodeState, Topology
@@ -259,12 +259,9 @@ def _unreachable(address: str, why: str) -> Condition:
 
 
 def _silent(known: Sequence[str]) -> Look:
-    found = [Condition(severity="critical", name="no leader", subject=f"0 of {len(known)} nodes answer", action=_START)]
+    found = [Condition(severity="critical", name="no leader", subject=f"0 of {len(known)} nodes answer", action=START)]
     found += [_unreachable(address, "it does not answer") for address in known]
     return Look(health=ClusterHealth(healthy=False, shards={}, warnings=[]), replicas=[], conditions=found)
-
-
-_START = "start nodes until a majority runs; writes and strong reads wait for it"
 
 
 def status_json(seen: Look) -> dict[str, object]:

@@ -25,14 +25,15 @@ wait for one before they answer."""
 class Attempts:
     """The bookkeeping of one call: its deadline, what went wrong last, whether a write may have been executed."""
 
-    __slots__ = ("backoff", "deadline", "final", "hints", "last", "loop", "sent", "unknown", "whole")
+    __slots__ = ("backoff", "began", "deadline", "final", "hints", "last", "loop", "sent", "unknown", "whole")
 
     def __init__(self, timeout: float, final: tuple[type[NeedleError], ...] = ()) -> None:
         """final: errors that are the call's answer, though another call may be repeated after them."""
         self.final = final
         self.loop = asyncio.get_running_loop()
         self.whole = timeout
-        self.deadline = self.loop.time() + timeout
+        self.began = self.loop.time()
+        self.deadline = self.began + timeout
         self.backoff = BACKOFF_MIN
         self.hints = 0
         self.last: NeedleError | None = None

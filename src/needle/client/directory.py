@@ -13,6 +13,7 @@ from typing import Protocol
 from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError, ProtocolError, Unauthenticated
 from needle.base.ids import NodeId, shard_group
 from needle.base.parts import Body, Payload
+from needle.client.heard import Heard
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
@@ -61,8 +62,8 @@ class Directory:
         self._suspect: dict[str, float] = {}
         self._turn = 0
         self._together = 0
-        self.failures: dict[str, NeedleError] = {}
-        """Why each address did not answer when last asked who leads."""
+        self._heard = Heard()
+        """What each address said when last asked who leads."""
         self.refusal: NeedleError | None = None
         """Set when a node refused to talk at all (other cluster, other protocol, no key), or this client is closed."""
 
@@ -79,6 +80,7 @@ class Directory:
         if now is not self._listed_of:
             self._listed_of = now
             self._listed = list(self.nodes().values())
+            self._heard.keep(self._listed)
         return self._listed
 
     def address_of(self, node: NodeId) -> str | None:
@@ -135,7 +137,8 @@ class Directory:
         loop = asyncio.get_running_loop()
         asked = {loop.create_task(self.ask(address)): address for address in self.addresses()}
         waiting = list(asked)
-        deadline = loop.time() + ASK_SECONDS
+        began = loop.time()
+        deadline = began + ASK_SECONDS
         best: LeaderAnswer | None = None
         said = ""
         try:
@@ -157,9 +160,9 @@ class Directory:
                 task.cancel()
         found = None if best is None else self._named(best, said)
         if found is None:
-            for task in waiting:
-                late = DeadlineExceeded(f"no answer from {asked[task]} in time", address=asked[task])
-                self.failures.setdefault(asked[task], late)
+            for address in [asked[task] for task in waiting if not self._heard.since(asked[task], began)]:
+                late = DeadlineExceeded(f"no answer from {address} in time", address=address)
+                self._heard.failed(address, late, loop.time())
         return found
 
     def _place(self, answer: LeaderAnswer, said: str) -> str | None:
@@ -220,31 +223,28 @@ class Directory:
             return None  # the next search for the leader says why
 
     async def ask(self, address: str) -> LeaderAnswer | None:
-        """What the node at `address` knows; None if it does not answer (see `failures`)."""
+        """What the node at `address` knows; None if it does not answer (see `explain`)."""
+        now = asyncio.get_running_loop().time
         body = calls.encode(GroupCall(self.group, ASK_SECONDS))
         try:
             answer = calls.decode(await self.caller.call(address, self.asks, body, ASK_SECONDS), LeaderAnswer)
         except NeedleError as error:
-            self.failures[address] = error
+            self._heard.failed(address, error, now())
             if isinstance(error, ProtocolError | ClientClosed | Unauthenticated):
                 self.refusal = error
             return None
-        self.failures.pop(address, None)
+        self._heard.answered(address, answer, now())
         return answer
 
     def all_failed(self) -> bool:
         """Whether no node answered when last asked."""
-        return all(address in self.failures for address in self.addresses())
+        return self._heard.all_failed(self.addresses())
 
-    def explain(self) -> str:
-        """Which nodes did not answer and why, for an error message."""
-        known = self.addresses()
-        names = {address: node for node, address in self.nodes().items()}
-        silent = [
-            f"{names.get(address, '?')} at {address} ({self.failures[address].message})"
-            for address in known
-            if address in self.failures
-        ]
-        if not silent:
-            return f"all {len(known)} nodes answer, but none leads"
-        return f"{len(silent)} of {len(known)} nodes did not answer: {'; '.join(silent)}"
+    def heard_since(self, since: float) -> bool:
+        """Whether any node answered or failed from `since` on, by the event loop's time."""
+        return any(self._heard.since(address, since) for address in self.addresses())
+
+    def explain(self, since: float) -> str:
+        """What the nodes have said from `since` on, by the event loop's time, and why others said nothing: for an error
+        message."""
+        return self._heard.explain(self.nodes(), self.leader, since)

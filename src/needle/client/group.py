@@ -28,6 +28,7 @@ from needle.base.errors import (
     SessionExpired,
     StorageError,
     VersionMismatch,
+    in_seconds,
 )
 from needle.base.ids import NodeId
 from needle.base.model import RaftStatus, WriteResult
@@ -250,18 +251,18 @@ class GroupClient:
             raise directory.refusal
 
     def _too_late(self, attempts: Attempts, *, writing: bool = False) -> NoReturn:
-        why = self._directory.explain()
+        directory, within = self._directory, in_seconds(attempts.whole)
+        why = directory.explain(attempts.began)
         last = f"; last error: {attempts.last.message}" if attempts.last is not None else ""
         if writing and attempts.unknown:
             raise OutcomeUnknown(
-                f"the write was sent but not answered within {attempts.whole:g} s; it may or may not take effect "
-                f"({why}{last})"
+                f"the write was sent but not answered within {within}; it may or may not take effect ({why}{last})"
             )
         if isinstance(attempts.last, Overloaded | DiskFailed):
             raise attempts.last  # by its name: it was like this until the end
-        leader = self._directory.leader
+        leader = directory.leader
         if leader is None or isinstance(attempts.last, NoQuorum):
-            raise NoQuorum(f"{self._named} has no leader after {attempts.whole:.3g} s: {why}{last}")
-        raise DeadlineExceeded(
-            f"{leader}, which leads {self._named}, did not answer within {attempts.whole:.3g} s{last}"
-        )
+            asked = directory.heard_since(attempts.began) or isinstance(attempts.last, NoQuorum)
+            kind = NoQuorum if asked else DeadlineExceeded  # there was no time to hear of anyone: that says nothing
+            raise kind(f"no leader of {self._named} was found within {within}: {why}{last}")
+        raise DeadlineExceeded(f"{leader}, which leads {self._named}, did not answer within {within}{last}")

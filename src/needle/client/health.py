@@ -105,7 +105,7 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
     healthy = 0
     for node, status in sorted(answered.items()):
         if status.damage:
-            problems.append(f"{node} is damaged and fetches its data again: {status.damage}")
+            problems.append(f"{node} is damaged and waits for its data from another replica: {status.damage}")
             continue
         if status.lost:
             problems.append(f"{node} does not go on: {status.lost}")

@@ -24,6 +24,7 @@ from needle.base.errors import (
     Unauthenticated,
     Unavailable,
     UnknownMethod,
+    in_seconds,
     told_version,
 )
 from needle.base.ids import NodeId, shard_group
@@ -260,8 +261,8 @@ class ClusterShards:
         deadline = loop.time() + timeout
         if not (await self.refresh(1, timeout)).catalog:
             raise DeadlineExceeded(
-                f"no node named the catalog's nodes within {timeout:.3g} s: none answers, or they belong to no cluster "
-                "yet (a majority of cluster_nodes founds it, or `needle cluster create`)"
+                f"no node named the catalog's nodes within {in_seconds(timeout)}: none answers, or they belong to no "
+                "cluster yet (a majority of cluster_nodes founds it, or `needle cluster create`)"
             )
         timeout = max(0.001, deadline - loop.time())
         body = calls.encode(TopologyCall(0, 0.0, True))
@@ -279,8 +280,10 @@ class ClusterShards:
                 left = deadline - loop.time()
                 if left <= 0:
                     if sent:
-                        raise OutcomeUnknown(f"the catalog did not say within {timeout:g} s what became of it{last}")
-                    raise DeadlineExceeded(f"the catalog did not answer within {timeout:g} s{last}")
+                        raise OutcomeUnknown(
+                            f"the catalog did not say within {in_seconds(timeout)} what became of it{last}"
+                        )
+                    raise DeadlineExceeded(f"the catalog did not answer within {in_seconds(timeout)}{last}")
                 seconds, asked = min(left, max(ASK_SECONDS, timeout / 3)), False
                 try:
                     if not self._caller.connected(address):

@@ -19,6 +19,7 @@ from needle.base.errors import (
     Overloaded,
     TransferFailed,
     Unavailable,
+    in_seconds,
     invalid,
 )
 from needle.base.ids import GroupId, NodeId, group_name
@@ -105,7 +106,7 @@ class Host(Engine):
         if replica.raft.applied >= index:
             return
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        text = f"{group_name(group)} did not apply index {index} within {timeout:g} s"
+        text = f"{group_name(group)} did not apply index {index} within {in_seconds(timeout)}"
         replica.waiters.add(
             index, future, self.clock.monotonic() + timeout, lambda: DeadlineExceeded(text, group=group)
         )
@@ -286,7 +287,7 @@ class Host(Engine):
         raft = replica.raft
 
         def late() -> NeedleError:
-            return DeadlineExceeded(f"{group_name(group)} had no new leader within {timeout:g} s", group=group)
+            return DeadlineExceeded(f"{group_name(group)} had no new leader within {in_seconds(timeout)}", group=group)
 
         if raft.leader and raft.term > term:
             return

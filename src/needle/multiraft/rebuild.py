@@ -51,7 +51,8 @@ def refuse_damaged(group: GroupId, machine: StateMachine) -> None:
     """Raises ReplicaDamaged."""
     if (damage := machine.damage) is not None:
         raise ReplicaDamaged(
-            f"this node's replica of {group_name(group)} is damaged and fetches its data again: {damage.message}",
+            f"this node's replica of {group_name(group)} is damaged and waits for its data from another one: "
+            f"{damage.message}",
             group=group,
         )
 

@@ -223,7 +223,8 @@ class ScanAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):
     """What a node knows. leader: None when it knows none. addresses: of every node it knows, by id. room: whether its
-    disk has room for more data; None if it does not say."""
+    disk has room for more data; None if it does not say. hinders: why its replica cannot lead: what it stores is
+    damaged, or it lost state; "" if it can."""
 
     node_id: NodeId
     leader: NodeId | None
@@ -231,6 +232,7 @@ class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):
     addresses: dict[NodeId, str]
     maintenance: bool = False
     room: bool | None = None
+    hinders: str = ""
 
 
 class StatusCall(msgspec.Struct, frozen=True, array_like=True):

@@ -51,7 +51,7 @@ def why_not_ready(node: Shown) -> str:
         if lost := node.host.lost_replica(group):
             return f"{group_name(group)} does not go on: {lost}"
         if hosted.replica.damage is not None:
-            return f"the replica of {group_name(group)} is damaged and fetches its data again"
+            return f"the replica of {group_name(group)} is damaged and waits for its data from another one"
         if node.host.leader(group) is None:
             return f"{group_name(group)} has no leader"
         if not hosted.caught_up:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from needle.base.config import RaftConfig
-from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable
+from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable, in_seconds
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.parts import Payload, as_bytes
@@ -239,7 +239,7 @@ class HostedReplica:
         while self._clock.monotonic() - self._fresh_at > max_staleness:
             left = deadline - self._clock.monotonic()
             if left <= 0:
-                raise TooStale(f"no leader confirmed within {timeout:g} s how fresh this replica is")
+                raise TooStale(f"no leader confirmed within {in_seconds(timeout)} how fresh this replica is")
             if self._asking is None:
                 self._asking = asyncio.get_running_loop().create_task(self._ask(left))
                 self._asking.add_done_callback(_seen)

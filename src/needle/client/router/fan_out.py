@@ -22,6 +22,7 @@ from needle.base.errors import (
     ProtocolError,
     StaleEpoch,
     TooStale,
+    in_seconds,
     told_version,
 )
 from needle.base.model import ReadMode, WriteResult
@@ -152,7 +153,7 @@ class FanOut:
                 if last is None:
                     raise
             if (left := deadline - loop.time()) <= 0.001:
-                raise DeadlineExceeded(f"no agreement on the shard map within {timeout:g} s: {last.message}")
+                raise DeadlineExceeded(f"no agreement on the shard map within {in_seconds(timeout)}: {last.message}")
             await self.renew(last, left)
 
     async def renew(self, stale: StaleEpoch, timeout: float) -> None:
@@ -224,9 +225,11 @@ class FanOut:
             await self._refresh(self._topology().version + 1, min(max(0.0, deadline - loop.time()), PAUSE_SECONDS))
         told = "; ".join(f"{address}: {error.message}" for address, error in sorted(failures.items()))
         if stale := [error for error in failures.values() if isinstance(error, TooStale)]:
-            why = f"no replica of shard {shard} is fresh enough after {timeout:g} s ({told})"
+            why = f"no replica of shard {shard} is fresh enough after {in_seconds(timeout)} ({told})"
             raise TooStale(why, **stale[0].details)
-        raise DeadlineExceeded(f"no replica of shard {shard} answered within {timeout:g} s ({told or 'none reached'})")
+        raise DeadlineExceeded(
+            f"no replica of shard {shard} answered within {in_seconds(timeout)} ({told or 'none reached'})"
+        )
 
     async def _hedged(
         self,

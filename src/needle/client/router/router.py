@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound, DeadlineExceeded, DocumentNotFound, StaleEpoch
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, DocumentNotFound, StaleEpoch, in_seconds
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.client.document_calls import BatchPart, Found
@@ -93,7 +93,7 @@ class Router(Routes):
             else:
                 self._saw(shard, result.index)
                 return result
-        raise DeadlineExceeded(f"no shard accepted the write within {timeout:g} s: its map is changing")
+        raise DeadlineExceeded(f"no shard accepted the write within {in_seconds(timeout)}: its map is changing")
 
     async def insert_batch(
         self,

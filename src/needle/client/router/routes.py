@@ -13,7 +13,7 @@ from typing import Protocol, Self, TypeVar
 import msgspec
 
 from needle.base.decoding import routed_metadata
-from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, in_seconds
 from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking, beside
 from needle.client.meaning import Meaning, meant, switched
@@ -179,9 +179,8 @@ class Routes:
                 raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
             if info.id == tried:
                 if loop.time() >= deadline - PAUSE_SECONDS:
-                    raise DeadlineExceeded(
-                        f"a shard does not have collection {collection[:80]!r} of the catalog after {timeout:g} s"
-                    )
+                    named = f"collection {collection[:80]!r} of the catalog"
+                    raise DeadlineExceeded(f"a shard does not have {named} after {in_seconds(timeout)}")
                 await asyncio.sleep(PAUSE_SECONDS)
             tried = info.id
             alias = info.spec.name != collection

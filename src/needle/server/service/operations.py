@@ -59,7 +59,13 @@ class Operations:
         status = host.status(group)
         node = self._node
         return LeaderAnswer(
-            node.node_id, status.leader, status.current_term, node.addresses(), host.maintenance, not node.space.low
+            node.node_id,
+            status.leader,
+            status.current_term,
+            node.addresses(),
+            host.maintenance,
+            not node.space.low,
+            status.lost or status.damage,
         )
 
     async def status(self, call: StatusCall) -> RaftStatus:

@@ -18,6 +18,7 @@ from needle.base.errors import (
     OutcomeUnknown,
     StaleEpoch,
     UnsupportedFormat,
+    in_seconds,
     invalid,
 )
 from needle.base.model import HitBatch, ReadMode, WriteResult
@@ -88,7 +89,7 @@ class Proxy:
         task = write.task
         done, _ = await asyncio.wait((task,), timeout=timeout)
         if not done:
-            raise OutcomeUnknown(f"the write was not answered within {timeout:g} s; it may take effect")
+            raise OutcomeUnknown(f"the write was not answered within {in_seconds(timeout)}; it may take effect")
         return task.result()
 
     def _decoded(self, data: bytes) -> commands.Command:
