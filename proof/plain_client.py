@@ -120,8 +120,11 @@ class PlainCalls:
         metadata: list[bytes],
         timeout: float,
         expires: Sequence[int] = (),
+        *,
+        whole: bool = False,
     ) -> list[BatchPart]:
-        """As `DocumentCalls.insert_batch`. Documents that were not sent because others failed are one part."""
+        """As `DocumentCalls.insert_batch`; who routes looks at all of a part, whatever is `whole`. Documents that were
+        not sent because others failed are one part."""
         size = rows.nbytes // len(ids)
         parts = values.cut(ids, metadata, size, self._batch_bytes_max, BATCH_DOCUMENTS_MAX)
         permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from cluster.catalog_util import spec, topology
+from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, ConnectionLost, NoQuorum, StaleEpoch, VersionMismatch
 from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, SearchRequest, WriteResult
@@ -23,6 +24,7 @@ from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy, routing_key
 from needle.routing.topology import CollectionInfo, Ownership, Topology
 from needle.shard.apply.patching import changed
+from needle.shard.apply.validation import check_command
 from proof.sim.event_loop import SimLoop
 
 KINDS = {calls.SEARCH: SearchCall, calls.GET: GetCall, calls.COLLECTIONS: CollectionsCall}
@@ -46,6 +48,8 @@ class FakeShards:
         """How often shards still say that they do not have the collection."""
         self.without: dict[int, int] = {}
         """How often a shard still refuses a write for want of the collection."""
+        self.limits: Limits | None = None
+        """What inserts are checked with, as by a node; None: not at all."""
         self.lies: dict[int, int] = {}
         """Shards that answer with another fingerprint."""
         self.before_answer: Callable[[int], None] = lambda _: None
@@ -123,6 +127,8 @@ class FakeGroup:
         shards.without[self.shard] = missing = shards.without.get(self.shard, 0) - 1
         if command.collection != "default@7" or missing >= 0:
             raise CollectionNotFound(f"no {command.collection}")
+        if shards.limits is not None and isinstance(command, Insert):
+            check_command(command, lambda _: spec("default", 2), shards.limits)
         held = shards.data[self.shard]
         shards.log[self.shard] = index = shards.log[self.shard] + 1
         if isinstance(command, ChangeWhere):

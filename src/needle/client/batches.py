@@ -29,11 +29,15 @@ class BatchMethods(DocumentMethods):
         """Insert or replace many documents, given as to `insert_each`, which tells the outcome of each id instead of
         raising.
 
-        Split into log entries; each entry is all or nothing, and gets one WriteResult (`count` documents). On an error,
-        details["documents_written"] says how many documents were acknowledged, details["documents_unknown"] how many
-        may or may not be written; the others are not. It is OutcomeUnknown if there are any of those.
+        Split into log entries; each entry is all or nothing, and gets one WriteResult (`count` documents). A document
+        that is sure to be refused (its id or metadata is too long, the metric does not take its vector, it has no shard
+        key) is told before the others are written. On any other error some may be written: the message says how many,
+        and so does details["documents_written"]; details["documents_unknown"] says how many may or may not be written;
+        the others are not. It is OutcomeUnknown if there are any of those.
         """
-        _, parts = await self._insert_parts(documents, ids, vectors, metadatas, collection, timeout, expires_at)
+        _, parts = await self._insert_parts(
+            documents, ids, vectors, metadatas, collection, timeout, expires_at, whole=True
+        )
         failures = [part.outcome for part in parts if isinstance(part.outcome, NeedleError)]
         if failures:
             raise _failure_of(parts, failures)
@@ -41,9 +45,15 @@ class BatchMethods(DocumentMethods):
 
 
 def _failure_of(parts: list[BatchPart], failures: list[NeedleError]) -> NeedleError:
-    """What a batch failed of: the first failure, but before all others one that says what is not known."""
+    """What a batch failed of: before all others what says that something is not known, then what repeating it does not
+    help; that parts were not sent for it comes last."""
     unknown = sum(len(part.rows) for part in parts if isinstance(part.outcome, OutcomeUnknown))
-    failure = next((error for error in failures if isinstance(error, OutcomeUnknown)), failures[0])
-    failure.details["documents_written"] = sum(len(p.rows) for p in parts if isinstance(p.outcome, WriteResult))
+    written = sum(len(part.rows) for part in parts if isinstance(part.outcome, WriteResult))
+    failure = min(failures, key=lambda error: (not isinstance(error, OutcomeUnknown), error.retryable))
+    if (count := sum(len(part.rows) for part in parts)) > 1:
+        perhaps = f", {unknown} may or may not be" if unknown else ""
+        text = f"{failure.message} ({written} of the {count} documents of the batch are written{perhaps})"
+        failure = type(failure)(text, **failure.details)
+    failure.details["documents_written"] = written
     failure.details["documents_unknown"] = unknown
     return failure

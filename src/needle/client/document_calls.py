@@ -104,9 +104,12 @@ class DocumentCalls(Protocol):
         metadata: list[bytes],
         timeout: float,
         expires: Sequence[int] = (),
+        *,
+        whole: bool = False,
     ) -> list[BatchPart]:
         """Insert or replace many documents with different ids: each is in one part, parts are in the order of their
-        first documents. rows: len(ids) rows of float32 bytes. expires: as in `commands.Insert`."""
+        first documents. rows: len(ids) rows of float32 bytes. expires: as in `commands.Insert`. whole: nothing is
+        written if it can be known beforehand that a document is refused for what it is."""
         ...
 
     async def delete(self, collection: str, names: list[str], timeout: float, matches: bytes = b"") -> WriteResult:

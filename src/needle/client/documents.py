@@ -140,14 +140,18 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         collection: str,
         timeout: float,
         expires_at: Any = None,
+        *,
+        whole: bool = False,
     ) -> tuple[list[str], list[BatchPart]]:
-        """The different ids of a batch, and what became of it."""
+        """The different ids of a batch, and what became of it. whole: as in `DocumentCalls.insert_batch`."""
         batch = values.columns(documents, ids, vectors, metadatas, expires_at)
         name, seconds = values.check_name(collection), values.check_timeout(timeout)
         if not batch.ids:
             return [], []
         where = await self._documents()
-        parts = await where.insert_batch(name, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires)
+        parts = await where.insert_batch(
+            name, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires, whole=whole
+        )
         return batch.ids, parts
 
     async def delete(

@@ -1,4 +1,5 @@
-"""How a batch of documents is cut: by the shard that owns them, and so that each part is one log entry. Pure.
+"""How a batch of documents is cut: by the shard that owns them, and so that each part is one log entry; and which of
+them a shard may refuse. Pure.
 
 Invariant: every document is in one part, in order within its shard, or has no home.
 """
@@ -8,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
+from needle.base.config import Limits
 from needle.base.errors import NeedleError
 from needle.client.router.merge import by_owner
 from needle.client.router.routes import owner_of
 from needle.routing.topology import Ownership
 
 BATCH_DOCUMENTS_MAX = 10_000
+SQUARE_MAX = float(np.finfo(np.float32).max) / 16
+"""A vector whose square is larger may be refused: no metric takes one that is longer."""
 
 
 class BatchPlan(msgspec.Struct, frozen=True):
@@ -49,3 +54,20 @@ def plan_batch(
             parts[shard][-1].append(at)
             filled += weight
     return BatchPlan(parts, homeless)
+
+
+def doubtful(ids: Sequence[str], rows: memoryview, metadata: Sequence[bytes], limits: Limits) -> set[int]:
+    """Places of documents that a shard with these limits may refuse: their ids or metadata are long, their vectors have
+    no direction or are very long. A node may have other limits, and says so only when it is asked."""
+    found: set[int] = set()
+    if ids and 4 * max(map(len, ids)) > limits.id_bytes_max:
+        found.update(at for at, name in enumerate(ids) if len(name.encode()) > limits.id_bytes_max)
+    if metadata and max(map(len, metadata)) > limits.metadata_bytes_max:
+        found.update(at for at, json in enumerate(metadata) if len(json) > limits.metadata_bytes_max)
+    width = len(ids) and rows.nbytes // len(ids)
+    if width and not width % 4 and rows.nbytes == width * len(ids):  # all of them are refused otherwise
+        vectors = np.frombuffer(rows, "<f4").reshape(len(ids), -1)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            squares = np.einsum("ij,ij->i", vectors, vectors)
+        found.update(np.flatnonzero(~((squares > 0) & (squares <= SQUARE_MAX))).tolist())
+    return found

@@ -103,12 +103,14 @@ class Router(Routes):
         metadata: list[bytes],
         timeout: float,
         expires: Sequence[int] = (),
+        *,
+        whole: bool = False,
     ) -> list[BatchPart]:
         """Insert or replace many documents. rows: len(ids) rows of float32 bytes. expires: as in `commands.Insert`.
 
         Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing; after one has
         failed no other of its shard is begun. Of documents with one id only the last is written; the others are in no
-        part.
+        part. whole: as in `DocumentCalls.insert_batch`.
         """
         keep = last_of_each_id(ids)
         if keep is not None:
@@ -116,12 +118,13 @@ class Router(Routes):
             kept = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in keep))
             names = [ids[at] for at in keep]
             instants = [expires[at] for at in keep] if expires else ()
-            parts = await self.insert_batch(collection, names, kept, [metadata[at] for at in keep], timeout, instants)
+            json = [metadata[at] for at in keep]
+            parts = await self.insert_batch(collection, names, kept, json, timeout, instants, whole=whole)
             return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
 
         async def run(stored: str, left: float) -> list[BatchPart]:
             inserts = RowInserts(self.fan_out.ownership, self._write, self._beside, self._batch_bytes_max)
-            parts = await inserts.run(stored, ids, rows, metadata, left, expires)
+            parts = await inserts.run(stored, ids, rows, metadata, left, expires, whole=whole)
             return in_callers_words(parts, self._shards.topology().collection(collection))
 
         return await self._named(collection, timeout, run)

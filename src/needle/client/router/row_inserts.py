@@ -1,7 +1,8 @@
 """Batches of inserts: each shard's part of the rows goes to it, several at a time.
 
 Invariant: a part is all or nothing; after one has failed no other of its shard is begun; one that no longer has one
-owner was written by nobody, and is routed again.
+owner was written by nobody, and is routed again. Of a batch that is meant as a whole nothing is begun before what may
+be refused was not.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from needle.base.errors import CollectionNotFound, NeedleError, Unavailable
+from needle.base.config import Limits
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import WriteResult
 from needle.client.document_calls import BatchPart
 from needle.client.meaning import switched
-from needle.client.router.batch_plan import plan_batch
+from needle.client.router.batch_plan import doubtful, plan_batch
 from needle.client.router.by_filter import Write
 from needle.client.router.routes import Scattered, owner_of, said_of
 from needle.protocol.commands import Insert
 from needle.routing.topology import CollectionInfo, Ownership
 
 BATCHES_IN_FLIGHT = 4
+DEFAULTS = Limits()
 
 
 class RowInserts:
@@ -47,12 +50,18 @@ class RowInserts:
         metadata: list[bytes],
         timeout: float,
         expires: Sequence[int] = (),
+        *,
+        whole: bool = False,
     ) -> list[BatchPart]:
-        """What became of each part. collection: by its name inside the shards. expires: as in `commands.Insert`."""
+        """What became of each part. collection: by its name inside the shards. expires: as in `commands.Insert`. whole:
+        if a document is refused for what it is, the others are of no use: what can be known of it is known before
+        anything is written."""
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
         done = [BatchPart([at], error) for at, error in plan.homeless.items()]
+        first = await self._beside(weight, doubtful, ids, rows, metadata, DEFAULTS) if whole else set()
+        refused: NeedleError | None = next(iter(plan.homeless.values()), None) if whole else None
         permits, failed = asyncio.Semaphore(BATCHES_IN_FLIGHT), dict[int, NeedleError]()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -70,7 +79,7 @@ class RowInserts:
                 return shard
 
             async with permits:
-                if (before := failed.get(shard)) is not None:
+                if (before := refused or failed.get(shard)) is not None:
                     done.append(BatchPart(part, _not_sent(before)))
                     return
                 left = max(0.001, deadline - loop.time())
@@ -91,7 +100,12 @@ class RowInserts:
                         return
             done.append(BatchPart(part, result))
 
-        await asyncio.gather(*(send(shard, part) for shard, parts in plan.parts.items() for part in parts))
+        parts = [(shard, part) for shard, parts in plan.parts.items() for part in parts]
+        if first:
+            await asyncio.gather(*(send(*one) for one in parts if not first.isdisjoint(one[1])))
+            refused = refused or next((error for error in failed.values() if isinstance(error, InvalidArgument)), None)
+            parts = [one for one in parts if first.isdisjoint(one[1])]
+        await asyncio.gather(*(send(*one) for one in parts))
         return done
 
 

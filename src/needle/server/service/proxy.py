@@ -193,6 +193,7 @@ class Proxy:
             [command.metadata[at] for at in left],
             timeout,
             [command.expires[at] for at in left] if command.expires else [],
+            whole=True,
         )
         failures: list[NeedleError] = []
         for part in parts:
