@@ -151,6 +151,26 @@ def test_an_added_shard_gets_its_share_of_an_empty_cluster() -> None:
     assert imbalance(shares) < 0.05
 
 
+@pytest.mark.parametrize("strategy", [CONSISTENT_HASH, HASH, ShardStrategy.custom("tenant")], ids=lambda one: one.kind)
+@pytest.mark.parametrize(("shards", "documents"), [(1, 1), (1, 2), (1, 5), (2, 3), (4, 10)])
+def test_an_added_shard_gets_its_share_of_the_keys_however_few_documents_there_are(
+    shards: int, documents: int, strategy: ShardStrategy
+) -> None:
+    """One whose documents are to come: what they weigh now says nothing about where the next ones go."""
+    made = world(shards=shards, nodes=3, documents=documents, strategy=strategy)
+    made.documents = [(key, 2000) for key, _ in made.documents]
+    carried_out(made, Wish(shards=shards + 1))
+    shares = [size.share for size in summarize(made.topology, made.stats()).shard_sizes.values()]
+    assert len(shares) == shards + 1 and imbalance(shares) < 0.05
+
+
+def test_a_shard_with_a_single_document_can_be_split() -> None:
+    made = world(shards=1, nodes=3, documents=1)
+    carried_out(made, Wish(split=ShardSplit(shard=0, into=1)))
+    shares = [size.share for size in summarize(made.topology, made.stats()).shard_sizes.values()]
+    assert shares == pytest.approx([0.5, 0.5], abs=0.05)
+
+
 def test_a_removed_shard_is_emptied_and_retired() -> None:
     made = world()
     first = carried_out(made, Wish(shards=3))

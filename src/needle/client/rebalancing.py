@@ -87,7 +87,8 @@ class RebalanceMethods:
             )
 
     async def add_shard(self, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
-        """Have the cluster serve one shard more, with its fair share of the keys. As `start_rebalance`."""
+        """Have the cluster serve one shard more, with its fair share of the keys; under the strategy range, of what can
+        be cut between known ids. As `start_rebalance`."""
         seconds = values.check_timeout(timeout)
         serving = len((await self._shards.confirmed(seconds)).serving)
         return await self._start(Wish(shards=serving + 1), config, seconds)

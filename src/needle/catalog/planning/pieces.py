@@ -142,14 +142,16 @@ def _parts(space: KeySpace, piece: Piece, spans: Sequence[KeyRange]) -> list[tup
 
 
 def cut(space: KeySpace, piece: Piece, weight: int) -> tuple[Piece, Piece] | None:
-    """A piece in two, of which the first has about that weight; None if no key is between them, or not one document."""
+    """A piece in two, of which the first has about that weight; None if no key is between them, or not one document
+    where documents are most of what it weighs: where keys are, it is those to come that are shared out."""
     low, high = space.position(piece.span[0]), space.position(piece.span[1])
     at = low + (high - low) * weight // max(1, piece.weight)
     if not piece.cut or not low < at < high:
         return None
     key = space.key(at)
     (_, first), (_, second) = _parts(space, piece, [(piece.span[0], key), (key, piece.span[1])])
-    return (first, second) if not piece.documents or (first.documents and second.documents) else None
+    few = not piece.documents or 2 * EMPTY_SPACE_BYTES * (high - low) >= piece.weight * space.size
+    return (first, second) if few or (first.documents and second.documents) else None
 
 
 def as_ranges(pieces: Iterable[Piece]) -> tuple[KeyRange, ...]:
