@@ -7,17 +7,22 @@ forgot its votes must not vote again). The topology is a cache: it lets a node o
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 
 import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, UnsupportedFormat, WrongCluster
-from needle.base.file_errors import os_failure
+from needle.base.file_errors import SHORTAGES, os_failure
 from needle.base.ids import NodeId
 from needle.catalog.machine import FILE_NAME as CATALOG_FILE
 from needle.routing.topology import Topology
-from needle.server.files import CLUSTER_FILE, replace_file
+from needle.server.files import CLUSTER_FILE, CLUSTER_REMEDY, read_file, read_json, replace_file
+from needle.server.summed import json_is_whole, json_with_sum, packed_is_whole, packed_with_sum
+
+log = logging.getLogger("needle.server")
 
 TOPOLOGY_FILE = "topology.bin"
 
@@ -58,9 +63,7 @@ def _no_cluster(data_dir: str, held: list[str]) -> str:
     some = ", ".join([*held[:5], *(["..."] if len(held) > 5 else [])])
     return (
         f"data_dir = {data_dir!r} holds replicas ({some}), but no "
-        f"{CLUSTER_FILE} that says of which cluster. Restore that file from a copy of this directory; if there is none "
-        "and other nodes of the cluster have these replicas, remove this node and add one with an empty data "
-        "directory under a new id"
+        f"{CLUSTER_FILE} that says of which cluster. {CLUSTER_REMEDY}"
     )
 
 
@@ -76,48 +79,45 @@ def check_founding(node: NodeId, now: Topology, heard: Topology) -> None:
 
 
 def load_cluster(data_dir: str, draw: int) -> ClusterFile:
-    """What cluster.json says; a new directory gets `draw` as its incarnation, durably. Raises UnsupportedFormat for one
-    that is not new and does not say its cluster: that is on disk before the first replica is."""
+    """What cluster.json says; a new directory gets `draw` as its incarnation, durably. Raises StorageError for a
+    damaged one, UnsupportedFormat for a directory that is not new and does not say its cluster: that is on disk before
+    the first replica is."""
     path = os.path.join(data_dir, CLUSTER_FILE)
-    data = _read(path)
-    try:
-        found = None if data is None else msgspec.json.decode(data, type=ClusterFile)
-    except DECODE_ERRORS as error:
-        raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
+    data = read_file(path)
+    found = None if data is None else read_json(path, data, ClusterFile, CLUSTER_REMEDY)
     if (found is None or found.uid == 0) and (held := _replicas(data_dir)):
         raise UnsupportedFormat(_no_cluster(data_dir, held), directory=data_dir)
     if found is None:
         found = ClusterFile(incarnation=draw)
         save_cluster(data_dir, found)
+    elif data is not None and json_is_whole(data) is None:
+        with contextlib.suppress(*SHORTAGES):  # the next start gives it its checksum
+            save_cluster(data_dir, found)
     return found
 
 
 def save_cluster(data_dir: str, cluster: ClusterFile) -> None:
     """Replace cluster.json, durably."""
-    replace_file(os.path.join(data_dir, CLUSTER_FILE), msgspec.json.encode(cluster))
+    replace_file(os.path.join(data_dir, CLUSTER_FILE), json_with_sum(cluster))
 
 
 def load_topology(data_dir: str) -> Topology:
-    """The topology last seen; an empty one if there is none or it is of another release: it will be fetched again."""
-    data = _read(os.path.join(data_dir, TOPOLOGY_FILE))
+    """The topology last seen; an empty one if there is none, or it is damaged or of another release: it will be fetched
+    again."""
+    path = os.path.join(data_dir, TOPOLOGY_FILE)
+    data = read_file(path)
     if data is None:
         return Topology()
-    try:
-        return msgspec.msgpack.decode(data, type=Topology)
-    except DECODE_ERRORS:
-        return Topology()
+    why = "its checksum is another one"
+    if packed_is_whole(data) is not False:
+        try:
+            return msgspec.msgpack.decode(data, type=Topology)
+        except DECODE_ERRORS as error:
+            why = str(error)
+    log.warning("%s is damaged, and not used: other nodes are asked for the cluster's shape (%s)", path, why)
+    return Topology()
 
 
 def save_topology(data_dir: str, topology: Topology) -> None:
     """Replace topology.bin, durably."""
-    replace_file(os.path.join(data_dir, TOPOLOGY_FILE), msgspec.msgpack.encode(topology))
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise os_failure(error, path) from error
+    replace_file(os.path.join(data_dir, TOPOLOGY_FILE), packed_with_sum(topology))

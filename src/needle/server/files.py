@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 import msgspec
 
+from needle.base.config import check_node_id, parse_address
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import InvalidArgument, StorageError, UnsupportedFormat
+from needle.base.errors import ConfigError, InvalidArgument, StorageError, UnsupportedFormat
 from needle.base.file_errors import SHORTAGES, os_failure
 from needle.base.ids import NodeId
+from needle.server.summed import json_is_whole, json_with_sum
 
-T = TypeVar("T")
+_log = logging.getLogger("needle.server")
+T = TypeVar("T", bound=msgspec.Struct)
 
 FORMAT_VERSION = 1
 NODE_FILE = "node.json"
@@ -31,6 +35,14 @@ GONE: Final = ".gone"
 """Ends the name of a replica's directory that is being deleted: `server.upkeep.given_up`."""
 SHARDED: Final = "sharded"
 """The kind of all clusters now; earlier releases also had fixed ones, without a catalog."""
+NODE_REMEDY: Final = (
+    "If this is the directory of the node and the cluster that the settings name, delete that file: it is written again "
+    "at the next start"
+)
+CLUSTER_REMEDY: Final = (
+    "Restore that file from a copy of this directory; if there is none and other nodes of the cluster have these "
+    "replicas, remove this node and add one with an empty data directory under a new id"
+)
 
 
 class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +53,12 @@ class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
     format_version: int = FORMAT_VERSION
     kind: str = ""
     """Of its cluster; "" as written by releases that did not note it."""
+
+
+class _Named(msgspec.Struct, frozen=True):
+    """Of cluster.json, whether it names a cluster."""
+
+    uid: int = 0
 
 
 def log_directory(data_dir: str) -> str:
@@ -66,9 +84,9 @@ def snapshot_directory(data_dir: str) -> str:
 def claim(data_dir: str, node_id: NodeId, cluster_id: str) -> Callable[[], None]:
     """Take `data_dir` for this process; creates it if need be. Returns what gives it back.
 
-    Raises InvalidArgument if it is a file, StorageError if another process has it, UnsupportedFormat if it belongs to
-    another node, cluster or format, or to a cluster without a catalog; DiskFull, TooManyFiles or DiskFailed if it
-    cannot be written.
+    Raises InvalidArgument if it is a file, StorageError if another process has it or node.json is damaged,
+    UnsupportedFormat if it belongs to another node, cluster or format, or to a cluster without a catalog; DiskFull,
+    TooManyFiles or DiskFailed if it cannot be written.
     """
     try:
         os.makedirs(data_dir, exist_ok=True)
@@ -104,23 +122,16 @@ def _lock(handle: int, data_dir: str) -> None:
 
 
 def read_owner(data_dir: str) -> NodeFile | None:
-    """Whose directory this is; None if it is nobody's yet. Raises UnsupportedFormat."""
+    """Whose directory this is; None if it is nobody's yet. Raises StorageError if node.json is damaged."""
     path = os.path.join(data_dir, NODE_FILE)
-    try:
-        with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=NodeFile)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except DECODE_ERRORS as error:
-        raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
-    except OSError as error:
-        raise os_failure(error, path) from error
+    data = read_file(path)
+    return None if data is None else read_json(path, data, NodeFile, NODE_REMEDY)
 
 
 def _check_owner(data_dir: str, mine: NodeFile) -> None:
     path, found = os.path.join(data_dir, NODE_FILE), read_owner(data_dir)
     if found is None:
-        replace_file(path, msgspec.json.encode(mine))
+        replace_file(path, json_with_sum(mine))
         return
     for field in ("format_version", "cluster_id", "node_id"):
         there, here = getattr(found, field), getattr(mine, field)
@@ -136,41 +147,54 @@ def _check_owner(data_dir: str, mine: NodeFile) -> None:
             "one with its own release beside it, and copy the documents from the old to the new one",
             directory=data_dir,
         )
-    if not found.kind:
+    if not found.kind or json_is_whole(read_file(path) or b"") is None:
         with contextlib.suppress(*SHORTAGES):  # the next start notes it
-            replace_file(path, msgspec.json.encode(mine))
+            replace_file(path, json_with_sum(mine))
 
 
 def _kind_of(data_dir: str) -> str:
     """Of a directory that does not say it: one with a replica and no cluster is of a cluster without a catalog."""
-    try:
-        with open(os.path.join(data_dir, CLUSTER_FILE), "rb") as file:
-            if msgspec.json.decode(file.read()).get("uid"):
-                return SHARDED
-    except FileNotFoundError:
-        pass
-    except (*DECODE_ERRORS, AttributeError) as error:
-        raise UnsupportedFormat(f"{data_dir}/{CLUSTER_FILE} cannot be read: {error}", path=data_dir) from None
-    except OSError as error:
-        raise os_failure(error, f"{data_dir}/{CLUSTER_FILE}") from error
+    path = os.path.join(data_dir, CLUSTER_FILE)
+    if (data := read_file(path)) is not None and read_json(path, data, _Named, CLUSTER_REMEDY).uid:
+        return SHARDED
     return "" if os.path.isdir(shard_directory(data_dir, 0)) else SHARDED
 
 
 def load_addresses(data_dir: str) -> dict[NodeId, str]:
-    """Where nodes said that they are."""
-    return _load(os.path.join(data_dir, ADDRESSES_FILE), dict[str, str])
+    """Where nodes said that they are; nothing if the file is damaged: it is learned again."""
+    path = os.path.join(data_dir, ADDRESSES_FILE)
+    data = read_file(path)
+    try:
+        found = {} if data is None else msgspec.json.decode(data, type=dict[str, str])
+        for node, address in found.items():
+            check_node_id("node", node)
+            parse_address(f"address of {node}", address)
+    except (*DECODE_ERRORS, ConfigError) as error:
+        _log.warning("%s is damaged, and not used: addresses of nodes are learned again (%s)", path, error)
+        return {}
+    return found
 
 
-def _load(path: str, kind: type[dict[str, T]]) -> dict[str, T]:
+def read_file(path: str) -> bytes | None:
+    """What is in a small file; None if there is none."""
     try:
         with open(path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=kind)
-    except FileNotFoundError:
-        return {}
-    except DECODE_ERRORS as error:
-        raise UnsupportedFormat(f"{path} cannot be read: {error}", path=path) from None
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise os_failure(error, path) from error
+
+
+def read_json(path: str, data: bytes, kind: type[T], remedy: str) -> T:
+    """What the file at `path` says. Raises StorageError, with what to do, if it is not what was written."""
+    what = "its checksum is another one; whoever changed it by hand takes `checksum` out of it"
+    if json_is_whole(data) is not False:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except DECODE_ERRORS as error:
+            what = str(error)
+    raise StorageError(f"{path} is damaged: {what}. {remedy}", path=path)
 
 
 def save_addresses(data_dir: str, addresses: dict[NodeId, str]) -> None:
