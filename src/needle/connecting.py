@@ -153,7 +153,7 @@ def connect(
     what NEEDLE_TLS_CA says, if it is set; False for none. Nodes' certificates must be for the hosts that are dialled.
     Raises ConfigError for a bad address or file, WrongCluster if all nodes belong to another cluster, Unauthenticated
     if they do not take the key, TlsFailed if they do not speak TLS (or nothing else) or a certificate is refused,
-    NoQuorum if no node answers within 5 seconds.
+    NoQuorum if no node answers within 5 seconds, Overloaded if those that answer have too many connections.
     Other nodes that are down do not matter: calls say so.
     """
     arguments = check_arguments(addresses, cluster_id, batch_bytes_max)

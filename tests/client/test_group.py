@@ -14,12 +14,14 @@ from needle.base.errors import (
     NeedleError,
     NoQuorum,
     OutcomeUnknown,
+    Overloaded,
     SessionExpired,
     WrongCluster,
 )
 from needle.base.model import ReadMode
 from needle.client import Client
 from needle.client import attempts as attempts_of_calls
+from needle.client.finding import find_cluster
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls
 from needle.protocol.peer_calls import SHARD_LEADER
@@ -146,6 +148,21 @@ async def test_what_keeps_nodes_from_leading_is_told(network: Network, client: C
     network.leader, network.hinders = None, {"n2": "documents.db is damaged"}
     with pytest.raises(NoQuorum, match=r"n2 at h:2 answers but cannot lead: documents.db is damaged"):
         await client.insert("a", VECTOR, timeout=0.5)
+
+
+async def test_nodes_without_room_for_another_connection_are_not_called_silent(
+    client: Client, network: Network
+) -> None:
+    async def full(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        raise Overloaded("this node has 48 connections; its limit is 64")
+
+    network.call = full  # type: ignore[method-assign]
+    with pytest.raises(Overloaded, match="48 connections"):
+        await client.insert("a", VECTOR, timeout=0.3)
+    with pytest.raises(Overloaded, match="48 connections"):
+        await client.search_eventual(VECTOR, 1, timeout=0.3)
+    with pytest.raises(Overloaded, match=r"took the connection within 0\.2 s: .*48 connections"):
+        await find_cluster(network, list(ADDRESSES.values()), 0.2)
 
 
 async def test_a_node_that_says_nothing_within_the_search_is_named_too(client: Client, network: Network) -> None:

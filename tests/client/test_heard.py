@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from needle.base.errors import ConnectionLost, in_seconds
+from needle.base.errors import ConnectionLost, Overloaded, in_seconds
 from needle.client.heard import REASON_MAX, Heard
 from needle.protocol.calls import LeaderAnswer
 
@@ -50,6 +50,19 @@ def test_why_a_node_cannot_lead_is_passed_on_within_a_bound() -> None:
     assert len(heard.explain({"n1": "h:1"}, None, 5.0)) < REASON_MAX + 50
     heard.answered("h:1", says("n1"), 5.0)
     assert heard.explain({"n1": "h:1"}, None, 5.0) == "n1 at h:1 answers, but does not lead"
+
+
+def test_nodes_that_all_have_no_room_are_told_from_nodes_that_are_silent() -> None:
+    heard = Heard()
+    heard.failed("h:1", Overloaded("48 connections"), 5.0)
+    heard.failed("h:2", Overloaded("49 connections"), 5.0)
+    assert heard.overloaded(["h:1", "h:2"], 6.0) is None
+    found = heard.overloaded(["h:1", "h:2", "h:3"], 5.0)
+    assert isinstance(found, Overloaded) and found.message == "48 connections"
+    heard.failed("h:3", ConnectionLost("down"), 5.0)
+    assert heard.overloaded(["h:1", "h:2", "h:3"], 5.0) is None
+    heard.answered("h:3", says("n3"), 5.0)
+    assert heard.overloaded(["h:1", "h:2", "h:3"], 5.0) is None
 
 
 def test_what_is_known_of_addresses_that_are_no_more_is_forgotten() -> None:

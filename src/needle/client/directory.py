@@ -244,6 +244,10 @@ class Directory:
         """Whether any node answered or failed from `since` on, by the event loop's time."""
         return any(self._heard.since(address, since) for address in self.addresses())
 
+    def overloaded(self, since: float) -> NeedleError | None:
+        """As `Heard.overloaded`."""
+        return self._heard.overloaded(self.addresses(), since)
+
     def explain(self, since: float) -> str:
         """What the nodes have said from `since` on, by the event loop's time, and why others said nothing: for an error
         message."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from needle.base.errors import NeedleError, NoQuorum, ProtocolError, Unauthenticated, UnknownMethod
+from needle.base.errors import NeedleError, NoQuorum, Overloaded, ProtocolError, Unauthenticated, UnknownMethod
 from needle.client.directory import Caller
 from needle.protocol import calls
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
@@ -24,8 +24,8 @@ async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float
 async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float) -> Topology:
     """As `find_topology`, but asks until a node answers; an empty Topology of a cluster that is not made yet.
 
-    Raises what the nodes answer if all refuse to talk (WrongCluster, UnsupportedVersion, Unauthenticated), NoQuorum
-    when none answers in time.
+    Raises what the nodes answer if all refuse to talk (WrongCluster, UnsupportedVersion, Unauthenticated), Overloaded
+    when all that answer have no room for another connection until the end, NoQuorum when none answers in time.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -36,6 +36,8 @@ async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float)
         if all(isinstance(error, ProtocolError | UnknownMethod | Unauthenticated) for error in failures):
             raise failures[0]
         if loop.time() >= deadline:
+            if full := [error for error in failures if isinstance(error, Overloaded)]:
+                raise Overloaded(f"no node took the connection within {timeout:g} s: {full[0].message}")
             raise NoQuorum(f"no node at {', '.join(addresses)} answered within {timeout:g} s: {failures[0].message}")
         await asyncio.sleep(PAUSE_SECONDS)
 

@@ -261,6 +261,8 @@ class GroupClient:
         if isinstance(attempts.last, Overloaded | DiskFailed):
             raise attempts.last  # by its name: it was like this until the end
         leader = directory.leader
+        if leader is None and (full := directory.overloaded(attempts.began)) is not None:
+            raise full
         if leader is None or isinstance(attempts.last, NoQuorum):
             asked = directory.heard_since(attempts.began) or isinstance(attempts.last, NoQuorum)
             kind = NoQuorum if asked else DeadlineExceeded  # there was no time to hear of anyone: that says nothing

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from needle.base.errors import NeedleError
+from needle.base.errors import NeedleError, Overloaded
 from needle.base.ids import NodeId
 from needle.protocol.calls import LeaderAnswer
 
@@ -53,6 +53,11 @@ class Heard:
     def all_failed(self, addresses: Iterable[str]) -> bool:
         """Whether none of them answered when last asked."""
         return all((last := self._last.get(address)) is not None and last.failure is not None for address in addresses)
+
+    def overloaded(self, addresses: Iterable[str], since: float) -> NeedleError | None:
+        """Why those of `addresses` that were heard of from `since` on had no room, if that is what all of them said."""
+        failures = [self._last[address].failure for address in addresses if self.since(address, since)]
+        return failures[0] if failures and all(isinstance(error, Overloaded) for error in failures) else None
 
     def explain(self, nodes: Mapping[NodeId, str], leader: str | None, since: float) -> str:
         """What was heard of `nodes`, which have these addresses, from `since` on. leader: the address of the leader, as

@@ -227,6 +227,8 @@ class FanOut:
         if stale := [error for error in failures.values() if isinstance(error, TooStale)]:
             why = f"no replica of shard {shard} is fresh enough after {in_seconds(timeout)} ({told})"
             raise TooStale(why, **stale[0].details)
+        if failures and all(isinstance(error, Overloaded) for error in failures.values()):
+            raise next(iter(failures.values()))  # by its name: it was like this until the end
         raise DeadlineExceeded(
             f"no replica of shard {shard} answered within {in_seconds(timeout)} ({told or 'none reached'})"
         )
