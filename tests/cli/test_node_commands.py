@@ -14,7 +14,9 @@ from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError
 from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.catalog.state import execute
 from needle.cli import node_commands
+from needle.cli.node_list import without_shards
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand, ConfirmReplicas, CreateCluster, RemoveNode
+from needle.routing.stats import ClusterStats, RebalanceStats, ShardStats, summarize
 from needle.routing.topology import NodeState, Topology
 
 
@@ -59,6 +61,10 @@ class FakeClient:
         assert held is not None
         await self.change_catalog(ConfirmReplicas(group, held.assigned), timeout=1)
 
+    async def get_stats(self, *, timeout: float) -> RebalanceStats:
+        shards = [ShardStats(shard=info.shard, documents=10, bytes=2000) for info in self.now.serving]
+        return summarize(self.now, ClusterStats(shards=tuple(shards)))
+
     async def remove_node(self, node: str, *, timeout: float) -> None:
         await self.change_catalog(RemoveNode(node), timeout=1)
 
@@ -99,6 +105,38 @@ def test_each_shard_keeps_its_preferred_leader(client: Make) -> None:
     assert replicas(one.now) == [[*nodes, "node-4"] for nodes in EACH]
     remove("node-4", 10)
     assert replicas(one.now) == EACH
+
+
+def test_what_would_be_held_everywhere_is_printed_and_nothing_is_decided(
+    client: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = founded(2, 3, 4, EACH[:2])
+    one = client(before)
+    node_commands.add("node-4", everywhere=True, dry_run=True, cluster="", timeout=10)
+    assert one.now == before
+    assert capsys.readouterr().out.splitlines() == [
+        "1. replica of the catalog also to node-4 (0 B)",
+        "2. replica of shard 0 also to node-4 (2.0 KiB)",
+        "3. replica of shard 1 also to node-4 (2.0 KiB)",
+    ]
+    add("node-4", 10)
+    node_commands.add("node-4", everywhere=True, dry_run=True, cluster="", timeout=10)
+    assert capsys.readouterr().out == "nothing has to move\n"
+    held = one.now
+    node_commands.remove("node-4", fewer_replicas=True, dry_run=True, cluster="", timeout=10)
+    assert one.now == held
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "2. remove the replica of shard 0 on node-4",
+        "3. remove the replica of shard 1 on node-4",
+        "then node-4 is forgotten",
+    ]
+
+
+def test_what_helps_a_node_without_shards_is_said_as_it_is() -> None:
+    told = without_shards(founded(1, 3, 4), ["node-4"])
+    assert "may be nothing" in told and "`needle node add node-4 --everywhere`" in told
+    apart = without_shards(founded(2, 1, 4, [["node-1"], ["node-2"]]), ["node-3", "node-4"])
+    assert apart == "note: no shard is on node-3, node-4: `needle rebalance` brings replicas there"
 
 
 def test_the_catalog_keeps_its_nodes(client: Make) -> None:

@@ -17,6 +17,7 @@ from needle.base.config import refuse
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, as_json, console, notes, print_json, run
+from needle.cli.node_list import without_shards
 from needle.cli.rebalance_commands import (
     Batch,
     DryRun,
@@ -28,8 +29,10 @@ from needle.cli.rebalance_commands import (
     pace,
     show_plan,
 )
+from needle.client.replacing import with_size
 from needle.protocol.catalog_commands import AssignReplicas
 from needle.routing.jobs import JobState, RebalanceConfig
+from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Wish
 from needle.routing.topology import NodeState, Topology
 
@@ -56,16 +59,18 @@ def add(
     json: Json = False,
 ) -> None:
     """Wait until a node has joined and answers, then bring it its share of the replicas, and show how far that is."""
-    if everywhere and dry_run:
-        raise refuse("--everywhere", "with --dry-run", "one of them: every shard and the catalog is what would move")
     run(cluster, lambda client: _joined(client, node, timeout))
     if everywhere:
 
         async def work(client: needle.Client) -> None:
-            await _hold(client, with_node(await _confirmed(client), node), time.monotonic() + timeout)
+            decisions = with_node(await _confirmed(client), node)
+            if dry_run:
+                _show(await _sized(client, decisions), json)
+            else:
+                await _hold(client, decisions, time.monotonic() + timeout)
+                notes.print(f"{node} holds every shard", markup=False)
 
         run(cluster, work)
-        notes.print(f"{node} holds every shard", markup=False)
         return
     config = pace(moves, batch, throttle)
 
@@ -73,6 +78,10 @@ def add(
         return await client.start_rebalance(config, timeout=min(timeout, 10.0))
 
     carry_out(cluster, lambda client: client.plan_rebalance(), start, dry_run, no_wait, json)
+    if not dry_run and not no_wait:
+        now = run(cluster, _confirmed)
+        if not now.hosted_by(node):
+            notes.print(without_shards(now, [node]), markup=False, soft_wrap=True)
 
 
 async def _joined(client: needle.Client, node: NodeId, timeout: float) -> None:
@@ -151,6 +160,9 @@ def remove(
         if known is None:
             raise InvalidArgument(f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}")
         holds = known.state is not NodeState.REMOVED and (now.hosted_by(node) or node in now.catalog)
+        if dry_run and fewer_replicas:
+            _show(await _sized(client, without_node(now, node)), json, f"then {node} is forgotten")
+            return
         if dry_run:
             show_plan(await client.plan_rebalance(await _without(client, node)), json)
             return
@@ -204,13 +216,7 @@ def replace(
     goes on with what was decided."""
     run(cluster, lambda client: _joined(client, new, min(timeout, JOIN_SECONDS)))
     if dry_run:
-        moves = run(cluster, lambda client: client.plan_replacement(old, new))
-        if json:
-            print_json([as_json(move) for move in moves])
-            return
-        for number, move in enumerate(moves, 1):
-            console.print(f"{number}. {move.in_words()}", soft_wrap=True)
-        console.print(f"then {old} is forgotten")
+        _show(run(cluster, lambda client: client.plan_replacement(old, new)), json, f"then {old} is forgotten")
         return
 
     def told(text: str) -> None:
@@ -325,6 +331,27 @@ def _check_everywhere(now: Topology, node: NodeId) -> None:
         raise InvalidArgument(
             "the shards of this cluster are on different nodes each: `needle shard replicas` says which hold one"
         )
+
+
+async def _sized(client: needle.Client, decisions: Sequence[AssignReplicas]) -> list[MoveReplicas]:
+    """What decisions would have move, by the sizes of now."""
+    stats = await client.get_stats(timeout=ASK_SECONDS)
+    moves = [
+        MoveReplicas(group=one.group, before=tuple(one.before), after=tuple(one.after), documents=0, bytes=0)
+        for one in decisions
+        if one.before != one.after
+    ]
+    return [with_size(move, stats) for move in moves]
+
+
+def _show(moves: Sequence[MoveReplicas], json: bool, then: str = "") -> None:
+    if json:
+        print_json([as_json(move) for move in moves])
+        return
+    for number, move in enumerate(moves, 1):
+        console.print(f"{number}. {move.in_words()}", soft_wrap=True)
+    if then or not moves:
+        console.print(then or "nothing has to move")
 
 
 async def _hold(client: needle.Client, decisions: Sequence[AssignReplicas], deadline: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from rich.text import Text
 
@@ -53,11 +54,16 @@ def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     console.print(f"the cluster is at version {now.cluster_version} of commands and formats", soft_wrap=True)
     idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
     if idle:
-        notes.print(
-            f"note: no shard is on {', '.join(idle)}: `needle rebalance` brings replicas there",
-            markup=False,
-            soft_wrap=True,
-        )
+        notes.print(without_shards(now, idle), markup=False, soft_wrap=True)
+
+
+def without_shards(now: Topology, idle: Sequence[NodeId]) -> str:
+    """That these nodes hold no shard, and what helps. Where all shards are on the same nodes, what a rebalance brings
+    may be nothing."""
+    note = f"note: no shard is on {', '.join(idle)}: `needle rebalance` brings "
+    if len({frozenset(info.wanted) for info in now.serving}) > 1:
+        return note + "replicas there"
+    return f"{note}what evens nodes out, which may be nothing; `needle node add {idle[0]} --everywhere` every shard"
 
 
 async def conditions_of(client: Client, now: Topology) -> tuple[dict[NodeId, str], dict[NodeId, int]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from needle.base.errors import InvalidArgument, Unavailable, invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.client import values
@@ -16,6 +18,7 @@ from needle.client.assigning import assign
 from needle.client.rebalancing import RebalanceMethods
 from needle.protocol.catalog_commands import AssignReplicas, RemoveNode, WeighNode, ZoneNode
 from needle.routing.planned_moves import MoveReplicas, size_in_words
+from needle.routing.stats import RebalanceStats
 from needle.routing.topology import NodeState, Topology
 
 
@@ -50,19 +53,7 @@ class ReplaceMethods(RebalanceMethods):
         load = stats.nodes[new]
         if not load.alive:
             raise Unavailable(f"{new} does not answer", node=new)
-        sized = []
-        for move in moves:
-            size = stats.shard_sizes.get(move.group - 1)
-            sized.append(
-                MoveReplicas(
-                    group=move.group,
-                    before=move.before,
-                    after=move.after,
-                    documents=size.documents if size is not None else 0,
-                    bytes=size.bytes if size is not None else 0,
-                    why=move.why,
-                )
-            )
+        sized = [with_size(move, stats) for move in moves]
         total = sum(move.bytes for move in sized)
         if load.free is not None and total > load.free:
             has = size_in_words(load.free)
@@ -106,6 +97,14 @@ class ReplaceMethods(RebalanceMethods):
         known = (await self._shards.confirmed(left())).node(old)
         if known is not None and known.state is not NodeState.REMOVED:
             await self._shards.command(RemoveNode(old), left())
+
+
+def with_size(move: MoveReplicas, stats: RebalanceStats) -> MoveReplicas:
+    """The same move, with what it copies for each node that gets a replica."""
+    size, count = stats.shard_sizes.get(move.group - 1), len(move.added)
+    if size is None:
+        return move
+    return msgspec.structs.replace(move, documents=count * size.documents, bytes=count * size.bytes)
 
 
 def _groups(now: Topology) -> list[GroupId]:
