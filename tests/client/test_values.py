@@ -65,3 +65,15 @@ def test_scores_follow_the_metric() -> None:
         (hit,) = answers.hits(HitBatch(*columns, metric))
         assert (hit.id, hit.distance, hit.score, hit.metadata, hit.version) == ("a", 0.25, score, {"x": 1}, 7)
         assert hit.vector.tolist() == [1, 2]
+
+
+def test_refusals_say_all_that_is_allowed() -> None:
+    with pytest.raises(
+        InvalidArgument, match="ids = 5, an int, is not allowed: an id, which is a string, or a list of ids"
+    ):
+        values.one_or_more(5)
+    with pytest.raises(
+        InvalidArgument, match=r"k = \d+, an int, is not allowed: a whole number from 1 to 9223372036854775807"
+    ):
+        values.check_count(2**70, "k")
+    assert values.one_or_more("a") == ["a"] and values.one_or_more(("b", "a", "b")) == ["b", "a", "b"]

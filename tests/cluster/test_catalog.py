@@ -21,7 +21,7 @@ from needle.base.errors import (
     NeedleError,
     UnsupportedFormat,
 )
-from needle.base.model import WriteResult
+from needle.base.model import CollectionSpec, IndexParams, Metric, WriteResult
 from needle.catalog.machine import IMAGE_NAME, CatalogMachine
 from needle.catalog.nodes import LEADABLE
 from needle.catalog.state import execute
@@ -243,6 +243,12 @@ def test_collections_of_one_name_are_told_apart() -> None:
     assert isinstance(execute(now, 4, CreateCollection(spec("a"), False, 78))[1], CollectionExists)
     assert isinstance(execute(now, 4, CreateCollection(spec("a", 5), True, 78))[1], CollectionExists)
     dropped, _ = execute(now, 5, DropCollection("a", first.version))
+    other = CollectionSpec(name="a", dimensions=5, metric=Metric.L2, index=IndexParams(m=8))
+    refused = execute(now, 4, CreateCollection(other, True, 78))[1]
+    assert isinstance(refused, CollectionExists)
+    assert (
+        refused.message == "collection 'a' exists, with dimensions 4, not 5, metric cosine, not l2, index.m 16, not 8"
+    )
     later, _ = execute(dropped, 6, CreateCollection(spec("a"), False, 79))
     assert execute(later, 7, DropCollection("a", first.version))[0] is later
     assert later.collections[0].id == 6

@@ -46,7 +46,7 @@ class Disk:
 
 def test_data_is_refused_and_deletes_are_not_while_there_is_little_room() -> None:
     disk = Disk(10 * LIMIT)
-    space = DiskSpace(disk, "d", LIMIT)
+    space = DiskSpace(disk, "d", LIMIT, node="node-2")
     insert = Insert("c", ["a"], b"", [b""])
     create = CreateCollection(CollectionSpec(name="c", dimensions=1))
     space.look()
@@ -55,7 +55,7 @@ def test_data_is_refused_and_deletes_are_not_while_there_is_little_room() -> Non
     disk.free = LIMIT - 1
     space.look()
     for command in (insert, create):
-        with pytest.raises(DiskFull, match="999 bytes left"):
+        with pytest.raises(DiskFull, match="the disk of node node-2 has 999 bytes left"):
             space.check(command)
     space.check(Delete("c", ["a"]))
     space.check(DropCollection("c"))

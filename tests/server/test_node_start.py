@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from needle.base.config import RaftConfig
+from needle.base.errors import ConfigError
 from needle.base.ids import shard_group
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
@@ -53,3 +55,10 @@ async def test_a_shard_that_comes_while_the_node_begins_to_listen_is_looked_afte
         await ready(node)
     finally:
         await node.stop()
+
+
+async def test_a_node_that_may_not_listen_there_makes_no_directory(tmp_path: Path) -> None:
+    config = RaftConfig(node_id="a", cluster_nodes=["a=0.0.0.0:5001"], data_dir=str(tmp_path / "a"), dimensions=2)
+    with pytest.raises(ConfigError, match="listen"):
+        await system_node(config, system_ports(config)).start()
+    assert not (tmp_path / "a").exists()

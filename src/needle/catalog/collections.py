@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from needle.base.errors import CollectionExists, CollectionNotFound, invalid
+from needle.base.model import CollectionSpec
 from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
     AlterCollection,
@@ -46,7 +47,15 @@ def create(now: Topology, index: int, command: CreateCollection) -> Changed:
 
 
 def _difference(found: CollectionInfo, command: CreateCollection) -> str:
-    return f", with another specification: {found.spec}" if found.spec != command.spec else ""
+    there, wanted = _settings(found.spec), _settings(command.spec)
+    told = [f"{name} {value}, not {wanted[name]}" for name, value in there.items() if value != wanted[name]]
+    return f", with {', '.join(told)}" if told else ""
+
+
+def _settings(spec: CollectionSpec) -> dict[str, object]:
+    """By the names that callers know."""
+    index = {f"index.{name}": value for name, value in msgspec.structs.asdict(spec.index).items()}
+    return {"dimensions": spec.dimensions, "metric": str(spec.metric), **index, "ttl": f"{spec.ttl:g}"}
 
 
 def drop(now: Topology, index: int, command: DropCollection) -> Changed:

@@ -208,9 +208,9 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         max_staleness: float | None = None,
         timeout: float = TIMEOUT,
     ) -> Document | list[Document] | None:
-        """One document, or None; or for several ids a list of those that exist, in the order asked. See `search` for
-        mode, fields, session and max_staleness."""
-        names = [values.check_id(ids, "ids")] if isinstance(ids, str) else values.check_ids(ids)
+        """One document, or None; or for several ids a list of those that exist, in the order asked. An id that is too
+        long for a document is one that none has. See `search` for mode, fields, session and max_staleness."""
+        names = values.one_or_more(ids)
         reading = values.reading(mode, session, max_staleness)
         name, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
         seconds, shown = values.check_timeout(timeout), values.field_paths(fields)

@@ -95,21 +95,28 @@ def check_name(value: object, field: str = "collection") -> str:
     return text(value, field, "the name of a collection: a non-empty string")
 
 
-def check_ids(values: Any, field: str = "ids") -> list[str]:
+def check_ids(values: Any, field: str = "ids", allowed: str = "a list of strings") -> list[str]:
     """Document ids in an order: a list, a column of a table, an iterator. Not a mapping, nor a table of several
     columns, whose iterators would give names of fields for ids."""
     odd = isinstance(values, str | bytes | bytearray | memoryview | Mapping) or getattr(values, "ndim", 1) != 1
     if odd or not isinstance(values, Iterable):
-        raise refused(field, values, "a list of strings")
+        raise refused(field, values, allowed)
     listed = list(values)
     if all(type(value) is str for value in listed) and all(listed) and "".join(listed).isascii():
         return listed
     return [check_id(value, f"{field}[{n}]") for n, value in enumerate(listed)]
 
 
+def one_or_more(ids: Any) -> list[str]:
+    """One id or several, in their order."""
+    if isinstance(ids, str):
+        return [check_id(ids, "ids")]
+    return check_ids(ids, "ids", "an id, which is a string, or a list of ids")
+
+
 def different_ids(ids: Any) -> list[str]:
     """One id or several, each once, at least one."""
-    names = [check_id(ids, "ids")] if isinstance(ids, str) else list(dict.fromkeys(check_ids(ids)))
+    names = list(dict.fromkeys(one_or_more(ids)))
     if not names:
         raise invalid("ids", names, "at least one id")
     return names
@@ -228,7 +235,7 @@ def check_count(value: object, field: str, low: int = 1) -> int:
     """A whole number of at least `low`, and less than 2^63."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
     if not whole or not low <= value < 2**63:  # type: ignore[operator]
-        raise refused(field, value, f"a whole number of at least {low}")
+        raise refused(field, value, f"a whole number from {low} to {2**63 - 1}")
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 

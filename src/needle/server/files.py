@@ -36,8 +36,8 @@ GONE: Final = ".gone"
 SHARDED: Final = "sharded"
 """The kind of all clusters now; earlier releases also had fixed ones, without a catalog."""
 NODE_REMEDY: Final = (
-    "If this is the directory of the node and the cluster that the settings name, delete that file: it is written again "
-    "at the next start"
+    "If this is the directory of the node and the cluster that the settings name, delete that file: it is written "
+    "again at the next start"
 )
 CLUSTER_REMEDY: Final = (
     "Restore that file from a copy of this directory; if there is none and other nodes of the cluster have these "

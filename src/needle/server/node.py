@@ -136,8 +136,9 @@ class Node:
         if ports.audit is not None:
             await ports.file_pool.run(ports.audit.open)
             self._undo.append(ports.audit.close)
-        log_file = segment_bytes(config.log_bytes_max)
-        self.space = DiskSpace(ports.volume(config.data_dir), config.data_dir, config.disk_reserve_bytes, log_file)
+        volume, log_file = ports.volume(config.data_dir), segment_bytes(config.log_bytes_max)
+        reserve = config.disk_reserve_bytes
+        self.space = DiskSpace(volume, config.data_dir, reserve, log_file, node=config.node_id)
         await ports.search_pool.run(self.space.look)
         learned = data_dir.load_addresses(config.data_dir)
         reached = {**dict(parse_node(text, "reach") for text in config.reach), config.node_id: config.announced}

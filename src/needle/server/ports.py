@@ -159,8 +159,11 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
     certificates = Certificates(config.tls, config.node_id) if config.tls.on else None
     threads = max(2, min(os.cpu_count() or 1, 16))  # one may be busy with an index
 
+    def claimed(directory: str, node_id: NodeId, cluster_id: str) -> Callable[[], None]:
+        check_exposed(config)  # before anything is made on the disk
+        return claim(directory, node_id, cluster_id)
+
     def listen(handler: Handler) -> Listener:
-        check_exposed(config)
         return RpcServer(
             config.address,
             handler,
@@ -202,7 +205,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         ),
         disk=ReplicaDisk(),
         files=Files(),
-        claim=claim,
+        claim=claimed,
         failpoint=failpoint,
         search_threads=threads,
         volume=Directory,

@@ -40,6 +40,7 @@ from needle.server.http.message import (
     check_body,
     encoded,
     headers_of,
+    unreadable,
     write,
 )
 from needle.server.http.paths import Path, parts_of
@@ -367,8 +368,7 @@ class _Endpoint:
             async with self._door.decoding:
                 return await blocking(decode, data)
         except DECODE_ERRORS as error:
-            kind = "MessagePack" if headers.packed else "JSON"
-            raise InvalidArgument(f"the body is not what is taken here, as {kind}: {error}", field="body") from None
+            raise unreadable(error, data, headers.packed) from None
 
 
 async def _stream(send: Send, parts: AsyncIterator[bytes], extra: list[tuple[bytes, bytes]], share: Share) -> None:

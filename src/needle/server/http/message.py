@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from needle.base.errors import InvalidArgument
+from needle.base.plain import DEPTH_MAX
 from needle.server.http.call import BESIDE_BYTES
 from needle.server.http.memory import Share
 from needle.server.http.problems import HttpError
@@ -28,6 +29,8 @@ JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 GZIP_BYTES_MIN: Final = 1024
 PIECE_BYTES: Final = 1024 * 1024
+NEAR_BYTES: Final = 30
+"""Of a body that is no JSON: so much of it is shown before and behind the place."""
 _MSGPACK_NAMES: Final = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
 _JSON_NAMES: Final = frozenset({JSON, "text/json"})
 
@@ -144,6 +147,22 @@ async def body_of(receive: Receive, headers: Headers, bytes_max: int, blocking: 
 def too_large(bytes_max: int) -> HttpError:
     """The refusal."""
     return HttpError(413, "content_too_large", f"a request may have at most {bytes_max} bytes of body", field="body")
+
+
+def unreadable(error: Exception, data: bytes, packed: bool) -> InvalidArgument:
+    """Why a body is refused: which field it is about, or what stands where it ends to be JSON."""
+    why, field = str(error), "body"
+    if isinstance(error, RecursionError):
+        why = f"values are nested too deep: in metadata at most {DEPTH_MAX} deep"
+    elif place := re.search(r" - at `\$\.?([^`]*)`$", why):
+        field = place[1] or field
+    elif not packed and (byte := re.search(r"\(byte (\d+)\)$", why)):
+        at = int(byte[1])
+        why += f", near {data[max(0, at - NEAR_BYTES) : at + NEAR_BYTES].decode(errors='replace')!r}"
+        if data[at : at + 3] == b"NaN" or data[at : at + 8].lstrip(b"-").startswith(b"Inf"):
+            why += "; numbers have to be finite"
+    kind = "MessagePack" if packed else "JSON"
+    return InvalidArgument(f"the body is not what is taken here, as {kind}: {why}", field=field)
 
 
 async def _gunzip(data: bytes, bytes_max: int, blocking: Blocking, share: Share) -> bytes:

@@ -160,9 +160,13 @@ def low_bytes(total: int) -> int:
 class DiskSpace:
     """The room on one node's disk. `look` now and then; `low` and `check` in between."""
 
-    def __init__(self, volume: Volume, directory: str, reserve: int | None = None, log_file: int = 0) -> None:
+    def __init__(
+        self, volume: Volume, directory: str, reserve: int | None = None, log_file: int = 0, *, node: str = "?"
+    ) -> None:
         """reserve: bytes below which data is refused; None: `low_bytes`, 0: never. log_file: what the next file of the
-        log takes at once: where that does not fit, nothing goes on, so more than it is always kept."""
+        log takes at once: where that does not fit, nothing goes on, so more than it is always kept. node: whose disk it
+        is, in errors."""
+        self._node = node
         self._volume = volume
         self._directory = directory
         self._configured = max(reserve, log_file + log_file // 2) if reserve else reserve
@@ -241,7 +245,7 @@ class DiskSpace:
 
     def _refusal(self) -> DiskFull:
         return DiskFull(
-            f"the disk of this node has {self.free} bytes left, and data is refused below {self._limit}: delete "
-            f"documents, drop collections or give it more room; reads, deletes and drops go on",
-            free=self.free, limit=self._limit,
+            f"the disk of node {self._node} has {self.free} bytes left, and data is refused below {self._limit}: "
+            f"delete documents, drop collections or give it more room; reads, deletes and drops go on",
+            free=self.free, limit=self._limit, node=self._node,
         )  # fmt: skip

@@ -356,8 +356,11 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
     """(count, dimensions) float32, checked; normalised for cosine."""
     width = 4 * spec.dimensions
     if len(data) != count * width:
-        got = f"{len(data) / (4 * count):g} values a vector"
-        raise invalid("vector", got, f"{spec.dimensions} float32 values, as collection {spec.name!r} has")
+        text = (
+            f"a vector of {len(data) / (4 * count):g} values is not allowed: collection {spec.name!r} takes "
+            f"{spec.dimensions} float32 values"
+        )
+        raise InvalidArgument(text, field="vector")
     vectors: npt.NDArray[np.float32] = np.frombuffer(data, "<f4").reshape(count, spec.dimensions)
     if count == 1:
         # Most writes carry one vector: the same arithmetic without the passes that find the offender among many.

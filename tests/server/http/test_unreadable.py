@@ -1,0 +1,49 @@
+"""A body that is refused before it is a call: the refusal names the field, or shows what stands there."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from needle.base.decoding import DECODE_ERRORS
+from needle.server.http.bodies import PutDocument
+from needle.server.http.message import NEAR_BYTES, unreadable
+
+DEEP = 20_000
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "told"),
+    [
+        (b'{"vector":[1.0,NaN]}', "body", """near '{"vector":[1.0,NaN]}'; numbers have to be finite"""),
+        (b'{"vector":[1.0],"metadata":{"weight":-Infinity}}', "body", '"weight":-Infinity}}\'; numbers have to be'),
+        (b'{"vector":[1.0,1e400]}', "vector[1]", "Number out of range"),
+        (b'{"vector":[1.0,"x"]}', "vector[1]", "Expected `float`"),
+        (b'{"vector":[1.0] "metadata":1}', "body", 'near \'{"vector":[1.0] "metadata":1}\''),
+        (b'{"vector":[1.0]', "body", "truncated"),
+        (b'{"vector":[1.0],"metadata":"\xff"}', "body", "utf-8"),
+        (b'{"vector":[1.0],"metadata":' + b"[" * DEEP + b"]" * DEEP + b"}", "body", "in metadata at most 64 deep"),
+    ],
+)
+def test_what_is_wrong_with_json_is_shown(body: bytes, field: str, told: str) -> None:
+    with pytest.raises(DECODE_ERRORS) as failed:
+        msgspec.json.decode(body, type=PutDocument)
+    error = unreadable(failed.value, body, False)
+    assert error.details["field"] == field
+    assert told in error.message and "as JSON" in error.message
+
+
+def test_of_a_long_body_only_the_place_is_shown() -> None:
+    body = b'{"vector":[' + b"1.0," * 100_000 + b"?" + b",1.0" * 100_000 + b"]}"
+    with pytest.raises(DECODE_ERRORS) as failed:
+        msgspec.json.decode(body, type=PutDocument)
+    message = unreadable(failed.value, body, False).message
+    assert "1.0,?,1.0" in message and len(message) < 150 + 2 * NEAR_BYTES
+
+
+def test_of_message_pack_no_bytes_are_shown() -> None:
+    body = msgspec.msgpack.encode({"vector": ["x"]})
+    with pytest.raises(DECODE_ERRORS) as failed:
+        msgspec.msgpack.decode(body, type=PutDocument)
+    error = unreadable(failed.value, body, True)
+    assert error.details["field"] == "vector[0]" and "as MessagePack" in error.message
