@@ -110,15 +110,12 @@ class Router(Routes):
 
         Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing; after one has
         failed no other of its shard is begun. Of documents with one id only the last is written; the others are in no
-        part. whole: as in `DocumentCalls.insert_batch`.
-        """
-        keep = last_of_each_id(ids)
-        if keep is not None:
+        part. whole: as in `DocumentCalls.insert_batch`."""
+        if (keep := last_of_each_id(ids)) is not None:
             size = rows.nbytes // len(ids)
             kept = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in keep))
-            names = [ids[at] for at in keep]
             instants = [expires[at] for at in keep] if expires else ()
-            json = [metadata[at] for at in keep]
+            names, json = [ids[at] for at in keep], [metadata[at] for at in keep]
             parts = await self.insert_batch(collection, names, kept, json, timeout, instants, whole=whole)
             return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
 
