@@ -96,8 +96,7 @@ def check_name(value: object, field: str = "collection") -> str:
 
 
 def check_ids(values: Any, field: str = "ids", allowed: str = "a list of strings") -> list[str]:
-    """Document ids in an order: a list, a column of a table, an iterator. Not a mapping, nor a table of several
-    columns, whose iterators would give names of fields for ids."""
+    """Document ids in an order: a list, a column, an iterator; no mapping and no table, which give names of fields."""
     odd = isinstance(values, str | bytes | bytearray | memoryview | Mapping) or getattr(values, "ndim", 1) != 1
     if odd or not isinstance(values, Iterable):
         raise refused(field, values, allowed)
@@ -369,8 +368,7 @@ def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:
 def cut(
     ids: Sequence[str], metadata: Sequence[bytes], row_bytes: int, bytes_max: int, documents_max: int
 ) -> list[range]:
-    """Consecutive parts of a batch, each within both bounds (one document may exceed the bytes alone). row_bytes: of
-    each vector."""
+    """Consecutive parts of a batch within both bounds (one document may exceed the bytes). row_bytes: a vector's."""
     count = len(ids)
     weights = np.fromiter(map(len, ids), np.int64, count) + np.fromiter(map(len, metadata), np.int64, count)
     ends = np.cumsum(weights + (row_bytes + 16))
