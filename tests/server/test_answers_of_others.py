@@ -36,6 +36,7 @@ from needle.protocol.catalog_commands import CreateCollection, Identity, encode
 from needle.protocol.peer_calls import TOPOLOGY, CatalogCall, TopologyAnswer
 from needle.server.replica import HostedReplica
 from needle.server.service.catalog import CatalogCalls
+from needle.server.upkeep.field_upkeep import FieldUpkeep
 from needle.server.upkeep.leaders import LeaderSpread
 
 GARBAGE = b"\xc1what is this"
@@ -84,7 +85,10 @@ async def test_background_work_goes_on_whatever_the_leader_answers(answer: Told)
     hosted._host = SimpleNamespace(leader=lambda _: "node-2", is_leader=lambda _: False)  # type: ignore[assignment]
     hosted._call = Caller(lambda *_: answer).call
     await hosted._catch_up()
-    await hosted._learn_fields()
+    upkeep = object.__new__(FieldUpkeep)  # the same
+    upkeep._group, upkeep._host, upkeep._call = 1, hosted._host, hosted._call
+    upkeep._replica = None  # type: ignore[assignment]
+    await upkeep._learn()
     assert not hosted.caught_up
 
 

@@ -231,15 +231,16 @@ def check_slice(value: Any) -> tuple[int, int]:
 
 
 def check_count(value: object, field: str, low: int = 1) -> int:
-    """A whole number of at least `low`, and less than 2^63."""
+    """A whole number of at least `low`."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
     if not whole or not low <= value < 2**63:  # type: ignore[operator]
-        raise refused(field, value, f"a whole number from {low} to {2**63 - 1}")
+        most = f", and at most {2**63 - 1}" if whole and value > low else ""  # type: ignore[operator]
+        raise refused(field, value, f"a whole number of at least {low}{most}")
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def check_flag(value: object, field: str) -> bool:
-    """True or False; no other value, for which both might be meant."""
+    """True or False, nothing else."""
     if not isinstance(value, bool | np.bool_):
         raise refused(field, value, "True or False")
     return bool(value)

@@ -9,6 +9,7 @@ import os
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from needle.base.access import Identity
@@ -150,6 +151,11 @@ class SystemPeers(PeerTransport):
         await self.client.close()
 
 
+def _claimed(config: RaftConfig, directory: str, node_id: NodeId, cluster_id: str) -> Callable[[], None]:
+    check_exposed(config)  # before anything is made on the disk
+    return claim(directory, node_id, cluster_id)
+
+
 def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, knows: int = KNOWN) -> NodePorts:
     """The real clock, threads, sockets and disk for a node of `config`."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
@@ -158,10 +164,6 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
     limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
     certificates = Certificates(config.tls, config.node_id) if config.tls.on else None
     threads = max(2, min(os.cpu_count() or 1, 16))  # one may be busy with an index
-
-    def claimed(directory: str, node_id: NodeId, cluster_id: str) -> Callable[[], None]:
-        check_exposed(config)  # before anything is made on the disk
-        return claim(directory, node_id, cluster_id)
 
     def listen(handler: Handler) -> Listener:
         return RpcServer(
@@ -205,7 +207,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         ),
         disk=ReplicaDisk(),
         files=Files(),
-        claim=claimed,
+        claim=partial(_claimed, config),
         failpoint=failpoint,
         search_threads=threads,
         volume=Directory,

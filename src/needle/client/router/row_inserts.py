@@ -72,9 +72,7 @@ class RowInserts:
 
             def owner() -> int:
                 newest = self._ownership()
-                if newest is not routed and {owner_of(newest, *one) for one in zip(names, json, strict=True)} != {
-                    shard
-                }:
+                if newest is not routed and _owners(newest, names, json) != {shard}:
                     raise Scattered
                 return shard
 
@@ -91,13 +89,11 @@ class RowInserts:
                     result = failed[shard] = error
                 except Scattered:  # the map changed and the part no longer has one owner: route it again
                     left = max(0.001, deadline - loop.time())
-                    try:
-                        again = await self.run(collection, names, memoryview(data), json, left, instants)
-                    except NeedleError as error:  # the alias has another meaning by now
-                        result = failed[shard] = error
-                    else:
-                        done.extend(BatchPart([part[at] for at in some.rows], some.outcome) for some in again)
+                    again = await self._again(part, collection, names, memoryview(data), json, left, instants)
+                    if not isinstance(again, NeedleError):
+                        done.extend(again)
                         return
+                    result = failed[shard] = again
             done.append(BatchPart(part, result))
 
         parts = [(shard, part) for shard, parts in plan.parts.items() for part in parts]
@@ -107,6 +103,18 @@ class RowInserts:
             parts = [one for one in parts if first.isdisjoint(one[1])]
         await asyncio.gather(*(send(*one) for one in parts))
         return done
+
+    async def _again(self, part: list[int], *rest: Any) -> list[BatchPart] | NeedleError:
+        """Write the rows of a part by a newer map. rest: as for `run`. An error: its alias means something else now."""
+        try:
+            done = await self.run(*rest)
+        except NeedleError as error:
+            return error
+        return [BatchPart([part[at] for at in some.rows], some.outcome) for some in done]
+
+
+def _owners(owned: Ownership, names: Sequence[str], metadata: Sequence[bytes]) -> set[int]:
+    return {owner_of(owned, *one) for one in zip(names, metadata, strict=True)}
 
 
 def in_callers_words(parts: list[BatchPart], info: CollectionInfo | None) -> list[BatchPart]:

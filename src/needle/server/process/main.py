@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import uvloop
@@ -34,8 +35,10 @@ EXIT_OK, EXIT_START, EXIT_FAILED = 0, 1, 2
 STOP_SECONDS = 60.0  # A stop in order needs a few seconds: HTTP requests have 5, a hand-over of leadership less.
 
 
-async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> int:
-    """Run a node until a signal or a failure; its exit code."""
+async def run_node(
+    config: RaftConfig, *, failpoint: Failpoint = no_failpoint, stops: Callable[[str], None] = lambda _: None
+) -> int:
+    """Run a node until a signal or a failure; its exit code. stops: told the node's name when it begins to stop."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,13 +55,13 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
         http = await http_server(node, metrics)
     except NeedleError as error:
         _say(f"node {config.node_id} cannot start: {error}")
-        _end_by_force_after(STOP_SECONDS, config.node_id)
+        stops(config.node_id)
         await node.stop(hand_over=False)
         return EXIT_START
     except Exception as error:  # a bug, or a failure of the system that no adapter knows: still an end in order
         log.exception("the node cannot start")
         _say(f"node {config.node_id} cannot start: {error!r} [internal]")
-        _end_by_force_after(STOP_SECONDS, config.node_id)
+        stops(config.node_id)
         await node.stop(hand_over=False)
         return EXIT_START
     waiting = asyncio.ensure_future(told.wait())
@@ -68,7 +71,7 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
     if failure is not None:
         waiting.cancel()
         _say(f"node {config.node_id} stops: {failure}")
-    _end_by_force_after(STOP_SECONDS, config.node_id)
+    stops(config.node_id)
     if http is not None:
         http.drain()
         if failure is None:  # what is under way needs the node for its answer, and has a bounded time for it
@@ -80,20 +83,22 @@ async def run_node(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -
     return EXIT_OK if failure is None else EXIT_FAILED
 
 
-def _end_by_force_after(seconds: float, node_id: str) -> None:
-    """A stop waits for the node's threads, and one of them may wait for a disk that never answers. The end that follows
-    is that of `kill -9`, which is safe. Where the system gives no thread, as where memory ran out, nobody watches the
-    stop, which goes on all the same."""
+def _end_by_force(node_id: str) -> None:
+    """From now on this process has `STOP_SECONDS` to end. A stop waits for the node's threads, and one of them may wait
+    for a disk that never answers. The end that follows is that of `kill -9`, which is safe. Where the system gives no
+    thread, as where memory ran out, nobody watches the stop, which goes on all the same."""
 
     def end() -> None:
-        text = f"node {node_id} has not stopped within {seconds:g} s: something it waits for, a disk perhaps, hangs"
+        text = (
+            f"node {node_id} has not stopped within {STOP_SECONDS:g} s: something it waits for, a disk perhaps, hangs"
+        )
         with contextlib.suppress(RuntimeError):
             words = threading.Thread(target=_say, args=(text,), daemon=True)  # the log may lie on the same disk
             words.start()
             words.join(timeout=1.0)
         os._exit(EXIT_FAILED)
 
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(STOP_SECONDS, end)
     timer.daemon = True
     with contextlib.suppress(RuntimeError):
         timer.start()
@@ -113,7 +118,7 @@ def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> None:
     raise_limit()
     # Index files are mapped for reading: where the disk cannot deliver a page, the process ends, not without a word.
     faulthandler.enable()
-    code = uvloop.run(run_node(config, failpoint=failpoint))
+    code = uvloop.run(run_node(config, failpoint=failpoint, stops=_end_by_force))
     sys.exit(code)
 
 
