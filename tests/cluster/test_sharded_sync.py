@@ -45,7 +45,7 @@ async def test_what_a_sharded_client_can_do_is_there_without_asyncio(tmp_path: P
                     lambda: client.insert_batch([("wide", [1.0] * 5), ("wider", [1.0] * 5)]),
                     lambda: client.search([1.0] * 5, 1),
                 ):
-                    with pytest.raises(needle.InvalidArgument, match="as collection 'default' has"):
+                    with pytest.raises(needle.InvalidArgument, match="collection 'default' takes 4 float32 values"):
                         refused()
 
         await asyncio.to_thread(blocking)

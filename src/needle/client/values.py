@@ -1,8 +1,7 @@
 """What callers pass in becomes bytes for the wire; the way back is in answers.py. Pure.
 
 Invariant: bad input raises InvalidArgument that names the field before anything is sent; vectors never become lists of
-Python floats. Knows no nodes and no connections.
-"""
+Python floats."""
 
 from __future__ import annotations
 
@@ -296,8 +295,8 @@ class Columns(msgspec.Struct, frozen=True):
 
 
 def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any, expires_at: Any = None) -> Columns:
-    """From (id, vector[, metadata]) tuples or a table, or from ids, a 2-d array and optionally metadata, one a row. All
-    are checked; of those with one id the last is kept. expires_at: one for all, or one a document."""
+    """From (id, vector[, metadata]) tuples or a table, or ids, a 2-d array and perhaps metadata, one a row. Checked; of
+    those with one id the last is kept. expires_at: one for all, or one a document."""
     if documents is not None:
         if ids is not None or vectors is not None or metadatas is not None:
             raise InvalidArgument("give either documents, or ids and vectors, not both", field="documents")
