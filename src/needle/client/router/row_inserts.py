@@ -54,8 +54,7 @@ class RowInserts:
         whole: bool = False,
     ) -> list[BatchPart]:
         """What became of each part. collection: by its name inside the shards. expires: as in `commands.Insert`. whole:
-        if a document is refused for what it is, the others are of no use: what can be known of it is known before
-        anything is written."""
+        where one document is refused, the others are of no use, so what can be known of it is known first."""
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
