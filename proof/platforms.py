@@ -16,7 +16,7 @@ PLATFORMS = (
     *("manylinux_2_28_x86_64", "manylinux_2_28_aarch64", "musllinux_1_2_x86_64"),
     *("macosx_14_0_arm64", "macosx_14_0_x86_64", "win_amd64"),
 )
-PYTHONS = ("3.11", "3.12", "3.13")
+PYTHONS = ("3.11", "3.13")
 
 
 def resolved(platform: str, python: str, needs: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from needle.protocol.peer_calls import WHO, WhoCall
 from needle.rpc.transport import RpcClient
 from needle.server.service.methods import NEEDS
 
-EXAMPLES = 40
+EXAMPLES = 25
 """By method."""
 NUMBERS = st.one_of(
     st.integers(-3, 6), st.sampled_from([2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)]), st.floats()
