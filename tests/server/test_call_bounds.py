@@ -10,9 +10,12 @@ import pytest
 
 from needle.base.config import Limits
 from needle.base.errors import InvalidArgument, ProtocolError
+from needle.base.model import IndexParams, Metric
 from needle.protocol import calls, commands
 from needle.protocol.calls import ELEMENTS_MAX, AddressBook, Freshness, GetCall, ScanCall, WriteCall
 from needle.protocol.command_bounds import check_lists
+from needle.routing.shard_map import KeyRange
+from needle.routing.strategy import ShardStrategy, parse_strategy
 from needle.server.service.dispatch import Service
 
 MANY = b"\xdd" + (1 << 30).to_bytes(4, "big")
@@ -89,7 +92,7 @@ def _told_to_have_many(kind: type[msgspec.Struct], path: str) -> bytes:
     ("kind", "path"), _list_fields(), ids=lambda one: one if isinstance(one, str) else one.__name__
 )
 def test_a_list_of_a_command_that_is_too_long_is_refused_by_its_length(kind: type[msgspec.Struct], path: str) -> None:
-    with pytest.raises(InvalidArgument, match=r"a list that is too long: .* of length <= "):
+    with pytest.raises(InvalidArgument, match=r"with at most 65536 elements in a list: .* of length <= "):
         check_lists(_told_to_have_many(kind, path), 10_000)
 
 
@@ -104,11 +107,43 @@ def test_a_callers_write_is_looked_at_before_it_is_decoded() -> None:
         body = calls.encode(WriteCall(0, command))
         assert len(commands.decode(command).ids) == count
         if count > limits.batch_documents_max:
-            with pytest.raises(InvalidArgument, match="a list that is too long"):
+            with pytest.raises(InvalidArgument, match="with at most 65537 elements in a list"):
                 service._decoded(calls.WRITE, body)
         else:
             assert service._decoded(calls.WRITE, body).command == command
 
 
-def test_what_is_no_command_is_left_for_whoever_decodes_it() -> None:
-    check_lists(commands.FORMAT + bytes(ELEMENTS_MAX + 1), 10)
+def _full(kind: Any) -> Any:
+    """A value of a type, with something in each of its fields."""
+    if kind in FILLED:
+        return FILLED[kind]
+    if get_origin(kind) is list:
+        return [_full(get_args(kind)[0])] * 2
+    if get_origin(kind) is tuple:
+        return tuple(map(_full, get_args(kind)))
+    inner = next(one for one in get_args(kind) or (kind,) if one is not type(None))
+    return inner(**{field.name: _full(field.type) for field in msgspec.structs.fields(inner)})
+
+
+LARGE = "x" * (ELEMENTS_MAX + 1)
+FILLED: dict[Any, object] = {
+    str: LARGE, int: 3, bytes: b"y" * ELEMENTS_MAX, bool: True, float: 0.5, int | None: 4, bytes | None: b"z",
+    Metric: Metric.DOT, IndexParams: IndexParams(), ShardStrategy: parse_strategy("strategy", "custom:tenant"),
+    KeyRange: (b"a" * ELEMENTS_MAX, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", get_args(commands.Command), ids=lambda one: one.__name__)
+def test_a_large_command_that_the_log_reads_is_let_through(kind: type[msgspec.Struct]) -> None:
+    command = _full(kind)
+    data = commands.encode(command)
+    assert commands.decode(data) == command
+    check_lists(data, 10)
+    least = {field.name: _full(field.type) for field in msgspec.structs.fields(kind) if field.required}
+    check_lists(commands.encode(kind(**least)), 10)
+
+
+def test_what_is_no_command_is_refused_and_another_format_left_for_whoever_decodes_it() -> None:
+    with pytest.raises(InvalidArgument, match="does not decode"):
+        check_lists(commands.FORMAT + bytes(ELEMENTS_MAX + 1), 10)
+    check_lists(b"\x09" + bytes(ELEMENTS_MAX + 1), 10)

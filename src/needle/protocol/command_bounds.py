@@ -23,15 +23,16 @@ _Kind = type[msgspec.Struct]
 
 
 def check_lists(data: bytes | memoryview, documents_max: int) -> None:
-    """Raises InvalidArgument if the command in `data` has a list that is longer than any may be. documents_max: that
-    one write may have. What cannot be read otherwise is left for whoever decodes it."""
-    if len(data) <= ELEMENTS_MAX:
+    """Raises InvalidArgument if the large command in `data` cannot be read with lists that are as long as any may be.
+    documents_max: that one write may have. Commands of another format are left for whoever decodes them."""
+    if len(data) <= ELEMENTS_MAX or data[: len(FORMAT)] != FORMAT:
         return  # an element has a byte at least
+    most = max(ELEMENTS_MAX, documents_max)
     try:
-        _looker(max(ELEMENTS_MAX, documents_max)).decode(memoryview(data)[len(FORMAT) :])
+        _looker(most).decode(memoryview(data)[len(FORMAT) :])
     except DECODE_ERRORS as error:
-        if "of length <=" in str(error):
-            raise InvalidArgument(f"the command has a list that is too long: {error}", field="command") from None
+        text = f"the command does not decode, with at most {most} elements in a list: {error}"
+        raise InvalidArgument(text, field="command") from None
 
 
 @cache
@@ -46,7 +47,7 @@ def _shape(kind: _Kind, most: int) -> _Kind:
         seen: Any = _seen(field.type, most)
         fields.append((field.name, seen) if field.required else (field.name, seen, None))
     config = kind.__struct_config__
-    return msgspec.defstruct(kind.__name__, fields, tag=config.tag, array_like=True)
+    return msgspec.defstruct(kind.__name__, fields, tag=config.tag, array_like=config.array_like)
 
 
 def _seen(kind: Any, most: int) -> Any:
