@@ -8,11 +8,13 @@ It must not know processes or the network.
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from proof.chaos.check_shards import replay_shards
-from proof.chaos.history_file import Recorded, Replica
+from proof.chaos.history_file import Recorded, Replica, read
 from proof.chaos.revealed_log import Replayed
 from proof.checkers import linearizability
 from proof.sim.history import History
@@ -63,6 +65,25 @@ def _replicas(history: History, replicas: list[Replica], owners: dict[str, int],
                     f"{replica.node} holds version {held} of {key!r}, strong reads find {version}",
                     key,
                 )
+
+
+class Outcome(Protocol):
+    """What a run showed."""
+
+    verdict: Verdict | None
+    failure: Violation | None
+    story: list[str]
+
+
+def judge(outcome: Outcome, file: Path, happened: list[str]) -> None:
+    """The verdict on a run, by its file; what failed in the run itself counts before that. happened: in the run."""
+    recorded = read(file.read_text().splitlines())
+    try:
+        outcome.verdict = check(recorded)
+    except Violation as violation:
+        outcome.failure = outcome.failure or violation
+    if outcome.failure is not None:
+        outcome.story = [*happened[-30:], *story(recorded, outcome.failure)]
 
 
 def story(recorded: Recorded, violation: Violation) -> list[str]:

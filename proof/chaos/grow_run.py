@@ -22,7 +22,7 @@ from needle.system import SystemClock
 from proof.chaos import check
 from proof.chaos.clients import Balanced, Balancer
 from proof.chaos.growing import Growth, Lives
-from proof.chaos.history_file import Recorder, read
+from proof.chaos.history_file import Recorder
 from proof.chaos.kept import DIMENSIONS, Kept
 from proof.chaos.spec import ChaosSpec, profile, settings
 from proof.sim.client import Client
@@ -94,13 +94,7 @@ class GrowRun:
                 outcome.failure = violation
             except (TimeoutError, AssertionError) as error:
                 outcome.failure = Violation("liveness", str(error))
-        recorded = read(self.file.read_text().splitlines())
-        try:
-            outcome.verdict = check.check(recorded)
-        except Violation as violation:
-            outcome.failure = outcome.failure or violation
-        if outcome.failure is not None:
-            outcome.story = [*self._trace.story[-30:], *check.story(recorded, outcome.failure)]
+        check.judge(outcome, self.file, self._trace.story)
         return outcome
 
     def _say(self, text: str) -> None:

@@ -15,7 +15,6 @@ import msgspec
 
 from proof.chaos import check
 from proof.chaos.clients import ShardRecorder
-from proof.chaos.history_file import read
 from proof.chaos.injector import Injured
 from proof.chaos.recovery import BOUND_TIMEOUTS, Recovery
 from proof.chaos.schedule import Fault, Round, schedule
@@ -70,13 +69,7 @@ class ChaosRun:
             except Violation as violation:
                 outcome.failure = violation
                 self._trace.tell(f"violation: {violation}")
-        recorded = read(self.file.read_text().splitlines())
-        try:
-            outcome.verdict = check.check(recorded)
-        except Violation as violation:
-            outcome.failure = outcome.failure or violation
-        if outcome.failure is not None:
-            outcome.story = [*self._trace.story[-30:], *check.story(recorded, outcome.failure)]
+        check.judge(outcome, self.file, self._trace.story)
         return outcome
 
     async def _on_site(self, history: ShardRecorder) -> None:
