@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from needle.base.config import RaftConfig
@@ -103,7 +104,7 @@ async def _opened(directory: str | os.PathLike[str], dimensions: int | None, met
     path, removed = os.fspath(directory), _nothing
     if path == MEMORY:
         path = await asyncio.to_thread(tempfile.mkdtemp, prefix="needle-")
-        removed = lambda: shutil.rmtree(path, ignore_errors=True)  # noqa: E731
+        removed = partial(shutil.rmtree, path, ignore_errors=True)
     try:
         return await _started(path, dimensions, metric, removed)
     except BaseException:

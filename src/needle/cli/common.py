@@ -141,6 +141,7 @@ def as_json(value: object) -> Any:
 def _encode_array(value: object) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    # What msgspec asks of a hook for what it cannot encode.
     raise NotImplementedError(f"{type(value).__name__} has no JSON form")
 
 

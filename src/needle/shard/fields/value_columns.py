@@ -14,6 +14,7 @@ from __future__ import annotations
 import array
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -78,7 +79,7 @@ def bitmap(ordinals: Ordinals, *, ascending: bool = False) -> BitMap:
     return parts[0] if len(parts) == 1 else BitMap.union(BitMap(), *parts)
 
 
-class Column:
+class Column(ABC):
     """keys: (n,) ascending, different. starts: (n + 1,) int64; key i is had by ordinals[starts[i]:starts[i + 1]]."""
 
     dtype: ClassVar[Any]
@@ -126,13 +127,13 @@ class Column:
         """How many keys are smaller (side "left"), or not greater ("right")."""
         return int(np.searchsorted(self.keys, self.keys.dtype.type(key), side))
 
+    @abstractmethod
     def zone(self, value: Any) -> Zone:
         """Where a bound lies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def exact(self, value: Any) -> Any:
         """The key that a value would have in this column; None if it cannot be in it."""
-        raise NotImplementedError
 
     def equal(self, values: Sequence[Any]) -> BitMap:
         """The ordinals with any of the values: exactly."""
