@@ -5,6 +5,8 @@ import asyncio
 import msgspec
 import pytest
 
+from needle.base import access
+from needle.base.access import ADMIN, READER, Identity
 from needle.base.errors import NeedleError, ProtocolError, Unauthenticated
 from needle.rpc.codec import Hello, decode_error, encode
 from needle.rpc.frame import ERROR, HELLO, HELLO_ACK, REQUEST, FrameDecoder, encode_frame
@@ -138,6 +140,19 @@ async def test_what_the_handler_refuses_is_told_and_nothing_is_served(net, recor
         await client.call(server.address, "echo", b"x", 5.0)
     assert type(told.value) is Unauthenticated
     assert handler.admitted == [("", "a-key", False)]
+
+
+@pytest.mark.parametrize(("rank", "name"), [(READER, ""), (ADMIN, ""), (access.NODE, "n2")])
+async def test_who_may_not_do_what_nodes_may_has_no_name_of_a_node(net, recorder, monkeypatch, rank, name):
+    """With an API key anybody could say to be the leader, and have followers vote when the connection ends."""
+    monkeypatch.setattr(recorder, "admit", lambda *_: Identity("k", rank))
+    gone = asyncio.Queue()
+    monkeypatch.setattr(recorder, "on_gone", lambda peer: gone.put_nowait(peer.node_id))
+    server = await net.server(recorder)
+    client = net.client(node_id="n2", key="a-key")
+    await client.call(server.address, "echo", b"x", 5.0)
+    await client.close()
+    assert await gone.get() == name
 
 
 @pytest.mark.parametrize(

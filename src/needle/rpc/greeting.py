@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from needle.base import access
 from needle.base.access import Identity
 from needle.base.errors import Overloaded
 from needle.base.parts import Payload
@@ -33,7 +34,9 @@ class Greeted(Protocol):
 
 
 class Introduced(NamedTuple):
-    """A caller that is admitted. proven: that it knows the secret; then it was answered already."""
+    """A caller that is admitted. hello: as it was said, but without a node's name where the caller may not do what
+    nodes may: with any API key one could say to be the leader, and end. proven: that it knows the secret; then it was
+    answered already."""
 
     hello: Hello
     identity: Identity
@@ -60,6 +63,8 @@ class Greeting:
         proven = self._is_proven(theirs)
         self._check(theirs.node_id)
         identity = self._server.handler.admit(theirs.node_id, theirs.key, proven, remote)
+        if identity.rank < access.NODE:
+            theirs = msgspec.structs.replace(theirs, node_id="")
         return Introduced(theirs, identity, proven)
 
     def _question(self, theirs: Hello) -> Hello | None:
