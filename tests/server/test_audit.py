@@ -5,16 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from needle.base.access import ADMIN, Identity
 from needle.base.audit_config import AuditConfig
 from needle.base.errors import ConfigError, Forbidden
+from needle.base.ids import shard_group
+from needle.base.model import CollectionSpec
+from needle.protocol import calls, catalog_commands, commands
+from needle.protocol.peer_calls import CATALOG, CatalogCall
+from needle.routing.topology import NodeInfo
+from needle.rpc.handler import Peer
 from needle.server.audit import REFUSALS_A_SECOND, WAITING_BYTES_MAX, Audit
+from needle.server.service.audited import LOOKED_AT_BYTES, Audited
 
 
 class _Clock:
@@ -91,6 +102,89 @@ async def test_what_waits_is_bounded_and_what_a_disk_did_not_take_is_counted(
     audit.close()
     (line,) = lines(tmp_path / "audit.jsonl")
     assert line["left_out"] >= waiting
+
+
+async def test_lines_that_a_disk_did_not_take_are_counted_with_those_left_out_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit = audit_in(tmp_path)
+    for _ in range(REFUSALS_A_SECOND + 30):
+        audit.note("binary", "hello", Forbidden("no"))
+    with monkeypatch.context() as broken:
+        broken.setattr(audit._file, "emit", _no_room)
+        task = asyncio.ensure_future(audit.run(at_once))
+        await turns()
+        audit.note("binary", "step_down", None)  # tells of the refusals, and is not written either
+        await turns()
+    audit.note("binary", "step_down", None)
+    await turns()
+    task.cancel()
+    audit.close()
+    assert [line["left_out"] for line in lines(tmp_path / "audit.jsonl")] == [REFUSALS_A_SECOND + 30 + 1]
+
+
+def _drop_in_catalog(hops: int) -> bytes:
+    return calls.encode(CatalogCall(catalog_commands.encode(catalog_commands.DropCollection("c", 7)), 1.0, hops))
+
+
+def _padded(call: bytes) -> bytes:
+    """What nobody reads, behind all that is read."""
+    return msgspec.msgpack.encode([*msgspec.msgpack.decode(call), b"x" * LOOKED_AT_BYTES])
+
+
+DROP = calls.encode(calls.WriteCall(shard_group(0), commands.encode(commands.DropCollection("c"))))
+CREATE = calls.encode(
+    calls.WriteCall(1 << 40, commands.encode(commands.CreateCollection(CollectionSpec(name="c", dimensions=2))))
+)
+REGISTER = calls.encode(
+    CatalogCall(catalog_commands.encode(catalog_commands.RegisterNode(NodeInfo(id="b", address="h:1", incarnation=1))))
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "told"),
+    [
+        (CATALOG, _drop_in_catalog(0), "DropCollection"),
+        (CATALOG, _drop_in_catalog(1), "DropCollection"),
+        (CATALOG, REGISTER, "RegisterNode"),
+        (calls.WRITE, DROP, "DropCollection"),
+        (calls.WRITE, _padded(DROP), "DropCollection"),
+        (calls.WRITE, _padded(CREATE), "CreateCollection"),
+    ],
+)
+def test_no_form_of_a_call_hides_it(tmp_path: Path, method: str, body: bytes, told: str) -> None:
+    def refused(*_: object) -> bytes:
+        raise Forbidden("no")
+
+    async def done(*_: object) -> bytes:
+        return b""
+
+    for begin, outcome in ((refused, "forbidden"), (done, "done")):
+        audit = audit_in(tmp_path)
+        audited = Audited(audit, _Clock(), random.Random(1), begin)
+        peer = Peer("", 0, "h:2", Identity("ops", ADMIN))
+        with suppress(Forbidden):
+            asyncio.run(_answer(audited.on_request(peer, method, body)))
+        audit.close()
+        assert [lines(tmp_path / "audit.jsonl")[-1][name] for name in ("call", "outcome")] == [told, outcome]
+
+
+async def _answer(answer: Any) -> None:
+    await answer
+
+
+def test_a_large_write_of_documents_is_no_call_of_an_administrator(tmp_path: Path) -> None:
+    insert = commands.Insert("drop", ["create"], b"\0" * 8, [b""])
+    body = _padded(calls.encode(calls.WriteCall(shard_group(0), commands.encode(insert))))
+    audit = audit_in(tmp_path)
+    assert (
+        Audited(audit, _Clock(), random.Random(1), lambda *_: b"").on_request(
+            Peer("", 0, "h:2", Identity("ops", ADMIN)), calls.WRITE, body
+        )
+        == b""
+    )
+    audit.close()
+    assert lines(tmp_path / "audit.jsonl") == []
 
 
 async def turns() -> None:

@@ -150,7 +150,7 @@ class Audit:
             try:
                 await runs(self._write, lines)
             except OSError as error:
-                self._failed(len(lines), error)
+                self._failed(lines, error)
 
     def _write(self, lines: deque[bytes]) -> None:
         """A line that is written is taken off."""
@@ -160,8 +160,9 @@ class Audit:
             file.emit(logging.makeLogRecord({"msg": lines[0].decode()}))
             lines.popleft()
 
-    def _failed(self, count: int, error: OSError) -> None:
-        self._left_out += count
+    def _failed(self, lines: deque[bytes], error: OSError) -> None:
+        """What was left out before these lines stood in them."""
+        self._left_out += sum(1 + msgspec.json.decode(line, type=Act).left_out for line in lines)
         if self._told.is_news("not written", self._clock.monotonic()):
             log.error("%d lines of the audit log were not written: %s: %s", self._left_out, self._path, error)
 
@@ -175,7 +176,7 @@ class Audit:
             self._file = file
             self._write(lines)
         except OSError as error:
-            self._failed(len(lines), error)
+            self._failed(lines, error)
         finally:
             self._file = None
             with suppress(OSError):

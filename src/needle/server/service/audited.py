@@ -5,6 +5,7 @@ What nodes pass on to each other is told by the node that was asked first. It mu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -40,6 +41,20 @@ ASKING: Final = (SYNC, INDEX_ROOM)
 """Calls of an administrator's client that change nothing."""
 UNTOLD: Final = frozenset({"nonce", "epoch", "id"})
 
+_TAGS: Final = {b"create": "CreateCollection", b"drop": "DropCollection"}
+_BEGINNING: Final = 48
+_ARRAY: Final = rb"(?:[\x90-\x9f]|\xdc..|\xdd.{4})"
+_MAKES_OR_DROPS: Final = re.compile(
+    _ARRAY
+    + rb"(?:[\x00-\x7f]|[\xcc\xd0].|[\xcd\xd1]..|[\xce\xd2].{4}|[\xcf\xd3].{8})(?:\xc4.|\xc5..|\xc6.{4})"
+    + re.escape(commands.FORMAT)
+    + _ARRAY
+    + rb"(?:[\xa0-\xbf]|\xd9.|\xda..|\xdb.{4})(create|drop)",
+    re.DOTALL,
+)
+"""A call in msgpack, in each way in which it may be written: an array of a group's number and a command, which is an
+array with its tag in front."""
+
 Begin = Callable[[PeerLike, str, Any], Body | Awaitable[Body]]
 
 
@@ -54,7 +69,7 @@ class Audited:
 
     def on_request(self, peer: PeerLike, method: str, body: Any) -> Body | Awaitable[Body]:
         """One call of a client."""
-        told = _told(method, body)
+        told = _told(method, body, peer.identity.name)
         start = self._clock.monotonic()
         try:
             answer = self._begin(peer, method, body)
@@ -100,11 +115,11 @@ class Audited:
         )
 
 
-def _told(method: str, body: Any) -> str | None:
-    """An administrator's call, and what it is about, in words; None for any other."""
+def _told(method: str, body: Any, key: str) -> str | None:
+    """An administrator's call, and what it is about, in words; None for any other. key: its name; nodes have none."""
     needs = NEEDS.get(method)
     if method == calls.WRITE:
-        return _written(body) if len(body) <= LOOKED_AT_BYTES else None
+        return _written(body) if len(body) <= LOOKED_AT_BYTES else _tag_of(body)
     if needs is None or needs.rank != ADMIN or method in ASKING:
         return None
     if method != CATALOG or len(body) > LOOKED_AT_BYTES:
@@ -114,7 +129,7 @@ def _told(method: str, body: Any) -> str | None:
         command = catalog_commands.decode(call.command)
     except (*DECODE_ERRORS, UnsupportedFormat):
         return method
-    return None if call.hops or isinstance(command, STEPS) else _words(command)
+    return None if isinstance(command, STEPS) and not key else _words(command)
 
 
 def _written(body: Any) -> str | None:
@@ -126,6 +141,13 @@ def _written(body: Any) -> str | None:
     except (*DECODE_ERRORS, UnsupportedFormat):
         return None
     return _words(command) if isinstance(command, commands.CreateCollection | commands.DropCollection) else None
+
+
+def _tag_of(body: Any) -> str | None:
+    """What a write that is too large to be looked at begins with, if it makes or drops a collection: whoever pads such
+    a one with what nobody reads is told of, too."""
+    found = _MAKES_OR_DROPS.match(bytes(body[:_BEGINNING]))
+    return None if found is None else _TAGS[found[1]]
 
 
 def _words(command: msgspec.Struct) -> str:
