@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cluster.fake_shards import virtually
 from needle.base.errors import Unavailable
 from needle.protocol.peer_calls import TopologyCall
 from needle.routing.topology import Topology
@@ -42,7 +43,7 @@ async def test_a_failure_that_nobody_waits_for_is_no_unseen_exception() -> None:
 
 async def test_a_shard_that_leaves_while_another_one_is_brought_up_to_date_does_not_end_the_node() -> None:
     groups, asked = {1: None, 2: None}, list[int]()
-    host: Any = SimpleNamespace(stopped=False, status=lambda group: SimpleNamespace(current_term=1))
+    host: Any = SimpleNamespace(stopped=False, term=lambda group: 1)
 
     def is_leader(group: int) -> bool:
         if group not in groups:
@@ -65,9 +66,7 @@ async def test_a_shard_that_leaves_while_another_one_is_brought_up_to_date_does_
 
 async def test_a_shard_that_waits_holds_up_no_other_one() -> None:
     """They came one after the other: with many shards, one whose log could not confirm held up all behind it."""
-    host: Any = SimpleNamespace(
-        stopped=False, is_leader=lambda group: True, status=lambda group: SimpleNamespace(current_term=1)
-    )
+    host: Any = SimpleNamespace(stopped=False, is_leader=lambda group: True, term=lambda group: 1)
     first_may_go_on = asyncio.Event()
 
     async def reconcile(group: int, timeout: float) -> None:
@@ -83,6 +82,39 @@ async def test_a_shard_that_waits_holds_up_no_other_one() -> None:
     reconciler.reconcile = reconcile  # type: ignore[method-assign]
     async with asyncio.timeout(30):
         await reconciler.run()
+
+
+def test_shards_that_have_what_the_catalog_says_cost_an_idle_node_no_tasks() -> None:
+    """There was one for each shard, five times a second."""
+    looks, tasks = list[int](), list[object]()
+    host: Any = SimpleNamespace(stopped=False, term=lambda group: 1)
+
+    def is_leader(group: int) -> bool:
+        looks.append(group)
+        host.stopped = len(looks) >= 30
+        return group < 3
+
+    async def reconcile(group: int, timeout: float) -> None:
+        assert group < 3
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+
+        def begun(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+            tasks.append(work)
+            return asyncio.Task(work, loop=loop, **options)
+
+        loop.set_task_factory(begun)
+        node = SimpleNamespace(
+            host=host, groups={1: None, 2: None, 3: None}, topology=SimpleNamespace(version=1), now=loop.time
+        )
+        reconciler = Reconciler(node)  # type: ignore[arg-type]
+        reconciler.reconcile = reconcile  # type: ignore[method-assign]
+        await reconciler.run()
+
+    host.is_leader = is_leader
+    virtually(run())
+    assert len(looks) >= 30 and len(tasks) == 2
 
 
 async def test_a_topology_that_the_caller_has_does_not_travel_to_be_confirmed() -> None:

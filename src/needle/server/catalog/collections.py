@@ -56,16 +56,22 @@ class Reconciler:
         """Give the shards that this node leads their collections, whenever the catalog or a leader changes."""
         done: dict[GroupId, tuple[int, int]] = {}
         while not self._node.host.stopped:
-            groups = list(self._node.groups)
-            for first in range(0, len(groups), AT_ONCE):
-                await asyncio.gather(*(self._look_after(group, done) for group in groups[first : first + AT_ONCE]))
+            # Looked at before a task is begun for each: five times a second there is nothing to do for any.
+            due = [group for group in self._node.groups if self._state(group) not in (None, done.get(group))]
+            for first in range(0, len(due), AT_ONCE):
+                await asyncio.gather(*(self._look_after(group, done) for group in due[first : first + AT_ONCE]))
             await next_beat(self._node.now(), PAUSE_SECONDS)
 
+    def _state(self, group: GroupId) -> tuple[int, int] | None:
+        """What the shard's collections are to be those of, and the term; None if it is led elsewhere."""
+        node = self._node
+        if group not in node.groups or not node.host.is_leader(group):
+            return None
+        return node.topology.version, node.host.term(group)
+
     async def _look_after(self, group: GroupId, done: dict[GroupId, tuple[int, int]]) -> None:
-        if group not in self._node.groups or not self._node.host.is_leader(group):
-            return  # not here any more, or led elsewhere
-        state = (self._node.topology.version, self._node.host.status(group).current_term)
-        if done.get(group) == state:
+        state = self._state(group)
+        if state is None:  # since it was looked at
             return
         try:
             await self.reconcile(group, WAIT_SECONDS)
