@@ -15,7 +15,7 @@ import pytest
 
 from cluster.catalog_util import node, topology
 from cluster.fake_shards import virtually
-from needle.base.errors import NotLeader, WrongCluster
+from needle.base.errors import DiskFailed, NotLeader, WrongCluster
 from needle.base.ids import GroupId
 from needle.base.model import RaftStatus
 from needle.client.health import ReplicaStatus
@@ -248,3 +248,67 @@ def test_it_looks_again_until_they_are_gone_and_less_often_while_they_cannot_go(
     assert virtually(work()).kept == {}
     assert world.names() == ["1"]
     assert len(asked) < 25
+
+
+class _FailingDisk(ReplicaDisk):
+    """remove fails on some paths, and sync if it is told so."""
+
+    def __init__(self, stuck: str = "nothing", *, syncs: bool = True) -> None:
+        self.stuck, self.syncs = stuck, syncs
+
+    def remove(self, path: str) -> None:
+        if self.stuck in path:
+            raise DiskFailed(f"cannot delete {path}", path=path)
+        super().remove(path)
+
+    def sync(self, path: str) -> None:
+        if not self.syncs:
+            raise DiskFailed(f"cannot sync {path}", path=path)
+        super().sync(path)
+
+
+def running_on(world: World, disk: ReplicaDisk) -> GivenUp:
+    world.ports.disk = disk
+    made = GivenUp(world)  # type: ignore[arg-type]
+
+    async def some_time() -> None:
+        asyncio.get_running_loop().call_later(60, lambda: setattr(world.host, "stopped", True))
+        await made.run()
+
+    virtually(some_time())
+    return made
+
+
+def test_what_cannot_be_deleted_is_told_of_and_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was tried in silence, and nothing else was deleted any more, nor told of."""
+    world = World(tmp_path, 0, 2)
+    with caplog.at_level("INFO"):
+        made = running_on(world, _FailingDisk("0.gone"))
+    assert world.names() == ["0.gone", "1"]
+    assert made.told()[0][0] == 0 and "cannot delete" in made.told()[0][1]
+    assert caplog.text.count("cannot delete") == 1
+    world.host.stopped = False
+    assert running_on(world, ReplicaDisk()).kept == {}
+    assert world.names() == ["1"]
+
+
+def test_a_shard_is_given_up_again_where_the_first_time_left_files(tmp_path: Path) -> None:
+    world = World(tmp_path, 0)
+    world.add("0.gone")
+    assert "cannot delete" in running_on(world, _FailingDisk("0.gone")).kept[0]
+    assert world.names() == ["0", "0.gone", "1"]
+
+
+def test_a_failed_fsync_ends_the_node_here_too(tmp_path: Path) -> None:
+    """What it was to make durable may be gone: it is not tried again."""
+    with pytest.raises(DiskFailed, match="cannot sync"):
+        running_on(World(tmp_path, 0), _FailingDisk(syncs=False))
+
+
+def test_what_is_no_replica_stays(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add("mine.gone")
+    world.look()
+    assert world.names() == ["1", "mine.gone"]

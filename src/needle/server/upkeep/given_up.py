@@ -19,7 +19,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from needle.base.config import RaftConfig
-from needle.base.errors import NeedleError
+from needle.base.errors import DiskFailed, NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
@@ -76,8 +76,8 @@ class HoldingNode(Protocol):
 
 
 class GivenUp:
-    """See the module. kept: shards that this node does not hold and has files of, and why these may not go; "" for what
-    is about to."""
+    """See the module. kept: shards of which this node has files that it does not use, and why these may not, or cannot,
+    go; "" for what is about to."""
 
     def __init__(self, node: HoldingNode) -> None:
         self._node = node
@@ -91,7 +91,7 @@ class GivenUp:
             before = self.kept
             try:
                 await self.look()
-            except SHORTAGES:
+            except (DiskFailed, *SHORTAGES):
                 raise
             except NeedleError as error:
                 self._note(dict.fromkeys(self.kept, error.message))
@@ -100,12 +100,14 @@ class GivenUp:
     async def look(self) -> None:
         """Delete what may be deleted. Raises NeedleError for what says that this cannot be known now."""
         names = await self._node.ports.file_pool.run(self._names)
+        stuck: dict[int, str] = {}
         for name in names:
-            if name.endswith(GONE):  # a crash came in between
-                await self._delete(name)
+            if name.endswith(GONE) and name.removesuffix(GONE).isdecimal():  # a crash came in between
+                stuck[int(name.removesuffix(GONE))] = await self._delete(name)
+        stuck = {shard: why for shard, why in stuck.items() if why}
         held = sorted(int(name) for name in names if name.isdecimal())
-        closed = [shard for shard in held if not self._is_held(shard)]
-        self._note({shard: self.kept.get(shard, "") for shard in closed})
+        closed = [shard for shard in held if shard not in stuck and not self._is_held(shard)]
+        self._note(stuck | {shard: self.kept.get(shard, "") for shard in closed})
         if closed:
             await self._let_go(closed[:SHARDS_AT_ONCE])
 
@@ -142,23 +144,22 @@ class GivenUp:
                 why = why_not_elsewhere(
                     now.shards[shard], told, node.node_id, node.host.known_commit(shard_group(shard))
                 )
-            if why:
-                kept[shard] = why
-                continue
-            await self._give_up(shard, now.version)
-            kept.pop(shard, None)
+            kept[shard] = why or await self._give_up(shard, now.version)
+            if not kept[shard]:
+                del kept[shard]
         self._note(kept)
 
-    async def _give_up(self, shard: int, version: int) -> None:
-        """version: of the catalog that was confirmed. What this node has heard since counts, too."""
+    async def _give_up(self, shard: int, version: int) -> str:
+        """Why files are left, "" if none is for good. version: of the catalog that was confirmed. What this node has
+        heard since counts, too."""
         node, name = self._node, str(shard)
         async with node.unmoved():
             if self._is_held(shard) or node.topology.version < version:
-                return
+                return ""
             await node.host.forget_state(shard_group(shard))
             await node.ports.file_pool.run(self._rename, name)
         log.info("node %s deletes its files of shard %d, which it has given up", node.node_id, shard)
-        await self._delete(name + GONE)
+        return await self._delete(name + GONE)
 
     # --- files -------------------------------------------------------------------------------------------------------
     def _rename(self, name: str) -> None:
@@ -166,17 +167,20 @@ class GivenUp:
         disk.rename(os.path.join(directory, name), os.path.join(directory, name + GONE))
         disk.sync(directory)
 
-    async def _delete(self, name: str) -> None:
-        """A few files at a time, then the directories."""
+    async def _delete(self, name: str) -> str:
+        """A few files at a time, then the directories. Why that cannot be: it is tried again, and nobody needs them."""
         ports = self._node.ports
         path = os.path.join(shards_directory(self._node.config.data_dir), name)
-        files = await ports.file_pool.run(ports.disk.files, path)
-        for first in range(0, len(files), STEP_FILES):
-            await ports.file_pool.run(
-                self._remove, [os.path.join(path, one) for one in files[first : first + STEP_FILES]]
-            )
-            await asyncio.sleep(STEP_SECONDS)
-        await ports.file_pool.run(ports.disk.remove_tree, path)
+        try:
+            files = await ports.file_pool.run(ports.disk.files, path)
+            for first in range(0, len(files), STEP_FILES):
+                some = [os.path.join(path, one) for one in files[first : first + STEP_FILES]]
+                await ports.file_pool.run(self._remove, some)
+                await asyncio.sleep(STEP_SECONDS)
+            await ports.file_pool.run(ports.disk.remove_tree, path)
+        except DiskFailed as error:
+            return f"nobody needs them, but they cannot be deleted: {error.message}"
+        return ""
 
     def _remove(self, paths: Collection[str]) -> None:
         for path in paths:
