@@ -121,3 +121,23 @@ def test_the_replica_is_told_again_and_again_what_the_catalog_declares_and_once_
     virtually(around.during((10.0, declared), (10.0, no_more), (20.0, lambda: None)))
     told = [one for _, one in around.declared]
     assert 3 <= len(told) <= 6 and told[:-1] == [{"a@2": fields}] * (len(told) - 1) and told[-1] == {}
+
+
+def test_searches_that_always_find_something_lacking_keep_nothing_from_being_saved_or_declared() -> None:
+    """So it is beside writes: an index never has the newest documents."""
+    around, fields = Around(), ("x",)
+    pieces: list[float] = []
+
+    def work() -> None:
+        pieces.append(asyncio.get_running_loop().time())
+
+    async def run(call: Callable[..., Any], *arguments: Any) -> Any:
+        await asyncio.sleep(0.01)
+        return call(*arguments)
+
+    around.indexes.waits, around.indexes.work, around.upkeep._pool.run = True, work, run  # type: ignore[method-assign]
+    info = CollectionInfo(id=2, spec=CollectionSpec(name="a", dimensions=2), fields=fields)
+    around.topology = Topology(version=5, collections=(info,))
+    virtually(around.during((20.0, changed(around)), (5.0, lambda: None)))
+    assert len(around.declared) >= 5 and {"a@2": fields} in [one for _, one in around.declared]
+    assert len(around.saved) >= 2 and len(pieces) > 1500, "and it goes on with its work meanwhile"

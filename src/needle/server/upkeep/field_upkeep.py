@@ -31,6 +31,8 @@ log = logging.getLogger("needle.server")
 FILTERED_FIELDS: Final = "shard.filtered_fields"
 LOOK_SECONDS: Final = 0.1
 LEARN_SECONDS: Final = 3.0
+WORK_SECONDS: Final = 1.0
+"""After so long of making indexes the rest gets its turn: beside writes, searches always find something lacking."""
 SETTLED_SECONDS: Final = 10.0
 """After so long without a change, also what is little is saved."""
 SAVE_SECONDS: Final = 1.0
@@ -73,15 +75,16 @@ class FieldUpkeep:
         """Until the node stops."""
         asked_at = self._clock.monotonic()
         while not self._host.stopped:
-            indexes = self._replica.field_indexes
-            while indexes.waits and not self._host.stopped:
+            indexes, until = self._replica.field_indexes, self._clock.monotonic() + WORK_SECONDS
+            while indexes.waits and not self._host.stopped and self._clock.monotonic() < until:
                 await self._pool.run(indexes.work)
             await self._save()
             if self._clock.monotonic() - asked_at >= LEARN_SECONDS:
                 await self._declare()
                 await self._learn()
                 asked_at = self._clock.monotonic()
-            await next_beat(self._clock.monotonic(), LOOK_SECONDS)
+            if not indexes.waits:
+                await next_beat(self._clock.monotonic(), LOOK_SECONDS)
 
     async def _save(self) -> None:
         """Save what is worth it. While nothing changes, this is a comparison of numbers."""
