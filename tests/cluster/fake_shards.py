@@ -15,6 +15,7 @@ from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, ConnectionLost, NoQuorum, StaleEpoch, VersionMismatch
 from needle.base.filters.builder import Filter
 from needle.base.model import HitBatch, SearchRequest, WriteResult
+from needle.client.router.router import Router
 from needle.protocol import calls, catalog_commands
 from needle.protocol.calls import CollectionsAnswer, CollectionsCall, DocumentBatch, GetCall, SearchCall
 from needle.protocol.commands import NO_SESSION, ChangeWhere, Command, Delete, Insert, Patch, Session, UpdateVectors
@@ -241,6 +242,24 @@ def _search(request: SearchRequest, held: dict[str, tuple[int, bytes, bytes]], i
         if wanted is None or wanted.matches(msgspec.json.decode(metadata))
     )[: request.k]
     return HitBatch([r[1] for r in rows], [r[0] for r in rows], [r[2] for r in rows], [r[3] for r in rows], b"", index)
+
+
+def vector(n: float) -> bytes:
+    return np.array([n, 0], "<f4").tobytes()
+
+
+def ask(n: float, k: int = 5, filter: Filter | None = None) -> SearchRequest:
+    return SearchRequest(
+        collection="default", vector=vector(n), k=k, filter=b"" if filter is None else filter.to_json()
+    )
+
+
+async def fill(router: Router, count: int = 60, metadata: bytes = b"{}") -> None:
+    ids = [f"doc-{n:03}" for n in range(count)]
+    rows = memoryview(b"".join(vector(n) for n in range(count)))
+    outcomes = await router.insert_batch("default", ids, rows, [metadata] * count, 5)
+    assert all(isinstance(part.outcome, WriteResult) for part in outcomes)
+    assert sorted(at for part in outcomes for at in part.rows) == list(range(count))
 
 
 def virtually(work: Coroutine[Any, Any, Any]) -> Any:

@@ -242,10 +242,81 @@ class FanOut:
         timeout: float,
         failures: dict[str, NeedleError],
     ) -> Payload | None:
-        """Ask the replicas one after the other, the next one when one fails or is late; None when all failed."""
+        """Ask the replicas one after the other, the next one when one fails or is late; None when all failed.
+
+        The first one is asked without a task of its own: most calls need no other, and each hop of the event loop cuts
+        apart what searches of one turn ask and get together."""
+        if not order:
+            return None
         loop = asyncio.get_running_loop()
-        start, waiting = loop.time(), dict[asyncio.Task[Payload], tuple[str, float]]()
-        upcoming = list(order)
+        start, until = loop.time(), asyncio.timeout(timeout)
+        failed: asyncio.Future[Payload] | None = None
+        others: asyncio.Task[Payload | None] | None = None
+
+        def ask(waiting: dict[asyncio.Future[Payload], tuple[str, float]]) -> Coroutine[Any, Any, Payload | None]:
+            left = timeout - (loop.time() - start)
+            return self._others(group, order[1:], method, body, left, failures, waiting)
+
+        def late() -> None:
+            nonlocal failed, others
+            failed = loop.create_future()
+            others = loop.create_task(ask({failed: (order[0], start)}))
+            others.add_done_callback(enough)
+
+        def enough(_: object) -> None:
+            if not over:
+                until.reschedule(loop.time())
+
+        over, timer = False, loop.call_later(self.latencies.p95, late) if len(order) > 1 else None
+        try:
+            try:
+                async with until:
+                    answer = await group.ask_replica(order[0], method, body(timeout), timeout)
+            finally:
+                over = True
+                if timer is not None:
+                    timer.cancel()
+        except TimeoutError:
+            if not until.expired():
+                raise
+            return None if others is None else await others
+        except NeedleError as error:
+            if others is None or failed is None:
+                self._failed(group, order[0], error, failures)
+                return await ask({})
+            if not failed.done():  # it is while what the others found has not ended this yet
+                failed.set_exception(error)
+            return await others
+        else:
+            self.latencies.add(loop.time() - start)
+            return answer
+        finally:
+            _forget([one for one in (others, failed) if one is not None])
+
+    @staticmethod
+    def _failed(group: ShardGroup, address: str, error: BaseException, failures: dict[str, NeedleError]) -> None:
+        """A replica has not answered; raises what no other one would answer otherwise."""
+        if not isinstance(error, NeedleError) or isinstance(error, StaleEpoch):
+            raise error
+        if not error.retryable and not error.of_the_node:
+            raise error
+        failures[address] = error
+        if not isinstance(error, TooStale | Overloaded):
+            group.suspect(address)
+
+    async def _others(
+        self,
+        group: ShardGroup,
+        upcoming: list[str],
+        method: str,
+        body: Callable[[float], bytes],
+        timeout: float,
+        failures: dict[str, NeedleError],
+        waiting: dict[asyncio.Future[Payload], tuple[str, float]],
+    ) -> Payload | None:
+        """As `_hedged`. waiting: who is asked already, and since when."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
         try:
             while upcoming or waiting:
                 left = timeout - (loop.time() - start)
@@ -257,25 +328,19 @@ class FanOut:
                     waiting[task] = (address, loop.time())
                 late = self.latencies.p95 if upcoming and len(waiting) < 2 else left
                 done, _ = await asyncio.wait(waiting, timeout=min(late, left), return_when=asyncio.FIRST_COMPLETED)
-                for task in [task for task in waiting if task in done]:
-                    address, asked = waiting.pop(task)
-                    error = task.exception()
+                for one in [one for one in waiting if one in done]:
+                    address, asked = waiting.pop(one)
+                    error = one.exception()
                     if error is None:
                         self.latencies.add(loop.time() - asked)
-                        return task.result()
-                    if not isinstance(error, NeedleError) or isinstance(error, StaleEpoch):
-                        raise error
-                    if not error.retryable and not error.of_the_node:
-                        raise error
-                    failures[address] = error
-                    if not isinstance(error, TooStale | Overloaded):
-                        group.suspect(address)
+                        return one.result()
+                    self._failed(group, address, error, failures)
             return None
         finally:
             _forget(waiting)
 
 
-def _forget(tasks: Iterable[asyncio.Task[Any]]) -> None:
+def _forget(tasks: Iterable[asyncio.Future[Any]]) -> None:
     """Nobody waits for these any more: end those that run; failures of the others count as seen."""
     for task in tasks:
         if not task.cancel() and not task.cancelled():
