@@ -310,3 +310,19 @@ async def test_a_running_cluster_is_closed_node_by_node(tmp_path: Path) -> None:
             assert await client.count() == 4
         with pytest.raises(Unauthenticated):
             await cluster.connect()
+
+
+async def test_a_key_of_some_collections_is_told_that_it_may_not_ask_how_the_cluster_is(
+    cluster: ProcessCluster, admin: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = (await admin.create_key("narrow", "writer", collections=["other"])).key
+    async with cluster.connect(api_key=key) as client:
+        for call in (client.get_stats, client.cluster_status, client.health_check):
+            with pytest.raises(Forbidden, match="for other only"):
+                await call()
+    monkeypatch.setenv("NEEDLE_API_KEY", key)
+    at = ",".join(cluster.addresses.values())
+    for command in (["status"], ["leader"], ["cluster", "stats"]):
+        assert await asyncio.to_thread(main, [*command, "--cluster", at]) == 1
+        said = capsys.readouterr()
+        assert "[forbidden]" in said.err and not said.out, command

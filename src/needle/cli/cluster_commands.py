@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import needle
-from needle.base.errors import NeedleError, Unavailable
+from needle.base.errors import Forbidden, NeedleError, Unavailable
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -35,6 +35,8 @@ def leader(shard: Shard = None, cluster: Cluster = DEFAULT_CLUSTER, json: Json =
             return None
         try:  # what others believe may be old: ask the node itself
             status = await client.node_status(found, shard=shard, timeout=STATUS_TIMEOUT)
+        except Forbidden:
+            raise
         except NeedleError:
             return None
         return found if status.state == "Leader" else None

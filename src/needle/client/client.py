@@ -97,13 +97,15 @@ class Client(BatchMethods, ReplaceMethods, RestartMethods, KeyMethods):
         return self.topology().addresses()
 
     async def cluster_status(self, *, timeout: float = STATUS_SECONDS) -> list[ReplicaStatus]:
-        """Every replica of every shard as its own node sees it, in order; `status` is None where none answered."""
+        """Every replica of every shard as its own node sees it, in order; `status` is None where none answered.
+        Raises Forbidden for a key of some collections only."""
         seconds = values.check_timeout(timeout)
         topology = await self._shards.refresh(self.topology().version + 1, min(0.2, seconds / 4))
-        return await ask_replicas(self._caller, topology, seconds)
+        return await ask_replicas(self._caller, topology, seconds, for_client=True)
 
     async def health_check(self, *, timeout: float = STATUS_SECONDS) -> ClusterHealth:
-        """Whether every shard has a leader and all its replicas, and what is not redundant."""
+        """Whether every shard has a leader and all its replicas, and what is not redundant. Raises Forbidden for a key
+        of some collections only."""
         replicas = await self.cluster_status(timeout=timeout)
         return judge(self.topology(), replicas)
 

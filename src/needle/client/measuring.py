@@ -62,9 +62,10 @@ class Measuring:
 
 
 async def measure(caller: Caller, topology: Topology, timeout: float, *, hot: bool = False) -> Measured:
-    """All at once, none for longer than `timeout`. hot: with the calls a second, which nothing is decided by."""
+    """All at once, none for longer than `timeout`. hot: for a client, with the calls a second, which nothing is decided
+    by; raises Forbidden for one that may not ask."""
     replicas, nodes = await asyncio.gather(
-        ask_replicas(caller, topology, timeout, hot=hot), ask_nodes(caller, topology, timeout)
+        ask_replicas(caller, topology, timeout, hot=hot, for_client=hot), ask_nodes(caller, topology, timeout)
     )
     found = _measured(topology, _leaders(replicas), tuple(nodes))
     return _with_calls(found, replicas) if hot else found

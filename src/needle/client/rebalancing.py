@@ -39,7 +39,8 @@ class RebalanceMethods:
         """What each shard holds, in documents and bytes, which share of the keys it owns, how often it is called, and
         what each node holds and has room for. imbalance_ratio: the largest shard over the mean, minus 1, by bytes: 0.2
         says that it is 20 % larger than a fair share. unknown: shards of which no leader answers, also not after an
-        election's time: what they hold is not in the other figures."""
+        election's time: what they hold is not in the other figures. Raises Forbidden for a key of some
+        collections only."""
         seconds, shards, loop = values.check_timeout(timeout), self._shards, asyncio.get_running_loop()
         deadline = loop.time() + min(seconds, SETTLE_SECONDS)
         while True:

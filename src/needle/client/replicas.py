@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
-from needle.base.errors import LostState, NeedleError
+from needle.base.errors import Forbidden, LostState, NeedleError
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.client.directory import Caller
@@ -16,10 +16,18 @@ from needle.routing.topology import Topology
 
 
 async def ask_replicas(
-    caller: Caller, topology: Topology, timeout: float, shards: Collection[int] | None = None, *, hot: bool = False
+    caller: Caller,
+    topology: Topology,
+    timeout: float,
+    shards: Collection[int] | None = None,
+    *,
+    hot: bool = False,
+    for_client: bool = False,
 ) -> list[ReplicaStatus]:
     """Every replica as its own node sees it, in order of shards; all are asked at once, none for longer than
-    `timeout`. shards: only theirs. hot: also which keys are called."""
+    `timeout`. shards: only theirs. hot: also which keys are called. for_client: raises Forbidden if a node says so, for
+    such a node runs; nodes, which prove who they are, go on without the answer."""
+    refused: list[Forbidden] = []
 
     async def one(shard: int, node: NodeId) -> ReplicaStatus:
         address = topology.address_of(node) or ""
@@ -30,6 +38,8 @@ async def ask_replicas(
             lost = error.message
             return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=lost, lost=lost)
         except NeedleError as error:
+            if isinstance(error, Forbidden):
+                refused.append(error)
             return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=error.message)
         if status.node_id != node:
             told = f"node {status.node_id} answers there: one of them has moved, and the catalog has not heard of it"
@@ -37,4 +47,7 @@ async def ask_replicas(
         return ReplicaStatus(shard=shard, node=node, address=address, status=status)
 
     asked = [info for info in topology.shards if shards is None or info.shard in shards]
-    return list(await asyncio.gather(*(one(info.shard, node) for info in asked for node in info.replicas)))
+    found = await asyncio.gather(*(one(info.shard, node) for info in asked for node in info.replicas))
+    if for_client and refused:
+        raise refused[0]
+    return list(found)
