@@ -170,6 +170,11 @@ def score_of(distance: float, metric: Metric) -> float:
     return 1.0 - distance if metric is Metric.COSINE else -distance
 
 
+def scores_of(distances: Sequence[float], metric: Metric) -> list[float]:
+    """`score_of` of each."""
+    return [1.0 - one for one in distances] if metric is Metric.COSINE else [-one for one in distances]
+
+
 def near_enough(distances: Sequence[float], metric: Metric, request: SearchRequest) -> int:
     """How many of these distances, which ascend, a search's bounds allow."""
     count, farthest, lowest = len(distances), request.max_distance, request.min_score

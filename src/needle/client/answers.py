@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from needle.base.instants import rfc3339
-from needle.base.model import Document, Hit, HitBatch, score_of
+from needle.base.model import Document, Hit, HitBatch, scores_of
 from needle.client.values import FLOAT32, Vectors
 from needle.protocol.calls import DocumentBatch
 
@@ -25,18 +25,16 @@ def json_value(data: bytes) -> Any:
 
 def hits(batch: HitBatch) -> list[Hit]:
     """The rows of a search's answer. The score follows from the distance and the metric."""
-    metadata = batch.metadata
-    rows = _rows(batch.vectors, len(batch.ids))
+    count, parse = len(batch.ids), _parse.decode
+    metadata: list[Any] = [parse(one) if one else None for one in batch.metadata] or [None] * count
+    vectors: Any = _rows(batch.vectors, count)
+    columns = zip(
+        batch.ids, batch.distances, scores_of(batch.distances, batch.metric), metadata, batch.versions,
+        [None] * count if vectors is None else vectors, strict=True,
+    )  # fmt: skip
     return [
-        Hit(
-            id=name,
-            distance=distance,
-            score=score_of(distance, batch.metric),
-            metadata=json_value(metadata[n]) if metadata else None,
-            version=batch.versions[n],
-            vector=None if rows is None else rows[n],
-        )
-        for n, (name, distance) in enumerate(zip(batch.ids, batch.distances, strict=True))
+        Hit(id=name, distance=distance, score=score, metadata=told, version=version, vector=vector)
+        for name, distance, score, told, version, vector in columns
     ]
 
 

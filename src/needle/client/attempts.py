@@ -25,11 +25,13 @@ wait for one before they answer."""
 class Attempts:
     """The bookkeeping of one call: its deadline, what went wrong last, whether a write may have been executed."""
 
-    __slots__ = ("backoff", "began", "deadline", "final", "hints", "last", "loop", "sent", "unknown", "whole")
+    __slots__ = ("backoff", "began", "deadline", "final", "hints", "last", "loop", "sent", "unknown", "whole", "writes")
 
-    def __init__(self, timeout: float, final: tuple[type[NeedleError], ...] = ()) -> None:
-        """final: errors that are the call's answer, though another call may be repeated after them."""
+    def __init__(self, timeout: float, final: tuple[type[NeedleError], ...] = (), *, writes: bool = False) -> None:
+        """final: errors that are the call's answer, though another call may be repeated after them. writes: it has an
+        effect."""
         self.final = final
+        self.writes = writes
         self.loop = asyncio.get_running_loop()
         self.whole = timeout
         self.began = self.loop.time()

@@ -25,7 +25,7 @@ from needle.routing.topology import CollectionInfo
 class Found(msgspec.Struct, frozen=True):
     """A search's answer. missing: shards without an answer and why, gaps: the ranges of the key space they own; both
     empty unless partial answers were asked for. applied: the log index at which each shard was searched. fanout: how
-    many shards were asked. epoch: of the map."""
+    many shards were asked. epoch: of the map. size: bytes of the shards' answers."""
 
     batch: HitBatch
     missing: dict[int, NeedleError]
@@ -33,6 +33,7 @@ class Found(msgspec.Struct, frozen=True):
     applied: dict[int, int]
     fanout: int
     epoch: int
+    size: int = 0
 
 
 class Hits(list[Hit]):

@@ -8,8 +8,8 @@ call is repeated freely. Knows nothing of documents: commands and bodies are mad
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
 
 from needle.base.errors import (
     AlreadyExists,
@@ -71,7 +71,6 @@ class GroupClient:
         self._unanswered = Unanswered(directory)
         self._numbers: WriteNumbers | None = None
         self._opening: asyncio.Task[WriteNumbers] | None = None
-        self._write = calls.WRITE
         self._named = "the cluster"
         """In errors."""
 
@@ -89,14 +88,14 @@ class GroupClient:
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult:
         """Execute a command exactly once. Raises its own error, OutcomeUnknown, NoQuorum or DeadlineExceeded."""
-        attempts = Attempts(timeout)
+        attempts = Attempts(timeout, writes=True)
         while True:
             numbers = self._numbers
             if numbers is None:
                 numbers = await self._open(attempts)
             session = numbers.next()
             try:
-                answer = await self._ask_leader(self._write, self._body(make(session)), attempts)
+                answer = await self._ask_leader(calls.WRITE, self._body(make(session)), attempts)
                 return written(answer)
             except NeedleError as error:
                 if isinstance(error, SessionExpired) and self._numbers is numbers:
@@ -133,7 +132,7 @@ class GroupClient:
     async def _open_session(self, timeout: float) -> WriteNumbers:
         body = self._body(OpenSession(self._rng.getrandbits(64)))
         try:
-            answer = await self._ask_leader(self._write, body, Attempts(timeout))
+            answer = await self._ask_leader(calls.WRITE, body, Attempts(timeout, writes=True))
         except OutcomeUnknown as error:
             # Whether the session was opened does not matter: the caller's write was never sent.
             raise DeadlineExceeded(f"no session could be opened: {error.message}") from error
@@ -146,12 +145,12 @@ class GroupClient:
             task.exception()  # whoever waits raises it; when nobody does any more it counts as seen
 
     # --- the leader --------------------------------------------------------------------------------------------------
-    async def ask_leader(
+    def ask_leader(
         self, method: str, make_body: MakeBody, timeout: float, final: tuple[type[NeedleError], ...] = ()
-    ) -> Payload:
+    ) -> Coroutine[Any, Any, Payload]:
         """Ask the leader, repeating until it answers; for reads and calls that may be repeated. final: errors that are
         answers."""
-        return await self._ask_leader(method, make_body, Attempts(timeout, final))
+        return self._ask_leader(method, make_body, Attempts(timeout, final))
 
     async def leaders_status(self, timeout: float) -> RaftStatus:
         """How the group is, as its leader says. Any node answers, so who leads no more is not taken for the leader;
@@ -170,7 +169,7 @@ class GroupClient:
         directory = self._directory
         while True:
             if (left := attempts.left()) <= 0:
-                self._too_late(attempts, writing=method is self._write)
+                self._too_late(attempts)
             address = directory.leader
             if address is None:
                 address = await directory.find_leader(left)
@@ -250,11 +249,11 @@ class GroupClient:
         if directory.refusal is not None and directory.all_failed():
             raise directory.refusal
 
-    def _too_late(self, attempts: Attempts, *, writing: bool = False) -> NoReturn:
+    def _too_late(self, attempts: Attempts) -> NoReturn:
         directory, within = self._directory, in_seconds(attempts.whole)
         why = directory.explain(attempts.began)
         last = f"; last error: {attempts.last.message}" if attempts.last is not None else ""
-        if writing and attempts.unknown:
+        if attempts.writes and attempts.unknown:
             raise OutcomeUnknown(
                 f"the write was sent but not answered within {within}; it may or may not take effect ({why}{last})"
             )

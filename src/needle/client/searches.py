@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -197,7 +197,8 @@ class SearchMethods(ABC):
         return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
 
     async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> Hits:
-        return await self._hits(*await self._find(request, reading, timeout))
+        documents, found = await self._find(request, reading, timeout)
+        return await self._hits(documents, found)
 
     async def _find(
         self, request: SearchRequest, reading: Reading, timeout: float, *, partial: bool = False
@@ -214,13 +215,13 @@ class SearchMethods(ABC):
         )
         return documents, found
 
-    async def _hits(self, documents: DocumentCalls, found: Found) -> Hits:
-        return await self._made(documents, calls.batch_bytes(found.batch), _hits, found.batch)
+    def _hits(self, documents: DocumentCalls, found: Found) -> Awaitable[Hits]:
+        return self._made(documents, found.size, _hits, found.batch)
 
     @staticmethod
-    async def _made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> T:
+    def _made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> Awaitable[T]:
         """Make values of `size` bytes of an answer; in a thread, if there are some and the bytes are many."""
-        return await beside(documents.blocking if size >= BESIDE_BYTES else None, fn, *arguments)
+        return beside(documents.blocking if size >= BESIDE_BYTES else None, fn, *arguments)
 
 
 class Narrow(NamedTuple):

@@ -102,35 +102,29 @@ class ShardGroup(GroupClient):
     def _is_answer(self, error: NeedleError) -> bool:
         return isinstance(error, StaleEpoch) or super()._is_answer(
             error
-        )  # what is raised of it is judged in _ask_leader
-
-    async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> Payload:
-        while True:
-            try:
-                return await super()._ask_leader(method, make_body, attempts)
-            except StaleEpoch as stale:
-                # final: the shard's log holds that this numbered write has no effect, whatever became of its copies.
-                if method is not self._write or not attempts.unknown or stale.details.get("final"):
-                    raise
-                if stale.details.get("owned") is False:
-                    raise OutcomeUnknown(
-                        f"the write was sent before, no answer came, and now its shard has moved: {stale.message}"
-                    ) from stale
-                await self._refresh(told_version(stale), max(0.001, attempts.left()))
-                meaning = meant.get()
-                if meaning is not None and not meaning.holds(self._topology()):
-                    raise OutcomeUnknown(
-                        "the write was sent before, no answer came, and now its alias has another meaning: "
-                        f"{stale.message}"
-                    ) from stale
-                await attempts.pause(self._rng)
+        )  # what is raised of it is judged in _after_stale
 
     async def _after(self, error: NeedleError, address: str, attempts: Attempts) -> None:
         if isinstance(error, StaleEpoch):
-            raise error
+            await self._after_stale(error, attempts)
+            return
         if isinstance(error, ConnectionLost | DeadlineExceeded):
             self._look()  # it may have moved
         await super()._after(error, address, attempts)
+
+    async def _after_stale(self, stale: StaleEpoch, attempts: Attempts) -> None:
+        """Raises it if the shard has done nothing; waits if an earlier attempt of the same write may have been
+        executed. final: the shard's log holds that this numbered write has no effect, whatever became of its copies."""
+        if not attempts.writes or not attempts.unknown or stale.details.get("final"):
+            raise stale
+        why = "the write was sent before, no answer came, and now"
+        if stale.details.get("owned") is False:
+            raise OutcomeUnknown(f"{why} its shard has moved: {stale.message}") from stale
+        await self._refresh(told_version(stale), max(0.001, attempts.left()))
+        meaning = meant.get()
+        if meaning is not None and not meaning.holds(self._topology()):
+            raise OutcomeUnknown(f"{why} its alias has another meaning: {stale.message}") from stale
+        await attempts.pause(self._rng)
 
     def _misplaced(self, node: NodeId) -> None:
         """Nodes have swapped addresses, or one has taken another's, since this topology."""
@@ -141,9 +135,9 @@ class ShardGroup(GroupClient):
         await self._refresh(self._topology().version + 1, LOOK_SECONDS)
         await super()._unreached(attempts)
 
-    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> Payload:
+    def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> Coroutine[Any, Any, Payload]:
         """Ask one replica, once."""
-        return await self._caller.call(address, method, body, timeout)
+        return self._caller.call(address, method, body, timeout)
 
     def replicas(self) -> list[str]:
         """Addresses of the replicas, the one to ask first at the front."""

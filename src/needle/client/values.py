@@ -231,6 +231,8 @@ def check_slice(value: Any) -> tuple[int, int]:
 
 def check_count(value: object, field: str, low: int = 1) -> int:
     """A whole number of at least `low`."""
+    if type(value) is int and low <= value < 2**63:
+        return value
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
     if not whole or not low <= value < 2**63:  # type: ignore[operator]
         most = f", and at most {2**63 - 1}" if whole and value > low else ""  # type: ignore[operator]
@@ -240,6 +242,8 @@ def check_count(value: object, field: str, low: int = 1) -> int:
 
 def check_flag(value: object, field: str) -> bool:
     """True or False, nothing else."""
+    if value is True or value is False:
+        return value
     if not isinstance(value, bool | np.bool_):
         raise refused(field, value, "True or False")
     return bool(value)

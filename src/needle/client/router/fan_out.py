@@ -3,14 +3,13 @@
 Invariant (coverage): an answer is used only if it names the map's epoch and the very ranges that the map gives its
 shard; the ranges of the shards that answered cover the key space, or the result says which do not. So a search never
 has a silent gap and never counts a range twice: the ranges of one map do not overlap.
-Any replica will do for eventual reads: the next one in turn is asked, and a second one when the first is later than
-95 % of recent answers. It must not know what is read.
+Any replica will do for eventual reads (hedging.py). It must not know what is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -28,7 +27,7 @@ from needle.base.errors import (
 from needle.base.model import ReadMode, WriteResult
 from needle.base.parts import Payload
 from needle.client.meaning import meant
-from needle.client.router.latency import Latencies
+from needle.client.router.hedging import Hedging, Replicas, forget
 from needle.protocol import calls
 from needle.protocol.calls import Freshness
 from needle.protocol.commands import Command, Session
@@ -43,18 +42,13 @@ MakeCall = Callable[[int, Freshness, int], object]
 PAUSE_SECONDS = 0.02
 
 
-class ShardGroup(Protocol):
+class ShardGroup(Replicas, Protocol):
     """One shard's Raft group, as `client.shards` reaches it."""
 
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult: ...
     async def ask_leader(self, method: str, make_body: Callable[[float], bytes], timeout: float) -> Payload: ...
-    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> Payload: ...
     def replicas(self) -> list[str]:
         """Addresses, the one to ask first at the front."""
-        ...
-
-    def suspect(self, address: str) -> None:
-        """That one failed: put it last for a while."""
         ...
 
 
@@ -107,7 +101,8 @@ class FanOut:
         self._refresh = refresh
         self._owned: Ownership | None = None
         self._covers: bool = False
-        self.latencies = Latencies()
+        self._hedging = Hedging()
+        self.latencies = self._hedging.latencies
         self.stats = FanOutStats()
 
     def ownership(self) -> Ownership:
@@ -146,7 +141,11 @@ class FanOut:
             try:
                 owned = self.ownership()
                 shards = choose(owned)
-                return await self._once(owned, shards, method, make, fresh, deadline, partial)
+                if len(shards) == 1 and not partial:
+                    [shard] = shards
+                    body = await self._ask(owned, shard, method, make, fresh(shard), deadline)
+                    return Answers({shard: body}, {}, [], owned.epoch)
+                return await self._many(owned, shards, method, make, fresh, deadline, partial)
             except StaleEpoch as stale:
                 last = stale
             except DeadlineExceeded:
@@ -163,7 +162,7 @@ class FanOut:
         if (await self._refresh(version, timeout)).version <= before:
             await asyncio.sleep(min(timeout, PAUSE_SECONDS))  # the node is behind, not we
 
-    async def _once(
+    async def _many(
         self,
         owned: Ownership,
         shards: Sequence[int],
@@ -174,9 +173,6 @@ class FanOut:
         partial: bool,
     ) -> Answers:
         asking = {s: self._ask(owned, s, method, make, fresh(s), deadline) for s in shards}
-        if len(asking) == 1 and not partial:
-            shard, ask = asking.popitem()
-            return Answers({shard: await ask}, {}, [], owned.epoch)
         answered, missing = await _gather(asking, partial)
         self._prove(owned, shards, answered, missing)
         gaps = uncovered([r for s in owned.owners if s not in missing for r in owned.ranges(s)]) if missing else []
@@ -218,7 +214,7 @@ class FanOut:
         deadline = loop.time() + timeout
         failures: dict[str, NeedleError] = {}
         while (left := deadline - loop.time()) > 0:
-            answer = await self._hedged(group, group.replicas(), method, body, left, failures)
+            answer = await self._hedging.ask(group, group.replicas(), method, body, left, failures)
             if answer is not None:
                 return answer
             # Nodes may have moved since this topology: a newer one tells where to.
@@ -232,119 +228,6 @@ class FanOut:
         raise DeadlineExceeded(
             f"no replica of shard {shard} answered within {in_seconds(timeout)} ({told or 'none reached'})"
         )
-
-    async def _hedged(
-        self,
-        group: ShardGroup,
-        order: list[str],
-        method: str,
-        body: Callable[[float], bytes],
-        timeout: float,
-        failures: dict[str, NeedleError],
-    ) -> Payload | None:
-        """Ask the replicas one after the other, the next one when one fails or is late; None when all failed.
-
-        The first one is asked without a task of its own: most calls need no other, and each hop of the event loop cuts
-        apart what searches of one turn ask and get together."""
-        if not order:
-            return None
-        loop = asyncio.get_running_loop()
-        start, until = loop.time(), asyncio.timeout(timeout)
-        failed: asyncio.Future[Payload] | None = None
-        others: asyncio.Task[Payload | None] | None = None
-
-        def ask(waiting: dict[asyncio.Future[Payload], tuple[str, float]]) -> Coroutine[Any, Any, Payload | None]:
-            left = timeout - (loop.time() - start)
-            return self._others(group, order[1:], method, body, left, failures, waiting)
-
-        def late() -> None:
-            nonlocal failed, others
-            failed = loop.create_future()
-            others = loop.create_task(ask({failed: (order[0], start)}))
-            others.add_done_callback(enough)
-
-        def enough(_: object) -> None:
-            if not over:
-                until.reschedule(loop.time())
-
-        over, timer = False, loop.call_later(self.latencies.p95, late) if len(order) > 1 else None
-        try:
-            try:
-                async with until:
-                    answer = await group.ask_replica(order[0], method, body(timeout), timeout)
-            finally:
-                over = True
-                if timer is not None:
-                    timer.cancel()
-        except TimeoutError:
-            if not until.expired():
-                raise
-            return None if others is None else await others
-        except NeedleError as error:
-            if others is None or failed is None:
-                self._failed(group, order[0], error, failures)
-                return await ask({})
-            if not failed.done():  # it is while what the others found has not ended this yet
-                failed.set_exception(error)
-            return await others
-        else:
-            self.latencies.add(loop.time() - start)
-            return answer
-        finally:
-            _forget([one for one in (others, failed) if one is not None])
-
-    @staticmethod
-    def _failed(group: ShardGroup, address: str, error: BaseException, failures: dict[str, NeedleError]) -> None:
-        """A replica has not answered; raises what no other one would answer otherwise."""
-        if not isinstance(error, NeedleError) or isinstance(error, StaleEpoch):
-            raise error
-        if not error.retryable and not error.of_the_node:
-            raise error
-        failures[address] = error
-        if not isinstance(error, TooStale | Overloaded):
-            group.suspect(address)
-
-    async def _others(
-        self,
-        group: ShardGroup,
-        upcoming: list[str],
-        method: str,
-        body: Callable[[float], bytes],
-        timeout: float,
-        failures: dict[str, NeedleError],
-        waiting: dict[asyncio.Future[Payload], tuple[str, float]],
-    ) -> Payload | None:
-        """As `_hedged`. waiting: who is asked already, and since when."""
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        try:
-            while upcoming or waiting:
-                left = timeout - (loop.time() - start)
-                if left <= 0:
-                    return None
-                if upcoming and len(waiting) < 2:
-                    address = upcoming.pop(0)
-                    task = loop.create_task(group.ask_replica(address, method, body(left), left))
-                    waiting[task] = (address, loop.time())
-                late = self.latencies.p95 if upcoming and len(waiting) < 2 else left
-                done, _ = await asyncio.wait(waiting, timeout=min(late, left), return_when=asyncio.FIRST_COMPLETED)
-                for one in [one for one in waiting if one in done]:
-                    address, asked = waiting.pop(one)
-                    error = one.exception()
-                    if error is None:
-                        self.latencies.add(loop.time() - asked)
-                        return one.result()
-                    self._failed(group, address, error, failures)
-            return None
-        finally:
-            _forget(waiting)
-
-
-def _forget(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    """Nobody waits for these any more: end those that run; failures of the others count as seen."""
-    for task in tasks:
-        if not task.cancel() and not task.cancelled():
-            task.exception()
 
 
 async def _gather(
@@ -367,5 +250,5 @@ async def _gather(
                     raise error
                 failed[tasks[task]] = error
     finally:
-        _forget(tasks)
+        forget(tasks)
     return {shard: task.result() for task, shard in tasks.items() if shard not in failed}, dict(sorted(failed.items()))

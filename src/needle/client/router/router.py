@@ -7,7 +7,7 @@ merged. Who is answered StaleEpoch gets the newer map and tries again: of writes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -233,16 +233,24 @@ class Router(Routes):
         """The k nearest documents of all shards (or of those that a filter on the shard key leaves). session: eventual
         reads see this router's own writes and never go back. partial: answer without shards that cannot."""
 
-        async def run(stored: str, left: float) -> Found:
-            inner, fresh = self._as_stored(request, stored), self._fresh(mode, max_staleness, session)
+        fresh = self._fresh(mode, max_staleness, session)
+
+        def run(stored: str, left: float) -> Awaitable[Found]:
+            inner = self._as_stored(request, stored)
             if request.like:
-                deadline = asyncio.get_running_loop().time() + left
-                vector = await self._vector_of(stored, request.like, fresh, left)
-                inner = msgspec.structs.replace(inner, vector=vector)
-                left = max(0.001, deadline - asyncio.get_running_loop().time())
-            return await self._search(inner, fresh, left, partial)
+                return self._search_like(inner, stored, fresh, left, partial)
+            return self._search(inner, fresh, left, partial)
 
         return await self._named(request.collection, timeout, run)
+
+    async def _search_like(
+        self, request: SearchRequest, stored: str, fresh: Callable[[int], Freshness], timeout: float, partial: bool
+    ) -> Found:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        vector = await self._vector_of(stored, request.like, fresh, timeout)
+        inner = msgspec.structs.replace(request, vector=vector)
+        return await self._search(inner, fresh, max(0.001, deadline - loop.time()), partial)
 
     async def _vector_of(self, stored: str, name: str, fresh: Callable[[int], Freshness], timeout: float) -> bytes:
         """The vector of a document. Raises DocumentNotFound."""
@@ -292,7 +300,8 @@ class Router(Routes):
         )
         monotonic = self._monotonic or asyncio.get_running_loop().time
         start = monotonic()
-        batches, merged = await self._beside(answers.size(), merged_hits, answers.by_shard, request)
+        size = answers.size()
+        batches, merged = await self._beside(size, merged_hits, answers.by_shard, request)
         for shard, batch in batches.items():
             self._saw(shard, batch.applied_index)
         self.stats.searched(len(batches) + len(answers.missing), monotonic() - start)
@@ -303,6 +312,7 @@ class Router(Routes):
             {shard: batch.applied_index for shard, batch in batches.items()},
             len(batches) + len(answers.missing),
             answers.epoch,
+            size,
         )
 
     async def get(

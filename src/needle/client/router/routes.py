@@ -128,10 +128,10 @@ class Routes:
         count = shard_map.shard_count
         return dict(by_owner([shard_map.owner(routing_key(shard_map.strategy, count, name)) for name in names]))
 
-    async def _beside(self, size: int, fn: Callable[..., T], *arguments: object) -> T:
+    def _beside(self, size: int, fn: Callable[..., T], *arguments: object) -> Awaitable[T]:
         """Run what takes time by the byte, for `size` bytes: in a thread if they are many. It must not touch self's
         state."""
-        return await beside(self.blocking if size > BESIDE_BYTES else None, fn, *arguments)
+        return beside(self.blocking if size > BESIDE_BYTES else None, fn, *arguments)
 
     def in_session(self, seen: dict[int, int]) -> Self:
         """A router to the same shards with a session of its own: a copy, so a router holds nothing that is bound to it.
