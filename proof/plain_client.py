@@ -17,8 +17,8 @@ from needle.base.ids import GroupId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.parts import Payload
 from needle.base.runtime import Rng
-from needle.client import values
 from needle.client.batches import BatchMethods
+from needle.client.columns import cut
 from needle.client.directory import Caller
 from needle.client.document_calls import BatchPart, DocumentCalls, Found, Held
 from needle.client.router.routes import BATCH_BYTES_MAX
@@ -126,7 +126,7 @@ class PlainCalls:
         """As `DocumentCalls.insert_batch`; who routes looks at all of a part, whatever is `whole`. Documents that were
         not sent because others failed are one part."""
         size = rows.nbytes // len(ids)
-        parts = values.cut(ids, metadata, size, self._batch_bytes_max, BATCH_DOCUMENTS_MAX)
+        parts = cut(ids, metadata, size, self._batch_bytes_max, BATCH_DOCUMENTS_MAX)
         permits = asyncio.Semaphore(BATCHES_IN_FLIGHT)
         failure: NeedleError | None = None
 

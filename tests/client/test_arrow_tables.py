@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from needle.base.errors import InvalidArgument
 from needle.client import arrow_tables, values
+from needle.client.columns import as_columns
 from needle.client.scanning import Batch, Place, Scan, SyncScan
 from needle.protocol.calls import DocumentBatch
 
@@ -84,7 +85,7 @@ def scan_of(pages: list[DocumentBatch], *, with_vectors: bool = True) -> Scan:
 def test_what_a_scan_gives_an_insert_takes(rows: list[Any]) -> None:
     pages = pages_of(rows)
     table = SyncScan(read_by_cursor(pages), Place(None, True)).to_arrow()
-    batch = values.columns(OnlyProtocol(table), None, None, None)
+    batch = as_columns(OnlyProtocol(table), None, None, None)
     assert batch.ids == [row[0] for row in rows]
     if rows:
         assert batch.vectors.tobytes() == b"".join(page.vectors for page in pages)
@@ -118,26 +119,26 @@ def table(**columns: Any) -> Any:
 )
 def test_vectors_of_any_kind_of_list(kind: Any) -> None:
     vectors = pyarrow.array([[9, 9], [1, 2], [3, 4]], kind)[1:]  # with an offset
-    batch = values.columns(table(vector=vectors), None, None, None)
+    batch = as_columns(table(vector=vectors), None, None, None)
     assert batch.vectors.tolist() == [[1, 2], [3, 4]]
 
 
 def test_other_columns_are_metadata() -> None:
     made = table(lang=["en", None], expires_at=["2030-01-01T00:00:00Z"] * 2, metadata=["x", "y"])
-    batch = values.columns(made, None, None, None)
+    batch = as_columns(made, None, None, None)
     assert [json.loads(one) for one in batch.metadata] == [
         {"lang": "en", "expires_at": "2030-01-01T00:00:00Z", "metadata": "x"},
         {"lang": None, "expires_at": "2030-01-01T00:00:00Z", "metadata": "y"},
     ]
     assert batch.expires == [], "it does not say that it is an instant"
-    assert values.columns(made, None, None, None, "never").expires == [values.NEVER] * 2
+    assert as_columns(made, None, None, None, "never").expires == [values.NEVER] * 2
 
 
 def test_never_is_said_where_it_matters() -> None:
     for or_never, expected in ((False, values.AS_IT_IS), (True, values.NEVER)):
         form = arrow_tables.schema(or_never=or_never)
         made = arrow_tables.record_batch(form, ["a", "b"], np.zeros(4, "<f4").tobytes(), [b"", b""], [0, 5])
-        batch = values.columns(pyarrow.Table.from_batches([made]), None, None, None)
+        batch = as_columns(pyarrow.Table.from_batches([made]), None, None, None)
         assert batch.expires == [expected, 5]
 
 
@@ -157,17 +158,17 @@ def test_never_is_said_where_it_matters() -> None:
 )
 def test_tables_that_hold_no_documents(wrong: Any, says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
-        values.columns(wrong, None, None, None)
+        as_columns(wrong, None, None, None)
 
 
 def test_metadata_that_is_no_json_is_named() -> None:
     form = arrow_tables.schema()
     made = arrow_tables.record_batch(form, ["a", "b"], np.zeros(4, "<f4").tobytes(), [b"{}", b"{"], [])
     with pytest.raises(InvalidArgument, match=r"documents row 1: .* not JSON"):
-        values.columns(pyarrow.Table.from_batches([made]), None, None, None)
+        as_columns(pyarrow.Table.from_batches([made]), None, None, None)
     deep = arrow_tables.record_batch(form, ["a"], np.zeros(2, "<f4").tobytes(), [b"[" * 100_000], [])
     with pytest.raises(InvalidArgument, match=r"documents row 0: .* not JSON"):
-        values.columns(pyarrow.Table.from_batches([deep]), None, None, None)
+        as_columns(pyarrow.Table.from_batches([deep]), None, None, None)
     more = pyarrow.Table.from_batches([made]).append_column("lang", [["en", "de"]])
     with pytest.raises(InvalidArgument, match="lang have no place"):
-        values.columns(more, None, None, None)
+        as_columns(more, None, None, None)

@@ -24,6 +24,7 @@ from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import Filter
 from needle.base.model import IndexParams
 from needle.client import Client, values
+from needle.client.columns import as_columns
 from needle.protocol.peer_calls import SHARD_LEADER
 
 UTC = datetime.UTC
@@ -397,8 +398,8 @@ def test_parameters_of_an_index_are_numbers_of_any_kind() -> None:
 
 
 def test_rows_and_ids_are_lists_in_order() -> None:
-    refusal(lambda: values.columns(None, {"a", "b"}, np.eye(2), None), "ids", "set")
-    refusal(lambda: values.columns(None, ["a"], [VECTOR], {"a": 1}), "metadatas", "dict")
-    refusal(lambda: values.columns({"a": VECTOR}, None, None, None), "documents", "dict")
-    refusal(lambda: values.columns(["ab"], None, None, None), "documents[0]", "str")
-    assert values.columns(None, ["a"], [VECTOR], iter([{"n": 1}])).metadata == [b'{"n":1}']
+    refusal(lambda: as_columns(None, {"a", "b"}, np.eye(2), None), "ids", "set")
+    refusal(lambda: as_columns(None, ["a"], [VECTOR], {"a": 1}), "metadatas", "dict")
+    refusal(lambda: as_columns({"a": VECTOR}, None, None, None), "documents", "dict")
+    refusal(lambda: as_columns(["ab"], None, None, None), "documents[0]", "str")
+    assert as_columns(None, ["a"], [VECTOR], iter([{"n": 1}])).metadata == [b'{"n":1}']

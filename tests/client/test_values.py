@@ -9,6 +9,7 @@ import pytest
 from needle.base.errors import InvalidArgument
 from needle.base.model import HitBatch, Metric
 from needle.client import answers, values
+from needle.client.columns import as_columns, cut
 
 
 @pytest.mark.parametrize(
@@ -39,9 +40,9 @@ def test_null_is_json_and_nan_is_not() -> None:
 
 
 def test_batches_are_cut_by_bytes_and_documents_and_lose_nothing() -> None:
-    batch = values.columns(None, [f"d{n}" for n in range(100)], np.ones((100, 10)), [{"n": n} for n in range(100)])
+    batch = as_columns(None, [f"d{n}" for n in range(100)], np.ones((100, 10)), [{"n": n} for n in range(100)])
     for bytes_max, documents_max in ((200, 1000), (1 << 20, 7), (1, 1000), (1 << 20, 1000)):
-        parts = values.cut(batch.ids, batch.metadata, 40, bytes_max, documents_max)
+        parts = cut(batch.ids, batch.metadata, 40, bytes_max, documents_max)
         assert [name for part in parts for name in batch.ids[part.start : part.stop]] == batch.ids
         assert all(part.stop - part.start <= documents_max for part in parts)
         if bytes_max == 200:

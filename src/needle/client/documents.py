@@ -22,6 +22,7 @@ from needle.base.model import (
 )
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
+from needle.client.columns import as_columns
 from needle.client.document_calls import BatchPart, DocumentCalls
 from needle.client.naming import NamingMethods
 from needle.client.searches import SearchMethods
@@ -144,7 +145,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         whole: bool = False,
     ) -> tuple[list[str], list[BatchPart]]:
         """The different ids of a batch, and what became of it. whole: as in `DocumentCalls.insert_batch`."""
-        batch = values.columns(documents, ids, vectors, metadatas, expires_at)
+        batch = as_columns(documents, ids, vectors, metadatas, expires_at)
         name, seconds = values.check_name(collection), values.check_timeout(timeout)
         if not batch.ids:
             return [], []

@@ -6,7 +6,7 @@ Python floats."""
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -18,8 +18,7 @@ from needle.base.filters.builder import Filter, field_path
 from needle.base.instants import MICROS_MAX, micros
 from needle.base.model import IndexParams, ReadMode
 from needle.base.plain import converted, plain, refused, text
-from needle.client import arrow_tables
-from needle.protocol.commands import AS_IT_IS, NEVER, Change, last_of_each_id
+from needle.protocol.commands import AS_IT_IS, NEVER, Change
 
 Vectors = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -283,106 +282,6 @@ def choose(value: object, kind: type[T], field: str) -> T:
         raise ValueError
     except ValueError:
         raise refused(field, value, f"one of {', '.join(map(str, kind))}") from None  # type: ignore[call-overload]
-
-
-class Columns(msgspec.Struct, frozen=True):
-    """A batch of documents as columns; vectors has one row a document. expires: as in `commands.Insert`."""
-
-    ids: list[str]
-    vectors: Vectors
-    metadata: list[bytes]
-    expires: list[int] = []
-
-    def rows(self) -> memoryview:
-        """The vectors' bytes, not copied."""
-        return self.vectors.reshape(-1).view(np.uint8).data
-
-
-def columns(documents: Any, ids: Any, vectors: Any, metadatas: Any, expires_at: Any = None) -> Columns:
-    """From (id, vector[, metadata]) tuples or a table, or ids, a 2-d array and perhaps metadata, one a row. Checked; of
-    those with one id the last is kept. expires_at: one for all, or one a document."""
-    if documents is not None:
-        if ids is not None or vectors is not None or metadatas is not None:
-            raise InvalidArgument("give either documents, or ids and vectors, not both", field="documents")
-        if arrow_tables.is_table(documents):
-            ids, vectors, metadatas, expires_at = _of_table(documents, expires_at)
-        else:
-            ids, vectors, metadatas = _split(documents)
-    elif ids is None or vectors is None:
-        raise InvalidArgument("give documents, or ids and vectors", field="ids" if ids is None else "vectors")
-    if isinstance(ids, set | frozenset):
-        raise refused("ids", ids, "ids in the order of their vectors, such as a list")
-    names = check_ids(ids)
-    if not names:
-        return Columns([], np.zeros((0, 0), FLOAT32), [])
-    rows = as_array(vectors, "vectors", 2)
-    if len(rows) != len(names):
-        raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")
-    instants = expiries(expires_at, len(names))
-    if metadatas is None:
-        return _last_wins(Columns(names, rows, [b""] * len(names), instants))
-    unordered = isinstance(metadatas, str | bytes | bytearray | memoryview | Mapping | set | frozenset)
-    if unordered or getattr(metadatas, "ndim", 1) != 1 or not isinstance(metadatas, Iterable):
-        raise refused("metadatas", metadatas, f"a list with one value for each of the {len(names)} ids")
-    metadatas = list(metadatas)
-    if len(metadatas) != len(names):
-        raise invalid("metadatas", f"{len(metadatas)} values", f"one value for each of the {len(names)} ids")
-    json = [metadata_bytes(value, f"metadatas[{n}]") for n, value in enumerate(metadatas)]
-    return _last_wins(Columns(names, rows, json, instants))
-
-
-def _last_wins(batch: Columns) -> Columns:
-    """Of documents with one id the last one counts, wherever in the batch they stand."""
-    keep = last_of_each_id(batch.ids)
-    if keep is None:
-        return batch
-    return Columns(
-        [batch.ids[at] for at in keep],
-        batch.vectors[keep],
-        [batch.metadata[at] for at in keep],
-        [batch.expires[at] for at in keep] if batch.expires else [],
-    )
-
-
-def _of_table(documents: Any, expires_at: Any) -> tuple[list[Any], Any, list[Any], Any]:
-    rows = arrow_tables.rows_of(documents)
-    if expires_at is None and any(row.expires_at is not None for row in rows):
-        expires_at = [row.expires_at for row in rows]
-    ids, vectors, metadatas = _split([(row.id, row.vector, row.metadata) for row in rows])
-    return ids, vectors, metadatas, expires_at
-
-
-def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:
-    odd = isinstance(documents, str | bytes | bytearray | memoryview | Mapping | np.ndarray)
-    if odd or getattr(documents, "ndim", 1) != 1 or not isinstance(documents, Iterable):
-        raise refused("documents", documents, "a list of (id, vector) or (id, vector, metadata)")
-    ids, vectors, metadatas = [], [], []
-    for n, document in enumerate(documents):
-        if not isinstance(document, list | tuple) or len(document) not in (2, 3):
-            raise refused(f"documents[{n}]", document, "(id, vector) or (id, vector, metadata)")
-        ids.append(document[0])
-        vectors.append(as_array(document[1], f"documents[{n}].vector", 1))
-        metadatas.append(document[2] if len(document) == 3 else None)
-    for n, vector in enumerate(vectors):
-        if len(vector) != len(vectors[0]):
-            raise invalid(f"documents[{n}].vector", f"{len(vector)} numbers", f"{len(vectors[0])} as in documents[0]")
-    return ids, np.stack(vectors) if vectors else None if ids else np.zeros((0, 0), FLOAT32), metadatas
-
-
-def cut(
-    ids: Sequence[str], metadata: Sequence[bytes], row_bytes: int, bytes_max: int, documents_max: int
-) -> list[range]:
-    """Consecutive parts of a batch within both bounds (one document may exceed the bytes). row_bytes: a vector's."""
-    count = len(ids)
-    weights = np.fromiter(map(len, ids), np.int64, count) + np.fromiter(map(len, metadata), np.int64, count)
-    ends = np.cumsum(weights + (row_bytes + 16))
-    parts, start, before = [], 0, 0
-    while start < count:
-        fits = int(np.searchsorted(ends, before + bytes_max, side="right"))
-        stop = min(max(fits, start + 1), start + documents_max)
-        parts.append(range(start, stop))
-        start, before = stop, int(ends[stop - 1])
-    return parts
 
 
 class Reading(NamedTuple):

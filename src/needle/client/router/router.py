@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-import msgspec
-
-from needle.base.errors import CollectionNotFound, DeadlineExceeded, DocumentNotFound, StaleEpoch, in_seconds
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, StaleEpoch, in_seconds
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.client.document_calls import BatchPart, Found
-from needle.client.router import collections
+from needle.client.router import collections, searching
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import spread_by_ids
 from needle.client.router.deletion import Deletion
-from needle.client.router.merge import merged_documents, merged_hits, merged_searches
+from needle.client.router.merge import merged_documents
 from needle.client.router.pruning import matching_shards
 from needle.client.router.routes import Routes
 from needle.client.router.row_inserts import RowInserts, in_callers_words
@@ -35,8 +33,6 @@ from needle.protocol.calls import (
     GetCall,
     ScanAnswer,
     ScanCall,
-    SearchCall,
-    SearchManyCall,
 )
 from needle.protocol.commands import (
     AS_IT_IS,
@@ -248,16 +244,9 @@ class Router(Routes):
     ) -> Found:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        vector = await self._vector_of(stored, request.like, fresh, timeout)
-        inner = msgspec.structs.replace(request, vector=vector)
-        return await self._search(inner, fresh, max(0.001, deadline - loop.time()), partial)
-
-    async def _vector_of(self, stored: str, name: str, fresh: Callable[[int], Freshness], timeout: float) -> bytes:
-        """The vector of a document. Raises DocumentNotFound."""
-        found = await self._get(stored, [name], True, fresh, timeout, ())
-        if not found.ids:
-            raise DocumentNotFound(f"there is no document {name[:80]!r} that others could be like", id=name[:80])
-        return found.vectors
+        of = await self._get(stored, [request.like], True, fresh, timeout, ())
+        left = max(0.001, deadline - loop.time())
+        return await self._search(searching.near(request, of), fresh, left, partial)
 
     async def search_many(
         self,
@@ -272,47 +261,21 @@ class Router(Routes):
         """As `search` for `count` vectors, which all are in the request's: one call of each shard."""
 
         async def run(stored: str, left: float) -> list[HitBatch]:
+            fresh = self._fresh(mode, max_staleness, session)
             inner = self._as_stored(request, stored)
-            answers = await self.fan_out.read(
-                calls.SEARCH_MANY,
-                lambda shard, fresh, epoch: SearchManyCall(shard_group(shard), inner, count, fresh, epoch),
-                lambda owned: matching_shards(owned, request.filter),
-                self._fresh(mode, max_staleness, session),
-                left,
-            )
-            seen, batches = await self._beside(answers.size(), merged_searches, answers.by_shard, request, count)
+            seen, batches = await searching.search_many(self.fan_out, inner, count, fresh, left, self._beside)
             for shard, index in seen.items():
                 self._saw(shard, index)
             return batches
 
         return await self._named(request.collection, timeout, run)
 
-    async def _search(
+    def _search(
         self, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
-    ) -> Found:
-        answers = await self.fan_out.read(
-            calls.SEARCH,
-            lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
-            lambda owned: matching_shards(owned, request.filter),
-            fresh,
-            timeout,
-            partial=partial,
-        )
+    ) -> Awaitable[Found]:
         monotonic = self._monotonic or asyncio.get_running_loop().time
-        start = monotonic()
-        size = answers.size()
-        batches, merged = await self._beside(size, merged_hits, answers.by_shard, request)
-        for shard, batch in batches.items():
-            self._saw(shard, batch.applied_index)
-        self.stats.searched(len(batches) + len(answers.missing), monotonic() - start)
-        return Found(
-            merged,
-            answers.missing,
-            answers.gaps,
-            {shard: batch.applied_index for shard, batch in batches.items()},
-            len(batches) + len(answers.missing),
-            answers.epoch,
-            size,
+        return searching.search(
+            self.fan_out, request, fresh, timeout, self._beside, self._saw, monotonic, partial=partial
         )
 
     async def get(

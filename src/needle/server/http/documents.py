@@ -11,6 +11,7 @@ from needle.base.errors import DocumentNotFound, NeedleError, invalid
 from needle.base.model import HitBatch, SearchRequest, score_of
 from needle.client import answers, values
 from needle.client import cursor as cursors
+from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
 from needle.client.searches import Narrow, search_request
 from needle.protocol.calls import DocumentBatch, batch_bytes
@@ -49,9 +50,9 @@ async def insert_documents(call: Call) -> bodies.InsertedDocuments:
     body: bodies.InsertDocuments = call.body
     ids, metadatas = body.ids, body.metadatas
 
-    def columns() -> values.Columns:
+    def columns() -> Columns:
         rows = vectors_of(body.vectors, len(ids), body.vector_type)
-        return values.columns(None, ids, rows, metadatas, body.expires_at)
+        return as_columns(None, ids, rows, metadatas, body.expires_at)
 
     batch = await call.blocking(columns) if len(ids) > 100 else await call.beside(columns)
     parts = await call.router.insert_batch(

@@ -1,0 +1,80 @@
+"""A search of the shards that may have what it asks for, and one answer made of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from needle.base.errors import DocumentNotFound
+from needle.base.ids import shard_group
+from needle.base.model import HitBatch, SearchRequest
+from needle.client.document_calls import Found
+from needle.client.router.fan_out import FanOut
+from needle.client.router.merge import merged_hits, merged_searches
+from needle.client.router.pruning import matching_shards
+from needle.protocol import calls
+from needle.protocol.calls import DocumentBatch, Freshness, SearchCall, SearchManyCall
+
+Beside = Callable[..., Awaitable[Any]]
+"""Runs what takes time by the byte: how many bytes, a function, its arguments."""
+
+
+async def search(
+    fan_out: FanOut,
+    request: SearchRequest,
+    fresh: Callable[[int], Freshness],
+    timeout: float,
+    beside: Beside,
+    saw: Callable[[int, int], None],
+    monotonic: Callable[[], float],
+    *,
+    partial: bool,
+) -> Found:
+    """saw: told of the log index at which each shard was searched. partial: answer without shards that cannot."""
+    answers = await fan_out.read(
+        calls.SEARCH,
+        lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
+        lambda owned: matching_shards(owned, request.filter),
+        fresh,
+        timeout,
+        partial=partial,
+    )
+    start, size = monotonic(), answers.size()
+    batches, merged = await beside(size, merged_hits, answers.by_shard, request)
+    applied = {shard: batch.applied_index for shard, batch in batches.items()}
+    for shard, index in applied.items():
+        saw(shard, index)
+    asked = len(batches) + len(answers.missing)
+    fan_out.stats.searched(asked, monotonic() - start)
+    return Found(merged, answers.missing, answers.gaps, applied, asked, answers.epoch, size)
+
+
+async def search_many(
+    fan_out: FanOut,
+    request: SearchRequest,
+    count: int,
+    fresh: Callable[[int], Freshness],
+    timeout: float,
+    beside: Beside,
+) -> tuple[dict[int, int], list[HitBatch]]:
+    """`search` for `count` vectors, which all are in the request's: the log index that each shard surely saw, and the
+    hits of each."""
+    answers = await fan_out.read(
+        calls.SEARCH_MANY,
+        lambda shard, fresh, epoch: SearchManyCall(shard_group(shard), request, count, fresh, epoch),
+        lambda owned: matching_shards(owned, request.filter),
+        fresh,
+        timeout,
+    )
+    seen, batches = await beside(answers.size(), merged_searches, answers.by_shard, request, count)
+    return seen, batches
+
+
+def near(request: SearchRequest, found: DocumentBatch) -> SearchRequest:
+    """The search for what is like a document, with its vector. Raises DocumentNotFound."""
+    if not found.ids:
+        name = request.like[:80]
+        raise DocumentNotFound(f"there is no document {name!r} that others could be like", id=name)
+    return msgspec.structs.replace(request, vector=found.vectors)
