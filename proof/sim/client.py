@@ -17,6 +17,7 @@ from needle.base.errors import AlreadyExists, NeedleError, VersionMismatch
 from needle.base.model import ReadMode, WriteResult
 from proof.checkers.replay import GetSeen
 from proof.sim.history import Kind, Operation, shown
+from proof.sim.keyed import Keyed
 from proof.sim.machine import instant_at, stream
 from proof.sim.promises import may_be_told, surely_without_effect
 from proof.sim.searches_seen import Asked, seen, several_vectors
@@ -58,6 +59,7 @@ class Client:
         self._rng = stream(work.seed, "client", name)
         self._instants = stream(work.seed, "instants", name)
         self._several = stream(work.seed, "several", name)
+        self._keyed = Keyed(stream(work.seed, "keyed", name))
         self._versions: dict[str, int] = {}
         self._writes = 0
         self._contended = 0
@@ -212,7 +214,7 @@ class Client:
     ) -> bool:
         op = self._invoke(kind, key, tag=tag, expected=expected, details=details)
         try:
-            result = await ask()
+            result = await self._keyed.ask(ask, may=self._work.wide and self._database.keyed)
         except (AlreadyExists, VersionMismatch) as error:
             found = error.details.get("version" if isinstance(error, AlreadyExists) else "actual")
             self._finish(op, "refused", version=int(found or 0), error=error.code)

@@ -75,6 +75,7 @@ class RealDatabase:
 
     timeout = CALL_TIMEOUT
     by_filter = True
+    keyed = False
 
     def __init__(self, client: BatchMethods) -> None:
         self._client = client
@@ -143,6 +144,8 @@ def _explained(hits: Hits) -> Answer:
 
 class ShardAware(RealDatabase):
     """Straight to the shards' leaders."""
+
+    keyed = True
 
     def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
         shards = ClusterShards(caller, addresses, topology, rng=rng)

@@ -9,6 +9,7 @@ from needle.base.errors import (
     DiskFull,
     InvalidArgument,
     NeedleError,
+    OutcomeForgotten,
     OutcomeUnknown,
     SessionExpired,
     StorageError,
@@ -33,5 +34,7 @@ def may_be_told(error: NeedleError, mode: object) -> bool:
         return True  # on a node whose clock is ahead
     if isinstance(error, CollectionNotFound) and mode == ReadMode.EVENTUAL:
         return True  # a prefix of the log from before the collection
+    if isinstance(error, OutcomeForgotten):
+        return mode is None  # of a write with a key, part of which was executed before its range moved
     passing = Unavailable | OutcomeUnknown | SessionExpired | StorageError | DiskFull
     return isinstance(error, passing | ClusterTooOld)  # until the cluster knows that all nodes are of one release

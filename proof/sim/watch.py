@@ -25,6 +25,7 @@ from needle.protocol.commands import (
     Patch,
     UpdateVectors,
     decode,
+    inner,
 )
 from needle.protocol.move_commands import MoveCommand
 from needle.raft import lease
@@ -162,7 +163,7 @@ class Watch:
         if group == CATALOG_GROUP:
             self.on_catalog(index, entry.data)
             return
-        command = decode(entry.data)
+        command = inner(decode(entry.data))
         if isinstance(command, CreateCollection):
             self.metrics[command.spec.name] = str(command.spec.metric)
         if not isinstance(result, WriteResult) or result.index != index:

@@ -50,9 +50,10 @@ class Answer(msgspec.Struct):
 
 class Database(Protocol):
     """The part of the real client that the workload uses; sim.databases adapts it. by_filter: whether it may be asked
-    to delete by a filter."""
+    to delete by a filter. keyed: whether its writes may have idempotency keys."""
 
     by_filter: bool
+    keyed: bool
 
     @property
     def via(self) -> str:

@@ -65,7 +65,7 @@ def answers(replica: Replica) -> tuple[Any, ...]:
         replica.search(ASKED),
         replica.counts(),
         replica.stored_digest(),
-        replica.session_rows(),
+        replica.sessions.rows(),
     )
 
 
@@ -353,12 +353,12 @@ def copy_as_old(source: Any, target: Any, state: bytes, version: int) -> None:
 @pytest.mark.parametrize("version", [1, 3])
 def test_a_file_of_an_older_release_is_rewritten_with_checksums(tmp_path: Path, version: int) -> None:
     replica, log = filled(tmp_path)
-    right, kept = answers(replica), replica.session_answers()
+    right, kept = answers(replica), replica.sessions.answers()
     replica.close()
     state = msgspec.msgpack.encode([1, {seq: msgspec.msgpack.decode(answer) for _, seq, answer in kept}])
     aged(database(tmp_path), state, version)
     replica = open_replica(tmp_path)
-    assert answers(replica) == right and replica.session_answers() == kept
+    assert answers(replica) == right and replica.sessions.answers() == kept
     replica.apply(log.add(put(["new"], [[1, 1, 1]])))
     replica.checkpoint()
     replica.close()

@@ -12,6 +12,7 @@ from needle.base.model import WriteResult
 from needle.protocol.commands import Session
 from needle.shard.apply import sessions
 from needle.shard.apply.sessions import Changed, SessionTable
+from needle.shard.apply.stored_answers import ANSWER_BYTES
 
 DONE = WriteResult(version=5, index=5, existed=True, count=3)
 
@@ -103,7 +104,7 @@ def test_only_what_changed_is_stored_again() -> None:
 
 
 def test_all_answers_together_are_bounded_in_bytes_and_a_restart_changes_nothing() -> None:
-    size = len(msgspec.msgpack.encode([5, 5, True, 3])) + sessions.ANSWER_BYTES
+    size = len(msgspec.msgpack.encode([5, 5, True, 3])) + ANSWER_BYTES
     steady, restarted = (SessionTable(bytes_max=10 * size) for _ in range(2))
     rng = random.Random(5)
     for index in range(1, 4):

@@ -97,14 +97,14 @@ def test_a_write_that_cannot_be_judged_now_is_executed_once_later(tmp_path: Path
     )
     with no_room(replica):
         assert len(replica.apply(entries)) == 2
-        before = (replica.session_rows(), replica.session_answers())
+        before = (replica.sessions.rows(), replica.sessions.answers())
         done = replica.apply(later)
         assert [result.count for result in done] == [1]
         with pytest.raises(DiskFull):
             replica.apply(later[1:])
-        rows_now = replica.session_rows()
+        rows_now = replica.sessions.rows()
         assert rows_now[0][2] == later[0].index, "as of the last entry that was applied"
-        assert before[1] != replica.session_answers()
+        assert before[1] != replica.sessions.answers()
     first, again = replica.apply(later[1:])
     assert (first.count, again.count) == (1, 1) and first.index == again.index == later[1].index
     assert replica.get("c", ["d7"], False) == []
@@ -166,7 +166,7 @@ def test_shortages_at_any_place_change_no_result_and_no_state(tmp_path: Path, se
     assert short > 1
     assert [str(result) for result in found] == [str(result) for result in wanted]
     assert poor.digest() == calm.digest()
-    assert (poor.session_rows(), poor.session_answers()) == (calm.session_rows(), calm.session_answers())
+    assert (poor.sessions.rows(), poor.sessions.answers()) == (calm.sessions.rows(), calm.sessions.answers())
     poor.verify()
     poor.close()
     again = open_replica(tmp_path / "poor")

@@ -61,7 +61,7 @@ def test_round_trip_carries_everything(tmp_path: Path) -> None:
     for replica in (target, open_replica(tmp_path / "again")):
         if replica is not target:
             replica.install_snapshot(str(tmp_path / "image"))
-        assert replica.digest() == source.digest() and replica.session_rows() == source.session_rows()
+        assert replica.digest() == source.digest() and replica.sessions.rows() == source.sessions.rows()
         assert (replica.applied_index(), replica.applied_term(), replica.conf()) == (6, 3, b"conf")
         assert replica.search(SearchRequest(collection="c", vector=floats([2, 0, 0]), k=1)).versions == [4]
         replica.verify()

@@ -100,6 +100,19 @@ class ConditionFailed(NeedleError):
     code = "condition_failed"
 
 
+class KeyReused(NeedleError):
+    """Another request was sent with the same idempotency key. This one was not executed."""
+
+    code = "idempotency_key_reused"
+
+
+class OutcomeForgotten(NeedleError):
+    """The request with this idempotency key was executed before, at least in part, when its documents were in other
+    shards: what came of it cannot be told any more. It was not executed again."""
+
+    code = "outcome_forgotten"
+
+
 class Unauthenticated(NeedleError):
     """The caller did not say who it is, or with a key that this cluster does not have (any more)."""
 

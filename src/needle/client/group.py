@@ -19,9 +19,11 @@ from needle.base.errors import (
     DeadlineExceeded,
     DiskFailed,
     Internal,
+    KeyReused,
     NeedleError,
     NoQuorum,
     NotLeader,
+    OutcomeForgotten,
     OutcomeUnknown,
     Overloaded,
     ProtocolError,
@@ -48,7 +50,14 @@ LOOK_SECONDS = 0.05
 MakeBody = Callable[[float], Body]
 """The request's body, given the seconds that the node may take."""
 
-_JUDGED_BY_THE_LOG = (AlreadyExists, VersionMismatch, CollectionExists, ConditionFailed)
+_JUDGED_BY_THE_LOG = (
+    AlreadyExists,
+    VersionMismatch,
+    CollectionExists,
+    ConditionFailed,
+    KeyReused,
+    OutcomeForgotten,
+)
 """What only applying a write can find: the answer of a numbered write, however often it was sent."""
 
 

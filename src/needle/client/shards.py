@@ -31,13 +31,14 @@ from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
+from needle.client.asking import asking
 from needle.client.attempts import Attempts
 from needle.client.directory import Caller, Directory
 from needle.client.group import GroupClient, MakeBody, written
 from needle.client.meaning import meant
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CatalogCommand, Identity, encode
-from needle.protocol.commands import Command, encode_body
+from needle.protocol.commands import DOCUMENT_WRITES, Command, encode_body
 from needle.protocol.peer_calls import (
     CATALOG,
     INDEX_ROOM,
@@ -89,13 +90,15 @@ class ShardGroup(GroupClient):
 
     def _body(self, command: Command) -> MakeBody:
         group, data = self.group, encode_body(command)
+        asked = asking.get() if isinstance(command, DOCUMENT_WRITES) else None
 
         def body(seconds: float) -> Body:
             now, meaning = self._topology(), meant.get()
             epoch = now.map.epoch if now.map is not None else UNKNOWN_EPOCH
             if meaning is not None:
                 epoch = meaning.epoch(now)
-            return calls.encode_body((group, data, seconds, epoch), data)  # a WriteCall
+            call: tuple[Any, ...] = (group, data, seconds, epoch)  # a WriteCall
+            return calls.encode_body(call if asked is None else (*call, asked), data)
 
         return body
 

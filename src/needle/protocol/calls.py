@@ -31,6 +31,7 @@ from needle.base.errors import ProtocolError
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSize, CollectionSpec, HitBatch, ReadMode, SearchRequest
 from needle.base.parts import Body, encode_parts
+from needle.protocol.commands import Asked
 
 WRITE: Final = "write"
 SEARCH: Final = "search"
@@ -68,12 +69,14 @@ class GroupCall(msgspec.Struct, frozen=True, array_like=True):
 class WriteCall(msgspec.Struct, frozen=True, array_like=True):
     """One command for the log, encoded by protocol.commands. epoch: as in every call about documents: of the shard map
     by which the caller chose this group; 0 if it did not, then the node does. Answered StaleEpoch when the node
-    knows another map, or the shard does not own what is written."""
+    knows another map, or the shard does not own what is written. asked: by a request with an idempotency key; only in
+    a cluster whose nodes all know it (commands.Once)."""
 
     group: GroupId
     command: bytes
     timeout: float = 10.0
     epoch: int = 0
+    asked: Asked | None = None
 
 
 class Freshness(msgspec.Struct, frozen=True, array_like=True):

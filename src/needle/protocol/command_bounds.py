@@ -57,4 +57,4 @@ def _seen(kind: Any, most: int) -> Any:
     if kind is bytes:
         return memoryview  # not copied
     inner = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, msgspec.Struct)]
-    return Union[_shape(inner[0], most), None] if inner else kind  # noqa: UP007
+    return Union[(*(_shape(one, most) for one in inner), None)] if inner else kind

@@ -198,6 +198,29 @@ class ChangeWhere(Versioned, frozen=True, tag="where"):
     within: list[KeyRange] = []
 
 
+class Asked(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The request that a write is a part of: its caller sends it again, to any node, until there is an answer. key: 16
+    bytes of a hash of the caller's idempotency key. request: 16 of a hash of all that it asks for."""
+
+    key: bytes
+    request: bytes
+
+
+class Once(Versioned, frozen=True, tag="once"):
+    """A write of a request with an idempotency key: executed unless the shard knows that it was (docs/adr/0063). at:
+    the clock of the leader that proposes it, in microseconds since 1970; what is older than a bound is forgotten."""
+
+    SINCE: ClassVar[int] = 3
+
+    asked: Asked
+    at: int
+    write: Insert | Delete | Patch | UpdateVectors | ChangeWhere
+
+    def needs(self) -> int:
+        """See `Versioned`."""
+        return max(self.SINCE, self.write.needs())
+
+
 class Expire(Versioned, frozen=True, tag="expire"):
     """The leader's clock has passed `before` (microseconds since 1970): delete the documents of a collection that
     expire then or earlier, at most `limit` of them, the earliest first. Those whose keys are frozen by a move stay, for
@@ -233,6 +256,7 @@ Command = (
     | Patch
     | UpdateVectors
     | ChangeWhere
+    | Once
     | Expire
     | PublishSegment
     | MoveCommand
@@ -241,6 +265,14 @@ Spread = Delete | Patch | UpdateVectors
 """Commands about documents of which only the ids are known: under a custom strategy each shard is asked."""
 ById = Insert | Spread
 """Commands about documents that they name."""
+DOCUMENT_WRITES: Final = (Insert, Delete, Patch, UpdateVectors, ChangeWhere)
+"""What a request with an idempotency key may do."""
+
+
+def inner(command: Command | None) -> Command | None:
+    """What a command does, without what tells it from a repetition."""
+    return command.write if isinstance(command, Once) else command
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Command)

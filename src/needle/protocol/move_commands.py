@@ -93,6 +93,17 @@ class Import(Versioned, frozen=True, tag="move-import"):
     expires: list[int] = []
 
 
+class ImportRequests(Versioned, frozen=True, tag="move-requests"):
+    """The target: what requests with idempotency keys the source has executed, so that they are known here as well.
+    Applied only as the step-th of the move's imports. rows: as `once.OnceTable.rows_after` has them."""
+
+    SINCE: ClassVar[int] = 3
+
+    move: int
+    step: int
+    rows: list[bytes]
+
+
 class Confirm(Versioned, frozen=True, tag="move-confirm"):
     """The target: a majority of it holds all that was imported, if `step` imports were applied. Sent once the source is
     frozen by this attempt and nothing is left to copy; Release follows it, and only then Own."""
@@ -129,8 +140,23 @@ class Forget(Versioned, frozen=True, tag="move-forget"):
     limit: int
 
 
-MoveCommand = PrepareMove | Mark | Freeze | Release | Import | Own | Forget | Thaw | GiveUp | Confirm | Discard
-MOVE_COMMANDS = (PrepareMove, Mark, Freeze, Release, Import, Own, Forget, Thaw, GiveUp, Confirm, Discard)
+MoveCommand = (
+    PrepareMove | Mark | Freeze | Release | Import | ImportRequests | Own | Forget | Thaw | GiveUp | Confirm | Discard
+)
+MOVE_COMMANDS = (
+    PrepareMove,
+    Mark,
+    Freeze,
+    Release,
+    Import,
+    ImportRequests,
+    Own,
+    Forget,
+    Thaw,
+    GiveUp,
+    Confirm,
+    Discard,
+)
 
 
 class Side(StrEnum):
@@ -142,10 +168,11 @@ class Side(StrEnum):
 
 Step = tuple[Side, type[MoveCommand]]
 _BEGIN: tuple[Step, ...] = ((Side.SOURCE, PrepareMove), (Side.TARGET, PrepareMove))
-_DECIDED: tuple[Step, ...] = ((Side.TARGET, Import), (Side.TARGET, Confirm), (Side.SOURCE, Release), (Side.TARGET, Own))
+_IMPORTS: tuple[Step, ...] = ((Side.TARGET, Import), (Side.TARGET, ImportRequests))
+_DECIDED: tuple[Step, ...] = (*_IMPORTS, (Side.TARGET, Confirm), (Side.SOURCE, Release), (Side.TARGET, Own))
 
 STEPS: dict[MoveState, tuple[Step, ...]] = {
-    MoveState.COPYING: (*_BEGIN, (Side.TARGET, Import), (Side.SOURCE, Mark)),
+    MoveState.COPYING: (*_BEGIN, *_IMPORTS, (Side.SOURCE, Mark)),
     MoveState.FREEZING: (*_BEGIN, (Side.SOURCE, Freeze), *_DECIDED, (Side.SOURCE, Thaw)),
     MoveState.SWITCHED: ((Side.SOURCE, Forget),),
     MoveState.CANCELLING: (*_BEGIN, (Side.SOURCE, GiveUp), *_DECIDED),

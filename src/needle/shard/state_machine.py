@@ -32,7 +32,7 @@ from needle.protocol.commands import Command
 from needle.shard.agenda import Changed
 from needle.shard.apply.execute import decode_entry, runs
 from needle.shard.apply.holdings import Fence, check_claim
-from needle.shard.apply.sessions import AnswerRow, SessionRow
+from needle.shard.apply.sessions import SessionTable
 from needle.shard.apply.validation import check_command
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.records import StoredDocument
@@ -310,15 +310,11 @@ class Replica:
         """Whether there are collections or sessions."""
         return bool(self.view.collections) or len(self._states.sessions) > 0
 
-    def session_rows(self) -> list[SessionRow]:
-        """The dedupe table, equal on replicas at equal applied index."""
-        with self._applying:
-            return self._states.sessions.rows()
-
-    def session_answers(self) -> list[AnswerRow]:
-        """The answers that it keeps, likewise."""
-        with self._applying:
-            return self._states.sessions.answers()
+    @property
+    def sessions(self) -> SessionTable:
+        """The dedupe table, equal on replicas at equal applied index. What it says of requests (`once`) may be asked
+        at any time, all else while nothing is applied."""
+        return self._states.sessions
 
     def verify(self) -> None:
         """Read every stored row and compare with what the log gave and memory knows. Raises CorruptDocuments, and then

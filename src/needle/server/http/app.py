@@ -20,13 +20,14 @@ from starlette.routing import Router
 from needle.base.access import ADMIN, READER, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import Internal, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable, invalid
-from needle.base.runtime import Rng
+from needle.base.runtime import Rng, beside
+from needle.client.asking import asking, check_known
 from needle.client.client import Client
 from needle.client.router.router import Router as ShardRouter
 from needle.client.shards import ClusterShards
 from needle.server.access import Access, check_collection, refusal
 from needle.server.audit import REFUSALS, Audit
-from needle.server.http import session
+from needle.server.http import idempotency, session
 from needle.server.http.call import BESIDE_BYTES, Call
 from needle.server.http.memory import Memory, Share, decoded_bytes
 from needle.server.http.message import (
@@ -262,7 +263,11 @@ class _Endpoint:
         try:
             caller = self._admitted(scope, headers)
             call = await self._call(scope, receive, headers, caller)
-            answer: Any = await self._route.handler(call)
+            token = asking.set(call.asked)
+            try:
+                answer: Any = await self._route.handler(call)
+            finally:
+                asking.reset(token)
             done = True
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
@@ -313,10 +318,8 @@ class _Endpoint:
         door, node, share, large = self._door, self._door.node, scope["needle.share"], False
         if door.draining or not node.alive():
             raise Unavailable(STOPPING)
-        if self._route.role != "reader" and any(name == b"idempotency-key" for name, _ in scope["headers"]):
-            text = "idempotency-key is not served: leave it out; if_version tells whether a write was executed"
-            raise HttpError(400, "invalid_argument", text, field="idempotency-key")
-        path = scope["path_params"]
+        path, data = scope["path_params"], b""
+        key = idempotency.key_of(scope["headers"], self._route)
         if self._route.in_query:
             body = self._from_query(scope["query_string"])
         else:
@@ -329,11 +332,18 @@ class _Endpoint:
                 raise HttpError(408, "request_timeout", text, field="body") from None
             body = await self._from_body(data, headers, share)
             large = len(data) >= BESIDE_BYTES
-            del data
+        asked = None
+        if key is not None:
+            check_known(node.shards.topology())
+            said = (self._route, scope["needle.parts"], scope["query_string"], headers.packed, data)
+            asked = await beside(node.blocking if large else None, idempotency.request_of, caller.name, key, *said)
+        del data
         router = node.router.in_session(session.decode(headers.session or "", node.shards.topology().founding))
         client = Client(node.caller, node.shards, router)
         in_session = headers.session is not None
-        return Call(client, router, path, body, headers.wants_packed, in_session, node.blocking, caller, share, large)
+        return Call(
+            client, router, path, body, headers.wants_packed, in_session, node.blocking, caller, share, large, asked
+        )
 
     def _from_query(self, query: bytes) -> Any:
         given: dict[str, Any] = {}

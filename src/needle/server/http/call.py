@@ -17,6 +17,7 @@ from needle.base.model import ReadMode
 from needle.client import answers, values
 from needle.client.client import Client
 from needle.client.router.router import Router
+from needle.protocol.commands import Asked
 from needle.server.http import bodies
 from needle.server.http.memory import Share
 
@@ -29,7 +30,7 @@ BESIDE_BYTES: Final = 64 * 1024
 class Call:
     """client, router: what this request may do; the router remembers what this request's session has seen. path: the
     names in its path. packed: the answer is MessagePack. blocking: threads. caller: who asks; it may. share: what it
-    may hold. large: what goes through all of its body is done in a thread."""
+    may hold. large: what goes through all of its body is done in a thread. asked: if it has an idempotency key."""
 
     client: Client
     router: Router
@@ -41,6 +42,7 @@ class Call:
     caller: Identity
     share: Share
     large: bool
+    asked: Asked | None
 
     @property
     def collection(self) -> str:

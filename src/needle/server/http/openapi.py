@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from needle.server.http import idempotency
 from needle.server.http.bodies import Document
 from needle.server.http.message import JSON, MSGPACK
 from needle.server.http.problems import CONTENT_TYPE, TITLES, Problem
@@ -20,6 +21,13 @@ _SCHEMES: Final = {
         "name": "api-key",
         "description": "The same, by itself.",
     },
+}
+_KEY: Final = {
+    "name": idempotency.NAME,
+    "in": "header",
+    "required": False,
+    "description": "A request that is sent again with the same key is executed once, and answered as the first time.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": idempotency.CHARS_MAX, "pattern": "^[ -~]+$"},
 }
 _REF: Final = "#/components/schemas/{name}"
 DESCRIPTION: Final = (
@@ -65,6 +73,8 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in route.parameters
     ]
+    if route.keyed:
+        parameters.append(_KEY)
     made: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,

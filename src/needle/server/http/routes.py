@@ -47,6 +47,11 @@ class Route(msgspec.Struct, frozen=True):
         return self.method in ("GET", "DELETE")
 
     @property
+    def keyed(self) -> bool:
+        """Whether it takes an idempotency key: it writes documents."""
+        return self.role == "writer"
+
+    @property
     def parameters(self) -> list[str]:
         """The names in its path."""
         return re.findall(r"{(\w+)", self.path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, StaleEpoch, Unavailable
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, StaleEpoch, Unavailable, invalid
 from needle.base.ids import GroupId
 from needle.base.model import Claim
 from needle.base.parts import Body
@@ -34,10 +34,11 @@ from needle.server.service.served import (
     judge,
     not_leader,
 )
-from needle.server.upkeep.expiry import timed
+from needle.server.upkeep.expiry import micros_of, timed
+from needle.shard.apply.once import HASH_BYTES
 
 Run = Callable[[Any], Awaitable[Any]]
-_OF_LEADERS = (commands.PublishSegment, commands.Expire, *MOVE_COMMANDS)
+_OF_LEADERS = (commands.PublishSegment, commands.Once, commands.Expire, *MOVE_COMMANDS)
 
 
 class ShardDocuments:
@@ -63,7 +64,7 @@ class ShardDocuments:
         something has to be waited for before it can be proposed, or somebody else to answer. The caller must have
         routed by this node's map, and the shard's log own what that says."""
         owned = self._node.ownership
-        if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
+        if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX or call.asked is not None:
             return None
         hosted = self._node.groups.get(call.group)
         if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
@@ -103,7 +104,14 @@ class ShardDocuments:
             raise not_leader(self._node, group)
         timeout = call_timeout(call.timeout)
         await hosted.be_up_to_date(timeout)
-        data = await judge(self._node, len(call.command), judged, self._node, hosted, command)
+        if call.asked is not None:
+            # Before the write is judged: by now the disk may be full, or an instant in it have passed.
+            done = await judge(self._node, len(call.command), hosted.replica.sessions.once.find, call.asked, command)
+            if isinstance(done, NeedleError):
+                raise done
+            if done is not None:
+                return done
+        data = await judge(self._node, len(call.command), judged, self._node, hosted, command, call.asked)
         return await host.propose(group, data, timeout)
 
     async def _hold(self, owned: Ownership, call: WriteCall, command: commands.Command) -> None:
@@ -215,16 +223,23 @@ class WriteAnswer(Promise[bytes]):
         super().set_exception(error)
 
 
-def judged(node: ServedNode, hosted: HostedReplica, command: commands.Command) -> bytes:
+def judged(
+    node: ServedNode, hosted: HostedReplica, command: commands.Command, asked: commands.Asked | None = None
+) -> bytes:
     """The command to propose, encoded anew: what a caller put behind the fields that this release knows must not get
     into the log, for whether it can be skipped depends on how deep the call is that applies it, on each replica.
-    Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
+    asked: by a request with an idempotency key. Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
     if isinstance(command, _OF_LEADERS):
         raise InvalidArgument(
-            "segments are published, documents expired, and ranges moved, by leaders only", field="command"
+            "segments are published, documents expired, ranges moved, and requests remembered, by leaders only",
+            field="command",
         )
     hosted.space.check(command)
     command = hosted.replica.validate(timed(command, node.topology, node.ports.clock))
+    if asked is not None:
+        if not isinstance(command, commands.DOCUMENT_WRITES) or {len(asked.key), len(asked.request)} != {HASH_BYTES}:
+            raise invalid("asked", type(command).__name__, f"a write of documents, with two hashes of {HASH_BYTES}")
+        command = commands.Once(asked, micros_of(node.ports.clock), command)
     return commands.entry(command, node.topology)
 
 

@@ -75,8 +75,13 @@ class Proxy:
         command = await self._judge(len(call.command), self._decoded, call.command)
         if isinstance(command, commands.OpenSession):
             return self.numbered.open()
-        if isinstance(command, commands.PublishSegment | MoveCommand):
-            raise InvalidArgument("segments are published, and ranges moved, by leaders only", field="command")
+        if isinstance(command, commands.PublishSegment | commands.Expire | commands.Once | MoveCommand):
+            raise InvalidArgument(
+                "segments are published, documents expired, ranges moved, and requests remembered, by leaders only",
+                field="command",
+            )
+        if call.asked is not None:
+            raise InvalidArgument("an idempotency key needs a client that knows the map", field="asked")
         session, timeout = command.session, call_timeout(call.timeout)
         if session.id == 0:
             return await self._run(command, timeout, {})

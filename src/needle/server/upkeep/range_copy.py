@@ -1,4 +1,5 @@
-"""Copies the documents of a move of key ranges to its target: page by page, then what was deleted meanwhile.
+"""Copies the documents of a move of key ranges to its target: page by page, then what was deleted meanwhile, then what
+is remembered of requests with idempotency keys.
 
 Imports are numbered (`holdings.Transfer.step`), so what another driver does meanwhile is noticed, and this one begins
 where the target says that it is. Memory: one page. It must not know when the ranges freeze.
@@ -15,12 +16,13 @@ from pyroaring import BitMap
 from needle.base.errors import AlreadyExists, CollectionNotFound, Unavailable
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.calls import expiries
-from needle.protocol.move_commands import Import, Mark
+from needle.protocol.move_commands import Import, ImportRequests, Mark
 from needle.protocol.peer_calls import MoveAnswer
 from needle.routing.topology import MoveInfo, MoveState, Topology
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
 from needle.shard.apply import copying
 from needle.shard.documents.records import StoredDocument
+from needle.shard.state_machine import Replica
 
 BYTES_MAX = 512 << 10
 MARKS = 16
@@ -30,13 +32,14 @@ MARKS = 16
 @dataclass
 class Copy:
     """How far one driver's copy is. step, cursors: as in holdings.Transfer. known: dead ordinals it has looked at.
-    group: the source's. documents: that this driver has copied."""
+    group: the source's. documents: that this driver has copied. requests: number of the last one that it has."""
 
     group: GroupId
     step: int
     cursors: dict[str, int]
     known: dict[str, BitMap] = field(default_factory=dict)
     documents: int = 0
+    requests: int = -1
 
 
 class RangeCopier:
@@ -75,7 +78,19 @@ class RangeCopier:
                     raise
         if refused is not None:
             raise refused
+        await self._copy_requests(info, copy)
         return copied
+
+    async def _copy_requests(self, info: MoveInfo, copy: Copy) -> None:
+        """All of the shard's: which ranges they were about is not kept. The target leaves out those that it has."""
+        while True:
+            known = self._source(info).sessions.once
+            rows, last = await self._node.blocking(known.rows_after, copy.requests, BYTES_MAX)
+            if not rows:
+                return
+            await self._steps.tell_target(info, ImportRequests(info.id, copy.step, rows))
+            copy.step += 1
+            copy.requests = last
 
     async def mark(self, info: MoveInfo, copy: Copy) -> None:
         """Have the source know what it will have to hide, while it is in no hurry."""
@@ -119,12 +134,16 @@ class RangeCopier:
             raise refused
         return copied + len(deleted)
 
-    async def _look(self, info: MoveInfo, at: Callable[..., Any], *arguments: object) -> Any:
-        """At the source as it is now, in a thread. Raises Unavailable once this node leads it no more."""
+    def _source(self, info: MoveInfo) -> Replica:
+        """The source as it is now. Raises Unavailable once this node leads it no more."""
         replica = self._steps.replica(info)
         if not self._node.host.is_leader(shard_group(info.source)):
             raise Unavailable(f"node {self._node.node_id} does not lead shard {info.source} any more")
-        return await self._node.blocking(replica.look, at, *arguments)
+        return replica
+
+    async def _look(self, info: MoveInfo, at: Callable[..., Any], *arguments: object) -> Any:
+        """At the source as it is now, in a thread."""
+        return await self._node.blocking(self._source(info).look, at, *arguments)
 
     async def _import(
         self, info: MoveInfo, copy: Copy, name: str, rows: Sequence[StoredDocument], deleted: list[str]

@@ -15,7 +15,7 @@ from pyroaring import BitMap
 
 from needle.base.errors import CollectionNotFound, Internal, InvalidArgument
 from needle.base.model import CollectionSpec
-from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors
+from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors, inner
 from needle.shard.apply.before import Collections, Find, Stored
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
@@ -62,7 +62,7 @@ class Batch:
     def prefetch(self, commands: Sequence[Command | None]) -> None:
         """Look up the ids of all commands with few queries."""
         wanted: dict[int, dict[str, None]] = {}
-        for command in commands:
+        for command in map(inner, commands):
             if isinstance(command, ById):
                 record = self.find_record(command.collection)
                 if record is not None and record.documents:

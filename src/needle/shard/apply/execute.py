@@ -1,9 +1,9 @@
 """Executing log entries: what each command does to a batch, or why it is refused.
 
 Deterministic: results depend on the state and the entries only, never on how entries are grouped into batches.
-Invariant: a refused command changes nothing but its session's stored answer. Conditions that depend on state
-(collections, versions, shapes) are checked here, on every replica alike; everything else was checked by the proposer
-(`validation`). It must not know SQLite or faiss.
+Invariant: a refused command changes nothing but the stored answers of its session and of its request. Conditions that
+depend on state (collections, versions, shapes) are checked here, on every replica alike; everything else was checked by
+the proposer (`validation`). It must not know SQLite or faiss.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from needle.protocol.commands import (
     DropCollection,
     Expire,
     Insert,
+    Once,
     OpenSession,
     Patch,
     PublishSegment,
@@ -45,6 +46,7 @@ from needle.protocol.commands import (
     Spread,
     UpdateVectors,
     decode,
+    inner,
     without_repeats,
 )
 from needle.protocol.move_commands import MOVE_COMMANDS
@@ -73,7 +75,7 @@ def runs(commands: Sequence[Command | None]) -> Iterator[tuple[int, int]]:
     """[first, end) of what is applied in one transaction each."""
     first = 0
     for at, command in enumerate(commands):
-        if isinstance(command, ALONE):
+        if isinstance(inner(command), ALONE):
             if first < at:
                 yield first, at
             yield at, at + 1
@@ -87,6 +89,8 @@ def execute(batch: Batch, index: int, command: Command | None) -> Result | None:
 
     Raises DiskFull or TooManyFiles if what it needs of the stored documents cannot be read now. Then it has changed
     nothing: the batch and the sessions are as they were after the entry before."""
+    once = command if isinstance(command, Once) else None
+    command = inner(command)
     if command is None:
         return None
     if isinstance(command, ById):
@@ -97,16 +101,28 @@ def execute(batch: Batch, index: int, command: Command | None) -> Result | None:
         return WriteResult(version=session, index=session)
     numbered: Session = getattr(command, "session", NO_SESSION)
     if not numbered.id:
-        return _run(batch, index, command)
+        return _run_once(batch, index, command, once)
     known = batch.sessions.find(numbered, index)
     if known is not None:
         return known
-    result = _run(batch, index, command)
+    result = _run_once(batch, index, command, once)
     if isinstance(result, StaleEpoch):
         # Kept as the answer forever: a copy of this entry that is late must not be executed should the range come
         # back. Whoever writes again, elsewhere or here, does so under a new number.
         result.details["final"] = True
     batch.sessions.record(numbered, result)
+    return result
+
+
+def _run_once(batch: Batch, index: int, command: Command, once: Once | None) -> Result:
+    """once: of which the command is, if its request has an idempotency key."""
+    if once is None:
+        return _run(batch, index, command)
+    known = batch.sessions.once.find(once.asked, command)
+    if known is not None:
+        return known
+    result = _run(batch, index, command)
+    batch.sessions.once.record(once, index, result)
     return result
 
 

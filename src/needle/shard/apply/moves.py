@@ -20,6 +20,7 @@ from needle.protocol.move_commands import (
     Freeze,
     GiveUp,
     Import,
+    ImportRequests,
     Mark,
     MoveCommand,
     Own,
@@ -53,6 +54,8 @@ def execute_move(batch: Batch, index: int, command: MoveCommand) -> WriteResult:
     transfer = _transfer(batch, command.move)
     if isinstance(command, Import):
         return _import(batch, index, command, transfer)
+    if isinstance(command, ImportRequests):
+        return _import_requests(batch, index, command, transfer)
     if isinstance(command, Own):
         return _own(batch, index, command, transfer)
     if isinstance(command, Confirm):
@@ -241,6 +244,14 @@ def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> Wr
     cursors = {**transfer.cursors, command.collection: reached}
     batch.change_transfer(_changed(transfer, step=transfer.step + 1, cursors=cursors))
     return WriteResult(version=index, index=index, count=len(kept))
+
+
+def _import_requests(batch: Batch, index: int, command: ImportRequests, transfer: Transfer) -> WriteResult:
+    """Should the move be given up they stay: that says nothing that is not so."""
+    _check_open(transfer, command.step)
+    taken = batch.sessions.once.bring(command.rows, index)
+    batch.change_transfer(_changed(transfer, step=transfer.step + 1))
+    return WriteResult(version=index, index=index, count=taken)
 
 
 def _may_replace(batch: Batch, command: Import, move: int) -> bool:

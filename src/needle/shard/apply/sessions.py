@@ -17,27 +17,24 @@ from typing import Any
 
 import msgspec
 
-from needle.base.errors import NeedleError, SessionExpired, from_wire
+from needle.base.errors import NeedleError, SessionExpired
 from needle.base.model import WriteResult
 from needle.protocol.commands import Session
+from needle.shard.apply.once import SESSION, OnceTable
+from needle.shard.apply.stored_answers import ANSWER_BYTES, AnswerRow, pack, unpack
 
 SESSIONS_MAX = 10_000
 ANSWERS_MAX = 4096
 ANSWERS_BYTES_MAX = 64 << 20
-ANSWER_BYTES = 160
-"""What an answer is counted with, in addition to its own bytes: about what Python and SQLite need for it."""
 
 SessionRow = tuple[int, bytes, int, int]
 """(session id, nonce as 16 bytes, index of the last entry that used it, acked)."""
-AnswerRow = tuple[int, int, bytes]
-"""(session id, seq, answer as MessagePack)."""
 
 NONCE_MAX = 2**64 - 1
 
 
 class _State(msgspec.Struct):
-    """answers: seq -> [version, index, existed, count], perhaps with [ids, reached, upto] behind it, or [code, message,
-    details], as MessagePack."""
+    """answers: by seq, as stored."""
 
     acked: int = 1
     answers: dict[int, bytes] = {}  # msgspec copies the default
@@ -70,25 +67,9 @@ def rows_of_old_state(session: int, nonce: bytes, used: int, state: bytes) -> tu
     return (session, nonce, used, old.acked), answers
 
 
-def _pack(result: WriteResult | NeedleError) -> bytes:
-    if isinstance(result, NeedleError):
-        return _encoder.encode([result.code, result.message, result.details])
-    values = [result.version, result.index, result.existed, result.count]
-    more = [result.ids, result.reached, result.upto]
-    return _encoder.encode(values if more == [[], -1, -1] else values + more)
-
-
-def _unpack(answer: bytes) -> WriteResult | NeedleError:
-    stored = msgspec.msgpack.decode(answer)
-    if isinstance(stored[0], str):
-        return from_wire(stored[0], stored[1], stored[2])
-    ids, reached, upto = stored[4:] or ([], -1, -1)
-    version, index, existed, count = stored[:4]
-    return WriteResult(version=version, index=index, existed=existed, count=count, ids=ids, reached=reached, upto=upto)
-
-
 class SessionTable:
-    """All sessions of a shard. `open`, `find` and `record` are called in log order by apply only."""
+    """All sessions of a shard. `open`, `find` and `record` are called in log order by apply only. once: what is
+    remembered of requests with idempotency keys, which is stored with them."""
 
     def __init__(
         self,
@@ -111,13 +92,18 @@ class SessionTable:
         self._evicted: dict[int, None] = {}
         self._changed: dict[tuple[int, int], bytes | None] = {}
         kept: dict[int, dict[int, bytes]] = {}
+        requests: list[AnswerRow] = []
         for session, seq, answer in answers:
+            if session == SESSION:
+                requests.append((session, seq, answer))
+                continue
             kept.setdefault(session, {})[seq] = answer
             self._bytes += len(answer) + ANSWER_BYTES
         for session, nonce, used, acked in sorted(rows, key=lambda row: row[2]):
             self._add(session, nonce, used, _State(acked, kept.get(session, {})))
             if session in kept:
                 self._keeping[session] = None
+        self.once = OnceTable(requests)
 
     @property
     def kept_bytes(self) -> int:
@@ -191,11 +177,11 @@ class SessionTable:
                 session=session.id,
             )
         stored = state.answers.get(session.seq)
-        return None if stored is None else _unpack(stored)
+        return None if stored is None else unpack(stored)
 
     def record(self, session: Session, result: WriteResult | NeedleError) -> None:
         """Keep the answer of an executed write, after `find` returned None."""
-        state, packed = self._states[session.id], _pack(result)
+        state, packed = self._states[session.id], pack(result)
         state.answers[session.seq] = self._changed[session.id, session.seq] = packed
         self._keeping[session.id] = None
         self._bytes += len(packed) + ANSWER_BYTES
@@ -220,7 +206,7 @@ class SessionTable:
     def dirty(self) -> Changed:
         """What changed since the last call."""
         rows = {s: (s, self._nonces[s], self._used[s], self._states[s].acked) for s in sorted(self._touched)}
-        changed = Changed(rows, sorted(self._evicted), self._changed)
+        changed = Changed(rows, sorted(self._evicted), self._changed | self.once.dirty())
         self._touched.clear()
         self._evicted.clear()
         self._changed = {}
@@ -231,6 +217,8 @@ class SessionTable:
         return [(s, self._nonces[s], self._used[s], self._states[s].acked) for s in sorted(self._states)]
 
     def answers(self) -> list[AnswerRow]:
-        """Every answer, by session and seq: equal on replicas at equal applied index."""
+        """Every answer, by session and seq, and what is remembered of requests: equal on replicas at equal applied
+        index."""
         states = self._states
-        return [(s, seq, states[s].answers[seq]) for s in sorted(states) for seq in sorted(states[s].answers)]
+        own = [(s, seq, states[s].answers[seq]) for s in sorted(states) for seq in sorted(states[s].answers)]
+        return self.once.answers() + own
