@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from needle.base.errors import AlreadyExists, Internal, NeedleError, VersionMismatch
 from needle.base.model import WriteResult
-from needle.client.asking import asking
+from needle.client.asking import asked_by
 from needle.protocol.commands import Asked
 from proof.sim.promises import may_be_told, surely_without_effect
 
@@ -30,18 +30,16 @@ class Keyed:
         if not may or self._rng.random() >= SHARE:
             return await ask()
         unknown: NeedleError | None = None
-        token = asking.set(Asked(self._rng.randbytes(16), self._rng.randbytes(16)))
-        try:
-            for _ in range(ATTEMPTS):
-                try:
+        asked = Asked(self._rng.randbytes(16), self._rng.randbytes(16))
+        for _ in range(ATTEMPTS):
+            try:
+                with asked_by(asked):
                     return await ask()
-                except (AlreadyExists, VersionMismatch):
+            except (AlreadyExists, VersionMismatch):
+                raise
+            except NeedleError as error:
+                fate_is_open = not surely_without_effect(error)
+                if unknown is None and not (fate_is_open and may_be_told(error, None)):
                     raise
-                except NeedleError as error:
-                    fate_is_open = not surely_without_effect(error)
-                    if unknown is None and not (fate_is_open and may_be_told(error, None)):
-                        raise
-                    unknown = error if fate_is_open else unknown
-            raise unknown or Internal("no attempt was made")
-        finally:
-            asking.reset(token)
+                unknown = error if fate_is_open else unknown
+        raise unknown or Internal("no attempt was made")

@@ -19,7 +19,7 @@ from needle.base.model import WriteResult
 from needle.catalog.state import execute
 from needle.protocol import calls, commands
 from needle.protocol.catalog_commands import AdvanceMove, CancelMove, CatalogCommand, StartMove
-from needle.protocol.commands import Command, CreateCollection, Delete
+from needle.protocol.commands import Asked, Command, CreateCollection, Delete, Once
 from needle.protocol.move_commands import Confirm, Forget, Freeze, Import, Mark, Own, PrepareMove, Release
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.strategy import RANGE, ShardStrategy, routing_key
@@ -43,6 +43,8 @@ class World:
         self.logs = {1: Log(), 2: Log()}
         self.index = 100
         self.truth: dict[str, int] = {}
+        self.asked: list[tuple[Once, int]] = []
+        """Requests with idempotency keys that the source has executed, and the version that each has made."""
         self.trouble = 0.0
         self.writes = True
         self.silent = False
@@ -69,7 +71,10 @@ class World:
                 self.truth.pop(name, None)
             else:
                 row = [[self.rng.random()] * 3]
-                self.truth[name] = self.apply(1, put([name], row, collection=MADE.stored_name)).version
+                write = put([name], row, collection=MADE.stored_name)
+                once = Once(Asked(self.rng.randbytes(16), self.rng.randbytes(16)), 0, write)
+                self.truth[name] = self.apply(1, once).version
+                self.asked.append((once, self.truth[name]))
         except NeedleError as error:
             assert error.details["owned"] is False
 
@@ -198,6 +203,10 @@ def test_a_move_copies_all_whatever_happens_meanwhile(tmp_path: Path, seed: int)
         fence = world.replicas[1].fence
         left = fence.holdings.transfer(move) if fence is not None else None
         assert left is not None and left.phase == "over", "what it left behind is deleted, too"
+        for once, version in world.asked:  # a caller that missed the answer asks the shard that owns it now
+            known = world.apply(2, once)
+            assert known.version == version
+        assert world.visible(2) == world.truth
         last = max(world.truth.values(), default=0)
         again = world.apply(2, put(["m1"], [[1, 1, 1]], collection=MADE.stored_name))
         assert again.version > last

@@ -6,7 +6,8 @@ the request is cut; so a request that is sent again, through another node too, i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import blake2b
 
@@ -18,6 +19,16 @@ _BYTES = 16
 
 asking: ContextVar[Asked | None] = ContextVar("asking", default=None)
 """Of the call that is under way here; None if it has no key."""
+
+
+@contextmanager
+def asked_by(asked: Asked | None) -> Iterator[None]:
+    """What is begun inside belongs to this request, or to none."""
+    token = asking.set(asked)
+    try:
+        yield
+    finally:
+        asking.reset(token)
 
 
 def asked_for(caller: str, key: str, request: Iterable[bytes]) -> Asked:

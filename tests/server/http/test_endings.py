@@ -140,9 +140,20 @@ async def test_requests_end_before_the_node_that_answers_them(monkeypatch: pytes
 
 
 async def test_a_header_that_promises_more_than_is_served_is_refused() -> None:
-    async with serving(ROUTES) as server:
-        status, answer = await ask(server, request("POST", "/v1/write", b"{}", "idempotency-key: 1"))
+    async def made(call: Call) -> str:
+        return "done"
+
+    admin = [Route("POST", "/v1/made", made, "", Nothing, str, "admin")]
+    async with serving(admin) as server:
+        status, answer = await ask(server, request("POST", "/v1/made", b"{}", "idempotency-key: 1"))
     assert (status, b'"field":"idempotency-key"' in answer) == (400, True)
+
+
+async def test_a_key_is_refused_while_a_node_is_there_that_would_execute_a_repetition() -> None:
+    async with serving(ROUTES) as server:  # its cluster is at the first version
+        status, answer = await ask(server, request("POST", "/v1/write", b"{}", "idempotency-key: 1"))
+    assert (status, b'"code":"cluster_too_old"' in answer) == (409, True)
+    assert EVENTS == {}
 
 
 @pytest.mark.parametrize(

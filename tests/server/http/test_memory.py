@@ -181,7 +181,7 @@ async def test_an_answer_is_counted_before_it_is_made(monkeypatch: pytest.Monkey
 
     def call() -> Call:
         blocking = functools.partial(Idle.blocking, None)  # type: ignore[arg-type]
-        return Call(None, None, {}, None, False, False, blocking, everybody(), Share(all_), False)  # type: ignore[arg-type]
+        return Call(None, None, {}, None, False, False, blocking, everybody(), Share(all_), False, None)  # type: ignore[arg-type]
 
     with pytest.raises(HttpError) as caught:
         await documents._beside(call(), batch, "numbers")

@@ -21,7 +21,7 @@ from needle.base.access import ADMIN, READER, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import Internal, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable, invalid
 from needle.base.runtime import Rng, beside
-from needle.client.asking import asking, check_known
+from needle.client.asking import asked_by, check_known
 from needle.client.client import Client
 from needle.client.router.router import Router as ShardRouter
 from needle.client.shards import ClusterShards
@@ -263,11 +263,8 @@ class _Endpoint:
         try:
             caller = self._admitted(scope, headers)
             call = await self._call(scope, receive, headers, caller)
-            token = asking.set(call.asked)
-            try:
+            with asked_by(call.asked):
                 answer: Any = await self._route.handler(call)
-            finally:
-                asking.reset(token)
             done = True
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:

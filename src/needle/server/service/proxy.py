@@ -23,6 +23,7 @@ from needle.base.errors import (
 )
 from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.base.runtime import Rng
+from needle.client.asking import asked_by
 from needle.client.router.router import Router
 from needle.protocol import commands
 from needle.protocol.calls import (
@@ -80,16 +81,16 @@ class Proxy:
                 "segments are published, documents expired, ranges moved, and requests remembered, by leaders only",
                 field="command",
             )
-        if call.asked is not None:
-            raise InvalidArgument("an idempotency key needs a client that knows the map", field="asked")
         session, timeout = command.session, call_timeout(call.timeout)
         if session.id == 0:
-            return await self._run(command, timeout, {})
+            with asked_by(call.asked):
+                return await self._run(command, timeout, {})
         known, write = self.numbered.find(session)
         if write.outcome is not None:
             return told(write.outcome)
         if write.task is None:
-            write.task = asyncio.get_running_loop().create_task(self._run(command, SHARE * timeout, write.written))
+            with asked_by(call.asked):
+                write.task = asyncio.get_running_loop().create_task(self._run(command, SHARE * timeout, write.written))
             write.task.add_done_callback(partial(self.numbered.settled, session, known, write))
         task = write.task
         done, _ = await asyncio.wait((task,), timeout=timeout)
