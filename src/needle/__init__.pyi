@@ -24,11 +24,13 @@ from needle.base.errors import FrameTooLarge as FrameTooLarge
 from needle.base.errors import InMaintenance as InMaintenance
 from needle.base.errors import Internal as Internal
 from needle.base.errors import InvalidArgument as InvalidArgument
+from needle.base.errors import KeyReused as KeyReused
 from needle.base.errors import LostState as LostState
 from needle.base.errors import MembershipChangePending as MembershipChangePending
 from needle.base.errors import NeedleError as NeedleError
 from needle.base.errors import NoQuorum as NoQuorum
 from needle.base.errors import NotLeader as NotLeader
+from needle.base.errors import OutcomeForgotten as OutcomeForgotten
 from needle.base.errors import OutcomeUnknown as OutcomeUnknown
 from needle.base.errors import OutOfMemory as OutOfMemory
 from needle.base.errors import Overloaded as Overloaded
