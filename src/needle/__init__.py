@@ -19,9 +19,9 @@ _PUBLIC = {
         "CorruptDocuments CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull "
         "DocumentNotFound Forbidden FrameTooLarge "
         "InMaintenance Internal InvalidArgument KeyReused LostState MembershipChangePending "
-        "NeedleError NoQuorum NotLeader OutcomeForgotten OutcomeUnknown OutOfMemory Overloaded ProposalDropped ProtocolError "
-        "ReplicaDamaged SessionExpired StaleEpoch StorageError TlsFailed TooManyFiles TooStale TransferFailed "
-        "Unauthenticated Unavailable "
+        "NeedleError NoQuorum NotLeader OutcomeForgotten OutcomeUnknown OutOfMemory Overloaded ProposalDropped "
+        "ProtocolError ReplicaDamaged SessionExpired StaleEpoch StorageError TlsFailed TooManyFiles TooStale "
+        "TransferFailed Unauthenticated Unavailable "
         "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"
     ),
     "needle.base.explain": "SegmentExplanation ShardExplanation Way",
