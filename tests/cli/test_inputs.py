@@ -220,3 +220,21 @@ def test_query_vector_from_file_and_standard_input(tmp_path: Path, monkeypatch: 
         read_query_vector("-")
     with pytest.raises(InvalidArgument, match="no such file"):
         read_query_vector(str(tmp_path / "none.npy"))
+
+
+EXPORTED = '{"id": "a", "version": 7, "metadata": {"n": 1}, "vector": [1, 2]}\n{"id": "b", "version": 8, "metadata": null, "vector": [3, 4]}\n'  # noqa: E501
+
+
+def test_an_export_by_http_is_read_if_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "documents.ndjson"
+    path.write_text(EXPORTED + '{"end": "complete", "documents": 2}\n')
+    assert [(one.id, one.metadata) for one in read_all(path)] == [("a", {"n": 1}), ("b", None)]
+    assert count_records(path) == 2
+    for last in ("", '{"end": "broken_off", "problem": {"detail": "no leader"}}\n', '{"end": "comp'):
+        path.write_text(EXPORTED + last)
+        for read in (read_all, count_records):
+            with pytest.raises(InvalidArgument, match="broke off") as refused:
+                read(path)
+            assert str(path) in refused.value.message and ("no leader" in refused.value.message) == ("no" in last)
+    path.write_text('{"id": "a", "vector": [1, 2], "version": 7}\n')  # of one's own
+    assert [one.metadata for one in read_all(path)] == [{"version": 7}]

@@ -196,5 +196,4 @@ async def test_each_request_is_executed_once_while_nodes_are_killed_and_ranges_m
     for name, (words, _) in zip(names, done, strict=True):
         assert (await world.metadata(name))["words"] == words
     repeated = sum(again for _, again in done)
-    print(f"{sum(len(words) for words, _ in done)} requests, {repeated} of them sent again; {moves} moves begun")
     assert repeated > 5 and moves > 1

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from needle.base.errors import InvalidArgument
+from needle.cli.exported import check_whole
 from needle.client import arrow_tables
 from needle.client.values import as_array, check_id, expiry, metadata_bytes
 
@@ -89,6 +90,9 @@ def count_records(path: Path) -> int | None:
         return int(_open_npy(path).shape[0])
     if suffix == ".parquet":
         return int(_open_parquet(path).metadata.num_rows)
+    exported = check_whole(path)
+    if exported is not None:
+        return exported
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
 
@@ -121,10 +125,16 @@ def _load_npy(file: io.BytesIO, where: str) -> Any:
 
 def _read_jsonl(path: Path, embed: Callable[[], Embed], batch: int) -> Iterator[list[Record]]:
     embedder: Embed | None = None
+    exported = check_whole(path)
     with path.open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        if exported is not None:
+            lines = islice(lines, exported)  # behind them is the line that says how many they are
         while chunk := list(islice(lines, batch)):
             rows = [_json_row(line, f"{path}:{number}") for number, line in chunk]
+            if exported is not None:
+                for row in rows:
+                    row.pop("version", None)  # the cluster that it goes to gives another one
             texts = [row["text"] for row in rows if "vector" not in row]
             if texts and embedder is None:
                 embedder = embed()

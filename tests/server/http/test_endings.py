@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from harness.door import ask, connected, request, serving
+from needle.base.errors import NoQuorum
 from needle.local.process_cluster import wait_for
 from needle.server.http import listener
-from needle.server.http.bodies import Nothing
+from needle.server.http.bodies import ExportEnd, Nothing
 from needle.server.http.call import Call
 from needle.server.http.routes import Route
 from needle.server.process import main
@@ -86,6 +88,23 @@ async def test_pages_are_not_read_for_who_has_left() -> None:
             await asyncio.sleep(0)
         assert EVENTS["pages"] == seen
         assert server.door.memory.held == 0
+
+
+async def test_an_answer_in_lines_that_breaks_off_says_why_in_its_last_line() -> None:
+    async def breaks(call: Call) -> AsyncIterator[bytes]:
+        async def pages() -> AsyncIterator[bytes]:
+            yield b'{"id":"a"}\n'
+            raise NoQuorum("there is no leader")
+
+        return pages()
+
+    async with serving([Route("POST", "/v1/breaks", breaks, "", Nothing, None, "reader")]) as server:
+        status, answer = await ask(server, request("POST", "/v1/breaks", b"{}"))
+    assert status == 200
+    lines = [line for line in answer.splitlines() if line.startswith(b"{")]
+    end = msgspec.json.decode(lines[1], type=ExportEnd)
+    assert lines[0] == b'{"id":"a"}' and end.end == "broken_off" and end.problem is not None
+    assert (end.problem.code, end.problem.detail, end.problem.retryable) == ("no_quorum", "there is no leader", True)
 
 
 async def test_a_stopping_node_says_so_to_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:

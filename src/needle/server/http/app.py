@@ -46,7 +46,8 @@ from needle.server.http.message import (
 )
 from needle.server.http.paths import Path, parts_of
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
-from needle.server.http.routes import NDJSON, Route
+from needle.server.http.routes import Route
+from needle.server.http.streams import stream
 
 log = logging.getLogger("needle.server")
 
@@ -272,7 +273,7 @@ class _Endpoint:
                     (b"needle-session", session.encode(call.router.seen, node.shards.topology().founding).encode())
                 )
             if isinstance(answer, AsyncIterator):
-                await _stream(send, answer, extra, share)
+                failure = await stream(send, answer, extra, share, scope["needle.request_id"])
             else:
                 size = max(_size(answer), share.held)
                 told, body = await encoded(answer, headers, extra, size=size, blocking=node.blocking)
@@ -376,16 +377,6 @@ class _Endpoint:
                 return await blocking(decode, data)
         except DECODE_ERRORS as error:
             raise unreadable(error, data, headers.packed) from None
-
-
-async def _stream(send: Send, parts: AsyncIterator[bytes], extra: list[tuple[bytes, bytes]], share: Share) -> None:
-    headers = [(b"content-type", NDJSON.encode()), *extra]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    async for part in parts:
-        share.settle(len(part))
-        if part:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
 
 
 def _size(answer: Any) -> int:

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from needle.base.explain import ShardExplanation
 from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric, ReadMode, WriteResult
+from needle.server.http.problems import Problem
 
 Vector = list[float] | bytes
 Vectors = list[list[float]] | bytes
@@ -234,6 +235,15 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: Any
     vector: list[float] | bytes | None = None
     expires_at: str | None = None
+
+
+class ExportEnd(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The last line of an export. complete: all documents are there, so many. broken_off: not all, and why; export
+    again. Without such a line the answer broke off, too."""
+
+    end: Literal["complete", "broken_off"]
+    documents: int = -1
+    problem: Problem | None = None
 
 
 class Documents(msgspec.Struct, frozen=True, kw_only=True):

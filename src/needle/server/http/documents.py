@@ -320,8 +320,11 @@ async def export(call: Call) -> AsyncIterator[bytes]:
 
 
 async def _export(call: Call, page: bodies.Page) -> AsyncIterator[bytes]:
+    count = 0
     while True:
+        count += len(page.documents)
         yield await call.blocking(_lines.encode_lines, page.documents)
         if page.cursor is None:
+            yield _lines.encode_lines([bodies.ExportEnd(end="complete", documents=count)])
             return
         page = await _page(call, call.body, page.cursor, PAGE, (0, 1))

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from needle.server.http import idempotency
-from needle.server.http.bodies import Document
+from needle.server.http.bodies import Document, ExportEnd
 from needle.server.http.message import JSON, MSGPACK
 from needle.server.http.problems import CONTENT_TYPE, TITLES, Problem
 from needle.server.http.routes import NDJSON, ROUTES, Route
@@ -50,7 +50,9 @@ def release() -> str:
 def document() -> dict[str, Any]:
     """The whole document, as JSON types."""
     types = {route.body for route in ROUTES} | {route.answer for route in ROUTES if route.answer is not None}
-    _, schemas = msgspec.json.schema_components([*sorted(types, key=_named), Problem, Document], ref_template=_REF)
+    _, schemas = msgspec.json.schema_components(
+        [*sorted(types, key=_named), Problem, Document, ExportEnd], ref_template=_REF
+    )
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path.replace(":path", ""), {})[route.method.lower()] = _operation(route, schemas)
@@ -112,9 +114,9 @@ def _answer(route: Route) -> dict[str, Any]:
         "needle-session": {"schema": {"type": "string"}, "description": "If the request had one."},
     }
     if route.answer is None:
-        line = {"$ref": _REF.format(name=_named(Document))}
+        line = {"oneOf": [{"$ref": _REF.format(name=_named(kind))} for kind in (Document, ExportEnd)]}
         return {
-            "description": "One document a line. An answer that breaks off is not complete.",
+            "description": "One document a line. The last line says that it is complete; without it the answer is not.",
             "headers": headers,
             "content": {NDJSON: {"schema": line}},
         }

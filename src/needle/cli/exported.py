@@ -1,0 +1,54 @@
+"""Files of lines that came from a node's HTTP export: whether all of it is there.
+
+Invariant: of an export that broke off nothing is read. Its last line says that it is complete (docs/http.md); a file
+that people wrote has no such line, and needs none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from needle.base.errors import InvalidArgument
+
+LINE_BYTES_MAX: Final = 64 * 1024
+"""Of a last line."""
+_KEYS: Final = {"id", "version", "metadata", "vector", "expires_at"}
+
+
+def check_whole(path: Path) -> int | None:
+    """How many documents an export by HTTP says it has; None for another file. Raises InvalidArgument for one that is
+    not all there."""
+    with path.open("rb") as file:
+        first, last = _row(file.readline()), _row(_last_line(file))
+    if is_end(last):
+        if last["end"] != "complete":
+            problem = last.get("problem") or {}
+            raise InvalidArgument(f"{path}: the export broke off: {problem.get('detail', 'it does not say why')}")
+        return int(last.get("documents", -1))
+    if isinstance(first, dict) and {"id", "version", "metadata"} <= first.keys() <= _KEYS:
+        raise InvalidArgument(
+            f"{path}: the export broke off, for it has no last line that says that it is complete: export again. (If "
+            'this is no export: a file of your own has no "version" beside "metadata", but in it)'
+        )
+    return None
+
+
+def is_end(row: Any) -> bool:
+    """Whether a line is the last one of an export."""
+    return isinstance(row, dict) and "end" in row and "id" not in row
+
+
+def _last_line(file: BinaryIO) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - LINE_BYTES_MAX))
+    return file.read().rstrip().rpartition(b"\n")[2]
+
+
+def _row(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
