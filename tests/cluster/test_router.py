@@ -128,6 +128,9 @@ def test_a_dead_shard_is_an_error_or_an_explicit_gap() -> None:
             assert uncovered([*found.gaps, *(r for s in (0, 2, 3) for r in shards.owned().ranges(s))]) == []
             assert found.gaps == shards.owned().ranges(1)
             assert set(whole.batch.ids) - set(found.batch.ids) == set(shards.data[1])
+        before = dict(router.seen)  # a session does not forget what it has seen of a shard that is left out
+        part = await router.search(ask(0, 60), ReadMode.EVENTUAL, 1, session=True, partial=True)
+        assert list(part.missing) == [1] and before[1] > 0 and router.seen == before
         there = next(f"new-{n}" for n in range(99) if router.shard_of(f"new-{n}") != 1)
         gone = next(f"new-{n}" for n in range(99) if router.shard_of(f"new-{n}") == 1)
         outcomes = await router.insert_batch("default", [there, gone], memoryview(vector(1) * 2), [b"", b""], 1)

@@ -250,6 +250,9 @@ async def test_a_session_is_handed_from_node_to_node(world: World) -> None:
     many = await world.doors[0]("POST", f"{path}/insert", rows, needle_session="")
     founding = world.client.topology().founding
     assert session.decode(many.headers["needle-session"], founding)[0] > session.decode(token, founding)[0]
+    search = {"vector": [1.0] * DIMENSIONS, "mode": "eventual", "partial": True, "k": 50}
+    part = await world.doors[1]("POST", f"{path}/search", search, needle_session=many.headers["needle-session"])
+    assert (part.status, "missing" in part.json, len(part.json["hits"])) == (200, False, 2)
     assert "needle-session" not in (await world.doors[0]("GET", f"{path}/documents/x")).headers
     wrong = await world.doors[0]("GET", f"{path}/documents/x", needle_session="no token")
     assert (wrong.status, wrong.json["field"]) == (400, "needle-session")

@@ -127,7 +127,7 @@ def _read_jsonl(path: Path, embed: Callable[[], Embed], batch: int) -> Iterator[
     embedder: Embed | None = None
     exported = check_whole(path)
     with path.open("rb") as file:
-        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        lines: Iterator[tuple[int, bytes]] = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
         if exported is not None:
             lines = islice(lines, exported)  # behind them is the line that says how many they are
         while chunk := list(islice(lines, batch)):

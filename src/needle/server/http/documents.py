@@ -199,8 +199,6 @@ def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> l
 
 async def search(call: Call) -> bodies.Hits:
     body: bodies.Search = call.body
-    if body.partial and call.session:
-        raise invalid("partial", True, "false in a session: what is missing could not be told from what is gone")
     narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain)
     request = await call.beside(
         lambda: search_request(

@@ -1,7 +1,7 @@
 """Answers in lines of JSON, a part at a time.
 
-Invariant: the last line says whether all lines are there (bodies.ExportEnd). An answer without it has broken off, as when
-the node ends: its reader cannot tell that from the end of the connection alone, for proxies end it in good order.
+Invariant: the last line says whether all lines are there (bodies.ExportEnd). An answer without it has broken off, as
+when the node ends: its reader cannot tell that from the end of the connection, for proxies end it in good order.
 """
 
 from __future__ import annotations
