@@ -63,7 +63,7 @@ async def test_who_announces_much_and_sends_nothing_keeps_nobody_out(server: Htt
     writers = []
     for _ in range(8):
         _reader, writer = await connected(server)
-        writer.write(request("POST", "/v1/take", b"", f"content-length: {64 << 20}"))
+        writer.write(request("POST", "/v1/take", b"", f"content-length: {16 << 20}"))
         writers.append(writer)
     await wait_for(lambda: server.door._requests == 8, 30, "the requests")
     assert server.door.memory.held == 0

@@ -45,6 +45,7 @@ from needle.server.http.message import (
     write,
 )
 from needle.server.http.paths import Path, parts_of
+from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
 from needle.server.http.routes import Route
 from needle.server.http.streams import stream
@@ -254,7 +255,7 @@ class _Endpoint:
         self._route = route
         self._rank = rank_of(Role(route.role))
         self._what = f"{route.method} {route.path}"
-        self._json = msgspec.json.Decoder(route.body)
+        self._json, self._large = msgspec.json.Decoder(route.body), large_decoder(route.body)
         self._msgpack = msgspec.msgpack.Decoder(route.body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -324,7 +325,8 @@ class _Endpoint:
             check_body(scope["method"], headers)
             try:
                 async with asyncio.timeout(BODY_SECONDS):
-                    data = await body_of(receive, headers, BODY_BYTES_MAX, node.blocking, share)
+                    most = BODY_BYTES_MAX if headers.packed else min(BODY_BYTES_MAX, JSON_BYTES_MAX)
+                    data = await body_of(receive, headers, most, node.blocking, share)
             except TimeoutError:
                 text = f"the body did not arrive within {BODY_SECONDS:g} s"
                 raise HttpError(408, "request_timeout", text, field="body") from None
@@ -374,7 +376,7 @@ class _Endpoint:
             if len(data) < LARGE_BYTES:
                 return await blocking(decode, data)
             async with self._door.decoding:
-                return await blocking(decode, data)
+                return await blocking(decode if headers.packed else self._large, data)
         except DECODE_ERRORS as error:
             raise unreadable(error, data, headers.packed) from None
 
