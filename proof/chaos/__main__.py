@@ -19,8 +19,10 @@ from proof.chaos.check import Verdict, check, story
 from proof.chaos.grow_run import GrowRun
 from proof.chaos.grow_run import table as grow_table
 from proof.chaos.history_file import read
+from proof.chaos.http_site import HttpSite
 from proof.chaos.recovery import Recovery
 from proof.chaos.run import ChaosRun, Outcome
+from proof.chaos.site import Site
 from proof.chaos.spec import ChaosSpec
 from proof.sim.violation import Violation
 
@@ -57,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         for line in grow_table(grown, time.monotonic() - began):
             _say(line)
         return 1 if grown.failure is not None else 0
-    outcome = asyncio.run(_until_terminated(lambda: ChaosRun(spec, directory, told).run()))
+    site = HttpSite if options.http else Site
+    outcome = asyncio.run(_until_terminated(lambda: ChaosRun(spec, directory, told, site).run()))
     for line in table(outcome, time.monotonic() - began):
         _say(line)
     return 1 if outcome.failure is not None else 0
@@ -84,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--growing", action="store_true", help="shards and nodes come and go, and every fault is a kill -9"
     )
+    parser.add_argument("--http", action="store_true", help="all clients speak HTTP")
     parser.add_argument("--steps", type=int, default=0, help="with --growing: at least so many changes of the cluster")
     parser.add_argument("--minutes", type=float, default=5.0, help="of faults and load")
     parser.add_argument("--election-timeout", type=float, default=0.5, help="seconds")
@@ -138,6 +142,7 @@ def table(outcome: Outcome, seconds: float) -> list[str]:
         for one in sorted(outcome.recoveries, key=lambda one: -one.seconds)
         if one.reason
     )
+    lines += outcome.beside
     if outcome.verdict is not None:
         lines += _judged(outcome.verdict)
     if outcome.failure is None:

@@ -41,16 +41,17 @@ class Outcome(msgspec.Struct):
     verdict: check.Verdict | None = None
     failure: Violation | None = None
     story: list[str] = []
+    beside: list[str] = []
 
 
 class ChaosRun:
     """One run. `await run()`."""
 
-    def __init__(self, spec: ChaosSpec, directory: Path, say: Say = lambda line: None) -> None:
+    def __init__(self, spec: ChaosSpec, directory: Path, say: Say = lambda line: None, site: type[Site] = Site) -> None:
         self.spec, self._say = spec, say
         self.file = directory / "history.jsonl"
         self.profile = profile(spec)
-        self._site = Site(spec, self.profile, directory)
+        self._site = site(spec, self.profile, directory)
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._trace = Trace(lambda: self._loop.time() - self._began)
@@ -69,6 +70,7 @@ class ChaosRun:
             except Violation as violation:
                 outcome.failure = violation
                 self._trace.tell(f"violation: {violation}")
+        outcome.beside = self._site.told()
         check.judge(outcome, self.file, self._trace.story)
         return outcome
 
@@ -138,6 +140,7 @@ class ChaosRun:
             if late > STALL_SECONDS:
                 self._stalls.append((looked, late))
             self._site.injector.check_processes()
+            self._site.check()
             if work.broken is not None:
                 raise work.broken
             for task in clients:

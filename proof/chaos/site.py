@@ -37,7 +37,7 @@ from proof.chaos.injector import CATALOG, Injector, Injured, has_quorum
 from proof.chaos.recovery import Probes
 from proof.chaos.spec import HASTY_SECONDS, ChaosSpec, settings
 from proof.sim.client import Client
-from proof.sim.databases import RealDatabase, ShardAware
+from proof.sim.databases import ShardAware
 from proof.sim.machine import stream
 from proof.sim.spec import Profile
 from proof.sim.workload import Workload
@@ -49,14 +49,16 @@ READ_SECONDS = 5.0
 ROUTER = "c0"
 """The client whose links can be cut."""
 AWARE, PLAIN, PROBES = ("c0", "c1", "c2"), ("n0", "n1", "n2"), 3
-HASTY = AWARE[0], AWARE[2], PLAIN[1]
+HASTY = AWARE[0], AWARE[2], PLAIN[1], "h1", "h4"
 """Clients with short timeouts."""
 
 
 class Site:
     """See the module. first: the topology of the beginning, with which every session starts. clients: the load, made by
-    `prepare`. groups: the shards, by number."""
+    `prepare`: `aware` ones, which know the map, and `plain` ones. groups: the shards, by number."""
 
+    aware: tuple[str, ...] = AWARE
+    plain: tuple[str, ...] = PLAIN
     cluster: ProcessCluster
     injector: Injector
     operator: needle.Client
@@ -130,8 +132,8 @@ class Site:
     # --- clients -----------------------------------------------------------------------------------------------------
     def prepare(self, work: Workload) -> None:
         """Make the clients and probes."""
-        plain = [self._plain(name, work, self.names) for name in PLAIN]
-        self.clients = [*(self._aware(name, work) for name in AWARE), *plain]
+        plain = [self._plain(name, work, self.names) for name in self.plain]
+        self.clients = [*(self._aware(name, work) for name in self.aware), *plain]
         self._through_each = [self._plain(f"through {node}", work, [node]) for node in self.names]
         self._work = work
         self._probes = {shard: self._probe(shard, work) for shard in self.groups}
@@ -151,7 +153,7 @@ class Site:
             # Where the nodes are now: who asked for nothing while one after the other moved would find none of them.
             return ShardAware(caller, list(self.cluster.addresses.values()), self.first, rng)
 
-        return Client(name, lambda: _timed(name, session()), work)
+        return Client(name, lambda: timed(name, session()), work)
 
     def over_links(self, address: str) -> str:
         """Where ROUTER goes to reach `address`."""
@@ -164,7 +166,7 @@ class Site:
         def addresses() -> dict[str, str]:
             return {node: self.cluster.nodes[node].address for node in nodes}
 
-        return Client(name, lambda: _timed(name, Balanced(Balancer(rpc, addresses, rng), rng)), work)
+        return Client(name, lambda: timed(name, Balanced(Balancer(rpc, addresses, rng), rng)), work)
 
     # --- the groups --------------------------------------------------------------------------------------------------
     async def leading(self) -> dict[str, str]:
@@ -193,6 +195,13 @@ class Site:
         """Wait for probes without an answer yet."""
         for probes in self._probes.values():
             await probes.finish()
+
+    def check(self) -> None:
+        """Raises what was met beside the workload."""
+
+    def told(self) -> list[str]:
+        """What the run showed beside the workload, line by line."""
+        return []
 
     # --- the end -----------------------------------------------------------------------------------------------------
     async def final(self, history: ShardRecorder) -> None:
@@ -266,7 +275,7 @@ class Site:
             raise type(error)(f"{node}: {error.message}") from error
 
 
-def _timed(name: str, session: RealDatabase) -> Any:
+def timed(name: str, session: Any) -> Any:
     """With the timeout that the client of this name has."""
     session.timeout = HASTY_SECONDS if name in HASTY else session.timeout
     return session

@@ -10,7 +10,7 @@ import msgspec
 from needle.server.http import idempotency
 from needle.server.http.bodies import Document, ExportEnd
 from needle.server.http.message import JSON, MSGPACK
-from needle.server.http.problems import CONTENT_TYPE, TITLES, Problem
+from needle.server.http.problems import CODES, CONTENT_TYPE, TITLES, Problem
 from needle.server.http.routes import NDJSON, ROUTES, Route
 
 _SCHEMES: Final = {
@@ -53,6 +53,8 @@ def document() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(
         [*sorted(types, key=_named), Problem, Document, ExportEnd], ref_template=_REF
     )
+    said = schemas["Problem"]["properties"]
+    said["code"]["enum"], said["status"]["enum"] = sorted(CODES), sorted(TITLES)
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         paths.setdefault(route.path.replace(":path", ""), {})[route.method.lower()] = _operation(route, schemas)

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from needle.base.errors import Detail, NeedleError
+from needle.base.errors import Detail, NeedleError, by_code
 
 CONTENT_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = 1
@@ -59,6 +59,20 @@ TITLES: Final = {
 }
 
 
+CODES: Final = frozenset(
+    {
+        *by_code(),
+        "malformed_request",
+        "no_such_path",
+        "method_not_allowed",
+        "request_timeout",
+        "content_too_large",
+        "unsupported_media_type",
+    }
+)
+"""All that a problem document may say: those of errors, and what HTTP itself refuses."""
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """RFC 9457, with Needle's own members. code: of the error, the same in every release. retryable: the request had no
     effect, or repeating it is harmless. field: what in the request it is about. details: facts for programs."""
@@ -76,6 +90,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if self.status not in TITLES:
             raise ValueError(f"status {self.status} has no title")
+        if self.code not in CODES:
+            raise ValueError(f"code {self.code} is documented nowhere")
 
 
 class HttpError(Exception):
