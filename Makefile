@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak fuzz-http platforms clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -86,6 +86,16 @@ chaos-growing: $(STAMP)
 SOAK_SECONDS ?= 60
 soak: $(STAMP)
 	NEEDLE_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/pytest -q tests/distributed/test_stability.py
+
+# The same faults under clients that speak HTTP, memory and descriptors of the nodes printed: make soak-http HTTP_MINUTES=30
+HTTP_MINUTES ?= 30
+soak-http: $(STAMP)
+	$(BIN)/python -m proof.chaos --http --minutes $(HTTP_MINUTES) --shards 2 --nodes 3 --seed $(SEED) --verbose
+
+# A client in TypeScript, generated from what a node serves: takes its tools from npm, and Node.js from Debian if there is none.
+typescript: $(STAMP)
+	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null)
+	$(BIN)/python -m proof.typescript
 
 # Made-up requests against the OpenAPI document of real nodes (schemathesis): make fuzz-http EXAMPLES=100
 EXAMPLES ?= 100

@@ -437,6 +437,9 @@ async def test_the_cluster_is_seen_and_looked_after(world: World) -> None:
     stranger = await a("PUT", "/v1/nodes/127.0.0.1:1/maintenance")
     assert (stranger.status, stranger.json["field"]) == (400, "node")
     assert (await a("DELETE", f"/v1/nodes/{target}")).status == 400
+    planned = (await a("GET", "/v1/restart_plan")).json["nodes"]
+    assert len(planned) == 3 and {one["node"] for one in planned} == set(names)
+    assert all(set(one) == {"node", "address", "leads", "why_not"} for one in planned)
     assert (await a("GET", "/v1/moves")).json == {"moves": []}
     assert (await a("GET", "/v1/rebalance")).json == {"progress": None}
     assert (await a("POST", "/v1/rebalance/plan", {})).json["moves"] == []

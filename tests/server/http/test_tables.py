@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -65,6 +66,31 @@ def test_the_document_says_all_that_is_served() -> None:
         for part in ref.removeprefix("#/").split("/"):
             where = where[part]
         assert where
+
+
+def test_the_document_says_what_generators_need_to_know() -> None:
+    """Of a client in another language: which codes there are, and that metadata and filters have any names."""
+    made = json.loads(msgspec.json.encode(openapi.document()))
+    problem = made["components"]["schemas"]["Problem"]["properties"]
+    assert {"outcome_unknown", "idempotency_key_reused", "no_such_path"} <= set(problem["code"]["enum"])
+    assert problem["status"]["enum"] == sorted(TITLES)
+    with pytest.raises(ValueError, match="documented nowhere"):
+        problem_of(HttpError(400, "made_up", "?"), "id")
+
+    def objects(where: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(where, dict):
+            if where.get("type") == "object":
+                yield where
+            where = list(where.values())
+        if isinstance(where, list):
+            for one in where:
+                yield from objects(one)
+
+    assert all(one.keys() & {"properties", "additionalProperties"} for one in objects(made["components"]["schemas"]))
+    keyed = [
+        op for ways in made["paths"].values() for op in ways.values() if "idempotency-key" in str(op["parameters"])
+    ]
+    assert keyed and all(op["x-role"] == "writer" for op in keyed)
 
 
 def test_every_example_is_what_its_route_takes() -> None:

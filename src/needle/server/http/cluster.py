@@ -67,6 +67,16 @@ async def shards(call: Call) -> bodies.Shards:
     )
 
 
+async def restart_plan(call: Call) -> bodies.RestartPlan:
+    planned = await call.client.plan_rolling_restart(timeout=call.body.timeout)
+    return bodies.RestartPlan(
+        nodes=[
+            bodies.PlannedRestart(node=one.node, address=one.address, leads=list(one.leads), why_not=one.why_not)
+            for one in planned
+        ]
+    )
+
+
 async def moves(call: Call) -> bodies.Moves:
     return bodies.Moves(moves=_moves(await call.client.refresh_topology(confirmed=True, timeout=call.body.timeout)))
 

@@ -103,6 +103,22 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     done: bool = True
 
 
+class PlannedRestart(msgspec.Struct, frozen=True, kw_only=True):
+    """leads: the shards (and the catalog) that the node leads, by name. why_not: why it cannot be restarted now; empty
+    if it can."""
+
+    node: str
+    address: str
+    leads: list[str]
+    why_not: str
+
+
+class RestartPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """In the order in which they should be restarted, one at a time."""
+
+    nodes: list[PlannedRestart]
+
+
 class SetReplicas(Body, frozen=True, kw_only=True):
     """nodes: that are to hold the shard, the preferred leader first."""
 

@@ -205,6 +205,10 @@ ROUTES: Final = (
         Nothing, cluster_bodies.Done, "admin", tag="cluster",
     ),
     Route(
+        "GET", f"{BASE}/restart_plan", cluster.restart_plan, "In which order to restart nodes, and what is against it",
+        Nothing, cluster_bodies.RestartPlan, "reader", tag="cluster",
+    ),
+    Route(
         "GET", f"{BASE}/shards", cluster.shards, "The shards and who leads them",
         Nothing, cluster_bodies.Shards, "reader", tag="cluster",
     ),

@@ -1,0 +1,1 @@
+"""A client in TypeScript, generated from the OpenAPI document that a node serves."""
