@@ -9,6 +9,7 @@ import random
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,6 +113,22 @@ async def test_batches_and_changes_by_a_filter_are_executed_once_in_every_shard(
     assert (await world.ask(1, "POST", "/insert", body))[1]["written"] == 40
     assert await world.ask(2, "POST", "/delete", {"filter": {"many": True}}, "gone") == deleted
     assert (await world.ask(2, "POST", "/count", {"filter": {"many": True}}))[1] == {"count": 40}
+
+
+async def test_an_instant_that_has_passed_since_does_not_make_it_another_request(world: World) -> None:
+    until = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    body = {"vector": ROW, "expires_at": until}
+    first = await world.ask(0, "PUT", "/documents/soon", body, "soon")
+    assert first[0] == 200
+
+    async def gone() -> bool:
+        return (await world.ask(1, "GET", "/documents/soon"))[0] == 404
+
+    await wait_for(gone, 60, "the end of the document")
+    assert await world.ask(2, "PUT", "/documents/soon", body, "soon") == first
+    assert await gone()
+    late = await world.ask(2, "PUT", "/documents/soon", body, "late")
+    assert (late[0], late[1]["field"]) == (400, "expires_at")
 
 
 async def test_what_takes_no_key_and_what_is_none(world: World) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, StaleEpoch, Unavailable, invalid
 from needle.base.ids import GroupId
-from needle.base.model import Claim
+from needle.base.model import Claim, WriteResult
 from needle.base.parts import Body
 from needle.protocol import calls, commands
 from needle.protocol.calls import WriteCall
@@ -64,7 +64,7 @@ class ShardDocuments:
         something has to be waited for before it can be proposed, or somebody else to answer. The caller must have
         routed by this node's map, and the shard's log own what that says."""
         owned = self._node.ownership
-        if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX or call.asked is not None:
+        if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
         hosted = self._node.groups.get(call.group)
         if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
@@ -75,7 +75,10 @@ class ShardDocuments:
         answer = WriteAnswer(self._node, "shard_write")
         try:
             command = self._owners.checked(owned, call, by_log=fence is not None)
-            data = judged(self._node, hosted, command)
+            if call.asked is not None and (done := known(hosted, call.asked, command)) is not None:
+                answer.set_result(done)
+                return answer
+            data = judged(self._node, hosted, command, call.asked)
             self._host.submit(call.group, data, call_timeout(call.timeout), answer)
             hosted.calls.wrote(self._node.now(), owned.map, command)
         except CollectionNotFound:
@@ -105,10 +108,7 @@ class ShardDocuments:
         timeout = call_timeout(call.timeout)
         await hosted.be_up_to_date(timeout)
         if call.asked is not None:
-            # Before the write is judged: by now the disk may be full, or an instant in it have passed.
-            done = await judge(self._node, len(call.command), hosted.replica.sessions.once.find, call.asked, command)
-            if isinstance(done, NeedleError):
-                raise done
+            done = await judge(self._node, len(call.command), known, hosted, call.asked, command)
             if done is not None:
                 return done
         data = await judge(self._node, len(call.command), judged, self._node, hosted, command, call.asked)
@@ -221,6 +221,15 @@ class WriteAnswer(Promise[bytes]):
             add_address(error, self._node)
             self._node.observe(self._observed, self._node.now() - self._start, error)
         super().set_exception(error)
+
+
+def known(hosted: HostedReplica, asked: commands.Asked, command: commands.Command) -> WriteResult | None:
+    """What a write of a request with an idempotency key came to, if it was executed. Asked before the write is judged:
+    by now the disk may be full, or an instant in it have passed. Raises what it was refused with, or why it is now."""
+    done = hosted.replica.sessions.once.find(asked, command)
+    if isinstance(done, NeedleError):
+        raise done
+    return done
 
 
 def judged(
