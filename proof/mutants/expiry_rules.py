@@ -24,7 +24,13 @@ MUTANTS = (
     Mutant(
         name="an-expire-looks-at-an-older-state",
         breaks="an Expire finds documents as they were before the batch of entries that it is applied with",
-        edits=(Edit("shard.apply.execute:runs", "isinstance(inner(command), ALONE)", "isinstance(inner(command), ALONE[:-1])"),),
+        edits=(
+            Edit(
+                "shard.apply.execute:runs",
+                "isinstance(inner(command), ALONE)",
+                "isinstance(inner(command), ALONE[:-1])",
+            ),
+        ),
         sim=True,
         tests=(_TESTS + "test_replicas_agree_with_each_other_and_with_a_plain_model",),
     ),

@@ -95,4 +95,28 @@ MUTANTS = (
         edits=(Edit("server.http.call:Call.beside", "if not self.large:", "if True:"),),
         tests=(_ANSWERS + "test_what_is_long_is_read_in_a_thread",),
     ),
+    Mutant(
+        name="keys-passed-over",
+        breaks="a request with an idempotency key is executed as if it had none",
+        edits=(Edit("server.http.app:_Endpoint._call", "if key is not None:", "if False:"),),
+        tests=(_ENDINGS + "test_a_key_is_refused_while_a_node_is_there_that_would_execute_a_repetition",),
+    ),
+    Mutant(
+        name="exports-break-off-in-silence",
+        breaks="an export that broke off has no last line that says so",
+        edits=(
+            Edit(
+                "server.http.streams:stream",
+                "except NeedleError as error:",
+                "except NeedleError as error:\n        raise",
+            ),
+        ),
+        tests=(_ENDINGS + "test_an_answer_in_lines_that_breaks_off_says_why_in_its_last_line",),
+    ),
+    Mutant(
+        name="codes-made-up",
+        breaks="an error has a code that no document has",
+        edits=(Edit("server.http.problems:Problem.__post_init__", "self.code not in CODES", "False"),),
+        tests=(_TABLES + "test_the_document_says_what_generators_need_to_know",),
+    ),
 )
