@@ -88,9 +88,22 @@ class Belonging:
             if node.cluster.uid == 0:
                 check_unused(node.node_id, node.config.data_dir)
                 await self._become(msgspec.structs.replace(node.cluster, uid=call.uid, voters=dict(call.voters)))
+            self._check_voters(call)
         node.book.learn({name: at for name, at in call.voters.items() if name != node.node_id})
         if node.node_id in node.cluster.voters and not node.topology.catalog_assigned:
             self._hosting.open_catalog(node.topology)
+
+    def _check_voters(self, call: FoundCall) -> None:
+        """Raises InvalidArgument if the cluster was begun with a catalog on other nodes, and is not made yet."""
+        node = self._node
+        begun = node.cluster.voters.keys()
+        if begun and begun != call.voters.keys() and node.topology.settings is None:
+            raise InvalidArgument(
+                f"making the cluster was begun with its catalog on {', '.join(sorted(begun))}, as node {node.node_id} "
+                f"says, and now it would be on {', '.join(sorted(call.voters))}. Name the same nodes in the same order "
+                "again; or start those of the first attempt with empty data directories",
+                field="nodes",
+            )
 
     def who(self) -> WhoAnswer:
         """This node, as it says of itself."""

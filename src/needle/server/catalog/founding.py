@@ -2,6 +2,8 @@
 
 Every step may be repeated: after an error in the middle, calling again with the same nodes goes on. What has to be
 decided (placement, ring, which nodes hold the catalog) is decided here and committed as one command.
+Invariant: all directories that were begun for one cluster were begun with the same voters of its catalog. With others
+there would be two majorities, each with a leader.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 import msgspec
+import xxhash
 
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, UnknownMethod, invalid
 from needle.base.ids import NodeId, shard_group
@@ -62,9 +65,7 @@ async def create_cluster(
     for node, answer in who.items():
         check_fresh(node, answer.lost, set(answer.strangers) - nodes.keys())
     check_router(settings.strategy, who)
-    uids = {answer.uid for answer in who.values()} - {0}
-    if len(uids) > 1:
-        raise InvalidArgument("these nodes belong to different clusters", field="nodes")
+    uid = _uid(who, voters := catalog_nodes(list(nodes)))
     old = [node for node, answer in who.items() if answer.version]
     new = [node for node, answer in who.items() if not answer.uid]
     if old and new:
@@ -73,10 +74,9 @@ async def create_cluster(
             "--join to add them to it",
             field="nodes",
         )
-    uid = uids.pop() if uids else rng.getrandbits(62) + 1
-    voters = catalog_nodes(list(nodes))
     found = calls.encode(FoundCall(uid, {node: nodes[node] for node in voters}))
-    await asyncio.gather(*(caller.call(address, FOUND, found, ASK_SECONDS) for address in nodes.values()))
+    for part in (nodes.keys() - new, new):  # who was begun with other voters refuses before another one is begun
+        await asyncio.gather(*(caller.call(nodes[node], FOUND, found, ASK_SECONDS) for node in sorted(part)))
     infos = [
         NodeInfo(id=node, address=nodes[node], incarnation=a.incarnation, zone=a.zone, weight=a.weight, knows=a.knows)
         for node, a in who.items()
@@ -87,6 +87,24 @@ async def create_cluster(
     topology = await shards.refresh(1, deadline - asyncio.get_running_loop().time())
     await _led(caller, topology, deadline)
     return topology
+
+
+def _uid(who: Mapping[NodeId, WhoAnswer], voters: Sequence[NodeId]) -> int:
+    """Of the cluster that these nodes belong to, or that is made of them: whoever makes one at the same time gives it
+    the same. Raises InvalidArgument if they belong to several."""
+    by_uid: dict[int, list[NodeId]] = {}
+    for node, answer in who.items():
+        if answer.uid:
+            by_uid.setdefault(answer.uid, []).append(node)
+    if len(by_uid) > 1:
+        each = ", ".join("+".join(members) for members in by_uid.values())
+        raise InvalidArgument(
+            f"these nodes belong to different clusters ({each}): name those of one, or start those whose cluster was "
+            "never made with empty data directories",
+            field="nodes",
+        )
+    text = "\n".join(f"{node} {who[node].incarnation}" for node in sorted(voters))
+    return next(iter(by_uid), (xxhash.xxh3_64_intdigest(text.encode()) >> 2) + 1)
 
 
 def check_router(strategy: ShardStrategy, who: Mapping[NodeId, WhoAnswer]) -> None:
