@@ -9,6 +9,7 @@ import pytest
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError
 from needle.base.exposure import check_exposed
+from needle.server.process.config_file import resolve
 
 SECRET = "0123456789abcdef" * 2
 KEYS: dict[str, Any] = {"require_keys": True, "cluster_secret": SECRET}
@@ -61,6 +62,24 @@ def test_a_short_secret_is_refused_and_not_shown() -> None:
     with pytest.raises(ConfigError, match="5 characters") as refused:
         config(cluster_secret="abcde")
     assert "abcde" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "variables"),
+    [
+        ({"cluster_secret": int("12345678" * 5)}, {}),
+        ({"cluster_secret": ["12345678"]}, {}),
+        ({"cluster_secrett": "12345678"}, {}),
+        ({}, {"NEEDLE_SECRET": "12345678"}),
+        ({}, {"NEEDLE_APIKEY": "12345678"}),
+    ],
+)
+def test_a_secret_is_not_shown_though_its_name_or_its_type_is_wrong(
+    given: dict[str, Any], variables: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError, match="is not allowed: ") as refused:
+        resolve({"node_id": "n1", "data_dir": "d", "listen": "127.0.0.1:1", **given}, variables, {})
+    assert "12345678" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["certificate", "key", "ca"])

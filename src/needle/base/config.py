@@ -304,7 +304,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
             parse_node(node, "reach")
         for name in ("cluster_secret", "cluster_secret_former"):
             if (secret := getattr(self, name)) and len(secret) < SECRET_CHARS_MIN:
-                raise refuse(name, f"{len(secret)} characters", SECRET)  # itself it is not shown
+                raise refuse(name, secret, SECRET)
         if self.require_keys and not self.cluster_secret:
             raise ConfigError(
                 "require_keys = true needs the setting cluster_secret: nodes prove by it that they are no strangers",

@@ -25,11 +25,14 @@ else:
     Seconds = float
 
 PREFIX = "NEEDLE_"
+_SECRET = re.compile("secret|api_?key|password|token", re.IGNORECASE)
 
 
 def refuse(name: str, value: object, allowed: str) -> ConfigError:
-    """A ConfigError that names the field, the value and what is allowed."""
-    return ConfigError(invalid(name, value, allowed).message, field=name)
+    """A ConfigError that names the field, the value and what is allowed. What may be a secret, also one under a name
+    with a typing error, is not shown: such errors end up in logs."""
+    told = f"{len(str(value))} characters" if _SECRET.search(name) else value
+    return ConfigError(invalid(name, told, allowed).message, field=name)
 
 
 def required(name: str) -> ConfigError:
