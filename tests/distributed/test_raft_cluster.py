@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from needle.base.config import ShardingConfig
 from needle.base.errors import ConfigError, StorageError, Unavailable
 from needle.client import Client
 from needle.distributed import Filter, RaftCluster, RaftConfig, load_config
@@ -54,6 +55,20 @@ async def test_a_node_is_not_ready_before_its_shards_are_open(tmp_path: Path) ->
             return await cluster.leader()
 
         assert None not in await asyncio.gather(*map(leader_when_ready, clusters))
+
+
+async def test_a_node_that_joins_is_ready_when_it_can_be_given_a_shard(tmp_path: Path) -> None:
+    (config,) = configs(tmp_path, 1)
+    async with RaftCluster(config) as first:
+        await first.wait_ready(60)
+        seed, mine = config.cluster_nodes[0].partition("=")[2], f"127.0.0.1:{free_ports(1)[0]}"
+        joining = RaftConfig(
+            node_id="node-2", listen=mine, data_dir=str(tmp_path / "node-2"), sharding=ShardingConfig(join=[seed])
+        )
+        async with RaftCluster(joining) as second:
+            await second.wait_ready(60)
+            await first.change_membership(["node-1", "node-2"])
+            assert (await second.status()).state in STATES
 
 
 async def test_the_guides_example(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def why_not_ready(node: Shown) -> str:
         return f"node {node.node_id} does not go on: {node.host.lost}"
     if node.topology.settings is None:
         return "belongs to no cluster yet"
+    if node.topology.node(node.node_id) is None:
+        return "the catalog does not know this node yet"
     for info in node.topology.hosted_by(node.node_id):
         if shard_group(info.shard) not in node.groups:
             return f"shard {info.shard} is not open here yet"
