@@ -14,7 +14,7 @@ from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError
 from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.catalog.state import execute
 from needle.cli import node_commands
-from needle.cli.node_list import without_shards
+from needle.cli.node_list import usable_without_shards, without_shards
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand, ConfirmReplicas, CreateCluster, RemoveNode
 from needle.routing.stats import ClusterStats, RebalanceStats, ShardStats, summarize
 from needle.routing.topology import NodeState, Topology
@@ -137,6 +137,13 @@ def test_what_helps_a_node_without_shards_is_said_as_it_is() -> None:
     assert "may be nothing" in told and "`needle node add node-4 --everywhere`" in told
     apart = without_shards(founded(2, 1, 4, [["node-1"], ["node-2"]]), ["node-3", "node-4"])
     assert apart == "note: no shard is on node-3, node-4: `needle rebalance` brings replicas there"
+
+
+def test_nothing_is_said_of_a_node_that_was_emptied_on_purpose() -> None:
+    now = founded(1, 3, 5)
+    last = msgspec.structs.replace(now.nodes[-1], state=NodeState.DRAINING)
+    assert usable_without_shards(now) == ["node-4", "node-5"]
+    assert usable_without_shards(msgspec.structs.replace(now, nodes=(*now.nodes[:-1], last))) == ["node-4"]
 
 
 def test_the_catalog_keeps_its_nodes(client: Make) -> None:

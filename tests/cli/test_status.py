@@ -93,6 +93,29 @@ def test_what_the_catalog_waits_for_is_said(well: RaftStatus) -> None:
     assert seen(waits) == [("warning", "replicas not in place", "catalog: node-4 does not answer")]
 
 
+@pytest.mark.parametrize(("version", "names"), [(0, ["no cluster"]), (7, ["no cluster", "replica lost state"])])
+def test_a_cluster_that_is_being_founded_has_lost_nothing(version: int, names: list[str]) -> None:
+    """One of its nodes belongs to it already, and speaks to another one that does not yet. If it had seen the catalog,
+    that other one would have been emptied."""
+    told = {
+        "node-1:1": WhoAnswer("node-1", "node-1:1", 1, "", 1.0, 5, version),
+        "node-2:1": WhoAnswer("node-2", "node-2:1", 1, "", 1.0, 0, 0, strangers=["node-1"], founds=5),
+    }
+
+    class Founding:
+        async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]:
+            return []
+
+        def topology(self) -> Topology:
+            return Topology()
+
+        async def describe_node(self, node: str, *, timeout: float) -> WhoAnswer:
+            return told[node]
+
+    client: Any = Founding()
+    assert [one.name for one in asyncio.run(look(client, list(told))).conditions] == names
+
+
 def test_a_full_disk_is_critical(well: RaftStatus) -> None:
     ((severity, name, subject),) = seen(well, "node-2 node-3")
     assert (severity, name) == ("critical", "disk full") and subject.startswith("node-2: 1 MB free, 100 MB and")

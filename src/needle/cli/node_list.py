@@ -52,9 +52,13 @@ def list_(cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
         rows.add_row(info.id, info.address, info.zone, f"{info.weight:g}", str(knows[info.id]), state, catalog, shards)
     console.print(rows)
     console.print(f"the cluster is at version {now.cluster_version} of commands and formats", soft_wrap=True)
-    idle = [info.id for info in now.nodes if not held[info.id] and info.state is not NodeState.REMOVED]
-    if idle:
+    if idle := usable_without_shards(now):
         notes.print(without_shards(now, idle), markup=False, soft_wrap=True)
+
+
+def usable_without_shards(now: Topology) -> list[NodeId]:
+    """The nodes that hold no shard and would get some; not those that are to be emptied."""
+    return [info.id for info in now.nodes if info.state is NodeState.ACTIVE and not now.hosted_by(info.id)]
 
 
 def without_shards(now: Topology, idle: Sequence[NodeId]) -> str:

@@ -239,18 +239,27 @@ async def _emptied(client: needle.Client, known: Sequence[str]) -> list[Conditio
             "their logs say what they wait for",
         )
     ]
+    answers: list[WhoAnswer] = []
     for address in known:
         try:
-            who = await client.describe_node(address, timeout=STATUS_TIMEOUT)
-            check_fresh(who.node_id, who.lost, who.strangers)
-        except (LostState, InvalidArgument) as error:
-            action = "read 'A replica does not go on' in docs/troubleshooting.md before anything else"
-            found.append(
-                Condition(severity="critical", name="replica lost state", subject=error.message, action=action)
-            )
+            answers.append(await client.describe_node(address, timeout=STATUS_TIMEOUT))
+        except LostState as error:
+            found.append(_lost(error))
         except NeedleError as error:
             found.append(_unreachable(address, error.message))
+    # A node that belongs to a cluster and has never seen its catalog is being founded, perhaps with the others here.
+    founding = {who.node_id for who in answers if who.uid and not who.version}
+    for who in answers:
+        try:
+            check_fresh(who.node_id, who.lost, set(who.strangers) - founding)
+        except (LostState, InvalidArgument) as error:
+            found.append(_lost(error))
     return found
+
+
+def _lost(error: NeedleError) -> Condition:
+    action = "read 'A replica does not go on' in docs/troubleshooting.md before anything else"
+    return Condition(severity="critical", name="replica lost state", subject=error.message, action=action)
 
 
 def _unreachable(address: str, why: str) -> Condition:

@@ -183,7 +183,7 @@ def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:
         raise LostState(f"node {node} does not go on: {lost}. {remedy}")
     if strangers:
         raise InvalidArgument(
-            f"{', '.join(sorted(strangers))} take node {node} for a node of their cluster, and its data directory "
-            f"knows of none: was it emptied? {remedy}",
+            f"node {node} is one of the cluster of {', '.join(sorted(strangers))}, and its data directory knows of "
+            f"none: was it emptied? {remedy}",
             field="nodes",
         )
