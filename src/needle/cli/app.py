@@ -47,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 collections_app = typer.Typer(
-    help="List the collections, create or drop one.",
+    help="List the collections, create, describe, change or drop one.",
     epilog="Example: needle collections --json",
     invoke_without_command=True,
     rich_markup_mode=None,
