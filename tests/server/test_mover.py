@@ -14,7 +14,7 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import virtually
-from needle.base.errors import ConnectionLost, NeedleError, StaleEpoch
+from needle.base.errors import ConnectionLost, NeedleError, StaleEpoch, Unavailable
 from needle.base.model import WriteResult
 from needle.catalog.state import execute
 from needle.protocol import calls, commands
@@ -87,7 +87,12 @@ class World:
 
     # --- what a driver sees -------------------------------------------------------------------------------------------
     def node(self) -> Any:
-        host = SimpleNamespace(stopped=False, is_leader=lambda group: group == 1, propose=self.propose)
+        def is_leader(group: int) -> bool:
+            if group not in node.groups:
+                raise Unavailable(f"group {group} has no replica on node-1")
+            return True
+
+        host = SimpleNamespace(stopped=False, is_leader=is_leader, propose=self.propose)
         shards = SimpleNamespace(
             group=lambda shard: SimpleNamespace(ask_leader=self.ask), command=self.command, sync=self.sync
         )
@@ -500,5 +505,28 @@ def test_a_move_that_copies_gives_way_to_one_whose_ranges_are_frozen(tmp_path: P
         assert left.state is MoveState.COPYING
         running.cancel()
         assert {name for name in world.truth if name.startswith("n")} == set(world.visible(2))
+
+    virtually(work())
+
+
+def test_a_move_that_copies_keeps_its_pace_whatever_is_frozen_on_other_nodes(tmp_path: Path) -> None:
+    """Of a shard without a replica here nobody here is the leader."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(1))
+        world.writes = False
+        for _ in range(60):
+            world.write()
+        copied: list[Command] = []
+        world.seen = lambda command, done: copied.append(command) if done and isinstance(command, Import) else None
+        await world.command(StartMove(1, 1, [(b"m", b"m\xff")], 0, 1, batch_size=1, throttle_rate=3600), 1.0)
+        running = asyncio.create_task(Mover(world.node(), 100).run())
+        await until(lambda: bool(copied))
+        assert world.topology.map is not None
+        await world.command(StartMove(2, world.topology.map.epoch, [(b"\x90", b"\x91")], 1, 0), 1.0)
+        await world.command(AdvanceMove(world.topology.moves[1].id, MoveState.FREEZING), 1.0)
+        await asyncio.sleep(600)
+        running.cancel()
+        assert len(copied) == 1  # the next one is due after an hour
 
     virtually(work())

@@ -247,7 +247,8 @@ class Mover:
             for other in node.topology.moves:
                 if not _hurried(other) or other.id in self._held or now - self._tried.get(other.id, 0.0) < HELD_SECONDS:
                     continue
-                if node.host.is_leader(shard_group(other.source)):
+                source = shard_group(other.source)
+                if source in node.groups and node.host.is_leader(source):
                     raise Unavailable(f"move {other.id} goes first: its ranges are frozen")
             if now >= until:
                 return
