@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +15,17 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import virtually
+from needle.base.config import RaftConfig
 from needle.base.errors import InvalidArgument, NeedleError, NotLeader
 from needle.base.versions import KNOWN
 from needle.catalog.state import execute
 from needle.protocol import commands
+from needle.protocol.calls import WriteCall
 from needle.protocol.catalog_commands import AlterCollection, CreateCollection, decode, encode
 from needle.protocol.commands import NEVER, Change, ChangeWhere, Delete, Insert, Patch, UpdateVectors
 from needle.routing.topology import Topology
 from needle.server.service.documents import judged
+from needle.server.service.proxy import Proxy
 from needle.server.upkeep.expiry import LOOK_SECONDS, MORE_SECONDS, ROWS_MAX, Expiry, timed
 from shard.replica_util import Log, open_replica, put
 from shard.replica_util import spec as shard_spec
@@ -174,6 +179,18 @@ def test_it_deletes_what_has_passed_bounded_paced_and_idle_otherwise(tmp_path: P
     virtually(work())
 
 
-def test_the_wire_takes_no_expire(tmp_path: Path) -> None:
+def test_the_wire_takes_no_expire() -> None:
+    expire = commands.Expire("c", 1, 1)
     with pytest.raises(InvalidArgument, match="by leaders only"):
-        judged(SimpleNamespace(), SimpleNamespace(), commands.Expire("c", 1, 1))  # type: ignore[arg-type]
+        judged(SimpleNamespace(), SimpleNamespace(), expire)  # type: ignore[arg-type]
+
+    async def at_once(_size: int, fn: Callable[..., Any], *arguments: object) -> Any:
+        return fn(*arguments)
+
+    async def routed() -> None:
+        node = SimpleNamespace(config=RaftConfig(node_id="n", cluster_nodes=["n=h:1"], data_dir="unused"))
+        proxy = Proxy(node, random.Random(1), at_once)  # type: ignore[arg-type]
+        await proxy.write(WriteCall(1, commands.encode(expire), 1.0))
+
+    with pytest.raises(InvalidArgument, match="by leaders only"):
+        virtually(routed())

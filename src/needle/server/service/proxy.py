@@ -41,11 +41,10 @@ from needle.protocol.calls import (
     SearchManyCall,
     WriteCall,
 )
-from needle.protocol.move_commands import MoveCommand
 from needle.routing.topology import Topology
 from needle.server.service.numbered_writes import LEFT, NumberedWrites, told
 from needle.server.service.reads import check_ids
-from needle.server.service.served import call_timeout
+from needle.server.service.served import call_timeout, check_for_callers
 from needle.shard.apply.validation import check_spec
 
 Judge = Callable[..., Awaitable[Any]]
@@ -76,11 +75,7 @@ class Proxy:
         command = await self._judge(len(call.command), self._decoded, call.command)
         if isinstance(command, commands.OpenSession):
             return self.numbered.open()
-        if isinstance(command, commands.PublishSegment | commands.Expire | commands.Once | MoveCommand):
-            raise InvalidArgument(
-                "segments are published, documents expired, ranges moved, and requests remembered, by leaders only",
-                field="command",
-            )
+        check_for_callers(command)
         session, timeout = command.session, call_timeout(call.timeout)
         if session.id == 0:
             with asked_by(call.asked):

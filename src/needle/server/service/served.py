@@ -19,6 +19,7 @@ from needle.client.router.router import Router
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
 from needle.protocol.calls import DocumentBatch, ScanAnswer, SearchManyAnswer
+from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
 from needle.routing.topology import Ownership, Topology
 from needle.server.access import Access
@@ -33,6 +34,7 @@ T = TypeVar("T")
 LARGE_ROWS = 1000
 JUDGED_BYTES_MAX = 64 * 1024
 """A larger command is checked in a thread: 16 MB of JSON take a third of a second, and heartbeats cannot wait."""
+_OF_LEADERS = (commands.PublishSegment, commands.Once, commands.Expire, *MOVE_COMMANDS)
 
 
 class ServedNode(Protocol):
@@ -122,3 +124,12 @@ def decoded_command(data: bytes) -> commands.Command:
     except UnsupportedFormat as error:
         text = f"{error.message}; the caller, or this node, is of another release"
         raise InvalidArgument(text, field="command") from error
+
+
+def check_for_callers(command: commands.Command) -> None:
+    """Raises InvalidArgument for what only a shard's leader puts into its log."""
+    if isinstance(command, _OF_LEADERS):
+        raise InvalidArgument(
+            "segments are published, documents expired, ranges moved, and requests remembered, by leaders only",
+            field="command",
+        )
