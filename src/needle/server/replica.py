@@ -234,7 +234,8 @@ class HostedReplica:
         return calls.decode(await self._call(leader, READ_INDEX, body, timeout), int)
 
     async def be_fresh(self, max_staleness: float, timeout: float) -> None:
-        """Wait until this replica is at most `max_staleness` seconds behind. Raises TooStale."""
+        """Wait until this replica is at most `max_staleness` seconds behind. Raises TooStale; Unavailable when it is
+        closed meanwhile."""
         deadline = self._clock.monotonic() + timeout
         while self._clock.monotonic() - self._fresh_at > max_staleness:
             left = deadline - self._clock.monotonic()
@@ -242,9 +243,11 @@ class HostedReplica:
                 raise TooStale(f"no leader confirmed within {in_seconds(timeout)} how fresh this replica is")
             if self._asking is None:
                 self._asking = asyncio.get_running_loop().create_task(self._ask(left))
-                self._asking.add_done_callback(_seen)
+                self._asking.add_done_callback(self._asked)
             asking = self._asking
             await asyncio.wait((asking,), timeout=left)
+            if asking.cancelled():  # by `stop`: nobody has cancelled who waits here
+                raise Unavailable(f"this replica of {group_name(self.group)} is closed", group=self.group)
             if asking.done() and (error := asking.exception()) is not None:
                 raise TooStale(f"no leader confirms how fresh this replica is: {error}") from error
         left = max(0.0, deadline - self._clock.monotonic())
@@ -260,14 +263,10 @@ class HostedReplica:
 
     async def _ask(self, timeout: float) -> None:
         asked_at = self._clock.monotonic()
-        try:
-            index = await self.leader_index(timeout)
-        finally:
-            self._asking = None
+        index = await self.leader_index(timeout)
         self._fresh_at, self._fresh_index = asked_at, index
 
-
-def _seen(task: asyncio.Task[None]) -> None:
-    """Whoever waits for the task raises its error; when nobody does any more, it counts as seen."""
-    if not task.cancelled():
-        task.exception()
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._asking = None
+        if not task.cancelled():
+            task.exception()  # whoever waits raises it; when nobody does any more, it counts as seen
