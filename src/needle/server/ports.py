@@ -97,6 +97,14 @@ class Peers(Transport, Protocol):
     async def close(self) -> None: ...
 
 
+class Exposition(Protocol):
+    """The metrics, as text."""
+
+    content_type: str
+
+    def render(self) -> bytes: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodePorts:
     """Everything a node needs from outside.

@@ -9,7 +9,7 @@ from needle.base.config import RaftConfig
 from needle.client.directory import Caller
 from needle.rpc.transport import RpcClient
 from needle.server.node import Node
-from needle.server.ports import NodePorts
+from needle.server.ports import Exposition, NodePorts
 
 
 def system_node(config: RaftConfig, ports: NodePorts) -> Node:
@@ -21,14 +21,6 @@ def system_node(config: RaftConfig, ports: NodePorts) -> Node:
         return RpcClient(cluster_id=config.cluster_id, rng=rng, clock=ports.clock, secrets=config.secrets, dial=dial)
 
     return Node(config, ports, clients)
-
-
-class Exposition(Protocol):
-    """The metrics, as text."""
-
-    content_type: str
-
-    def render(self) -> bytes: ...
 
 
 class Http(Protocol):

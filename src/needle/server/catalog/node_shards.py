@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
 
+from needle.base.config import RaftConfig
 from needle.base.errors import DeadlineExceeded, Unavailable
+from needle.base.ids import NodeId
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards
 from needle.routing.topology import Topology
+from needle.server.address_book import AddressBook
+from needle.server.ports import NodePorts
 
-if TYPE_CHECKING:
-    from needle.server.node import Node
+
+class RoutingNode(Protocol):
+    """The node from which shards are reached."""
+
+    node_id: NodeId
+    config: RaftConfig
+    ports: NodePorts
+    book: AddressBook
+    topology: Topology
+
+    async def wait_topology(self, version: int, timeout: float) -> bool: ...
+    async def confirmed(self, timeout: float) -> Topology: ...
 
 
 class NodeShards(ClusterShards):
     """The router's way to shards from inside a node: the node's own topology, which follows the catalog, with the
     addresses by which this node reaches the others."""
 
-    def __init__(self, node: Node, caller: Caller) -> None:
+    def __init__(self, node: RoutingNode, caller: Caller) -> None:
         super().__init__(caller, [node.config.address], Topology(), rng=node.ports.rng, prefer=node.config.address)
         self._node = node
         self._of = self._reached = Topology()

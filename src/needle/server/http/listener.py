@@ -29,8 +29,8 @@ from needle.server.http.message import Scope
 from needle.server.http.probes import Health, probes
 from needle.server.http.problems import CONTENT_TYPE, HttpError, problem_of
 from needle.server.http.routes import ROUTES
+from needle.server.ports import Exposition
 from needle.server.process.descriptors import http_max
-from needle.server.system_node import Exposition
 
 log = logging.getLogger("needle.server")
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from needle.server.http.message import Receive, Scope, Send
 from needle.server.http.paths import Path
-from needle.server.system_node import Exposition
+from needle.server.ports import Exposition
 
 TEXT = "text/plain; charset=utf-8"
 

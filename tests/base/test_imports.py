@@ -1,0 +1,50 @@
+"""No module needs, however indirectly, one that needs it: also not for types alone, and not inside a function."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import needle
+import proof
+
+KNOWN = {
+    ("needle.multiraft.group_compaction", "needle.multiraft.group"),
+    ("needle.multiraft.rebuild", "needle.multiraft.group"),
+    ("needle.multiraft.snapshots.group_snapshots", "needle.multiraft.group"),
+}
+"""Parts of a group that name it in their types."""
+
+
+def imports() -> dict[str, set[str]]:
+    """By module, what it imports of these packages, wherever it does."""
+    files = {}
+    for package in (needle, proof):
+        root = Path(str(package.__file__)).parent
+        for path in root.rglob("*.py"):
+            files[".".join([root.name, *path.relative_to(root).with_suffix("").parts])] = path
+    found = {}
+    for module, path in files.items():
+        named = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module} imports by a relative name"
+                for one in node.names:
+                    whole = f"{node.module}.{one.name}"
+                    named.add(whole if whole in files else str(node.module))
+            elif isinstance(node, ast.Import):
+                named.update(one.name for one in node.names)
+        named = {f"{one}.__init__" if f"{one}.__init__" in files else one for one in named}
+        found[module] = (named & files.keys()) - {module}
+    return found
+
+
+def test_imports_go_round_in_no_circle() -> None:
+    found = imports()
+    for module, named in KNOWN:
+        found[module].remove(named)  # if it is no longer there it is to be taken out of KNOWN
+    try:
+        TopologicalSorter(found).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
