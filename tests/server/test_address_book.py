@@ -12,10 +12,11 @@ import pytest
 from harness.scripted_network import one_shard
 from needle.base.errors import InvalidArgument
 from needle.base.versions import KNOWN
+from needle.catalog.nodes import NODES_MAX
 from needle.protocol.calls import AddressBook as AddressBookMessage
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.access import Access
-from needle.server.address_book import NODES_MAX, AddressBook
+from needle.server.address_book import AddressBook
 from needle.server.catalog.adoption import Adoption
 from needle.server.cluster_files import ClusterFile
 from needle.server.files import load_addresses, save_addresses

@@ -55,15 +55,13 @@ from needle.protocol.catalog_commands import (
     ZoneNode,
 )
 from needle.routing.plans import REPLICAS_MAX
+from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.topology import (
     CollectionInfo,
     Holders,
     ShardInfo,
     Topology,
 )
-
-SHARDS_MAX = 4096
-"""Retired ones included: their numbers are not used again."""
 
 _replace = msgspec.structs.replace
 

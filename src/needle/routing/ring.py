@@ -14,6 +14,8 @@ from needle.base.errors import invalid
 from needle.routing.strategy import key_hash
 
 SPACE = 1 << 64
+VIRTUAL_NODES_MAX = 10_000
+"""Of one shard."""
 POINTS_MAX = 1 << 19
 """Of all shards together: the map that is made of them is in the catalog, on every node and in every client."""
 
@@ -26,8 +28,8 @@ class Ring:
     ) -> None:
         if not shards or len(set(shards)) != len(shards):
             raise invalid("shards", list(shards), "one or more different shard numbers")
-        if not 1 <= virtual_nodes <= 10_000:
-            raise invalid("virtual_nodes_per_shard", virtual_nodes, "a number from 1 to 10000")
+        if not 1 <= virtual_nodes <= VIRTUAL_NODES_MAX:
+            raise invalid("virtual_nodes_per_shard", virtual_nodes, f"a number from 1 to {VIRTUAL_NODES_MAX}")
         if virtual_nodes * len(shards) > POINTS_MAX:
             most = POINTS_MAX // len(shards)
             raise invalid("virtual_nodes_per_shard", virtual_nodes, f"at most {most} for {len(shards)} shards")

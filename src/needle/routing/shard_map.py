@@ -15,6 +15,9 @@ from needle.base.errors import invalid
 from needle.routing.ring import Ring
 from needle.routing.strategy import ShardStrategy
 
+SHARDS_MAX = 4096
+"""Retired ones included: their numbers are not used again."""
+
 KeyRange = tuple[bytes, bytes | None]
 """[start, end); end None: to the end of the key space."""
 
@@ -78,8 +81,8 @@ def initial_map(
 ) -> ShardMap:
     """The map a cluster starts with. boundaries: for RANGE, the first id of every shard but the first
     (shard_count - 1 of them); without them the ids' first byte is divided evenly."""
-    if not 1 <= shard_count <= 4096:
-        raise invalid("shard_count", shard_count, "a number from 1 to 4096")
+    if not 1 <= shard_count <= SHARDS_MAX:
+        raise invalid("shard_count", shard_count, f"a number from 1 to {SHARDS_MAX}")
     if strategy.kind == "hash":
         starts = [b"", *(n.to_bytes(2, "big") for n in range(1, shard_count))]
         owners = list(range(shard_count))

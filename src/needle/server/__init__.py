@@ -1,3 +1,1 @@
-"""A node as it runs: the only place that makes adapters. `node` composes, `main` is the process, `ports` what both
-stand on; `connecting` makes clients.
-"""
+"""A node as it runs: the only place that makes adapters. `node` composes, `process` runs it, `ports` is below both."""

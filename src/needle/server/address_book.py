@@ -15,11 +15,9 @@ from needle.base.config import check_node_id, parse_address
 from needle.base.errors import invalid
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
+from needle.catalog.nodes import NODES_MAX
 
 log = logging.getLogger("needle.server")
-
-NODES_MAX = 4096
-"""Nodes that whoever asks may make this one know; as many as a catalog has. What the catalog names is known beside."""
 
 
 class AddressBook:
@@ -49,7 +47,8 @@ class AddressBook:
         return dict(sorted({**self._learned, **self._configured}.items()))
 
     def check_room(self, addresses: Mapping[NodeId, str]) -> None:
-        """Raises InvalidArgument if these, which anybody may have sent, are too many."""
+        """Raises InvalidArgument if these, which anybody may have sent, are more than a catalog has. What the catalog
+        names is known beside."""
         told = len(addresses)
         new = sum(node not in self._learned and node not in self._configured for node in addresses)
         if told > NODES_MAX or (new and new > self._room()):

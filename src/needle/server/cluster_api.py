@@ -35,7 +35,9 @@ from needle.connecting import Credentials, Tls, check_key, check_tls, cluster_cl
 from needle.protocol import calls
 from needle.protocol.catalog_commands import RegisterNode
 from needle.protocol.peer_calls import FOUND, FoundCall
-from needle.routing.shard_map import ShardMap, initial_map
+from needle.routing.plans import REPLICAS_MAX
+from needle.routing.ring import VIRTUAL_NODES_MAX
+from needle.routing.shard_map import SHARDS_MAX, ShardMap, initial_map
 from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
 from needle.server.catalog.founding import ASK_SECONDS, ask_who, create_cluster
@@ -64,9 +66,9 @@ class ShardConfig:
     tls: Tls = None
 
     def __post_init__(self) -> None:
-        check_range("shard_count", self.shard_count, 1, 4096)
-        check_range("replication_factor", self.replication_factor, 1, 7)
-        check_range("virtual_nodes_per_shard", self.virtual_nodes_per_shard, 1, 10_000)
+        check_range("shard_count", self.shard_count, 1, SHARDS_MAX)
+        check_range("replication_factor", self.replication_factor, 1, REPLICAS_MAX)
+        check_range("virtual_nodes_per_shard", self.virtual_nodes_per_shard, 1, VIRTUAL_NODES_MAX)
         if not isinstance(self.strategy, ShardStrategy):
             raise refuse("strategy", self.strategy, "a ShardStrategy, such as ShardStrategy.CONSISTENT_HASH")
         if self.dimensions is not None:

@@ -12,9 +12,9 @@ from needle.base.ids import GroupId, NodeId, shard_group
 from needle.catalog.placement import PlacementNode
 from needle.catalog.planning.pieces import Piece
 from needle.catalog.planning.spread import Spread
-from needle.catalog.state import SHARDS_MAX
 from needle.routing.key_space import KeySpace
 from needle.routing.plans import ReplicaMove, ShardSplit
+from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.topology import Topology
 
 

@@ -15,16 +15,16 @@ import msgspec
 
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
-from needle.catalog.placement import Assignment, Need, PlacementNode, arrange
+from needle.catalog.placement import Assignment, Need, PlacementNode, arrange, catalog_size
 from needle.catalog.planning import by_hand
 from needle.catalog.planning.batches import MOVES_MAX, range_moves
 from needle.catalog.planning.pieces import Piece, pieces_of
 from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
 from needle.catalog.planning.spread import Spread, least
-from needle.catalog.state import SHARDS_MAX
 from needle.routing.key_space import KeySpace
 from needle.routing.planned_moves import FoundShard, Move, MoveRange, MoveReplicas
 from needle.routing.plans import REPLICAS_MAX, Balance, Plan, Wish
+from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.stats import ClusterStats, ShardStats, imbalance
 from needle.routing.topology import NodeInfo, NodeState, Topology
 
@@ -249,13 +249,12 @@ class _Planning:
         return (*after, *rest[: max(0, min(len(before), self._factor) - len(after))])
 
     def _catalog(self) -> Replicas:
-        """The nodes that should hold the catalog: 3 of up to 8, 5 of more, or as many as do now."""
+        """The nodes that should hold the catalog: so many as it has in a new cluster, or as do now."""
         held, usable = self._topology.holders(CATALOG_GROUP), [node for node in self._nodes.values() if node.usable]
         before = held.wanted if held is not None else ()
         count = self._wish.catalog_nodes
         if count is None:
-            able = sum(node.open for node in usable)
-            count = max(len(before), 1 if able < 3 else 3 if able <= 8 else 5)
+            count = max(len(before), catalog_size(sum(node.open for node in usable)))
         if not usable:
             return before
         need = Need(replicas=count, settled=bool(self._unsettled(CATALOG_GROUP, count)))

@@ -1,7 +1,7 @@
 """Which routing keys a filter can match, for strategies that route by metadata fields, and so which shards. Pure.
 
 Invariant: a document that the filter matches has one of the keys returned. This holds because a custom key is made of
-the one scalar that a filter on its field finds (`base.routing.strategy`), and equality of scalars implies equality of
+the one scalar that a filter on its field finds (`routing.strategy`), and equality of scalars implies equality of
 keys. A filter that does not pin every field of the shard key pins nothing.
 """
 

@@ -19,7 +19,7 @@ from needle.base.ids import NodeId, shard_group
 from needle.base.model import CollectionSpec
 from needle.base.runtime import Rng
 from needle.base.versions import FIRST, SAID
-from needle.catalog.placement import PlacementNode, place
+from needle.catalog.placement import PlacementNode, catalog_size, place
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
@@ -33,11 +33,6 @@ from needle.routing.topology import ClusterSettings, NodeInfo, Topology
 ASK_SECONDS = 2.0
 NO_SUCH_CALL = "the node there is of an earlier release, which has no catalog"
 LOOK_SECONDS = 0.05
-
-
-def catalog_nodes(nodes: Sequence[NodeId]) -> list[NodeId]:
-    """Which nodes hold the catalog: the first 3 of up to 8 nodes, the first 5 of more, one of one or two."""
-    return list(nodes[: 1 if len(nodes) < 3 else 3 if len(nodes) <= 8 else 5])
 
 
 async def create_cluster(
@@ -65,7 +60,7 @@ async def create_cluster(
     for node, answer in who.items():
         check_fresh(node, answer.lost, set(answer.strangers) - nodes.keys())
     check_router(settings.strategy, who)
-    uid = _uid(who, voters := catalog_nodes(list(nodes)))
+    uid = _uid(who, voters := list(nodes)[: catalog_size(len(nodes))])
     old = [node for node, answer in who.items() if answer.version]
     new = [node for node, answer in who.items() if not answer.uid]
     if old and new:

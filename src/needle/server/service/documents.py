@@ -237,13 +237,7 @@ def judged(
 ) -> bytes:
     """The command to propose, encoded anew: what a caller put behind the fields that this release knows must not get
     into the log, for whether it can be skipped depends on how deep the call is that applies it, on each replica.
-<<<<<<< HEAD
     asked: by a request with an idempotency key. Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
-    if isinstance(command, _OF_LEADERS):
-        raise InvalidArgument(
-            "segments are published, documents expired, ranges moved, and requests remembered, by leaders only",
-            field="command",
-        )
     check_for_callers(command)
     hosted.space.check(command)
     command = hosted.replica.validate(timed(command, node.topology, node.ports.clock))
