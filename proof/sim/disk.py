@@ -21,6 +21,8 @@ from proof.sim.process import Process
 from proof.sim.violation import Violation
 
 SEGMENT_BYTES = 4096
+FSYNC_SECONDS = 0.0005
+"""That one takes, on average."""
 
 Change = tuple[bytes, bytes | None]
 
@@ -28,16 +30,15 @@ Change = tuple[bytes, bytes | None]
 class DiskDevice:
     """Latency and failure of one machine's disk. `slow` multiplies latency; `stalled` holds every call."""
 
-    def __init__(self, rng: random.Random, fsync_seconds: float = 0.0005) -> None:
+    def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._fsync_seconds = fsync_seconds
         self._waiting: list[Callable[[], None]] = []
         self.slow = 1.0
         self.stalled = False
 
     def latency(self) -> tuple[float, float]:
         """Seconds before and after the instant at which a call takes effect: exponential, with a rare long tail."""
-        total = self._rng.expovariate(1.0) * self._fsync_seconds * self.slow
+        total = self._rng.expovariate(1.0) * FSYNC_SECONDS * self.slow
         if self._rng.random() < 0.01:
             total *= 20
         share = self._rng.random()

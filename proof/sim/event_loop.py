@@ -39,10 +39,10 @@ class SimTask(asyncio.Task[Any]):
 class SimLoop(asyncio.BaseEventLoop):
     """Virtual-time loop. `time()` is true virtual time in seconds; a node's own clock may differ (see machine.py)."""
 
-    def __init__(self, rng: random.Random, start: float = 0.0) -> None:
+    def __init__(self, rng: random.Random) -> None:
         super().__init__()
         self._rng = rng
-        self._now = start
+        self._now = 0.0
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timer_seq = 0
         self._cancelled_timers = 0

@@ -172,13 +172,13 @@ def filter_bytes(value: Filter | Mapping[str, Any] | None) -> bytes:
     return b"" if value is None else Filter.parse(value).to_json()
 
 
-def field_paths(value: Any, field: str = "fields") -> tuple[str, ...] | None:
+def field_paths(value: Any) -> tuple[str, ...] | None:
     """Paths of metadata, each once; None for all of it."""
     if value is None:
         return None
     if isinstance(value, str):
-        raise refused(field, value, 'a list of paths such as ["title", "author.name"]')
-    paths = tuple(dict.fromkeys(check_ids(value, field)))
+        raise refused("fields", value, 'a list of paths such as ["title", "author.name"]')
+    paths = tuple(dict.fromkeys(check_ids(value, "fields")))
     for path in paths:
         field_path(path)
     return paths
@@ -263,14 +263,14 @@ def check_timeout(value: object, field: str = "timeout") -> float:
     return float(seconds)  # type: ignore[arg-type]
 
 
-def check_index(value: object, field: str = "index") -> IndexParams:
+def check_index(value: object) -> IndexParams:
     """The parameters of an index; the usual ones for None."""
     if value is None:
         return IndexParams()
     if not isinstance(value, IndexParams):
-        raise refused(field, value, "an IndexParams")
+        raise refused("index", value, "an IndexParams")
     return IndexParams(**{
-        name: check_count(getattr(value, name), f"{field}.{name}") for name in value.__struct_fields__
+        name: check_count(getattr(value, name), f"index.{name}") for name in value.__struct_fields__
     })  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from needle.base.errors import Unavailable
 from needle.local.kept import CHILD
 
 TICKS = os.sysconf("SC_CLK_TCK")
+TAIL_LINES = 15
 
 
 class NodeProcess:
@@ -162,9 +163,9 @@ class NodeProcess:
         """Everything it wrote to its log."""
         return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
 
-    def tail(self, lines: int = 15) -> str:
+    def tail(self) -> str:
         """The last lines it wrote."""
-        return "\n".join(self.output().splitlines()[-lines:])
+        return "\n".join(self.output().splitlines()[-TAIL_LINES:])
 
     def index_files(self) -> list[Path]:
         """Its published index files, complete ones only (docs/segments.md); by name."""

@@ -193,20 +193,17 @@ class ProcessCluster:
         shards: int,
         factor: int,
         strategy: ShardStrategy = CONSISTENT_HASH,
-        *,
-        rng: random.Random | None = None,
-        timeout: float = START_SECONDS,
     ) -> Topology:
-        """Make a cluster of the nodes, which may be still starting. rng: the same cluster each time without."""
+        """Make a cluster of the nodes, which may be still starting; the same one each time."""
         caller = system_caller("needle")
         settings = ClusterSettings(shard_count=shards, replication_factor=factor, strategy=strategy)
-        end = time.monotonic() + timeout
+        end = time.monotonic() + START_SECONDS
         try:
             while True:
                 self.check_alive()
                 try:
                     return await create_cluster(
-                        caller, settings, self.addresses, rng=rng or random.Random(1), timeout=timeout
+                        caller, settings, self.addresses, rng=random.Random(1), timeout=START_SECONDS
                     )
                 except NeedleError as error:
                     if not error.retryable or time.monotonic() > end:

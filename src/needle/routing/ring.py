@@ -8,7 +8,7 @@ Point i of shard s is XXH3-64 (seed 0) of the text "shard-{s}/{i}". Equal points
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from needle.base.errors import invalid
 from needle.routing.strategy import key_hash
@@ -21,11 +21,9 @@ POINTS_MAX = 1 << 19
 
 
 class Ring:
-    """An immutable ring. `weights` scales a shard's number of virtual nodes (default 1.0 each)."""
+    """An immutable ring. virtual_nodes: of each shard."""
 
-    def __init__(
-        self, shards: Sequence[int], virtual_nodes: int = 100, weights: Mapping[int, float] | None = None
-    ) -> None:
+    def __init__(self, shards: Sequence[int], virtual_nodes: int = 100) -> None:
         if not shards or len(set(shards)) != len(shards):
             raise invalid("shards", list(shards), "one or more different shard numbers")
         if not 1 <= virtual_nodes <= VIRTUAL_NODES_MAX:
@@ -36,8 +34,7 @@ class Ring:
         self.shards = tuple(sorted(shards))
         points: dict[int, int] = {}
         for shard in self.shards:
-            count = max(1, round(virtual_nodes * (weights or {}).get(shard, 1.0)))
-            for i in range(count):
+            for i in range(virtual_nodes):
                 points.setdefault(key_hash(f"shard-{shard}/{i}"), shard)
         self._points = sorted(points)
         self._owners = [points[point] for point in self._points]

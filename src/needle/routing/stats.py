@@ -15,6 +15,9 @@ from needle.routing.key_space import KeySpace
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Topology
 
+HOT_MAX = 10
+"""Hot ranges that are told of."""
+
 
 class RangeStats(msgspec.Struct, frozen=True, kw_only=True):
     """Part of what a shard owns. bytes: that a replica stores for it. writes, searches: a second. whole: that it must
@@ -145,8 +148,8 @@ def key_shares(topology: Topology) -> dict[int, float]:
     return {shard: space.share(spans) if space.even else 1 / len(owned) for shard, spans in sorted(owned.items())}
 
 
-def summarize(topology: Topology, stats: ClusterStats, hot_max: int = 10) -> RebalanceStats:
-    """What `get_stats()` answers. hot_max: hot ranges at most."""
+def summarize(topology: Topology, stats: ClusterStats) -> RebalanceStats:
+    """What `get_stats()` answers."""
     known, shares, sizes = stats.by_shard(), key_shares(topology), {}
     for info in topology.serving:
         if info.shard in stats.unknown:
@@ -161,7 +164,7 @@ def summarize(topology: Topology, stats: ClusterStats, hot_max: int = 10) -> Reb
         imbalance_ratio=imbalance(size.bytes for size in sizes.values()),
         documents_imbalance=imbalance(size.documents for size in sizes.values()),
         nodes=_loads(topology, stats),
-        hot_ranges=_hot(stats, hot_max),
+        hot_ranges=_hot(stats),
         unknown=stats.unknown,
     )
 
@@ -198,7 +201,7 @@ def _loads(topology: Topology, stats: ClusterStats) -> dict[NodeId, NodeLoad]:
     return loads
 
 
-def _hot(stats: ClusterStats, hot_max: int) -> list[HotRange]:
+def _hot(stats: ClusterStats) -> list[HotRange]:
     found = [(one, part) for one in stats.shards for part in one.ranges if part.heat > 0]
     total = sum(part.heat for _, part in found)
     found.sort(key=lambda pair: (-pair[1].heat, pair[1].span[0]))
@@ -210,5 +213,5 @@ def _hot(stats: ClusterStats, hot_max: int) -> list[HotRange]:
             searches=part.searches,
             share=part.heat / total,
         )
-        for one, part in found[:hot_max]
+        for one, part in found[:HOT_MAX]
     ]

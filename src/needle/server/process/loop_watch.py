@@ -42,10 +42,9 @@ class LoopWatch:
     Does nothing where the system does not tell a thread's CPU time (macOS).
     """
 
-    def __init__(self, *, interval: float = INTERVAL_SECONDS, bound: float = STALL_SECONDS) -> None:
-        """interval: seconds between two looks. bound: CPU seconds that count as a stall."""
+    def __init__(self, *, interval: float = INTERVAL_SECONDS) -> None:
+        """interval: seconds between two looks."""
         self._interval = interval
-        self._bound = bound
         self._loop = asyncio.get_running_loop()
         self._ident = threading.get_ident()
         self._called = threading.Event()
@@ -78,7 +77,7 @@ class LoopWatch:
             except RuntimeError:
                 return  # the loop is closed
             seen = self._look(asked)
-            if self._took > self._bound and not self._ended.is_set():
+            if self._took > STALL_SECONDS and not self._ended.is_set():
                 self._note(seen.most_common(1)[0][0] if seen else OTHER, self._took)
 
     def _call(self, asked: float) -> None:
@@ -89,7 +88,7 @@ class LoopWatch:
         """What the loop's thread does until it calls back."""
         seen: Counter[str] = Counter()
         while not self._called.wait(LOOK_SECONDS):
-            if time.clock_gettime(self._clock) - asked > self._bound / 2:
+            if time.clock_gettime(self._clock) - asked > STALL_SECONDS / 2:
                 frame = sys._current_frames().get(self._ident)
                 if name := innermost(frame):
                     seen[name] += 1
