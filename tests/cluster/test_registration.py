@@ -55,9 +55,6 @@ class FakeNode:
     def info(self) -> NodeInfo:
         return self.mine
 
-    def _fatal(self, error: NeedleError) -> None:
-        self.fatal.append(error)
-
     async def wait_topology(self, version: int, timeout: float) -> bool:
         await asyncio.sleep(timeout)
         return False
@@ -81,7 +78,7 @@ class FakeNode:
 
     async def run_for(self, seconds: float) -> None:
         self.host.stopped = False
-        task = asyncio.get_running_loop().create_task(Registration(self).run())
+        task = asyncio.get_running_loop().create_task(Registration(self, self.fatal.append).run())
         await asyncio.sleep(seconds)
         self.host.stopped = True
         task.cancel()
@@ -173,7 +170,7 @@ class AlmostDue(FakeNode):
 def test_it_lets_others_have_their_turn_until_the_next_announcement() -> None:
     async def work() -> None:
         node = AlmostDue()
-        await Registration(node).run()
+        await Registration(node, node.fatal.append).run()
         assert min(node.waits) >= PAUSE_SECONDS
 
     virtually(work())

@@ -181,9 +181,9 @@ class Node:
 
     def _background_works(self) -> None:
         works: list[Callable[[], Coroutine[Any, Any, None]]] = [
-            *(CatalogFollower(self).run, Registration(self).run, LeaderSpread(self).run, RoomierLeaders(self).run),
-            *(self._mover.run, self._replicas.run, self.coordinator.run, self.reconciler.run),
-            *(self._healing.run, self.given_up.run, VersionRise(self).run),
+            *(CatalogFollower(self).run, Registration(self, self._fatal).run, LeaderSpread(self).run),
+            *(RoomierLeaders(self).run, self._mover.run, self._replicas.run, self.coordinator.run),
+            *(self.reconciler.run, self._healing.run, self.given_up.run, VersionRise(self).run),
             *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
         ]
         if self.config.founders:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from needle.base.errors import InvalidArgument, NeedleError
@@ -57,15 +57,16 @@ class RegisteringNode(Protocol):
     def learn_address(self, node: NodeId, address: str) -> None: ...
     def info(self) -> NodeInfo: ...
     def now(self) -> float: ...
-    def _fatal(self, error: NeedleError) -> None: ...
     async def wait_topology(self, version: int, timeout: float) -> bool: ...
 
 
 class Registration:
     """See the module."""
 
-    def __init__(self, node: RegisteringNode) -> None:
+    def __init__(self, node: RegisteringNode, fatal: Callable[[NeedleError], None]) -> None:
+        """fatal: stops the node."""
         self._node = node
+        self._fatal = fatal
         self._announce_at = float("-inf")
         self._patience = RETRY_SECONDS
         self._said_less = False
@@ -85,7 +86,7 @@ class Registration:
                 if self._said_less:  # the cluster's version has just risen: next time it says all that it knows
                     pause = RETRY_SECONDS
                 else:
-                    node._fatal(error)
+                    self._fatal(error)
                     return
             except NeedleError as error:
                 log.warning("node %s is not registered yet: %s", node.node_id, error)
