@@ -51,7 +51,6 @@ class SimMachine:
         self.incarnation = 0
         self._kept: tuple[str, Image] | None = None
         self.process: Process | None = None
-        self.wanted_up = True
         self.counts: Counter[str] = Counter()
         self.given_up: set[str] = set()
         """Shards whose files it has deleted, and that it does not hold since."""

@@ -114,14 +114,12 @@ class Observer:
         self.snapshots_installed = 0
         self.repaired = 0
         """Replicas that found their data damaged, and had it again from another one."""
-        self.compactions = 0
         self.rotten: set[str] = set()
         self.replaced: set[str] = set()
         """Nodes whose disks were replaced by empty or older ones."""
         self.emptied: set[str] = set()
         """Those whose disks were empty."""
         self.lives = SpokenLives()
-        self.acks = 0
         self.broken: Violation | None = None
 
     # --- after each step ----------------------------------------------------------------------------------------------
@@ -147,8 +145,6 @@ class Observer:
             self.monotone.observe(
                 group, name, incarnation, Position(term, min(first - 1, commit), applied, commit, last)
             )
-        if before is not None and start != before[5]:
-            self.compactions += 1
         if before is not None and last < before[4]:  # cut off: not what a leader counts on
             self.compare_matches(group, self._replicas().get(group, {}))
         if leads and name in self.replaced:
@@ -250,7 +246,6 @@ class Observer:
             if message.reject:
                 continue
             if message.type == _APPEND_RESP:
-                self.acks += 1
                 durability.append_ack(group, name, message.index, DurableLog(disk, group).last())
                 self._said(name, message.to)
             elif message.type in (_VOTE, _VOTE_RESP):

@@ -235,24 +235,30 @@ class World:
         stage = self.stage
         stage.network.heal()
         await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
-        await stage.until("damaged documents to be had again", LIVENESS_SECONDS, stage.stored_is_whole)
-        self.injector.spoilt.clear()
+        await self._mended()
         writers = [self._client(f"w{number}") for number in range(WRITERS)]
         await CatchingUp(stage, self.truth.wanted(DATA_GROUP), DATA_GROUP, writers).run(self.spec.seed)
 
     async def _lose_a_node(self) -> None:
         """A node is gone for good, and nobody does anything about it but the cluster."""
+        await self._heal()
+        await self._mended()
+        holders = self.operator.holders
+        gone = await GoneForGood(self.stage, self.truth, holders.all_are_voters).run(holders.members, CATALOG_GROUP)
+        holders.members = [name for name in holders.members if name != gone]
+
+    async def _heal(self) -> None:
+        """The network carries all again, every node is started, and the cluster has the shape that it is to have."""
         stage = self.stage
         stage.network.heal()
         for name in self.fleet.machines:
             self.fleet.start(name)
         await stage.until("the rebalance to end", LIVENESS_SECONDS, self.operator.resized)
         await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
-        await stage.until("damaged documents to be had again", LIVENESS_SECONDS, stage.stored_is_whole)
+
+    async def _mended(self) -> None:
+        await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self.stage.stored_is_whole)
         self.injector.spoilt.clear()
-        holders = self.operator.holders
-        gone = await GoneForGood(stage, self.truth, holders.all_are_voters).run(holders.members, CATALOG_GROUP)
-        holders.members = [name for name in holders.members if name != gone]
 
     async def _trouble(self) -> None:
         """Nodes die while the cluster is made."""
@@ -291,11 +297,7 @@ class World:
         """Heal, but leave out a minority of every group: the rest alone must serve again. All nodes with bad disks,
         if there are any: no majority is promised without good ones."""
         stage = self.stage
-        stage.network.heal()
-        for name in self.fleet.machines:
-            self.fleet.start(name)
-        await stage.until("the rebalance to end", LIVENESS_SECONDS, self.operator.resized)
-        await stage.until("every group to have its voters again", LIVENESS_SECONDS, self.operator.restored)
+        await self._heal()
         await self._lost_stay_lost()
         members = self.operator.members()
         bad = self.fleet.observer.rotten | self.injector.spoilt | self.fleet.retired

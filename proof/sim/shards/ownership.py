@@ -74,7 +74,7 @@ class Ownerships:
         self._expired: dict[tuple[int, str, str], int] = {}
         """By move, collection and key: the version of a copy that expired before the target owned it."""
         self.on_expired: Callable[[str, str], None] = lambda collection, key: None
-        self.moved = self.thawed = self.kept = 0
+        self.moved = self.kept = 0
 
     def _key(self, name: str) -> bytes:
         return routing_key(self._first.strategy, self._first.shard_count, name, metadata_of(name))
@@ -169,7 +169,6 @@ class Ownerships:
             raise Violation(NAME, f"move {move}: {what} of ranges that are not frozen")
         else:
             self._thawed[move] = command.attempt
-            self.thawed += 1
         if self._frozen.pop(move, None) is not None:
             self._writable = self._writable.moved(self._ranges[move], shard)
 
