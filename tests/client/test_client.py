@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from cluster.catalog_util import topology
+from harness.connected import Connected
 from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, numbers
 from needle.base.errors import ClientClosed, ConnectionLost, InvalidArgument, Unavailable, WrongCluster
 from needle.base.parts import Body
@@ -88,7 +89,7 @@ async def test_a_write_of_unknown_fate_keeps_its_number_over_leaders_and_operato
     assert {await task for task in asked} <= {"n2", "n3"}
 
 
-class Sharded:
+class Sharded(Connected):
     """Nodes of a cluster that is made when `now` is set; node-2 leads everything."""
 
     def __init__(self) -> None:
@@ -101,15 +102,6 @@ class Sharded:
             return calls.encode(TopologyAnswer(node, self.now if self.now.version > known else None))
         assert method == SHARD_LEADER
         return calls.encode(LeaderAnswer(node, "node-2", 1, self.now.addresses()))
-
-    def connected(self, address: str) -> bool:
-        return True
-
-    async def connect(self, address: str, timeout: float) -> None:
-        raise AssertionError("connected() says there is no need")
-
-    async def close(self) -> None:
-        return
 
 
 async def test_a_sharded_cluster_that_is_not_made_yet_says_so_and_is_found_once_it_is() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.catalog_util import topology
+from harness.connected import Connected
 from harness.scripted_network import Network, client_of, one_shard
 from needle.base.errors import ConnectionLost, InvalidArgument, Unavailable
 from needle.client.directory import Directory
@@ -13,7 +14,7 @@ from needle.protocol.calls import LeaderAnswer
 from needle.routing.topology import NodeInfo, ShardInfo, Topology
 
 
-class Nodes:
+class Nodes(Connected):
     """At each address what is answered there; nothing for a node that is down."""
 
     def __init__(self, **answers: LeaderAnswer) -> None:
@@ -25,15 +26,6 @@ class Nodes:
         if address not in self.at:
             raise ConnectionLost("down", address=address)
         return calls.encode(self.at[address])
-
-    def connected(self, address: str) -> bool:
-        return True
-
-    async def connect(self, address: str, timeout: float) -> None:
-        return
-
-    async def close(self) -> None:
-        return
 
 
 def says(node: int, leader: int | None, term: int, *members: int) -> LeaderAnswer:

@@ -1,5 +1,6 @@
 """Asking replicas how they are never fails: what went wrong is told of the one that it concerns."""
 
+from harness.connected import Connected
 from needle.base.errors import ConnectionLost
 from needle.base.model import RaftStatus
 from needle.client.replicas import ask_replicas
@@ -24,20 +25,11 @@ GOOD = RaftStatus(
 )
 
 
-class _Caller:
+class _Caller(Connected):
     async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         if address == "h:2":
             raise ConnectionLost("down", address=address)
         return calls.encode(GOOD) if address == "h:1" else b"what is this"
-
-    def connected(self, address: str) -> bool:
-        return True
-
-    async def connect(self, address: str, timeout: float) -> None:
-        return
-
-    async def close(self) -> None:
-        return
 
 
 async def test_every_replica_has_its_own_answer() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import virtually
+from harness.connected import Connected
 from needle.base.errors import ConnectionLost, NotLeader
 from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.client.router.router import Router
@@ -22,7 +23,7 @@ VECTOR = b"\0" * 8
 LEADER = "node-2"
 
 
-class Moved:
+class Moved(Connected):
     """A network on which nodes are where `now` says; node-2 leads every shard."""
 
     def __init__(self, now: Topology) -> None:
@@ -46,15 +47,6 @@ class Moved:
             raise NotLeader(f"{LEADER} does", leader=LEADER, leader_address=self.told.address_of(LEADER))
         command = commands.decode(calls.decode(body, WriteCall).command)
         return calls.encode(WriteResult(version=1, index=5 if isinstance(command, commands.OpenSession) else 6))
-
-    def connected(self, address: str) -> bool:
-        return True
-
-    async def connect(self, address: str, timeout: float) -> None:
-        raise AssertionError("connected() says there is no need")
-
-    async def close(self) -> None:
-        return
 
 
 def moved(old: Topology, *names: str) -> Topology:

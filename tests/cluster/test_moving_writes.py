@@ -10,6 +10,7 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import FakeShards, virtually
+from harness.connected import Connected
 from needle.base.errors import ConnectionLost, OutcomeUnknown, StaleEpoch
 from needle.base.ids import GroupId
 from needle.base.model import WriteResult
@@ -99,7 +100,7 @@ def test_a_delete_that_one_shard_has_done_is_repeated_for_the_others_only(again:
     virtually(work())
 
 
-class Cluster:
+class Cluster(Connected):
     """A network with two shards on one node; `script` says what shard 0 answers to writes, then it is moved away."""
 
     def __init__(self, now: Topology, script: list[Exception]) -> None:
@@ -128,15 +129,6 @@ class Cluster:
             raise error
         self.executed.append((call.group, command.session.seq))
         return calls.encode(WriteResult(version=7, index=6))
-
-    def connected(self, address: str) -> bool:
-        return True
-
-    async def connect(self, address: str, timeout: float) -> None:
-        raise AssertionError("connected() says there is no need")
-
-    async def close(self) -> None:
-        return
 
 
 def moved(**details: bool) -> StaleEpoch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+from harness.connected import Connected
 from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, NotLeader
 from needle.base.model import CollectionSpec, HitBatch, WriteResult
 from needle.client import Client
@@ -56,7 +57,7 @@ def answered(found: object) -> bytes:
     return bytes(calls.encode_body((owned.epoch, owned.fingerprint(0), body), body))
 
 
-class Network:
+class Network(Connected):
     """Three nodes; `leader` leads. answers: for each write in turn an error to raise, None to execute it."""
 
     def __init__(self) -> None:
@@ -118,15 +119,6 @@ class Network:
         if error is not None:
             raise error
         return calls.encode(WriteResult(version=9, index=len(self.writes)))
-
-    def connected(self, address: str) -> bool:
-        return True
-
-    async def connect(self, address: str, timeout: float) -> None:
-        raise AssertionError("connected() says there is no need")
-
-    async def close(self) -> None:
-        return
 
 
 def numbers(network: Network) -> list[tuple[int, int]]:

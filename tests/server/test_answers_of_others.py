@@ -11,6 +11,7 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import FakeShards, virtually
+from harness.connected import Connected
 from harness.scripted_network import one_shard
 from needle.base.config import RaftConfig
 from needle.base.errors import (
@@ -55,20 +56,11 @@ def named(answer: Told) -> str:
     return answer.hex() if isinstance(answer, bytes) else answer.code
 
 
-class Caller:
+class Caller(Connected):
     """A network in which `answer` says what each address answers to each method."""
 
     def __init__(self, answer: Callable[[str, str], Told]) -> None:
         self._answer = answer
-
-    def connected(self, address: str) -> bool:
-        return True
-
-    async def connect(self, address: str, timeout: float) -> None:
-        return
-
-    async def close(self) -> None:
-        return
 
     async def call(self, address: str, method: str, body: Any, timeout: float) -> bytes:
         answer = self._answer(address, method)

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from harness.connected import Connected
 from needle.base.errors import DeadlineExceeded
 from needle.base.model import HitBatch
 from needle.local.process_cluster import wait_for
@@ -16,7 +17,7 @@ from proof.plain_client import PlainClient
 VECTOR = [1.0, 0.0]
 
 
-class Nodes:
+class Nodes(Connected):
     """Nodes that route. Those in `paused` say nothing; a search waits for `release`."""
 
     def __init__(self) -> None:
@@ -38,15 +39,6 @@ class Nodes:
             raise DeadlineExceeded(f"no answer from {address} in time") from None
         found = HitBatch([], [], [], [], b"", 0) if searches else LeaderAnswer("n", "n", 0, {})
         return calls.encode(found)
-
-    def connected(self, address: str) -> bool:
-        return True
-
-    async def connect(self, address: str, timeout: float) -> None:
-        return
-
-    async def close(self) -> None:
-        return
 
 
 @pytest.fixture(autouse=True)
