@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import random
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from harness import door
+from harness.door import Idle, connected, serving
 from needle.local.process_cluster import wait_for
-from needle.server.access import Access
 from needle.server.http import listener
 from needle.server.http.listener import HttpServer
+from needle.server.http.routes import ROUTES
 
 SIZE = 1 << 20
 
 
-class Node:
+class Node(Idle):
     """Healthy unless told otherwise; its metrics are as long as it is told."""
 
     why = ""
     text = b"a_metric 1\n"
     rendered = 0
-    content_type = "text/plain"
-    rng = random.Random(1)
-    caller = shards = router = SimpleNamespace()
-    access = Access(required=False)
     audit = None
 
     def alive(self) -> bool:
@@ -41,14 +36,6 @@ class Node:
         self.rendered += 1
         return self.text
 
-    def observe(self, what: str, seconds: float, error: object) -> None: ...
-
-    def now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    async def blocking(self, fn: Any, *arguments: Any) -> Any:
-        return fn(*arguments)
-
 
 @pytest.fixture
 async def node() -> Node:
@@ -57,24 +44,12 @@ async def node() -> Node:
 
 @pytest.fixture
 async def server(node: Node) -> AsyncIterator[HttpServer]:
-    made = HttpServer("127.0.0.1:1", node, node, node)
-    made._port = 0
-    await made.start()
-    yield made
-    await made.stop()
-
-
-async def connected(server: HttpServer, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    host, _, port = server.address.rpartition(":")
-    return await asyncio.open_connection(host, int(port), **options)
+    async with serving(ROUTES, node) as made:
+        yield made
 
 
 async def ask(server: HttpServer, request: bytes) -> bytes:
-    reader, writer = await connected(server)
-    writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 30)
-    writer.close()
-    return answer
+    return (await door.ask(server, request))[1]
 
 
 END = b" HTTP/1.1\r\nconnection: close\r\n"

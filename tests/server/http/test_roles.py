@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness.door import Idle, serving
 from needle.base.access import KeyInfo, Role, digest_of, rank_of
 from needle.base.errors import Forbidden
 from needle.routing.topology import AliasInfo, Topology
@@ -21,16 +21,13 @@ from needle.server.http.message import Headers
 from needle.server.http.routes import ROUTES, Route
 
 
-class Node:
+class Node(Idle):
     """A node that is stopping: it says so to everybody whom it would have answered."""
 
-    rng = random.Random(1)
-    caller = router = SimpleNamespace()
     audit = None
-    content_type = "text/plain"
 
     def __init__(self) -> None:
-        self.shards = SimpleNamespace(topology=Topology)
+        super().__init__()
         self.access = Access(required=True)
         keys = [KeyInfo(role, digest_of(role), role) for role in Role]
         some = KeyInfo("some", digest_of("some"), Role.WRITER, ("a",))
@@ -42,26 +39,11 @@ class Node:
     def not_ready(self) -> str:
         return "stopped"
 
-    def render(self) -> bytes:
-        return b"a_metric 1\n"
-
-    def observe(self, what: str, seconds: float, error: object) -> None: ...
-
-    def now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    async def blocking(self, fn: Any, *arguments: Any) -> Any:
-        return fn(*arguments)
-
 
 @pytest.fixture
 async def server() -> AsyncIterator[HttpServer]:
-    node = Node()
-    made = HttpServer("127.0.0.1:1", node, node, node)  # type: ignore[arg-type]
-    made._port = 0
-    await made.start()
-    yield made
-    await made.stop()
+    async with serving(ROUTES, Node()) as made:
+        yield made
 
 
 async def ask(server: HttpServer, method: str, path: str, *headers: str) -> tuple[int, str]:
