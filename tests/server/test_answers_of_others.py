@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from harness.scripted_network import one_shard
 from needle.base.config import RaftConfig
 from needle.base.errors import (
     ConnectionLost,
+    DeadlineExceeded,
     DiskFull,
     Internal,
     InvalidArgument,
@@ -109,11 +111,8 @@ def test_a_node_of_another_kind_of_cluster_says_nothing_of_a_command_to_the_cata
     virtually(work())
 
 
-@pytest.mark.parametrize(
-    "then", [UnknownMethod("no such call"), WrongCluster("not yours"), DiskFull("no room")], ids=lambda e: e.code
-)
-async def test_a_node_that_passes_a_command_on_keeps_that_an_earlier_copy_may_be_in_the_log(then: NeedleError) -> None:
-    script = [ConnectionLost("sent, no answer"), then]
+async def pass_on(peers: object) -> object:
+    """A command, through a node that does not know who leads the catalog."""
     service = object.__new__(CatalogCalls)  # only what passes a command on
     service._host = SimpleNamespace(leader=lambda _: None, is_leader=lambda _: False)  # type: ignore[assignment]
     node: Any = SimpleNamespace(
@@ -121,12 +120,37 @@ async def test_a_node_that_passes_a_command_on_keeps_that_an_earlier_copy_may_be
         catalog=None,
         config=RaftConfig(node_id="node-9", listen="h:9", data_dir="unused"),
         topology=SimpleNamespace(catalog=("node-1", "node-2")),
-        peers=Caller(lambda *_: script.pop(0)),
+        peers=peers,
     )
     service._node = node
     command = encode(CreateCollection(spec("c"), False, 1), Identity(1, 1))
+    return await service.catalog(CatalogCall(command, 1.0))
+
+
+@pytest.mark.parametrize(
+    "then", [UnknownMethod("no such call"), WrongCluster("not yours"), DiskFull("no room")], ids=lambda e: e.code
+)
+async def test_a_node_that_passes_a_command_on_keeps_that_an_earlier_copy_may_be_in_the_log(then: NeedleError) -> None:
+    script = [ConnectionLost("sent, no answer"), then]
     with pytest.raises(ConnectionLost):
-        await service.catalog(CatalogCall(command, 1.0))
+        await pass_on(Caller(lambda *_: script.pop(0)))
+
+
+def test_a_command_is_passed_on_within_its_callers_time() -> None:
+    """Each node that holds the catalog was given all of it, one after the other, when nobody listened any more."""
+
+    async def silent(node: str, method: str, body: bytes, timeout: float) -> bytes:
+        await asyncio.sleep(0.7 if node == "node-1" else timeout)
+        given.append(calls.decode(body, CatalogCall).timeout)
+        raise DeadlineExceeded(f"{node} does not answer")
+
+    async def work() -> None:
+        with pytest.raises(DeadlineExceeded, match="node-1"):
+            await pass_on(SimpleNamespace(call=silent))
+
+    given: list[float] = []
+    virtually(work())
+    assert given[0] == 1.0 and 0 < given[1] < 0.31
 
 
 def test_a_command_to_the_catalog_whose_answer_cannot_be_read_may_have_been_executed() -> None:

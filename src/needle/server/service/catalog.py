@@ -6,6 +6,8 @@ earlier copy of it may have got into the log.
 
 from __future__ import annotations
 
+import asyncio
+
 from needle.base.errors import (
     ConnectionLost,
     DeadlineExceeded,
@@ -76,14 +78,16 @@ class CatalogCalls:
             return await node.execute(data, timeout)
         if call.hops >= HOPS_MAX:
             raise self._not_leader_of_catalog()
-        body = calls.encode(CatalogCall(call.command, timeout, call.hops + 1))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         leader = self._host.leader(CATALOG_GROUP) if node.catalog is not None else None
         last: NeedleError = self._not_leader_of_catalog()
         for peer in [leader] if leader else node.topology.catalog:
-            if peer == node.node_id:
+            if peer == node.node_id or (left := deadline - loop.time()) <= 0:
                 continue
             try:
-                answer = await node.peers.call(peer, CATALOG, body, timeout)
+                body = calls.encode(CatalogCall(call.command, left, call.hops + 1))
+                answer = await node.peers.call(peer, CATALOG, body, left)
             except NeedleError as error:
                 open_fate = isinstance(last, ConnectionLost | DeadlineExceeded)
                 if not error.retryable and not (open_fate and error.of_the_node):
