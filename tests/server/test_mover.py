@@ -487,7 +487,7 @@ def test_a_move_that_copies_gives_way_to_one_whose_ranges_are_frozen(tmp_path: P
     """Who comes to lead the source of a frozen move may be copying for another one, for hours if that is throttled."""
 
     async def work() -> None:
-        world = World(tmp_path, random.Random(1))
+        world = World(tmp_path, random.Random(3))
         world.writes = False
         for _ in range(60):
             world.write()
@@ -513,7 +513,7 @@ def test_a_move_that_copies_keeps_its_pace_whatever_is_frozen_on_other_nodes(tmp
     """Of a shard without a replica here nobody here is the leader."""
 
     async def work() -> None:
-        world = World(tmp_path, random.Random(1))
+        world = World(tmp_path, random.Random(3))
         world.writes = False
         for _ in range(60):
             world.write()
