@@ -78,7 +78,8 @@ def on_command_line(setting: Setting, value: Any, monkeypatch: pytest.MonkeyPatc
     started: list[RaftConfig] = []
     option = setting.option
     if setting.kind is bool:
-        argv = [name for name in option.split("/") if name.startswith("--no-") is not value][:1]
+        sets, _, unsets = option.partition("/")
+        argv = [sets if value else unsets]
     else:
         argv = [part for one in (value if setting.kind is list else [value]) for part in (option, str(one))]
     with monkeypatch.context() as patch:
@@ -116,8 +117,8 @@ def test_every_setting_can_be_given_in_every_place(
         assert value_at(config, path) == value and config == load_config(file)
 
     check()
-    value = seen[-1]
-    assert value_at(on_command_line(setting, value, monkeypatch, "--config", str(bare)), path) == value
+    for value in (True, False) if setting.kind is bool else seen[-1:]:
+        assert value_at(on_command_line(setting, value, monkeypatch, "--config", str(bare)), path) == value
 
 
 def test_names_are_unambiguous() -> None:

@@ -67,7 +67,7 @@ def about(
 class Setting:
     """One setting. path: its name, after that of its table and a dot if it is in one. kind: int, float, bool, str or
     list (of str). default: msgspec.NODEFAULT if it must be given. allowed, shown: what it may be and its default, in
-    words."""
+    words. option: of the command line; of a bool the one that sets it, a slash, and the one that does the opposite."""
 
     path: str
     type: Any
@@ -175,6 +175,7 @@ def _setting(of: type[Settings], field: msgspec.structs.FieldInfo) -> Setting:
         raise TypeError(f"{path} is not described: Annotated[..., about(...)]")
     base, meta = get_args(annotated)
     kind = list if get_origin(base) is Sequence else base
+    option = meta.extra["option"] or "--" + path.replace(".", "-").replace("_", "-")
     words = {int: _whole(meta), float: f"a number from {meta.ge} to {meta.le}", bool: "true or false"}
     return Setting(
         path=path,
@@ -184,7 +185,7 @@ def _setting(of: type[Settings], field: msgspec.structs.FieldInfo) -> Setting:
         description=_meanings(of).get(field.name, ""),
         allowed=meta.extra["allowed"] or words.get(kind, "text"),
         shown=meta.extra["shown"] or _shown(field.default),
-        option=meta.extra["option"] or "--" + path.replace(".", "-").replace("_", "-"),
+        option=f"{option}/--no-{option.removeprefix('--')}" if kind is bool else option,
     )
 
 

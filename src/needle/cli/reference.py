@@ -46,7 +46,7 @@ def example(command: Any) -> str:
 
 
 def _option_line(parameter: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in parameter.opts)
+    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
     if parameter.param_type_name == "argument":
         names = f"`{str(parameter.metavar).strip('[]')}`"
     facts = ["required"] if parameter.required else []
@@ -73,7 +73,7 @@ def with_settings(text: str) -> str:
     lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
     for setting in SETTINGS.values():
         usual = "--" + setting.path.replace(".", "-").replace("_", "-")
-        option = "" if setting.option == usual else f" Option `{setting.option}`."
+        option = "" if setting.option.partition("/")[0] == usual else f" Option `{setting.option}`."
         meaning = re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", setting.description.replace(" in docs/operations.md", ""))
         lines.append(f"| `{setting.path}` | {setting.shown} | {setting.allowed} | {meaning}{option} |")
     table = "\n".join(lines) + "\n"
