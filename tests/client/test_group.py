@@ -16,6 +16,7 @@ from needle.base.errors import (
     OutcomeUnknown,
     Overloaded,
     SessionExpired,
+    Unauthenticated,
     WrongCluster,
 )
 from needle.base.model import ReadMode
@@ -189,6 +190,30 @@ async def test_nodes_that_all_refuse_us_are_not_asked_for_ever() -> None:
 
     with pytest.raises(WrongCluster):
         await client_of(Refusing()).insert("a", VECTOR)
+
+
+async def test_a_node_that_refused_once_does_not_end_calls_while_all_are_away() -> None:
+    """As one does that had not heard of a key yet, long before all of them are restarted."""
+
+    class OnceRefusing(Network):
+        refuses = False
+
+        async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+            if self.refuses and address == "h:3":
+                raise Unauthenticated("no such key")
+            return await super().call(address, method, body, timeout)
+
+    network = OnceRefusing()
+    client = client_of(network)
+    network.refuses = True
+    await client.insert("a", VECTOR)
+    network.refuses = False
+    network.down = set(ADDRESSES)
+    waits = asyncio.create_task(client.insert("b", VECTOR, timeout=30))
+    asked = len(network.calls)
+    await wait_for(lambda: waits.done() or len(network.calls) > asked + 12, 20)
+    network.down = set()
+    assert (await waits).version == 9
 
 
 async def test_eventual_reads_take_turns_and_avoid_a_failing_node(network: Network, client: Client) -> None:

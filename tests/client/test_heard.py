@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from needle.base.errors import ConnectionLost, Overloaded, in_seconds
+from needle.base.errors import ConnectionLost, Overloaded, WrongCluster, in_seconds
 from needle.client.heard import REASON_MAX, Heard
 from needle.protocol.calls import LeaderAnswer
 
@@ -67,11 +67,23 @@ def test_nodes_that_all_have_no_room_are_told_from_nodes_that_are_silent() -> No
 
 def test_what_is_known_of_addresses_that_are_no_more_is_forgotten() -> None:
     heard = Heard()
+    refusal = WrongCluster("theirs")
     heard.failed("h:1", ConnectionLost("down"), 5.0)
-    heard.failed("h:2", ConnectionLost("down"), 5.0)
-    assert heard.all_failed(["h:1", "h:2"])
+    heard.failed("h:2", refusal, 5.0)
+    assert heard.refusal(["h:1", "h:2"]) is refusal
     heard.keep(["h:2"])
-    assert not heard.all_failed(["h:1", "h:2"]) and heard.all_failed(["h:2"])
+    assert heard.refusal(["h:1", "h:2"]) is None and heard.refusal(["h:2"]) is refusal
+
+
+def test_a_refusal_counts_until_something_else_is_heard_of_that_node() -> None:
+    heard = Heard()
+    heard.failed("h:1", WrongCluster("theirs"), 5.0)
+    heard.answered("h:2", says("n2"), 5.0)
+    assert heard.refusal(["h:1", "h:2"]) is None
+    heard.failed("h:2", ConnectionLost("down"), 6.0)
+    assert heard.refusal(["h:1", "h:2"]) is not None
+    heard.failed("h:1", ConnectionLost("down"), 7.0)
+    assert heard.refusal(["h:1", "h:2"]) is None
 
 
 @pytest.mark.parametrize(

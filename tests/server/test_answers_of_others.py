@@ -193,6 +193,6 @@ def test_a_node_that_cannot_be_understood_is_one_that_does_not_answer() -> None:
         now = one_shard()
         directory = Directory(Caller(answer), 0, lambda: now)
         assert await directory.find_leader(0.2) is None
-        assert directory.all_failed()
+        assert isinstance(directory.refusal(), ProtocolError)
 
     virtually(work())

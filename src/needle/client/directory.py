@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError, ProtocolError, Unauthenticated
+from needle.base.errors import DeadlineExceeded, NeedleError
 from needle.base.ids import NodeId, shard_group
 from needle.base.parts import Body, Payload
 from needle.client.heard import Heard
@@ -64,8 +64,6 @@ class Directory:
         self._together = 0
         self._heard = Heard()
         """What each address said when last asked who leads."""
-        self.refusal: NeedleError | None = None
-        """Set when a node refused to talk at all (other cluster, other protocol, no key), or this client is closed."""
 
     # --- nodes -------------------------------------------------------------------------------------------------------
     def nodes(self) -> dict[NodeId, str]:
@@ -230,15 +228,13 @@ class Directory:
             answer = calls.decode(await self.caller.call(address, self.asks, body, ASK_SECONDS), LeaderAnswer)
         except NeedleError as error:
             self._heard.failed(address, error, now())
-            if isinstance(error, ProtocolError | ClientClosed | Unauthenticated):
-                self.refusal = error
             return None
         self._heard.answered(address, answer, now())
         return answer
 
-    def all_failed(self) -> bool:
-        """Whether no node answered when last asked."""
-        return self._heard.all_failed(self.addresses())
+    def refusal(self) -> NeedleError | None:
+        """As `Heard.refusal`."""
+        return self._heard.refusal(self.addresses())
 
     def heard_since(self, since: float) -> bool:
         """Whether any node answered or failed from `since` on, by the event loop's time."""

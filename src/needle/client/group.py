@@ -254,9 +254,8 @@ class GroupClient:
 
     def _check_refusal(self) -> None:
         """A node that refuses to talk to us (other cluster, other release) will go on refusing."""
-        directory = self._directory
-        if directory.refusal is not None and directory.all_failed():
-            raise directory.refusal
+        if (refusal := self._directory.refusal()) is not None:
+            raise refusal
 
     def _too_late(self, attempts: Attempts) -> NoReturn:
         directory, within = self._directory, in_seconds(attempts.whole)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from needle.base.errors import NeedleError, Overloaded
+from needle.base.errors import ClientClosed, NeedleError, Overloaded, ProtocolError, Unauthenticated
 from needle.base.ids import NodeId
 from needle.protocol.calls import LeaderAnswer
 
 REASON_MAX = 300
 """Characters of what another node says that an error repeats."""
+
+_REFUSES = (ProtocolError, ClientClosed, Unauthenticated)
 
 
 class _Last(NamedTuple):
@@ -50,9 +52,12 @@ class Heard:
         """Forget all others."""
         self._last = {address: self._last[address] for address in addresses if address in self._last}
 
-    def all_failed(self, addresses: Iterable[str]) -> bool:
-        """Whether none of them answered when last asked."""
-        return all((last := self._last.get(address)) is not None and last.failure is not None for address in addresses)
+    def refusal(self, addresses: Iterable[str]) -> NeedleError | None:
+        """Why one of them refused to talk at all (other cluster, other protocol, no key, this client is closed) when it
+        was last asked, if none of them answered then."""
+        failures = [last.failure if (last := self._last.get(address)) is not None else None for address in addresses]
+        refusals = [error for error in failures if isinstance(error, _REFUSES)]
+        return refusals[0] if refusals and None not in failures else None
 
     def overloaded(self, addresses: Iterable[str], since: float) -> NeedleError | None:
         """Why those of `addresses` that were heard of from `since` on had no room, if that is what all of them said."""
