@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from needle.base.errors import (
+    ClientClosed,
     ConnectionLost,
     DeadlineExceeded,
     FrameTooLarge,
@@ -42,6 +43,21 @@ async def test_a_thousand_in_flight_on_one_connection(net, recorder, until):
     assert server.stats.connections == 1
     recorder.gate.set()
     assert await asyncio.gather(*calls) == [b"%d" % n for n in range(1000)]
+
+
+@pytest.mark.parametrize("connected", [True, False])
+async def test_in_another_event_loop_nothing_is_sent(net, recorder, connected):
+    """It would be queued for the loop of the connection, and its caller told by asyncio that it failed."""
+    server = await net.server(recorder)
+    client = net.client()
+    assert await client.call(server.address, "echo", b"1", 5.0) == b"1"
+    if not connected:
+        client.forget(server.address)
+    for asked in (client.call(server.address, "echo", b"2", 5.0), client.connect(server.address, 5.0)):
+        with pytest.raises(ClientClosed, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, asked)
+    assert await client.call(server.address, "echo", b"3", 5.0) == b"3"
+    assert client.stats.frames_out == (3 if connected else 4)  # the hello, and what was asked in its own loop
 
 
 @pytest.mark.parametrize("method", ["raise", "raise_sync"])

@@ -87,6 +87,8 @@ class RpcClient:
         self._links: dict[tuple[str, str], Link] = {}
         self._tidy_at = LINKS_FEW
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """That of the first call."""
         self.stats = RpcStats()
 
     async def call(self, address: str, method: str, body: Body, timeout: float, node: str = "") -> Payload:
@@ -97,7 +99,10 @@ class RpcClient:
         if size > self._limits.frame_bytes_max:
             limit = self._limits.frame_bytes_max
             raise FrameTooLarge(f"a request of {size} bytes is over the limit of {limit}", bytes=size, limit=limit)
-        deadline = asyncio.get_running_loop().time() + timeout
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._check_loop(loop)
+        deadline = loop.time() + timeout
         link = self._links.get((address, node))
         connection = link.connection if link is not None else None
         if connection is None:
@@ -136,7 +141,9 @@ class RpcClient:
 
     async def connect(self, address: str, timeout: float) -> None:
         """Wait until `address` is connected; raises like `call`."""
-        await self._connected(address, "", asyncio.get_running_loop().time() + timeout)
+        loop = asyncio.get_running_loop()
+        self._check_loop(loop)
+        await self._connected(address, "", loop.time() + timeout)
 
     def refuse_older(self, version: int) -> None:
         """From now on refuse nodes that do not know commands and formats of `version`."""
@@ -157,6 +164,14 @@ class RpcClient:
             link.drop(_closed())
         if tasks:
             await asyncio.wait(tasks)
+
+    def _check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises ClientClosed in another event loop than the first: a request would be queued for that one, and sent
+        when it runs again, after its caller was told that it failed."""
+        if self._loop is None:
+            self._loop = loop
+        elif loop is not self._loop:
+            raise ClientClosed("this client belongs to another event loop: connect in the one that uses it")
 
     # --- connecting --------------------------------------------------------------------------------------------------
     def _link(self, address: str, node: str) -> Link:
