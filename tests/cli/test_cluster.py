@@ -52,7 +52,7 @@ def test_nodes_that_are_a_cluster_do_not_become_another_one_and_say_why(needle) 
     from needle.cli.app import main
 
     nodes = [f"{name}={address}" for name, address in needle.cluster.addresses.items()]
-    assert main(["cluster", "create", *nodes]) == 1
+    assert main(["cluster", "create", "--shards", "4", *nodes]) == 1
     assert "with other settings: 1 shards, 3 replicas" in needle._capsys.readouterr().err
 
 

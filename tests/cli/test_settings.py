@@ -16,8 +16,9 @@ from needle.base.errors import ConfigError
 from needle.base.former_settings import FORMER_PATHS
 from needle.base.model import IndexParams
 from needle.base.schema import Setting
-from needle.cli import serve_command
+from needle.cli import create_command, serve_command
 from needle.cli.app import main
+from needle.server.cluster_api import ClusterConfig
 from needle.server.process.config_file import from_environment, load_config, read_file, resolve
 
 NEEDED = {"node_id": "a", "cluster_nodes": ["a=127.0.0.1:1"], "data_dir": "d"}
@@ -288,3 +289,8 @@ def test_the_json_schema_has_every_setting(capsys: pytest.CaptureFixture[str]) -
     assert top["properties"]["lease_timeout"]["description"] == SETTINGS["lease_timeout"].description
     assert all(setting.description.endswith(".") for setting in SETTINGS.values())
     assert schema["$defs"]["Limits"]["properties"]["k_max"]["minimum"] == 1
+
+
+def test_a_cluster_has_one_shard_unless_it_is_told_otherwise_however_it_is_made() -> None:
+    by_command = inspect.signature(create_command.create).parameters["shards"].default
+    assert by_command == int(SETTINGS["sharding.shards"].shown) == ClusterConfig().shard_count == 1

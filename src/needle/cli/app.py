@@ -72,7 +72,7 @@ node_app = typer.Typer(
 )
 cluster_app = typer.Typer(
     help="Make a cluster out of running nodes, show what it holds and what would move.",
-    epilog="Example: needle cluster create --shards 4 --replicas 3 node-1=10.0.0.1:5000 node-2=10.0.0.2:5000",
+    epilog="Example: needle cluster plan --add-shard",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

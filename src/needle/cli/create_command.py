@@ -23,7 +23,7 @@ def create(
         list[str],
         typer.Argument(metavar="NODE...", help="Running nodes, name=host:port, in the order shards are placed."),
     ],
-    shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = 4,
+    shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = 1,
     replicas: Annotated[int, typer.Option("--replicas", help="Copies of each shard, each on its own node.")] = 3,
     strategy: Annotated[
         str, typer.Option("--strategy", help="consistent_hash, hash, range, custom:FIELD[,FIELD], or router:NAME.")
@@ -80,7 +80,8 @@ def _tell(seen: Look, config: ClusterConfig, addresses: list[str]) -> None:
     health = seen.health
     names = ",".join(addresses[:3])
     led = sum(shard.leader is not None for shard in health.shards.values())
-    made = f"{config.shard_count} shards on {len(addresses)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}"
+    count = "1 shard" if config.shard_count == 1 else f"{config.shard_count} shards"
+    made = f"{count} on {len(addresses)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}"
     notes.print(made, markup=False, soft_wrap=True)
     unevenly = uneven(config.settings, config.boundaries)
     for warning in [*health.warnings, *([unevenly] if unevenly else [])]:
