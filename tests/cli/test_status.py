@@ -13,6 +13,7 @@ from cluster.catalog_util import topology
 from needle.base.errors import ConnectionLost, NoQuorum
 from needle.base.model import RaftStatus
 from needle.catalog.state import execute
+from needle.cli.common import standard_output, table
 from needle.cli.status import balance, look
 from needle.client.health import ClusterHealth, ReplicaStatus, ShardHealth
 from needle.protocol.catalog_commands import AddShard, RetireShard
@@ -152,3 +153,15 @@ def test_documents_that_no_leader_counts_are_not_said_to_be_none() -> None:
     assert "no documents yet" in line(shard("a", 0), shard("b", 0))
     assert line(shard(None, 0), shard(None, 0)).endswith("no leader counts shards 0, 1")
     assert line(shard("a", 7), shard(None, 0)).endswith("no leader counts shards 1")
+
+
+def test_what_goes_into_a_pipe_is_as_wide_as_a_table_of_replicas(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo's table, too: in 80 columns nothing was left of the numbers of nodes and ports."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for told in (standard_output(markup=True), standard_output(markup=False)):
+        rows = table("node", *("a column" for _ in range(10)))
+        rows.add_row("node-1", *("127.0.0.1" for _ in range(10)))
+        told.print(rows)
+        assert "node-1" in capsys.readouterr().out

@@ -41,7 +41,14 @@ Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds to 
 
 PIPE_WIDTH = 160
 
-console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+def standard_output(*, markup: bool) -> Console:
+    """For a pipe or a file as wide as tables need it: what is cut off there nobody can see by a wider window."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(highlight=False, markup=markup, emoji=False, width=width)
+
+
+console = standard_output(markup=False)
 notes = Console(stderr=True, highlight=False, emoji=False)
 
 ADVICE = {

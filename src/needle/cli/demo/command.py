@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from needle.base.errors import InvalidArgument
-from needle.cli.common import Json, notes, print_json
+from needle.cli.common import Json, notes, print_json, standard_output
 from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
 from needle.cli.demo.growth import grow
 from needle.cli.demo.outcome import Outcome
@@ -70,7 +70,7 @@ def demo(
             f"--nodes {nodes} needs --shards: one shard has at most {VOTERS_MAX} replicas", field="nodes"
         )
     place = _prepare(directory, keep)
-    told = notes if json else Console(highlight=False, emoji=False)
+    told = notes if json else standard_output(markup=True)
     first = nodes if shards == 1 else FOUNDERS
     kept = [*range(KEPT_PORT, KEPT_PORT + first), *range(KEPT_HTTP_PORT, KEPT_HTTP_PORT + first)]
     ports = free_ports(2 * first, kept if keep else ())
