@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from cli.test_conditions import view
 from cluster.catalog_util import topology
@@ -165,3 +166,13 @@ def test_what_goes_into_a_pipe_is_as_wide_as_a_table_of_replicas(
         rows.add_row("node-1", *("127.0.0.1" for _ in range(10)))
         told.print(rows)
         assert "node-1" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_wraps_cells_and_cuts_nothing_off(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["shard", "keys", "node", "address", "state", "term", "commit", "applied", "lag", "documents", "lease"]
+    cells = ["0", "9.5%", "node-1", "10.0.0.1:5000", "Follower", "12", "12345", "12346", "0, 0 ms", "12347", "128 ms"]
+    rows = table(*names)
+    rows.add_row(*cells)
+    Console(width=80).print(rows)
+    shown = "".join(capsys.readouterr().out.split())
+    assert sorted(shown) == sorted("".join([*names, *cells]).replace(" ", ""))

@@ -133,10 +133,10 @@ def filter_option(option: str, text: str | None) -> dict[str, Any] | None:
 
 
 def table(*columns: str) -> Table:
-    """A table without lines; only metadata and vectors are wrapped where the terminal is narrow."""
+    """A table without lines. Where the terminal is narrow cells are wrapped, the widest first: nothing is cut off."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, no_wrap=column not in ("metadata", "vector"), overflow="fold")
+        made.add_column(column, overflow="fold")
     return made
 
 
