@@ -16,6 +16,7 @@ from needle.base.access import Identity
 from needle.base.config import RaftConfig
 from needle.base.exposure import check_exposed
 from needle.base.ids import GroupId, NodeId
+from needle.base.model import WriteResult
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Clock, Pool, Rng
 from needle.base.versions import KNOWN
@@ -23,6 +24,7 @@ from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.log.wal_store import WalStore, segment_bytes
 from needle.multiraft.ports import KeyValueStore, StateMachine, Transport
+from needle.protocol.catalog_commands import CatalogCommand
 from needle.rpc.connection import RpcLimits
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.server import RpcServer
@@ -95,6 +97,12 @@ class Peers(Transport, Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Catalog(Protocol):
+    """The way to the catalog (client.shards.ClusterShards)."""
+
+    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
 
 
 class Exposition(Protocol):

@@ -18,7 +18,7 @@ import msgspec
 
 from needle.base.errors import Internal, InvalidArgument, NeedleError, NotLeader, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.base.model import RaftStatus, WriteResult
+from needle.base.model import RaftStatus
 from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.planning import planner, rebalance
@@ -27,11 +27,12 @@ from needle.catalog.planning.running import Seen, fate, now_running, others, uns
 from needle.client.directory import Caller
 from needle.client.measuring import Measured, Measuring
 from needle.multiraft.host import Host
-from needle.protocol.catalog_commands import CatalogCommand, StepRebalance
+from needle.protocol.catalog_commands import StepRebalance
 from needle.routing.jobs import Job, JobState, Progress, Running
 from needle.routing.planned_moves import Move, MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import Topology
+from needle.server.ports import Catalog
 from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
@@ -53,11 +54,10 @@ _CHANGED: Final = ("revision", "rebalance", "epoch", "before")
 """Fields of a refusal that says: look again."""
 
 
-class Catalog(Protocol):
-    """The way to the catalog (client.shards.ClusterShards)."""
+class Followed(Catalog, Protocol):
+    """The way to the catalog, and what is known of it."""
 
     def topology(self) -> Topology: ...
-    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
 
 
 class CoordinatingNode(Protocol):
@@ -70,7 +70,7 @@ class CoordinatingNode(Protocol):
     catalog: CatalogMachine | None
 
     @property
-    def shards(self) -> Catalog: ...
+    def shards(self) -> Followed: ...
     @property
     def rng(self) -> Rng: ...
     @property

@@ -16,17 +16,17 @@ from typing import Final, Protocol
 
 from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP, NodeId
-from needle.base.model import WriteResult
 from needle.base.news import FOR_EVER, News
 from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
 from needle.client.measuring import ask_nodes
 from needle.multiraft.host import Host
-from needle.protocol.catalog_commands import AskRebalance, CatalogCommand, StartRebalance
+from needle.protocol.catalog_commands import AskRebalance, StartRebalance
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import NodeState, Topology
+from needle.server.ports import Catalog
 from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
@@ -38,12 +38,6 @@ ASK_SECONDS: Final = 2.0
 STEP_SECONDS: Final = 10.0
 AGAIN_SECONDS: Final = 60.0
 """At least so long after a start the next one waits: one that failed, or was cancelled, is not begun over and over."""
-
-
-class Catalog(Protocol):
-    """The way to the catalog (client.shards.ClusterShards)."""
-
-    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
 
 
 class Planner(Protocol):

@@ -14,22 +14,16 @@ from typing import Protocol
 
 from needle.base.errors import DeadlineExceeded
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
-from needle.base.model import WriteResult
 from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
-from needle.protocol.catalog_commands import CatalogCommand, MaintainNode
+from needle.protocol.catalog_commands import MaintainNode
 from needle.routing.topology import Topology
+from needle.server.ports import Catalog
 from needle.server.replica import HostedReplica
 
 log = logging.getLogger("needle.server")
 
 LOOK_SECONDS = 0.01
-
-
-class Catalog(Protocol):
-    """The way to the catalog (client.shards.ClusterShards)."""
-
-    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
 
 
 class MaintainedNode(Protocol):

@@ -18,6 +18,7 @@ from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.move_commands import STEPS, MoveCommand, PrepareMove, Side
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.topology import MoveInfo, Topology
+from needle.server.ports import Catalog
 from needle.server.replica import HostedReplica
 from needle.shard.apply.holdings import Transfer
 from needle.shard.state_machine import Replica
@@ -25,11 +26,10 @@ from needle.shard.state_machine import Replica
 STEP_SECONDS = 5.0
 
 
-class Groups(Protocol):
-    """The way to other shards and to the catalog (client.shards.ClusterShards)."""
+class Groups(Catalog, Protocol):
+    """The way to other shards and to the catalog."""
 
     def group(self, shard: int) -> Any: ...
-    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
     async def sync(self, shard: int, version: int, timeout: float) -> None: ...
 
 

@@ -16,15 +16,15 @@ from typing import Final, Protocol
 
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId, NodeId, group_name
-from needle.base.model import RaftStatus, WriteResult
+from needle.base.model import RaftStatus
 from needle.catalog.replica_steps import Change, HandOver, Members, Settled, Step, Wait, next_step
 from needle.multiraft.host import Host
 from needle.protocol import calls
-from needle.protocol.catalog_commands import CatalogCommand, ConfirmReplicas
+from needle.protocol.catalog_commands import ConfirmReplicas
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.raft.messages import ConfState
 from needle.routing.topology import Holders, Topology
-from needle.server.ports import Peers
+from needle.server.ports import Catalog, Peers
 from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
@@ -40,12 +40,6 @@ FETCHING_MAX: Final = 2
 """Groups of this node whose new replicas fetch all their data at the same time."""
 GROUPS_AT_ONCE: Final = 256
 """Groups that are looked at before the event loop's other work goes on: less than a millisecond."""
-
-
-class Catalog(Protocol):
-    """The way to the catalog (client.shards.ClusterShards)."""
-
-    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
 
 
 class LeadingNode(Protocol):
