@@ -50,8 +50,8 @@ class ReplaceMethods(RebalanceMethods):
             return []
         await self._check_idle(seconds)
         stats = await self.get_stats(timeout=seconds)
-        load = stats.nodes[new]
-        if not load.alive:
+        load = stats.nodes.get(new)  # it may have been removed meanwhile
+        if load is None or not load.alive:
             raise Unavailable(f"{new} does not answer", node=new)
         sized = [with_size(move, stats) for move in moves]
         total = sum(move.bytes for move in sized)
