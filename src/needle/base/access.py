@@ -44,25 +44,36 @@ def rank_of(role: Role) -> int:
 
 class KeyInfo(msgspec.Struct, frozen=True, array_like=True):
     """An API key, as the catalog keeps it. digest: SHA-256 of the key. collections: the only ones that it may use, by
-    their own names (not aliases); None for all, and for an admin always. since: the catalog's index that made it."""
+    their own names (not aliases); None for all, and for an admin always. since: the catalog's index that made it.
+    filter: as JSON, of the only documents that it sees and writes; b"" for all, and for an admin always."""
 
     name: str
     digest: bytes
     role: Role
     collections: tuple[str, ...] | None = None
     since: int = 0
+    filter: bytes = b""
 
 
 class Identity:
     """A caller. One object for all connections and requests with the same key: when that is revoked its rank becomes
-    NOBODY, and with it theirs, at once. name: of the key, "" without one. collections: as in KeyInfo."""
+    NOBODY, and with it theirs, at once. name: of the key, "" without one. collections, filter, since: as in KeyInfo."""
 
-    __slots__ = ("collections", "name", "rank")
+    __slots__ = ("collections", "filter", "name", "rank", "since")
 
-    def __init__(self, name: str, rank: int, collections: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, name: str, rank: int, collections: frozenset[str] | None = None, filter: bytes = b"", since: int = 0
+    ) -> None:
         self.name = name
         self.rank = rank
         self.collections = collections
+        self.filter = filter
+        self.since = since
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether it may use all collections, and all documents in them."""
+        return self.collections is None and not self.filter
 
 
 def everybody() -> Identity:

@@ -146,7 +146,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     b"" for none. exact: score every vector instead of the index. claim: what the shard must own (set by the node that
     answers). max_distance, min_score: no hit that is farther, or scores less. fields: the paths of metadata that come
     back, None for all. offset: of the nearest, how many are left out. like: the id of the document whose vector is
-    meant, which is no hit of its own. explain: also tell how it was answered."""
+    meant, which is no hit of its own. explain: also tell how it was answered. bound: as in calls.GetCall."""
 
     collection: str
     vector: bytes
@@ -163,6 +163,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     offset: int = 0
     like: str = ""
     explain: bool = False
+    bound: bytes = b""
 
 
 def score_of(distance: float, metric: Metric) -> float:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import hashlib
 
 from needle.base.access import KeyInfo, Role, check_key_name
+from needle.base.config import Limits
 from needle.base.errors import AlreadyExists, invalid
+from needle.base.filters.builder import Filter
 from needle.protocol.catalog_commands import CreateKey
 
 KEYS_MAX = 1000
 COLLECTIONS_MAX = 100
 """Of one key: the topology has them all, and travels whole."""
 NAME_BYTES_MAX = 512
+FILTER_BYTES_MAX = 1024
+LIMITS = Limits()
+"""Those of this release, whatever this node's own are: replicas of the catalog must not differ."""
 
 
 def created(keys: tuple[KeyInfo, ...], index: int, command: CreateKey) -> tuple[KeyInfo, ...]:
@@ -30,11 +35,20 @@ def created(keys: tuple[KeyInfo, ...], index: int, command: CreateKey) -> tuple[
             raise invalid("collections", allowed, "nothing for an admin, who may do everything")
         if not 0 < len(allowed) <= COLLECTIONS_MAX or any(len(one.encode()) > NAME_BYTES_MAX for one in allowed):
             raise invalid("collections", allowed, f"1 to {COLLECTIONS_MAX} names of collections, or nothing for all")
+    bound = command.filter
+    if bound:
+        if command.role is Role.ADMIN:
+            raise invalid("filter", bound.decode(errors="replace")[:80], "nothing for an admin, who may do everything")
+        if len(bound) > FILTER_BYTES_MAX:
+            raise invalid("filter", f"{len(bound)} bytes", f"JSON of at most {FILTER_BYTES_MAX} bytes")
+        if Filter.from_json(bound, LIMITS).to_dict() == {}:
+            raise invalid("filter", "{}", "one that says which documents, or nothing for all")
     made = KeyInfo(
         name=name,
         digest=command.digest,
         role=command.role,
         collections=None if allowed is None else tuple(sorted(set(allowed))),
         since=index,
+        filter=bound,
     )
     return tuple(sorted([*keys, made], key=lambda key: key.name))

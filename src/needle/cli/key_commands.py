@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import msgspec
 import typer
 
 import needle
 from needle.base.access import Role
 from needle.base.errors import ConfigError
-from needle.cli.common import DEFAULT_CLUSTER, Json, console, notes, print_json, run, table
+from needle.cli.common import DEFAULT_CLUSTER, Json, console, filter_option, notes, print_json, run, table
 from needle.client import ApiKey, NewApiKey
 from needle.connecting import Credentials
 from needle.server.certificates import Certificates
@@ -62,14 +63,22 @@ def create(
         list[str] | None,
         typer.Option("--collection", "-c", help="A collection that the key may use, and no others; may be repeated."),
     ] = None,
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            help='The only documents that the key sees and writes, by their metadata: \'{"tenant": "a"}\'.',
+        ),
+    ] = None,
     config: Config = None,
     cluster: OptionalCluster = None,
     json: Json = False,
 ) -> None:
     """Make an API key and print it. It is shown this once: the cluster keeps its SHA-256 only."""
+    bound = filter_option("--filter", filter)
 
     async def work(client: needle.Client) -> NewApiKey:
-        return await client.create_key(name, role, collections=collection)
+        return await client.create_key(name, role, collections=collection, filter=bound)
 
     made = _run(cluster, config, work)
     if json:
@@ -89,9 +98,10 @@ def list_(config: Config = None, cluster: OptionalCluster = None, json: Json = F
     if json:
         print_json(found)
         return
-    rows = table("key", "role", "collections")
+    rows = table("key", "role", "collections", "documents")
     for key in found:
-        rows.add_row(key.name, str(key.role), "all" if key.collections is None else ", ".join(key.collections))
+        collections = "all" if key.collections is None else ", ".join(key.collections)
+        rows.add_row(key.name, str(key.role), collections, _documents(key))
     console.print(rows)
 
 
@@ -108,4 +118,10 @@ def revoke(name: Name, config: Config = None, cluster: OptionalCluster = None) -
 
 
 def _in_words(key: NewApiKey) -> str:
-    return f"a {key.role}" + (f" of {', '.join(key.collections)} only" if key.collections is not None else "")
+    of = f" of {', '.join(key.collections)} only" if key.collections is not None else ""
+    which = "" if key.filter is None else f", for documents that match {_documents(key)} only"
+    return f"a {key.role}{of}{which}"
+
+
+def _documents(key: ApiKey | NewApiKey) -> str:
+    return "all" if key.filter is None else msgspec.json.encode(key.filter).decode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -16,7 +17,7 @@ from needle.base.errors import NeedleError, Unauthenticated, invalid
 from needle.base.ids import NodeId
 from needle.base.model import WriteResult
 from needle.client import values
-from needle.client.changes import TIMEOUT
+from needle.client.changes import TIMEOUT, FilterLike
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
@@ -29,11 +30,12 @@ TOLD_SECONDS = 1.0
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to know of an API key. role: reader, writer or admin. collections: the only ones that it may use;
-    None for all."""
+    None for all. filter: of the only documents that it sees and writes, in its dict form; None for all."""
 
     name: str
     role: Role
     collections: list[str] | None = None
+    filter: dict[str, Any] | None = None
 
 
 class NewApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +44,7 @@ class NewApiKey(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: Role
     collections: list[str] | None = None
+    filter: dict[str, Any] | None = None
     key: str
 
 
@@ -57,17 +60,21 @@ class KeyMethods:
         role: Role | str = Role.READER,
         *,
         collections: Iterable[str] | None = None,
+        filter: FilterLike = None,
         timeout: float = TIMEOUT,
     ) -> NewApiKey:
         """Make an API key. role: reader, writer or admin. collections: the only ones that it may use, by their own
-        names, whether they are there already or not; None for all. An admin may use all. Every node that answers knows
-        the key when this returns. Raises AlreadyExists for a name in use, InvalidArgument, Forbidden."""
+        names, whether they are there already or not; None for all. filter: documents that do not match it are not there
+        for this key, and it can write none that do not (docs/security.md); None for all. An admin may use all. Every
+        node that answers knows the key when this returns. Raises AlreadyExists for a name in use, InvalidArgument,
+        Forbidden; ClusterTooOld for a filter while a node does not know of these."""
         seconds, check_key = values.check_timeout(timeout), check_key_name(name)
         given = None if collections is None else [values.check_name(one) for one in _listed(collections)]
         key, kind = new_key(secrets.token_bytes(KEY_BYTES)), check_role(role)
-        result = await self._shards.command(CreateKey(check_key, digest_of(key), kind, given), seconds)
+        bound = values.filter_bytes(filter)
+        result = await self._shards.command(CreateKey(check_key, digest_of(key), kind, given, bound), seconds)
         await self._told(result, seconds)
-        return NewApiKey(name=check_key, role=kind, collections=given, key=key)
+        return NewApiKey(name=check_key, role=kind, collections=given, filter=_dict_form(bound), key=key)
 
     async def keys(self, *, timeout: float = TIMEOUT) -> list[ApiKey]:
         """The API keys of the cluster, by name; what they are is not kept."""
@@ -103,7 +110,16 @@ class KeyMethods:
 
 
 def _shown(key: KeyInfo) -> ApiKey:
-    return ApiKey(name=key.name, role=key.role, collections=None if key.collections is None else list(key.collections))
+    return ApiKey(
+        name=key.name,
+        role=key.role,
+        collections=None if key.collections is None else list(key.collections),
+        filter=_dict_form(key.filter),
+    )
+
+
+def _dict_form(filter_json: bytes) -> dict[str, Any] | None:
+    return msgspec.json.decode(filter_json, type=dict[str, Any]) if filter_json else None
 
 
 def _listed(names: Iterable[str]) -> list[str]:

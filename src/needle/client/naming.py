@@ -24,7 +24,8 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to know of a collection. id: tells it from others of its name, before and after it. shards: how
     many documents each shard holds; sizes: how large it is in each, but for those whose node is of a release that does
     not say. size: in all shards, None if one did not say. aliases: its other names. ttl: seconds that a document lives
-    after its last write, None if that has no end. fields: the declared indexes, by path, in all shards."""
+    after its last write, None if that has no end. fields: the declared indexes, by path, in all shards;
+    none where no shard says sizes, as to an API key for some documents only, which `documents` counts."""
 
     name: str
     id: int
@@ -153,5 +154,5 @@ def _description(
         ttl=spec.ttl or None,
         sizes=sizes,
         size=sum(sizes.values(), CollectionSize()) if len(sizes) == len(held) else None,
-        fields=_fields(info.fields, held),
+        fields=_fields(info.fields, held) if sizes or not held else {},
     )

@@ -567,6 +567,7 @@ class SyncClient:
         role: Role | str = ...,
         *,
         collections: Iterable[str] | None = ...,
+        filter: FilterLike = ...,
         timeout: float = ...,
     ) -> NewApiKey: ...
     def keys(

@@ -120,7 +120,9 @@ class SearchManyAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GetCall(msgspec.Struct, frozen=True, array_like=True):
-    """epoch: as in SearchCall. fields: the paths of metadata that come back, None for all."""
+    """epoch: as in SearchCall. fields: the paths of metadata that come back, None for all. bound: JSON of a filter:
+    what does not match it is not there for this call, which is of an API key that is bound to it; b"" for none
+    (protocol.bounds)."""
 
     group: GroupId
     collection: str
@@ -129,6 +131,7 @@ class GetCall(msgspec.Struct, frozen=True, array_like=True):
     freshness: Freshness
     epoch: int = 0
     fields: Paths | None = None
+    bound: bytes = b""
 
 
 class DocumentBatch(msgspec.Struct, frozen=True, array_like=True):
@@ -159,14 +162,15 @@ def batch_bytes(batch: DocumentBatch | HitBatch) -> int:
 
 
 class CollectionsCall(msgspec.Struct, frozen=True, array_like=True):
-    """epoch: as in SearchCall. sizes: tell these too. only: of the collection that the shards have under this name, ""
-    for all; older nodes tell of all."""
+    """epoch: as in SearchCall. sizes: tell these too, but not where `bound` is given. only: of the collection that the
+    shards have under this name, "" for all; older nodes tell of all. bound: as in GetCall."""
 
     group: GroupId
     freshness: Freshness
     epoch: int = 0
     sizes: bool = False
     only: str = ""
+    bound: bytes = b""
 
 
 class CollectionsAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -180,13 +184,14 @@ class CollectionsAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CountCall(msgspec.Struct, frozen=True, array_like=True):
-    """How many documents match a filter (JSON; b"" for all). epoch: as in SearchCall."""
+    """How many documents match a filter (JSON; b"" for all). epoch: as in SearchCall. bound: as in GetCall."""
 
     group: GroupId
     collection: str
     filter: bytes
     freshness: Freshness
     epoch: int = 0
+    bound: bytes = b""
 
 
 class CountAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -199,8 +204,8 @@ class CountAnswer(msgspec.Struct, frozen=True, array_like=True):
 class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     """A page of the documents that match a filter (JSON; b"" for all), in the order of their ids, behind the id `after`
     ("": from the first). limit: documents at most. slice: (which, of how many): only the documents whose ids fall into
-    that share. epoch, fields: as in GetCall. only: for who routes, the id that the collection must have by the catalog,
-    0 for any."""
+    that share. epoch, fields, bound: as in GetCall. only: for who routes, the id that the collection must have by the
+    catalog, 0 for any."""
 
     group: GroupId
     collection: str
@@ -213,6 +218,7 @@ class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     epoch: int = 0
     fields: Paths | None = None
     only: int = 0
+    bound: bytes = b""
 
 
 class ScanAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -192,14 +192,17 @@ class RemoveAlias(Versioned, frozen=True, tag="remove-alias"):
 
 
 class CreateKey(Versioned, frozen=True, tag="create-key"):
-    """Let in who has the API key with this SHA-256. collections: as in KeyInfo. Refused if the name is in use."""
+    """Let in who has the API key with this SHA-256. collections, filter: as in KeyInfo. Refused if the name is in
+    use."""
 
     SINCE: ClassVar[int] = 2
+    NEWER: ClassVar[dict[str, int]] = {"filter": 3}
 
     name: str
     digest: bytes
     role: Role
     collections: list[str] | None = None
+    filter: bytes = b""
 
 
 class RevokeKey(Versioned, frozen=True, tag="revoke-key"):

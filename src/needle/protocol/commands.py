@@ -42,10 +42,24 @@ NEVER: Final = -1
 write puts the collection's time to live in the place of AS_IT_IS, if it has one."""
 
 
+class Bound(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a write of an API key that is bound to a filter may touch (docs/adr/0061). filter: JSON; documents that do
+    not match it are not there for the write, and none that it writes may be without matching. owner: whose session its
+    number is of, as in OpenSession."""
+
+    filter: bytes
+    owner: int = 0
+
+
 class OpenSession(Versioned, frozen=True, tag="open"):
-    """Register a client session; the answer's index is its id. nonce: random, so that a repeated open is harmless."""
+    """Register a client session; the answer's index is its id. nonce: random, so that a repeated open is harmless.
+    owner: the API key whose writes alone may be numbered by it (KeyInfo.since); 0 for callers that are bound to no
+    filter. Ids of sessions can be guessed."""
+
+    NEWER: ClassVar[dict[str, int]] = {"owner": 3}
 
     nonce: int
+    owner: int = 0
 
 
 class CreateCollection(Versioned, frozen=True, tag="create"):
@@ -70,7 +84,7 @@ class Insert(Versioned, frozen=True, tag="put"):
     (ConditionFailed); b"" for none. expires: when each expires, [] for AS_IT_IS, which is never: a document that is
     replaced leaves nothing."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
 
     collection: str
     ids: list[str]
@@ -80,6 +94,7 @@ class Insert(Versioned, frozen=True, tag="put"):
     session: Session = NO_SESSION
     matches: bytes = b""
     expires: list[int] = []
+    bound: Bound | None = None
 
 
 def last_of_each_id(ids: Sequence[str]) -> list[int] | None:
@@ -114,6 +129,8 @@ class Delete(Versioned, frozen=True, tag="del"):
     for all it owns, 0 for any. within: instead, the ranges of keys this is about, normal, all of which the shard must
     own: what another shard refused because they had moved here. Documents of other keys stay. matches: as in Insert."""
 
+    NEWER: ClassVar[dict[str, int]] = {"bound": 3}
+
     collection: str
     ids: list[str]
     expected: int | None = None
@@ -121,6 +138,7 @@ class Delete(Versioned, frozen=True, tag="del"):
     owned: int = 0
     within: list[KeyRange] = []
     matches: bytes = b""
+    bound: Bound | None = None
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -142,7 +160,7 @@ class Patch(Versioned, frozen=True, tag="patch"):
     """Change the metadata of documents, all or none; they keep their vectors. Ids that are absent are left out; count:
     how many were there. expected, n > 0, owned, within, matches: as in Delete."""
 
-    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2}
+    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 3}
 
     collection: str
     ids: list[str]
@@ -152,6 +170,7 @@ class Patch(Versioned, frozen=True, tag="patch"):
     owned: int = 0
     within: list[KeyRange] = []
     matches: bytes = b""
+    bound: Bound | None = None
 
 
 class UpdateVectors(Versioned, frozen=True, tag="vectors"):
@@ -159,7 +178,7 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in Delete.
     expires: when they expire."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
 
     collection: str
     ids: list[str]
@@ -170,6 +189,7 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     within: list[KeyRange] = []
     matches: bytes = b""
     expires: int = AS_IT_IS
+    bound: Bound | None = None
 
 
 class ChangeWhere(Versioned, frozen=True, tag="where"):
@@ -182,7 +202,7 @@ class ChangeWhere(Versioned, frozen=True, tag="where"):
     owned, within: as in Delete, under any strategy. The answer's `reached` is the next part's `after`, -1 if this was
     the last."""
 
-    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2}
+    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 3}
 
     collection: str
     filter: bytes
@@ -196,6 +216,7 @@ class ChangeWhere(Versioned, frozen=True, tag="where"):
     session: Session = NO_SESSION
     owned: int = 0
     within: list[KeyRange] = []
+    bound: Bound | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -265,6 +286,8 @@ Spread = Delete | Patch | UpdateVectors
 """Commands about documents of which only the ids are known: under a custom strategy each shard is asked."""
 ById = Insert | Spread
 """Commands about documents that they name."""
+OfDocuments = ById | ChangeWhere
+"""Commands that callers have documents written by. Each takes a Bound."""
 DOCUMENT_WRITES: Final = (Insert, Delete, Patch, UpdateVectors, ChangeWhere)
 """What a request with an idempotency key may do."""
 

@@ -250,12 +250,18 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         at = bisect_left(self.aliases, name, key=_alias_name)
         return self.aliases[at] if at < len(self.aliases) and self.aliases[at].name == name else None
 
+    @property
+    def own_key(self) -> KeyInfo | None:
+        """The key by which this topology was told, if it is bound to a filter."""
+        return self.keys[0] if self.keys and not self.keys[0].digest else None
+
     def told_to(self, caller: Identity) -> Topology:
         """What a caller may know of it: keys are for nodes and admins, and who may use some collections hears of no
         others."""
         if caller.rank >= ADMIN:
             return self
-        made = msgspec.structs.replace(self, keys=())
+        own = (msgspec.structs.replace(key, digest=b"") for key in self.keys if key.since == caller.since)
+        made = msgspec.structs.replace(self, keys=tuple(own) if caller.filter else ())
         allowed = caller.collections
         if allowed is None:
             return made

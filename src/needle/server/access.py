@@ -75,7 +75,7 @@ class Access:
 
 def _identity(key: KeyInfo) -> Identity:
     allowed = None if key.collections is None else frozenset(key.collections)
-    return Identity(key.name, rank_of(key.role), allowed)
+    return Identity(key.name, rank_of(key.role), allowed, key.filter, key.since)
 
 
 def refusal(caller: Identity, needed: int, what: str) -> NeedleError:
@@ -90,8 +90,10 @@ def refusal(caller: Identity, needed: int, what: str) -> NeedleError:
 
 def check_collection(caller: Identity, collection: str | None, what: str) -> None:
     """Raises Forbidden unless the caller may use a collection, by its own name, or None for what is about no one
-    collection. Whether there is such a collection makes no difference."""
+    collection, which no key for some documents may. Whether there is such a collection makes no difference."""
     allowed = caller.collections
+    if collection is None and caller.filter:
+        raise Forbidden(f"{what} is about all documents, and this API key is for some only: use a key for all")
     if allowed is None or collection in allowed:
         return
     about = "the whole cluster" if collection is None else f"collection {collection[:80]!r}"

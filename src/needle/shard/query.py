@@ -18,9 +18,10 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from needle.base.config import Limits
-from needle.base.errors import CorruptDocuments, NeedleError
+from needle.base.errors import CorruptDocuments, Forbidden, NeedleError
 from needle.base.explain import ShardExplanation
 from needle.base.filters.builder import Filter
+from needle.base.filters.nodes import And, Node
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.routing.topology import called
 from needle.shard.apply.validation import check_search
@@ -70,6 +71,8 @@ def search_group(
     """Answer requests that differ in their vector only. builders, go_on: see PayloadIndex.within. clock: seconds, for
     explanations. Raises what concerns all of them; an error in place of an answer concerns one."""
     first = requests[0]
+    if first.bound and first.explain:
+        raise Forbidden("explain tells how many documents there are in all, and this API key is for some only")
     answers: dict[int, HitBatch | NeedleError] = {}
     queries: list[npt.NDArray[np.float32]] = []
     good: list[int] = []
@@ -82,7 +85,7 @@ def search_group(
     if good:
         trace = Trace(len(queries), clock) if first.explain else None
         instants = [clock()]
-        allow = allowed_ordinals(collection, first.filter, limits, builders, go_on)
+        allow = allowed_ordinals(collection, first.filter, limits, builders, go_on, first.bound)
         instants.append(clock())
         go_on()
         found = _nearest(collection, np.stack(queries), first, allow, trace)
@@ -127,17 +130,25 @@ def allowed_ordinals(
     limits: Limits,
     builders: Builders | None,
     go_on: Callable[[], None],
+    bound: bytes = b"",
 ) -> BitMap | None:
-    """The ordinals that a filter allows, without the hidden ones; None for all that are live."""
+    """The ordinals that a filter allows, without the hidden ones; None for all that are live. bound: another filter
+    (SearchRequest)."""
     hidden = collection.hidden
-    if not filter_json and not hidden:
+    node = both(filter_json, bound, limits)
+    if node is None and not hidden:
         return None
     live = collection.live.bitmap()
     visible = live - hidden if hidden else live
-    if not filter_json:
+    if node is None:
         return visible
-    node = Filter.from_json(filter_json, limits).node
     return collection.payload.within(node, collection.record.next_ordinal, visible, builders, go_on)
+
+
+def both(filter_json: bytes, bound: bytes, limits: Limits) -> Node | None:
+    """What a document has to match: a filter, and the one that the caller is bound to. None: nothing."""
+    nodes = tuple(Filter.from_json(one, limits).node for one in (bound, filter_json) if one)
+    return And(nodes) if len(nodes) > 1 else nodes[0] if nodes else None
 
 
 def _nearest(

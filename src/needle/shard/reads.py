@@ -15,7 +15,6 @@ import msgspec
 
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
-from needle.base.filters.builder import Filter
 from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import Claim, SearchRequest
 from needle.routing.strategy import key_hash
@@ -25,7 +24,7 @@ from needle.shard.documents.records import StoredDocument
 from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView
-from needle.shard.query import allowed_ordinals, search_group
+from needle.shard.query import allowed_ordinals, both, search_group
 
 SCAN_LOOKS: Final = 10_000
 SCAN_LOOKS_BYTES: Final = 32 << 20
@@ -34,7 +33,8 @@ SCAN_BYTES: Final = 8 << 20
 
 
 class Page(NamedTuple):
-    """What one page of a scan is to hold: see protocol.calls.ScanCall. vector_bytes: of one document."""
+    """What one page of a scan is to hold: see protocol.calls.ScanCall. vector_bytes: of one document. bound: as there;
+    a page then tells no id but those of documents that it holds."""
 
     collection: str
     filter: bytes
@@ -43,6 +43,7 @@ class Page(NamedTuple):
     with_vectors: bool
     slice: tuple[int, int] = (0, 1)
     vector_bytes: int = 0
+    bound: bytes = b""
 
     def holds(self, document: StoredDocument, node: Node | None) -> bool:
         which, of = self.slice
@@ -126,10 +127,14 @@ class Reads:
         """Paths of index files that searches found shorter than they were; once each."""
         return [path for path in list(self._cut) if self._cut.pop(path, 0) is None]
 
-    def get(self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None) -> list[StoredDocument]:
+    def get(
+        self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None, bound: bytes
+    ) -> list[StoredDocument]:
         """See Replica.get."""
         try:
-            return self._get(collection, ids, with_vectors, claim)
+            found = self._get(collection, ids, with_vectors, claim)
+            node = both(b"", bound, self._limits)
+            return found if node is None else [one for one in found if evaluate(node, decode_metadata(one.metadata))]
         except CorruptDocuments as error:
             raise not_served(error) from error  # the store has told of it
 
@@ -152,6 +157,7 @@ class Reads:
         claim: Claim | None,
         go_on: Callable[[], None],
         builders: Builders | None,
+        bound: bytes,
     ) -> tuple[int, int]:
         """See Replica.count_matching."""
         try:
@@ -159,7 +165,7 @@ class Reads:
                 view = self._view()
                 check_claim(view.fence, claim, view.at.index)
                 found = view.collection(collection)
-                allowed = allowed_ordinals(found, filter_json, self._limits, builders, go_on)
+                allowed = allowed_ordinals(found, filter_json, self._limits, builders, go_on, bound)
                 return found.visible if allowed is None else len(allowed), view.at.index
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
@@ -177,7 +183,7 @@ class Reads:
     def _scan(
         self, view: ReplicaView, collection_id: int, page: Page, claim: Claim | None, go_on: Callable[[], None]
     ) -> Scanned:
-        node = Filter.from_json(page.filter, self._limits).node if page.filter else None
+        node = both(page.filter, page.bound, self._limits)
         found: list[StoredDocument] = []
         looked, read, size, fence, index = 0, 0, 0, view.fence, view.at.index
         reached: str | None = None
@@ -186,7 +192,9 @@ class Reads:
                 if not looked:  # what is read may be newer than the view: judge it by the holdings of the same moment
                     fence, index = None if held is None else self._fence_of(held), at
                     check_claim(fence, claim, at)
-                if looked == SCAN_LOOKS or read > SCAN_LOOKS_BYTES or len(found) == page.limit or size > SCAN_BYTES:
+                if len(found) == page.limit or size > SCAN_BYTES:
+                    break
+                if (looked >= SCAN_LOOKS or read > SCAN_LOOKS_BYTES) and (found or not page.bound):
                     break
                 if not looked % 256:
                     go_on()
@@ -196,6 +204,8 @@ class Reads:
                     size += len(document.metadata) + (page.vector_bytes if page.with_vectors else 0)
             else:
                 reached = None
+        if page.bound and reached is not None:
+            reached = found[-1].id
         if not looked:
             check_claim(fence, claim, index)
         if page.with_vectors and found:

@@ -230,12 +230,12 @@ class Replica:
         return self._reads.take_cut()
 
     def get(
-        self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None = None
+        self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None = None, bound: bytes = b""
     ) -> list[StoredDocument]:
-        """The documents with these ids, in the order asked for; absent ids are left out. Raises StaleEpoch if the shard
-        does not own what `claim` says."""
+        """The documents with these ids, in the order asked for; absent ids are left out, and what does not match
+        `bound` (a filter's JSON), everywhere. Raises StaleEpoch if the shard does not own what `claim` says."""
         self._usable.check()
-        return self._reads.get(collection, ids, with_vectors, claim)
+        return self._reads.get(collection, ids, with_vectors, claim, bound)
 
     def count_matching(
         self,
@@ -244,11 +244,12 @@ class Replica:
         claim: Claim | None = None,
         go_on: Callable[[], None] = lambda: None,
         builders: Builders | None = None,
+        bound: bytes = b"",
     ) -> tuple[int, int]:
         """How many documents match a filter (b"": all), and at which applied index. go_on: called every now and then;
         what it raises ends the work. builders: as in `search_many`. Raises StaleEpoch as `get` does, BeingIndexed."""
         self._usable.check()
-        return self._reads.count(collection, filter_json, claim, go_on, builders)
+        return self._reads.count(collection, filter_json, claim, go_on, builders, bound)
 
     def scan(self, page: Page, claim: Claim | None = None, go_on: Callable[[], None] = lambda: None) -> Scanned:
         """A page of documents in the order of their ids, all from one applied index. Raises as `count_matching`."""

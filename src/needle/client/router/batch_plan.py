@@ -17,7 +17,6 @@ from needle.client.router.merge import by_owner
 from needle.client.router.routes import owner_of
 from needle.routing.topology import Ownership
 
-BATCH_DOCUMENTS_MAX = 10_000
 SQUARE_MAX = float(np.finfo(np.float32).max) / 16
 """A vector whose square is larger may be refused: no metric takes one that is longer."""
 
@@ -30,9 +29,10 @@ class BatchPlan(msgspec.Struct, frozen=True):
 
 
 def plan_batch(
-    owned: Ownership, ids: Sequence[str], metadata: Sequence[bytes], row_bytes: int, part_bytes_max: int
+    owned: Ownership, ids: Sequence[str], metadata: Sequence[bytes], row_bytes: int, part_bytes_max: int, rows_max: int
 ) -> BatchPlan:
-    """Cut a batch. row_bytes: of each vector. part_bytes_max: about so many bytes make a part."""
+    """Cut a batch. row_bytes: of each vector. part_bytes_max: about so many bytes make a part; rows_max: or so many
+    documents."""
     owners: list[int] = []
     routed: list[int] = []
     homeless: dict[int, NeedleError] = {}
@@ -48,7 +48,7 @@ def plan_batch(
         filled = 0
         for at in (routed[n] for n in members):
             weight = row_bytes + 16 + len(ids[at]) + len(metadata[at])
-            if parts[shard][-1] and (filled + weight > part_bytes_max or len(parts[shard][-1]) >= BATCH_DOCUMENTS_MAX):
+            if parts[shard][-1] and (filled + weight > part_bytes_max or len(parts[shard][-1]) >= rows_max):
                 parts[shard].append([])
                 filled = 0
             parts[shard][-1].append(at)

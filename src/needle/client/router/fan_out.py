@@ -9,8 +9,9 @@ Any replica will do for eventual reads (hedging.py). It must not know what is re
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -29,8 +30,9 @@ from needle.base.parts import Payload
 from needle.client.meaning import meant
 from needle.client.router.hedging import Hedging, Replicas, forget
 from needle.protocol import calls
+from needle.protocol.bounds import bound_call
 from needle.protocol.calls import Freshness
-from needle.protocol.commands import Command, Session
+from needle.protocol.commands import Bound, Command, Session
 from needle.protocol.peer_calls import ReceivedAnswer
 from needle.routing.shard_map import KeyRange, uncovered
 from needle.routing.topology import Ownership, Topology
@@ -104,6 +106,13 @@ class FanOut:
         self._hedging = Hedging()
         self.latencies = self._hedging.latencies
         self.stats = FanOutStats()
+        self._bound: Bound | None = None
+
+    def bound_to(self, bound: Bound) -> Self:
+        """One that asks for documents within the bound only: a copy, as of a router."""
+        other = copy.copy(self)
+        other._bound = bound
+        return other
 
     def ownership(self) -> Ownership:
         """Of the newest map known. Raises StaleEpoch without one; Unavailable if the call under way names an alias that
@@ -193,7 +202,8 @@ class FanOut:
 
         def body(left: float) -> bytes:
             asked = Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)
-            return calls.encode(make(shard, asked, owned.epoch))
+            call = make(shard, asked, owned.epoch)
+            return calls.encode(call if self._bound is None else bound_call(method, call, self._bound))
 
         group = self._group(shard)
         left = max(0.001, deadline - loop.time())

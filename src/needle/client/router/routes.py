@@ -21,6 +21,7 @@ from needle.client.router.fan_out import FanOut, ShardGroup
 from needle.client.router.merge import by_owner
 from needle.protocol import catalog_commands
 from needle.protocol.calls import Freshness
+from needle.protocol.commands import Bound
 from needle.protocol.peer_calls import IndexRoom
 from needle.routing.strategy import routing_key
 from needle.routing.topology import CollectionInfo, Ownership, Topology, public_name
@@ -28,6 +29,9 @@ from needle.routing.topology import CollectionInfo, Ownership, Topology, public_
 BATCH_BYTES_MAX = 1 << 20
 PAUSE_SECONDS = 0.02
 LOOK_SECONDS = 0.1
+BATCH_DOCUMENTS_MAX = 10_000
+JUDGED_MAX = 1000
+"""Documents of one entry, and of one that each shard judges by what it has stored."""
 BESIDE_BYTES = 64 * 1024
 """What takes time by the byte is done in a thread from this size on."""
 
@@ -108,6 +112,7 @@ class Routes:
         self.blocking = blocking
         self._batch_bytes_max = batch_bytes_max
         self._seen: dict[int, int] = {}
+        self._bound: Bound | None = None
         self.fan_out = FanOut(shards.group, shards.topology, shards.refresh)
         self.stats = self.fan_out.stats
 
@@ -139,6 +144,19 @@ class Routes:
         other = copy.copy(self)
         other._seen = seen
         return other
+
+    def bound_to(self, filter_json: bytes) -> Self:
+        """A router that works for an API key that is bound to a filter: a copy, as `in_session`."""
+        other = copy.copy(self)
+        other._bound = Bound(filter_json)
+        other.fan_out = self.fan_out.bound_to(other._bound)
+        return other
+
+    @property
+    def _rows_max(self) -> int:
+        """Documents of one part of a batch. This process works for a bound key, or has one itself."""
+        own = self._shards.topology().own_key
+        return BATCH_DOCUMENTS_MAX if self._bound is None and not (own is not None and own.filter) else JUDGED_MAX
 
     @property
     def seen(self) -> dict[int, int]:

@@ -35,12 +35,13 @@ class RowInserts:
         write: Write,
         beside: Callable[..., Awaitable[Any]],
         batch_bytes_max: int,
+        rows_max: int,
     ) -> None:
-        """batch_bytes_max: of one part."""
+        """batch_bytes_max, rows_max: of one part."""
         self._ownership = ownership
         self._write = write
         self._beside = beside
-        self._batch_bytes_max = batch_bytes_max
+        self._part_max = (batch_bytes_max, rows_max)
 
     async def run(
         self,
@@ -57,7 +58,7 @@ class RowInserts:
         where one document is refused, the others are of no use, so what can be known of it is known first."""
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
-        plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, self._batch_bytes_max)
+        plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, *self._part_max)
         done = [BatchPart([at], error) for at, error in plan.homeless.items()]
         first = await self._beside(weight, doubtful, ids, rows, metadata, DEFAULTS) if whole else set()
         refused: NeedleError | None = next(iter(plan.homeless.values()), None) if whole else None

@@ -305,7 +305,7 @@ class _Endpoint:
         scope["needle.key"] = caller.name
         if caller.rank < self._rank:
             raise refusal(caller, self._rank, self._what)
-        if caller.collections is not None and not self._route.filtered:
+        if not caller.is_for_all and not self._route.filtered:
             if (name := scope["path_params"].get("collection")) is not None:
                 alias = self._door.node.shards.topology().alias(name)
                 # What was judged is what is called, also if the alias leads elsewhere once the body has arrived.
@@ -339,6 +339,8 @@ class _Endpoint:
             asked = await beside(node.blocking if large else None, idempotency.request_of, caller.name, key, *said)
         del data
         router = node.router.in_session(session.decode(headers.session or "", node.shards.topology().founding))
+        if caller.filter:
+            router = router.bound_to(caller.filter)
         client = Client(node.caller, node.shards, router)
         in_session = headers.session is not None
         return Call(

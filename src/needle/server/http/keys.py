@@ -6,16 +6,18 @@ import msgspec
 
 from needle.base.access import Role
 from needle.client.keys import ApiKey, NewApiKey
-from needle.server.http.bodies import Body
+from needle.server.http.bodies import Body, Filter
 from needle.server.http.call import Call
 
 
 class CreateKey(Body, frozen=True, kw_only=True):
-    """role: reader, writer or admin. collections: the only ones that the key may use; null for all."""
+    """role: reader, writer or admin. collections: the only ones that the key may use; null for all. filter: of the only
+    documents that it sees and writes; null for all."""
 
     name: str
     role: Role = Role.READER
     collections: list[str] | None = None
+    filter: Filter = None
 
 
 class Keys(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +35,9 @@ class Revoked(msgspec.Struct, frozen=True, kw_only=True):
 
 async def create_key(call: Call) -> NewApiKey:
     body = call.body
-    return await call.client.create_key(body.name, body.role, collections=body.collections, timeout=body.timeout)
+    return await call.client.create_key(
+        body.name, body.role, collections=body.collections, filter=body.filter, timeout=body.timeout
+    )
 
 
 async def list_keys(call: Call) -> Keys:

@@ -17,6 +17,7 @@ from needle.base.errors import DiskFull, InvalidArgument, NeedleError, Unauthent
 from needle.base.parts import Body, Payload, Pieces
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls
+from needle.protocol.bounds import bound_call
 from needle.protocol.calls import (
     AddressBook,
     CollectionsCall,
@@ -32,6 +33,7 @@ from needle.protocol.calls import (
     WriteCall,
 )
 from needle.protocol.command_bounds import check_lists
+from needle.protocol.commands import Bound
 from needle.protocol.peer_calls import (
     CATALOG,
     FOUND,
@@ -166,8 +168,8 @@ class Service:
         if found is None:
             raise unknown_method(method)
         large = len(body) > DECODED_BYTES_MAX
-        looked_at = caller.rank < ADMIN and (caller.collections is not None or method not in OPENLY)
-        if looked_at and (large or method != calls.WRITE or caller.collections is not None):
+        looked_at = caller.rank < ADMIN and (not caller.is_for_all or method not in OPENLY)
+        if looked_at and (large or method != calls.WRITE or not caller.is_for_all):
             return self._serve_judged(caller, method, found[1], body)
         if large:
             return self._serve_large(method, found[1], body)
@@ -194,6 +196,10 @@ class Service:
         node = self._node
         call = await judge(node, len(body), self._decoded, method, body)
         await judge(node, len(body), judge_call, caller, method, call, node.topology)
+        if caller.filter:
+            call = await judge(node, len(body), bound_call, method, call, Bound(caller.filter, caller.since))
+            if method in ROUTED:
+                run = getattr(self.proxy.bound_to(caller), method)
         return await self._serve(method, run, call, caller)
 
     async def _judge(self, size: int, fn: Callable[..., Any], *arguments: object) -> Any:

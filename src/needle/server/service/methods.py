@@ -97,13 +97,13 @@ OPENLY: Final = frozenset(NEEDS) - {calls.WRITE, TOPOLOGY}
 
 
 def judge_call(caller: Identity, method: str, call: Any, known: Topology) -> None:
-    """Look at a call: is it about a collection that the caller may use, and does it only write documents. Raises
-    Forbidden, or InvalidArgument for a write that cannot be read."""
+    """Look at a call: is it about a collection that the caller may use, and does it only write documents. (About which
+    ones is for `bounds.bound_call` to say.) Raises Forbidden, or InvalidArgument for a write that cannot be read."""
     if method == calls.WRITE and not getattr(call, "epoch", 0):
         command = decoded_command(call.command)
         if isinstance(command, commands.CreateCollection | commands.DropCollection):
             raise Forbidden("collections are made and dropped with a key of the role admin", needs="admin")
-    if caller.collections is None:
+    if caller.is_for_all:
         return
     about = NEEDS[method].about
     if about == NONE:

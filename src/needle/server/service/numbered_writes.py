@@ -41,11 +41,13 @@ class NumberedWrite:
 
 
 class Session:
-    """acked: the writes below are forgotten. writes: the others, by number. weight: of all of them."""
+    """owner: as in commands.OpenSession. acked: the writes below are forgotten. writes: the others, by number. weight:
+    of all of them."""
 
-    __slots__ = ("acked", "weight", "writes")
+    __slots__ = ("acked", "owner", "weight", "writes")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: int) -> None:
+        self.owner = owner
         self.acked = 0
         self.weight = 0
         self.writes: dict[int, NumberedWrite] = {}
@@ -72,21 +74,22 @@ class NumberedWrites:
         self.keeping: dict[int, None] = {}
         """Sessions with writes, those that were used last at the end, as in `sessions`."""
 
-    def open(self) -> WriteResult:
+    def open(self, owner: int = 0) -> WriteResult:
         """A new session: its id is the result's index."""
         while len(self.sessions) >= SESSIONS_MAX:
             oldest = next(iter(self.sessions))
             self.kept -= self.sessions.pop(oldest).weight
             self.keeping.pop(oldest, None)
         made = self._rng.getrandbits(52) + 1
-        self.sessions[made] = Session()
+        self.sessions[made] = Session(owner)
         return WriteResult(version=0, index=made)
 
-    def find(self, session: commands.Session) -> tuple[Session, NumberedWrite]:
+    def find(self, session: commands.Session, owner: int = 0) -> tuple[Session, NumberedWrite]:
         """A write that may be executed, or was. Raises SessionExpired."""
-        known = self.sessions.pop(session.id, None)
-        if known is None:
+        known = self.sessions.get(session.id)
+        if known is None or known.owner != owner:
             raise SessionExpired("this node does not know the session: it was opened through another node")
+        del self.sessions[session.id]
         self.sessions[session.id] = known  # the ones used last stay longest
         if session.id in self.keeping:
             del self.keeping[session.id]

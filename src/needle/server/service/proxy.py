@@ -7,10 +7,12 @@ A numbered write is executed at most once through this node (numbered_writes.py)
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+from needle.base.access import Identity
 from needle.base.config import RaftConfig
 from needle.base.errors import (
     InvalidArgument,
@@ -67,20 +69,37 @@ class Proxy:
         """judge: runs what takes long for a large command in a thread (served.judge)."""
         self._node = node
         self._judge = judge
+        self._caller: Identity | None = None
         self.numbered = NumberedWrites(rng)
+
+    def bound_to(self, caller: Identity) -> Self:
+        """For a caller whose key is for some documents only: a copy."""
+        other = copy.copy(self)
+        other._caller = caller
+        return other
+
+    @property
+    def _router(self) -> Router:
+        router, caller = self._node.router, self._caller
+        return router if caller is None else router.bound_to(caller.filter)
+
+    @property
+    def _owner(self) -> int:
+        """Of the sessions by which writes are numbered."""
+        return 0 if self._caller is None else self._caller.since
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, call: WriteCall) -> WriteResult:
         """One command of a client that knows no map."""
         command = await self._judge(len(call.command), self._decoded, call.command)
         if isinstance(command, commands.OpenSession):
-            return self.numbered.open()
+            return self.numbered.open(self._owner)
         check_for_callers(command)
         session, timeout = command.session, call_timeout(call.timeout)
         if session.id == 0:
             with asked_by(call.asked):
                 return await self._run(command, timeout, {})
-        known, write = self.numbered.find(session)
+        known, write = self.numbered.find(session, self._owner)
         if write.outcome is not None:
             return told(write.outcome)
         if write.task is None:
@@ -115,7 +134,7 @@ class Proxy:
         return commands.without_repeats(command)
 
     async def _run(self, command: commands.Command, timeout: float, written: dict[int, WriteResult]) -> WriteResult:
-        router = self._node.router
+        router = self._router
         if isinstance(command, commands.Insert):
             return await self._insert(command, timeout, written)
         if isinstance(command, commands.Delete):
@@ -158,7 +177,7 @@ class Proxy:
     async def _insert(self, command: commands.Insert, timeout: float, written: dict[int, WriteResult]) -> WriteResult:
         count = len(command.ids)
         if count == 1:
-            return await self._node.router.insert(
+            return await self._router.insert(
                 command.collection,
                 command.ids[0],
                 command.vectors,
@@ -187,7 +206,7 @@ class Proxy:
         left = [at for at in range(len(command.ids)) if at not in written]
         if written:
             rows = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in left))
-        parts = await self._node.router.insert_batch(
+        parts = await self._router.insert_batch(
             command.collection,
             [command.ids[at] for at in left],
             rows,
@@ -222,7 +241,7 @@ class Proxy:
     async def search(self, call: SearchCall) -> HitBatch:
         """The nearest of all shards."""
         fresh = call.freshness
-        found = await self._node.router.search(
+        found = await self._router.search(
             call.request, self._mode(fresh), call_timeout(fresh.timeout), max_staleness=fresh.max_staleness
         )
         return found.batch
@@ -232,16 +251,14 @@ class Proxy:
         fresh = call.freshness
         timeout, mode = call_timeout(fresh.timeout), self._mode(fresh)
         return SearchManyAnswer(
-            await self._node.router.search_many(
-                call.request, call.count, mode, timeout, max_staleness=fresh.max_staleness
-            )
+            await self._router.search_many(call.request, call.count, mode, timeout, max_staleness=fresh.max_staleness)
         )
 
     async def get(self, call: GetCall) -> DocumentBatch:
         """From whichever shards hold them."""
         check_ids(call)
         fresh = call.freshness
-        return await self._node.router.get(
+        return await self._router.get(
             call.collection,
             call.ids,
             call.with_vectors,
@@ -255,12 +272,12 @@ class Proxy:
         """Of all shards."""
         fresh = call.freshness
         timeout = call_timeout(fresh.timeout)
-        return CountAnswer(await self._node.router.count(call.collection, call.filter, self._mode(fresh), timeout), 0)
+        return CountAnswer(await self._router.count(call.collection, call.filter, self._mode(fresh), timeout), 0)
 
     async def scan(self, call: ScanCall) -> ScanAnswer:
         """Of all shards."""
         fresh = call.freshness
-        return await self._node.router.scan(
+        return await self._router.scan(
             call.collection,
             call.filter,
             call.after,
@@ -276,7 +293,7 @@ class Proxy:
     async def collections(self, call: CollectionsCall) -> CollectionsAnswer:
         """Of the catalog, with the counts of all shards."""
         fresh = call.freshness
-        counts = await self._node.router.counts(self._mode(fresh), call_timeout(fresh.timeout))
+        counts = await self._router.counts(self._mode(fresh), call_timeout(fresh.timeout))
         specs = [info.spec for info in self._node.topology.collections]
         return CollectionsAnswer(specs, [sum(counts.get(spec.name, {}).values()) for spec in specs], 0)
 

@@ -24,7 +24,7 @@ from needle.base.errors import (
     invalid,
 )
 from needle.base.ids import GroupId
-from needle.base.model import Claim, HitBatch, ReadMode, SearchRequest
+from needle.base.model import Claim, CollectionSpec, HitBatch, ReadMode, SearchRequest
 from needle.protocol.calls import (
     QUERIES_MAX,
     CollectionsAnswer,
@@ -173,7 +173,7 @@ class Reads:
             def read() -> DocumentBatch:
                 if loop.time() > deadline:
                     raise DeadlineExceeded("the call's time was over before it could begin")
-                found = hosted.replica.get(call.collection, call.ids, call.with_vectors, claim)
+                found = hosted.replica.get(call.collection, call.ids, call.with_vectors, claim, call.bound)
                 return _columns(found, applied, projection(call.fields))
 
             batch: DocumentBatch = await self._while_wanted(read)
@@ -186,7 +186,8 @@ class Reads:
         builders = self._node.hosted(call.group).builders
 
         def read(replica: Replica, go_on: Callable[[], None]) -> CountAnswer:
-            return CountAnswer(*replica.count_matching(call.collection, call.filter, claim, go_on, builders))
+            found = replica.count_matching(call.collection, call.filter, claim, go_on, builders, call.bound)
+            return CountAnswer(*found)
 
         answer: CountAnswer = await self._read(call.group, call.freshness, read)
         return answer
@@ -201,7 +202,9 @@ class Reads:
 
         def read(replica: Replica, go_on: Callable[[], None]) -> ScanAnswer:
             width = 4 * replica.view.collection(call.collection).record.spec.dimensions
-            page = Page(call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width)
+            page = Page(
+                call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width, call.bound
+            )
             found = replica.scan(page, claim, go_on)
             return ScanAnswer(_columns(found.documents, found.applied, projection(call.fields)), found.reached)
 
@@ -254,6 +257,9 @@ class Reads:
             wanted = False
 
     async def collections(self, call: CollectionsCall, claim: Claim | None = None) -> CollectionsAnswer:
+        if call.bound:
+            answer: CollectionsAnswer = await self._counted(call, claim)
+            return answer
         hosted = await self._fresh(call.group, call.freshness)
         applied = self._host.applied_index(call.group)
         if call.sizes:
@@ -267,6 +273,21 @@ class Reads:
         return CollectionsAnswer(
             [spec for spec, _ in counts], [count for _, count in counts], applied, [size for _, size in sizes]
         )
+
+    async def _counted(self, call: CollectionsCall, claim: Claim | None) -> Any:
+        """For a caller who is to hear of some documents only."""
+        builders = self._node.hosted(call.group).builders
+
+        def read(replica: Replica, go_on: Callable[[], None]) -> CollectionsAnswer:
+            specs, counts, applied = list[CollectionSpec](), list[int](), replica.view.at.index
+            for spec, _ in replica.counts(claim, call.only):
+                with contextlib.suppress(CollectionNotFound):  # dropped by now
+                    count, _ = replica.count_matching(spec.name, b"", claim, go_on, builders, call.bound)
+                    specs.append(spec)
+                    counts.append(count)
+            return CollectionsAnswer(specs, counts, applied)
+
+        return await self._read(call.group, call.freshness, read)
 
 
 def check_ids(call: GetCall) -> None:

@@ -88,7 +88,8 @@ class Batch:
             return
         change = self.change(record)
         self.lookup(change, command.ids)
-        self._reads = isinstance(command, Patch | UpdateVectors) or bool(command.matches) or self._custom
+        judged = bool(command.matches) or command.bound is not None
+        self._reads = isinstance(command, Patch | UpdateVectors) or judged or self._custom
         if not self._reads:
             return
         found = {ref.ordinal for id_ in command.ids if (ref := change.refs[id_]) is not None}

@@ -30,6 +30,7 @@ from needle.base.filters.nodes import evaluate
 from needle.base.model import WriteResult
 from needle.protocol.commands import (
     NO_SESSION,
+    Bound,
     ById,
     ChangeWhere,
     Command,
@@ -55,7 +56,8 @@ from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.expiry import expire
 from needle.shard.apply.holdings import moved, within
 from needle.shard.apply.moves import execute_move
-from needle.shard.apply.where import amend, change_where, parsed
+from needle.shard.apply.visible import check_insert, parsed, seen
+from needle.shard.apply.where import amend, change_where
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import DocRef
 from needle.shard.plan import PublishedSegment, with_published
@@ -97,12 +99,13 @@ def execute(batch: Batch, index: int, command: Command | None) -> Result | None:
         # Before its session is looked at, which remembers that. (Commands of moves have no session.)
         batch.read_ahead(command)
     if isinstance(command, OpenSession):
-        session = batch.sessions.open(command.nonce, index)
+        session = batch.sessions.open(command.nonce, index, command.owner)
         return WriteResult(version=session, index=session)
     numbered: Session = getattr(command, "session", NO_SESSION)
     if not numbered.id:
         return _run_once(batch, index, command, once)
-    known = batch.sessions.find(numbered, index)
+    bound: Bound | None = getattr(command, "bound", None)
+    known = batch.sessions.find(numbered, index, 0 if bound is None else bound.owner)
     if known is not None:
         return known
     result = _run_once(batch, index, command, once)
@@ -182,6 +185,7 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     check_room(record, len(ids))
     change = batch.change(record)
     batch.admit(change, ids, command.metadata)
+    check_insert(batch, change, command)
     _check_versions(command, change.refs, ids)
     _check_matches(command, batch, change, ids)
     version = batch.version(index)
@@ -192,21 +196,24 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
 
 def _delete(batch: Batch, index: int, command: Delete) -> WriteResult:
     change, ids = _addressed(batch, command)
-    _check_versions(command, change.refs, command.ids)
-    _check_matches(command, batch, change, ids)
-    deleted = batch.remove(change, ids)
+    refs = seen(batch, change, command.ids, command.bound)
+    here = [id_ for id_ in ids if refs[id_] is not None]
+    _check_versions(command, refs, command.ids)
+    _check_matches(command, batch, change, here)
+    deleted = batch.remove(change, here)
     return WriteResult(version=batch.version(index), index=index, existed=deleted > 0, count=deleted)
 
 
 def _patch(batch: Batch, index: int, command: Patch) -> WriteResult:
     change, ids = _addressed(batch, command)
-    if command.owned or command.within:  # what is not here may be in another shard
-        ids = [id_ for id_ in ids if change.refs[id_] is not None]
-    _check_versions(command, change.refs, ids)
-    _check_matches(command, batch, change, ids)
-    before = batch.metadata(change, ids)
+    refs = seen(batch, change, ids, command.bound)
+    here = [id_ for id_ in ids if refs[id_] is not None]
+    # What is not here may be in another shard.
+    _check_versions(command, refs, here if command.owned or command.within else ids)
+    _check_matches(command, batch, change, here)
+    before = batch.metadata(change, here)
     check_room(change.record, len(before))
-    amend(batch, index, change, before, command.change)
+    amend(batch, index, change, before, command.change, command.bound)
     return WriteResult(version=batch.version(index), index=index, existed=bool(before), count=len(before))
 
 
@@ -217,8 +224,9 @@ def _update_vectors(batch: Batch, index: int, command: UpdateVectors) -> WriteRe
         raise invalid(
             "vectors", f"{len(command.vectors)} bytes", f"{len(command.ids)} x {width // FLOAT_BYTES} float32"
         )
-    here = [id_ for id_ in ids if change.refs[id_] is not None]
-    _check_versions(command, change.refs, here if command.owned or command.within else ids)
+    refs = seen(batch, change, ids, command.bound)
+    here = [id_ for id_ in ids if refs[id_] is not None]
+    _check_versions(command, refs, here if command.owned or command.within else ids)
     _check_matches(command, batch, change, here)
     check_room(change.record, len(here))
     metadata, place = batch.metadata(change, here), {id_: at * width for at, id_ in enumerate(command.ids)}

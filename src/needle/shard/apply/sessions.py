@@ -28,7 +28,7 @@ ANSWERS_MAX = 4096
 ANSWERS_BYTES_MAX = 64 << 20
 
 SessionRow = tuple[int, bytes, int, int]
-"""(session id, nonce as 16 bytes, index of the last entry that used it, acked)."""
+"""(session id, nonce and owner of 8 bytes each, index of the last entry that used it, acked)."""
 
 NONCE_MAX = 2**64 - 1
 
@@ -127,9 +127,10 @@ class SessionTable:
             self._keeping.move_to_end(session)
         return self._states[session]
 
-    def open(self, nonce: int, index: int) -> int:
-        """Register a session; a nonce that is known gives the id it got before. Evicts the least recently used."""
-        key = (nonce & (2**128 - 1)).to_bytes(16, "little")
+    def open(self, nonce: int, index: int, owner: int = 0) -> int:
+        """Register a session; a nonce that is known gives its owner the id it got before. Evicts the least recently
+        used."""
+        key = (nonce & NONCE_MAX).to_bytes(8, "little") + owner.to_bytes(8, "little")
         known = self._by_nonce.get(key)
         if known is not None:
             self._touch(known, index)
@@ -149,13 +150,13 @@ class SessionTable:
         self._touched.pop(session, None)
         self._evicted[session] = None
 
-    def find(self, session: Session, index: int) -> WriteResult | NeedleError | None:
+    def find(self, session: Session, index: int, owner: int = 0) -> WriteResult | NeedleError | None:
         """The answer this numbered write got before, or None if it is to be executed now.
 
-        SessionExpired when the session is unknown, or when this write's answer was forgotten because the client
-        acknowledged it (or left ANSWERS_MAX later ones unacknowledged).
+        SessionExpired when the session is unknown, or another owner's, or when this write's answer was forgotten
+        because the client acknowledged it (or left ANSWERS_MAX later ones unacknowledged).
         """
-        if session.id not in self._states:
+        if session.id not in self._states or self._nonces[session.id][8:] != owner.to_bytes(8, "little"):
             return SessionExpired(
                 f"session {session.id} is unknown here: it was evicted, being the least recently used of {self._max}, "
                 f"or never opened. Whether write {session.seq} took effect is not known; read, then open a new session",

@@ -80,8 +80,12 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
     collections: how many exist, for the bound on them.
     """
     _check_session(getattr(command, "session", NO_SESSION))
+    if (bound := getattr(command, "bound", None)) is not None:
+        _check_int("bound.owner", bound.owner, 0, VERSION_MAX)
+        _check_filter("bound.filter", bound.filter, limits)
     if isinstance(command, OpenSession):
         _check_int("nonce", command.nonce, 0, NONCE_MAX)
+        _check_int("owner", command.owner, 0, VERSION_MAX)
     elif isinstance(command, CreateCollection):
         check_spec(command.spec, limits)
         if collections >= limits.collections_max and find_spec(command.spec.name) is None:
@@ -239,6 +243,8 @@ def _check_judged(field: str, count: int) -> None:
 
 
 def _check_condition(command: ById, limits: Limits) -> None:
+    if command.bound is not None:
+        _check_judged("ids", len(command.ids))
     if command.matches:
         _check_judged("matches", len(command.ids))
         _check_filter("matches", command.matches, limits)

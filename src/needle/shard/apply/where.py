@@ -7,31 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from needle.base.config import Limits
 from needle.base.errors import InvalidArgument, StaleEpoch
-from needle.base.filters.builder import Filter
-from needle.base.filters.nodes import Node
+from needle.base.filters.nodes import And
 from needle.base.model import WriteResult
-from needle.protocol.commands import Change, ChangeWhere
+from needle.protocol.commands import Bound, Change, ChangeWhere
 from needle.shard.apply.batch import Batch, check_room
 from needle.shard.apply.before import Bounds
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import moved
 from needle.shard.apply.patching import changed
-
-APPLIED_LIMITS = Limits(filter_depth_max=200, filter_nodes_max=1_000_000)
-"""The proposer judged by its own; a replica must not judge by its."""
+from needle.shard.apply.visible import check_written, parsed
 
 
-def parsed(filter_json: bytes) -> Node:
-    """A filter of a log entry."""
-    return Filter.from_json(filter_json or b"{}", APPLIED_LIMITS).node
-
-
-def amend(batch: Batch, index: int, change: CollectionChange, before: Mapping[str, bytes], how: Change) -> None:
-    """Change the metadata of documents that are there. before: what they have. Raises InvalidArgument, and then nothing
-    has changed."""
+def amend(
+    batch: Batch, index: int, change: CollectionChange, before: Mapping[str, bytes], how: Change, bound: Bound | None
+) -> None:
+    """Change the metadata of documents that are there. before: what they have. bound: of the write. Raises
+    InvalidArgument, Forbidden, and then nothing has changed."""
     now = {id_: changed(id_, metadata, how) for id_, metadata in before.items()}
+    check_written(bound, now.items())
     fence = batch.fence
     if fence is not None and fence.custom:
         for id_, metadata in now.items():
@@ -57,7 +51,9 @@ def change_where(batch: Batch, index: int, command: ChangeWhere) -> WriteResult:
         raise StaleEpoch("what this shard owns is not what the map says by which it was asked", owned=False)
     last = record.next_ordinal - 1
     upto = last if command.upto < 0 else min(command.upto, last)
-    node = parsed(command.filter)
+    node, bound = parsed(command.filter), command.bound
+    if bound is not None:
+        node = And((parsed(bound.filter), node))
     found, reached = batch.stored.match(
         record.id, node, member, command.after, upto, Bounds(command.limit, command.looks, command.bytes_max)
     )
@@ -73,7 +69,8 @@ def change_where(batch: Batch, index: int, command: ChangeWhere) -> WriteResult:
             batch.remove(change, ids)
         else:
             check_room(record, len(ids))
-            amend(batch, index, change, {document.id: document.metadata for document in found}, command.change)
+            before = {document.id: document.metadata for document in found}
+            amend(batch, index, change, before, command.change, bound)
     return WriteResult(
         version=batch.version(index),
         index=index,

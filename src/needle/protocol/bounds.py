@@ -1,0 +1,75 @@
+"""API keys that are bound to a filter: what a call becomes before anything is looked up or written for it. Pure.
+
+Invariant: a call passes here whole, or is refused; one of a method that has no row in BY_METHOD is refused. Whoever
+answers a bound call shows only documents that match its filter, and whoever executes a bound command judges by it what
+is stored and what it writes (shard.apply.visible), in the log, so that every replica decides alike. It must not know
+keys, nodes or shards: a node puts the filter of the key into each call that it is asked, and a router that works for a
+key into each that it asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from needle.base.errors import Forbidden
+from needle.protocol import calls, commands
+from needle.protocol.commands import Bound, Command, OfDocuments, OpenSession
+from needle.protocol.peer_calls import SHARD_LEADER, TOPOLOGY, WHO
+
+Put = Callable[[Any, Bound], Any]
+
+
+def _in_call(call: Any, bound: Bound) -> Any:
+    return msgspec.structs.replace(call, bound=bound.filter)
+
+
+def _in_request(call: Any, bound: Bound) -> Any:
+    return msgspec.structs.replace(call, request=msgspec.structs.replace(call.request, bound=bound.filter))
+
+
+def _in_command(call: Any, bound: Bound) -> Any:
+    """Raises UnsupportedFormat."""
+    command = bound_command(commands.decode(call.command), bound)
+    return msgspec.structs.replace(call, command=commands.encode(command))
+
+
+def _as_it_is(call: Any, _: Bound) -> Any:
+    """Tells nothing of documents."""
+    return call
+
+
+BY_METHOD: Final[dict[str, Put]] = {
+    calls.SEARCH: _in_request,
+    calls.SEARCH_MANY: _in_request,
+    calls.GET: _in_call,
+    calls.COUNT: _in_call,
+    calls.SCAN: _in_call,
+    calls.COLLECTIONS: _in_call,
+    calls.WRITE: _in_command,
+    calls.LEADER: _as_it_is,
+    SHARD_LEADER: _as_it_is,
+    TOPOLOGY: _as_it_is,
+    WHO: _as_it_is,
+}
+"""What binds a call of each method."""
+
+
+def bound_call(method: str, call: Any, bound: Bound) -> Any:
+    """The call, so that it reaches documents within the bound only. What its sender had put there counts for nothing.
+    Raises Forbidden; UnsupportedFormat for a command that cannot be read."""
+    put = BY_METHOD.get(method)
+    if put is None:
+        raise Forbidden(f"{method} is about all documents, and this API key is for some only")
+    return put(call, bound)
+
+
+def bound_command(command: Command, bound: Bound) -> Command:
+    """As `bound_call`."""
+    if isinstance(command, OpenSession):
+        return msgspec.structs.replace(command, owner=bound.owner)
+    if not isinstance(command, OfDocuments):
+        raise Forbidden(f"{type(command).__name__} is about all documents, and this API key is for some only")
+    return msgspec.structs.replace(command, bound=bound)
