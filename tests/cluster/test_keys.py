@@ -78,3 +78,23 @@ def test_there_are_no_keys_before_the_cluster_and_no_more_than_travel(monkeypatc
     assert isinstance(refused(Topology(), made()), Unavailable)
     monkeypatch.setattr(keys, "KEYS_MAX", 1)
     assert isinstance(refused(done(topology(), 5, made()), made("b", digest_of("b"))), InvalidArgument)
+
+
+@pytest.mark.parametrize(
+    ("role", "bound"),
+    [
+        (Role.ADMIN, b'{"tenant":"a"}'),
+        (Role.READER, b"{}"),
+        (Role.READER, b'{"tenant":'),
+        (Role.READER, b'{"$no":1}'),
+        (Role.READER, b'{"tenant":"' + b"a" * 1024 + b'"}'),
+    ],
+)
+def test_a_filter_that_binds_nobody_or_cannot_be_read_is_refused(role: Role, bound: bytes) -> None:
+    assert isinstance(refused(topology(), CreateKey("k", DIGEST, role, None, bound)), InvalidArgument)
+
+
+def test_a_key_keeps_its_filter_and_needs_nodes_that_know_of_it() -> None:
+    command = CreateKey("k", DIGEST, Role.WRITER, None, b'{"tenant":"a"}')
+    assert done(topology(), 5, command).keys[0].filter == b'{"tenant":"a"}'
+    assert (command.needs(), made().needs()) == (3, 2)

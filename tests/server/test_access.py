@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 import pytest
 
 from needle.base.access import (
@@ -26,6 +27,7 @@ from needle.base.access import (
 from needle.base.errors import Forbidden, NeedleError, Unauthenticated, UnknownMethod
 from needle.base.model import CollectionSpec, SearchRequest
 from needle.protocol import calls, commands
+from needle.protocol.bounds import BY_METHOD, bound_call, bound_command
 from needle.protocol.calls import CollectionsAnswer, CollectionsCall, Freshness, SearchCall
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.routing.topology import AliasInfo, CollectionInfo, Topology
@@ -166,6 +168,60 @@ def test_raft_messages_are_taken_from_nodes_only(service: Service, rank: int) ->
     peer.node_id = "n2"
     service.on_oneway(peer, b"message")
     assert bool(service.raft) == (rank == NODE)  # type: ignore[attr-defined]
+
+
+# --- keys for some documents -----------------------------------------------------------------------------------------
+def test_every_method_that_a_bound_key_reaches_is_bound() -> None:
+    """A new one without a row in protocol.bounds is refused, and fails here."""
+    reached = {method for method, needs in NEEDS.items() if needs.rank < ADMIN and needs.about != "the whole cluster"}
+    assert reached == BY_METHOD.keys()
+
+
+def test_every_command_that_writes_documents_takes_a_bound() -> None:
+    bound = commands.Bound(b"{}", 4)
+    taking = {kind for kind in get_args(commands.Command) if "bound" in kind.__struct_fields__}
+    assert taking == set(get_args(commands.OfDocuments))
+    others = (
+        commands.CreateCollection(CollectionSpec(name="a", dimensions=2)),
+        commands.DropCollection("a"),
+        commands.Expire("a", 1, 1),
+        commands.PublishSegment(1, 0, 1, 2, 3, ""),
+    )
+    for command in others:
+        with pytest.raises(Forbidden):
+            bound_command(command, bound)
+    writes = {kind for kind in get_args(commands.Command) if "session" in kind.__struct_fields__}
+    assert writes == taking | {commands.CreateCollection, commands.DropCollection}
+    assert bound_command(commands.OpenSession(1, 9), bound) == commands.OpenSession(1, 4)
+
+
+@pytest.mark.parametrize("method", sorted(NEEDS))
+def test_a_bound_key_may_ask_nothing_about_the_whole_cluster(method: str) -> None:
+    who = Identity("t", WRITER, None, b'{"tenant":"a"}', 4)
+    if NEEDS[method].about == "the whole cluster":
+        with pytest.raises(Forbidden, match="some only"):
+            judge_call(who, method, SimpleNamespace(), TOPOLOGY_NOW)
+        with pytest.raises(Forbidden, match="some only"):
+            bound_call(method, SimpleNamespace(), commands.Bound(b"{}"))
+
+
+def test_what_a_caller_says_of_its_bound_counts_for_nothing() -> None:
+    bound = commands.Bound(b'{"tenant":"a"}', 4)
+    insert = commands.Insert("a", ["x"], b"", [b""], bound=commands.Bound(b"{}", 7))
+    made = bound_call(calls.WRITE, write(insert), bound)
+    assert commands.decode(made.command).bound == bound  # type: ignore[union-attr]
+    asked = msgspec.structs.replace(search("a", 3), request=SearchRequest(collection="a", vector=b"", k=1, bound=b"{}"))
+    assert bound_call(calls.SEARCH, asked, bound).request.bound == bound.filter
+
+
+def test_a_bound_key_hears_of_itself() -> None:
+    key = KeyInfo("t", digest_of("t"), Role.WRITER, None, 4, b'{"tenant":"a"}')
+    now = msgspec.structs.replace(TOPOLOGY_NOW, keys=(*TOPOLOGY_NOW.keys, key))
+    heard = now.told_to(Identity("t", WRITER, None, key.filter, 4))
+    assert heard.keys == (msgspec.structs.replace(key, digest=b""),)
+    assert heard.own_key == heard.keys[0]
+    assert now.own_key is None
+    assert now.told_to(Identity("x", WRITER)).keys == ()
 
 
 # --- keys for some collections ---------------------------------------------------------------------------------------
