@@ -1,5 +1,5 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [http]
-[documents]`: or all.
+[tls] [documents]`: or all.
 
 --quick, --json; --documents N: how many the benchmarks of filters and documents have; 200,000 and 20,000 unless said
 otherwise."""
@@ -11,11 +11,23 @@ import asyncio
 import shutil
 import sys
 
-from bench import busy, collections, failover, filters, http, moves, search, shards, writes
+from bench import busy, collections, failover, filters, http, moves, search, shards, tls, writes
 from bench import documents as bench_documents
 from bench.report import Report
 
-PARTS = ("writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "http", "documents")
+PARTS = (
+    "writes",
+    "failover",
+    "search",
+    "shards",
+    "collections",
+    "filters",
+    "busy",
+    "moves",
+    "http",
+    "tls",
+    "documents",
+)
 
 
 async def measure(parts: list[str], report: Report, *, quick: bool, documents: int | None) -> None:
@@ -39,6 +51,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await moves.run(report, quick=quick)
     if "http" in parts:
         await http.run(report, quick=quick)
+    if "tls" in parts:
+        await tls.run(report, quick=quick)
     if "documents" in parts:
         await bench_documents.run(report, quick=quick, documents=documents)
 

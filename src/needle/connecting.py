@@ -7,6 +7,7 @@ import os
 import random
 import ssl
 from collections.abc import Coroutine, Generator, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from needle.base.config import parse_address, refuse
@@ -21,7 +22,7 @@ from needle.client.shards import ClusterShards
 from needle.client.sync import sync_client
 from needle.client.values import check_count
 from needle.routing.topology import Topology
-from needle.rpc.tls import Dial, context
+from needle.rpc.tls import Dial, Rereading, context
 from needle.rpc.transport import RpcClient
 from needle.system import SystemClock
 
@@ -113,11 +114,12 @@ def check_tls(tls: Tls) -> Dial | None:
     if tls is not True and (not isinstance(tls, str | os.PathLike) or not os.fspath(tls)):
         raise refuse("tls", tls, TLS)
     ca = None if tls is True or tls == SYSTEM_CA else os.fspath(tls)
+    make = partial(context, server=False, ca=ca, certificate=shown, key=key, ask=ssl.CERT_REQUIRED, hostname=True)
     try:
-        made = context(server=False, ca=ca, certificate=shown, key=key, ask=ssl.CERT_REQUIRED, hostname=True)
+        made = Rereading(make, filter(None, (ca, shown, key)))
     except (OSError, ValueError) as error:
         raise refuse("tls", ca or shown, f"{TLS} ({error})") from None
-    return Dial(context=lambda: made, shown=shown or "none")
+    return Dial(context=made, shown=shown or "none")
 
 
 async def check_reachable(addresses: list[str], cluster_id: str, shown: Credentials = NOTHING) -> None:

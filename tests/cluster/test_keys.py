@@ -10,9 +10,10 @@ from cluster.catalog_util import topology
 from needle.base.access import KeyInfo, Role, digest_of
 from needle.base.errors import AlreadyExists, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import WriteResult
+from needle.base.rates import Rates
 from needle.catalog import keys
 from needle.catalog.state import execute
-from needle.protocol.catalog_commands import CreateKey, RevokeKey, decode, encode
+from needle.protocol.catalog_commands import CreateKey, LimitKey, RevokeKey, decode, encode
 from needle.routing.topology import Topology
 
 DIGEST = digest_of("a key")
@@ -98,3 +99,19 @@ def test_a_key_keeps_its_filter_and_needs_nodes_that_know_of_it() -> None:
     command = CreateKey("k", DIGEST, Role.WRITER, None, b'{"tenant":"a"}')
     assert done(topology(), 5, command).keys[0].filter == b'{"tenant":"a"}'
     assert (command.needs(), made().needs()) == (3, 2)
+
+
+def test_rates_of_a_key_change_by_one_entry() -> None:
+    now = done(topology(), 5, CreateKey("k", DIGEST, Role.WRITER, None, b"", Rates(1, 2, 3)))
+    now = done(now, 6, CreateKey("ops", digest_of("another"), Role.ADMIN))
+    assert now.keys[0].rates == Rates(1, 2, 3)
+    changed = done(now, 7, LimitKey("k", Rates(bytes=9)))
+    assert (changed.keys[0].rates, changed.keys[0].since) == (Rates(0, 0, 9), 5)
+    for command in (
+        LimitKey("nobody", Rates()),
+        LimitKey("ops", Rates(requests=1)),
+        LimitKey("k", Rates(requests=-1)),
+        CreateKey("admin", digest_of("x"), Role.ADMIN, None, b"", Rates(1)),
+    ):
+        assert isinstance(refused(changed, command), InvalidArgument)
+    assert CreateKey("k", DIGEST, Role.READER, None, b"", Rates(1)).needs() == 3

@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 
-from needle.base.errors import ConnectionLost, TlsFailed
+from needle.base.errors import ConfigError, ConnectionLost, TlsFailed
+from needle.connecting import check_tls
 from needle.rpc.tls import Dial, Door, context
 
 LATE = 10.0
@@ -183,6 +184,39 @@ async def test_certificates_that_were_replaced_are_used_by_the_next_connection(t
         except (TlsFailed, ConnectionLost):
             assert time.monotonic() < end
             await asyncio.sleep(0.01)
+
+
+async def test_a_client_reads_its_authority_anew_when_the_file_has_changed(tls, net, authority, tmp_path):
+    """So an authority is changed without an end of the programs that use the cluster."""
+    file = tmp_path / "ca.crt"
+    other = (authority.directory / "other" / "ca.crt").read_bytes()
+    ours = (authority.directory / "ca" / "ca.crt").read_bytes()
+    file.write_bytes(ours)
+    dialled = check_tls(file)
+    context = dialled.context()
+    assert dialled.context() is context
+    for content in (b"", b"half of a cert", None):
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        assert dialled.context() is context  # what cannot be read does not end what works
+    file.write_bytes(other)
+    assert dialled.context() is not context
+    server = await tls.server(door=door(authority, tls.nodes["node-1"]))
+    client = net.client(dial=dialled, backoff_min=0.001, backoff_max=0.001)
+    await refused(client, server, "certificate of 127.0.0.1.*is refused")
+    file.write_bytes(other + ours)
+    end = time.monotonic() + LATE
+    while True:
+        try:
+            assert await client.call(server.address, "echo", b"x", LATE) == b"x"
+            break
+        except (TlsFailed, ConnectionLost):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+    with pytest.raises(ConfigError):
+        check_tls(tmp_path / "nothing")
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,9 @@ from needle.base.access import (
     new_key,
     rank_of,
 )
-from needle.base.errors import Forbidden, NeedleError, Unauthenticated, UnknownMethod
+from needle.base.errors import Forbidden, NeedleError, TooManyRequests, Unauthenticated, UnknownMethod
 from needle.base.model import CollectionSpec, SearchRequest
+from needle.base.rates import Rates
 from needle.protocol import calls, commands
 from needle.protocol.bounds import BY_METHOD, bound_call, bound_command
 from needle.protocol.calls import CollectionsAnswer, CollectionsCall, Freshness, SearchCall
@@ -90,6 +91,28 @@ def test_what_a_key_may_do_is_never_changed_behind_its_connections() -> None:
     caller = made.of_key(KEY)
     made.follow((info(),))
     assert (caller.rank, made.of_key(KEY).rank) == (NOBODY, READER)
+
+
+def test_rates_change_for_connections_that_are_open() -> None:
+    key = info()
+    made = access(key)
+    who = made.of_key(KEY)
+    assert (who.meter, list(made.meters())) == (None, [])
+    made.follow((msgspec.structs.replace(key, rates=Rates(requests=1)),))
+    assert made.of_key(KEY) is who
+    assert who.rank == READER
+    meter = who.meter
+    assert meter is not None
+    meter.admit(0.0)
+    with pytest.raises(TooManyRequests):
+        meter.admit(0.0)
+    # What else is new of the cluster's keys changes nothing of what is owed.
+    made.follow((msgspec.structs.replace(key, rates=Rates(requests=1)), info("other", "other")))
+    with pytest.raises(TooManyRequests):
+        meter.admit(0.0)
+    assert [(name, one.refused["requests"]) for name, one in made.meters()] == [("k", 2)]
+    made.follow((key,))
+    assert made.of_key(KEY).meter is None
 
 
 def test_who_is_admitted_with_and_without_keys_required() -> None:

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from needle.base.errors import invalid
+from needle.base.rates import Meter, Rates
 
 KEY_BYTES: Final = 32
 PREFIX: Final = "ndl_"
@@ -45,7 +46,8 @@ def rank_of(role: Role) -> int:
 class KeyInfo(msgspec.Struct, frozen=True, array_like=True):
     """An API key, as the catalog keeps it. digest: SHA-256 of the key. collections: the only ones that it may use, by
     their own names (not aliases); None for all, and for an admin always. since: the catalog's index that made it.
-    filter: as JSON, of the only documents that it sees and writes; b"" for all, and for an admin always."""
+    filter: as JSON, of the only documents that it sees and writes; b"" for all, and for an admin always. rates: of what
+    it asks of each node; none for an admin."""
 
     name: str
     digest: bytes
@@ -53,13 +55,15 @@ class KeyInfo(msgspec.Struct, frozen=True, array_like=True):
     collections: tuple[str, ...] | None = None
     since: int = 0
     filter: bytes = b""
+    rates: Rates = Rates()
 
 
 class Identity:
     """A caller. One object for all connections and requests with the same key: when that is revoked its rank becomes
-    NOBODY, and with it theirs, at once. name: of the key, "" without one. collections, filter, since: as in KeyInfo."""
+    NOBODY, and with it theirs, at once. name: of the key, "" without one. collections, filter, since: as in KeyInfo.
+    meter: None for who may ask as much as the node can."""
 
-    __slots__ = ("collections", "filter", "name", "rank", "since")
+    __slots__ = ("collections", "filter", "meter", "name", "rank", "since")
 
     def __init__(
         self, name: str, rank: int, collections: frozenset[str] | None = None, filter: bytes = b"", since: int = 0
@@ -69,6 +73,16 @@ class Identity:
         self.collections = collections
         self.filter = filter
         self.since = since
+        self.meter: Meter | None = None
+
+    def limit(self, rates: Rates) -> None:
+        """These are its rates from now on."""
+        if rates == Rates():
+            self.meter = None
+        elif self.meter is None:
+            self.meter = Meter(rates)
+        else:
+            self.meter.change(rates)
 
     @property
     def is_for_all(self) -> bool:

@@ -151,6 +151,13 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class TooManyRequests(Overloaded):
+    """The API key has used up what it may ask of this node in a second. `details["wait"]`: seconds until there is room
+    again; `details["limit"]`: of what: requests, documents or bytes."""
+
+    code = "too_many_requests"
+
+
 class TooManyFiles(Unavailable):
     """This process may open no more files or connections now (`ulimit -n`). The disk is fine."""
 
@@ -367,6 +374,15 @@ def shown(value: object) -> str:
     except Exception:  # noqa: BLE001 - a caller's class: the refusal must come through
         text = f"<{type(value).__qualname__}>"
     return text if len(text) <= 80 else text[:60] + f"... ({len(text)} characters)"
+
+
+def waited_for(error: TooManyRequests, left: float) -> float:
+    """How many seconds whoever was refused so has to wait. Raises the error if there are only `left`."""
+    wait = error.details.get("wait")
+    seconds = float(wait) if isinstance(wait, int | float) and wait > 0 else 1.0
+    if seconds >= left:
+        raise error
+    return seconds
 
 
 def in_seconds(seconds: float) -> str:

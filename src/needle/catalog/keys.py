@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 
+import msgspec
+
 from needle.base.access import KeyInfo, Role, check_key_name
 from needle.base.config import Limits
 from needle.base.errors import AlreadyExists, invalid
 from needle.base.filters.builder import Filter
-from needle.protocol.catalog_commands import CreateKey
+from needle.base.rates import Rates, check_rates
+from needle.protocol.catalog_commands import CreateKey, LimitKey
 
 KEYS_MAX = 1000
 COLLECTIONS_MAX = 100
@@ -50,5 +53,21 @@ def created(keys: tuple[KeyInfo, ...], index: int, command: CreateKey) -> tuple[
         collections=None if allowed is None else tuple(sorted(set(allowed))),
         since=index,
         filter=bound,
+        rates=_checked(command.rates, command.role),
     )
     return tuple(sorted([*keys, made], key=lambda key: key.name))
+
+
+def limited(keys: tuple[KeyInfo, ...], command: LimitKey) -> tuple[KeyInfo, ...]:
+    """The keys with other rates of one. Raises InvalidArgument."""
+    found = next((key for key in keys if key.name == command.name), None)
+    if found is None:
+        raise invalid("name", command.name, "the name of a key: `needle keys list` shows them")
+    changed = msgspec.structs.replace(found, rates=_checked(command.rates, found.role))
+    return tuple(changed if key is found else key for key in keys)
+
+
+def _checked(rates: Rates, role: Role) -> Rates:
+    if role is Role.ADMIN and rates != Rates():
+        raise invalid("rates", list(msgspec.structs.astuple(rates)), "nothing for an admin, who must be able to help")
+    return check_rates(rates)

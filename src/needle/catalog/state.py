@@ -38,6 +38,7 @@ from needle.protocol.catalog_commands import (
     DrainNode,
     DropCollection,
     FinishMove,
+    LimitKey,
     MaintainNode,
     RaiseVersion,
     RegisterNode,
@@ -238,6 +239,10 @@ def _create_key(now: Topology, index: int, command: CreateKey) -> Changed:
     return done(_replace(now, keys=keys.created(now.keys, index, command)), index)
 
 
+def _limit_key(now: Topology, index: int, command: LimitKey) -> Changed:
+    return done(_replace(now, keys=keys.limited(now.keys, command)), index, existed=True)
+
+
 def _revoke_key(now: Topology, index: int, command: RevokeKey) -> Changed:
     left = tuple(key for key in now.keys if key.name != command.name)
     if len(left) == len(now.keys):
@@ -266,6 +271,7 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], Changed]] = {
     SetAlias: collections.set_alias,
     RemoveAlias: collections.remove_alias,
     CreateKey: _create_key,
+    LimitKey: _limit_key,
     RevokeKey: _revoke_key,
     StartMove: _start_move,
     AdvanceMove: _of_moves(range_moves.advanced),

@@ -89,7 +89,7 @@ config_app = typer.Typer(
     rich_markup_mode=None,
 )
 keys_app = typer.Typer(
-    help="Make API keys, list them, take them back.",
+    help="Make API keys, list them, limit what they may ask for, take them back.",
     epilog="Example: needle keys list",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -209,6 +209,7 @@ _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/need
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
 _add(keys_app, "create", key_commands.create, "needle keys create shop --role writer -c books")
 _add(keys_app, "list", key_commands.list_, "needle keys list --json")
+_add(keys_app, "limit", key_commands.limit, "needle keys limit shop --requests 100 --bytes 10000000")
 _add(keys_app, "revoke", key_commands.revoke, "needle keys revoke shop")
 app.add_typer(keys_app, name="keys")
 app.add_typer(certs_app, name="certs")

@@ -14,10 +14,12 @@ from typing import Annotated, TypeVar
 
 import msgspec
 import typer
+from rich.markup import escape
 
 import needle
 from needle.base.access import Role
 from needle.base.errors import ConfigError
+from needle.base.rates import WHAT
 from needle.cli.common import DEFAULT_CLUSTER, Json, console, filter_option, notes, print_json, run, table
 from needle.client import ApiKey, NewApiKey
 from needle.connecting import Credentials
@@ -56,6 +58,15 @@ OptionalCluster = Annotated[
 ]
 
 
+Requests = Annotated[float, typer.Option("--requests", help="Requests a second, of each node; 0: no limit.")]
+Documents = Annotated[
+    float, typer.Option("--documents", help="Documents a second that it writes or asks for, of each node; 0: no limit.")
+]
+Bytes = Annotated[
+    float, typer.Option("--bytes", help="Bytes of requests and answers a second, of each node; 0: no limit.")
+]
+
+
 def create(
     name: Name,
     role: Annotated[Role, typer.Option("--role", help="What the key may do.")] = Role.READER,
@@ -70,6 +81,9 @@ def create(
             help='The only documents that the key sees and writes, by their metadata: \'{"tenant": "a"}\'.',
         ),
     ] = None,
+    requests: Requests = 0.0,
+    documents: Documents = 0.0,
+    bytes_: Bytes = 0.0,
     config: Config = None,
     cluster: OptionalCluster = None,
     json: Json = False,
@@ -78,7 +92,9 @@ def create(
     bound = filter_option("--filter", filter)
 
     async def work(client: needle.Client) -> NewApiKey:
-        return await client.create_key(name, role, collections=collection, filter=bound)
+        return await client.create_key(
+            name, role, collections=collection, filter=bound, requests=requests, documents=documents, bytes=bytes_
+        )
 
     made = _run(cluster, config, work)
     if json:
@@ -98,11 +114,28 @@ def list_(config: Config = None, cluster: OptionalCluster = None, json: Json = F
     if json:
         print_json(found)
         return
-    rows = table("key", "role", "collections", "documents")
+    rows = table("key", "role", "collections", "documents", "a second")
     for key in found:
         collections = "all" if key.collections is None else ", ".join(key.collections)
-        rows.add_row(key.name, str(key.role), collections, _documents(key))
+        rows.add_row(key.name, str(key.role), collections, escape(_documents(key)), _limits(key))
     console.print(rows)
+
+
+def limit(
+    name: Name,
+    requests: Requests = 0.0,
+    documents: Documents = 0.0,
+    bytes_: Bytes = 0.0,
+    config: Config = None,
+    cluster: OptionalCluster = None,
+) -> None:
+    """Say how much a key may ask of each node in a second, from now on; what is not named has no limit."""
+
+    async def work(client: needle.Client) -> list[str]:
+        return await client.limit_key(name, requests=requests, documents=documents, bytes=bytes_)
+
+    silent = _run(cluster, config, work)
+    _changed("limited", name, silent)
 
 
 def revoke(name: Name, config: Config = None, cluster: OptionalCluster = None) -> None:
@@ -112,7 +145,11 @@ def revoke(name: Name, config: Config = None, cluster: OptionalCluster = None) -
         return await client.revoke_key(name)
 
     silent = _run(cluster, config, work)
-    notes.print(f"revoked {name}", markup=False)
+    _changed("revoked", name, silent)
+
+
+def _changed(how: str, name: str, silent: list[str]) -> None:
+    notes.print(f"{how} {name}", markup=False)
     if silent:
         notes.print(f"{', '.join(silent)} did not confirm it, and will do so once back with the others", markup=False)
 
@@ -121,6 +158,11 @@ def _in_words(key: NewApiKey) -> str:
     of = f" of {', '.join(key.collections)} only" if key.collections is not None else ""
     which = "" if key.filter is None else f", for documents that match {_documents(key)} only"
     return f"a {key.role}{of}{which}"
+
+
+def _limits(key: ApiKey) -> str:
+    said = [f"{value:g} {name}" for name in WHAT if (value := getattr(key, name))]
+    return ", ".join(said) or "no limit"
 
 
 def _documents(key: ApiKey | NewApiKey) -> str:

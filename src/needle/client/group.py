@@ -29,8 +29,10 @@ from needle.base.errors import (
     ProtocolError,
     SessionExpired,
     StorageError,
+    TooManyRequests,
     VersionMismatch,
     in_seconds,
+    waited_for,
 )
 from needle.base.ids import NodeId
 from needle.base.model import RaftStatus, WriteResult
@@ -214,6 +216,9 @@ class GroupClient:
             raise error  # a node whose disk failed ends; another will lead
         if isinstance(error, DeadlineExceeded) and attempts.sent:
             await attempts.pause(self._rng)  # it took too long: that says nothing about who leads
+            return
+        if isinstance(error, TooManyRequests):
+            await asyncio.sleep(max(waited_for(error, attempts.left()), attempts.next_pause(self._rng)))
             return
         if isinstance(error, Overloaded):
             attempts.backoff = max(attempts.backoff, 0.05)

@@ -16,12 +16,13 @@ from needle.base.access import KEY_BYTES, KeyInfo, Role, check_key_name, check_r
 from needle.base.errors import NeedleError, Unauthenticated, invalid
 from needle.base.ids import NodeId
 from needle.base.model import WriteResult
+from needle.base.rates import WHAT, Rates, check_rates
 from needle.client import values
 from needle.client.changes import TIMEOUT, FilterLike
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
-from needle.protocol.catalog_commands import CreateKey, RevokeKey
+from needle.protocol.catalog_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
 
 TOLD_SECONDS = 1.0
@@ -30,12 +31,16 @@ TOLD_SECONDS = 1.0
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to know of an API key. role: reader, writer or admin. collections: the only ones that it may use;
-    None for all. filter: of the only documents that it sees and writes, in its dict form; None for all."""
+    None for all. filter: of the only documents that it sees and writes, in its canonical dict form; None for all.
+    requests, documents, bytes: a second, of each node; 0 for as many as it can."""
 
     name: str
     role: Role
     collections: list[str] | None = None
     filter: dict[str, Any] | None = None
+    requests: float = 0.0
+    documents: float = 0.0
+    bytes: float = 0.0
 
 
 class NewApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +50,9 @@ class NewApiKey(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     collections: list[str] | None = None
     filter: dict[str, Any] | None = None
+    requests: float = 0.0
+    documents: float = 0.0
+    bytes: float = 0.0
     key: str
 
 
@@ -61,24 +69,48 @@ class KeyMethods:
         *,
         collections: Iterable[str] | None = None,
         filter: FilterLike = None,
+        requests: float = 0.0,
+        documents: float = 0.0,
+        bytes: float = 0.0,
         timeout: float = TIMEOUT,
     ) -> NewApiKey:
         """Make an API key. role: reader, writer or admin. collections: the only ones that it may use, by their own
         names, whether they are there already or not; None for all. filter: documents that do not match it are not there
-        for this key, and it can write none that do not (docs/security.md); None for all. An admin may use all. Every
-        node that answers knows the key when this returns. Raises AlreadyExists for a name in use, InvalidArgument,
-        Forbidden; ClusterTooOld for a filter while a node does not know of these."""
+        for this key, and it can write none that do not (docs/security.md); None for all. requests, documents, bytes:
+        as `limit_key`. An admin may use all. Every node that answers knows the key when this returns. Raises
+        AlreadyExists for a name in use, InvalidArgument, Forbidden; ClusterTooOld for a filter or rates while a node
+        does not know of these."""
         seconds, check_key = values.check_timeout(timeout), check_key_name(name)
         given = None if collections is None else [values.check_name(one) for one in _listed(collections)]
         key, kind = new_key(secrets.token_bytes(KEY_BYTES)), check_role(role)
         bound = values.filter_bytes(filter)
-        result = await self._shards.command(CreateKey(check_key, digest_of(key), kind, given, bound), seconds)
-        await self._told(result, seconds)
-        return NewApiKey(name=check_key, role=kind, collections=given, filter=_dict_form(bound), key=key)
+        rates = _rates(requests, documents, bytes)
+        command = CreateKey(check_key, digest_of(key), kind, given, bound, rates)
+        await self._told(await self._shards.command(command, seconds), seconds)
+        made = _shown(KeyInfo(check_key, b"", kind, None if given is None else tuple(given), 0, bound, rates))
+        return NewApiKey(**msgspec.structs.asdict(made), key=key)
 
     async def keys(self, *, timeout: float = TIMEOUT) -> list[ApiKey]:
         """The API keys of the cluster, by name; what they are is not kept."""
         return [_shown(key) for key in (await self._shards.confirmed(values.check_timeout(timeout))).keys]
+
+    async def limit_key(
+        self,
+        name: str,
+        *,
+        requests: float = 0.0,
+        documents: float = 0.0,
+        bytes: float = 0.0,
+        timeout: float = TIMEOUT,
+    ) -> list[NodeId]:
+        """How much a key may ask of each node in a second, from now on, also on connections that are open; 0 for as
+        much as the node can. documents: that are written or asked for. bytes: of requests and answers. What is more is
+        refused with TooManyRequests, which says how long to wait; clients wait and try again within their timeout.
+        Returns the nodes that did not confirm it, as `revoke_key`. Raises InvalidArgument for a name that no key has,
+        and for an admin's; Forbidden, ClusterTooOld."""
+        seconds = values.check_timeout(timeout)
+        command = LimitKey(check_key_name(name), _rates(requests, documents, bytes))
+        return await self._told(await self._shards.command(command, seconds), seconds)
 
     async def revoke_key(self, name: str, *, timeout: float = TIMEOUT) -> list[NodeId]:
         """Take an API key back: calls with it are refused from now on, also on connections that are open. Returns the
@@ -114,12 +146,16 @@ def _shown(key: KeyInfo) -> ApiKey:
         name=key.name,
         role=key.role,
         collections=None if key.collections is None else list(key.collections),
-        filter=_dict_form(key.filter),
+        filter=msgspec.json.decode(key.filter, type=dict[str, Any]) if key.filter else None,
+        **msgspec.structs.asdict(key.rates),
     )
 
 
-def _dict_form(filter_json: bytes) -> dict[str, Any] | None:
-    return msgspec.json.decode(filter_json, type=dict[str, Any]) if filter_json else None
+def _rates(*given: float) -> Rates:
+    for name, value in zip(WHAT, given, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise invalid(name, value, "a number a second, 0 for no limit")
+    return check_rates(Rates(*map(float, given)))
 
 
 def _listed(names: Iterable[str]) -> list[str]:

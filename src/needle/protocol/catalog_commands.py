@@ -16,6 +16,7 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec
+from needle.base.rates import Rates
 from needle.base.versions import SAID
 from needle.protocol.versioned import Versioned, check_known
 from needle.routing.jobs import Job, RebalanceConfig
@@ -192,17 +193,27 @@ class RemoveAlias(Versioned, frozen=True, tag="remove-alias"):
 
 
 class CreateKey(Versioned, frozen=True, tag="create-key"):
-    """Let in who has the API key with this SHA-256. collections, filter: as in KeyInfo. Refused if the name is in
-    use."""
+    """Let in who has the API key with this SHA-256. collections, filter, rates: as in KeyInfo. Refused if the name is
+    in use."""
 
     SINCE: ClassVar[int] = 2
-    NEWER: ClassVar[dict[str, int]] = {"filter": 3}
+    NEWER: ClassVar[dict[str, int]] = {"filter": 3, "rates": 3}
 
     name: str
     digest: bytes
     role: Role
     collections: list[str] | None = None
     filter: bytes = b""
+    rates: Rates = Rates()
+
+
+class LimitKey(Versioned, frozen=True, tag="limit-key"):
+    """Let the key of this name ask for so much from now on. Refused if there is none, and for an admin's."""
+
+    SINCE: ClassVar[int] = 3
+
+    name: str
+    rates: Rates
 
 
 class RevokeKey(Versioned, frozen=True, tag="revoke-key"):
@@ -318,6 +329,7 @@ CatalogCommand = (
     | RemoveAlias
     | CreateKey
     | RevokeKey
+    | LimitKey
     | StartMove
     | AdvanceMove
     | FinishMove

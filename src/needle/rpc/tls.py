@@ -7,8 +7,10 @@ it is. Knows no settings, and no files beyond those it is told to read.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
@@ -111,6 +113,36 @@ def context(
     if certificate:
         made.load_cert_chain(certificate, key or None, password=_no_password)
     return made
+
+
+def states_of(paths: Iterable[str]) -> list[tuple[int, int, int] | None]:
+    """What tells that a file is another one than before, also behind symbolic links; None for one that is not there."""
+    states: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+        except OSError:
+            states.append(None)
+        else:
+            states.append((found.st_ino, found.st_mtime_ns, found.st_size))
+    return states
+
+
+class Rereading:
+    """A context made of files, and made again for the connection that comes after they have changed; should that fail,
+    the one of before goes on. Raises what `make` raises, the first time."""
+
+    def __init__(self, make: Context, paths: Iterable[str]) -> None:
+        self._make, self._paths = make, list(paths)
+        self._seen = states_of(self._paths)
+        self._made = make()
+
+    def __call__(self) -> ssl.SSLContext:
+        if (seen := states_of(self._paths)) != self._seen:
+            self._seen = seen
+            with suppress(OSError, ValueError):
+                self._made = self._make()
+        return self._made
 
 
 def _no_password() -> str:

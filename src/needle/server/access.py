@@ -8,10 +8,14 @@ are. It must not know connections, requests or calls.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterator
 from typing import Final
+
+import msgspec
 
 from needle.base.access import NOBODY, NODE, ROLES, Identity, KeyInfo, digest_of, everybody, rank_of
 from needle.base.errors import Forbidden, NeedleError, Unauthenticated
+from needle.base.rates import Meter, Rates
 
 _INDEXED: Final = 8
 """Keys are looked up by so many bytes of their SHA-256, which no caller can choose; the rest is compared in constant
@@ -48,11 +52,21 @@ class Access:
         there = dict(zip((key.digest for key in self._keys), self._keys, strict=True))
         known: dict[bytes, tuple[bytes, Identity]] = {}
         for key in keys:
-            found = self._known.pop(key.digest[:_INDEXED], None) if there.get(key.digest) == key else None
-            known[key.digest[:_INDEXED]] = found or (key.digest, _identity(key))
+            before, found = there.get(key.digest), None
+            if before is not None and _but_for_rates(before) == _but_for_rates(key):
+                found = self._known.pop(key.digest[:_INDEXED], None)
+            found = known[key.digest[:_INDEXED]] = found or (key.digest, _identity(key))
+            if before is None or before.rates != key.rates or found[1].meter is None:
+                found[1].limit(key.rates)
         for _, identity in self._known.values():
             identity.rank = NOBODY
         self._keys, self._known = keys, known
+
+    def meters(self) -> Iterator[tuple[str, Meter]]:
+        """Of the keys that may not ask for as much as they like, by name."""
+        for _, identity in self._known.values():
+            if identity.meter is not None:
+                yield identity.name, identity.meter
 
     def of_key(self, key: str) -> Identity:
         """Whose key this is. Raises Unauthenticated."""
@@ -71,6 +85,11 @@ class Access:
         if self.required:
             raise Unauthenticated(NO_SECRET if node_id else NO_KEY)
         return self.anonymous
+
+
+def _but_for_rates(key: KeyInfo) -> KeyInfo:
+    """These change while the key is in use."""
+    return key if key.rates == Rates() else msgspec.structs.replace(key, rates=Rates())
 
 
 def _identity(key: KeyInfo) -> Identity:

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from needle.base.errors import ConfigError, NeedleError
 from needle.base.ids import NodeId
 from needle.base.tls_config import TlsConfig
-from needle.rpc.tls import Dial, Door, check_node_name, context
+from needle.rpc.tls import Dial, Door, check_node_name, context, states_of
 
 log = logging.getLogger("needle.server")
 
@@ -104,16 +104,7 @@ class Certificates:
         return True
 
     def _look(self) -> object:
-        """What tells that a file is another one, also behind symbolic links."""
-        seen: list[tuple[int, int, int] | None] = []
-        for path in (self._config.certificate, self._config.key, self._config.ca):
-            try:
-                found = os.stat(path)
-            except OSError:
-                seen.append(None)
-            else:
-                seen.append((found.st_ino, found.st_mtime_ns, found.st_size))
-        return seen
+        return states_of((self._config.certificate, self._config.key, self._config.ca))
 
     def _read(self) -> _Contexts:
         config = self._config

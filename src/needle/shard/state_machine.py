@@ -232,8 +232,7 @@ class Replica:
     def get(
         self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None = None, bound: bytes = b""
     ) -> list[StoredDocument]:
-        """The documents with these ids, in the order asked for; absent ids are left out, and what does not match
-        `bound` (a filter's JSON), everywhere. Raises StaleEpoch if the shard does not own what `claim` says."""
+        """Those that are there and match `bound` (JSON), as asked for. Raises StaleEpoch unless `claim` is true."""
         self._usable.check()
         return self._reads.get(collection, ids, with_vectors, claim, bound)
 

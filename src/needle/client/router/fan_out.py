@@ -21,9 +21,11 @@ from needle.base.errors import (
     Overloaded,
     ProtocolError,
     StaleEpoch,
+    TooManyRequests,
     TooStale,
     in_seconds,
     told_version,
+    waited_for,
 )
 from needle.base.model import ReadMode, WriteResult
 from needle.base.parts import Payload
@@ -227,6 +229,10 @@ class FanOut:
             answer = await self._hedging.ask(group, group.replicas(), method, body, left, failures)
             if answer is not None:
                 return answer
+            if failures and all(isinstance(error, TooManyRequests) for error in failures.values()):
+                left = max(0.0, deadline - loop.time())
+                await asyncio.sleep(min(waited_for(error, left) for error in failures.values()))  # type: ignore[arg-type]
+                continue
             # Nodes may have moved since this topology: a newer one tells where to.
             await self._refresh(self._topology().version + 1, min(max(0.0, deadline - loop.time()), PAUSE_SECONDS))
         told = "; ".join(f"{address}: {error.message}" for address, error in sorted(failures.items()))

@@ -25,7 +25,6 @@ from needle.client.router.scanning import scan_page
 from needle.client.router.sizes import HeldByShards, Only, held_by_shards
 from needle.client.where import OnProgress, WhereWork
 from needle.protocol import calls
-from needle.protocol.bounds import bound_command
 from needle.protocol.calls import (
     CountAnswer,
     CountCall,
@@ -79,9 +78,7 @@ class Router(Routes):
 
     async def _write(self, owner: Callable[[], int], make: Callable[[Session], Command], timeout: float) -> WriteResult:
         """Write to the owning shard. StaleEpoch means that nothing was done: route again by a newer map."""
-        if (bound := self._bound) is not None:
-            unbound, make = make, lambda session: bound_command(unbound(session), bound)
-        loop = asyncio.get_running_loop()
+        loop, make = asyncio.get_running_loop(), self._binding(make)
         deadline = loop.time() + timeout
         while (left := deadline - loop.time()) > 0:
             try:
@@ -119,9 +116,7 @@ class Router(Routes):
             return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
 
         async def run(stored: str, left: float) -> list[BatchPart]:
-            inserts = RowInserts(
-                self.fan_out.ownership, self._write, self._beside, self._batch_bytes_max, self._rows_max
-            )
+            inserts = RowInserts(self.fan_out.ownership, self._write, self._beside, self._part_max)
             parts = await inserts.run(stored, ids, rows, metadata, left, expires, whole=whole)
             return in_callers_words(parts, self._shards.topology().collection(collection))
 

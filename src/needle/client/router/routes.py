@@ -20,8 +20,9 @@ from needle.client.meaning import Meaning, meant, switched
 from needle.client.router.fan_out import FanOut, ShardGroup
 from needle.client.router.merge import by_owner
 from needle.protocol import catalog_commands
+from needle.protocol.bounds import bound_command
 from needle.protocol.calls import Freshness
-from needle.protocol.commands import Bound
+from needle.protocol.commands import Bound, Command, Session
 from needle.protocol.peer_calls import IndexRoom
 from needle.routing.strategy import routing_key
 from needle.routing.topology import CollectionInfo, Ownership, Topology, public_name
@@ -152,11 +153,16 @@ class Routes:
         other.fan_out = self.fan_out.bound_to(other._bound)
         return other
 
+    def _binding(self, make: Callable[[Session], Command]) -> Callable[[Session], Command]:
+        """The command of a write, for the key that this router works for."""
+        bound = self._bound
+        return make if bound is None else lambda session: bound_command(make(session), bound)
+
     @property
-    def _rows_max(self) -> int:
-        """Documents of one part of a batch. This process works for a bound key, or has one itself."""
-        own = self._shards.topology().own_key
-        return BATCH_DOCUMENTS_MAX if self._bound is None and not (own is not None and own.filter) else JUDGED_MAX
+    def _part_max(self) -> tuple[int, int]:
+        """Bytes and documents of one part of a batch. This process may work for a bound key, or have one itself."""
+        bound = self._bound is not None or self._shards.topology().own_key is not None
+        return self._batch_bytes_max, JUDGED_MAX if bound else BATCH_DOCUMENTS_MAX
 
     @property
     def seen(self) -> dict[int, int]:

@@ -34,14 +34,13 @@ class RowInserts:
         ownership: Callable[[], Ownership],
         write: Write,
         beside: Callable[..., Awaitable[Any]],
-        batch_bytes_max: int,
-        rows_max: int,
+        part_max: tuple[int, int],
     ) -> None:
-        """batch_bytes_max, rows_max: of one part."""
+        """part_max: bytes and documents of one part."""
         self._ownership = ownership
         self._write = write
         self._beside = beside
-        self._part_max = (batch_bytes_max, rows_max)
+        self._part_max = part_max
 
     async def run(
         self,

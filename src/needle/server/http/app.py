@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl
@@ -19,7 +20,15 @@ from starlette.routing import Router
 
 from needle.base.access import ADMIN, READER, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import Internal, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable, invalid
+from needle.base.errors import (
+    Internal,
+    InvalidArgument,
+    NeedleError,
+    OutcomeUnknown,
+    TooManyRequests,
+    Unavailable,
+    invalid,
+)
 from needle.base.runtime import Rng, beside
 from needle.client.asking import asked_by, check_known
 from needle.client.client import Client
@@ -29,6 +38,7 @@ from needle.server.access import Access, check_collection, refusal
 from needle.server.audit import REFUSALS, Audit
 from needle.server.http import idempotency, session
 from needle.server.http.call import BESIDE_BYTES, Call
+from needle.server.http.endings import Ending
 from needle.server.http.memory import Memory, Share, decoded_bytes
 from needle.server.http.message import (
     Blocking,
@@ -44,6 +54,7 @@ from needle.server.http.message import (
     unreadable,
     write,
 )
+from needle.server.http.metered import documents_of
 from needle.server.http.paths import Path, parts_of
 from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
@@ -213,7 +224,8 @@ class Door:
         problem = problem_of(error, id_)
         extra = [(b"x-request-id", id_.encode())]
         if problem.status in (429, 503):
-            extra.append((b"retry-after", str(RETRY_SECONDS).encode()))
+            wait = error.details["wait"] if isinstance(error, TooManyRequests) else RETRY_SECONDS
+            extra.append((b"retry-after", str(math.ceil(float(str(wait)))).encode()))
         if problem.status in (408, 413):
             extra.append((b"connection", b"close"))  # the rest of the body is not read
         if problem.status == 401:
@@ -224,27 +236,6 @@ class Door:
         blocking = self.node.blocking
         told, body = await encoded(problem, plain, extra, size=0, blocking=blocking, kind=CONTENT_TYPE)
         await write(send, problem.status, told, body)
-
-
-class _Ending:
-    """What a request is that ends before it is answered. drops: with its connection, for nobody reads the answer, and
-    nothing depends on it; a write goes on."""
-
-    def __init__(self, scope: Scope, drops: bool) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self.task, self.drops, self.left = task, drops, False
-        self._leaving: set[Callable[[], None]] = scope.get("needle.leaving", set())
-        if drops:
-            self._leaving.add(self._leave)
-
-    def _leave(self) -> None:
-        self.left = True
-        self.task.cancel()
-
-    def close(self) -> None:
-        """It has ended."""
-        self._leaving.discard(self._leave)
 
 
 class _Endpoint:
@@ -261,25 +252,31 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         node, headers, share = self._door.node, scope["needle.headers"], scope["needle.share"]
         start, failure, done = node.now(), None, False
-        ending = _Ending(scope, self._route.role == "reader")
+        ending = Ending(scope, self._route.role == "reader")
         try:
             caller = self._admitted(scope, headers)
+            if (meter := caller.meter) is not None:
+                meter.admit(node.now())
             call = await self._call(scope, receive, headers, caller)
             with asked_by(call.asked):
                 answer: Any = await self._route.handler(call)
             done = True
+            if meter is not None:
+                meter.pay(documents_of(call.path, call.body, answer), 0)
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
                 extra.append(
                     (b"needle-session", session.encode(call.router.seen, node.shards.topology().founding).encode())
                 )
             if isinstance(answer, AsyncIterator):
-                failure = await stream(send, answer, extra, share, scope["needle.request_id"])
+                failure = await stream(send, answer, extra, share, scope["needle.request_id"], meter)
             else:
                 size = max(_size(answer), share.held)
                 told, body = await encoded(answer, headers, extra, size=size, blocking=node.blocking)
                 del answer, call  # a reader may take its time: what is held for it meanwhile is the answer's bytes
                 share.settle(len(body))
+                if meter is not None:
+                    meter.pay(0, len(body))
                 await write(send, 200, told, body)
         except NeedleError as error:
             failure = error
@@ -330,6 +327,8 @@ class _Endpoint:
             except TimeoutError:
                 text = f"the body did not arrive within {BODY_SECONDS:g} s"
                 raise HttpError(408, "request_timeout", text, field="body") from None
+            if caller.meter is not None:
+                caller.meter.pay(0, len(data))
             body = await self._from_body(data, headers, share)
             large = len(data) >= BESIDE_BYTES
         asked = None

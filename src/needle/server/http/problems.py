@@ -33,6 +33,7 @@ _STATUS: Final = {
     "outcome_forgotten": 409,
     "frame_too_large": 413,
     "overloaded": 429,
+    "too_many_requests": 429,
     "deadline_exceeded": 504,
     "outcome_unknown": 504,
     "disk_full": 507,

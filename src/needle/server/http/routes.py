@@ -165,7 +165,11 @@ ROUTES: Final = (
     Route("GET", f"{BASE}/keys", keys.list_keys, "The names and roles of all API keys", Nothing, keys.Keys, "admin",
           tag="keys"),
     Route(
-        "DELETE", f"{BASE}/keys/{{key}}", keys.revoke_key, "Take an API key back", Nothing, keys.Revoked, "admin",
+        "PUT", f"{BASE}/keys/{{key}}/limits", keys.limit_key, "How much a key may ask of each node in a second",
+        keys.LimitKey, keys.Changed, "admin", {"requests": 100}, "keys",
+    ),
+    Route(
+        "DELETE", f"{BASE}/keys/{{key}}", keys.revoke_key, "Take an API key back", Nothing, keys.Changed, "admin",
         tag="keys",
     ),
     # --- the cluster -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from needle.base.errors import NeedleError
+from needle.base.rates import Meter
 from needle.server.http import bodies
 from needle.server.http.memory import Share
 from needle.server.http.message import Send
@@ -22,15 +23,22 @@ _lines: Final = msgspec.json.Encoder()
 
 
 async def stream(
-    send: Send, parts: AsyncIterator[bytes], extra: list[tuple[bytes, bytes]], share: Share, request_id: str
+    send: Send,
+    parts: AsyncIterator[bytes],
+    extra: list[tuple[bytes, bytes]],
+    share: Share,
+    request_id: str,
+    meter: Meter | None,
 ) -> NeedleError | None:
-    """Send all parts, and why there are no more of them, if they broke off: what is returned."""
+    """Send all parts, and why there are no more of them, if they broke off: what is returned. meter: pays for them."""
     headers = [(b"content-type", NDJSON.encode()), *extra]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     failure: NeedleError | None = None
     try:
         async for part in parts:
             share.settle(len(part))
+            if meter is not None:
+                meter.pay(part.count(b"\n"), len(part))
             if part:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
     except NeedleError as error:

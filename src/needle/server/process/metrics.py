@@ -108,6 +108,7 @@ class NodeMetrics:
         node.router.stats.on_search = self._routed
         health = node.watch_health() if node.config.http_address is not None else None
         self._registry.register(_NodeState(node, health))
+        self._registry.register(_Limited(node))
         if loop is not None:
             self._registry.register(_LoopState(loop))
         counted = {name: self._calls.labels(name) for name in (calls.WRITE, calls.SEARCH, calls.GET)}
@@ -135,6 +136,24 @@ class NodeMetrics:
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self._registry)
+
+
+class _Limited(Collector):
+    """What was refused of keys that asked for more than they may."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def collect(self) -> Iterator[Metric]:
+        refused = CounterMetricFamily(
+            "needle_key_refusals",
+            "Requests of an API key refused, by which of its limits was used up.",
+            labels=["key", "limit"],
+        )
+        for name, meter in self._node.access.meters():
+            for limit, count in meter.refused.items():
+                refused.add_metric([name, limit], count)
+        yield refused
 
 
 class _LoopState(Collector):

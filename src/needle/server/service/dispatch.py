@@ -13,8 +13,17 @@ import msgspec
 
 from needle.base.access import ADMIN, NODE, Identity
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import DiskFull, InvalidArgument, NeedleError, Unauthenticated, UnknownMethod, invalid
+from needle.base.errors import (
+    DiskFull,
+    InvalidArgument,
+    NeedleError,
+    TooManyRequests,
+    Unauthenticated,
+    UnknownMethod,
+    invalid,
+)
 from needle.base.parts import Body, Payload, Pieces
+from needle.base.rates import Meter
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls
 from needle.protocol.bounds import bound_call
@@ -58,7 +67,7 @@ from needle.server.service import rebalancing
 from needle.server.service.audited import Audited
 from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
-from needle.server.service.methods import NEEDS, OPENLY, judge_call, told
+from needle.server.service.methods import NEEDS, OPENLY, documents_of, judge_call, told
 from needle.server.service.operations import Operations
 from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
@@ -168,6 +177,8 @@ class Service:
         if found is None:
             raise unknown_method(method)
         large = len(body) > DECODED_BYTES_MAX
+        if caller.meter is not None and method in ROUTED:
+            return self._serve_metered(caller, caller.meter, method, found[1], body)
         looked_at = caller.rank < ADMIN and (not caller.is_for_all or method not in OPENLY)
         if looked_at and (large or method != calls.WRITE or not caller.is_for_all):
             return self._serve_judged(caller, method, found[1], body)
@@ -202,6 +213,18 @@ class Service:
                 run = getattr(self.proxy.bound_to(caller), method)
         return await self._serve(method, run, call, caller)
 
+    async def _serve_metered(self, caller: Identity, meter: Meter, method: str, run: Run, body: Any) -> Body:
+        """For a caller who may not ask for as much as it likes. Raises TooManyRequests."""
+        try:
+            meter.admit(self._node.now())
+        except TooManyRequests as error:
+            self._node.observe(method, 0.0, error)
+            raise
+        meter.pay(0, len(body))
+        answer = await self._serve_judged(caller, method, run, body)
+        meter.pay(0, len(answer) if isinstance(answer, bytes) else sum(map(len, answer)))
+        return answer
+
     async def _judge(self, size: int, fn: Callable[..., Any], *arguments: object) -> Any:
         return await judge(self._node, size, fn, *arguments)
 
@@ -227,6 +250,8 @@ class Service:
                 await self._node.blocking(self._node.space.look)
                 answer = await run(call)
             if caller is not None:
+                if caller.meter is not None and method in ROUTED:
+                    caller.meter.pay(documents_of(method, call, answer), 0)
                 answer = told(caller, method, call, answer)
             return answer if isinstance(answer, bytes | Pieces) else await encoded(self._node, answer)
         except NeedleError as error:

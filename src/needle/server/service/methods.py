@@ -9,6 +9,7 @@ import msgspec
 
 from needle.base.access import ADMIN, NODE, READER, WRITER, Identity
 from needle.base.errors import Forbidden
+from needle.base.model import WriteResult
 from needle.base.parts import whole
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls, commands
@@ -131,6 +132,17 @@ def told(caller: Identity, method: str, call: Any, answer: Any) -> Any:
     epoch, fingerprint, body = msgspec.msgpack.decode(whole(answer), type=tuple[int, int, bytes])  # a ShardAnswer
     found = _some(caller, calls.decode(body, CollectionsAnswer), public_name)
     return ShardAnswer(epoch, fingerprint, calls.encode(found))
+
+
+def documents_of(method: str, call: Any, answer: Any) -> int:
+    """How many documents a call that was answered has written, or asked for."""
+    if method == calls.WRITE:
+        return answer.count if isinstance(answer, WriteResult) else 0
+    if method == calls.GET:
+        return len(call.ids)
+    if method in (calls.SEARCH, calls.SEARCH_MANY):
+        return int(call.request.k) * int(getattr(call, "count", 1))
+    return int(call.limit) if method == calls.SCAN else 0
 
 
 def _some(caller: Identity, found: CollectionsAnswer, name: Callable[[str], str]) -> CollectionsAnswer:

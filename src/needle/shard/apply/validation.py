@@ -75,10 +75,8 @@ FindSpec = Callable[[str], CollectionSpec | None]
 
 
 def check_command(command: Command, find_spec: FindSpec, limits: Limits, collections: int = 0) -> Command:
-    """The command to propose (cosine vectors normalised), or InvalidArgument or CollectionNotFound.
-
-    collections: how many exist, for the bound on them.
-    """
+    """The command to propose (cosine vectors normalised), or InvalidArgument or CollectionNotFound. collections: how
+    many exist, for the bound on them."""
     _check_session(getattr(command, "session", NO_SESSION))
     if (bound := getattr(command, "bound", None)) is not None:
         _check_int("bound.owner", bound.owner, 0, VERSION_MAX)
