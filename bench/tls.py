@@ -1,8 +1,8 @@
 """TLS beside plain connections: searches and inserts by the binary client, two clusters in turns in one run.
 
-One cluster speaks no TLS; in the other the client does, and the nodes among each other. Each round measures both, in one order and then
-in the other; what is told is the median of the rounds' ratios, so that a machine which is slower for a while counts for
-both.
+One cluster speaks no TLS; in the other the client does, and the nodes among each other. A round measures both, in one
+order and then in the other; what is told is the median of the rounds' ratios, so that a machine which is slower for a
+while counts for both.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ from needle.base.errors import StaleEpoch as StaleEpoch
 from needle.base.errors import StorageError as StorageError
 from needle.base.errors import TlsFailed as TlsFailed
 from needle.base.errors import TooManyFiles as TooManyFiles
+from needle.base.errors import TooManyRequests as TooManyRequests
 from needle.base.errors import TooStale as TooStale
 from needle.base.errors import TransferFailed as TransferFailed
 from needle.base.errors import Unauthenticated as Unauthenticated

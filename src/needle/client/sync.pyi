@@ -568,6 +568,9 @@ class SyncClient:
         *,
         collections: Iterable[str] | None = ...,
         filter: FilterLike = ...,
+        requests: float = ...,
+        documents: float = ...,
+        bytes: float = ...,
         timeout: float = ...,
     ) -> NewApiKey: ...
     def keys(
@@ -575,6 +578,15 @@ class SyncClient:
         *,
         timeout: float = ...,
     ) -> list[ApiKey]: ...
+    def limit_key(
+        self,
+        name: str,
+        *,
+        requests: float = ...,
+        documents: float = ...,
+        bytes: float = ...,
+        timeout: float = ...,
+    ) -> list[NodeId]: ...
     def revoke_key(
         self,
         name: str,
