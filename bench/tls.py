@@ -33,6 +33,8 @@ async def run(report: Report, *, quick: bool) -> None:
     vectors = np.random.default_rng(1).standard_normal((ROWS, DIMENSIONS), dtype=np.float32)
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="needle-bench-")))
+        for name in ("plain", "tls"):
+            (directory / name).mkdir()
         plain = await stack.enter_async_context(ProcessCluster(directory / "plain", 3, dimensions=DIMENSIONS))
         secret = await stack.enter_async_context(_with_tls(directory))
         clients = []

@@ -58,6 +58,7 @@ ADVICE = {
     "deadline_exceeded": "`needle status` shows what is missing; commands that have --timeout can wait longer",
     "unavailable": "`needle status` shows what is wrong",
     "overloaded": "send less at once and try again",
+    "too_many_requests": "wait, or have an admin raise the key's limits: `needle keys limit`",
     "in_maintenance": "`needle maintenance exit` brings the node back",
     "outcome_unknown": "`needle get` tells whether the write took effect; repeating an insert is harmless",
     "collection_not_found": "`needle collections` lists them, `needle collections create` makes one",

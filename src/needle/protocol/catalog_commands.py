@@ -197,7 +197,6 @@ class CreateKey(Versioned, frozen=True, tag="create-key"):
     in use."""
 
     SINCE: ClassVar[int] = 2
-    NEWER: ClassVar[dict[str, int]] = {"filter": 3, "rates": 3}
 
     name: str
     digest: bytes
@@ -210,7 +209,7 @@ class CreateKey(Versioned, frozen=True, tag="create-key"):
 class LimitKey(Versioned, frozen=True, tag="limit-key"):
     """Let the key of this name ask for so much from now on. Refused if there is none, and for an admin's."""
 
-    SINCE: ClassVar[int] = 3
+    SINCE: ClassVar[int] = 2
 
     name: str
     rates: Rates

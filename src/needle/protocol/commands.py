@@ -56,7 +56,7 @@ class OpenSession(Versioned, frozen=True, tag="open"):
     owner: the API key whose writes alone may be numbered by it (KeyInfo.since); 0 for callers that are bound to no
     filter. Ids of sessions can be guessed."""
 
-    NEWER: ClassVar[dict[str, int]] = {"owner": 3}
+    NEWER: ClassVar[dict[str, int]] = {"owner": 2}
 
     nonce: int
     owner: int = 0
@@ -84,7 +84,7 @@ class Insert(Versioned, frozen=True, tag="put"):
     (ConditionFailed); b"" for none. expires: when each expires, [] for AS_IT_IS, which is never: a document that is
     replaced leaves nothing."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 2}
 
     collection: str
     ids: list[str]
@@ -129,7 +129,7 @@ class Delete(Versioned, frozen=True, tag="del"):
     for all it owns, 0 for any. within: instead, the ranges of keys this is about, normal, all of which the shard must
     own: what another shard refused because they had moved here. Documents of other keys stay. matches: as in Insert."""
 
-    NEWER: ClassVar[dict[str, int]] = {"bound": 3}
+    NEWER: ClassVar[dict[str, int]] = {"bound": 2}
 
     collection: str
     ids: list[str]
@@ -160,7 +160,7 @@ class Patch(Versioned, frozen=True, tag="patch"):
     """Change the metadata of documents, all or none; they keep their vectors. Ids that are absent are left out; count:
     how many were there. expected, n > 0, owned, within, matches: as in Delete."""
 
-    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 3}
+    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 2}
 
     collection: str
     ids: list[str]
@@ -178,7 +178,7 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in Delete.
     expires: when they expire."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 2}
 
     collection: str
     ids: list[str]
@@ -202,7 +202,7 @@ class ChangeWhere(Versioned, frozen=True, tag="where"):
     owned, within: as in Delete, under any strategy. The answer's `reached` is the next part's `after`, -1 if this was
     the last."""
 
-    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 3}
+    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 2}
 
     collection: str
     filter: bytes
