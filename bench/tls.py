@@ -2,12 +2,13 @@
 
 One cluster speaks no TLS; in the other the client does, and the nodes among each other. A round measures both, in one
 order and then in the other; what is told is the median of the rounds' ratios, so that a machine which is slower for a
-while counts for both.
+while counts for both. Beside it: the CPU time of a call in client and nodes, which others on the machine change little.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -37,11 +38,11 @@ async def run(report: Report, *, quick: bool) -> None:
             (directory / name).mkdir()
         plain = await stack.enter_async_context(ProcessCluster(directory / "plain", 3, dimensions=DIMENSIONS))
         secret = await stack.enter_async_context(_with_tls(directory))
-        clients = []
+        sides = []
         for cluster in (plain, secret):
             client = await stack.enter_async_context(cluster.connect())
             await client.insert_batch(ids=[f"v{n}" for n in range(ROWS)], vectors=vectors, timeout=120.0)
-            clients.append(client)
+            sides.append((cluster, client))
 
         def search(client: Any, n: int) -> Awaitable[object]:
             return client.search(vectors[n % ROWS], K, mode="leased")  # type: ignore[no-any-return]
@@ -52,9 +53,7 @@ async def run(report: Report, *, quick: bool) -> None:
 
         for name, operation in (("search", search), ("insert", insert)):
             for callers in (1, 16, 64):
-                await _pairs(
-                    report, f"{name} by TLS, {callers} caller(s)", clients, operation, callers, seconds, rounds
-                )
+                await _pairs(report, f"{name} by TLS, {callers} caller(s)", sides, operation, callers, seconds, rounds)
 
 
 def _with_tls(directory: Path) -> ProcessCluster:
@@ -70,17 +69,27 @@ def _with_tls(directory: Path) -> ProcessCluster:
 
 
 async def _pairs(
-    report: Report, name: str, clients: list[Any], operation: Operation, callers: int, seconds: float, rounds: int
+    report: Report, name: str, sides: list[Any], operation: Operation, callers: int, seconds: float, rounds: int
 ) -> None:
-    """clients: without TLS, and with it."""
+    """sides: cluster and client without TLS, and with it."""
     rates: list[list[Rate]] = [[], []]
+    cpu = [0.0, 0.0]
     for n in range(rounds):
         for at in (0, 1) if n % 2 == 0 else (1, 0):
-            client = clients[at]
+            cluster, client = sides[at]
+            before = _cpu_seconds(cluster)
             rates[at].append(await closed_loop(callers, seconds, lambda n, client=client: operation(client, n)))
+            cpu[at] += _cpu_seconds(cluster) - before
     ratios = [tls.per_second / plain.per_second for plain, tls in zip(*rates, strict=True)]
     ratio = statistics.median(ratios)
     plain, tls = (sorted(found, key=lambda rate: rate.per_second)[rounds // 2] for found in rates)
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    report.row(name, str(tls), f"plain: {plain}; ratios {spread}")
+    calls = [sum(rate.operations for rate in found) for found in rates]
+    without, with_tls = (1e6 * used / count for used, count in zip(cpu, calls, strict=True))
+    spread, used = f"{min(ratios):.2f} to {max(ratios):.2f}", f"{with_tls:,.0f} us, plain {without:,.0f}"
+    report.row(name, str(tls), f"plain: {plain}; ratios {spread}; CPU {used}")
     report.ratio(ratio, f">= {GOAL} x", ok=ratio >= GOAL)
+
+
+def _cpu_seconds(cluster: ProcessCluster) -> float:
+    """Of this process and of the nodes."""
+    return time.process_time() + sum(node.cpu_seconds() for node in cluster.nodes.values())
