@@ -103,7 +103,7 @@ MUTANTS = (
     Mutant(
         name="keys-told-to-readers",
         breaks="the names and hashes of all keys are told to every client",
-        edits=(Edit("routing.topology:Topology.told_to", "keys=()", "keys=self.keys"),),
+        edits=(Edit("routing.topology:Topology.told_to", "tuple(own) if caller.filter else ()", "self.keys"),),
         tests=(_ACCESS + "test_keys_are_told_to_admins_and_nodes_and_collections_to_those_whose_key_is_for_them",),
     ),
     Mutant(

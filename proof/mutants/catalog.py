@@ -20,6 +20,7 @@ from proof.mutants import (
     search_rules,
     shard_rules,
     snapshot_rules,
+    tenant_rules,
     version_rules,
 )
 from proof.mutants.planting import Mutant
@@ -44,6 +45,7 @@ MUTANTS: dict[str, Mutant] = {
         request_rules,
         client_rules,
         access_rules,
+        tenant_rules,
         version_rules,
     )
     for mutant in rules.MUTANTS

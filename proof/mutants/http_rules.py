@@ -74,7 +74,7 @@ MUTANTS = (
     Mutant(
         name="reads-outlive-their-callers",
         breaks="searches whose callers have left are gone on with",
-        edits=(Edit("server.http.app:_Ending.__init__", "if drops:", "if not drops:"),),
+        edits=(Edit("server.http.endings:Ending.__init__", "if drops:", "if not drops:"),),
         tests=(_ENDINGS + "test_who_leaves_waits_for_no_answer_and_writes_go_on",),
     ),
     Mutant(

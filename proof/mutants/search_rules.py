@@ -59,7 +59,7 @@ MUTANTS = (
     Mutant(
         name="filter-dropped",
         breaks="a filtered search returns documents that the filter excludes",
-        edits=(Edit("shard.query:allowed_ordinals", "if not filter_json:", "if filter_json is not None:"),),
+        edits=(Edit("shard.query:allowed_ordinals", "both(filter_json, bound, limits)", "both(b'', bound, limits)"),),
         sim=True,
         tests=(
             "tests/shard/test_payload_index.py::test_filtered_search_is_exact_and_sees_one_applied_index_while_writes_go_on",

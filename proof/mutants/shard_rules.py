@@ -110,8 +110,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.apply.execute:execute",
-                "known = batch.sessions.find(numbered, index)",
-                "known = None if isinstance(command, ChangeWhere) else batch.sessions.find(numbered, index)",
+                "known = batch.sessions.find(numbered, index, 0 if bound is None else bound.owner)",
+                "known = None if isinstance(command, ChangeWhere) else batch.sessions.find(numbered, index, 0)",
             ),
         ),
         sim=True,

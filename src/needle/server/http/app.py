@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl
 
@@ -51,6 +52,8 @@ from needle.server.http.message import (
     check_body,
     encoded,
     headers_of,
+    is_taken,
+    is_there,
     unreadable,
     write,
 )
@@ -58,7 +61,7 @@ from needle.server.http.metered import documents_of
 from needle.server.http.paths import Path, parts_of
 from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
-from needle.server.http.routes import Route
+from needle.server.http.routes import BASE, Route
 from needle.server.http.streams import stream
 
 log = logging.getLogger("needle.server")
@@ -110,7 +113,8 @@ class Door:
         served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
         self._routes = [*served, *more]
         self._api = Router(served, redirect_slashes=False)
-        self._more = Router(more, redirect_slashes=False)
+        self._more, self._besides = Router(more, redirect_slashes=False), tuple(more)
+        self._base = [BASE.strip("/")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -124,6 +128,9 @@ class Door:
             nonlocal started
             started = True
             body = message.get("body", b"")
+            if len(body) <= PIECE_BYTES and is_taken(scope):
+                await send(message)
+                return
             for at in range(0, max(1, len(body)), PIECE_BYTES):
                 piece = {**message}
                 if len(body) > PIECE_BYTES:
@@ -196,7 +203,8 @@ class Door:
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         """With what it may take counted."""
-        if any(one.names_in(scope["needle.parts"]) is not None for one in self._more.routes if isinstance(one, Path)):
+        parts = scope["needle.parts"]
+        if parts[1:2] != self._base and any(one.names_in(parts) is not None for one in self._besides):
             await self._more(scope, receive, send)
             return
         if self._requests >= REQUESTS_MAX:
@@ -261,8 +269,6 @@ class _Endpoint:
             with asked_by(call.asked):
                 answer: Any = await self._route.handler(call)
             done = True
-            if meter is not None:
-                meter.pay(documents_of(call.path, call.body, answer), 0)
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
                 extra.append(
@@ -273,10 +279,10 @@ class _Endpoint:
             else:
                 size = max(_size(answer), share.held)
                 told, body = await encoded(answer, headers, extra, size=size, blocking=node.blocking)
+                if meter is not None:
+                    meter.pay(documents_of(call.path, call.body, answer), len(body))
                 del answer, call  # a reader may take its time: what is held for it meanwhile is the answer's bytes
                 share.settle(len(body))
-                if meter is not None:
-                    meter.pay(0, len(body))
                 await write(send, 200, told, body)
         except NeedleError as error:
             failure = error
@@ -321,7 +327,7 @@ class _Endpoint:
         else:
             check_body(scope["method"], headers)
             try:
-                async with asyncio.timeout(BODY_SECONDS):
+                async with asyncio.timeout(BODY_SECONDS) if not is_there(scope) else nullcontext():
                     most = BODY_BYTES_MAX if headers.packed else min(BODY_BYTES_MAX, JSON_BYTES_MAX)
                     data = await body_of(receive, headers, most, node.blocking, share)
             except TimeoutError:

@@ -75,7 +75,11 @@ class Call:
 
 def vector_of(value: bodies.Vector, kind: bodies.VectorType, field: str = "vector") -> npt.NDArray[np.float32]:
     """shape (dimensions,). Raises InvalidArgument."""
-    return values.as_array(_numbers(value, kind, field), field, 1)
+    numbers = _numbers(value, kind, field)
+    if numbers is value:  # a list of floats, and nothing else: it was decoded so
+        with np.errstate(over="ignore"):
+            numbers = np.array(value, "<f4")
+    return values.as_array(numbers, field, 1)
 
 
 def vectors_of(value: bodies.Vectors, count: int, kind: bodies.VectorType) -> npt.NDArray[np.float32]:

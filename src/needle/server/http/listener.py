@@ -272,6 +272,7 @@ class _Connection(HttpToolsProtocol):
             self.transport.abort()
             return
         super().on_headers_complete()
+        self.scope["needle.cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)

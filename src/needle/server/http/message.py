@@ -218,6 +218,19 @@ async def encoded(
     return told, body
 
 
+def is_there(scope: Scope) -> bool:
+    """Whether all of the request's body has come, so that nothing is waited for. A clock for each request that needs
+    none costs as much as routing it."""
+    cycle = scope.get("needle.cycle")
+    return cycle is not None and not cycle.more_body
+
+
+def is_taken(scope: Scope) -> bool:
+    """Whether the connection takes the next part of an answer at once."""
+    cycle = scope.get("needle.cycle")
+    return cycle is not None and not cycle.flow.write_paused
+
+
 async def write(send: Send, status: int, told: list[tuple[bytes, bytes]], body: bytes) -> None:
     """Send an answer."""
     await send({"type": "http.response.start", "status": status, "headers": told})
