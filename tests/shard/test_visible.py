@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from needle.base.errors import AlreadyExists, ConditionFailed, Forbidden, InvalidArgument, NeedleError, SessionExpired
+from needle.base.errors import (
+    AlreadyExists,
+    ConditionFailed,
+    DeadlineExceeded,
+    Forbidden,
+    InvalidArgument,
+    NeedleError,
+    SessionExpired,
+)
+from needle.base.filters.nodes import evaluate
 from needle.base.model import SearchRequest, WriteResult
 from needle.protocol.commands import (
     Bound,
@@ -220,6 +229,40 @@ def test_a_page_tells_no_id_of_others(replica: Replica, log: Log, monkeypatch: p
         reached = page.reached
     assert seen == ["mine", *sorted(own)]
     assert replica.scan(Page("c", b"", "x38", 10, False, bound=FILTER)).reached is None
+
+
+def test_a_page_has_what_is_stored_though_the_view_is_older(replica: Replica, log: Log, monkeypatch: Any) -> None:
+    """Documents are read as they are now, indexes of fields are of a moment before: what was written between counts,
+    and of what became another tenant's in between nothing is shown."""
+    done(replica, log, put(["x", "y"], [ROW] * 2, [MINE, THEIRS]))
+    older = replica.view
+    done(replica, log, put(["x", "y", "z"], [ROW] * 3, [THEIRS, MINE, MINE]))
+    replica.save()
+    monkeypatch.setattr(replica._reads, "_view", lambda: older)
+    for filter_json in (b"", b'{"tenant":{"$in":["a","b"]}}'):
+        page = replica.scan(Page("c", filter_json, "", 10, True, bound=FILTER))
+        assert [(one.id, one.metadata, len(one.vector)) for one in page.documents] == [
+            (name, b'{"tenant": "a"}', 12) for name in ("mine", "y", "z")
+        ]
+
+
+def test_a_scan_of_little_looks_at_no_more(replica: Replica, log: Log, monkeypatch: Any) -> None:
+    done(replica, log, put([f"x{n:04}" for n in range(9000)], [ROW] * 9000, [THEIRS] * 8999 + [MINE]))
+    looked = []
+
+    def evaluated(node: Any, metadata: Any) -> bool:
+        looked.append(metadata)
+        return evaluate(node, metadata)
+
+    monkeypatch.setattr(reads, "evaluate", evaluated)
+    assert [one.id for one in replica.scan(Page("c", b"", "", 10, False, bound=FILTER)).documents] == ["mine", "x8999"]
+    assert len(looked) == 2
+
+    def over() -> None:
+        raise DeadlineExceeded("over")
+
+    with pytest.raises(DeadlineExceeded):
+        replica.scan(Page("c", b"", "", 10, False, bound=FILTER), None, over)
 
 
 def test_conditions_hold_for_what_is_visible(replica: Replica, log: Log) -> None:

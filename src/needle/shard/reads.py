@@ -23,13 +23,21 @@ from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import StoredDocument
 from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import ReplicaView
+from needle.shard.live_collection import CollectionView, ReplicaView
 from needle.shard.query import allowed_ordinals, both, search_group
 
 SCAN_LOOKS: Final = 10_000
 SCAN_LOOKS_BYTES: Final = 32 << 20
 SCAN_BYTES: Final = 8 << 20
 """One page of a scan looks at so many documents, or metadata of so many bytes, and holds so many bytes, about."""
+
+
+GoOn = Callable[[], None]
+"""Called every now and then; what it raises ends the work."""
+
+
+def on() -> None:
+    """Nobody ends it."""
 
 
 class Page(NamedTuple):
@@ -171,23 +179,33 @@ class Reads:
             self._found_damage(error, os.path.dirname(view.store.path))
             raise not_served(error) from error
 
-    def scan(self, page: Page, claim: Claim | None, go_on: Callable[[], None]) -> Scanned:
+    def scan(self, page: Page, claim: Claim | None, go_on: Callable[[], None], builders: Builders | None) -> Scanned:
         """See Replica.scan."""
         try:
             with self._in_flight.enter():
                 view = self._view()
-                return self._scan(view, view.collection(page.collection).record.id, page, claim, go_on)
+                collection = view.collection(page.collection)
+                wanted = None
+                if page.bound:
+                    wanted = _matching(collection, both(page.filter, page.bound, self._limits), builders, go_on)
+                return self._scan(view, collection.record.id, page, claim, go_on, wanted)
         except CorruptDocuments as error:
             raise not_served(error) from error  # the store has told of it
 
     def _scan(
-        self, view: ReplicaView, collection_id: int, page: Page, claim: Claim | None, go_on: Callable[[], None]
+        self,
+        view: ReplicaView,
+        collection_id: int,
+        page: Page,
+        claim: Claim | None,
+        go_on: Callable[[], None],
+        wanted: Callable[[int], bool] | None,
     ) -> Scanned:
         node = both(page.filter, page.bound, self._limits)
         found: list[StoredDocument] = []
         looked, read, size, fence, index = 0, 0, 0, view.fence, view.at.index
         reached: str | None = None
-        with closing(view.store.scan(collection_id, page.after)) as rows:
+        with closing(view.store.scan(collection_id, page.after, wanted)) as rows:
             for document, at, held in rows:
                 if not looked:  # what is read may be newer than the view: judge it by the holdings of the same moment
                     fence, index = None if held is None else self._fence_of(held), at
@@ -219,6 +237,24 @@ class Reads:
         if last is None or last[0] != held:
             last = self._last_fence = (held, Fence(decode_holdings(held)))
         return last[1]
+
+
+def _matching(
+    collection: CollectionView, node: Node | None, builders: Builders | None, go_on: Callable[[], None]
+) -> Callable[[int], bool]:
+    """Which ordinals may match, by the indexes of fields: to look at every document for a key that sees few of them
+    takes as long as there are many. Documents newer than the view have to be looked at."""
+    upto, looked = collection.record.next_ordinal, 0
+    found = collection.payload.within(node, upto, collection.live.bitmap(), builders, go_on) if node else None
+
+    def matching(ordinal: int) -> bool:
+        nonlocal looked
+        looked += 1
+        if not looked % 4096:
+            go_on()
+        return found is None or ordinal >= upto or ordinal in found
+
+    return matching
 
 
 def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None:

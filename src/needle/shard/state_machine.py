@@ -44,7 +44,7 @@ from needle.shard.held_collections import HeldCollections
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView, digest_of
 from needle.shard.opened_state import Entry, OpenedState, Surroundings
-from needle.shard.reads import Page, Reads, Scanned, not_served
+from needle.shard.reads import GoOn, Page, Reads, Scanned, not_served, on
 from needle.shard.sizes import size_of
 from needle.shard.states import States
 from needle.shard.upkeep import PURGE_ROWS, Upkeep
@@ -202,10 +202,8 @@ class Replica:
 
     # --- reads -------------------------------------------------------------------------------------------------------
     def search(self, request: SearchRequest) -> HitBatch:
-        """The nearest documents of one collection, exactly as of `HitBatch.applied_index`.
-
-        Raises InvalidArgument, CollectionNotFound or a StorageError.
-        """
+        """The nearest documents of one collection, exactly as of `HitBatch.applied_index`. Raises InvalidArgument,
+        CollectionNotFound or a StorageError."""
         found = self.search_many([request])[0]
         if isinstance(found, HitBatch):
             return found
@@ -241,7 +239,7 @@ class Replica:
         collection: str,
         filter_json: bytes,
         claim: Claim | None = None,
-        go_on: Callable[[], None] = lambda: None,
+        go_on: GoOn = on,
         builders: Builders | None = None,
         bound: bytes = b"",
     ) -> tuple[int, int]:
@@ -250,10 +248,12 @@ class Replica:
         self._usable.check()
         return self._reads.count(collection, filter_json, claim, go_on, builders, bound)
 
-    def scan(self, page: Page, claim: Claim | None = None, go_on: Callable[[], None] = lambda: None) -> Scanned:
+    def scan(
+        self, page: Page, claim: Claim | None = None, go_on: GoOn = on, builders: Builders | None = None
+    ) -> Scanned:
         """A page of documents in the order of their ids, all from one applied index. Raises as `count_matching`."""
         self._usable.check()
-        return self._reads.scan(page, claim, go_on)
+        return self._reads.scan(page, claim, go_on, builders)
 
     def collections(self) -> list[CollectionSpec]:
         """Every collection, by name."""

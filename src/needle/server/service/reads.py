@@ -200,12 +200,14 @@ class Reads:
         if not 0 <= which < of <= SLICES_MAX:
             raise invalid("slice", list(call.slice), f"(i, n) with 0 <= i < n <= {SLICES_MAX}")
 
+        builders = self._node.hosted(call.group).builders
+
         def read(replica: Replica, go_on: Callable[[], None]) -> ScanAnswer:
             width = 4 * replica.view.collection(call.collection).record.spec.dimensions
             page = Page(
                 call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width, call.bound
             )
-            found = replica.scan(page, claim, go_on)
+            found = replica.scan(page, claim, go_on, builders)
             return ScanAnswer(_columns(found.documents, found.applied, projection(call.fields)), found.reached)
 
         answer: ScanAnswer = await self._read(call.group, call.freshness, read)

@@ -183,13 +183,28 @@ class DocumentStore:
             meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
             return found, meta["index"], meta.get("holdings")
 
-    def scan(self, collection_id: int, after: str) -> Generator[tuple[StoredDocument, int, bytes | None], None, None]:
+    def scan(
+        self, collection_id: int, after: str, wanted: Callable[[int], bool] | None = None
+    ) -> Generator[tuple[StoredDocument, int, bytes | None], None, None]:
         """The current documents behind the id `after` in the order of their ids, without vectors, from one consistent
-        read; each with the applied index and the holdings at which it read."""
+        read; each with the applied index and the holdings at which it read. wanted: those with these ordinals only; of
+        the others nothing but an index of ids is read."""
         with self.reading() as connection:
             connection.execute("BEGIN")
             meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
             index, held = meta["index"], meta.get("holdings")
+            if wanted is not None:
+                for id_, ordinal, expires in connection.execute(
+                    "SELECT id, ordinal, expires FROM ids WHERE collection_id = ? AND id > ? ORDER BY id",
+                    (collection_id, after),
+                ):
+                    if wanted(ordinal):
+                        found = connection.execute(
+                            "SELECT version, metadata FROM documents WHERE row = ?", (row_id(collection_id, ordinal),)
+                        )
+                        version, metadata = found.fetchone()
+                        yield StoredDocument(id_, ordinal, version, metadata, b"", expires), index, held
+                return
             for row in connection.execute(
                 "SELECT d.id, i.ordinal, d.version, d.metadata, x'', i.expires FROM ids i "
                 f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
