@@ -214,12 +214,18 @@ def test_no_filter_of_a_caller_gets_around_the_bound(replica: Replica, breakout:
         assert found == ["mine"]
 
 
-def test_a_page_tells_no_id_of_others(replica: Replica, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a page ends is told by an id: that of the last document looked at would be another tenant's."""
+@pytest.mark.parametrize("older", [False, True])
+def test_a_page_tells_no_id_of_others(replica: Replica, log: Log, monkeypatch: pytest.MonkeyPatch, older: bool) -> None:
+    """Where a page ends is told by an id: that of the last document looked at would be another tenant's. older: all
+    have to be looked at, since they are newer than what the page begins with."""
+    if older:
+        view = replica.view
+        monkeypatch.setattr(replica._reads, "_view", lambda: view)
     monkeypatch.setattr(reads, "SCAN_LOOKS", 3)
     names = [f"x{n:02}" for n in range(40)]
     own = {"x01", "x02", "x19", "x38"}
     done(replica, log, put(names, [ROW] * 40, [MINE if name in own else THEIRS for name in names]))
+    replica.save()
     reached: str | None = ""
     seen: list[str] = []
     while reached is not None:
