@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
@@ -112,6 +113,8 @@ class FanOut:
 
     def bound_to(self, bound: Bound) -> Self:
         """One that asks for documents within the bound only: a copy, as of a router."""
+        with suppress(NeedleError):
+            self.ownership()  # what it takes to make that of a large map is not spent by each copy anew
         other = copy.copy(self)
         other._bound = bound
         return other
