@@ -23,6 +23,8 @@ def parts_of(scope: Scope) -> list[str]:
     """The decoded parts of a request's path. Raises HttpError."""
     raw: bytes = scope["raw_path"]
     try:
+        if b"%" not in raw:
+            return raw.decode().split("/")
         return [unquote_to_bytes(part).decode() for part in raw.split(b"/")]
     except UnicodeDecodeError:
         text = f"the path {raw[:200].decode('latin-1')!r} is not UTF-8 once it is percent-decoded"
