@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from cluster.catalog_util import create, entry, node, topology
+from needle.base.access import Role
 from needle.base.config import RaftConfig, ShardingConfig
 from needle.base.errors import (
     ClusterTooOld,
@@ -22,6 +23,7 @@ from needle.base.errors import (
     UnsupportedVersion,
 )
 from needle.base.model import WriteResult
+from needle.base.rates import Rates
 from needle.base.versions import FIRST, KNOWN, SAID
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.state import execute
@@ -29,7 +31,7 @@ from needle.distributed import RaftCluster
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls, catalog_commands, commands
-from needle.protocol.catalog_commands import CatalogCommand, Identity, RaiseVersion, RegisterNode, RemoveNode
+from needle.protocol.catalog_commands import CatalogCommand, CreateKey, Identity, RaiseVersion, RegisterNode, RemoveNode
 from needle.protocol.commands import Command, Patch
 from needle.protocol.move_commands import Mark
 from needle.protocol.peer_calls import CATALOG, CatalogCall, WhoAnswer
@@ -174,12 +176,39 @@ def test_a_node_writes_to_a_log_only_what_was_checked() -> None:
     ],
 )
 def test_a_field_that_this_release_does_not_know_is_not_passed_over(command: Any, encode: Any, decode: Any) -> None:
-    data = encode(command)
-    fields = msgspec.msgpack.decode(data[1:])
+    data, fields = encode(command), msgspec.msgpack.decode(msgspec.msgpack.encode(command))
     with pytest.raises(UnsupportedFormat, match="at most length"):
         decode(data[:1] + msgspec.msgpack.encode([*fields, 1]))
     for kind in (*Command.__args__, *CatalogCommand.__args__, commands.Session, commands.Change, Identity):
         assert kind.__struct_config__.forbid_unknown_fields, kind
+
+
+def test_what_a_command_does_not_use_is_written_as_releases_before_did() -> None:
+    """Else the first of the upgraded nodes to lead would stop those that are not upgraded yet."""
+    insert = commands.Insert("a", ["x"], b"", [b""])
+    assert msgspec.msgpack.decode(commands.encode(insert)[1:]) == ["put", "a", ["x"], b"", [b""], None, [0, 0, 0], b""]
+    timed = msgspec.structs.replace(insert, expires=[1])
+    assert len(msgspec.msgpack.decode(commands.encode(timed)[1:])) == 9
+    bound = msgspec.structs.replace(insert, bound=commands.Bound(b"{}"))
+    key = CreateKey("k", b"", Role.READER)
+    for command in (
+        insert,
+        timed,
+        bound,
+        commands.Delete("a", ["x"]),
+        commands.OpenSession(7),
+        commands.OpenSession(7, 8),
+    ):
+        assert commands.decode(commands.encode(command)) == command
+    assert len(msgspec.msgpack.decode(commands.encode(commands.Delete("a", ["x"]))[1:])) == 8
+    assert len(msgspec.msgpack.decode(commands.encode(commands.OpenSession(7))[1:])) == 2
+    assert msgspec.msgpack.decode(catalog_commands.encode(key)[1:]) == ["create-key", "k", b"", "reader", None]
+    for made_key in (key, msgspec.structs.replace(key, rates=Rates(1)), msgspec.structs.replace(key, filter=b"{}")):
+        assert catalog_commands.decode(catalog_commands.encode(made_key)) == made_key
+    large = msgspec.structs.replace(insert, vectors=bytes(1 << 20))
+    body = commands.encode_body(large)
+    assert commands.decode(b"".join(body)) == large
+    assert len(msgspec.msgpack.decode(b"".join(body)[1:])) == 8
 
 
 # --- who raises it ---------------------------------------------------------------------------------------------------

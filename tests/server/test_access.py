@@ -213,6 +213,9 @@ def test_every_command_that_writes_documents_takes_a_bound() -> None:
     for command in others:
         with pytest.raises(Forbidden):
             bound_command(command, bound)
+    with pytest.raises(Forbidden):
+        bound_command(commands.Once(commands.Asked(b"", b""), 1, commands.Delete("a", ["x"])), bound)
+    assert set(commands.DOCUMENT_WRITES) == taking
     writes = {kind for kind in get_args(commands.Command) if "session" in kind.__struct_fields__}
     assert writes == taking | {commands.CreateCollection, commands.DropCollection}
     assert bound_command(commands.OpenSession(1, 9), bound) == commands.OpenSession(1, 4)
@@ -233,6 +236,12 @@ def test_what_a_caller_says_of_its_bound_counts_for_nothing() -> None:
     insert = commands.Insert("a", ["x"], b"", [b""], bound=commands.Bound(b"{}", 7))
     made = bound_call(calls.WRITE, write(insert), bound)
     assert commands.decode(made.command).bound == bound  # type: ignore[union-attr]
+    for owner, same in ((4, True), (5, False)):  # the key of another tenant's request can be guessed
+        said = msgspec.structs.replace(write(insert), asked=commands.Asked(b"k" * 16, b"r" * 16))
+        made = [bound_call(calls.WRITE, said, commands.Bound(b"{}", one)).asked for one in (4, owner)]
+        assert (made[0] == made[1]) == same
+        assert len(made[0].key) == 16
+        assert made[0] != said.asked
     asked = msgspec.structs.replace(search("a", 3), request=SearchRequest(collection="a", vector=b"", k=1, bound=b"{}"))
     assert bound_call(calls.SEARCH, asked, bound).request.bound == bound.filter
 

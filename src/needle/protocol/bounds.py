@@ -10,15 +10,18 @@ key into each that it asks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
 
 from needle.base.errors import Forbidden
 from needle.protocol import calls, commands
-from needle.protocol.commands import Bound, Command, OfDocuments, OpenSession
+from needle.protocol.commands import Asked, Bound, Command, OfDocuments, OpenSession
 from needle.protocol.peer_calls import SHARD_LEADER, TOPOLOGY, WHO
 
+_KEY_BYTES: Final = 16
+"""Of an Asked."""
 Put = Callable[[Any, Bound], Any]
 
 
@@ -33,7 +36,11 @@ def _in_request(call: Any, bound: Bound) -> Any:
 def _in_command(call: Any, bound: Bound) -> Any:
     """Raises UnsupportedFormat."""
     command = bound_command(commands.decode(call.command), bound)
-    return msgspec.structs.replace(call, command=commands.encode(command))
+    asked = call.asked
+    if asked is not None:  # whose key of a request it is cannot be the caller's to say
+        own = blake2b(b"%d:%b" % (bound.owner, asked.key), digest_size=_KEY_BYTES).digest()
+        asked = Asked(own, asked.request)
+    return msgspec.structs.replace(call, command=commands.encode(command), asked=asked)
 
 
 def _as_it_is(call: Any, _: Bound) -> Any:

@@ -18,7 +18,7 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec
 from needle.base.rates import Rates
 from needle.base.versions import SAID
-from needle.protocol.versioned import Versioned, check_known
+from needle.protocol.versioned import Versioned, check_known, shortened
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import Move
 from needle.routing.plans import Wish
@@ -197,6 +197,7 @@ class CreateKey(Versioned, frozen=True, tag="create-key"):
     in use."""
 
     SINCE: ClassVar[int] = 2
+    NEWER: ClassVar[dict[str, int]] = {"filter": 3, "rates": 3}
 
     name: str
     digest: bytes
@@ -209,7 +210,7 @@ class CreateKey(Versioned, frozen=True, tag="create-key"):
 class LimitKey(Versioned, frozen=True, tag="limit-key"):
     """Let the key of this name ask for so much from now on. Refused if there is none, and for an admin's."""
 
-    SINCE: ClassVar[int] = 2
+    SINCE: ClassVar[int] = 3
 
     name: str
     rates: Rates
@@ -348,8 +349,8 @@ _identified = msgspec.msgpack.Decoder(tuple[Identity, CatalogCommand])
 def encode(command: CatalogCommand, identity: Identity | None = None) -> bytes:
     """The command as bytes."""
     if identity is None:
-        return FORMAT + _encoder.encode(command)
-    return IDENTIFIED + _encoder.encode((identity, command))
+        return FORMAT + _encoder.encode(shortened(command))
+    return IDENTIFIED + _encoder.encode((identity, shortened(command)))
 
 
 def entry(command: CatalogCommand, now: Topology, identity: Identity | None = None) -> bytes:

@@ -16,7 +16,7 @@ from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
 from needle.protocol.move_commands import MoveCommand
-from needle.protocol.versioned import Versioned, check_known
+from needle.protocol.versioned import Versioned, check_known, shortened
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Topology
 
@@ -56,7 +56,7 @@ class OpenSession(Versioned, frozen=True, tag="open"):
     owner: the API key whose writes alone may be numbered by it (KeyInfo.since); 0 for callers that are bound to no
     filter. Ids of sessions can be guessed."""
 
-    NEWER: ClassVar[dict[str, int]] = {"owner": 2}
+    NEWER: ClassVar[dict[str, int]] = {"owner": 3}
 
     nonce: int
     owner: int = 0
@@ -84,7 +84,7 @@ class Insert(Versioned, frozen=True, tag="put"):
     (ConditionFailed); b"" for none. expires: when each expires, [] for AS_IT_IS, which is never: a document that is
     replaced leaves nothing."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 2}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
 
     collection: str
     ids: list[str]
@@ -129,7 +129,7 @@ class Delete(Versioned, frozen=True, tag="del"):
     for all it owns, 0 for any. within: instead, the ranges of keys this is about, normal, all of which the shard must
     own: what another shard refused because they had moved here. Documents of other keys stay. matches: as in Insert."""
 
-    NEWER: ClassVar[dict[str, int]] = {"bound": 2}
+    NEWER: ClassVar[dict[str, int]] = {"bound": 3}
 
     collection: str
     ids: list[str]
@@ -160,7 +160,7 @@ class Patch(Versioned, frozen=True, tag="patch"):
     """Change the metadata of documents, all or none; they keep their vectors. Ids that are absent are left out; count:
     how many were there. expected, n > 0, owned, within, matches: as in Delete."""
 
-    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 2}
+    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 3}
 
     collection: str
     ids: list[str]
@@ -178,7 +178,7 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in Delete.
     expires: when they expire."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 2}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
 
     collection: str
     ids: list[str]
@@ -202,7 +202,7 @@ class ChangeWhere(Versioned, frozen=True, tag="where"):
     owned, within: as in Delete, under any strategy. The answer's `reached` is the next part's `after`, -1 if this was
     the last."""
 
-    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 2}
+    NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 3}
 
     collection: str
     filter: bytes
@@ -303,7 +303,7 @@ _decoder = msgspec.msgpack.Decoder(Command)
 
 def encode(command: Command) -> bytes:
     """The command as bytes."""
-    return FORMAT + _encoder.encode(command)
+    return FORMAT + _encoder.encode(shortened(command))
 
 
 def entry(command: Command, now: Topology) -> bytes:
@@ -315,7 +315,7 @@ def entry(command: Command, now: Topology) -> bytes:
 def encode_body(command: Command) -> Body:
     """As `encode`; a large insert in pieces."""
     if isinstance(command, Insert) and len(command.vectors) + sum(map(len, command.metadata)) >= LARGE_BYTES:
-        return Pieces([FORMAT, *encode_parts(command)])
+        return Pieces([FORMAT, *encode_parts(shortened(command))])
     return encode(command)
 
 

@@ -33,6 +33,30 @@ class Versioned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         return least
 
 
+def shortened(command: Versioned) -> object:
+    """What is encoded of a command: without the fields at its end that came later and have their default, for nodes of
+    releases before refuse an entry with more fields than they know."""
+    later = _later(type(command))
+    left = len(later)
+    while left and getattr(command, later[left - 1][0]) == later[left - 1][1]:
+        left -= 1
+    if left == len(later):
+        return command
+    kept = len(command.__struct_fields__) - len(later) + left
+    return [command.__struct_config__.tag, *msgspec.structs.astuple(command)[:kept]]
+
+
+@cache
+def _later(kind: type[Versioned]) -> list[tuple[str, Any]]:
+    """The fields at the end that came later than their command, with their defaults."""
+    found: list[tuple[str, Any]] = []
+    for name in reversed(kind.__struct_fields__):
+        if name not in kind.NEWER:
+            break
+        found.insert(0, (name, _defaults(kind)[name]))
+    return found
+
+
 def _used(command: Versioned, path: str) -> bool:
     """Whether a field has another value than its default."""
     holder: Any = command
