@@ -18,7 +18,7 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec
 from needle.base.rates import Rates
 from needle.base.versions import SAID
-from needle.protocol.versioned import Versioned, check_known, shortened
+from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import Move
 from needle.routing.plans import Wish
@@ -349,7 +349,7 @@ _identified = msgspec.msgpack.Decoder(tuple[Identity, CatalogCommand])
 def encode(command: CatalogCommand, identity: Identity | None = None) -> bytes:
     """The command as bytes."""
     if identity is None:
-        return FORMAT + _encoder.encode(shortened(command))
+        return written(FORMAT, command)
     return IDENTIFIED + _encoder.encode((identity, shortened(command)))
 
 

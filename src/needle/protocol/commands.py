@@ -16,7 +16,7 @@ from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
 from needle.protocol.move_commands import MoveCommand
-from needle.protocol.versioned import Versioned, check_known, shortened
+from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Topology
 
@@ -297,13 +297,12 @@ def inner(command: Command | None) -> Command | None:
     return command.write if isinstance(command, Once) else command
 
 
-_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Command)
 
 
 def encode(command: Command) -> bytes:
     """The command as bytes."""
-    return FORMAT + _encoder.encode(shortened(command))
+    return written(FORMAT, command)
 
 
 def entry(command: Command, now: Topology) -> bytes:

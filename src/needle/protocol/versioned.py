@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
 from needle.base.errors import ClusterTooOld
 from needle.base.versions import FIRST
 from needle.routing.topology import Topology
+
+ARRAY_MAX: Final = 15
+"""Elements of an array whose head is one byte; a command has its tag in front."""
+_encoder = msgspec.msgpack.Encoder()
 
 
 class Versioned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -33,28 +37,43 @@ class Versioned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         return least
 
 
+def written(prefix: bytes, command: Versioned) -> bytes:
+    """A command in MessagePack, behind `prefix`: without the fields at its end that came later and have their default,
+    for nodes of releases before refuse an entry with more fields than they know."""
+    data, dropped, size = _encoder.encode(command), 0, 0
+    for name, default, width in _later(type(command)):
+        if getattr(command, name) != default:
+            break
+        dropped, size = dropped + 1, size + width
+    if not dropped:
+        return prefix + data
+    # The first byte is that of an array of at most 15, which `_later` has made sure of.
+    return b"".join((prefix, (data[0] - dropped).to_bytes(1, "big"), memoryview(data)[1 : len(data) - size]))
+
+
 def shortened(command: Versioned) -> object:
-    """What is encoded of a command: without the fields at its end that came later and have their default, for nodes of
-    releases before refuse an entry with more fields than they know."""
-    later = _later(type(command))
-    left = len(later)
-    while left and getattr(command, later[left - 1][0]) == later[left - 1][1]:
-        left -= 1
-    if left == len(later):
-        return command
-    kept = len(command.__struct_fields__) - len(later) + left
-    return [command.__struct_config__.tag, *msgspec.structs.astuple(command)[:kept]]
+    """What `written` writes, to be encoded."""
+    dropped = 0
+    for name, default, _ in _later(type(command)):
+        if getattr(command, name) != default:
+            break
+        dropped += 1
+    values = msgspec.structs.astuple(command)
+    return [command.__struct_config__.tag, *values[: len(values) - dropped]] if dropped else command
 
 
 @cache
-def _later(kind: type[Versioned]) -> list[tuple[str, Any]]:
-    """The fields at the end that came later than their command, with their defaults."""
-    found: list[tuple[str, Any]] = []
-    for name in reversed(kind.__struct_fields__):
-        if name not in kind.NEWER:
-            break
-        found.insert(0, (name, _defaults(kind)[name]))
-    return found
+def _later(kind: type[Versioned]) -> tuple[tuple[str, Any, int], ...]:
+    """The fields at the end that came later than their command, from the last on: each with its default, and the bytes
+    that this takes. None of a command of so many fields that its array has a longer head: it writes all of them."""
+    found: list[tuple[str, Any, int]] = []
+    if len(kind.__struct_fields__) < ARRAY_MAX:
+        for name in reversed(kind.__struct_fields__):
+            if name not in kind.NEWER:
+                break
+            default = _defaults(kind)[name]
+            found.append((name, default, len(_encoder.encode(default))))
+    return tuple(found)
 
 
 def _used(command: Versioned, path: str) -> bool:
