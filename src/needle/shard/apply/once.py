@@ -13,6 +13,7 @@ Stored as the answers of session 0, which nobody has. It must not know SQLite.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Final
@@ -93,7 +94,7 @@ class OnceTable:
         self._records_max = records_max
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._by_number: dict[int, Record] = {}
+        self._by_number: OrderedDict[int, Record] = OrderedDict()
         self._by_key: dict[bytes, tuple[Record, ...]] = {}
         self._changed: dict[tuple[int, int], bytes | None] = {}
         for _, number, data in rows:
