@@ -106,7 +106,7 @@ PLANTED = {
         {"ownership"},
     ),
     "a shard that fails is left out": (
-        (Edit("client.router.fan_out:FanOut._once", "_gather(asking, partial)", "_gather(asking, True)"),),
+        (Edit("client.router.fan_out:FanOut._many", "_gather(asking, partial)", "_gather(asking, True)"),),
         8,
         {"coverage", "search replay", "collections", "linearizability", *LASTING},
     ),
