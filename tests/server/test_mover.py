@@ -43,6 +43,7 @@ class World:
         self.logs = {1: Log(), 2: Log()}
         self.index = 100
         self.truth: dict[str, int] = {}
+        self.keys = random.Random(7)  # of its own: what else is drawn does not depend on it
         self.asked: list[tuple[Once, int]] = []
         """Requests with idempotency keys that the source has executed, and the version that each has made."""
         self.trouble = 0.0
@@ -72,7 +73,7 @@ class World:
             else:
                 row = [[self.rng.random()] * 3]
                 write = put([name], row, collection=MADE.stored_name)
-                once = Once(Asked(self.rng.randbytes(16), self.rng.randbytes(16)), 0, write)
+                once = Once(Asked(self.keys.randbytes(16), self.keys.randbytes(16)), 0, write)
                 self.truth[name] = self.apply(1, once).version
                 self.asked.append((once, self.truth[name]))
         except NeedleError as error:
