@@ -31,10 +31,10 @@ from needle.routing.strategy import ShardStrategy
 from needle.routing.strategy import register as register_router
 from needle.server.cluster_api import ClusterConfig, DistributedCluster, ShardConfig, ShardManager, ShardRouter
 from needle.server.local_caller import LocalCaller
+from needle.server.metrics.observed import NodeMetrics
 from needle.server.node import Node
 from needle.server.ports import NodePorts, system_ports
 from needle.server.process.config_file import load_config
-from needle.server.process.metrics import NodeMetrics
 from needle.server.rebalance_api import RebalanceCoordinator, RebalanceHandle
 from needle.server.system_node import Http, http_server, system_node
 
@@ -93,6 +93,8 @@ class RaftCluster(BatchMethods):
         metrics.watch(node)
         try:
             self._http = await http_server(node, metrics)
+            if self._http is not None:
+                metrics.watch_http(self._http)
         except BaseException:
             await node.stop(hand_over=False)
             raise

@@ -19,7 +19,7 @@ from needle.base.errors import ConfigError, TlsFailed
 from needle.base.tls_config import TlsConfig
 from needle.cli.app import main
 from needle.server.certificates import Certificates
-from needle.server.process.metrics import _NodeState
+from needle.server.metrics.node_state import NodeState
 
 
 def test_a_node_can_use_what_is_made_and_no_other_node_can(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +57,7 @@ def test_a_node_tells_when_its_certificate_expires(tmp_path: Path) -> None:
         alive=lambda: True, not_ready=lambda: "", host=SimpleNamespace(maintenance=False),
         ports=SimpleNamespace(certificates=used),
     )  # fmt: skip
-    shown = {family.name: family.samples for family in itertools.islice(_NodeState(node, None).collect(), 4)}
+    shown = {family.name: family.samples for family in itertools.islice(NodeState(node, None).collect(), 4)}
     assert shown["needle_certificate_expiry_timestamp_seconds"][0].value == used.expires
 
 

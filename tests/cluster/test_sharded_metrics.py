@@ -16,9 +16,9 @@ from cluster.processes import ShardedProcesses, healthy
 from needle.client import Client
 from needle.connecting import system_caller
 from needle.local.process_cluster import wait_for
+from needle.server.metrics.table import METRICS, TLS
 from proof.plain_client import PlainClient
 
-OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 SEARCHES = 7
 
 
@@ -73,9 +73,7 @@ async def _healthy_everywhere(processes: ShardedProcesses) -> bool:
 
 async def _documented_and_healthy(processes: ShardedProcesses) -> None:
     await wait_for(lambda: _healthy_everywhere(processes), 60, "health on all nodes")
-    documented = set(re.findall(r"^\| `((?:raft|needle)_\w+)` \|", OPERATIONS.read_text(), re.M))
-    with_tls = {"needle_certificate_expiry_timestamp_seconds"}
-    assert (await scrape(processes, "node-2")).names == documented - with_tls
+    assert (await scrape(processes, "node-2")).names == {name for name, row in METRICS.items() if row.only != TLS}
 
 
 async def _documents_and_leaders(processes: ShardedProcesses, client: Client) -> None:

@@ -48,12 +48,14 @@ class ShardHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 class ClusterHealth(msgspec.Struct, frozen=True, kw_only=True):
     """healthy: all shards are. warnings: what would be lost with one node, and other things to know. waiting: what was
-    decided and does not go on now, and why: rebalances, replicas, key ranges."""
+    decided and does not go on now, and why: rebalances, replicas, key ranges. answering: by node that holds replicas,
+    whether it answered for any of them."""
 
     healthy: bool
     shards: dict[int, ShardHealth]
     warnings: list[str]
     waiting: list[str] = []
+    answering: dict[NodeId, bool] = {}
 
     @property
     def under_replicated(self) -> list[int]:
@@ -73,6 +75,7 @@ def judge(topology: Topology, replicas: Sequence[ReplicaStatus]) -> ClusterHealt
         shards=shards,
         warnings=_warnings(topology),
         waiting=_waiting(topology, replicas),
+        answering=_answering(replicas),
     )
 
 
@@ -83,6 +86,12 @@ def _waiting(topology: Topology, replicas: Sequence[ReplicaStatus]) -> list[str]
         if one.status is not None and one.status.state == "Leader":
             whys = [*one.status.held_moves, *([one.status.waits_for] if one.status.waits_for else [])]
             found += [f"shard {one.shard}: {why}" for why in whys]
+    return found
+
+
+def _answering(replicas: Sequence[ReplicaStatus]) -> dict[NodeId, bool]:
+    found = dict.fromkeys((one.node for one in replicas), False)
+    found.update((one.node, True) for one in replicas if one.status is not None or one.lost)
     return found
 
 

@@ -31,7 +31,7 @@ from needle.multiraft.proposals import Receiver
 from needle.multiraft.reads import not_leader
 from needle.multiraft.rebuild import refuse_damaged
 from needle.multiraft.repair import not_while_repairing
-from needle.multiraft.status import group_status
+from needle.multiraft.status import GroupLoad, group_load, group_status
 from needle.raft import membership
 from needle.raft.messages import ConfChange, ConfState
 from needle.raft.state import Role
@@ -377,6 +377,10 @@ class Host(Engine):
     def is_repairing(self, group: GroupId) -> bool:
         """Whether the replica lost log entries and does not vote until it has them back (repair.py)."""
         return not self._group(group).may_vote
+
+    def load(self, group: GroupId) -> GroupLoad:
+        """What is under way in this replica."""
+        return group_load(self._group(group))
 
     def status(self, group: GroupId) -> RaftStatus:
         """This replica's view of the group. Addresses, documents and digest are the server's to fill in."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from needle.base.ids import NodeId
 from needle.base.model import PeerStatus, RaftStatus
 from needle.multiraft.group import Group
@@ -57,6 +59,18 @@ def group_status(
         refused={node: why for node, why in refused.items() if node in membership.members(conf)},
         damage="" if group.machine.damage is None else group.machine.damage.message,
     )
+
+
+class GroupLoad(NamedTuple):
+    """proposals: that wait here to be committed and applied. fetching: a snapshot is on its way, or not installed."""
+
+    proposals: int
+    fetching: bool
+
+
+def group_load(group: Group) -> GroupLoad:
+    """What is under way in one replica."""
+    return GroupLoad(len(group.proposals), group.snapshots.fetching)
 
 
 def _peers(group: Group, node_id: NodeId, now: float, active_seconds: float) -> list[PeerStatus]:

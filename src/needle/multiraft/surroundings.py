@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from needle.base.ids import GroupId, NodeId
 from needle.base.runtime import Clock, Pool
 from needle.multiraft.config import HostConfig
+from needle.multiraft.counters import Counters
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.ports import Transport
@@ -25,6 +26,7 @@ class Surroundings(Protocol):
     config: HostConfig
     bounds: Bounds
     clock: Clock
+    counters: Counters
     apply_pool: Pool
     shelf: SnapshotShelf
     fetcher: SnapshotFetcher

@@ -24,6 +24,8 @@ class Cause(Enum):
         return _WORDS[self]
 
 
+ELECTIONS = (Cause.LEADER_SILENT, Cause.LEADER_GONE, Cause.HANDED_OVER, Cause.FORCED)
+STEPDOWNS = tuple(cause for cause in Cause if cause is Cause.HANDED_OVER or cause not in ELECTIONS)
 _WORDS = {
     Cause.LEADER_SILENT: "the leader was not heard for an election timeout",
     Cause.LEADER_GONE: "the leader ended its connection",

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,8 @@ class RpcServer:
         self.door = door
         self.limits = limits or RpcLimits()
         self.stats = RpcStats()
+        self.refused: Counter[str] = Counter()
+        """Answers that were errors, and connections refused, by code."""
         self.connections: dict[ServerConnection, None] = {}
         self.passing: dict[ServerConnection, None] = {}
         self.known = 0
@@ -111,8 +114,14 @@ class RpcServer:
 
     def _tls_failed(self, remote: str, why: str) -> None:
         self.stats.protocol_errors += 1
+        self.refused[TlsFailed.code] += 1
         level = logging.WARNING if self.is_news(remote, why) else logging.DEBUG
         log.log(level, "closing the connection from %s: %s [%s]", remote, why, TlsFailed.code)
+
+    @property
+    def open_connections(self) -> int:
+        """How many there are."""
+        return len(self.connections)
 
     @property
     def port(self) -> int:

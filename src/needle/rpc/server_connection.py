@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -45,11 +45,13 @@ REFUSING_MAX = 16
 
 class Serving(Greeted, Holding, Protocol):
     """What a connection needs of its server. door: see RpcServer. tasks: requests that run. passing: those that did not
-    say yet who they are, or are told why they are refused; oldest first. known: how many said it, and are served."""
+    say yet who they are, or are told why they are refused; oldest first. known: how many said it, and are served.
+    refused: errors answered, by code."""
 
     connections: dict[ServerConnection, None]
     door: Door | None
     passing: dict[ServerConnection, None]
+    refused: Counter[str]
     known: int
     stats: RpcStats
     tasks: dict[asyncio.Future[Any], None]
@@ -214,6 +216,7 @@ class ServerConnection(FrameConnection):
             return
         self._hello_timer.cancel()
         self.stats.protocol_errors += 1
+        self.server.refused[error.code] += 1
         level = logging.WARNING if self.server.is_news(self.remote, error.message) else logging.DEBUG
         log.log(level, "closing the connection from %s: %s", self.remote, error)
         self.write_frame(ERROR, 0, (encode_error(error),))
@@ -328,6 +331,7 @@ class ServerConnection(FrameConnection):
         elif isinstance(error, Internal | StorageError):
             trace = error if isinstance(error, Internal) else None
             log.error("a request from %s failed: %s", self.remote, error, exc_info=trace)
+        self.server.refused[error.code] += 1
         self.write_frame(ERROR, request_id, (encode_error(error),))
 
     # --- flow --------------------------------------------------------------------------------------------------------

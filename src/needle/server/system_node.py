@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Protocol
 
 from needle.base.config import RaftConfig
@@ -32,6 +33,16 @@ class Http(Protocol):
 
     async def stop(self) -> None:
         """End it. Idempotent."""
+        ...
+
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Requests that were answered with an error, by code, since the start."""
         ...
 
 

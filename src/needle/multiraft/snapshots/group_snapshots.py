@@ -80,6 +80,7 @@ class SnapshotTraffic:
             if exported is None or not serves(exported):
                 now = host.clock.monotonic()
                 exported = await host.shelf.export(group.id, group.machine, group.image_lock, now)
+                host.counters.snapshots_made += 1
             exported.used = host.clock.monotonic()
             return exported
 
@@ -103,6 +104,7 @@ class SnapshotTraffic:
                     group.raft.report_snapshot_failed(peer, now)
                 else:
                     group.raft.send_snapshot(peer, exported.meta, now)
+                    host.counters.snapshots_offered += 1
             host.wake(group)
         self.offering = False
         self.floor = FAR
@@ -142,10 +144,12 @@ class SnapshotTraffic:
             directory = await host.fetcher.fetch(group.id, message.frm, meta.descriptor, group.machine)
             await self._check(directory, message.frm, meta)
         except NeedleError as error:
+            host.counters.snapshots_failed += 1
             _log.warning(
                 "%s: no snapshot from %s: %s; waiting for its next offer", group_name(group.id), message.frm, error
             )
             return
+        host.counters.snapshots_fetched += 1
         if not host.stopped:
             refusal = group.raft.step(message, host.clock.monotonic())
             # If the log holds all of it by now, the core takes no more than the commit index.
@@ -200,4 +204,5 @@ class SnapshotTraffic:
         start = StartRecord(meta.index, meta.term)
         await host.durable(LogWrite(log=log, reset=start, entries=ready.entries, hard_state=after, pending=False))
         host.failpoint("snapshot.after_reset")
+        host.counters.snapshots_installed += 1
         return True

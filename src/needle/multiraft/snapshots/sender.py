@@ -57,6 +57,7 @@ class SnapshotShelf:
         self._failpoint = failpoint
         self._exports = asyncio.Semaphore(exports_max)
         self._shelf: dict[GroupId, Exported] = {}
+        self.bytes_sent = 0
 
     def clean(self) -> None:
         """Remove what an earlier run of this node exported. Blocking."""
@@ -100,7 +101,9 @@ class SnapshotShelf:
         """One chunk. Raises Unavailable if the snapshot is gone: the peer will be offered another one."""
         path, size = self._asked(request, now)
         length = max(0, min(request.length, self._chunk_bytes_max))
-        return await self._pool.run(self._files.read, path, max(0, min(request.offset, size)), length)
+        chunk: bytes = await self._pool.run(self._files.read, path, max(0, min(request.offset, size)), length)
+        self.bytes_sent += len(chunk)
+        return chunk
 
     async def hashes(self, request: HashesRequest, now: float) -> bytes:
         """The hashes of some blocks. Raises Unavailable as `read` does."""
@@ -117,7 +120,9 @@ class SnapshotShelf:
             raise invalid("blocks", len(request.blocks), f"at most {most} of them")
         if request.blocks and not 0 <= min(request.blocks) <= max(request.blocks) < count:
             raise invalid("blocks", f"{min(request.blocks)} to {max(request.blocks)}", f"0 to {count - 1}")
-        return b"".join(await self._pool.run(self._files.read_blocks, path, request.blocks))
+        found = b"".join(await self._pool.run(self._files.read_blocks, path, request.blocks))
+        self.bytes_sent += len(found)
+        return found
 
     def _asked(self, request: ChunkRequest | HashesRequest | BlocksRequest, now: float) -> tuple[str, int]:
         """Path and size of a file that is here. Raises Unavailable."""

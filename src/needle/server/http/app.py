@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final, Protocol
@@ -108,6 +109,8 @@ class Door:
         self.node = node
         self.draining = False
         self._requests = 0
+        self.refused: Counter[str] = Counter()
+        """Answers that were errors, by code."""
         self.memory = Memory()
         self.decoding = asyncio.Lock()
         served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
@@ -230,6 +233,7 @@ class Door:
 
     async def _write_problem(self, send: Send, error: NeedleError | HttpError, headers: Headers, id_: str) -> None:
         problem = problem_of(error, id_)
+        self.refused[problem.code] += 1
         extra = [(b"x-request-id", id_.encode())]
         if problem.status in (429, 503):
             wait = error.details["wait"] if isinstance(error, TooManyRequests) else RETRY_SECONDS

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Final, cast
 
 import msgspec
@@ -131,6 +131,11 @@ class HttpServer:
     def connections(self) -> int:
         """How many there are."""
         return len(self._server.server_state.connections)
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Requests that were answered with an error, by code, since the start."""
+        return self.door.refused
 
     def drain(self) -> None:
         """Refuse what comes from now on; what is under way goes on."""

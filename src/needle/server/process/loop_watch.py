@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import FrameType
 
 log = logging.getLogger("needle.server")
@@ -50,10 +51,13 @@ class LoopWatch:
         self._called = threading.Event()
         self._ended = threading.Event()
         self._took = 0.0
+        self._waited = 0.0
         self._thread = threading.Thread(target=self._watch, name="needle-loop-watch", daemon=True)
         self.seconds: dict[str, float] = {}
         self.times: Counter[str] = Counter()
         self.longest = 0.0
+        self.on_lag: Callable[[float], None] = lambda _: None
+        """Told, in the watching thread, how many seconds the loop took to call back."""
 
     def start(self) -> None:
         """Begin to watch the loop that runs in this thread."""
@@ -71,17 +75,20 @@ class LoopWatch:
     def _watch(self) -> None:
         while not self._ended.wait(self._interval):
             self._called.clear()
-            asked = time.clock_gettime(self._clock)
+            asked, since = time.clock_gettime(self._clock), time.monotonic()
             try:
-                self._loop.call_soon_threadsafe(self._call, asked)
+                self._loop.call_soon_threadsafe(self._call, asked, since)
             except RuntimeError:
                 return  # the loop is closed
             seen = self._look(asked)
+            if not self._ended.is_set():
+                self.on_lag(self._waited)
             if self._took > STALL_SECONDS and not self._ended.is_set():
                 self._note(seen.most_common(1)[0][0] if seen else OTHER, self._took)
 
-    def _call(self, asked: float) -> None:
+    def _call(self, asked: float, since: float) -> None:
         self._took = time.clock_gettime(self._clock) - asked
+        self._waited = time.monotonic() - since
         self._called.set()
 
     def _look(self, asked: float) -> Counter[str]:

@@ -22,10 +22,10 @@ import uvloop
 from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import Failpoint, no_failpoint
+from needle.server.metrics.observed import NodeMetrics
 from needle.server.ports import system_ports
 from needle.server.process.descriptors import raise_limit
 from needle.server.process.loop_watch import LoopWatch
-from needle.server.process.metrics import NodeMetrics
 from needle.server.system_node import Http, http_server, system_node
 from needle.system import share_one_heap
 
@@ -53,6 +53,8 @@ async def run_node(
         watch.start()
         metrics.watch(node, watch)
         http = await http_server(node, metrics)
+        if http is not None:
+            metrics.watch_http(http)
     except NeedleError as error:
         _say(f"node {config.node_id} cannot start: {error}")
         stops(config.node_id)

@@ -234,3 +234,8 @@ def decoded(data: bytes, kind: Any, path: str) -> Any:
         return msgspec.msgpack.decode(data, type=kind)
     except (*DECODE_ERRORS, TypeError) as error:
         raise CorruptDocuments(f"{path} is damaged: a stored value cannot be read ({error})", path=path) from None
+
+
+def memory_used() -> int:
+    """Bytes that SQLite holds in this process, for pages of files above all."""
+    return int(apsw.memory_used())

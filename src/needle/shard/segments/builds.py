@@ -45,7 +45,7 @@ AskBuilding = Callable[[NodeId, int], Awaitable[Progress | None]]
 class KeeperStats:
     """Counters since start. built: segments built to be published. shipped: files fetched. rebuilt: own builds because
     nobody offered the published file. corrupt: damaged files found. unpublished: proposals of builds that failed.
-    awaited: builds not begun because another node was at it."""
+    awaited: builds not begun because another node was at it. building: files that are being built now."""
 
     built: int = 0
     build_seconds: float = 0.0
@@ -57,6 +57,7 @@ class KeeperStats:
     unpublished: int = 0
     awaited: int = 0
     deleted: int = 0
+    building: int = 0
 
 
 @dataclass(slots=True)
@@ -147,6 +148,7 @@ class SegmentBuilds:
         """False: it was cancelled, or nobody took it. Raises CorruptSegment if the base is damaged."""
         sealed: SealedSegment | None = None
         running = self._running[vectors.collection_id] = _Running(task)
+        self._stats.building = len(self._running)
         try:
             started = self._clock.monotonic()
             sealed = await self._build_pool.run(unless_cancelled, self._build, vectors, running, view)
@@ -169,6 +171,7 @@ class SegmentBuilds:
             return False
         finally:
             del self._running[vectors.collection_id]
+            self._stats.building = len(self._running)
         return True
 
     async def _offer(self, vectors: CollectionVectors, running: _Running, segment: PublishedSegment) -> None:

@@ -1,0 +1,131 @@
+"""The metrics of one node: what is observed as it happens, and all that is read from it at a scrape.
+
+Invariant: no metric keeps a value of its own that the node could contradict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from needle.base.errors import NeedleError
+from needle.base.runtime import Clock
+from needle.multiraft.ports import KeyValueStore, KeyValueTxn
+from needle.protocol import calls
+from needle.server.metrics.families import counted, observed, read
+from needle.server.metrics.node_state import NodeState
+from needle.server.metrics.replica_state import ReplicaState
+from needle.server.node import Node
+from needle.server.ports import NodePorts
+from needle.server.process.loop_watch import LoopWatch
+from needle.server.system_node import Http
+
+
+class MeasuredStore:
+    """A key-value store that times its durable commits."""
+
+    def __init__(self, store: KeyValueStore, clock: Clock, observe: Callable[[float], None]) -> None:
+        self.get = store.get
+        self.scan = store.scan
+        self.close = store.close
+        self.bytes_used = store.bytes_used
+        self._commit = store.commit
+        self._clock = clock
+        self._observe = observe
+
+    def commit(self, fill: Callable[[KeyValueTxn], None], sync: bool) -> None:
+        """As below, timed when it syncs."""
+        start = self._clock.monotonic()
+        self._commit(fill, sync)
+        if sync:
+            self._observe(self._clock.monotonic() - start)
+
+
+class NodeMetrics:
+    """The metrics of one node. `measured(ports)` before the node is made, `watch(node)` after it has started, and
+    `watch_http` if it serves HTTP."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._fsync = observed("needle_fsync_seconds", registry)
+        self._calls = observed("needle_request_seconds", registry)
+        self._searches = observed("needle_search_seconds", registry)
+        self._writes = counted("needle_writes_total", registry)
+        self._failures = counted("needle_request_errors_total", registry)
+        self._fan_out = observed("needle_search_fanout_count", registry)
+        self._merge = observed("needle_search_merge_time_ms", registry)
+
+    def measured(self, ports: NodePorts) -> NodePorts:
+        """The same ports, with the log's commits timed."""
+        inner = ports.open_store
+
+        def open_store(directory: str) -> KeyValueStore:
+            return MeasuredStore(inner(directory), ports.clock, self._fsync.observe)
+
+        return dataclasses.replace(ports, open_store=open_store)
+
+    def watch(self, node: Node, loop: LoopWatch | None = None) -> None:
+        """Read this node's state at every scrape, and observe its calls."""
+        node.router.stats.on_search = self._routed
+        health = node.watch_health() if node.config.http_address is not None else None
+        self._node = NodeState(node, health)
+        self._registry.register(self._node)
+        self._registry.register(ReplicaState(node))
+        if loop is not None:
+            self._registry.register(_LoopState(loop))
+            loop.on_lag = observed("needle_loop_lag_seconds", self._registry).observe
+        node.observer = self._observer()
+
+    def watch_http(self, door: Http) -> None:
+        """Count its connections, too."""
+        self._node.http = door
+
+    def _observer(self) -> Callable[[str, float, NeedleError | None], None]:
+        # Without "shard_" these are calls of clients that the node passes on to shards, perhaps other nodes' shards.
+        searched, written = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
+        known = {name: self._calls.labels(name) for name in (calls.WRITE, calls.SEARCH, calls.GET)}
+        searches, writes, failures = self._searches.observe, self._writes.inc, self._failures
+
+        def observe(method: str, seconds: float, error: NeedleError | None) -> None:
+            if error is not None:
+                failures.labels(method, error.code).inc()
+                return
+            histogram = known.get(method)
+            if histogram is None:
+                histogram = known[method] = self._calls.labels(method)
+            histogram.observe(seconds)
+            if method == searched:
+                searches(seconds)
+            elif method == written:
+                writes()
+
+        return observe
+
+    def _routed(self, shards: int, merge_seconds: float) -> None:
+        self._fan_out.observe(shards)
+        self._merge.observe(merge_seconds * 1000)
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self._registry)
+
+
+class _LoopState(Collector):
+    """What held the event loop."""
+
+    def __init__(self, watch: LoopWatch) -> None:
+        self._watch = watch
+
+    def collect(self) -> Iterator[Metric]:
+        watch = self._watch
+        times, seconds = read("needle_loop_stalls_total"), read("needle_loop_stall_seconds_total")
+        for name, count in list(watch.times.items()):
+            times.add_metric([name], count)
+            seconds.add_metric([name], watch.seconds[name])
+        yield from (times, seconds, read("needle_loop_stall_longest_seconds", watch.longest))
