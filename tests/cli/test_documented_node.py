@@ -80,7 +80,6 @@ def test_what_operators_need_is_measured(single) -> None:
     for name in (
         'needle_memory_bytes{part="process"}',
         'needle_memory_bytes{part="documents"}',
-        'needle_memory_bytes{part="index_files"}',
         "needle_log_bytes",
         "needle_disk_kept_free_bytes",
         "needle_loop_lag_seconds_count",
@@ -89,6 +88,7 @@ def test_what_operators_need_is_measured(single) -> None:
         "needle_clock_monotonic_seconds",
     ):
         assert values[name] > 0, name
+    assert sum(values[f'needle_memory_bytes{{part="{part}"}}'] for part in ("vectors", "index_files")) > 120 * 4 * 4 - 1
     assert values["needle_log_bytes"] < values["needle_log_bytes_max"]
     assert values["needle_disk_free_bytes"] < values["needle_disk_total_bytes"]
     assert values['needle_rejected_requests_total{door="http",reason="unauthenticated"}'] == 1
