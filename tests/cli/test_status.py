@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from cli.test_conditions import view
+from client.test_conditions import view
 from cluster.catalog_util import topology
 from needle.base.errors import ConnectionLost, NoQuorum
 from needle.base.model import RaftStatus

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cli.test_conditions import view
+from client.test_conditions import view
 from cluster.catalog_util import topology
 from needle.catalog.state import execute
 from needle.client.health import ReplicaStatus, judge

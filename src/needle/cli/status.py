@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -28,10 +28,12 @@ from needle.cli.common import (
     state_of,
     table,
 )
-from needle.cli.conditions import GOES_ON, START, UNSETTLED, Condition, NodeView, conditions, lag_of
-from needle.client.health import ClusterHealth, ReplicaStatus, judge, lost_nodes
+from needle.client.alerts import Condition, holds
+from needle.client.cluster_conditions import look as look_around
+from needle.client.cluster_conditions import ordered, views
+from needle.client.conditions import START, lag_of
+from needle.client.health import ClusterHealth, ReplicaStatus, lost_nodes
 from needle.protocol.peer_calls import WhoAnswer, check_fresh
-from needle.routing.topology import NodeState, Topology
 
 STATUS_TIMEOUT = 2.0
 
@@ -97,121 +99,21 @@ def status(
 async def look(client: needle.Client, known: Sequence[str]) -> Look:
     """What every replica says of itself, and what follows from that. known: the addresses given; those at which no node
     of the cluster is get a condition of their own."""
-    replicas = await client.cluster_status(timeout=STATUS_TIMEOUT)
+    seen = await look_around(client, STATUS_TIMEOUT)
     topology = client.topology()
-    health = judge(topology, replicas)
     if topology.settings is None:
-        health = msgspec.structs.replace(health, warnings=[])
-        return Look(health=health, replicas=replicas, conditions=await _emptied(client, known))
-    shards = [info.shard for info in topology.serving]
-    resting = [info.id for info in topology.nodes if info.maintenance]
-    found = [
-        condition
-        for shard in shards
-        for condition in conditions(
-            _views(shard, replicas),
-            shard=shard if len(shards) > 1 else None,
-            leaving=topology.shards[shard].leaving,
-            maintenance=resting,
-        )
-    ]
-    found += [
-        Condition(
-            severity="warning",
-            name="under-replicated",
-            subject=f"shard {number} has {len(topology.shards[number].wanted) - shard.missing_replicas} of "
-            f"{len(topology.shards[number].wanted)} replicas",
-            action="bring its nodes back, or `needle node replace` them; after replace_after the cluster does",
-        )
-        for number in health.under_replicated
-        if (shard := health.shards[number]).leader is not None
-    ]
+        health = msgspec.structs.replace(seen.health, warnings=[])
+        return Look(health=health, replicas=seen.replicas, conditions=await _emptied(client, known))
     listed = topology.addresses().values()
-    told, others = await asyncio.gather(
-        _tell(client, list(topology.addresses())),
-        asyncio.gather(_of_catalog(client), *(_outside(client, at) for at in known if at not in listed)),
-    )
-    knows = {node: who.knows for node, who in told.items()}
-    more = [*others, *(_disk(node, who) for node, who in told.items()), _versions(topology, knows)]
-    more += [_given_up(node, shard, why) for node, who in told.items() for shard, why in who.given_up]
-    found += [condition for condition in more if condition is not None]
+    others = await asyncio.gather(*(_outside(client, at) for at in known if at not in listed))
+    found = [*seen.health.conditions, *(one for one in others if one is not None)]
     return Look(
-        health=health,
-        replicas=replicas,
-        conditions=_ordered(found),
+        health=seen.health,
+        replicas=seen.replicas,
+        conditions=ordered(found),
         version=topology.cluster_version,
-        knows=knows,
+        knows={node: who.knows for node, who in seen.told.items()},
     )
-
-
-async def _tell(client: needle.Client, nodes: Sequence[NodeId]) -> dict[NodeId, WhoAnswer]:
-    """What nodes say of themselves. One that does not answer has a condition of its own."""
-
-    async def ask(node: NodeId) -> WhoAnswer | None:
-        try:
-            return await client.describe_node(node, timeout=STATUS_TIMEOUT)
-        except NeedleError:
-            return None
-
-    answers = await asyncio.gather(*map(ask, nodes))
-    return {node: who for node, who in zip(nodes, answers, strict=True) if who is not None}
-
-
-def _versions(topology: Topology, knows: Mapping[NodeId, int]) -> Condition | None:
-    """Of a cluster whose upgrade is under way: whom its version waits for."""
-    most = max(knows.values(), default=0)
-    older = sorted(
-        info.id
-        for info in topology.nodes
-        if info.state is not NodeState.REMOVED and knows.get(info.id, info.knows) < most
-    )
-    if not older:
-        return None
-    subject = f"the cluster stays at {topology.cluster_version}, and not {most}, for the sake of {', '.join(older)}"
-    action = "upgrade these nodes too, or remove those that are gone"
-    return Condition(severity="warning", name="versions differ", subject=subject, action=action)
-
-
-def _views(shard: int, replicas: Sequence[ReplicaStatus]) -> list[NodeView]:
-    return [
-        NodeView(node=one.node, address=one.address, status=one.status, error=one.error, lost=one.lost)
-        for one in replicas
-        if one.shard == shard
-    ]
-
-
-def _ordered(found: Sequence[Condition]) -> list[Condition]:
-    """Critical ones first, each once: a node may hold many shards."""
-    return sorted(dict.fromkeys(found), key=lambda condition: condition.severity != "critical")
-
-
-async def _of_catalog(client: needle.Client) -> Condition | None:
-    """The catalog may be on other nodes than the shards are: whether it has a leader, and its members."""
-    try:
-        status = await client.catalog_status(timeout=STATUS_TIMEOUT)
-    except NeedleError as error:
-        action = "start nodes that hold it until a majority runs; `needle node` and `needle cluster` wait for it"
-        return Condition(severity="critical", name="no leader", subject=f"catalog: {error.message}", action=action)
-    if not status.waits_for:
-        return None
-    return Condition(severity="warning", name=UNSETTLED, subject=f"catalog: {status.waits_for}", action=GOES_ON)
-
-
-def _disk(node: NodeId, who: WhoAnswer) -> Condition | None:
-    """Whether a node refuses data for want of room."""
-    disk = who.disk
-    if disk is None or not disk.low:
-        return None
-    subject = f"{node}: {disk.free / 1e6:,.0f} MB free, {disk.kept_free / 1e6:,.0f} MB and a quarter more have to be"
-    action = "free space: it refuses data until then; read 'When a disk runs full' in docs/operations.md"
-    return Condition(severity="critical", name="disk full", subject=subject, action=action)
-
-
-def _given_up(node: NodeId, shard: int, why: str) -> Condition:
-    """A node has files of a replica that it holds no more."""
-    subject = f"{node} holds shard {shard} no more and keeps its files: {why}"
-    action = "they go by themselves when that is put right; they may be the last copy, so delete none by hand before"
-    return Condition(severity="warning", name="files not deleted", subject=subject, action=action)
 
 
 async def _outside(client: needle.Client, address: str) -> Condition | None:
@@ -220,22 +122,21 @@ async def _outside(client: needle.Client, address: str) -> Condition | None:
         who = await client.describe_node(address, timeout=STATUS_TIMEOUT)
     except NeedleError:
         action = "no node of the cluster has this address: take it out of --cluster (or NEEDLE_CLUSTER)"
-        return Condition(severity="warning", name="not a member", subject=address, action=action)
+        return holds("NeedleNotAMember", address, action)
     if who.node_id in client.topology().addresses():
         return None
     action = "it was removed: stop it; or it is new: it joins with `join` in [sharding]"
-    return Condition(severity="warning", name="not a member", subject=f"{who.node_id} at {address}", action=action)
+    return holds("NeedleNotAMember", f"{who.node_id} at {address}", action)
 
 
 async def _emptied(client: needle.Client, known: Sequence[str]) -> list[Condition]:
     """Of nodes that know of no cluster: whether they are merely new, or what others know of them is not in their
     directories."""
     found = [
-        Condition(
-            severity="critical",
-            name="no cluster",
-            subject="the nodes belong to no cluster yet",
-            action="start a majority of its cluster_nodes, or make it with `needle cluster create`; where they run, "
+        holds(
+            "NeedleNoCluster",
+            "the nodes belong to no cluster yet",
+            "start a majority of its cluster_nodes, or make it with `needle cluster create`; where they run, "
             "their logs say what they wait for",
         )
     ]
@@ -259,16 +160,16 @@ async def _emptied(client: needle.Client, known: Sequence[str]) -> list[Conditio
 
 def _lost(error: NeedleError) -> Condition:
     action = "read 'A replica does not go on' in docs/troubleshooting.md before anything else"
-    return Condition(severity="critical", name="replica lost state", subject=error.message, action=action)
+    return holds("NeedleReplicaLost", error.message, action)
 
 
 def _unreachable(address: str, why: str) -> Condition:
     action = f"check the process and the network: {why}"
-    return Condition(severity="critical", name="node unreachable", subject=address, action=action)
+    return holds("NeedleNodeUnreachable", address, action)
 
 
 def _silent(known: Sequence[str]) -> Look:
-    found = [Condition(severity="critical", name="no leader", subject=f"0 of {len(known)} nodes answer", action=START)]
+    found = [holds("NeedleShardNoLeader", f"0 of {len(known)} nodes answer", START)]
     found += [_unreachable(address, "it does not answer") for address in known]
     return Look(health=ClusterHealth(healthy=False, shards={}, warnings=[]), replicas=[], conditions=found)
 
@@ -287,7 +188,7 @@ def status_json(seen: Look) -> dict[str, object]:
 
 
 def _with_lag(replica: ReplicaStatus, replicas: Sequence[ReplicaStatus]) -> dict[str, object]:
-    lag = lag_of(replica.node, _views(replica.shard, replicas))
+    lag = lag_of(replica.node, views(replica.shard, replicas))
     shown = {"lag_entries": lag[0], "lag_ms": lag[1]} if lag is not None else {}
     return {**as_json(replica), **shown}
 
@@ -305,7 +206,7 @@ def status_table(seen: Look) -> RenderableType:
             state = "Lost" if replica.node in lost else "unreachable"
             rows.add_row(*head, replica.node, replica.address, Text(state, style="bold red"))
             continue
-        lag = lag_of(replica.node, _views(replica.shard, seen.replicas))
+        lag = lag_of(replica.node, views(replica.shard, seen.replicas))
         rows.add_row(
             *head,
             replica.node,
@@ -333,7 +234,8 @@ def _version_line(seen: Look) -> str:
 
 def _line(condition: Condition) -> Text:
     style = "bold red" if condition.severity == "critical" else "yellow"
-    return Text.assemble((condition.severity.upper(), style), f" {condition} - {condition.action}")
+    told = f" {condition} - {condition.action} ({condition.runbook})"
+    return Text.assemble((condition.severity.upper(), style), told)
 
 
 def balance(health: ClusterHealth) -> str:

@@ -6,9 +6,13 @@ A test compares the files with this.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from needle.cli.dashboard import dashboard_file
+from needle.client.alerts import ROWS, Alert
 from needle.server.metrics.row import Row
 from needle.server.metrics.table import PARTS
 
@@ -44,7 +48,57 @@ def _metric_line(row: Row) -> str:
     return f"| `{row.name}` | {row.kind} | {labels} | {row.unit} | {meaning} | `{row.source}` |"
 
 
-FILES: Mapping[str, Callable[[], str]] = {"docs/metrics.md": metrics_page}
+RULES_HEAD = """# Made from the program by `python -m needle.cli.watch_files`; do not edit.
+# Prometheus' rules for Needle; what to do about each alert is in docs/alerts.md. Each job is judged by itself: give
+# each cluster a job of its own, with a name that begins with "needle".
+groups:
+  - name: needle
+    rules:
+"""
+
+
+def rules_file() -> str:
+    """deploy/prometheus/needle.rules.yml. What stands in quotes is JSON, which is YAML."""
+    return RULES_HEAD + "".join(map(_rule, (row for row in ROWS if row.expression)))
+
+
+def _rule(row: Alert) -> str:
+    return f"""      - alert: {row.name}
+        expr: {json.dumps(row.expression)}
+        for: {row.hold}s
+        labels:
+          severity: {row.severity}
+        annotations:
+          summary: {json.dumps(row.summary)}
+          runbook_url: {json.dumps(row.runbook)}
+"""
+
+
+def alerts_table() -> str:
+    """The table of docs/alerts.md."""
+    lines = ["| alert | severity | `needle status` says | Prometheus fires |", "|---|---|---|---|"]
+    for row in ROWS:
+        fires = f"after {row.hold} s" if row.hold else "at once"
+        said = row.condition or "nothing"
+        lines.append(
+            f"| [{row.name}](#{row.name.lower()}) | {row.severity} | {said} | {fires if row.expression else 'never'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def alerts_page() -> str:
+    """docs/alerts.md with its table made anew; the sections are written by hand."""
+    text = Path(ALERTS_PAGE).read_text(encoding="utf-8")
+    return re.sub(r"^\| alert \|.*?\n(?=\n)", lambda _: alerts_table(), text, count=1, flags=re.DOTALL | re.MULTILINE)
+
+
+ALERTS_PAGE = "docs/alerts.md"
+FILES: Mapping[str, Callable[[], str]] = {
+    "docs/metrics.md": metrics_page,
+    ALERTS_PAGE: alerts_page,
+    "deploy/prometheus/needle.rules.yml": rules_file,
+    "deploy/grafana/needle.json": dashboard_file,
+}
 
 
 def main() -> None:

@@ -17,10 +17,11 @@ from needle.client import values
 from needle.client.assigning import assign
 from needle.client.batches import BatchMethods
 from needle.client.changes import TIMEOUT
+from needle.client.cluster_conditions import look
 from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
 from needle.client.group import GroupClient
-from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import KeyMethods
 from needle.client.replacing import ReplaceMethods
 from needle.client.replicas import ask_replicas
@@ -104,10 +105,9 @@ class Client(BatchMethods, ReplaceMethods, RestartMethods, KeyMethods):
         return await ask_replicas(self._caller, topology, seconds, for_client=True)
 
     async def health_check(self, *, timeout: float = STATUS_SECONDS) -> ClusterHealth:
-        """Whether every shard has a leader and all its replicas, and what is not redundant. Raises Forbidden for a key
-        of some collections only."""
-        replicas = await self.cluster_status(timeout=timeout)
-        return judge(self.topology(), replicas)
+        """Whether every shard has a leader and all its replicas, what is not redundant, and the alert conditions that
+        hold now, as `needle status` says them. Raises Forbidden for a key of some collections only."""
+        return (await look(self, values.check_timeout(timeout))).health
 
     # --- the catalog's group -----------------------------------------------------------------------------------------
     async def catalog_leader(self, *, timeout: float = 1.0) -> NodeId | None:

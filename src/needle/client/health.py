@@ -12,6 +12,7 @@ import msgspec
 
 from needle.base.ids import NodeId
 from needle.base.model import RaftStatus
+from needle.client.alerts import Condition
 from needle.routing.stats import key_shares
 from needle.routing.topology import NodeState, ShardInfo, Topology
 
@@ -49,13 +50,15 @@ class ShardHealth(msgspec.Struct, frozen=True, kw_only=True):
 class ClusterHealth(msgspec.Struct, frozen=True, kw_only=True):
     """healthy: all shards are. warnings: what would be lost with one node, and other things to know. waiting: what was
     decided and does not go on now, and why: rebalances, replicas, key ranges. answering: by node that holds replicas,
-    whether it answered for any of them."""
+    whether it answered for any of them. conditions: rows of the alert table that hold now, critical ones first
+    (docs/alerts.md); of `health_check` only."""
 
     healthy: bool
     shards: dict[int, ShardHealth]
     warnings: list[str]
     waiting: list[str] = []
     answering: dict[NodeId, bool] = {}
+    conditions: list[Condition] = []
 
     @property
     def under_replicated(self) -> list[int]:

@@ -150,13 +150,22 @@ class DiskRoom(msgspec.Struct, frozen=True, array_like=True):
     low: bool = False
 
 
+class Levels(msgspec.Struct, frozen=True, array_like=True):
+    """How near a node is to bounds. log_bytes_max: what its Raft log may take. certificate_seconds: until its
+    certificate expires, by its own clock; None without TLS."""
+
+    log_bytes: int
+    log_bytes_max: int
+    certificate_seconds: float | None = None
+
+
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     """uid: 0 while the node belongs to no cluster. version: of the topology that it has. routers: the custom routing
     callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: while it belongs to no
     cluster, the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if
     they describe none. disk: None of nodes that do not say. life: drawn when the process began; 0 of nodes that do not
     say. knows: the version of commands and formats up to which it can read them. given_up: shards that it holds no more
-    and has files of, and why these may not be deleted; some of them."""
+    and has files of, and why these may not be deleted; some of them. levels: None of nodes that do not say."""
 
     node_id: NodeId
     address: str
@@ -173,6 +182,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     life: int = 0
     knows: int = FIRST
     given_up: list[tuple[int, str]] = []
+    levels: Levels | None = None
 
 
 def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:

@@ -62,5 +62,6 @@ def test_only_the_metrics_package_knows_prometheus() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_made_from_the_tables_is_current(name: str) -> None:
+def test_what_is_made_from_the_tables_is_current(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     assert (ROOT / name).read_text() == FILES[name](), "run `python -m needle.cli.watch_files`"

@@ -16,7 +16,7 @@ from needle.base.errors import InvalidArgument
 from needle.base.ids import NodeId
 from needle.base.versions import FIRST, SAID
 from needle.multiraft.host import Host
-from needle.protocol.peer_calls import FoundCall, WhoAnswer, check_fresh
+from needle.protocol.peer_calls import FoundCall, Levels, WhoAnswer, check_fresh
 from needle.routing.strategy import router_names
 from needle.routing.topology import NodeInfo, Topology
 from needle.server.address_book import AddressBook
@@ -124,7 +124,14 @@ class Belonging:
             node.host.lives.nonce,
             node.ports.knows,
             node.given_up.told(),
+            self._levels(),
         )
+
+    def _levels(self) -> Levels:
+        node = self._node
+        certificates = node.ports.certificates
+        left = None if certificates is None else certificates.expires - node.ports.clock.wall()
+        return Levels(node.host.bytes_used(), node.host.config.log_bytes_max, left)
 
     def info(self) -> NodeInfo:
         """This node, as the catalog should know it: without what it knows while there may be nodes that would not

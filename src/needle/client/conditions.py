@@ -1,6 +1,6 @@
-"""The alert conditions of the operations guide, decided from what the nodes say about themselves. Pure.
+"""The alert conditions of one shard, decided from what its replicas say about themselves. Pure.
 
-Invariant: a condition is reported if and only if it holds in the views given; the thresholds are the alert table's.
+Invariant: a condition is reported if and only if it holds in the views given; thresholds are the alert table's.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from needle.base.model import RaftStatus
+from needle.client.alerts import LAG_CRITICAL_MS, LAG_WARNING_MS, WARNING, Condition, holds
 
-LAG_WARNING_MS = 1_000.0
-LAG_CRITICAL_MS = 10_000.0
-UNSETTLED = "replicas not in place"
 GOES_ON = "the cluster goes on with it when that is put right"
 FETCHES = "it serves nothing and fetches its data from the other replicas; check its disk"
 RESTORE = "no replica is left to fetch the data from: restore a backup; check the disk"
@@ -31,18 +29,6 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     status: RaftStatus | None = None
     error: str = ""
     lost: str = ""
-
-
-class Condition(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the alert table that holds now. severity: warning or critical; action: what to do first."""
-
-    severity: str
-    name: str
-    subject: str
-    action: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.subject}"
 
 
 def leader_of(views: Sequence[NodeView]) -> RaftStatus | None:
@@ -84,40 +70,23 @@ def conditions(
     damaged = {view.node: view.status.damage for view in views if view.status is not None and view.status.damage}
     whole = len(damaged) < len(views)
     found = [
-        Condition(
-            severity="critical",
-            name="damaged data",
-            subject=f"{named}{node}: {damage}",
-            action=FETCHES if whole else RESTORE,
-        )
+        holds("NeedleReplicaDamaged", f"{named}{node}: {damage}", FETCHES if whole else RESTORE)
         for node, damage in damaged.items()
     ]
     answered = sum(view.status is not None for view in views)
     electing = [view.node for view in views if view.status is not None and view.status.state in ELECTING]
     if electing and 2 * answered > len(views):  # with fewer nobody can be elected: what helps is in "no leader"
-        found.append(
-            Condition(
-                severity="warning",
-                name="leader election in progress",
-                subject=f"{named}{', '.join(electing)}",
-                action="wait a second; if it stays, read 'Election failures' in docs/troubleshooting.md",
-            )
-        )
+        action = "wait a second; if it stays, read 'Election failures' in docs/troubleshooting.md"
+        found.append(holds("NeedleElection", f"{named}{', '.join(electing)}", action))
     if leader_of(views) is None:
-        found.append(
-            Condition(
-                severity="critical",
-                name="no leader",
-                subject=f"{named}{answered} of {len(views)} nodes answer",
-                action=START if 2 * answered <= len(views) else LEADERLESS if whole else RESTORE,
-            )
-        )
+        action = START if 2 * answered <= len(views) else LEADERLESS if whole else RESTORE
+        found.append(holds("NeedleShardNoLeader", f"{named}{answered} of {len(views)} nodes answer", action))
     found += [
-        Condition(
-            severity="warning" if view.node in maintenance else "critical",
-            name="node unreachable",
-            subject=f"{view.node} at {view.address}{', in maintenance' if view.node in maintenance else ''}",
-            action=f"check the process and the network: {view.error}",
+        holds(
+            "NeedleNodeUnreachable",
+            f"{view.node} at {view.address}{', in maintenance' if view.node in maintenance else ''}",
+            f"check the process and the network: {view.error}",
+            severity=WARNING if view.node in maintenance else "",
         )
         for view in views
         if view.status is None and not view.lost and view.node not in leaving
@@ -137,10 +106,7 @@ def _lost_conditions(views: Sequence[NodeView]) -> list[Condition]:
     found |= {view.node: view.status.lost for view in views if view.status is not None and view.status.lost}
     found |= {view.node: view.lost for view in views if view.lost}
     action = "read 'A replica does not go on' in docs/troubleshooting.md before anything else"
-    return [
-        Condition(severity="critical", name="replica lost state", subject=f"{node}: {why}", action=action)
-        for node, why in sorted(found.items())
-    ]
+    return [holds("NeedleReplicaLost", f"{node}: {why}", action) for node, why in sorted(found.items())]
 
 
 def _lag_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
@@ -155,10 +121,10 @@ def _lag_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
             )
         if peer.lag_ms > LAG_CRITICAL_MS:
             action = "its disk or network does not keep up, or it is down; do not stop another node"
-            found.append(Condition(severity="critical", name="replication lag > 10 s", subject=subject, action=action))
+            found.append(holds("NeedleReplicationLagLong", subject, action))
         elif peer.lag_ms > LAG_WARNING_MS:
             action = "check the network and the disk of that node"
-            found.append(Condition(severity="warning", name="replication lag > 1 s", subject=subject, action=action))
+            found.append(holds("NeedleReplicationLag", subject, action))
     return found
 
 
@@ -167,14 +133,11 @@ def _held_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
     leader = leader_of(views)
     if leader is None:
         return []
-    found = [("move of key ranges waits", held, "it goes on when that is put right") for held in leader.held_moves]
+    found = [("NeedleMoveWaits", held, "it goes on when that is put right") for held in leader.held_moves]
     if leader.waits_for:
-        found.append((UNSETTLED, leader.waits_for, GOES_ON))
+        found.append(("NeedleReplicasNotInPlace", leader.waits_for, GOES_ON))
     if leader.unknown_collections:
         names = ", ".join(leader.unknown_collections)
         action = "they are kept, and not served: was the catalog restored from an older copy?"
-        found.append(("unknown collections", names, action))
-    return [
-        Condition(severity="warning", name=name, subject=f"{named}{subject}", action=action)
-        for name, subject, action in found
-    ]
+        found.append(("NeedleUnknownCollections", names, action))
+    return [holds(alert, f"{named}{subject}", action) for alert, subject, action in found]

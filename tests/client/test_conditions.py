@@ -3,7 +3,8 @@
 import msgspec
 
 from needle.base.model import PeerStatus, RaftStatus
-from needle.cli.conditions import Condition, NodeView, conditions, lag_of, leader_of
+from needle.client.alerts import Condition
+from needle.client.conditions import NodeView, conditions, lag_of, leader_of
 
 
 def peer(node: str, lag_ms: float = 0.0, lag_entries: int = 0) -> PeerStatus:

@@ -1,0 +1,145 @@
+"""The table of alerts: `needle status`, `health_check()`, Prometheus' rules and docs/alerts.md come of it.
+
+Invariant: a condition that is told has a row, and a row has a section in docs/alerts.md that says what to do. The
+thresholds are here, and nowhere else. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+CRITICAL, WARNING = "critical", "warning"
+RUNBOOKS: Final = "docs/alerts.md"
+
+LAG_WARNING_MS = 1_000.0
+LAG_CRITICAL_MS = 10_000.0
+IMBALANCE_MAX = 0.2
+IMBALANCE_DOCUMENTS_MIN = 1_000
+"""With fewer documents a shard chance alone makes shards uneven."""
+DISK_ROOMS = 2.0
+"""Less free than so many times what has to stay free: nearly full."""
+LOG_FULL_RATIO = 0.6
+"""From one half of `log_bytes_max` on the log is cut as far as it can be, from three quarters on writes are refused."""
+CERTIFICATE_SECONDS = 14 * 86_400.0
+FSYNC_SECONDS = 0.1
+CLOCK_ERROR_MIN = 0.0005
+
+
+class Alert(NamedTuple):
+    """name: in Prometheus. condition: what `needle status` and `health_check()` call it; "" where one look cannot tell.
+    expression: in PromQL; "" where no metric tells. hold: seconds for which it must be true. summary: a line with
+    Prometheus' labels."""
+
+    name: str
+    condition: str
+    severity: str
+    hold: int
+    expression: str
+    summary: str
+
+    @property
+    def runbook(self) -> str:
+        """Where it says what to do."""
+        return f"{RUNBOOKS}#{self.name.lower()}"
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the alert table that holds now. severity: warning or critical; action: what to do first. alert: its name
+    in Prometheus. runbook: where it says more, in the documents."""
+
+    severity: str
+    name: str
+    subject: str
+    action: str
+    alert: str
+    runbook: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.subject}"
+
+
+_COUNTS = "max by (job, shard) (needle_shard_vector_count)"
+_RATE = "deriv(needle_clock_monotonic_seconds[5m])"
+
+ROWS: Final = (
+    Alert("NeedleElection", "leader election in progress", WARNING, 0,
+          'max by (job, shard) (needle_shard_electing) == 1 or sum by (job, shard) (increase(needle_elections_total'
+          '{reason=~"leader_silent|leader_gone"}[1m])) > 0',
+          "Shard {{ $labels.shard }} lost its leader and elects one"),
+    Alert("NeedleShardNoLeader", "no leader", CRITICAL, 10, "max by (job, shard) (needle_shard_led) == 0",
+          "Shard {{ $labels.shard }} has no leader: writes and strong reads of it wait"),
+    Alert("NeedleCatalogNoLeader", "no leader", CRITICAL, 10, "max by (job) (needle_catalog_led) == 0",
+          "The catalog has no leader: documents are read and written, and nothing else changes"),
+    Alert("NeedleReplicationLag", "replication lag > 1 s", WARNING, 10,
+          f"max by (job, shard, follower) (needle_replication_lag_ms) > {LAG_WARNING_MS:g}",
+          "{{ $labels.follower }} is {{ $value }} ms behind in shard {{ $labels.shard }}"),
+    Alert("NeedleReplicationLagLong", "replication lag > 10 s", CRITICAL, 0,
+          f"max by (job, shard, follower) (needle_replication_lag_ms) > {LAG_CRITICAL_MS:g}",
+          "{{ $labels.follower }} is {{ $value }} ms behind in shard {{ $labels.shard }}: do not stop another node"),
+    Alert("NeedleShardsUneven", "shards uneven", WARNING, 600,
+          f"max by (job) ({_COUNTS}) / avg by (job) ({_COUNTS}) > {1 + IMBALANCE_MAX:g} and avg by (job) ({_COUNTS}) "
+          f">= {IMBALANCE_DOCUMENTS_MIN}", "The largest shard has {{ $value }} times as many documents as the mean"),
+    Alert("NeedleNodeUnreachable", "node unreachable", CRITICAL, 15,
+          "max by (job, node) (needle_node_reachable) == 0", "No other node gets an answer of {{ $labels.node }}"),
+    Alert("NeedleNodeNotScraped", "", CRITICAL, 30, 'up{job=~"needle.*"} == 0',
+          "Prometheus gets no answer of {{ $labels.instance }}"),
+    Alert("NeedleUnderReplicated", "under-replicated", WARNING, 60,
+          "min by (job, shard) (needle_shard_missing_replicas) > 0",
+          "Shard {{ $labels.shard }} lacks {{ $value }} replicas: so many fewer may fail"),
+    Alert("NeedleDiskNearlyFull", "disk nearly full", WARNING, 60,
+          f"needle_disk_free_bytes < {DISK_ROOMS:g} * needle_disk_kept_free_bytes",
+          "{{ $labels.instance }} has {{ $value | humanize1024 }}B left on its disk and will refuse data soon"),
+    Alert("NeedleDiskFull", "disk full", CRITICAL, 0, "needle_disk_low == 1",
+          "{{ $labels.instance }} refuses data for want of room on its disk"),
+    Alert("NeedleLogNearlyFull", "log nearly full", WARNING, 60,
+          f"needle_log_bytes > {LOG_FULL_RATIO:g} * needle_log_bytes_max",
+          "The Raft log of {{ $labels.instance }} takes {{ $value | humanize1024 }}B and cannot be cut"),
+    Alert("NeedleFsyncSlow", "", WARNING, 60,
+          "histogram_quantile(0.99, sum by (job, instance, le) (rate(needle_fsync_seconds_bucket[2m]))) > "
+          f"{FSYNC_SECONDS:g}", "One log write in a hundred takes {{ $value }} s or more on {{ $labels.instance }}"),
+    Alert("NeedleClockRateOff", "", CRITICAL, 60,
+          f"abs({_RATE} - on (job) group_left () quantile by (job) (0.5, {_RATE})) > "
+          f"clamp_min(needle_clock_error_max_ratio, {CLOCK_ERROR_MIN:g}) and "
+          "resets(needle_clock_monotonic_seconds[5m]) == 0",
+          "The clock of {{ $labels.instance }} runs at another rate than those of the others, by {{ $value }}"),
+    Alert("NeedleCertificateExpires", "certificate expires", WARNING, 60,
+          f"needle_certificate_expiry_timestamp_seconds - time() < {CERTIFICATE_SECONDS:.0f}",
+          "The certificate of {{ $labels.instance }} expires in {{ $value | humanizeDuration }}"),
+    Alert("NeedleReplicaDamaged", "damaged data", CRITICAL, 0, "needle_replica_damaged == 1",
+          "{{ $labels.instance }} found shard {{ $labels.shard }} damaged and fetches it again"),
+    Alert("NeedleReplicaLost", "replica lost state", CRITICAL, 0,
+          "needle_replica_lost == 1 or needle_node_lost == 1 or needle_peer_refused == 1",
+          "{{ $labels.instance }} lost state that others count on, or refuses {{ $labels.node }} for that"),
+    Alert("NeedleReplicasNotInPlace", "replicas not in place", WARNING, 600,
+          "max by (job, shard) (needle_replicas_waiting) == 1",
+          "The replicas of shard {{ $labels.shard }} are not where the catalog wants them"),
+    Alert("NeedleMoveWaits", "move of key ranges waits", WARNING, 600, "max by (job) (needle_rebalance_waits) == 1",
+          "A rebalance is under way and cannot go on"),
+    Alert("NeedleFilesNotDeleted", "files not deleted", WARNING, 600, "needle_given_up_replicas > 0",
+          "{{ $labels.instance }} keeps the files of {{ $value }} replicas that it holds no more"),
+    Alert("NeedleCollectionWorn", "", WARNING, 60,
+          "max by (job, shard, collection) (needle_ordinals_used_ratio) > 0.5",
+          "{{ $labels.collection }} has taken {{ $value | humanizePercentage }} of its versions"),
+    Alert("NeedleNoCluster", "no cluster", CRITICAL, 0, "", "The nodes belong to no cluster yet"),
+    Alert("NeedleNotAMember", "not a member", WARNING, 0, "", "An address, or a node, is not of the cluster"),
+    Alert("NeedleVersionsDiffer", "versions differ", WARNING, 0, "", "An upgrade is under way"),
+    Alert("NeedleUnknownCollections", "unknown collections", WARNING, 0, "",
+          "A shard holds collections that the catalog does not know"),
+)  # fmt: skip
+ALERTS: Mapping[str, Alert] = {row.name: row for row in ROWS}
+
+
+def holds(alert: str, subject: str, action: str, *, severity: str = "") -> Condition:
+    """The row of this name holds for `subject`. severity: another one than the table's."""
+    row = ALERTS[alert]
+    return Condition(
+        severity=severity or row.severity,
+        name=row.condition,
+        subject=subject,
+        action=action,
+        alert=row.name,
+        runbook=row.runbook,
+    )

@@ -1,0 +1,207 @@
+"""The alert conditions of a cluster: those of its shards, of its catalog, and of what its nodes say of themselves.
+
+Invariant: `needle status` and `health_check()` say what `look` finds, so they say the same. It asks all nodes at once,
+each for at most `timeout`; one that does not answer has a condition, and holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from needle.base.errors import NeedleError
+from needle.base.ids import NodeId
+from needle.base.model import RaftStatus
+from needle.client.alerts import (
+    CERTIFICATE_SECONDS,
+    CRITICAL,
+    DISK_ROOMS,
+    IMBALANCE_DOCUMENTS_MIN,
+    IMBALANCE_MAX,
+    LOG_FULL_RATIO,
+    Condition,
+    holds,
+)
+from needle.client.conditions import GOES_ON, NodeView, conditions
+from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.protocol.peer_calls import WhoAnswer
+from needle.routing.stats import imbalance
+from needle.routing.topology import NodeState, Topology
+
+
+class Asked(Protocol):
+    """The client that asks."""
+
+    def topology(self) -> Topology: ...
+    async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]: ...
+    async def catalog_status(self, *, timeout: float) -> RaftStatus: ...
+    async def describe_node(self, node: str, *, timeout: float) -> WhoAnswer: ...
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """health: with its conditions. told: what the nodes that answer say of themselves."""
+
+    health: ClusterHealth
+    replicas: list[ReplicaStatus]
+    told: dict[NodeId, WhoAnswer]
+
+
+async def look(client: Asked, timeout: float) -> Seen:
+    """See the module. Without a cluster there are no conditions. Raises what `cluster_status` raises."""
+    if client.topology().settings is None:
+        replicas = await client.cluster_status(timeout=timeout)
+        others = await _of_catalog(client, timeout), await _told(client, timeout)
+    else:
+        replicas, *others = await asyncio.gather(  # type: ignore[assignment]
+            client.cluster_status(timeout=timeout), _of_catalog(client, timeout), _told(client, timeout)
+        )
+    catalog, told = others
+    topology = client.topology()
+    health = judge(topology, replicas)
+    found: list[Condition] = []
+    if topology.settings is not None:
+        found = [*_of_shards(topology, health, replicas), *catalog, *uneven(health), *of_nodes(topology, told)]
+    return Seen(health=msgspec.structs.replace(health, conditions=ordered(found)), replicas=replicas, told=told)
+
+
+def ordered(found: Sequence[Condition]) -> list[Condition]:
+    """Critical ones first, each once: a node may hold many shards."""
+    return sorted(dict.fromkeys(found), key=lambda condition: condition.severity != CRITICAL)
+
+
+def views(shard: int, replicas: Sequence[ReplicaStatus]) -> list[NodeView]:
+    """The replicas of one shard."""
+    return [
+        NodeView(node=one.node, address=one.address, status=one.status, error=one.error, lost=one.lost)
+        for one in replicas
+        if one.shard == shard
+    ]
+
+
+async def _told(client: Asked, timeout: float) -> dict[NodeId, WhoAnswer]:
+    """What nodes say of themselves. One that does not answer has a condition of its own."""
+
+    async def ask(node: NodeId) -> WhoAnswer | None:
+        try:
+            return await client.describe_node(node, timeout=timeout)
+        except NeedleError:
+            return None
+
+    nodes = list(client.topology().addresses())
+    answers = await asyncio.gather(*map(ask, nodes))
+    return {node: who for node, who in zip(nodes, answers, strict=True) if who is not None}
+
+
+async def _of_catalog(client: Asked, timeout: float) -> list[Condition]:
+    """The catalog may be on other nodes than the shards are: whether it has a leader, and its members."""
+    if client.topology().settings is None:
+        return []
+    try:
+        status = await client.catalog_status(timeout=timeout)
+    except NeedleError as error:
+        action = "start nodes that hold it until a majority runs; `needle node` and `needle cluster` wait for it"
+        return [holds("NeedleCatalogNoLeader", f"catalog: {error.message}", action)]
+    if not status.waits_for:
+        return []
+    return [holds("NeedleReplicasNotInPlace", f"catalog: {status.waits_for}", GOES_ON)]
+
+
+def _of_shards(topology: Topology, health: ClusterHealth, replicas: Sequence[ReplicaStatus]) -> list[Condition]:
+    shards = [info.shard for info in topology.serving]
+    resting = [info.id for info in topology.nodes if info.maintenance]
+    found = [
+        condition
+        for shard in shards
+        for condition in conditions(
+            views(shard, replicas),
+            shard=shard if len(shards) > 1 else None,
+            leaving=topology.shards[shard].leaving,
+            maintenance=resting,
+        )
+    ]
+    action = "bring its nodes back, or `needle node replace` them; after replace_after the cluster does"
+    for number in health.under_replicated:
+        shard, wanted = health.shards[number], len(topology.shards[number].wanted)
+        if shard.leader is not None:
+            subject = f"shard {number} has {wanted - shard.missing_replicas} of {wanted} replicas"
+            found.append(holds("NeedleUnderReplicated", subject, action))
+    return found
+
+
+def uneven(health: ClusterHealth) -> list[Condition]:
+    """Of shards that all have a leader, which counts."""
+    counts = {number: shard.documents for number, shard in health.shards.items() if shard.leader is not None}
+    if len(counts) < len(health.shards) or sum(counts.values()) < IMBALANCE_DOCUMENTS_MIN * len(counts):
+        return []
+    over = imbalance(counts.values())
+    if over <= IMBALANCE_MAX:
+        return []
+    largest = max(counts, key=lambda number: counts[number])
+    subject = f"shard {largest} has {counts[largest]} documents, {over:.0%} more than the mean"
+    return [holds("NeedleShardsUneven", subject, "`needle rebalance --dry-run` shows what would move")]
+
+
+def of_nodes(topology: Topology, told: Mapping[NodeId, WhoAnswer]) -> list[Condition]:
+    """What nodes say of their disks, logs, certificates, versions and files."""
+    found = _versions(topology, {node: who.knows for node, who in told.items()})
+    for node, who in told.items():
+        found += [*_disk(node, who), *_levels(node, who)]
+        for shard, why in who.given_up:
+            subject = f"{node} holds shard {shard} no more and keeps its files: {why}"
+            action = "they go by themselves when that is put right; they may be the last copy, so delete none by hand"
+            found.append(holds("NeedleFilesNotDeleted", subject, f"{action} before"))
+    return found
+
+
+def _disk(node: NodeId, who: WhoAnswer) -> list[Condition]:
+    """Whether a node refuses data for want of room, or soon will."""
+    disk = who.disk
+    if disk is None:
+        return []
+    if disk.low:
+        subject = (
+            f"{node}: {disk.free / 1e6:,.0f} MB free, {disk.kept_free / 1e6:,.0f} MB and a quarter more have to be"
+        )
+        action = "free space: it refuses data until then; read 'When a disk runs full' in docs/operations.md"
+        return [holds("NeedleDiskFull", subject, action)]
+    if disk.free < DISK_ROOMS * disk.kept_free:
+        subject = f"{node}: {disk.free / 1e6:,.0f} MB free; below {disk.kept_free / 1e6:,.0f} MB it refuses data"
+        return [holds("NeedleDiskNearlyFull", subject, "free space, give it a larger disk, or add a node")]
+    return []
+
+
+def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
+    """Its log and its certificate."""
+    levels = who.levels
+    if levels is None:
+        return []
+    found = []
+    if levels.log_bytes > LOG_FULL_RATIO * levels.log_bytes_max:
+        subject = f"{node}: {levels.log_bytes / 1e6:,.0f} of {levels.log_bytes_max / 1e6:,.0f} MB"
+        action = (
+            "bring back the replicas that are behind, or raise log_bytes_max: writes are refused from three quarters on"
+        )
+        found.append(holds("NeedleLogNearlyFull", subject, action))
+    if levels.certificate_seconds is not None and levels.certificate_seconds < CERTIFICATE_SECONDS:
+        days = levels.certificate_seconds / 86_400
+        subject = f"{node}: in {days:.1f} days" if days > 0 else f"{node}: it did {-days:.1f} days ago"
+        action = "make a new one and put it in its place: the node takes it without a restart (docs/security.md)"
+        found.append(holds("NeedleCertificateExpires", subject, action))
+    return found
+
+
+def _versions(topology: Topology, knows: Mapping[NodeId, int]) -> list[Condition]:
+    """Of a cluster whose upgrade is under way: whom its version waits for."""
+    most = max(knows.values(), default=0)
+    older = sorted(
+        info.id
+        for info in topology.nodes
+        if info.state is not NodeState.REMOVED and knows.get(info.id, info.knows) < most
+    )
+    if not older:
+        return []
+    subject = f"the cluster stays at {topology.cluster_version}, and not {most}, for the sake of {', '.join(older)}"
+    return [holds("NeedleVersionsDiffer", subject, "upgrade these nodes too, or remove those that are gone")]

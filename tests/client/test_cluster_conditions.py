@@ -1,0 +1,69 @@
+"""What nodes and shards say becomes conditions exactly while it holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.catalog_util import topology
+from needle.client.cluster_conditions import of_nodes, uneven
+from needle.client.health import ClusterHealth, ShardHealth
+from needle.protocol.peer_calls import DiskRoom, Levels, WhoAnswer
+
+DAY = 86_400.0
+
+
+def of(disk: DiskRoom | None = None, levels: Levels | None = None) -> list[str]:
+    who = WhoAnswer("node-1", "node-1:1", 1, "", 1.0, 1, 1, disk=disk, levels=levels)
+    return [one.name for one in of_nodes(topology(shards=1, nodes=3), {"node-1": who})]
+
+
+@pytest.mark.parametrize(
+    ("free", "low", "said"),
+    [(250, False, []), (200, False, []), (199, False, ["disk nearly full"]), (90, True, ["disk full"])],
+)
+def test_a_disk_is_nearly_full_before_it_refuses_data(free: int, low: bool, said: list[str]) -> None:
+    assert of(disk=DiskRoom(free, 1000, 500, 100, low)) == said
+
+
+def test_a_disk_that_keeps_nothing_free_is_never_nearly_full() -> None:
+    assert of(disk=DiskRoom(1, 1000, 500, 0)) == []
+
+
+@pytest.mark.parametrize(("used", "said"), [(600, []), (601, ["log nearly full"])])
+def test_a_log_that_cannot_be_cut_is_told(used: int, said: list[str]) -> None:
+    assert of(levels=Levels(used, 1000)) == said
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [(None, []), (14 * DAY, []), (14 * DAY - 1, ["certificate expires"]), (-DAY, ["certificate expires"])],
+)
+def test_a_certificate_is_told_two_weeks_before(left: float | None, said: list[str]) -> None:
+    assert of(levels=Levels(0, 1000, left)) == said
+
+
+@pytest.mark.parametrize(
+    ("documents", "said"),
+    [
+        ((1000, 1000, 1000), []),
+        ((1200, 900, 900), []),
+        ((1201, 900, 899), ["shards uneven"]),
+        ((120, 90, 60), []),  # chance, with so few
+        ((5000, 0, None), []),  # nobody counts the third
+    ],
+)
+def test_shards_are_uneven_from_a_fifth_over_the_mean(documents: tuple[int | None, ...], said: list[str]) -> None:
+    shards = {
+        number: ShardHealth(
+            state="healthy",
+            leader=None if count is None else "node-1",
+            term=1,
+            healthy_followers=2,
+            total_followers=2,
+            documents=count or 0,
+            share=0.3,
+            problems=[],
+        )
+        for number, count in enumerate(documents)
+    }
+    assert [one.name for one in uneven(ClusterHealth(healthy=True, shards=shards, warnings=[]))] == said
