@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -102,6 +102,13 @@ EXAMPLES ?= 100
 fuzz-http: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[fuzz]'
 	$(BIN)/python -m proof.fuzz_http --examples $(EXAMPLES) --seed $(SEED)
+
+# The alert rules before Prometheus itself: promtool (Debian's), then real nodes that are killed and paused, about five
+# minutes. `make alerts SHORT=--short` for one fault with shorter waits. Installs prometheus, so it needs root and apt.
+SHORT ?=
+alerts: $(STAMP)
+	command -v promtool >/dev/null || (apt-get update -qq && apt-get install -y -qq prometheus >/dev/null)
+	$(BIN)/python -m proof.alerts $(SHORT)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

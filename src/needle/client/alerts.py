@@ -75,13 +75,15 @@ ROWS: Final = (
           "The catalog has no leader: documents are read and written, and nothing else changes"),
     Alert("NeedleReplicationLag", "replication lag > 1 s", WARNING, 10,
           f"max by (job, shard, follower) (needle_replication_lag_ms) > {LAG_WARNING_MS:g}",
-          "{{ $labels.follower }} is {{ $value }} ms behind in shard {{ $labels.shard }}"),
+          '{{ $labels.follower }} is {{ printf "%.0f" $value }} ms behind in shard {{ $labels.shard }}'),
     Alert("NeedleReplicationLagLong", "replication lag > 10 s", CRITICAL, 0,
           f"max by (job, shard, follower) (needle_replication_lag_ms) > {LAG_CRITICAL_MS:g}",
-          "{{ $labels.follower }} is {{ $value }} ms behind in shard {{ $labels.shard }}: do not stop another node"),
+          '{{ $labels.follower }} is {{ printf "%.0f" $value }} ms behind in shard {{ $labels.shard }}: '
+          "do not stop another node"),
     Alert("NeedleShardsUneven", "shards uneven", WARNING, 600,
           f"max by (job) ({_COUNTS}) / avg by (job) ({_COUNTS}) > {1 + IMBALANCE_MAX:g} and avg by (job) ({_COUNTS}) "
-          f">= {IMBALANCE_DOCUMENTS_MIN}", "The largest shard has {{ $value }} times as many documents as the mean"),
+          f">= {IMBALANCE_DOCUMENTS_MIN}",
+          'The largest shard has {{ printf "%.2f" $value }} times as many documents as the mean'),
     Alert("NeedleNodeUnreachable", "node unreachable", CRITICAL, 15,
           "max by (job, node) (needle_node_reachable) == 0", "No other node gets an answer of {{ $labels.node }}"),
     Alert("NeedleNodeNotScraped", "", CRITICAL, 30, 'up{job=~"needle.*"} == 0',
@@ -99,12 +101,13 @@ ROWS: Final = (
           "The Raft log of {{ $labels.instance }} takes {{ $value | humanize1024 }}B and cannot be cut"),
     Alert("NeedleFsyncSlow", "", WARNING, 60,
           "histogram_quantile(0.99, sum by (job, instance, le) (rate(needle_fsync_seconds_bucket[2m]))) > "
-          f"{FSYNC_SECONDS:g}", "One log write in a hundred takes {{ $value }} s or more on {{ $labels.instance }}"),
+          f"{FSYNC_SECONDS:g}",
+          "One log write in a hundred takes {{ $value | humanizeDuration }} or more on {{ $labels.instance }}"),
     Alert("NeedleClockRateOff", "", CRITICAL, 60,
           f"abs({_RATE} - on (job) group_left () quantile by (job) (0.5, {_RATE})) > "
           f"clamp_min(needle_clock_error_max_ratio, {CLOCK_ERROR_MIN:g}) and "
           "resets(needle_clock_monotonic_seconds[5m]) == 0",
-          "The clock of {{ $labels.instance }} runs at another rate than those of the others, by {{ $value }}"),
+          "The clock of {{ $labels.instance }} runs at another rate than others, by {{ $value | humanizePercentage }}"),
     Alert("NeedleCertificateExpires", "certificate expires", WARNING, 60,
           f"needle_certificate_expiry_timestamp_seconds - time() < {CERTIFICATE_SECONDS:.0f}",
           "The certificate of {{ $labels.instance }} expires in {{ $value | humanizeDuration }}"),

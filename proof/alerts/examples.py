@@ -1,0 +1,211 @@
+"""For each rule, series under which it fires, and what it then says.
+
+A test sees to it that no rule is without one. What is expected is written out, so that a rule, its labels and its
+summary are each compared with something that they were not made from. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from needle.client.alerts import ALERTS
+
+STEP = 5
+"""Seconds between two samples, and between two evaluations."""
+WELL = 60
+"""Seconds at the beginning in which nothing is wrong."""
+DAY = 86_400
+
+
+class Level(NamedTuple):
+    """A gauge: its value before, during and after the fault; after None: as before."""
+
+    well: float
+    bad: float
+    after: float | None = None
+
+
+class Rising(NamedTuple):
+    """A counter, or a clock: how much it grows in a second, before and after the fault, and during it."""
+
+    well: float
+    bad: float
+
+
+class Example(NamedTuple):
+    """series: by its selector. labels: of the alert, beside its severity. lead: seconds that the fault lasts beyond the
+    rule's `for`. window: of a rate in the expression: so long it may fire after the end."""
+
+    series: Mapping[str, Level | Rising]
+    labels: Mapping[str, str]
+    summary: str
+    lead: int = 30
+    window: int = 0
+
+    def instants(self, alert: str) -> dict[str, int]:
+        """Seconds at which the rule is looked at: before, too early to fire, when it must, and when it must not any
+        more."""
+        hold, bad = ALERTS[alert].hold, WELL + STEP
+        fires = bad + hold + self.lead
+        found = {"before": WELL, "fires": fires, "clear": fires + self.window + 60}
+        return {**found, "too early": bad + hold // 2} if hold else found
+
+    def values(self, alert: str, series: str) -> str:
+        """One series in promtool's notation, a sample each STEP from 0 on."""
+        when, shape = self.instants(alert), self.series[series]
+        lasts = (when["before"], when["fires"] - when["before"], when["clear"] - when["fires"])
+        steps = [seconds // STEP for seconds in lasts]
+        if isinstance(shape, Rising):
+            rates = (shape.well, shape.bad, shape.well)
+            parts, at = [], 0.0
+            for count, rate in zip(steps, rates, strict=True):
+                parts.append(f"{at:g}+{rate * STEP:g}x{count - 1}")
+                at += rate * STEP * count
+            return " ".join(parts)
+        levels = (shape.well, shape.bad, shape.well if shape.after is None else shape.after)
+        steps[0] += 1  # the sample at 0
+        return " ".join(f"{level:.15g}+0x{count - 1}" for level, count in zip(levels, steps, strict=True))
+
+
+def _of(name: str, *labels: str, job: str = "needle", instance: str = "a:1") -> str:
+    """A selector with Prometheus' own labels. labels: name=value."""
+    told = [f'job="{job}"', f'instance="{instance}"', *(f'{k}="{v}"' for k, v in (one.split("=") for one in labels))]
+    return f"{name}{{{', '.join(told)}}}"
+
+
+def _clocks(fast: float) -> dict[str, Level | Rising]:
+    found: dict[str, Level | Rising] = {}
+    for instance, rate in (("a:1", 1.0), ("b:1", 1.0), ("c:1", fast)):
+        found[_of("needle_clock_monotonic_seconds", instance=instance)] = Rising(1.0, rate)
+        found[_of("needle_clock_error_max_ratio", instance=instance)] = Level(0.001, 0.001)
+    return found
+
+
+JOB = {"job": "needle"}
+NODE = {**JOB, "instance": "a:1"}
+SHARD = {**JOB, "shard": "1"}
+LAG = _of("needle_replication_lag_ms", "shard=1", "follower=node-2")
+FSYNC = "needle_fsync_seconds_bucket"
+
+EXAMPLES: Mapping[str, Example] = {
+    "NeedleElection": Example(
+        {
+            _of("needle_shard_electing", "shard=1"): Level(0, 0),
+            _of("needle_elections_total", "shard=1", "reason=leader_silent"): Level(3, 4, 4),
+            _of("needle_elections_total", "shard=2", "reason=handed_over"): Level(3, 4, 4),  # on purpose
+        },
+        SHARD, "Shard 1 lost its leader and elects one", window=60,
+    ),
+    "NeedleShardNoLeader": Example(
+        {
+            _of("needle_shard_led", "shard=1"): Level(1, 0),
+            _of("needle_shard_led", "shard=1", instance="b:1"): Level(0, 0),  # it is cut off, and sees nobody
+            _of("needle_shard_led", "shard=2"): Level(1, 1),
+        },
+        SHARD, "Shard 1 has no leader: writes and strong reads of it wait",
+    ),
+    "NeedleCatalogNoLeader": Example(
+        {_of("needle_catalog_led"): Level(1, 0), _of("needle_catalog_led", instance="b:1"): Level(0, 0)},
+        JOB, "The catalog has no leader: documents are read and written, and nothing else changes",
+    ),
+    "NeedleReplicationLag": Example(
+        {LAG: Level(999, 1500)}, {**SHARD, "follower": "node-2"}, "node-2 is 1500 ms behind in shard 1"
+    ),
+    "NeedleReplicationLagLong": Example(
+        {LAG: Level(9999, 10_001)}, {**SHARD, "follower": "node-2"},
+        "node-2 is 10001 ms behind in shard 1: do not stop another node",
+    ),
+    "NeedleShardsUneven": Example(
+        {
+            _of("needle_shard_vector_count", "shard=0"): Level(1000, 2000),
+            _of("needle_shard_vector_count", "shard=1"): Level(1000, 1000),
+            _of("needle_shard_vector_count", "shard=1", instance="b:1"): Level(900, 900),  # a follower
+            _of("needle_shard_vector_count", "shard=0", job="small"): Level(100, 100),
+            _of("needle_shard_vector_count", "shard=1", job="small"): Level(10, 10),
+        },
+        JOB, "The largest shard has 1.33 times as many documents as the mean",
+    ),
+    "NeedleNodeUnreachable": Example(
+        {
+            _of("needle_node_reachable", "node=node-2"): Level(1, 0),
+            _of("needle_node_reachable", "node=node-3"): Level(1, 1),
+            _of("needle_node_reachable", "node=node-3", instance="b:1"): Level(0, 0),  # b is cut off, not node-3
+        },
+        {**JOB, "node": "node-2"}, "No other node gets an answer of node-2",
+    ),
+    "NeedleNodeNotScraped": Example(
+        {_of("up"): Level(1, 0), _of("up", job="other"): Level(0, 0)}, NODE, "Prometheus gets no answer of a:1"
+    ),
+    "NeedleUnderReplicated": Example(
+        {
+            _of("needle_shard_missing_replicas", "shard=1"): Level(0, 1),
+            _of("needle_shard_missing_replicas", "shard=2"): Level(0, 0),
+            _of("needle_shard_missing_replicas", "shard=2", instance="b:1"): Level(2, 2),  # it is cut off
+        },
+        SHARD, "Shard 1 lacks 1 replicas: so many fewer may fail",
+    ),
+    "NeedleDiskNearlyFull": Example(
+        {
+            _of("needle_disk_free_bytes"): Level(200 << 20, 150 << 20),
+            _of("needle_disk_kept_free_bytes"): Level(100 << 20, 100 << 20),
+            _of("needle_disk_free_bytes", instance="b:1"): Level(1, 1),
+            _of("needle_disk_kept_free_bytes", instance="b:1"): Level(0, 0),  # it keeps nothing free
+        },
+        NODE, "a:1 has 150MiB left on its disk and will refuse data soon",
+    ),
+    "NeedleDiskFull": Example(
+        {_of("needle_disk_low"): Level(0, 1)}, NODE, "a:1 refuses data for want of room on its disk"
+    ),
+    "NeedleLogNearlyFull": Example(
+        {
+            _of("needle_log_bytes"): Level(600 << 20, 700 << 20),
+            _of("needle_log_bytes_max"): Level(1000 << 20, 1000 << 20),
+        },
+        NODE, "The Raft log of a:1 takes 700MiB and cannot be cut",
+    ),
+    "NeedleFsyncSlow": Example(
+        {
+            _of(FSYNC, "le=0.05"): Rising(100, 0),
+            _of(FSYNC, "le=0.1"): Rising(100, 0),
+            _of(FSYNC, "le=0.2"): Rising(100, 100),
+            _of(FSYNC, "le=+Inf"): Rising(100, 100),
+        },
+        NODE, "One log write in a hundred takes 199ms or more on a:1", lead=90, window=180,
+    ),
+    "NeedleClockRateOff": Example(
+        _clocks(1.01), {**JOB, "instance": "c:1"},
+        "The clock of c:1 runs at another rate than others, by 1%", lead=330, window=360,
+    ),
+    "NeedleCertificateExpires": Example(
+        {_of("needle_certificate_expiry_timestamp_seconds"): Level(15 * DAY, 13 * DAY + WELL + STEP + 90)},
+        NODE, "The certificate of a:1 expires in 13d 0h 0m 0s",
+    ),
+    "NeedleReplicaDamaged": Example(
+        {_of("needle_replica_damaged", "shard=1"): Level(0, 1)}, {**NODE, "shard": "1"},
+        "a:1 found shard 1 damaged and fetches it again",
+    ),
+    "NeedleReplicaLost": Example(
+        {
+            _of("needle_replica_lost", "shard=1", instance="b:1"): Level(0, 0),
+            _of("needle_node_lost", instance="b:1"): Level(0, 0),
+            _of("needle_peer_refused", "node=node-2"): Level(0, 1),
+        },
+        {**NODE, "node": "node-2"}, "a:1 lost state that others count on, or refuses node-2 for that",
+    ),
+    "NeedleReplicasNotInPlace": Example(
+        {_of("needle_replicas_waiting", "shard=1"): Level(0, 1)}, SHARD,
+        "The replicas of shard 1 are not where the catalog wants them",
+    ),
+    "NeedleMoveWaits": Example(
+        {_of("needle_rebalance_waits"): Level(0, 1)}, JOB, "A rebalance is under way and cannot go on"
+    ),
+    "NeedleFilesNotDeleted": Example(
+        {_of("needle_given_up_replicas"): Level(0, 2)}, NODE,
+        "a:1 keeps the files of 2 replicas that it holds no more",
+    ),
+    "NeedleCollectionWorn": Example(
+        {_of("needle_ordinals_used_ratio", "shard=1", "collection=books"): Level(0.5, 0.75)},
+        {**SHARD, "collection": "books"}, "books has taken 75% of its versions",
+    ),
+}  # fmt: skip

@@ -1,0 +1,67 @@
+"""A real Prometheus on this machine, that scrapes the nodes of a test cluster and judges by the product's rules."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from needle.local.free_ports import free_ports
+
+SCRAPE_SECONDS = 1
+
+
+def with_holds(rules: str, factor: float) -> str:
+    """Rules with every `for` times `factor`, so that a short run sees them fire."""
+    return re.sub(r"for: (\d+)s", lambda found: f"for: {round(int(found[1]) * factor)}s", rules)
+
+
+class Prometheus:
+    """Runs from `async with` on. targets: "host:port" of /metrics. rules: their text."""
+
+    def __init__(self, directory: Path, targets: Sequence[str], rules: str) -> None:
+        self._directory = directory
+        directory.mkdir()
+        (directory / "needle.rules.yml").write_text(rules, encoding="utf-8")
+        every = f"{SCRAPE_SECONDS}s"
+        config = {
+            "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
+            "rule_files": ["needle.rules.yml"],
+            "scrape_configs": [{"job_name": "needle", "static_configs": [{"targets": list(targets)}]}],
+        }
+        (directory / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")
+        self._address = f"127.0.0.1:{free_ports(1)[0]}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        command = ["prometheus", f"--config.file={self._directory}/prometheus.yml", "--log.level=warn"]
+        command += [f"--storage.tsdb.path={self._directory}/data", f"--web.listen-address={self._address}"]
+        with (self._directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def firing(self) -> dict[str, list[dict[str, str]]]:
+        """The alerts that fire, by name: their labels and annotations. Raises OSError while it does not answer."""
+        found: dict[str, list[dict[str, str]]] = {}
+        for alert in self._ask("/api/v1/alerts")["alerts"]:
+            if alert["state"] == "firing":
+                told = {**alert["labels"], **alert["annotations"]}
+                found.setdefault(told["alertname"], []).append(told)
+        return found
+
+    def seen(self, query: str) -> int:
+        """How many series a query finds now."""
+        return len(self._ask(f"/api/v1/query?query={query}")["result"])
+
+    def _ask(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://{self._address}{path}", timeout=5) as answer:
+            return json.load(answer)["data"]

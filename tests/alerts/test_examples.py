@@ -1,0 +1,53 @@
+"""The examples by which promtool checks the rules leave out no rule, and say what the table says of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from needle.client.alerts import ALERTS, ROWS
+from needle.server.metrics.table import METRICS
+from proof.alerts.examples import EXAMPLES, STEP, WELL, Example, Level, Rising
+from proof.alerts.prometheus import with_holds
+from proof.alerts.promtool import RULES, unit_tests
+
+
+def test_every_rule_has_an_example() -> None:
+    assert set(EXAMPLES) == {row.name for row in ROWS if row.expression}
+
+
+@pytest.mark.parametrize("alert", EXAMPLES)
+def test_an_example_has_series_as_nodes_publish_them(alert: str) -> None:
+    for series in EXAMPLES[alert].series:
+        name, labels = series.rstrip("}").split("{")
+        given = {pair.split("=")[0] for pair in labels.split(", ")} - {"job", "instance", "le"}
+        assert name == "up" or given == set(METRICS[name.removesuffix("_bucket")].labels), series
+
+
+def test_a_series_has_a_sample_for_each_step() -> None:
+    example = Example({"gauge": Level(0, 1), "counter": Rising(1, 0)}, {}, "", lead=30)
+    when = example.instants("NeedleDiskFull")
+    assert when == {"before": WELL, "fires": 95, "clear": 155}, "it fires at once: there is no too early"
+    assert example.values("NeedleDiskFull", "gauge") == "0+0x12 1+0x6 0+0x11"
+    assert sum(int(part.split("x")[1]) + 1 for part in ["0+0x12", "1+0x6", "0+0x11"]) == 155 // STEP + 1
+    assert example.values("NeedleDiskFull", "counter") == "0+5x11 60+0x6 60+5x11"
+
+
+def test_each_rule_is_looked_at_before_while_and_after() -> None:
+    tests = json.loads(unit_tests(RULES))["tests"]
+    for one in tests:
+        looks = one["alert_rule_test"]
+        fires = [bool(look["exp_alerts"]) for look in looks]
+        assert sum(fires) == 1 and not fires[0] and not fires[-1]
+        assert len(fires) == (4 if ALERTS[one["name"]].hold else 3)
+
+
+def test_short_runs_wait_less_and_judge_the_same() -> None:
+    rules = Path(RULES).read_text()
+    short = with_holds(rules, 0.1)
+    assert "for: 60s" in short and "for: 600s" not in short
+    assert [line for line in short.splitlines() if "for: " not in line] == [
+        line for line in rules.splitlines() if "for: " not in line
+    ]
