@@ -53,7 +53,7 @@ class Trial:
         try:
             with contextlib.suppress(NeedleError):  # what a leader that is paused with it had is written again
                 await self._write("late")
-            await self._fires("a follower is paused", {"NeedleReplicationLag", "NeedleReplicationLagLong"})
+            await self._fires("a follower is paused", {"NeedleReplicationLagLong"}, before={"NeedleReplicationLag"})
         finally:
             self._cluster.resume(follower)
         await self._clears("the follower goes on")
@@ -84,8 +84,8 @@ class Trial:
         rows = np.ones((20, 8), "f4")
         await self._client.insert_batch(ids=[f"{prefix}-{n}" for n in range(20)], vectors=rows, timeout=20)
 
-    async def _fires(self, what: str, alerts: Collection[str]) -> None:
-        """All of these fire, at once, and health_check() says those that it can tell."""
+    async def _fires(self, what: str, alerts: Collection[str], before: Collection[str] = ()) -> None:
+        """All of these fire, at once, and health_check() says those that it can tell. before: that fired until then."""
         begun = time.monotonic()
         first: dict[str, float] = {}
 
@@ -100,6 +100,7 @@ class Trial:
             assert all(told["runbook_url"] and told["summary"] for told in one)
         told = {one.alert for one in (await self._client.health_check(timeout=2.0)).conditions}
         missing = {name for name in alerts if ALERTS[name].condition} - told
+        assert set(before) <= set(first), f"{what}: {before} did not fire"
         assert not missing, f"{what}: Prometheus says {missing}, and health_check() says {told}"
         self._say(f"{what}: " + ", ".join(f"{name} after {seconds:.1f} s" for name, seconds in first.items()))
 

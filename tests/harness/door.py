@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,8 +34,8 @@ class Idle:
     def not_ready(self) -> str:
         return ""
 
-    def render(self) -> bytes:
-        return b"a_metric 1\n"
+    async def read(self) -> Callable[[], bytes]:
+        return lambda: b"a_metric 1\n"
 
     def observe(self, what: str, seconds: float, error: object) -> None: ...
 

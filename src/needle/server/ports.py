@@ -110,7 +110,9 @@ class Exposition(Protocol):
 
     content_type: str
 
-    def render(self) -> bytes: ...
+    async def read(self) -> Callable[[], bytes]:
+        """Read everything, on the event loop; what it returns writes it down, and may be called in a thread."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

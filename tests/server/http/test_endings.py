@@ -145,6 +145,8 @@ async def test_requests_end_before_the_node_that_answers_them(monkeypatch: pytes
 
         def watch(self, node: Any, watch: Any) -> None: ...
 
+        def watch_http(self, door: object) -> None: ...
+
     async def http_server(node: Any, metrics: Any) -> Any:
         asyncio.get_running_loop().call_soon(lambda: node.failed.set_result(RuntimeError("disk") if failed else None))
         return Http()

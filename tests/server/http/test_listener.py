@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -32,9 +32,9 @@ class Node(Idle):
     def not_ready(self) -> str:
         return self.why
 
-    def render(self) -> bytes:
+    async def read(self) -> Callable[[], bytes]:
         self.rendered += 1
-        return self.text
+        return lambda: self.text
 
 
 @pytest.fixture

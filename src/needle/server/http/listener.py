@@ -67,7 +67,7 @@ class HttpServer:
         """api: whether more than metrics and probes is served. tls: None for plain connections only."""
         self._host, self._port = parse_address("http_address", address)
         self._tls = tls
-        more = probes(health, metrics, lambda: self.door.draining, self._check_metrics)
+        more = probes(health, metrics, lambda: self.door.draining, self._check_metrics, node.blocking)
         self.door = Door(node, ROUTES if api else (), [*more, *docs_page.routes()] if api else more)
         config = uvicorn.Config(
             self.door,

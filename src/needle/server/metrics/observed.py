@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -76,7 +77,7 @@ class NodeMetrics:
         health = node.watch_health() if node.config.http_address is not None else None
         self._node = NodeState(node, health)
         self._registry.register(self._node)
-        self._registry.register(ReplicaState(node))
+        self._replicas = ReplicaState(node)
         if loop is not None:
             self._registry.register(_LoopState(loop))
             loop.on_lag = observed("needle_loop_lag_seconds", self._registry).observe
@@ -111,9 +112,22 @@ class NodeMetrics:
         self._fan_out.observe(shards)
         self._merge.observe(merge_seconds * 1000)
 
-    def render(self) -> bytes:
-        """The exposition text."""
-        return generate_latest(self._registry)
+    async def read(self) -> Callable[[], bytes]:
+        """Read everything, on the event loop, in steps. What it returns makes the exposition text, and may be called in
+        a thread."""
+        families = [*self._registry.collect(), *await self._replicas.read()]
+        return partial(generate_latest, _Read(families))
+
+
+class _Read(CollectorRegistry):
+    """Metrics that were read before."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
 
 
 class _LoopState(Collector):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
 
+from needle.base.ids import GroupId
 from needle.base.model import RaftStatus
 from needle.raft.causes import ELECTIONS, STEPDOWNS
 from needle.server.metrics.families import read
@@ -18,62 +19,68 @@ COLLECTIONS_MAX = 100
 """Collections of a shard that have series of their own, the oldest ones: their labels stay the same while others come
 and go, and a scrape takes the same time however many there are."""
 SEGMENT_EVENTS: Final = ("built", "shipped", "rebuilt", "corrupt", "unpublished", "deleted")
+NAMES: Final = (
+    *("raft_term", "raft_commit_index", "raft_apply_index", "raft_lease_seconds", "raft_leader_changes_total"),
+    *("raft_replication_lag", "raft_replication_lag_seconds", "needle_replication_lag_ms"),
+    *("needle_shard_leader", "needle_shard_followers", "needle_shard_electing", "needle_replicas_waiting"),
+    *("needle_elections_total", "needle_leader_stepdowns_total", "needle_apply_lag_entries"),
+    *("needle_proposals_waiting", "needle_snapshot_fetching", "needle_replica_lost", "needle_replica_damaged"),
+    *("needle_moves_running", "needle_move_copied_documents"),
+    *("needle_shard_vector_count", "needle_collections", "needle_documents"),
+    *("needle_ordinals_used_ratio", "needle_segments"),
+    *("needle_segments_building", "needle_segment_events_total", "needle_segment_build_seconds_total"),
+    *("needle_segment_shipped_bytes_total", "needle_field_index_bytes", "needle_field_index_evictions_total"),
+)
 Families = Mapping[str, Any]
 
 
-def _families(*names: str) -> Families:
-    return {name: read(name) for name in names}
-
-
-class ReplicaState(Collector):
+class ReplicaState:
     """Reads all replicas of a node."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def collect(self) -> Iterator[Metric]:
-        if self._node.alive():
-            yield from self._raft()
-            yield from self._documents()
-            yield from self._indexes()
+    async def read(self) -> list[Metric]:
+        """All of them, one a turn of the loop: 128 of them take 30 ms."""
+        made = {name: read(name) for name in NAMES}
+        shown = self._shown_names()
+        for group in list(self._node.groups):
+            hosted = self._node.groups.get(group)
+            if hosted is None or not self._node.alive():  # closed meanwhile
+                continue
+            shard = str(group - 1)
+            self._raft(made, shard, group)
+            self._documents(made, shard, hosted, shown)
+            self._indexes(made, shard, hosted)
+            await asyncio.sleep(0)
+        return list(made.values())
 
-    def _raft(self) -> Iterator[Metric]:
-        made = _families(
-            *("raft_term", "raft_commit_index", "raft_apply_index", "raft_lease_seconds", "raft_leader_changes_total"),
-            *("raft_replication_lag", "raft_replication_lag_seconds", "needle_replication_lag_ms"),
-            *("needle_shard_leader", "needle_shard_followers", "needle_shard_electing", "needle_replicas_waiting"),
-            *("needle_elections_total", "needle_leader_stepdowns_total", "needle_apply_lag_entries"),
-            *("needle_proposals_waiting", "needle_snapshot_fetching", "needle_replica_lost", "needle_replica_damaged"),
-            *("needle_moves_running", "needle_move_copied_documents"),
-        )
-        for group in self._node.groups:
-            shard, status = str(group - 1), self._node.status(group)
-            load = self._node.host.load(group)
-            for name, value in (
-                ("raft_term", status.current_term),
-                ("raft_commit_index", status.commit_index),
-                ("raft_apply_index", status.last_applied),
-                ("raft_lease_seconds", status.lease_remaining),
-                ("raft_leader_changes_total", status.leader_changes),
-                ("needle_shard_electing", status.state in ("Candidate", "PreCandidate")),
-                ("needle_apply_lag_entries", max(0, status.commit_index - status.last_applied)),
-                ("needle_proposals_waiting", load.proposals),
-                ("needle_snapshot_fetching", load.fetching),
-                ("needle_replica_lost", bool(status.lost)),
-                ("needle_replica_damaged", bool(status.damage)),
-            ):
-                made[name].add_metric([shard], value)
-            made["needle_shard_leader"].add_metric([shard, status.node_id], status.state == "Leader")
-            for name, causes, counts in (
-                ("needle_elections_total", ELECTIONS, status.elections),
-                ("needle_leader_stepdowns_total", STEPDOWNS, status.stepdowns),
-            ):
-                # From 0 on: Prometheus sees an increase by the first one, too.
-                for cause, times in {**{cause.value: 0 for cause in causes}, **counts}.items():
-                    made[name].add_metric([shard, cause], times)
-            if status.state == "Leader":
-                self._led(made, shard, group - 1, status)
-        yield from made.values()
+    def _raft(self, made: Families, shard: str, group: GroupId) -> None:
+        status, load = self._node.status(group), self._node.host.load(group)
+        for name, value in (
+            ("raft_term", status.current_term),
+            ("raft_commit_index", status.commit_index),
+            ("raft_apply_index", status.last_applied),
+            ("raft_lease_seconds", status.lease_remaining),
+            ("raft_leader_changes_total", status.leader_changes),
+            ("needle_shard_electing", status.state in ("Candidate", "PreCandidate")),
+            ("needle_apply_lag_entries", max(0, status.commit_index - status.last_applied)),
+            ("needle_proposals_waiting", load.proposals),
+            ("needle_snapshot_fetching", load.fetching),
+            ("needle_replica_lost", bool(status.lost)),
+            ("needle_replica_damaged", bool(status.damage)),
+        ):
+            made[name].add_metric([shard], value)
+        made["needle_shard_leader"].add_metric([shard, status.node_id], status.state == "Leader")
+        for name, causes, counts in (
+            ("needle_elections_total", ELECTIONS, status.elections),
+            ("needle_leader_stepdowns_total", STEPDOWNS, status.stepdowns),
+        ):
+            # From 0 on: Prometheus sees an increase by the first one, too.
+            for cause, times in {**{cause.value: 0 for cause in causes}, **counts}.items():
+                made[name].add_metric([shard, cause], times)
+        if status.state == "Leader":
+            self._led(made, shard, group - 1, status)
 
     def _led(self, made: Families, shard: str, number: int, status: RaftStatus) -> None:
         """What the leader says."""
@@ -87,42 +94,26 @@ class ReplicaState(Collector):
             made["raft_replication_lag_seconds"].add_metric([shard, peer.id], peer.lag_ms / 1000)
             made["needle_replication_lag_ms"].add_metric([shard, peer.id], peer.lag_ms)
 
-    def _documents(self) -> Iterator[Metric]:
-        made = _families(
-            *("needle_shard_vector_count", "needle_collections", "needle_documents"),
-            *("needle_ordinals_used_ratio", "needle_segments"),
-        )
-        shown = self._shown_names()
-        for shard, hosted in self._replicas():
-            replica = hosted.replica
-            made["needle_shard_vector_count"].add_metric([shard], replica.count())
-            made["needle_collections"].add_metric([shard], len(replica.view.collections))
-            for name, share in replica.held.worn():
-                made["needle_ordinals_used_ratio"].add_metric([shard, shown(name)], share)
-            for held in replica.held.first(COLLECTIONS_MAX):
-                name = shown(held.record.spec.name)
-                made["needle_documents"].add_metric([shard, name], held.visible)
-                made["needle_segments"].add_metric([shard, name], len(held.vectors.served))
-        yield from made.values()
+    def _documents(self, made: Families, shard: str, hosted: HostedReplica, shown: Callable[[str], str]) -> None:
+        replica = hosted.replica
+        made["needle_shard_vector_count"].add_metric([shard], replica.count())
+        made["needle_collections"].add_metric([shard], len(replica.view.collections))
+        for name, share in replica.held.worn():
+            made["needle_ordinals_used_ratio"].add_metric([shard, shown(name)], share)
+        for held in replica.held.first(COLLECTIONS_MAX):
+            name = shown(held.record.spec.name)
+            made["needle_documents"].add_metric([shard, name], held.visible)
+            made["needle_segments"].add_metric([shard, name], len(held.vectors.served))
 
-    def _indexes(self) -> Iterator[Metric]:
-        made = _families(
-            *("needle_segments_building", "needle_segment_events_total", "needle_segment_build_seconds_total"),
-            *("needle_segment_shipped_bytes_total", "needle_field_index_bytes", "needle_field_index_evictions_total"),
-        )
-        for shard, hosted in self._replicas():
-            stats, budget = hosted.keeper.stats, hosted.replica.field_indexes
-            made["needle_segments_building"].add_metric([shard], stats.building)
-            for event in SEGMENT_EVENTS:
-                made["needle_segment_events_total"].add_metric([shard, event], getattr(stats, event))
-            made["needle_segment_build_seconds_total"].add_metric([shard], stats.build_seconds)
-            made["needle_segment_shipped_bytes_total"].add_metric([shard], stats.shipped_bytes)
-            made["needle_field_index_bytes"].add_metric([shard], budget.used)
-            made["needle_field_index_evictions_total"].add_metric([shard], budget.evicted)
-        yield from made.values()
-
-    def _replicas(self) -> Iterator[tuple[str, HostedReplica]]:
-        return ((str(group - 1), hosted) for group, hosted in self._node.groups.items())
+    def _indexes(self, made: Families, shard: str, hosted: HostedReplica) -> None:
+        stats, budget = hosted.keeper.stats, hosted.replica.field_indexes
+        made["needle_segments_building"].add_metric([shard], stats.building)
+        for event in SEGMENT_EVENTS:
+            made["needle_segment_events_total"].add_metric([shard, event], getattr(stats, event))
+        made["needle_segment_build_seconds_total"].add_metric([shard], stats.build_seconds)
+        made["needle_segment_shipped_bytes_total"].add_metric([shard], stats.shipped_bytes)
+        made["needle_field_index_bytes"].add_metric([shard], budget.used)
+        made["needle_field_index_evictions_total"].add_metric([shard], budget.evicted)
 
     def _shown_names(self) -> Callable[[str], str]:
         """What people call a collection of a shard; of one that was dropped, and perhaps made again, its whole name."""
