@@ -145,7 +145,11 @@ class NodeState(Collector):
             most.add_metric([door], bound)
             for reason in REJECTED:
                 rejected.add_metric([door, reason], refused.get(reason, 0))
-        yield from (now, most, rejected)
+        limited = read("needle_key_refusals_total")
+        for name, meter in self._node.access.meters():
+            for limit, count in meter.refused.items():
+                limited.add_metric([name, limit], count)
+        yield from (now, most, rejected, limited)
         yield read("needle_rpc_held_bytes", listener.held)
         yield read("needle_rpc_dropped_frames_total", self._node.peers.dropped_frames())
 

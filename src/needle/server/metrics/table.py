@@ -1,7 +1,7 @@
 """The table of all metrics: what a node publishes is made by it, and so is docs/metrics.md.
 
 Invariant: a metric that is published has a row, and a row is published. Every label takes few values: shards, nodes, at
-most 100 collections a shard, and reasons out of fixed lists; never ids, keys or callers.
+most 100 collections a shard, names of API keys with rates, and reasons out of fixed lists; never ids or callers.
 """
 
 from __future__ import annotations
@@ -110,6 +110,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
                 "server/service/dispatch.py"),
         counter("needle_rejected_requests_total", "door reason", "", "Requests and connections that were refused "
                 "before anything was done for them, of the binary protocol and of HTTP.", "rpc/server_connection.py"),
+        counter("needle_key_refusals_total", "key limit", "", "Requests of an API key refused for its rates, by its "
+                "name and by what was used up; of keys with rates.", "server/access.py"),
         histogram("needle_search_seconds", "", SECONDS, "Time of a search in this node's replicas.",
                   "server/service/dispatch.py"),
         counter("needle_writes_total", "", "", "Writes acknowledged by this node as leader.",
