@@ -59,7 +59,7 @@ class Client:
         self._rng = stream(work.seed, "client", name)
         self._instants = stream(work.seed, "instants", name)
         self._several = stream(work.seed, "several", name)
-        self._keyed = Keyed(stream(work.seed, "keyed", name))
+        self._keyed = Keyed(stream(work.seed, "keyed", name), lambda wrong: setattr(work, "broken", wrong))
         self._versions: dict[str, int] = {}
         self._writes = 0
         self._contended = 0
