@@ -80,8 +80,10 @@ async def test_a_client_waits_as_it_is_told_and_nothing_is_lost(world: World) ->
     async with world.cluster.connect(api_key=key) as client:
         await asyncio.gather(*(client.insert(f"w{n}", V) for n in range(50)))
         assert time.monotonic() - start >= 1.0
-        with pytest.raises(TooManyRequests):
-            await asyncio.gather(*(client.insert("z", V, timeout=0.2) for _ in range(60)))
+        late = await asyncio.gather(
+            *(client.insert("z", V, timeout=1.0) for _ in range(100)), return_exceptions=True
+        )  # some forty in a second, and no time to wait for the others
+        assert any(isinstance(one, TooManyRequests) for one in late)
         await world.admin.limit_key("waits", requests=1000)
         found = await asyncio.gather(*(client.get(f"w{n}", mode="eventual", session=True) for n in range(50)))
     assert None not in found
