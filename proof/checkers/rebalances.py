@@ -6,7 +6,8 @@ Checked at each change of the topology:
 - Nothing begins while it is paused, is being cancelled, or is over; what is written down as begun has begun.
 - What runs goes on until it has ended: a move of ranges when its record is gone or says that it was given up, one of
   replicas when nobody is leaving, or others were decided on. Only who is cancelled and waits for a shard that stays
-  silent leaves it to end by itself, and says so.
+  silent leaves it to end by itself, and says so, after many looks.
+- Who is cancelled runs nothing: the next one would begin beside it.
 - Who says `done` has what was wished: retired shards are gone, as many serve as were asked for, and nodes that are to
   be emptied hold nothing.
 - A retired shard owned nothing, by the shards' logs.
@@ -26,6 +27,8 @@ from proof.sim.violation import Violation
 
 NAME = "rebalances"
 _OVER = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
+LOOKS_MIN = 10
+"""So many steps a cancelled one takes at least before it leaves anything to end by itself."""
 
 
 class Rebalances:
@@ -36,6 +39,8 @@ class Rebalances:
         self._owned = owned
         self.done = 0
         self.begun = 0
+        self._cancelling = (0, 0)
+        """The rebalance that was cancelled last, and at which of its revisions."""
 
     def changed(self, before: Topology, now: Topology) -> None:
         """Raises Violation."""
@@ -58,12 +63,25 @@ class Rebalances:
         for one in job.running:
             if one.id not in known:
                 self._began(job, one, now)
-        left = job.state is JobState.CANCELLED and job.why
+        left = self._left(job)
         for one in was.running if was is not None and was.id == job.id and not left else ():
             if one not in job.running:
                 self._ended(one, now)
         if job.state is JobState.DONE:
             self._done(job, now)
+
+    def _left(self, job: Job) -> bool:
+        """Whether a cancelled one is over without what it began."""
+        if job.state is JobState.CANCELLING and self._cancelling[0] != job.id:
+            self._cancelling = (job.id, job.revision)
+        if job.state is not JobState.CANCELLED:
+            return False
+        if job.running:
+            raise Violation(NAME, f"rebalance {job.id} is cancelled, and still runs: {job.running[0].move.in_words()}")
+        id_, since = self._cancelling
+        if job.why and id_ == job.id and job.revision - since < LOOKS_MIN:
+            raise Violation(NAME, f"rebalance {job.id} is over {job.revision - since} steps after its cancel: {job.why}")
+        return bool(job.why)
 
     def _at_once(self, job: Job) -> None:
         if len(job.running) > job.config.max_concurrent_moves:

@@ -31,7 +31,7 @@ class Edit(msgspec.Struct, frozen=True):
 class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     """A planted bug. breaks: what goes wrong with it. edits: all of them make the bug. sim: the simulation must see it.
     tests: pytest node ids that must fail with it; at least one catcher is named. minutes, nodes: of the simulated runs;
-    nodes 0 for the usual mixture. sharded: they have several shards."""
+    nodes 0 for the usual mixture. sharded: they have several shards. growing: only seeds in which these come and go."""
 
     name: str
     breaks: str
@@ -41,6 +41,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     minutes: float = 2.0
     nodes: int = 0
     sharded: bool = False
+    growing: bool = False
 
 
 def plant(mutant: Mutant) -> None:

@@ -1,4 +1,4 @@
-"""`python -m proof.mutants.simulated NAME SEEDS`: plant a bug and run seeds 1, 2, ... until one fails.
+"""`python -m proof.mutants.simulated NAME SEEDS`: plant a bug and run that many seeds, 1, 2, ... until one fails.
 
 Prints one JSON object, `Sighting`. Another exit code than 0 says that the bug could not be planted, or that the harness
 itself failed: that is no sighting.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from itertools import count, islice
 
 import msgspec
 
@@ -27,12 +28,19 @@ class Sighting(msgspec.Struct):
 
 def hunt(mutant: Mutant, seeds_max: int) -> Sighting:
     """Run seeds until one fails. The bug must be planted."""
-    for seed in range(1, seeds_max + 1):
-        nodes = mutant.nodes or (3 + seed % 3 if mutant.sharded else 5 if seed % 4 == 0 else 3)
-        report, _ = run(Spec(seed=seed, nodes=nodes, seconds=mutant.minutes * 60, sharded=mutant.sharded))
+    specs = (spec for seed in count(1) if (spec := spec_of(mutant, seed)).resizes or not mutant.growing)
+    for tried, spec in enumerate(islice(specs, seeds_max), 1):
+        report, _ = run(spec)
         if report.failure is not None:
-            return Sighting(seed, report.checker, report.failure)
+            return Sighting(tried, report.checker, report.failure)
     return Sighting()
+
+
+def spec_of(mutant: Mutant, seed: int) -> Spec:
+    """The run of one seed."""
+    sharded = mutant.sharded or mutant.growing
+    nodes = mutant.nodes or (3 + seed % 3 if sharded else 5 if seed % 4 == 0 else 3)
+    return Spec(seed=seed, nodes=nodes, seconds=mutant.minutes * 60, sharded=sharded)
 
 
 def main(arguments: list[str]) -> int:

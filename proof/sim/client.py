@@ -302,20 +302,20 @@ class Client:
     async def get(self, key: str, mode: ReadMode) -> bool:
         """True if it was answered. Which shard answered decides what it had to see: the key may have moved."""
         shards, eventual = self._work.shards, mode is ReadMode.EVENTUAL
-        required = self._required(mode)
+        database, required = self._database, self._required(mode)  # at the end of a run it may be renewed meanwhile
         asked = {"mode": str(mode), "required": required[shards.owner(key)]}
         op = self._invoke("search" if eventual else "get", key, details=asked)
         try:
-            version, metadata, applied = await self._database.get(key, mode)
+            version, metadata, applied = await database.get(key, mode)
         except NeedleError as error:
             self._finish(op, "failed", error=error.code)
             self._expect(op, error)
             return False
         self._versions[key] = version
         op.details["applied"] = applied
-        seen_value = value_of(metadata) + self._work.vector_of(key, self._database.vector()) if version else ""
+        seen_value = value_of(metadata) + self._work.vector_of(key, database.vector()) if version else ""
         self._finish(op, "ok", version=version, seen=seen_value)
-        shard = self._database.answered_by()
+        shard = database.answered_by()
         if applied and shard >= 0:
             seen = GetSeen(
                 key=key,

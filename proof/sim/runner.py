@@ -61,7 +61,7 @@ def shrink(failed: Report, tries_max: int, say: Callable[[str], None]) -> Report
         return same
 
     spec = failed.spec
-    numbers = [fault.number for fault in spec.schedule()]
+    numbers = list(dict.fromkeys(fault.number for fault in spec.schedule()))  # some kinds share their numbers
     kept = fewest(numbers, lambda some: fails(msgspec.structs.replace(spec, faults=some)), tries_max)
     spec = msgspec.structs.replace(spec, faults=kept)
     operations = smallest(

@@ -317,20 +317,22 @@ class World:
         stage.trace.tell("every node is back")
 
     async def _lost_stay_lost(self) -> None:
-        """Nodes with other disks than before notice it; who starts them once more hears it again."""
-        fleet = self.fleet
+        """Nodes with other disks than before notice it; who starts them once more hears it again. One that holds nothing
+        any more meets nobody who could tell it, and does no harm."""
+        fleet, truth = self.fleet, self.truth
 
         async def noticed() -> bool:
             for name in fleet.forgetful:
                 fleet.start(name)
-            return fleet.forgetful <= fleet.retired
+            held = {name for group in truth.groups() for name in truth.nodes_of(group)}
+            return fleet.forgetful & held <= fleet.retired
 
         async def reported(name: str) -> bool:
             fleet.start_lost(name)
             return await self.operator.told_lost(name)
 
         await self.stage.until("other disks than before to be noticed", LIVENESS_SECONDS, noticed)
-        for name in sorted(fleet.forgetful - fleet.turned_away):
+        for name in sorted(fleet.forgetful & fleet.retired - fleet.turned_away):
             await self.stage.until(f"{name} to be reported as lost", LIVENESS_SECONDS, partial(reported, name))
             fleet.crash(name, power_cut=False, why="lost for good")
 

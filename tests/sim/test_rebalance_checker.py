@@ -14,7 +14,7 @@ from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
 from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas
 from needle.routing.plans import ReplicaMove, ShardSplit, Wish
 from needle.routing.topology import Topology
-from proof.checkers.rebalances import Rebalances
+from proof.checkers.rebalances import LOOKS_MIN, Rebalances
 from proof.sim.violation import Violation
 
 replace = msgspec.structs.replace
@@ -93,6 +93,23 @@ def test_what_goes_on_has_not_ended() -> None:
     judged(before, with_job(moving, state=JobState.CANCELLED, why="left to end by itself: shard 1 is silent"))
     with pytest.raises(Violation, match="goes on"):
         judged(before, with_job(moving, state=JobState.CANCELLED))
+
+
+def test_who_is_cancelled_runs_nothing_and_has_waited() -> None:
+    assert NOW.map is not None
+    moving = execute(NOW, 7, StartMove(1, NOW.map.epoch, NOW.map.ranges(0)[:1], 0, 1))[0]
+    runs = with_job(moving, running=(of_ranges(7),), state=JobState.CANCELLING, revision=3)
+    with pytest.raises(Violation, match="still runs"):
+        judged(runs, with_job(moving, running=(of_ranges(7),), state=JobState.CANCELLED))
+    for steps in (LOOKS_MIN - 1, LOOKS_MIN):
+        checker = Rebalances(lambda shard: [])
+        checker.changed(with_job(moving, running=(of_ranges(7),)), runs)
+        left = with_job(moving, state=JobState.CANCELLED, why="left to end by itself", revision=3 + steps)
+        if steps < LOOKS_MIN:
+            with pytest.raises(Violation, match="steps after its cancel"):
+                checker.changed(runs, left)
+        else:
+            checker.changed(runs, left)
 
 
 def test_done_is_what_was_wished() -> None:
