@@ -8,8 +8,8 @@ Checked at each change of the topology:
   replicas when nobody is leaving, or others were decided on. Only who is cancelled and waits for a shard that stays
   silent leaves it to end by itself, and says so, after many looks.
 - Who is cancelled runs nothing: the next one would begin beside it.
-- Who says `done` has what was wished: retired shards are gone, as many serve as were asked for, and nodes that are to
-  be emptied hold nothing.
+- Who says `done` has what was wished: retired shards are gone, as many serve as were asked for, each owns something,
+  and nodes that are to be emptied hold nothing.
 - A retired shard owned nothing, by the shards' logs.
 """
 
@@ -80,7 +80,9 @@ class Rebalances:
             raise Violation(NAME, f"rebalance {job.id} is cancelled, and still runs: {job.running[0].move.in_words()}")
         id_, since = self._cancelling
         if job.why and id_ == job.id and job.revision - since < LOOKS_MIN:
-            raise Violation(NAME, f"rebalance {job.id} is over {job.revision - since} steps after its cancel: {job.why}")
+            raise Violation(
+                NAME, f"rebalance {job.id} is over {job.revision - since} steps after its cancel: {job.why}"
+            )
         return bool(job.why)
 
     def _at_once(self, job: Job) -> None:
@@ -134,6 +136,9 @@ class Rebalances:
             raise Violation(NAME, f"rebalance {job.id} is done, and shards {sorted(kept)} serve")
         if job.wish.shards is not None and len(serving) != job.wish.shards:
             raise Violation(NAME, f"rebalance {job.id} is done with {len(serving)} of {job.wish.shards} shards")
+        owners = set(now.map.owners) if now.map is not None else set()
+        if job.wish.shards is not None and (empty := sorted(set(serving) - owners)):
+            raise Violation(NAME, f"rebalance {job.id} is done, and shards {empty} own nothing")
         if job.wish.by_hand:
             self._done_by_hand(job, now)
             return

@@ -13,6 +13,33 @@ _BY_HAND = "tests/cluster/test_by_hand.py::"
 
 MUTANTS = (
     Mutant(
+        name="shards-that-stay-empty",
+        breaks="under `range` a shard is added although no id is known at which another one could be cut",
+        edits=(Edit("catalog.planning.planner:_Planning._spread_on_new", "self._space.even or", "self._space or"),),
+        tests=("tests/cluster/test_plans_by_ids.py::test_where_nothing_is_known_no_shard_is_added_and_it_says_why",),
+    ),
+    Mutant(
+        name="calls-that-are-lost-in-a-cut",
+        breaks="a range that is cut keeps its calls twice, or loses them: plans by calls go by wrong sums",
+        edits=(Edit("catalog.planning.heat:_overlap", "if length else 0.0", "* 2"),),
+        tests=("tests/cluster/test_plans_by_calls.py::test_calls_are_told_of_all_keys_once_and_no_call_is_lost",),
+    ),
+    Mutant(
+        name="calls-of-before-the-move",
+        breaks="by calls of the map before, a successor plans ranges on and back again",
+        edits=(Edit("server.upkeep.lasting_calls:LastingCalls.unsettled", "self._since + RATE_SECONDS - now", "0.0"),),
+        tests=("tests/server/test_coordinator.py::test_a_successor_measures_calls_anew_when_the_map_has_stood_still",),
+    ),
+    Mutant(
+        name="calls-measured-each-round",
+        breaks="a rebalance plans by what shards tell while its ranges move: more moves than has to",
+        edits=(Edit("server.upkeep.lasting_calls:LastingCalls.of", "if job and job == self._job", "if job < 0"),),
+        tests=(
+            "tests/server/test_coordinator.py::"
+            "test_calls_are_measured_once_the_map_has_stood_still_and_not_while_it_changes",
+        ),
+    ),
+    Mutant(
         name="plan-without-majorities",
         breaks="replicas of a shard without a majority are planned to move: the plan stands still at that move",
         edits=(Edit(_STATE + "_no_majority", "2 * len(able) > len(replicas)", "replicas"),),

@@ -18,6 +18,7 @@ from needle.protocol.catalog_commands import DrainNode
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import Wish
 from needle.routing.topology import NodeState
+from proof.sim.machine import stream
 from proof.sim.shards.profile import Shape
 from proof.sim.shards.truth import Truth
 from proof.sim.spec import BY_HAND_KINDS
@@ -27,6 +28,8 @@ ADMIN_SECONDS = 5.0
 SHARDS_MORE = 2
 """Above what the run began with."""
 CANCELLED_SHARE, PAUSED_SHARE = 0.25, 0.25
+HEATS = (0.0, 0.0, 0.0, 0.5, 1.0)
+"""How much calls a second count."""
 PAUSE_SECONDS = 3.0
 IDLE_TRIES = 30
 
@@ -40,6 +43,7 @@ class Resizing:
         self._truth = truth
         self._shards, self._replicas, self._batch = shape.shards, shape.replicas, shape.move_rows
         self._rng = rng
+        self._heat = stream(stage.spec.seed, "calls that count")
 
     @property
     def under_way(self) -> bool:
@@ -103,7 +107,8 @@ class Resizing:
     async def _start(self, client: Client, wish: Wish) -> None:
         config = self._config()
         nodes = len(self._truth.topologies[1].catalog)
-        wish = msgspec.structs.replace(wish, catalog_nodes=nodes, replicas=self._replicas)
+        heat = self._heat.choice(HEATS)
+        wish = msgspec.structs.replace(wish, catalog_nodes=nodes, replicas=self._replicas, heat=heat)
         id_ = await client.start_rebalance(config, wish=wish, timeout=ADMIN_SECONDS)
         self._stage.trace.tell(f"rebalance {id_} begins: {wish}")
 

@@ -317,8 +317,8 @@ class World:
         stage.trace.tell("every node is back")
 
     async def _lost_stay_lost(self) -> None:
-        """Nodes with other disks than before notice it; who starts them once more hears it again. One that holds nothing
-        any more meets nobody who could tell it, and does no harm."""
+        """Nodes with other disks than before notice it; who starts them once more hears it again. One that holds
+        nothing any more meets nobody who could tell it, and does no harm."""
         fleet, truth = self.fleet, self.truth
 
         async def noticed() -> bool:

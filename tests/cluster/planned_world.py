@@ -54,7 +54,7 @@ class Begun:
 class World:
     """documents: (key, bytes), by key. capacity: bytes of a node's disk; not there: any. dead: nodes that do not
     answer. closed: nodes that shall get nothing. edges: keys at which what is measured is told apart.
-    unknown: bytes by which what was measured may be wrong."""
+    unknown: bytes by which what was measured may be wrong. calls: what keys are called, whoever owns them."""
 
     topology: Topology
     documents: list[tuple[bytes, int]]
@@ -62,6 +62,7 @@ class World:
     dead: set[NodeId] = field(default_factory=set)
     closed: set[NodeId] = field(default_factory=set)
     edges: list[bytes] = field(default_factory=list)
+    calls: tuple[RangeStats, ...] = ()
     unknown: int = 0
     index: int = 1000
     copied: int = 0
@@ -117,7 +118,7 @@ class World:
             )
             for node in self.topology.addresses()
         ]
-        return ClusterStats(shards=tuple(shards), nodes=tuple(nodes))
+        return ClusterStats(shards=tuple(shards), nodes=tuple(nodes), calls=self.calls)
 
     def _parts(self, span: KeyRange) -> list[RangeStats]:
         start, end = span

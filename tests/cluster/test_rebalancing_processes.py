@@ -17,6 +17,7 @@ from needle.distributed import RebalanceConfig, RebalanceCoordinator, Wish
 from needle.local.process_cluster import wait_for
 from needle.routing.jobs import JobState
 from needle.routing.planned_moves import FoundShard, MoveRange
+from needle.routing.strategy import ShardStrategy
 from needle.routing.topology import Topology
 
 LOADED = 3000
@@ -175,3 +176,27 @@ async def test_a_rebalance_is_planned_paused_cancelled_and_found_again(tmp_path:
             assert sorted((await coordinator.get_stats()).shard_sizes) == [0]
             hits = await other.search(np.ones(8, np.float32), 10_000, exact=True)
             assert sorted(hit.id for hit in hits) == sorted(load.there)
+
+
+async def test_a_shard_is_added_at_ids_that_are_known_or_not_at_all(tmp_path: Path) -> None:
+    """Under the strategy `range` keys say nothing of where documents lie: the shards are asked."""
+    async with ShardedProcesses(tmp_path, nodes=1) as processes:
+        await processes.create(1, 1, ShardStrategy(kind="range"))
+        async with processes.connect() as client:
+            await healthy(client)
+            await client.create_collection("default", dimensions=2, metric="l2")
+            coordinator = RebalanceCoordinator(client)
+            with pytest.raises(Unavailable, match="shard 1 cannot be added: under the strategy range"):
+                await coordinator.add_shard()
+            await client.insert_batch(ids=[f"user-{n:04d}" for n in range(400)], vectors=np.ones((400, 2), np.float32))
+            await client.delete([f"user-{n:04d}" for n in range(100)])
+
+            async def known() -> bool:  # what was known of the ids a moment ago is told for some seconds
+                return bool((await coordinator.plan(Wish(shards=2))).moves)
+
+            assert await wait_for(known, 20, "ids to be known")
+            handle = await coordinator.add_shard()
+            assert (await handle.wait(30)).state is JobState.DONE
+            stats = await coordinator.get_stats()
+            assert sorted(stats.shard_sizes) == [0, 1]
+            assert stats.documents_imbalance < 0.1

@@ -40,6 +40,7 @@ from needle.routing.plans import Plan, ReplicaMove, Wish
 from needle.routing.stats import ClusterStats, imbalance
 from needle.routing.topology import MoveState, Topology
 from needle.server.upkeep.coordinator import Coordinator
+from needle.server.upkeep.lasting_calls import RATE_SECONDS
 
 
 class Paper:
@@ -58,6 +59,8 @@ class Paper:
         self.held: list[str] = []
         self.lacking: dict[GroupId, str] = {}
         self.due: tuple[NodeId, ...] = ()
+        self.writes: dict[GroupId, float] = {}
+        self.later = 0.0
         self.commands = self.refused = self.calls = 0
 
     def coordinator(self) -> Coordinator:
@@ -79,7 +82,7 @@ class Paper:
                 return function(*arguments)
 
             def now(self) -> float:
-                return float(paper.commands)
+                return paper.commands + paper.later
 
             def status(self, group: GroupId) -> RaftStatus:
                 return paper.status("node-1", group)
@@ -153,6 +156,7 @@ class Paper:
             leader_changes=0, voters=list(next(moving, holders.wanted)),
             held_moves=self.held if group == 1 else [], waits_for=self.lacking.get(group, "") if leads else "",
             documents=found.documents if found else 0, live_bytes=found.bytes if found else 0,
+            writes=self.writes.get(group, 0.0) if leads else 0.0,
         )  # fmt: skip
 
 
@@ -247,6 +251,61 @@ def test_a_shard_without_a_leader_is_left_alone_while_the_others_go_on() -> None
         paper.leaderless = set()
         for _ in range(STUCK_MAX):
             await paper.coordinator()._round()
+            while paper.started:
+                paper.finish()
+        assert paper.job.state is JobState.DONE
+
+    _run(work())
+
+
+def test_calls_are_measured_once_the_map_has_stood_still_and_not_while_it_changes() -> None:
+    """The rates that shards tell are of the last half minute: by those, ranges would go on and back again."""
+
+    async def work() -> None:
+        paper = _started(Wish(heat=1.0))
+        paper.writes = {1: 900.0, 2: 100.0, 3: 100.0, 4: 100.0}
+        coordinator = paper.coordinator()
+        for _ in range(3):
+            await coordinator._round()
+        assert not paper.seen and "key ranges have moved lately" in paper.job.why
+        assert (await coordinator.plan(Wish(heat=1.0), 1.0)).moves != ()  # who asks what would move need not wait
+        paper.later += RATE_SECONDS
+        for _ in range(50):
+            await coordinator._round()
+            paper.writes = {
+                1: 900.0,
+                2: 900.0,
+                3: 0.0,
+                4: 0.0,
+            }  # what has moved counts where it was, and is not told yet
+            while paper.started:
+                paper.finish()
+            if paper.job.over:
+                break
+        assert paper.job.state is JobState.DONE, paper.job.why
+        ranges = [move for move in paper.seen if isinstance(move, MoveRange)]
+        assert {move.source for move in ranges} == {0} and {move.target for move in ranges} == {1, 2, 3}
+
+    _run(work())
+
+
+def test_a_successor_measures_calls_anew_when_the_map_has_stood_still() -> None:
+    async def work() -> None:
+        paper = _started(Wish(heat=1.0))
+        paper.writes = {1: 900.0}
+        first, second = paper.coordinator(), paper.coordinator()
+        await first._round()
+        paper.later += RATE_SECONDS
+        await first._round()
+        assert paper.started
+        while paper.started:
+            paper.finish()
+        begun = len(paper.seen)
+        await second._round()
+        assert len(paper.seen) == begun and "key ranges have moved lately" in paper.job.why
+        paper.writes, paper.later = dict.fromkeys(range(1, 5), 225.0), paper.later + RATE_SECONDS
+        for _ in range(10):
+            await second._round()
             while paper.started:
                 paper.finish()
         assert paper.job.state is JobState.DONE

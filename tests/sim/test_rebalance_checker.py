@@ -117,6 +117,7 @@ def test_done_is_what_was_wished() -> None:
     judged(with_job(NOW, wish=Wish(shards=4)), with_job(NOW, state=done, wish=Wish(shards=4)))
     draining = execute(NOW, 7, DrainNode("node-1", True))[0]
     for now, changes in (
+        (execute(NOW, 7, AddShard(4, ["node-1"]))[0], {"wish": Wish(shards=5)}),
         (NOW, {"wish": Wish(shards=5)}),
         (NOW, {"wish": Wish(retire=(1,))}),
         (draining, {}),

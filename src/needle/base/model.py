@@ -228,9 +228,11 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: what the members of this leader's group lack to be those that the catalog names; "" for nothing.
     documents: that a reader can see, of all collections; live_bytes: what they weigh (docs/rebalancing.md). copied:
     documents that this leader has copied to other shards, by id of the move that is under way. writes, searches: a
-    second, lately, that this node took; hot: if asked for, (first key, key behind the last or None, writes, searches)
-    of the ranges with the most. elections, stepdowns: how often this replica asked for votes in a new term, and gave up
-    leadership, since it started, by cause (docs/operations.md has them)."""
+    second, lately, that this node took; hot: if asked for, (first key, key behind the last or None, writes,
+    searches) of the ranges with the most. parts: if asked for, of a leader, (first key, key behind the last or
+    None, documents) of what is owned, cut at some ids; empty where documents lie evenly over the keys. elections,
+    stepdowns: how often this replica asked for votes in a new term, and gave up leadership, since it started, by cause
+    (docs/operations.md has them)."""
 
     node_id: str
     group: int
@@ -260,5 +262,6 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     writes: float = 0.0
     searches: float = 0.0
     hot: list[tuple[bytes, bytes | None, float, float]] = []
+    parts: list[tuple[bytes, bytes | None, int]] = []
     elections: dict[str, int] = {}
     stepdowns: dict[str, int] = {}

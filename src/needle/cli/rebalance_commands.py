@@ -45,6 +45,17 @@ Lost = Annotated[
 ]
 
 
+Heat = Annotated[
+    float,
+    typer.Option(
+        "--heat",
+        min=0,
+        max=1,
+        help="How much calls a second count beside sizes: 0 not at all, 0.5 as much, 1 alone.",
+    ),
+]
+
+
 def stats(cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0, json: Json = False) -> None:
     """Show what each shard holds, how even that is, and what each node holds and has room for."""
     found = run(cluster, lambda client: client.get_stats(timeout=timeout))
@@ -101,6 +112,7 @@ def plan(
         list[str] | None, typer.Option("--drain", metavar="NODE", help="With nothing on this node. Repeatable.")
     ] = None,
     lost: Lost = None,
+    heat: Heat = 0.0,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 10.0,
     json: Json = False,
@@ -112,7 +124,8 @@ def plan(
         if add_shard:
             serving = (await client.refresh_topology(confirmed=True, timeout=timeout)).serving
             count = len(serving) + 1 - len(remove_shard or ())
-        wish = Wish(shards=count, retire=tuple(remove_shard or ()), drain=tuple(drain or ()), lost=tuple(lost or ()))
+        retire, drained = tuple(remove_shard or ()), tuple(drain or ())
+        wish = Wish(shards=count, retire=retire, drain=drained, lost=tuple(lost or ()), heat=heat)
         return await client.plan_rebalance(wish, timeout=timeout)
 
     show_plan(run(cluster, work), json)
@@ -133,6 +146,7 @@ def rebalance(
     cancel: Annotated[bool, typer.Option("--cancel", help="End it: what is not decided is taken back.")] = False,
     dry_run: DryRun = False,
     lost: Lost = None,
+    heat: Heat = 0.0,
     moves: Moves = 10,
     batch: Batch = 1000,
     throttle: Throttle = 0.1,
@@ -153,7 +167,7 @@ def rebalance(
             raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
         show_progress(found, json)
         return
-    wish, config = Wish(lost=tuple(lost or ())), pace(moves, batch, throttle)
+    wish, config = Wish(lost=tuple(lost or ()), heat=heat), pace(moves, batch, throttle)
 
     async def start(client: needle.Client) -> int:
         return await client.start_rebalance(config, wish=wish, timeout=timeout)

@@ -55,17 +55,20 @@ class Measuring:
         again = {info.shard for info in topology.serving if info.leaving or was.get(info.shard) != info}
         again |= _moving(before) | _moving(topology) | set(known.stats.unknown)
         leaders = {shard: one for shard, one in known.leaders.items() if shard not in again}
-        leaders |= _leaders(await ask_replicas(caller, topology, timeout, again))
+        leaders |= _leaders(await ask_replicas(caller, topology, timeout, again, parts=True))
         found = _measured(topology, leaders, known.stats.nodes)
         self._last = topology, at, found
         return found
 
 
-async def measure(caller: Caller, topology: Topology, timeout: float, *, hot: bool = False) -> Measured:
-    """All at once, none for longer than `timeout`. hot: for a client, with the calls a second, which nothing is decided
-    by; raises Forbidden for one that may not ask."""
+async def measure(
+    caller: Caller, topology: Topology, timeout: float, *, hot: bool = False, for_client: bool = False
+) -> Measured:
+    """All at once, none for longer than `timeout`. hot: with the calls a second of shards and of ranges; else with what
+    is known of where ids lie, for who plans. for_client: raises Forbidden for one that may not ask."""
     replicas, nodes = await asyncio.gather(
-        ask_replicas(caller, topology, timeout, hot=hot, for_client=hot), ask_nodes(caller, topology, timeout)
+        ask_replicas(caller, topology, timeout, hot=hot, parts=not hot, for_client=for_client),
+        ask_nodes(caller, topology, timeout),
     )
     found = _measured(topology, _leaders(replicas), tuple(nodes))
     return _with_calls(found, replicas) if hot else found
@@ -111,13 +114,22 @@ def _leaders(replicas: Sequence[ReplicaStatus]) -> dict[int, RaftStatus]:
 
 def _measured(topology: Topology, leaders: Mapping[int, RaftStatus], nodes: tuple[NodeStats, ...]) -> Measured:
     unknown = tuple(info.shard for info in topology.serving if info.shard not in leaders)
-    shards = tuple(
-        ShardStats(shard=info.shard, documents=leaders[info.shard].documents, bytes=leaders[info.shard].live_bytes)
-        for info in topology.serving
-        if info.shard in leaders
-    )
+    shards = tuple(_sizes(info.shard, leaders[info.shard]) for info in topology.serving if info.shard in leaders)
     there = {info.shard: leaders[info.shard] for info in topology.serving if info.shard in leaders}
     return Measured(stats=ClusterStats(shards=shards, nodes=nodes, unknown=unknown), leaders=there)
+
+
+def _sizes(shard: int, status: RaftStatus) -> ShardStats:
+    """Where parts are known, they share the documents and bytes of now: they may be of some seconds ago."""
+    total, ranges, before = sum(count for _, _, count in status.parts), [], 0
+    for start, end, count in status.parts:
+        documents, size = (
+            amount * (before + count) // total - amount * before // total if total else 0
+            for amount in (status.documents, status.live_bytes)
+        )
+        ranges.append(RangeStats(span=(start, end), documents=documents, bytes=size))
+        before += count
+    return ShardStats(shard=shard, documents=status.documents, bytes=status.live_bytes, ranges=tuple(ranges))
 
 
 async def ask_nodes(caller: Caller, topology: Topology, timeout: float) -> list[NodeStats]:

@@ -45,7 +45,7 @@ class RebalanceMethods:
         deadline = loop.time() + min(seconds, SETTLE_SECONDS)
         while True:
             topology = await shards.confirmed(seconds)
-            found = await measure(self._caller, topology, seconds, hot=True)
+            found = await measure(self._caller, topology, seconds, hot=True, for_client=True)
             if not found.stats.unknown or loop.time() >= deadline:
                 return summarize(topology, found.stats)
             await asyncio.sleep(PAUSE_SECONDS)  # leadership may be on its way to another node

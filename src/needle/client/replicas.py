@@ -22,17 +22,19 @@ async def ask_replicas(
     shards: Collection[int] | None = None,
     *,
     hot: bool = False,
+    parts: bool = False,
     for_client: bool = False,
 ) -> list[ReplicaStatus]:
     """Every replica as its own node sees it, in order of shards; all are asked at once, none for longer than
-    `timeout`. shards: only theirs. hot: also which keys are called. for_client: raises Forbidden if a node says so, for
-    such a node runs; nodes, which prove who they are, go on without the answer."""
+    `timeout`. shards: only theirs. hot: also which keys are called. parts: also where ids lie, see StatusCall.
+    for_client: raises Forbidden if a node says so, for such a node runs; nodes, which prove who they are, go on without
+    the answer."""
     refused: list[Forbidden] = []
 
     async def one(shard: int, node: NodeId) -> ReplicaStatus:
         address = topology.address_of(node) or ""
         try:
-            body = calls.encode(StatusCall(shard_group(shard), hot=hot))
+            body = calls.encode(StatusCall(shard_group(shard), hot=hot, parts=parts))
             status = calls.decode(await caller.call(address, calls.STATUS, body, timeout), RaftStatus)
         except LostState as error:
             lost = error.message

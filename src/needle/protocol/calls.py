@@ -245,11 +245,13 @@ class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StatusCall(msgspec.Struct, frozen=True, array_like=True):
-    """digest: also compute the digest of the documents (reads all of them). hot: also say which keys are called."""
+    """digest: also compute the digest of the documents (reads all of them). hot: also say which keys are called.
+    parts: also where the ids lie, if that can be told of a leader's shard and keys do not say it."""
 
     group: GroupId
     digest: bool = False
     hot: bool = False
+    parts: bool = False
 
 
 class DigestAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -44,7 +44,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     catalog_nodes: that hold the catalog. drain: nodes to be emptied, besides those that the catalog says. lost: nodes
     that will not come back. weights, zones: of nodes, instead of the catalog's. threshold: shards and nodes that are
     within this fraction of a fair share stay as they are; goal: once something moves, how near they come. heat: how
-    much calls a second count beside bytes, 0 to 1. balance: False to heal and empty only. range_bytes_max: of one
+    much calls a second count beside bytes, 0 to 1; they are measured once for each rebalance, half a minute after
+    ranges have moved. balance: False to heal and empty only. range_bytes_max: of one
     move of key ranges. range_threshold: instead of threshold, for shards only. move, split: by hand; nothing else is
     moved, healed or emptied with it."""
 

@@ -61,11 +61,13 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
 
 class ClusterStats(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured. A shard that is missing counts as empty, a node that is missing as one that does not answer.
-    unknown: shards without a leader that answers: how much they hold nobody says."""
+    unknown: shards without a leader that answers: how much they hold nobody says. calls: by ranges of keys, whoever
+    owns them, where plans are to go by calls (planning/heat.py); instead of those that shards and their ranges have."""
 
     shards: tuple[ShardStats, ...] = ()
     nodes: tuple[NodeStats, ...] = ()
     unknown: tuple[int, ...] = ()
+    calls: tuple[RangeStats, ...] = ()
 
     def by_shard(self) -> dict[int, ShardStats]:
         """Those that were measured."""

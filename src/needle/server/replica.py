@@ -25,6 +25,7 @@ from needle.protocol import calls, commands
 from needle.protocol.calls import GroupCall
 from needle.routing.topology import Topology
 from needle.server.call_rates import CallRates
+from needle.server.known_parts import KnownParts
 from needle.server.ports import NodePorts
 from needle.server.upkeep.disk_space import DiskSpace
 from needle.server.upkeep.expiry import Expiry
@@ -76,6 +77,7 @@ class HostedReplica:
         search_many = partial(replica.search_many, builders=builders, clock=ports.clock.monotonic)
         self.batcher = SearchBatcher(search_many, ports.search_pool, in_flight_max=ports.search_threads)
         self.calls = CallRates()
+        self.parts = KnownParts()
         self.caught_up = False
         """Whether this replica has had, since the start, all that was committed when it found a leader."""
         self._host = host

@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from needle.catalog.planning.heat import warmed
 from needle.routing.key_space import KeySpace
 from needle.routing.ranges import difference, intersection, union
 from needle.routing.shard_map import KeyRange
@@ -41,22 +42,28 @@ class Piece:
 
 def pieces_of(topology: Topology, stats: ClusterStats, heat: float = 0.0) -> list[Piece]:
     """All of the key space. A range that is being moved counts as its target's. heat: the fraction of the weight that
-    is calls a second instead of bytes, 0 to 1."""
+    is calls a second instead of bytes, 0 to 1; by `stats.calls` if there are any, else by those of shards' ranges."""
     shard_map = topology.map
     if shard_map is None:
         return []
     space, made = KeySpace(shard_map), []
     total = sum(one.bytes for one in stats.shards) + EMPTY_SPACE_BYTES
-    calls = sum(part.heat for one in stats.shards for part in one.ranges)
     moving = [
         (info.source if info.state in ENDING else info.target, list(info.ranges))
         for info in topology.moves
         if info.state is not MoveState.SWITCHED
     ]
-    by_shard, by_owner = stats.by_shard(), shard_map.by_owner()
+    known, by_owner = stats.by_shard(), shard_map.by_owner()
+    parts = {
+        shard: _measured(space, by_owner.get(shard, []), known.get(shard, ShardStats(shard=shard)))
+        for shard in (info.shard for info in topology.serving)
+    }
+    if heat and stats.calls:
+        parts = {shard: warmed(space, ones, stats.calls) for shard, ones in parts.items()}
+    calls = sum(part.heat for ones in parts.values() for part in ones)
+    heat = heat if calls else 0.0  # where nothing is called, sizes are all there is to go by
     for info in topology.serving:
-        owned = by_owner.get(info.shard, [])
-        for part in _measured(space, owned, by_shard.get(info.shard, ShardStats(shard=info.shard))):
+        for part in parts[info.shard]:
             spread = EMPTY_SPACE_BYTES * space.length(part.span) // space.size if space.even else 0
             weight = round((1 - heat) * (part.bytes + spread))
             weight += round(heat * total * part.heat / calls) if calls else 0
@@ -87,7 +94,7 @@ def _measured(space: KeySpace, owned: Sequence[KeyRange], one: ShardStats) -> li
         documents=max(0, one.documents - sum(part.documents for part in known)),
         bytes=max(0, one.bytes - sum(part.bytes for part in known)),
     )
-    return known + _clipped(space, left, rest, whole=True)
+    return sorted(known + _clipped(space, left, rest, whole=True), key=lambda part: part.span[0])
 
 
 def _clipped(space: KeySpace, stats: RangeStats, spans: Sequence[KeyRange], whole: bool = False) -> list[RangeStats]:

@@ -18,18 +18,16 @@ from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_gr
 from needle.catalog.placement import Assignment, Need, PlacementNode, arrange, catalog_size
 from needle.catalog.planning import by_hand
 from needle.catalog.planning.batches import MOVES_MAX, range_moves
+from needle.catalog.planning.fewest import EMPTY_REPLICA_BYTES, fewest_bytes, fullness
 from needle.catalog.planning.pieces import Piece, pieces_of
 from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
 from needle.catalog.planning.spread import Spread, least
 from needle.routing.key_space import KeySpace
-from needle.routing.planned_moves import FoundShard, Move, MoveRange, MoveReplicas
+from needle.routing.planned_moves import FoundShard, MoveRange, MoveReplicas
 from needle.routing.plans import REPLICAS_MAX, Balance, Plan, Wish
 from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.stats import ClusterStats, ShardStats, imbalance
 from needle.routing.topology import NodeInfo, NodeState, Topology
-
-EMPTY_REPLICA_BYTES = 16 << 20
-"""What a replica without documents weighs on its node, so that empty ones are spread, too."""
 
 SHARDS_AT_ONCE = 256
 """More or fewer in one plan, as MOVES_MAX."""
@@ -115,7 +113,7 @@ class _Planning:
     def plan(self) -> Plan:
         known = pieces_of(self._topology, self._stats, self._wish.heat)
         pieces = [piece for piece in known if not {piece.home, piece.owner} & self._apart]
-        spread = self._spread(pieces)
+        spread, cannot = self._spread_on_new(pieces)
         batches = range_moves(self._space, spread, self._wish.range_bytes_max)
         ranges = [move for move, _ in batches]
         refused = self._refused(ranges)
@@ -131,7 +129,8 @@ class _Planning:
                 final[piece.owner] += piece.bytes
         held = {info.shard: info.wanted for info in self._topology.serving}
         acting = bool(ranges or self._new)
-        placed = self._placed(held, sizes, final, self._wish.threshold * (ACTING if acting else 1))
+        weighs = self._weighs(spread) if self._wish.heat else final
+        placed = self._placed(held, sizes, final, weighs, self._wish.threshold * (ACTING if acting else 1))
         new = takewhile(placed.__contains__, self._new)
         founded = [FoundShard(shard=shard, replicas=placed[shard]) for shard in new]
         unplaced = self._new[len(founded) :]
@@ -149,21 +148,39 @@ class _Planning:
         moves, unmet = schedule(state, goal)
         if len(moves) > MOVES_MAX:
             raise invalid("wish", f"{len(moves)} moves", f"what takes at most {MOVES_MAX}: go there in steps")
-        unmet += [*refused, *self._left(replicas)]
+        unmet += [*refused, *cannot, *self._left(replicas)]
         unmet += [f"shard {shard} cannot be added: no node can take it" for shard in unplaced]
         ended = {group - 1: nodes for group, nodes in state.holders.items() if group != CATALOG_GROUP}
         final = {shard: state.sizes[shard_group(shard)] for shard in ended}
         left = {piece.span[0] for move, batch in batches if move in goal.ranges for piece in batch}
         moved = [piece for _, batch in batches for piece in batch] + [p for p in spread if p.owner == p.home or p.held]
         reached = [piece.to(piece.home) if piece.span[0] in left else piece for piece in moved]
+        copied = sum(move.bytes for move in moves if isinstance(move, MoveReplicas))
+        least_replicas = copied if self._wish.by_hand else fewest_bytes(self._nodes, copied, held, ended, final)
         return Plan(
             moves=tuple(moves),
             unmet=tuple(dict.fromkeys(unmet)),
-            before=Balance(shards=self._evenness(pieces), nodes=self._fullness(held, sizes)),
-            after=Balance(shards=self._evenness(reached), nodes=self._fullness(ended, final)),
-            least=self._least_ranges(pieces, reached) + self._least_replicas(moves, held, ended, final),
+            before=Balance(shards=self._evenness(pieces), nodes=fullness(self._nodes, held, sizes)),
+            after=Balance(shards=self._evenness(reached), nodes=fullness(self._nodes, ended, final)),
+            least=self._least_ranges(pieces, reached) + least_replicas,
             waiting=self._waiting(),
         )
+
+    def _spread_on_new(self, pieces: Sequence[Piece]) -> tuple[list[Piece], list[str]]:
+        """The pieces with the owners that they should have; and why there are fewer new shards than were wished: none
+        is added that would stay empty."""
+        wished = self._new
+        spread = self._spread(pieces)
+        if self._space.even or self._wish.split is not None or self._wish.shards is None or not self._staying:
+            return spread, []
+        while self._new and self._new[-1] not in {piece.owner for piece in spread}:
+            self._new = self._new[:-1]
+            spread = self._spread(pieces)
+        owners = {piece.owner for piece in spread}
+        where = "under the strategy range ids are given away, and none is known at which more could be cut"
+        left = [f"shard {shard} cannot be added: {where}" for shard in wished[len(self._new) :]]
+        left += [f"shard {shard} owns nothing: {where}" for shard in self._staying if shard not in owners]
+        return spread, left
 
     def _spread(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces with the owners that they should have."""
@@ -201,8 +218,20 @@ class _Planning:
             return [f"{move.target} does not answer"]
         return []
 
+    def _weighs(self, spread: Sequence[Piece]) -> Counter[int]:
+        """What each shard's replicas are evened out by, where calls count: calls make work on their nodes, too."""
+        weighs: Counter[int] = Counter()
+        for piece in spread:
+            weighs[piece.owner] += piece.weight
+        return weighs
+
     def _placed(
-        self, held: Assignment, sizes: Mapping[int, int], final: Mapping[int, int], threshold: float
+        self,
+        held: Assignment,
+        sizes: Mapping[int, int],
+        final: Mapping[int, int],
+        weighs: Mapping[int, int],
+        threshold: float,
     ) -> Assignment:
         """The nodes for all shards that are to own something. While one is unknown, nothing moves for the balance of
         the nodes, for it may be the largest; it counts as large as the others."""
@@ -213,7 +242,7 @@ class _Planning:
         needs = {
             shard: Need(
                 replicas=self._factor,
-                size=max(0, likely if shard in unknown else final[shard]) + EMPTY_REPLICA_BYTES,
+                size=max(0, likely if shard in unknown else weighs[shard]) + EMPTY_REPLICA_BYTES,
                 bytes=max(0, final[shard]),
                 settled=still or bool(self._unsettled(shard_group(shard), self._factor)),
             )
@@ -321,20 +350,6 @@ class _Planning:
             weights[piece.owner] += piece.weight
         return imbalance([weights[shard] for shard in (*self._staying, *self._new)])
 
-    def _loads(self, held: Assignment, sizes: Mapping[int, int]) -> Counter[NodeId]:
-        loads: Counter[NodeId] = Counter()
-        for shard, nodes in held.items():
-            for node in nodes:
-                loads[node] += sizes[shard]
-        return loads
-
-    def _fullness(self, held: Assignment, sizes: Mapping[int, int]) -> float:
-        """Of the nodes that take replicas: the fullest for its weight over all of them, minus 1."""
-        loads = self._loads(held, sizes)
-        usable = [node for node in self._nodes.values() if node.usable]
-        total, weight = sum(loads[node.id] for node in usable), sum(node.weight for node in usable)
-        return max(loads[node.id] / node.weight for node in usable) * weight / total - 1 if total else 0.0
-
     def _least_ranges(self, before: Sequence[Piece], after: Sequence[Piece]) -> int:
         split = self._wish.split
         staying = [*self._staying, *self._new] if split is None else [split.shard, split.into]
@@ -352,43 +367,6 @@ class _Planning:
         ends = [weights[1][shard] for shard in staying]
         bound = least([weights[0][shard] for shard in staying], gone, max(ends), min(ends))
         return round(moved_bytes * bound / moved)
-
-    def _least_replicas(
-        self, moves: Sequence[Move], before: Assignment, after: Assignment, sizes: Mapping[int, int]
-    ) -> int:
-        """By what was unusable or missing, what was too much or too little on a node for the end, and by zones."""
-        made = sum(move.bytes for move in moves if isinstance(move, MoveReplicas))
-        if self._wish.by_hand:
-            return made
-        usable = [node for node in self._nodes.values() if node.usable]
-        kept = {
-            shard: [node for node in nodes if self._nodes[node].usable or node in after[shard]]
-            for shard, nodes in before.items()
-            if shard in after
-        }
-        forced = zones = 0
-        units = 0
-        for shard, nodes in after.items():
-            size, had = sizes[shard] + EMPTY_REPLICA_BYTES, kept.get(shard)
-            if had is None:
-                had = list(nodes)  # founded where it is to be: nothing travels
-                kept[shard] = had
-            elif len(had) > len(nodes):  # which ones go is free, and nothing travels
-                had = kept[shard] = sorted(had, key=lambda node: node not in nodes)[: len(nodes)]
-            new = max(0, len(nodes) - len(had))
-            spread = [len({self._nodes[node].zone for node in ones}) for ones in (had, nodes)]
-            forced += new * size
-            zones += max(0, spread[1] - spread[0] - new) * size
-            units += len(set(nodes) - set(before.get(shard, nodes))) * size
-        if not made or not units:
-            return made
-        padded = {shard: sizes[shard] + EMPTY_REPLICA_BYTES for shard in after}
-        start = self._loads({shard: tuple(nodes) for shard, nodes in kept.items()}, padded)
-        end = self._loads(after, padded)
-        fills = [end[node.id] / node.weight for node in usable]
-        over = sum(max(0.0, start[node.id] - max(fills) * node.weight) for node in usable)
-        under = sum(max(0.0, min(fills) * node.weight - start[node.id]) for node in usable)
-        return round(made * max(forced + max(over, zones), under) / units)
 
 
 def _apart(topology: Topology, stats: ClusterStats) -> frozenset[int]:

@@ -21,6 +21,7 @@ from needle.protocol.calls import (
     StepDownCall,
 )
 from needle.protocol.peer_calls import IndexRoom, IndexRoomCall
+from needle.routing.key_space import KeySpace
 from needle.server.replica import PROPOSE_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
 from needle.shard.fields.index_budget import FieldName
@@ -76,6 +77,11 @@ class Operations:
             sampled = hosted.calls.sampled(self._node.now())
             hot = await self._node.blocking(sampled.hot, owned.map, owned.ranges(call.group - 1))
             status = msgspec.structs.replace(status, hot=hot)
+        by_id = owned is not None and not KeySpace(owned.map).even and self._host.is_leader(call.group)
+        if call.parts and hosted is not None and owned is not None and by_id:
+            ranges = owned.ranges(call.group - 1)
+            parts = await hosted.parts.of(hosted.replica, ranges, self._node.blocking, self._node.now)
+            status = msgspec.structs.replace(status, parts=parts)
         if not call.digest or call.group not in self._node.groups:
             return status
         replica = self._node.hosted(call.group).replica

@@ -22,18 +22,21 @@ from needle.base.model import RaftStatus
 from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.planning import planner, rebalance
+from needle.catalog.planning.heat import calls_of
 from needle.catalog.planning.rebalance import STUCK_MAX, Round
 from needle.catalog.planning.running import Seen, fate, now_running, others, unsettled
 from needle.client.directory import Caller
-from needle.client.measuring import Measured, Measuring
+from needle.client.measuring import Measured, Measuring, measure
 from needle.multiraft.host import Host
 from needle.protocol.catalog_commands import StepRebalance
 from needle.routing.jobs import Job, JobState, Progress, Running
 from needle.routing.planned_moves import Move, MoveReplicas
 from needle.routing.plans import Plan, Wish
+from needle.routing.stats import ClusterStats
 from needle.routing.topology import Topology
 from needle.server.ports import Catalog
 from needle.server.upkeep.lasting import next_beat
+from needle.server.upkeep.lasting_calls import LastingCalls
 
 log = logging.getLogger("needle.server")
 
@@ -104,6 +107,7 @@ class Coordinator:
         self._sampled = 0
         """The rebalance that they are of."""
         self._measuring = Measuring()
+        self._calls = LastingCalls()
         self._look: _Look | None = None
         self._took = 0.0
         """Seconds of the last plan."""
@@ -115,6 +119,7 @@ class Coordinator:
             pause = max(LOOK_SECONDS * (1 + waits), PLAN_SHARE * self._took)
             await next_beat(node.now(), min(pause, LOOK_SECONDS_MAX))
             job = node.topology.rebalance
+            self._calls.follow(node.topology.map.epoch if node.topology.map is not None else 0, node.now())
             waits = job.stuck if job is not None else 0
             if job is None or job.over or not self._leads():
                 continue
@@ -197,6 +202,11 @@ class Coordinator:
         except (InvalidArgument, Internal) as error:  # it was possible once: a node or a shard that it names is gone
             await self._step(StepRebalance(_replace(made, state=JobState.FAILED, why=error.message), job.revision))
             return
+        except NotLeader:
+            raise
+        except Unavailable as error:
+            await self._say(error.message)
+            return
         self._rate(made, running)
         free = {one.node: one.free for one in found.stats.nodes}
         holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
@@ -242,7 +252,8 @@ class Coordinator:
     async def _planned_with_healing(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
         """A rebalance may wait for long, for a node in maintenance say, and there is one at a time: so it also rebuilds
         what is lost meanwhile, and does not fail where that cannot be."""
-        plan = await self._planned(topology, found, wish)
+        job = topology.rebalance.id if topology.rebalance is not None else 0
+        plan = await self._planned(topology, found, wish, job)
         lost = sorted(set(self._node.due_to_heal(topology)) - found.stats.alive - set(wish.lost))
         if not lost:
             return plan
@@ -250,10 +261,28 @@ class Coordinator:
         rebuilt = tuple(move for move in healing.moves if isinstance(move, MoveReplicas) and move.added)
         return _replace(plan, moves=(*rebuilt, *plan.moves), least=plan.least + sum(move.bytes for move in rebuilt))
 
-    async def _planned(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
+    async def _called(self, topology: Topology, found: Measured, wish: Wish, job: int) -> ClusterStats:
+        """What was measured, with the calls if they count. Raises Unavailable while a rebalance waits for them."""
+        if not wish.heat:
+            return found.stats
+        self._calls.follow(topology.map.epoch if topology.map is not None else 0, self._node.now())
+        calls = self._calls.of(job)
+        if calls is None:
+            if job and self._calls.unsettled(self._node.now()):
+                raise Unavailable("key ranges have moved lately: what keys are called is measured in half a minute")
+            hot = await measure(self._node.caller, topology, ASK_SECONDS, hot=True)
+            calls = await self._node.blocking(calls_of, topology, hot.stats)
+            if job:
+                self._calls.keep(job, calls)
+        return _replace(found.stats, calls=calls)
+
+    async def _planned(self, topology: Topology, found: Measured, wish: Wish, job: int = 0) -> Plan:
+        """job: the rebalance that is carried out, 0 for who only wants to know."""
+        stats = await self._called(topology, found, wish, job)
+
         def made() -> Plan:
             try:
-                return planner.plan(topology, found.stats, wish)
+                return planner.plan(topology, stats, wish)
             except NeedleError:
                 raise
             except Exception as error:  # it would end the node, and then each next one that leads the catalog

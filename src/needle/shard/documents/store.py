@@ -131,6 +131,16 @@ class DocumentStore:
             )
             return [(str(name), bytes(metadata)) for name, metadata in rows]
 
+    def some_ids(self, step: int) -> list[str]:
+        """One id in `step`, of all collections, unsorted. It reads all ids, not the documents, and returns one row (see
+        `by_ordinal`)."""
+        with self.reading() as connection:
+            (text,) = connection.execute(
+                "SELECT json_group_array(id) FROM (SELECT id, row_number() OVER () AS n FROM ids) WHERE n % ? = ?",
+                (step, step // 2),
+            ).fetchone()
+            return list(msgspec.json.decode(text, type=list[str]))
+
     def by_ordinal(
         self, collection_id: int, ordinals: Sequence[int], *, metadata: bool, vectors: bool
     ) -> dict[int, StoredDocument]:
