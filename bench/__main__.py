@@ -1,8 +1,8 @@
-"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [http]
+"""`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
 [tls] [documents]`: or all.
 
---quick, --json; --documents N: how many the benchmarks of filters and documents have; 200,000 and 20,000 unless said
-otherwise."""
+--quick, --json; --documents N: how many the benchmarks of filters, replace and documents have; 200,000, 200,000 and
+20,000 unless said otherwise."""
 
 from __future__ import annotations
 
@@ -11,23 +11,14 @@ import asyncio
 import shutil
 import sys
 
-from bench import busy, collections, failover, filters, http, moves, search, shards, tls, writes
+from bench import busy, collections, failover, filters, http, moves, replace, search, shards, tls, writes
 from bench import documents as bench_documents
 from bench.report import Report
 
 PARTS = (
-    "writes",
-    "failover",
-    "search",
-    "shards",
-    "collections",
-    "filters",
-    "busy",
-    "moves",
-    "http",
-    "tls",
+    "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
     "documents",
-)
+)  # fmt: skip
 
 
 async def measure(parts: list[str], report: Report, *, quick: bool, documents: int | None) -> None:
@@ -49,6 +40,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await busy.run(report, quick=quick)
     if "moves" in parts:
         await moves.run(report, quick=quick)
+    if "replace" in parts:
+        await replace.run(report, quick=quick, documents=documents)
     if "http" in parts:
         await http.run(report, quick=quick)
     if "tls" in parts:
@@ -61,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all when none is named")
     parser.add_argument("--quick", action="store_true", help="smaller data and shorter runs")
-    parser.add_argument("--documents", type=int, help="documents of the benchmarks of filters and documents")
+    parser.add_argument("--documents", type=int, help="documents of the benchmarks of filters, replace and documents")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     report = Report()

@@ -16,6 +16,7 @@ from needle.base.config import SegmentConfig
 from needle.base.errors import Unavailable
 from needle.client import Client
 from needle.connecting import system_caller
+from needle.local.free_ports import free_ports
 from needle.local.process_cluster import START_SECONDS, ProcessCluster, wait_for
 from needle.rpc.transport import RpcClient
 from needle.shard.plan import seal_when_quiet_at
@@ -128,6 +129,25 @@ class ShardedNodes:
         """A client that knows nothing of shards and asks this node, which routes for it."""
         self._callers.append(system_caller("needle"))
         return PlainClient(self._callers[-1], [self._nodes.addresses[node]], rng=random.Random(1))
+
+    async def join(self) -> str:
+        """Start one more node, which serves HTTP; its name, once it belongs to the cluster."""
+        (port,) = free_ports(1)
+        first = next(iter(self._nodes.addresses.values()))
+        name = self._nodes.add(http_address=f"127.0.0.1:{port}", sharding={"join": [first]})
+        self._nodes.restart(name)
+        await self._nodes.ready(name)
+        return name
+
+    def index_files(self, node: str) -> list[Path]:
+        """Those that a node has published; by name."""
+        return self._nodes.nodes[node].index_files()
+
+    async def metrics(self, node: str) -> dict[str, float]:
+        """By name with labels, as a node that serves HTTP tells them."""
+        _, text = await self._nodes.nodes[node].get("/metrics")
+        samples = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
 
     async def load(self, collection: str, vectors: Floats) -> int:
         """Create and fill a collection; returns how many index files hold it once nothing is built any more."""
