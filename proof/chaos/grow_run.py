@@ -45,6 +45,7 @@ class GrowOutcome(msgspec.Struct):
 
     seed: int
     kills: dict[str, int] = {}
+    cuts: dict[str, int] = {}
     steps: dict[str, int] = {}
     refused: int = 0
     searches: int = 0
@@ -103,12 +104,15 @@ class GrowRun:
 
     async def _in_cluster(self, history: GrowRecorder) -> None:
         values = settings(self.spec, self._profile)
-        cluster = ProcessCluster(self._directory, FOUNDERS, **{**values, "sharding": {"shards": 1, "replicas": 3}})
+        founding = {**values, "sharding": {"shards": 1, "replicas": 3}}
+        cluster = ProcessCluster(self._directory, FOUNDERS, linked=True, **founding)
         try:
             await cluster.start()
             join = [node.address for node in cluster.nodes.values()]
             for _ in range(JOINING):
-                cluster.restart(cluster.add(sharding={"join": join}))
+                name = cluster.add(sharding={"join": join})
+                await cluster.link(name)
+                cluster.restart(name)
             await cluster.ready()
             async with cluster.connect() as operator, cluster.connect() as searcher:
                 await wait_for(lambda: _has(operator, FOUNDERS + JOINING), FINAL_SECONDS, "all nodes")
@@ -157,6 +161,7 @@ class GrowRun:
             await asyncio.gather(*tasks, return_exceptions=True)
             outcome = self.outcome
             outcome.kills, outcome.steps, outcome.refused = dict(lives.kills), dict(growth.done), growth.refused
+            outcome.cuts = dict(lives.cuts)
             outcome.searches = kept.searches
 
     async def _work_on(self, client: Client) -> None:
@@ -229,7 +234,7 @@ async def _has(operator: needle.Client, nodes: int) -> bool:
 def table(outcome: GrowOutcome, seconds: float) -> list[str]:
     """The summary, line by line."""
     lines = [f"growing          seed {outcome.seed}, {seconds:.0f} s, {outcome.shards} shards at the end"]
-    for what, counts in (("kill -9", outcome.kills), ("steps", outcome.steps)):
+    for what, counts in (("kill -9", outcome.kills), ("links", outcome.cuts), ("steps", outcome.steps)):
         told = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
         lines.append(f"{what:<16} {sum(counts.values())} ({told})")
     lines.append(f"refused          {outcome.refused} steps that could not be just then")

@@ -1,8 +1,9 @@
 """A cluster of real processes that grows, shrinks and evens out, back and forth, while its processes are killed.
 
 Shards come, go and are split, replicas move, nodes are emptied, replaced and restarted in turn; rebalances are paused
-and cancelled; all the while kill -9 ends the catalog's leader, leaders of shards, and any node. Invariants: whatever is
-killed is started again, at most two at a time; nothing that was started outlives the run.
+and cancelled; all the while kill -9 ends the catalog's leader, leaders of shards, and any node, or the links of such
+nodes are cut. Invariants: whatever is killed is started again, and whatever is cut is healed, at most two nodes at a
+time; nothing that was started outlives the run.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ END_SECONDS = 240.0
 REPLACE_SECONDS, RESTART_SECONDS = 120.0, 60.0
 KILLS_EVERY = 2.5
 DOWN_SECONDS = 1.5
+CUT_SHARE, CUT_SECONDS = 0.3, 6.0
+"""Of the faults, how many are of links; so long they last at most."""
 SHARDS_MAX = 4
 CANCEL_SHARE, PAUSE_SHARE = 0.2, 0.2
 LOOK_SECONDS = 0.2
@@ -36,7 +39,7 @@ Say = Callable[[str], None]
 
 
 class Lives:
-    """Kills processes and starts them again. names: those that are nodes of the cluster."""
+    """Kills processes and starts them again, and cuts links for a while. names: those that are nodes of the cluster."""
 
     def __init__(self, cluster: ProcessCluster, operator: Client, rng: random.Random, say: Say) -> None:
         self.cluster = cluster
@@ -46,6 +49,7 @@ class Lives:
         self._say = say
         self._one = asyncio.Lock()
         self.kills: Counter[str] = Counter()
+        self.cuts: Counter[str] = Counter()
         self.ending = False
 
     async def run(self) -> None:
@@ -56,9 +60,30 @@ class Lives:
             async with self._one:
                 self.check()
                 here = [name for name in names if name in self.names]
+                if self._rng.random() < CUT_SHARE:
+                    await self.cut(what, here, CUT_SECONDS * self._rng.random())
+                    continue
                 self.kills[what] += len(here)
                 self._say(f"kill -9 of {what}: {', '.join(here)}")
                 await self.anew(here, DOWN_SECONDS * self._rng.random())
+
+    async def cut(self, what: str, names: Sequence[str], seconds: float) -> None:
+        """The links of nodes are cut, silent, or silent in one direction for a while; the nodes go on. Of one that came
+        lately some of the others may use none."""
+        how = self._rng.choice(["cut", "silent", "deaf", "mute"])
+        hurt = [(link, proxy) for link, proxy in self.cluster.links.items() if set(link) & set(names)]
+        self._say(f"{what} is {how} for {seconds:.1f} s: {', '.join(names)}")
+        self.cuts[f"{how}, {what}"] += 1
+        for (_, to), proxy in hurt:
+            if how == "cut":
+                proxy.cut()
+            elif how == "silent":
+                proxy.silence()
+            else:  # forward is from who opened the connection
+                proxy.silence("forward" if (to in names) == (how == "deaf") else "back")
+        await asyncio.sleep(seconds)
+        for _, proxy in hurt:
+            proxy.heal()
 
     async def anew(self, names: Sequence[str], seconds: float) -> None:
         """Kill processes and start them after a while. `_one` must be held, or nobody else kills."""
@@ -220,6 +245,7 @@ class Growth:
         old = self._rng.choice(lives.names)
         join = [cluster.nodes[name].address for name in lives.names if name != old]
         fresh = cluster.add(sharding={"join": join})
+        await cluster.link(fresh)
         cluster.restart(fresh)
         lives.names.append(fresh)
         await wait_for(lambda: self._knows(fresh), READY_SECONDS, f"{fresh} being a node")

@@ -112,8 +112,8 @@ WAY_BACK_SHARE = 0.15
 WAY_BACK_FROM = 8000
 
 RESIZE_KINDS = {"rebalance": 3, "add-shard": 3, "retire-shard": 2, "drain": 2}
-"""The operator has the cluster grow, shrink and even out (resizing.py); in a share of the runs of a sharded cluster, in
-which no other nodes join, under numbers of their own."""
+"""The operator has the cluster grow, shrink and even out (resizing.py); in a share of the runs of a sharded cluster,
+under numbers of their own."""
 RESIZE_SHARE, RESIZING_SHARE = 0.6, 0.4
 RESIZE_FROM = 7000
 BY_HAND_KINDS = {"split-shard": 3, "move-by-hand": 3}

@@ -28,6 +28,7 @@ async def test_chaos_while_the_cluster_grows_and_shrinks(tmp_path: Path) -> None
     assert outcome.failure is None, "\n".join(table(outcome, 0.0))
     assert sum(outcome.steps.values()) >= STEPS and sum(outcome.kills.values()) > 0
     assert outcome.searches > 5
+    assert sum(outcome.cuts.values()) > 0
     assert outcome.verdict is not None and outcome.verdict.operations["ok"] > 100
 
     lines = run.file.read_text().splitlines()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from needle.multiraft.lives import Lives
@@ -15,6 +16,7 @@ from needle.protocol import commands
 from needle.raft.messages import MessageType
 from needle.server.service import documents
 from proof.checkers import linearizability
+from proof.sim import runner
 from proof.sim.__main__ import main
 from proof.sim.disk import LogDisk
 from proof.sim.runner import run, shrink
@@ -69,6 +71,22 @@ def test_a_failure_is_made_small_and_says_how_to_replay_it(monkeypatch):
     assert small.checker == report.checker
     assert small.spec.faults == ()
     assert "--faults none" in small.spec.replay_command()
+
+
+def test_faults_that_share_a_number_are_left_out_together(monkeypatch):
+    spec = Spec(seed=5035, nodes=4, seconds=60, sharded=True)
+    numbers = [fault.number for fault in spec.schedule()]
+    assert len(set(numbers)) < len(numbers)
+    failed, tried = run(Spec(seed=1, seconds=1))[0], []
+
+    def fails(some):
+        tried.append(some.faults)
+        return msgspec.structs.replace(failed, spec=some, failure="it fails", checker="a checker")
+
+    monkeypatch.setattr(runner, "_run", fails)
+    shrink(msgspec.structs.replace(failed, spec=spec, failure="it fails", checker="a checker"), 20, lambda line: None)
+    assert len({len(faults) for faults in tried[:3]}) == 3
+    assert all(len(set(faults)) == len(faults) for faults in tried)
 
 
 def test_a_bit_that_rots_in_the_documents_is_found_and_had_again():

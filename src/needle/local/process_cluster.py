@@ -112,6 +112,18 @@ class ProcessCluster:
         self._tell(node)
         return node.name
 
+    async def link(self, name: str) -> None:
+        """Links from and to a node that was added to a linked cluster; the others use theirs from their next start."""
+        for other in [node for node in self.nodes if self.links and node != name]:
+            for link in ((name, other), (other, name)):
+                proxy = self.links[link] = LinkProxy(self.nodes[link[1]].address)
+                self.through[link] = await proxy.start()
+        self._reach()
+
+    def _reach(self) -> None:
+        for node in self.nodes.values() if self.links else ():
+            node.settings["reach"] = [f"{to}={at}" for (name, to), at in self.through.items() if name == node.name]
+
     def _tell(self, node: NodeProcess) -> None:
         """The nodes that found the cluster, unless it waits for `create`, or joins."""
         if not self._waits and "join" not in node.settings.get("sharding", {}):
@@ -142,8 +154,7 @@ class ProcessCluster:
         """Start links and nodes; does not wait until they serve."""
         for link, proxy in self.links.items():
             self.through[link] = await proxy.start()
-        for node in self.nodes.values() if self.links else ():
-            node.settings["reach"] = [f"{to}={at}" for (name, to), at in self.through.items() if name == node.name]
+        self._reach()
         self.start_nodes()
 
     def start_nodes(self) -> None:
