@@ -136,7 +136,11 @@ class ShardedNodes:
         first = next(iter(self._nodes.addresses.values()))
         name = self._nodes.add(http_address=f"127.0.0.1:{port}", sharding={"join": [first]})
         self._nodes.restart(name)
-        await self._nodes.ready(name)
+
+        async def known() -> bool:
+            return (await self.client.refresh_topology(confirmed=True, timeout=5.0)).node(name) is not None
+
+        await wait_for(known, START_SECONDS, f"{name} being a node")
         return name
 
     def index_files(self, node: str) -> list[Path]:

@@ -190,7 +190,7 @@ def test_a_named_shard_is_removed_and_its_number_is_not_used_again() -> None:
 
 
 def test_from_one_shard_on_three_nodes_to_four_on_six_and_back() -> None:
-    made = world(shards=1, nodes=3)
+    made = world(shards=1, nodes=3, documents=4800)  # as many as lie evenly over the keys
     join(made, *(info(n) for n in (4, 5, 6)))
     first = carried_out(made, Wish(shards=4))
     assert shard_imbalance(made) < 0.1

@@ -8,6 +8,7 @@ and where it may be cut, is given.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from needle.routing.key_space import KeySpace
 
 PARTS_MAX = 4000
 """Transfers between shards of one plan: each is a move, or a part of one."""
+PARTS_ENOUGH = PARTS_MAX // 2
+"""After so many it is enough that all are within the threshold."""
 SLIVER = 1000
 """Less than this part of a fair share is not worth a range of its own."""
 
@@ -50,8 +53,9 @@ class Spread:
         leaving = sorted(self.held.keys() - set(self.staying))
         emptied = self._empty(leaving)
         if emptied or self._uneven():
-            for _ in range(PARTS_MAX):
-                if not self._even_out():
+            order = sorted((self.weight[shard], shard) for shard in self.staying)
+            for made in range(PARTS_MAX):
+                if not self._even_out(order) or (made >= PARTS_ENOUGH and not self._uneven()):
                     break
             else:
                 raise invalid(
@@ -94,22 +98,32 @@ class Spread:
         return emptied
 
     # --- shards that stay --------------------------------------------------------------------------------------------
-    def _even_out(self) -> bool:
-        """From a heavy shard to a light one; False if nothing would make them more even."""
-        low, high = self._bounds(self.goal)
-        order = sorted(self.staying, key=lambda shard: (self.weight[shard], shard))
-        for source in reversed(order):
-            for target in order:
+    def _even_out(self, order: list[tuple[int, int]]) -> bool:
+        """From a heavy shard to a light one; False if nothing would make them more even. order: (weight, shard),
+        ascending, and kept so. As a rule the first pair will do: to look at all would take the square of their
+        number."""
+        (low, high), sliver = self._bounds(self.goal), self.mean / SLIVER
+        for heavy, source in reversed(order):
+            if heavy <= min(high, low + sliver):
+                break  # neither this one nor a lighter one has anything to give
+            if high < heavy <= high + sliver:
+                continue
+            for light, target in order:
+                if light >= (high if heavy > high else low) - sliver:
+                    break  # neither this one nor a heavier one lacks anything
                 amount = self._amount(source, target, low, high)
-                if amount > self.mean / SLIVER and self._transfer(source, target, amount):
+                if amount > sliver and self._transfer(source, target, amount):
+                    for before in ((heavy, source), (light, target)):
+                        del order[bisect_left(order, before)]
+                        insort(order, (self.weight[before[1]], before[1]))
                     return True
         return False
 
     def _amount(self, source: int, target: int, low: int, high: int) -> int:
         """What should go: no more than a shard has too much, or one lacks, so that nothing goes that need not."""
         heavy, light = self.weight[source], self.weight[target]
-        if heavy > high:
-            return min(heavy - high, (low if light < low else high) - light)
+        if heavy > high:  # who was filled up to `low` may lack a little, where that is where a piece was cut
+            return min(heavy - high, (low if light < low - self.mean / SLIVER else high) - light)
         return min(low - light, heavy - low) if light < low else 0
 
     def _transfer(self, source: int, target: int, amount: int) -> bool:
