@@ -168,7 +168,7 @@ class ShardedNodes:
         await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
         # Of each shard a few may stay outside index files for good.
         self._indexable += len(vectors) - self.shards * seal_when_quiet_at(SegmentConfig(), dimensions)
-        before, self._files = self._files, await self._indexed(self._indexable)
+        before, self._files = self._files, await self._indexed(self._replicas * self._indexable)
         return self._files - before
 
     async def _indexed(self, rows: int) -> int:
