@@ -35,6 +35,7 @@ from proof.sim.report import Report, report_of
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.faults import ShardFaults
 from proof.sim.shards.lasting import Lasting
+from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import shape_of
 from proof.sim.shards.truth import Truth
 from proof.sim.spec import Spec, profile
@@ -81,6 +82,7 @@ class World:
         self._given_up = 0
         self.churn: Churn | None = None
         self.lasting: Lasting | None = None
+        self.pinned: PinnedReader | None = None
         stage.broken = self._broken
 
     @property
@@ -103,7 +105,7 @@ class World:
         for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
             if opened := lives.opened(name, self.fleet.nodes[name].groups().keys()):
                 return opened
-        others = [one.broken for one in (self.churn, self.lasting) if one is not None]
+        others = [one.broken for one in (self.churn, self.lasting, self.pinned) if one is not None]
         return next((found for found in (self.work.broken, *others) if found is not None), None)
 
     # --- nodes and clients --------------------------------------------------------------------------------------------
@@ -204,10 +206,9 @@ class World:
         if self.spec.heals:
             await self._lose_a_node()
         work.stopping = True
-        if self.churn is not None:
-            self.churn.stopping = True
-        if self.lasting is not None:
-            self.lasting.stopping = True
+        for one in (self.churn, self.lasting, self.pinned):
+            if one is not None:
+                one.stopping = True
         await self._recover()
         await asyncio.gather(*workers)
         await self._read_everything()
@@ -228,6 +229,9 @@ class World:
         if self.shape.lasting:
             self.lasting = lasting = Lasting(stage, self._lasting, lambda: self.truth.now)
             workers += [stage.ask("lasting", lasting.run()), stage.ask("lasting-reader", lasting.read())]
+        if self.shape.pinned:
+            self.pinned = PinnedReader(stage, self._lasting, self.truth)
+            workers.append(stage.ask("pinned", self.pinned.run()))
         return workers
 
     async def _catch_up(self) -> None:

@@ -98,6 +98,10 @@ class Limits(Settings, frozen=True, kw_only=True):
         behind them waits longer.
     field_index_bytes_max: Bytes of memory for the indexes of metadata fields, a replica, and of their files on disk;
         what does not fit is read from the documents (docs/filters.md).
+    pinned_scans_max: Consistent scans that may be open in one shard; more are refused.
+    pinned_scan_seconds: A consistent scan ends after so long, whoever reads it.
+    pinned_scan_bytes_max: About so many bytes of replaced and deleted documents are kept in one shard for consistent
+        scans; over it, the oldest ones end.
     freeze_seconds: Writes of a key range that changes its shard wait at most so long for the new shard to confirm that
         it has everything; then they go on where they were, and the move begins anew.
     """
@@ -118,6 +122,9 @@ class Limits(Settings, frozen=True, kw_only=True):
     append_bytes_max: Annotated[int, about(1, BYTES)] = 1024 * 1024
     commit_rows_max: Annotated[int, about(1, ROWS)] = 1024
     field_index_bytes_max: Annotated[int, about(0, BYTES)] = 512 * 1024 * 1024
+    pinned_scans_max: Annotated[int, about(0, 1024)] = 16
+    pinned_scan_seconds: Annotated[Seconds, about(1, 86_400)] = 600.0
+    pinned_scan_bytes_max: Annotated[int, about(0, BYTES)] = 1024 * 1024 * 1024
     freeze_seconds: Annotated[Seconds, about(0.1, 3600)] = 2.0
 
 

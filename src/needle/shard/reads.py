@@ -34,7 +34,8 @@ SCAN_BYTES: Final = 8 << 20
 
 
 class Page(NamedTuple):
-    """What one page of a scan is to hold: see protocol.calls.ScanCall. vector_bytes: of one document."""
+    """What one page of a scan is to hold: see protocol.calls.ScanCall. vector_bytes: of one document. pin: (index,
+    token) of the open one that it is read at, None for what there is now."""
 
     collection: str
     filter: bytes
@@ -43,6 +44,7 @@ class Page(NamedTuple):
     with_vectors: bool
     slice: tuple[int, int] = (0, 1)
     vector_bytes: int = 0
+    pin: tuple[int, int] | None = None
 
     def holds(self, document: StoredDocument, node: Node | None) -> bool:
         which, of = self.slice
@@ -181,16 +183,27 @@ class Reads:
         found: list[StoredDocument] = []
         looked, read, size, fence, index = 0, 0, 0, view.fence, view.at.index
         reached: str | None = None
-        with closing(view.store.scan(collection_id, page.after)) as rows:
-            for document, at, held in rows:
+        store, after = view.store, page.after
+        if page.pin is None:
+            seen = store.scan(collection_id, after)
+        else:
+            index, fence = page.pin[0], None
+            seen = store.scan_pinned(collection_id, after, *page.pin)
+        with closing(seen) as rows:
+            for id_, document, at, held in rows:
                 if not looked:  # what is read may be newer than the view: judge it by the holdings of the same moment
                     fence, index = None if held is None else self._fence_of(held), at
                     check_claim(fence, claim, at)
-                if looked == SCAN_LOOKS or read > SCAN_LOOKS_BYTES or len(found) == page.limit or size > SCAN_BYTES:
+                if id_ != reached and (  # another version of the last id is still of this page
+                    looked >= SCAN_LOOKS or read > SCAN_LOOKS_BYTES or len(found) == page.limit or size > SCAN_BYTES
+                ):
                     break
                 if not looked % 256:
                     go_on()
-                looked, read, reached = looked + 1, read + len(document.metadata), document.id
+                looked, reached = looked + 1, id_
+                if document is None:
+                    continue
+                read += len(document.metadata)
                 if page.holds(document, node) and (fence is None or fence.shows(document.id, document.metadata)):
                     found.append(document)
                     size += len(document.metadata) + (page.vector_bytes if page.with_vectors else 0)

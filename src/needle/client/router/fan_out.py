@@ -9,6 +9,7 @@ Any replica will do for eventual reads (hedging.py). It must not know what is re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ from needle.base.errors import (
     NeedleError,
     Overloaded,
     ProtocolError,
+    ScanEnded,
     StaleEpoch,
     TooStale,
     in_seconds,
@@ -205,6 +207,42 @@ class FanOut:
         if answer.epoch != owned.epoch or answer.fingerprint != owned.fingerprint(shard):
             raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
         return answer.body
+
+    async def at_pins(
+        self,
+        method: str,
+        make: Callable[[int, int, Freshness], object],
+        pins: Sequence[tuple[int, int]],
+        timeout: float,
+    ) -> dict[int, Payload]:
+        """Ask shards for what they keep of one index each, whatever the map is by now: any replica that has applied it
+        will do. make: the call, given the shard, the index and how fresh. Raises the first error of a shard; ScanEnded
+        for one that was retired."""
+        retired = {info.shard for info in self._topology().shards if info.retired}
+        if gone := sorted(retired & {shard for shard, _ in pins}):
+            raise ScanEnded(f"this consistent scan has ended: shard {gone[0]} was removed. Begin it anew; that is safe")
+
+        async def ask(shard: int, index: int) -> Payload:
+            def body(left: float) -> bytes:
+                return calls.encode(make(shard, index, Freshness(ReadMode.EVENTUAL, index, 0.0, left)))
+
+            data = await self._ask_any(shard, self._group(shard), method, body, timeout)
+            return calls.decode(data, ReceivedAnswer).body
+
+        answered, _ = await _gather({shard: ask(shard, index) for shard, index in pins}, False)
+        return answered
+
+    async def tell_leaders(
+        self, method: str, make: Callable[[int, float], object], shards: Sequence[int], timeout: float
+    ) -> None:
+        """Tell the leaders of shards something that nobody waits for: who is silent, or refuses, is passed over."""
+
+        async def tell(shard: int) -> None:
+            with contextlib.suppress(NeedleError):
+                group = self._group(shard)
+                await group.ask_leader(method, lambda left: calls.encode(make(shard, left)), timeout)
+
+        await asyncio.gather(*map(tell, shards))
 
     # --- any replica -------------------------------------------------------------------------------------------------
     async def _ask_any(

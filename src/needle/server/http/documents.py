@@ -10,9 +10,9 @@ import msgspec
 from needle.base.errors import DocumentNotFound, NeedleError, invalid
 from needle.base.model import HitBatch, SearchRequest, score_of
 from needle.client import answers, values
-from needle.client import cursor as cursors
 from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
+from needle.client.scanning import Reading, read_batch
 from needle.client.searches import Narrow, search_request
 from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
@@ -293,22 +293,11 @@ async def _page(
         raise invalid("max_staleness", body.max_staleness, "left out: pages say nothing of it")
     where = values.check_name(call.collection)
     place = Place(where, await call.beside(lambda: values.filter_bytes(body.filter)), slice_, "")
-    if cursor is not None:
-        place = cursors.decode(cursor, place)
-    answer = await call.router.scan(
-        where,
-        place.filter,
-        place.after,
-        limit,
-        body.with_vectors,
-        place.slice,
-        body.mode,
-        body.timeout,
-        values.field_paths(body.fields),
-    )
-    after = answer.reached
-    following = None if after is None else cursors.encode(msgspec.structs.replace(place, after=after))
-    return bodies.Page(documents=await _beside(call, answer.documents, body.vector_format), cursor=following)
+    begins = body.consistent and (cursor is None or isinstance(body, bodies.Scan))
+    shown = values.field_paths(body.fields)
+    how = Reading(limit, body.with_vectors, body.mode, body.timeout, shown, begins)
+    found = await read_batch(call.router, place, cursor, how)
+    return bodies.Page(documents=await _beside(call, found.documents, body.vector_format), cursor=found.cursor)
 
 
 async def export(call: Call) -> AsyncIterator[bytes]:

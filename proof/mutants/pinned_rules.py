@@ -1,0 +1,67 @@
+"""Bugs of consistent scans (docs/adr/0060), and of what whoever leads a shard must know (docs/adr/0061)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_TESTS = "tests/shard/test_pinned_scans.py::"
+_LEADERS = "tests/server/test_catalog_known.py::"
+
+MUTANTS = (
+    Mutant(
+        name="a-pinned-scan-sees-later-writes",
+        breaks="later pages of a consistent scan show what there is when they are read",
+        edits=(Edit("shard.reads:Reads._scan", "if page.pin is None:", "if True:"),),
+        sim=True,
+        tests=(_TESTS + "test_a_pin_sees_what_was_there_whatever_happens",),
+    ),
+    Mutant(
+        name="a-purge-does-not-wait-for-scans",
+        breaks="versions that died are purged while a consistent scan may see them",
+        edits=(
+            Edit(
+                "shard.documents.purging:unpinned",
+                'if not connection.execute("SELECT 1 FROM kept LIMIT 1").fetchone():',
+                "if True:",
+            ),
+        ),
+        sim=True,
+        tests=(_TESTS + "test_a_purge_takes_nothing_that_a_pin_sees_and_everything_else",),
+    ),
+    Mutant(
+        name="what-died-is-not-kept",
+        breaks="a document that was replaced or deleted since is missing in a consistent scan",
+        edits=(Edit("shard.apply.changes:CollectionChange.dies", "if old.ordinal < self.pinned:", "if False:"),),
+        sim=True,
+        tests=(_TESTS + "test_a_pin_sees_what_was_there_whatever_happens",),
+    ),
+    Mutant(
+        name="a-pin-judges-by-todays-holdings",
+        breaks="a consistent scan loses the documents of a range that has moved since",
+        edits=(
+            Edit(
+                "shard.documents.scans:pinned",
+                "held = pin.holdings or None",
+                "held = (connection.execute(\"SELECT value FROM meta WHERE name = 'holdings'\").fetchone() or (None,))[0]",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(_TESTS + "test_a_pin_sees_a_range_that_has_moved_since",),
+    ),
+    Mutant(
+        name="a-page-ends-between-two-versions",
+        breaks="a page of a consistent scan ends behind a version that it does not see, and loses the one that it does",
+        edits=(Edit("shard.reads:Reads._scan", "id_ != reached and (", "("),),
+        tests=(_TESTS + "test_pins_are_what_a_plain_model_says",),
+    ),
+    Mutant(
+        name="a-pin-ends-on-one-replica",
+        breaks="what is kept for a scan is given back before the log ends it",
+        edits=(
+            Edit("shard.documents.purging:release", "before = oldest if oldest is not None else _EVER", "before = _EVER"),
+        ),
+        sim=True,
+        tests=(_TESTS + "test_a_purge_takes_nothing_that_a_pin_sees_and_everything_else",),
+    ),
+)

@@ -1,0 +1,82 @@
+"""Documents in the order of their ids, read from a replica's file: those of now, and those that a pinned scan sees.
+
+Whoever calls has begun the read that all of it is from. It must not know moves of ranges: what is read says which
+holdings it is to be judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final, NamedTuple
+
+import apsw
+
+from needle.base.errors import CorruptDocuments
+from needle.shard.documents.records import ORDINAL_BITS, StoredDocument
+from needle.shard.pins import decode_pins
+
+
+class Seen(NamedTuple):
+    """document: without its vector; None for a version that is not seen: the same id may come again with another one.
+    at: the index at which it is read; holdings: at that index, None if they had never changed."""
+
+    id: str
+    document: StoredDocument | None
+    at: int
+    holdings: bytes | None
+
+
+_METADATA: Final = (
+    "CASE WHEN ordinal < :below {}THEN (SELECT metadata FROM documents WHERE "
+    f"row = :collection << {ORDINAL_BITS} | ordinal) END"
+)
+"""Only of what the pin sees: the other rows of `documents` are not looked at."""
+_PINNED: Final = (
+    f"SELECT id, ordinal, version, expires, 0, {_METADATA.format('')} FROM ids "
+    "WHERE collection_id = :collection AND id > :after "
+    f"UNION ALL SELECT id, ordinal, version, expires, died, {_METADATA.format('AND died > :pin ')} FROM kept "
+    "WHERE collection_id = :collection AND id > :after ORDER BY 1"
+)
+"""Both in the order of their keys: nothing is sorted."""
+
+
+def current(connection: apsw.Connection, collection_id: int, after: str) -> Generator[Seen, None, None]:
+    """The current documents behind the id `after`."""
+    connection.execute("BEGIN")
+    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
+    index, held = meta["index"], meta.get("holdings")
+    for row in connection.execute(
+        "SELECT d.id, i.ordinal, d.version, d.metadata, x'', i.expires FROM ids i "
+        f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
+        "WHERE i.collection_id = ? AND i.id > ? ORDER BY i.id",
+        (collection_id, after),
+    ):
+        yield Seen(row[0], StoredDocument(*row), index, held)
+
+
+def pinned(
+    connection: apsw.Connection, path: str, collection_id: int, after: str, index: int, token: int
+) -> Generator[Seen, None, None]:
+    """What an open pin sees behind the id `after`. Raises ScanEnded; CorruptDocuments if it is not there."""
+    connection.execute("BEGIN")
+    found = connection.execute("SELECT value FROM meta WHERE name = 'pins'").fetchone()
+    pin = decode_pins(None if found is None else bytes(found[0])).find(index, token, collection_id)
+    held = pin.holdings or None
+    values = {"collection": collection_id, "after": after, "below": pin.below, "pin": pin.index}
+    for id_, ordinal, version, expires, died, metadata in connection.execute(_PINNED, values):
+        if not pin.sees(ordinal, died):
+            yield Seen(id_, None, pin.index, held)
+            continue
+        if metadata is None:
+            raise CorruptDocuments(f"{path} is damaged: ordinal {ordinal} is kept for a scan and not there", path=path)
+        yield Seen(id_, StoredDocument(id_, ordinal, version, metadata, b"", expires), pin.index, held)
+
+
+def kept_since(connection: apsw.Connection, oldest: int, rows_max: int) -> dict[int, int]:
+    """How many versions are kept for pinned scans that died after the entry `oldest`, by collection; `rows_max` in all
+    at most."""
+    rows = connection.execute(
+        "SELECT collection_id, count(*) FROM (SELECT collection_id FROM kept WHERE died > ? LIMIT ?) GROUP BY 1",
+        (oldest, rows_max),
+    )
+    return dict(rows.fetchall())
