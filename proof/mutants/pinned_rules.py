@@ -5,7 +5,6 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _TESTS = "tests/shard/test_pinned_scans.py::"
-_LEADERS = "tests/server/test_catalog_known.py::"
 
 MUTANTS = (
     Mutant(
@@ -42,7 +41,7 @@ MUTANTS = (
             Edit(
                 "shard.documents.scans:pinned",
                 "held = pin.holdings or None",
-                "held = (connection.execute(\"SELECT value FROM meta WHERE name = 'holdings'\").fetchone() or (None,))[0]",
+                "held = dict(connection.execute(\"SELECT name, value FROM meta\")).get('holdings')",
             ),
         ),
         sim=True,
@@ -59,7 +58,9 @@ MUTANTS = (
         name="a-pin-ends-on-one-replica",
         breaks="what is kept for a scan is given back before the log ends it",
         edits=(
-            Edit("shard.documents.purging:release", "before = oldest if oldest is not None else _EVER", "before = _EVER"),
+            Edit(
+                "shard.documents.purging:release", "before = oldest if oldest is not None else _EVER", "before = _EVER"
+            ),
         ),
         sim=True,
         tests=(_TESTS + "test_a_purge_takes_nothing_that_a_pin_sees_and_everything_else",),

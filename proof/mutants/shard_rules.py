@@ -121,7 +121,7 @@ MUTANTS = (
     Mutant(
         name="a-cursor-repeats-a-document",
         breaks="a page of a scan begins with the document that ended the one before",
-        edits=(Edit("shard.documents.store:DocumentStore.scan", "i.id > ?", "i.id >= ?"),),
+        edits=(Edit("shard.documents.scans:current", "i.id > ?", "i.id >= ?"),),
         sim=True,
         sharded=True,
         minutes=1.0,

@@ -21,6 +21,7 @@ from needle.server.files import shards_directory
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.shard.fields.index_budget import IndexRows
+from needle.shard.upkeep import PURGE_ROWS
 from proof.sim.disk import SimStore
 from proof.sim.gone_for_good import REPLACE_SECONDS
 from proof.sim.machine import SimPool, stream
@@ -28,7 +29,7 @@ from proof.sim.machines import SimFiles, SimMachine, SimReplicaDisk
 from proof.sim.network import SimNetwork
 from proof.sim.observer import ObservedMachine
 from proof.sim.process import Process
-from proof.sim.shards.profile import Shape
+from proof.sim.shards.profile import Shape, shape_of
 from proof.sim.spec import Profile
 from proof.sim.stage import Stage
 
@@ -37,6 +38,8 @@ LEASE_TIMEOUT = 0.5
 HEARTBEAT_INTERVAL = 0.3
 PINNED_MAX, PINNED_SECONDS = 6, 20.0
 """Consistent scans end while they are read, too."""
+PURGED_ROWS = 5
+"""Where there are consistent scans, purges come often enough to meet them."""
 INDEX_ROWS = IndexRows(few=0, kept=4, settled=1)
 """Field indexes are used, saved and read again, however few documents there are."""
 
@@ -130,6 +133,7 @@ class SimNode:
             machine=self._observed,
             catalog=self._observed,
             index_rows=INDEX_ROWS,
+            purge_rows_min=PURGED_ROWS if shape_of(stage.spec).pinned else PURGE_ROWS,
         )
 
     def _observed(self, group: GroupId, machine: Any) -> ObservedMachine:
