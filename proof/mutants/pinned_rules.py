@@ -5,6 +5,7 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _TESTS = "tests/shard/test_pinned_scans.py::"
+_LEADERS = "tests/server/test_catalog_known.py::test_a_new_leader_that_has_not_heard_of_it_serves_nothing_by_it"
 
 MUTANTS = (
     Mutant(
@@ -64,5 +65,27 @@ MUTANTS = (
         ),
         sim=True,
         tests=(_TESTS + "test_a_purge_takes_nothing_that_a_pin_sees_and_everything_else",),
+    ),
+    Mutant(
+        name="a-leader-serves-by-an-older-catalog",
+        breaks="who becomes a shard's leader and has not heard that an alias changed serves what it meant before",
+        edits=(Edit("server.service.checks:Ownerships.lacks", "> 0", "> 1 << 62"),),
+        tests=(_LEADERS,),
+    ),
+    Mutant(
+        name="a-reader-is-not-held-to-the-catalog",
+        breaks="such a leader refuses writes only, and answers reads by the former meaning",
+        edits=(
+            Edit(
+                "server.service.documents:ShardDocuments._shard_read", "if self._owners.lacks(call.group):", "if False:"
+            ),
+        ),
+        tests=(_LEADERS,),
+    ),
+    Mutant(
+        name="the-log-says-nothing-of-an-alias",
+        breaks="only the leaders of the moment know that an alias changed, and none that comes after them has to",
+        edits=(Edit("client.router.collections:_renamed", ", by_log=True", ""),),
+        tests=(_LEADERS,),
     ),
 )
