@@ -230,7 +230,7 @@ class World:
             self.lasting = lasting = Lasting(stage, self._lasting, lambda: self.truth.now)
             workers += [stage.ask("lasting", lasting.run()), stage.ask("lasting-reader", lasting.read())]
         if self.shape.pinned:
-            self.pinned = PinnedReader(stage, self._lasting, self.truth)
+            self.pinned = PinnedReader(stage, self._pinned, self.truth)
             workers.append(stage.ask("pinned", self.pinned.run()))
         return workers
 
@@ -282,6 +282,11 @@ class World:
     def _lasting(self, name: str, known: Topology) -> needle.Client:
         endpoint = self.stage.network.endpoint(name, self.stage.client_process(name))
         return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, name)).client
+
+    def _pinned(self, number: int) -> needle.Client:
+        """Each with a stream of its own: a scan is known by what its client draws."""
+        endpoint = self.stage.network.endpoint("pinned", self.stage.client_process("pinned"))
+        return ShardAware(endpoint, self._seeds(), self.truth.now, stream(self.spec.seed, "pinned", number)).client
 
     async def _serve(self, stem: str) -> bool:
         """Whether every shard takes a write."""

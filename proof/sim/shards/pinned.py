@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from needle.base.errors import NeedleError, ScanEnded
+from needle.base.errors import ClusterTooOld, CollectionNotFound, NeedleError, ScanEnded, StorageError
 from needle.client.client import Client
 from needle.client.cursor import kept_in
-from needle.routing.topology import Topology
 from proof.checkers.pinned import NAME, PinnedSeen, check_pinned
 from proof.sim.databases import CALL_TIMEOUT
 from proof.sim.machine import stream
-from proof.sim.promises import surely_without_effect
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
 from proof.sim.violation import Violation
@@ -32,13 +30,13 @@ LOST = "is kept for a scan and not there"
 class PinnedReader:
     """See the module. broken: the violation it found. whole, ended: scans that were read to the end, and that ended."""
 
-    def __init__(self, stage: Stage, connect: Callable[[str, Topology], Client], truth: Truth) -> None:
-        """connect: makes a client with a machine's name and what it knows of the cluster."""
+    def __init__(self, stage: Stage, connect: Callable[[int], Client], truth: Truth) -> None:
+        """connect: makes the n-th client."""
         self._stage = stage
         self._connect = connect
         self._truth = truth
         self._rng = stream(stage.spec.seed, "pinned scans")
-        self._client = connect("pinned", truth.now)
+        self._clients = 0
         self.whole = self.ended = 0
         self.stopping = False
         self.broken: Violation | None = None
@@ -58,9 +56,13 @@ class PinnedReader:
     async def _rest(self) -> None:
         await asyncio.sleep(self._rng.expovariate(1 / REST_SECONDS))
 
+    def _another(self) -> Client:
+        self._clients += 1
+        return self._connect(self._clients)
+
     async def _scan(self) -> None:
         """Pages of any length, with rests between them; a page that fails is asked for again, by any client."""
-        before, client, tries = self._truth.last(), self._client, 0
+        before, client, tries = self._truth.last(), self._another(), 0
         pins: tuple[tuple[int, int], ...] = ()
         found: list[tuple[str, int, object]] = []
         cursor: str | None = None
@@ -75,12 +77,12 @@ class PinnedReader:
             except NeedleError as error:
                 if LOST in error.message:
                     raise Violation(NAME, f"a version that a scan may see is gone: {error.message}") from error
-                if not surely_without_effect(error) and not error.retryable and not error.of_the_node:
+                if not error.retryable and not isinstance(error, StorageError | CollectionNotFound | ClusterTooOld):
                     raise Violation("expected errors", f"a consistent scan: {error!r}: {error}") from error
                 tries += 1
                 if tries > TRIES:
                     return
-                client = self._connect("pinned", self._truth.now)
+                client = self._another()
                 await self._rest()
                 continue
             found += [(one.id, one.version, one.metadata) for one in page.documents]
