@@ -37,6 +37,7 @@ class PinnedReader:
         self._truth = truth
         self._rng = stream(stage.spec.seed, "pinned scans")
         self._clients = 0
+        self._client = self._another()
         self.whole = self.ended = 0
         self.stopping = False
         self.broken: Violation | None = None
@@ -62,7 +63,7 @@ class PinnedReader:
 
     async def _scan(self) -> None:
         """Pages of any length, with rests between them; a page that fails is asked for again, by any client."""
-        before, client, tries = self._truth.last(), self._another(), 0
+        before, client, tries = self._truth.last(), self._client, 0
         pins: tuple[tuple[int, int], ...] = ()
         found: list[tuple[str, int, object]] = []
         cursor: str | None = None
@@ -82,7 +83,7 @@ class PinnedReader:
                 tries += 1
                 if tries > TRIES:
                     return
-                client = self._another()
+                client = self._client = self._another()
                 await self._rest()
                 continue
             found += [(one.id, one.version, one.metadata) for one in page.documents]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from itertools import repeat
 
@@ -12,7 +13,7 @@ from needle.base.model import HitBatch, SearchRequest, score_of
 from needle.client import answers, values
 from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
-from needle.client.scanning import Reading, read_batch
+from needle.client.scanning import Reading, end_scan, read_batch
 from needle.client.searches import Narrow, search_request
 from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
@@ -20,6 +21,7 @@ from needle.server.http import bodies
 from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_of, vectors_of
 
 PAGE = bodies.PAGE_MAX
+END_SECONDS = 2.0
 _lines = msgspec.json.Encoder()
 
 
@@ -286,13 +288,17 @@ async def scan(call: Call) -> bodies.Page:
     return await _page(call, body, body.cursor, body.limit, values.check_slice(body.slice))
 
 
+async def _place(call: Call, body: bodies.Scan | bodies.Export, slice_: tuple[int, int]) -> Place:
+    where = values.check_name(call.collection)
+    return Place(where, await call.beside(lambda: values.filter_bytes(body.filter)), slice_, "")
+
+
 async def _page(
     call: Call, body: bodies.Scan | bodies.Export, cursor: str | None, limit: int, slice_: tuple[int, int]
 ) -> bodies.Page:
     if body.max_staleness is not None:
         raise invalid("max_staleness", body.max_staleness, "left out: pages say nothing of it")
-    where = values.check_name(call.collection)
-    place = Place(where, await call.beside(lambda: values.filter_bytes(body.filter)), slice_, "")
+    place = await _place(call, body, slice_)
     begins = body.consistent and (cursor is None or isinstance(body, bodies.Scan))
     shown = values.field_paths(body.fields)
     how = Reading(limit, body.with_vectors, body.mode, body.timeout, shown, begins)
@@ -308,10 +314,15 @@ async def export(call: Call) -> AsyncIterator[bytes]:
 
 async def _export(call: Call, page: bodies.Page) -> AsyncIterator[bytes]:
     count = 0
-    while True:
-        count += len(page.documents)
-        yield await call.blocking(_lines.encode_lines, page.documents)
-        if page.cursor is None:
-            yield _lines.encode_lines([bodies.ExportEnd(end="complete", documents=count)])
-            return
-        page = await _page(call, call.body, page.cursor, PAGE, (0, 1))
+    try:
+        while True:
+            count += len(page.documents)
+            yield await call.blocking(_lines.encode_lines, page.documents)
+            if page.cursor is None:
+                yield _lines.encode_lines([bodies.ExportEnd(end="complete", documents=count)])
+                return
+            page = await _page(call, call.body, page.cursor, PAGE, (0, 1))
+    finally:
+        if page.cursor is not None and call.body.consistent:  # nobody reads on
+            with contextlib.suppress(NeedleError):
+                await end_scan(call.router, await _place(call, call.body, (0, 1)), page.cursor, END_SECONDS)
