@@ -119,7 +119,7 @@ class ChangeMethods(ABC):
         expires_at: Any,
     ) -> WriteResult:
         expires = values.expiry(expires_at)
-        name, matches = values.check_name(collection), values.filter_bytes(if_matches)
+        name, matches = values.check_name(collection), values.filter_bytes(if_matches, "if_matches")
         expected = None if if_version is None else values.check_count(if_version, "if_version")
         seconds = values.check_timeout(timeout)
         return await (await self._documents()).update_vectors(name, names, vectors, expected, matches, seconds, expires)
@@ -151,7 +151,7 @@ class ChangeMethods(ABC):
         timeout: float,
     ) -> WriteResult:
         expected = None if if_version is None else values.check_count(if_version, "if_version")
-        matches, seconds = values.filter_bytes(if_matches), values.check_timeout(timeout)
+        matches, seconds = values.filter_bytes(if_matches, "if_matches"), values.check_timeout(timeout)
         return await (await self._documents()).patch(collection, names, change, expected, matches, seconds)
 
     async def patch_where(

@@ -32,7 +32,7 @@ async def put_document(call: Call) -> bodies.Written:
         lambda: (
             vector_of(body.vector, body.vector_type).tobytes(),
             values.metadata_bytes(body.metadata),
-            values.filter_bytes(body.if_matches),
+            values.filter_bytes(body.if_matches, "if_matches"),
         )
     )
     result = await call.router.insert(
@@ -104,7 +104,7 @@ def _change(body: bodies.Change) -> Change:
 
 async def _patch_ids(call: Call, body: bodies.PatchDocument, ids: str | list[str]) -> bodies.Written:
     names, where = values.different_ids(ids), values.check_name(call.collection)
-    change, matches = await call.beside(lambda: (_change(body), values.filter_bytes(body.if_matches)))
+    change, matches = await call.beside(lambda: (_change(body), values.filter_bytes(body.if_matches, "if_matches")))
     return bodies.Written.of(await call.router.patch(where, names, change, body.if_version, matches, body.timeout))
 
 
