@@ -206,9 +206,8 @@ class World:
         if self.spec.heals:
             await self._lose_a_node()
         work.stopping = True
-        for one in (self.churn, self.lasting, self.pinned):
-            if one is not None:
-                one.stopping = True
+        for one in filter(None, (self.churn, self.lasting, self.pinned)):
+            one.stopping = True
         await self._recover()
         await asyncio.gather(*workers)
         await self._read_everything()
@@ -230,7 +229,7 @@ class World:
             self.lasting = lasting = Lasting(stage, self._lasting, lambda: self.truth.now)
             workers += [stage.ask("lasting", lasting.run()), stage.ask("lasting-reader", lasting.read())]
         if self.shape.pinned:
-            self.pinned = PinnedReader(stage, self._pinned, self.truth)
+            self.pinned = PinnedReader(stage, partial(self._lasting, "pinned"), self.truth)
             workers.append(stage.ask("pinned", self.pinned.run()))
         return workers
 
@@ -279,14 +278,9 @@ class World:
         endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
         return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
 
-    def _lasting(self, name: str, known: Topology) -> needle.Client:
+    def _lasting(self, name: str, known: Topology, *number: int) -> needle.Client:
         endpoint = self.stage.network.endpoint(name, self.stage.client_process(name))
-        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, name)).client
-
-    def _pinned(self, number: int) -> needle.Client:
-        """Each with a stream of its own: a scan is known by what its client draws."""
-        endpoint = self.stage.network.endpoint("pinned", self.stage.client_process("pinned"))
-        return ShardAware(endpoint, self._seeds(), self.truth.now, stream(self.spec.seed, "pinned", number)).client
+        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, name, *number)).client
 
     async def _serve(self, stem: str) -> bool:
         """Whether every shard takes a write."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from needle.base.errors import ClusterTooOld, CollectionNotFound, NeedleError, ScanEnded, StorageError
 from needle.client.client import Client
 from needle.client.cursor import kept_in
+from needle.routing.topology import Topology
 from proof.checkers.pinned import NAME, PinnedSeen, check_pinned
 from proof.sim.databases import CALL_TIMEOUT
 from proof.sim.machine import stream
@@ -30,8 +31,8 @@ LOST = "is kept for a scan and not there"
 class PinnedReader:
     """See the module. broken: the violation it found. whole, ended: scans that were read to the end, and that ended."""
 
-    def __init__(self, stage: Stage, connect: Callable[[int], Client], truth: Truth) -> None:
-        """connect: makes the n-th client."""
+    def __init__(self, stage: Stage, connect: Callable[[Topology, int], Client], truth: Truth) -> None:
+        """connect: makes the n-th client, which knows this topology: a scan is known by what its client draws."""
         self._stage = stage
         self._connect = connect
         self._truth = truth
@@ -59,7 +60,7 @@ class PinnedReader:
 
     def _another(self) -> Client:
         self._clients += 1
-        return self._connect(self._clients)
+        return self._connect(self._truth.now, self._clients)
 
     async def _scan(self) -> None:
         """Pages of any length, with rests between them; a page that fails is asked for again, by any client."""
