@@ -81,8 +81,7 @@ class World:
         self.clients: list[Client] = []
         self._given_up = 0
         self.churn: Churn | None = None
-        self.lasting: Lasting | None = None
-        self.pinned: PinnedReader | None = None
+        self.lasting, self.pinned = cast("Lasting | None", None), cast("PinnedReader | None", None)
         stage.broken = self._broken
 
     @property
@@ -206,8 +205,9 @@ class World:
         if self.spec.heals:
             await self._lose_a_node()
         work.stopping = True
-        for one in filter(None, (self.churn, self.lasting, self.pinned)):
-            one.stopping = True
+        for one in (self.churn, self.lasting, self.pinned):
+            if one is not None:
+                one.stopping = True
         await self._recover()
         await asyncio.gather(*workers)
         await self._read_everything()
