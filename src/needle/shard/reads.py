@@ -24,7 +24,7 @@ from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import StoredDocument
 from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import ReplicaView
+from needle.shard.live_collection import CollectionView, ReplicaView
 from needle.shard.query import allowed_ordinals, search_group
 
 SCAN_LOOKS: Final = 10_000
@@ -184,7 +184,10 @@ class Reads:
         looked, read, size, fence, index = 0, 0, 0, view.fence, view.at.index
         reached: str | None = None
         store, after = view.store, page.after
-        if page.pin is None:
+        few = _few(view.collection(page.collection), node, go_on) if page.pin is None else None
+        if few is not None:
+            seen = store.scan_some(collection_id, after, few, view.collection(page.collection).record.next_ordinal)
+        elif page.pin is None:
             seen = store.scan(collection_id, after)
         else:
             index, fence = page.pin[0], None
@@ -222,6 +225,16 @@ class Reads:
         if last is None or last[0] != held:
             last = self._last_fence = (held, Fence(decode_holdings(held)))
         return last[1]
+
+
+def _few(held: CollectionView, node: Node | None, go_on: Callable[[], None]) -> Sequence[int] | None:
+    """The ordinals of what a filter allows, if indexes that are there tell it, and it is no more than a page looks at;
+    else None. Not yet or no longer visible ones included."""
+    record = held.record
+    if node is None or record.documents <= SCAN_LOOKS or not held.payload.whole(node, record.next_ordinal):
+        return None
+    found = held.payload.within(node, record.next_ordinal, held.live.bitmap(), None, go_on)
+    return list(found) if len(found) <= SCAN_LOOKS else None
 
 
 def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None:

@@ -6,13 +6,14 @@ holdings it is to be judged by.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Final, NamedTuple
 
 import apsw
+import msgspec
 
 from needle.base.errors import CorruptDocuments
-from needle.shard.documents.records import ORDINAL_BITS, StoredDocument
+from needle.shard.documents.records import ORDINAL_BITS, StoredDocument, row_id
 from needle.shard.pins import decode_pins
 
 
@@ -39,6 +40,16 @@ _PINNED: Final = (
 )
 """Both in the order of their keys: nothing is sorted."""
 
+MASK: Final = (1 << ORDINAL_BITS) - 1
+_SOME: Final = (
+    "SELECT i.id, i.ordinal, i.version, i.expires FROM "
+    "(SELECT value AS row FROM json_each(:listed) UNION ALL "
+    "SELECT row FROM documents WHERE row >= :end AND row <= :last) n "
+    "CROSS JOIN documents d ON d.row = n.row "
+    "CROSS JOIN ids i ON i.collection_id = :collection AND i.id = d.id AND i.ordinal = d.row - :base "
+    "WHERE d.id > :after ORDER BY d.id"
+)
+
 
 def current(connection: apsw.Connection, collection_id: int, after: str) -> Generator[Seen, None, None]:
     """The current documents behind the id `after`."""
@@ -52,6 +63,23 @@ def current(connection: apsw.Connection, collection_id: int, after: str) -> Gene
         (collection_id, after),
     ):
         yield Seen(row[0], StoredDocument(*row), index, held)
+
+
+def some(
+    connection: apsw.Connection, collection_id: int, after: str, ordinals: Sequence[int], end: int
+) -> Generator[Seen, None, None]:
+    """Those of the current documents behind the id `after` that have these ordinals, or ordinals from `end` on: what
+    was written since somebody looked which ordinals there are."""
+    connection.execute("BEGIN")
+    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
+    index, held = meta["index"], meta.get("holdings")
+    base = row_id(collection_id, 0)
+    listed = msgspec.json.encode([base + ordinal for ordinal in ordinals]).decode()
+    values = {"collection": collection_id, "after": after, "base": base, "end": base + end, "listed": listed}
+    # In order first, and only then their metadata, one by one: of most a page needs nothing.
+    for id_, ordinal, version, expires in connection.execute(_SOME, values | {"last": base + MASK}).fetchall():
+        (metadata,) = connection.execute("SELECT metadata FROM documents WHERE row = ?", (base | ordinal,)).fetchone()
+        yield Seen(id_, StoredDocument(id_, ordinal, version, metadata, b"", expires), index, held)
 
 
 def pinned(

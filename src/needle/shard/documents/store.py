@@ -190,6 +190,13 @@ class DocumentStore:
         with self.reading() as connection:
             yield from scans.current(connection, collection_id, after)
 
+    def scan_some(
+        self, collection_id: int, after: str, ordinals: Sequence[int], end: int
+    ) -> Generator[Seen, None, None]:
+        """See scans.some; from one consistent read."""
+        with self.reading() as connection:
+            yield from scans.some(connection, collection_id, after, ordinals, end)
+
     def scan_pinned(self, collection_id: int, after: str, index: int, token: int) -> Generator[Seen, None, None]:
         """See scans.pinned; from one consistent read. Raises ScanEnded."""
         with self.reading() as connection:
