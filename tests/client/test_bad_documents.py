@@ -44,9 +44,9 @@ def opened() -> Iterator[Opened]:
         yield Opened(client)
 
 
-def made_up(opened: Opened) -> str:
-    """A cursor whose text is whole, with pins that no shard has."""
-    return encode(Place("default", b"", (0, 1), "a", 0, 12345, ((0, 3),)))
+def made_up(shard: int) -> str:
+    """A cursor whose text is whole, with a pin that no shard has."""
+    return encode(Place("default", b"", (0, 1), "a", 0, 12345, ((shard, 3),)))
 
 
 BAD: list[tuple[Callable[[Opened, Any], Any], type[NeedleError], str]] = [
@@ -78,7 +78,9 @@ BAD: list[tuple[Callable[[Opened, Any], Any], type[NeedleError], str]] = [
     (lambda o, c: c.scan_page(cursor=o.plain, consistent=True), InvalidArgument, "consistent"),
     (lambda o, c: c.scan_page(consistent="yes"), InvalidArgument, "consistent"),
     (lambda o, c: list(c.scan(cursor=o.plain, consistent=True)), InvalidArgument, "consistent"),
-    (lambda o, c: c.scan_page(cursor=made_up(o)), needle.ScanEnded, ""),
+    (lambda o, c: c.scan_page(cursor=made_up(0)), needle.ScanEnded, ""),
+    (lambda o, c: c.scan_page(cursor=made_up(-1)), InvalidArgument, "cursor"),
+    (lambda o, c: c.scan_page(cursor=made_up(77)), InvalidArgument, "cursor"),
     # Slices and limits.
     (lambda o, c: c.scan_page(slice=(3, 3)), InvalidArgument, "slice"),
     (lambda o, c: c.scan_page(slice=(-1, 3)), InvalidArgument, "slice[0]"),
