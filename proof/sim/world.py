@@ -80,8 +80,7 @@ class World:
         self.work = work
         self.clients: list[Client] = []
         self._given_up = 0
-        self.churn: Churn | None = None
-        self.lasting, self.pinned = cast("Lasting | None", None), cast("PinnedReader | None", None)
+        self.others: list[Churn | Lasting | PinnedReader] = []
         stage.broken = self._broken
 
     @property
@@ -104,7 +103,7 @@ class World:
         for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
             if opened := lives.opened(name, self.fleet.nodes[name].groups().keys()):
                 return opened
-        others = [one.broken for one in (self.churn, self.lasting, self.pinned) if one is not None]
+        others = [one.broken for one in self.others]
         return next((found for found in (self.work.broken, *others) if found is not None), None)
 
     # --- nodes and clients --------------------------------------------------------------------------------------------
@@ -205,9 +204,8 @@ class World:
         if self.spec.heals:
             await self._lose_a_node()
         work.stopping = True
-        for one in (self.churn, self.lasting, self.pinned):
-            if one is not None:
-                one.stopping = True
+        for one in self.others:
+            one.stopping = True
         await self._recover()
         await asyncio.gather(*workers)
         await self._read_everything()
@@ -223,14 +221,14 @@ class World:
             together = [self._client(f"b{number}") for number in range(stage.profile.burst_clients)]
             workers += [stage.ask(client.name, client.run_in_bursts()) for client in together]
         if self.shape.churn:
-            self.churn = Churn(stage, self._churning, self.truth.now)
-            workers.append(stage.ask("churn", self.churn.run()))
+            self.others.append(churn := Churn(stage, self._churning, self.truth.now))
+            workers.append(stage.ask("churn", churn.run()))
         if self.shape.lasting:
-            self.lasting = lasting = Lasting(stage, self._lasting, lambda: self.truth.now)
+            self.others.append(lasting := Lasting(stage, self._lasting, lambda: self.truth.now))
             workers += [stage.ask("lasting", lasting.run()), stage.ask("lasting-reader", lasting.read())]
         if self.shape.pinned:
-            self.pinned = PinnedReader(stage, partial(self._lasting, "pinned"), self.truth)
-            workers.append(stage.ask("pinned", self.pinned.run()))
+            self.others.append(pinned := PinnedReader(stage, partial(self._lasting, "pinned"), self.truth))
+            workers.append(stage.ask("pinned", pinned.run()))
         return workers
 
     async def _catch_up(self) -> None:
