@@ -138,6 +138,7 @@ def check_for_callers(command: commands.Command) -> None:
     """Raises InvalidArgument for what only a shard's leader puts into its log."""
     if isinstance(command, _OF_LEADERS):
         raise InvalidArgument(
-            "segments are published, documents expired, scans pinned, ranges moved, requests remembered by leaders only",
+            "segments are published, documents expired, scans pinned, ranges moved, and requests remembered, "
+            "by leaders only",
             field="command",
         )
