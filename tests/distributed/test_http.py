@@ -313,7 +313,7 @@ async def test_consistent_pages_are_of_one_moment(world: World) -> None:
     refused = await world.doors[2]("POST", f"{path}/scan", {"cursor": plain, "consistent": True})
     assert (refused.status, refused.json["field"]) == (400, "consistent")
     lines = (await world.doors[1]("POST", f"{path}/export", {"consistent": True})).body.splitlines()
-    assert [json.loads(line)["id"] for line in lines] == ids[:100] + ids[200:]
+    assert [json.loads(line)["id"] for line in lines[:-1]] == ids[:100] + ids[200:]
 
 
 async def test_a_cursor_of_an_alias_that_leads_elsewhere_is_refused(world: World) -> None:
