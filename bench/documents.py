@@ -32,6 +32,8 @@ DIMENSIONS = 64
 BATCH = 1000
 PATCHED = 10
 """Calls of 1000 ids each."""
+LARGE = 500_000
+"""From so many on only scans are measured, and their memory: the rest is the same by the document."""
 TIMEOUT = 600.0
 LOOK_SECONDS = 0.5
 
@@ -132,6 +134,31 @@ async def _measure(
         lambda: _fill(client, count),
         lambda: sqlite.fill(count),
     )
+    if count < LARGE:
+        await _changes(both, client, sqlite, count)
+    await both.rate("scan", count, lambda: _count(client), lambda: sum(1 for _ in sqlite.scan(vectors=False)))
+    await both.rate("scan, consistent", count, lambda: _count(client, consistent=True), None)
+    if count < LARGE:
+        await _exports(both, client, sqlite, directory, count)
+    seen, grown, nodes = await _memory(cluster)
+    if seen != count:
+        raise RuntimeError(f"a scan gave {seen} of {count} documents")
+    data = count * (4 * DIMENSIONS + len(msgspec.json.encode(_metadata(count)))) / 1e6
+    report.row(
+        f"memory of a scan of {count:,} documents",
+        f"client +{grown:.1f} MB, a node +{nodes:.1f} MB",
+        f"data {data:.0f} MB",
+    )
+    if count < LARGE:
+        await both.rate(
+            "delete_where, half of them",
+            count // 2,
+            lambda: client.delete_where({"half": 1}, timeout=TIMEOUT),
+            sqlite.delete_half,
+        )
+
+
+async def _changes(both: _Both, client: Client, sqlite: _Sqlite, count: int) -> None:
     patched = list(_batches(count))[:PATCHED]
     await both.rate(
         "patch, 1,000 ids a call",
@@ -145,7 +172,9 @@ async def _measure(
         lambda: client.patch_where({}, set={"all": 1}, timeout=TIMEOUT),
         sqlite.patch_all,
     )
-    await both.rate("scan", count, lambda: _count(client), lambda: sum(1 for _ in sqlite.scan(vectors=False)))
+
+
+async def _exports(both: _Both, client: Client, sqlite: _Sqlite, directory: Path, count: int) -> None:
     await both.rate(
         "export, .jsonl",
         count,
@@ -153,21 +182,6 @@ async def _measure(
         lambda: _write(directory / "b.jsonl", sqlite.scan(vectors=True)),
     )
     await both.rate("to_arrow", count, lambda: client.scan(with_vectors=True, timeout=TIMEOUT).to_arrow(), None)
-    seen, grown, nodes = await _memory(cluster)
-    if seen != count:
-        raise RuntimeError(f"a scan gave {seen} of {count} documents")
-    data = count * (4 * DIMENSIONS + len(msgspec.json.encode(_metadata(count)))) / 1e6
-    report.row(
-        f"memory of a scan of {count:,} documents",
-        f"client +{grown:.1f} MB, a node +{nodes:.1f} MB",
-        f"data {data:.0f} MB",
-    )
-    await both.rate(
-        "delete_where, half of them",
-        count // 2,
-        lambda: client.delete_where({"half": 1}, timeout=TIMEOUT),
-        sqlite.delete_half,
-    )
 
 
 async def _fill(client: Client, count: int) -> None:
@@ -185,9 +199,9 @@ async def _patch(client: Client, parts: list[range]) -> None:
         await client.patch([_id(n) for n in numbers], set={"seen": 1}, timeout=TIMEOUT)
 
 
-async def _count(client: Client) -> int:
+async def _count(client: Client, *, consistent: bool = False) -> int:
     count = 0
-    async for _ in client.scan(timeout=TIMEOUT):
+    async for _ in client.scan(consistent=consistent, timeout=TIMEOUT):
         count += 1
     return count
 

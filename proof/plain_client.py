@@ -34,6 +34,7 @@ from needle.protocol.calls import (
     GetCall,
     ScanAnswer,
     ScanCall,
+    ScanPin,
     SearchCall,
     SearchManyAnswer,
     SearchManyCall,
@@ -295,12 +296,13 @@ class PlainCalls:
         timeout: float,
         fields: tuple[str, ...] | None = None,
         only: int = 0,
+        pin: ScanPin | None = None,
     ) -> ScanAnswer:
         """As `DocumentCalls.scan`."""
         answer = await self._read(
             calls.SCAN,
             lambda group, fresh: ScanCall(
-                group, collection, filter_json, after, limit, with_vectors, fresh, slice_, fields=fields, only=only
+                group, collection, filter_json, after, limit, with_vectors, fresh, slice_, 0, fields, only, pin=pin
             ),
             Freshness(mode),
             timeout,

@@ -119,9 +119,15 @@ MUTANTS = (
         minutes=1.0,
     ),
     Mutant(
+        name="a-scan-by-an-index-loses-what-came-since",
+        breaks="a page of few documents, which indexes tell, lacks what was written since they were looked at",
+        edits=(Edit("shard.documents.scans:some", '"end": base + end', '"end": base + MASK'),),
+        tests=("tests/shard/test_scans_by_index.py::test_what_is_written_between_the_look_and_the_read_is_not_lost",),
+    ),
+    Mutant(
         name="a-cursor-repeats-a-document",
         breaks="a page of a scan begins with the document that ended the one before",
-        edits=(Edit("shard.documents.store:DocumentStore.scan", "i.id > ?", "i.id >= ?"),),
+        edits=(Edit("shard.documents.scans:current", "i.id > ?", "i.id >= ?"),),
         sim=True,
         sharded=True,
         minutes=1.0,

@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import msgspec
+
 from needle.base.config import Limits, RaftConfig, SegmentConfig, ShardingConfig
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId
@@ -19,6 +21,7 @@ from needle.server.files import shards_directory
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.shard.fields.index_budget import IndexRows
+from needle.shard.upkeep import PURGE_ROWS
 from proof.sim.disk import SimStore
 from proof.sim.gone_for_good import REPLACE_SECONDS
 from proof.sim.machine import SimPool, stream
@@ -26,13 +29,17 @@ from proof.sim.machines import SimFiles, SimMachine, SimReplicaDisk
 from proof.sim.network import SimNetwork
 from proof.sim.observer import ObservedMachine
 from proof.sim.process import Process
-from proof.sim.shards.profile import Shape
+from proof.sim.shards.profile import Shape, shape_of
 from proof.sim.spec import Profile
 from proof.sim.stage import Stage
 
 ELECTION_TIMEOUT = 1.0
 LEASE_TIMEOUT = 0.5
 HEARTBEAT_INTERVAL = 0.3
+PINNED_MAX, PINNED_SECONDS = 6, 20.0
+"""Consistent scans end while they are read, too."""
+PURGED_ROWS = 5
+"""Where there are consistent scans, purges come often enough to meet them."""
 INDEX_ROWS = IndexRows(few=0, kept=4, settled=1)
 """Field indexes are used, saved and read again, however few documents there are."""
 
@@ -45,7 +52,10 @@ def node_config(
     described, sharding = shape.described and not seeds, ShardingConfig(join=seeds)
     if described:
         sharding = ShardingConfig(shards=shape.shards, replicas=shape.replicas)
-    limits = Limits(append_bytes_max=profile.append_bytes, commit_rows_max=profile.commit_rows)
+    tight = Limits(append_bytes_max=profile.append_bytes, commit_rows_max=profile.commit_rows)
+    limits = msgspec.structs.replace(
+        tight if shape.tight else Limits(), pinned_scans_max=PINNED_MAX, pinned_scan_seconds=PINNED_SECONDS
+    )
     return RaftConfig(
         node_id=name,
         cluster_nodes=[f"{node}={machines[node].address}" for node in founders] if described else [],
@@ -61,7 +71,7 @@ def node_config(
         dimensions=profile.dimensions if described else None,
         metric=profile.metric,
         segments=segment_config(profile),
-        limits=limits if shape.tight else Limits(),
+        limits=limits,
         replace_after=REPLACE_SECONDS if stage.spec.heals else 0.0,
     )
 
@@ -123,6 +133,7 @@ class SimNode:
             machine=self._observed,
             catalog=self._observed,
             index_rows=INDEX_ROWS,
+            purge_rows_min=PURGED_ROWS if shape_of(stage.spec).pinned else PURGE_ROWS,
         )
 
     def _observed(self, group: GroupId, machine: Any) -> ObservedMachine:

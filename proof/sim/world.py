@@ -35,6 +35,7 @@ from proof.sim.report import Report, report_of
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.faults import ShardFaults
 from proof.sim.shards.lasting import Lasting
+from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import shape_of
 from proof.sim.shards.truth import Truth
 from proof.sim.spec import Spec, profile
@@ -69,8 +70,7 @@ class World:
         self.history = History()
         self.operator = Operator(stage, self.truth, self.shape, self.founders)
         self.injector = Injector(spec.seed, self.loop, stage.network, fleet, self.operator, stage.trace)
-        names = [f"c{number}" for number in range(spec.clients)]
-        self.faults = ShardFaults(stage, self.truth, self.operator, names)
+        self.faults = ShardFaults(stage, self.truth, self.operator, [f"c{number}" for number in range(spec.clients)])
         self.injector.more |= self.faults.handlers()
         budget = Budget(spec.operations_max)
         work = Workload(self.loop, self.history, stage.trace, stage.profile, spec.seed, budget, self.truth, wide=True)
@@ -79,8 +79,7 @@ class World:
         self.work = work
         self.clients: list[Client] = []
         self._given_up = 0
-        self.churn: Churn | None = None
-        self.lasting: Lasting | None = None
+        self.others: list[Churn | Lasting | PinnedReader] = []
         stage.broken = self._broken
 
     @property
@@ -103,8 +102,7 @@ class World:
         for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
             if opened := lives.opened(name, self.fleet.nodes[name].groups().keys()):
                 return opened
-        others = [one.broken for one in (self.churn, self.lasting) if one is not None]
-        return next((found for found in (self.work.broken, *others) if found is not None), None)
+        return next((one.broken for one in (self.work, *self.others) if one.broken is not None), None)
 
     # --- nodes and clients --------------------------------------------------------------------------------------------
     def _node(self, machine: SimMachine, process: Process) -> SimNode:
@@ -204,10 +202,8 @@ class World:
         if self.spec.heals:
             await self._lose_a_node()
         work.stopping = True
-        if self.churn is not None:
-            self.churn.stopping = True
-        if self.lasting is not None:
-            self.lasting.stopping = True
+        for one in self.others:
+            one.stopping = True
         await self._recover()
         await asyncio.gather(*workers)
         await self._read_everything()
@@ -223,11 +219,14 @@ class World:
             together = [self._client(f"b{number}") for number in range(stage.profile.burst_clients)]
             workers += [stage.ask(client.name, client.run_in_bursts()) for client in together]
         if self.shape.churn:
-            self.churn = Churn(stage, self._churning, self.truth.now)
-            workers.append(stage.ask("churn", self.churn.run()))
+            self.others.append(churn := Churn(stage, self._churning, self.truth.now))
+            workers.append(stage.ask("churn", churn.run()))
         if self.shape.lasting:
-            self.lasting = lasting = Lasting(stage, self._lasting, lambda: self.truth.now)
+            self.others.append(lasting := Lasting(stage, self._lasting, lambda: self.truth.now))
             workers += [stage.ask("lasting", lasting.run()), stage.ask("lasting-reader", lasting.read())]
+        if self.shape.pinned:
+            self.others.append(pinned := PinnedReader(stage, partial(self._lasting, "pinned"), self.truth))
+            workers.append(stage.ask("pinned", pinned.run()))
         return workers
 
     async def _catch_up(self) -> None:
@@ -275,9 +274,9 @@ class World:
         endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
         return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
 
-    def _lasting(self, name: str, known: Topology) -> needle.Client:
+    def _lasting(self, name: str, known: Topology, *number: int) -> needle.Client:
         endpoint = self.stage.network.endpoint(name, self.stage.client_process(name))
-        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, name)).client
+        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, name, *number)).client
 
     async def _serve(self, stem: str) -> bool:
         """Whether every shard takes a write."""

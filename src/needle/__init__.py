@@ -20,7 +20,7 @@ _PUBLIC = {
         "DocumentNotFound Forbidden FrameTooLarge "
         "InMaintenance Internal InvalidArgument KeyReused LostState MembershipChangePending "
         "NeedleError NoQuorum NotLeader OutcomeForgotten OutcomeUnknown OutOfMemory Overloaded ProposalDropped "
-        "ProtocolError ReplicaDamaged SessionExpired StaleEpoch StorageError TlsFailed TooManyFiles "
+        "ProtocolError ReplicaDamaged ScanEnded SessionExpired StaleEpoch StorageError TlsFailed TooManyFiles "
         "TooManyRequests TooStale "
         "TransferFailed Unauthenticated Unavailable "
         "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"

@@ -37,6 +37,7 @@ from needle.base.errors import Overloaded as Overloaded
 from needle.base.errors import ProposalDropped as ProposalDropped
 from needle.base.errors import ProtocolError as ProtocolError
 from needle.base.errors import ReplicaDamaged as ReplicaDamaged
+from needle.base.errors import ScanEnded as ScanEnded
 from needle.base.errors import SessionExpired as SessionExpired
 from needle.base.errors import StaleEpoch as StaleEpoch
 from needle.base.errors import StorageError as StorageError

@@ -121,6 +121,22 @@ def test_scan_goes_on_where_it_stopped(needle, tmp_path: Path) -> None:
     assert "[invalid_argument]" in needle.notes
 
 
+def test_scan_and_export_show_one_moment(needle, tmp_path: Path) -> None:
+    needle.run("delete", "--where", "{}", "--yes")
+    fill(needle, tmp_path)
+    first = needle.json("scan", "--limit", "5", "--consistent")
+    needle.run("patch", "--where", "{}", "--set", "n=-1")
+    rest = needle.json("scan", "--cursor", first["cursor"])
+    assert [one["metadata"]["n"] for one in first["documents"] + rest["documents"]] == list(range(12))
+    with library.connect_sync(needle.cluster.cluster.split(",")) as client, pytest.raises(library.ScanEnded):
+        while True:  # until the replica that is asked has applied the end
+            client.scan_page(cursor=first["cursor"])
+    needle.run("scan", "--cursor", first["cursor"], "--consistent", expect=1)
+    assert "[scan_ended]" in needle.notes
+    file = tmp_path / "documents.jsonl"
+    assert needle.json("export", str(file), "--consistent")["exported"] == 12
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_an_exported_collection_comes_back_as_it_was(needle, tmp_path: Path, suffix: str, metric: str) -> None:

@@ -49,7 +49,7 @@ class Shards(FakeShards):
         self.real = self.known = msgspec.structs.replace(self.real, collections=left, version=self.real.version + 1)
         return WriteResult(version=self.real.version, index=self.real.version)
 
-    async def sync(self, shard: int, version: int, timeout: float) -> None:
+    async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
         if shard in self.dead:
             await asyncio.sleep(timeout)
             raise NoQuorum(f"shard {shard} is dead")

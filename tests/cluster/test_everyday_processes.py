@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import needle
@@ -99,6 +101,52 @@ async def scans(client: Client) -> None:
             await client.scan_page(cursor=wrong, **options)
 
 
+async def scans_of_one_moment(client: Client) -> None:
+    """They show what there was, whatever is done meanwhile, until they are read to the end."""
+    before = await whole(client)
+    page = await client.scan_page(limit=7, with_vectors=True, consistent=True)
+    left = client.scan(consistent=True)
+    assert (await anext(left)).id == before[0][0]
+    found, cursor, last = page.documents, page.cursor, ""
+    gone = [one for one, _, _ in before[:40:2]]
+    await client.delete(gone)
+    await client.patch_where({}, set={"moment": "later"})
+    await client.update_vector(before[41][0], [9.0] * 8)
+    await client.insert("d000a", [1.0] * 8)
+    while cursor is not None:
+        last = cursor
+        page = await client.scan_page(limit=30, with_vectors=True, cursor=cursor)
+        found, cursor = found + page.documents, page.cursor
+    assert shown(found) == before
+    with pytest.raises(needle.ScanEnded):
+        while True:  # until the replica that is asked has applied the end
+            await client.scan_page(limit=30, with_vectors=True, cursor=last)
+    table = client.scan(consistent=True, slice=(1, 2))
+    some = [document.id async for document in table]
+    assert some == [document.id async for document in client.scan(slice=(1, 2))]
+    await left.aclose()
+    plain = (await client.scan_page(limit=3)).cursor
+    with pytest.raises(InvalidArgument, match="consistent"):
+        await client.scan_page(limit=3, cursor=plain, consistent=True)
+    with pytest.raises(InvalidArgument, match="consistent"):
+        await client.scan_page(consistent=1)  # type: ignore[arg-type]
+    await client.delete("d000a")
+    rows = {name: (row, metadata) for name, row, metadata in before}
+    for name in [*gone, before[41][0]]:
+        row, metadata = rows[name]
+        await client.insert(name, np.frombuffer(row, np.float32), json.loads(metadata))
+    await client.patch_where({}, unset=["moment"])
+    assert await whole(client) == before
+
+
+def shown(documents: list[Any]) -> list[tuple[str, bytes, str]]:
+    return [(one.id, one.vector.tobytes(), json.dumps(one.metadata)) for one in documents]
+
+
+async def whole(client: Client) -> list[tuple[str, bytes, str]]:
+    return shown([document async for document in client.scan(with_vectors=True, timeout=30)])
+
+
 async def searches(client: Client) -> None:
     """Of COUNT - 50 documents, whose vectors differ in one number."""
     near = await client.search(vector(7), 5, fields=["in.side", "absent"])
@@ -167,7 +215,9 @@ async def bad_input(client: Client) -> None:
 
 async def test_one_group(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
-        for part in (filled, changes, changes_by_filter, scans, searches, new_vectors, bad_input):
+        for part in (
+            filled, changes, changes_by_filter, scans, scans_of_one_moment, searches, new_vectors, bad_input
+        ):  # fmt: skip
             await part(client)
         await asyncio.to_thread(blocking, list(cluster.addresses.values()))
         await cluster.equal_digests()
@@ -184,6 +234,8 @@ async def test_shards_between_which_ranges_move(tmp_path: Path) -> None:
             await changes(client)
             shard_map = client.topology().map
             assert shard_map is not None
+            before = await whole(client)
+            first = await client.scan_page(limit=9, with_vectors=True, consistent=True)
             half = shard_map.ranges(0)[: len(shard_map.ranges(0)) // 2]
             moving = asyncio.create_task(client.change_catalog(StartMove(1, shard_map.epoch, half, 0, 1)))
             patched = 0
@@ -197,10 +249,16 @@ async def test_shards_between_which_ranges_move(tmp_path: Path) -> None:
                 assert all(hits)
                 await client.update_vectors(["d100", "d101"], [vector(100), vector(101)], timeout=30)
             await moving
+            found, cursor = first.documents, first.cursor
+            while cursor is not None:  # from where the documents were when it began
+                page = await client.scan_page(limit=90, with_vectors=True, cursor=cursor)
+                found, cursor = found + page.documents, page.cursor
+            assert shown(found) == before
             log = [list(range(0, patched, 4))] * 4
             assert [one.metadata["log"] for one in await client.get(["d100", "d101", "d102", "d103"])] == log
             await changes_by_filter(client)
             await scans(client)
+            await scans_of_one_moment(client)
             await searches(client)
             await new_vectors(client)
             await bad_input(client)
@@ -213,6 +271,10 @@ def blocking(addresses: list[str]) -> None:
         client.patch(["x", "z"], set={"s": 1})
         assert client.count({"s": 1}) == 2
         assert [document.id for document in client.scan({"s": 1})] == ["x", "z"]
+        scan = client.scan({"s": 1}, consistent=True)
+        assert next(scan).id == "x"
+        scan.close()
+        assert list(scan) == []
         assert [len(hits) for hits in client.search_many([vector(1), vector(2)], 2, {"s": 1}, offset=1)] == [1, 1]
         assert client.update_vector("x", vector(3)).count == 1
         assert client.delete_where({"s": 1}).count == 2

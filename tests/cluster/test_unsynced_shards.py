@@ -25,7 +25,7 @@ class Catalog(FakeShards):
     async def command(self, command: catalog_commands.CatalogCommand, timeout: float) -> WriteResult:
         return WriteResult(version=9, index=9)
 
-    async def sync(self, shard: int, version: int, timeout: float) -> None:
+    async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
         if shard == 2:
             raise self._said
 

@@ -290,6 +290,47 @@ async def test_what_is_exported_is_what_is_there(world: World) -> None:
     assert (await world.doors[2]("GET", path)).json["documents"] == {"0": 2485}
 
 
+async def test_consistent_pages_are_of_one_moment(world: World) -> None:
+    path, rows = await made(world, metric="l2"), vectors(300)
+    ids = [f"d{n:03d}" for n in range(300)]
+    body = {"ids": ids, "vectors": rows.tolist(), "metadatas": [{"n": n} for n in range(300)]}
+    assert (await world.doors[0]("POST", f"{path}/insert", body)).json["written"] == 300
+    asked: dict[str, Any] = {"limit": 70, "consistent": True}
+    page = (await world.doors[0]("POST", f"{path}/scan", asked)).json
+    changed = await world.doors[1]("POST", f"{path}/patch", {"filter": {}, "set": {"n": -1}})
+    assert changed.json["count"] == 300
+    assert (await world.doors[1]("POST", f"{path}/delete", {"ids": ids[100:200]})).json["count"] == 100
+    seen, pages, cursor = page["documents"], 0, ""
+    while page["cursor"] is not None:
+        cursor, pages = page["cursor"], pages + 1
+        page = (await world.doors[pages % 3]("POST", f"{path}/scan", {"limit": 70, "cursor": cursor})).json
+        seen += page["documents"]
+    assert [(one["id"], one["metadata"]) for one in seen] == [(name, {"n": n}) for n, name in enumerate(ids)]
+    while (over := await world.doors[2]("POST", f"{path}/scan", {"limit": 70, "cursor": cursor})).status == 200:
+        pass  # the replica that was asked has not applied the end yet
+    assert (over.status, over.json["code"], over.json["retryable"]) == (410, "scan_ended", False)
+    plain = (await world.doors[2]("POST", f"{path}/scan", {"limit": 70})).json["cursor"]
+    refused = await world.doors[2]("POST", f"{path}/scan", {"cursor": plain, "consistent": True})
+    assert (refused.status, refused.json["field"]) == (400, "consistent")
+    lines = (await world.doors[1]("POST", f"{path}/export", {"consistent": True})).body.splitlines()
+    assert [json.loads(line)["id"] for line in lines[:-1]] == ids[:100] + ids[200:]
+
+
+async def test_a_cursor_of_an_alias_that_leads_elsewhere_is_refused(world: World) -> None:
+    """Its text says of which collection it is."""
+    one, other = await made(world), await made(world)
+    names = [path.rpartition("/")[2] for path in (one, other)]
+    for path in (one, other):
+        body = {"ids": ["a", "b"], "vectors": [[1.0] * DIMENSIONS] * 2}
+        assert (await world.doors[0]("POST", f"{path}/insert", body)).json["written"] == 2
+    await world.doors[0]("PUT", "/v1/aliases/paged", {"collection": names[0]})
+    page = (await world.doors[1]("POST", "/v1/collections/paged/scan", {"limit": 1})).json
+    await world.doors[0]("PUT", "/v1/aliases/paged", {"collection": names[1]})
+    refused = await world.doors[1]("POST", "/v1/collections/paged/scan", {"limit": 1, "cursor": page["cursor"]})
+    assert (refused.status, refused.json["field"]) == (400, "cursor")
+    await world.doors[0]("DELETE", "/v1/aliases/paged")
+
+
 BAD: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/search", {"vector": [1.0] * 3}, 400, "vector"),
     ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "k": 0}, 400, "k"),

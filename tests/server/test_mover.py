@@ -159,7 +159,7 @@ class World:
             raise result
         return result
 
-    async def sync(self, shard: int, version: int, timeout: float) -> None:
+    async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
         raise AssertionError("both shards have the collection")
 
     def lose(self) -> None:

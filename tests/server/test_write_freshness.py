@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from needle.base.errors import CollectionNotFound, InvalidArgument, NotLeader
+from needle.base.errors import CollectionNotFound, InvalidArgument, NotLeader, Unavailable
 from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Delete, Session, decode, encode
 from needle.routing.topology import Topology
@@ -16,6 +16,7 @@ from needle.server.replica import HostedReplica
 from needle.server.service.documents import ShardDocuments
 from needle.server.service.served import decoded_command
 from needle.server.upkeep.disk_space import DiskSpace, Endless
+from needle.shard.catalog_known import ANY, CatalogKnown
 
 CALL = WriteCall(1, encode(Delete("books", ["a"], None, Session())), 5.0)
 
@@ -54,6 +55,13 @@ class Books:
 
     def __init__(self, host: NewLeader) -> None:
         self._host = host
+        self.says = ANY
+        """What its log says of the catalog."""
+
+    @property
+    def view(self) -> Any:
+        applied = self._host.applied_term == self._host.term_now
+        return SimpleNamespace(catalog=self.says if applied else ANY)
 
     def validate(self, command: Any) -> Any:
         if self._host.applied_term != self._host.term_now or command.collection != "books":
@@ -75,6 +83,10 @@ def service() -> tuple[ShardDocuments, NewLeader]:
 
         def __init__(self) -> None:
             self.host = host
+            self.groups = {1: hosted}
+
+        async def wait_topology(self, version: int, timeout: float) -> bool:
+            return False
 
         def hosted(self, group: int) -> HostedReplica:
             return hosted
@@ -91,6 +103,16 @@ async def test_a_new_leader_confirms_its_state_once_a_term_before_it_judges() ->
             await rpc._write(CALL, decode(CALL.command))
         assert host.rounds == before + 1
     assert len(host.proposed) == 6
+
+
+async def test_what_the_log_says_of_the_catalog_counts_when_all_of_it_is_applied() -> None:
+    """Not what was applied when the write arrived."""
+    rpc, host = service()
+    books: Any = rpc._node.hosted(1).replica
+    books.says = CatalogKnown(0, 9)
+    with pytest.raises(Unavailable, match="version 9 of the catalog"):
+        await rpc._write(CALL, decode(CALL.command))
+    assert host.proposed == [] and host.rounds == 1
 
 
 async def test_a_leader_that_cannot_confirm_proposes_nothing_and_tries_again() -> None:

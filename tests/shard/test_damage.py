@@ -318,7 +318,9 @@ def aged(path: Path, state: bytes, version: int = 1) -> None:
         with closing(connect(str(path))) as source:
             copy_as_old(source, target, state, version)
         target.execute("UPDATE meta SET value = ? WHERE name = 'format'", (version,))
-        if version != 3:
+        if version == 3:  # what is in a write-ahead log is not renamed with the file
+            target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        else:
             target.commit()
     path.unlink()
     old.rename(path)

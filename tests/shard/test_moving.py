@@ -476,7 +476,7 @@ def test_entries_and_holdings_of_earlier_releases_mean_what_they_meant(shards: t
     source, target = shards
     handed_over(source, target)
     for shard in shards:
-        stored = shard.replica._store.holdings()
+        stored = shard.replica._store.named("holdings")
         assert stored is not None
         _, count, owned, base, oldest, [transfer] = msgspec.msgpack.decode(stored)
         assert len(transfer) == 8  # as they wrote it: it is part of the digest

@@ -16,6 +16,7 @@ DESCRIBED_SHARE = 0.7
 LATE_SHARE = 0.4
 ONE_SHARD_SHARE = 0.5
 LASTING_SHARE = 0.6
+PINNED_SHARE = 0.5
 VIRTUAL_NODES = 100
 """Of a cluster that settings describe."""
 MOVE_ROWS = 256
@@ -39,7 +40,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     limits of messages and commits hold, too. bursts: its clients that write together are there. catching_up: share of
     the runs that end with a member that has to catch up while writes go on. unaware: clients that know nothing of
     shards; churn: whether somebody makes and drops collections all the time; lasting: whether
-    somebody counts, scans and changes documents that stay (lasting.py)."""
+    somebody counts, scans and changes documents that stay (lasting.py); pinned: whether somebody reads the workload's
+    documents by consistent scans (pinned.py)."""
 
     shards: int
     replicas: int
@@ -57,11 +59,14 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     unaware: tuple[str, ...] = ()
     churn: bool = False
     lasting: bool = False
+    pinned: bool = False
 
 
 def shape_of(spec: Spec) -> Shape:
     """The shape of a run."""
-    return sharded_shape(spec.seed) if spec.sharded else plain_shape(spec)
+    shape = sharded_shape(spec.seed) if spec.sharded else plain_shape(spec)
+    pinned = not spec.plain and stream(spec.seed, "who reads consistently").random() < PINNED_SHARE
+    return msgspec.structs.replace(shape, pinned=pinned)
 
 
 def plain_shape(spec: Spec) -> Shape:

@@ -94,12 +94,12 @@ class Limits(Settings, frozen=True, kw_only=True):
     frame_bytes_max: Bytes of one message on the wire.
     uncommitted_bytes_max: Bytes of writes that wait for a majority; over it, writes are answered `overloaded`.
     append_bytes_max: Bytes of log entries in one message to a follower; a single larger entry still goes.
-    commit_rows_max: Rows that may wait in memory for their commit to SQLite; more cost less a write, and the first read
-        behind them waits longer.
-    field_index_bytes_max: Bytes of memory for the indexes of metadata fields, a replica, and of their files on disk;
-        what does not fit is read from the documents (docs/filters.md).
-    freeze_seconds: Writes of a key range that changes its shard wait at most so long for the new shard to confirm that
-        it has everything; then they go on where they were, and the move begins anew.
+    commit_rows_max: Rows that may wait for their commit to SQLite; more cost less a write, and the next read more.
+    field_index_bytes_max: Bytes of a replica's indexes of metadata fields, in memory and on disk (docs/filters.md).
+    pinned_scans_max: Consistent scans that may be open in one shard; more are refused.
+    pinned_scan_seconds: A consistent scan ends after so long, whoever reads it.
+    pinned_scan_bytes_max: About so many bytes are kept in one shard for consistent scans; over it, the oldest end.
+    freeze_seconds: Writes of keys that change their shard wait so long at most; then the move begins anew.
     """
 
     table: ClassVar[str] = "limits"
@@ -118,6 +118,9 @@ class Limits(Settings, frozen=True, kw_only=True):
     append_bytes_max: Annotated[int, about(1, BYTES)] = 1024 * 1024
     commit_rows_max: Annotated[int, about(1, ROWS)] = 1024
     field_index_bytes_max: Annotated[int, about(0, BYTES)] = 512 * 1024 * 1024
+    pinned_scans_max: Annotated[int, about(0, 1024)] = 16
+    pinned_scan_seconds: Annotated[Seconds, about(1, 86_400)] = 600.0
+    pinned_scan_bytes_max: Annotated[int, about(0, BYTES)] = 1024 * 1024 * 1024
     freeze_seconds: Annotated[Seconds, about(0.1, 3600)] = 2.0
 
 

@@ -88,6 +88,13 @@ class ClusterTooOld(NeedleError):
     code = "cluster_too_old"
 
 
+class ScanEnded(NeedleError):
+    """A consistent scan can be read no further: what it sees is not kept any more. It changed nothing, so it is safe to
+    begin it anew; the same cursor fails again."""
+
+    code = "scan_ended"
+
+
 class VersionMismatch(NeedleError):
     """compare_and_set found another version. `details["actual"]` is it; 0 means absent."""
 

@@ -31,6 +31,10 @@ from needle.client import ScanPage
 
 Where = Annotated[str | None, typer.Option("--where", help='Only documents that match: \'{"lang": "en"}\'.')]
 
+Consistent = Annotated[
+    bool, typer.Option("--consistent", help="Show each shard as it was at one moment, however long it takes.")
+]
+
 
 def scan(
     where: Where = None,
@@ -39,6 +43,7 @@ def scan(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="Documents at most.")] = 20,
     cursor: Annotated[str | None, typer.Option("--cursor", help="Go on behind an earlier page, which told it.")] = None,
+    consistent: Consistent = False,
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="With --json: the vectors too.")] = False,
     collection: Collection = "default",
     cluster: Cluster = DEFAULT_CLUSTER,
@@ -59,6 +64,7 @@ def scan(
                 limit=min(1000, limit - len(found)),
                 with_vectors=with_vectors and json,
                 fields=paths,
+                consistent=consistent and at == cursor,
                 collection=collection,
                 timeout=timeout,
             )
@@ -82,6 +88,7 @@ def scan(
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to: a .jsonl or .parquet file.")],
     where: Where = None,
+    consistent: Consistent = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     collection: Collection = "default",
     cluster: Cluster = DEFAULT_CLUSTER,
@@ -91,12 +98,15 @@ def export(
     """Write a collection's documents into a file that `needle insert` reads.
 
     A document that is there all the time is written exactly once; one that changes meanwhile as it is when it is read,
-    or not at all. The file appears under its name when it is whole. When documents expire is in it, too.
+    or not at all. With --consistent every shard's documents are those of one moment, when the export began; it ends
+    with an error if it takes longer than limits.pinned_scan_seconds. The file appears under its name when it is whole.
+    When documents expire is in it, too.
     """
     condition = filter_option("--where", where)
 
     async def documents(client: needle.Client) -> AsyncIterator[Document]:
-        async for document in client.scan(condition, with_vectors=True, collection=collection, timeout=timeout):
+        scan = client.scan(condition, with_vectors=True, consistent=consistent, collection=collection, timeout=timeout)
+        async for document in scan:
             yield document
 
     async def write(client: needle.Client, made: Export) -> float:

@@ -16,10 +16,9 @@ from needle.base.filters.builder import Filter
 from needle.base.model import Document, ReadMode, WriteResult
 from needle.base.plain import refused
 from needle.client import answers, values
-from needle.client import cursor as cursors
 from needle.client.cursor import Place
 from needle.client.document_calls import DocumentCalls
-from needle.client.scanning import Batch, Scan
+from needle.client.scanning import Batch, Reading, Scan, end_scan, read_batch
 from needle.client.where import OnProgress
 from needle.protocol.commands import Change, ChangeWhere
 
@@ -120,7 +119,7 @@ class ChangeMethods(ABC):
         expires_at: Any,
     ) -> WriteResult:
         expires = values.expiry(expires_at)
-        name, matches = values.check_name(collection), values.filter_bytes(if_matches)
+        name, matches = values.check_name(collection), values.filter_bytes(if_matches, "if_matches")
         expected = None if if_version is None else values.check_count(if_version, "if_version")
         seconds = values.check_timeout(timeout)
         return await (await self._documents()).update_vectors(name, names, vectors, expected, matches, seconds, expires)
@@ -152,7 +151,7 @@ class ChangeMethods(ABC):
         timeout: float,
     ) -> WriteResult:
         expected = None if if_version is None else values.check_count(if_version, "if_version")
-        matches, seconds = values.filter_bytes(if_matches), values.check_timeout(timeout)
+        matches, seconds = values.filter_bytes(if_matches, "if_matches"), values.check_timeout(timeout)
         return await (await self._documents()).patch(collection, names, change, expected, matches, seconds)
 
     async def patch_where(
@@ -234,6 +233,7 @@ class ChangeMethods(ABC):
         with_vectors: bool = False,
         fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
+        consistent: bool = False,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
@@ -243,46 +243,13 @@ class ChangeMethods(ABC):
         A document that is there all the time while the pages are read is in exactly one of them, also when leaders
         change and ranges of keys move; one that is written meanwhile may be in none. A page may hold fewer than `limit`
         documents, or none, and not be the last one. slice: (i, n) gives the i-th of n shares of the ids, for readers
-        side by side. cursor: of the page before, also from another process. fields: as in `search`.
+        side by side. cursor: of the page before, also from another process. fields: as in `search`. consistent: all
+        pages show each shard as it was at one moment, when the first one was read; its cursors go on so. Raises
+        ScanEnded once that is not kept any more, after `limits.pinned_scan_seconds` at the latest.
         """
-        batch = await self._scan_batch(filter, cursor, limit, with_vectors, fields, slice, mode, collection, timeout)
+        place, how = _reading(filter, limit, with_vectors, fields, slice, consistent, mode, collection, timeout)
+        batch = await read_batch(await self._documents(), place, cursor, how)
         return ScanPage(documents=answers.documents(batch.documents), cursor=batch.cursor)
-
-    async def _scan_batch(
-        self,
-        filter: FilterLike,
-        cursor: str | None,
-        limit: int,
-        with_vectors: bool,
-        fields: Iterable[str] | None,
-        slice: Sequence[int],
-        mode: ReadMode | str,
-        collection: str,
-        timeout: float,
-    ) -> Batch:
-        where, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
-        place = Place(where, values.filter_bytes(filter), values.check_slice(slice), "")
-        if cursor is not None:
-            place = cursors.decode(cursor, place)
-        count = values.check_count(limit, "limit")
-        wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
-        shown = values.field_paths(fields)
-        documents = await self._documents()
-        answer = await documents.scan(
-            where,
-            place.filter,
-            place.after,
-            min(count, PAGE),
-            whole,
-            place.slice,
-            wanted,
-            seconds,
-            shown,
-            place.collection_id,
-        )
-        after = answer.reached
-        following = None if after is None else cursors.encode(_at(place, after, answer.collection_id))
-        return Batch(answer.documents, following)
 
     def scan(
         self,
@@ -292,21 +259,45 @@ class ChangeMethods(ABC):
         with_vectors: bool = False,
         fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
+        consistent: bool = False,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         timeout: float = TIMEOUT,
     ) -> Scan:
         """All documents that match a filter, one after the other, as `scan_page` reads them: an async iterator.
-        `to_arrow()` of it gives them as an Arrow table instead. timeout: of each page."""
+        `to_arrow()` of it gives them as an Arrow table instead. timeout: of each page. consistent: as there; who does
+        not read to the end gives back what is kept with `await scan.aclose()` (`close()` without asyncio)."""
 
         async def read(at: str | None) -> Batch:
-            return await self._scan_batch(filter, at, PAGE, with_vectors, fields, slice, mode, collection, timeout)
+            begins = consistent and at in (None, cursor)
+            place, how = _reading(filter, PAGE, with_vectors, fields, slice, begins, mode, collection, timeout)
+            return await read_batch(await self._documents(), place, at, how)
 
-        return Scan(read, cursor, with_vectors=with_vectors)
+        async def end(at: str) -> None:
+            place, _ = _reading(filter, PAGE, with_vectors, fields, slice, False, mode, collection, timeout)
+            await end_scan(await self._documents(), place, at, timeout)
+
+        return Scan(read, cursor, with_vectors=with_vectors, end=end)
 
 
-def _at(place: Place, after: str, collection_id: int) -> Place:
-    return msgspec.structs.replace(place, after=after, collection_id=collection_id)
+def _reading(
+    filter: FilterLike,
+    limit: int,
+    with_vectors: bool,
+    fields: Iterable[str] | None,
+    slice: Sequence[int],
+    consistent: bool,
+    mode: ReadMode | str,
+    collection: str,
+    timeout: float,
+) -> tuple[Place, Reading]:
+    """What is scanned, and how. Raises InvalidArgument."""
+    where, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
+    place = Place(where, values.filter_bytes(filter), values.check_slice(slice), "")
+    count = min(values.check_count(limit, "limit"), PAGE)
+    wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
+    pinned = values.check_flag(consistent, "consistent")
+    return place, Reading(count, whole, wanted, seconds, values.field_paths(fields), pinned)
 
 
 def check_ids_are_meant(ids: object) -> None:

@@ -19,16 +19,19 @@ VERSION = 1
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
     """What is scanned (a collection, a filter as JSON, a share of the ids), and the id behind which it goes on.
-    collection_id: tells the collection from others that had or will have its name; 0 if it is not known."""
+    collection_id: tells the collection from others that had or will have its name; 0 if it is not known. token, pins:
+    of a consistent scan (protocol.calls.ScanPin); no pins for another one."""
 
     collection: str
     filter: bytes
     slice: tuple[int, int]
     after: str
     collection_id: int = 0
+    token: int = 0
+    pins: tuple[tuple[int, int], ...] = ()
 
 
-class _Kept(msgspec.Struct, frozen=True, array_like=True):
+class Kept(msgspec.Struct, frozen=True, array_like=True):
     """What the text holds. scan: the hash of what is scanned."""
 
     version: int
@@ -36,17 +39,20 @@ class _Kept(msgspec.Struct, frozen=True, array_like=True):
     collection: str
     after: str
     collection_id: int = 0
+    token: int = 0
+    pins: tuple[tuple[int, int], ...] = ()
 
 
 def encode(place: Place) -> str:
     """The place as text of letters, digits, - and _."""
-    body = msgspec.msgpack.encode(_Kept(VERSION, _hash(place), place.collection, place.after, place.collection_id))
+    kept = Kept(VERSION, _hash(place), place.collection, place.after, place.collection_id, place.token, place.pins)
+    body = msgspec.msgpack.encode(kept)
     return base64.urlsafe_b64encode(binascii.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
 
 
 def decode(text: object, scan: Place) -> Place:
     """Where to go on. scan: what is to be scanned, from any place. Raises InvalidArgument."""
-    kept = _kept(text)
+    kept = kept_in(text)
     if kept.collection != scan.collection:
         raise InvalidArgument(
             f"cursor = {shown(text)} is of a scan of collection {kept.collection[:80]!r}, not {scan.collection[:80]!r}",
@@ -57,17 +63,20 @@ def decode(text: object, scan: Place) -> Place:
             f"cursor = {shown(text)} is of a scan with another filter or slice: go on with those it began with",
             field="cursor",
         )
-    return msgspec.structs.replace(scan, after=kept.after, collection_id=kept.collection_id)
+    return msgspec.structs.replace(
+        scan, after=kept.after, collection_id=kept.collection_id, token=kept.token, pins=kept.pins
+    )
 
 
-def _kept(text: object) -> _Kept:
+def kept_in(text: object) -> Kept:
+    """What a cursor says. Raises InvalidArgument for what is none."""
     try:
         if not isinstance(text, str):
             raise ValueError
         data = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
         if binascii.crc32(data[4:]).to_bytes(4, "big") != data[:4]:
             raise ValueError
-        kept = msgspec.msgpack.decode(data[4:], type=_Kept)
+        kept = msgspec.msgpack.decode(data[4:], type=Kept)
     except (ValueError, *DECODE_ERRORS):  # binascii.Error and UnicodeEncodeError are ValueErrors
         raise InvalidArgument(
             f"cursor = {shown(text)} is none: a whole text that `scan_page` gave as its `cursor`", field="cursor"

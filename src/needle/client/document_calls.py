@@ -16,7 +16,7 @@ from needle.base.explain import ShardExplanation
 from needle.base.model import CollectionSize, CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.where import OnProgress
-from needle.protocol.calls import DocumentBatch, ScanAnswer
+from needle.protocol.calls import DocumentBatch, ScanAnswer, ScanPin
 from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import CollectionInfo
@@ -165,6 +165,7 @@ class DocumentCalls(Protocol):
         timeout: float,
         fields: tuple[str, ...] | None = None,
         only: int = 0,
+        pin: ScanPin | None = None,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see `calls.ScanCall`."""
         ...

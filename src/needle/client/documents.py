@@ -101,7 +101,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
     ) -> WriteResult:
         name, where = values.check_id(id), values.check_name(collection)
         data, json = values.vector_bytes(vector), values.metadata_bytes(metadata)
-        seconds, matches = values.check_timeout(timeout), values.filter_bytes(if_matches)
+        seconds, matches = values.check_timeout(timeout), values.filter_bytes(if_matches, "if_matches")
         expires = values.expiry(expires_at)
         return await (await self._documents()).insert(where, name, data, json, expected, seconds, matches, expires)
 
@@ -168,7 +168,9 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         ConditionFailed otherwise."""
         check_ids_are_meant(ids)
         names, name, seconds = values.different_ids(ids), values.check_name(collection), values.check_timeout(timeout)
-        return await (await self._documents()).delete(name, names, seconds, values.filter_bytes(if_matches))
+        return await (await self._documents()).delete(
+            name, names, seconds, values.filter_bytes(if_matches, "if_matches")
+        )
 
     # --- reads -------------------------------------------------------------------------------------------------------
     @overload

@@ -5,14 +5,19 @@ Knows pages and cursors, not where they come from.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
-from needle.base.errors import InvalidArgument
-from needle.base.model import Document
+import msgspec
+
+from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.model import Document, ReadMode
 from needle.client import answers, arrow_tables
-from needle.protocol.calls import DocumentBatch
+from needle.client import cursor as cursors
+from needle.client.document_calls import DocumentCalls
+from needle.protocol.calls import DocumentBatch, ScanPin
 
 
 class Batch(NamedTuple):
@@ -20,6 +25,66 @@ class Batch(NamedTuple):
 
     documents: DocumentBatch
     cursor: str | None
+
+
+class Reading(NamedTuple):
+    """How pages are read: see DocumentCalls.scan. consistent: of a scan that begins."""
+
+    limit: int
+    with_vectors: bool
+    mode: ReadMode
+    timeout: float
+    fields: tuple[str, ...] | None = None
+    consistent: bool = False
+
+
+async def read_batch(documents: DocumentCalls, place: cursors.Place, cursor: str | None, how: Reading) -> Batch:
+    """The page at a cursor, None for the first. place: what is scanned, from any place. Raises InvalidArgument for a
+    cursor that is not of it."""
+    pin = ScanPin() if how.consistent else None
+    if cursor is not None:
+        place = cursors.decode(cursor, place)
+        if how.consistent and not place.pins:
+            raise InvalidArgument(
+                "consistent = True is not allowed with this cursor: its scan began without, and sees what there is now",
+                field="consistent",
+            )
+        pin = ScanPin(place.token, list(place.pins)) if place.pins else None
+    answer = await documents.scan(
+        place.collection,
+        place.filter,
+        place.after,
+        how.limit,
+        how.with_vectors,
+        place.slice,
+        how.mode,
+        how.timeout,
+        how.fields,
+        place.collection_id,
+        pin,
+    )
+    if answer.reached is None:
+        return Batch(answer.documents, None)
+    held = answer.pin or ScanPin()
+    place = msgspec.structs.replace(
+        place,
+        after=answer.reached,
+        collection_id=answer.collection_id,
+        token=held.token,
+        pins=tuple(held.open),
+    )
+    return Batch(answer.documents, cursors.encode(place))
+
+
+async def end_scan(documents: DocumentCalls, place: cursors.Place, cursor: str, timeout: float) -> None:
+    """Nobody reads on at this cursor: what a consistent scan sees need not be kept. place: as in `read_batch`."""
+    place = cursors.decode(cursor, place)
+    if place.pins:
+        pin = ScanPin(place.token, list(place.pins), True)
+        await documents.scan(
+            place.collection, place.filter, place.after, 1, False, place.slice, ReadMode.STRONG, timeout,
+            None, place.collection_id, pin,
+        )  # fmt: skip
 
 
 class Place:
@@ -48,10 +113,16 @@ class Scan(AsyncIterator[Document]):
     """Documents one after the other, in the order of their ids; `async for` reads them page by page."""
 
     def __init__(
-        self, read: Callable[[str | None], Awaitable[Batch]], cursor: str | None, *, with_vectors: bool
+        self,
+        read: Callable[[str | None], Awaitable[Batch]],
+        cursor: str | None,
+        *,
+        with_vectors: bool,
+        end: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """read: a page by its cursor."""
+        """read: a page by its cursor. end: tells that nobody reads on at a cursor."""
         self.read = read
+        self.end = end
         self.place = Place(cursor, with_vectors)
 
     def __aiter__(self) -> Scan:
@@ -66,9 +137,15 @@ class Scan(AsyncIterator[Document]):
         return place.left.popleft()
 
     async def aclose(self) -> None:
-        """Read no more."""
-        self.place.done = True
-        self.place.left.clear()
+        """Read no more. What is kept for a consistent scan is given back; without this, after
+        `limits.pinned_scan_seconds`."""
+        place = self.place
+        at = place.cursor if place.begun and not place.done else None
+        place.done = True
+        place.left.clear()
+        if at is not None and self.end is not None:
+            with contextlib.suppress(NeedleError):
+                await self.end(at)
 
     async def to_arrow(self) -> Any:
         """All of them as a `pyarrow.Table`: id, vector (with `with_vectors`), metadata as JSON text, expires_at. What
@@ -84,9 +161,12 @@ class Scan(AsyncIterator[Document]):
 class SyncScan(Iterator[Document]):
     """`Scan` for code without asyncio."""
 
-    def __init__(self, read: Callable[[str | None], Batch], place: Place) -> None:
-        """read: as of Scan, blocking. place: where it begins."""
+    def __init__(
+        self, read: Callable[[str | None], Batch], place: Place, end: Callable[[str], None] | None = None
+    ) -> None:
+        """read, end: as of Scan, blocking. place: where it begins."""
         self._read = read
+        self._end = end
         self._place = place
 
     def __next__(self) -> Document:
@@ -96,6 +176,16 @@ class SyncScan(Iterator[Document]):
                 raise StopIteration
             place.left.extend(answers.documents(place.took(self._read(place.cursor))))
         return place.left.popleft()
+
+    def close(self) -> None:
+        """See Scan.aclose."""
+        place = self._place
+        at = place.cursor if place.begun and not place.done else None
+        place.done = True
+        place.left.clear()
+        if at is not None and self._end is not None:
+            with contextlib.suppress(NeedleError):
+                self._end(at)
 
     def to_arrow(self) -> Any:
         """See Scan.to_arrow."""

@@ -321,10 +321,12 @@ class ClusterShards:
         """With an identity of its own, by which the catalog executes it once."""
         return encode(command, Identity(self.nonce(), self.topology().version))
 
-    async def sync(self, shard: int, version: int, timeout: float) -> None:
-        """Have the shard's leader apply the catalog's collections as of `version`."""
+    async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
+        """Have the shard's leader apply the catalog's collections as of `version`. by_log: see SyncCall."""
         group = shard_group(shard)
-        await self.group(shard).ask_leader(SYNC, lambda left: calls.encode(SyncCall(group, version, left)), timeout)
+        await self.group(shard).ask_leader(
+            SYNC, lambda left: calls.encode(SyncCall(group, version, left, by_log)), timeout
+        )
 
     async def index_room(self, shard: int, collection: str, path: str, timeout: float) -> IndexRoom:
         """What an index of a field would take on the shard's leader, and what there is for it."""

@@ -113,7 +113,13 @@ class SyncClient:
             client, thread = self._here()  # for each page: this may be another process by now
             return thread.run(client.scan(*args, **options).read(at))
 
-        return SyncScan(read, begun.place)
+        def end(at: str) -> None:
+            client, thread = self._here()
+            again = client.scan(*args, **options)
+            if again.end is not None:
+                thread.run(again.end(at))
+
+        return SyncScan(read, begun.place, end)
 
     def __enter__(self) -> SyncClient:
         return self

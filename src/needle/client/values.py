@@ -167,8 +167,10 @@ def check_ttl(value: Any, low: float = 0.001) -> float:
     return float(seconds)
 
 
-def filter_bytes(value: Filter | Mapping[str, Any] | None) -> bytes:
-    """The canonical JSON of a filter; b"" for none."""
+def filter_bytes(value: Filter | Mapping[str, Any] | None, field: str = "filter") -> bytes:
+    """The canonical JSON of a filter; b"" for none. field: the argument's name, for errors."""
+    if value is not None and not isinstance(value, Filter | Mapping):
+        raise refused(field, value, "a Filter or a dict such as {'field': {'$gt': 1}}")
     return b"" if value is None else Filter.parse(value).to_json()
 
 

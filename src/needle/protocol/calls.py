@@ -201,11 +201,21 @@ class CountAnswer(msgspec.Struct, frozen=True, array_like=True):
     applied_index: int
 
 
+class ScanPin(msgspec.Struct, frozen=True, array_like=True):
+    """That a scan sees each shard at one index of its log. token: drawn for the scan; 0, for who routes: draw one.
+    open: by shard the index at which it is read; [] to have each shard open a pin at an index of its own. ends: nothing
+    is read, what it sees need not be kept any more."""
+
+    token: int = 0
+    open: Annotated[list[tuple[int, int]], msgspec.Meta(max_length=ELEMENTS_MAX)] = []
+    ends: bool = False
+
+
 class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     """A page of the documents that match a filter (JSON; b"" for all), in the order of their ids, behind the id `after`
     ("": from the first). limit: documents at most. slice: (which, of how many): only the documents whose ids fall into
     that share. epoch, fields, bound: as in GetCall. only: for who routes, the id that the collection must have by the
-    catalog, 0 for any."""
+    catalog, 0 for any. pin: of a consistent scan."""
 
     group: GroupId
     collection: str
@@ -219,15 +229,18 @@ class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     fields: Paths | None = None
     only: int = 0
     bound: bytes = b""
+    pin: ScanPin | None = None
 
 
 class ScanAnswer(msgspec.Struct, frozen=True, array_like=True):
     """documents: all from one applied index. reached: the id up to which was looked; None: there are no more.
-    collection_id: of the collection, by the catalog; 0 if who answers does not know."""
+    collection_id: of the collection, by the catalog; 0 if who answers does not know. pin: of a consistent scan, how to
+    go on; None from nodes that know none."""
 
     documents: DocumentBatch
     reached: str | None
     collection_id: int = 0
+    pin: ScanPin | None = None
 
 
 class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -255,6 +255,39 @@ class Expire(Versioned, frozen=True, tag="expire"):
     limit: int
 
 
+class PinScan(Versioned, frozen=True, tag="pin"):
+    """Keep what a collection holds at this entry for a scan, until EndPins names it; the answer's version is this
+    entry's index, which is the pin's. token: drawn by who scans; an open pin of the same one is answered again. owned:
+    fingerprint of the ranges that the shard was asked for. until: microseconds since 1970 by the leader's clock, when a
+    leader ends it. pins_max: refused if so many are open in the shard."""
+
+    SINCE: ClassVar[int] = 3
+
+    collection: str
+    token: int
+    owned: int
+    until: int
+    pins_max: int
+
+
+class EndPins(Versioned, frozen=True, tag="unpin"):
+    """What these pins see need not be kept any more."""
+
+    SINCE: ClassVar[int] = 3
+
+    pins: list[int]
+
+
+class KnowCatalog(Versioned, frozen=True, tag="know"):
+    """Whoever serves this shard must know the catalog of this founding at least as of `version`: something that the
+    shard's own log does not hold, the meaning of an alias or a time to live, changed there."""
+
+    SINCE: ClassVar[int] = 3
+
+    founding: int
+    version: int
+
+
 class PublishSegment(Versioned, frozen=True, tag="segment"):
     """The leader built a segment of the ordinals [first, last] of a collection incarnation; all replicas switch to
     it at this log index. It replaces every segment inside that range. Derived data: a replica without the file
@@ -279,6 +312,9 @@ Command = (
     | ChangeWhere
     | Once
     | Expire
+    | PinScan
+    | EndPins
+    | KnowCatalog
     | PublishSegment
     | MoveCommand
 )

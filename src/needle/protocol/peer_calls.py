@@ -82,11 +82,13 @@ class CatalogCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SyncCall(msgspec.Struct, frozen=True, array_like=True):
-    """Give the group's shard the collections of the catalog of at least `version`; asked of the shard's leader."""
+    """Give the group's shard the collections of the catalog of at least `version`; asked of the shard's leader. by_log:
+    and have its log say that whoever serves the shard must know that version."""
 
     group: GroupId
     version: int
     timeout: float = 10.0
+    by_log: bool = False
 
 
 class IndexRoomCall(msgspec.Struct, frozen=True, array_like=True):

@@ -137,6 +137,7 @@ class Hosting:
             disk=ports.disk,
             failpoint=ports.failpoint,
             index_rows=ports.index_rows,
+            purge_rows_min=ports.purge_rows_min,
         )
 
 

@@ -38,6 +38,7 @@ from needle.server.upkeep.disk_space import Directory, Endless, Volume
 from needle.shard.disk import ReplicaDisk
 from needle.shard.fields.index_budget import USUAL_ROWS, IndexRows
 from needle.shard.state_machine import Replica
+from needle.shard.upkeep import PURGE_ROWS
 from needle.system import SystemClock, ThreadPool
 
 BACKGROUND_NICE = 10
@@ -125,7 +126,7 @@ class NodePorts:
     replica, or the catalog. volume: the file system of a data directory. knows: the version of commands and formats up
     to which this node can read them; listen and peers say the same. certificates: of TLS, where it is spoken.
     audit: the log of who did what, where it is kept.
-    index_rows: from how many documents on field indexes are made and saved.
+    index_rows: from how many documents on field indexes are made and saved. purge_rows_min: see Replica.
     """
 
     clock: Clock
@@ -150,6 +151,7 @@ class NodePorts:
     certificates: Certificates | None = None
     audit: Audit | None = None
     index_rows: IndexRows = USUAL_ROWS
+    purge_rows_min: int = PURGE_ROWS
 
     def close_pools(self) -> None:
         """Wait for what runs in the pools, then stop them."""

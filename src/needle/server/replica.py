@@ -31,6 +31,7 @@ from needle.server.upkeep.disk_space import DiskSpace
 from needle.server.upkeep.expiry import Expiry
 from needle.server.upkeep.field_upkeep import FieldUpkeep
 from needle.server.upkeep.lasting import lasting, next_beat
+from needle.server.upkeep.pinned_scans import PinnedScans
 from needle.shard.caretaker import Caretaker
 from needle.shard.fields.builders import Builders
 from needle.shard.search_batcher import SearchBatcher
@@ -104,18 +105,17 @@ class HostedReplica:
             clock=ports.clock,
             disk=ports.disk,
         )
-
+        threads = ports.clock, ports.file_pool
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
-        self._expiry = Expiry(
-            group, replica, host, ports.clock, ports.file_pool, lambda: host.is_leader(group), topology
-        )
-
-        self._fields = FieldUpkeep(group, replica, host, ports.clock, ports.file_pool, call, space, topology)
+        self._expiry = Expiry(group, replica, host, *threads, lambda: host.is_leader(group), topology)
+        self._pinned = PinnedScans(group, replica, host, *threads, config.limits, lambda: space.low, topology)
+        self._fields = FieldUpkeep(group, replica, host, *threads, call, space, topology)
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
         fields = self._fields.run
-        works = (self.keeper.run, self._scrub, self._watch, fields, self.caretaker.run, self._expiry.run)
+        watching = (self._scrub, self._watch, self._expiry.run, self._pinned.run)
+        works = (self.keeper.run, fields, self.caretaker.run, *watching)
         for work in works:
             self._background.spawn(lasting(partial(self._while_whole, work)))
 

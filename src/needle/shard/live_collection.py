@@ -22,6 +22,7 @@ from needle.routing.shard_map import KeyRange
 from needle.routing.topology import called
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
+from needle.shard.catalog_known import ANY, CatalogKnown
 from needle.shard.documents.digest import replica_digest
 from needle.shard.documents.metadata_rows import Rows
 from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord
@@ -30,6 +31,7 @@ from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import FieldName, IndexBudget
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.ordinal_set import OrdinalSet
+from needle.shard.pins import NO_PINS, Pins
 from needle.shard.places import Places
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.collection_vectors import LOAD_ROWS, CollectionVectors
@@ -68,7 +70,7 @@ class CollectionView:
 class ReplicaView:
     """What searches see: all collections by name, at one applied index, and the file that holds their documents; and
     what the shard owns there, if that ever changed. visible: documents that a reader can see, of all collections;
-    live_bytes: what they weigh."""
+    live_bytes: what they weigh. pins: open ones. catalog: what whoever serves must know."""
 
     at: AppliedAt
     collections: immutables.Map[str, CollectionView]
@@ -76,6 +78,8 @@ class ReplicaView:
     fence: Fence | None = None
     visible: int = 0
     live_bytes: int = 0
+    pins: Pins = NO_PINS
+    catalog: CatalogKnown = ANY
 
     @property
     def store(self) -> DocumentStore:

@@ -24,6 +24,7 @@ from needle.shard.apply.batch import Batch
 from needle.shard.apply.execute import execute
 from needle.shard.apply.holdings import Fence, decode_holdings
 from needle.shard.apply.sessions import SessionTable
+from needle.shard.catalog_known import decode_known
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.image import SEGMENTS, write_image
 from needle.shard.documents.records import CollectionRecord, WriteSet
@@ -32,6 +33,7 @@ from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import IndexBudget
 from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView
+from needle.shard.pins import decode_pins
 from needle.shard.segments.files import FILE_NAME as SEGMENT_FILE_NAME
 from needle.shard.segments.sealed import segment_file
 from needle.shard.state_before import StateBefore
@@ -89,7 +91,7 @@ class OpenedState:
 
     def _load(self) -> None:
         at, records, manifests, sessions, answers = self.store.load()
-        stored = self.store.holdings()
+        stored = self.store.named("holdings")
         fence = None if stored is None else Fence(decode_holdings(stored))
         around, ends = self._around, {record.id: record.next_ordinal for record in records}
         bytes_max = around.field_indexes.bytes_max
@@ -102,7 +104,8 @@ class OpenedState:
         self.sessions = SessionTable(sessions, answers)
         views = immutables.Map({name: live.view() for name, live in self.live.named.items()})
         visible, size = sum(view.visible for view in views.values()), sum(view.live_bytes for view in views.values())
-        self.view = ReplicaView(at, views, self.store, fence, visible, size)
+        pins, catalog = decode_pins(self.store.named("pins")), decode_known(self.store.named("catalog"))
+        self.view = ReplicaView(at, views, self.store, fence, visible, size, pins, catalog)
 
     def _collection(self, record: CollectionRecord) -> LiveCollection:
         around = self._around
@@ -123,7 +126,7 @@ class OpenedState:
         """One transaction, of the first of them only if what the next one needs cannot be read for now. Raises DiskFull
         or TooManyFiles, with nothing changed, if that is the very first."""
         at = self.view.at
-        before = StateBefore(self.live, self.store, self.view.fence)
+        before = StateBefore(self.live, self.store, self.view)
         batch = Batch(at, before, self.sessions, self.store.writer.find, before.stored())
         batch.prefetch(commands)
         results: list[Any] = []
@@ -168,7 +171,8 @@ class OpenedState:
             views[name] = now = live.view()
             visible += now.visible - (0 if before is None else before.visible)
             size += now.live_bytes - (0 if before is None else before.live_bytes)
-        self.view = ReplicaView(changes.at, views.finish(), self.store, batch.fence, visible, size)
+        finished = views.finish()
+        self.view = ReplicaView(changes.at, finished, self.store, batch.fence, visible, size, batch.pins, batch.catalog)
         self._around.changed.note(batch.dropped, changes.collections)
 
     def save_fields(self, rows_min: int) -> bool:

@@ -6,7 +6,7 @@ Threads: any. It must not know apply, snapshots or Raft.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import Final, NamedTuple
@@ -21,6 +21,7 @@ from needle.routing.strategy import key_hash
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import StoredDocument
+from needle.shard.documents.scans import Seen
 from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import CollectionView, ReplicaView
@@ -42,7 +43,8 @@ def on() -> None:
 
 class Page(NamedTuple):
     """What one page of a scan is to hold: see protocol.calls.ScanCall. vector_bytes: of one document. bound: as there;
-    a page then tells no id but those of documents that it holds."""
+    a page then tells no id but those of documents that it holds. pin: (index, token) of the open one that it is read
+    at, None for what there is now."""
 
     collection: str
     filter: bytes
@@ -52,6 +54,7 @@ class Page(NamedTuple):
     slice: tuple[int, int] = (0, 1)
     vector_bytes: int = 0
     bound: bytes = b""
+    pin: tuple[int, int] | None = None
 
     def holds(self, document: StoredDocument, node: Node | None) -> bool:
         which, of = self.slice
@@ -184,39 +187,35 @@ class Reads:
         try:
             with self._in_flight.enter():
                 view = self._view()
-                collection = view.collection(page.collection)
-                wanted = None
-                if page.bound:
-                    wanted = _matching(collection, both(page.filter, page.bound, self._limits), builders, go_on)
-                return self._scan(view, collection.record.id, page, claim, go_on, wanted)
+                return self._scan(view, page, claim, go_on, builders)
         except CorruptDocuments as error:
             raise not_served(error) from error  # the store has told of it
 
     def _scan(
-        self,
-        view: ReplicaView,
-        collection_id: int,
-        page: Page,
-        claim: Claim | None,
-        go_on: Callable[[], None],
-        wanted: Callable[[int], bool] | None,
+        self, view: ReplicaView, page: Page, claim: Claim | None, go_on: GoOn, builders: Builders | None
     ) -> Scanned:
+        collection_id = view.collection(page.collection).record.id
         node = both(page.filter, page.bound, self._limits)
         found: list[StoredDocument] = []
         looked, read, size, fence, index = 0, 0, 0, view.fence, view.at.index
+        if page.pin is not None:
+            fence, index = None, page.pin[0]
         reached: str | None = None
-        with closing(view.store.scan(collection_id, page.after, wanted)) as rows:
-            for document, at, held in rows:
+        with closing(_rows(view, page, node, go_on, builders)) as rows:
+            for id_, document, at, held in rows:
                 if not looked:  # what is read may be newer than the view: judge it by the holdings of the same moment
                     fence, index = None if held is None else self._fence_of(held), at
                     check_claim(fence, claim, at)
-                if len(found) == page.limit or size > SCAN_BYTES:
-                    break
-                if (looked >= SCAN_LOOKS or read > SCAN_LOOKS_BYTES) and (found or not page.bound):
+                full = len(found) == page.limit or size > SCAN_BYTES
+                tired = (looked >= SCAN_LOOKS or read > SCAN_LOOKS_BYTES) and (found or not page.bound)
+                if id_ != reached and (full or tired):  # another version of the last id is still of this page
                     break
                 if not looked % 256:
                     go_on()
-                looked, read, reached = looked + 1, read + len(document.metadata), document.id
+                looked, reached = looked + 1, id_
+                if document is None:
+                    continue
+                read += len(document.metadata)
                 if page.holds(document, node) and (fence is None or fence.shows(document.id, document.metadata)):
                     found.append(document)
                     size += len(document.metadata) + (page.vector_bytes if page.with_vectors else 0)
@@ -239,8 +238,21 @@ class Reads:
         return last[1]
 
 
+def _rows(
+    view: ReplicaView, page: Page, node: Node | None, go_on: GoOn, builders: Builders | None
+) -> Generator[Seen, None, None]:
+    """What a page has to look at. node: what its filter and its key's allow."""
+    held, store = view.collection(page.collection), view.store
+    if page.pin is not None:
+        return store.scan_pinned(held.record.id, page.after, *page.pin)
+    few = _few(held, node, go_on)
+    if few is not None:
+        return store.scan_some(held.record.id, page.after, few, held.record.next_ordinal)
+    return store.scan(held.record.id, page.after, _matching(held, node, builders, go_on) if page.bound else None)
+
+
 def _matching(
-    collection: CollectionView, node: Node | None, builders: Builders | None, go_on: Callable[[], None]
+    collection: CollectionView, node: Node | None, builders: Builders | None, go_on: GoOn
 ) -> Callable[[int], bool]:
     """Which ordinals may match, by the indexes of fields: to look at every document for a key that sees few of them
     takes as long as there are many. Documents newer than the view have to be looked at."""
@@ -255,6 +267,16 @@ def _matching(
         return found is None or ordinal >= upto or ordinal in found
 
     return matching
+
+
+def _few(held: CollectionView, node: Node | None, go_on: GoOn) -> Sequence[int] | None:
+    """The ordinals of what a filter allows, if indexes that are there tell it, and it is no more than a page looks at;
+    else None. Not yet or no longer visible ones included."""
+    record = held.record
+    if node is None or record.documents <= SCAN_LOOKS or not held.payload.whole(node, record.next_ordinal):
+        return None
+    found = held.payload.within(node, record.next_ordinal, held.live.bitmap(), None, go_on)
+    return list(found) if len(found) <= SCAN_LOOKS else None
 
 
 def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None:

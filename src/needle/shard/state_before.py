@@ -11,11 +11,10 @@ from pyroaring import BitMap
 
 from needle.base.filters.nodes import Node, evaluate
 from needle.shard.apply.before import Bounds, Matched, Member, Stored
-from needle.shard.apply.holdings import Fence
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.store import DocumentStore
-from needle.shard.live_collection import LiveCollection, OpenCollections
+from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView
 from needle.shard.plan import PublishedSegment
 
 MATCH_ROWS = 128
@@ -25,15 +24,15 @@ MATCH_ROWS = 128
 class StateBefore:
     """What a batch asks of the state before it: before.Collections, and before.Stored."""
 
-    def __init__(self, live: OpenCollections, store: DocumentStore, fence: Fence | None) -> None:
+    def __init__(self, live: OpenCollections, store: DocumentStore, view: ReplicaView) -> None:
         self._live = live
         self._store = store
-        self._fence = fence
+        self._view = view
 
     def stored(self) -> Stored:
         return Stored(
-            self._fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals, self._match,
-            self._store.expiring,
+            self._view.fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals,
+            self._match, self._store.expiring, self._view.pins, self._view.catalog,
         )  # fmt: skip
 
     def manifest(self, collection_id: int) -> list[PublishedSegment]:
@@ -99,6 +98,7 @@ class StateBefore:
         return found, after
 
     def _select(self, collection_id: int, member: Callable[[str, bytes], bool], after: int, upto: int) -> list[int]:
-        custom = self._fence is not None and self._fence.custom
+        fence = self._view.fence
+        custom = fence is not None and fence.custom
         rows = self._store.live_between(collection_id, after, upto, metadata=custom)
         return [ordinal for ordinal, name, metadata in rows if member(name, metadata)]

@@ -77,6 +77,8 @@ class Upkeep:
         """Whether there was anything."""
         # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
         enough = 0 if all_of_it else max(self._purge_rows_min, self._view().visible // 8)
+        while self._piece(lambda: self._store().writer.release(self._view().pins.oldest, PURGE_ROWS)):
+            pass
         with self._applying:
             # Everything named here is dead in the current view; only searches on older views may still read it.
             fence = self._view().fence

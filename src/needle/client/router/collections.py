@@ -42,7 +42,8 @@ async def alter(shards: Shards, name: str, ef_search: int, ttl: float, timeout: 
     left = max(0.001, deadline - asyncio.get_running_loop().time())
     result = await shards.command(catalog_commands.AlterCollection(found.spec.name, found.id, ef_search, ttl), left)
     if ttl >= 0:
-        _confirmed(await _sync_all(shards, result.version, deadline), f"collection {name[:80]!r} with ttl {ttl:g} s")
+        silent = await _sync_all(shards, result.version, deadline, by_log=True)
+        _confirmed(silent, f"collection {name[:80]!r} with ttl {ttl:g} s")
     return result
 
 
@@ -97,7 +98,8 @@ async def _renamed(
 ) -> WriteResult:
     deadline = asyncio.get_running_loop().time() + timeout
     result = await shards.command(command, timeout)
-    _confirmed(await _sync_all(shards, result.version, deadline), f"alias {command.alias[:80]!r} as asked for")
+    silent = await _sync_all(shards, result.version, deadline, by_log=True)
+    _confirmed(silent, f"alias {command.alias[:80]!r} as asked for")
     return result
 
 
@@ -147,11 +149,14 @@ async def drop(shards: Shards, name: str, timeout: float) -> WriteResult:
     return WriteResult(version=version, index=version, existed=True)
 
 
-async def _sync_all(shards: Shards, version: int, deadline: float) -> dict[int, NeedleError]:
-    """Have all shards apply the catalog's collections as of `version`; those that could not now, and why."""
+async def _sync_all(shards: Shards, version: int, deadline: float, *, by_log: bool = False) -> dict[int, NeedleError]:
+    """Have all shards apply the catalog's collections as of `version`; those that could not now, and why. by_log: later
+    leaders know it, too."""
     left = max(0.001, deadline - asyncio.get_running_loop().time())
     serving = [info.shard for info in shards.topology().serving]
-    told = await asyncio.gather(*(shards.sync(s, version, left) for s in serving), return_exceptions=True)
+    told = await asyncio.gather(
+        *(shards.sync(s, version, left, by_log=by_log) for s in serving), return_exceptions=True
+    )
     silent: dict[int, NeedleError] = {}
     for shard, outcome in zip(serving, told, strict=True):
         if isinstance(outcome, NeedleError):  # whatever it is: the catalog has done what was asked

@@ -18,9 +18,11 @@ import msgspec
 
 from needle.base.errors import (
     DeadlineExceeded,
+    InvalidArgument,
     NeedleError,
     Overloaded,
     ProtocolError,
+    ScanEnded,
     StaleEpoch,
     TooManyRequests,
     TooStale,
@@ -220,6 +222,55 @@ class FanOut:
         if answer.epoch != owned.epoch or answer.fingerprint != owned.fingerprint(shard):
             raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
         return answer.body
+
+    async def at_pins(
+        self,
+        method: str,
+        make: Callable[[int, int, Freshness], object],
+        pins: Sequence[tuple[int, int]],
+        timeout: float,
+    ) -> dict[int, Payload]:
+        """Ask shards for what they keep of one index each, whatever the map is by now: any replica that has applied it
+        will do. make: the call, given the shard, the index and how fresh. Raises the first error of a shard; ScanEnded
+        for one that was retired, InvalidArgument for one that never was."""
+        await self._check_shards([shard for shard, _ in pins])
+
+        async def ask(shard: int, index: int) -> Payload:
+            def body(left: float) -> bytes:
+                return calls.encode(make(shard, index, Freshness(ReadMode.EVENTUAL, index, 0.0, left)))
+
+            data = await self._ask_any(shard, self._group(shard), method, body, timeout)
+            return calls.decode(data, ReceivedAnswer).body
+
+        answered, _ = await _gather({shard: ask(shard, index) for shard, index in pins}, False)
+        return answered
+
+    async def _check_shards(self, named: Sequence[int]) -> None:
+        """Of a cursor, which anybody may have made up."""
+        now = self._topology()
+        if not {*named} <= {info.shard for info in now.shards}:
+            now = await self._refresh(now.version + 1, PAUSE_SECONDS)  # one that was added since
+        if unknown := {*named} - {info.shard for info in now.shards}:
+            raise InvalidArgument(
+                f"cursor names shard {min(unknown)}, which this cluster does not have", field="cursor"
+            )
+        if gone := {*named} & {info.shard for info in now.shards if info.retired}:
+            raise ScanEnded(
+                f"this consistent scan has ended: shard {min(gone)} was removed. Begin it anew; that is safe"
+            )
+
+    async def tell_leaders(
+        self, method: str, make: Callable[[int, float], object], shards: Sequence[int], timeout: float
+    ) -> None:
+        """Tell the leaders of shards something that nobody waits for: who is silent, or refuses, is passed over."""
+        await self._check_shards(shards)
+
+        async def tell(shard: int) -> None:
+            with suppress(NeedleError):
+                group = self._group(shard)
+                await group.ask_leader(method, lambda left: calls.encode(make(shard, left)), timeout)
+
+        await asyncio.gather(*map(tell, shards))
 
     # --- any replica -------------------------------------------------------------------------------------------------
     async def _ask_any(

@@ -13,7 +13,7 @@ from needle.base.errors import ProtocolError
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
 from needle.protocol import calls
-from needle.protocol.calls import DocumentBatch, ScanAnswer, SearchManyAnswer, expiries
+from needle.protocol.calls import DocumentBatch, ScanAnswer, ScanPin, SearchManyAnswer, expiries
 
 
 def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
@@ -98,7 +98,9 @@ def merge_pages(pages: Sequence[ScanAnswer], limit: int) -> ScanAnswer:
         max((batch.applied_index for batch in batches), default=0),
         expiries([batches[which].expires[row] if batches[which].expires else 0 for _, which, row in rows]),
     )
-    return ScanAnswer(documents, bound)
+    pins = [page.pin for page in pages if page.pin is not None]
+    pin = ScanPin(pins[0].token, [one for found in pins for one in found.open]) if pins else None
+    return ScanAnswer(documents, bound, pin=pin)
 
 
 def _row(batch: DocumentBatch, row: int) -> bytes:

@@ -33,6 +33,7 @@ from needle.protocol.calls import (
     GetCall,
     ScanAnswer,
     ScanCall,
+    ScanPin,
 )
 from needle.protocol.commands import (
     AS_IT_IS,
@@ -203,12 +204,15 @@ class Router(Routes):
         timeout: float,
         fields: tuple[str, ...] | None = None,
         only: int = 0,
+        pin: ScanPin | None = None,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
-        shards have the last id. only: the id that the collection must have, 0 for any."""
+        shards have the last id. only: the id that the collection must have, 0 for any. pin: of a consistent scan."""
         fresh = self._fresh(mode, 0.0, False)
+        if pin is not None and not pin.token:
+            pin = ScanPin(self._shards.nonce())
         asked = ScanCall(
-            0, collection, filter_json, after, limit, with_vectors, fresh(0), slice_, fields=fields, only=only
+            0, collection, filter_json, after, limit, with_vectors, fresh(0), slice_, fields=fields, only=only, pin=pin
         )
         return await self._named(
             collection,

@@ -64,8 +64,9 @@ class Shards(Protocol):
         """A random number that tells one command from others like it."""
         ...
 
-    async def sync(self, shard: int, version: int, timeout: float) -> None:
-        """Have a shard's leader apply the catalog's collections as of `version`."""
+    async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
+        """Have a shard's leader apply the catalog's collections as of `version`. by_log: and have the shard's log say
+        that whoever leads it must know that version."""
         ...
 
     async def index_room(self, shard: int, collection: str, path: str, timeout: float) -> IndexRoom:

@@ -1,4 +1,8 @@
-"""A page of a scan: every shard that may have matching documents is asked for its next ones."""
+"""A page of a scan: every shard that may have matching documents is asked for its next ones.
+
+Of a consistent scan the first page has each shard open a pin: from one map, which all of them own what it says by their
+logs. So the pins together cover every key once, and the later pages are read at them, whatever the map is by then.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,23 @@ from typing import Any
 
 import msgspec
 
-from needle.base.errors import InvalidArgument
+from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.ids import shard_group
+from needle.base.model import ReadMode
 from needle.client.router.fan_out import FanOut
 from needle.client.router.merge import merged_pages
 from needle.client.router.pruning import matching_shards
 from needle.protocol import calls
-from needle.protocol.calls import Freshness, ScanAnswer, ScanCall
+from needle.protocol.calls import Freshness, ScanAnswer, ScanCall, ScanPin
 from needle.routing.topology import collection_id
+
+END_SECONDS = 1.0
+"""For telling shards that a scan has ended: they end it themselves after a while."""
+
+ANY_EPOCH = -1
+"""In a call that is about a pin: it is a shard's, and the map by which it was found does not matter."""
+
+Beside = Callable[..., Awaitable[Any]]
 
 
 async def scan_page(
@@ -23,7 +36,7 @@ async def scan_page(
     timeout: float,
     fan_out: FanOut,
     fresh: Callable[[int], Freshness],
-    beside: Callable[..., Awaitable[Any]],
+    beside: Beside,
 ) -> ScanAnswer:
     """What `asked` asks for, as a caller would: of a collection by the caller's name, whatever its group, freshness and
     epoch. stored: the collection's name inside the shards. beside: runs what takes time by the byte."""
@@ -34,6 +47,8 @@ async def scan_page(
             "made again, or its alias got another meaning; begin anew",
             field="cursor",
         )
+    if asked.pin is not None:
+        return await _pinned_page(asked, asked.pin, stored, timeout, fan_out, beside)
     answers = await fan_out.read(
         calls.SCAN,
         lambda shard, fresh, epoch: msgspec.structs.replace(
@@ -45,3 +60,46 @@ async def scan_page(
     )
     page: ScanAnswer = await beside(answers.size(), merged_pages, answers.by_shard, asked.limit)
     return msgspec.structs.replace(page, collection_id=here)
+
+
+async def _pinned_page(
+    asked: ScanCall, pin: ScanPin, stored: str, timeout: float, fan_out: FanOut, beside: Beside
+) -> ScanAnswer:
+    inner = msgspec.structs.replace(asked, collection=stored, only=0)
+
+    def at(shard: int, index: int, fresh: Freshness) -> ScanCall:
+        one = ScanPin(pin.token, [(shard, index)])
+        return msgspec.structs.replace(inner, group=shard_group(shard), freshness=fresh, epoch=ANY_EPOCH, pin=one)
+
+    if pin.ends:
+        await _end(inner, pin, fan_out)
+        return ScanAnswer(calls.DocumentBatch([], [], [], b"", 0), None)
+    if pin.open:
+        bodies = await fan_out.at_pins(calls.SCAN, at, pin.open, timeout)
+    else:
+        answers = await fan_out.read(
+            calls.SCAN,
+            lambda shard, fresh, epoch: msgspec.structs.replace(
+                inner, group=shard_group(shard), freshness=fresh, epoch=epoch
+            ),
+            lambda owned: matching_shards(owned, asked.filter),
+            lambda _: Freshness(ReadMode.STRONG),
+            timeout,
+        )
+        bodies = answers.by_shard
+    page: ScanAnswer = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit)
+    found = page.pin
+    if found is None or {shard for shard, _ in found.open} != set(bodies):
+        raise ClusterTooOld("a node runs a release that knows no consistent scans: upgrade all nodes first")
+    if page.reached is None:
+        await _end(inner, found, fan_out)
+    return msgspec.structs.replace(page, collection_id=collection_id(stored) or 0)
+
+
+async def _end(inner: ScanCall, pin: ScanPin, fan_out: FanOut) -> None:
+    def end(shard: int, left: float) -> ScanCall:
+        one = ScanPin(pin.token, [held for held in pin.open if held[0] == shard], True)
+        fresh = Freshness(timeout=left)
+        return msgspec.structs.replace(inner, group=shard_group(shard), freshness=fresh, epoch=ANY_EPOCH, pin=one)
+
+    await fan_out.tell_leaders(calls.SCAN, end, [shard for shard, _ in pin.open], END_SECONDS)

@@ -331,7 +331,8 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scan(ReadBody, frozen=True, kw_only=True):
-    """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids."""
+    """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids. consistent: of a scan that begins:
+    all its pages show each shard as it was at one moment."""
 
     filter: Filter = None
     cursor: str | None = None
@@ -340,6 +341,7 @@ class Scan(ReadBody, frozen=True, kw_only=True):
     vector_format: VectorFormat = "numbers"
     fields: Fields | None = None
     slice: tuple[Whole, Positive] = (0, 1)
+    consistent: bool = False
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -350,9 +352,11 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Export(ReadBody, frozen=True, kw_only=True):
-    """All documents, or those that match, one JSON object a line. timeout: of each page that is read."""
+    """All documents, or those that match, one JSON object a line. timeout: of each page that is read. consistent: as in
+    Scan."""
 
     filter: Filter = None
     with_vectors: bool = True
     vector_format: VectorFormat = "numbers"
     fields: Fields | None = None
+    consistent: bool = False

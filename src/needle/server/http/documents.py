@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from itertools import repeat
 
@@ -10,9 +11,9 @@ import msgspec
 from needle.base.errors import DocumentNotFound, NeedleError, invalid
 from needle.base.model import HitBatch, SearchRequest, score_of
 from needle.client import answers, values
-from needle.client import cursor as cursors
 from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
+from needle.client.scanning import Reading, end_scan, read_batch
 from needle.client.searches import Narrow, search_request
 from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
@@ -20,6 +21,7 @@ from needle.server.http import bodies
 from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_of, vectors_of
 
 PAGE = bodies.PAGE_MAX
+END_SECONDS = 2.0
 _lines = msgspec.json.Encoder()
 
 
@@ -30,7 +32,7 @@ async def put_document(call: Call) -> bodies.Written:
         lambda: (
             vector_of(body.vector, body.vector_type).tobytes(),
             values.metadata_bytes(body.metadata),
-            values.filter_bytes(body.if_matches),
+            values.filter_bytes(body.if_matches, "if_matches"),
         )
     )
     result = await call.router.insert(
@@ -102,7 +104,7 @@ def _change(body: bodies.Change) -> Change:
 
 async def _patch_ids(call: Call, body: bodies.PatchDocument, ids: str | list[str]) -> bodies.Written:
     names, where = values.different_ids(ids), values.check_name(call.collection)
-    change, matches = await call.beside(lambda: (_change(body), values.filter_bytes(body.if_matches)))
+    change, matches = await call.beside(lambda: (_change(body), values.filter_bytes(body.if_matches, "if_matches")))
     return bodies.Written.of(await call.router.patch(where, names, change, body.if_version, matches, body.timeout))
 
 
@@ -286,29 +288,22 @@ async def scan(call: Call) -> bodies.Page:
     return await _page(call, body, body.cursor, body.limit, values.check_slice(body.slice))
 
 
+async def _place(call: Call, body: bodies.Scan | bodies.Export, slice_: tuple[int, int]) -> Place:
+    where = values.check_name(call.collection)
+    return Place(where, await call.beside(lambda: values.filter_bytes(body.filter)), slice_, "")
+
+
 async def _page(
     call: Call, body: bodies.Scan | bodies.Export, cursor: str | None, limit: int, slice_: tuple[int, int]
 ) -> bodies.Page:
     if body.max_staleness is not None:
         raise invalid("max_staleness", body.max_staleness, "left out: pages say nothing of it")
-    where = values.check_name(call.collection)
-    place = Place(where, await call.beside(lambda: values.filter_bytes(body.filter)), slice_, "")
-    if cursor is not None:
-        place = cursors.decode(cursor, place)
-    answer = await call.router.scan(
-        where,
-        place.filter,
-        place.after,
-        limit,
-        body.with_vectors,
-        place.slice,
-        body.mode,
-        body.timeout,
-        values.field_paths(body.fields),
-    )
-    after = answer.reached
-    following = None if after is None else cursors.encode(msgspec.structs.replace(place, after=after))
-    return bodies.Page(documents=await _beside(call, answer.documents, body.vector_format), cursor=following)
+    place = await _place(call, body, slice_)
+    begins = body.consistent and (cursor is None or isinstance(body, bodies.Scan))
+    shown = values.field_paths(body.fields)
+    how = Reading(limit, body.with_vectors, body.mode, body.timeout, shown, begins)
+    found = await read_batch(call.router, place, cursor, how)
+    return bodies.Page(documents=await _beside(call, found.documents, body.vector_format), cursor=found.cursor)
 
 
 async def export(call: Call) -> AsyncIterator[bytes]:
@@ -319,10 +314,15 @@ async def export(call: Call) -> AsyncIterator[bytes]:
 
 async def _export(call: Call, page: bodies.Page) -> AsyncIterator[bytes]:
     count = 0
-    while True:
-        count += len(page.documents)
-        yield await call.blocking(_lines.encode_lines, page.documents)
-        if page.cursor is None:
-            yield _lines.encode_lines([bodies.ExportEnd(end="complete", documents=count)])
-            return
-        page = await _page(call, call.body, page.cursor, PAGE, (0, 1))
+    try:
+        while True:
+            count += len(page.documents)
+            yield await call.blocking(_lines.encode_lines, page.documents)
+            if page.cursor is None:
+                yield _lines.encode_lines([bodies.ExportEnd(end="complete", documents=count)])
+                return
+            page = await _page(call, call.body, page.cursor, PAGE, (0, 1))
+    finally:
+        if page.cursor is not None and call.body.consistent:  # nobody reads on
+            with contextlib.suppress(NeedleError):
+                await end_scan(call.router, await _place(call, call.body, (0, 1)), page.cursor, END_SECONDS)

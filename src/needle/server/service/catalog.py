@@ -22,6 +22,7 @@ from needle.base.ids import CATALOG_GROUP
 from needle.base.model import WriteResult
 from needle.protocol import calls, catalog_commands
 from needle.protocol.catalog_commands import CatalogCommand
+from needle.protocol.commands import KnowCatalog, entry
 from needle.protocol.peer_calls import (
     CATALOG,
     CatalogCall,
@@ -127,6 +128,12 @@ class CatalogCalls:
         if not await self._node.wait_topology(call.version, timeout):
             raise Unavailable(f"node {self._node.node_id} does not know version {call.version} of the catalog yet")
         await self._node.reconciler.reconcile(call.group, timeout)
+        now = self._node.topology
+        if call.by_log and now.cluster_version >= KnowCatalog.SINCE:
+            known = self._node.hosted(call.group).replica.view.catalog
+            if known.founding != now.founding or known.version < call.version:
+                command = KnowCatalog(now.founding, call.version)
+                await self._host.propose(call.group, entry(command, now), timeout)
         return WriteResult(version=call.version, index=self._host.applied_index(call.group))
 
     async def found(self, call: FoundCall) -> WhoAnswer:

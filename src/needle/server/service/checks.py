@@ -47,6 +47,22 @@ class Ownerships:
         """The refusal of a call that was routed by another map; owned=False: of a document that the shard lacks."""
         return StaleEpoch(text, epoch=here.epoch, version=self._node.topology.version, owned=owned)
 
+    def lacks(self, group: GroupId) -> bool:
+        """Whether the shard's log says that this node must know a newer catalog: by the one that it has, the meaning of
+        an alias, or a time to live, may be that of before (docs/adr/0065)."""
+        hosted, now = self._node.groups.get(group), self._node.topology
+        return hosted is not None and hosted.replica.view.catalog.missing(now.founding, now.version) > 0
+
+    async def learn(self, group: GroupId, timeout: float) -> None:
+        """Wait for the catalog that the shard's log says this node must know. Raises Unavailable."""
+        hosted, now = self._node.groups.get(group), self._node.topology
+        version = 0 if hosted is None else hosted.replica.view.catalog.missing(now.founding, now.version)
+        if version and not await self._node.wait_topology(version, min(timeout, BEHIND_SECONDS)):
+            raise Unavailable(
+                f"node {self._node.node_id} must know version {version} of the catalog to serve shard {group - 1}, and "
+                f"knows {self._node.topology.version} yet"
+            )
+
     async def moving(self, owned: Ownership, timeout: float) -> None:
         """The shard's log is ahead of the map of this node: that will come in a moment."""
         if self._node.ownership is owned:

@@ -11,12 +11,20 @@ from typing import Any
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, StaleEpoch, Unavailable, invalid
+from needle.base.errors import (
+    CollectionNotFound,
+    InvalidArgument,
+    NeedleError,
+    OutcomeUnknown,
+    StaleEpoch,
+    Unavailable,
+    invalid,
+)
 from needle.base.ids import GroupId
 from needle.base.model import Claim, WriteResult
 from needle.base.parts import Body
 from needle.protocol import calls, commands
-from needle.protocol.calls import WriteCall
+from needle.protocol.calls import ScanCall, ScanPin, WriteCall
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import MoveAnswer, MoveCall
 from needle.routing.topology import Ownership, Topology, public_name
@@ -47,6 +55,7 @@ class ShardDocuments:
     def __init__(self, node: ServedNode, reads: Reads) -> None:
         self._node = node
         self._host = node.host
+        self._reads = reads
         self._owners = Ownerships(node)
         self.methods: dict[str, Run] = {
             calls.WRITE: self._shard_write,
@@ -55,7 +64,7 @@ class ShardDocuments:
             calls.GET: lambda call: self._shard_read(reads.get, call),
             calls.COLLECTIONS: lambda call: self._shard_read(reads.collections, call),
             calls.COUNT: lambda call: self._shard_read(reads.count, call),
-            calls.SCAN: lambda call: self._shard_read(reads.scan, call),
+            calls.SCAN: self._scan,
         }
 
     # --- writes ------------------------------------------------------------------------------------------------------
@@ -68,6 +77,8 @@ class ShardDocuments:
             return None
         hosted = self._node.groups.get(call.group)
         if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
+            return None
+        if self._owners.lacks(call.group):
             return None
         fence = hosted.replica.fence
         if fence is not None and not agrees(fence, owned, call.group):
@@ -107,6 +118,9 @@ class ShardDocuments:
             raise not_leader(self._node, group)
         timeout = call_timeout(call.timeout)
         await hosted.be_up_to_date(timeout)
+        if self._owners.lacks(group):
+            await self._owners.learn(group, timeout)
+            await self._owners.of(call.epoch)
         if call.asked is not None:
             done = await judge(self._node, len(call.command), known, hosted, call.asked, command)
             if done is not None:
@@ -178,11 +192,71 @@ class ShardDocuments:
         except StaleEpoch as stale:
             await self._owners.moving(owned, call_timeout(fresh.timeout))
             raise self._owners.stale(stale.message, self._node.ownership or owned) from stale
+        if self._owners.lacks(call.group):
+            await self._owners.learn(call.group, call_timeout(fresh.timeout))
         after = self._node.ownership
         if after is None or after.map != owned.map:
             raise self._owners.stale("the shard map changed during the read", after or owned)
         body = await encoded(self._node, answer)
         return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
+
+    # --- consistent scans --------------------------------------------------------------------------------------------
+    async def _scan(self, call: ScanCall) -> Body:
+        """Of what there is now, or of what an open pin sees, whichever map its reader knows; or it opens one."""
+        pin = call.pin
+        if pin is None:
+            return await self._shard_read(self._reads.scan, call)
+        if pin.ends:
+            await self._end_pin(call, pin)
+            return calls.encode((call.epoch, 0, b""))
+        if pin.open:
+            answer = await self._reads.scan(call)
+            return calls.encode_body((call.epoch, 0, body := await encoded(self._node, answer)), body)
+        owned = await self._owners.of(call.epoch)
+        try:
+            try:
+                index = await self._open_pin(owned, call, pin)
+            except CollectionNotFound:
+                await self._catch_up(call.group, call.collection, call.freshness.timeout)
+                index = await self._open_pin(owned, call, pin)
+        except StaleEpoch as stale:
+            await self._owners.moving(owned, call_timeout(call.freshness.timeout))
+            raise self._owners.stale(stale.message, self._node.ownership or owned) from stale
+        opened = msgspec.structs.replace(call, pin=ScanPin(pin.token, [(call.group - 1, index)]))
+        body = await encoded(self._node, await self._reads.scan(opened))
+        return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)
+
+    async def _open_pin(self, owned: Ownership, call: ScanCall, pin: ScanPin) -> int:
+        """The index at which the shard's log has the pin."""
+        limits, group = self._node.config.limits, call.group
+        until = micros_of(self._node.ports.clock) + int(limits.pinned_scan_seconds * 1_000_000)
+        fingerprint = owned.fingerprint(group - 1)
+        command = commands.PinScan(call.collection, pin.token, fingerprint, until, limits.pinned_scans_max)
+        result = await self._by_log(group, command, call_timeout(call.freshness.timeout), call.epoch)
+        return result.version
+
+    async def _end_pin(self, call: ScanCall, pin: ScanPin) -> None:
+        here = [index for shard, index in pin.open if shard == call.group - 1]
+        open_ = {(one.index, one.token) for one in self._node.hosted(call.group).replica.view.pins.open}
+        if found := [index for index in here if (index, pin.token) in open_]:
+            await self._by_log(call.group, commands.EndPins(found), call_timeout(call.freshness.timeout), 0)
+
+    async def _by_log(self, group: GroupId, command: commands.Command, timeout: float, epoch: int) -> WriteResult:
+        """Propose what a read needs. epoch: of the map by which it was routed, 0 if it does not matter."""
+        hosted = self._node.hosted(group)
+        if not self._host.is_leader(group):
+            raise not_leader(self._node, group)
+        await hosted.be_up_to_date(timeout)
+        if epoch and self._owners.lacks(group):
+            await self._owners.learn(group, timeout)
+            await self._owners.of(epoch)
+        hosted.space.check(command)
+        data = commands.entry(command, self._node.topology)
+        try:
+            result: WriteResult = await self._host.propose(group, data, timeout)
+        except OutcomeUnknown as error:  # to repeat it is harmless: it is known by its token
+            raise Unavailable(f"whether the consistent scan was opened, or ended, is not known: {error}") from error
+        return result
 
     async def _catch_up(self, group: GroupId, collection: str, timeout: float) -> None:
         """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the

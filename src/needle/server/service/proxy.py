@@ -288,6 +288,7 @@ class Proxy:
             call_timeout(fresh.timeout),
             call.fields,
             call.only,
+            call.pin,
         )
 
     async def collections(self, call: CollectionsCall) -> CollectionsAnswer:

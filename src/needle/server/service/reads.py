@@ -204,11 +204,21 @@ class Reads:
 
         def read(replica: Replica, go_on: Callable[[], None]) -> ScanAnswer:
             width = 4 * replica.view.collection(call.collection).record.spec.dimensions
+            pin = None if call.pin is None else (call.pin.open[0][1], call.pin.token)
             page = Page(
-                call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width, call.bound
+                call.collection,
+                call.filter,
+                call.after,
+                call.limit,
+                call.with_vectors,
+                call.slice,
+                width,
+                call.bound,
+                pin,
             )
             found = replica.scan(page, claim, go_on, builders)
-            return ScanAnswer(_columns(found.documents, found.applied, projection(call.fields)), found.reached)
+            documents = _columns(found.documents, found.applied, projection(call.fields))
+            return ScanAnswer(documents, found.reached, pin=call.pin)
 
         answer: ScanAnswer = await self._read(call.group, call.freshness, read)
         return answer

@@ -34,7 +34,15 @@ T = TypeVar("T")
 LARGE_ROWS = 1000
 JUDGED_BYTES_MAX = 64 * 1024
 """A larger command is checked in a thread: 16 MB of JSON take a third of a second, and heartbeats cannot wait."""
-_OF_LEADERS = (commands.PublishSegment, commands.Once, commands.Expire, *MOVE_COMMANDS)
+_OF_LEADERS = (
+    commands.PinScan,
+    commands.EndPins,
+    commands.KnowCatalog,
+    commands.PublishSegment,
+    commands.Once,
+    commands.Expire,
+    *MOVE_COMMANDS,
+)
 
 
 class ServedNode(Protocol):
@@ -130,6 +138,7 @@ def check_for_callers(command: commands.Command) -> None:
     """Raises InvalidArgument for what only a shard's leader puts into its log."""
     if isinstance(command, _OF_LEADERS):
         raise InvalidArgument(
-            "segments are published, documents expired, ranges moved, and requests remembered, by leaders only",
+            "segments are published, documents expired, scans pinned, ranges moved, and requests remembered, "
+            "by leaders only",
             field="command",
         )

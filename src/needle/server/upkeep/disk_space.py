@@ -20,7 +20,7 @@ from needle.base.errors import DiskFull
 from needle.base.runtime import Blocking
 from needle.protocol import catalog_commands
 from needle.protocol.catalog_commands import CatalogCommand
-from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Insert, Patch, UpdateVectors
+from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Insert, Patch, PinScan, UpdateVectors
 from needle.protocol.move_commands import Import, MoveCommand, PrepareMove
 from needle.protocol.peer_calls import DiskRoom
 from needle.routing.topology import MoveState
@@ -227,7 +227,7 @@ class DiskSpace:
 
     def check(self, command: Command) -> None:
         """Raises DiskFull for a command that makes the data grow while there is little room."""
-        grows = isinstance(command, Insert | CreateCollection | Patch | UpdateVectors)
+        grows = isinstance(command, Insert | CreateCollection | Patch | UpdateVectors | PinScan)
         if self.low and (grows or (isinstance(command, ChangeWhere) and command.change is not None)):
             raise self._refusal()
 

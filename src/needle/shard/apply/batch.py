@@ -20,6 +20,7 @@ from needle.shard.apply.before import Collections, Find, Stored
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
 from needle.shard.apply.sessions import SessionTable
+from needle.shard.catalog_known import encode_known
 from needle.shard.documents.digest import MODULUS, document_hash, rehashed
 from needle.shard.documents.records import (
     ORDINAL_MAX,
@@ -30,6 +31,7 @@ from needle.shard.documents.records import (
     WriteSet,
     row_id,
 )
+from needle.shard.pins import encode_pins
 from needle.shard.plan import PublishedSegment
 
 
@@ -46,6 +48,8 @@ class Batch:
     ) -> None:
         self.stored = stored or Stored()
         self.fence = self.stored.fence
+        self.pins = self.stored.pins
+        self.catalog = self.stored.catalog
         self._next_id = at.next_collection_id
         self._before = collections
         self._records: dict[str, CollectionRecord | None] = {}
@@ -105,7 +109,7 @@ class Batch:
         """What this batch does to a collection."""
         change = self.changes.get(record.id)
         if change is None:
-            change = CollectionChange(record, record.next_ordinal, False)
+            change = CollectionChange(record, record.next_ordinal, False, pinned=self.pins.below(record.id))
             self.changes[record.id] = change
         return change
 
@@ -142,6 +146,7 @@ class Batch:
         change = self.changes.pop(record.id, None)
         if change is None or not change.created:
             self.dropped.append(record.id)
+            self.pins = self.pins.without_collection(record.id)
 
     def manifest(self, change: CollectionChange) -> list[PublishedSegment]:
         """The published segments of a collection as they are now."""
@@ -168,7 +173,7 @@ class Batch:
             old = change.refs[id_]
             if old is not None:
                 existed += 1
-                change.dead.append(old.ordinal)
+                change.dies(id_, old)
                 change.dead_vectors.append(old.vector)
                 total -= int.from_bytes(old.hash, "little")
             vector, data, version = vectors[at * width : (at + 1) * width], metadata[at], versions[at]
@@ -205,7 +210,7 @@ class Batch:
             head = (old.ordinal, old.version, before[id_], old.expires)
             hash_ = rehashed(old.hash, id_, head, (ordinal, version, data, instant))
             total += int.from_bytes(hash_, "little") - int.from_bytes(old.hash, "little")
-            change.dead.append(old.ordinal)
+            change.dies(id_, old)
             change.kept.append((ordinal, old.vector))
             change.refs[id_] = DocRef(ordinal, version, hash_, old.vector, instant)
             change.rows.append((base | ordinal, id_, version, data, old.vector))
@@ -222,7 +227,7 @@ class Batch:
             old = change.refs[id_]
             if old is not None:
                 deleted += 1
-                change.dead.append(old.ordinal)
+                change.dies(id_, old)
                 change.dead_vectors.append(old.vector)
                 total -= int.from_bytes(old.hash, "little")
                 change.refs[id_] = None
@@ -309,6 +314,8 @@ class Batch:
             vectors=[], ids={}, graves=[], manifests={}, sessions=changed.sessions, sessions_removed=changed.evicted,
             answers=changed.answers, first_rows={},
             holdings=None if self.fence in (None, self.stored.fence) else encode_holdings(self.fence.holdings),
+            pins=None if self.pins is self.stored.pins else encode_pins(self.pins),
+            catalog=None if self.catalog is self.stored.catalog else encode_known(self.catalog),
         )  # fmt: skip
         for change in self.changes.values():
             if change.touched:

@@ -13,7 +13,9 @@ from pyroaring import BitMap
 
 from needle.base.filters.nodes import Node
 from needle.shard.apply.holdings import Fence
+from needle.shard.catalog_known import ANY, CatalogKnown
 from needle.shard.documents.records import CollectionRecord, DocRef, StoredDocument
+from needle.shard.pins import NO_PINS, Pins
 from needle.shard.plan import PublishedSegment
 
 Find = Callable[[int, Sequence[str]], Mapping[str, DocRef]]
@@ -74,7 +76,7 @@ class Stored:
     the first and up to the second bound. match: of the visible documents in such bounds those that match a filter
     and that (id, metadata) tells, in the order of their ordinals, without vectors, within bounds; and the ordinal up to
     which it looked. expiring: the documents that expire at an instant or earlier, at most so many, the earliest first,
-    without vectors."""
+    without vectors. pins, catalog: as they are."""
 
     fence: Fence | None = None
     hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
@@ -84,3 +86,5 @@ class Stored:
     live: Callable[[int], BitMap] = _nothing_live
     match: Match = _nothing_matched
     expiring: Callable[[int, int, int], Sequence[StoredDocument]] = _nothing_expires
+    pins: Pins = NO_PINS
+    catalog: CatalogKnown = ANY

@@ -30,7 +30,8 @@ FLOAT_BYTES: Final = 4
 class CollectionChange:
     """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. rows: new
     versions of documents, with consecutive ordinals. kept: (ordinal, that of its vector) of those that have the vector
-    of an earlier version. vectors: of the others. dead: ordinals of versions that are no more.
+    of an earlier version. vectors: of the others. dead: ordinals of versions that are no more. held: those of them that
+    an open pin may see, because they have ordinals below `pinned` (pins.Pins.below).
     hidden: by move, the ordinals that are invisible after it; marked: that will be (before.Stored); None: unchanged.
     first_expiry: the earliest instant at which something that it wrote expires, 0 for none."""
 
@@ -42,6 +43,8 @@ class CollectionChange:
     rows: list[DocumentRow] = field(default_factory=list)
     vectors: list[bytes | memoryview] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
+    pinned: int = 0
+    held: list[tuple[str, DocRef]] = field(default_factory=list)
     dead_vectors: list[int] = field(default_factory=list)
     kept: list[tuple[int, int]] = field(default_factory=list)
     manifest: list[PublishedSegment] | None = None
@@ -50,6 +53,12 @@ class CollectionChange:
     marked: dict[int, BitMap] | None = None
     touched: bool = False
     first_expiry: int = 0
+
+    def dies(self, id_: str, old: DocRef) -> None:
+        """That version of a document is no more."""
+        self.dead.append(old.ordinal)
+        if old.ordinal < self.pinned:
+            self.held.append((id_, old))
 
     def expire(self, instants: Iterable[int]) -> None:
         """Documents with these were written; what is not above 0 is none."""
@@ -73,6 +82,10 @@ class CollectionChange:
         else:
             out.graves.extend((base | ordinal, DEAD_DOCUMENT) for ordinal in self.dead)
             out.graves.extend((base | ordinal, DEAD_VECTOR) for ordinal in self.dead_vectors)
+        died = out.at.index
+        out.kept.extend(
+            (collection_id, id_, old.ordinal, old.vector, old.version, old.expires, died) for id_, old in self.held
+        )
         out.ids.update(((collection_id, id_), refs[id_]) for id_ in self.written)
 
     def _vector_rows(self) -> list[tuple[int, bytes | memoryview]]:

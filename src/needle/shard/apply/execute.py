@@ -37,11 +37,14 @@ from needle.protocol.commands import (
     CreateCollection,
     Delete,
     DropCollection,
+    EndPins,
     Expire,
     Insert,
+    KnowCatalog,
     Once,
     OpenSession,
     Patch,
+    PinScan,
     PublishSegment,
     Session,
     Spread,
@@ -56,6 +59,7 @@ from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.expiry import expire
 from needle.shard.apply.holdings import moved, within
 from needle.shard.apply.moves import execute_move
+from needle.shard.apply.pins import end_pins, know_catalog, pin_scan
 from needle.shard.apply.visible import check_insert, parsed, seen
 from needle.shard.apply.where import amend, change_where
 from needle.shard.documents.metadata_rows import decode_metadata
@@ -63,7 +67,7 @@ from needle.shard.documents.records import DocRef
 from needle.shard.plan import PublishedSegment, with_published
 
 Result = WriteResult | NeedleError
-ALONE = (*MOVE_COMMANDS, ChangeWhere, Expire)
+ALONE = (*MOVE_COMMANDS, PinScan, EndPins, KnowCatalog, ChangeWhere, Expire)
 """Commands that need the stored state right before them: each is a transaction of its own."""
 
 
@@ -143,6 +147,12 @@ def _run(batch: Batch, index: int, command: Command) -> Result:
             return change_where(batch, index, command)
         if isinstance(command, Expire):
             return expire(batch, index, command)
+        if isinstance(command, PinScan):
+            return pin_scan(batch, index, command)
+        if isinstance(command, EndPins):
+            return end_pins(batch, index, command)
+        if isinstance(command, KnowCatalog):
+            return know_catalog(batch, index, command)
         if isinstance(command, CreateCollection):
             return _create(batch, index, command)
         if isinstance(command, DropCollection):

@@ -26,6 +26,11 @@ DEAD_VECTOR: Final = 2
 """Of a row: its version of a document, and the vector that came with it, which later versions may go on having."""
 
 
+KeptRow = tuple[int, str, int, int, int, int, int]
+"""(collection id, id, ordinal, that of its vector, version, expires, died): a version that a pinned scan may see, and
+the index of the batch of entries in which it died."""
+
+
 class DocRef(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Where the current version of an id is. vector: the ordinal that its vector has: its own, or that of the version
     which brought it, if only metadata changed since. hash: digest.document_hash of it. expires: microseconds since
@@ -84,7 +89,8 @@ class WriteSet(msgspec.Struct):
     """What one batch of entries changes, or several of them after `merge`. Row ids as in the module docstring. ids: by
     collection id and document id, None for one that is deleted. vectors: of rows that brought one. graves: as in
     Doomed. first_rows: the first of `documents` of each collection. sessions: by id. answers: by session and seq, None
-    for one that is forgotten. size: bytes of the log entries. holdings: None if unchanged."""
+    for one that is forgotten. size: bytes of the log entries. holdings, pins, catalog: None if unchanged. kept: see
+    KeptRow."""
 
     at: AppliedAt
     collections: dict[int, CollectionRecord]
@@ -100,6 +106,9 @@ class WriteSet(msgspec.Struct):
     first_rows: dict[int, int]
     size: int = 0
     holdings: bytes | None = None
+    pins: bytes | None = None
+    catalog: bytes | None = None
+    kept: list[KeptRow] = msgspec.field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -109,7 +118,8 @@ class WriteSet(msgspec.Struct):
     @property
     def rare(self) -> bool:
         """Whether it changes what files and other shards are judged by when the replica is opened."""
-        return bool(self.manifests or self.removed) or self.holdings is not None
+        named = (self.holdings, self.pins, self.catalog)
+        return bool(self.manifests or self.removed) or any(one is not None for one in named)
 
     def merge(self, later: WriteSet) -> None:
         """Add what the entries right behind these change."""
@@ -131,8 +141,10 @@ class WriteSet(msgspec.Struct):
         self.sessions_removed += later.sessions_removed
         self.answers.update(later.answers)
         self.size += later.size
-        if later.holdings is not None:
-            self.holdings = later.holdings
+        self.kept += later.kept
+        for name in ("holdings", "pins", "catalog"):
+            if (value := getattr(later, name)) is not None:
+                setattr(self, name, value)
 
 
 def row_id(collection_id: int, ordinal: int) -> int:

@@ -133,7 +133,7 @@ def check_sum(path: str, record: CollectionRecord, count: int, total: int) -> No
 
 def read_small_tables(connection: apsw.Connection, path: str) -> list[PublishedSegment]:
     """Read what belongs to no document, so that the checksums of its pages are compared; the manifest."""
-    for table in ("graves", "dropped", "sessions", "answers"):
+    for table in ("graves", "kept", "dropped", "sessions", "answers"):
         known = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = ?", (table,)).fetchone()[0]
         for _ in connection.execute(f"SELECT * FROM {table}") if known else ():
             pass

@@ -54,6 +54,8 @@ TABLES: Final = {
     "hash BLOB NOT NULL, vector INTEGER NOT NULL, expires INTEGER NOT NULL, PRIMARY KEY (collection_id, id)) "
     "WITHOUT ROWID",
     "graves": "(row INTEGER PRIMARY KEY, what INTEGER NOT NULL)",
+    "kept": "(collection_id INTEGER, id TEXT, ordinal INTEGER, vector INTEGER NOT NULL, version INTEGER NOT NULL, "
+    "expires INTEGER NOT NULL, died INTEGER NOT NULL, PRIMARY KEY (collection_id, id, ordinal)) WITHOUT ROWID",
     "dropped": "(collection_id INTEGER PRIMARY KEY)",
     "segments": "(collection_id INTEGER, first INTEGER, last INTEGER NOT NULL, rows INTEGER NOT NULL, "
     "size INTEGER NOT NULL, checksum TEXT NOT NULL, PRIMARY KEY (collection_id, first)) WITHOUT ROWID",
@@ -61,8 +63,16 @@ TABLES: Final = {
     "answers": "(session INTEGER, seq INTEGER, answer BLOB NOT NULL, PRIMARY KEY (session, seq)) WITHOUT ROWID",
 }
 
-INDEXES: Final = {"expiring": "ids (collection_id, expires) WHERE expires > 0"}
-"""What expires next costs nothing to find, and nothing to keep for documents that do not."""
+INDEXES: Final = {
+    "expiring": "ids (collection_id, expires) WHERE expires > 0",
+    "kept_documents": "kept (collection_id, ordinal)",
+    "kept_vectors": "kept (collection_id, vector)",
+    "kept_since": "kept (died)",
+}
+"""What expires next costs nothing to find, and nothing to keep for documents that do not. What is kept for pinned scans
+is found by its rows, and by when it died."""
+_LATER: Final = ("kept", ("kept_documents", "kept_vectors", "kept_since"))
+"""A table that came to format 5 without a change of what there was: files that lack it are given it, empty."""
 
 
 def _register_checksums() -> None:
@@ -109,6 +119,13 @@ def _prepare(connection: apsw.Connection, path: str) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint=0").fetchall()
     connection.execute("PRAGMA cache_size=-16384")
+    name, indexes = _LATER
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone():
+        connection.execute("BEGIN")
+        connection.execute(f"CREATE TABLE {name} {TABLES[name]}")
+        for index in indexes:
+            connection.execute(f"CREATE INDEX {index} ON {INDEXES[index]}")
+        connection.execute("COMMIT")
     # What is deleted is overwritten, so that it cannot be read from the disk once the pages are checkpointed.
     connection.execute("PRAGMA secure_delete=ON").fetchall()
 

@@ -35,6 +35,7 @@ import numpy.typing as npt
 
 from needle.base.errors import CorruptDocuments, StorageError
 from needle.shard.disk import ReplicaDisk, disk_errors
+from needle.shard.documents import scans
 from needle.shard.documents.loading import Loaded, load
 from needle.shard.documents.metadata_rows import Rows
 from needle.shard.documents.read_connections import ReadConnections
@@ -57,6 +58,7 @@ from needle.shard.documents.row_check import (
     sum_of_ids,
     verify_image_file,
 )
+from needle.shard.documents.scans import Seen
 from needle.shard.documents.sqlite_file import FILE_NAME, connect, copy_pages
 from needle.shard.documents.writer import CHUNK, DocumentWriter, padded
 from needle.shard.plan import PublishedSegment
@@ -181,7 +183,7 @@ class DocumentStore:
         """The current documents of `ids`, in the order asked for, from one consistent read; absent ids left out."""
         with self.reading() as connection:
             connection.execute("BEGIN")
-            return _by_id(connection, collection_id, ids, vectors)
+            return scans.by_id(connection, collection_id, ids, vectors)
 
     def by_id_held(
         self, collection_id: int, ids: Sequence[str], *, vectors: bool
@@ -189,45 +191,44 @@ class DocumentStore:
         """`by_id`, with the applied index and the holdings at which it read."""
         with self.reading() as connection:
             connection.execute("BEGIN")
-            found = _by_id(connection, collection_id, ids, vectors)
+            found = scans.by_id(connection, collection_id, ids, vectors)
             meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
             return found, meta["index"], meta.get("holdings")
 
     def scan(
         self, collection_id: int, after: str, wanted: Callable[[int], bool] | None = None
-    ) -> Generator[tuple[StoredDocument, int, bytes | None], None, None]:
-        """The current documents behind the id `after` in the order of their ids, without vectors, from one consistent
-        read; each with the applied index and the holdings at which it read. wanted: those with these ordinals only; of
-        the others nothing but an index of ids is read."""
+    ) -> Generator[Seen, None, None]:
+        """See scans.current; from one consistent read."""
         with self.reading() as connection:
-            connection.execute("BEGIN")
-            meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
-            index, held = meta["index"], meta.get("holdings")
-            if wanted is not None:
-                for id_, ordinal, expires in connection.execute(
-                    "SELECT id, ordinal, expires FROM ids WHERE collection_id = ? AND id > ? ORDER BY id",
-                    (collection_id, after),
-                ):
-                    if wanted(ordinal):
-                        found = connection.execute(
-                            "SELECT version, metadata FROM documents WHERE row = ?", (row_id(collection_id, ordinal),)
-                        )
-                        version, metadata = found.fetchone()
-                        yield StoredDocument(id_, ordinal, version, metadata, b"", expires), index, held
-                return
-            for row in connection.execute(
-                "SELECT d.id, i.ordinal, d.version, d.metadata, x'', i.expires FROM ids i "
-                f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
-                "WHERE i.collection_id = ? AND i.id > ? ORDER BY i.id",
-                (collection_id, after),
-            ):
-                yield StoredDocument(*row), index, held
+            yield from scans.current(connection, collection_id, after, wanted)
 
-    def holdings(self) -> bytes | None:
-        """What the shard owns, as it was stored; None if that never changed."""
+    def scan_some(
+        self, collection_id: int, after: str, ordinals: Sequence[int], end: int
+    ) -> Generator[Seen, None, None]:
+        """See scans.some; from one consistent read."""
         with self.reading() as connection:
-            row = connection.execute("SELECT value FROM meta WHERE name = 'holdings'").fetchone()
+            yield from scans.some(connection, collection_id, after, ordinals, end)
+
+    def scan_pinned(self, collection_id: int, after: str, index: int, token: int) -> Generator[Seen, None, None]:
+        """See scans.pinned; from one consistent read. Raises ScanEnded."""
+        with self.reading() as connection:
+            try:
+                yield from scans.pinned(connection, self.path, collection_id, after, index, token)
+            except CorruptDocuments as error:
+                self._on_damage(error)
+                raise
+
+    def named(self, name: str) -> bytes | None:
+        """What is stored under a name as bytes: `holdings`, what the shard owns; `pins`; `catalog`. None if that never
+        changed."""
+        with self.reading() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
+
+    def kept_since(self, oldest: int, rows_max: int) -> dict[int, int]:
+        """See scans.kept_since."""
+        with self.reading() as connection:
+            return scans.kept_since(connection, oldest, rows_max)
 
     def live(self, collection_id: int, *, metadata: bool) -> Iterator[tuple[int, str, bytes]]:
         """(ordinal, id, metadata) of all current documents; metadata: b"" unless asked for."""
@@ -382,22 +383,6 @@ class DocumentStore:
         except CorruptDocuments as error:
             self._on_damage(error)
             raise
-
-
-def _by_id(connection: apsw.Connection, collection_id: int, ids: Sequence[str], vectors: bool) -> list[StoredDocument]:
-    found: dict[str, StoredDocument] = {}
-    columns = ", v.vector" if vectors else ", x''"
-    join = f"JOIN vectors v ON v.row = (i.collection_id << {ORDINAL_BITS} | i.vector)" if vectors else ""
-    for start in range(0, len(ids), CHUNK):
-        part = padded(ids[start : start + CHUNK])
-        rows = connection.execute(
-            f"SELECT d.id, i.ordinal, d.version, d.metadata{columns}, i.expires FROM ids i "
-            f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) {join} "
-            f"WHERE i.collection_id = ? AND i.id IN ({','.join('?' * len(part))})",
-            (collection_id, *part),
-        ).fetchall()
-        found.update((row[0], StoredDocument(*row)) for row in rows)
-    return [found[id_] for id_ in dict.fromkeys(ids) if id_ in found]
 
 
 _row_decoder = msgspec.json.Decoder(list[tuple[int, str, int, str]])

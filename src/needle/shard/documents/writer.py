@@ -19,27 +19,27 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from needle.base.errors import CorruptDocuments, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk, disk_errors
+from needle.shard.documents import purging
 from needle.shard.documents.records import (
-    DEAD_DOCUMENT,
-    DEAD_VECTOR,
     CollectionRecord,
     DocRef,
     Doomed,
     WriteSet,
-    row_id,
 )
 from needle.shard.documents.row_check import verify_image_file
 from needle.shard.documents.sqlite_file import open_writer
 from needle.shard.documents.wal_check import Seen, WalCheck
 
 log = logging.getLogger("needle.shard")
+
+T = TypeVar("T")
 
 CHUNK: Final = 512
 """Ids of one statement."""
@@ -86,6 +86,8 @@ class DocumentWriter:
         self._wal = WalCheck(path)
         self._seen: Seen | None = None
         """What `check_wal` compared for the checkpoint that follows it."""
+        self._looked_at = -1
+        """The row of graves behind which `doomed` goes on, while some are kept for scans."""
         with disk_errors(path):
             self._connection = open_writer(path, disk, verify_image_file)
 
@@ -196,8 +198,9 @@ class DocumentWriter:
                 many("DELETE FROM sessions WHERE id = ?", gone)
                 many("DELETE FROM answers WHERE session = ?", gone)
             many("UPDATE meta SET value = ? WHERE name = ?", _applied_rows(changes))
-            if changes.holdings is not None:
-                run("INSERT OR REPLACE INTO meta VALUES ('holdings', ?)", (changes.holdings,))
+            for name in ("holdings", "pins", "catalog"):
+                if (value := getattr(changes, name)) is not None:
+                    run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
             self._failpoint("apply-before-commit")
             run("COMMIT")
         except BaseException:
@@ -233,6 +236,8 @@ class DocumentWriter:
                 "INSERT INTO graves VALUES (?, ?) ON CONFLICT (row) DO UPDATE SET what = what | excluded.what",
                 changes.graves,
             )
+        if changes.kept:
+            many("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?)", changes.kept)
 
     def find(self, collection_id: int, ids: Sequence[str]) -> dict[str, DocRef]:
         """The current versions of `ids`, as of the last batch written; absent ids are left out."""
@@ -290,31 +295,23 @@ class DocumentWriter:
             # Counted first: what stays for now is looked at often, and apply waits meanwhile.
             some = "SELECT count(*) FROM (SELECT 1 FROM graves LIMIT ?)"
             enough = rows_max > 0 and self._connection.execute(some, (at_least,)).fetchone()[0] >= at_least
-            first = "SELECT row, what FROM graves ORDER BY row LIMIT ?"
-            rows = self._connection.execute(first, (rows_max,)).fetchall() if enough else []
+            rows, self._looked_at = (
+                purging.unpinned(self._connection, self._looked_at, rows_max) if enough else ([], self._looked_at)
+            )
             dropped = self._connection.execute("SELECT collection_id FROM dropped ORDER BY 1").fetchall()
         return Doomed(rows, [collection_id for (collection_id,) in dropped])
+
+    def release(self, oldest: int | None, rows_max: int) -> bool:
+        """See purging.release, in one transaction."""
+        with self._alone():
+            self._save()
+            return self._transaction(lambda: purging.release(self._connection, oldest, rows_max))
 
     def purge(self, doomed: Doomed, rows_max: int) -> bool:
         """Delete up to rows_max doomed rows in one transaction; False once nothing is left. The caller makes sure that
         no search reads them. When it happens differs between replicas, and nothing else depends on it."""
         with self._alone():
-            run = self._connection.execute
-            run("BEGIN IMMEDIATE")
-            try:
-                if doomed.rows:
-                    part = doomed.rows[:rows_max]
-                    self._delete_rows("documents", [row for row, what in part if what & DEAD_DOCUMENT])
-                    self._delete_rows("vectors", [row for row, what in part if what & DEAD_VECTOR])
-                    # Unless more of it has died since.
-                    self._connection.executemany("DELETE FROM graves WHERE row = ? AND what = ?", part)
-                    del doomed.rows[:rows_max]
-                elif doomed.collections and not self._purge_dropped(doomed.collections[0], rows_max):
-                    run("DELETE FROM dropped WHERE collection_id = ?", (doomed.collections.pop(0),))
-                run("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
+            self._transaction(lambda: purging.purge(self._connection, doomed, rows_max))
         return bool(doomed.rows or doomed.collections)
 
     def give_back(self, *, all_of_it: bool) -> bool:
@@ -329,23 +326,15 @@ class DocumentWriter:
             self._connection.execute(f"PRAGMA incremental_vacuum({STEP_PAGES})").fetchall()
         return True
 
-    def _delete_rows(self, table: str, rows: Sequence[int]) -> None:
-        self._connection.executemany(f"DELETE FROM {table} WHERE row = ?", [(row,) for row in rows])
-
-    def _purge_dropped(self, collection_id: int, rows_max: int) -> bool:
-        """Delete some rows of a dropped collection; False if it had none."""
-        run = self._connection.execute
-        low, high = row_id(collection_id, 0), row_id(collection_id + 1, 0)
-        rows = []
-        for table in ("documents", "vectors", "graves"):
-            some = f"SELECT row FROM {table} WHERE row >= ? AND row < ? LIMIT ?"
-            found = run(some, (low, high, rows_max)).fetchall()
-            self._delete_rows(table, [row for (row,) in found])
-            rows += found
-        names = run("SELECT id FROM ids WHERE collection_id = ? LIMIT ?", (collection_id, rows_max)).fetchall()
-        pairs = [(collection_id, name) for (name,) in names]
-        self._connection.executemany("DELETE FROM ids WHERE collection_id = ? AND id = ?", pairs)
-        return bool(rows or names)
+    def _transaction(self, work: Callable[[], T]) -> T:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            done = work()
+            self._connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        return done
 
 
 def _found_waiting(waiting: WriteSet, collection_id: int, ids: Sequence[str], found: dict[str, DocRef]) -> list[str]:

@@ -53,6 +53,7 @@ READ_SHARE: Final = 8
 BLOAT_ROWS: Final = 1 << 16
 SAMPLE_ROWS: Final = 1000
 """Documents by which it is judged what an index would take."""
+LACKING_MAX: Final = 4096
 EMPTY_BYTES: Final = 2000
 """A field without any value takes about that much."""
 
@@ -83,6 +84,13 @@ class PayloadIndex:
         with self._lock:
             fields = list(self._fields.values())
         return [".".join(one.key[0]) for one in fields if not one.refused and one.state.end >= self._end]
+
+    def whole(self, node: Node, end: int) -> bool:
+        """Whether each field that a filter needs has an index of the documents below `end`, but for the last few."""
+        keys = {key for compare in compares(node) for key in keys_of(compare)}
+        with self._lock:
+            held = [self._fields.get(key) for key in keys]
+        return bool(held) and all(one and not one.refused and one.state.end > end - LACKING_MAX for one in held)
 
     def bytes_held(self) -> int:
         """Memory that the indexes take."""

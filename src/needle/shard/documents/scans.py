@@ -1,0 +1,143 @@
+"""Documents by their ids, and in the order of their ids, read from a replica's file: those of now, and those that a
+pinned scan sees.
+
+Whoever calls has begun the read that all of it is from. It must not know moves of ranges: what is read says which
+holdings it is to be judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Final, NamedTuple
+
+import apsw
+import msgspec
+
+from needle.base.errors import CorruptDocuments
+from needle.shard.documents.records import ORDINAL_BITS, StoredDocument, row_id
+from needle.shard.documents.writer import CHUNK, padded
+from needle.shard.pins import decode_pins
+
+
+class Seen(NamedTuple):
+    """document: without its vector; None for a version that is not seen: the same id may come again with another one.
+    at: the index at which it is read; holdings: at that index, None if they had never changed."""
+
+    id: str
+    document: StoredDocument | None
+    at: int
+    holdings: bytes | None
+
+
+_METADATA: Final = (
+    "CASE WHEN ordinal < :below {}THEN (SELECT metadata FROM documents WHERE "
+    f"row = :collection << {ORDINAL_BITS} | ordinal) END"
+)
+"""Only of what the pin sees: the other rows of `documents` are not looked at."""
+_PINNED: Final = (
+    f"SELECT id, ordinal, version, expires, 0, {_METADATA.format('')} FROM ids "
+    "WHERE collection_id = :collection AND id > :after "
+    f"UNION ALL SELECT id, ordinal, version, expires, died, {_METADATA.format('AND died > :pin ')} FROM kept "
+    "WHERE collection_id = :collection AND id > :after ORDER BY 1"
+)
+"""Both in the order of their keys: nothing is sorted."""
+
+MASK: Final = (1 << ORDINAL_BITS) - 1
+_SOME: Final = (
+    "SELECT i.id, i.ordinal, i.version, i.expires FROM "
+    "(SELECT value AS row FROM json_each(:listed) UNION ALL "
+    "SELECT row FROM documents WHERE row >= :end AND row <= :last) n "
+    "CROSS JOIN documents d ON d.row = n.row "
+    "CROSS JOIN ids i ON i.collection_id = :collection AND i.id = d.id AND i.ordinal = d.row - :base "
+    "WHERE d.id > :after ORDER BY d.id"
+)
+
+
+def current(
+    connection: apsw.Connection, collection_id: int, after: str, wanted: Callable[[int], bool] | None = None
+) -> Generator[Seen, None, None]:
+    """The current documents behind the id `after`. wanted: those with these ordinals only; of the others nothing but an
+    index of ids is read."""
+    connection.execute("BEGIN")
+    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
+    index, held = meta["index"], meta.get("holdings")
+    if wanted is not None:
+        for id_, ordinal, expires in connection.execute(
+            "SELECT id, ordinal, expires FROM ids WHERE collection_id = ? AND id > ? ORDER BY id",
+            (collection_id, after),
+        ):
+            if wanted(ordinal):
+                row = row_id(collection_id, ordinal)
+                found = connection.execute("SELECT version, metadata FROM documents WHERE row = ?", (row,))
+                version, metadata = found.fetchone()
+                yield Seen(id_, StoredDocument(id_, ordinal, version, metadata, b"", expires), index, held)
+        return
+    for row in connection.execute(
+        "SELECT d.id, i.ordinal, d.version, d.metadata, x'', i.expires FROM ids i "
+        f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
+        "WHERE i.collection_id = ? AND i.id > ? ORDER BY i.id",
+        (collection_id, after),
+    ):
+        yield Seen(row[0], StoredDocument(*row), index, held)
+
+
+def some(
+    connection: apsw.Connection, collection_id: int, after: str, ordinals: Sequence[int], end: int
+) -> Generator[Seen, None, None]:
+    """Those of the current documents behind the id `after` that have these ordinals, or ordinals from `end` on: what
+    was written since somebody looked which ordinals there are."""
+    connection.execute("BEGIN")
+    meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
+    index, held = meta["index"], meta.get("holdings")
+    base = row_id(collection_id, 0)
+    listed = msgspec.json.encode([base + ordinal for ordinal in ordinals]).decode()
+    values = {"collection": collection_id, "after": after, "base": base, "end": base + end, "listed": listed}
+    # In order first, and only then their metadata, one by one: of most a page needs nothing.
+    for id_, ordinal, version, expires in connection.execute(_SOME, values | {"last": base + MASK}).fetchall():
+        (metadata,) = connection.execute("SELECT metadata FROM documents WHERE row = ?", (base | ordinal,)).fetchone()
+        yield Seen(id_, StoredDocument(id_, ordinal, version, metadata, b"", expires), index, held)
+
+
+def pinned(
+    connection: apsw.Connection, path: str, collection_id: int, after: str, index: int, token: int
+) -> Generator[Seen, None, None]:
+    """What an open pin sees behind the id `after`. Raises ScanEnded; CorruptDocuments if it is not there."""
+    connection.execute("BEGIN")
+    found = connection.execute("SELECT value FROM meta WHERE name = 'pins'").fetchone()
+    pin = decode_pins(None if found is None else bytes(found[0])).find(index, token, collection_id)
+    held = pin.holdings or None
+    values = {"collection": collection_id, "after": after, "below": pin.below, "pin": pin.index}
+    for id_, ordinal, version, expires, died, metadata in connection.execute(_PINNED, values):
+        if not pin.sees(ordinal, died):
+            yield Seen(id_, None, pin.index, held)
+            continue
+        if metadata is None:
+            raise CorruptDocuments(f"{path} is damaged: ordinal {ordinal} is kept for a scan and not there", path=path)
+        yield Seen(id_, StoredDocument(id_, ordinal, version, metadata, b"", expires), pin.index, held)
+
+
+def kept_since(connection: apsw.Connection, oldest: int, rows_max: int) -> dict[int, int]:
+    """How many versions are kept for pinned scans that died after the entry `oldest`, by collection; `rows_max` in all
+    at most."""
+    rows = connection.execute(
+        "SELECT collection_id, count(*) FROM (SELECT collection_id FROM kept WHERE died > ? LIMIT ?) GROUP BY 1",
+        (oldest, rows_max),
+    )
+    return dict(rows.fetchall())
+
+
+def by_id(connection: apsw.Connection, collection_id: int, ids: Sequence[str], vectors: bool) -> list[StoredDocument]:
+    """The current documents of these ids, in their order, each once. vectors: theirs, too; b"" otherwise."""
+    found: dict[str, StoredDocument] = {}
+    columns = ", v.vector" if vectors else ", x''"
+    join = f"JOIN vectors v ON v.row = (i.collection_id << {ORDINAL_BITS} | i.vector)" if vectors else ""
+    for start in range(0, len(ids), CHUNK):
+        part = padded(ids[start : start + CHUNK])
+        rows = connection.execute(
+            f"SELECT d.id, i.ordinal, d.version, d.metadata{columns}, i.expires FROM ids i "
+            f"JOIN documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) {join} "
+            f"WHERE i.collection_id = ? AND i.id IN ({','.join('?' * len(part))})",
+            (collection_id, *part),
+        ).fetchall()
+        found.update((row[0], StoredDocument(*row)) for row in rows)
+    return [found[id_] for id_ in dict.fromkeys(ids) if id_ in found]
