@@ -331,6 +331,7 @@ async def test_what_the_core_had_no_use_for_is_not_waited_for() -> None:
         fetcher=SimpleNamespace(fetch=fetch),
         apply_pool=SimpleNamespace(run=run),
         clock=SimpleNamespace(monotonic=lambda: 0.0),
+        counters=SimpleNamespace(snapshots_fetched=0),
         stopped=False,
         wake=lambda _: None,
     )

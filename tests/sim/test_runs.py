@@ -145,11 +145,11 @@ def test_a_history_that_nobody_could_judge_is_not_called_good_in_silence(capsys,
 def test_work_that_holds_a_nodes_loop_is_seen_and_named(monkeypatch):
     judge = documents.judged
 
-    def slowly(node, hosted, command):
+    def slowly(node, hosted, command, *asked):
         data = commands.encode(command)
         for _ in range(200_000):
             commands.decode(data)
-        return judge(node, hosted, command)
+        return judge(node, hosted, command, *asked)
 
     monkeypatch.setattr(documents, "judged", slowly)
     report, _ = run(Spec(seed=1, seconds=5))

@@ -102,7 +102,7 @@ PLANTED = {
                 "if command is None:",
             ),
         ),
-        92,
+        102,
         {"ownership"},
     ),
     "a shard that fails is left out": (
