@@ -486,6 +486,26 @@ async def test_who_was_asked_for_a_file_in_vain_is_not_asked_again_with_every_wr
     assert len(asked) == 2 and not cluster.b.vectors.missing()
 
 
+async def test_a_file_that_comes_when_another_has_taken_its_place_does_not_stay(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    fetch, late = cluster.b.keeper._downloads.get, asyncio.Event()
+
+    async def slow(*args):
+        sealed = await fetch(*args)
+        await late.wait()
+        return sealed
+
+    cluster.b.keeper._downloads.get = slow  # type: ignore[method-assign]
+    async with Running(cluster.a, cluster.b):
+        cluster.each(lambda r: r.vectors.append(0, DATA[:800]))
+        await until(lambda: len(cluster.b.files()) == 1)
+        (first,) = cluster.b.vectors.manifest()
+        cluster.each(lambda r: r.vectors.append(800, DATA[800:1600]))
+        await until(lambda: first not in cluster.b.vectors.manifest())
+        late.set()
+        await until(lambda: settled(cluster)() and cluster.a.files() == cluster.b.files(), 10)
+
+
 async def test_the_next_leader_builds_if_the_builder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, gate = Cluster(tmp_path), Gate(monkeypatch)
     async with Running(cluster.a):

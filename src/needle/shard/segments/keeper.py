@@ -298,14 +298,15 @@ class SegmentKeeper:
                     return await self._attach(vectors, sealed)
                 if segment not in vectors.manifest() or vectors.closed:
                     return True
-        waited = self._clock.monotonic() - since
-        if peers and waited < vectors.config.ship_timeout and segment not in self._distrusted:
+        if peers and self._clock.monotonic() - since < vectors.config.ship_timeout and segment not in self._distrusted:
             return False
         return await self._build_own(vectors, segment)
 
     async def _attach(self, vectors: CollectionVectors, sealed: SealedSegment) -> bool:
         self._files.added(sealed.path)
         await self._file_pool.run(vectors.attach, sealed)
+        if sealed.segment not in vectors.manifest():  # it came too late, and would be kept for ever
+            vectors.forget(sealed.segment)
         self._damaged.discard(sealed.segment)
         self._check(vectors)
         return True
