@@ -60,7 +60,8 @@ class Lives:
             async with self._one:
                 self.check()
                 here = [name for name in names if name in self.names]
-                if self._rng.random() < CUT_SHARE:
+                cuts = sum(self.cuts.values())
+                if cuts < CUT_SHARE * (cuts + sum(self.kills.values())):  # both come in a short run, too
                     await self.cut(what, here, CUT_SECONDS * self._rng.random())
                     continue
                 self.kills[what] += len(here)
