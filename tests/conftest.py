@@ -3,7 +3,9 @@
 import importlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,6 +39,14 @@ def own_ports() -> Iterator[None]:
         patch.setattr(ports, "LOW", low + number * size)
         patch.setattr(ports, "_ephemeral", lambda: low + (number + 1) * size)
         yield
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory for what all tests of a module share; pytest itself would keep it until the last test of all."""
+    directory: Path = tmp_path_factory.mktemp("module")
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

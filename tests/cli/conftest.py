@@ -83,11 +83,10 @@ def healthy(needle: Needle) -> bool:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessCluster]:
-    directory: Path = tmp_path_factory.mktemp("cluster")
+def processes(module_path: Path) -> Iterator[ProcessCluster]:
     calm = {"election_timeout": 0.5, "heartbeat_interval": 0.1}  # tests say who is to lead, and nobody else may
     settings = {"dimensions": DIMENSIONS, "metric": "l2", "segments": {"seal_rows": 50}, **calm}
-    cluster = ProcessCluster(directory, ports=free_ports(6), as_user=True, **settings)
+    cluster = ProcessCluster(module_path, ports=free_ports(6), as_user=True, **settings)
     cluster.start_nodes()
     try:
         yield cluster

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -89,11 +90,9 @@ COMMANDS: st.SearchStrategy[bytes] = st.deferred(
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, RaftCluster, RpcClient]]:
+def running(module_path: Path) -> Iterator[tuple[asyncio.Runner, RaftCluster, RpcClient]]:
     (port,) = free_ports(1)
-    config = RaftConfig(
-        node_id="n1", cluster_nodes=[f"n1=127.0.0.1:{port}"], data_dir=str(tmp_path_factory.mktemp("any")), **CALM
-    )
+    config = RaftConfig(node_id="n1", cluster_nodes=[f"n1=127.0.0.1:{port}"], data_dir=str(module_path), **CALM)
     with asyncio.Runner() as runner:
         cluster = RaftCluster(config)
         runner.run(cluster.start())

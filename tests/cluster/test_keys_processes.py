@@ -38,8 +38,8 @@ async def inside(cluster: ProcessCluster, *names: str) -> Client:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessCluster]:
-    async with ProcessCluster(tmp_path_factory.mktemp("keys"), **CALM, **CLOSED, audit={"file": "audit.jsonl"}) as made:
+async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
+    async with ProcessCluster(module_path, **CALM, **CLOSED, audit={"file": "audit.jsonl"}) as made:
         yield made
 
 

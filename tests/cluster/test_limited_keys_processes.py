@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +31,8 @@ class World(NamedTuple):
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    directory = tmp_path_factory.mktemp("limited")
-    async with ProcessCluster(directory, **CALM) as cluster, cluster.connect() as admin:
+async def world(module_path: Path) -> AsyncIterator[World]:
+    async with ProcessCluster(module_path, **CALM) as cluster, cluster.connect() as admin:
         await admin.insert("x", V, {"n": 1})
         yield World(cluster, admin, cluster.nodes["node-1"].http)
 

@@ -27,9 +27,9 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.alone]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessCluster]:
+async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
     """It begins without TLS; the first test switches it over."""
-    async with ProcessCluster(tmp_path_factory.mktemp("tls"), **CALM) as made:
+    async with ProcessCluster(module_path, **CALM) as made:
         yield made
 
 

@@ -70,9 +70,8 @@ class World(NamedTuple):
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    directory: Path = tmp_path_factory.mktemp("http")
-    async with ProcessCluster(directory, **CALM) as cluster, cluster.connect() as client:
+async def world(module_path: Path) -> AsyncIterator[World]:
+    async with ProcessCluster(module_path, **CALM) as cluster, cluster.connect() as client:
         doors = [Http(node.http) for node in cluster.nodes.values()]
         yield World(cluster, client, doors)
 

@@ -56,9 +56,8 @@ def _ask(request: urllib.request.Request) -> tuple[int, Any]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    directory: Path = tmp_path_factory.mktemp("idempotency")
-    async with ShardedProcesses(directory, 3) as cluster:
+async def world(module_path: Path) -> AsyncIterator[World]:
+    async with ShardedProcesses(module_path, 3) as cluster:
         await cluster.create(2, 3)
         await cluster.ready()
         async with cluster.connect() as client:

@@ -7,9 +7,9 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import pytest_asyncio
 
 from harness.marked_documents import CALM
@@ -37,10 +37,10 @@ class World(NamedTuple):
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessCluster]:
+async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
     sharding = {"shards": 3, "replicas": 1}
     closed = {"require_keys": True, "cluster_secret": SECRET}
-    async with ProcessCluster(tmp_path_factory.mktemp("tenants"), sharding=sharding, **CALM, **closed) as made:
+    async with ProcessCluster(module_path, sharding=sharding, **CALM, **closed) as made:
         yield made
 
 

@@ -81,7 +81,8 @@ class ProcessCluster:
         self.tls: Tls = False
         """How clients connect from now on."""
         self._waits = "sharding" in settings and "shards" not in settings["sharding"]
-        self._common = {"dimensions": None if self._waits else 8, **settings}
+        # All nodes share one disk here: what each keeps in reserve by itself (up to 512 MiB) would be gigabytes.
+        self._common = {"dimensions": None if self._waits else 8, "disk_reserve_bytes": 64 << 20, **settings}
         self._as_user, self._detached = as_user, detached
         ports = ports or free_ports(nodes if as_user else 2 * nodes)
         for n in range(nodes):
