@@ -52,8 +52,8 @@ class _RecordingRouter(Router):
 
     def __init__(self, shards: ClusterShards) -> None:
         super().__init__(shards)
-        self.fan_out = self._recorded = _RecordingFanOut(shards.group, shards.topology, shards.refresh)
-        self.stats = self.fan_out.stats
+        self._recorded = _RecordingFanOut(shards.group, shards.topology, shards.refresh)
+        self._routes.fan_out = self._recorded
 
     @property
     def answered(self) -> tuple[int, ...]:
@@ -187,7 +187,7 @@ class ShardAware(RealDatabase):
         return self._router.found
 
     def tokens(self, latest: dict[int, int]) -> dict[int, int]:
-        return {shard: self._router._seen.get(shard, 0) for shard in latest}
+        return {shard: self._router.seen.get(shard, 0) for shard in latest}
 
     def answered_by(self) -> int:
         return self._router.answered[0] if len(self._router.answered) == 1 else -1
