@@ -41,7 +41,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "multiraft.group_compaction:Compaction._target",
-                "return min(target, keep_after(self._members(), sizes, host.bounds), group.snapshots.floor)",
+                "return min(target, keep_after(self._members(), sizes, host.bounds), self._snapshots.floor)",
                 "return target",
             ),
         ),
@@ -60,7 +60,7 @@ MUTANTS = (
     Mutant(
         name="full-log-takes-writes",
         breaks="writes are taken beyond the bound of the log",
-        edits=(Edit("multiraft.host:Host.submit", ">= self.bounds.refused", "< 0"),),
+        edits=(Edit("multiraft.host:Host.submit", ">= engine.bounds.refused", "< 0"),),
         tests=(_COMPACTION + "test_a_log_that_cannot_be_cut_refuses_writes_and_serves_again_by_itself",),
     ),
     Mutant(

@@ -92,8 +92,8 @@ class Group:
         self.machine_lock = asyncio.Lock()  # install; no apply begins while it is held
         self.image_lock = asyncio.Lock()  # checkpoint, export, install
         self.closed = False
-        self.snapshots = SnapshotTraffic(self, host)
-        self.rebuild = Rebuild(self, host)
+        self.rebuild = Rebuild(self, host, lambda: self.snapshots.fetching)
+        self.snapshots: SnapshotTraffic = SnapshotTraffic(self, host, self.rebuild)
         self.proposals = Proposals(group)
         self.reads = ReadRounds()
         self.waiters = Waiters()  # for an index to be applied
@@ -106,7 +106,7 @@ class Group:
         self._applying = False
         self._in_machine = False
         self._machine_idle: asyncio.Future[None] | None = None
-        self.compaction = Compaction(self, host)
+        self.compaction = Compaction(self, host, self.snapshots, self.rebuild)
         self._clearing_repair = False
         self._role = raft.role
         self.conditions = Conditions()
