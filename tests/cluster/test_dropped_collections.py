@@ -142,7 +142,7 @@ async def test_a_creation_still_in_the_log_is_dropped_too(tmp_path: Path, monkey
         await node.adopt(node.catalog.topology)  # type: ignore[union-attr]
         await node.reconciler.reconcile(group, 5)
         create = commands.encode(commands.CreateCollection(spec.stored_spec, True))
-        machine, committed = node.host._groups[group].machine, threading.Event()
+        machine, committed = node.host.engine.groups[group].machine, threading.Event()
         apply = machine.apply
 
         def late(entries: Any) -> list[Any]:
