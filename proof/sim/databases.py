@@ -18,6 +18,7 @@ from needle.client.batches import BatchMethods
 from needle.client.client import Client
 from needle.client.directory import Caller
 from needle.client.document_calls import Found, Hits
+from needle.client.known_topology import AskedTopology
 from needle.client.router.fan_out import Answers, FanOut
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
@@ -148,7 +149,7 @@ class ShardAware(RealDatabase):
     keyed = True
 
     def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
-        shards = ClusterShards(caller, addresses, topology, rng=rng)
+        shards = ClusterShards(caller, AskedTopology(caller, addresses, topology), rng=rng)
         self._router = _RecordingRouter(shards)
         self.client = client = Client(caller, shards, self._router)
         super().__init__(client)

@@ -23,6 +23,7 @@ from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
 from needle.client.router.router import Router
+from needle.client.shards import ClusterShards
 from needle.multiraft.background import Background
 from needle.multiraft.engine import Engine
 from needle.multiraft.host import Host
@@ -39,7 +40,7 @@ from needle.server.catalog.adoption import Adoption
 from needle.server.catalog.belonging import Belonging
 from needle.server.catalog.collections import Reconciler
 from needle.server.catalog.follower import CatalogFollower
-from needle.server.catalog.node_shards import NodeShards
+from needle.server.catalog.node_topology import NodeTopology
 from needle.server.catalog.registration import Registration
 from needle.server.catalog.settings_founding import SettingsFounding, seeds_of, settings_of
 from needle.server.cluster_files import ClusterFile, load_cluster, load_topology
@@ -79,9 +80,8 @@ class Node:
         looks at, or deletes, in one step. Raises ConfigError or InvalidArgument for shards that cannot be."""
         if config.founders:
             settings_of(config)
-        self.config = config
+        self.config, self.node_id = config, config.node_id
         self.ports, self.audit = ports, ports.audit
-        self.node_id = config.node_id
         self.failed: asyncio.Future[NeedleError] = asyncio.get_running_loop().create_future()
         self.groups: dict[GroupId, HostedReplica] = {}
         self.host: Host
@@ -99,7 +99,7 @@ class Node:
         self.ownership: Ownership | None = None
         self.catalog: CatalogMachine | None = None
         self.caller: Caller
-        self.shards: NodeShards
+        self.shards: ClusterShards
         self.router: Router
         # --- its parts
         self.reconciler = Reconciler(self)
@@ -203,7 +203,7 @@ class Node:
         self.cluster = load_cluster(directory, self.ports.rng.getrandbits(63))
         self.caller = LocalCaller(self, self.config.address, self._clients())
         self._undo.append(self.caller.close)
-        self.shards = NodeShards(self, self.caller)
+        self.shards = ClusterShards(self.caller, NodeTopology(self), rng=self.ports.rng, prefer=self.config.address)
         self.router = Router(self.shards, monotonic=self.now, blocking=self.blocking)
         self._undo.append(self._hosting.close_catalog)
         known = load_topology(directory)
