@@ -166,3 +166,10 @@ class ClusterShards:
             INDEX_ROOM, lambda left: calls.encode(IndexRoomCall(group, collection, path, left)), timeout
         )
         return calls.decode(answer, IndexRoom)
+
+
+class OverShards:
+    """What the methods for operators need, and all that the client who has them gives."""
+
+    _caller: Caller
+    _shards: ClusterShards
