@@ -21,8 +21,8 @@ from needle.base.runtime import Pool
 from needle.multiraft import group
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_file_request, encode_manifest
 from needle.multiraft.files import Files
+from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.ports import Applied, SnapshotFile
-from needle.multiraft.snapshots.group_snapshots import SnapshotTraffic
 from needle.multiraft.snapshots.sender import SnapshotShelf
 from needle.raft.messages import ConfState, Message, MessageType, SnapshotMeta
 from raft.solo import Solo

@@ -33,7 +33,7 @@ from needle.multiraft.inbound import Inbound
 from needle.multiraft.lives import Lives
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_store import LivesWrite, LogStore
-from needle.multiraft.log.log_writer import LogWriter
+from needle.multiraft.log_writer import LogWriter
 from needle.multiraft.ports import Applied, StateMachine, Transport
 from needle.multiraft.repair import Opener
 from needle.multiraft.retention import Bounds

@@ -29,6 +29,7 @@ from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import Addressed, encode_conf
 from needle.multiraft.conditions import Conditions
 from needle.multiraft.group_compaction import Compaction
+from needle.multiraft.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
 from needle.multiraft.lag import AppendTimes
 from needle.multiraft.log.group_log import GroupLog, LogWrite
 from needle.multiraft.ports import Applied, StateMachine
@@ -36,7 +37,6 @@ from needle.multiraft.proposals import Proposals
 from needle.multiraft.reads import ReadRounds, not_leader
 from needle.multiraft.rebuild import Rebuild
 from needle.multiraft.repair import repair_done
-from needle.multiraft.snapshots.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
 from needle.multiraft.surroundings import Surroundings
 from needle.multiraft.waiters import Waiters
 from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from needle.base.errors import NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import group_name
+from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_records import StartRecord
 from needle.multiraft.rebuild import Rebuild
 from needle.multiraft.replica import Replica
 from needle.multiraft.retention import IDLE_TAIL_BYTES, Member, keep_after, tail_after
-from needle.multiraft.snapshots.group_snapshots import SnapshotTraffic
 from needle.multiraft.surroundings import Surroundings
 from needle.raft.state import Role
 

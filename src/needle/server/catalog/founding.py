@@ -19,7 +19,7 @@ from needle.base.ids import NodeId, shard_group
 from needle.base.model import CollectionSpec
 from needle.base.runtime import Rng
 from needle.base.versions import FIRST, SAID
-from needle.catalog.placement import PlacementNode, catalog_size, place
+from needle.catalog.planning.placement import PlacementNode, catalog_size, place
 from needle.client.directory import Caller
 from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
