@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from needle.base.errors import DeadlineExceeded, NeedleError
-from needle.base.ids import NodeId
+from needle.base.errors import DeadlineExceeded, NeedleError, StaleEpoch
+from needle.base.ids import GroupId, NodeId
 from needle.base.model import WriteResult
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
@@ -18,7 +18,7 @@ from needle.client.directory import Caller, Directory
 from needle.client.group import GroupClient, MakeBody
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
-from needle.protocol.commands import Command, Session
+from needle.protocol.commands import Command, Session, encode_body
 from needle.routing.topology import Topology
 
 
@@ -63,13 +63,34 @@ class Waiting(Unanswered):
             answer.cancel()
 
 
+class Anywhere:
+    """`needle.client.group.Place` of a group that any node finds."""
+
+    name = "the cluster"
+
+    def body(self, group: GroupId, command: Command) -> MakeBody:
+        """A write without an epoch."""
+        data = encode_body(command)
+        return lambda seconds: calls.encode_body((group, data, seconds), data)  # a WriteCall
+
+    def look(self) -> None:
+        """There is nothing to look for."""
+
+    async def unreached(self) -> None:
+        """There is nothing to look for."""
+
+    async def stale(self, error: StaleEpoch, attempts: Attempts) -> None:
+        """The node that was asked finds the newer map by itself."""
+        attempts.last = error
+
+
 class PlainGroup(GroupClient):
     """All nodes, as if they held one group. `last_index`: the newest log index that an answer has carried."""
 
     last_index = 0
 
     def __init__(self, nodes: AnyNode, rng: Rng) -> None:
-        super().__init__(nodes, rng)
+        super().__init__(nodes, rng, Anywhere())
         self._unanswered = Waiting(nodes)
 
     def saw(self, index: int) -> None:

@@ -24,7 +24,7 @@ from proof.chaos.recovery import Recovery
 from proof.chaos.run import ChaosRun, Outcome
 from proof.chaos.site import Site
 from proof.chaos.spec import ChaosSpec
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 T = TypeVar("T")
 

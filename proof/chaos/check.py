@@ -17,8 +17,8 @@ from proof.chaos.check_shards import replay_shards
 from proof.chaos.history_file import Recorded, Replica, read
 from proof.chaos.revealed_log import Replayed
 from proof.checkers import linearizability
-from proof.sim.history import History
-from proof.sim.violation import Violation
+from proof.checkers.history import History
+from proof.checkers.violation import Violation
 
 FINAL = "final"
 """Name of the client that reads everything once more at the end."""

@@ -19,9 +19,9 @@ import numpy as np
 
 from needle.routing.shard_map import KeyRange, uncovered
 from proof.chaos.revealed_log import Freshness, Replayed, RevealedLog, View, eventual_get, search_seen
+from proof.checkers.history import History, Operation
 from proof.checkers.replay import TOLERANCE, check_search, distances
-from proof.sim.history import History, Operation
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 NAME = "search across shards"
 Range = tuple[int, str, str | None]

@@ -14,8 +14,8 @@ from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError
 from needle.base.parts import Body, Payload
 from needle.client.directory import Caller
 from proof.chaos.history_file import Recorder
+from proof.checkers.history import Operation
 from proof.sim.databases import Proxied
-from proof.sim.history import Operation
 
 Where = Callable[[str], str]
 """The address to connect to, for one that the client was told."""

@@ -25,11 +25,11 @@ from proof.chaos.growing import Growth, Lives
 from proof.chaos.history_file import Recorder
 from proof.chaos.kept import DIMENSIONS, Kept
 from proof.chaos.spec import ChaosSpec, profile, settings
+from proof.checkers.violation import Violation
 from proof.sim.client import Client
 from proof.sim.databases import ShardAware
 from proof.sim.machine import stream
 from proof.sim.trace import Trace
-from proof.sim.violation import Violation
 from proof.sim.workload import Budget, Workload
 
 CLUSTER_ID = "needle"

@@ -20,7 +20,7 @@ from needle.client.client import Client
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.routing.jobs import JobState, RebalanceConfig
 from needle.routing.topology import NodeState, Topology
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 ADMIN_SECONDS = 5.0
 READY_SECONDS = 90.0

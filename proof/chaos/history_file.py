@@ -13,7 +13,7 @@ from typing import IO, Any
 import msgspec
 
 from needle.base.errors import InvalidArgument
-from proof.sim.history import ASKED, TYPES, History, Operation, invoke_event, return_event
+from proof.checkers.history import ASKED, TYPES, History, Operation, invoke_event, return_event
 
 FORMAT = 2
 _ANSWERS = ("type", "id", "process", "f", "key", "outcome", "value", "version", "index", "existed", "error", "time")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, Unavailable, from_wire
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 BEYOND_SECONDS = 3.0
 """A request is given up so long after the time that it gives the node."""

@@ -16,8 +16,8 @@ from typing import Any
 from needle.base.errors import CollectionExists, NeedleError
 from needle.local.process_cluster import wait_for
 from proof.chaos.http_database import HttpDoor
+from proof.checkers.violation import Violation
 from proof.sim.promises import may_be_told
-from proof.sim.violation import Violation
 
 SECONDS = 5.0
 LEDGERS = 5

@@ -19,10 +19,10 @@ from proof.chaos.http_door import Connections, Documented
 from proof.chaos.http_load import Ledger, Mixed
 from proof.chaos.site import FINAL_SECONDS, Site, timed
 from proof.chaos.spec import ChaosSpec
+from proof.checkers.violation import Violation
 from proof.sim.client import Client
 from proof.sim.machine import stream
 from proof.sim.spec import Profile
-from proof.sim.violation import Violation
 from proof.sim.workload import Workload
 
 LOOK_SECONDS = 1.0

@@ -24,7 +24,7 @@ from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.routing.topology import Topology
 from proof.chaos.disks import SmallDisk
 from proof.chaos.schedule import Fault
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 READY_SECONDS = 60.0
 ADMIN_SECONDS = 3.0

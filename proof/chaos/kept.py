@@ -13,8 +13,8 @@ import numpy as np
 from needle.base.errors import NeedleError
 from needle.base.model import ReadMode
 from needle.client.client import Client
+from proof.checkers.violation import Violation
 from proof.sim.promises import may_be_told
-from proof.sim.violation import Violation
 
 DIMENSIONS = 8
 BATCH = 500

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from proof.checkers.history import History, Operation
+from proof.checkers.violation import Violation
 from proof.sim.client import Client
-from proof.sim.history import History, Operation
-from proof.sim.violation import Violation
 
 PROBE_EVERY = 0.1
 RECOVERY_SECONDS_MAX = 60.0

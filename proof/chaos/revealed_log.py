@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 
 from proof.checkers import linearizability
+from proof.checkers.history import History, Operation
 from proof.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, check_get
-from proof.sim.history import History, Operation
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 from proof.sim.workload import FILTERS, Keep
 
 _KEEPS: dict[str, Keep | None] = {json.dumps(filter_, sort_keys=True): keep for filter_, keep in FILTERS}

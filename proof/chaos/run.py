@@ -20,9 +20,9 @@ from proof.chaos.recovery import BOUND_TIMEOUTS, Recovery
 from proof.chaos.schedule import Fault, Round, schedule
 from proof.chaos.site import FINAL_SECONDS, Site
 from proof.chaos.spec import BLOCKED_EVERY, BLOCKED_SECONDS, ChaosSpec, profile
+from proof.checkers.violation import Violation
 from proof.sim.machine import stream
 from proof.sim.trace import Trace
-from proof.sim.violation import Violation
 from proof.sim.workload import Budget, Workload
 
 LOOK_SECONDS = 0.2

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 
 class CommittedEntry(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from typing import Any
 import xxhash
 
 from needle.shard.documents.records import ORDINAL_BITS
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 _ROWS = (
     "SELECT i.collection_id, i.id, i.ordinal, i.version, i.expires, d.metadata, v.vector FROM ids i "

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 NAME = "durable before ack"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 
 class Elections:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 
 class Leases:

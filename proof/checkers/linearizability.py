@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from proof.checkers.history import History, Operation
 from proof.checkers.register_model import ABSENT, RegisterModel, State
-from proof.sim.history import History, Operation
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 NAME = "linearizability"
 CONFIGURATIONS_MAX = 400_000

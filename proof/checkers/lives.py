@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from needle.base.ids import CATALOG_GROUP
 from needle.multiraft.log.log_records import Identity, Life
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 NAME = "no silent acceptance"
 NOTICED_SECONDS = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 Log = Mapping[int, tuple[int, int]]
 """Index -> (term, checksum of kind and data)."""

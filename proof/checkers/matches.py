@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 NAME = "match is real"
 

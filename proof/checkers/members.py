@@ -15,7 +15,7 @@ from needle.base.ids import GroupId, NodeId
 from needle.raft import membership
 from needle.raft.messages import ConfState
 from needle.routing.topology import Holders
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 
 class Members:

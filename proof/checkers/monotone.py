@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 NAME = "monotone indices"
 

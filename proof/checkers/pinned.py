@@ -17,7 +17,7 @@ import msgspec
 from needle.routing.ranges import KeySet
 from needle.routing.shard_map import KeyRange, uncovered
 from proof.checkers.replay import LogModel
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 NAME = "consistent scans"
 

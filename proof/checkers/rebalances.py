@@ -23,7 +23,7 @@ from needle.routing.jobs import Job, JobState, Running
 from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import MoveState, NodeState, Topology
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 NAME = "rebalances"
 _OVER = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proof.sim.history import Operation
+from proof.checkers.history import Operation
 
 State = tuple[str, int]
 ABSENT: State = ("", 0)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 NAME = "search replay"
 TOLERANCE = 1e-4

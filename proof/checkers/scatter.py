@@ -18,7 +18,7 @@ import numpy as np
 
 from needle.routing.shard_map import KeyRange, ShardMap, uncovered
 from proof.checkers.replay import NAME, TOLERANCE, LogModel, distances
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 
 class ScatterSeen(msgspec.Struct, kw_only=True):

@@ -187,7 +187,7 @@ MUTANTS = (
     Mutant(
         name="lost-replicas-answer",
         breaks="a node that knows that it lost data goes on reading its shards to whoever asks it",
-        edits=(Edit("multiraft.engine:Engine._serving", "if found.lost:", "if found.lost and not self.lost:"),),
+        edits=(Edit("multiraft.engine:Engine.serving", "if found.lost:", "if found.lost and not self.lost:"),),
         sim=True,
         sharded=True,
         minutes=1.0,

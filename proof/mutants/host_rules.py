@@ -34,7 +34,7 @@ MUTANTS = (
         breaks="what found no room in the log counts as durable: votes and acknowledgements are forgotten",
         edits=(
             Edit(
-                "multiraft.log.log_writer:LogWriter.persist",
+                "multiraft.log_writer:LogWriter.persist",
                 "loop.call_later(NO_ROOM_SECONDS, self._host.guarded, self.persist, (work, extra))",
                 "self._written(work, extra, writes)",
             ),

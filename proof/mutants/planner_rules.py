@@ -111,7 +111,9 @@ MUTANTS = (
     Mutant(
         name="plan-of-the-smallest-replica",
         breaks="nodes are evened out by the replicas that gain least: many more bytes move than need to",
-        edits=(Edit("catalog.placement:_Board._swing", "worthy = now - fuller", "worthy = True or now - fuller"),),
+        edits=(
+            Edit("catalog.planning.placement:_Board._swing", "worthy = now - fuller", "worthy = True or now - fuller"),
+        ),
         tests=(_CASES + "test_a_drained_node_moves_little_more_than_it_holds",),
     ),
     Mutant(

@@ -338,8 +338,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "client.group:GroupClient.write",
-                "self._body(make(session))",
-                "lambda left: self._body(make(numbers.next()))(left)",
+                "self._place.body(self.group, make(session))",
+                "lambda left: self._place.body(self.group, make(numbers.next()))(left)",
             ),
         ),
         sim=True,

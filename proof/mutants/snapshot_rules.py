@@ -41,7 +41,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "multiraft.group_compaction:Compaction._target",
-                "return min(target, keep_after(self._members(), sizes, host.bounds), group.snapshots.floor)",
+                "return min(target, keep_after(self._members(), sizes, host.bounds), self._snapshots.floor)",
                 "return target",
             ),
         ),
@@ -60,7 +60,7 @@ MUTANTS = (
     Mutant(
         name="full-log-takes-writes",
         breaks="writes are taken beyond the bound of the log",
-        edits=(Edit("multiraft.host:Host.submit", ">= self.bounds.refused", "< 0"),),
+        edits=(Edit("multiraft.host:Host.submit", ">= engine.bounds.refused", "< 0"),),
         tests=(_COMPACTION + "test_a_log_that_cannot_be_cut_refuses_writes_and_serves_again_by_itself",),
     ),
     Mutant(
@@ -101,7 +101,7 @@ MUTANTS = (
         breaks="a replica that reports a bad snapshot takes no offer for ten minutes if the answer is lost",
         edits=(
             Edit(
-                "multiraft.snapshots.group_snapshots:SnapshotTraffic._check",
+                "multiraft.group_snapshots:SnapshotTraffic._check",
                 "request, host.config.snapshot_chunk_timeout",
                 "request, 600.0",
             ),
@@ -113,7 +113,7 @@ MUTANTS = (
         breaks="a leader makes one snapshot more for every time it is asked while it makes one",
         edits=(
             Edit(
-                "multiraft.snapshots.group_snapshots:SnapshotTraffic.exported",
+                "multiraft.group_snapshots:SnapshotTraffic.exported",
                 "async with self._export_lock:",
                 "async with asyncio.Lock():",
             ),
@@ -125,7 +125,7 @@ MUTANTS = (
         breaks="a damaged replica waits for good for a snapshot that its core had no use for",
         edits=(
             Edit(
-                "multiraft.snapshots.group_snapshots:SnapshotTraffic._fetch_offer",
+                "multiraft.group_snapshots:SnapshotTraffic._fetch_offer",
                 "meta.index if group.raft.is_restoring else 0",
                 "meta.index",
             ),

@@ -22,6 +22,7 @@ from needle.protocol.catalog_commands import CancelMove, RemoveNode, StartMove
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.routing.topology import ClusterSettings, NodeState, Topology
 from needle.server.catalog.founding import create_cluster
+from proof.checkers.violation import Violation
 from proof.sim.assigning import Holders
 from proof.sim.databases import ShardAware
 from proof.sim.machine import stream
@@ -31,7 +32,6 @@ from proof.sim.shards.truth import Truth
 from proof.sim.spec import BY_HAND_KINDS, RESIZE_KINDS, TURNOVER_KINDS
 from proof.sim.stage import Stage
 from proof.sim.turnover import Turnover
-from proof.sim.violation import Violation
 from proof.sim.workload import COLLECTION
 
 ADMIN_SECONDS = 5.0

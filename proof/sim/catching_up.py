@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from needle.base.ids import GroupId
+from proof.checkers.violation import Violation
 from proof.sim.faults import both
 from proof.sim.machine import stream
 from proof.sim.stage import Stage
-from proof.sim.violation import Violation
 
 WRITERS = 3
 AWAY_SECONDS = 6.0

@@ -15,13 +15,13 @@ import numpy as np
 
 from needle.base.errors import AlreadyExists, NeedleError, VersionMismatch
 from needle.base.model import ReadMode, WriteResult
+from proof.checkers.history import Kind, Operation, shown
 from proof.checkers.replay import GetSeen
-from proof.sim.history import Kind, Operation, shown
+from proof.checkers.violation import Violation
 from proof.sim.keyed import Keyed
 from proof.sim.machine import instant_at, stream
 from proof.sim.promises import may_be_told, surely_without_effect
 from proof.sim.searches_seen import Asked, seen, several_vectors
-from proof.sim.violation import Violation
 from proof.sim.workload import FILTERS, Answer, Database, Keep, Workload, value_of
 
 MODES = (ReadMode.STRONG, ReadMode.STRONG, ReadMode.LEASED, ReadMode.EVENTUAL)

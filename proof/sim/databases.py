@@ -18,6 +18,7 @@ from needle.client.batches import BatchMethods
 from needle.client.client import Client
 from needle.client.directory import Caller
 from needle.client.document_calls import Found, Hits
+from needle.client.known_topology import AskedTopology
 from needle.client.router.fan_out import Answers, FanOut
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
@@ -52,8 +53,8 @@ class _RecordingRouter(Router):
 
     def __init__(self, shards: ClusterShards) -> None:
         super().__init__(shards)
-        self.fan_out = self._recorded = _RecordingFanOut(shards.group, shards.topology, shards.refresh)
-        self.stats = self.fan_out.stats
+        self._recorded = _RecordingFanOut(shards.group, shards.topology, shards.refresh)
+        self._routes.fan_out = self._recorded
 
     @property
     def answered(self) -> tuple[int, ...]:
@@ -148,7 +149,7 @@ class ShardAware(RealDatabase):
     keyed = True
 
     def __init__(self, caller: Caller, addresses: list[str], topology: Topology, rng: random.Random) -> None:
-        shards = ClusterShards(caller, addresses, topology, rng=rng)
+        shards = ClusterShards(caller, AskedTopology(caller, addresses, topology), rng=rng)
         self._router = _RecordingRouter(shards)
         self.client = client = Client(caller, shards, self._router)
         super().__init__(client)
@@ -187,7 +188,7 @@ class ShardAware(RealDatabase):
         return self._router.found
 
     def tokens(self, latest: dict[int, int]) -> dict[int, int]:
-        return {shard: self._router._seen.get(shard, 0) for shard in latest}
+        return {shard: self._router.seen.get(shard, 0) for shard in latest}
 
     def answered_by(self) -> int:
         return self._router.answered[0] if len(self._router.answered) == 1 else -1

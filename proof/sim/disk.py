@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from needle.base.errors import CorruptLog, DiskFailed, DiskFull
 from needle.multiraft.log.wal_store import WalStore
 from needle.multiraft.ports import KeyValueTxn
+from proof.checkers.violation import Violation
 from proof.sim.log_files import FileSystem, SimLogFiles
 from proof.sim.process import Process
-from proof.sim.violation import Violation
 
 SEGMENT_BYTES = 4096
 FSYNC_SECONDS = 0.0005

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 from needle.base.errors import CorruptLog, InvalidArgument, NeedleError
 from needle.base.ids import GroupId
 from needle.multiraft.log.log_records import IDENTITY_KEY, PEER_PREFIX, Identity, Life, decode_record, entry_key
+from proof.checkers.violation import Violation
 from proof.sim.event_loop import SimLoop
 from proof.sim.machines import SimMachine
 from proof.sim.network import SimNetwork
 from proof.sim.observer import DurableLog, Observer
 from proof.sim.process import Killed, Process
 from proof.sim.trace import Trace
-from proof.sim.violation import Violation
 
 RESTART_SECONDS = 1.0
 LOST_SECONDS = 3.0

@@ -14,8 +14,8 @@ from needle.base.errors import AlreadyExists, Internal, NeedleError, VersionMism
 from needle.base.model import WriteResult
 from needle.client.asking import asked_by
 from needle.protocol.commands import Asked
+from proof.checkers.violation import Violation
 from proof.sim.promises import may_be_told, surely_without_effect
-from proof.sim.violation import Violation
 
 SHARE, AGAIN_SHARE = 0.3, 0.4
 """Of writes of one document; of these, those that are sent once more though they were answered."""

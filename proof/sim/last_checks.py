@@ -6,8 +6,8 @@ import msgspec
 
 from proof.checkers.replay import check_get
 from proof.checkers.scatter import check_by_maps
+from proof.checkers.violation import Violation
 from proof.sim.shards.truth import Truth
-from proof.sim.violation import Violation
 from proof.sim.workload import Workload, value_of
 
 

@@ -150,12 +150,12 @@ class SimNode:
     def groups(self) -> dict[GroupId, Any]:
         """The running replicas, with their Raft core, log and state machine."""
         host = getattr(self._node, "host", None)
-        return host._groups if host is not None else {}
+        return host.engine.groups if host is not None else {}
 
     def greeting(self) -> tuple[int, int] | None:
         """Nonce and news of its frames (multiraft.lives); None before it has a host."""
-        lives = getattr(getattr(self._node, "host", None), "lives", None)
-        return (lives.nonce, lives.news) if lives is not None else None
+        host = getattr(self._node, "host", None)
+        return (host.engine.lives.nonce, host.engine.lives.news) if host is not None else None
 
     def lost(self) -> str:
         """Why none of its replicas goes on, by its own word. One that is empty, and whose settings name nobody whom it
@@ -169,7 +169,7 @@ class SimNode:
     def failure(self) -> NeedleError | None:
         """Why its host stopped, if it did."""
         host = getattr(self._node, "host", None)
-        return host.failure if host is not None else None
+        return host.engine.failure if host is not None else None
 
     def topology_version(self) -> int:
         """Of the catalog, as this node knows it."""

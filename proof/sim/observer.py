@@ -38,10 +38,10 @@ from proof.checkers.digests import Digests, rows_of
 from proof.checkers.elections import Elections
 from proof.checkers.lives import SpokenLives
 from proof.checkers.monotone import Monotone, Position
+from proof.checkers.violation import Violation
 from proof.sim.disk import Image, LogDisk
 from proof.sim.machines import SimMachine
 from proof.sim.trace import Trace
-from proof.sim.violation import Violation
 
 _APPEND_RESP = int(MessageType.APPEND_RESP)
 _VOTE = int(MessageType.VOTE)

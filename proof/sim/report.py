@@ -9,7 +9,7 @@ import msgspec
 
 from needle.base.ids import GroupId
 from proof.checkers import linearizability
-from proof.sim.history import History
+from proof.checkers.history import History
 from proof.sim.injector import Injector
 from proof.sim.observer import Counts
 from proof.sim.spec import Spec

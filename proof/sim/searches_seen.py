@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from proof.checkers.history import Operation
 from proof.checkers.scatter import ScatterSeen
-from proof.sim.history import Operation
 from proof.sim.workload import Answer, Keep
 
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from proof.checkers.violation import Violation
 from proof.sim.event_loop import SimLoop, SimulationError
 from proof.sim.fleet import Fleet, fast_directory
 from proof.sim.machine import stream
@@ -22,7 +23,6 @@ from proof.sim.process import Process
 from proof.sim.spec import Profile, Spec
 from proof.sim.stalls import StallMeter
 from proof.sim.trace import Trace
-from proof.sim.violation import Violation
 
 T = TypeVar("T")
 

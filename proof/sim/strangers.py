@@ -19,13 +19,13 @@ from needle.multiraft.codec import decode_frame, encode_frame
 from needle.raft.messages import NUMBER_MAX, ConfState, Entry, EntryKind, Message, MessageType, SnapshotMeta
 from needle.raft.plausible import TERM_JUMP_MAX
 from needle.raft.state import Role, State
+from proof.checkers.violation import Violation
 from proof.sim.event_loop import SimLoop
 from proof.sim.fleet import Fleet
 from proof.sim.machine import stream
 from proof.sim.network import SimNetwork
 from proof.sim.spec import Fault
 from proof.sim.trace import Trace
-from proof.sim.violation import Violation
 
 GHOST = "ghost"
 """A node that there is not."""

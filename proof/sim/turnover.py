@@ -15,11 +15,11 @@ from needle.base.errors import InvalidArgument, OutcomeUnknown, StorageError, Un
 from needle.client.client import Client
 from needle.routing.jobs import JobState
 from needle.routing.topology import NodeState
+from proof.checkers.violation import Violation
 from proof.sim.assigning import Holders
 from proof.sim.faults import Controls
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
-from proof.sim.violation import Violation
 
 ADMIN_SECONDS = 5.0
 REPLACE_SECONDS, RESTART_SECONDS = 15.0, 20.0

@@ -34,9 +34,9 @@ from needle.routing.ranges import KeySet
 from proof.checkers.committed import CommittedEntry
 from proof.checkers.leases import Leases
 from proof.checkers.replay import LogModel, ModelDocument
+from proof.checkers.violation import Violation
 from proof.sim.observer import CONF
 from proof.sim.stage import Stage
-from proof.sim.violation import Violation
 
 
 class Watch:

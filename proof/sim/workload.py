@@ -16,12 +16,12 @@ import numpy as np
 from needle.base.errors import NeedleError
 from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.routing.shard_map import KeyRange
+from proof.checkers.history import History, Operation
 from proof.checkers.replay import GetSeen
 from proof.checkers.scatter import ScatterSeen
-from proof.sim.history import History, Operation
+from proof.checkers.violation import Violation
 from proof.sim.spec import Profile
 from proof.sim.trace import Trace
-from proof.sim.violation import Violation
 
 COLLECTION = "default"
 HOT_SLOTS = 2

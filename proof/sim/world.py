@@ -19,12 +19,13 @@ from needle.routing.topology import NodeState, Topology, public_name
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from proof.checkers import linearizability, lives
+from proof.checkers.history import History
+from proof.checkers.violation import Violation
 from proof.sim.administration import DATA_GROUP, Operator
 from proof.sim.catching_up import WRITERS, CatchingUp
 from proof.sim.client import Client
 from proof.sim.databases import Homed, Proxied, ShardAware
 from proof.sim.gone_for_good import GoneForGood
-from proof.sim.history import History
 from proof.sim.injector import Injector
 from proof.sim.last_checks import check_reads, find_versions
 from proof.sim.machine import stream
@@ -41,7 +42,6 @@ from proof.sim.shards.truth import Truth
 from proof.sim.spec import Spec, profile
 from proof.sim.stage import Stage
 from proof.sim.trace import Trace
-from proof.sim.violation import Violation
 from proof.sim.watch import Watch
 from proof.sim.workload import COLLECTION, Budget, Database, Workload
 

@@ -16,6 +16,7 @@ from needle.base.plain import text
 from needle.client import Client, SyncClient
 from needle.client.directory import Caller
 from needle.client.finding import find_cluster
+from needle.client.known_topology import AskedTopology
 from needle.client.router.router import Router
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.client.shards import ClusterShards
@@ -197,7 +198,7 @@ def cluster_client(
     """A client over `caller`. topology: what is known of the cluster, if anything. prefer: the address that eventual
     reads ask first."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    shards = ClusterShards(caller, addresses, topology, rng=rng, prefer=prefer)
+    shards = ClusterShards(caller, AskedTopology(caller, addresses, topology), rng=rng, prefer=prefer)
     monotonic = SystemClock().monotonic
     router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
     return Client(caller, shards, router)

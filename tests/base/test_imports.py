@@ -9,13 +9,6 @@ from pathlib import Path
 import needle
 import proof
 
-KNOWN = {
-    ("needle.multiraft.group_compaction", "needle.multiraft.group"),
-    ("needle.multiraft.rebuild", "needle.multiraft.group"),
-    ("needle.multiraft.snapshots.group_snapshots", "needle.multiraft.group"),
-}
-"""Parts of a group that name it in their types."""
-
 
 def imports() -> dict[str, set[str]]:
     """By module, what it imports of these packages, wherever it does."""
@@ -41,10 +34,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def test_imports_go_round_in_no_circle() -> None:
-    found = imports()
-    for module, named in KNOWN:
-        found[module].remove(named)  # if it is no longer there it is to be taken out of KNOWN
     try:
-        TopologicalSorter(found).prepare()
+        TopologicalSorter(imports()).prepare()
     except CycleError as error:
         raise AssertionError(" -> ".join(error.args[1])) from None

@@ -8,8 +8,8 @@ import pytest
 
 from proof.chaos.check import Verdict, check
 from proof.chaos.history_file import Recorder, read
-from proof.sim.history import Operation
-from proof.sim.violation import Violation
+from proof.checkers.history import Operation
+from proof.checkers.violation import Violation
 
 
 class Written:

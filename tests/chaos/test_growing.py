@@ -15,7 +15,7 @@ from proof.chaos.grow_run import GrowRun, table
 from proof.chaos.growing import Lives
 from proof.chaos.kept import Kept
 from proof.chaos.spec import ChaosSpec
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 STEPS = 4
 """Counted, not timed: a busy machine does the same."""

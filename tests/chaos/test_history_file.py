@@ -8,7 +8,7 @@ import pytest
 from chaos.documented import undocumented
 from needle.base.errors import InvalidArgument
 from proof.chaos.history_file import Recorder, read
-from proof.sim.history import Operation
+from proof.checkers.history import Operation
 
 DOCUMENT = {"vector": [1.0, 0.5], "metadata": {"tag": "c0-1", "n": 3, "odd": True}}
 

@@ -15,7 +15,7 @@ from proof.chaos.injector import Injector
 from proof.chaos.run import ChaosRun
 from proof.chaos.schedule import Fault
 from proof.chaos.spec import ChaosSpec
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 ROUNDS = 6
 """Counted, not timed: a busy machine meets the same faults. Those of seed 11: a minority killed, all killed, the shard

@@ -15,7 +15,7 @@ from proof.chaos.http_load import Ledger
 from proof.chaos.http_site import HttpSite
 from proof.chaos.run import ChaosRun
 from proof.chaos.spec import ChaosSpec
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 ROUNDS = 4
 DOCUMENT = {

@@ -11,7 +11,7 @@ from proof.chaos.check import check
 from proof.chaos.history_file import read
 from proof.chaos.run import ChaosRun
 from proof.chaos.spec import ChaosSpec
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 ROUNDS = 6
 SEED = 397

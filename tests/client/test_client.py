@@ -16,6 +16,7 @@ from needle.base.errors import ClientClosed, ConnectionLost, InvalidArgument, Un
 from needle.base.parts import Body
 from needle.client import Client
 from needle.client.health import ClusterHealth
+from needle.client.known_topology import AskedTopology
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
@@ -106,7 +107,7 @@ class Sharded(Connected):
 
 async def test_a_sharded_cluster_that_is_not_made_yet_says_so_and_is_found_once_it_is() -> None:
     network = Sharded()
-    shards = ClusterShards(network, ["10.0.0.1:5000"], network.now, rng=random.Random(1))
+    shards = ClusterShards(network, AskedTopology(network, ["10.0.0.1:5000"], network.now), rng=random.Random(1))
     client = Client(network, shards, Router(shards))
     for call in (client.leader, client.status, client.catalog_leader, client.catalog_status, client.digests):
         with pytest.raises(Unavailable, match="needle cluster create"):

@@ -9,6 +9,7 @@ from harness.connected import Connected
 from harness.scripted_network import Network, client_of, one_shard
 from needle.base.errors import ConnectionLost, InvalidArgument, Unavailable
 from needle.client.directory import Directory
+from needle.client.nodes import address_of
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
 from needle.routing.topology import NodeInfo, ShardInfo, Topology
@@ -62,12 +63,12 @@ async def test_what_concerns_one_node_is_not_sent_to_another_that_has_its_addres
     network.is_at = {"h:1": "n2", "h:2": "n1", "h:3": "n3"}
     client = client_of(network)
     with pytest.raises(Unavailable, match="n1 is not at h:1"):
-        await client._where("n1")
+        await address_of(client._shards, "n1")
     network.now = one_shard(2, n1="h:2", n2="h:1")  # the catalog has heard of the swap
-    assert await client._where("n1") == "h:2"
-    assert await client._where("n2") == "h:1"
+    assert await address_of(client._shards, "n1") == "h:2"
+    assert await address_of(client._shards, "n2") == "h:1"
     with pytest.raises(InvalidArgument, match="n4"):
-        await client._where("n4")
+        await address_of(client._shards, "n4")
 
 
 async def test_nodes_of_a_shard_that_never_answered_are_named() -> None:

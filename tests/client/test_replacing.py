@@ -12,19 +12,18 @@ from needle.base.errors import Unavailable
 from needle.client.replacing import ReplaceMethods
 
 
-class Planning(ReplaceMethods):
-    """Of a client whose cluster forgets every node between two questions."""
+async def test_who_is_removed_while_a_replacement_is_planned_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def confirmed(timeout: float) -> object:
+        return topology(shards=1, factor=3, nodes=4)
 
-    def __init__(self) -> None:
-        async def confirmed(timeout: float) -> object:
-            return topology(shards=1, factor=3, nodes=4)
-
-        self._shards: Any = SimpleNamespace(confirmed=confirmed)
-
-    async def get_stats(self, *, timeout: float = 10.0) -> Any:
+    async def stats_of(*_: object) -> object:
+        """Of a cluster that has forgotten every node meanwhile."""
         return SimpleNamespace(nodes={}, shard_sizes={})
 
-
-async def test_who_is_removed_while_a_replacement_is_planned_is_refused_by_name() -> None:
+    monkeypatch.setattr("needle.client.replacing.stats_of", stats_of)
+    planning: Any = ReplaceMethods()
+    planning._caller, planning._shards = None, SimpleNamespace(confirmed=confirmed)
     with pytest.raises(Unavailable, match="node-4 does not answer"):
-        await Planning().plan_replacement("node-1", "node-4")
+        await planning.plan_replacement("node-1", "node-4")

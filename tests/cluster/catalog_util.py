@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from needle.base.model import CollectionSpec
-from needle.catalog.placement import PlacementNode, place
+from needle.catalog.planning.placement import PlacementNode, place
 from needle.catalog.state import execute
 from needle.multiraft.ports import Applied
 from needle.protocol.catalog_commands import CatalogCommand, CreateCluster, encode

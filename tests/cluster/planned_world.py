@@ -16,8 +16,8 @@ import xxhash
 
 from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.catalog.placement import PlacementNode, place
 from needle.catalog.planning.commands import command_of
+from needle.catalog.planning.placement import PlacementNode, place
 from needle.catalog.replica_steps import Change, HandOver, Members, Settled, Wait, next_step
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (

@@ -183,7 +183,7 @@ async def test_who_knew_another_meaning_does_nothing_by_it(tmp_path: Path) -> No
                 stale = other.topology()
                 await client.set_alias("x", name)
                 for call in calls:
-                    other._shards._now = stale  # as if it had heard nothing
+                    other._shards._known._now = stale  # as if it had heard nothing
                     found = await call()
                     if isinstance(found, int):
                         assert found == count

@@ -24,6 +24,7 @@ from needle.base.errors import (
 )
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode, SearchRequest, WriteResult
+from needle.client.known_topology import AskedTopology
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.distributed import ClusterConfig, DistributedCluster
@@ -90,12 +91,13 @@ def test_an_old_map_does_not_hide_the_collection_that_was_made_anew() -> None:
 class OldRouter(Router):
     """Of a client that hears nothing of the catalog any more."""
 
-    def __init__(self, shards: ClusterShards, old: Topology) -> None:
+    def __init__(self, cluster: DistributedCluster, old: Topology) -> None:
         async def hears_nothing(*_: Any) -> Topology:
             return old
 
-        shards.refresh = shards.confirmed = hears_nothing  # type: ignore[method-assign]
-        super().__init__(shards)
+        known = AskedTopology(cluster._caller, cluster.nodes().values(), old)
+        known.refresh = known.confirmed = hears_nothing  # type: ignore[method-assign]
+        super().__init__(ClusterShards(cluster._caller, known, rng=random.Random(1)))
 
 
 async def started(tmp_path: Path, shards: int) -> DistributedCluster:
@@ -106,8 +108,7 @@ async def started(tmp_path: Path, shards: int) -> DistributedCluster:
 
 
 def old_router(cluster: DistributedCluster, old: Topology) -> OldRouter:
-    rng = random.Random(1)
-    return OldRouter(ClusterShards(cluster._caller, cluster.nodes().values(), old, rng=rng), old)
+    return OldRouter(cluster, old)
 
 
 async def test_a_leader_that_has_not_heard_of_a_drop_does_not_make_the_collection_again(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ async def test_a_creation_still_in_the_log_is_dropped_too(tmp_path: Path, monkey
         await node.adopt(node.catalog.topology)  # type: ignore[union-attr]
         await node.reconciler.reconcile(group, 5)
         create = commands.encode(commands.CreateCollection(spec.stored_spec, True))
-        machine, committed = node.host._groups[group].machine, threading.Event()
+        machine, committed = node.host.engine.groups[group].machine, threading.Event()
         apply = machine.apply
 
         def late(entries: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,6 +25,7 @@ from needle.base.errors import (
 from needle.base.model import WriteResult
 from needle.catalog.executed import KEPT_LEAST, KEPT_MAX, Executed, execute_once
 from needle.catalog.machine import CatalogMachine
+from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
 from needle.multiraft.ports import Applied
 from needle.protocol import calls
@@ -240,7 +242,8 @@ class Nodes:
         return calls.encode(answer)
 
     def shards(self, known: Topology) -> ClusterShards:
-        return ClusterShards(self, ["h:1"], known, rng=random.Random(self.catalog.index))  # type: ignore[arg-type]
+        caller: Any = self
+        return ClusterShards(caller, AskedTopology(caller, ["h:1"], known), rng=random.Random(self.catalog.index))
 
 
 def test_a_client_repeats_a_command_under_the_same_identity() -> None:

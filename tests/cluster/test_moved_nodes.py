@@ -12,6 +12,7 @@ from cluster.fake_shards import virtually
 from harness.connected import Connected
 from needle.base.errors import ConnectionLost, NotLeader
 from needle.base.model import ReadMode, SearchRequest, WriteResult
+from needle.client.known_topology import AskedTopology
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls, commands
@@ -63,7 +64,7 @@ def test_moved_nodes_are_found(names: list[str]) -> None:
         made = CollectionInfo(id=7, spec=spec("default", 2))
         old = msgspec.structs.replace(topology(shards=1, nodes=4), collections=(made,))
         network = Moved(old)
-        shards = ClusterShards(network, ["10.0.0.4:5000"], old, rng=random.Random(1))
+        shards = ClusterShards(network, AskedTopology(network, ["10.0.0.4:5000"], old), rng=random.Random(1))
         router = Router(shards)
         first = await router.insert("default", "a", VECTOR, b"", None, 5.0)
         network.now = moved(old, *names)
@@ -79,7 +80,7 @@ def test_an_eventual_read_finds_moved_nodes() -> None:
         made = CollectionInfo(id=7, spec=spec("default", 2))
         old = msgspec.structs.replace(topology(shards=1, nodes=4), collections=(made,))
         network = Moved(moved(old, "node-1", "node-2", "node-3"))
-        shards = ClusterShards(network, ["10.0.0.4:5000"], old, rng=random.Random(1))
+        shards = ClusterShards(network, AskedTopology(network, ["10.0.0.4:5000"], old), rng=random.Random(1))
         request = SearchRequest(collection="default", vector=VECTOR, k=1)
         with pytest.raises(AssertionError):  # it comes to a node, which this network does not let search
             await Router(shards).search(request, ReadMode.EVENTUAL, 5.0)
@@ -94,7 +95,7 @@ def test_nodes_that_swapped_addresses_are_found(heard: bool) -> None:
         made = CollectionInfo(id=7, spec=spec("default", 2))
         old = msgspec.structs.replace(topology(shards=1, nodes=4), collections=(made,))
         network = Moved(old)
-        shards = ClusterShards(network, ["10.0.0.4:5000"], old, rng=random.Random(1))
+        shards = ClusterShards(network, AskedTopology(network, ["10.0.0.4:5000"], old), rng=random.Random(1))
         router = Router(shards)
         await router.insert("default", "a", VECTOR, b"", None, 5.0)
         there = {"node-1": old.address_of("node-2"), "node-2": old.address_of("node-1")}

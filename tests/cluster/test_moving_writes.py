@@ -14,6 +14,7 @@ from harness.connected import Connected
 from needle.base.errors import ConnectionLost, OutcomeUnknown, StaleEpoch
 from needle.base.ids import GroupId
 from needle.base.model import WriteResult
+from needle.client.known_topology import AskedTopology
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.protocol import calls, commands
@@ -155,7 +156,8 @@ def test_a_write_of_unknown_fate_is_not_sent_to_another_shard(script: list[Excep
         assert now.map is not None
         shard_map = now.map.with_owner(EVERYTHING, 0)
         network = Cluster(msgspec.structs.replace(now, map=shard_map), list(script))
-        router = Router(ClusterShards(network, ["10.0.0.1:5000"], network.now, rng=random.Random(1)))
+        known = AskedTopology(network, ["10.0.0.1:5000"], network.now)
+        router = Router(ClusterShards(network, known, rng=random.Random(1)))
         if not executed:
             with pytest.raises(OutcomeUnknown, match="moved"):
                 await router.insert("default", "a", b"\0" * 8, b"", None, 5.0)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import InvalidArgument
-from needle.catalog.placement import Assignment, PlacementNode, check_invariants, place
+from needle.catalog.planning.placement import Assignment, PlacementNode, check_invariants, place
 
 
 def nodes(count: int, zones: int = 1, first: int = 1) -> list[PlacementNode]:

@@ -32,7 +32,8 @@ class FakeNode:
         self.node_id = first.id
         self.ports: Any = SimpleNamespace(knows=first.knows)
         self.mine = msgspec.structs.replace(first, address=address or first.address)
-        self.host = SimpleNamespace(stopped=False, lives=SimpleNamespace(identity=Identity(7, ((1, 70), (2, 71)))))
+        lives = SimpleNamespace(identity=Identity(7, ((1, 70), (2, 71))))
+        self.host = SimpleNamespace(stopped=False, engine=SimpleNamespace(lives=lives))
         self.lives: dict[str, Life] = {}
         self.peers: Any = self
         self.shards: Any = self

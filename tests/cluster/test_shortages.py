@@ -15,6 +15,7 @@ import pytest
 from cluster.catalog_util import spec, topology
 from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown, Unavailable, WrongCluster
 from needle.base.ids import shard_group
+from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
 from needle.distributed import ClusterConfig, DistributedCluster
 from needle.local.free_ports import free_ports
@@ -183,7 +184,8 @@ async def test_a_fault_of_the_node_says_nothing_of_an_earlier_attempt_at_the_cat
                 return encode_call(TopologyAnswer("node-1", now))
             raise script.pop(0)
 
-    shards = ClusterShards(Caller(), ["10.0.0.1:5000"], now, rng=random.Random(1))  # type: ignore[arg-type]
+    caller: Any = Caller()
+    shards = ClusterShards(caller, AskedTopology(caller, ["10.0.0.1:5000"], now), rng=random.Random(1))
     with pytest.raises(OutcomeUnknown if before else type(answer)):
         await shards.command(CreateCollection(spec("c"), False, 1), 5)
 

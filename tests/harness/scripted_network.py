@@ -10,8 +10,10 @@ from needle.base.errors import ConnectionLost, DeadlineExceeded, NeedleError, No
 from needle.base.model import CollectionSpec, HitBatch, WriteResult
 from needle.client import Client
 from needle.client.directory import Caller
+from needle.client.group import GroupClient
+from needle.client.known_topology import AskedTopology
 from needle.client.router.router import Router
-from needle.client.shards import ClusterShards, ShardGroup
+from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer, SearchCall, WriteCall
 from needle.protocol.commands import Insert, OpenSession, decode
@@ -41,11 +43,12 @@ def one_shard(version: int = 1, **changes: str) -> Topology:
 
 def client_of(network: Caller, now: Topology | None = None, *, batch_bytes_max: int = 1 << 20) -> Client:
     """A client of them. now: what it knows of the cluster."""
-    shards = ClusterShards(network, ADDRESSES.values(), one_shard() if now is None else now, rng=random.Random(1))
+    known = AskedTopology(network, ADDRESSES.values(), one_shard() if now is None else now)
+    shards = ClusterShards(network, known, rng=random.Random(1))
     return Client(network, shards, Router(shards, batch_bytes_max=batch_bytes_max))
 
 
-def group_of(client: Client) -> ShardGroup:
+def group_of(client: Client) -> GroupClient:
     """A client's calls to the one shard."""
     return client._shards.group(0)
 

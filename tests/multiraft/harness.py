@@ -28,6 +28,7 @@ from needle.base.errors import (
     ReplicaDamaged,
 )
 from needle.multiraft.config import HostConfig
+from needle.multiraft.engine import Engine
 from needle.multiraft.files import Files
 from needle.multiraft.host import Host
 from needle.multiraft.log.log_store import LogStore
@@ -205,7 +206,7 @@ class Network:
     def deliver(self, frm: str, to: str, body: bytes) -> None:
         host = self.hosts.get(to)
         if host is not None and (frm, to) not in self.cut and frm in self.hosts:
-            host.on_raft(frm, body)
+            host.engine.on_raft(frm, body)
 
 
 class Link:
@@ -228,7 +229,7 @@ class Link:
             raise ConnectionLost(f"no connection to {to}")
         if network.before_answer is not None and fetches:
             await network.before_answer()
-        answer = asyncio.ensure_future(network.hosts[to].on_call(self.node, method, body))
+        answer = asyncio.ensure_future(network.hosts[to].engine.on_call(self.node, method, body))
         await asyncio.wait([answer], timeout=timeout)
         if not answer.done():
             raise DeadlineExceeded(f"{method} to {to}: no answer within {timeout:g} s")
@@ -296,7 +297,7 @@ class Node:
                 draw=lambda: secrets.randbits(63),
                 failpoint=self._failpoint,
             )
-            self.host = Host(
+            engine = Engine(
                 self.name,
                 cluster.config,
                 transport=Link(cluster.network, self.name),
@@ -310,12 +311,13 @@ class Node:
                 files=Files(),
                 failpoint=self._failpoint,
             )
-            self.host.bounds = msgspec.structs.replace(self.host.bounds, **cluster.bounds)
+            self.host = Host(engine)
+            engine.bounds = msgspec.structs.replace(engine.bounds, **cluster.bounds)
             for group in cluster.groups:
                 machine = DictMachine(self.disks.setdefault(group, Disk()), lazy=self.lazy)
                 self.machines[group] = machine
-                self.host.open_group(group, machine, voters=cluster.names if voters is None else voters)
-            await self.host.start()
+                engine.open_group(group, machine, voters=cluster.names if voters is None else voters)
+            await engine.start()
         except BaseException:
             self.store.close()
             raise
@@ -329,7 +331,7 @@ class Node:
         """Abandon the host, as kill -9 would: nothing is flushed, only the disks stay."""
         self.cluster.network.hosts.pop(self.name, None)
         self.crashed = True
-        await self.host.stop()
+        await self.host.engine.stop()
         self.store.gate = lambda: None
         self.log_pool.close()
         self.apply_pool.close()

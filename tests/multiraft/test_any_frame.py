@@ -28,14 +28,14 @@ async def test_no_frame_and_no_call_ends_a_host(tmp_path: Path) -> None:
         await cluster.put("a", 1)
         victim = (await cluster.leader(), *cluster.running())[0]
         host = victim.host
-        await until(lambda: all(host.lives._peers[n].talking for n in cluster.names if n != victim.name))
+        await until(lambda: all(host.engine.lives._peers[n].talking for n in cluster.names if n != victim.name))
         names = {"a": victim.name, "b": "n2", "c": "n3", "d": "stranger", "": ""}
 
         @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
         @given(FRAMES, st.binary(max_size=40), st.sampled_from(CALL_METHODS), st.binary(max_size=30))
         def throw(frame: tuple[str, bool, list[Message]], raw: bytes, method: str, body: bytes) -> None:
             frm, known, messages = frame
-            peer = host.lives._peers.get(frm)
+            peer = host.engine.lives._peers.get(frm)
             nonce = peer.talking if known and peer is not None else 4711
             said = [
                 (0, Message(m.type, victim.name, frm, *[getattr(m, f) for f in Message.__struct_fields__[3:]]))
@@ -44,18 +44,18 @@ async def test_no_frame_and_no_call_ends_a_host(tmp_path: Path) -> None:
             ]
             for some in (encode_frame(nonce, 0, said), raw):
                 try:
-                    host.on_raft(frm, some)
+                    host.engine.on_raft(frm, some)
                 except NeedleError as error:
                     assert error.code == "protocol_error"
-            call = host.on_call(names.get(frm, frm), method, body)
+            call = host.engine.on_call(names.get(frm, frm), method, body)
             try:
                 call.send(None)
             except (StopIteration, NeedleError):
                 pass
             finally:
                 call.close()
-            host._run_turn()
-            assert host.failure is None
+            host.engine._run_turn()
+            assert host.engine.failure is None
 
         throw()
         for _ in range(20):
@@ -74,9 +74,9 @@ async def test_a_frame_without_a_life_is_not_heard(tmp_path: Path) -> None:
         leader = await cluster.leader()
         victim, other = (node for node in cluster.running() if node is not leader)
         host = victim.host
-        host.lives.refuse(other.name, "for this test")
+        host.engine.lives.refuse(other.name, "for this test")
         term = host.term(0) + 1000
         for frm in ("stranger", other.name):
             vote = Message(MessageType.VOTE, victim.name, frm, term, log_term=term, index=1 << 40, force=True)
-            host.on_raft(frm, encode_frame(0, 0, [(0, vote)]))
+            host.engine.on_raft(frm, encode_frame(0, 0, [(0, vote)]))
             assert host.term(0) < term, frm

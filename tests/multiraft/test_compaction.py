@@ -86,7 +86,7 @@ async def test_few_large_entries_are_compacted_by_their_bytes(tmp_path: Path) ->
             await cluster.put(f"k{number % 5}", f"{number:>20000}")
         await cluster.converged()
         for node in cluster.running():
-            assert node.host.bytes_used() < SMALL_LOG.log_bytes_max // 2
+            assert node.host.engine.bytes_used() < SMALL_LOG.log_bytes_max // 2
             assert node.host.status(0).first_index > 100
             assert not node.fatal
         await cluster.nodes["n1"].restart()
@@ -108,13 +108,13 @@ async def test_a_log_that_cannot_be_cut_refuses_writes_and_serves_again_by_itsel
         with pytest.raises(Overloaded):
             await node.host.propose(0, put("small", 1), 30.0)
         assert not node.fatal
-        assert node.host.bytes_used() <= SMALL_LOG.log_bytes_max
+        assert node.host.engine.bytes_used() <= SMALL_LOG.log_bytes_max
         machine.lazy = False
         machine.checkpoint = checkpoint  # type: ignore[method-assign]
         machine.checkpoint()
         await node.restart()
         await cluster.put("after", 1)
-        assert node.host.bytes_used() < SMALL_LOG.log_bytes_max // 2
+        assert node.host.engine.bytes_used() < SMALL_LOG.log_bytes_max // 2
         assert "k20" in node.machines[0].data
 
 
@@ -123,13 +123,13 @@ async def test_a_follower_whose_log_is_full_takes_no_entries_and_no_harm(tmp_pat
         await cluster.put("first", 1)
         leader = await cluster.leader()
         full = next(node for node in cluster.running() if node is not leader)
-        bounds = full.host.bounds
-        full.host.bounds = Bounds(**dict.fromkeys(Bounds.__struct_fields__, 0))
+        bounds = full.host.engine.bounds
+        full.host.engine.bounds = Bounds(**dict.fromkeys(Bounds.__struct_fields__, 0))
         before = (full.host.status(0).last_index, leader.host.term(0))
         for number in range(10):
             await cluster.put(f"k{number}", number)
         assert (full.host.status(0).last_index, leader.host.term(0)) == before
-        full.host.bounds = bounds
+        full.host.engine.bounds = bounds
         await cluster.converged()
 
 
@@ -138,9 +138,9 @@ async def test_a_group_at_rest_gives_its_log_back(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), config=config) as cluster:
         for number in range(30):
             await cluster.put(f"k{number % 2}", f"{number:>200000}")
-        await until(lambda: all(node.host._groups[0].log.sizes.total <= 1 << 20 for node in cluster.running()))
+        await until(lambda: all(node.host.engine.groups[0].log.sizes.total <= 1 << 20 for node in cluster.running()))
         segments = [name for name in os.listdir(f"{tmp_path}/n1/log") if name.endswith(".wal")]
-        await until(lambda: all(node.host.bytes_used() <= 1 << 25 for node in cluster.running()))
+        await until(lambda: all(node.host.engine.bytes_used() <= 1 << 25 for node in cluster.running()))
         assert len(segments) <= 2
         await cluster.put("after", 1)
         await cluster.converged()

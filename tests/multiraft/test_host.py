@@ -54,17 +54,20 @@ async def test_fifty_groups_elect_and_share_transactions_and_frames(tmp_path: Pa
         for group in cluster.groups:
             await cluster.leader(group)
         before = {
-            n.name: (n.store.commits, n.host.counters.frames_out, n.host.counters.messages_out)
+            n.name: (n.store.commits, n.host.engine.counters.frames_out, n.host.engine.counters.messages_out)
             for n in cluster.running()
         }
         await asyncio.gather(*(cluster.put("k", group, group) for group in cluster.groups))
         for name, (commits, _, _) in before.items():
             # 50 writes, each to be durable on each node: far fewer transactions than writes.
             assert cluster.nodes[name].store.commits - commits < 30
-        await until(lambda: all(n.host.counters.messages_out - before[n.name][2] > 500 for n in cluster.running()))
+        await until(
+            lambda: all(n.host.engine.counters.messages_out - before[n.name][2] > 500 for n in cluster.running())
+        )
         for n in cluster.running():
             assert (
-                n.host.counters.frames_out - before[n.name][1] < (n.host.counters.messages_out - before[n.name][2]) / 2
+                n.host.engine.counters.frames_out - before[n.name][1]
+                < (n.host.engine.counters.messages_out - before[n.name][2]) / 2
             )
 
 
@@ -184,14 +187,14 @@ async def test_fsync_error_is_fatal_for_all_groups_and_acknowledges_nothing(tmp_
             await leader.host.propose(0, put("b", 2), 5)
         assert [error.code for error in leader.fatal] == ["disk_failed"]
         leader.store.error = None
-        before = leader.host.counters.frames_out
+        before = leader.host.engine.counters.frames_out
         for group in cluster.groups:
             with pytest.raises(Unavailable, match="fsync failed"):
                 await leader.host.propose(group, put("c", 3), 1)
         for group in cluster.groups:
             assert await cluster.leader(group, but=leader.name) is not leader
             await cluster.put("d", 4, group)
-        assert leader.host.counters.frames_out == before
+        assert leader.host.engine.counters.frames_out == before
         assert len(leader.fatal) == 1
 
 
@@ -242,7 +245,7 @@ async def test_membership_change_and_a_joining_replica(tmp_path: Path) -> None:
         await until(lambda: joiner.machines[0].data.get("z") == 1)
         assert joiner.host.status(0).voters == ["n1", "n2", "n4"]
         with pytest.raises(InvalidArgument):
-            (await cluster.leader()).host.open_group(0, DictMachine(Disk()), voters=[])
+            (await cluster.leader()).host.engine.open_group(0, DictMachine(Disk()), voters=[])
 
 
 async def test_voters_without_a_live_majority_are_refused_and_dead_ones_can_be_removed(tmp_path: Path) -> None:
@@ -326,7 +329,7 @@ async def test_a_transfer_to_a_node_that_does_not_answer_says_so_in_time_and_the
             await leader.host.transfer(0, away.name, 60)
         with pytest.raises(InvalidArgument, match=f"{away.name} has not answered {leader.name}"):
             await leader.host.transfer(0, away.name, 60)
-        assert not leader.host._groups[0].raft.is_transferring
+        assert not leader.host.engine.groups[0].raft.is_transferring
         await cluster.put("b", 2)
 
 
@@ -357,20 +360,20 @@ async def test_a_follower_reads_its_sockets_before_it_takes_its_leader_for_silen
         leader = await cluster.leader()
         await cluster.put("a", 1)
         other = next(n for n in cluster.running() if n is not leader)
-        raft, term = other.host._groups[0].raft, leader.host.term(0)
+        raft, term = other.host.engine.groups[0].raft, leader.host.term(0)
         cluster.network.isolate(other.name)
-        await until(lambda: not other.host._groups[0].busy)  # who writes while the clock jumps has a stalled disk
+        await until(lambda: not other.host.engine.groups[0].busy)  # who writes while the clock jumps has a stalled disk
         late = raft.next_deadline() + CALM.heartbeat_interval / 2
-        monkeypatch.setattr(other.host, "clock", SimpleNamespace(monotonic=lambda: late))
-        other.host._tick([0], read=False)
+        monkeypatch.setattr(other.host.engine, "clock", SimpleNamespace(monotonic=lambda: late))
+        other.host.engine._tick([0], read=False)
         assert raft.role is Role.FOLLOWER, "it waits for two turns of the loop"
         heartbeat = Message(MessageType.HEARTBEAT, to=other.name, frm=leader.name, term=term)
-        other.host.on_raft(leader.name, encode_frame(leader.host.lives.nonce, 0, [(0, heartbeat)]))
+        other.host.engine.on_raft(leader.name, encode_frame(leader.host.engine.lives.nonce, 0, [(0, heartbeat)]))
         await turns()
         assert (raft.role, raft.leader, raft.term) == (Role.FOLLOWER, leader.name, term)
         later = raft.next_deadline() + CALM.heartbeat_interval / 2
-        monkeypatch.setattr(other.host, "clock", SimpleNamespace(monotonic=lambda: later))
-        other.host._tick([0], read=False)
+        monkeypatch.setattr(other.host.engine, "clock", SimpleNamespace(monotonic=lambda: later))
+        other.host.engine._tick([0], read=False)
         await turns()
         assert raft.role is Role.PRE_CANDIDATE, "nothing lay in its sockets"
 
@@ -379,7 +382,7 @@ async def test_followers_of_a_node_that_ended_its_connection_campaign_sooner(tmp
     async with Cluster(str(tmp_path), config=CALM) as cluster:
         leader = await cluster.leader()
         other = next(n for n in cluster.running() if n is not leader)
-        raft = other.host._groups[0].raft
+        raft = other.host.engine.groups[0].raft
         before = raft.next_deadline()
         other.host.disconnected("n9")
         assert raft.next_deadline() == before, "does not lead"
@@ -397,7 +400,7 @@ async def test_a_closed_group_answers_its_callers_and_can_be_opened_again(tmp_pa
         cluster.network.isolate(leader.name)
         waiting = asyncio.ensure_future(leader.host.propose(1, put("b", 1), 20))
         await asyncio.sleep(0)
-        await leader.host.close_group(1)
+        await leader.host.engine.close_group(1)
         with pytest.raises(OutcomeUnknown):
             await waiting
         assert leader.host.groups() == [0]
@@ -405,7 +408,7 @@ async def test_a_closed_group_answers_its_callers_and_can_be_opened_again(tmp_pa
         await cluster.put("a", 2, 0)
         machine = DictMachine(leader.disks[1])
         leader.machines[1] = machine
-        leader.host.open_group(1, machine, voters=[])
+        leader.host.engine.open_group(1, machine, voters=[])
         await cluster.put("c", 1, 1)
         assert (await cluster.converged(1))["c"] == 1
 
@@ -427,7 +430,7 @@ async def test_nothing_is_acknowledged_before_its_fsync(tmp_path: Path) -> None:
                     await asyncio.wait_for(asyncio.shield(writing), 0.3)
                 followers = [n for n in cluster.running() if n is not leader]
                 for peer in leader.host.status(0).peers:
-                    durable = next(n for n in followers if n.name == peer.id).host._groups[0].log.last_index()
+                    durable = next(n for n in followers if n.name == peer.id).host.engine.groups[0].log.last_index()
                     assert peer.match_index <= durable
             finally:
                 gate.set()

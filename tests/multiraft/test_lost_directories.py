@@ -92,7 +92,7 @@ async def test_an_emptied_or_older_directory_neither_acknowledges_nor_votes(tmp_
         _wipe(victim) if older == "empty" else _put_back(victim, tmp_path / "copy", saved)
         await victim.start()
         await until(lambda: victim.host.lost, 20)
-        await until(lambda: victim.name in holder.host.lives.refused(), 20)
+        await until(lambda: victim.name in holder.host.engine.lives.refused(), 20)
         # Those two are a majority, but only the third has what was acknowledged: they must not elect a leader.
         await holder.down()
         cluster.network.heal()
@@ -119,13 +119,13 @@ async def test_a_copy_of_a_leader_that_ran_neither_votes_nor_follows(tmp_path: P
         cluster.network.isolate(behind.name)
         for number in range(50):
             await victim.host.propose(0, put(f"late{number}", number), 10)
-        told, term = holder.host.lives._peers[victim.name].told, victim.host.term(0)
+        told, term = holder.host.engine.lives._peers[victim.name].told, victim.host.term(0)
         await until(lambda: told[0] >= (term, victim.host.applied_index(0)))
         await victim.down()
         _put_back(victim, tmp_path / "copy", saved)
         await victim.start()
         await until(lambda: victim.host.lost, 20)
-        await until(lambda: victim.name in holder.host.lives.refused(), 20)
+        await until(lambda: victim.name in holder.host.engine.lives.refused(), 20)
         # Without it nobody but the holder has what was acknowledged, and the holder is away.
         await holder.down()
         cluster.network.heal()
@@ -145,12 +145,12 @@ async def test_what_was_told_of_a_replica_counts_before_it_is_opened(tmp_path: P
         cluster.groups = [0, 1]
         for node in cluster.running():
             machine = node.machines[1] = DictMachine(node.disks.setdefault(1, Disk()))
-            node.host.open_group(1, machine, voters=cluster.names)
+            node.host.engine.open_group(1, machine, voters=cluster.names)
         for number in range(5):
             await cluster.put(f"later{number}", 1, 1)
         await cluster.converged(1)
         listener = (await cluster.leader(1)) if (await cluster.leader(1)) is not victim else leader
-        await until(lambda: listener.host.lives._peers[victim.name].told.get(1, (0, 0))[1] > 0)
+        await until(lambda: listener.host.engine.lives._peers[victim.name].told.get(1, (0, 0))[1] > 0)
         await victim.down()
         if older:
             _put_back(victim, tmp_path / "copy", saved)
@@ -161,7 +161,7 @@ async def test_what_was_told_of_a_replica_counts_before_it_is_opened(tmp_path: P
         else:
             await cluster.put("on", 1)
             await until(lambda: victim.machines[0].data.get("on"))
-            assert not victim.host.lost and not any(node.host.lives.refused() for node in cluster.running())
+            assert not victim.host.lost and not any(node.host.engine.lives.refused() for node in cluster.running())
 
 
 async def test_a_leader_whose_tail_was_overwritten_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ async def test_a_leader_whose_tail_was_overwritten_is_not_lost(tmp_path: Path, m
         monkeypatch.setattr(Link, "send", without_entries)
         index = old.host.status(0).last_index
         alone = [asyncio.ensure_future(old.host.propose(0, put(f"alone{number}", 1), 30)) for number in range(20)]
-        tellers = [node.host.lives._peers[old.name] for node in (left, right)]
+        tellers = [node.host.engine.lives._peers[old.name] for node in (left, right)]
         await until(lambda: all(peer.told[0] == (old.host.term(0), index + 20) for peer in tellers))
         cluster.network.isolate(old.name)
         monkeypatch.setattr(Link, "send", inner)
@@ -193,7 +193,7 @@ async def test_a_leader_whose_tail_was_overwritten_is_not_lost(tmp_path: Path, m
             task.cancel()
         await old.restart()
         await _written(cluster)
-        assert not old.host.lost and not any(node.host.lives.refused() for node in cluster.running())
+        assert not old.host.lost and not any(node.host.engine.lives.refused() for node in cluster.running())
 
 
 async def test_what_a_leader_cannot_have_told_is_not_held_against_it(tmp_path: Path) -> None:
@@ -201,13 +201,13 @@ async def test_what_a_leader_cannot_have_told_is_not_held_against_it(tmp_path: P
     async with Cluster(str(tmp_path), config=CALM) as cluster:
         await _written(cluster)
         leader, follower, _ = await _followers(cluster)
-        peer, term = follower.host.lives._peers[leader.name], leader.host.term(0)
+        peer, term = follower.host.engine.lives._peers[leader.name], leader.host.term(0)
         said = Message(MessageType.HEARTBEAT, follower.name, leader.name, term, hint=1 << 40)
-        follower.host.on_raft(leader.name, encode_frame(peer.talking, peer.news, [(0, said)]))
+        follower.host.engine.on_raft(leader.name, encode_frame(peer.talking, peer.news, [(0, said)]))
         assert peer.told[0] == (term, 1 << 40)
         await until(lambda: peer.told[0] == (term, leader.host.status(0).last_index))
         said = Message(MessageType.HEARTBEAT, follower.name, leader.name, term)  # as of an older release
-        follower.host.on_raft(leader.name, encode_frame(peer.talking, peer.news, [(0, said)]))
+        follower.host.engine.on_raft(leader.name, encode_frame(peer.talking, peer.news, [(0, said)]))
         assert peer.told[0][1] > 0
         await leader.restart()
         await _written(cluster)
@@ -224,7 +224,7 @@ async def test_an_older_directory_is_seen_though_it_cannot_ask(tmp_path: Path, m
         cluster.network.isolate(good.name)
         for number in range(50):
             await leader.host.propose(0, put(f"late{number}", number), 10)
-        before = leader.host.lives._peers[victim.name].talking
+        before = leader.host.engine.lives._peers[victim.name].talking
         await victim.down()
         _put_back(victim, tmp_path / "copy", saved)
         inner = Link.call
@@ -236,7 +236,7 @@ async def test_an_older_directory_is_seen_though_it_cannot_ask(tmp_path: Path, m
 
         monkeypatch.setattr(Link, "call", call)
         await victim.start()
-        peer = leader.host.lives._peers[victim.name]
+        peer = leader.host.engine.lives._peers[victim.name]
         await until(lambda: peer.talking != before or peer.refused, 20)
         await until(lambda: peer.refused, 3)
 
@@ -286,9 +286,9 @@ async def test_an_old_directory_of_another_world_does_not_stop_those_that_know_e
             await node.start()
         await until(lambda: any(n.host.is_leader(0) for n in (left, right)), 20)
         await cluster.put("a", 1)
-        await until(lambda: left.host.lives._established and right.host.lives._established)
+        await until(lambda: left.host.engine.lives._established and right.host.engine.lives._established)
         await old.start()
-        await until(lambda: len(old.host.lives.refused()) == 2)
+        await until(lambda: len(old.host.engine.lives.refused()) == 2)
         await cluster.put("b", 2)
         assert not left.host.lost and not right.host.lost
         assert old.machines[0].data["k11"] == 11 and "b" not in old.machines[0].data
@@ -322,7 +322,7 @@ async def test_a_founder_that_dies_while_it_is_founded_is_the_same_node_afterwar
         await n3.restart()
         await cluster.put("b", 1)
         await cluster.converged()
-        assert not any(node.host.lives.refused() or node.host.lost for node in cluster.running())
+        assert not any(node.host.engine.lives.refused() or node.host.lost for node in cluster.running())
     finally:
         for node in (n1, n2, n3):
             await node.down()
@@ -339,7 +339,7 @@ async def test_a_name_cannot_be_given_to_another_directory(tmp_path: Path) -> No
         await gone.start(voters=[])
         with pytest.raises(InvalidArgument, match="new name"):
             await leader.host.change_membership(0, rest, [gone.name], 10)
-        assert leader.host.lives.refused() and not leader.host.refused() and not leader.host.status(0).refused
+        assert leader.host.engine.lives.refused() and not leader.host.refused() and not leader.host.status(0).refused
         cluster.nodes["n4"] = Node(cluster, "n4")
         await cluster.nodes["n4"].start(voters=[])
         await leader.host.change_membership(0, rest, ["n4"], 10)
@@ -365,13 +365,13 @@ async def test_frames_of_strangers_have_no_effect(tmp_path: Path) -> None:
         forged = Message(
             MessageType.HEARTBEAT, to=follower.name, frm="n3" if follower.name != "n3" else "n2", term=term + 7
         )
-        follower.host.on_raft(forged.frm, encode_frame(4711, 0, [(0, forged)]))
-        follower.host.on_raft("nobody", encode_frame(4711, 0, [(0, forged)]))
+        follower.host.engine.on_raft(forged.frm, encode_frame(4711, 0, [(0, forged)]))
+        follower.host.engine.on_raft("nobody", encode_frame(4711, 0, [(0, forged)]))
         await cluster.put("z", 1)
         assert follower.host.term(0) == term
         for body in (b"", b"\xff" * 40, encode_frame(2**63, 2**64 - 1, []), b"\x93\x01\x02\x91\x92\x00\xc0"):
             try:
-                follower.host.on_raft(forged.frm, body)
+                follower.host.engine.on_raft(forged.frm, body)
             except NeedleError as error:
                 assert error.code == "protocol_error"
         await asyncio.sleep(0)
@@ -388,8 +388,8 @@ async def test_who_sends_frames_of_another_life_all_the_time_is_logged_once(
         forged = Message(MessageType.HEARTBEAT, to=follower.name, frm=name, term=leader.host.term(0))
         said = f"frames that were not of this life of node {name} are dropped"
         for nonce in range(4711, 4731):
-            follower.host.on_raft(name, encode_frame(nonce, 0, [(0, forged)]))
-            await until(lambda: not follower.host.lives._peers[name].asking)
+            follower.host.engine.on_raft(name, encode_frame(nonce, 0, [(0, forged)]))
+            await until(lambda: not follower.host.engine.lives._peers[name].asking)
         assert [record.getMessage() for record in caplog.records].count(said) == 1
 
 
@@ -398,9 +398,9 @@ async def test_what_a_node_cannot_have_told_is_not_held_against_it(tmp_path: Pat
     async with Cluster(str(tmp_path), config=CALM) as cluster:
         await _written(cluster)
         leader, _, victim = await _followers(cluster)
-        peer, term = leader.host.lives._peers[victim.name], leader.host.term(0)
+        peer, term = leader.host.engine.lives._peers[victim.name], leader.host.term(0)
         said = Message(MessageType.APPEND_RESP, leader.name, victim.name, term, index=1 << 40, log_term=term)
-        leader.host.on_raft(victim.name, encode_frame(peer.talking, peer.news, [(0, said)]))
+        leader.host.engine.on_raft(victim.name, encode_frame(peer.talking, peer.news, [(0, said)]))
         assert peer.told[0] < (term, 1 << 40)
         await victim.restart()
         await _written(cluster)
@@ -412,21 +412,25 @@ async def test_a_follower_holds_nothing_against_a_node_that_was_said_to_it_in_it
     async with Cluster(str(tmp_path), config=CALM) as cluster:
         await _written(cluster)
         leader, follower, victim = await _followers(cluster)
-        assert not await follower.host.lives.meet(victim.name)
+        assert not await follower.host.engine.lives.meet(victim.name)
         cluster.network.isolate(victim.name)
         for number in range(20):
             await leader.host.propose(0, put(f"late{number}", number), 10)
         await until(lambda: follower.machines[0].data.get("late19") == 19)
         if leader is not await cluster.leader():
             pytest.skip("the leader changed")
-        peer, term, index = follower.host.lives._peers[victim.name], leader.host.term(0), leader.host.applied_index(0)
+        peer, term, index = (
+            follower.host.engine.lives._peers[victim.name],
+            leader.host.term(0),
+            leader.host.applied_index(0),
+        )
         assert peer.talking
         before = dict(peer.told)
         for kind in (MessageType.APPEND_RESP, MessageType.HEARTBEAT_RESP, MessageType.VOTE_RESP):
             said = Message(kind, follower.name, victim.name, term, index=index, log_term=term)
-            follower.host.on_raft(victim.name, encode_frame(peer.talking, peer.news, [(0, said)]))
+            follower.host.engine.on_raft(victim.name, encode_frame(peer.talking, peer.news, [(0, said)]))
         assert peer.told == before
         await victim.restart()
         cluster.network.heal()
         await _written(cluster)
-        assert not victim.host.lost and not any(node.host.lives.refused() for node in cluster.running())
+        assert not victim.host.lost and not any(node.host.engine.lives.refused() for node in cluster.running())

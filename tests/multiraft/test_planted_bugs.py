@@ -12,11 +12,11 @@ async def test_a_restarted_replica_knows_its_term_and_its_vote(tmp_path: Path) -
         await cluster.put("a", 1)
         await cluster.converged()
         leader = await cluster.leader()
-        held = leader.host._groups[0].raft
+        held = leader.host.engine.groups[0].raft
         before = (held.term, held.vote)
         assert before[1] == leader.name
         await leader.down()
         cluster.network.isolate(leader.name)
         await leader.start()
-        held = leader.host._groups[0].raft
+        held = leader.host.engine.groups[0].raft
         assert (held.term, held.vote) == before

@@ -125,7 +125,7 @@ async def test_a_damaged_follower_whose_log_cannot_catch_up_takes_the_offer_inst
         await cluster.converged()
         leader = await cluster.leader()
         hurt = next(node for node in cluster.running() if node is not leader)
-        group = hurt.host._groups[0]
+        group = hurt.host.engine.groups[0]
         cluster.network.cut = {(leader.name, hurt.name)}  # it can ask, but hears nothing
         group.raft._s.election_deadline += 60  # nor does it campaign
         for number in range(40):
@@ -170,7 +170,7 @@ async def test_a_damaged_leader_that_is_to_offer_a_snapshot_goes_on(tmp_path: Pa
         leader = await cluster.leader()
         other = next(node for node in cluster.running() if node is not leader)
         damage(leader)
-        snapshots = leader.host._groups[0].snapshots
+        snapshots = leader.host.engine.groups[0].snapshots
         snapshots.requested([other.name])
         await until(lambda: not snapshots.offering)
         assert not leader.fatal
@@ -207,7 +207,7 @@ async def test_an_answer_that_never_comes_is_not_waited_for_once_another_leads(
         state = await cluster.converged()
         leader = await cluster.leader()
         hurt = next(node for node in cluster.running() if node is not leader)
-        asked, inner = asyncio.Event(), leader.host.on_call
+        asked, inner = asyncio.Event(), leader.host.engine.on_call
 
         async def lost(frm: str, method: str, body: bytes) -> bytes:
             if method == STATE_METHOD:
@@ -216,7 +216,7 @@ async def test_an_answer_that_never_comes_is_not_waited_for_once_another_leads(
             answer: bytes = await inner(frm, method, body)
             return answer
 
-        monkeypatch.setattr(leader.host, "on_call", lost)
+        monkeypatch.setattr(leader.host.engine, "on_call", lost)
         damage(hurt)
         await cluster.put("more", 1)
         await asked.wait()
@@ -229,7 +229,7 @@ def lose_answers(node: Node, count: int, monkeypatch: pytest.MonkeyPatch) -> lis
     """The first `count` answers of a node about its snapshots never come. One item for each question: whether it was
     answered."""
     asked: list[bool] = []
-    inner = node.host.on_call
+    inner = node.host.engine.on_call
 
     async def on_call(frm: str, method: str, body: bytes) -> bytes:
         if method != STATE_METHOD:
@@ -242,7 +242,7 @@ def lose_answers(node: Node, count: int, monkeypatch: pytest.MonkeyPatch) -> lis
         asked[number] = True
         return answer
 
-    monkeypatch.setattr(node.host, "on_call", on_call)
+    monkeypatch.setattr(node.host.engine, "on_call", on_call)
     return asked
 
 
@@ -282,7 +282,7 @@ async def test_who_asks_again_while_a_snapshot_is_made_has_no_other_made(
 
         monkeypatch.setattr(export, "export_snapshot", slow)
         hurt.machines[0].damage = hurt.disks[0].damage = CorruptDocuments("a page fails its checksum")
-        hurt.host._groups[0].rebuild.look()
+        hurt.host.engine.groups[0].rebuild.look()
         try:
             await until(lambda: len(asked) == 3)
         finally:
@@ -359,7 +359,7 @@ async def test_what_the_leader_answers_ends_no_damaged_replica(
             return on_call
 
         for node in cluster.running():
-            monkeypatch.setattr(node.host, "on_call", bad(node.host.on_call))
+            monkeypatch.setattr(node.host.engine, "on_call", bad(node.host.engine.on_call))
         damage(hurt)
         await until(lambda: asked == 2 and not hurt.host.damage(0))
         assert not hurt.fatal
@@ -376,7 +376,7 @@ async def test_nothing_is_installed_for_a_group_that_was_closed(
         await cluster.converged()
         leader = await cluster.leader()
         hurt = next(node for node in cluster.running() if node is not leader)
-        asked, go_on, inner = asyncio.Event(), asyncio.Event(), leader.host.on_call
+        asked, go_on, inner = asyncio.Event(), asyncio.Event(), leader.host.engine.on_call
 
         async def late(frm: str, method: str, body: bytes) -> bytes:
             if method == STATE_METHOD:
@@ -384,11 +384,11 @@ async def test_nothing_is_installed_for_a_group_that_was_closed(
                 await go_on.wait()
             return await inner(frm, method, body)
 
-        monkeypatch.setattr(leader.host, "on_call", late)
+        monkeypatch.setattr(leader.host.engine, "on_call", late)
         damage(hurt)
         await asked.wait()
-        group = hurt.host._groups[0]
-        await hurt.host.close_group(0)
+        group = hurt.host.engine.groups[0]
+        await hurt.host.engine.close_group(0)
         go_on.set()
         task = group.rebuild._task
         assert task is not None
@@ -406,7 +406,7 @@ async def test_a_group_is_closed_once_what_it_fetched_is_removed(
         await cluster.converged()
         leader = await cluster.leader()
         hurt = next(node for node in cluster.running() if node is not leader)
-        removing, go_on, inner = asyncio.Event(), asyncio.Event(), hurt.host.fetcher.discard_others
+        removing, go_on, inner = asyncio.Event(), asyncio.Event(), hurt.host.engine.fetcher.discard_others
         done: list[str] = []
         asked = list[object]()
 
@@ -417,12 +417,12 @@ async def test_a_group_is_closed_once_what_it_fetched_is_removed(
                 done.append("removed")
             await inner(group, *keep)
 
-        monkeypatch.setattr(hurt.host.fetcher, "discard_others", late)
+        monkeypatch.setattr(hurt.host.engine.fetcher, "discard_others", late)
         damage(hurt)
         asked.append(hurt)
         await removing.wait()
-        group = hurt.host._groups[0]
-        closing = asyncio.create_task(hurt.host.close_group(0))
+        group = hurt.host.engine.groups[0]
+        closing = asyncio.create_task(hurt.host.engine.close_group(0))
         closing.add_done_callback(lambda _: done.append("closed"))
         await until(lambda: group.closed)
         await asyncio.wait([closing], timeout=4 * TINY.heartbeat_interval)

@@ -38,7 +38,7 @@ async def test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_befor
     async with Cluster(str(tmp_path)) as cluster:
         state = await _written(cluster)
         victim = next(n for n in cluster.running() if not n.host.is_leader(0))
-        term = victim.host._groups[0].log.term(4)
+        term = victim.host.engine.groups[0].log.term(4)
         await victim.down()
         victim.disks[0].saved = {
             "index": 4,
@@ -50,7 +50,7 @@ async def test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_befor
         cluster.network.isolate(victim.name)
         await victim.start()
         assert victim.host.is_repairing(0)
-        group = victim.host._groups[0]
+        group = victim.host.engine.groups[0]
         old_term = group.log.repair.lost_term if group.log.repair else 0
         assert group.raft.term == old_term + 1
         assert group.log.last_index() == 6
@@ -66,7 +66,7 @@ async def test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_befor
             force=True,
         )
         assert group.raft.refuses(ask) == ""
-        group.receive(ask, victim.host.clock.monotonic())
+        group.receive(ask, victim.host.engine.clock.monotonic())
         assert group.raft.term == old_term + 1
         assert group.raft.has_ready() == posted
         with pytest.raises(CorruptLog, match="being repaired"):
@@ -164,8 +164,8 @@ async def test_a_compacted_log_whose_state_is_gone_gets_a_snapshot(tmp_path: Pat
         await victim.down()
         for node in cluster.nodes.values():
             if node is not victim:
-                log = node.host._groups[0].log
-                await node.host.durable(LogWrite(log=log, compact=StartRecord(10, log.term(10))))
+                log = node.host.engine.groups[0].log
+                await node.host.engine.durable(LogWrite(log=log, compact=StartRecord(10, log.term(10))))
         victim.disks[0] = Disk()
         store = open_wal(f"{victim.directory}/log")
         store.commit(lambda txn: txn.delete_range(entry_key(0, 0), entry_key(0, 1 << 40)), True)
@@ -199,7 +199,7 @@ async def test_a_state_that_was_deleted_on_purpose_is_fetched_and_term_and_vote_
         term = victim.host.term(0)
         with pytest.raises(InvalidArgument, match="not open"):
             await victim.host.forget_state(0)
-        await victim.host.close_group(0)
+        await victim.host.engine.close_group(0)
         commit = victim.host.known_commit(0)
         assert commit >= 1
         await victim.host.forget_state(0)
@@ -208,7 +208,7 @@ async def test_a_state_that_was_deleted_on_purpose_is_fetched_and_term_and_vote_
         victim.disks[0].saved = Disk().saved
         cluster.network.isolate(victim.name)
         victim.machines[0] = DictMachine(victim.disks[0])
-        victim.host.open_group(0, victim.machines[0], voters=[])
+        victim.host.engine.open_group(0, victim.machines[0], voters=[])
         assert victim.host.is_repairing(0) and victim.host.term(0) == term + 1
         assert victim.host.members(0) == []  # those of long ago are nobody to campaign with
         await victim.restart()
@@ -225,9 +225,9 @@ async def test_who_founded_a_group_alone_and_gave_it_up_can_hold_it_again(tmp_pa
         for number in range(12):
             await cluster.put(f"k{number}", number)
         (node,) = cluster.running()
-        await node.host.close_group(0)
+        await node.host.engine.close_group(0)
         await node.host.forget_state(0)
         node.disks[0].saved = Disk().saved
         node.machines[0] = DictMachine(node.disks[0])
-        node.host.open_group(0, node.machines[0], voters=[])
+        node.host.engine.open_group(0, node.machines[0], voters=[])
         assert node.host.is_repairing(0) and not node.host.is_leader(0)

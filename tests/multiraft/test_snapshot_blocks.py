@@ -65,7 +65,7 @@ async def caught_up(cluster: Cluster, away: Node, state: dict[str, int]) -> int:
     assert await cluster.converged() == state
     # The state machine has it a moment before the node goes on.
     await until(lambda: "snapshot.after_install" in away.reached)
-    fetched: int = away.host.fetcher.bytes_fetched
+    fetched: int = away.host.engine.fetcher.bytes_fetched
     return fetched
 
 
@@ -76,7 +76,7 @@ async def test_blocks_that_stand_elsewhere_in_a_file_do_not_travel(tmp_path: Pat
         away, state = await behind(cluster)
         fetched = await caught_up(cluster, away, state)
         assert 2 * BLOCK_BYTES + TABLE < fetched < 2 * BLOCK_BYTES + TABLE + STATE
-        assert away.host.fetcher.bytes_reused == len(WHOLE) - 2 * BLOCK_BYTES
+        assert away.host.engine.fetcher.bytes_reused == len(WHOLE) - 2 * BLOCK_BYTES
 
 
 async def test_a_file_that_changes_while_it_is_copied_from_is_not_believed(
@@ -127,14 +127,14 @@ async def test_what_was_fetched_of_an_older_snapshot_is_copied(tmp_path: Path, s
             nonlocal calls
             calls += 1
             if calls == 7:
-                leader.host.shelf._shelf.clear()
+                leader.host.engine.shelf._shelf.clear()
                 for node in cluster.running():
                     node.machines[0].constant = BLOCKS[40] + WHOLE
             return False
 
         cluster.network.drop_call = gone_in_the_middle
         fetched = await caught_up(cluster, away, state)
-        assert away.host.fetcher.bytes_reused >= 6 * 4 * BLOCK_BYTES
+        assert away.host.engine.fetcher.bytes_reused >= 6 * 4 * BLOCK_BYTES
         assert fetched < len(WHOLE) + 2 * BLOCK_BYTES + 2 * TABLE + STATE
 
 
@@ -147,7 +147,7 @@ async def test_a_sender_that_lies_gets_nothing_installed(
         put(similar, WHOLE[: 30 * BLOCK_BYTES])
         away, state = await behind(cluster)
         leader = await cluster.leader()
-        shelf, lies = leader.host.shelf, 0
+        shelf, lies = leader.host.engine.shelf, 0
         hashes, blocks = shelf.hashes, shelf.blocks
 
         async def lying_hashes(request: HashesRequest, now: float) -> bytes:
@@ -175,12 +175,12 @@ async def test_only_blocks_that_a_file_has_are_served(tmp_path: Path, similar: P
         leader = await cluster.leader()
         await away.start()
         await cluster.converged()
-        exported = leader.host.shelf.current(0)
+        exported = leader.host.engine.shelf.current(0)
         assert exported is not None
 
         async def ask(method: str, *rest: object) -> bytes:
             body = encode_file_request((0, exported.snapshot, "constant", *rest))  # type: ignore[arg-type]
-            answer: bytes = await leader.host.on_call(away.name, method, body)
+            answer: bytes = await leader.host.engine.on_call(away.name, method, body)
             return answer
 
         assert await ask(receiver.BLOCKS_METHOD, [47, 0]) == BLOCKS[47] + BLOCKS[0]

@@ -21,8 +21,8 @@ from needle.base.runtime import Pool
 from needle.multiraft import group
 from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, encode_file_request, encode_manifest
 from needle.multiraft.files import Files
+from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.ports import Applied, SnapshotFile
-from needle.multiraft.snapshots.group_snapshots import SnapshotTraffic
 from needle.multiraft.snapshots.sender import SnapshotShelf
 from needle.raft.messages import ConfState, Message, MessageType, SnapshotMeta
 from raft.solo import Solo
@@ -57,7 +57,7 @@ async def test_a_follower_behind_the_log_catches_up_by_snapshot(tmp_path: Path) 
         away, state = await _left_behind(cluster)
         await away.start()
         assert await cluster.converged() == state
-        assert away.host.fetcher.bytes_fetched > 100
+        assert away.host.engine.fetcher.bytes_fetched > 100
         await cluster.put("after", 1)
         assert (await cluster.converged())["after"] == 1
         await until(lambda: not any(name.startswith("in-") for name in os.listdir(f"{away.directory}/snapshots")))
@@ -78,9 +78,9 @@ async def test_lost_chunks_are_asked_for_again_and_not_fetched_twice(tmp_path: P
         cluster.network.drop_call = every_second
         await away.start()
         assert await cluster.converged() == state
-        exported = (await cluster.leader()).host.shelf.current(0)
+        exported = (await cluster.leader()).host.engine.shelf.current(0)
         assert exported is not None
-        assert away.host.fetcher.bytes_fetched == sum(file.size for file in exported.files.values())
+        assert away.host.engine.fetcher.bytes_fetched == sum(file.size for file in exported.files.values())
         assert calls > 10
 
 
@@ -93,10 +93,10 @@ async def test_a_restarted_receiver_resumes(tmp_path: Path) -> None:
         await away.down()
         await away.start()
         assert await cluster.converged() == state
-        exported = (await cluster.leader()).host.shelf.current(0)
+        exported = (await cluster.leader()).host.engine.shelf.current(0)
         assert exported is not None
         whole = sum(file.size for file in exported.files.values())
-        assert away.host.fetcher.bytes_fetched == whole - 5 * 64
+        assert away.host.engine.fetcher.bytes_fetched == whole - 5 * 64
 
 
 async def test_a_corrupt_file_is_never_installed(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ async def test_a_snapshot_that_is_gone_is_replaced_by_another(tmp_path: Path) ->
             nonlocal dropped
             if not dropped:
                 dropped = True
-                leader.host.shelf._shelf.clear()
+                leader.host.engine.shelf._shelf.clear()
             return False
 
         cluster.network.drop_call = drop_once
@@ -145,8 +145,8 @@ async def test_a_file_that_the_state_machine_has_is_not_fetched(
         monkeypatch.setattr(DictMachine, "held_file", lambda self, name: mine if name == "constant" else None)
         await away.start()
         assert await cluster.converged() == state
-        assert away.host.fetcher.bytes_reused == len(CONSTANT)
-        assert 0 < away.host.fetcher.bytes_fetched < len(CONSTANT)
+        assert away.host.engine.fetcher.bytes_reused == len(CONSTANT)
+        assert 0 < away.host.engine.fetcher.bytes_fetched < len(CONSTANT)
 
 
 async def test_a_file_of_another_content_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +159,8 @@ async def test_a_file_of_another_content_is_not_reused(tmp_path: Path, monkeypat
         monkeypatch.setattr(DictMachine, "held_file", lambda self, name: mine if name == "constant" else None)
         await away.start()
         assert await cluster.converged() == state
-        assert away.host.fetcher.bytes_reused == 0
-        assert away.host.fetcher.bytes_fetched > len(CONSTANT)
+        assert away.host.engine.fetcher.bytes_reused == 0
+        assert away.host.engine.fetcher.bytes_fetched > len(CONSTANT)
 
 
 async def test_a_file_of_the_state_machine_is_never_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,15 +199,15 @@ async def test_what_was_fetched_of_a_snapshot_that_is_gone_is_not_fetched_again(
             nonlocal calls
             calls += 1
             if calls == len(CONSTANT) // TINY.snapshot_chunk_bytes + 3:
-                leader.host.shelf._shelf.clear()
+                leader.host.engine.shelf._shelf.clear()
             return False
 
         cluster.network.drop_call = gone_after_the_first_file
         await away.start()
         assert await cluster.converged() == state
         assert leader.reached.count("snapshot.after_export") == 2
-        assert away.host.fetcher.bytes_reused == len(CONSTANT)
-        assert away.host.fetcher.bytes_fetched < 2 * len(CONSTANT)
+        assert away.host.engine.fetcher.bytes_reused == len(CONSTANT)
+        assert away.host.engine.fetcher.bytes_fetched < 2 * len(CONSTANT)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ async def test_a_crash_in_any_step_of_an_install_is_finished_or_abandoned(tmp_pa
         await until(lambda: away.crashed)
         await away.down()
         await away.start()
-        assert away.host._groups[0].log.pending is None
+        assert away.host.engine.groups[0].log.pending is None
         assert not away.host.is_repairing(0)
         if name in ("snapshot.after_pending", "snapshot.after_install", "snapshot.after_reset"):
             assert away.machines[0].applied_index() > 20
@@ -284,21 +284,21 @@ async def test_an_exported_snapshot_that_nobody_fetches_is_removed(tmp_path: Pat
         await away.start()
         assert await cluster.converged() == state
         assert "snapshot.after_export" in leader.reached
-        await until(lambda: leader.host.shelf.current(0) is None)
+        await until(lambda: leader.host.engine.shelf.current(0) is None)
         await until(lambda: not any(name.startswith("out-") for name in os.listdir(f"{leader.directory}/snapshots")))
 
 
 def test_files_the_core_waits_for_are_not_replaced_by_a_newer_offer() -> None:
     spawned: list[str] = []
     raft = SimpleNamespace(applied=3, commit=9, term=1, refuses=lambda _: "")
-    group = SimpleNamespace(id=0, raft=raft, log=SimpleNamespace(pending=None), rebuild=SimpleNamespace(fetching=False))
+    group = SimpleNamespace(id=0, raft=raft, log=SimpleNamespace(pending=None))
 
     def spawn(work: Coroutine[object, object, None]) -> object:
         spawned.append(work.__name__)
         work.close()
         return SimpleNamespace(done=lambda: True)
 
-    traffic = SnapshotTraffic(group, SimpleNamespace(spawn=spawn))  # type: ignore[arg-type]
+    traffic = SnapshotTraffic(group, SimpleNamespace(spawn=spawn), SimpleNamespace(fetching=False))  # type: ignore[arg-type]
     traffic._staged_index = 9
     offer = Message(MessageType.SNAPSHOT, to="n1", frm="n2", term=1, snapshot=SnapshotMeta(20, 1, ConfState(), b"x"))
     traffic.offered(offer, False)
@@ -323,7 +323,6 @@ async def test_what_the_core_had_no_use_for_is_not_waited_for() -> None:
         id=1,
         raft=solo.raft,
         log=SimpleNamespace(pending=None),
-        rebuild=SimpleNamespace(fetching=False),
         machine=SimpleNamespace(check_snapshot=None),
     )
     host = SimpleNamespace(
@@ -335,7 +334,7 @@ async def test_what_the_core_had_no_use_for_is_not_waited_for() -> None:
         stopped=False,
         wake=lambda _: None,
     )
-    traffic = SnapshotTraffic(group, host)  # type: ignore[arg-type]
+    traffic = SnapshotTraffic(group, host, SimpleNamespace(fetching=False))  # type: ignore[arg-type]
     offers = [
         Message(MessageType.SNAPSHOT, to="a", frm="b", term=1, snapshot=SnapshotMeta(index, 1, CONF, b"x"))
         for index in (2, 9)
@@ -365,15 +364,15 @@ async def test_chunks_are_served_only_from_finished_snapshots(tmp_path: Path) ->
     async with Cluster(str(tmp_path), nodes=1) as cluster:
         host = cluster.nodes["n1"].host
         with pytest.raises(Unavailable, match="not here any more"):
-            await host.on_call(
+            await host.engine.on_call(
                 "n2", "raft.snapshot_chunk", encode_file_request(ChunkRequest(0, "x", "../log/data.mdb", 0, 9))
             )
         with pytest.raises(InvalidArgument):
-            await host.on_call("n2", "raft.other", b"")
+            await host.engine.on_call("n2", "raft.other", b"")
         with pytest.raises(ProtocolError):
-            await host.on_call("n2", "raft.snapshot_chunk", b"\x01")
+            await host.engine.on_call("n2", "raft.snapshot_chunk", b"\x01")
         with pytest.raises(ProtocolError):
-            host.on_raft("n2", b"\x93")
+            host.engine.on_raft("n2", b"\x93")
     assert CorruptSnapshot.code == "corrupt_snapshot"
 
 
@@ -480,7 +479,7 @@ async def test_a_group_that_waits_for_room_can_be_closed(tmp_path: Path, monkeyp
         write = asyncio.ensure_future(node.host.propose(0, json.dumps(["b", 1]).encode(), 5.0))
         await until(asked.is_set)
         async with asyncio.timeout(10):
-            await node.host.close_group(0)
+            await node.host.engine.close_group(0)
         with pytest.raises(NeedleError):
             await write
         assert not node.fatal
@@ -504,9 +503,9 @@ async def test_after_a_failed_sync_what_was_fetched_is_not_used(
         monkeypatch.setattr(Files, "_sync", staticmethod(sync))
         await away.start()
         assert await cluster.converged() == state
-        exported = (await cluster.leader()).host.shelf.current(0)
+        exported = (await cluster.leader()).host.engine.shelf.current(0)
         assert exported is not None
-        assert away.host.fetcher.bytes_fetched == 3 * sum(file.size for file in exported.files.values())
+        assert away.host.engine.fetcher.bytes_fetched == 3 * sum(file.size for file in exported.files.values())
 
 
 async def test_an_export_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:

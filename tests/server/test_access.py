@@ -132,9 +132,11 @@ def test_who_is_admitted_with_and_without_keys_required() -> None:
 # --- methods ---------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def service() -> Service:
+    raft: list[Any] = []
+    engine = SimpleNamespace(on_call=lambda *_: None, on_raft=lambda *_: raft.append(_))
     node = SimpleNamespace(
         node_id="n1",
-        host=SimpleNamespace(on_call=lambda *_: None, disconnected=lambda _: None, on_raft=lambda *_: raft.append(_)),
+        host=SimpleNamespace(disconnected=lambda _: None, engine=engine),
         heard_from=lambda _: None,
         ports=SimpleNamespace(rng=None, audit=None),
         coordinator=None,
@@ -142,7 +144,6 @@ def service() -> Service:
         now=lambda: 0.0,
         observe=lambda *_: None,
     )
-    raft: list[Any] = []
     made = Service(node)  # type: ignore[arg-type]
     made.raft = raft  # type: ignore[attr-defined]
     return made

@@ -58,7 +58,7 @@ async def test_what_is_being_closed_when_the_node_stops_is_closed_with_the_rest(
         node_id="a",
         cluster=SimpleNamespace(incarnation=1),
         groups={2: shard},
-        host=SimpleNamespace(close_group=close_group),
+        host=SimpleNamespace(engine=SimpleNamespace(close_group=close_group)),
         catalog=catalog,
         ports=SimpleNamespace(search_threads=1),
     )

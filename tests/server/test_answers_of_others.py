@@ -32,6 +32,7 @@ from needle.base.errors import (
 from needle.base.model import WriteResult
 from needle.client.directory import Directory
 from needle.client.finding import find_topology
+from needle.client.known_topology import AskedTopology
 from needle.client.router.fan_out import FanOut
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
@@ -92,6 +93,10 @@ async def test_a_preferred_leader_that_cannot_be_understood_gets_no_leadership(a
     assert not await LeaderSpread(node)._willing(1, "node-2")
 
 
+def _asking(caller: Caller, addresses: list[str], now: Any) -> ClusterShards:
+    return ClusterShards(caller, AskedTopology(caller, addresses, now), rng=random.Random(1))
+
+
 def shards_of(first: Told, then: Told) -> ClusterShards:
     """A catalog at two addresses; the one that is asked first answers commands with `first`."""
     now, script = topology(), [first, then]
@@ -99,7 +104,7 @@ def shards_of(first: Told, then: Told) -> ClusterShards:
     def answer(_: str, method: str) -> Told:
         return calls.encode(TopologyAnswer("node-1", now)) if method == TOPOLOGY else script.pop(0)
 
-    return ClusterShards(Caller(answer), ["10.0.0.1:5000", "10.0.0.2:5000"], now, rng=random.Random(1))
+    return _asking(Caller(answer), ["10.0.0.1:5000", "10.0.0.2:5000"], now)
 
 
 def test_a_node_of_another_kind_of_cluster_says_nothing_of_a_command_to_the_catalog() -> None:
@@ -170,7 +175,7 @@ def test_who_asks_for_the_topology_passes_over_an_answer_that_cannot_be_read() -
             return GARBAGE if address == there[0] else calls.encode(TopologyAnswer("node-1", now))
 
         assert await find_topology(Caller(answer), there, 1.0) == now
-        shards = ClusterShards(Caller(answer), there, type(now)(), rng=random.Random(1))
+        shards = _asking(Caller(answer), there, type(now)())
         assert await shards.refresh(now.version, 1.0) == now
 
     virtually(work())

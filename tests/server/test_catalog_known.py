@@ -112,7 +112,7 @@ async def test_a_new_leader_that_has_not_heard_of_it_serves_nothing_by_it(change
             await deaf.leads([one for one in clusters if one is not late])
 
             async def asked(call: Any) -> Any:
-                other._shards._now = stale  # as if it had heard nothing
+                other._shards._known._now = stale  # as if it had heard nothing
                 return await call()
 
             calls = (

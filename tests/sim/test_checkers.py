@@ -19,12 +19,12 @@ from proof.checkers.committed import Committed, CommittedEntry
 from proof.checkers.digests import Digests, rows_of
 from proof.checkers.durability import append_ack, vote_granted, write_acknowledged
 from proof.checkers.elections import Elections
+from proof.checkers.history import History
 from proof.checkers.leases import Leases
 from proof.checkers.monotone import Monotone, Position
 from proof.checkers.replay import GetSeen, LogModel, ModelDocument, SearchSeen, check_get, check_search
-from proof.sim.history import History
+from proof.checkers.violation import Violation
 from proof.sim.shrink import fewest, smallest
-from proof.sim.violation import Violation
 from proof.sim.watch import Watch
 from shard.replica_util import Log, open_replica, put, spec
 

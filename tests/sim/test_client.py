@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from needle.base.model import ReadMode
+from proof.checkers.history import History
 from proof.sim.client import Client
-from proof.sim.history import History
 from proof.sim.spec import profile
 from proof.sim.trace import Trace
 from proof.sim.workload import Budget, Workload

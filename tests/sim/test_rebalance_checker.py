@@ -15,7 +15,7 @@ from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, Mov
 from needle.routing.plans import ReplicaMove, ShardSplit, Wish
 from needle.routing.topology import Topology
 from proof.checkers.rebalances import LOOKS_MIN, Rebalances
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 replace = msgspec.structs.replace
 NOW = topology()

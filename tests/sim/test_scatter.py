@@ -13,7 +13,7 @@ from needle.routing.shard_map import initial_map, uncovered
 from needle.routing.strategy import RANGE
 from proof.checkers.replay import LogModel, ModelDocument
 from proof.checkers.scatter import ScatterSeen, check_scatter
-from proof.sim.violation import Violation
+from proof.checkers.violation import Violation
 
 MAP = initial_map(RANGE, 2, boundaries=["m"])
 

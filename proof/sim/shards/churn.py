@@ -17,11 +17,11 @@ from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, 
 from needle.base.model import Hit, WriteResult
 from needle.client.client import Client
 from needle.routing.topology import Topology
+from proof.checkers.violation import Violation
 from proof.sim.databases import CALL_TIMEOUT
 from proof.sim.machine import stream
 from proof.sim.shards.profile import metadata_of
 from proof.sim.stage import Stage
-from proof.sim.violation import Violation
 
 NAME = "side"
 REST_SECONDS = 4.0

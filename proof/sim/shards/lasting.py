@@ -28,12 +28,12 @@ from needle.base.errors import (
 from needle.base.model import Document, WriteResult
 from needle.client.client import Client
 from needle.routing.topology import Topology
+from proof.checkers.violation import Violation
 from proof.sim.databases import CALL_TIMEOUT
 from proof.sim.machine import instant_at, stream
 from proof.sim.promises import is_of_the_past, surely_without_effect
 from proof.sim.shards.profile import metadata_of
 from proof.sim.stage import Stage
-from proof.sim.violation import Violation
 
 NAMES, COUNTS = ("lasting-a", "lasting-b"), (14, 21)
 ALIAS = "lasting"

@@ -33,8 +33,8 @@ from needle.routing.shard_map import KeyRange, ShardMap
 from needle.routing.strategy import routing_key
 from needle.routing.topology import MoveState, Topology
 from proof.checkers.replay import LogModel, ModelDocument
+from proof.checkers.violation import Violation
 from proof.sim.shards.profile import metadata_of
-from proof.sim.violation import Violation
 
 NAME = "ownership"
 FROZEN = -1

@@ -14,11 +14,11 @@ from needle.client.client import Client
 from needle.client.cursor import kept_in
 from needle.routing.topology import Topology
 from proof.checkers.pinned import NAME, PinnedSeen, check_pinned
+from proof.checkers.violation import Violation
 from proof.sim.databases import CALL_TIMEOUT
 from proof.sim.machine import stream
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
-from proof.sim.violation import Violation
 from proof.sim.workload import COLLECTION
 
 REST_SECONDS = 0.7

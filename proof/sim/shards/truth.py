@@ -21,11 +21,11 @@ from needle.routing.topology import Topology
 from proof.checkers.members import Members
 from proof.checkers.rebalances import Rebalances
 from proof.checkers.replay import LogModel
+from proof.checkers.violation import Violation
 from proof.sim.shards.happenings import Happening, changes, configured, step_of
 from proof.sim.shards.ownership import Ownerships
 from proof.sim.shards.profile import metadata_of
 from proof.sim.stage import Stage
-from proof.sim.violation import Violation
 from proof.sim.watch import Watch
 from proof.sim.workload import COLLECTION
 

@@ -8,8 +8,9 @@ from typing import Any
 from needle.base.errors import NeedleError, OutcomeUnknown
 from needle.base.model import WriteResult
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
+from needle.client.columns import as_columns
 from needle.client.document_calls import BatchPart
-from needle.client.documents import DocumentMethods
+from needle.client.documents import DocumentMethods, insert_parts
 
 
 class BatchMethods(DocumentMethods):
@@ -35,9 +36,8 @@ class BatchMethods(DocumentMethods):
         and so does details["documents_written"]; details["documents_unknown"] says how many may or may not be written;
         the others are not. It is OutcomeUnknown if there are any of those.
         """
-        _, parts = await self._insert_parts(
-            documents, ids, vectors, metadatas, collection, timeout, expires_at, whole=True
-        )
+        batch = as_columns(documents, ids, vectors, metadatas, expires_at)
+        parts = await insert_parts(self._documents, batch, collection, timeout, whole=True)
         failures = [part.outcome for part in parts if isinstance(part.outcome, NeedleError)]
         if failures:
             raise _failure_of(parts, failures)

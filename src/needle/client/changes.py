@@ -5,7 +5,6 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from needle.base.model import Document, ReadMode, WriteResult
 from needle.base.plain import refused
 from needle.client import answers, values
 from needle.client.cursor import Place
-from needle.client.document_calls import DocumentCalls
+from needle.client.document_calls import OverDocuments
 from needle.client.scanning import Batch, Reading, Scan, end_scan, read_batch
 from needle.client.where import OnProgress
 from needle.protocol.commands import Change, ChangeWhere
@@ -35,12 +34,8 @@ class ScanPage(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None
 
 
-class ChangeMethods(ABC):
+class ChangeMethods(OverDocuments):
     """What changes or deletes documents without sending them again, and what reads them out."""
-
-    @abstractmethod
-    async def _documents(self) -> DocumentCalls:
-        """See DocumentMethods."""
 
     async def patch(
         self,

@@ -23,6 +23,8 @@ from needle.client.document_calls import DocumentCalls
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import KeyMethods
+from needle.client.nodes import NodeMethods, address_of
+from needle.client.rebalancing import RebalanceMethods
 from needle.client.replacing import ReplaceMethods
 from needle.client.replicas import ask_replicas
 from needle.client.restarting import RestartMethods
@@ -43,7 +45,7 @@ MADE_SECONDS = 0.2
 CATALOG = -1
 
 
-class Client(BatchMethods, ReplaceMethods, RestartMethods, KeyMethods):
+class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
     def __init__(self, caller: Caller, shards: ClusterShards, documents: DocumentCalls) -> None:
@@ -198,7 +200,7 @@ class Client(BatchMethods, ReplaceMethods, RestartMethods, KeyMethods):
         if node not in replicas:
             raise invalid("node", node, f"one with a replica of shard {number}: {', '.join(replicas)}")
         body = calls.encode(GroupCall(shard_group(number), seconds))
-        await self._caller.call(await self._where(node), calls.FORCE_ELECTION, body, seconds)
+        await self._caller.call(await address_of(self._shards, node), calls.FORCE_ELECTION, body, seconds)
         self._shards.group(number).forget_leader()
 
     async def digests(self, shard: int | None = None, *, timeout: float = TIMEOUT) -> dict[NodeId, DigestAnswer]:
@@ -208,7 +210,7 @@ class Client(BatchMethods, ReplaceMethods, RestartMethods, KeyMethods):
         number, seconds = (await self._shard(shard)).shard, values.check_timeout(timeout)
         status = await self._shards.group(number).leaders_status(seconds)
         body = calls.encode(GroupCall(shard_group(number), seconds))
-        nodes = {node: await self._where(node) for node in sorted([*status.voters, *status.learners])}
+        nodes = {node: await address_of(self._shards, node) for node in sorted([*status.voters, *status.learners])}
         answers = await asyncio.gather(
             *(self._caller.call(address, calls.DIGEST, body, seconds) for address in nodes.values())
         )
@@ -238,7 +240,9 @@ class Client(BatchMethods, ReplaceMethods, RestartMethods, KeyMethods):
         """One node's own view of a shard of which it holds a replica. node: its id or its address. digest: also of all
         its documents. shard: may be left out if there is only one."""
         body = calls.encode(StatusCall(shard_group((await self._shard(shard)).shard), digest))
-        answer = await self._caller.call(await self._where(node), calls.STATUS, body, values.check_timeout(timeout))
+        answer = await self._caller.call(
+            await address_of(self._shards, node), calls.STATUS, body, values.check_timeout(timeout)
+        )
         return calls.decode(answer, RaftStatus)
 
     async def _led_by(self, group: GroupClient, timeout: float) -> NodeId | None:

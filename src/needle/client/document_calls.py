@@ -6,6 +6,7 @@ become bytes in documents.py.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -253,3 +254,11 @@ class DocumentCalls(Protocol):
     ) -> dict[str, dict[int, Held]]:
         """Documents of each collection by shard, and how large it is there."""
         ...
+
+
+class OverDocuments(ABC):
+    """What the methods for documents need, and all that those who have them give: `_documents`."""
+
+    @abstractmethod
+    async def _documents(self) -> DocumentCalls:
+        """Where the methods go. Raises Unavailable when there is nothing yet, or no longer."""

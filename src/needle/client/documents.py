@@ -7,8 +7,7 @@ acknowledged after quorum commit and apply, and executed exactly once even when 
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, overload
 
 from needle.base.errors import CollectionNotFound, NeedleError
@@ -22,19 +21,15 @@ from needle.base.model import (
 )
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
-from needle.client.columns import as_columns
+from needle.client.columns import Columns, as_columns
 from needle.client.document_calls import BatchPart, DocumentCalls
 from needle.client.naming import NamingMethods
-from needle.client.searches import SearchMethods
+from needle.client.searches import SearchMethods, made
 from needle.protocol import calls
 
 
 class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
     """What can be done with documents and collections."""
-
-    @abstractmethod
-    async def _documents(self) -> DocumentCalls:
-        """Where the methods go. Raises Unavailable when there is nothing yet, or no longer."""
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def insert(
@@ -126,34 +121,12 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         Split into log entries of at most 1 MiB of one shard; each entry is all or nothing, and all its ids share one
         result object (`count` documents).
         """
-        names, parts = await self._insert_parts(documents, ids, vectors, metadatas, collection, timeout, expires_at)
+        batch = as_columns(documents, ids, vectors, metadatas, expires_at)
+        names, parts = batch.ids, await insert_parts(self._documents, batch, collection, timeout)
         outcomes: dict[str, Any] = dict.fromkeys(names)
         for rows, outcome in parts:
             outcomes.update(dict.fromkeys([names[at] for at in rows], outcome))
         return outcomes
-
-    async def _insert_parts(
-        self,
-        documents: Any,
-        ids: Any,
-        vectors: Any,
-        metadatas: Any,
-        collection: str,
-        timeout: float,
-        expires_at: Any = None,
-        *,
-        whole: bool = False,
-    ) -> tuple[list[str], list[BatchPart]]:
-        """The different ids of a batch, and what became of it. whole: as in `DocumentCalls.insert_batch`."""
-        batch = as_columns(documents, ids, vectors, metadatas, expires_at)
-        name, seconds = values.check_name(collection), values.check_timeout(timeout)
-        if not batch.ids:
-            return [], []
-        where = await self._documents()
-        parts = await where.insert_batch(
-            name, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires, whole=whole
-        )
-        return batch.ids, parts
 
     async def delete(
         self,
@@ -228,7 +201,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
             session=reading.session,
             fields=shown,
         )
-        found = await self._made(documents, calls.batch_bytes(batch), answers.documents, batch)
+        found = await made(documents, calls.batch_bytes(batch), answers.documents, batch)
         if isinstance(ids, str):
             return found[0] if found else None
         return found
@@ -319,3 +292,20 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         if name not in held:
             raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
         return held[name]
+
+
+async def insert_parts(
+    documents: Callable[[], Awaitable[DocumentCalls]],
+    batch: Columns,
+    collection: str,
+    timeout: float,
+    *,
+    whole: bool = False,
+) -> list[BatchPart]:
+    """What became of a batch. whole: as in `DocumentCalls.insert_batch`."""
+    name, seconds = values.check_name(collection), values.check_timeout(timeout)
+    if not batch.ids:
+        return []
+    return await (await documents()).insert_batch(
+        name, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires, whole=whole
+    )

@@ -2,14 +2,15 @@
 
 Invariant: a numbered write is executed at most once, however often it is sent; if it was sent and no answer came before
 the deadline, the caller gets OutcomeUnknown, never an error that says nothing happened. A read or an administrative
-call is repeated freely. Knows nothing of documents: commands and bodies are made by the caller.
+call is repeated freely. Where the group is, and what of that a write carries, its `Place` knows. Knows nothing of
+documents: commands and bodies are made by the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from needle.base.errors import (
     AlreadyExists,
@@ -28,13 +29,14 @@ from needle.base.errors import (
     Overloaded,
     ProtocolError,
     SessionExpired,
+    StaleEpoch,
     StorageError,
     TooManyRequests,
     VersionMismatch,
     in_seconds,
     waited_for,
 )
-from needle.base.ids import NodeId
+from needle.base.ids import GroupId
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
@@ -43,7 +45,7 @@ from needle.client.directory import Directory
 from needle.client.session import WriteNumbers
 from needle.protocol import calls
 from needle.protocol.calls import StatusCall
-from needle.protocol.commands import Command, OpenSession, Session, encode_body
+from needle.protocol.commands import Command, OpenSession, Session
 
 CONNECT_SECONDS_MAX = 1.0
 HINTS_MAX = 3
@@ -52,7 +54,9 @@ LOOK_SECONDS = 0.05
 MakeBody = Callable[[float], Body]
 """The request's body, given the seconds that the node may take."""
 
-_JUDGED_BY_THE_LOG = (
+_JUDGED = (
+    OutcomeUnknown,
+    StaleEpoch,  # what is raised of it, the place has judged
     AlreadyExists,
     VersionMismatch,
     CollectionExists,
@@ -60,7 +64,7 @@ _JUDGED_BY_THE_LOG = (
     KeyReused,
     OutcomeForgotten,
 )
-"""What only applying a write can find: the answer of a numbered write, however often it was sent."""
+"""The answer of a numbered write, however often it was sent: but for the first two what only applying it can find."""
 
 
 def written(answer: Payload) -> WriteResult:
@@ -71,19 +75,40 @@ def written(answer: Payload) -> WriteResult:
         raise OutcomeUnknown(f"the write was answered, but {error.message}") from error
 
 
+class Place(Protocol):
+    """What is known of where a group is, beyond who is in it. name: what the group is called in errors."""
+
+    name: str
+
+    def body(self, group: GroupId, command: Command) -> MakeBody:
+        """The request of a write."""
+        ...
+
+    def look(self) -> None:
+        """A node does not answer, or another one does at its address: see whether there is news of it."""
+        ...
+
+    async def unreached(self) -> None:
+        """No leader was found, or it cannot be reached: see whether there is news, without waiting for it."""
+        ...
+
+    async def stale(self, error: StaleEpoch, attempts: Attempts) -> None:
+        """The group said that this is not the place any more, or not yet. Returns if it may be asked again."""
+        ...
+
+
 class GroupClient:
     """Calls to one group."""
 
-    def __init__(self, directory: Directory, rng: Rng) -> None:
+    def __init__(self, directory: Directory, rng: Rng, place: Place) -> None:
         self.group = directory.group
+        self._place = place
         self._directory = directory
         self._caller = directory.caller
         self._rng = rng
         self._unanswered = Unanswered(directory)
         self._numbers: WriteNumbers | None = None
         self._opening: asyncio.Task[WriteNumbers] | None = None
-        self._named = "the cluster"
-        """In errors."""
 
     async def find_leader(self, timeout: float) -> str | None:
         """Ask the nodes who leads: its address; None if none names it in time. Raises only when all refuse to talk."""
@@ -106,12 +131,13 @@ class GroupClient:
                 numbers = await self._open(attempts)
             session = numbers.next()
             try:
-                answer = await self._ask_leader(calls.WRITE, self._body(make(session)), attempts)
+                body = self._place.body(self.group, make(session))
+                answer = await self._ask_leader(calls.WRITE, body, attempts)
                 return written(answer)
             except NeedleError as error:
                 if isinstance(error, SessionExpired) and self._numbers is numbers:
                     self._numbers = None
-                if attempts.unknown and not self._is_answer(error):
+                if attempts.unknown and not isinstance(error, _JUDGED):
                     # Whatever is said of this attempt, an earlier one may have been executed.
                     raise OutcomeUnknown(
                         f"the write was sent before and no answer came; now {error.message}"
@@ -120,14 +146,6 @@ class GroupClient:
                     raise
             finally:
                 numbers.done(session.seq)
-
-    def _is_answer(self, error: NeedleError) -> bool:
-        """Whether an error is this numbered write's own outcome, also if earlier attempts were sent."""
-        return isinstance(error, (OutcomeUnknown, *_JUDGED_BY_THE_LOG))
-
-    def _body(self, command: Command) -> MakeBody:
-        group, data = self.group, encode_body(command)
-        return lambda seconds: calls.encode_body((group, data, seconds), data)  # a WriteCall
 
     async def _open(self, attempts: Attempts) -> WriteNumbers:
         """Open a session; concurrent writes share the attempt."""
@@ -141,7 +159,7 @@ class GroupClient:
         return opening.result()
 
     async def _open_session(self, timeout: float) -> WriteNumbers:
-        body = self._body(OpenSession(self._rng.getrandbits(64)))
+        body = self._place.body(self.group, OpenSession(self._rng.getrandbits(64)))
         try:
             answer = await self._ask_leader(calls.WRITE, body, Attempts(timeout, writes=True))
         except OutcomeUnknown as error:
@@ -207,6 +225,12 @@ class GroupClient:
     async def _after(self, error: NeedleError, address: str, attempts: Attempts) -> None:
         """Decide whether to go on after a failed attempt; raises `error` if repeating it cannot help."""
         directory = self._directory
+        if isinstance(error, StaleEpoch):
+            await self._place.stale(error, attempts)
+            await attempts.pause(self._rng)
+            return
+        if isinstance(error, ConnectionLost | DeadlineExceeded):
+            self._place.look()  # it may have moved
         if isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded | StorageError | Internal):
             attempts.unknown |= attempts.sent
         attempts.last = error
@@ -230,7 +254,7 @@ class GroupClient:
             leader = str(error.details.get("leader"))
             known = directory.address_of(leader)
             if known == address:
-                self._misplaced(leader)
+                self._place.look()  # nodes have swapped addresses, or one has taken another's
             hint = known if known not in (None, address) else error.details.get("leader_address")
             if hint and hint != address and attempts.hints < HINTS_MAX:
                 attempts.hints += 1
@@ -246,11 +270,9 @@ class GroupClient:
                 return
         await self._next_leader(attempts)
 
-    def _misplaced(self, node: NodeId) -> None:
-        """`node` is not where it was thought to be: another one answers there. The next search hears which."""
-
     async def _unreached(self, attempts: Attempts) -> None:
         """No leader was found, or it cannot be reached: wait before the next attempt."""
+        await self._place.unreached()
         await self._next_leader(attempts)
 
     async def _next_leader(self, attempts: Attempts) -> None:
@@ -278,5 +300,19 @@ class GroupClient:
         if leader is None or isinstance(attempts.last, NoQuorum):
             asked = directory.heard_since(attempts.began) or isinstance(attempts.last, NoQuorum)
             kind = NoQuorum if asked else DeadlineExceeded  # there was no time to hear of anyone: that says nothing
-            raise kind(f"no leader of {self._named} was found within {within}: {why}{last}")
-        raise DeadlineExceeded(f"{leader}, which leads {self._named}, did not answer within {within}{last}")
+            raise kind(f"no leader of {self._place.name} was found within {within}: {why}{last}")
+        raise DeadlineExceeded(f"{leader}, which leads {self._place.name}, did not answer within {within}{last}")
+
+    # --- any replica -------------------------------------------------------------------------------------------------
+    def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> Coroutine[Any, Any, Payload]:
+        """Ask one replica, once."""
+        return self._caller.call(address, method, body, timeout)
+
+    def replicas(self) -> list[str]:
+        """Addresses of the replicas, the one to ask first at the front."""
+        return self._directory.in_turn()
+
+    def suspect(self, address: str) -> None:
+        """That one failed: put it last for a while."""
+        self._directory.suspect(address)
+        self._place.look()

@@ -19,8 +19,7 @@ from needle.base.model import WriteResult
 from needle.base.rates import WHAT, Rates, check_rates
 from needle.client import values
 from needle.client.changes import TIMEOUT, FilterLike
-from needle.client.directory import Caller
-from needle.client.shards import ClusterShards
+from needle.client.shards import OverShards
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
@@ -56,11 +55,8 @@ class NewApiKey(msgspec.Struct, frozen=True, kw_only=True):
     key: str
 
 
-class KeyMethods:
+class KeyMethods(OverShards):
     """See the module."""
-
-    _caller: Caller
-    _shards: ClusterShards
 
     async def create_key(
         self,

@@ -5,7 +5,6 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from needle.base.filters.builder import field_path
 from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric, ReadMode, WriteResult
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
-from needle.client.document_calls import DocumentCalls, Held
+from needle.client.document_calls import Held, OverDocuments
 from needle.routing.topology import CollectionInfo
 
 
@@ -41,12 +40,8 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, FieldIndex] = {}
 
 
-class NamingMethods(ABC):
+class NamingMethods(OverDocuments):
     """Aliases, and what collections are like."""
-
-    @abstractmethod
-    async def _documents(self) -> DocumentCalls:
-        """See DocumentMethods."""
 
     async def set_alias(self, alias: str, collection: str, *, timeout: float = TIMEOUT) -> WriteResult:
         """Make `alias` another name of a collection, or let it lead to another one than before. Every call takes it for

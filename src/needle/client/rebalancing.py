@@ -14,7 +14,7 @@ from needle.client import values
 from needle.client.changes import TIMEOUT
 from needle.client.directory import Caller
 from needle.client.measuring import measure
-from needle.client.shards import ClusterShards
+from needle.client.shards import ClusterShards, OverShards
 from needle.protocol import calls
 from needle.protocol.catalog_commands import AskRebalance, DrainNode, StartRebalance
 from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
@@ -29,11 +29,8 @@ SETTLE_SECONDS = 3.0
 PAUSE_SECONDS = 0.05
 
 
-class RebalanceMethods:
+class RebalanceMethods(OverShards):
     """See the module."""
-
-    _caller: Caller
-    _shards: ClusterShards
 
     async def get_stats(self, *, timeout: float = TIMEOUT) -> RebalanceStats:
         """What each shard holds, in documents and bytes, which share of the keys it owns, how often it is called, and
@@ -41,14 +38,7 @@ class RebalanceMethods:
         says that it is 20 % larger than a fair share. unknown: shards of which no leader answers, also not after an
         election's time: what they hold is not in the other figures. Raises Forbidden for a key of some
         collections only."""
-        seconds, shards, loop = values.check_timeout(timeout), self._shards, asyncio.get_running_loop()
-        deadline = loop.time() + min(seconds, SETTLE_SECONDS)
-        while True:
-            topology = await shards.confirmed(seconds)
-            found = await measure(self._caller, topology, seconds, hot=True, for_client=True)
-            if not found.stats.unknown or loop.time() >= deadline:
-                return summarize(topology, found.stats)
-            await asyncio.sleep(PAUSE_SECONDS)  # leadership may be on its way to another node
+        return await stats_of(self._caller, self._shards, values.check_timeout(timeout))
 
     async def plan_rebalance(self, wish: Wish | None = None, *, timeout: float = TIMEOUT) -> Plan:
         """What would move so that the cluster is as wished (by default: even), in order. Nothing does. Raises
@@ -73,19 +63,12 @@ class RebalanceMethods:
     async def _start(self, wish: Wish, config: RebalanceConfig | None, seconds: float) -> int:
         if config is not None and not isinstance(config, RebalanceConfig):
             raise InvalidArgument(f"config is a RebalanceConfig, not a {type(config).__name__}", field="config")
-        await self._check_idle(seconds)
+        await check_idle(self._shards, seconds)
         plan = await self._plan(wish, seconds)
         if (plan.unmet or plan.waiting) and not plan.moves:
             raise Unavailable(f"nothing can be moved now: {'; '.join([*plan.unmet, *plan.waiting])}")
         command = StartRebalance(wish, config or RebalanceConfig())
         return (await self._shards.command(command, seconds)).version
-
-    async def _check_idle(self, seconds: float) -> None:
-        known = (await self._shards.confirmed(seconds)).rebalance
-        if known is not None and not known.over:
-            raise InvalidArgument(
-                f"rebalance {known.id} is {known.state}: wait until it is over, or cancel it", field="rebalance"
-            )
 
     async def add_shard(self, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
         """Have the cluster serve one shard more, with its fair share of the keys; under the strategy range, of what can
@@ -132,7 +115,7 @@ class RebalanceMethods:
         return await self._by_hand(wish, why, config, seconds)
 
     async def _by_hand(self, wish: Wish, refused: str, config: RebalanceConfig | None, seconds: float) -> int:
-        await self._check_idle(seconds)
+        await check_idle(self._shards, seconds)
         plan = await self._plan(wish, seconds)
         if plan.unmet or plan.waiting:
             raise Unavailable(f"{refused}: {'; '.join([*plan.unmet, *plan.waiting])}")
@@ -143,7 +126,7 @@ class RebalanceMethods:
         `remove_node` has the cluster forget it, `undrain_node` use it again. As `start_rebalance`; raises Unavailable,
         and changes nothing, if no other node can take a replica."""
         seconds, name = values.check_timeout(timeout), values.check_id(node, "node")
-        await self._check_idle(seconds)
+        await check_idle(self._shards, seconds)
         plan = await self._plan(Wish(drain=(name,), balance=False), seconds)
         if plan.unmet or (plan.waiting and not plan.moves):
             raise Unavailable(f"{name} cannot be emptied: {'; '.join([*plan.unmet, *plan.waiting])}")
@@ -184,6 +167,27 @@ class RebalanceMethods:
                 raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
             id_ = known.id
         await shards.command(AskRebalance(values.check_count(id_, "id"), what), seconds)
+
+
+async def stats_of(caller: Caller, shards: ClusterShards, seconds: float) -> RebalanceStats:
+    """See `RebalanceMethods.get_stats`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + min(seconds, SETTLE_SECONDS)
+    while True:
+        topology = await shards.confirmed(seconds)
+        found = await measure(caller, topology, seconds, hot=True, for_client=True)
+        if not found.stats.unknown or loop.time() >= deadline:
+            return summarize(topology, found.stats)
+        await asyncio.sleep(PAUSE_SECONDS)  # leadership may be on its way to another node
+
+
+async def check_idle(shards: ClusterShards, seconds: float) -> None:
+    """Raises InvalidArgument while a rebalance is not over."""
+    known = (await shards.confirmed(seconds)).rebalance
+    if known is not None and not known.over:
+        raise InvalidArgument(
+            f"rebalance {known.id} is {known.state}: wait until it is over, or cancel it", field="rebalance"
+        )
 
 
 def wish_to_split(now: Topology, shard: int) -> Wish:

@@ -15,14 +15,15 @@ from needle.base.errors import InvalidArgument, Unavailable, invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.client import values
 from needle.client.assigning import assign
-from needle.client.rebalancing import RebalanceMethods
+from needle.client.rebalancing import check_idle, stats_of
+from needle.client.shards import OverShards
 from needle.protocol.catalog_commands import AssignReplicas, RemoveNode, WeighNode, ZoneNode
 from needle.routing.planned_moves import MoveReplicas, size_in_words
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import NodeState, Topology
 
 
-class ReplaceMethods(RebalanceMethods):
+class ReplaceMethods(OverShards):
     """A part of `Client`."""
 
     async def weigh_node(self, node: NodeId, weight: float | None, *, timeout: float = 10.0) -> None:
@@ -48,8 +49,8 @@ class ReplaceMethods(RebalanceMethods):
         moves = _moves(now, values.check_id(old, "old"), values.check_id(new, "new"))
         if not moves:
             return []
-        await self._check_idle(seconds)
-        stats = await self.get_stats(timeout=seconds)
+        await check_idle(self._shards, seconds)
+        stats = await stats_of(self._caller, self._shards, seconds)
         load = stats.nodes.get(new)  # it may have been removed meanwhile
         if load is None or not load.alive:
             raise Unavailable(f"{new} does not answer", node=new)

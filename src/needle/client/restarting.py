@@ -17,7 +17,9 @@ from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, U
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.base.model import RaftStatus
 from needle.client import values
-from needle.client.nodes import NodeMethods
+from needle.client.directory import Caller
+from needle.client.nodes import address_of, maintain
+from needle.client.shards import ClusterShards, OverShards
 from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.topology import Topology
 
@@ -43,7 +45,7 @@ class Restart(msgspec.Struct, frozen=True, kw_only=True):
 Doing = Callable[[NodeId, str], "Awaitable[None] | None"]
 
 
-class RestartMethods(NodeMethods):
+class RestartMethods(OverShards):
     """A part of `Client`."""
 
     async def plan_rolling_restart(
@@ -51,15 +53,7 @@ class RestartMethods(NodeMethods):
     ) -> list[Restart]:
         """The order in which `rolling_restart` takes the nodes (default: all), and what stands against it now. Nothing
         is changed."""
-        seconds = values.check_timeout(timeout)
-        now = await self._shards.confirmed(seconds)
-        wanted = _wanted(now, nodes)
-        groups = await self._groups(now, wanted, min(seconds, SETTLE_SECONDS))
-        found = []
-        for node in in_order(wanted, groups):
-            why = _resting(now, ()) or await self._silent(node) or why_not(node, groups, now)
-            found.append(Restart(node=node, address=now.addresses()[node], leads=_led(node, groups), why_not=why))
-        return found
+        return await _Rolling(self._caller, self._shards).plan(nodes, values.check_timeout(timeout))
 
     async def rolling_restart(
         self,
@@ -80,6 +74,31 @@ class RestartMethods(NodeMethods):
         Then that node stays in maintenance, and no other one is restarted; see `needle maintenance exit`.
         """
         seconds = values.check_timeout(timeout)
+        return await _Rolling(self._caller, self._shards).run(restart, nodes, told or _nobody, seconds)
+
+
+class _Rolling:
+    """One rolling restart, or its plan."""
+
+    def __init__(self, caller: Caller, shards: ClusterShards) -> None:
+        self._caller = caller
+        self._shards = shards
+
+    async def plan(self, nodes: Iterable[NodeId] | None, seconds: float) -> list[Restart]:
+        """See `plan_rolling_restart`."""
+        now = await self._shards.confirmed(seconds)
+        wanted = _wanted(now, nodes)
+        groups = await self._groups(now, wanted, min(seconds, SETTLE_SECONDS))
+        found = []
+        for node in in_order(wanted, groups):
+            why = _resting(now, ()) or await self._silent(node) or why_not(node, groups, now)
+            found.append(Restart(node=node, address=now.addresses()[node], leads=_led(node, groups), why_not=why))
+        return found
+
+    async def run(
+        self, restart: Doing, nodes: Iterable[NodeId] | None, told: Callable[[str], None], seconds: float
+    ) -> list[Restart]:
+        """See `rolling_restart`."""
         left, done = _wanted(await self._shards.confirmed(seconds), nodes), list[Restart]()
         while left:
             now = await self._shards.confirmed(seconds)
@@ -90,7 +109,7 @@ class RestartMethods(NodeMethods):
             node = in_order(left, groups)[0]
             left.remove(node)
             await self._may_go(node, seconds if done else min(seconds, SETTLE_SECONDS))
-            done.append(await self._restarted(node, _led(node, groups), restart, told or _nobody, seconds))
+            done.append(await self._restarted(node, _led(node, groups), restart, told, seconds))
         return done
 
     async def _restarted(
@@ -99,13 +118,13 @@ class RestartMethods(NodeMethods):
         loop = asyncio.get_running_loop()
         begun = loop.time()
         left = _Countdown(begun + seconds)
-        before = await self.describe_node(node, timeout=ASK_SECONDS)
+        before = await self._who(node)
         told(f"{node}: others take over {', '.join(leads) or 'nothing'}")
-        if not await self._maintenance(node, True, left()):
+        if not await maintain(self._caller, self._shards, node, True, left()):
             raise InvalidArgument(f"another command has {node} in maintenance by now: maybe a restart", field="nodes")
         now = await self._shards.confirmed(left())
         if why := _resting(now, (node,)):
-            await self.exit_maintenance_mode(node, timeout=left())
+            await maintain(self._caller, self._shards, node, False, left())
             raise InvalidArgument(why, field="nodes")
         address = now.addresses()[node]
         told(f"{node}: restart")
@@ -137,9 +156,12 @@ class RestartMethods(NodeMethods):
                 continue
             raise Unavailable(f"{node} is not restarted: {why}", node=node)
 
+    async def _who(self, node: NodeId) -> WhoAnswer:
+        return await self._shards.describe(await address_of(self._shards, node), ASK_SECONDS)
+
     async def _silent(self, node: NodeId) -> str:
         try:
-            who = await self.describe_node(node, timeout=ASK_SECONDS)
+            who = await self._who(node)
         except NeedleError as error:
             return f"it does not answer: {error.message}"
         return who.lost
@@ -153,7 +175,7 @@ class RestartMethods(NodeMethods):
 
     async def _anew(self, node: NodeId, before: WhoAnswer) -> str:
         try:
-            now = await self.describe_node(node, timeout=ASK_SECONDS)
+            now = await self._who(node)
         except NeedleError as error:
             return error.message
         if now.incarnation != before.incarnation:
@@ -164,7 +186,7 @@ class RestartMethods(NodeMethods):
 
     async def _out(self, node: NodeId, left: _Countdown) -> str:
         try:
-            await self.exit_maintenance_mode(node, timeout=left())
+            await maintain(self._caller, self._shards, node, False, left())
         except Unavailable as error:
             return error.message
         return ""

@@ -6,7 +6,6 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +19,7 @@ from needle.base.plain import refused
 from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
-from needle.client.document_calls import DocumentCalls, Found, Hits, PartialHits
+from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
 from needle.client.values import Reading
 from needle.protocol import calls
 
@@ -30,12 +29,8 @@ BESIDE_BYTES = 256 * 1024
 T = TypeVar("T")
 
 
-class SearchMethods(ABC):
+class SearchMethods(OverDocuments):
     """What finds documents by how near they are."""
-
-    @abstractmethod
-    async def _documents(self) -> DocumentCalls:
-        """See DocumentMethods."""
 
     async def search(
         self,
@@ -110,7 +105,7 @@ class SearchMethods(ABC):
             request, len(rows), reading.mode, seconds, max_staleness=reading.max_staleness, session=reading.session
         )
         size = sum(map(calls.batch_bytes, batches))
-        return await self._made(documents, size, lambda: [_hits(batch) for batch in batches])
+        return await made(documents, size, lambda: [_hits(batch) for batch in batches])
 
     async def search_strong(
         self,
@@ -215,13 +210,14 @@ class SearchMethods(ABC):
         )
         return documents, found
 
-    def _hits(self, documents: DocumentCalls, found: Found) -> Awaitable[Hits]:
-        return self._made(documents, found.size, _hits, found.batch)
-
     @staticmethod
-    def _made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> Awaitable[T]:
-        """Make values of `size` bytes of an answer; in a thread, if there are some and the bytes are many."""
-        return beside(documents.blocking if size >= BESIDE_BYTES else None, fn, *arguments)
+    def _hits(documents: DocumentCalls, found: Found) -> Awaitable[Hits]:
+        return made(documents, found.size, _hits, found.batch)
+
+
+def made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> Awaitable[T]:
+    """Make values of `size` bytes of an answer; in a thread, if there are some and the bytes are many."""
+    return beside(documents.blocking if size >= BESIDE_BYTES else None, fn, *arguments)
 
 
 class Narrow(NamedTuple):

@@ -33,7 +33,7 @@ from needle.multiraft.inbound import Inbound
 from needle.multiraft.lives import Lives
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_store import LivesWrite, LogStore
-from needle.multiraft.log.log_writer import LogWriter
+from needle.multiraft.log_writer import LogWriter
 from needle.multiraft.ports import Applied, StateMachine, Transport
 from needle.multiraft.repair import Opener
 from needle.multiraft.retention import Bounds
@@ -50,7 +50,8 @@ _QUANTA_PER_HEARTBEAT = 10
 
 
 class Engine:
-    """Runs the groups. The methods that servers call are in host.py. Methods are called on the event loop."""
+    """Runs the groups. What servers ask of them is in host.py. Methods are called on the event loop. groups: the open
+    ones. on_fatal is called at most once."""
 
     def __init__(
         self,
@@ -82,19 +83,19 @@ class Engine:
         self._files = files
         self._snapshot_dir = snapshot_dir
         self.transport = transport
-        self._store = store
+        self.store = store
         self._rng = rng
         self._on_fatal = on_fatal
         self.shelf = SnapshotShelf(
             snapshot_dir, files, apply_pool, rng, config.snapshot_exports_max, config.snapshot_chunk_bytes, failpoint
         )
         self.fetcher = SnapshotFetcher(snapshot_dir, files, apply_pool, transport, config, failpoint)
-        self._groups: dict[GroupId, Group] = {}
+        self.groups: dict[GroupId, Group] = {}
         self._opened: dict[GroupId, tuple[int, int]] = {}
         self.lives = Lives(self, store, transport, lambda: self._opened)
-        self._inbound = Inbound(self, self._groups, self._group)
+        self._inbound = Inbound(self, self.groups, self.find)
         self._writer = LogWriter(self, store, log_pool)
-        self._upkeep = Upkeep(self._groups, store, self.shelf, self.bounds, clock)
+        self._upkeep = Upkeep(self.groups, store, self.shelf, self.bounds, clock)
         self._dirty: dict[GroupId, Group] = {}
         self._waiting: dict[GroupId, Group] = {}
         self._turn = Turn()
@@ -115,7 +116,7 @@ class Engine:
             _log.critical("node %s does not go on: %s", self.node_id, self.lost)
         await self.apply_pool.run(self._files.make_directory, self._snapshot_dir)
         await self.apply_pool.run(self.shelf.clean)
-        for group in self._groups.values():
+        for group in self.groups.values():
             self.wake(group)
         self.spawn(self._upkeep.sweep(self.config.snapshot_keep / 4))
 
@@ -130,7 +131,7 @@ class Engine:
             return
         self.stopped = True
         self._alarm.cancel()
-        for group in self._groups.values():
+        for group in self.groups.values():
             group.fail_all(error)
 
     def fail(self, error: NeedleError) -> None:
@@ -147,11 +148,10 @@ class Engine:
         Blocking (disk). Raises CorruptLog, StorageError; InvalidArgument if the group is open.
         """
         self._check_running()
-        if group in self._groups:
+        if group in self.groups:
             raise invalid("group", group, "a group that is not open on this node yet")
-        opener = Opener(self._store, group, machine, self.node_id, self._files, self.failpoint)
-        opened = opener.open(tuple(voters))
-        log = self._store.group(group)
+        opened = Opener(self.store, group, machine, self.node_id, self._files, self.failpoint).open(tuple(voters))
+        log = self.store.group(group)
         raft = Raft(
             self.config.core(self.node_id),
             log,
@@ -161,7 +161,7 @@ class Engine:
             now=self.clock.monotonic(),
             random_timeout=self._rng.random,
         )
-        replica = self._groups[group] = Group(self, group, raft, log, machine)
+        replica = self.groups[group] = Group(self, group, raft, log, machine)
         self._opened[group] = (opened.hard_state.term, log.last_index())
         replica.set_quiesced()
         if replica.lost:
@@ -172,8 +172,8 @@ class Engine:
 
     async def close_group(self, group: GroupId) -> None:
         """Stop this replica; its log stays, so that it can be opened again. The state machine is idle on return."""
-        replica = self._group(group)
-        del self._groups[group]
+        replica = self.find(group)
+        del self.groups[group]
         self._timers.forget(group)
         replica.fail_all(Unavailable(f"{group_name(group)} is closed on node {self.node_id}", group=group))
         while replica.busy:  # noqa: ASYNC110 - closing is rare; an event would cost every write
@@ -223,7 +223,7 @@ class Engine:
         dirty, self._dirty = self._dirty, {}
         may_persist = not self._writer.busy
         for group in dirty.values():
-            if group.id not in self._groups:
+            if group.id not in self.groups:
                 continue  # closed meanwhile
             if group.take(turn, now, may_persist):
                 self._waiting[group.id] = group
@@ -270,7 +270,7 @@ class Engine:
     def _unreachable(self, to: NodeId, messages: list[Addressed]) -> None:
         now = self.clock.monotonic()
         for group_id, _ in messages:
-            group = self._groups.get(group_id)
+            group = self.groups.get(group_id)
             if group is not None:
                 group.raft.report_unreachable(to, now)
 
@@ -302,7 +302,7 @@ class Engine:
 
     def bytes_used(self) -> int:
         """Bytes that the logs of this node take on its disk."""
-        return self._store.bytes_used()
+        return self.store.bytes_used()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run in the background; a failure is fatal for the node."""
@@ -327,7 +327,7 @@ class Engine:
         before sockets in a turn of the loop; after a pause of this process the leader's heartbeats lie there."""
         now, unheard = self.clock.monotonic(), []
         for group_id in due:
-            group = self._groups.get(group_id)
+            group = self.groups.get(group_id)
             if group is None:
                 continue
             deadline = group.next_deadline()
@@ -371,8 +371,8 @@ class Engine:
         if not self.lost:
             _log.critical("node %s does not go on: %s", self.node_id, reason)
             identity = msgspec.structs.replace(self.lives.identity, lost=reason)
-            self._store.note([LivesWrite(identity=identity)])  # at once; nothing is said before it is durable, either
-            for group in self._groups.values():
+            self.store.note([LivesWrite(identity=identity)])  # at once; nothing is said before it is durable, either
+            for group in self.groups.values():
                 group.retire(self.clock.monotonic())
             self.spawn(self.durable(LivesWrite(identity=identity)))
 
@@ -382,18 +382,19 @@ class Engine:
             why = self.failure.message if self.failure is not None else "it is stopping"
             raise Unavailable(f"this node has stopped: {why}")
 
-    def _group(self, group: GroupId) -> Group:
+    def find(self, group: GroupId) -> Group:
+        """The replica. Raises Unavailable if it is not open here, or this stops; LostState."""
         self._check_running()
-        found = self._groups.get(group)
+        found = self.groups.get(group)
         if found is None and self.lost:  # it may have had one before
             raise LostState(f"node {self.node_id} does not go on: {self.lost}", group=group)
         if found is None:
             raise Unavailable(f"{group_name(group)} has no replica on node {self.node_id}", group=group)
         return found
 
-    def _serving(self, group: GroupId) -> Group:
-        """The replica, to serve with it. Raises LostState in addition to what `_group` raises."""
-        found = self._group(group)
+    def serving(self, group: GroupId) -> Group:
+        """The replica, to serve with it. Raises LostState in addition to what `find` raises."""
+        found = self.find(group)
         if found.lost:
             raise lost_state(found)
         return found

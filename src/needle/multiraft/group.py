@@ -29,6 +29,7 @@ from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import Addressed, encode_conf
 from needle.multiraft.conditions import Conditions
 from needle.multiraft.group_compaction import Compaction
+from needle.multiraft.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
 from needle.multiraft.lag import AppendTimes
 from needle.multiraft.log.group_log import GroupLog, LogWrite
 from needle.multiraft.ports import Applied, StateMachine
@@ -36,7 +37,6 @@ from needle.multiraft.proposals import Proposals
 from needle.multiraft.reads import ReadRounds, not_leader
 from needle.multiraft.rebuild import Rebuild
 from needle.multiraft.repair import repair_done
-from needle.multiraft.snapshots.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
 from needle.multiraft.surroundings import Surroundings
 from needle.multiraft.waiters import Waiters
 from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta
@@ -92,8 +92,8 @@ class Group:
         self.machine_lock = asyncio.Lock()  # install; no apply begins while it is held
         self.image_lock = asyncio.Lock()  # checkpoint, export, install
         self.closed = False
-        self.snapshots = SnapshotTraffic(self, host)
-        self.rebuild = Rebuild(self, host)
+        self.rebuild = Rebuild(self, host, lambda: self.snapshots.fetching)
+        self.snapshots: SnapshotTraffic = SnapshotTraffic(self, host, self.rebuild)
         self.proposals = Proposals(group)
         self.reads = ReadRounds()
         self.waiters = Waiters()  # for an index to be applied
@@ -106,7 +106,7 @@ class Group:
         self._applying = False
         self._in_machine = False
         self._machine_idle: asyncio.Future[None] | None = None
-        self.compaction = Compaction(self, host)
+        self.compaction = Compaction(self, host, self.snapshots, self.rebuild)
         self._clearing_repair = False
         self._role = raft.role
         self.conditions = Conditions()

@@ -10,30 +10,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from needle.base.errors import NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import group_name
+from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_records import StartRecord
+from needle.multiraft.rebuild import Rebuild
+from needle.multiraft.replica import Replica
 from needle.multiraft.retention import IDLE_TAIL_BYTES, Member, keep_after, tail_after
+from needle.multiraft.surroundings import Surroundings
 from needle.raft.state import Role
 
 _log = logging.getLogger("needle.multiraft")
-
-if TYPE_CHECKING:
-    from needle.multiraft.group import Group
-    from needle.multiraft.surroundings import Surroundings
 
 
 class Compaction:
     """See the module. running: the log is being cut."""
 
-    def __init__(self, group: Group, host: Surroundings) -> None:
+    def __init__(self, group: Replica, host: Surroundings, snapshots: SnapshotTraffic, rebuild: Rebuild) -> None:
+        """snapshots: keeps the log behind what it has exported. rebuild: is told of damage that a checkpoint finds."""
         self.running = False
         self._group = group
         self._host = host
+        self._snapshots = snapshots
+        self._rebuild = rebuild
         self._checkpoint = 0  # what was applied when the state machine was last made durable
         self._seen = (0, 0.0)  # what was applied when `settle` last looked, and since when nothing was
 
@@ -79,7 +81,7 @@ class Compaction:
         target = min(durable, tail_after(group.raft.applied, entries, tail_bytes, sizes))
         if host.bytes_used() >= host.bounds.pressed:
             return target
-        return min(target, keep_after(self._members(), sizes, host.bounds), group.snapshots.floor)
+        return min(target, keep_after(self._members(), sizes, host.bounds), self._snapshots.floor)
 
     def _members(self) -> Iterator[Member]:
         """Who may need the leader's log, other than itself."""
@@ -113,7 +115,7 @@ class Compaction:
                 if group.machine.damage is None:
                     raise
                 self.running = False
-                group.rebuild.look()
+                self._rebuild.look()
                 return
             host.failpoint("compact.after_checkpoint")
             self._checkpoint = max(before, durable)

@@ -1,4 +1,5 @@
-"""The multi-Raft host: what servers ask of the Raft groups of a node. The work is done by the engine (engine.py).
+"""The multi-Raft host: what servers ask of the Raft groups of a node. The work is done by its part, the engine
+(engine.py).
 
 Invariant: "not leader" is answered only for what never entered a log. It must not know what a state machine stores.
 """
@@ -15,7 +16,6 @@ from needle.base.errors import (
     InMaintenance,
     InvalidArgument,
     NeedleError,
-    OutcomeUnknown,
     Overloaded,
     TransferFailed,
     Unavailable,
@@ -27,21 +27,41 @@ from needle.base.model import RaftStatus
 from needle.multiraft.engine import Engine
 from needle.multiraft.group import Group
 from needle.multiraft.log.group_log import LogWrite
+from needle.multiraft.member_changes import change_members
 from needle.multiraft.proposals import Receiver
 from needle.multiraft.reads import not_leader
 from needle.multiraft.rebuild import refuse_damaged
 from needle.multiraft.repair import not_while_repairing
 from needle.multiraft.status import GroupLoad, group_load, group_status
 from needle.raft import membership
-from needle.raft.messages import ConfChange, ConfState
+from needle.raft.messages import ConfState
 from needle.raft.state import Role
 
 
-class Host(Engine):
+class Host:
     """All Raft groups of one node. Methods are called on the event loop; see the module.
 
-    The caller owns store, pools and state machines, and closes them after `stop`. on_fatal is called at most once.
+    engine: runs the groups, from its `start` to its `stop`; who made it closes its pools, its store and the state
+    machines after that.
     """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the engine has stopped, or is stopping."""
+        return self.engine.stopped
+
+    @property
+    def maintenance(self) -> bool:
+        """Whether this node is to lead nothing."""
+        return self.engine.maintenance
+
+    @property
+    def lost(self) -> str:
+        """Why no replica of this node may go on; "" if they may."""
+        return self.engine.lost
 
     async def propose(self, group: GroupId, data: bytes, timeout: float) -> Any:
         """Replicate `data`; the state machine's result after commit by a quorum and apply here. timeout: seconds.
@@ -58,21 +78,22 @@ class Host(Engine):
         Raises NotLeader, Overloaded, Unavailable: it has no effect. Settles with the NeedleError with which the state
         machine refused it, ProposalDropped (no effect) or OutcomeUnknown (it may have one).
         """
-        replica = self._serving(group)
-        if len(replica.proposals) >= self.config.proposals_max:
-            raise Overloaded(f"{self.config.proposals_max} writes wait in {group_name(group)}; slow down", group=group)
-        if (used := self.bytes_used()) >= self.bounds.refused:
-            bound = self.config.log_bytes_max
+        engine = self.engine
+        replica, config = engine.serving(group), engine.config
+        if len(replica.proposals) >= config.proposals_max:
+            raise Overloaded(f"{config.proposals_max} writes wait in {group_name(group)}; slow down", group=group)
+        if (used := engine.bytes_used()) >= engine.bounds.refused:
+            bound = config.log_bytes_max
             raise Overloaded(
-                f"the Raft log of node {self.node_id} takes {used} of log_bytes_max = {bound} bytes, and takes writes "
-                f"again once what is applied is cut off: try again; if it lasts, raise log_bytes_max",
+                f"the Raft log of node {engine.node_id} takes {used} of log_bytes_max = {bound} bytes, and takes "
+                f"writes again once what is applied is cut off: try again; if it lasts, raise log_bytes_max",
                 group=group, used=used, bytes_max=bound,
             )  # fmt: skip
         refuse_damaged(group, replica.machine)
-        now = self.clock.monotonic()
+        now = engine.clock.monotonic()
         index, term = replica.raft.propose(data, now)
         replica.proposals.add(index, term, receiver, now + timeout)
-        self.wake(replica)
+        engine.wake(replica)
 
     async def read_index(self, group: GroupId, timeout: float) -> int:
         """Confirm leadership and wait until all that was committed before is applied here; that index.
@@ -83,18 +104,18 @@ class Host(Engine):
 
     def begin_read(self, group: GroupId, timeout: float) -> asyncio.Future[int]:
         """Like read_index, without waiting for it. Raises NotLeader at once; the rest comes with the future."""
-        replica = self._serving(group)
+        replica = self.engine.serving(group)
         if replica.raft.role is not Role.LEADER:
             raise not_leader(group, replica.raft.leader)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        replica.reads.add(future, self.clock.monotonic() + timeout)
-        self.wake(replica)
+        replica.reads.add(future, self.engine.clock.monotonic() + timeout)
+        self.engine.wake(replica)
         return future
 
     async def read_leased(self, group: GroupId, timeout: float) -> int:
         """Like read_index, without a round while this node holds the lease."""
-        replica = self._serving(group)
-        index = replica.raft.read_lease(self.clock.monotonic())
+        replica = self.engine.serving(group)
+        index = replica.raft.read_lease(self.engine.clock.monotonic())
         if index is None:
             return await self.read_index(group, timeout)
         await self.wait_applied(group, index, timeout)
@@ -102,15 +123,15 @@ class Host(Engine):
 
     async def wait_applied(self, group: GroupId, index: int, timeout: float) -> None:
         """Wait until this replica has applied `index`. Raises DeadlineExceeded."""
-        replica = self._serving(group)
+        replica = self.engine.serving(group)
         if replica.raft.applied >= index:
             return
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         text = f"{group_name(group)} did not apply index {index} within {in_seconds(timeout)}"
         replica.waiters.add(
-            index, future, self.clock.monotonic() + timeout, lambda: DeadlineExceeded(text, group=group)
+            index, future, self.engine.clock.monotonic() + timeout, lambda: DeadlineExceeded(text, group=group)
         )
-        self.wake(replica)
+        self.engine.wake(replica)
         await future
 
     async def change_membership(
@@ -122,62 +143,7 @@ class Host(Engine):
         Raises NotLeader, MembershipChangePending, InvalidArgument (also when no majority of `voters` is heard from);
         OutcomeUnknown when it is not done in time.
         """
-        replica = self._serving(group)
-        deadline = self.clock.monotonic() + timeout
-        await self._meet_new(replica, [*voters, *learners])
-        await self._hear_majority(replica, voters, deadline)
-        raft, now = replica.raft, self.clock.monotonic()
-        if term and raft.term != term:
-            raise not_leader(group, raft.leader)
-        target = (tuple(sorted(set(voters))), tuple(sorted(set(learners))))
-        index, term = raft.propose_conf_change(ConfChange(voters=target[0], learners=target[1]), now)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        replica.proposals.add(index, term, future, deadline)
-        self.wake(replica)
-        await future
-
-        def late() -> NeedleError:
-            return OutcomeUnknown(f"the membership change of {group_name(group)} was not finished in time", group=group)
-
-        await replica.conditions.until(lambda: not raft.conf.voters_outgoing, deadline, late)
-        if (tuple(sorted(raft.conf.voters)), tuple(sorted(raft.conf.learners))) != target:
-            raise OutcomeUnknown(f"another membership change of {group_name(group)} overtook this one", group=group)
-
-    async def _meet_new(self, replica: Group, wanted: Sequence[NodeId]) -> None:
-        """On a leader: the nodes that are no members yet are who they were when they were last heard. A name is not
-        used again for another data directory."""
-        members = membership.members(replica.raft.conf)
-        new = [node for node in wanted if node not in members]
-        for node, why in zip(new, await asyncio.gather(*map(self.lives.meet, new)), strict=True):
-            if why:
-                raise InvalidArgument(
-                    f"node {node} cannot be added: {why}. A name is used for one data directory only; start the node "
-                    "with an empty directory and a new name",
-                    field="node",
-                )
-
-    async def _hear_majority(self, replica: Group, voters: Sequence[NodeId], deadline: float) -> None:
-        """On a leader: a majority of `voters` answers now. With another set nothing could be committed any more, not
-        even the way back. A leader that has just begun has heard nobody yet, so it waits a little."""
-        raft, within, needed = replica.raft, self.config.election_timeout, len(set(voters)) // 2 + 1
-
-        def silent() -> list[NodeId]:
-            return membership.silent(raft.progress(), self.node_id, voters, self.clock.monotonic(), within)
-
-        def late() -> NeedleError:
-            together = ", ".join(sorted(set(voters)))
-            return InvalidArgument(
-                f"{group_name(replica.id)} could not work with the voters {together}: {needed} of them must answer, "
-                f"and {', '.join(silent())} did not within {within:g} s. Start them, or leave them out; "
-                f"a new node is added as a learner first",
-                field="voters",
-            )
-
-        def enough() -> bool:
-            return raft.role is not Role.LEADER or len(set(voters)) - len(silent()) >= needed
-
-        self.wake(replica)
-        await replica.conditions.until(enough, min(deadline, self.clock.monotonic() + 2 * within), late)
+        await change_members(self.engine, group, voters, learners, timeout, term)
 
     async def transfer(self, group: GroupId, to: NodeId | None, timeout: float) -> NodeId:
         """Hand leadership to `to`, or to the most caught-up voter; the new leader. timeout: seconds, at most four
@@ -186,18 +152,17 @@ class Host(Engine):
         Raises NotLeader; InvalidArgument, at once, for a node that is no other voter or does not answer; TransferFailed
         which says what the target lacked.
         """
-        timeout = min(timeout, 4 * self.config.election_timeout)
-        replica = self._serving(group)
-        raft, now = replica.raft, self.clock.monotonic()
+        engine, within = self.engine, self.engine.config.election_timeout
+        replica = engine.serving(group)
+        raft, now = replica.raft, engine.clock.monotonic()
         if to in raft.conf.voters and to in self._unheard(replica):
-            within = self.config.election_timeout
             raise InvalidArgument(
-                f"to = {to!r} is not allowed: {to} has not answered {self.node_id}, which leads, for {within:g} s; "
+                f"to = {to!r} is not allowed: {to} has not answered {engine.node_id}, which leads, for {within:g} s; "
                 "start it, or name another voter",
                 field="to",
             )
         target = raft.transfer_leadership(to, now)
-        self.wake(replica)
+        engine.wake(replica)
         term = raft.term
 
         def over() -> bool:
@@ -212,7 +177,7 @@ class Host(Engine):
                 target=target,
             )
 
-        await replica.conditions.until(over, now + timeout, late)
+        await replica.conditions.until(over, now + min(timeout, 4 * within), late)
         if raft.role is Role.LEADER:
             raise late()
         if raft.leader != target:
@@ -223,14 +188,15 @@ class Host(Engine):
 
     def _unheard(self, replica: Group) -> list[NodeId]:
         """On a leader: who has not answered it for an election timeout. One that has just begun knows of nobody yet."""
-        past = self.clock.monotonic() - self.config.election_timeout
-        return [node for node, of in replica.raft.progress().items() if node != self.node_id and of.contact < past]
+        engine, found = self.engine, replica.raft.progress()
+        past = engine.clock.monotonic() - engine.config.election_timeout
+        return [node for node, of in found.items() if node != engine.node_id and of.contact < past]
 
     def _lacks(self, replica: Group, target: NodeId) -> str:
         """Why a transfer to `target` did not come about, as far as this node can tell."""
         of, last = replica.raft.progress().get(target), replica.log.last_index()
         if of is None:
-            return f"{self.node_id} does not lead any more, and no other leader is known"
+            return f"{self.engine.node_id} does not lead any more, and no other leader is known"
         if target in self._unheard(replica):
             return "it does not answer"
         if of.match < last:
@@ -239,51 +205,51 @@ class Host(Engine):
 
     def force_election(self, group: GroupId) -> None:
         """Campaign now; other nodes still honour the lease of a leader they hear. Raises InMaintenance, CorruptLog."""
-        replica = self._serving(group)
-        if self.maintenance:
+        replica = self.engine.serving(group)
+        if self.engine.maintenance:
             raise InMaintenance("a node in maintenance does not campaign")
         refuse_damaged(group, replica.machine)
         if not replica.may_vote:
             raise not_while_repairing(replica.log)
-        replica.raft.campaign(self.clock.monotonic())
-        self.wake(replica)
+        replica.raft.campaign(self.engine.clock.monotonic())
+        self.engine.wake(replica)
 
     def disconnected(self, node: NodeId) -> None:
         """`node` ended its connection to this one: followers of it take it for dead if they hear no more of it."""
-        if self.stopped:
+        if self.engine.stopped:
             return
-        now = self.clock.monotonic()
-        for group in self._groups.values():
+        now = self.engine.clock.monotonic()
+        for group in self.engine.groups.values():
             if group.raft.leader == node:
                 group.raft.report_disconnected(node, now)
-                self.wake(group)
+                self.engine.wake(group)
 
     def set_maintenance(self, on: bool) -> None:
         """While on, this node hands over the leadership of its groups, and takes none; it votes and follows."""
-        started = on and not self.maintenance
-        self.maintenance = on
-        for group in self._groups.values():
+        started = on and not self.engine.maintenance
+        self.engine.maintenance = on
+        for group in self.engine.groups.values():
             group.set_quiesced()
-            self.wake(group)
+            self.engine.wake(group)
         if started:
-            self.spawn(self._drain())
+            self.engine.spawn(self._drain())
 
     async def _drain(self) -> None:
         """Offer leadership around until none is left here; a group whose only voter this is keeps it."""
-        while self.maintenance:
-            for group in list(self._groups.values()):
+        while self.engine.maintenance:
+            for group in list(self.engine.groups.values()):
                 raft = group.raft
                 if raft.role is Role.LEADER and len(raft.conf.voters) > 1:
                     try:
-                        raft.transfer_leadership(None, self.clock.monotonic())
+                        raft.transfer_leadership(None, self.engine.clock.monotonic())
                     except (Unavailable, InvalidArgument):
                         continue  # a transfer is under way or no voter is reachable: the next round tries again
-                    self.wake(group)
-            await asyncio.sleep(min(self.config.election_timeout, self.config.lease_timeout))
+                    self.engine.wake(group)
+            await asyncio.sleep(min(self.engine.config.election_timeout, self.engine.config.lease_timeout))
 
     async def leader_after(self, group: GroupId, term: int, timeout: float) -> None:
         """Wait until the leader of a later term than `term` is known here, for at most `timeout` seconds."""
-        replica = self._group(group)
+        replica = self.engine.find(group)
         raft = replica.raft
 
         def late() -> NeedleError:
@@ -292,15 +258,15 @@ class Host(Engine):
         if raft.leader and raft.term > term:
             return
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        replica.successors.add(term + 1, future, self.clock.monotonic() + timeout, late)
-        self.wake(replica)
+        replica.successors.add(term + 1, future, self.engine.clock.monotonic() + timeout, late)
+        self.engine.wake(replica)
         with contextlib.suppress(DeadlineExceeded):
             await future
 
     # --- replicas that are not open ---------------------------------------------------------------------------------
     def known_commit(self, group: GroupId) -> int:
         """What the log of a replica that is not open says to be committed; 0 if it knows nothing of the group."""
-        log = self._store.group(group)
+        log = self.engine.store.group(group)
         return max(log.hard_state.commit if log.hard_state is not None else 0, log.start.index)
 
     async def forget_state(self, group: GroupId) -> None:
@@ -308,81 +274,83 @@ class Host(Engine):
         and entries stay. If it is opened again without a state, it takes nobody for its members, fetches everything,
         and does not vote until it has more than it ever acknowledged (repair.py). Raises InvalidArgument if it is
         open."""
-        if group in self._groups:
+        if group in self.engine.groups:
             raise invalid("group", group, "a group that is not open on this node")
-        log = self._store.group(group)
+        log = self.engine.store.group(group)
         if log.hard_state is not None and log.bootstrap != ConfState():
-            await self.durable(LogWrite(log=log, bootstrap=ConfState()))
+            await self.engine.durable(LogWrite(log=log, bootstrap=ConfState()))
 
     # --- what is known here -----------------------------------------------------------------------------------------
     def groups(self) -> list[GroupId]:
         """The open groups, sorted."""
-        return sorted(self._groups)
+        return sorted(self.engine.groups)
 
     def leader(self, group: GroupId) -> NodeId | None:
         """Who leads the group, as far as this node knows."""
-        return self._group(group).raft.leader or None
+        return self.engine.find(group).raft.leader or None
 
     def is_leader(self, group: GroupId) -> bool:
         """Whether this node leads the group, as far as it knows."""
-        return self._group(group).raft.role is Role.LEADER
+        return self.engine.find(group).raft.role is Role.LEADER
 
     def term(self, group: GroupId) -> int:
         """The current term, as far as this node knows."""
-        return self._group(group).raft.term
+        return self.engine.find(group).raft.term
 
     def applied_index(self, group: GroupId) -> int:
         """The last index applied here."""
-        return self._group(group).raft.applied
+        return self.engine.find(group).raft.applied
 
     def is_at_rest(self, group: GroupId) -> bool:
         """Whether everything in this replica's log is applied here."""
-        raft = self._group(group).raft
+        raft = self.engine.find(group).raft
         return raft.applied == raft.last_index
 
     def check_serves(self, group: GroupId) -> None:
         """Raises LostState if this replica must not answer, not even with what it has."""
-        self._serving(group)
+        self.engine.serving(group)
 
     def lost_replica(self, group: GroupId) -> str:
         """Why this replica must not go on; "" if it may."""
-        return self._group(group).lost
+        return self.engine.find(group).lost
 
     def conf(self, group: GroupId) -> ConfState:
         """The configuration that this replica applied last."""
-        return self._group(group).raft.conf
+        return self.engine.find(group).raft.conf
 
     def last_change(self, group: GroupId) -> int:
         """On a leader: the index up to which its log may hold changes of the members; those beyond what is applied here
         are under way."""
-        return self._group(group).raft.pending_conf_index
+        return self.engine.find(group).raft.pending_conf_index
 
     def members(self, group: GroupId) -> list[NodeId]:
         """Voters and learners by the configuration that this replica applied last, old and new ones of a change that is
         under way; [] for a replica that has not heard of its group yet."""
-        return membership.members(self._group(group).raft.conf)
+        return membership.members(self.engine.find(group).raft.conf)
 
     def refused(self) -> dict[NodeId, str]:
         """Nodes that this one does not hear because they lost what they told it, and why: members of groups that are
         open here. One that was removed concerns nobody any more."""
-        found = self.lives.refused()
-        known = {node for group in self._groups for node in self.members(group)} if found else set()
+        found = self.engine.lives.refused()
+        known = {node for group in self.engine.groups for node in self.members(group)} if found else set()
         return {node: why for node, why in found.items() if node in known}
 
     def damage(self, group: GroupId) -> str:
         """Why the replica's data is not served and fetched again (rebuild.py); "" if it is whole."""
-        damage = self._group(group).machine.damage
+        damage = self.engine.find(group).machine.damage
         return "" if damage is None else damage.message
 
     def is_repairing(self, group: GroupId) -> bool:
         """Whether the replica lost log entries and does not vote until it has them back (repair.py)."""
-        return not self._group(group).may_vote
+        return not self.engine.find(group).may_vote
 
     def load(self, group: GroupId) -> GroupLoad:
         """What is under way in this replica."""
-        return group_load(self._group(group))
+        return group_load(self.engine.find(group))
 
     def status(self, group: GroupId) -> RaftStatus:
         """This replica's view of the group. Addresses, documents and digest are the server's to fill in."""
-        now, active = self.clock.monotonic(), 2 * self.config.election_timeout
-        return group_status(self._group(group), self.node_id, self.maintenance, now, active, self.lives.refused())
+        engine = self.engine
+        now, active = engine.clock.monotonic(), 2 * engine.config.election_timeout
+        replica, refused = engine.find(group), engine.lives.refused()
+        return group_status(replica, engine.node_id, engine.maintenance, now, active, refused)

@@ -25,19 +25,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from needle.base.errors import CorruptSnapshot, DeadlineExceeded, DiskFailed, NeedleError, ReplicaDamaged, Unavailable
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.news import FOR_EVER, News
 from needle.multiraft.codec import StateRequest, decode_manifest, decode_state, encode_state_request
+from needle.multiraft.conditions import Conditions
 from needle.multiraft.ports import Applied, StateMachine
+from needle.multiraft.proposals import Proposals
+from needle.multiraft.replica import Replica
+from needle.multiraft.surroundings import Surroundings
 from needle.raft.messages import SnapshotMeta
 from needle.raft.state import Role
-
-if TYPE_CHECKING:
-    from needle.multiraft.group import Group
-    from needle.multiraft.surroundings import Surroundings
 
 STATE_METHOD = "raft.state"
 CATCH_UP_TIMEOUTS = 20
@@ -57,16 +57,42 @@ def refuse_damaged(group: GroupId, machine: StateMachine) -> None:
         )
 
 
+class Rebuilt(Replica, Protocol):
+    """A replica whose data may be fetched again. discarding: what was fetched before is being removed."""
+
+    proposals: Proposals
+    conditions: Conditions
+    discarding: bool
+
+    def set_quiesced(self) -> None:
+        """Tell the core whether it may campaign."""
+        ...
+
+    def apply(self, batch: list[Applied]) -> None:
+        """Apply what was handed out before."""
+        ...
+
+    def nothing_to_apply(self) -> None:
+        """What was handed out to be applied need not be any more."""
+        ...
+
+    async def discard_staged(self) -> None:
+        """Remove what was fetched: it is installed."""
+        ...
+
+
 class Rebuild:
     """See the module. running: entries must not be applied, and none was handed out but those that are held."""
 
-    def __init__(self, group: Group, host: Surroundings) -> None:
+    def __init__(self, group: Rebuilt, host: Surroundings, offered: Callable[[], bool]) -> None:
+        """offered: whether a snapshot that a leader offered is on its way, or here and not installed yet."""
         self.running = False
         self.fetching = False
         self.installing = False
         self._task: asyncio.Task[None] | None = None
         self._group = group
         self._host = host
+        self._offered = offered
         self._knows_nothing = group.machine.damage is not None
         self._held: list[Applied] | None = None
         self._refused = ""
@@ -137,7 +163,7 @@ class Rebuild:
         self._asked.clear()
         if not raft.leader:
             raise Unavailable(f"{group_name(group.id)} has no leader to fetch the data from")
-        if group.snapshots.fetching:
+        if self._offered():
             return
         self.fetching = True
         leader = raft.leader

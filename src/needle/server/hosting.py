@@ -63,7 +63,8 @@ class Hosting:
             founds = node.node_id in node.cluster.voters and not known.catalog_assigned
             try:
                 watched = node.ports.catalog(CATALOG_GROUP, CatalogAdapter(machine))
-                node.host.open_group(CATALOG_GROUP, watched, voters=sorted(node.cluster.voters) if founds else [])
+                voters = sorted(node.cluster.voters) if founds else []
+                node.host.engine.open_group(CATALOG_GROUP, watched, voters=voters)
             except BaseException:
                 machine.close()
                 raise
@@ -75,7 +76,7 @@ class Hosting:
         if node.catalog is not None:
             machine, node.catalog = node.catalog, None
             self._closing_catalogs.append(machine)
-            await node.host.close_group(CATALOG_GROUP)
+            await node.host.engine.close_group(CATALOG_GROUP)
             machine.close()
             self._closing_catalogs.remove(machine)
 
@@ -91,7 +92,7 @@ class Hosting:
         config, ports = node.config, node.ports
         replica = await ports.file_pool.run(self._open_replica, data_dir.shard_directory(config.data_dir, shard))
         try:
-            node.host.open_group(group, ports.machine(group, replica), voters=voters)
+            node.host.engine.open_group(group, ports.machine(group, replica), voters=voters)
         except BaseException:
             replica.close()
             raise
@@ -114,7 +115,7 @@ class Hosting:
         hosted = self._node.groups.pop(group)
         self._closing.append(hosted)
         await hosted.stop()
-        await self._node.host.close_group(group)
+        await self._node.host.engine.close_group(group)
         hosted.replica.close()
         self._closing.remove(hosted)
 

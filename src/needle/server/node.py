@@ -23,7 +23,9 @@ from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
 from needle.client.router.router import Router
+from needle.client.shards import ClusterShards
 from needle.multiraft.background import Background
+from needle.multiraft.engine import Engine
 from needle.multiraft.host import Host
 from needle.multiraft.log.wal_store import segment_bytes
 from needle.protocol import calls
@@ -38,7 +40,7 @@ from needle.server.catalog.adoption import Adoption
 from needle.server.catalog.belonging import Belonging
 from needle.server.catalog.collections import Reconciler
 from needle.server.catalog.follower import CatalogFollower
-from needle.server.catalog.node_shards import NodeShards
+from needle.server.catalog.node_topology import NodeTopology
 from needle.server.catalog.registration import Registration
 from needle.server.catalog.settings_founding import SettingsFounding, seeds_of, settings_of
 from needle.server.cluster_files import ClusterFile, load_cluster, load_topology
@@ -78,9 +80,8 @@ class Node:
         looks at, or deletes, in one step. Raises ConfigError or InvalidArgument for shards that cannot be."""
         if config.founders:
             settings_of(config)
-        self.config = config
+        self.config, self.node_id = config, config.node_id
         self.ports, self.audit = ports, ports.audit
-        self.node_id = config.node_id
         self.failed: asyncio.Future[NeedleError] = asyncio.get_running_loop().create_future()
         self.groups: dict[GroupId, HostedReplica] = {}
         self.host: Host
@@ -98,7 +99,7 @@ class Node:
         self.ownership: Ownership | None = None
         self.catalog: CatalogMachine | None = None
         self.caller: Caller
-        self.shards: NodeShards
+        self.shards: ClusterShards
         self.router: Router
         # --- its parts
         self.reconciler = Reconciler(self)
@@ -137,8 +138,7 @@ class Node:
             await ports.file_pool.run(ports.audit.open)
             self._undo.append(ports.audit.close)
         volume, log_file = ports.volume(config.data_dir), segment_bytes(config.log_bytes_max)
-        reserve = config.disk_reserve_bytes
-        self.space = DiskSpace(volume, config.data_dir, reserve, log_file, node=config.node_id)
+        self.space = DiskSpace(volume, config.data_dir, config.disk_reserve_bytes, log_file, node=config.node_id)
         await ports.search_pool.run(self.space.look)
         learned = data_dir.load_addresses(config.data_dir)
         reached = {**dict(parse_node(text, "reach") for text in config.reach), config.node_id: config.announced}
@@ -148,7 +148,7 @@ class Node:
         self.peers = ports.peers(self.book.get)
         self._undo.append(self.peers.close)
         self.book.changed = self.peers.update
-        self.host = Host(
+        engine = Engine(
             config.node_id,
             host_config(config),
             transport=self.peers,
@@ -162,11 +162,12 @@ class Node:
             files=ports.files,
             failpoint=ports.failpoint,
         )
+        self.host = Host(engine)
         self._undo.append(self._hosting.close_replicas)
         await self._open_groups()
         self._undo.append(ports.close_pools)  # after Raft has stopped, before what its threads work on is closed
-        await self.host.start()
-        self._undo.append(self.host.stop)
+        await engine.start()
+        self._undo.append(engine.stop)
         self._undo.append(self._hosting.stop_replicas)
         for hosted in self.groups.values():
             hosted.start()
@@ -200,10 +201,9 @@ class Node:
         load_routers(self.config.sharding.router_modules, "sharding.router_modules")
         directory = self.config.data_dir
         self.cluster = load_cluster(directory, self.ports.rng.getrandbits(63))
-        caller = LocalCaller(self, self.config.address, self._clients())
-        self._undo.append(caller.close)
-        self.caller = caller
-        self.shards = NodeShards(self, caller)
+        self.caller = LocalCaller(self, self.config.address, self._clients())
+        self._undo.append(self.caller.close)
+        self.shards = ClusterShards(self.caller, NodeTopology(self), rng=self.ports.rng, prefer=self.config.address)
         self.router = Router(self.shards, monotonic=self.now, blocking=self.blocking)
         self._undo.append(self._hosting.close_catalog)
         known = load_topology(directory)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from needle.base.errors import invalid
 from needle.base.ids import GroupId, NodeId, shard_group
-from needle.catalog.placement import PlacementNode
 from needle.catalog.planning.pieces import Piece
+from needle.catalog.planning.placement import PlacementNode
 from needle.catalog.planning.spread import Spread
 from needle.routing.key_space import KeySpace
 from needle.routing.plans import ReplicaMove, ShardSplit

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from needle.base.ids import NodeId
-from needle.catalog.placement import Assignment, PlacementNode
+from needle.catalog.planning.placement import Assignment, PlacementNode
 
 EMPTY_REPLICA_BYTES = 16 << 20
 """What a replica without documents weighs on its node, so that empty ones are spread, too."""

@@ -15,11 +15,11 @@ import msgspec
 
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
-from needle.catalog.placement import Assignment, Need, PlacementNode, arrange, catalog_size
 from needle.catalog.planning import by_hand
 from needle.catalog.planning.batches import MOVES_MAX, range_moves
 from needle.catalog.planning.fewest import EMPTY_REPLICA_BYTES, fewest_bytes, fullness
 from needle.catalog.planning.pieces import Piece, pieces_of
+from needle.catalog.planning.placement import Assignment, Need, PlacementNode, arrange, catalog_size
 from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
 from needle.catalog.planning.spread import Spread, least
 from needle.routing.key_space import KeySpace

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
-from needle.catalog.placement import PlacementNode
+from needle.catalog.planning.placement import PlacementNode
 from needle.routing.planned_moves import FoundShard, GiveUpShard, Move, MoveRange, MoveReplicas, PreferLeader
 
 Replicas = tuple[NodeId, ...]

@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from needle.base.errors import invalid
-from needle.catalog.placement import EMPTIER
 from needle.catalog.planning.pieces import Piece, cut
+from needle.catalog.planning.placement import EMPTIER
 from needle.routing.key_space import KeySpace
 
 PARTS_MAX = 4000

@@ -7,19 +7,23 @@ merged. Who is answered StaleEpoch gets the newer map and tries again: of writes
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Self
 
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, StaleEpoch, in_seconds
 from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.base.runtime import Blocking
 from needle.client.document_calls import BatchPart, Found
 from needle.client.router import collections, searching
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import spread_by_ids
 from needle.client.router.deletion import Deletion
-from needle.client.router.merge import merged_documents
+from needle.client.router.fan_out import FanOutStats
+from needle.client.router.getting import get_documents
 from needle.client.router.pruning import matching_shards
-from needle.client.router.routes import Routes
+from needle.client.router.routes import BATCH_BYTES_MAX, Routes, Shards
 from needle.client.router.row_inserts import RowInserts, in_callers_words
 from needle.client.router.scanning import scan_page
 from needle.client.router.sizes import HeldByShards, Only, held_by_shards
@@ -30,7 +34,6 @@ from needle.protocol.calls import (
     CountCall,
     DocumentBatch,
     Freshness,
-    GetCall,
     ScanAnswer,
     ScanCall,
     ScanPin,
@@ -48,11 +51,53 @@ from needle.protocol.commands import (
     UpdateVectors,
     last_of_each_id,
 )
-from needle.routing.topology import CollectionInfo, Ownership
+from needle.routing.topology import CollectionInfo
 
 
-class Router(Routes):
+class Router:
     """Requests in, shards' answers out. Safe to call concurrently on one event loop."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
+        monotonic: Callable[[], float] | None = None,
+        blocking: Blocking | None = None,
+    ) -> None:
+        """batch_bytes_max: a larger part of a batch becomes several log entries of its shard. monotonic: measures
+        merges, which are shorter than the event loop's clock can tell. blocking: threads for large batches and
+        answers; without them the event loop waits."""
+        self._routes = Routes(shards, batch_bytes_max=batch_bytes_max, blocking=blocking)
+        self._monotonic = monotonic
+        self.blocking = blocking
+
+    def in_session(self, seen: dict[int, int]) -> Self:
+        """A router to the same shards with a session of its own. seen: the log index of each shard that it has seen."""
+        return self._by(self._routes.in_session(seen))
+
+    def bound_to(self, filter_json: bytes) -> Self:
+        """A router that works for an API key that is bound to a filter."""
+        return self._by(self._routes.bound_to(filter_json))
+
+    def _by(self, routes: Routes) -> Self:
+        other = copy.copy(self)
+        other._routes = routes
+        return other
+
+    def shard_of(self, name: str, metadata: bytes = b"") -> int:
+        """The shard that owns a document. metadata: JSON bytes, needed for custom strategies."""
+        return self._routes.owner(name, metadata)
+
+    @property
+    def seen(self) -> dict[int, int]:
+        """The log index of each shard that this session has seen."""
+        return self._routes.seen
+
+    @property
+    def stats(self) -> FanOutStats:
+        """What the fan-outs did, also those of copies of this router."""
+        return self._routes.fan_out.stats
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def insert(
@@ -73,22 +118,22 @@ class Router(Routes):
             def make(session: Session) -> Command:
                 return Insert(stored, [name], vector, [metadata], expected, session, matches, instants)
 
-            return await self._write(lambda: self._owner(name, metadata), make, left)
+            return await self._write(lambda: self._routes.owner(name, metadata), make, left)
 
-        return await self._named(collection, timeout, run)
+        return await self._routes.named(collection, timeout, run)
 
     async def _write(self, owner: Callable[[], int], make: Callable[[Session], Command], timeout: float) -> WriteResult:
         """Write to the owning shard. StaleEpoch means that nothing was done: route again by a newer map."""
-        loop, make = asyncio.get_running_loop(), self._binding(make)
+        loop, make = asyncio.get_running_loop(), self._routes.binding(make)
         deadline = loop.time() + timeout
         while (left := deadline - loop.time()) > 0:
             try:
                 shard = owner()
-                result = await self._shards.group(shard).write(make, left)
+                result = await self._routes.shards.group(shard).write(make, left)
             except StaleEpoch as stale:
-                await self.fan_out.renew(stale, max(0.001, deadline - loop.time()))
+                await self._routes.fan_out.renew(stale, max(0.001, deadline - loop.time()))
             else:
-                self._saw(shard, result.index)
+                self._routes.saw(shard, result.index)
                 return result
         raise DeadlineExceeded(f"no shard accepted the write within {in_seconds(timeout)}: its map is changing")
 
@@ -117,11 +162,12 @@ class Router(Routes):
             return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
 
         async def run(stored: str, left: float) -> list[BatchPart]:
-            inserts = RowInserts(self.fan_out.ownership, self._write, self._beside, self._part_max)
+            routes = self._routes
+            inserts = RowInserts(routes.fan_out.ownership, self._write, routes.beside, routes.part_max)
             parts = await inserts.run(stored, ids, rows, metadata, left, expires, whole=whole)
-            return in_callers_words(parts, self._shards.topology().collection(collection))
+            return in_callers_words(parts, routes.shards.topology().collection(collection))
 
-        return await self._named(collection, timeout, run)
+        return await self._routes.named(collection, timeout, run)
 
     async def delete(self, collection: str, names: list[str], timeout: float, matches: bytes = b"") -> WriteResult:
         """Delete documents; all or nothing in each shard. count: how many were there."""
@@ -154,9 +200,9 @@ class Router(Routes):
         return await self._by_ids(command, timeout)
 
     async def _by_ids(self, command: Spread, timeout: float) -> WriteResult:
-        deletion, ownership = Deletion(command.ids), self.fan_out.ownership
+        deletion, ownership = Deletion(command.ids), self._routes.fan_out.ownership
         try:
-            return await self._named(
+            return await self._routes.named(
                 command.collection,
                 timeout,
                 lambda stored, left: spread_by_ids(deletion, command, stored, left, ownership, self._write),
@@ -170,10 +216,10 @@ class Router(Routes):
         """Change or delete the documents that match a filter, in parts, in each shard on its own. count: how many they
         were. Raises as `WhereWork.result` tells."""
         work = WhereWork(command, progress)
-        return await self._named(
+        return await self._routes.named(
             command.collection,
             timeout,
-            lambda stored, left: change_in_shards(work, stored, left, self.fan_out.ownership, self._write),
+            lambda stored, left: change_in_shards(work, stored, left, self._routes.fan_out.ownership, self._write),
         )
 
     # --- reads -------------------------------------------------------------------------------------------------------
@@ -181,16 +227,16 @@ class Router(Routes):
         """How many documents match a filter (b"": all)."""
 
         async def run(stored: str, left: float) -> int:
-            answers = await self.fan_out.read(
+            answers = await self._routes.fan_out.read(
                 calls.COUNT,
                 lambda shard, fresh, epoch: CountCall(shard_group(shard), stored, filter_json, fresh, epoch),
                 lambda owned: matching_shards(owned, filter_json),
-                self._fresh(mode, 0.0, False),
+                self._routes.fresh(mode, 0.0, False),
                 left,
             )
             return sum(calls.decode(body, CountAnswer).count for body in answers.by_shard.values())
 
-        return await self._named(collection, timeout, run)
+        return await self._routes.named(collection, timeout, run)
 
     async def scan(
         self,
@@ -208,16 +254,16 @@ class Router(Routes):
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
         shards have the last id. only: the id that the collection must have, 0 for any. pin: of a consistent scan."""
-        fresh = self._fresh(mode, 0.0, False)
+        fresh = self._routes.fresh(mode, 0.0, False)
         if pin is not None and not pin.token:
-            pin = ScanPin(self._shards.nonce())
+            pin = ScanPin(self._routes.shards.nonce())
         asked = ScanCall(
             0, collection, filter_json, after, limit, with_vectors, fresh(0), slice_, fields=fields, only=only, pin=pin
         )
-        return await self._named(
+        return await self._routes.named(
             collection,
             timeout,
-            lambda stored, left: scan_page(asked, stored, left, self.fan_out, fresh, self._beside),
+            lambda stored, left: scan_page(asked, stored, left, self._routes.fan_out, fresh, self._routes.beside),
         )
 
     async def search(
@@ -233,22 +279,22 @@ class Router(Routes):
         """The k nearest documents of all shards (or of those that a filter on the shard key leaves). session: eventual
         reads see this router's own writes and never go back. partial: answer without shards that cannot."""
 
-        fresh = self._fresh(mode, max_staleness, session)
+        fresh = self._routes.fresh(mode, max_staleness, session)
 
         def run(stored: str, left: float) -> Awaitable[Found]:
-            inner = self._as_stored(request, stored)
+            inner = self._routes.as_stored(request, stored)
             if request.like:
                 return self._search_like(inner, stored, fresh, left, partial)
             return self._search(inner, fresh, left, partial)
 
-        return await self._named(request.collection, timeout, run)
+        return await self._routes.named(request.collection, timeout, run)
 
     async def _search_like(
         self, request: SearchRequest, stored: str, fresh: Callable[[int], Freshness], timeout: float, partial: bool
     ) -> Found:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        of = await self._get(stored, [request.like], True, fresh, timeout, ())
+        of = await get_documents(self._routes, stored, [request.like], True, fresh, timeout, ())
         left = max(0.001, deadline - loop.time())
         return await self._search(searching.near(request, of), fresh, left, partial)
 
@@ -265,21 +311,22 @@ class Router(Routes):
         """As `search` for `count` vectors, which all are in the request's: one call of each shard."""
 
         async def run(stored: str, left: float) -> list[HitBatch]:
-            fresh = self._fresh(mode, max_staleness, session)
-            inner = self._as_stored(request, stored)
-            seen, batches = await searching.search_many(self.fan_out, inner, count, fresh, left, self._beside)
+            routes = self._routes
+            fresh = routes.fresh(mode, max_staleness, session)
+            inner = routes.as_stored(request, stored)
+            seen, batches = await searching.search_many(routes.fan_out, inner, count, fresh, left, routes.beside)
             for shard, index in seen.items():
-                self._saw(shard, index)
+                routes.saw(shard, index)
             return batches
 
-        return await self._named(request.collection, timeout, run)
+        return await self._routes.named(request.collection, timeout, run)
 
     def _search(
         self, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
     ) -> Awaitable[Found]:
-        monotonic = self._monotonic or asyncio.get_running_loop().time
+        routes, monotonic = self._routes, self._monotonic or asyncio.get_running_loop().time
         return searching.search(
-            self.fan_out, request, fresh, timeout, self._beside, self._saw, monotonic, partial=partial
+            routes.fan_out, request, fresh, timeout, routes.beside, routes.saw, monotonic, partial=partial
         )
 
     async def get(
@@ -295,40 +342,13 @@ class Router(Routes):
         fields: tuple[str, ...] | None = None,
     ) -> DocumentBatch:
         """The documents with these ids that exist, in the order asked for."""
-        fresh = self._fresh(mode, max_staleness, session)
-        return await self._named(
-            collection, timeout, lambda stored, left: self._get(stored, names, with_vectors, fresh, left, fields)
-        )
+        routes = self._routes
+        fresh = routes.fresh(mode, max_staleness, session)
 
-    async def _get(
-        self,
-        collection: str,
-        names: list[str],
-        with_vectors: bool,
-        fresh: Callable[[int], Freshness],
-        timeout: float,
-        fields: tuple[str, ...] | None,
-    ) -> DocumentBatch:
-        asked: dict[int, list[str]] = {}
+        def run(stored: str, left: float) -> Awaitable[DocumentBatch]:
+            return get_documents(routes, stored, names, with_vectors, fresh, left, fields)
 
-        def choose(owned: Ownership) -> Sequence[int]:
-            asked.clear()
-            asked.update({s: [names[at] for at in part] for s, part in self._holders(owned, names).items()})
-            return list(asked)
-
-        answers = await self.fan_out.read(
-            calls.GET,
-            lambda shard, fresh, epoch: GetCall(
-                shard_group(shard), collection, asked[shard], with_vectors, fresh, epoch, fields
-            ),
-            choose,
-            fresh,
-            timeout,
-        )
-        batches, merged = await self._beside(answers.size(), merged_documents, answers.by_shard, names)
-        for shard, batch in batches.items():
-            self._saw(shard, batch.applied_index)
-        return merged
+        return await routes.named(collection, timeout, run)
 
     async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]:
         """Documents of each collection by shard."""
@@ -340,38 +360,38 @@ class Router(Routes):
         return await self._held(mode, timeout, True, only)
 
     async def _held(self, mode: ReadMode, timeout: float, sizes: bool, only: Only = None) -> HeldByShards:
-        fresh, topology = self._fresh(mode, 0.0, False), self._shards.topology
-        return await held_by_shards(self.fan_out, topology, fresh, timeout, sizes=sizes, only=only)
+        fresh, topology = self._routes.fresh(mode, 0.0, False), self._routes.shards.topology
+        return await held_by_shards(self._routes.fan_out, topology, fresh, timeout, sizes=sizes, only=only)
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
         """As `collections.listed`."""
-        return await collections.listed(self._shards, mode, timeout)
+        return await collections.listed(self._routes.shards, mode, timeout)
 
     async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
         """As `collections.create`."""
-        return await collections.create(self._shards, spec, if_absent, timeout)
+        return await collections.create(self._routes.shards, spec, if_absent, timeout)
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
         """As `collections.drop`."""
-        return await collections.drop(self._shards, name, timeout)
+        return await collections.drop(self._routes.shards, name, timeout)
 
     async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
         """As `collections.alter`."""
-        return await collections.alter(self._shards, name, ef_search, ttl, timeout)
+        return await collections.alter(self._routes.shards, name, ef_search, ttl, timeout)
 
     async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
         """As `collections.declare_field`."""
-        return await collections.declare_field(self._shards, name, path, declared, timeout)
+        return await collections.declare_field(self._routes.shards, name, path, declared, timeout)
 
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
         """As `collections.set_alias`."""
-        return await collections.set_alias(self._shards, alias, collection, timeout)
+        return await collections.set_alias(self._routes.shards, alias, collection, timeout)
 
     async def remove_alias(self, alias: str, timeout: float) -> WriteResult:
         """As `collections.remove_alias`."""
-        return await collections.remove_alias(self._shards, alias, timeout)
+        return await collections.remove_alias(self._routes.shards, alias, timeout)
 
     async def described(self, mode: ReadMode, timeout: float) -> tuple[list[CollectionInfo], dict[str, str]]:
         """As `collections.described`."""
-        return await collections.described(self._shards, mode, timeout)
+        return await collections.described(self._routes.shards, mode, timeout)

@@ -1,4 +1,4 @@
-"""Which shards a request concerns: by the keys of its documents, by the name of its collection. The router is one.
+"""Which shards a request concerns: by the keys of its documents, by the name of its collection. A part of the router.
 
 It reaches shards and catalog through `Shards` only, and asks no shard anything.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Protocol, Self, TypeVar
 
 import msgspec
@@ -18,7 +18,6 @@ from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking, beside
 from needle.client.meaning import Meaning, meant, switched
 from needle.client.router.fan_out import FanOut, ShardGroup
-from needle.client.router.merge import by_owner
 from needle.protocol import catalog_commands
 from needle.protocol.bounds import bound_command
 from needle.protocol.calls import Freshness
@@ -96,95 +95,67 @@ class Scattered(Exception):
 
 
 class Routes:
-    """What a router knows of the shards."""
+    """What one router knows of the shards. seen: the log index of each shard that its session has seen. fan_out: asks
+    them. blocking: threads for what takes long by the byte."""
 
-    def __init__(
-        self,
-        shards: Shards,
-        *,
-        batch_bytes_max: int = BATCH_BYTES_MAX,
-        monotonic: Callable[[], float] | None = None,
-        blocking: Blocking | None = None,
-    ) -> None:
-        """batch_bytes_max: a larger part of a batch becomes several log entries of its shard. monotonic: measures
-        merges, which are shorter than the event loop's clock can tell. blocking: threads for large batches and
-        answers; without them the event loop waits."""
-        self._shards = shards
-        self._monotonic = monotonic
+    def __init__(self, shards: Shards, *, batch_bytes_max: int, blocking: Blocking | None) -> None:
+        self.shards = shards
         self.blocking = blocking
-        self._batch_bytes_max = batch_bytes_max
-        self._seen: dict[int, int] = {}
-        self._bound: Bound | None = None
+        self.seen: dict[int, int] = {}
         self.fan_out = FanOut(shards.group, shards.topology, shards.refresh)
-        self.stats = self.fan_out.stats
+        self._batch_bytes_max = batch_bytes_max
+        self._bound: Bound | None = None
 
     # --- routing -----------------------------------------------------------------------------------------------------
-    def _owner(self, name: str, metadata: bytes) -> int:
+    def owner(self, name: str, metadata: bytes) -> int:
+        """The shard that owns a document."""
         return owner_of(self.fan_out.ownership(), name, metadata)
 
-    def shard_of(self, name: str, metadata: bytes = b"") -> int:
-        """The shard that owns a document. metadata: JSON bytes, needed for custom strategies."""
-        return self._owner(name, metadata)
-
-    def _holders(self, owned: Ownership, names: Sequence[str]) -> dict[int, list[int]]:
-        """Where documents with these ids may be: positions of `names` by shard. Under a custom strategy an id does not
-        tell, so every shard is asked for every id."""
-        shard_map = owned.map
-        if shard_map.strategy.kind == "custom":
-            return {shard: list(range(len(names))) for shard in owned.owners}
-        count = shard_map.shard_count
-        return dict(by_owner([shard_map.owner(routing_key(shard_map.strategy, count, name)) for name in names]))
-
-    def _beside(self, size: int, fn: Callable[..., T], *arguments: object) -> Awaitable[T]:
+    def beside(self, size: int, fn: Callable[..., T], *arguments: object) -> Awaitable[T]:
         """Run what takes time by the byte, for `size` bytes: in a thread if they are many. It must not touch self's
         state."""
         return beside(self.blocking if size > BESIDE_BYTES else None, fn, *arguments)
 
     def in_session(self, seen: dict[int, int]) -> Self:
-        """A router to the same shards with a session of its own: a copy, so a router holds nothing that is bound to it.
-        seen: the log index of each shard that it has seen."""
+        """A copy with a session of its own, so this holds nothing that is bound to it."""
         other = copy.copy(self)
-        other._seen = seen
+        other.seen = seen
         return other
 
     def bound_to(self, filter_json: bytes) -> Self:
-        """A router that works for an API key that is bound to a filter: a copy, as `in_session`."""
+        """A copy that works for an API key that is bound to a filter."""
         other = copy.copy(self)
         other._bound = Bound(filter_json)
         other.fan_out = self.fan_out.bound_to(other._bound)
         return other
 
-    def _binding(self, make: Callable[[Session], Command]) -> Callable[[Session], Command]:
-        """The command of a write, for the key that this router works for."""
+    def binding(self, make: Callable[[Session], Command]) -> Callable[[Session], Command]:
+        """The command of a write, for the key that this works for."""
         bound = self._bound
         return make if bound is None else lambda session: bound_command(make(session), bound)
 
     @property
-    def _part_max(self) -> tuple[int, int]:
+    def part_max(self) -> tuple[int, int]:
         """Bytes and documents of one part of a batch. This process may work for a bound key, or have one itself."""
-        bound = self._bound is not None or self._shards.topology().own_key is not None
+        bound = self._bound is not None or self.shards.topology().own_key is not None
         return self._batch_bytes_max, JUDGED_MAX if bound else BATCH_DOCUMENTS_MAX
 
-    @property
-    def seen(self) -> dict[int, int]:
-        """The log index of each shard that this session has seen."""
-        return self._seen
+    def saw(self, shard: int, index: int) -> None:
+        """A shard answered as of this index of its log."""
+        if index > self.seen.get(shard, 0):
+            self.seen[shard] = index
 
-    def _saw(self, shard: int, index: int) -> None:
-        if index > self._seen.get(shard, 0):
-            self._seen[shard] = index
+    def fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Callable[[int], Freshness]:
+        """How fresh each shard's answer must be. session: as new as what was seen of it."""
+        return lambda shard: Freshness(mode, self.seen.get(shard, 0) if session else 0, max_staleness)
 
-    def _fresh(self, mode: ReadMode, max_staleness: float, session: bool) -> Callable[[int], Freshness]:
-        """How fresh each shard's answer must be. session: as new as what this router has seen of it."""
-        return lambda shard: Freshness(mode, self._seen.get(shard, 0) if session else 0, max_staleness)
-
-    def _as_stored(self, request: SearchRequest, stored: str) -> SearchRequest:
+    def as_stored(self, request: SearchRequest, stored: str) -> SearchRequest:
         """For the shards: how accurate searches are is the catalog's to say, if the caller does not."""
-        info = self._shards.topology().named(public_name(stored))
+        info = self.shards.topology().named(public_name(stored))
         ef_search = request.ef_search or (0 if info is None else info.spec.index.ef_search)
         return msgspec.structs.replace(request, collection=stored, ef_search=ef_search)
 
-    async def _named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
+    async def named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
         """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made again
         meanwhile, or its alias got another meaning, or a shard does not have it yet. Raises CollectionNotFound once the
         catalog confirms it."""
@@ -192,13 +163,13 @@ class Routes:
         deadline = loop.time() + timeout
         tried = 0
         while True:
-            now = self._shards.topology()
+            now = self.shards.topology()
             info = now.collection(collection)
             if info is None:  # any node may know it, also while the catalog cannot confirm anything
-                newer = await self._shards.refresh(now.version + 1, min(LOOK_SECONDS, timeout / 4))
+                newer = await self.shards.refresh(now.version + 1, min(LOOK_SECONDS, timeout / 4))
                 info = newer.collection(collection)
             if info is None or info.id == tried:
-                confirmed = await self._shards.confirmed(max(0.001, deadline - loop.time()))
+                confirmed = await self.shards.confirmed(max(0.001, deadline - loop.time()))
                 info = confirmed.collection(collection)
             if info is None:
                 raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])

@@ -121,7 +121,7 @@ class Belonging:
             [] if node.cluster.uid else sorted(self._strangers),
             cluster_uid(node.config) if node.config.founders else 0,
             node.space.room(),
-            node.host.lives.nonce,
+            node.host.engine.lives.nonce,
             node.ports.knows,
             node.given_up.told(),
             self._levels(),
@@ -131,7 +131,7 @@ class Belonging:
         node = self._node
         certificates = node.ports.certificates
         left = None if certificates is None else certificates.expires - node.ports.clock.wall()
-        return Levels(node.host.bytes_used(), node.host.config.log_bytes_max, left)
+        return Levels(node.host.engine.bytes_used(), node.host.engine.config.log_bytes_max, left)
 
     def info(self) -> NodeInfo:
         """This node, as the catalog should know it: without what it knows while there may be nodes that would not

@@ -19,8 +19,9 @@ from needle.base.ids import NodeId, shard_group
 from needle.base.model import CollectionSpec
 from needle.base.runtime import Rng
 from needle.base.versions import FIRST, SAID
-from needle.catalog.placement import PlacementNode, catalog_size, place
+from needle.catalog.planning.placement import PlacementNode, catalog_size, place
 from needle.client.directory import Caller
+from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
@@ -77,7 +78,8 @@ async def create_cluster(
         for node, a in who.items()
     ]
     command = first_topology(settings, infos, voters, rng, boundaries)
-    shards = ClusterShards(caller, [nodes[node] for node in voters], Topology(), rng=rng)
+    known = AskedTopology(caller, [nodes[node] for node in voters], Topology())
+    shards = ClusterShards(caller, known, rng=rng)
     await shards.command(command, deadline - asyncio.get_running_loop().time())
     topology = await shards.refresh(1, deadline - asyncio.get_running_loop().time())
     await _led(caller, topology, deadline)

@@ -117,7 +117,7 @@ class Registration:
         except NeedleError as error:
             log.debug("no node answers at %s, where this one was: %s", before, error)
             return
-        there, mine = answer.life, node.host.lives.identity.life
+        there, mine = answer.life, node.host.engine.lives.identity.life
         if there.incarnation == mine.incarnation and there.nonce != mine.nonce:
             raise InvalidArgument(
                 f"node {node.node_id} runs already, at {before}, on the directory that this one is a copy of. Only one "

@@ -109,17 +109,17 @@ class NodeState(Collector):
 
     def _log(self) -> Iterator[Metric]:
         host = self._node.host
-        yield read("needle_log_bytes", host.bytes_used())
-        yield read("needle_log_bytes_max", host.config.log_bytes_max)
+        yield read("needle_log_bytes", host.engine.bytes_used())
+        yield read("needle_log_bytes_max", host.engine.config.log_bytes_max)
         turns, snapshots = read("needle_raft_events_total"), read("needle_snapshot_events_total")
         for name in HOST_EVENTS:
-            turns.add_metric([name], getattr(host.counters, name))
+            turns.add_metric([name], getattr(host.engine.counters, name))
         for name in SNAPSHOT_EVENTS:
-            snapshots.add_metric([name], getattr(host.counters, f"snapshots_{name}"))
+            snapshots.add_metric([name], getattr(host.engine.counters, f"snapshots_{name}"))
         moved = read("needle_snapshot_bytes_total")
-        moved.add_metric(["sent"], host.shelf.bytes_sent)
-        moved.add_metric(["fetched"], host.fetcher.bytes_fetched)
-        moved.add_metric(["reused"], host.fetcher.bytes_reused)
+        moved.add_metric(["sent"], host.engine.shelf.bytes_sent)
+        moved.add_metric(["fetched"], host.engine.fetcher.bytes_fetched)
+        moved.add_metric(["reused"], host.engine.fetcher.bytes_reused)
         yield from (turns, snapshots, moved)
 
     def _disk(self) -> Iterator[Metric]:

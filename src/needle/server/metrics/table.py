@@ -57,7 +57,7 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_proposals_waiting", "shard", "", "Writes that wait here to be on a majority and applied.",
               "multiraft/proposals.py"),
         gauge("needle_snapshot_fetching", "shard", "", "1 while a snapshot is on its way here, or waits to be "
-              "installed.", "multiraft/snapshots/group_snapshots.py"),
+              "installed.", "multiraft/group_snapshots.py"),
         gauge("needle_replica_lost", "shard", "", "1 where the replica lost state that others count on, and stopped.",
               "multiraft/group.py"),
         gauge("needle_replica_damaged", "shard", "", "1 where the replica's data was found damaged, is not served, and "

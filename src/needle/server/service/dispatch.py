@@ -91,7 +91,7 @@ class Service:
 
     def __init__(self, node: ServedNode) -> None:
         self._node = node
-        self._host = node.host
+        self._host, self._engine = node.host, node.host.engine
         self.reads = Reads(node)
         self.documents = ShardDocuments(node, self.reads)
         self.proxy = proxy = Proxy(node, node.ports.rng, self._judge)
@@ -135,7 +135,7 @@ class Service:
         """Raft messages of another node."""
         if peer.node_id and peer.identity.rank == NODE:
             self._node.heard_from(peer.node_id)
-            self._host.on_raft(peer.node_id, body)
+            self._engine.on_raft(peer.node_id, body)
 
     def on_gone(self, peer: PeerLike) -> None:
         """A connection ended. That of a node whose process was killed ends at once."""
@@ -172,7 +172,7 @@ class Service:
         if method in CALL_METHODS:
             if len(body) > HOST_CALL_BYTES_MAX:
                 raise invalid("body", f"{len(body)} bytes", f"at most {HOST_CALL_BYTES_MAX} bytes for {method!r}")
-            return self._host.on_call(peer.node_id, method, bytes(body))
+            return self._engine.on_call(peer.node_id, method, bytes(body))
         found = self._methods.get(method)
         if found is None:
             raise unknown_method(method)

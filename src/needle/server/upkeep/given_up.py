@@ -49,7 +49,7 @@ STEP_SECONDS: Final = 0.02
 
 
 class Reaching(Protocol):
-    """The way to the shards (server.catalog.node_shards.NodeShards)."""
+    """The way to the shards (client.shards.ClusterShards)."""
 
     def topology(self) -> Topology: ...
 

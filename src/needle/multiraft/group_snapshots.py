@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, ReplicaDamaged, StorageError
 from needle.base.file_errors import SHORTAGES
@@ -20,14 +19,12 @@ from needle.base.ids import NodeId, group_name
 from needle.multiraft.codec import StateRequest, decode_manifest, encode_state_request
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_records import PendingInstall, StartRecord
-from needle.multiraft.rebuild import STATE_METHOD
+from needle.multiraft.rebuild import STATE_METHOD, Rebuild
+from needle.multiraft.replica import Replica
 from needle.multiraft.snapshots.sender import Exported
+from needle.multiraft.surroundings import Surroundings
 from needle.raft.messages import HardState, Message, Ready, SnapshotMeta
 from needle.raft.state import Role
-
-if TYPE_CHECKING:
-    from needle.multiraft.group import Group
-    from needle.multiraft.surroundings import Surroundings
 
 _log = logging.getLogger("needle.multiraft")
 FAR = 1 << 64
@@ -38,11 +35,13 @@ NO_ROOM_SECONDS = 0.5
 class SnapshotTraffic:
     """See the module. offering: an export or an offer is under way. floor: the log after it belongs to that export."""
 
-    def __init__(self, group: Group, host: Surroundings) -> None:
+    def __init__(self, group: Replica, host: Surroundings, rebuild: Rebuild) -> None:
+        """rebuild: fetches a snapshot of its own if the data is damaged; one is fetched at a time."""
         self.offering = False
         self.floor = FAR
         self._group = group
         self._host = host
+        self._rebuild = rebuild
         self._export_lock = asyncio.Lock()
         self._wanting: dict[NodeId, None] = {}
         self._fetch: asyncio.Task[None] | None = None
@@ -125,7 +124,7 @@ class SnapshotTraffic:
         raft = group.raft
         if meta is None or message.term < raft.term or meta.index <= raft.commit or raft.refuses(message):
             return raft.step(message, self._host.clock.monotonic())
-        if group.rebuild.fetching and not group.rebuild.gives_way():
+        if self._rebuild.fetching and not self._rebuild.gives_way():
             return ""  # it is offered again
         if raft.applied < self._staged_index <= raft.commit:
             return ""  # the core took an earlier one, whose files must stay until it is installed

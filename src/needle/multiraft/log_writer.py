@@ -16,9 +16,9 @@ from needle.base.runtime import Pool
 from needle.multiraft.config import HostConfig
 from needle.multiraft.counters import Counters
 from needle.multiraft.group import Work
+from needle.multiraft.group_snapshots import NO_ROOM_SECONDS
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_store import LivesWrite, LogStore
-from needle.multiraft.snapshots.group_snapshots import NO_ROOM_SECONDS
 
 _log = logging.getLogger("needle.multiraft")
 Extra = tuple[LogWrite | LivesWrite, asyncio.Future[None]]

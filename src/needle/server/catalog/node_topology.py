@@ -1,7 +1,8 @@
-"""The router's way to shards from inside a node: by the node's own topology instead of one that it asks for."""
+"""What a node knows of its cluster, for its own way to the shards: its own topology instead of one that it asks for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -9,11 +10,10 @@ import msgspec
 from needle.base.config import RaftConfig
 from needle.base.errors import DeadlineExceeded, Unavailable
 from needle.base.ids import NodeId
-from needle.client.directory import Caller
-from needle.client.shards import ClusterShards
+from needle.client.group import GroupClient
+from needle.client.known_topology import Turn
 from needle.routing.topology import Topology
 from needle.server.address_book import AddressBook
-from needle.server.ports import NodePorts
 
 
 class RoutingNode(Protocol):
@@ -21,7 +21,6 @@ class RoutingNode(Protocol):
 
     node_id: NodeId
     config: RaftConfig
-    ports: NodePorts
     book: AddressBook
     topology: Topology
 
@@ -29,17 +28,18 @@ class RoutingNode(Protocol):
     async def confirmed(self, timeout: float) -> Topology: ...
 
 
-class NodeShards(ClusterShards):
-    """The router's way to shards from inside a node: the node's own topology, which follows the catalog, with the
-    addresses by which this node reaches the others."""
+class NodeTopology:
+    """`client.known_topology.KnownTopology` of a node: what it follows the catalog to, with the addresses by which it
+    reaches the others."""
 
-    def __init__(self, node: RoutingNode, caller: Caller) -> None:
-        super().__init__(caller, [node.config.address], Topology(), rng=node.ports.rng, prefer=node.config.address)
+    def __init__(self, node: RoutingNode) -> None:
         self._node = node
+        self._turn = Turn([node.config.address])
         self._of = self._reached = Topology()
         self._told = -1
 
     def topology(self) -> Topology:
+        """The newest known here."""
         now, book = self._node.topology, self._node.book
         if now is not self._of or book.version != self._told:
             nodes = (msgspec.structs.replace(info, address=book.get(info.id) or info.address) for info in now.nodes)
@@ -47,14 +47,21 @@ class NodeShards(ClusterShards):
             self._reached = msgspec.structs.replace(now, nodes=tuple(nodes))
         return self._reached
 
+    def in_turn(self) -> list[str]:
+        """See KnownTopology."""
+        return self._turn.of(self.topology())
+
     async def refresh(self, version: int, timeout: float) -> Topology:
+        """See KnownTopology."""
         await self._node.wait_topology(version, timeout)
         return self.topology()
 
     def look(self) -> None:
         """The node follows the catalog anyway."""
 
-    async def confirmed(self, timeout: float) -> Topology:
+    async def confirmed(self, timeout: float, catalog: Callable[[], GroupClient]) -> Topology:
+        """The node asks the catalog in its own way."""
+        del catalog
         if self._node.topology.settings is None:
             raise Unavailable(f"node {self._node.node_id} belongs to no cluster yet")
         version = (await self._node.confirmed(timeout)).version

@@ -1,0 +1,150 @@
+"""What is known of a cluster, and asking its nodes for news of it.
+
+Invariant: one question for a newer topology runs at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol
+
+from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError, Unauthenticated, in_seconds
+from needle.client.directory import Caller
+from needle.client.group import GroupClient
+from needle.protocol import calls
+from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
+from needle.routing.topology import Topology
+
+ASK_SECONDS = 1.0
+PAUSE_SECONDS = 0.02
+
+
+class KnownTopology(Protocol):
+    """The newest topology known, and where newer ones come from: here, asked of nodes; in a node, its own."""
+
+    def topology(self) -> Topology:
+        """The newest known here."""
+        ...
+
+    def refresh(self, version: int, timeout: float) -> Coroutine[Any, Any, Topology]:
+        """One of at least `version`; the newest known if there is none in time."""
+        ...
+
+    def look(self) -> None:
+        """Somebody does not answer: see, in the background, whether there is a newer one."""
+        ...
+
+    def in_turn(self) -> list[str]:
+        """Addresses of all nodes, another one at the front each time."""
+        ...
+
+    def confirmed(self, timeout: float, catalog: Callable[[], GroupClient]) -> Coroutine[Any, Any, Topology]:
+        """One at least as new as all that was committed before the call. catalog: its group; raises Unavailable while
+        no node of it is known."""
+        ...
+
+
+class Turn:
+    """Whom to ask, in turn: the nodes of a topology, and some addresses for when none of them answers."""
+
+    def __init__(self, seeds: Iterable[str]) -> None:
+        self._seeds = list(seeds)
+        self._next = 0
+
+    def of(self, topology: Topology) -> list[str]:
+        """All of them, another one at the front each time."""
+        known = list(dict.fromkeys([*topology.addresses().values(), *self._seeds]))
+        self._next = (self._next + 1) % len(known)
+        return known[self._next :] + known[: self._next]
+
+
+class AskedTopology:
+    """`KnownTopology` that asks one node after the other."""
+
+    def __init__(self, caller: Caller, addresses: Iterable[str], topology: Topology) -> None:
+        """addresses: where to ask when no node of the topology answers."""
+        self._caller = caller
+        self._turn = Turn(addresses)
+        self._now = topology
+        self._asking: asyncio.Task[None] | None = None
+
+    def topology(self) -> Topology:
+        """The newest known here."""
+        return self._now
+
+    def in_turn(self) -> list[str]:
+        """See KnownTopology."""
+        return self._turn.of(self._now)
+
+    def _offer(self, topology: Topology | None) -> None:
+        if topology is not None and topology.version > self._now.version:
+            self._now = topology
+
+    async def refresh(self, version: int, timeout: float) -> Topology:
+        """See KnownTopology."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self._now.version < version and (left := deadline - loop.time()) > 0:
+            asking = self._ask_soon()
+            done, _ = await asyncio.wait((asking,), timeout=left)
+            if done and (error := asking.exception()) is not None:
+                raise error
+            if self._now.version < version:
+                await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
+        return self._now
+
+    def look(self) -> None:
+        """See KnownTopology."""
+        self._ask_soon()
+
+    def _ask_soon(self) -> asyncio.Task[None]:
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+            self._asking.add_done_callback(_seen)
+        return self._asking
+
+    async def _ask(self) -> None:
+        """The next node's topology; one that does not answer is passed over. Raises ClientClosed; Unauthenticated if no
+        node answers, and some because of that."""
+        refused: Unauthenticated | None = None
+        try:
+            for address in self.in_turn():
+                body = calls.encode(TopologyCall(self._now.version))
+                try:
+                    data = await self._caller.call(address, TOPOLOGY, body, ASK_SECONDS)
+                    found = calls.decode(data, TopologyAnswer).topology
+                except ClientClosed:
+                    raise
+                except Unauthenticated as error:
+                    refused = error
+                    continue
+                except NeedleError:
+                    continue  # the next node will know
+                self._offer(found)
+                return
+            if refused is not None:
+                raise refused
+        finally:
+            self._asking = None
+
+    async def confirmed(self, timeout: float, catalog: Callable[[], GroupClient]) -> Topology:
+        """What the catalog's leader confirms to be the newest. Raises when it does not answer in time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        if not (await self.refresh(1, timeout)).catalog:
+            raise DeadlineExceeded(
+                f"no node named the catalog's nodes within {in_seconds(timeout)}: none answers, or they belong to no "
+                "cluster yet (a majority of cluster_nodes founds it, or `needle cluster create`)"
+            )
+        timeout = max(0.001, deadline - loop.time())
+        body = calls.encode(TopologyCall(0, 0.0, True))
+        data = await catalog().ask_leader(TOPOLOGY, lambda _: body, timeout)
+        self._offer(calls.decode(data, TopologyAnswer).topology)
+        return self._now
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Whoever waits for it raises its error; when nobody does, it counts as seen."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,55 @@
+"""Documents by their ids: asked of the shards that may have them, and put in the order asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from needle.base.ids import shard_group
+from needle.client.router.merge import by_owner, merged_documents
+from needle.client.router.routes import Routes
+from needle.protocol import calls
+from needle.protocol.calls import DocumentBatch, Freshness, GetCall
+from needle.routing.strategy import routing_key
+from needle.routing.topology import Ownership
+
+
+async def get_documents(
+    routes: Routes,
+    collection: str,
+    names: list[str],
+    with_vectors: bool,
+    fresh: Callable[[int], Freshness],
+    timeout: float,
+    fields: tuple[str, ...] | None,
+) -> DocumentBatch:
+    """Those that exist. collection: its name inside the shards."""
+    asked: dict[int, list[str]] = {}
+
+    def choose(owned: Ownership) -> Sequence[int]:
+        asked.clear()
+        asked.update({s: [names[at] for at in part] for s, part in holders(owned, names).items()})
+        return list(asked)
+
+    answers = await routes.fan_out.read(
+        calls.GET,
+        lambda shard, fresh, epoch: GetCall(
+            shard_group(shard), collection, asked[shard], with_vectors, fresh, epoch, fields
+        ),
+        choose,
+        fresh,
+        timeout,
+    )
+    batches, merged = await routes.beside(answers.size(), merged_documents, answers.by_shard, names)
+    for shard, batch in batches.items():
+        routes.saw(shard, batch.applied_index)
+    return merged
+
+
+def holders(owned: Ownership, names: Sequence[str]) -> dict[int, list[int]]:
+    """Where documents with these ids may be: positions of `names` by shard. Under a custom strategy an id does not
+    tell, so every shard is asked for every id."""
+    shard_map = owned.map
+    if shard_map.strategy.kind == "custom":
+        return {shard: list(range(len(names))) for shard in owned.owners}
+    count = shard_map.shard_count
+    return dict(by_owner([shard_map.owner(routing_key(shard_map.strategy, count, name)) for name in names]))
