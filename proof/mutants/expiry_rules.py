@@ -27,8 +27,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.apply.execute:runs",
-                "isinstance(inner(command), ALONE)",
-                "isinstance(inner(command), ALONE[:-1])",
+                "type(inner(command)) in ALONE:",
+                "type(inner(command)) in ALONE - {Expire}:",
             ),
         ),
         sim=True,

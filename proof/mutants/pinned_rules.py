@@ -69,7 +69,7 @@ MUTANTS = (
     Mutant(
         name="a-leader-serves-by-an-older-catalog",
         breaks="who becomes a shard's leader and has not heard that an alias changed serves what it meant before",
-        edits=(Edit("server.service.checks:Ownerships.lacks", "> 0", "> 1 << 62"),),
+        edits=(Edit("server.service.checks:Ownerships.lacks_of", "> 0", "> 1 << 62"),),
         tests=(_LEADERS,),
     ),
     Mutant(

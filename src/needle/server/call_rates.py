@@ -107,9 +107,7 @@ class CallRates:
 
     def wrote(self, now: float, shard_map: ShardMap, command: commands.Command) -> None:
         """A write of documents was taken."""
-        names: Sequence[str] = ()
-        if isinstance(command, commands.ById):
-            names = command.ids
+        names: Sequence[str] = command.ids if commands.is_by_id(command) else ()
         self._writes.note(now, 1, shard_map, names)
 
     def read(self, now: float, shard_map: ShardMap, names: Sequence[str]) -> None:

@@ -16,11 +16,12 @@ from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import Ownership
 from needle.server.service.served import ServedNode, decoded_command
 from needle.shard.apply.holdings import Fence
+from needle.shard.live_collection import ReplicaView
 
 BEHIND_SECONDS = 1.0
-_FOR_THE_CATALOG = (commands.CreateCollection, commands.DropCollection)
+_FOR_THE_CATALOG = frozenset({commands.CreateCollection, commands.DropCollection})
+"""Looked up by type: `isinstance` asks the metaclass of each struct, and every write comes by here."""
 _OF_PARTS = (commands.Patch, commands.ChangeWhere)
-"""As tuples: `isinstance` makes a union of types anew with each call, and every write comes by here."""
 
 
 class Ownerships:
@@ -50,8 +51,13 @@ class Ownerships:
     def lacks(self, group: GroupId) -> bool:
         """Whether the shard's log says that this node must know a newer catalog: by the one that it has, the meaning of
         an alias, or a time to live, may be that of before (docs/adr/0065)."""
-        hosted, now = self._node.groups.get(group), self._node.topology
-        return hosted is not None and hosted.replica.view.catalog.missing(now.founding, now.version) > 0
+        hosted = self._node.groups.get(group)
+        return hosted is not None and self.lacks_of(hosted.replica.view)
+
+    def lacks_of(self, view: ReplicaView) -> bool:
+        """The same of the replica with this view."""
+        now = self._node.topology
+        return view.catalog.missing(now.founding, now.version) > 0
 
     async def learn(self, group: GroupId, timeout: float) -> None:
         """Wait for the catalog that the shard's log says this node must know. Raises Unavailable."""
@@ -72,12 +78,12 @@ class Ownerships:
         """The command of a shard's write, all of whose documents it owns. by_log: which it owns is left to the shard's
         log to judge, which owns what the map says. May run in any thread."""
         command = decoded_command(call.command)
-        if isinstance(command, _FOR_THE_CATALOG):
+        if type(command) in _FOR_THE_CATALOG:
             raise InvalidArgument("collections are made through the catalog", field="command")
         custom = owned.map.strategy.kind == "custom"
         if custom and isinstance(command, _OF_PARTS) and command.change is not None:
             _check_keeps_key(owned.map.strategy, command.change)
-        if isinstance(command, commands.ChangeWhere) or (custom and isinstance(command, commands.Spread)):
+        if type(command) is commands.ChangeWhere or (custom and isinstance(command, commands.Spread)):
             _check_spread(command)
         elif not by_log:
             self._check_owner(owned, call.group, command)
@@ -87,8 +93,10 @@ class Ownerships:
         """Raises StaleEpoch (owned=False) for a document that another shard owns."""
         shard_map, shard = owned.map, group - 1
         strategy, count = shard_map.strategy, shard_map.shard_count
+        custom = strategy.kind == "custom"
+        if owned.owners == [shard] and not custom:
+            return  # whatever the key is
         if isinstance(command, commands.Insert):
-            custom = strategy.kind == "custom"
             for name, metadata in zip(command.ids, command.metadata, strict=False):
                 decoded = routed_metadata(metadata) if custom else None
                 if shard_map.owner(routing_key(strategy, count, name, decoded)) != shard:

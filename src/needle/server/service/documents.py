@@ -78,12 +78,14 @@ class ShardDocuments:
         hosted = self._node.groups.get(call.group)
         if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
             return None
-        if self._owners.lacks(call.group):
+        view = hosted.replica.view
+        if self._owners.lacks_of(view):
             return None
-        fence = hosted.replica.fence
+        fence = view.fence
         if fence is not None and not agrees(fence, owned, call.group):
             return None
-        answer = WriteAnswer(self._node, "shard_write")
+        now = self._node.now()
+        answer = WriteAnswer(self._node, "shard_write", now)
         try:
             command = self._owners.checked(owned, call, by_log=fence is not None)
             if call.asked is not None and (done := known(hosted, call.asked, command)) is not None:
@@ -91,7 +93,7 @@ class ShardDocuments:
                 return answer
             data = judged(self._node, hosted, command, call.asked)
             self._host.submit(call.group, data, call_timeout(call.timeout), answer)
-            hosted.calls.wrote(self._node.now(), owned.map, command)
+            hosted.calls.wrote(now, owned.map, command)
         except CollectionNotFound:
             return None  # the catalog may have it: it has to be asked
         except NeedleError as error:
@@ -278,11 +280,12 @@ class WriteAnswer(Promise[bytes]):
 
     __slots__ = ("_node", "_observed", "_start")
 
-    def __init__(self, node: ServedNode, observed: str) -> None:
+    def __init__(self, node: ServedNode, observed: str, start: float) -> None:
+        """start: by the node's clock."""
         super().__init__()
         self._node = node
         self._observed = observed
-        self._start = node.now()
+        self._start = start
 
     def set_result(self, result: object) -> None:
         """result: a WriteResult."""
@@ -314,7 +317,7 @@ def judged(
     asked: by a request with an idempotency key. Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
     check_for_callers(command)
     hosted.space.check(command)
-    command = hosted.replica.validate(timed(command, node.topology, node.ports.clock))
+    command = hosted.replica.validate(timed(command, node.topology, node.ports.clock, hosted.ttl_of))
     if asked is not None:
         if not isinstance(command, commands.DOCUMENT_WRITES) or {len(asked.key), len(asked.request)} != {HASH_BYTES}:
             raise invalid("asked", type(command).__name__, f"a write of documents, with two hashes of {HASH_BYTES}")

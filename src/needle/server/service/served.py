@@ -34,7 +34,7 @@ T = TypeVar("T")
 LARGE_ROWS = 1000
 JUDGED_BYTES_MAX = 64 * 1024
 """A larger command is checked in a thread: 16 MB of JSON take a third of a second, and heartbeats cannot wait."""
-_OF_LEADERS = (
+_OF_LEADERS = frozenset({
     commands.PinScan,
     commands.EndPins,
     commands.KnowCatalog,
@@ -42,7 +42,7 @@ _OF_LEADERS = (
     commands.Once,
     commands.Expire,
     *MOVE_COMMANDS,
-)
+})  # fmt: skip
 
 
 class ServedNode(Protocol):
@@ -136,7 +136,7 @@ def decoded_command(data: bytes) -> commands.Command:
 
 def check_for_callers(command: commands.Command) -> None:
     """Raises InvalidArgument for what only a shard's leader puts into its log."""
-    if isinstance(command, _OF_LEADERS):
+    if type(command) in _OF_LEADERS:
         raise InvalidArgument(
             "segments are published, documents expired, scans pinned, ranges moved, and requests remembered, "
             "by leaders only",

@@ -227,8 +227,10 @@ class DiskSpace:
 
     def check(self, command: Command) -> None:
         """Raises DiskFull for a command that makes the data grow while there is little room."""
+        if not self.low:
+            return
         grows = isinstance(command, Insert | CreateCollection | Patch | UpdateVectors | PinScan)
-        if self.low and (grows or (isinstance(command, ChangeWhere) and command.change is not None)):
+        if grows or (isinstance(command, ChangeWhere) and command.change is not None):
             raise self._refusal()
 
     def check_catalog(self, command: CatalogCommand) -> None:

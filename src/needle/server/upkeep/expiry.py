@@ -21,7 +21,7 @@ from needle.base.runtime import Clock, Pool
 from needle.multiraft.host import Host
 from needle.protocol import commands
 from needle.protocol.commands import AS_IT_IS, NEVER
-from needle.routing.topology import Topology, public_name
+from needle.routing.topology import CollectionInfo, Topology, public_name
 from needle.server.upkeep.lasting import next_beat
 from needle.shard.state_machine import Replica
 
@@ -49,7 +49,27 @@ def ttl_of(topology: Topology, stored: str) -> float:
     return 0.0 if info is None or info.stored_name != stored else info.spec.ttl
 
 
-def timed(command: commands.Command, topology: Topology, clock: Clock) -> commands.Command:
+class TimesToLive:
+    """`ttl_of`, remembered while the catalog says the same of all collections: each write asks."""
+
+    def __init__(self) -> None:
+        self._of: tuple[CollectionInfo, ...] = ()
+        self._known: dict[str, float] = {}
+
+    def __call__(self, topology: Topology, stored: str) -> float:
+        if topology.collections is not self._of:
+            self._of, self._known = topology.collections, {}
+        found = self._known.get(stored)
+        if found is None:
+            found = ttl_of(topology, stored)
+            if len(self._known) < len(self._of):  # callers may name what there is not
+                self._known[stored] = found
+        return found
+
+
+def timed(
+    command: commands.Command, topology: Topology, clock: Clock, ttl_of: Callable[[Topology, str], float] = ttl_of
+) -> commands.Command:
     """A write as it goes into the log: with the instant that the collection's time to live makes of the clock, where it
     names none itself. Raises InvalidArgument for an instant that has passed."""
     if isinstance(command, commands.Insert):

@@ -15,7 +15,7 @@ from pyroaring import BitMap
 
 from needle.base.errors import CollectionNotFound, Internal, InvalidArgument
 from needle.base.model import CollectionSpec
-from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors, inner
+from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors, inner, is_by_id
 from needle.shard.apply.before import Collections, Find, Stored
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
@@ -67,7 +67,7 @@ class Batch:
         """Look up the ids of all commands with few queries."""
         wanted: dict[int, dict[str, None]] = {}
         for command in map(inner, commands):
-            if isinstance(command, ById):
+            if is_by_id(command):
                 record = self.find_record(command.collection)
                 if record is not None and record.documents:
                     self.change(record)
@@ -92,8 +92,8 @@ class Batch:
             return
         change = self.change(record)
         self.lookup(change, command.ids)
-        judged = bool(command.matches) or command.bound is not None
-        self._reads = isinstance(command, Patch | UpdateVectors) or judged or self._custom
+        kind, judged = type(command), bool(command.matches) or command.bound is not None
+        self._reads = judged or kind is Patch or kind is UpdateVectors or self._custom
         if not self._reads:
             return
         found = {ref.ordinal for id_ in command.ids if (ref := change.refs[id_]) is not None}
@@ -185,7 +185,8 @@ class Batch:
             ordinal += 1
         change.written.update(dict.fromkeys(ids))
         change.vectors.append(block)
-        change.expire(expires)
+        if expires:
+            change.expire(expires)
         documents = record.documents + len(ids) - existed
         self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
         return existed

@@ -51,6 +51,7 @@ from needle.protocol.commands import (
     UpdateVectors,
     decode,
     inner,
+    is_by_id,
     without_repeats,
 )
 from needle.protocol.move_commands import MOVE_COMMANDS
@@ -67,7 +68,7 @@ from needle.shard.documents.records import DocRef
 from needle.shard.plan import PublishedSegment, with_published
 
 Result = WriteResult | NeedleError
-ALONE = (*MOVE_COMMANDS, PinScan, EndPins, KnowCatalog, ChangeWhere, Expire)
+ALONE = frozenset({*MOVE_COMMANDS, PinScan, EndPins, KnowCatalog, ChangeWhere, Expire})
 """Commands that need the stored state right before them: each is a transaction of its own."""
 
 
@@ -81,7 +82,7 @@ def runs(commands: Sequence[Command | None]) -> Iterator[tuple[int, int]]:
     """[first, end) of what is applied in one transaction each."""
     first = 0
     for at, command in enumerate(commands):
-        if isinstance(inner(command), ALONE):
+        if type(inner(command)) in ALONE:
             if first < at:
                 yield first, at
             yield at, at + 1
@@ -95,14 +96,14 @@ def execute(batch: Batch, index: int, command: Command | None) -> Result | None:
 
     Raises DiskFull or TooManyFiles if what it needs of the stored documents cannot be read now. Then it has changed
     nothing: the batch and the sessions are as they were after the entry before."""
-    once = command if isinstance(command, Once) else None
+    once = command if type(command) is Once else None
     command = inner(command)
     if command is None:
         return None
-    if isinstance(command, ById):
+    if is_by_id(command):
         # Before its session is looked at, which remembers that. (Commands of moves have no session.)
         batch.read_ahead(command)
-    if isinstance(command, OpenSession):
+    elif type(command) is OpenSession:
         session = batch.sessions.open(command.nonce, index, command.owner)
         return WriteResult(version=session, index=session)
     numbered: Session = getattr(command, "session", NO_SESSION)
@@ -199,7 +200,7 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     _check_versions(command, change.refs, ids)
     _check_matches(command, batch, change, ids)
     version = batch.version(index)
-    expires = [max(instant, 0) for instant in command.expires]
+    expires = [max(instant, 0) for instant in command.expires] if command.expires else ()
     existed = batch.put(change, ids, [version] * len(ids), command.vectors, command.metadata, expires)
     return WriteResult(version=version, index=index, existed=existed > 0, count=len(ids))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -22,9 +22,10 @@ def pack(result: WriteResult | NeedleError) -> bytes:
     """[version, index, existed, count], perhaps with [ids, reached, upto] behind it, or [code, message, details]."""
     if isinstance(result, NeedleError):
         return _encoder.encode([result.code, result.message, result.details])
-    values = [result.version, result.index, result.existed, result.count]
-    more = [result.ids, result.reached, result.upto]
-    return _encoder.encode(values if more == [[], -1, -1] else values + more)
+    values: list[Any] = [result.version, result.index, result.existed, result.count]
+    if result.ids or result.reached != -1 or result.upto != -1:
+        values += [result.ids, result.reached, result.upto]
+    return _encoder.encode(values)
 
 
 def unpack(answer: bytes) -> WriteResult | NeedleError:

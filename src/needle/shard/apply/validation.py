@@ -68,7 +68,10 @@ UNIT_ERROR: Final = 2.0**-22
 """A vector whose square is 1 but for this is of length 1 as exactly as float32 can say it, and stays as it is: so what
 was read is written back as the same bytes."""
 
-_MANY_DIGITS: Final = re.compile(rb"\d{19}")
+_FLOAT32: Final = np.dtype("<f4")
+_DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"0" * 9)
+_MANY_DIGITS: Final = b"0" * 19
+_json: Final = msgspec.json.Decoder()
 _NO_BRACKET: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 FindSpec = Callable[[str], CollectionSpec | None]
@@ -77,10 +80,14 @@ FindSpec = Callable[[str], CollectionSpec | None]
 def check_command(command: Command, find_spec: FindSpec, limits: Limits, collections: int = 0) -> Command:
     """The command to propose (cosine vectors normalised), or InvalidArgument or CollectionNotFound. collections: how
     many exist, for the bound on them."""
-    _check_session(getattr(command, "session", NO_SESSION))
+    session: Session = getattr(command, "session", NO_SESSION)
+    if session.id:
+        _check_session(session)
     if (bound := getattr(command, "bound", None)) is not None:
         _check_int("bound.owner", bound.owner, 0, VERSION_MAX)
         _check_filter("bound.filter", bound.filter, limits)
+    if type(command) is Insert:  # first: most are
+        return _check_insert(command, _require(command.collection, find_spec), limits)
     if isinstance(command, OpenSession):
         _check_int("nonce", command.nonce, 0, NONCE_MAX)
         _check_int("owner", command.owner, 0, VERSION_MAX)
@@ -90,8 +97,6 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
             raise invalid("collections", collections + 1, f"at most {limits.collections_max} in a cluster")
     elif isinstance(command, DropCollection):
         _require(command.name, find_spec)
-    elif isinstance(command, Insert):
-        return _check_insert(command, _require(command.collection, find_spec), limits)
     elif isinstance(command, Delete):
         _require(command.collection, find_spec)
         _check_batch(len(command.ids), limits)
@@ -136,7 +141,7 @@ def _check_update(command: UpdateVectors, spec: CollectionSpec, limits: Limits) 
     vectors = _vectors(command.vectors, len(command.ids), spec, command.ids)
     if spec.metric != Metric.COSINE:
         return command
-    return msgspec.structs.replace(command, vectors=vectors.astype("<f4", copy=False).tobytes())
+    return msgspec.structs.replace(command, vectors=vectors.astype(_FLOAT32, copy=False).tobytes())
 
 
 def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
@@ -211,10 +216,11 @@ def _check_int(field: str, value: object, low: int, high: int) -> None:
 
 
 def _check_session(session: Session) -> None:
-    if session.id:
-        _check_int("session.id", session.id, 1, VERSION_MAX)
-        _check_int("session.seq", session.seq, 1, VERSION_MAX)
-        _check_int("session.acked", session.acked, 0, session.seq)
+    if 0 < session.id <= VERSION_MAX and 0 <= session.acked <= session.seq and 0 < session.seq <= VERSION_MAX:
+        return
+    _check_int("session.id", session.id, 1, VERSION_MAX)
+    _check_int("session.seq", session.seq, 1, VERSION_MAX)
+    _check_int("session.acked", session.acked, 0, session.seq)
 
 
 def _check_batch(count: int, limits: Limits) -> None:
@@ -313,26 +319,29 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
     vectors = _vectors(command.vectors, count, spec, command.ids)
     if spec.metric != Metric.COSINE:
         return command
-    return msgspec.structs.replace(command, vectors=vectors.astype("<f4", copy=False).tobytes())
+    return msgspec.structs.replace(command, vectors=vectors.astype(_FLOAT32, copy=False).tobytes())
 
 
 def _check_metadata(id_: str, metadata: bytes, limits: Limits) -> None:
-    field = f"metadata of {id_[:80]!r}"
     if len(metadata) > limits.metadata_bytes_max:
-        raise invalid(field, f"{len(metadata)} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
+        raise _bad_metadata(id_, f"{len(metadata)} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
     # The cheap bound first: only text with many brackets can be deep.
     if metadata.count(b"[") + metadata.count(b"{") > METADATA_DEPTH_MAX and depth(metadata) > METADATA_DEPTH_MAX:
-        raise invalid(field, metadata[:40], f"JSON nested at most {METADATA_DEPTH_MAX} deep")
+        raise _bad_metadata(id_, metadata[:40], f"JSON nested at most {METADATA_DEPTH_MAX} deep")
     try:
-        value = msgspec.json.decode(metadata)
+        value = _json.decode(metadata)
         metadata.decode()
     except DECODE_ERRORS as error:
-        raise invalid(field, metadata[:60], f"JSON ({error})") from None
-    if _MANY_DIGITS.search(metadata):
-        _check_numbers(field, value)
+        raise _bad_metadata(id_, metadata[:60], f"JSON ({error})") from None
+    if _MANY_DIGITS in metadata.translate(_DIGITS_ALIKE):
+        _check_numbers(id_, value)
 
 
-def _check_numbers(field: str, value: object) -> None:
+def _bad_metadata(id_: str, value: object, allowed: str) -> InvalidArgument:
+    return invalid(f"metadata of {id_[:80]!r}", value, allowed)
+
+
+def _check_numbers(id_: str, value: object) -> None:
     """A filter compares a larger integer as a float, a routing key does not: searches would pass over its document."""
     waiting = [value]
     while waiting:
@@ -342,7 +351,7 @@ def _check_numbers(field: str, value: object) -> None:
         elif isinstance(one, list):
             waiting.extend(one)
         elif type(one) is int and not INT_MIN <= one <= INT_MAX:
-            raise invalid(field, one, "integers from -2^63 to 2^64 - 1")
+            raise _bad_metadata(id_, one, "integers from -2^63 to 2^64 - 1")
 
 
 def depth(text: bytes) -> int:
@@ -365,17 +374,18 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
             f"{spec.dimensions} float32 values"
         )
         raise InvalidArgument(text, field="vector")
-    vectors: npt.NDArray[np.float32] = np.frombuffer(data, "<f4").reshape(count, spec.dimensions)
+    vectors: npt.NDArray[np.float32] = np.frombuffer(data, _FLOAT32)
     if count == 1:
         # Most writes carry one vector: the same arithmetic without the passes that find the offender among many.
-        wide = vectors[0].astype(np.float64)
+        wide = vectors.astype(np.float64)
         square = float(np.add.reduce(wide * wide))  # not dot: it lets go of the GIL, and others take it
         if 0 < square <= SQUARE_MAX:
             if spec.metric == Metric.COSINE and abs(square - 1) > UNIT_ERROR:
                 wide /= math.sqrt(square)
                 unit: npt.NDArray[np.float32] = wide.astype(np.float32).reshape(1, -1)
                 return unit
-            return vectors.astype(np.float32, copy=sys.byteorder == "big")
+            return vectors.astype(np.float32, copy=sys.byteorder == "big").reshape(1, -1)
+    vectors = vectors.reshape(count, spec.dimensions)
     # Squares in float64: the sum of 8192 squares of the largest float32 does not overflow.
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64, casting="safe")
     bad = np.flatnonzero(~np.isfinite(squares))
