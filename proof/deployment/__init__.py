@@ -1,0 +1,1 @@
+"""The files of deploy/, each before its own tool, and the chart's pods as processes."""

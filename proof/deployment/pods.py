@@ -1,0 +1,131 @@
+"""The chart's pods as processes of this machine: each runs the chart's own start script with the variables and the
+settings that Kubernetes would give it, addresses and directories of this machine put in their place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from needle.connecting import connect
+from needle.local.free_ports import free_ports
+from proof.deployment.chart import Object
+
+SECONDS = 60.0
+
+
+class Pods:
+    """directory: for their data and logs. objects: what Helm rendered."""
+
+    def __init__(self, directory: Path, objects: dict[tuple[str, str], Object]) -> None:
+        self._spec = objects["StatefulSet", "needle"]["spec"]["template"]["spec"]["containers"][0]
+        self._files = objects["ConfigMap", "needle"]["data"]
+        self._directory = directory
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._ports: dict[int, tuple[int, int]] = {}
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.1:{self._ports[number][0]}" for number in self._running]
+
+    def start(self, numbers: Sequence[int]) -> None:
+        """Pods by their numbers, at once."""
+        free = iter(free_ports(2 * len(numbers)))
+        self._ports.update({number: (next(free), next(free)) for number in numbers})
+        for number in numbers:
+            self._start(number)
+
+    def _start(self, number: int) -> None:
+        home = self._directory / f"needle-{number}"
+        home.mkdir()
+        for name, text in self._files.items():
+            (home / name).write_text(self._here(text, home), encoding="utf-8")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        given = {name: value for name, value in os.environ.items() if not name.startswith("NEEDLE_")}
+        variables = given | self._variables(number, home) | {"PATH": path}
+        # It dies with this process. Its group is ended as a container is: the script waits in a shell of its own, too.
+        command = ["setpriv", "--pdeathsig", "KILL", "sh", str(home / "start.sh")]
+        with (home / "log").open("wb") as log:
+            self._running[number] = subprocess.Popen(
+                command, env=variables, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _variables(self, number: int, home: Path) -> dict[str, str]:
+        port, http = self._ports[number]
+        found: dict[str, str] = {}
+        for one in self._spec["env"]:
+            if "value" in one:
+                found[one["name"]] = self._here(str(one["value"]), home)
+        found |= {"NEEDLE_NODE_ID": f"needle-{number}", "NEEDLE_LISTEN": f"127.0.0.1:{port}"}
+        found |= {"NEEDLE_ADVERTISE": f"127.0.0.1:{port}", "NEEDLE_HTTP_ADDRESS": f"127.0.0.1:{http}"}
+        return found
+
+    def _here(self, text: str, home: Path) -> str:
+        """Names and paths of a pod as those of this machine."""
+        text = re.sub(
+            r"needle-(\d+)\.needle-nodes\.default\.svc:\d+",
+            lambda found: f"127.0.0.1:{self._ports[int(found[1])][0]}",
+            text,
+        )
+        for path, place in {"/etc/needle": home, "/run/needle": home / "run", "/var/lib/needle": home / "data"}.items():
+            text = text.replace(path, str(place))
+        return text
+
+    def wait_ready(self) -> None:
+        """Until the probe of every pod says so. Raises TimeoutError with a pod's log."""
+        path = self._spec["readinessProbe"]["httpGet"]["path"]
+        for number, process in self._running.items():
+            until = time.monotonic() + SECONDS
+            while not _answers(f"http://127.0.0.1:{self._ports[number][1]}{path}"):
+                log = (self._directory / f"needle-{number}" / "log").read_text(encoding="utf-8")[-2000:]
+                if process.poll() is not None or time.monotonic() > until:
+                    raise TimeoutError(f"needle-{number} is not ready:\n{log}")
+                time.sleep(0.1)
+
+    async def nodes(self) -> list[str]:
+        """The names of the cluster's nodes, once a document was written and read."""
+        async with await connect(self.addresses) as client:
+            await client.insert("a", [1.0] * 256)
+            if await client.get("a") is None:
+                raise RuntimeError("a document that was written is not there")
+            return sorted(info.id for info in (await client.refresh_topology()).nodes)
+
+    def stop(self) -> None:
+        """End them in order, within the time that the chart gives them."""
+        for process in self._running.values():
+            process.terminate()
+        for process in self._running.values():
+            process.wait(SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def trial(directory: Path, objects: dict[tuple[str, str], Object]) -> None:
+    """Three pods found a cluster, and a fourth joins it. Raises RuntimeError or TimeoutError."""
+    pods = Pods(directory, objects)
+    try:
+        for numbers in ([0, 1, 2], [3]):
+            pods.start(numbers)
+            pods.wait_ready()
+        if (found := asyncio.run(pods.nodes())) != [f"needle-{number}" for number in range(4)]:
+            raise RuntimeError(f"the cluster has the nodes {found}")
+    finally:
+        pods.stop()
