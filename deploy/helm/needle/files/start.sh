@@ -18,4 +18,4 @@ fi
     done
 ) &
 unset FOUNDERS FOUNDING_NODES
-exec needle serve --config /etc/needle/needle.toml
+exec needle serve --config /etc/needle/node.json
