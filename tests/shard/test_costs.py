@@ -16,6 +16,7 @@ import apsw
 import pytest
 
 from needle.base.errors import InvalidArgument
+from needle.base.filters.builder import Filter
 from needle.base.model import SearchRequest
 from needle.protocol.commands import CreateCollection, Delete, DropCollection
 from needle.shard.documents import store
@@ -73,6 +74,18 @@ def test_no_call_costs_more_because_there_are_many_collections(tmp_path: Path) -
         replica.close()
     for name, (few, many) in measured.items():
         assert many <= few + 25, f"{name}: {few} steps with 10 collections, {many} with 400"
+
+
+@pytest.mark.parametrize("operator", ["$in", "$nin"])
+def test_judging_a_document_does_not_cost_more_because_there_are_many_values(operator: str) -> None:
+    document = {"f": [*range(50), "a", None, True, "2024-01-01T00:00:00Z"]}
+    values = [1.5, "b", False, {"$date": "2025-01-01T00:00:00Z"}]
+    measured = []
+    for count in (10, 5_000):
+        found = Filter.parse({"f": {operator: [*values, *range(1000, 1000 + count)]}})
+        found.matches(document)
+        measured.append(work(lambda f=found: f.matches(document)))  # type: ignore[misc]
+    assert measured[1] <= measured[0] + 25, measured
 
 
 def with_ordinals_used(directory: Path, used: int) -> None:

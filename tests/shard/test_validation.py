@@ -25,8 +25,8 @@ from needle.protocol.commands import (
     PublishSegment,
     Session,
 )
+from needle.shard.apply.metadata import depth as nesting
 from needle.shard.apply.validation import check_command, check_search
-from needle.shard.apply.validation import depth as nesting
 from shard.replica_util import floats, put
 
 LIMITS = Limits(batch_documents_max=5, batch_bytes_max=2000, metadata_bytes_max=200, collections_max=3)
@@ -226,3 +226,30 @@ def test_of_documents_with_one_id_the_last_is_proposed_and_a_repeated_delete_cou
     assert checked.vectors == floats([0, 1, 0], [0, 0, 1])
     twice = Delete("c", ["a", "a"])
     assert check_command(twice, SPECS.get, LIMITS) == twice
+
+
+def test_who_chooses_by_many_conditions_looks_at_fewer_documents_in_one_entry() -> None:
+    """Every replica judges all that an entry looks at before it does anything else."""
+
+    def part(conditions: int, change: Change | None = None) -> ChangeWhere:
+        wanted = msgspec.json.encode({"$or": [{"a": n} for n in range(conditions)]})
+        checked = check(ChangeWhere("c", wanted, change, looks=65_536, bytes_max=1 << 26))
+        assert isinstance(checked, ChangeWhere)
+        return checked
+
+    few, many = part(1), part(1000)
+    assert few.looks == 65_536 and few.bytes_max >= 1 << 24
+    assert 1 <= many.looks <= 150 and 1 <= many.bytes_max <= 1 << 17
+    some = check(ChangeWhere("c", b"{}", Change(unset=["a"]), limit=10_000, bytes_max=1 << 23))
+    more = check(ChangeWhere("c", b"{}", Change(unset=[f"a{n}" for n in range(256)]), limit=10_000, bytes_max=1 << 23))
+    assert isinstance(some, ChangeWhere) and isinstance(more, ChangeWhere)
+    assert some.limit == 10_000 and more.limit <= 512
+
+
+def test_many_conditions_for_many_ids_are_refused() -> None:
+    limits = Limits()
+    wanted = msgspec.json.encode({"$or": [{"a": n} for n in range(500)]})
+    few, many = ([f"d{n}" for n in range(count)] for count in (100, 1000))
+    assert check_command(Delete("c", few, matches=wanted), SPECS.get, limits)
+    with pytest.raises(InvalidArgument, match="501 conditions for 1000 ids"):
+        check_command(Delete("c", many, matches=wanted), SPECS.get, limits)

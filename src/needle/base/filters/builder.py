@@ -16,7 +16,7 @@ from needle.base.config import Limits
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.nodes import And, Compare, Node, Not, Or, evaluate
-from needle.base.filters.operators import OPERATORS, Operand, Scalar, kind
+from needle.base.filters.operators import OPERATORS, Operand, Scalar, Values, kind
 from needle.base.instants import Instant, instant, is_date_time
 from needle.base.plain import refused, scalar
 
@@ -51,6 +51,11 @@ class Filter:
 
     def __init__(self, node: Node, depth: int, nodes: int) -> None:
         self.node, self._depth, self._nodes = node, depth, nodes
+
+    @property
+    def size(self) -> int:
+        """How many conditions it has, $and, $or and $not included: what it costs to judge a document grows with it."""
+        return self._nodes
 
     @staticmethod
     def eq(field: str, value: Value) -> Filter:
@@ -317,7 +322,7 @@ _OPERANDS: Final[dict[Operand, Callable[[str, Any], Any]]] = {
     Operand.ORDERED: _ordered_value,
     Operand.TEXT: lambda where, value: _scalar(where, value, ("string",)),
     Operand.FLAG: lambda where, value: _scalar(where, value, ("bool",)),
-    Operand.VALUES: lambda where, value: tuple(_scalar(where, item, _ANY) for item in _values(where, value)),
+    Operand.VALUES: lambda where, value: Values(_scalar(where, item, _ANY) for item in _values(where, value)),
     Operand.PAIR: _pair,
 }
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from needle.base.instants import Instant, instant_key
+from needle.base.instants import Instant, InstantKey, instant_key
 
 Scalar = str | int | float | bool | None
 
@@ -66,6 +66,31 @@ def same(item: Scalar, value: Any) -> bool:
     return item == value and isinstance(item, bool) == isinstance(value, bool)
 
 
+class Values(tuple[Any, ...]):
+    """Scalars and instants, of which there may be thousands: what equals one of them is looked up, not compared with
+    each."""
+
+    _sets: tuple[set[tuple[bool, Any]], set[InstantKey]] | None = None
+
+    @property
+    def sets(self) -> tuple[set[tuple[bool, Any]], set[InstantKey]]:
+        """The scalars (`_mark` of each), and the keys of the instants. Made when they are first asked for: a search by
+        an index needs none."""
+        held = self._sets
+        if held is None:
+            scalars = {_mark(value) for value in self if not isinstance(value, Instant)}
+            held = self._sets = scalars, {value.key for value in self if isinstance(value, Instant)}
+        return held
+
+
+def _mark(value: Scalar) -> tuple[bool, Scalar]:
+    """Equal, and of one hash, for what is `same`."""
+    return isinstance(value, bool), value
+
+
+_NULL: Final = _mark(None)
+
+
 def _equal(present: bool, found: Sequence[Scalar], value: Any) -> bool:
     return any(same(item, value) for item in found) or (value is None and not present)
 
@@ -75,7 +100,10 @@ def _not_equal(present: bool, found: Sequence[Scalar], value: Any) -> bool:
 
 
 def _in(present: bool, found: Sequence[Scalar], values: Any) -> bool:
-    return any(_equal(present, found, value) for value in values)
+    scalars, instants = values.sets
+    if any(_mark(item) in scalars for item in found) or (not present and _NULL in scalars):
+        return True
+    return bool(instants) and any(isinstance(item, str) and instant_key(item) in instants for item in found)
 
 
 def _not_in(present: bool, found: Sequence[Scalar], values: Any) -> bool:
@@ -83,7 +111,11 @@ def _not_in(present: bool, found: Sequence[Scalar], values: Any) -> bool:
 
 
 def _all(present: bool, found: Sequence[Scalar], values: Any) -> bool:
-    return bool(values) and all(_equal(present, found, value) for value in values)
+    scalars, instants = values.sets
+    there = set(map(_mark, found)) if present else {_NULL}
+    if not values or not scalars <= there:
+        return False
+    return not instants or instants <= {instant_key(item) for item in found if isinstance(item, str)}
 
 
 def _ordered(test: Callable[[Any, Any], bool]) -> Holds:

@@ -16,7 +16,7 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, StorageError
 from needle.base.filters.operators import kind
 from needle.protocol.commands import Change
-from needle.shard.apply.validation import METADATA_DEPTH_MAX, depth
+from needle.shard.apply.metadata import METADATA_DEPTH_MAX, depth
 
 _objects: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _decode: Final = msgspec.json.decode

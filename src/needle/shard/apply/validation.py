@@ -19,11 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from needle.base.config import Limits
-from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
 from needle.base.filters.builder import Filter, field_path
 from needle.base.model import CollectionSpec, Metric, SearchRequest
-from needle.base.plain import INT_MAX, INT_MIN
 from needle.protocol.commands import (
     NO_SESSION,
     ById,
@@ -41,13 +39,13 @@ from needle.protocol.commands import (
     UpdateVectors,
     without_repeats,
 )
+from needle.shard.apply.metadata import METADATA_DEPTH_MAX, check_metadata, depth
 from needle.shard.apply.sessions import NONCE_MAX
 
 NAME_BYTES_MAX: Final = 255
 GIVEN_NAME_BYTES_MAX: Final = NAME_BYTES_MAX - len(f"@{2**64}")
 """Of the names that people give: what the catalog adds must fit too (routing/topology.py, `stored_name`)."""
 VERSION_MAX: Final = 2**63 - 1
-METADATA_DEPTH_MAX: Final = 64
 EF_MAX: Final = 100_000
 PATHS_MAX: Final = 256
 """Fields that one change names."""
@@ -57,6 +55,12 @@ PART_BYTES_MAX: Final = 1 << 26
 PART_IDS_MAX: Final = 256
 """Of one entry that changes documents by a filter: touched, looked at, their metadata's bytes, and ids that its answer
 may have, which is kept."""
+JUDGEMENTS_MAX: Final = 1 << 17
+JUDGED_METADATA_MAX: Final = PART_BYTES_MAX
+"""Of one entry, documents, and of those that a filter chooses bytes of metadata, times the conditions that they are
+judged by."""
+FIELD_COST: Final = 64
+"""To change a field of a document costs about as much as to write so many bytes."""
 JUDGED_MAX: Final = 1000
 """Documents of one write that needs their stored metadata."""
 TTL_MAX: Final = 100 * 366 * 86_400
@@ -67,9 +71,6 @@ SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
 UNIT_ERROR: Final = 2.0**-22
 """A vector whose square is 1 but for this is of length 1 as exactly as float32 can say it, and stays as it is: so what
 was read is written back as the same bytes."""
-
-_MANY_DIGITS: Final = re.compile(rb"\d{19}")
-_NO_BRACKET: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 FindSpec = Callable[[str], CollectionSpec | None]
 
@@ -140,7 +141,9 @@ def _check_update(command: UpdateVectors, spec: CollectionSpec, limits: Limits) 
 
 
 def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
-    _check_filter("filter", command.filter or b"{}", limits)
+    size = _check_filter("filter", command.filter or b"{}", limits).size
+    if command.bound is not None:
+        size += _check_filter("bound.filter", command.bound.filter, limits).size
     for name, low, high in (
         ("after", -1, 2**32),
         ("upto", -1, 2**32),
@@ -149,11 +152,18 @@ def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
         ("bytes_max", 1, PART_BYTES_MAX),
     ):
         _check_int(name, getattr(command, name), low, high)
-    most = min(command.limit, PART_IDS_MAX if command.return_ids else PART_MAX)
+    most, whole = min(command.limit, PART_IDS_MAX if command.return_ids else PART_MAX), command.bytes_max
+    # All replicas do nothing else while they judge the documents of an entry, each by every condition.
+    command = msgspec.structs.replace(
+        command,
+        limit=most,
+        looks=max(1, min(command.looks, JUDGEMENTS_MAX // max(1, size))),
+        bytes_max=max(1, min(command.bytes_max, JUDGED_METADATA_MAX // max(1, size))),
+    )
     if command.change is None:
-        return msgspec.structs.replace(command, limit=most)
+        return command
     change = _checked_change(command.change, limits)
-    limit = max(1, min(most, command.bytes_max // (1 + _change_bytes(change))))
+    limit = max(1, min(most, whole // (1 + _change_bytes(change) + FIELD_COST * len(_named(change)))))
     return msgspec.structs.replace(command, limit=limit, change=change)
 
 
@@ -245,15 +255,18 @@ def _check_condition(command: ById, limits: Limits) -> None:
         _check_judged("ids", len(command.ids))
     if command.matches:
         _check_judged("matches", len(command.ids))
-        _check_filter("matches", command.matches, limits)
+        size = _check_filter("matches", command.matches, limits).size
+        if size * len(command.ids) > JUDGEMENTS_MAX:
+            allowed = f"a filter whose conditions, times the ids, are {JUDGEMENTS_MAX} at most"
+            raise invalid("matches", f"{size} conditions for {len(command.ids)} ids", allowed)
 
 
-def _check_filter(field: str, text: bytes, limits: Limits) -> None:
-    """Also that every replica can decode it, however deep the call is that does."""
+def _check_filter(field: str, text: bytes, limits: Limits) -> Filter:
+    """The filter. Also that every replica can decode it, however deep the call is that does."""
     most = METADATA_DEPTH_MAX + 2 * limits.filter_depth_max
     if text.count(b"[") + text.count(b"{") > most and depth(text) > most:
         raise invalid(field, text[:40], f"JSON nested at most {most} deep")
-    Filter.from_json(text, limits)
+    return Filter.from_json(text, limits)
 
 
 def _change_bytes(change: Change) -> int:
@@ -261,9 +274,13 @@ def _change_bytes(change: Change) -> int:
     return values + len(change.whole or b"")
 
 
+def _named(change: Change) -> list[str]:
+    return [*(path for path, _ in change.set), *change.unset, *(path for path, _ in [*change.append, *change.remove])]
+
+
 def _checked_change(change: Change, limits: Limits) -> Change:
     """With the bound that holds here: what is refused at apply must not depend on a replica's configuration."""
-    named = [*(path for path, _ in change.set), *change.unset, *(path for path, _ in [*change.append, *change.remove])]
+    named = _named(change)
     if change.whole is None and not named and not change.expires:
         raise invalid("change", "nothing", "at least one field to set, unset, append to or remove from")
     if change.whole is not None and named:
@@ -280,11 +297,11 @@ def _checked_change(change: Change, limits: Limits) -> Change:
                 "change", ".".join(other), f"a field that {'.'.join(one)!r}, also named, is not and does not hold"
             )
     if change.whole is not None and change.whole:
-        _check_metadata("change", change.whole, limits)
+        check_metadata("change", change.whole, limits)
     for path, data in change.set:
-        _check_metadata(path, data, limits)
+        check_metadata(path, data, limits)
     for path, data in [*change.append, *change.remove]:
-        _check_metadata(path, data, limits)
+        check_metadata(path, data, limits)
         if not isinstance(msgspec.json.decode(data), list):
             raise invalid(f"change of {path[:80]!r}", data[:60], "a JSON array of values")
     return msgspec.structs.replace(change, bytes_max=limits.metadata_bytes_max)
@@ -306,7 +323,7 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
         raise invalid("batch", f"{size} bytes", f"at most {limits.batch_bytes_max} bytes of vectors and metadata")
     for id_, metadata in zip(command.ids, command.metadata, strict=True):
         if metadata:
-            _check_metadata(id_, metadata, limits)
+            check_metadata(id_, metadata, limits)
     if command.expected is not None:
         _check_int("expected", command.expected, 0, VERSION_MAX)
     _check_condition(command, limits)
@@ -314,46 +331,6 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
     if spec.metric != Metric.COSINE:
         return command
     return msgspec.structs.replace(command, vectors=vectors.astype("<f4", copy=False).tobytes())
-
-
-def _check_metadata(id_: str, metadata: bytes, limits: Limits) -> None:
-    field = f"metadata of {id_[:80]!r}"
-    if len(metadata) > limits.metadata_bytes_max:
-        raise invalid(field, f"{len(metadata)} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
-    # The cheap bound first: only text with many brackets can be deep.
-    if metadata.count(b"[") + metadata.count(b"{") > METADATA_DEPTH_MAX and depth(metadata) > METADATA_DEPTH_MAX:
-        raise invalid(field, metadata[:40], f"JSON nested at most {METADATA_DEPTH_MAX} deep")
-    try:
-        value = msgspec.json.decode(metadata)
-        metadata.decode()
-    except DECODE_ERRORS as error:
-        raise invalid(field, metadata[:60], f"JSON ({error})") from None
-    if _MANY_DIGITS.search(metadata):
-        _check_numbers(field, value)
-
-
-def _check_numbers(field: str, value: object) -> None:
-    """A filter compares a larger integer as a float, a routing key does not: searches would pass over its document."""
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            waiting.extend(one.values())
-        elif isinstance(one, list):
-            waiting.extend(one)
-        elif type(one) is int and not INT_MIN <= one <= INT_MAX:
-            raise invalid(field, one, "integers from -2^63 to 2^64 - 1")
-
-
-def depth(text: bytes) -> int:
-    """Deepest nesting of [ and { outside of strings. Nothing here is done a byte: metadata may be long."""
-    # In a run of backslashes each escapes the next; once these pairs and the escaped quotes are gone, every quote left
-    # begins or ends a string.
-    plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside = b"".join(plain.split(b'"')[::2])
-    brackets = np.frombuffer(outside.translate(None, delete=_NO_BRACKET), np.uint8)
-    steps = np.where((brackets == ord("[")) | (brackets == ord("{")), 1, -1)
-    return int(np.cumsum(steps).max(initial=0))
 
 
 def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | None = None) -> npt.NDArray[np.float32]:
