@@ -21,7 +21,7 @@ from needle.base.filters.operators import OPERATORS
 from needle.base.model import HitBatch, SearchRequest
 from needle.protocol.commands import CreateCollection
 from needle.shard.documents.metadata_rows import Rows, rows_of
-from needle.shard.fields import filter_match, index_budget, payload_index
+from needle.shard.fields import field_index, filter_match, index_budget, payload_index
 from needle.shard.fields.field_index import MATCHERS
 from needle.shard.fields.index_budget import IndexBudget, IndexRows
 from needle.shard.fields.payload_index import PayloadIndex
@@ -455,3 +455,41 @@ def test_documents_are_not_read_for_nobody() -> None:
     with pytest.raises(DeadlineExceeded):
         index.within(Filter.gt("t", 5).node, 3000, BitMap(range(3000)), go_on=twice)
     assert 0 < store.read < 3000
+
+
+def test_what_waits_no_more_is_seen_between_few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are read at a time: each is judged by up to a thousand conditions."""
+    _, index, _ = made(*({"t": at} for at in range(3000)), bytes_max=0)
+    since = worst = 0
+
+    def judged(*_: Any) -> bool:
+        nonlocal since, worst
+        since, worst = since + 1, max(worst, since + 1)
+        return True
+
+    def looked() -> None:
+        nonlocal since
+        since = 0
+
+    monkeypatch.setattr(payload_index, "evaluate", judged)
+    found = index.within(Filter.gt("t", 5).node, 3000, BitMap(range(3000)), go_on=looked)
+    assert len(found) == 3000 and 0 < worst <= 64
+
+
+def test_values_that_a_field_must_all_have_are_asked_for_once_and_only_as_long_as_something_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each takes a set of all documents."""
+    _, index, _ = made(*({"t": ["a", "b", 1]} for _ in range(100)))
+    asked, equal = [], field_index._equal
+
+    def counted(known: Any, value: Any) -> Any:
+        asked.append(value)
+        return equal(known, value)
+
+    monkeypatch.setattr(field_index, "_equal", counted)
+    assert len(ask(index, Filter.all("t", ["a", 1, "b", 1.0] * 2000), 100)) == 100
+    assert asked == ["a", 1, "b"]
+    asked.clear()
+    assert not ask(index, Filter.all("t", [True, *map(str, range(5000))]), 100)
+    assert asked == [True]

@@ -253,7 +253,6 @@ class PayloadIndex:
         found = BitMap()
         ordinals, at, start = maybe.to_array(), 0, self._tail.start()
         while at < len(ordinals):
-            go_on()
             part = list(ordinals[at : at + self._piece_rows])
             if part[0] < start <= part[-1]:
                 part = part[: bisect_left(part, start)]
@@ -264,8 +263,11 @@ class PayloadIndex:
                 dense = last - first < READ_SHARE // 2 * len(part)
                 rows = self._stored.between(first, last + 1) if dense else self._stored.some(part)
             documents = decode_rows(rows, keys)
-            pairs = zip(rows.ordinals, documents, strict=True)
-            found.update([ordinal for ordinal, one in pairs if ordinal in maybe and evaluate(node, one)])
+            for n, (ordinal, one) in enumerate(zip(rows.ordinals, documents, strict=True)):
+                if not n % 64:  # a filter may have a thousand conditions
+                    go_on()
+                if ordinal in maybe and evaluate(node, one):
+                    found.add(ordinal)
             self._fit_pieces(rows)
         return found
 
