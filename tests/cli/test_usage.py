@@ -120,6 +120,13 @@ def test_json_holds_arrays(tmp_path: Path) -> None:
     assert common.brief({"a": "x" * 50}, 20) == '{"a": "xxxxxxxxxx...'
 
 
+def test_what_documents_say_is_no_command_for_the_terminal() -> None:
+    hostile = "\x1b[2J\x9b2J\x7f é [red]"
+    for shown in (common.visible(hostile), common.brief(hostile, 80)):
+        assert shown == "\\u001b[2J\\u009b2J\\u007f é [red]"
+    assert "\x9b" not in common.brief({"a": hostile}, 80)
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"needle {needle.__version__}\n"

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -158,10 +159,18 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(as_json(value), ensure_ascii=False) + "\n")
 
 
+_CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """Text of a document, with control characters as JSON writes them: a terminal would obey them."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def brief(value: object, width: int) -> str:
     """Any JSON value as one line of at most `width` characters."""
     text = value if isinstance(value, str) else json.dumps(as_json(value), ensure_ascii=False)
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     return text if len(text) <= width else text[: width - 3] + "..."
 
 

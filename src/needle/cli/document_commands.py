@@ -32,6 +32,7 @@ from needle.cli.common import (
     print_json,
     run,
     table,
+    visible,
 )
 from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.cli.explained import explained
@@ -91,7 +92,9 @@ def search(
         return
     rows = table("distance", "id", "metadata")
     for hit in hits:
-        rows.add_row(f"{hit.distance:.4f}", hit.id, brief(hit.metadata, 200) if hit.metadata is not None else "")
+        rows.add_row(
+            f"{hit.distance:.4f}", visible(hit.id), brief(hit.metadata, 200) if hit.metadata is not None else ""
+        )
     console.print(rows)
     if explain:
         console.print(explained(hits.explained))
@@ -296,7 +299,7 @@ def get(
         )
         for document in documents:
             until = [document.expires_at or "never"] if expire else []
-            row = [document.id, str(document.version), *until, brief(document.metadata, 400)]
+            row = [visible(document.id), str(document.version), *until, brief(document.metadata, 400)]
             rows.add_row(*row, *([_brief_vector(document.vector)] if with_vectors else []))
         console.print(rows)
     missing = sorted(set(ids) - {document.id for document in documents})

@@ -25,6 +25,7 @@ from needle.cli.common import (
     print_json,
     run,
     table,
+    visible,
 )
 from needle.cli.outputs import Export
 from needle.client import ScanPage
@@ -79,7 +80,7 @@ def scan(
         return
     rows = table("id", "version", "metadata")
     for document in page.documents:
-        rows.add_row(document.id, str(document.version), brief(document.metadata, 400))
+        rows.add_row(visible(document.id), str(document.version), brief(document.metadata, 400))
     console.print(rows)
     if page.cursor is not None:
         notes.print(f"there are more: --cursor {page.cursor}", markup=False, soft_wrap=True)
