@@ -177,18 +177,31 @@ class Router(Routes):
         )
 
     # --- reads -------------------------------------------------------------------------------------------------------
-    async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:
+    async def count(
+        self,
+        collection: str,
+        filter_json: bytes,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> int:
         """How many documents match a filter (b"": all)."""
+        fresh = self._fresh(mode, max_staleness, session)
 
         async def run(stored: str, left: float) -> int:
             answers = await self.fan_out.read(
                 calls.COUNT,
                 lambda shard, fresh, epoch: CountCall(shard_group(shard), stored, filter_json, fresh, epoch),
                 lambda owned: matching_shards(owned, filter_json),
-                self._fresh(mode, 0.0, False),
+                fresh,
                 left,
             )
-            return sum(calls.decode(body, CountAnswer).count for body in answers.by_shard.values())
+            found = {shard: calls.decode(body, CountAnswer) for shard, body in answers.by_shard.items()}
+            for shard, answer in found.items():
+                self._saw(shard, answer.applied_index)
+            return sum(answer.count for answer in found.values())
 
         return await self._named(collection, timeout, run)
 
@@ -205,10 +218,12 @@ class Router(Routes):
         fields: tuple[str, ...] | None = None,
         only: int = 0,
         pin: ScanPin | None = None,
+        *,
+        session: bool = False,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
         shards have the last id. only: the id that the collection must have, 0 for any. pin: of a consistent scan."""
-        fresh = self._fresh(mode, 0.0, False)
+        fresh = self._fresh(mode, 0.0, session)
         if pin is not None and not pin.token:
             pin = ScanPin(self._shards.nonce())
         asked = ScanCall(
@@ -217,7 +232,7 @@ class Router(Routes):
         return await self._named(
             collection,
             timeout,
-            lambda stored, left: scan_page(asked, stored, left, self.fan_out, fresh, self._beside),
+            lambda stored, left: scan_page(asked, stored, left, self.fan_out, fresh, self._beside, self._saw),
         )
 
     async def search(

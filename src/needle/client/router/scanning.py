@@ -37,9 +37,11 @@ async def scan_page(
     fan_out: FanOut,
     fresh: Callable[[int], Freshness],
     beside: Beside,
+    saw: Callable[[int, int], None],
 ) -> ScanAnswer:
     """What `asked` asks for, as a caller would: of a collection by the caller's name, whatever its group, freshness and
-    epoch. stored: the collection's name inside the shards. beside: runs what takes time by the byte."""
+    epoch. stored: the collection's name inside the shards. beside: runs what takes time by the byte. saw: told of the
+    log index at which each shard was read, but for pins, which are of before."""
     here = collection_id(stored) or 0
     if asked.only not in (0, here):
         raise InvalidArgument(
@@ -58,7 +60,10 @@ async def scan_page(
         fresh,
         timeout,
     )
-    page: ScanAnswer = await beside(answers.size(), merged_pages, answers.by_shard, asked.limit)
+    page: ScanAnswer
+    seen, page = await beside(answers.size(), merged_pages, answers.by_shard, asked.limit)
+    for shard, index in seen.items():
+        saw(shard, index)
     return msgspec.structs.replace(page, collection_id=here)
 
 
@@ -87,7 +92,8 @@ async def _pinned_page(
             timeout,
         )
         bodies = answers.by_shard
-    page: ScanAnswer = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit)
+    page: ScanAnswer
+    _, page = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit)
     found = page.pin
     if found is None or {shard for shard, _ in found.open} != set(bodies):
         raise ClusterTooOld("a node runs a release that knows no consistent scans: upgrade all nodes first")
