@@ -276,7 +276,8 @@ async def test_counts_and_pages_see_what_the_session_saw_and_are_as_new_as_is_as
         assert session.decode(begun.headers["needle-session"], founding)[0] > 0, kind
     told = (await world.doors[0]("POST", f"{path}/count", {"max_staleness": 5.0})).json
     assert (told["code"], told["field"]) == ("invalid_argument", "max_staleness")
-    assert (await world.doors[0]("POST", f"{path}/count", {"max_staleness": 5.0, "mode": "eventual"})).json["count"] == 1
+    new_enough = {"max_staleness": 5.0, "mode": "eventual"}
+    assert (await world.doors[0]("POST", f"{path}/count", new_enough)).json["count"] == 1
 
 
 async def test_what_is_exported_is_what_is_there(world: World) -> None:

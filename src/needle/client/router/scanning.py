@@ -6,20 +6,22 @@ logs. So the pins together cover every key once, and the later pages are read at
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from needle.base.errors import ClusterTooOld, InvalidArgument
+from needle.base.errors import ClusterTooOld, InvalidArgument, NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
+from needle.base.parts import Payload
 from needle.client.router.fan_out import FanOut
 from needle.client.router.merge import merged_pages
 from needle.client.router.pruning import matching_shards
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, ScanAnswer, ScanCall, ScanPin
-from needle.routing.topology import collection_id
+from needle.routing.topology import Ownership, collection_id
 
 END_SECONDS = 1.0
 """For telling shards that a scan has ended: they end it themselves after a while."""
@@ -82,16 +84,7 @@ async def _pinned_page(
     if pin.open:
         bodies = await fan_out.at_pins(calls.SCAN, at, pin.open, timeout)
     else:
-        answers = await fan_out.read(
-            calls.SCAN,
-            lambda shard, fresh, epoch: msgspec.structs.replace(
-                inner, group=shard_group(shard), freshness=fresh, epoch=epoch
-            ),
-            lambda owned: matching_shards(owned, asked.filter),
-            lambda _: Freshness(ReadMode.STRONG),
-            timeout,
-        )
-        bodies = answers.by_shard
+        bodies = await _opened(inner, pin.token, timeout, fan_out)
     page: ScanAnswer
     _, page = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit)
     found = page.pin
@@ -100,6 +93,30 @@ async def _pinned_page(
     if page.reached is None:
         await _end(inner, found, fan_out)
     return msgspec.structs.replace(page, collection_id=collection_id(stored) or 0)
+
+
+async def _opened(inner: ScanCall, token: int, timeout: float, fan_out: FanOut) -> dict[int, Payload]:
+    """The first page of each shard. If one of them opens no pin, nobody reads at those of the others: they end."""
+
+    def choose(owned: Ownership) -> Sequence[int]:
+        return matching_shards(owned, inner.filter)
+
+    try:
+        answers = await fan_out.read(
+            calls.SCAN,
+            lambda shard, fresh, epoch: msgspec.structs.replace(
+                inner, group=shard_group(shard), freshness=fresh, epoch=epoch
+            ),
+            choose,
+            lambda _: Freshness(ReadMode.STRONG),
+            timeout,
+        )
+    except NeedleError:
+        with suppress(NeedleError):
+            perhaps = [(shard, calls.ANY_INDEX) for shard in choose(fan_out.ownership())]
+            await _end(inner, ScanPin(token, perhaps), fan_out)
+        raise
+    return answers.by_shard
 
 
 async def _end(inner: ScanCall, pin: ScanPin, fan_out: FanOut) -> None:
