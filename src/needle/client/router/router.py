@@ -165,11 +165,11 @@ class Router(Routes):
             raise deletion.gone(error) from error
 
     async def change_where(
-        self, command: ChangeWhere, timeout: float, progress: OnProgress | None = None
+        self, command: ChangeWhere, timeout: float, progress: OnProgress | None = None, *, told_bytes_max: int = 0
     ) -> WriteResult:
         """Change or delete the documents that match a filter, in parts, in each shard on its own. count: how many they
-        were. Raises as `WhereWork.result` tells."""
-        work = WhereWork(command, progress)
+        were. Raises as `WhereWork.result` tells. told_bytes_max: of ids that are returned; 0 for any."""
+        work = WhereWork(command, progress, told_bytes_max)
         return await self._named(
             command.collection,
             timeout,

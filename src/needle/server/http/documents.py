@@ -15,6 +15,7 @@ from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
 from needle.client.scanning import Reading, end_scan, read_batch
 from needle.client.searches import Narrow, search_request
+from needle.client.where import TOLD_BYTES_MAX
 from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
 from needle.server.http import bodies
@@ -100,7 +101,8 @@ async def _where(call: Call, change: Change | None) -> bodies.Written:
         count = await call.router.count(where, wanted, ReadMode.STRONG, body.timeout)
         return bodies.Written(version=0, index=0, existed=count > 0, count=count)
     command = ChangeWhere(where, wanted, change, return_ids=body.return_ids)
-    return bodies.Written.of(await call.router.change_where(command, body.timeout), body.return_ids)
+    done = await call.router.change_where(command, body.timeout, told_bytes_max=TOLD_BYTES_MAX)
+    return bodies.Written.of(done, body.return_ids)
 
 
 def _change(body: bodies.Change) -> Change:
