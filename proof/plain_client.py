@@ -274,12 +274,21 @@ class PlainCalls:
         )
         return calls.decode(answer, SearchManyAnswer).batches
 
-    async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:
+    async def count(
+        self,
+        collection: str,
+        filter_json: bytes,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> int:
         """As `DocumentCalls.count`."""
         answer = await self._read(
             calls.COUNT,
             lambda group, fresh: CountCall(group, collection, filter_json, fresh),
-            Freshness(mode),
+            self._fresh(mode, max_staleness, session),
             timeout,
         )
         return calls.decode(answer, CountAnswer).count
@@ -297,6 +306,8 @@ class PlainCalls:
         fields: tuple[str, ...] | None = None,
         only: int = 0,
         pin: ScanPin | None = None,
+        *,
+        session: bool = False,
     ) -> ScanAnswer:
         """As `DocumentCalls.scan`."""
         answer = await self._read(
@@ -304,7 +315,7 @@ class PlainCalls:
             lambda group, fresh: ScanCall(
                 group, collection, filter_json, after, limit, with_vectors, fresh, slice_, 0, fields, only, pin=pin
             ),
-            Freshness(mode),
+            self._fresh(mode, 0.0, session),
             timeout,
         )
         return calls.decode(answer, ScanAnswer)

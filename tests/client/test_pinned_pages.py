@@ -9,7 +9,15 @@ import msgspec
 import pytest
 
 from cluster.catalog_util import spec, topology
-from needle.base.errors import ClusterTooOld, InvalidArgument, NotLeader, ScanEnded, StaleEpoch
+from needle.base.errors import (
+    ClusterTooOld,
+    InvalidArgument,
+    NeedleError,
+    NotLeader,
+    Overloaded,
+    ScanEnded,
+    StaleEpoch,
+)
 from needle.base.model import ReadMode
 from needle.client.router.router import Router
 from needle.protocol import calls
@@ -29,6 +37,8 @@ class Shards:
         self.stale = 0
         self.knows_pins = True
         self.ends_fail = False
+        self.refuses: NeedleError | None = None
+        """What shard 1 says instead of opening a pin."""
 
     def topology(self) -> Any:
         return self.known
@@ -71,6 +81,8 @@ class Group:
             if shards.ends_fail:
                 raise NotLeader("not any more")
             return calls.encode(ShardAnswer(call.epoch, 0, b""))
+        if shards.refuses is not None and shard == 1:
+            raise shards.refuses
         owned = Ownership(shards.known.map)
         if not call.pin.open and shard == 1 and shards.stale:
             shards.stale -= 1
@@ -105,6 +117,19 @@ async def test_the_first_page_opens_pins_and_the_last_one_ends_them() -> None:
     assert found == ["a", "b", "c", "d", "e", "f"]
     ends = [(shard, call.pin) for shard, call in shards.asked if call.pin and call.pin.ends]
     assert sorted(ends) == [(shard, ScanPin(4242, [(shard, 10 + shard)], True)) for shard in (0, 1)]
+
+
+async def test_what_some_shards_have_opened_ends_if_another_refuses() -> None:
+    """Else it is kept, and counted among those that a shard takes, until its time is over."""
+    shards = Shards()
+    shards.refuses = Overloaded("too many are open")
+    for ends_fail in (False, True):
+        shards.ends_fail = ends_fail
+        shards.asked.clear()
+        with pytest.raises(Overloaded):
+            await shards.scan(ScanPin(), "")
+        ends = [(shard, call.pin) for shard, call in shards.asked if call.pin and call.pin.ends]
+        assert sorted(ends) == [(shard, ScanPin(4242, [(shard, calls.ANY_INDEX)], True)) for shard in (0, 1)]
 
 
 async def test_who_does_not_hear_of_the_end_spoils_nothing() -> None:

@@ -53,6 +53,20 @@ def test_all_parts_of_all_shards_are_done() -> None:
     virtually(work())
 
 
+def test_a_node_holds_no_more_ids_for_a_caller_than_an_answer_may_have() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = await filled(shards)
+        command = ChangeWhere("default", b"", TAGGED, limit=3, return_ids=True)
+        assert len((await router.change_where(command, 5, told_bytes_max=COUNT * 80)).ids) == COUNT
+        with pytest.raises(OutcomeUnknown, match="return_ids") as told:
+            await router.change_where(command, 5, told_bytes_max=COUNT * 20)
+        twice = sum(one == ["x", "x"] for one in tags(shards).values())
+        assert 0 < told.value.details["documents_changed"] == twice < COUNT
+
+    virtually(work())
+
+
 def test_when_a_shard_fails_nothing_is_under_way_any_more_and_what_is_done_is_said() -> None:
     async def work() -> None:
         shards = FakeShards()

@@ -16,6 +16,7 @@ from needle import ConditionFailed, DocumentNotFound, Filter, InvalidArgument, V
 from needle.client import Client
 from needle.local.process_cluster import ProcessCluster
 from needle.protocol.catalog_commands import StartMove
+from needle.routing.strategy import ShardStrategy, routing_key
 
 COUNT = 120
 
@@ -278,3 +279,25 @@ def blocking(addresses: list[str]) -> None:
         assert [len(hits) for hits in client.search_many([vector(1), vector(2)], 2, {"s": 1}, offset=1)] == [1, 1]
         assert client.update_vector("x", vector(3)).count == 1
         assert client.delete_where({"s": 1}).count == 2
+
+
+async def test_a_consistent_scan_that_one_shard_refuses_keeps_nothing_in_the_others(tmp_path: Path) -> None:
+    limits = {"pinned_scans_max": 2}
+    async with ShardedProcesses(tmp_path, nodes=1, limits=limits) as cluster:
+        await cluster.create(2, 1, ShardStrategy.custom("tenant"))
+        async with cluster.connect() as client:
+            await client.create_collection("docs", dimensions=8, metric="l2")
+            names = [f"t{n}" for n in range(20)]
+            rows = [(f"{name}-{n}", vector(n), {"tenant": name}) for name in names for n in range(3)]
+            await client.insert_batch(rows, collection="docs")
+            held = client.topology().map
+            assert held is not None
+            of = {held.owner(routing_key(held.strategy, 2, "", {"tenant": name})): name for name in names}
+            for _ in range(2):
+                await client.scan_page({"tenant": of[0]}, limit=1, consistent=True, collection="docs")
+            for _ in range(3):
+                with pytest.raises(needle.Overloaded):
+                    await client.scan_page(limit=1, consistent=True, collection="docs", timeout=1)
+            for _ in range(2):
+                page = await client.scan_page({"tenant": of[1]}, limit=1, consistent=True, collection="docs", timeout=2)
+                assert page.cursor is not None

@@ -302,3 +302,9 @@ def test_an_eventual_read_that_a_broken_disk_refuses_is_answered_by_another_repl
         assert refused
 
     virtually(work())
+
+
+def test_a_long_filter_is_not_read_to_know_whom_to_ask() -> None:
+    strategy = ShardStrategy.custom("a")
+    assert pinned_keys(strategy, (Filter.eq("a", 1) & Filter.in_("b", ["x"] * 100)).to_json())
+    assert pinned_keys(strategy, (Filter.eq("a", 1) & Filter.in_("b", ["x" * 10] * 9_000)).to_json()) is None

@@ -257,6 +257,29 @@ async def test_a_session_is_handed_from_node_to_node(world: World) -> None:
     assert (wrong.status, wrong.json["field"]) == (400, "needle-session")
 
 
+async def test_counts_and_pages_see_what_the_session_saw_and_are_as_new_as_is_asked(world: World) -> None:
+    path = await made(world)
+    token = ""
+    for n in range(60):
+        writer, reader = world.doors[n % 3], world.doors[(n + 1) % 3]
+        body = {"vector": [1.0] * DIMENSIONS, "metadata": {"n": n}}
+        token = (await writer("PUT", f"{path}/documents/x", body, needle_session=token)).headers["needle-session"]
+        asked = {"filter": {"n": n}, "mode": "eventual"}
+        if n % 2:
+            assert (await reader("POST", f"{path}/count", asked, needle_session=token)).json["count"] == 1
+        else:
+            page = await reader("POST", f"{path}/scan", asked, needle_session=token)
+            assert [one["metadata"] for one in page.json["documents"]] == [{"n": n}]
+    founding = world.client.topology().founding
+    for kind in ("count", "scan"):
+        begun = await world.doors[0]("POST", f"{path}/{kind}", {}, needle_session="")
+        assert session.decode(begun.headers["needle-session"], founding)[0] > 0, kind
+    told = (await world.doors[0]("POST", f"{path}/count", {"max_staleness": 5.0})).json
+    assert (told["code"], told["field"]) == ("invalid_argument", "max_staleness")
+    new_enough = {"max_staleness": 5.0, "mode": "eventual"}
+    assert (await world.doors[0]("POST", f"{path}/count", new_enough)).json["count"] == 1
+
+
 async def test_what_is_exported_is_what_is_there(world: World) -> None:
     path, rows = await made(world, metric="l2"), vectors(2500)
     ids = [f"d{n:05d}" for n in range(2500)]

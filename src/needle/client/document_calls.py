@@ -150,7 +150,16 @@ class DocumentCalls(Protocol):
         details["documents_changed"] of the error tells how many were. progress: told after each part."""
         ...
 
-    async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:
+    async def count(
+        self,
+        collection: str,
+        filter_json: bytes,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> int:
         """How many documents match a filter (b"": all)."""
         ...
 
@@ -167,6 +176,8 @@ class DocumentCalls(Protocol):
         fields: tuple[str, ...] | None = None,
         only: int = 0,
         pin: ScanPin | None = None,
+        *,
+        session: bool = False,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see `calls.ScanCall`."""
         ...

@@ -28,7 +28,8 @@ class Batch(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How pages are read: see DocumentCalls.scan. consistent: of a scan that begins."""
+    """How pages are read: see DocumentCalls.scan. consistent: of a scan that begins. session: eventual reads see what
+    the router's session has seen."""
 
     limit: int
     with_vectors: bool
@@ -36,6 +37,7 @@ class Reading(NamedTuple):
     timeout: float
     fields: tuple[str, ...] | None = None
     consistent: bool = False
+    session: bool = False
 
 
 async def read_batch(documents: DocumentCalls, place: cursors.Place, cursor: str | None, how: Reading) -> Batch:
@@ -62,6 +64,7 @@ async def read_batch(documents: DocumentCalls, place: cursors.Place, cursor: str
         how.fields,
         place.collection_id,
         pin,
+        session=how.session,
     )
     if answer.reached is None:
         return Batch(answer.documents, None)

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, OutcomeUnknown
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, OutcomeUnknown, invalid
 from needle.base.model import WriteResult
 from needle.protocol.commands import ChangeWhere, Session
 from needle.routing.shard_map import KeyRange
@@ -25,6 +25,10 @@ MakePart = Callable[[str, Session, int, Sequence[KeyRange]], ChangeWhere]
 OnProgress = Callable[[int], None]
 """Told how many documents are changed so far, after each part."""
 CHANGED: Final = "documents_changed"
+TOLD_BYTES_MAX: Final = 48 << 20
+"""Of the ids that a node holds for one caller, and its answer has."""
+ID_BYTES: Final = 64
+"""What each takes besides."""
 
 
 class Moved(Exception):
@@ -35,11 +39,13 @@ class WhereWork:
     """Such a change under way. left: ranges of keys of which nothing is done. failed: a part was not done, or perhaps:
     no other one is begun."""
 
-    def __init__(self, command: ChangeWhere, progress: OnProgress | None = None) -> None:
+    def __init__(self, command: ChangeWhere, progress: OnProgress | None = None, told_bytes_max: int = 0) -> None:
+        """told_bytes_max: of the ids of what was changed; 0 for any."""
         self._command = command
         self._progress = progress
         self._ids: list[str] = []
-        self._count = self._version = self._index = 0
+        self._count = self._version = self._index = self._told_bytes = 0
+        self._told_bytes_max = told_bytes_max
         self._collection = ""
         self._failures: list[NeedleError] = []
         self.left: list[KeyRange] = []
@@ -100,9 +106,16 @@ class WhereWork:
             self._ids += result.ids
             self._version, self._index = max(self._version, result.version), max(self._index, result.index)
             self._tell()
+            self._weigh(result.ids)
             if result.reached < 0:
                 return
             after, upto = result.reached, result.upto
+
+    def _weigh(self, ids: Sequence[str]) -> None:
+        self._told_bytes += sum(len(id_.encode()) + ID_BYTES for id_ in ids)
+        if self._told_bytes > self._told_bytes_max > 0:
+            allowed = "false, or a filter that matches fewer documents: their ids are too many for one answer"
+            self._failures.append(invalid("return_ids", True, allowed))
 
     def _tell(self) -> None:
         """Who asked hears of it. What that raises ends the change; who asked hears of what was done by then, too."""

@@ -201,6 +201,10 @@ class CountAnswer(msgspec.Struct, frozen=True, array_like=True):
     applied_index: int
 
 
+ANY_INDEX: Final = 0
+"""In a ScanPin that ends: wherever the shard has opened one of its token."""
+
+
 class ScanPin(msgspec.Struct, frozen=True, array_like=True):
     """That a scan sees each shard at one index of its log. token: drawn for the scan; 0, for who routes: draw one.
     open: by shard the index at which it is read; [] to have each shard open a pin at an index of its own. ends: nothing

@@ -55,6 +55,8 @@ PATH = "/v1/collections/b/"
         ("POST", "count", {"filter": {"a": LONG}}),
         ("POST", "scan", {"filter": {"a": LONG}}),
         ("POST", "delete", {"filter": {"a": LONG}}),
+        ("POST", "delete", {"filter": {"a": LONG}, "dry_run": True}),
+        ("POST", "delete", {"ids": ["a"], "if_matches": {"a": LONG}}),
         ("POST", "search", {"vector": [1], "filter": {"a": LONG}}),
         ("POST", "search_many", {"vectors": [[1]], "filter": {"a": LONG}}),
         ("POST", "patch", {"filter": {"a": LONG}, "set": {"a": LONG}}),
@@ -80,6 +82,7 @@ async def test_what_is_long_is_read_in_a_thread(
         monkeypatch.setattr(module, name, lambda *a, **k: (seen.append(inside[0]), true(*a, **k))[1])
 
     watched(builder, "_parse")
+    watched(builder, "_to_dict")
     watched(values, "metadata_bytes")
     monkeypatch.setattr(node, "blocking", blocking)
     node.router = MadeAndGone()

@@ -145,9 +145,11 @@ def _of_shard(shard: int, batch: HitBatch) -> HitBatch:
     return msgspec.structs.replace(batch, explained=told)
 
 
-def merged_pages(answers: dict[int, Payload], limit: int) -> ScanAnswer:
-    """One page of every shard's."""
-    return merge_pages([calls.decode(body, ScanAnswer) for body in answers.values()], limit)
+def merged_pages(answers: dict[int, Payload], limit: int) -> tuple[dict[int, int], ScanAnswer]:
+    """The log index at which each shard was read; and one page of all."""
+    pages = {shard: calls.decode(body, ScanAnswer) for shard, body in answers.items()}
+    seen = {shard: page.documents.applied_index for shard, page in pages.items()}
+    return seen, merge_pages(list(pages.values()), limit)
 
 
 def merged_documents(

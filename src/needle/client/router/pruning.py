@@ -18,11 +18,13 @@ from needle.routing.strategy import ShardStrategy, field_key
 from needle.routing.topology import Ownership
 
 COMBINATIONS_MAX = 64
+FILTER_BYTES_MAX = 1 << 16
+"""To read a longer one takes longer than to ask all shards, and this is done on an event loop."""
 
 
 def pinned_keys(strategy: ShardStrategy, filter_json: bytes) -> list[bytes] | None:
     """The only routing keys that matching documents can have; None when the filter does not say."""
-    if strategy.kind != "custom" or not strategy.fields or not filter_json:
+    if strategy.kind != "custom" or not strategy.fields or not 0 < len(filter_json) <= FILTER_BYTES_MAX:
         return None
     values: dict[str, list[Any]] = {}
     _collect(Filter.from_json(filter_json).node, values)

@@ -211,11 +211,11 @@ class Router:
             raise deletion.gone(error) from error
 
     async def change_where(
-        self, command: ChangeWhere, timeout: float, progress: OnProgress | None = None
+        self, command: ChangeWhere, timeout: float, progress: OnProgress | None = None, *, told_bytes_max: int = 0
     ) -> WriteResult:
         """Change or delete the documents that match a filter, in parts, in each shard on its own. count: how many they
-        were. Raises as `WhereWork.result` tells."""
-        work = WhereWork(command, progress)
+        were. Raises as `WhereWork.result` tells. told_bytes_max: of ids that are returned; 0 for any."""
+        work = WhereWork(command, progress, told_bytes_max)
         return await self._routes.named(
             command.collection,
             timeout,
@@ -223,18 +223,31 @@ class Router:
         )
 
     # --- reads -------------------------------------------------------------------------------------------------------
-    async def count(self, collection: str, filter_json: bytes, mode: ReadMode, timeout: float) -> int:
+    async def count(
+        self,
+        collection: str,
+        filter_json: bytes,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> int:
         """How many documents match a filter (b"": all)."""
+        fresh = self._routes.fresh(mode, max_staleness, session)
 
         async def run(stored: str, left: float) -> int:
             answers = await self._routes.fan_out.read(
                 calls.COUNT,
                 lambda shard, fresh, epoch: CountCall(shard_group(shard), stored, filter_json, fresh, epoch),
                 lambda owned: matching_shards(owned, filter_json),
-                self._routes.fresh(mode, 0.0, False),
+                fresh,
                 left,
             )
-            return sum(calls.decode(body, CountAnswer).count for body in answers.by_shard.values())
+            found = {shard: calls.decode(body, CountAnswer) for shard, body in answers.by_shard.items()}
+            for shard, answer in found.items():
+                self._routes.saw(shard, answer.applied_index)
+            return sum(answer.count for answer in found.values())
 
         return await self._routes.named(collection, timeout, run)
 
@@ -251,10 +264,12 @@ class Router:
         fields: tuple[str, ...] | None = None,
         only: int = 0,
         pin: ScanPin | None = None,
+        *,
+        session: bool = False,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
         shards have the last id. only: the id that the collection must have, 0 for any. pin: of a consistent scan."""
-        fresh = self._routes.fresh(mode, 0.0, False)
+        fresh = self._routes.fresh(mode, 0.0, session)
         if pin is not None and not pin.token:
             pin = ScanPin(self._routes.shards.nonce())
         asked = ScanCall(
@@ -263,7 +278,9 @@ class Router:
         return await self._routes.named(
             collection,
             timeout,
-            lambda stored, left: scan_page(asked, stored, left, self._routes.fan_out, fresh, self._routes.beside),
+            lambda stored, left: scan_page(
+                asked, stored, left, self._routes.fan_out, fresh, self._routes.beside, self._routes.saw
+            ),
         )
 
     async def search(

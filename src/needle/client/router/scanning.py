@@ -6,20 +6,22 @@ logs. So the pins together cover every key once, and the later pages are read at
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from needle.base.errors import ClusterTooOld, InvalidArgument
+from needle.base.errors import ClusterTooOld, InvalidArgument, NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
+from needle.base.parts import Payload
 from needle.client.router.fan_out import FanOut
 from needle.client.router.merge import merged_pages
 from needle.client.router.pruning import matching_shards
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, ScanAnswer, ScanCall, ScanPin
-from needle.routing.topology import collection_id
+from needle.routing.topology import Ownership, collection_id
 
 END_SECONDS = 1.0
 """For telling shards that a scan has ended: they end it themselves after a while."""
@@ -37,9 +39,11 @@ async def scan_page(
     fan_out: FanOut,
     fresh: Callable[[int], Freshness],
     beside: Beside,
+    saw: Callable[[int, int], None],
 ) -> ScanAnswer:
     """What `asked` asks for, as a caller would: of a collection by the caller's name, whatever its group, freshness and
-    epoch. stored: the collection's name inside the shards. beside: runs what takes time by the byte."""
+    epoch. stored: the collection's name inside the shards. beside: runs what takes time by the byte. saw: told of the
+    log index at which each shard was read, but for pins, which are of before."""
     here = collection_id(stored) or 0
     if asked.only not in (0, here):
         raise InvalidArgument(
@@ -58,7 +62,10 @@ async def scan_page(
         fresh,
         timeout,
     )
-    page: ScanAnswer = await beside(answers.size(), merged_pages, answers.by_shard, asked.limit)
+    page: ScanAnswer
+    seen, page = await beside(answers.size(), merged_pages, answers.by_shard, asked.limit)
+    for shard, index in seen.items():
+        saw(shard, index)
     return msgspec.structs.replace(page, collection_id=here)
 
 
@@ -77,23 +84,39 @@ async def _pinned_page(
     if pin.open:
         bodies = await fan_out.at_pins(calls.SCAN, at, pin.open, timeout)
     else:
-        answers = await fan_out.read(
-            calls.SCAN,
-            lambda shard, fresh, epoch: msgspec.structs.replace(
-                inner, group=shard_group(shard), freshness=fresh, epoch=epoch
-            ),
-            lambda owned: matching_shards(owned, asked.filter),
-            lambda _: Freshness(ReadMode.STRONG),
-            timeout,
-        )
-        bodies = answers.by_shard
-    page: ScanAnswer = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit)
+        bodies = await _opened(inner, pin.token, timeout, fan_out)
+    page: ScanAnswer
+    _, page = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit)
     found = page.pin
     if found is None or {shard for shard, _ in found.open} != set(bodies):
         raise ClusterTooOld("a node runs a release that knows no consistent scans: upgrade all nodes first")
     if page.reached is None:
         await _end(inner, found, fan_out)
     return msgspec.structs.replace(page, collection_id=collection_id(stored) or 0)
+
+
+async def _opened(inner: ScanCall, token: int, timeout: float, fan_out: FanOut) -> dict[int, Payload]:
+    """The first page of each shard. If one of them opens no pin, nobody reads at those of the others: they end."""
+
+    def choose(owned: Ownership) -> Sequence[int]:
+        return matching_shards(owned, inner.filter)
+
+    try:
+        answers = await fan_out.read(
+            calls.SCAN,
+            lambda shard, fresh, epoch: msgspec.structs.replace(
+                inner, group=shard_group(shard), freshness=fresh, epoch=epoch
+            ),
+            choose,
+            lambda _: Freshness(ReadMode.STRONG),
+            timeout,
+        )
+    except NeedleError:
+        with suppress(NeedleError):
+            perhaps = [(shard, calls.ANY_INDEX) for shard in choose(fan_out.ownership())]
+            await _end(inner, ScanPin(token, perhaps), fan_out)
+        raise
+    return answers.by_shard
 
 
 async def _end(inner: ScanCall, pin: ScanPin, fan_out: FanOut) -> None:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from needle.base.access import Identity
 from needle.base.errors import InvalidArgument, invalid
-from needle.base.filters.builder import Filter
 from needle.base.model import ReadMode
 from needle.client import answers, values
 from needle.client.client import Client
@@ -56,10 +55,9 @@ class Call:
         made: T = await self.blocking(work)
         return made
 
-    async def filter(self) -> Filter:
-        """The body's; what all documents match, if it has none."""
-        given = self.body.filter or {}
-        return await self.beside(lambda: Filter.parse(given))
+    async def filter(self) -> bytes:
+        """The body's as canonical JSON; b"", which all documents match, if it has none."""
+        return await self.beside(lambda: values.filter_bytes(self.body.filter))
 
     def reading(self) -> values.Reading:
         """How fresh this read is to be. A session says something to eventual reads only. Raises InvalidArgument."""

@@ -9,12 +9,13 @@ from itertools import repeat
 import msgspec
 
 from needle.base.errors import DocumentNotFound, NeedleError, invalid
-from needle.base.model import HitBatch, SearchRequest, score_of
+from needle.base.model import HitBatch, ReadMode, SearchRequest, score_of
 from needle.client import answers, values
 from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
 from needle.client.scanning import Reading, end_scan, read_batch
 from needle.client.searches import Narrow, search_request
+from needle.client.where import TOLD_BYTES_MAX
 from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
 from needle.server.http import bodies
@@ -89,13 +90,19 @@ async def patch_documents(call: Call) -> bodies.Written:
         return await _patch_ids(call, body, body.ids)
     if body.if_version is not None or body.if_matches is not None:
         raise invalid("if_version", body.if_version, "left out with a filter: what matches is changed")
+    return await _where(call, await call.beside(lambda: _change(body)))
+
+
+async def _where(call: Call, change: Change | None) -> bodies.Written:
+    """change: None to delete."""
+    body: bodies.PatchDocuments | bodies.DeleteDocuments = call.body
     where, wanted = values.check_name(call.collection), await call.filter()
-    change = await call.beside(lambda: _change(body))
     if body.dry_run:
-        count = await call.client.count(wanted, collection=where, timeout=body.timeout)
+        count = await call.router.count(where, wanted, ReadMode.STRONG, body.timeout)
         return bodies.Written(version=0, index=0, existed=count > 0, count=count)
-    command = ChangeWhere(where, values.filter_bytes(wanted), change, return_ids=body.return_ids)
-    return bodies.Written.of(await call.router.change_where(command, body.timeout), body.return_ids)
+    command = ChangeWhere(where, wanted, change, return_ids=body.return_ids)
+    done = await call.router.change_where(command, body.timeout, told_bytes_max=TOLD_BYTES_MAX)
+    return bodies.Written.of(done, body.return_ids)
 
 
 def _change(body: bodies.Change) -> Change:
@@ -124,21 +131,12 @@ async def delete_documents(call: Call) -> bodies.Written:
     one_of(body.ids, body.filter)
     if body.ids is not None:
         _only_with_filter(body)
-        return bodies.Written.of(
-            await call.client.delete(
-                body.ids, if_matches=body.if_matches, collection=call.collection, timeout=body.timeout
-            )
-        )
+        names, where = values.different_ids(body.ids), values.check_name(call.collection)
+        matches = await call.beside(lambda: values.filter_bytes(body.if_matches, "if_matches"))
+        return bodies.Written.of(await call.router.delete(where, names, body.timeout, matches))
     if body.if_matches is not None:
         raise invalid("if_matches", body.if_matches, "left out with a filter: what matches is deleted")
-    result = await call.client.delete_where(
-        await call.filter(),
-        return_ids=body.return_ids,
-        dry_run=body.dry_run,
-        collection=call.collection,
-        timeout=body.timeout,
-    )
-    return bodies.Written.of(result, body.return_ids)
+    return await _where(call, None)
 
 
 # --- reads -----------------------------------------------------------------------------------------------------------
@@ -278,8 +276,15 @@ def _hits(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies
 
 async def count(call: Call) -> bodies.Counted:
     body: bodies.Count = call.body
-    wanted = None if body.filter is None else await call.filter()
-    found = await call.client.count(wanted, collection=call.collection, mode=body.mode, timeout=body.timeout)
+    where, wanted, reading = values.check_name(call.collection), await call.filter(), call.reading()
+    found = await call.router.count(
+        where,
+        wanted,
+        reading.mode,
+        body.timeout,
+        max_staleness=reading.max_staleness,
+        session=reading.session,
+    )
     return bodies.Counted(count=found)
 
 
@@ -301,7 +306,8 @@ async def _page(
     place = await _place(call, body, slice_)
     begins = body.consistent and (cursor is None or isinstance(body, bodies.Scan))
     shown = values.field_paths(body.fields)
-    how = Reading(limit, body.with_vectors, body.mode, body.timeout, shown, begins)
+    reading = call.reading()
+    how = Reading(limit, body.with_vectors, reading.mode, body.timeout, shown, begins, reading.session)
     found = await read_batch(call.router, place, cursor, how)
     return bodies.Page(documents=await _beside(call, found.documents, body.vector_format), cursor=found.cursor)
 

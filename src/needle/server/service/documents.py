@@ -238,9 +238,9 @@ class ShardDocuments:
         return result.version
 
     async def _end_pin(self, call: ScanCall, pin: ScanPin) -> None:
-        here = [index for shard, index in pin.open if shard == call.group - 1]
-        open_ = {(one.index, one.token) for one in self._node.hosted(call.group).replica.view.pins.open}
-        if found := [index for index in here if (index, pin.token) in open_]:
+        here = {index for shard, index in pin.open if shard == call.group - 1}
+        open_ = [one.index for one in self._node.hosted(call.group).replica.view.pins.open if one.token == pin.token]
+        if found := [index for index in open_ if index in here or calls.ANY_INDEX in here]:
             await self._by_log(call.group, commands.EndPins(found), call_timeout(call.freshness.timeout), 0)
 
     async def _by_log(self, group: GroupId, command: commands.Command, timeout: float, epoch: int) -> WriteResult:

@@ -27,6 +27,7 @@ from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.base.runtime import Rng
 from needle.client.asking import asked_by
 from needle.client.router.router import Router
+from needle.client.where import TOLD_BYTES_MAX
 from needle.protocol import commands
 from needle.protocol.calls import (
     CollectionsAnswer,
@@ -166,7 +167,7 @@ class Proxy:
                 raise StaleEpoch("a part of a change by a filter is asked of its shard", version=version, epoch=0)
             if command.after >= 0 or command.upto >= 0:
                 raise InvalidArgument("a change by a filter is done as a whole here", field="after")
-            return await router.change_where(command, timeout)
+            return await router.change_where(command, timeout, told_bytes_max=TOLD_BYTES_MAX)
         if isinstance(command, commands.CreateCollection):
             check_spec(command.spec, self._node.config.limits)
             return await router.create_collection(command.spec, command.if_absent, timeout)
