@@ -20,6 +20,7 @@ from needle.cli import (
     cluster_commands,
     collection_commands,
     create_command,
+    doctor_command,
     document_commands,
     export_commands,
     key_commands,
@@ -150,6 +151,7 @@ _add(app, "demo", demo_command.demo, "needle demo --keep")
 _add(app, "serve", serve_command.serve, "needle serve --config node-1.toml")
 _add(config_app, "schema", serve_command.schema, "needle config schema > needle.schema.json")
 _add(app, "status", status_command.status, "needle status --watch")
+_add(app, "doctor", doctor_command.doctor, "needle doctor --links")
 _add(app, "leader", cluster_commands.leader, "needle leader")
 _add(app, "search", document_commands.search, 'needle search "parse a date" -k 5 --mode leased')
 _add(app, "insert", document_commands.insert, "needle insert documents.jsonl")
