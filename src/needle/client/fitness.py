@@ -64,7 +64,7 @@ ROWS: Final = (
     Check("few-maps", WARNING, f"vm.max_map_count of {MAPS_MIN:,}, of which {TAKEN_MAX:.0%} are taken",
           "sysctl -w vm.max_map_count=262144, and write it down in /etc/sysctl.d"),
     Check("memory-short", WARNING, f"{MEMORY_FREE_MIN:.0%} of the memory can still be taken",
-          "give the node more, or add nodes and shards: docs/operations.md says under Size how much it needs"),
+          "`needle plan` says how much a node needs: give it more, or add nodes and shards"),
     Check("cpus-differ", WARNING, "the same vector instructions on all nodes",
           "use machines of one kind: the slowest replica is what a search may meet"),
     Check("releases-differ", WARNING, "one release on all nodes", "finish the upgrade: `needle rolling-restart`"),
