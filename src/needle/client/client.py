@@ -14,13 +14,14 @@ from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, inv
 from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.client import values
+from needle.client.activity import Activity, activity
 from needle.client.assigning import assign
 from needle.client.batches import BatchMethods
 from needle.client.changes import TIMEOUT
 from needle.client.cluster_conditions import look
 from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
-from needle.client.examining import examine, loads
+from needle.client.examining import examine, loads, look_at_activity
 from needle.client.fitness import Diagnosis
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus
@@ -127,6 +128,16 @@ class Client(BatchMethods, ReplaceMethods, RestartMethods, KeyMethods):
         Forbidden for a key of some collections only."""
         await self._founded()
         return await loads(self, self._caller, values.check_timeout(timeout))
+
+    async def activity(self, since: Activity | None = None, *, timeout: float = STATUS_SECONDS) -> Activity:
+        """What the cluster does now, as `needle top` shows it: shards, leaders, lags, calls, nodes, moves. since: an
+        earlier one, of which on calls and CPU are counted; without it these are not known. Raises Forbidden for a key
+        of some collections only; Unavailable if the cluster is not made yet."""
+        seconds = values.check_timeout(timeout)
+        if not (await self._founded()).shards:
+            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
+        found = await look_at_activity(self, self._caller, seconds)
+        return activity(found, since.looked if since is not None else None)
 
     # --- the catalog's group -----------------------------------------------------------------------------------------
     async def catalog_leader(self, *, timeout: float = 1.0) -> NodeId | None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from needle.base.errors import Forbidden, NeedleError
 from needle.base.ids import NodeId
+from needle.client.activity import Look
 from needle.client.clock_readings import Reading, compare
 from needle.client.cluster_conditions import Asked, look
 from needle.client.diagnosis import diagnose
 from needle.client.directory import Caller
 from needle.client.fitness import Diagnosis
+from needle.client.measuring import measure
 from needle.protocol import calls
 from needle.protocol.probe_calls import (
     CLOCK,
@@ -29,8 +31,18 @@ from needle.protocol.probe_calls import (
     ProbeAnswer,
     ProbeCall,
 )
+from needle.routing.jobs import Progress
+from needle.routing.stats import summarize
 
 T = TypeVar("T")
+
+
+class Looking(Asked, Protocol):
+    """The client that looks."""
+
+    async def rebalance_progress(self, *, timeout: float) -> Progress | None: ...
+
+
 READINGS = 5
 """Of so many readings of a clock the quickest counts."""
 READ_SECONDS = 1.0
@@ -63,6 +75,31 @@ async def loads(client: Asked, caller: Caller, timeout: float) -> dict[NodeId, L
         return calls.decode(await caller.call(at, LOAD, body, timeout), LoadAnswer)
 
     return (await _each(client.topology().addresses(), ask))[0]
+
+
+async def look_at_activity(client: Looking, caller: Caller, timeout: float) -> Look:
+    """One of the two looks of Client.activity."""
+    topology = client.topology()
+    seen, measured, loaded, progress = await asyncio.gather(
+        look(client, timeout),
+        measure(caller, topology, timeout, hot=True, for_client=True),
+        loads(client, caller, timeout),
+        _progress(client, timeout),
+    )
+    topology = client.topology()
+    return Look(
+        topology=topology, seen=seen, stats=summarize(topology, measured.stats), loads=loaded, progress=progress
+    )
+
+
+async def _progress(client: Looking, timeout: float) -> Progress | None:
+    """None, too, while nobody leads the catalog, which is a condition of its own."""
+    try:
+        return await client.rebalance_progress(timeout=timeout)
+    except Forbidden:
+        raise
+    except NeedleError:
+        return None
 
 
 async def _read_clock(caller: Caller, address: str, timeout: float) -> Reading:

@@ -33,6 +33,7 @@ from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.client.activity import Activity
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
 from needle.client.document_calls import Hits, PartialHits
