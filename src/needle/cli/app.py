@@ -20,17 +20,20 @@ from needle.cli import (
     cluster_commands,
     collection_commands,
     create_command,
+    doctor_command,
     document_commands,
     export_commands,
     key_commands,
     maintenance_commands,
     node_commands,
     node_list,
+    plan_command,
     rebalance_commands,
     repair_commands,
     restart_commands,
     serve_command,
     shard_commands,
+    top_command,
 )
 from needle.cli import status as status_command
 from needle.cli.common import notes, show_error
@@ -150,6 +153,9 @@ _add(app, "demo", demo_command.demo, "needle demo --keep")
 _add(app, "serve", serve_command.serve, "needle serve --config node-1.toml")
 _add(config_app, "schema", serve_command.schema, "needle config schema > needle.schema.json")
 _add(app, "status", status_command.status, "needle status --watch")
+_add(app, "doctor", doctor_command.doctor, "needle doctor --links")
+_add(app, "plan", plan_command.plan, "needle plan --vectors 50M --dimensions 768")
+_add(app, "top", top_command.top, "needle top")
 _add(app, "leader", cluster_commands.leader, "needle leader")
 _add(app, "search", document_commands.search, 'needle search "parse a date" -k 5 --mode leased')
 _add(app, "insert", document_commands.insert, "needle insert documents.jsonl")

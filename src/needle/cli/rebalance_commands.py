@@ -91,12 +91,12 @@ def _show_stats(found: RebalanceStats) -> None:
     if found.hot_ranges:
         hot = table("most called keys", "shard", "writes/s", "searches/s", "share")
         for part in found.hot_ranges:
-            span = f"{_shown(part.span[0])} to {_shown(part.span[1])}"
+            span = f"{key_in_words(part.span[0])} to {key_in_words(part.span[1])}"
             hot.add_row(span, str(part.shard), f"{part.writes:.1f}", f"{part.searches:.1f}", f"{part.share:.1%}")
         console.print(hot)
 
 
-def _shown(key: bytes | None) -> str:
+def key_in_words(key: bytes | None) -> str:
     """A routing key: as text where it is an id, else in hex."""
     if not key:
         return "the end" if key is None else "the first"

@@ -14,12 +14,15 @@ from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, inv
 from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.client import values
+from needle.client.activity import Activity, activity
 from needle.client.assigning import assign
 from needle.client.batches import BatchMethods
 from needle.client.changes import TIMEOUT
 from needle.client.cluster_conditions import look
 from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
+from needle.client.examining import examine, loads, look_at_activity
+from needle.client.fitness import Diagnosis
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import KeyMethods
@@ -38,6 +41,7 @@ from needle.protocol.calls import (
     StepDownCall,
 )
 from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
+from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
@@ -110,6 +114,32 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         """Whether every shard has a leader and all its replicas, what is not redundant, and the alert conditions that
         hold now, as `needle status` says them. Raises Forbidden for a key of some collections only."""
         return (await look(self, values.check_timeout(timeout))).health
+
+    async def doctor(self, *, timeout: float = 15.0) -> Diagnosis:
+        """Measure links, clocks, disks and machines of all nodes, for some two seconds, and say what is not fit for a
+        cluster, as `needle doctor` does; all conditions of `health_check` are among it. timeout: seconds for each
+        answer of a node. Needs the role admin; raises Forbidden for another one, Unavailable if the cluster is not
+        made yet."""
+        seconds = values.check_timeout(timeout)
+        if not (await self._founded()).shards:
+            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
+        return await examine(self, self._caller, seconds)
+
+    async def node_loads(self, *, timeout: float = STATUS_SECONDS) -> dict[NodeId, LoadAnswer]:
+        """How much each node has done since its start, and what it uses; nodes that do not answer are left out. Raises
+        Forbidden for a key of some collections only."""
+        await self._founded()
+        return await loads(self, self._caller, values.check_timeout(timeout))
+
+    async def activity(self, since: Activity | None = None, *, timeout: float = STATUS_SECONDS) -> Activity:
+        """What the cluster does now, as `needle top` shows it: shards, leaders, lags, calls, nodes, moves. since: an
+        earlier one, of which on calls and CPU are counted; without it these are not known. Raises Forbidden for a key
+        of some collections only; Unavailable if the cluster is not made yet."""
+        seconds = values.check_timeout(timeout)
+        if not (await self._founded()).shards:
+            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
+        found = await look_at_activity(self, self._caller, seconds)
+        return activity(found, since.looked if since is not None else None)
 
     # --- the catalog's group -----------------------------------------------------------------------------------------
     async def catalog_leader(self, *, timeout: float = 1.0) -> NodeId | None:

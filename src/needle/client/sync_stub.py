@@ -33,9 +33,11 @@ from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.client.activity import Activity
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
 from needle.client.document_calls import Hits, PartialHits
+from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import ApiKey, NewApiKey
 from needle.client.loop_thread import LoopThread
@@ -46,6 +48,7 @@ from needle.client.where import OnProgress
 from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.peer_calls import WhoAnswer
+from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.jobs import Progress, RebalanceConfig
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish

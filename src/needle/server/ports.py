@@ -25,6 +25,7 @@ from needle.multiraft.files import Files
 from needle.multiraft.log.wal_store import WalStore, segment_bytes
 from needle.multiraft.ports import KeyValueStore, StateMachine, Transport
 from needle.protocol.catalog_commands import CatalogCommand
+from needle.protocol.probe_calls import Facts
 from needle.rpc.connection import RpcLimits
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.server import RpcServer
@@ -33,6 +34,7 @@ from needle.server.adapters import ReplicaMachine
 from needle.server.audit import Audit
 from needle.server.certificates import Certificates
 from needle.server.files import claim
+from needle.server.process.computer import SystemComputer
 from needle.server.process.descriptors import connections_max
 from needle.server.upkeep.disk_space import Directory, Endless, Volume
 from needle.shard.disk import ReplicaDisk
@@ -106,6 +108,18 @@ class Catalog(Protocol):
     async def command(self, command: CatalogCommand, timeout: float) -> WriteResult: ...
 
 
+class Computer(Protocol):
+    """The machine that the node runs on."""
+
+    def facts(self) -> Facts:
+        """What its system says. Blocking."""
+        ...
+
+    async def fsyncs(self, directory: str, count: int, seconds: float) -> list[float]:
+        """Seconds of small durable writes there, up to `count` of them, ascending. Raises OSError."""
+        ...
+
+
 class Exposition(Protocol):
     """The metrics, as text."""
 
@@ -125,7 +139,7 @@ class NodePorts:
     for this node or raises; returns what releases it. machine, catalog: let an observer stand between Raft and a
     replica, or the catalog. volume: the file system of a data directory. knows: the version of commands and formats up
     to which this node can read them; listen and peers say the same. certificates: of TLS, where it is spoken.
-    audit: the log of who did what, where it is kept.
+    audit: the log of who did what, where it is kept. computer: what is probed; None where nothing is real.
     index_rows: from how many documents on field indexes are made and saved. purge_rows_min: see Replica.
     """
 
@@ -150,6 +164,7 @@ class NodePorts:
     knows: int = KNOWN
     certificates: Certificates | None = None
     audit: Audit | None = None
+    computer: Computer | None = None
     index_rows: IndexRows = USUAL_ROWS
     purge_rows_min: int = PURGE_ROWS
 
@@ -233,5 +248,6 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         volume=Directory,
         knows=knows,
         certificates=certificates,
+        computer=SystemComputer(),
         audit=Audit(config.audit, config.data_dir, config.node_id, clock) if config.audit.file else None,
     )

@@ -5,10 +5,8 @@ Invariant: a scrape waits for nobody, and what it costs grows with the replicas 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Final, Protocol, cast
 
 from prometheus_client.core import Metric
@@ -18,6 +16,7 @@ from needle.base.ids import CATALOG_GROUP
 from needle.server.metrics.families import read
 from needle.server.metrics.replica_state import COLLECTIONS_MAX
 from needle.server.node import Node
+from needle.server.process.computer import resident_bytes
 from needle.server.process.descriptors import connections_max, http_max
 from needle.server.system_node import Http
 from needle.server.upkeep.health import HealthWatch
@@ -168,10 +167,3 @@ class NodeState(Collector):
         for part, size in {**parts, "requests": self._binary().held, "process": resident_bytes()}.items():
             memory.add_metric([part], size)
         return memory  # type: ignore[no-any-return]
-
-
-def resident_bytes() -> int:
-    """What of this process is in RAM; 0 where the system does not tell."""
-    with suppress(OSError, ValueError, IndexError), open("/proc/self/statm", encoding="ascii") as told:
-        return int(told.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0

@@ -82,6 +82,7 @@ class NodeMetrics:
             self._registry.register(_LoopState(loop))
             loop.on_lag = observed("needle_loop_lag_seconds", self._registry).observe
         node.observer = self._observer()
+        node.service.probing.timed_calls = self._timed
 
     def watch_http(self, door: Http) -> None:
         """Count its connections, too."""
@@ -107,6 +108,15 @@ class NodeMetrics:
                 writes()
 
         return observe
+
+    def _timed(self) -> tuple[dict[str, list[tuple[float, float]]], float]:
+        """See LoadAnswer."""
+        calls: dict[str, list[tuple[float, float]]] = {}
+        for sample in next(iter(self._calls.collect())).samples:
+            if sample.name.endswith("_bucket"):
+                calls.setdefault(sample.labels["method"], []).append((float(sample.labels["le"]), sample.value))
+        failed = next(iter(self._failures.collect())).samples
+        return calls, sum(sample.value for sample in failed if sample.name.endswith("_total"))
 
     def _routed(self, shards: int, merge_seconds: float) -> None:
         self._fan_out.observe(shards)

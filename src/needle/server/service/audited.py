@@ -19,6 +19,7 @@ from needle.base.runtime import Clock, Rng
 from needle.protocol import calls, catalog_commands, commands
 from needle.protocol.calls import WriteCall
 from needle.protocol.peer_calls import CATALOG, INDEX_ROOM, SYNC, CatalogCall
+from needle.protocol.probe_calls import CLOCK, PROBE
 from needle.rpc.promise import Promise
 from needle.server.audit import REFUSALS, Audit
 from needle.server.ports import PeerLike
@@ -37,7 +38,7 @@ STEPS: Final = (
     catalog_commands.RaiseVersion,
 )
 """What nodes do by themselves with what was asked for before."""
-ASKING: Final = (SYNC, INDEX_ROOM)
+ASKING: Final = (SYNC, INDEX_ROOM, CLOCK, PROBE)
 """Calls of an administrator's client that change nothing."""
 UNTOLD: Final = frozenset({"nonce", "epoch", "id"})
 

@@ -60,6 +60,7 @@ from needle.protocol.peer_calls import (
     TopologyCall,
     WhoCall,
 )
+from needle.protocol.probe_calls import CLOCK, LOAD, PROBE, ClockCall, LoadCall, ProbeCall
 from needle.server.access import refusal
 from needle.server.ports import LOCAL, PeerLike
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
@@ -69,6 +70,7 @@ from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
 from needle.server.service.methods import NEEDS, OPENLY, documents_of, judge_call, told
 from needle.server.service.operations import Operations
+from needle.server.service.probing import Probing
 from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
 from needle.server.service.served import ServedNode, add_address, encoded, judge
@@ -96,6 +98,7 @@ class Service:
         self.documents = ShardDocuments(node, self.reads)
         self.proxy = proxy = Proxy(node, node.ports.rng, self._judge)
         operations, catalog = Operations(node), CatalogCalls(node)
+        self.probing = probing = Probing(node)
         self._methods: dict[str, tuple[Any, Run]] = {
             calls.WRITE: (WriteCall, proxy.write),
             calls.SEARCH: (SearchCall, proxy.search),
@@ -124,6 +127,9 @@ class Service:
             MOVE: (MoveCall, self.documents.move),
             FOUND: (FoundCall, catalog.found),
             WHO: (WhoCall, catalog.who),
+            CLOCK: (ClockCall, probing.clock),
+            PROBE: (ProbeCall, probing.probe),
+            LOAD: (LoadCall, probing.load),
             **rebalancing.methods(node.coordinator),
         }
         ports = node.ports

@@ -26,6 +26,7 @@ from needle.protocol.peer_calls import (
     ShardAnswer,
     TopologyAnswer,
 )
+from needle.protocol.probe_calls import CLOCK, LOAD, PROBE
 from needle.protocol.rebalance_calls import PLAN, PROGRESS
 from needle.routing.topology import Topology, public_name
 from needle.server.access import check_collection
@@ -75,6 +76,9 @@ NEEDS: Final[dict[str, Needs]] = {
     calls.DIGEST: Needs(READER, ALL),
     PLAN: Needs(READER, ALL),
     PROGRESS: Needs(READER, ALL),
+    LOAD: Needs(READER, ALL),
+    CLOCK: Needs(ADMIN, ALL),
+    PROBE: Needs(ADMIN, ALL),
     calls.STEP_DOWN: Needs(ADMIN, ALL),
     calls.FORCE_ELECTION: Needs(ADMIN, ALL),
     calls.MAINTENANCE: Needs(ADMIN, ALL),

@@ -1,0 +1,59 @@
+"""How fast the clocks of nodes run, and how far they are apart, from two readings of each. Pure.
+
+Invariant: a difference that may come of the time that a reading was under way is never told as one of the clock: each
+figure has its error beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import NamedTuple
+
+from needle.base.ids import NodeId
+from needle.protocol.probe_calls import ClockAnswer
+
+
+class Reading(NamedTuple):
+    """at: by the reader's clock, in the middle of the round trip, which took `took` seconds."""
+
+    at: float
+    took: float
+    told: ClockAnswer
+
+
+class ClockFound(NamedTuple):
+    """rate: by which fraction it is faster than the median; offset: seconds that its wall clock is ahead of the median
+    of nodes. Each may be off by its error."""
+
+    rate: float = 0.0
+    rate_error: float = float("inf")
+    offset: float = 0.0
+    offset_error: float = float("inf")
+
+
+def compare(first: Mapping[NodeId, Reading], last: Mapping[NodeId, Reading]) -> dict[NodeId, ClockFound]:
+    """Of each node that was read twice in one life. The reader's own clock is one of those of which rates the median is
+    taken, so that of two nodes it is told which is off."""
+    rates: dict[NodeId, tuple[float, float]] = {}
+    offsets: dict[NodeId, tuple[float, float]] = {}
+    for node, begin in first.items():
+        end = last.get(node)
+        if end is None or end.told.life != begin.told.life or end.at <= begin.at:
+            continue
+        elapsed = end.at - begin.at
+        rates[node] = (end.told.monotonic - begin.told.monotonic) / elapsed, (begin.took + end.took) / 2 / elapsed
+        offsets[node] = end.told.wall - end.at, end.took / 2
+    if not rates:
+        return {}
+    rate, ahead = median([1.0, *(value for value, _ in rates.values())]), median(v for v, _ in offsets.values())
+    slack, drift = median(error for _, error in rates.values()), median(error for _, error in offsets.values())
+    return {
+        node: ClockFound(
+            rates[node][0] - rate,
+            rates[node][1] + slack,
+            offsets[node][0] - ahead,
+            offsets[node][1] + drift,
+        )
+        for node in rates
+    }

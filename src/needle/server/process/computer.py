@@ -1,0 +1,123 @@
+"""What the operating system says of this process and its machine, and how long its disk takes for a durable write.
+
+Invariant: a figure that the system does not tell is 0, never an error. Only these functions read /proc for a node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import resource
+import time
+from contextlib import suppress
+
+from needle.protocol.probe_calls import Facts
+from needle.server.process.descriptors import limit
+
+FILE_NAME = "probe"
+WRITE_BYTES = 4096
+FILE_BYTES = 256 * WRITE_BYTES
+FEATURES = frozenset({
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
+    *("avx512_bf16", "asimd", "asimdhp", "asimddp", "sve", "sve2", "bf16"),
+})  # fmt: skip
+"""Of processors, those that decide how vectors are compared."""
+PAGES_OF_CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+
+
+class SystemComputer:
+    """This machine."""
+
+    def facts(self) -> Facts:
+        """Blocking, for about a millisecond."""
+        total, available = memory()
+        return Facts(
+            files=_count("/proc/self/fd"),
+            files_max=limit(),
+            maps=_read("/proc/self/maps").count("\n"),
+            maps_max=_number("/proc/sys/vm/max_map_count"),
+            memory=total,
+            memory_available=available,
+            resident=resident_bytes(),
+            cpus=os.cpu_count() or 0,
+            cpu_seconds=sum(resource.getrusage(resource.RUSAGE_SELF)[:2]),
+            machine=platform.machine(),
+            features=features(),
+        )
+
+    async def fsyncs(self, directory: str, count: int, seconds: float) -> list[float]:
+        """In a thread of its own, for the node's have other work. Raises OSError."""
+        return await asyncio.to_thread(timed_writes, directory, count, seconds)
+
+
+def timed_writes(directory: str, count: int, seconds: float) -> list[float]:
+    """Seconds of each of up to `count` durable writes as the log makes them: to blocks that are there already. Ends
+    when `seconds` are over. Raises OSError."""
+    path = os.path.join(directory, FILE_NAME)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(handle, bytes(FILE_BYTES), 0)
+        os.fsync(handle)
+        found: list[float] = []
+        end = time.monotonic() + seconds
+        while len(found) < count and (start := time.monotonic()) < end:
+            os.pwrite(handle, len(found).to_bytes(8, "little") * (WRITE_BYTES // 8), len(found) % 256 * WRITE_BYTES)
+            getattr(os, "fdatasync", os.fsync)(handle)
+            found.append(time.monotonic() - start)
+        return sorted(found)
+    finally:
+        os.close(handle)
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def resident_bytes() -> int:
+    """What of this process is in RAM."""
+    with suppress(ValueError, IndexError):
+        return int(_read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def memory() -> tuple[int, int]:
+    """Bytes that there are and that can still be taken: of the machine, or of the cgroup if that has fewer."""
+    told = {line.partition(":")[0]: line.partition(":")[2] for line in _read("/proc/meminfo").splitlines()}
+    total, available = (_kib(told.get(name, "")) for name in ("MemTotal", "MemAvailable"))
+    bound, used = map(_number, PAGES_OF_CGROUP)
+    if bound and (not total or bound < total):
+        return bound, max(0, min(bound - used, available or bound))
+    return total, available
+
+
+def features() -> str:
+    """Those of FEATURES that this processor has, in order."""
+    for line in _read("/proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return " ".join(sorted(FEATURES & set(value.split())))
+    return ""
+
+
+def _kib(text: str) -> int:
+    with suppress(ValueError, IndexError):
+        return int(text.split()[0]) * 1024
+    return 0
+
+
+def _number(path: str) -> int:
+    """0 if it holds none, such as "max"."""
+    with suppress(ValueError):
+        return int(_read(path))
+    return 0
+
+
+def _count(path: str) -> int:
+    with suppress(OSError):
+        return len(os.listdir(path))
+    return 0
+
+
+def _read(path: str) -> str:
+    with suppress(OSError), open(path, encoding="ascii", errors="replace") as told:
+        return told.read()
+    return ""
