@@ -31,7 +31,7 @@ const askKey = (why) => {
 };
 
 const keyed = () => {
-  $("key").textContent = key.get() ? "API key: set" : "API key";
+  $("key").textContent = key.get() ? "Key: set" : "Key";
   asking.close();
   past = { every: 5, now: 0, moments: [] };
   begin();
@@ -178,5 +178,5 @@ addEventListener("hashchange", () => {
   scrollTo(0, 0);
 });
 readable(main);
-$("key").textContent = key.get() ? "API key: set" : "API key";
+$("key").textContent = key.get() ? "Key: set" : "Key";
 begin();

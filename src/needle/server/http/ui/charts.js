@@ -20,7 +20,8 @@ const path = (points, from, top, gap) => {
     if (value === null || value === undefined) continue;
     const x = ((at - from) / HOUR) * WIDTH;
     const y = HEIGHT - (Math.min(value, top) / top) * HEIGHT;
-    line += `${before !== null && at - before <= gap ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
+    const on = before !== null && at - before <= gap;
+    line += on ? `L${x.toFixed(1)} ${y.toFixed(1)}` : `M${x.toFixed(1)} ${y.toFixed(1)}h0`; // one alone is a dot
     before = at;
   }
   return line;

@@ -1,7 +1,7 @@
 // The cluster at a glance: what is wrong, what it does, who holds and leads what, and on which machines.
 
 import { chart, ring } from "./charts.js";
-import { h, name, seen } from "./dom.js";
+import { h, name, prose, seen } from "./dom.js";
 import { bytes, count, percent, plural, rate, seconds, short } from "./format.js";
 
 const SHARDS_MAX = 200;
@@ -73,7 +73,7 @@ const alerts = (now) => {
   if (now.conditions.length === 0) return null;
   return section(
     "Alerts",
-    "what holds now, as `needle status` says it",
+    prose("what holds now, as `needle status` says it"),
     h(
       "ul",
       { class: "alerts-list" },
@@ -84,7 +84,7 @@ const alerts = (now) => {
           mark(one.severity === "critical" ? "bad" : "warn", one.severity === "critical" ? "Critical" : "Warning"),
           h("b", {}, seen(one.name)),
           h("span", { class: "subject" }, seen(one.subject)),
-          h("span", { class: "action" }, seen(one.action), " ", h("a", { href: runbook(one) }, `Runbook: ${one.alert}`)),
+          h("span", { class: "action" }, prose(one.action), " ", h("a", { href: runbook(one) }, `Runbook: ${one.alert}`)),
         ),
       ),
     ),
@@ -93,7 +93,7 @@ const alerts = (now) => {
 
 const notes = (now) => {
   const told = [...now.waiting.map((one) => `Waits: ${one}`), ...now.warnings];
-  return told.length === 0 ? null : section("Notes", "", h("ul", { class: "notes" }, told.map((one) => h("li", {}, seen(one)))));
+  return told.length === 0 ? null : section("Notes", "", h("ul", { class: "notes" }, told.map((one) => h("li", {}, prose(one)))));
 };
 
 const charts = (past) => {
@@ -146,19 +146,19 @@ const shards = (now) => {
       { "data-key": `shard-${one.shard}` },
       h("th", { scope: "row", class: "number" }, String(one.shard)),
       h("td", {}, mark(STATES[one.state] ?? "warn", one.state)),
+      cells,
       h("td", { class: "number" }, percent(one.share)),
       h("td", { class: "number" }, count(one.documents), bar(one.documents / most)),
       h("td", { class: "number" }, rate(one.replicas.reduce((total, replica) => total + replica.writes, 0))),
       h("td", { class: "number" }, rate(one.replicas.reduce((total, replica) => total + replica.searches, 0))),
       h("td", { class: "number" }, String(one.term)),
-      cells,
     );
   });
   const left = sorted.length - shown.length;
   return section(
     "Shards",
     `${plural(now.shards.length, "shard")} of ${plural(now.replication_factor, "replica")}, by ${now.strategy || "no strategy"}; epoch ${now.epoch}`,
-    table("Shards by replicas", [head("shard", "number"), head("state"), head("keys", "number", "the share of all keys that it owns"), head("documents", "number"), head("writes", "number"), head("searches", "number"), head("term", "number"), ...columns], rows, { class: "shards" }),
+    table("Shards by replicas", [head("shard", "number"), head("state"), ...columns, head("keys", "number", "the share of all keys that it owns"), head("documents", "number"), head("writes", "number"), head("searches", "number"), head("term", "number")], rows, { class: "shards" }),
     left > 0 && h("p", { class: "faint" }, `and ${count(left)} more; those that are not healthy come first`),
   );
 };
@@ -254,6 +254,6 @@ const nodes = (now) => {
 };
 
 export const cluster = ({ status, past, rebalance }) => {
-  if (status.shards.length === 0) return [h("p", { class: "empty-page" }, "This cluster has no shards yet: `needle cluster create` makes them.")];
+  if (status.shards.length === 0) return [h("p", { class: "empty-page" }, prose("This cluster has no shards yet: `needle cluster create` makes them."))];
   return [verdict(status), figures(status, past.moments), alerts(status), charts(past), shards(status), h("div", { class: "pair" }, keys(status), moves(status, rebalance)), nodes(status), notes(status)];
 };

@@ -2,7 +2,7 @@
 
 import { bar } from "./cluster.js";
 import { finder } from "./finder.js";
-import { h, name } from "./dom.js";
+import { h, name, prose } from "./dom.js";
 import { bytes, count, percent, plural, seconds } from "./format.js";
 
 export const address = (collection, id) =>
@@ -19,7 +19,7 @@ const indexState = (one) => {
 };
 
 export const collections = (found, aliases) => {
-  if (found.length === 0) return [h("h1", {}, "Collections"), h("p", { class: "empty-page" }, "There is none that this key may see. Whoever may administrate makes them: `needle collection create`.")];
+  if (found.length === 0) return [h("h1", {}, "Collections"), h("p", { class: "empty-page" }, prose("There is none that this key may see. Whoever may administrate makes them: `needle collections create`."))];
   const heads = [["collection"], ["documents", "number"], ["dimensions", "number"], ["metric"], ["rows", "number"], ["vectors", "number"], ["index files", "number"], ["time to live", "number"], ["fields", "number"], ["aliases"]];
   const rows = found.map((one) => {
     const others = aliases.filter((alias) => alias.collection === one.name);

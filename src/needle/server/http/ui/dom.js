@@ -72,4 +72,7 @@ export const seen = (text) =>
 
 export const lines = (text) => text.split("\n").map(seen).join("\n");
 
+// Sentences of the cluster, in which `this` is what somebody types.
+export const prose = (text) => text.split("`").map((piece, n) => (n % 2 ? h("code", {}, seen(piece)) : seen(piece)));
+
 export const name = (text, more = {}) => h("bdi", { class: "name", ...more }, seen(text));
