@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts deployment packages clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts deployment packages ui clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -124,6 +124,13 @@ deployment: $(STAMP) $(HELM)
 packages: $(STAMP)
 	$(BIN)/python -m pip install --quiet 'build>=1.2'
 	$(BIN)/python -m proof.packages
+
+# The dashboard in a headless Chromium (Debian's), with pictures of each view in build/ui; `make ui SHORT=--short` looks at
+# each view once or twice. Installs chromium, so it needs root and apt.
+ui: $(STAMP)
+	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
+	$(BIN)/python -m pip install --quiet -e '.[ui]'
+	$(BIN)/python -m proof.ui $(SHORT)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

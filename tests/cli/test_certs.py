@@ -93,7 +93,7 @@ def test_nothing_is_overwritten_and_errors_say_what_to_do(
     for wrong in (["n/1"], ["node-1", "--host", "10.0.0.1:5000"], ["node-1", "--days", "0"]):
         assert main(["certs", "create-node", *wrong, "--out", out]) == 1
         assert "is not allowed" in " ".join(capsys.readouterr().err.split())
-    monkeypatch.delitem(sys.modules, "needle.cli.certificates", raising=False)
+    monkeypatch.delitem(sys.modules, "needle.local.certificates", raising=False)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     assert main(["certs", "create-ca", "--out", out]) == 1
     assert "needle-vdb[certs]" in " ".join(capsys.readouterr().err.split())

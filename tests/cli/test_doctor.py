@@ -15,10 +15,10 @@ from harness import sick
 from harness.certificates import HOSTS, Authority
 from needle import Forbidden
 from needle.cli.app import main
-from needle.cli.certificates import create_node
 from needle.client.fitness import Diagnosis, Finding
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.connecting import Credentials, connected
+from needle.local.certificates import create_node
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import ZoneNode
 

@@ -17,7 +17,7 @@ from harness.certificates import Authority
 from harness.marked_documents import CALM
 from needle import Client, TlsFailed
 from needle.cli.app import main
-from needle.cli.certificates import Made, create_node
+from needle.local.certificates import Made, create_node
 from needle.local.process_cluster import ProcessCluster, wait_for
 
 VECTOR = [1.0] * 8

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from needle.cli.certificates import Made, create_ca, create_client, create_node
+from needle.local.certificates import Made, create_ca, create_client, create_node
 
 HOSTS = ("127.0.0.1",)
 

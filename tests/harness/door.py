@@ -14,6 +14,7 @@ from needle.server.access import Access
 from needle.server.http import listener
 from needle.server.http.listener import HttpServer
 from needle.server.http.routes import Route
+from needle.server.upkeep.history import History
 
 
 class Idle:
@@ -26,6 +27,7 @@ class Idle:
     def __init__(self) -> None:
         self.rng = random.Random(1)
         self.access = Access(required=False)
+        self.history = History()
         self.router = SimpleNamespace(in_session=lambda seen: SimpleNamespace(seen=seen))
 
     def alive(self) -> bool:

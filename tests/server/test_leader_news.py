@@ -20,6 +20,8 @@ class FakeHost:
     def __init__(self) -> None:
         self.gone: list[str] = []
         self.waits: list[tuple[int, int, float]] = []
+        self.engine = self
+        """What runs the groups: one thing here."""
 
     def disconnected(self, node: str) -> None:
         self.gone.append(node)

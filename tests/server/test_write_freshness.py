@@ -16,6 +16,7 @@ from needle.server.replica import HostedReplica
 from needle.server.service.documents import ShardDocuments
 from needle.server.service.served import decoded_command
 from needle.server.upkeep.disk_space import DiskSpace, Endless
+from needle.server.upkeep.expiry import TimesToLive
 from needle.shard.catalog_known import ANY, CatalogKnown
 
 CALL = WriteCall(1, encode(Delete("books", ["a"], None, Session())), 5.0)
@@ -75,6 +76,7 @@ def service() -> tuple[ShardDocuments, NewLeader]:
     hosted.space = DiskSpace(Endless(), "nowhere")
     hosted.group, hosted.replica = 1, Books(host)
     hosted._host, hosted._judged_term = host, 0
+    hosted.ttl_of = TimesToLive()
 
     class Node:
         node_id = "node-1"

@@ -12,7 +12,7 @@ from needle.base.errors import InvalidArgument
 from needle.cli.common import notes
 
 if TYPE_CHECKING:
-    from needle.cli import certificates
+    from needle.local import certificates
 
 Out = Annotated[Path, typer.Option("--out", help="The directory to write to.")]
 Days = Annotated[int, typer.Option("--days", help="Days that it is valid, from 1 to 36500.")]
@@ -59,7 +59,7 @@ def client(
 def _maker() -> Any:
     """Imported where it is needed: it needs the extra `certs`."""
     try:
-        return importlib.import_module("needle.cli.certificates")
+        return importlib.import_module("needle.local.certificates")
     except ImportError:
         raise InvalidArgument(
             "needle certs needs the package cryptography: pip install 'needle-vdb[certs]'; any other tool that makes "

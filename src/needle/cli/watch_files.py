@@ -92,12 +92,30 @@ def alerts_page() -> str:
     return re.sub(r"^\| alert \|.*?\n(?=\n)", lambda _: alerts_table(), text, count=1, flags=re.DOTALL | re.MULTILINE)
 
 
+def runbooks_file() -> str:
+    """src/needle/server/http/ui/runbooks.json: the sections of docs/alerts.md, for the dashboard."""
+    sections = dict(
+        re.findall(r"^## (\w+)\n\n(.*?)\n(?=\n## |\Z)", Path(ALERTS_PAGE).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    )
+    books = [
+        {
+            "alert": row.name,
+            "severity": row.severity,
+            "condition": row.condition,
+            "text": [" ".join(paragraph.split()) for paragraph in sections[row.name].split("\n\n")],
+        }
+        for row in ROWS
+    ]
+    return json.dumps(books, indent=1, ensure_ascii=False) + "\n"
+
+
 ALERTS_PAGE = "docs/alerts.md"
 FILES: Mapping[str, Callable[[], str]] = {
     "docs/metrics.md": metrics_page,
     ALERTS_PAGE: alerts_page,
     "deploy/prometheus/needle.rules.yml": rules_file,
     "deploy/grafana/needle.json": dashboard_file,
+    "src/needle/server/http/ui/runbooks.json": runbooks_file,
 }
 
 

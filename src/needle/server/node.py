@@ -281,7 +281,7 @@ class Node:
 
     def watch_health(self) -> HealthWatch:
         """Ask all replicas how they are, from now on until the node stops."""
-        watch = HealthWatch(self.caller, self.shards.topology)
+        watch = HealthWatch(self.caller, self.shards.topology, self.ports.clock)
         self._background.spawn(watch.run())
         return watch
 

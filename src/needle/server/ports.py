@@ -37,6 +37,7 @@ from needle.server.files import claim
 from needle.server.process.computer import SystemComputer
 from needle.server.process.descriptors import connections_max
 from needle.server.upkeep.disk_space import Directory, Endless, Volume
+from needle.server.upkeep.history import History
 from needle.shard.disk import ReplicaDisk
 from needle.shard.fields.index_budget import USUAL_ROWS, IndexRows
 from needle.shard.state_machine import Replica
@@ -124,6 +125,8 @@ class Exposition(Protocol):
     """The metrics, as text."""
 
     content_type: str
+    history: History
+    """Of the last hour."""
 
     async def read(self) -> Callable[[], bytes]:
         """Read everything, on the event loop; what it returns writes it down, and may be called in a thread."""

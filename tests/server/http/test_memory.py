@@ -22,6 +22,7 @@ from needle.server.http.listener import HttpServer
 from needle.server.http.memory import Memory, Share, decoded_bytes
 from needle.server.http.problems import HttpError
 from needle.server.http.routes import Route
+from needle.server.upkeep.history import History
 
 KIB = 1024
 TEXT = b'{"value":"' + b"a" * (300 * KIB) + b'"}'
@@ -181,7 +182,7 @@ async def test_an_answer_is_counted_before_it_is_made(monkeypatch: pytest.Monkey
 
     def call() -> Call:
         blocking = functools.partial(Idle.blocking, None)  # type: ignore[arg-type]
-        return Call(None, None, {}, None, False, False, blocking, everybody(), Share(all_), False, None)  # type: ignore[arg-type]
+        return Call(None, None, {}, None, False, False, blocking, everybody(), Share(all_), False, None, History())  # type: ignore[arg-type]
 
     with pytest.raises(HttpError) as caught:
         await documents._beside(call(), batch, "numbers")

@@ -172,7 +172,7 @@ def _say_what_next(cluster: ProcessCluster, pids: dict[str, int], directory: Pat
     lines += [
         "  needle status --watch",
         '  needle search "read a CSV file" -k 5',
-        f"  open http://{next(iter(cluster.nodes.values())).http}/docs    # the HTTP API, to read and to try",
+        f"  open http://{next(iter(cluster.nodes.values())).http}/ui    # the dashboard; /docs is the HTTP API",
         "  needle step-down",
         f"  kill -9 {next(iter(pids.values()))}    # one of the nodes; watch `needle status`",
         f"  needle demo --stop{place}",

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Self
 
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, StaleEpoch, in_seconds
-from needle.base.ids import shard_group
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.document_calls import BatchPart, Found
@@ -22,16 +21,12 @@ from needle.client.router.by_ids import spread_by_ids
 from needle.client.router.deletion import Deletion
 from needle.client.router.fan_out import FanOutStats
 from needle.client.router.getting import get_documents
-from needle.client.router.pruning import matching_shards
 from needle.client.router.routes import BATCH_BYTES_MAX, Routes, Shards
 from needle.client.router.row_inserts import RowInserts, in_callers_words
-from needle.client.router.scanning import scan_page
+from needle.client.router.scanning import count_in_shards, scan_page
 from needle.client.router.sizes import HeldByShards, Only, held_by_shards
 from needle.client.where import OnProgress, WhereWork
-from needle.protocol import calls
 from needle.protocol.calls import (
-    CountAnswer,
-    CountCall,
     DocumentBatch,
     Freshness,
     ScanAnswer,
@@ -235,21 +230,11 @@ class Router:
     ) -> int:
         """How many documents match a filter (b"": all)."""
         fresh = self._routes.fresh(mode, max_staleness, session)
-
-        async def run(stored: str, left: float) -> int:
-            answers = await self._routes.fan_out.read(
-                calls.COUNT,
-                lambda shard, fresh, epoch: CountCall(shard_group(shard), stored, filter_json, fresh, epoch),
-                lambda owned: matching_shards(owned, filter_json),
-                fresh,
-                left,
-            )
-            found = {shard: calls.decode(body, CountAnswer) for shard, body in answers.by_shard.items()}
-            for shard, answer in found.items():
-                self._routes.saw(shard, answer.applied_index)
-            return sum(answer.count for answer in found.values())
-
-        return await self._routes.named(collection, timeout, run)
+        return await self._routes.named(
+            collection,
+            timeout,
+            lambda stored, left: count_in_shards(stored, filter_json, left, self._routes, fresh),
+        )
 
     async def scan(
         self,

@@ -1,4 +1,4 @@
-"""A page of a scan: every shard that may have matching documents is asked for its next ones.
+"""Counts by a filter, and a page of a scan: every shard that may have matching documents is asked, for its next ones.
 
 Of a consistent scan the first page has each shard open a pin: from one map, which all of them own what it says by their
 logs. So the pins together cover every key once, and the later pages are read at them, whatever the map is by then.
@@ -19,8 +19,9 @@ from needle.base.parts import Payload
 from needle.client.router.fan_out import FanOut
 from needle.client.router.merge import merged_pages
 from needle.client.router.pruning import matching_shards
+from needle.client.router.routes import Routes
 from needle.protocol import calls
-from needle.protocol.calls import Freshness, ScanAnswer, ScanCall, ScanPin
+from needle.protocol.calls import CountAnswer, CountCall, Freshness, ScanAnswer, ScanCall, ScanPin
 from needle.routing.topology import Ownership, collection_id
 
 END_SECONDS = 1.0
@@ -30,6 +31,27 @@ ANY_EPOCH = -1
 """In a call that is about a pin: it is a shard's, and the map by which it was found does not matter."""
 
 Beside = Callable[..., Awaitable[Any]]
+
+
+async def count_in_shards(
+    stored: str,
+    filter_json: bytes,
+    timeout: float,
+    routes: Routes,
+    fresh: Callable[[int], Freshness],
+) -> int:
+    """How many documents match a filter. stored: as below."""
+    answers = await routes.fan_out.read(
+        calls.COUNT,
+        lambda shard, fresh, epoch: CountCall(shard_group(shard), stored, filter_json, fresh, epoch),
+        lambda owned: matching_shards(owned, filter_json),
+        fresh,
+        timeout,
+    )
+    found = {shard: calls.decode(body, CountAnswer) for shard, body in answers.by_shard.items()}
+    for shard, answer in found.items():
+        routes.saw(shard, answer.applied_index)
+    return sum(answer.count for answer in found.values())
 
 
 async def scan_page(

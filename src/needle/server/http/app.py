@@ -58,12 +58,13 @@ from needle.server.http.message import (
     unreadable,
     write,
 )
-from needle.server.http.metered import documents_of
+from needle.server.http.metered import documents_of, size_of
 from needle.server.http.paths import Path, parts_of
 from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
 from needle.server.http.routes import BASE, Route
 from needle.server.http.streams import stream
+from needle.server.upkeep.history import History
 
 log = logging.getLogger("needle.server")
 
@@ -103,16 +104,14 @@ class DoorNode(Protocol):
 
 
 class Door:
-    """See the module. table: the routes of the API. more: besides these (probes, documentation)."""
+    """See the module. table: the routes of the API. more: besides these (probes, pages). history: of the last hour."""
 
-    def __init__(self, node: DoorNode, table: Sequence[Route], more: Sequence[Path]) -> None:
-        self.node = node
-        self.draining = False
-        self._requests = 0
+    def __init__(self, node: DoorNode, table: Sequence[Route], more: Sequence[Path], history: History) -> None:
+        self.node, self.history = node, history
+        self.draining, self._requests = False, 0
         self.refused: Counter[str] = Counter()
         """Answers that were errors, by code."""
-        self.memory = Memory()
-        self.decoding = asyncio.Lock()
+        self.memory, self.decoding = Memory(), asyncio.Lock()
         served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
         self._routes = [*served, *more]
         self._api = Router(served, redirect_slashes=False)
@@ -281,7 +280,7 @@ class _Endpoint:
             if isinstance(answer, AsyncIterator):
                 failure = await stream(send, answer, extra, share, scope["needle.request_id"], meter)
             else:
-                size = max(_size(answer), share.held)
+                size = max(size_of(answer), share.held)
                 told, body = await encoded(answer, headers, extra, size=size, blocking=node.blocking)
                 if meter is not None:
                     meter.pay(documents_of(call.path, call.body, answer), len(body))
@@ -350,10 +349,19 @@ class _Endpoint:
         router = node.router.in_session(session.decode(headers.session or "", node.shards.topology().founding))
         if caller.filter:
             router = router.bound_to(caller.filter)
-        client = Client(node.caller, node.shards, router)
-        in_session = headers.session is not None
         return Call(
-            client, router, path, body, headers.wants_packed, in_session, node.blocking, caller, share, large, asked
+            client=Client(node.caller, node.shards, router),
+            router=router,
+            path=path,
+            body=body,
+            packed=headers.wants_packed,
+            session=headers.session is not None,
+            blocking=node.blocking,
+            caller=caller,
+            share=share,
+            large=large,
+            asked=asked,
+            history=door.history,
         )
 
     def _from_query(self, query: bytes) -> Any:
@@ -390,9 +398,3 @@ class _Endpoint:
                 return await blocking(decode if headers.packed else self._large, data)
         except DECODE_ERRORS as error:
             raise unreadable(error, data, headers.packed) from None
-
-
-def _size(answer: Any) -> int:
-    """About how many bytes an answer has, by how many things it lists."""
-    lists = (getattr(answer, name, ()) for name in ("hits", "documents", "results"))
-    return 512 * sum(len(found) for found in lists if isinstance(found, list))

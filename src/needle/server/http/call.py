@@ -19,6 +19,7 @@ from needle.client.router.router import Router
 from needle.protocol.commands import Asked
 from needle.server.http import bodies
 from needle.server.http.memory import Share
+from needle.server.upkeep.history import History
 
 T = TypeVar("T")
 BESIDE_BYTES: Final = 64 * 1024
@@ -29,7 +30,8 @@ BESIDE_BYTES: Final = 64 * 1024
 class Call:
     """client, router: what this request may do; the router remembers what this request's session has seen. path: the
     names in its path. packed: the answer is MessagePack. blocking: threads. caller: who asks; it may. share: what it
-    may hold. large: what goes through all of its body is done in a thread. asked: if it has an idempotency key."""
+    may hold. large: what goes through all of its body is done in a thread. asked: if it has an idempotency key.
+    history: what this node saw of the cluster in the last hour."""
 
     client: Client
     router: Router
@@ -42,6 +44,7 @@ class Call:
     share: Share
     large: bool
     asked: Asked | None
+    history: History
 
     @property
     def collection(self) -> str:

@@ -23,7 +23,7 @@ from needle.base.news import News
 from needle.rpc.tls import HANDSHAKE
 from needle.rpc.tls import Door as TlsDoor
 from needle.rpc.tls_listener import TlsListener
-from needle.server.http import docs_page
+from needle.server.http import pages
 from needle.server.http.app import SEND_SECONDS, Door, DoorNode
 from needle.server.http.message import Scope
 from needle.server.http.probes import Health, probes
@@ -68,7 +68,8 @@ class HttpServer:
         self._host, self._port = parse_address("http_address", address)
         self._tls = tls
         more = probes(health, metrics, lambda: self.door.draining, self._check_metrics, node.blocking)
-        self.door = Door(node, ROUTES if api else (), [*more, *docs_page.routes()] if api else more)
+        shown = pages.routes() if api else []
+        self.door = Door(node, ROUTES if api else (), [*more, *shown], metrics.history)
         config = uvicorn.Config(
             self.door,
             http=_Connection,

@@ -21,3 +21,9 @@ def documents_of(path: Mapping[str, str], body: Any, answer: Any) -> int:
     if isinstance(answer, bodies.Documents):
         return len(body.ids)
     return 1 if isinstance(answer, bodies.Document) else 0
+
+
+def size_of(answer: Any) -> int:
+    """About how many bytes an answer has, by how many things it lists."""
+    lists = (getattr(answer, name, ()) for name in ("hits", "documents", "results"))
+    return 512 * sum(len(found) for found in lists if isinstance(found, list))

@@ -10,7 +10,7 @@ import msgspec
 
 from needle.client.keys import NewApiKey
 from needle.routing.stats import RebalanceStats
-from needle.server.http import aliases, bodies, cluster, cluster_bodies, collections, documents, keys
+from needle.server.http import aliases, bodies, cluster, cluster_bodies, collections, documents, keys, status
 from needle.server.http.bodies import Nothing
 from needle.server.http.call import Call
 
@@ -176,6 +176,14 @@ ROUTES: Final = (
     Route(
         "GET", f"{BASE}/cluster", cluster.cluster, "The cluster and its health",
         Nothing, cluster_bodies.ClusterView, "reader", tag="cluster",
+    ),
+    Route(
+        "GET", f"{BASE}/status", status.status, "All replicas and nodes, and the alerts that hold now",
+        status.AskStatus, status.StatusView, "reader", tag="cluster",
+    ),
+    Route(
+        "GET", f"{BASE}/history", status.history, "What the cluster did in the last hour, as this node saw it",
+        status.AskHistory, status.HistoryView, "reader", tag="cluster",
     ),
     Route(
         "GET", f"{BASE}/nodes", cluster.nodes, "The nodes", Nothing, cluster_bodies.Nodes, "reader", tag="cluster"

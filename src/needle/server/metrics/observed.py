@@ -24,6 +24,7 @@ from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.server.process.loop_watch import LoopWatch
 from needle.server.system_node import Http
+from needle.server.upkeep.history import History
 
 
 class MeasuredStore:
@@ -53,6 +54,7 @@ class NodeMetrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
+        self.history = History()
         registry = self._registry = CollectorRegistry()
         self._fsync = observed("needle_fsync_seconds", registry)
         self._calls = observed("needle_request_seconds", registry)
@@ -75,6 +77,8 @@ class NodeMetrics:
         """Read this node's state at every scrape, and observe its calls."""
         node.router.stats.on_search = self._routed
         health = node.watch_health() if node.config.http_address is not None else None
+        if health is not None:
+            health.buckets, self.history = self._buckets, health.history
         self._node = NodeState(node, health)
         self._registry.register(self._node)
         self._replicas = ReplicaState(node)
@@ -111,12 +115,16 @@ class NodeMetrics:
 
     def _timed(self) -> tuple[dict[str, list[tuple[float, float]]], float]:
         """See LoadAnswer."""
-        calls: dict[str, list[tuple[float, float]]] = {}
+        failed = next(iter(self._failures.collect())).samples
+        return self._buckets(), sum(sample.value for sample in failed if sample.name.endswith("_total"))
+
+    def _buckets(self) -> dict[str, list[tuple[float, float]]]:
+        """What calls took since the start, by method."""
+        found: dict[str, list[tuple[float, float]]] = {}
         for sample in next(iter(self._calls.collect())).samples:
             if sample.name.endswith("_bucket"):
-                calls.setdefault(sample.labels["method"], []).append((float(sample.labels["le"]), sample.value))
-        failed = next(iter(self._failures.collect())).samples
-        return calls, sum(sample.value for sample in failed if sample.name.endswith("_total"))
+                found.setdefault(sample.labels["method"], []).append((float(sample.labels["le"]), sample.value))
+        return found
 
     def _routed(self, shards: int, merge_seconds: float) -> None:
         self._fan_out.observe(shards)

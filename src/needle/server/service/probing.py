@@ -55,13 +55,13 @@ class Probing:
     async def clock(self, call: ClockCall) -> ClockAnswer:
         """Now."""
         clock = self._node.ports.clock
-        return ClockAnswer(self._node.node_id, clock.wall(), clock.monotonic(), self._node.host.lives.nonce)
+        return ClockAnswer(self._node.node_id, clock.wall(), clock.monotonic(), self._node.host.engine.lives.nonce)
 
     async def load(self, call: LoadCall) -> LoadAnswer:
         """What was done since the start."""
         node, facts = self._node, await self._facts()
         timed, errors = self.timed_calls()
-        return LoadAnswer(node.node_id, node.now(), node.host.lives.nonce, facts, timed, errors)
+        return LoadAnswer(node.node_id, node.now(), node.host.engine.lives.nonce, facts, timed, errors)
 
     async def probe(self, call: ProbeCall) -> ProbeAnswer:
         """Measure. Raises Overloaded while another probe runs here."""

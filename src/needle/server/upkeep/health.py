@@ -1,4 +1,5 @@
-"""The health of the whole cluster as one node sees it, kept for the metrics: a scrape must not wait for other nodes.
+"""The health of the whole cluster as one node sees it, kept for the metrics: a scrape must not wait for other nodes;
+and its history, for the dashboard.
 
 Invariant: `latest` is what the replicas themselves answered in the last round, never an assumption.
 """
@@ -8,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from needle.base.runtime import Clock
 from needle.client.directory import Caller
 from needle.client.health import ClusterHealth, judge
 from needle.client.replicas import ask_replicas
 from needle.routing.topology import Topology
+from needle.server.upkeep.history import Buckets, History
 
 LOOK_SECONDS = 2.0
 ASK_SECONDS = 1.0
@@ -20,9 +23,13 @@ ASK_SECONDS = 1.0
 class HealthWatch:
     """Asks all replicas every LOOK_SECONDS."""
 
-    def __init__(self, caller: Caller, topology: Callable[[], Topology]) -> None:
+    def __init__(self, caller: Caller, topology: Callable[[], Topology], clock: Clock) -> None:
         self._caller = caller
         self._topology = topology
+        self._clock = clock
+        self.history = History()
+        self.buckets: Callable[[], Buckets] = dict
+        """What this node's calls took; of metrics, where they are kept."""
         self.latest: ClusterHealth | None = None
         """None before the first round."""
 
@@ -30,5 +37,8 @@ class HealthWatch:
         """Look until cancelled."""
         while True:
             topology = self._topology()
-            self.latest = judge(topology, await ask_replicas(self._caller, topology, ASK_SECONDS))
+            replicas = await ask_replicas(self._caller, topology, ASK_SECONDS)
+            self.latest = judge(topology, replicas)
+            if topology.settings is not None and self.history.due(now := self._clock.wall()):
+                self.history.note(now, replicas, self.buckets())
             await asyncio.sleep(LOOK_SECONDS)

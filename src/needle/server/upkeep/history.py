@@ -1,0 +1,113 @@
+"""What the cluster did in the last hour, kept in memory for whoever opens the dashboard. Pure.
+
+Bounded: MOMENTS of them, some 100 bytes each. It is what one node saw: a node that has just started knows nothing of
+before. Nothing is decided by it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from needle.client.conditions import NodeView, lag_of
+from needle.client.health import ReplicaStatus
+
+EVERY_SECONDS: Final = 5.0
+MOMENTS: Final = 720
+COUNTED_MIN: Final = 10
+"""Of fewer calls between two moments the slowest says nothing about the hundredth."""
+
+Buckets = Mapping[str, Sequence[tuple[float, float]]]
+"""By method: (seconds, how many calls took no longer), ascending; the last one has no bound."""
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """at: seconds since 1970, by the node's clock. writes, searches: a second, of the whole cluster, as its replicas
+    count them. documents: as their leaders count them. lag: seconds by which the replica lags that lags most; null
+    while no shard has a leader. unled: shards without a leader. silent: replicas that did not answer. search_p99,
+    write_p99: seconds in which 99 of 100 calls of this node's replicas were answered since the moment before; null if
+    there were too few to say."""
+
+    at: float
+    writes: float
+    searches: float
+    documents: int
+    lag: float | None
+    unled: int
+    silent: int
+    search_p99: float | None = None
+    write_p99: float | None = None
+
+
+class History:
+    """The moments of the last hour, ascending."""
+
+    def __init__(self) -> None:
+        self._moments: deque[Moment] = deque(maxlen=MOMENTS)
+        self._before: Buckets = {}
+        self.seen = 0.0
+        """When it was looked at last; as in Moment."""
+
+    def due(self, at: float) -> bool:
+        """Whether it is time for another one. at: as in Moment; a clock that was put back begins anew."""
+        self.seen = at
+        if not self._moments:
+            return True
+        if at < self._moments[-1].at:
+            self._moments.clear()
+            return True
+        return at - self._moments[-1].at >= EVERY_SECONDS - 0.5
+
+    def note(self, at: float, replicas: Sequence[ReplicaStatus], buckets: Buckets) -> None:
+        """One more. buckets: of the node's own calls since its start."""
+        statuses = [one.status for one in replicas if one.status is not None]
+        by_shard: dict[int, list[ReplicaStatus]] = {}
+        for one in replicas:
+            by_shard.setdefault(one.shard, []).append(one)
+        lags = [lag for shard in by_shard.values() if (lag := _lag(shard)) is not None]
+        self._moments.append(
+            Moment(
+                at=round(at, 3),
+                writes=round(sum(one.writes for one in statuses), 2),
+                searches=round(sum(one.searches for one in statuses), 2),
+                documents=sum(one.documents for one in statuses if one.state == "Leader"),
+                lag=round(max(lags), 3) if lags else None,
+                unled=len(by_shard) - len(lags),
+                silent=len(replicas) - len(statuses),
+                search_p99=self._p99("shard_search", buckets),
+                write_p99=self._p99("shard_write", buckets),
+            )
+        )
+        self._before = buckets
+
+    def since(self, at: float) -> list[Moment]:
+        """Those after `at`."""
+        return [one for one in self._moments if one.at > at]
+
+    def _p99(self, method: str, buckets: Buckets) -> float | None:
+        before = dict(self._before.get(method, ()))
+        return quantile(0.99, [(bound, count - before.get(bound, 0.0)) for bound, count in buckets.get(method, ())])
+
+
+def _lag(shard: Sequence[ReplicaStatus]) -> float | None:
+    """Of the replica that lags most, in seconds; None without a leader."""
+    views = [NodeView(node=one.node, address=one.address, status=one.status) for one in shard]
+    lags = [lag[1] / 1000 for one in shard if (lag := lag_of(one.node, views)) is not None]
+    return max(lags, default=None)
+
+
+def quantile(part: float, buckets: Sequence[tuple[float, float]]) -> float | None:
+    """The seconds that so many of the calls took at most, as even between two bounds; the last bound that there is for
+    those beyond it. None if there were fewer than COUNTED_MIN. buckets: (bound, how many up to it)."""
+    total = buckets[-1][1] if buckets else 0.0
+    if total < COUNTED_MIN:
+        return None
+    wanted, low, below = part * total, 0.0, 0.0
+    for bound, count in buckets:
+        if count >= wanted:
+            return low if bound == float("inf") else low + (bound - low) * (wanted - below) / (count - below)
+        low, below = bound, count
+    return low
