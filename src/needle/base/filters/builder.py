@@ -52,11 +52,6 @@ class Filter:
     def __init__(self, node: Node, depth: int, nodes: int) -> None:
         self.node, self._depth, self._nodes = node, depth, nodes
 
-    @property
-    def size(self) -> int:
-        """How many conditions it has, $and, $or and $not included: what it costs to judge a document grows with it."""
-        return self._nodes
-
     @staticmethod
     def eq(field: str, value: Value) -> Filter:
         """The field is `value`, or an array that has it. None: it is null or missing."""
@@ -181,6 +176,11 @@ class Filter:
     def matches(self, metadata: object) -> bool:
         """Whether a document with this (decoded JSON) metadata matches."""
         return evaluate(self.node, metadata)
+
+
+def conditions(one: Filter) -> int:
+    """How many a filter has, $and, $or and $not included: what it costs to judge a document grows with it."""
+    return one._nodes
 
 
 def _to_dict(node: Node) -> dict[str, Any]:

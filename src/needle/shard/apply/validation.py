@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
-from needle.base.filters.builder import Filter, field_path
+from needle.base.filters.builder import Filter, conditions, field_path
 from needle.base.model import CollectionSpec, Metric, SearchRequest
 from needle.protocol.commands import (
     NO_SESSION,
@@ -145,9 +145,9 @@ def _check_update(command: UpdateVectors, spec: CollectionSpec, limits: Limits) 
 
 
 def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
-    size = _check_filter("filter", command.filter or b"{}", limits).size
+    size = conditions(_check_filter("filter", command.filter or b"{}", limits))
     if command.bound is not None:
-        size += _check_filter("bound.filter", command.bound.filter, limits).size
+        size += conditions(_check_filter("bound.filter", command.bound.filter, limits))
     for name, low, high in (
         ("after", -1, 2**32),
         ("upto", -1, 2**32),
@@ -260,7 +260,7 @@ def _check_condition(command: ById, limits: Limits) -> None:
         _check_judged("ids", len(command.ids))
     if command.matches:
         _check_judged("matches", len(command.ids))
-        size = _check_filter("matches", command.matches, limits).size
+        size = conditions(_check_filter("matches", command.matches, limits))
         if size * len(command.ids) > JUDGEMENTS_MAX:
             allowed = f"a filter whose conditions, times the ids, are {JUDGEMENTS_MAX} at most"
             raise invalid("matches", f"{size} conditions for {len(command.ids)} ids", allowed)
