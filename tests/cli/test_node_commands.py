@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from cluster.catalog_util import create
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, shard_group
+from needle.catalog.planning import rebalance
 from needle.catalog.planning.rebalance import NOTHING
 from needle.catalog.state import execute
 from needle.cli import node_commands, rebalance_commands
@@ -26,7 +27,7 @@ from needle.protocol.catalog_commands import (
     WeighNode,
     ZoneNode,
 )
-from needle.routing.jobs import RebalanceConfig
+from needle.routing.jobs import JobState, Progress, RebalanceConfig
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats, RebalanceStats, ShardStats, summarize
 from needle.routing.topology import NodeState, Topology
@@ -254,3 +255,17 @@ def test_what_has_to_wait_for_another_rebalance_says_so_and_changes_nothing(
     with pytest.raises(InvalidArgument, match=r"rebalance 2 is pending: wait.*--cancel"):
         change()
     assert one.now == now
+
+
+def test_a_command_whose_rebalance_somebody_cancelled_has_not_done_its_work(client: Make) -> None:
+    one = client(founded(1, 3, 4))
+
+    async def progress(*, timeout: float) -> Progress:
+        job = one.now.rebalance
+        assert job is not None
+        job = msgspec.structs.replace(job, state=JobState.CANCELLED)
+        return rebalance.progress(job, NOTHING, (), 0.0)
+
+    one.rebalance_progress = progress  # type: ignore[attr-defined]
+    with pytest.raises(Unavailable, match=r"was cancelled: what was not moved yet stays"):
+        node_commands.weight("node-1", "2", cluster="")

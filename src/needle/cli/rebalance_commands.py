@@ -210,6 +210,8 @@ def carry_out(
     show_progress(found, json)
     if found.state is JobState.FAILED:
         raise Unavailable(f"rebalance {found.id} has failed: {found.why}")
+    if found.state is JobState.CANCELLED:  # what comes next in a script, as stopping a node, must not go on
+        raise Unavailable(f"rebalance {found.id} was cancelled: what was not moved yet stays where it was")
 
 
 async def followed(client: needle.Client, id_: int, no_wait: bool, json: bool) -> Progress:
