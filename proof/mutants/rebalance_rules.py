@@ -167,9 +167,7 @@ MUTANTS = (
     Mutant(
         name="two-rebalances",
         breaks="a rebalance begins over another one, whose moves nobody counts any more",
-        edits=(
-            Edit("catalog.rebalances:started", "known is not None and not known.over", "known is not None and False"),
-        ),
+        edits=(Edit("catalog.rebalances:started", "check_over(now.rebalance)", "check_over(None)"),),
         tests=(_COMMANDS + "test_one_rebalance_at_a_time_and_the_next_one_after_its_end",),
     ),
     Mutant(

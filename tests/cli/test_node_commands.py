@@ -10,12 +10,25 @@ import msgspec
 import pytest
 
 from cluster.catalog_util import create
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, shard_group
+from needle.catalog.planning import rebalance
+from needle.catalog.planning.rebalance import NOTHING
 from needle.catalog.state import execute
-from needle.cli import node_commands
+from needle.cli import node_commands, rebalance_commands
 from needle.cli.node_list import usable_without_shards, without_shards
-from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand, ConfirmReplicas, CreateCluster, RemoveNode
+from needle.protocol.catalog_commands import (
+    AssignReplicas,
+    CatalogCommand,
+    ConfirmReplicas,
+    CreateCluster,
+    RemoveNode,
+    StartRebalance,
+    WeighNode,
+    ZoneNode,
+)
+from needle.routing.jobs import JobState, Progress, RebalanceConfig
+from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats, RebalanceStats, ShardStats, summarize
 from needle.routing.topology import NodeState, Topology
 
@@ -36,6 +49,20 @@ class FakeClient:
 
     async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
         return self.now
+
+    async def weigh_node(self, node: str, weight: float | None, *, timeout: float) -> None:
+        await self.change_catalog(WeighNode(node, weight), timeout=timeout)
+
+    async def zone_node(self, node: str, zone: str | None, *, timeout: float) -> None:
+        await self.change_catalog(ZoneNode(node, zone), timeout=timeout)
+
+    async def start_rebalance(self, config: object, *, timeout: float) -> int:
+        await self.change_catalog(StartRebalance(Wish(), RebalanceConfig()), timeout=timeout)
+        return self.now.version
+
+    async def plan_rebalance(self, wish: Wish, *, timeout: float = 1) -> Plan:
+        """As of a cluster in which another rebalance moves what `wish` would."""
+        return msgspec.structs.replace(NOTHING, unmet=("key ranges of shard 0 are being moved",))
 
     async def describe_node(self, node: str, *, timeout: float) -> None:
         assert node in self.now.addresses()
@@ -78,6 +105,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[[Topology], FakeClient]:
             return asyncio.run(work(made))  # type: ignore[arg-type]
 
         monkeypatch.setattr(node_commands, "run", run)
+        monkeypatch.setattr(rebalance_commands, "run", run)
         return made
 
     return make
@@ -208,3 +236,36 @@ def test_a_node_that_is_waited_for_is_named_at_once(client: Make, capsys: pytest
         add("nobody", 0.01)
     assert "nobody has not joined yet" in capsys.readouterr().err
     assert made.now.node("nobody") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: node_commands.weight("node-1", "2", no_wait=True, cluster=""),
+        lambda: node_commands.zone("node-1", "rack-1", no_wait=True, cluster=""),
+        lambda: node_commands.remove("node-1", cluster=""),
+    ],
+    ids=["weight", "zone", "remove"],
+)
+def test_what_has_to_wait_for_another_rebalance_says_so_and_changes_nothing(
+    client: Make, change: Callable[[], None]
+) -> None:
+    now, _ = execute(founded(1, 3, 4), 2, StartRebalance(Wish(), RebalanceConfig()))
+    one = client(now)
+    with pytest.raises(InvalidArgument, match=r"rebalance 2 is pending: wait.*--cancel"):
+        change()
+    assert one.now == now
+
+
+def test_a_command_whose_rebalance_somebody_cancelled_has_not_done_its_work(client: Make) -> None:
+    one = client(founded(1, 3, 4))
+
+    async def progress(*, timeout: float) -> Progress:
+        job = one.now.rebalance
+        assert job is not None
+        job = msgspec.structs.replace(job, state=JobState.CANCELLED)
+        return rebalance.progress(job, NOTHING, (), 0.0)
+
+    one.rebalance_progress = progress  # type: ignore[attr-defined]
+    with pytest.raises(Unavailable, match=r"was cancelled: what was not moved yet stays"):
+        node_commands.weight("node-1", "2", cluster="")

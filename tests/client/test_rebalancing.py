@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from cluster.catalog_util import topology
-from needle.base.errors import Unavailable
+from needle.base.errors import InvalidArgument, Unavailable
 from needle.catalog.planning.rebalance import NOTHING
 from needle.client.rebalancing import RebalanceMethods
 from needle.protocol import calls
-from needle.protocol.catalog_commands import CatalogCommand
+from needle.protocol.catalog_commands import CatalogCommand, DrainNode, StartRebalance
 from needle.routing.plans import Plan
 from needle.routing.topology import Topology
 
@@ -54,3 +54,16 @@ def test_what_waits_for_a_shard_alone_is_refused_before_anything_is_decided(what
     with pytest.raises(Unavailable, match="no leader of shard 1"):
         asyncio.run(asked())
     assert not fake.told
+
+
+def test_a_drain_that_comes_a_moment_after_another_rebalance_says_what_it_has_changed() -> None:
+    class Slower(Fake):
+        async def command(self, command: CatalogCommand, timeout: float) -> Any:
+            if isinstance(command, StartRebalance):
+                raise InvalidArgument("rebalance 7 is running", field="rebalance")
+            return await super().command(command, timeout)
+
+    fake = Slower(NOTHING)
+    with pytest.raises(InvalidArgument, match=r"rebalance 7 is running; node-1 is to be emptied.*--undo") as caught:
+        asyncio.run(fake.drain_node("node-1"))
+    assert fake.told == [DrainNode("node-1", True)] and caught.value.details == {"field": "rebalance"}

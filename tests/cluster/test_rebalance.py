@@ -14,6 +14,7 @@ from needle.base.errors import InvalidArgument
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.catalog.planning.planner import plan
 from needle.catalog.planning.rebalance import (
+    NOTHING,
     STUCK_MAX,
     Round,
     cancel,
@@ -25,13 +26,14 @@ from needle.catalog.planning.rebalance import (
     resume,
     takers,
 )
-from needle.catalog.planning.running import unsettled
+from needle.catalog.planning.running import Seen, now_running, unsettled
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AssignReplicas, StartMove
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig, Running
-from needle.routing.planned_moves import Move
+from needle.routing.planned_moves import Move, MoveRange
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import imbalance
+from needle.routing.topology import MoveInfo, MoveState
 
 
 @dataclass
@@ -175,6 +177,25 @@ def test_progress_counts_what_is_copied_so_far() -> None:
     assert 0 < told.percent_complete < 100
     assert told.eta == (told.total_bytes - told.moved_bytes) / 10
     assert set(told.phases) == {one.id for one in running}
+
+
+def test_a_cancelled_one_is_not_all_done() -> None:
+    made = coordinator(world(), Wish(shards=5))
+    made.look()
+    made.finish(0)  # the new shard is there; nothing was copied
+    planned = made.job.planned_bytes
+    told = progress(msgspec.structs.replace(made.job, state=JobState.CANCELLED), NOTHING, [], 0.0)
+    assert planned and (told.percent_complete, told.moved_bytes, told.total_bytes) == (0, 0, planned)
+
+
+@pytest.mark.parametrize("state", [MoveState.CANCELLING, MoveState.GIVEN_UP])
+def test_what_is_taken_back_does_not_count_as_copied(state: MoveState) -> None:
+    move = MoveRange(source=0, target=1, ranges=((0, 9),), documents=10, bytes=1000)
+    there = MoveInfo(id=5, nonce=1, ranges=((0, 9),), source=0, target=1, state=state)
+    topology = msgspec.structs.replace(world().topology, moves=(there,))
+    one = Running(id=5, move=move, nodes=(), copied=300)
+    (now,) = now_running([one], Seen(topology=topology, voters={}, learners={}, copied={}))
+    assert (now.phase, now.copied) == (Phase.CLEAN_UP, 0)
 
 
 @pytest.mark.parametrize("wrong", [{"max_concurrent_moves": 0}, {"batch_size": 0}, {"throttle_rate": -1}])

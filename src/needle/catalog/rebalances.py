@@ -22,7 +22,7 @@ from needle.protocol.catalog_commands import (
     StartRebalance,
     StepRebalance,
 )
-from needle.routing.jobs import Job, JobState, Running
+from needle.routing.jobs import Job, JobState, Running, check_over
 from needle.routing.planned_moves import Move, MoveRange, MoveReplicas, PreferLeader
 from needle.routing.plans import REPLICAS_MAX
 from needle.routing.topology import NodeState, Topology
@@ -43,12 +43,8 @@ _replace = msgspec.structs.replace
 
 def started(now: Topology, index: int, command: StartRebalance) -> Job:
     """A new one. Raises InvalidArgument while another one is not over."""
-    known, wish = now.rebalance, command.wish
-    if known is not None and not known.over:
-        raise InvalidArgument(
-            f"rebalance {known.id} is {known.state}: wait until it is over, or cancel it (`needle rebalance --cancel`)",
-            field="rebalance",
-        )
+    check_over(now.rebalance)
+    wish = command.wish
     named = sum(map(len, (wish.retire, wish.drain, wish.lost, wish.weights, wish.zones)))
     if named > WISHED_MAX:
         raise invalid("wish", named, f"at most {WISHED_MAX} shards and nodes")

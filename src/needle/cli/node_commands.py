@@ -31,7 +31,7 @@ from needle.cli.rebalance_commands import (
 )
 from needle.client.replacing import with_size
 from needle.protocol.catalog_commands import AssignReplicas
-from needle.routing.jobs import JobState, RebalanceConfig
+from needle.routing.jobs import JobState, RebalanceConfig, check_over
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Wish
 from needle.routing.topology import NodeState, Topology
@@ -171,6 +171,8 @@ def remove(
         elif holds:
             job = now.rebalance
             again = job is not None and not job.over and (node in job.wish.lost or known.state is NodeState.DRAINING)
+            if not again:
+                check_over(job)  # what it moves would be told as what no other node can take
             id_ = job.id if again and job is not None else await _emptying(client, node, config)
             ended = await followed(client, id_, False, json)
             if ended.state is not JobState.DONE:
@@ -254,7 +256,9 @@ def weight(
     wish = Wish(weights={} if share is None else {node: share})
 
     async def start(client: needle.Client) -> int:
+        check_over((await _confirmed(client)).rebalance)  # before anything is changed
         await client.weigh_node(node, share, timeout=timeout)
+        notes.print(f"the weight of {node} is {'its own' if share is None else weight} from now on", markup=False)
         return await client.start_rebalance(config, timeout=timeout)
 
     carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
@@ -282,7 +286,9 @@ def zone(
     config, wish = pace(moves, batch, throttle), Wish(zones={} if zone is None else {node: zone})
 
     async def start(client: needle.Client) -> int:
+        check_over((await _confirmed(client)).rebalance)  # before anything is changed
         await client.zone_node(node, zone, timeout=timeout)
+        notes.print(f"the zone of {node} is {'its own' if own else zone} from now on", markup=False)
         return await client.start_rebalance(config, timeout=timeout)
 
     carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)

@@ -210,6 +210,8 @@ def carry_out(
     show_progress(found, json)
     if found.state is JobState.FAILED:
         raise Unavailable(f"rebalance {found.id} has failed: {found.why}")
+    if found.state is JobState.CANCELLED:  # what comes next in a script, as stopping a node, must not go on
+        raise Unavailable(f"rebalance {found.id} was cancelled: what was not moved yet stays where it was")
 
 
 async def followed(client: needle.Client, id_: int, no_wait: bool, json: bool) -> Progress:
@@ -247,6 +249,6 @@ def _lines(found: Progress) -> tuple[str, ...]:
     moved = f"{size_in_words(found.moved_bytes)} of {size_in_words(found.total_bytes)}"
     rate = f", {size_in_words(round(found.rate))}/s" if found.rate else ""
     eta = f", {found.eta:.0f} s left" if found.eta is not None else ""
-    first = f"rebalance {found.id} is {found.state}: {found.percent_complete:.0f} %, {moved} copied{rate}{eta}"
+    first = f"rebalance {found.id} is {found.state}: {int(found.percent_complete)} %, {moved} copied{rate}{eta}"
     moves = tuple(f"  {found.phases[id_]}: {words}" for id_, words in found.moves.items())
     return (first, *moves, *((f"  {found.why}",) if found.why else ()))

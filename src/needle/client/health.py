@@ -183,7 +183,8 @@ def _warnings(topology: Topology) -> list[str]:
         told.append(f"{', '.join(draining)} is to be emptied, and gets nothing new")
     resting = [info.id for info in topology.nodes if info.maintenance]
     if resting:
-        told.append(f"{', '.join(resting)} is in maintenance: it leads nothing until `needle maintenance exit`")
+        until = "it leads nothing that others could, until `needle maintenance exit`"
+        told.append(f"{', '.join(resting)} is in maintenance: {until}")
     alone = [info.shard for info in topology.serving if len(info.wanted) == 1]
     if alone:
         told.append(f"not redundant: shards {', '.join(map(str, alone))} have one replica each; a lost disk loses them")

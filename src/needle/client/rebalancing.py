@@ -18,7 +18,7 @@ from needle.client.shards import ClusterShards, OverShards
 from needle.protocol import calls
 from needle.protocol.catalog_commands import AskRebalance, DrainNode, StartRebalance
 from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
-from needle.routing.jobs import Job, Progress, RebalanceConfig
+from needle.routing.jobs import Job, Progress, RebalanceConfig, check_over
 from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
 from needle.routing.stats import RebalanceStats, summarize
 from needle.routing.topology import Topology
@@ -131,7 +131,11 @@ class RebalanceMethods(OverShards):
         if plan.unmet or (plan.waiting and not plan.moves):
             raise Unavailable(f"{name} cannot be emptied: {'; '.join([*plan.unmet, *plan.waiting])}")
         await self._shards.command(DrainNode(name, True), seconds)
-        return await self._start(Wish(balance=False), config, seconds)
+        try:
+            return await self._start(Wish(balance=False), config, seconds)
+        except InvalidArgument as error:  # somebody else was quicker, and that one empties the node, too
+            left = f"{error.message}; {name} is to be emptied from now on, until `needle node drain {name} --undo`"
+            raise InvalidArgument(left, **error.details) from error
 
     async def undrain_node(self, node: NodeId, *, timeout: float = TIMEOUT) -> None:
         """Use a node again that was to be emptied. A rebalance brings it replicas back."""
@@ -183,11 +187,7 @@ async def stats_of(caller: Caller, shards: ClusterShards, seconds: float) -> Reb
 
 async def check_idle(shards: ClusterShards, seconds: float) -> None:
     """Raises InvalidArgument while a rebalance is not over."""
-    known = (await shards.confirmed(seconds)).rebalance
-    if known is not None and not known.over:
-        raise InvalidArgument(
-            f"rebalance {known.id} is {known.state}: wait until it is over, or cancel it", field="rebalance"
-        )
+    check_over((await shards.confirmed(seconds)).rebalance)
 
 
 def wish_to_split(now: Topology, shard: int) -> Wish:

@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from needle.base.config import check_range
+from needle.base.errors import InvalidArgument
 from needle.base.ids import NodeId
 from needle.routing.planned_moves import Move
 from needle.routing.plans import Wish
@@ -124,3 +125,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     def is_complete(self) -> bool:
         """Whether nothing of it is to come: done, failed or cancelled."""
         return self.state in OVER
+
+
+def check_over(job: Job | None) -> None:
+    """Raises InvalidArgument while a rebalance is not over: one runs at a time."""
+    if job is not None and not job.over:
+        raise InvalidArgument(
+            f"rebalance {job.id} is {job.state}: wait until it is over, or cancel it (`needle rebalance --cancel`)",
+            field="rebalance",
+        )

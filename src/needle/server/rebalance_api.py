@@ -62,7 +62,7 @@ class RebalanceHandle:
                 return found
             if deadline is not None and loop.time() >= deadline:
                 raise DeadlineExceeded(
-                    f"rebalance {self.id} is {found.state} after {timeout:g} s, {found.percent_complete:.0f} % done: "
+                    f"rebalance {self.id} is {found.state} after {timeout:g} s, {int(found.percent_complete)} % done: "
                     f"{found.why or 'it goes on'}"
                 )
         return await self.progress()

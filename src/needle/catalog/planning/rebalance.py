@@ -202,6 +202,8 @@ def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float, held
     wait, as their drivers say."""
     copied = job.moved_bytes + sum(min(one.copied, one.move.bytes) for one in running)
     total = job.moved_bytes + sum(one.move.bytes for one in running) + plan.bytes
+    if job.state in (JobState.CANCELLED, JobState.FAILED):  # it has no plan any more, and is not all done for that
+        total = max(total, job.planned_bytes)
     documents = job.moved_documents + sum(one.move.documents for one in running) + plan.documents
     count = job.moves + len(running) + len(plan.moves)
     part = copied / total if total else job.moves / count if count else 0.0

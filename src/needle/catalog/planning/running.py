@@ -18,6 +18,7 @@ _PHASE = {
     MoveState.CANCELLING: Phase.CLEAN_UP,
     MoveState.GIVEN_UP: Phase.CLEAN_UP,
 }
+_TAKEN_BACK = (MoveState.CANCELLING, MoveState.GIVEN_UP)
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +68,8 @@ def _now(one: Running, seen: Seen) -> Running:
         info, count = seen.topology.move(one.id), seen.copied.get(one.id, 0)
         if info is None or info.state is not MoveState.COPYING:
             phase = Phase.CLEAN_UP if info is None else _PHASE[info.state]
-            return msgspec.structs.replace(one, phase=phase, copied=move.bytes)
+            back = info is not None and info.state in _TAKEN_BACK
+            return msgspec.structs.replace(one, phase=phase, copied=0 if back else move.bytes)
         part = min(1.0, count / move.documents) if move.documents else 0.0
         phase = Phase.COPY if count else Phase.PREPARE
         return msgspec.structs.replace(one, phase=phase, copied=round(part * move.bytes))
