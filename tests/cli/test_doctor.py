@@ -84,6 +84,13 @@ async def test_a_healthy_cluster_has_no_finding(well: ProcessCluster, capsys: py
     assert not list(well.directory.glob("node-*/probe")), "the file of the probe is deleted"
 
 
+async def test_a_node_is_probed_by_one_at_a_time(well: ProcessCluster) -> None:
+    async with well.connect() as client:
+        seen = await asyncio.gather(*(client.doctor() for _ in range(3)))
+    refused = [finding for one in seen for finding in one.findings if finding.name == "not-probed"]
+    assert len(refused) == 6 and all("is being probed already" in finding.measured for finding in refused)
+
+
 async def test_a_slow_link_is_named(well: ProcessCluster) -> None:
     well.links["node-1", "node-2"].delay = 0.02
     seen = await until(well, lambda found: names(found) == {"link-slow"})

@@ -93,8 +93,9 @@ class LoadCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LoadAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """at: of the clock by which `facts.cpu_seconds` grows. calls: by method, the calls that took up to so many seconds,
-    ascending, the last without a bound (inf): what `needle_request_seconds` says. errors: calls answered with one."""
+    """at: of the node's clock for durations. facts: memory and CPU only. calls: by method, the calls that took up to so
+    many seconds, ascending, the last without a bound (inf): what `needle_request_seconds` says. errors: calls answered
+    with one."""
 
     node_id: NodeId
     at: float

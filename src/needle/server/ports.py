@@ -112,8 +112,9 @@ class Catalog(Protocol):
 class Computer(Protocol):
     """The machine that the node runs on."""
 
-    def facts(self) -> Facts:
-        """What its system says. Blocking."""
+    def facts(self, brief: bool = False) -> Facts:
+        """What its system says. brief: not what takes long with many files and maps, nor what never changes.
+        Blocking."""
         ...
 
     async def fsyncs(self, directory: str, count: int, seconds: float) -> list[float]:

@@ -12,6 +12,8 @@ import resource
 import time
 from contextlib import suppress
 
+import msgspec
+
 from needle.protocol.probe_calls import Facts
 from needle.server.process.descriptors import limit
 
@@ -23,25 +25,30 @@ FEATURES = frozenset({
     *("avx512_bf16", "asimd", "asimdhp", "asimddp", "sve", "sve2", "bf16"),
 })  # fmt: skip
 """Of processors, those that decide how vectors are compared."""
-PAGES_OF_CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+OF_CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
 
 
 class SystemComputer:
     """This machine."""
 
-    def facts(self) -> Facts:
-        """Blocking, for about a millisecond."""
+    def facts(self, brief: bool = False) -> Facts:
+        """brief: without files, maps and processor; those take some microseconds for each file and map. Blocking."""
         total, available = memory()
-        return Facts(
-            files=_count("/proc/self/fd"),
-            files_max=limit(),
-            maps=_read("/proc/self/maps").count("\n"),
-            maps_max=_number("/proc/sys/vm/max_map_count"),
+        known = Facts(
             memory=total,
             memory_available=available,
             resident=resident_bytes(),
             cpus=os.cpu_count() or 0,
             cpu_seconds=sum(resource.getrusage(resource.RUSAGE_SELF)[:2]),
+        )
+        if brief:
+            return known
+        return msgspec.structs.replace(
+            known,
+            files=_count("/proc/self/fd"),
+            files_max=limit(),
+            maps=_read("/proc/self/maps").count("\n"),
+            maps_max=_number("/proc/sys/vm/max_map_count"),
             machine=platform.machine(),
             features=features(),
         )
@@ -83,7 +90,7 @@ def memory() -> tuple[int, int]:
     """Bytes that there are and that can still be taken: of the machine, or of the cgroup if that has fewer."""
     told = {line.partition(":")[0]: line.partition(":")[2] for line in _read("/proc/meminfo").splitlines()}
     total, available = (_kib(told.get(name, "")) for name in ("MemTotal", "MemAvailable"))
-    bound, used = map(_number, PAGES_OF_CGROUP)
+    bound, used = map(_number, OF_CGROUP)
     if bound and (not total or bound < total):
         return bound, max(0, min(bound - used, available or bound))
     return total, available

@@ -15,8 +15,8 @@ from needle.base.config import SETTINGS, RaftConfig
 from needle.base.errors import NeedleError, Overloaded
 from needle.base.ids import NodeId
 from needle.protocol import calls
+from needle.protocol.peer_calls import WHO, WhoCall
 from needle.protocol.probe_calls import (
-    CLOCK,
     ClockAnswer,
     ClockCall,
     Facts,
@@ -59,7 +59,7 @@ class Probing:
 
     async def load(self, call: LoadCall) -> LoadAnswer:
         """What was done since the start."""
-        node, facts = self._node, await self._facts()
+        node, facts = self._node, await self._facts(brief=True)
         timed, errors = self.timed_calls()
         return LoadAnswer(node.node_id, node.now(), node.host.engine.lives.nonce, facts, timed, errors)
 
@@ -93,11 +93,11 @@ class Probing:
             why,
         )
 
-    async def _facts(self) -> Facts:
+    async def _facts(self, *, brief: bool = False) -> Facts:
         computer = self._node.ports.computer
         if computer is None:
             return Facts()
-        facts: Facts = await self._node.blocking(computer.facts)
+        facts: Facts = await self._node.blocking(computer.facts, brief)
         return facts
 
     async def _fsyncs(self, seconds: float) -> tuple[list[float], str]:
@@ -112,13 +112,13 @@ class Probing:
             return [], str(error)
 
     async def _link(self, other: NodeId, seconds: float) -> Link:
-        """Ping by the connection that Raft uses, so that what waits in it counts."""
-        node, body, pings = self._node, calls.encode(ClockCall()), list[float]()
+        """Ping by the connection that Raft uses, so that what waits in it counts, with a call that all releases know."""
+        node, body, pings = self._node, calls.encode(WhoCall()), list[float]()
         end = node.now() + seconds
         try:
-            await node.peers.call(other, CLOCK, body, PING_SECONDS)  # the first may have to connect
+            await node.peers.call(other, WHO, body, PING_SECONDS)  # the first may have to connect
             while len(pings) < PINGS_MAX and (start := node.now()) < end:
-                await node.peers.call(other, CLOCK, body, PING_SECONDS)
+                await node.peers.call(other, WHO, body, PING_SECONDS)
                 pings.append(node.now() - start)
         except NeedleError as error:
             return Link(other, sorted(pings), error.message)

@@ -1,0 +1,52 @@
+"""What the system says of a process and its machine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from needle.server.process import computer
+from needle.server.process.computer import SystemComputer, timed_writes
+
+
+def test_this_machine_is_known() -> None:
+    facts = SystemComputer().facts()
+    assert 0 < facts.files < facts.files_max and 0 < facts.maps < facts.maps_max
+    assert 0 < facts.memory_available <= facts.memory and 0 < facts.resident < facts.memory
+    assert facts.cpus and facts.cpu_seconds > 0 and facts.machine
+
+
+def test_what_is_looked_at_each_second_is_cheap() -> None:
+    facts = SystemComputer().facts(brief=True)
+    assert facts.resident and facts.cpu_seconds and facts.memory
+    assert (facts.files, facts.maps, facts.features) == (0, 0, "")
+
+
+def test_a_cgroup_that_has_less_than_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound, used = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(computer, "OF_CGROUP", (str(bound), str(used)))
+    whole = computer.memory()
+    assert whole[0] > 1 << 28, "without a cgroup the machine counts"
+    bound.write_text("max\n")
+    assert computer.memory()[0] == whole[0]
+    bound.write_text(f"{1 << 26}\n")
+    used.write_text(f"{1 << 25}\n")
+    assert computer.memory() == (1 << 26, 1 << 25)
+    used.write_text(f"{1 << 27}\n")
+    assert computer.memory() == (1 << 26, 0)
+
+
+def test_durable_writes_are_bounded_and_leave_nothing(tmp_path: Path) -> None:
+    found = timed_writes(str(tmp_path), 300, 60.0)
+    assert len(found) == 300 and found == sorted(found) and found[0] > 0
+    assert timed_writes(str(tmp_path), 10**9, 0.0) == []
+    start = time.monotonic()
+    assert timed_writes(str(tmp_path), 10**9, 0.05) and time.monotonic() - start < 30
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        timed_writes(str(tmp_path / "gone"), 1, 1.0)
