@@ -133,6 +133,7 @@ async def silence(look: Look) -> None:
     look.quiet = False
     await page.wait_for_selector("#pulse.is-bad:has-text('not heard since')", timeout=30_000)
     assert await page.locator("table.nodes tbody tr").count() == 3
+    assert await page.locator("main.stale").count() == 1, "what is old looks old"
     await look.shot("silence", whole=False)
 
 

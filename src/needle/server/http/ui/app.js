@@ -69,6 +69,8 @@ const failed = (error) => {
 
 const beat = (state, text) => {
   pulse.className = `is-${state}`;
+  pulse.setAttribute("aria-live", state === "bad" ? "polite" : "off"); // that all is well need not be read out each time
+  main.classList.toggle("stale", state === "bad");
   pulse.textContent = text;
 };
 

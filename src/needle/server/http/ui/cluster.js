@@ -63,7 +63,7 @@ const figures = (now, moments) => {
     figure("Documents", count(now.shards.reduce((total, one) => total + one.documents, 0))),
     figure("Writes", rate(sum("writes"))),
     figure("Searches", rate(sum("searches"))),
-    figure("p99 of a search", seconds(last?.search_p99 ?? null)),
+    figure("Search p99, this node", seconds(last?.search_p99 ?? null)),
     figure("Largest lag", lags.length ? seconds(Math.max(...lags)) : "\u2013", "", Math.max(...lags, 0) > 10 ? "bad" : Math.max(...lags, 0) > 1 ? "warn" : ""),
     figure("Shards led", `${count(led)}`, `of ${count(now.shards.length)}`, led < now.shards.length ? "bad" : ""),
     figure("Nodes answering", `${count(answering)}`, `of ${count(now.nodes.length)}`, answering < now.nodes.length ? "warn" : ""),
