@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,15 @@ def built(directory: Path, epoch: int) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((directory / "dist").iterdir())}
 
 
+def check_files(wheel: Path) -> None:
+    """All files of the package are in it: pages of the dashboard, types. Raises RuntimeError."""
+    package = ROOT / "src" / "needle"
+    wanted = {str(path.relative_to(package.parent)) for path in package.rglob("*") if path.is_file()}
+    missing = sorted(name for name in wanted - set(zipfile.ZipFile(wheel).namelist()) if not name.endswith(".pyc"))
+    if missing:
+        raise RuntimeError(f"the wheel lacks {missing}")
+
+
 def run(wheel: Path, directory: Path) -> None:
     """An environment with nothing but the wheel and what it needs; a node in it takes a write and a search."""
     venv.create(directory, with_pip=True)
@@ -71,6 +81,7 @@ def main() -> None:
         for name, checksum in rounds[0].items():
             print(f"{checksum}  {name}", flush=True)
         wheel = next(name for name in rounds[0] if name.endswith(".whl"))
+        check_files(Path(directory, "0", "dist", wheel))
         run(Path(directory, "0", "dist", wheel), Path(directory, "environment"))
     print(f"done in {time.monotonic() - begun:.0f} s")
 

@@ -9,6 +9,8 @@ _ANSWERS = "tests/server/http/test_answers.py::"
 _ENDINGS = "tests/server/http/test_endings.py::"
 _TABLES = "tests/server/http/test_tables.py::"
 _MEMORY = "tests/server/http/test_memory.py::"
+_PAGES = "tests/server/http/test_pages.py::"
+_HISTORY = "tests/server/test_history.py::"
 
 MUTANTS = (
     Mutant(
@@ -118,5 +120,29 @@ MUTANTS = (
         breaks="an error has a code that no document has",
         edits=(Edit("server.http.problems:Problem.__post_init__", "self.code not in CODES", "False"),),
         tests=(_TABLES + "test_the_document_says_what_generators_need_to_know",),
+    ),
+    Mutant(
+        name="any-tag-will-do",
+        breaks="a browser goes on with the page of an earlier release",
+        edits=(
+            Edit(
+                "server.http.pages:Page.__call__",
+                "if self._tag.encode() in _asked_tags(scope)",
+                "if _asked_tags(scope)",
+            ),
+        ),
+        tests=(_PAGES + "test_each_page_is_kept_by_its_tag_under_a_strict_policy",),
+    ),
+    Mutant(
+        name="endless-history",
+        breaks="what was seen of the cluster is kept until the memory is full",
+        edits=(Edit("server.upkeep.history:History.__init__", "deque(maxlen=MOMENTS)", "deque()"),),
+        tests=(_HISTORY + "test_it_is_bounded_and_regular",),
+    ),
+    Mutant(
+        name="p99-since-the-start",
+        breaks="a chart of latencies says what was once, not what is",
+        edits=(Edit("server.upkeep.history:History._p99", "count - before.get(bound, 0.0)", "count"),),
+        tests=(_HISTORY + "test_only_calls_since_the_moment_before_count",),
     ),
 )

@@ -17,6 +17,17 @@ async def cluster(look: Look) -> None:
     assert await page.locator("table.shards tbody tr").count() == 1
     assert await page.locator("table.shards td.cell .mark").all_inner_texts() != []
     assert str(MANY + len(IDS)) in await page.inner_text(".figures")
+    plot = page.locator(".plot").last
+    await plot.locator(".empty").wait_for(state="detached")
+    await plot.scroll_into_view_if_needed()
+    box = await plot.bounding_box()
+    assert box is not None
+    for inside in range(1, 60):  # the newest moments are at the right end
+        await page.mouse.move(box["x"] + box["width"] - inside, box["y"] + 20)
+        if await plot.locator(".read").is_visible():
+            break
+    assert "documents" in await plot.locator(".read").inner_text()
+    await page.mouse.move(5, 5)
     await look.shot("cluster")
 
 
@@ -122,6 +133,7 @@ async def silence(look: Look) -> None:
     look.quiet = False
     await page.wait_for_selector("#pulse.is-bad:has-text('not heard since')", timeout=30_000)
     assert await page.locator("table.nodes tbody tr").count() == 3
+    assert await page.locator("main.stale").count() == 1, "what is old looks old"
     await look.shot("silence", whole=False)
 
 

@@ -69,6 +69,8 @@ const failed = (error) => {
 
 const beat = (state, text) => {
   pulse.className = `is-${state}`;
+  pulse.setAttribute("aria-live", state === "bad" ? "polite" : "off"); // that all is well need not be read out each time
+  main.classList.toggle("stale", state === "bad");
   pulse.textContent = text;
 };
 
@@ -133,11 +135,12 @@ const run = async (view, signal) => {
   let pause = view.every;
   while (!signal.aborted) {
     await visible(signal);
+    const begun = performance.now();
     try {
       await view.draw(signal);
       if (signal.aborted) return;
       shown = true;
-      pause = view.every;
+      pause = view.every && Math.max(view.every, 10 * (performance.now() - begun)); // a large cluster is asked less often
       beat("good", view.every ? `live, ${new Date().toLocaleTimeString()}` : "");
     } catch (error) {
       if (signal.aborted) return;

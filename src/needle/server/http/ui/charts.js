@@ -110,7 +110,7 @@ export const ring = (shares, middle) => {
   const told = `Shares of the keys: ${shares.map((one) => one.name).join(", ")}`;
   return s(
     "svg",
-    { class: "ring", viewBox: "0 0 100 100", role: "img", "aria-label": told },
+    { class: shares.length > 24 ? "ring many" : "ring", viewBox: "0 0 100 100", role: "img", "aria-label": told },
     parts,
     s("text", { x: 50, y: 49, class: "ring-count" }, middle[0]),
     s("text", { x: 50, y: 60, class: "ring-what" }, middle[1]),

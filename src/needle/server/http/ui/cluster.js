@@ -7,6 +7,7 @@ import { bytes, count, percent, plural, rate, seconds, short } from "./format.js
 const SHARDS_MAX = 200;
 const NODES_MAX = 12;
 const SLICES_MAX = 64;
+const LEGEND_MAX = 6;
 const ROLES = { Leader: "Leader", Follower: "Follower", Learner: "Learner", Candidate: "Electing", PreCandidate: "Electing", Lost: "Lost", silent: "Silent" };
 const STATES = { healthy: "good", degraded: "warn", unavailable: "bad" };
 
@@ -62,7 +63,7 @@ const figures = (now, moments) => {
     figure("Documents", count(now.shards.reduce((total, one) => total + one.documents, 0))),
     figure("Writes", rate(sum("writes"))),
     figure("Searches", rate(sum("searches"))),
-    figure("p99 of a search", seconds(last?.search_p99 ?? null)),
+    figure("Search p99, this node", seconds(last?.search_p99 ?? null)),
     figure("Largest lag", lags.length ? seconds(Math.max(...lags)) : "\u2013", "", Math.max(...lags, 0) > 10 ? "bad" : Math.max(...lags, 0) > 1 ? "warn" : ""),
     figure("Shards led", `${count(led)}`, `of ${count(now.shards.length)}`, led < now.shards.length ? "bad" : ""),
     figure("Nodes answering", `${count(answering)}`, `of ${count(now.nodes.length)}`, answering < now.nodes.length ? "warn" : ""),
@@ -166,6 +167,8 @@ const shards = (now) => {
 const keys = (now) => {
   const few = now.shards.slice(0, SLICES_MAX);
   const slices = few.map((one) => ({ name: `shard ${one.shard}: ${percent(one.share)}`, share: one.share, state: STATES[one.state] ?? "warn" }));
+  const left = 1 - slices.reduce((total, one) => total + one.share, 0);
+  if (now.shards.length > few.length) slices.push({ name: `the others: ${percent(left)}`, share: left, state: "left" });
   const fair = 1 / Math.max(1, now.shards.length);
   const most = [...now.shards].sort((a, b) => b.share - a.share)[0];
   return section(
@@ -178,8 +181,9 @@ const keys = (now) => {
       h(
         "dl",
         { class: "facts" },
-        few.slice(0, 8).map((one, n) => [h("dt", { class: `slice-key slice-${n % 6}` }, `shard ${one.shard}`), h("dd", {}, percent(one.share))]),
-        most && now.shards.length > 1 && [h("dt", {}, "largest"), h("dd", {}, `${(most.share / fair).toFixed(2)} of a fair share`)],
+        few.slice(0, LEGEND_MAX).map((one, n) => [h("dt", { class: `slice-key slice-${n % 6}` }, `shard ${one.shard}`), h("dd", {}, percent(one.share))]),
+        now.shards.length > LEGEND_MAX && [h("dt", {}, "and others"), h("dd", {}, count(now.shards.length - LEGEND_MAX))],
+        most && now.shards.length > 1 && [h("dt", {}, `largest: shard ${most.shard}`), h("dd", {}, `${(most.share / fair).toFixed(2)} of a fair share`)],
       ),
     ),
   );

@@ -43,7 +43,7 @@ export const collections = (found, aliases) => {
     h(
       "div",
       { class: "scroll", tabindex: "0", role: "region", "aria-label": "Collections" },
-      h("table", {}, h("thead", {}, h("tr", {}, heads.map(([text, cls]) => h("th", { scope: "col", class: cls }, text)))), h("tbody", {}, rows)),
+      h("table", { class: "names" }, h("thead", {}, h("tr", {}, heads.map(([text, cls]) => h("th", { scope: "col", class: cls }, text)))), h("tbody", {}, rows)),
     ),
     h("p", { class: "faint" }, `${plural(found.length, "collection")}; sizes are those of one replica of each shard.`),
   ];
