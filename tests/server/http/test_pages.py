@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import AsyncIterator
 from email.message import Message
 from email.parser import BytesHeaderParser
-from fnmatch import fnmatch
 from importlib import resources
-from pathlib import Path
 
 import pytest
 
@@ -69,14 +66,6 @@ async def test_all_of_it_is_small() -> None:
     directory = resources.files("needle.server.http") / "ui"
     assert sum(len((directory / name).read_bytes()) for name in FILES) < BYTES_MAX
     assert {name.rpartition(".")[2] for name in FILES} <= pages._KINDS.keys(), "each file has a type"
-
-
-def test_the_wheel_has_all_of_it() -> None:
-    root = Path(__file__).resolve().parents[3]
-    told = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
-    patterns = told["tool"]["setuptools"]["package-data"]["needle"]
-    for name in FILES:
-        assert any(fnmatch(f"server/http/ui/{name}", pattern) for pattern in patterns), name
 
 
 @pytest.mark.parametrize(
