@@ -278,6 +278,8 @@ def check_index(value: object) -> IndexParams:
 
 def choose(value: object, kind: type[T], field: str) -> T:
     """`value` as a member of the enumeration `kind`."""
+    if type(value) is kind:
+        return value
     try:
         if isinstance(value, str):
             return kind(value)  # type: ignore[call-arg]

@@ -86,6 +86,8 @@ def said_of(error: NeedleError, info: CollectionInfo) -> None:
 def owner_of(owned: Ownership, name: str, metadata: bytes) -> int:
     """The shard that owns a document."""
     strategy = owned.map.strategy
+    if owned.only is not None and strategy.kind != "custom":
+        return owned.only
     decoded = routed_metadata(metadata) if strategy.kind == "custom" else None
     return owned.map.owner(routing_key(strategy, owned.map.shard_count, name, decoded))
 
@@ -180,7 +182,8 @@ class Routes:
                 await asyncio.sleep(PAUSE_SECONDS)
             tried = info.id
             alias = info.spec.name != collection
-            token = meant.set(Meaning(collection, info.id) if alias else None)
+            meaning = Meaning(collection, info.id) if alias else None
+            token = meant.set(meaning) if alias or meant.get() is not None else None
             try:
                 return await run(info.stored_name, max(0.001, deadline - loop.time()))
             except CollectionNotFound:
@@ -192,4 +195,5 @@ class Routes:
                 said_of(error, info)
                 raise
             finally:
-                meant.reset(token)
+                if token is not None:
+                    meant.reset(token)
