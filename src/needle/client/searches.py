@@ -193,6 +193,8 @@ class SearchMethods(OverDocuments):
 
     async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> Hits:
         documents, found = await self._find(request, reading, timeout)
+        if found.size < BESIDE_BYTES:
+            return _hits(found.batch)
         return await self._hits(documents, found)
 
     async def _find(
