@@ -73,7 +73,7 @@ class Books:
 def service() -> tuple[ShardDocuments, NewLeader]:
     host = NewLeader()
     hosted = object.__new__(HostedReplica)  # only what a write uses
-    hosted.space = DiskSpace(Endless(), "nowhere")
+    hosted.space, hosted.ttl_of = DiskSpace(Endless(), "nowhere"), TimesToLive()
     hosted.group, hosted.replica = 1, Books(host)
     hosted._host, hosted._judged_term = host, 0
     hosted.ttl_of = TimesToLive()
