@@ -23,8 +23,9 @@ from needle.protocol.bounds import bound_command
 from needle.protocol.calls import Freshness
 from needle.protocol.commands import Bound, Command, Session
 from needle.protocol.peer_calls import IndexRoom
+from needle.routing.stored_collections import StoredCollections
 from needle.routing.strategy import routing_key
-from needle.routing.topology import CollectionInfo, Ownership, Topology, public_name
+from needle.routing.topology import CollectionInfo, Ownership, Topology
 
 BATCH_BYTES_MAX = 1 << 20
 PAUSE_SECONDS = 0.02
@@ -104,6 +105,7 @@ class Routes:
         self.shards = shards
         self.blocking = blocking
         self.seen: dict[int, int] = {}
+        self._collections = StoredCollections()
         self.fan_out = FanOut(shards.group, shards.topology, shards.refresh)
         self._batch_bytes_max = batch_bytes_max
         self._bound: Bound | None = None
@@ -153,7 +155,7 @@ class Routes:
 
     def as_stored(self, request: SearchRequest, stored: str) -> SearchRequest:
         """For the shards: how accurate searches are is the catalog's to say, if the caller does not."""
-        info = self.shards.topology().named(public_name(stored))
+        info = self._collections.find(self.shards.topology(), stored)
         ef_search = request.ef_search or (0 if info is None else info.spec.index.ef_search)
         return msgspec.structs.replace(request, collection=stored, ef_search=ef_search)
 

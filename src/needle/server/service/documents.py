@@ -319,7 +319,7 @@ def judged(
     asked: by a request with an idempotency key. Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
     check_for_callers(command)
     hosted.space.check(command)
-    command = hosted.replica.validate(timed(command, node.topology, node.ports.clock, hosted.ttl_of))
+    command = hosted.replica.validate(timed(command, node.topology, node.ports.clock, hosted.collections))
     if asked is not None:
         if not isinstance(command, commands.DOCUMENT_WRITES) or {len(asked.key), len(asked.request)} != {HASH_BYTES}:
             raise invalid("asked", type(command).__name__, f"a write of documents, with two hashes of {HASH_BYTES}")
