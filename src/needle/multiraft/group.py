@@ -368,9 +368,9 @@ class Group:
     def next_deadline(self) -> float:
         """When `tick` must be called next."""
         first = min(self.raft.next_deadline(), self.proposals.next_deadline, self.reads.next_deadline)
-        if self.waiters or self.successors or self.conditions:
-            waits = (self.waiters, self.successors, self.conditions)
-            first = min(first, *[one.next_deadline for one in waits])
+        for waits in (self.waiters, self.successors, self.conditions):
+            if waits:
+                first = min(first, waits.next_deadline)
         return first
 
     def tick(self, now: float) -> None:
