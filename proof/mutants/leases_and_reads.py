@@ -22,7 +22,7 @@ MUTANTS = (
     Mutant(
         name="leased-reads-without-lease",
         breaks="leased reads look at the role, not at the lease: a leader that was replaced serves stale reads",
-        edits=(Edit("raft.raft:Raft.read_lease", "lease.remaining(self._s) > 0", "self._s.role is Role.LEADER"),),
+        edits=(Edit("raft.raft:Raft.read_lease", "lease.remaining(self._s) > 0", "self._s.role is LEADER"),),
         sim=True,
         tests=(
             _LEASE + "test_an_isolated_leader_stops_leased_reads_before_another_can_be_elected",

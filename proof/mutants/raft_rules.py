@@ -76,7 +76,7 @@ MUTANTS = (
     Mutant(
         name="pre-vote-changes-term",
         breaks="a pre-vote raises the voter's term: a node that comes back from a partition disturbs the leader",
-        edits=(Edit("raft.raft:Raft._step", "hypothetical = kind == MessageType.PRE_VOTE or (", "hypothetical = ("),),
+        edits=(Edit("raft.raft:Raft._step", "hypothetical = kind == _PRE_VOTE or (", "hypothetical = ("),),
         tests=(
             _ELECTION + "test_a_pre_vote_changes_nothing_at_the_voter",
             _TRACE + "[pre-vote]",

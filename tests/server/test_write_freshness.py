@@ -11,12 +11,12 @@ import pytest
 from needle.base.errors import CollectionNotFound, InvalidArgument, NotLeader, Unavailable
 from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Delete, Session, decode, encode
+from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
 from needle.server.replica import HostedReplica
 from needle.server.service.documents import ShardDocuments
 from needle.server.service.served import decoded_command
 from needle.server.upkeep.disk_space import DiskSpace, Endless
-from needle.server.upkeep.expiry import TimesToLive
 from needle.shard.catalog_known import ANY, CatalogKnown
 
 CALL = WriteCall(1, encode(Delete("books", ["a"], None, Session())), 5.0)
@@ -73,10 +73,9 @@ class Books:
 def service() -> tuple[ShardDocuments, NewLeader]:
     host = NewLeader()
     hosted = object.__new__(HostedReplica)  # only what a write uses
-    hosted.space = DiskSpace(Endless(), "nowhere")
+    hosted.space, hosted.collections = DiskSpace(Endless(), "nowhere"), StoredCollections()
     hosted.group, hosted.replica = 1, Books(host)
     hosted._host, hosted._judged_term = host, 0
-    hosted.ttl_of = TimesToLive()
 
     class Node:
         node_id = "node-1"

@@ -26,6 +26,7 @@ from needle.protocol import calls
 BESIDE_BYTES = 256 * 1024
 """Answers from this size on become values in a thread."""
 
+_STRONG, _LEASED, _EVENTUAL = Reading(ReadMode.STRONG), Reading(ReadMode.LEASED), ReadMode.EVENTUAL
 T = TypeVar("T")
 
 
@@ -122,7 +123,7 @@ class SearchMethods(OverDocuments):
     ) -> Hits:
         """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
-        return await self._search(request, Reading(ReadMode.STRONG), timeout)
+        return await self._search(request, _STRONG, timeout)
 
     async def search_leased(
         self,
@@ -140,7 +141,7 @@ class SearchMethods(OverDocuments):
         """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
         the configured bound."""
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
-        return await self._search(request, Reading(ReadMode.LEASED), timeout)
+        return await self._search(request, _LEASED, timeout)
 
     async def search_eventual(
         self,
@@ -160,7 +161,7 @@ class SearchMethods(OverDocuments):
         """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
         session, max_staleness."""
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
-        return await self._search(request, values.reading(ReadMode.EVENTUAL, session, max_staleness), timeout)
+        return await self._search(request, values.reading(_EVENTUAL, session, max_staleness), timeout)
 
     async def search_partial(
         self,
@@ -193,6 +194,8 @@ class SearchMethods(OverDocuments):
 
     async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> Hits:
         documents, found = await self._find(request, reading, timeout)
+        if found.size < BESIDE_BYTES:
+            return _hits(found.batch)
         return await self._hits(documents, found)
 
     async def _find(

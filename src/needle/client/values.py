@@ -57,8 +57,9 @@ def as_array(value: Any, field: str, dimensions: int) -> Vectors:
 
 
 def _finite(array: Vectors, field: str) -> Vectors:
-    if not np.isfinite(array).all():
-        bad = np.argwhere(~np.isfinite(array))[0]
+    finite = np.isfinite(array)
+    if np.count_nonzero(finite) != array.size:  # `all` passes through Python first
+        bad = np.argwhere(~finite)[0]
         where = f"{field}[{', '.join(str(int(n)) for n in bad)}]"
         raise invalid(where, float(array[tuple(bad)]), "finite float32 numbers (no NaN, no infinity)")
     return array
@@ -278,6 +279,8 @@ def check_index(value: object) -> IndexParams:
 
 def choose(value: object, kind: type[T], field: str) -> T:
     """`value` as a member of the enumeration `kind`."""
+    if type(value) is kind:
+        return value
     try:
         if isinstance(value, str):
             return kind(value)  # type: ignore[call-arg]

@@ -43,7 +43,7 @@ from needle.multiraft.timers import Timers
 from needle.multiraft.upkeep import Upkeep
 from needle.raft.messages import Message
 from needle.raft.raft import Raft
-from needle.raft.state import Role
+from needle.raft.state import LEADER
 
 _log = logging.getLogger("needle.multiraft")
 _QUANTA_PER_HEARTBEAT = 10
@@ -236,7 +236,7 @@ class Engine:
             else:
                 self._writer.persist(turn.work, extra)
         for group, batch in turn.applies:
-            if self._writer.busy and group.raft.role is not Role.LEADER and self.config.is_quick(batch):
+            if self._writer.busy and group.raft.role is not LEADER and self.config.is_quick(batch):
                 self._held.append((group, batch))  # what is written now is waited for; what is applied is not
             else:
                 self._after_sending(group.apply, batch)
@@ -333,7 +333,7 @@ class Engine:
             deadline = group.next_deadline()
             if deadline > now:
                 self._timers.arm(group_id, deadline)
-            elif read or group.raft.role is Role.LEADER:
+            elif read or group.raft.role is LEADER:
                 group.tick(now)
                 self._dirty[group_id] = group
             else:

@@ -41,7 +41,7 @@ from needle.multiraft.surroundings import Surroundings
 from needle.multiraft.waiters import Waiters
 from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta
 from needle.raft.raft import Raft
-from needle.raft.state import Role
+from needle.raft.state import LEADER, Role
 
 _log = logging.getLogger("needle.multiraft")
 _NORMAL = int(EntryKind.NORMAL)
@@ -193,9 +193,9 @@ class Group:
         raft, before = self.raft, self._role
         self._role = raft.role
         name, why = group_name(self.id), raft.causes.last.words
-        if raft.role is Role.LEADER:
+        if raft.role is LEADER:
             _log.info("%s: this node leads in term %d; it asked for votes because %s", name, raft.term, why)
-        elif before is Role.LEADER:
+        elif before is LEADER:
             _log.info("%s: this node leads no more, in term %d: %s", name, raft.term, why)
         elif raft.role is Role.CANDIDATE:
             _log.info("%s: this node asks for votes in term %d: %s", name, raft.term, why)
@@ -204,7 +204,7 @@ class Group:
         """Everything of a Ready that need not wait for the disk."""
         if ready.messages:
             turn.post(self.id, ready.messages)
-            if self.raft.role is Role.LEADER:
+            if self.raft.role is LEADER:
                 self.appended.mark(self.raft.last_index, now)
         if ready.committed:
             self._applying = True
@@ -368,9 +368,9 @@ class Group:
     def next_deadline(self) -> float:
         """When `tick` must be called next."""
         first = min(self.raft.next_deadline(), self.proposals.next_deadline, self.reads.next_deadline)
-        if self.waiters or self.successors or self.conditions:
-            waits = (self.waiters, self.successors, self.conditions)
-            first = min(first, *[one.next_deadline for one in waits])
+        for waits in (self.waiters, self.successors, self.conditions):
+            if waits:
+                first = min(first, waits.next_deadline)
         return first
 
     def tick(self, now: float) -> None:

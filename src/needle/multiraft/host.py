@@ -35,7 +35,7 @@ from needle.multiraft.repair import not_while_repairing
 from needle.multiraft.status import GroupLoad, group_load, group_status
 from needle.raft import membership
 from needle.raft.messages import ConfState
-from needle.raft.state import Role
+from needle.raft.state import LEADER
 
 
 class Host:
@@ -105,7 +105,7 @@ class Host:
     def begin_read(self, group: GroupId, timeout: float) -> asyncio.Future[int]:
         """Like read_index, without waiting for it. Raises NotLeader at once; the rest comes with the future."""
         replica = self.engine.serving(group)
-        if replica.raft.role is not Role.LEADER:
+        if replica.raft.role is not LEADER:
             raise not_leader(group, replica.raft.leader)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         replica.reads.add(future, self.engine.clock.monotonic() + timeout)
@@ -167,7 +167,7 @@ class Host:
 
         def over() -> bool:
             """Somebody took over, or the core has given up."""
-            leads = raft.role is Role.LEADER
+            leads = raft.role is LEADER
             return (not leads and bool(raft.leader)) or (leads and (raft.term != term or not raft.is_transferring))
 
         def late() -> NeedleError:
@@ -178,7 +178,7 @@ class Host:
             )
 
         await replica.conditions.until(over, now + min(timeout, 4 * within), late)
-        if raft.role is Role.LEADER:
+        if raft.role is LEADER:
             raise late()
         if raft.leader != target:
             raise TransferFailed(
@@ -239,7 +239,7 @@ class Host:
         while self.engine.maintenance:
             for group in list(self.engine.groups.values()):
                 raft = group.raft
-                if raft.role is Role.LEADER and len(raft.conf.voters) > 1:
+                if raft.role is LEADER and len(raft.conf.voters) > 1:
                     try:
                         raft.transfer_leadership(None, self.engine.clock.monotonic())
                     except (Unavailable, InvalidArgument):
@@ -291,7 +291,7 @@ class Host:
 
     def is_leader(self, group: GroupId) -> bool:
         """Whether this node leads the group, as far as it knows."""
-        return self.engine.find(group).raft.role is Role.LEADER
+        return self.engine.find(group).raft.role is LEADER
 
     def term(self, group: GroupId) -> int:
         """The current term, as far as this node knows."""

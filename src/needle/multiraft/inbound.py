@@ -40,7 +40,7 @@ from needle.multiraft.snapshots.receiver import BLOCKS_METHOD, CHUNK_METHOD, HAS
 from needle.multiraft.snapshots.sender import SnapshotShelf
 from needle.raft.messages import Doubt, Message, MessageType
 from needle.raft.raft import Raft
-from needle.raft.state import Role
+from needle.raft.state import LEADER, Role
 
 _log = logging.getLogger("needle.multiraft")
 REFUSAL_LOG_SECONDS = 1.0
@@ -48,22 +48,24 @@ REFUSAL_LOG_SECONDS = 1.0
 CALL_METHODS = (CHUNK_METHOD, HASHES_METHOD, BLOCKS_METHOD, STATE_METHOD, LIFE_METHOD, doubts.STANDING_METHOD)
 """What hosts ask each other."""
 
-_OF_LEADER = (MessageType.APPEND, MessageType.HEARTBEAT)
+_OF_LEADER = frozenset(map(int, (MessageType.APPEND, MessageType.HEARTBEAT)))
+_VOTE, _VOTE_RESP = int(MessageType.VOTE), int(MessageType.VOTE_RESP)
+_APPEND_RESP = int(MessageType.APPEND_RESP)
 
 
 def _counts(raft: Raft, message: Message) -> bool:
     """Whether this replica counts on what a message says that its sender holds: only that is held against the sender
     after its next start. What nobody counts on may have been said by anybody."""
-    if message.type == MessageType.VOTE:
+    if message.type == _VOTE:
         return message.term <= raft.term
     if message.term != raft.term:
         return False
     if message.type in _OF_LEADER:
         return raft.leader == message.frm
-    if message.type == MessageType.VOTE_RESP:
+    if message.type == _VOTE_RESP:
         return raft.role is not Role.FOLLOWER
-    answered = raft.role is Role.LEADER
-    return answered and (message.type != MessageType.APPEND_RESP or raft.holds(message.frm, message.index))
+    answered = raft.role is LEADER
+    return answered and (message.type != _APPEND_RESP or raft.holds(message.frm, message.index))
 
 
 class InboundHost(Protocol):

@@ -16,7 +16,7 @@ from needle.multiraft.group import Group
 from needle.multiraft.reads import not_leader
 from needle.raft import membership
 from needle.raft.messages import ConfChange
-from needle.raft.state import Role
+from needle.raft.state import LEADER
 
 
 async def change_members(
@@ -77,7 +77,7 @@ async def _hear_majority(engine: Engine, replica: Group, voters: Sequence[NodeId
         )
 
     def enough() -> bool:
-        return raft.role is not Role.LEADER or len(set(voters)) - len(silent()) >= needed
+        return raft.role is not LEADER or len(set(voters)) - len(silent()) >= needed
 
     engine.wake(replica)
     await replica.conditions.until(enough, min(deadline, engine.clock.monotonic() + 2 * within), late)

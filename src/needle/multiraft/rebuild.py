@@ -37,7 +37,7 @@ from needle.multiraft.proposals import Proposals
 from needle.multiraft.replica import Replica
 from needle.multiraft.surroundings import Surroundings
 from needle.raft.messages import SnapshotMeta
-from needle.raft.state import Role
+from needle.raft.state import LEADER
 
 STATE_METHOD = "raft.state"
 CATCH_UP_TIMEOUTS = 20
@@ -157,7 +157,7 @@ class Rebuild:
     async def _once(self) -> None:
         host, group = self._host, self._group
         raft = group.raft
-        if raft.role is Role.LEADER:
+        if raft.role is LEADER:
             self._hand_over()
             return
         self._asked.clear()

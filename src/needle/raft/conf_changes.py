@@ -11,7 +11,7 @@ from needle.base.errors import MembershipChangePending
 from needle.raft import lease, membership, replication, rounds, transfer
 from needle.raft.causes import Cause
 from needle.raft.messages import NO_LEADER, ConfChange, Entry, EntryKind
-from needle.raft.state import Role, State
+from needle.raft.state import LEADER, State
 
 
 def propose(s: State, change: ConfChange) -> int:
@@ -32,7 +32,7 @@ def _append(s: State, change: ConfChange) -> int:
 def maybe_leave_joint(s: State) -> None:
     """The second half of a membership change, once the first is applied and the lease allows it."""
     if (
-        s.role is Role.LEADER
+        s.role is LEADER
         and membership.is_joint(s.conf)
         and s.applied >= s.pending_conf_index
         and not transfer.is_under_way(s)
@@ -45,7 +45,7 @@ def apply(s: State, entry: Entry) -> None:
     """Put a committed change into force."""
     before = s.conf
     s.conf = membership.decode_conf(entry)
-    if s.role is not Role.LEADER or s.conf == before:
+    if s.role is not LEADER or s.conf == before:
         return
     lease.on_conf_change(s)
     if not membership.is_voter(s.conf, s.id):

@@ -11,7 +11,7 @@ from needle.base.ids import NodeId
 from needle.raft.causes import Cause
 from needle.raft.messages import NO_LEADER, Message, MessageType
 from needle.raft.quorum import Verdict, count_votes
-from needle.raft.state import NEVER, Role, State
+from needle.raft.state import LEADER, NEVER, Role, State
 
 DEAD_LEADER_JITTER = 0.5
 """Of a lease timeout, beyond the promise: how far those campaign apart who saw their leader's connection end."""
@@ -19,7 +19,7 @@ DEAD_LEADER_JITTER = 0.5
 
 def is_promised(s: State, candidate: str) -> bool:
     """Whether this node must not help `candidate` now. Its promise was made to the leader, so the leader is exempt."""
-    if s.role is Role.LEADER:
+    if s.role is LEADER:
         return True
     return s.now < s.promise_until and candidate != s.leader
 
@@ -138,7 +138,7 @@ def on_durable(s: State) -> None:
 def _learn_commit(s: State, m: Message) -> None:
     """Candidates and voters tell each other what is committed. Without it a removed leader, who alone knows that its
     removal is committed and whose log is the longest, would block the election of the others forever (raft-rs)."""
-    if m.hint > s.commit and s.role is not Role.LEADER and s.log.matches(m.hint, m.hint_term):
+    if m.hint > s.commit and s.role is not LEADER and s.log.matches(m.hint, m.hint_term):
         s.commit = m.hint
         if s.role is not Role.FOLLOWER and s.has_unapplied_conf_change():
             s.become_follower(s.term, NO_LEADER)

@@ -10,7 +10,7 @@ configuration change.
 
 from __future__ import annotations
 
-from needle.raft.state import NEVER, Role, State
+from needle.raft.state import LEADER, NEVER, State
 
 
 def end(s: State) -> float:
@@ -42,6 +42,6 @@ def covers_old(s: State) -> bool:
 
 def remaining(s: State) -> float:
     """Seconds for which leased reads may still be served, 0 for none. `s.now` must be fresh (rule 3)."""
-    if s.role is not Role.LEADER or s.lease_suspended or not s.has_committed_in_term():
+    if s.role is not LEADER or s.lease_suspended or not s.has_committed_in_term():
         return 0.0
     return max(0.0, end(s) - s.now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from needle.raft import replication
 from needle.raft.messages import Entry, HardState, Message, Ready, SnapshotMeta
-from needle.raft.state import Role, State
+from needle.raft.state import LEADER, State
 
 
 def has_ready(s: State, persist: bool, apply: bool) -> bool:
@@ -17,7 +17,7 @@ def has_ready(s: State, persist: bool, apply: bool) -> bool:
         return bool(s.dropped_reads)
     if s.messages or s.reads or s.dropped_reads or s.snapshot_requests:
         return True
-    if s.role is Role.LEADER and replication.wants_to_send(s):
+    if s.role is LEADER and replication.wants_to_send(s):
         return True
     if persist and _may_persist(s) and (s.messages_after_persist or s.needs_disk()):
         return True
@@ -31,7 +31,7 @@ def _may_persist(s: State) -> bool:
 
 def take(s: State, persist: bool, apply: bool) -> Ready:
     """See `Raft.ready`."""
-    if s.role is Role.LEADER and replication.wants_to_send(s):
+    if s.role is LEADER and replication.wants_to_send(s):
         replication.emit(s)
     hard_state: HardState | None = None
     entries: tuple[Entry, ...] = ()

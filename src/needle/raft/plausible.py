@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from needle.raft.membership import readable_conf
 from needle.raft.messages import NUMBER_MAX, EntryKind, Message, MessageType
-from needle.raft.state import Role, State
+from needle.raft.state import LEADER, State
 
 TERM_JUMP_MAX = 1 << 40
 """By so much a message may raise the term at once: at an election each millisecond, 34 years of them."""
@@ -36,14 +36,14 @@ def why_not(s: State, m: Message) -> str:
         return f"it would raise the term from {s.term} to {m.term} at once"
     if kind in _FROM_LEADER:
         return _from_leader(s, m)
-    if kind in _ROUNDS and m.term == s.term and s.role is Role.LEADER and m.round > s.round:
+    if kind in _ROUNDS and m.term == s.term and s.role is LEADER and m.round > s.round:
         return f"it answers round {m.round}, which has not begun"
     return ""
 
 
 def _from_leader(s: State, m: Message) -> str:
     if m.term == s.term:
-        if s.role is Role.LEADER:
+        if s.role is LEADER:
             return f"it is of another leader in term {m.term}, which this node leads"
         if s.leader and s.leader != m.frm:
             return f"it is of another leader in term {m.term} than {s.leader}, which this node follows"

@@ -19,6 +19,10 @@ class ProgressState(Enum):
     SNAPSHOT = "snapshot"
 
 
+PROBE, REPLICATE, SNAPSHOT = ProgressState.PROBE, ProgressState.REPLICATE, ProgressState.SNAPSHOT
+"""See `state.LEADER`."""
+
+
 class Progress:
     """One member, as its leader sees it.
 
@@ -52,7 +56,7 @@ class Progress:
         self.lost_match = 0
         self.match_round = 0
         self.next = next_index
-        self.state = ProgressState.PROBE
+        self.state = PROBE
         self.is_learner = is_learner
         self.contact = now
         self.recent_active = False
@@ -75,25 +79,25 @@ class Progress:
 
     def become_probe(self) -> None:
         self.next = self.match + 1
-        self._enter(ProgressState.PROBE)
+        self._enter(PROBE)
 
     def become_replicate(self) -> None:
         self.next = self.match + 1
-        self._enter(ProgressState.REPLICATE)
+        self._enter(REPLICATE)
 
     def become_snapshot(self, retry_at: float) -> None:
-        self._enter(ProgressState.SNAPSHOT)
+        self._enter(SNAPSHOT)
         self.retry_at = retry_at
 
     def may_send(self, messages_max: int, bytes_max: int) -> bool:
         """Whether an append with entries may go out now."""
-        if self.state is ProgressState.REPLICATE:
+        if self.state is REPLICATE:
             return len(self._inflight) < messages_max and self.inflight_bytes < bytes_max
-        return self.state is ProgressState.PROBE and not self.paused
+        return self.state is PROBE and not self.paused
 
     def sent(self, last: int, size: int) -> None:
         """An append up to `last` with `size` bytes of data was sent. Probes without entries are sent too."""
-        if self.state is ProgressState.REPLICATE:
+        if self.state is REPLICATE:
             if last >= self.next:
                 self.next = last + 1
                 self._inflight.append((last, size))
@@ -120,8 +124,8 @@ class Progress:
                 return False
             self.lost_match = max(self.lost_match, self.match)
             self.match = 0
-        elif index != self.next - 1 if self.state is ProgressState.PROBE else index >= self.next:
+        elif index != self.next - 1 if self.state is PROBE else index >= self.next:
             return False  # of an append of before, or one that was never sent
-        self._enter(ProgressState.PROBE)
+        self._enter(PROBE)
         self.next = max(min(index, retry_from + 1), self.match + 1)
         return True

@@ -41,11 +41,13 @@ from needle.raft.messages import (
     SnapshotMeta,
 )
 from needle.raft.progress import Progress
-from needle.raft.state import FAR, Role, State
+from needle.raft.state import FAR, LEADER, Role, State
 
 __all__ = ["Raft", "Role"]
 
 _FROM_LEADER = frozenset((MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT))
+_PRE_VOTE, _PRE_VOTE_RESP = int(MessageType.PRE_VOTE), int(MessageType.PRE_VOTE_RESP)
+_APPEND_RESP, _NORMAL = int(MessageType.APPEND_RESP), int(EntryKind.NORMAL)
 _VOTE_REQUESTS = frozenset((MessageType.VOTE, MessageType.PRE_VOTE))
 _HANDLERS: dict[int, Callable[[State, Message], None]] = {
     MessageType.PRE_VOTE: election.on_vote_request,
@@ -113,23 +115,23 @@ class Raft:
         if term < s.term:
             if kind in _FROM_LEADER:
                 follower.answer_stale_leader(s, message)
-            elif kind == MessageType.PRE_VOTE:
+            elif kind == _PRE_VOTE:
                 election.refuse_stale_pre_vote(s, message)
             return
         if kind in _VOTE_REQUESTS and not message.force and election.is_promised(s, message.frm):
             return
         # A pre-vote asks about a term that has not begun, and so does a granted one.
-        hypothetical = kind == MessageType.PRE_VOTE or (kind == MessageType.PRE_VOTE_RESP and not message.reject)
+        hypothetical = kind == _PRE_VOTE or (kind == _PRE_VOTE_RESP and not message.reject)
         if term > s.term and not hypothetical:
             cause = Cause.HANDED_OVER if transfer.is_under_way(s) else Cause.NEWER_TERM
             # The newer term of a learner is of its own past (multiraft/repair.py): nobody campaigns in it, so this node
             # need not wait for that. The others' promise does not bind them against the leader that they gave it.
-            answered = s.role is Role.LEADER and kind == MessageType.APPEND_RESP
+            answered = s.role is LEADER and kind == _APPEND_RESP
             goes_on = answered and message.frm in s.conf.learners and not transfer.is_under_way(s)
             s.become_follower(term, message.frm if kind in _FROM_LEADER else NO_LEADER, cause)
             if goes_on:
                 election.campaign(s, cause)
-        if s.role is Role.LEADER:
+        if s.role is LEADER:
             on_answer = _LEADER_HANDLERS.get(kind)
             if on_answer is not None:
                 on_answer(s, message)
@@ -146,7 +148,7 @@ class Raft:
         s.note_disk()
         if s.retired:
             return
-        if s.role is Role.LEADER:
+        if s.role is LEADER:
             leadership.tick(s)
             conf_changes.maybe_leave_joint(s)
         elif now >= s.election_deadline:
@@ -162,7 +164,7 @@ class Raft:
         s = self._s
         if s.retired:
             return FAR
-        if s.role is Role.LEADER:
+        if s.role is LEADER:
             return min(s.heartbeat_due, s.commit_notice_at, s.transfer_deadline)
         return s.election_deadline
 
@@ -173,13 +175,13 @@ class Raft:
         """
         s = self._s
         s.now = now
-        if s.role is not Role.LEADER:
+        if s.role is not LEADER:
             raise self._not_leader()
         transfer.check_none(s)
         limit = s.config.uncommitted_bytes_max
         if s.uncommitted_bytes and s.uncommitted_bytes + len(data) > limit:
             raise Overloaded(f"more than {limit} bytes of writes wait for a quorum", bytes_max=limit)
-        return s.append_entry(EntryKind.NORMAL, data), s.term
+        return s.append_entry(_NORMAL, data), s.term
 
     def propose_conf_change(self, change: ConfChange, now: float) -> tuple[int, int]:
         """Begin a membership change; returns the (index, term) of its first half. The leader adds the second itself.
@@ -189,7 +191,7 @@ class Raft:
         """
         s = self._s
         s.now = now
-        if s.role is not Role.LEADER:
+        if s.role is not LEADER:
             raise self._not_leader()
         return conf_changes.propose(s, change), s.term
 
@@ -197,7 +199,7 @@ class Raft:
         """Ask for a linearizable read; answered by Ready.reads or Ready.dropped_reads. Raises NotLeader."""
         s = self._s
         s.now = now
-        if s.role is not Role.LEADER:
+        if s.role is not LEADER:
             raise self._not_leader()
         s.reads_new.append(context)
 
@@ -216,7 +218,7 @@ class Raft:
         or after two election timeouts. Raises NotLeader, InvalidArgument, TransferFailed."""
         s = self._s
         s.now = now
-        if s.role is not Role.LEADER:
+        if s.role is not LEADER:
             raise self._not_leader()
         return transfer.start(s, to)
 
@@ -225,7 +227,7 @@ class Raft:
         s = self._s
         s.now = now
         s.note_disk()
-        if s.role is not Role.LEADER and not s.retired:
+        if s.role is not LEADER and not s.retired:
             election.campaign(s, Cause.FORCED)
 
     def set_quiesced(self, on: bool) -> None:
@@ -262,7 +264,7 @@ class Raft:
         s = self._s
         if not output.written(s, ready):
             return
-        if s.role is Role.LEADER:
+        if s.role is LEADER:
             replication.on_durable(s)
         else:
             election.on_durable(s)
@@ -304,7 +306,7 @@ class Raft:
     def send_snapshot(self, to: NodeId, meta: SnapshotMeta, now: float) -> None:
         """Answer Ready.snapshot_requests: the files that `meta.descriptor` names can be fetched."""
         self._s.now = now
-        if self._s.role is Role.LEADER:
+        if self._s.role is LEADER:
             replication.send_snapshot(self._s, to, meta)
 
     def report_snapshot_failed(self, to: NodeId, now: float) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from needle.base.ids import NodeId
 from needle.raft import rounds, transfer
 from needle.raft.messages import ENTRIES_MAX, Doubt, DoubtKind, Entry, Message, MessageType, SnapshotMeta
-from needle.raft.progress import Progress, ProgressState
+from needle.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
 from needle.raft.quorum import quorum_value
 from needle.raft.state import FAR, State
 
@@ -58,13 +58,13 @@ def _send_appends(s: State, node: NodeId, progress: Progress, cache: _Cache) -> 
     sent = False
     last = s.log.last_index()
     while progress.may_send(config.inflight_messages_max, config.inflight_bytes_max):
-        behind = progress.match if progress.state is ProgressState.PROBE and not sent else progress.next - 1
+        behind = progress.match if progress.state is PROBE and not sent else progress.next - 1
         if sent and not s.log.is_in_memory(progress.next):
             break
         if behind >= last or not _send_append(s, node, progress, cache):
             break
         sent = True
-    if progress.poke and not sent and progress.state is ProgressState.REPLICATE:
+    if progress.poke and not sent and progress.state is REPLICATE:
         # Everything is sent, yet not acknowledged: an empty append makes the member say so if something was lost.
         sent = _send_append(s, node, progress, cache, with_entries=False)
     progress.poke = False
@@ -158,7 +158,7 @@ def _is_vouched(s: State, m: Message) -> bool:
 
 
 def _on_rejection(s: State, m: Message, progress: Progress) -> None:
-    if progress.state is ProgressState.SNAPSHOT:
+    if progress.state is SNAPSHOT:
         return
     hint, held = m.hint, progress.match
     if m.hint_term > 0:
@@ -184,10 +184,10 @@ def on_append_answer(s: State, m: Message) -> None:
         return
     progress.match_round = max(progress.match_round, m.round)
     news = progress.acked(m.index)
-    if progress.state is ProgressState.PROBE:
+    if progress.state is PROBE:
         if m.index >= progress.next - 1:
             progress.become_replicate()
-    elif progress.state is ProgressState.SNAPSHOT and progress.match + 1 >= s.log.first_index():
+    elif progress.state is SNAPSHOT and progress.match + 1 >= s.log.first_index():
         progress.become_replicate()
     if news:
         if not maybe_commit(s) and progress.sent_commit < min(s.commit, progress.match):
@@ -226,7 +226,7 @@ def _request_snapshot(s: State, node: NodeId, progress: Progress) -> None:
 def retry_snapshots(s: State) -> None:
     """Members whose snapshot was not answered in time get it again, or a new one if the log has moved on."""
     for node, progress in s.progress.items():
-        if progress.state is not ProgressState.SNAPSHOT or s.now < progress.retry_at:
+        if progress.state is not SNAPSHOT or s.now < progress.retry_at:
             continue
         meta = progress.snapshot
         progress.retry_at = s.now + s.config.snapshot_retry
@@ -242,7 +242,7 @@ def retry_snapshots(s: State) -> None:
 def send_snapshot(s: State, node: NodeId, meta: SnapshotMeta) -> None:
     """The host has made the snapshot that was asked for."""
     progress = s.progress.get(node)
-    if progress is None or progress.state is not ProgressState.SNAPSHOT:
+    if progress is None or progress.state is not SNAPSHOT:
         return
     progress.snapshot = meta
     progress.retry_at = s.now + s.config.snapshot_retry
@@ -252,7 +252,7 @@ def send_snapshot(s: State, node: NodeId, meta: SnapshotMeta) -> None:
 def snapshot_failed(s: State, node: NodeId) -> None:
     """Making or fetching the snapshot failed: ask for another one after snapshot_retry."""
     progress = s.progress.get(node)
-    if progress is not None and progress.state is ProgressState.SNAPSHOT:
+    if progress is not None and progress.state is SNAPSHOT:
         progress.snapshot = None
         progress.retry_at = s.now + s.config.snapshot_retry
 
@@ -260,6 +260,6 @@ def snapshot_failed(s: State, node: NodeId) -> None:
 def unreachable(s: State, node: NodeId) -> None:
     """The transport lost messages to the member: stop pipelining, probe where it is."""
     progress = s.progress.get(node)
-    if progress is not None and progress.state is ProgressState.REPLICATE:
+    if progress is not None and progress.state is REPLICATE:
         progress.become_probe()
         progress.paused = True

@@ -363,6 +363,9 @@ class Ownership:
         self._ranges = shard_map.by_owner()
         self.owners = sorted(self._ranges)
         self._prints = {shard: fingerprint(ranges) for shard, ranges in self._ranges.items()}
+        self._claims: dict[int, Claim] = {}
+        self.only = self.owners[0] if len(self.owners) == 1 else None
+        """The shard that owns everything, if one does."""
 
     def ranges(self, shard: int) -> list[KeyRange]:
         """What a shard owns; [] for a shard that owns nothing."""
@@ -370,7 +373,12 @@ class Ownership:
 
     def claim(self, shard: int) -> Claim:
         """What a read by this map takes the shard to own."""
-        return Claim(self.fingerprint(shard), self._since.get(shard, 0))
+        found = self._claims.get(shard)
+        if found is None:
+            found = Claim(self.fingerprint(shard), self._since.get(shard, 0))
+            if shard in self._prints:  # callers may name what there is not
+                self._claims[shard] = found
+        return found
 
     def fingerprint(self, shard: int) -> int:
         """Of its ranges."""

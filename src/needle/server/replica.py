@@ -23,12 +23,13 @@ from needle.multiraft.background import Background
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
 from needle.protocol.calls import GroupCall
+from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
 from needle.server.call_rates import CallRates
 from needle.server.known_parts import KnownParts
 from needle.server.ports import NodePorts
 from needle.server.upkeep.disk_space import DiskSpace
-from needle.server.upkeep.expiry import Expiry, TimesToLive
+from needle.server.upkeep.expiry import Expiry
 from needle.server.upkeep.field_upkeep import FieldUpkeep
 from needle.server.upkeep.lasting import lasting, next_beat
 from needle.server.upkeep.pinned_scans import PinnedScans
@@ -79,7 +80,7 @@ class HostedReplica:
         self.batcher = SearchBatcher(search_many, ports.search_pool, in_flight_max=ports.search_threads)
         self.calls = CallRates()
         self.parts = KnownParts()
-        self.ttl_of = TimesToLive()
+        self.collections = StoredCollections()
         self.caught_up = False
         """Whether this replica has had, since the start, all that was committed when it found a leader."""
         self._host = host

@@ -46,6 +46,7 @@ T = TypeVar("T")
 
 MakeCall = Callable[[int, Freshness, int], object]
 """The call of one shard, given the shard, how fresh the read must be, and the epoch of the map."""
+_EVENTUAL = ReadMode.EVENTUAL
 PAUSE_SECONDS = 0.02
 
 
@@ -214,7 +215,7 @@ class FanOut:
 
         group = self._group(shard)
         left = max(0.001, deadline - loop.time())
-        if fresh.mode is ReadMode.EVENTUAL:
+        if fresh.mode is _EVENTUAL:
             data = await self._ask_any(shard, group, method, body, left)
         else:
             data = await group.ask_leader(method, body, left)
@@ -237,7 +238,7 @@ class FanOut:
 
         async def ask(shard: int, index: int) -> Payload:
             def body(left: float) -> bytes:
-                return calls.encode(make(shard, index, Freshness(ReadMode.EVENTUAL, index, 0.0, left)))
+                return calls.encode(make(shard, index, Freshness(_EVENTUAL, index, 0.0, left)))
 
             data = await self._ask_any(shard, self._group(shard), method, body, timeout)
             return calls.decode(data, ReceivedAnswer).body

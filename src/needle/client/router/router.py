@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Self
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Self
 
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, StaleEpoch, in_seconds
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
@@ -50,7 +50,8 @@ from needle.routing.topology import CollectionInfo
 
 
 class Router:
-    """Requests in, shards' answers out. Safe to call concurrently on one event loop."""
+    """Requests in, shards' answers out. Safe to call concurrently on one event loop. What is asked most hands out the
+    coroutine of its work instead of awaiting it: each one between costs the caller a part of a microsecond."""
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Router:
         return self._routes.fan_out.stats
 
     # --- writes ------------------------------------------------------------------------------------------------------
-    async def insert(
+    def insert(
         self,
         collection: str,
         name: str,
@@ -105,17 +106,17 @@ class Router:
         timeout: float,
         matches: bytes = b"",
         expires: int = AS_IT_IS,
-    ) -> WriteResult:
+    ) -> Coroutine[Any, Any, WriteResult]:
         """Insert or replace one document; expected, matches, expires as in `commands.Insert`."""
         instants = [expires] if expires else []
 
-        async def run(stored: str, left: float) -> WriteResult:
+        def run(stored: str, left: float) -> Awaitable[WriteResult]:
             def make(session: Session) -> Command:
                 return Insert(stored, [name], vector, [metadata], expected, session, matches, instants)
 
-            return await self._write(lambda: self._routes.owner(name, metadata), make, left)
+            return self._write(lambda: self._routes.owner(name, metadata), make, left)
 
-        return await self._routes.named(collection, timeout, run)
+        return self._routes.named(collection, timeout, run)
 
     async def _write(self, owner: Callable[[], int], make: Callable[[Session], Command], timeout: float) -> WriteResult:
         """Write to the owning shard. StaleEpoch means that nothing was done: route again by a newer map."""
@@ -268,7 +269,7 @@ class Router:
             ),
         )
 
-    async def search(
+    def search(
         self,
         request: SearchRequest,
         mode: ReadMode,
@@ -277,7 +278,7 @@ class Router:
         max_staleness: float = 0.0,
         session: bool = False,
         partial: bool = False,
-    ) -> Found:
+    ) -> Coroutine[Any, Any, Found]:
         """The k nearest documents of all shards (or of those that a filter on the shard key leaves). session: eventual
         reads see this router's own writes and never go back. partial: answer without shards that cannot."""
 
@@ -289,7 +290,7 @@ class Router:
                 return self._search_like(inner, stored, fresh, left, partial)
             return self._search(inner, fresh, left, partial)
 
-        return await self._routes.named(request.collection, timeout, run)
+        return self._routes.named(request.collection, timeout, run)
 
     async def _search_like(
         self, request: SearchRequest, stored: str, fresh: Callable[[int], Freshness], timeout: float, partial: bool

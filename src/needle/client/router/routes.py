@@ -23,8 +23,9 @@ from needle.protocol.bounds import bound_command
 from needle.protocol.calls import Freshness
 from needle.protocol.commands import Bound, Command, Session
 from needle.protocol.peer_calls import IndexRoom
+from needle.routing.stored_collections import StoredCollections
 from needle.routing.strategy import routing_key
-from needle.routing.topology import CollectionInfo, Ownership, Topology, public_name
+from needle.routing.topology import CollectionInfo, Ownership, Topology
 
 BATCH_BYTES_MAX = 1 << 20
 PAUSE_SECONDS = 0.02
@@ -86,6 +87,8 @@ def said_of(error: NeedleError, info: CollectionInfo) -> None:
 def owner_of(owned: Ownership, name: str, metadata: bytes) -> int:
     """The shard that owns a document."""
     strategy = owned.map.strategy
+    if owned.only is not None and strategy.kind != "custom":
+        return owned.only
     decoded = routed_metadata(metadata) if strategy.kind == "custom" else None
     return owned.map.owner(routing_key(strategy, owned.map.shard_count, name, decoded))
 
@@ -102,6 +105,7 @@ class Routes:
         self.shards = shards
         self.blocking = blocking
         self.seen: dict[int, int] = {}
+        self._collections = StoredCollections()
         self.fan_out = FanOut(shards.group, shards.topology, shards.refresh)
         self._batch_bytes_max = batch_bytes_max
         self._bound: Bound | None = None
@@ -151,7 +155,7 @@ class Routes:
 
     def as_stored(self, request: SearchRequest, stored: str) -> SearchRequest:
         """For the shards: how accurate searches are is the catalog's to say, if the caller does not."""
-        info = self.shards.topology().named(public_name(stored))
+        info = self._collections.find(self.shards.topology(), stored)
         ef_search = request.ef_search or (0 if info is None else info.spec.index.ef_search)
         return msgspec.structs.replace(request, collection=stored, ef_search=ef_search)
 
@@ -180,7 +184,8 @@ class Routes:
                 await asyncio.sleep(PAUSE_SECONDS)
             tried = info.id
             alias = info.spec.name != collection
-            token = meant.set(Meaning(collection, info.id) if alias else None)
+            meaning = Meaning(collection, info.id) if alias else None
+            token = meant.set(meaning) if alias or meant.get() is not None else None
             try:
                 return await run(info.stored_name, max(0.001, deadline - loop.time()))
             except CollectionNotFound:
@@ -192,4 +197,5 @@ class Routes:
                 said_of(error, info)
                 raise
             finally:
-                meant.reset(token)
+                if token is not None:
+                    meant.reset(token)

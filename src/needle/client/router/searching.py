@@ -14,6 +14,7 @@ from needle.client.document_calls import Found
 from needle.client.router.fan_out import FanOut
 from needle.client.router.merge import merged_hits, merged_searches
 from needle.client.router.pruning import matching_shards
+from needle.client.router.routes import BESIDE_BYTES
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, Freshness, SearchCall, SearchManyCall
 
@@ -42,7 +43,10 @@ async def search(
         partial=partial,
     )
     start, size = monotonic(), answers.size()
-    batches, merged = await beside(size, merged_hits, answers.by_shard, request)
+    if size <= BESIDE_BYTES:
+        batches, merged = merged_hits(answers.by_shard, request)
+    else:
+        batches, merged = await beside(size, merged_hits, answers.by_shard, request)
     applied = {shard: batch.applied_index for shard, batch in batches.items()}
     for shard, index in applied.items():
         saw(shard, index)

@@ -28,6 +28,7 @@ from needle.multiraft.log.log_sizes import ENTRY_OVERHEAD, LogSizes
 from needle.multiraft.ports import KeyValueStore
 from needle.raft.messages import ConfState, Entry, EntryKind, HardState
 
+_CONF_CHANGE = int(EntryKind.CONF_CHANGE)
 READ_ENTRIES_MAX = 1024
 READ_BYTES_MAX = 2 << 20
 """What is read of the disk at once, on the event loop: each entry takes 2 us, each MiB another 1 ms."""
@@ -200,7 +201,7 @@ class GroupLog:
         self._last = entries[-1].index
         lengths = [len(entry.data) for entry in entries]
         self.sizes.append(lengths)
-        self._conf_changes.extend([entry.index for entry in entries if entry.kind == EntryKind.CONF_CHANGE])
+        self._conf_changes.extend([entry.index for entry in entries if entry.kind == _CONF_CHANGE])
         self._cache_bytes += sum(lengths) + ENTRY_OVERHEAD * len(entries)
         if self._cache_bytes > self._cache_bytes_max:
             self._trim()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 PREFIX_BYTES = 6
@@ -20,6 +20,10 @@ class Place(NamedTuple):
     segment: int
     offset: int
     length: int
+
+
+_place = tuple.__new__
+"""A NamedTuple's own is a Python function."""
 
 
 class KeyIndex:
@@ -34,20 +38,30 @@ class KeyIndex:
     def get(self, key: bytes) -> Place | None:
         return self._places.get(key)
 
-    def put(self, key: bytes, place: Place) -> None:
-        """Set a key; its former place is dead."""
-        former = self._places.get(key)
-        if former is not None:
-            self.live[former.segment] -= _cost(key, former)
-        else:
-            bucket = self._buckets.setdefault(key[:PREFIX_BYTES], [])
-            if not bucket or key > bucket[-1]:
-                bucket.append(key)
+    def put(self, segment: int, run: Sequence[tuple[bytes, int, int]]) -> None:
+        """Set keys whose values were written to one segment, (key, offset, length) each; their former places are
+        dead."""
+        if not run:
+            return
+        places, live = self._places, 0
+        prefix: bytes | None = None
+        bucket: list[bytes] = []
+        for key, offset, length in run:
+            former = places.get(key)
+            if former is not None:
+                self.live[former.segment] -= _cost(key, former)
             else:
-                bucket.insert(bisect_left(bucket, key), key)
-        self._places[key] = place
-        self._written.setdefault(place.segment, []).append(key)
-        self.live[place.segment] += _cost(key, place)
+                if key[:PREFIX_BYTES] != prefix:
+                    prefix = key[:PREFIX_BYTES]
+                    bucket = self._buckets.setdefault(prefix, [])
+                if not bucket or key > bucket[-1]:
+                    bucket.append(key)
+                else:
+                    bucket.insert(bisect_left(bucket, key), key)
+            places[key] = _place(Place, (segment, offset, length))
+            live += len(key) + length
+        self._written.setdefault(segment, []).extend([key for key, _, _ in run])
+        self.live[segment] += live
 
     def delete_range(self, start: bytes, end: bytes) -> None:
         """Forget every key in [start, end)."""

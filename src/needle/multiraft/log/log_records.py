@@ -154,8 +154,8 @@ def parse_key(key: bytes) -> tuple[GroupId, bytes, int]:
 def encode_entry(key: bytes, entry: Entry) -> bytes:
     """The value of an entry under `key`: CRC-32, term, kind, data."""
     head = _HEAD.pack(entry.term, entry.kind)
-    crc = zlib.crc32(entry.data, zlib.crc32(head, zlib.crc32(key)))
-    return b"".join((_CRC.pack(crc), head, entry.data))
+    crc = zlib.crc32(entry.data, zlib.crc32(key + head))
+    return _CRC.pack(crc) + head + entry.data
 
 
 def decode_entry(key: bytes, value: bytes, group: GroupId, index: int) -> Entry:

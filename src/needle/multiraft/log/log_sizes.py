@@ -34,9 +34,7 @@ class LogSizes:
     def append(self, sizes: Iterable[int]) -> None:
         """The next entries hold so many bytes of data each."""
         at = self._sums[-1] if self._sums else self._before
-        for size in sizes:
-            at += size + ENTRY_OVERHEAD
-            self._sums.append(at)
+        self._sums.extend([at := at + size + ENTRY_OVERHEAD for size in sizes])
 
     def cut(self, first: int) -> None:
         """Entries from `first` on are gone."""

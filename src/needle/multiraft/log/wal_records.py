@@ -16,7 +16,7 @@ client chose, can pass for a record.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import xxhash
@@ -63,10 +63,14 @@ def decode_segment_header(data: bytes | bytearray | memoryview, number: int) -> 
     return salt if bytes(data[: SEGMENT_HEADER.size]) == segment_header(number, salt) else None
 
 
-def encode_operation(kind: int, key: bytes, value: bytes = b"") -> bytes:
-    """One operation of a record's body."""
-    end = value if kind == DELETE_RANGE else b""
-    return _OPERATION.pack(kind, len(key), len(value), _operation_hash(kind, key, len(value), end)) + key + value
+def encode_operations(operations: Iterable[tuple[int, bytes, bytes]]) -> bytes:
+    """A record's body, of (kind, key, value) each."""
+    parts: list[bytes] = []
+    for kind, key, value in operations:
+        size, length = len(key), len(value)
+        hash_ = _operation_hash(kind, key, length, value if kind == DELETE_RANGE else b"")
+        parts += (_OPERATION.pack(kind, size, length, hash_), key, value)
+    return b"".join(parts)
 
 
 def _operation_hash(kind: int, key: bytes, value_length: int, end: bytes) -> int:

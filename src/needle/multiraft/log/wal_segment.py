@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from needle.multiraft.log.key_index import KeyIndex, Place
+from needle.multiraft.log.key_index import KeyIndex
 from needle.multiraft.log.wal_records import DELETE, OPERATION_HEAD_BYTES, PUT, SEGMENT_HEADER
 
 SUFFIX = ".wal"
@@ -51,12 +51,18 @@ def index_operations(
     index: KeyIndex, operations: Sequence[tuple[int, bytes, bytes]], segment: int, offset: int
 ) -> None:
     """Note in the index what a record holds. offset: where its operations begin in the segment."""
+    run: list[tuple[bytes, int, int]] = []
     for kind, key, value in operations:
         offset += OPERATION_HEAD_BYTES + len(key)
+        length = len(value)
         if kind == PUT:
-            index.put(key, Place(segment, offset, len(value)))
-        elif kind == DELETE:
-            index.delete(key)
+            run.append((key, offset, length))
         else:
-            index.delete_range(key, value)
-        offset += len(value)
+            index.put(segment, run)
+            run = []
+            if kind == DELETE:
+                index.delete(key)
+            else:
+                index.delete_range(key, value)
+        offset += length
+    index.put(segment, run)

@@ -26,7 +26,7 @@ from needle.multiraft.log.wal_records import (
     PUT,
     RECORD_HEADER,
     SEGMENT_HEADER,
-    encode_operation,
+    encode_operations,
     encode_record,
     record_size,
     segment_header,
@@ -198,21 +198,21 @@ class WalStore:
             raise self._failed from error
 
     def _append(self, operations: list[tuple[int, bytes, bytes]]) -> None:
-        body = b"".join([encode_operation(*operation) for operation in operations])
+        body = encode_operations(operations)
         freed: list[Segment] = []
         if record_size(len(body)) > self._left():
             # An idle group's old entries must not keep every later segment.
             wasteful = 2 * self._index.live.total() < self._bytes
             rescued, freed = self._rescue(self._segment_bytes if wasteful else COPY_BYTES_MAX)
             operations = rescued + operations
-            body = b"".join([encode_operation(*operation) for operation in operations])
+            body = encode_operations(operations)
             self._roll(record_size(len(body)))
         self._write(operations, body)
         self._free(freed)
         while self._oldest_is_dead():
             rescued, freed = self._rescue(min(COPY_BYTES_MAX, self._left() // 4))
             if rescued:
-                self._write(rescued, b"".join([encode_operation(*operation) for operation in rescued]))
+                self._write(rescued, encode_operations(rescued))
             if not freed or not self._free(freed):
                 break
 

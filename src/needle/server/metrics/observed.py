@@ -17,7 +17,7 @@ from needle.base.errors import NeedleError
 from needle.base.runtime import Clock
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
 from needle.protocol import calls
-from needle.server.metrics.families import counted, observed, read
+from needle.server.metrics.families import Durations, counted, observed, read
 from needle.server.metrics.node_state import NodeState
 from needle.server.metrics.replica_state import ReplicaState
 from needle.server.node import Node
@@ -25,6 +25,9 @@ from needle.server.ports import NodePorts
 from needle.server.process.loop_watch import LoopWatch
 from needle.server.system_node import Http
 from needle.server.upkeep.history import History
+
+_SEARCHED, _WRITTEN = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
+"""By replicas here."""
 
 
 class MeasuredStore:
@@ -57,9 +60,8 @@ class NodeMetrics:
         self.history = History()
         registry = self._registry = CollectorRegistry()
         self._fsync = observed("needle_fsync_seconds", registry)
-        self._calls = observed("needle_request_seconds", registry)
-        self._searches = observed("needle_search_seconds", registry)
-        self._writes = counted("needle_writes_total", registry)
+        self._calls = _Calls()
+        registry.register(self._calls)
         self._failures = counted("needle_request_errors_total", registry)
         self._fan_out = observed("needle_search_fanout_count", registry)
         self._merge = observed("needle_search_merge_time_ms", registry)
@@ -93,23 +95,16 @@ class NodeMetrics:
         self._node.http = door
 
     def _observer(self) -> Callable[[str, float, NeedleError | None], None]:
-        # Without "shard_" these are calls of clients that the node passes on to shards, perhaps other nodes' shards.
-        searched, written = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
-        known = {name: self._calls.labels(name) for name in (calls.WRITE, calls.SEARCH, calls.GET)}
-        searches, writes, failures = self._searches.observe, self._writes.inc, self._failures
+        of_methods, failures = self._calls.of_methods, self._failures
 
         def observe(method: str, seconds: float, error: NeedleError | None) -> None:
             if error is not None:
                 failures.labels(method, error.code).inc()
                 return
-            histogram = known.get(method)
-            if histogram is None:
-                histogram = known[method] = self._calls.labels(method)
-            histogram.observe(seconds)
-            if method == searched:
-                searches(seconds)
-            elif method == written:
-                writes()
+            durations = of_methods.get(method)
+            if durations is None:
+                durations = of_methods[method] = Durations()
+            durations.note(seconds)
 
         return observe
 
@@ -142,6 +137,22 @@ class _Read(CollectorRegistry):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._families
+
+
+class _Calls(Collector):
+    """The calls that were answered without an error, by method."""
+
+    def __init__(self) -> None:
+        # Without "shard_" these are calls of clients that the node passes on to shards, perhaps other nodes' shards.
+        named = (calls.WRITE, calls.SEARCH, calls.GET, _SEARCHED, _WRITTEN)
+        self.of_methods = {method: Durations() for method in named}
+
+    def collect(self) -> Iterator[Metric]:
+        took, searches = read("needle_request_seconds"), read("needle_search_seconds")
+        for method, durations in list(self.of_methods.items()):
+            durations.add_to(took, (method,))
+        self.of_methods[_SEARCHED].add_to(searches)
+        yield from (took, searches, read("needle_writes_total", self.of_methods[_WRITTEN].count))
 
 
 class _LoopState(Collector):

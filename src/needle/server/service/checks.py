@@ -94,7 +94,7 @@ class Ownerships:
         shard_map, shard = owned.map, group - 1
         strategy, count = shard_map.strategy, shard_map.shard_count
         custom = strategy.kind == "custom"
-        if owned.owners == [shard] and not custom:
+        if owned.only == shard and not custom:
             return  # whatever the key is
         if isinstance(command, commands.Insert):
             for name, metadata in zip(command.ids, command.metadata, strict=False):

@@ -178,7 +178,9 @@ class ShardDocuments:
             hosted.calls.searched(self._node.now())
 
     async def _shard_read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> Body:
-        owned = await self._owners.of(call.epoch)
+        owned = self._node.ownership
+        if owned is None or owned.epoch != call.epoch:
+            owned = await self._owners.of(call.epoch)
         claim = owned.claim(call.group - 1)
         fresh = call.freshness
         if fresh.min_index < claim.since:  # a replica that lags behind must not answer for what it does not have yet
@@ -197,7 +199,7 @@ class ShardDocuments:
         if self._owners.lacks(call.group):
             await self._owners.learn(call.group, call_timeout(fresh.timeout))
         after = self._node.ownership
-        if after is None or after.map != owned.map:
+        if after is not owned and (after is None or after.map != owned.map):
             raise self._owners.stale("the shard map changed during the read", after or owned)
         body = await encoded(self._node, answer)
         return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
@@ -317,7 +319,7 @@ def judged(
     asked: by a request with an idempotency key. Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
     check_for_callers(command)
     hosted.space.check(command)
-    command = hosted.replica.validate(timed(command, node.topology, node.ports.clock, hosted.ttl_of))
+    command = hosted.replica.validate(timed(command, node.topology, node.ports.clock, hosted.collections))
     if asked is not None:
         if not isinstance(command, commands.DOCUMENT_WRITES) or {len(asked.key), len(asked.request)} != {HASH_BYTES}:
             raise invalid("asked", type(command).__name__, f"a write of documents, with two hashes of {HASH_BYTES}")

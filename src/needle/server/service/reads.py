@@ -51,6 +51,7 @@ from needle.shard.reads import Page
 from needle.shard.search_batcher import AGAIN_SECONDS
 from needle.shard.state_machine import Replica
 
+_EVENTUAL, _STRONG = ReadMode.EVENTUAL, ReadMode.STRONG
 SCAN_MAX = 10_000
 QUERIES_AT_ONCE = 32
 MANY_BYTES_MAX = 48 << 20
@@ -71,8 +72,8 @@ class Reads:
         """Wait until this replica may answer a read of that freshness."""
         hosted, host = self._node.hosted(group), self._host
         timeout = call_timeout(fresh.timeout)
-        if fresh.mode is not ReadMode.EVENTUAL:
-            read = host.read_index if fresh.mode is ReadMode.STRONG else host.read_leased
+        if fresh.mode is not _EVENTUAL:
+            read = host.read_index if fresh.mode is _STRONG else host.read_leased
             await read(group, timeout)
         else:
             host.check_serves(group)
@@ -139,7 +140,7 @@ class Reads:
     def _may_search_early(self, call: SearchCall) -> bool:
         """Whether a strong search will most likely see now what its round will ask for: no write is under way."""
         fresh, group, host = call.freshness, call.group, self._host
-        return fresh.mode is ReadMode.STRONG and host.is_at_rest(group) and fresh.min_index <= host.applied_index(group)
+        return fresh.mode is _STRONG and host.is_at_rest(group) and fresh.min_index <= host.applied_index(group)
 
     async def _search_early(self, call: SearchCall, request: SearchRequest) -> HitBatch:
         """Search while the round confirms this leader, instead of after it. What was found counts only if the round is

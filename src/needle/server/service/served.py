@@ -115,10 +115,13 @@ async def judge(node: ServedNode, size: int, fn: Callable[..., T], *arguments: o
 async def encoded(node: ServedNode, answer: object) -> Body:
     """An answer as bytes; a large one in pieces, made in a thread: one of many bytes, or of many rows, each of which
     takes some 5 us."""
-    batches: Sequence[object] = (answer.documents if isinstance(answer, ScanAnswer) else answer,)
-    if isinstance(answer, SearchManyAnswer):
-        batches = answer.batches
-    told = [one for one in batches if isinstance(one, HitBatch | DocumentBatch)]
+    told: Sequence[HitBatch | DocumentBatch] = ()
+    if isinstance(answer, HitBatch) or isinstance(answer, DocumentBatch):  # noqa: SIM101 - a tuple is slower
+        told = (answer,)
+    elif isinstance(answer, ScanAnswer):
+        told = (answer.documents,)
+    elif isinstance(answer, SearchManyAnswer):
+        told = answer.batches
     if sum([len(one.ids) for one in told]) >= LARGE_ROWS or sum(map(calls.batch_bytes, told)) >= LARGE_BYTES:
         pieces: Pieces = await node.blocking(encode_parts, answer)
         return pieces

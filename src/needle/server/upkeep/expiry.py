@@ -21,7 +21,8 @@ from needle.base.runtime import Clock, Pool
 from needle.multiraft.host import Host
 from needle.protocol import commands
 from needle.protocol.commands import AS_IT_IS, NEVER
-from needle.routing.topology import CollectionInfo, Topology, public_name
+from needle.routing.stored_collections import StoredCollections
+from needle.routing.topology import Topology
 from needle.server.upkeep.lasting import next_beat
 from needle.shard.state_machine import Replica
 
@@ -43,37 +44,21 @@ def micros_of(clock: Clock) -> int:
     return int(clock.wall() * 1_000_000)
 
 
-def ttl_of(topology: Topology, stored: str) -> float:
+def _ttl_of(topology: Topology, stored: str, known: StoredCollections) -> float:
     """The time to live of a collection, by its name inside the shards; 0 for none."""
-    info = topology.named(public_name(stored))
-    return 0.0 if info is None or info.stored_name != stored else info.spec.ttl
-
-
-class TimesToLive:
-    """`ttl_of`, remembered while the catalog says the same of all collections: each write asks."""
-
-    def __init__(self) -> None:
-        self._of: tuple[CollectionInfo, ...] = ()
-        self._known: dict[str, float] = {}
-
-    def __call__(self, topology: Topology, stored: str) -> float:
-        if topology.collections is not self._of:
-            self._of, self._known = topology.collections, {}
-        found = self._known.get(stored)
-        if found is None:
-            found = ttl_of(topology, stored)
-            if len(self._known) < len(self._of):  # callers may name what there is not
-                self._known[stored] = found
-        return found
+    info = known.find(topology, stored)
+    return 0.0 if info is None else info.spec.ttl
 
 
 def timed(
-    command: commands.Command, topology: Topology, clock: Clock, ttl_of: Callable[[Topology, str], float] = ttl_of
+    command: commands.Command, topology: Topology, clock: Clock, known: StoredCollections | None = None
 ) -> commands.Command:
     """A write as it goes into the log: with the instant that the collection's time to live makes of the clock, where it
-    names none itself. Raises InvalidArgument for an instant that has passed."""
+    names none itself. known: what was found of collections before. Raises InvalidArgument for an instant that has
+    passed."""
+    known = known or StoredCollections()
     if isinstance(command, commands.Insert):
-        ttl = ttl_of(topology, command.collection)
+        ttl = _ttl_of(topology, command.collection, known)
         if not ttl and not command.expires:
             return command
         now = micros_of(clock)
@@ -83,11 +68,11 @@ def timed(
         expires = [said or usual for said in command.expires] or [usual] * len(command.ids)
         return msgspec.structs.replace(command, expires=expires)
     if isinstance(command, commands.UpdateVectors):
-        said = _said(command.expires, ttl_of(topology, command.collection), clock)
+        said = _said(command.expires, _ttl_of(topology, command.collection, known), clock)
         return command if said == command.expires else msgspec.structs.replace(command, expires=said)
     if isinstance(command, commands.Patch | commands.ChangeWhere) and command.change is not None:
         change = command.change
-        said = _said(change.expires, ttl_of(topology, command.collection), clock)
+        said = _said(change.expires, _ttl_of(topology, command.collection, known), clock)
         if said != change.expires:
             return msgspec.structs.replace(command, change=msgspec.structs.replace(change, expires=said))
     return command

@@ -71,7 +71,9 @@ class Batch:
                 record = self.find_record(command.collection)
                 if record is not None and record.documents:
                     self.change(record)
-                    wanted.setdefault(record.id, {}).update(dict.fromkeys(command.ids))
+                    names = wanted.setdefault(record.id, {})
+                    for id_ in command.ids:
+                        names[id_] = None
         for collection_id, ids in wanted.items():
             self.lookup(self.changes[collection_id], list(ids))
 
@@ -166,11 +168,11 @@ class Batch:
         """Write documents whose ids were looked up; how many of them were there. expires: none of them if empty."""
         if not ids:
             return 0
-        record, vectors, existed = change.record, memoryview(block), 0
+        record, refs, existed = change.record, change.refs, 0
         width, ordinal, total = record.spec.dimensions * FLOAT_BYTES, record.next_ordinal, record.total
-        base = row_id(record.id, 0)
+        base, vectors = row_id(record.id, 0), block if len(ids) == 1 else memoryview(block)
         for at, id_ in enumerate(ids):
-            old = change.refs[id_]
+            old = refs[id_]
             if old is not None:
                 existed += 1
                 change.dies(id_, old)
@@ -180,10 +182,10 @@ class Batch:
             instant = expires[at] if expires else 0
             hash_ = document_hash(ordinal, version, id_, data, ordinal, vector, instant)
             total += int.from_bytes(hash_, "little")
-            change.refs[id_] = DocRef(ordinal, version, hash_, ordinal, instant)
+            refs[id_] = DocRef(ordinal, version, hash_, ordinal, instant)
             change.rows.append((base | ordinal, id_, version, data, ordinal))
+            change.written[id_] = None
             ordinal += 1
-        change.written.update(dict.fromkeys(ids))
         change.vectors.append(block)
         if expires:
             change.expire(expires)

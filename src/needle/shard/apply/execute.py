@@ -196,9 +196,12 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     check_room(record, len(ids))
     change = batch.change(record)
     batch.admit(change, ids, command.metadata)
-    check_insert(batch, change, command)
-    _check_versions(command, change.refs, ids)
-    _check_matches(command, batch, change, ids)
+    if command.bound is not None:
+        check_insert(batch, change, command)
+    if command.expected is not None:
+        _check_versions(command, change.refs, ids)
+    if command.matches:
+        _check_matches(command, batch, change, ids)
     version = batch.version(index)
     expires = [max(instant, 0) for instant in command.expires] if command.expires else ()
     existed = batch.put(change, ids, [version] * len(ids), command.vectors, command.metadata, expires)

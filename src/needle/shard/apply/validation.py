@@ -36,6 +36,7 @@ from needle.protocol.commands import (
     Patch,
     PublishSegment,
     Session,
+    Spread,
     UpdateVectors,
     without_repeats,
 )
@@ -72,6 +73,7 @@ UNIT_ERROR: Final = 2.0**-22
 """A vector whose square is 1 but for this is of length 1 as exactly as float32 can say it, and stays as it is: so what
 was read is written back as the same bytes."""
 
+_COSINE: Final = Metric.COSINE
 _FLOAT32: Final = np.dtype("<f4")
 
 FindSpec = Callable[[str], CollectionSpec | None]
@@ -99,19 +101,11 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
         _require(command.name, find_spec)
     elif isinstance(command, Delete):
         _require(command.collection, find_spec)
-        _check_batch(len(command.ids), limits)
-        _check_ids(command.ids, limits)
-        if command.expected is not None:
-            _check_int("expected", command.expected, 1, VERSION_MAX)
-        _check_condition(command, limits)
+        _check_spread(command, limits)
     elif isinstance(command, Patch):
         _require(command.collection, find_spec)
         _check_judged("ids", len(command.ids))
-        _check_batch(len(command.ids), limits)
-        _check_ids(command.ids, limits)
-        if command.expected is not None:
-            _check_int("expected", command.expected, 1, VERSION_MAX)
-        _check_condition(command, limits)
+        _check_spread(command, limits)
         return msgspec.structs.replace(command, change=_checked_change(command.change, limits))
     elif isinstance(command, UpdateVectors):
         return _check_update(command, _require(command.collection, find_spec), limits)
@@ -127,19 +121,23 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
     return command
 
 
-def _check_update(command: UpdateVectors, spec: CollectionSpec, limits: Limits) -> UpdateVectors:
-    _check_judged("ids", len(command.ids))
+def _check_spread(command: Spread, limits: Limits) -> None:
     _check_batch(len(command.ids), limits)
     _check_ids(command.ids, limits)
+    if command.expected is not None:
+        _check_int("expected", command.expected, 1, VERSION_MAX)
+    _check_condition(command, limits)
+
+
+def _check_update(command: UpdateVectors, spec: CollectionSpec, limits: Limits) -> UpdateVectors:
+    _check_judged("ids", len(command.ids))
+    _check_spread(command, limits)
     if len(set(command.ids)) < len(command.ids):
         raise invalid("ids", f"{len(command.ids)} ids", "each id once")
     if len(command.vectors) > limits.batch_bytes_max:
         raise invalid("batch", f"{len(command.vectors)} bytes", f"at most {limits.batch_bytes_max} bytes of vectors")
-    if command.expected is not None:
-        _check_int("expected", command.expected, 1, VERSION_MAX)
-    _check_condition(command, limits)
     vectors = _vectors(command.vectors, len(command.ids), spec, command.ids)
-    if spec.metric != Metric.COSINE:
+    if spec.metric != _COSINE:
         return command
     return msgspec.structs.replace(command, vectors=vectors.astype(_FLOAT32, copy=False).tobytes())
 
@@ -333,7 +331,7 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
         _check_int("expected", command.expected, 0, VERSION_MAX)
     _check_condition(command, limits)
     vectors = _vectors(command.vectors, count, spec, command.ids)
-    if spec.metric != Metric.COSINE:
+    if spec.metric != _COSINE:
         return command
     return msgspec.structs.replace(command, vectors=vectors.astype(_FLOAT32, copy=False).tobytes())
 
@@ -353,7 +351,7 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
         wide = vectors.astype(np.float64)
         square = float(np.add.reduce(wide * wide))  # not dot: it lets go of the GIL, and others take it
         if 0 < square <= SQUARE_MAX:
-            if spec.metric == Metric.COSINE and abs(square - 1) > UNIT_ERROR:
+            if spec.metric == _COSINE and abs(square - 1) > UNIT_ERROR:
                 wide /= math.sqrt(square)
                 unit: npt.NDArray[np.float32] = wide.astype(np.float32).reshape(1, -1)
                 return unit
@@ -364,7 +362,7 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
     bad = np.flatnonzero(~np.isfinite(squares))
     if len(bad):
         raise _bad_vector(vectors, int(bad[0]), ids, "finite float32 values (no NaN, no infinity)")
-    if spec.metric == Metric.COSINE:
+    if spec.metric == _COSINE:
         zero = np.flatnonzero(squares == 0)
         if len(zero):
             raise _bad_vector(vectors, int(zero[0]), ids, "not all zeros: the cosine of a zero vector is undefined")
@@ -372,7 +370,7 @@ def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | Non
         vectors = (vectors / lengths[:, None]).astype(np.float32)
     # A distance must be finite in float32, too.
     huge = np.flatnonzero(squares > SQUARE_MAX)
-    if spec.metric != Metric.COSINE and len(huge):
+    if spec.metric != _COSINE and len(huge):
         raise _bad_vector(vectors, int(huge[0]), ids, "shorter than 6e18, so that distances fit float32")
     return vectors.astype(np.float32, copy=sys.byteorder == "big")
 

@@ -36,7 +36,7 @@ def document_hash(
 ) -> bytes:
     """16 bytes that identify one stored document version. vector: little-endian float32 bytes."""
     total = _head_hash(id_, ordinal, version, metadata, expires)
-    total += xxhash.xxh3_128_intdigest(b"".join((_place.pack(vector_ordinal, 3), vector)))
+    total += xxhash.xxh3_128_intdigest(_place.pack(vector_ordinal, 3) + vector)
     return (total % MODULUS).to_bytes(16, "little")
 
 
@@ -52,9 +52,7 @@ def rehashed(hash_: bytes, id_: str, before: Head, now: Head) -> bytes:
 
 def _head_hash(id_: str, ordinal: int, version: int, metadata: bytes, expires: int) -> int:
     name = id_.encode()
-    head = xxhash.xxh3_128_intdigest(
-        b"".join((_head.pack(ordinal, version, len(name), len(metadata), 2), name, metadata))
-    )
+    head = xxhash.xxh3_128_intdigest(_head.pack(ordinal, version, len(name), len(metadata), 2) + name + metadata)
     return head + xxhash.xxh3_128_intdigest(_expiry.pack(ordinal, expires, 4)) if expires else head
 
 
