@@ -19,6 +19,9 @@ CHECK = """
 import asyncio, tempfile
 from needle import RaftCluster, RaftConfig
 from needle.local.free_ports import free_ports
+from needle.server.http import pages
+
+assert {"/docs", "/ui", "/ui/app.js", "/ui/runbooks.json"} <= {page.path for page in pages.routes()}
 
 async def main():
     with tempfile.TemporaryDirectory() as directory:

@@ -142,7 +142,7 @@ MUTANTS = (
     Mutant(
         name="p99-since-the-start",
         breaks="a chart of latencies says what was once, not what is",
-        edits=(Edit("server.upkeep.history:History._p99", "count - before.get(bound, 0.0)", "count"),),
+        edits=(Edit("client.activity:_between", "count - first.get(bound, 0.0)", "count"),),
         tests=(_HISTORY + "test_only_calls_since_the_moment_before_count",),
     ),
 )

@@ -46,9 +46,11 @@ async def test_a_node_that_dies_is_told_of_and_forgotten_when_it_is_back(tmp_pat
         assert {one["lag_entries"] for one in shard["replicas"]} == {0}
         for node in seen["nodes"]:
             assert node["answers"] and node["catalog"] and node["certificate_seconds"] is None
+            assert 0 < node["memory_used"] < node["memory_total"] and node["cpu_seconds"] > 0
             assert 0 < node["disk_free"] < node["disk_total"] and 0 < node["log_bytes"] < node["log_bytes_max"]
 
         dead = next(node for node in cluster.nodes if node != "node-1" and node != shard["leader"])
+        killed = (await get(cluster, "node-1", "/v1/history"))["now"]
         cluster.kill(dead)
 
         async def told() -> Any:
@@ -62,15 +64,16 @@ async def test_a_node_that_dies_is_told_of_and_forgotten_when_it_is_back(tmp_pat
         assert found["severity"] == "critical" and dead in found["subject"]
         assert found["runbook"] in {row.runbook for row in ROWS}
         (silent,) = [one for one in seen["nodes"] if not one["answers"]]
-        assert silent["id"] == dead and silent["disk_free"] is None
+        assert silent["id"] == dead and silent["disk_free"] is silent["memory_used"] is None
         (replica,) = [one for one in seen["shards"][0]["replicas"] if one["node"] == dead]
         assert replica["state"] == "silent" and replica["error"]
         assert not seen["healthy"]
 
         async def noticed() -> Any:
             past = await get(cluster, "node-1", "/v1/history")
-            if not past["moments"] or past["moments"][-1]["silent"] != 1:
-                raise needle.Unavailable(str(past["moments"][-1:]))
+            last = past["moments"][-1:]
+            if not last or last[0]["at"] <= killed or last[0]["silent"] != 1:
+                raise needle.Unavailable(str(last))
             return past
 
         past = await wait_for(noticed, 90, "a moment without the node")

@@ -8,7 +8,8 @@ import pytest
 
 from needle.base.model import PeerStatus, RaftStatus
 from needle.client.health import ReplicaStatus
-from needle.server.upkeep.history import COUNTED_MIN, EVERY_SECONDS, MOMENTS, Buckets, History, quantile
+from needle.protocol.probe_calls import Facts, LoadAnswer
+from needle.server.upkeep.history import COUNTED_MIN, EVERY_SECONDS, MOMENTS, History
 
 
 def replica(node: str, shard: int = 0, state: str = "Follower", lag: float = 0.0, **more: object) -> ReplicaStatus:
@@ -61,31 +62,24 @@ def test_a_clock_that_is_put_back_begins_anew() -> None:
     assert history.since(0) == [], "moments stay ascending"
 
 
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        ([], None),
-        ([COUNTED_MIN - 1] * 3, None),
-        ([100, 100, 100], 0.0099),
-        ([98, 100, 100], 0.055),
-        ([0, 0, 100], 0.1),
-    ],
-)
-def test_the_p99_lies_between_the_bounds_it_fell_between(counts: list[float], expected: float | None) -> None:
-    found = quantile(0.99, list(zip((0.01, 0.1, math.inf), counts, strict=False)))
-    assert found == (None if expected is None else pytest.approx(expected))
+def load(node: str, at: float, quick: float, all_: float, life: int = 1) -> dict[str, LoadAnswer]:
+    counts = [(0.01, quick), (1.0, all_), (math.inf, all_)]
+    return {node: LoadAnswer(node, at, life, Facts(), {"shard_search": counts})}
 
 
 def test_only_calls_since_the_moment_before_count() -> None:
     history = History()
+    for n, (quick, all_) in enumerate([(1000, 1000), (1000, 1100), (1000, 1100), (1000 + COUNTED_MIN - 1, 1100)]):
+        history.note(5.0 * n, [], load("a", n, quick, all_))
+    first, second, third, fourth = [one.search_p99 for one in history.since(-1)]
+    assert first is None, "nothing is known of before"
+    assert second == pytest.approx(0.99, abs=0.01), "all of them were slow"
+    assert third is fourth is None, "too few"
 
-    def slow(quick: float, all_: float) -> Buckets:
-        return {"shard_search": [(0.01, quick), (1.0, all_), (math.inf, all_)]}
 
-    history.note(0.0, [], slow(1000, 1000))
-    history.note(5.0, [], slow(1000, 1100))
-    history.note(10.0, [], slow(1000, 1100))
-    first, second, third = history.since(-1)
-    assert first.search_p99 == pytest.approx(0.0099)
-    assert second.search_p99 is not None and second.search_p99 > 0.9
-    assert third.search_p99 is None
+def test_the_p99_is_of_all_nodes_that_go_on() -> None:
+    history = History()
+    history.note(0.0, [], load("a", 0, 0, 0) | load("b", 0, 0, 0) | load("c", 0, 500, 500))
+    history.note(5.0, [], load("a", 1, 990, 990) | load("b", 1, 0, 20) | load("c", 1, 0, 900, life=2))
+    found = history.since(0)[0].search_p99
+    assert found is not None and 0.3 < found < 0.7, "b's slow ones count, and not those of c, which began anew"

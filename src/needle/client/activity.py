@@ -6,7 +6,7 @@ one of the two is missing it is None, not 0. Figures are those that metrics and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -110,7 +110,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
 
 def activity(now: Look, before: Look | None) -> Activity:
     """See the module. before: without it there are no rates of calls."""
-    pairs = _pairs(now, before)
+    pairs = pairs_of(now.loads, before.loads if before is not None else {})
     return Activity(
         nodes=[_node(node, now, pairs.get(node)) for node in now.topology.addresses()],
         shards=[_shard(number, now) for number in now.seen.health.shards],
@@ -127,11 +127,9 @@ def activity(now: Look, before: Look | None) -> Activity:
 Pair = tuple[LoadAnswer, LoadAnswer]
 
 
-def _pairs(now: Look, before: Look | None) -> dict[NodeId, Pair]:
+def pairs_of(now: Mapping[NodeId, LoadAnswer], before: Mapping[NodeId, LoadAnswer]) -> dict[NodeId, Pair]:
     """Of nodes of which rates are known."""
-    if before is None:
-        return {}
-    found = {node: (before.loads[node], load) for node, load in now.loads.items() if node in before.loads}
+    found = {node: (before[node], load) for node, load in now.items() if node in before}
     return {node: pair for node, pair in found.items() if pair[0].life == pair[1].life and pair[1].at > pair[0].at}
 
 
@@ -145,16 +143,20 @@ def _between(pair: Pair, method: str) -> dict[float, float]:
     return {bound: count - first.get(bound, 0.0) for bound, count in pair[1].calls.get(method, ())}
 
 
+def between(pairs: Collection[Pair], method: str) -> dict[float, float]:
+    """The same of all of them together."""
+    total: dict[float, float] = {}
+    for pair in pairs:
+        for bound, count in _between(pair, method).items():
+            total[bound] = total.get(bound, 0.0) + count
+    return total
+
+
 def _calls(pairs: Sequence[Pair]) -> list[CallsNow]:
     found = []
     for method, kind in KINDS.items():
-        total: dict[float, float] = {}
-        rate = 0.0
-        for pair in pairs:
-            counts = _between(pair, method)
-            rate += counts.get(float("inf"), 0.0) / _elapsed(pair)
-            for bound, count in counts.items():
-                total[bound] = total.get(bound, 0.0) + count
+        total = between(pairs, method)
+        rate = sum(_between(pair, method).get(float("inf"), 0.0) / _elapsed(pair) for pair in pairs)
         if any(method in pair[1].calls for pair in pairs):
             found.append(CallsNow(kind=kind, rate=rate, p50=quantile(total, 0.5), p99=quantile(total, 0.99)))
     return found

@@ -129,7 +129,7 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         """How much each node has done since its start, and what it uses; nodes that do not answer are left out. Raises
         Forbidden for a key of some collections only."""
         await self._founded()
-        return await loads(self, self._caller, values.check_timeout(timeout))
+        return await loads(self.topology(), self._caller, values.check_timeout(timeout))
 
     async def activity(self, since: Activity | None = None, *, timeout: float = STATUS_SECONDS) -> Activity:
         """What the cluster does now, as `needle top` shows it: shards, leaders, lags, calls, nodes, moves. since: an

@@ -33,6 +33,7 @@ from needle.protocol.probe_calls import (
 )
 from needle.routing.jobs import Progress
 from needle.routing.stats import summarize
+from needle.routing.topology import Topology
 
 T = TypeVar("T")
 
@@ -67,14 +68,14 @@ async def examine(client: Asked, caller: Caller, timeout: float) -> Diagnosis:
     return diagnose(client.topology(), probes, {**silent, **unprobed}, clocks, seen.health.conditions)
 
 
-async def loads(client: Asked, caller: Caller, timeout: float) -> dict[NodeId, LoadAnswer]:
+async def loads(topology: Topology, caller: Caller, timeout: float) -> dict[NodeId, LoadAnswer]:
     """See Client.node_loads."""
     body = calls.encode(LoadCall())
 
     async def ask(at: str) -> LoadAnswer:
         return calls.decode(await caller.call(at, LOAD, body, timeout), LoadAnswer)
 
-    return (await _each(client.topology().addresses(), ask))[0]
+    return (await _each(topology.addresses(), ask))[0]
 
 
 async def look_at_activity(client: Looking, caller: Caller, timeout: float) -> Look:
@@ -83,7 +84,7 @@ async def look_at_activity(client: Looking, caller: Caller, timeout: float) -> L
     seen, measured, loaded, progress = await asyncio.gather(
         look(client, timeout),
         measure(caller, topology, timeout, hot=True, for_client=True),
-        loads(client, caller, timeout),
+        loads(topology, caller, timeout),
         _progress(client, timeout),
     )
     topology = client.topology()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from needle.client.cluster_conditions import look, views
 from needle.client.conditions import lag_of
 from needle.client.health import ReplicaStatus
 from needle.protocol.peer_calls import WhoAnswer
+from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.http.bodies import Body
 from needle.server.http.call import Call
@@ -35,8 +37,10 @@ class AskHistory(Body, frozen=True, kw_only=True):
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """state: active or draining. answers: whether it does; if not, what it says of itself is null. catalog: whether it
-    holds the catalog. disk_free, disk_total: bytes of its disk; disk_used: by its own files; disk_kept_free: below that
-    much room it refuses data. certificate_seconds: until its certificate expires; null without TLS."""
+    holds the catalog. memory_used: bytes of its process in RAM; memory_total: of its machine, or what it may have of
+    that. cpu_seconds: that its process has used. disk_free, disk_total: bytes of its disk; disk_used: by its own files;
+    disk_kept_free: below that much room it refuses data. certificate_seconds: until its certificate expires; null
+    without TLS."""
 
     id: str
     address: str
@@ -47,6 +51,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     knows: int
     answers: bool
     catalog: bool
+    memory_used: int | None
+    memory_total: int | None
+    cpu_seconds: float | None
     disk_free: int | None
     disk_total: int | None
     disk_used: int | None
@@ -129,7 +136,8 @@ class HistoryView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def status(call: Call) -> StatusView:
-    seen = await look(call.client, call.body.timeout)
+    timeout = call.body.timeout
+    seen, loads = await asyncio.gather(look(call.client, timeout), call.client.node_loads(timeout=timeout))
     now, health, settings = call.client.topology(), seen.health, call.client.topology().settings
     return StatusView(
         version=now.version,
@@ -141,7 +149,11 @@ async def status(call: Call) -> StatusView:
         conditions=health.conditions,
         warnings=health.warnings,
         waiting=health.waiting,
-        nodes=[_node(info, now, seen.told.get(info.id)) for info in now.nodes if info.state is not NodeState.REMOVED],
+        nodes=[
+            _node(info, now, seen.told.get(info.id), loads.get(info.id))
+            for info in now.nodes
+            if info.state is not NodeState.REMOVED
+        ],
         shards=[
             ShardStatus(
                 shard=info.shard,
@@ -164,7 +176,8 @@ async def status(call: Call) -> StatusView:
     )
 
 
-def _node(info: NodeInfo, now: Topology, who: WhoAnswer | None) -> NodeStatus:
+def _node(info: NodeInfo, now: Topology, who: WhoAnswer | None, load: LoadAnswer | None) -> NodeStatus:
+    facts = load.facts if load is not None else None
     disk, levels = (who.disk, who.levels) if who is not None else (None, None)
     return NodeStatus(
         id=info.id,
@@ -176,6 +189,9 @@ def _node(info: NodeInfo, now: Topology, who: WhoAnswer | None) -> NodeStatus:
         knows=info.knows,
         answers=who is not None,
         catalog=info.id in now.catalog,
+        memory_used=facts.resident or None if facts is not None else None,
+        memory_total=facts.memory or None if facts is not None else None,
+        cpu_seconds=facts.cpu_seconds if facts is not None else None,
         disk_free=disk.free if disk is not None else None,
         disk_total=disk.total if disk is not None else None,
         disk_used=disk.used if disk is not None else None,

@@ -78,7 +78,7 @@ class NodeMetrics:
         node.router.stats.on_search = self._routed
         health = node.watch_health() if node.config.http_address is not None else None
         if health is not None:
-            health.buckets, self.history = self._buckets, health.history
+            self.history = health.history
         self._node = NodeState(node, health)
         self._registry.register(self._node)
         self._replicas = ReplicaState(node)
@@ -115,16 +115,12 @@ class NodeMetrics:
 
     def _timed(self) -> tuple[dict[str, list[tuple[float, float]]], float]:
         """See LoadAnswer."""
-        failed = next(iter(self._failures.collect())).samples
-        return self._buckets(), sum(sample.value for sample in failed if sample.name.endswith("_total"))
-
-    def _buckets(self) -> dict[str, list[tuple[float, float]]]:
-        """What calls took since the start, by method."""
-        found: dict[str, list[tuple[float, float]]] = {}
+        calls: dict[str, list[tuple[float, float]]] = {}
         for sample in next(iter(self._calls.collect())).samples:
             if sample.name.endswith("_bucket"):
-                found.setdefault(sample.labels["method"], []).append((float(sample.labels["le"]), sample.value))
-        return found
+                calls.setdefault(sample.labels["method"], []).append((float(sample.labels["le"]), sample.value))
+        failed = next(iter(self._failures.collect())).samples
+        return calls, sum(sample.value for sample in failed if sample.name.endswith("_total"))
 
     def _routed(self, shards: int, merge_seconds: float) -> None:
         self._fan_out.observe(shards)

@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from needle.base.errors import NeedleError
+from needle.base.ids import NodeId
 from needle.base.runtime import Clock
 from needle.client.directory import Caller
+from needle.client.examining import loads
 from needle.client.health import ClusterHealth, judge
 from needle.client.replicas import ask_replicas
+from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.topology import Topology
-from needle.server.upkeep.history import Buckets, History
+from needle.server.upkeep.history import History
 
 LOOK_SECONDS = 2.0
 ASK_SECONDS = 1.0
@@ -28,8 +32,6 @@ class HealthWatch:
         self._topology = topology
         self._clock = clock
         self.history = History()
-        self.buckets: Callable[[], Buckets] = dict
-        """What this node's calls took; of metrics, where they are kept."""
         self.latest: ClusterHealth | None = None
         """None before the first round."""
 
@@ -40,5 +42,12 @@ class HealthWatch:
             replicas = await ask_replicas(self._caller, topology, ASK_SECONDS)
             self.latest = judge(topology, replicas)
             if topology.settings is not None and self.history.due(now := self._clock.wall()):
-                self.history.note(now, replicas, self.buckets())
+                self.history.note(now, replicas, await self._loads(topology))
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _loads(self, topology: Topology) -> dict[NodeId, LoadAnswer]:
+        """Of the nodes that tell; none where one does not take this node for one of the cluster."""
+        try:
+            return await loads(topology, self._caller, ASK_SECONDS)
+        except NeedleError:
+            return {}

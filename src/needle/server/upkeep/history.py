@@ -7,29 +7,29 @@ before. Nothing is decided by it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
+from needle.base.ids import NodeId
+from needle.client.activity import Pair, between, pairs_of, quantile
 from needle.client.conditions import NodeView, lag_of
 from needle.client.health import ReplicaStatus
+from needle.protocol.probe_calls import LoadAnswer
 
 EVERY_SECONDS: Final = 5.0
 MOMENTS: Final = 720
 COUNTED_MIN: Final = 10
 """Of fewer calls between two moments the slowest says nothing about the hundredth."""
 
-Buckets = Mapping[str, Sequence[tuple[float, float]]]
-"""By method: (seconds, how many calls took no longer), ascending; the last one has no bound."""
-
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
     """at: seconds since 1970, by the node's clock. writes, searches: a second, of the whole cluster, as its replicas
     count them. documents: as their leaders count them. lag: seconds by which the replica lags that lags most; null
     while no shard has a leader. unled: shards without a leader. silent: replicas that did not answer. search_p99,
-    write_p99: seconds in which 99 of 100 calls of this node's replicas were answered since the moment before; null if
-    there were too few to say."""
+    write_p99: seconds in which replicas answered 99 of 100 calls since the moment before; null if there were too few
+    to say."""
 
     at: float
     writes: float
@@ -47,7 +47,7 @@ class History:
 
     def __init__(self) -> None:
         self._moments: deque[Moment] = deque(maxlen=MOMENTS)
-        self._before: Buckets = {}
+        self._before: Mapping[NodeId, LoadAnswer] = {}
         self.seen = 0.0
         """When it was looked at last; as in Moment."""
 
@@ -61,12 +61,13 @@ class History:
             return True
         return at - self._moments[-1].at >= EVERY_SECONDS - 0.5
 
-    def note(self, at: float, replicas: Sequence[ReplicaStatus], buckets: Buckets) -> None:
-        """One more. buckets: of the node's own calls since its start."""
+    def note(self, at: float, replicas: Sequence[ReplicaStatus], loads: Mapping[NodeId, LoadAnswer]) -> None:
+        """One more. loads: what the nodes have done since their start."""
         statuses = [one.status for one in replicas if one.status is not None]
         by_shard: dict[int, list[ReplicaStatus]] = {}
         for one in replicas:
             by_shard.setdefault(one.shard, []).append(one)
+        pairs = pairs_of(loads, self._before).values()
         lags = [lag for shard in by_shard.values() if (lag := _lag(shard)) is not None]
         self._moments.append(
             Moment(
@@ -77,19 +78,20 @@ class History:
                 lag=round(max(lags), 3) if lags else None,
                 unled=len(by_shard) - len(lags),
                 silent=len(replicas) - len(statuses),
-                search_p99=self._p99("shard_search", buckets),
-                write_p99=self._p99("shard_write", buckets),
+                search_p99=_p99("shard_search", pairs),
+                write_p99=_p99("shard_write", pairs),
             )
         )
-        self._before = buckets
+        self._before = loads
 
     def since(self, at: float) -> list[Moment]:
         """Those after `at`."""
         return [one for one in self._moments if one.at > at]
 
-    def _p99(self, method: str, buckets: Buckets) -> float | None:
-        before = dict(self._before.get(method, ()))
-        return quantile(0.99, [(bound, count - before.get(bound, 0.0)) for bound, count in buckets.get(method, ())])
+
+def _p99(method: str, pairs: Collection[Pair]) -> float | None:
+    counts = between(pairs, method)
+    return quantile(counts, 0.99) if max(counts.values(), default=0.0) >= COUNTED_MIN else None
 
 
 def _lag(shard: Sequence[ReplicaStatus]) -> float | None:
@@ -97,17 +99,3 @@ def _lag(shard: Sequence[ReplicaStatus]) -> float | None:
     views = [NodeView(node=one.node, address=one.address, status=one.status) for one in shard]
     lags = [lag[1] / 1000 for one in shard if (lag := lag_of(one.node, views)) is not None]
     return max(lags, default=None)
-
-
-def quantile(part: float, buckets: Sequence[tuple[float, float]]) -> float | None:
-    """The seconds that so many of the calls took at most, as even between two bounds; the last bound that there is for
-    those beyond it. None if there were fewer than COUNTED_MIN. buckets: (bound, how many up to it)."""
-    total = buckets[-1][1] if buckets else 0.0
-    if total < COUNTED_MIN:
-        return None
-    wanted, low, below = part * total, 0.0, 0.0
-    for bound, count in buckets:
-        if count >= wanted:
-            return low if bound == float("inf") else low + (bound - low) * (wanted - below) / (count - below)
-        low, below = bound, count
-    return low

@@ -63,7 +63,7 @@ const figures = (now, moments) => {
     figure("Documents", count(now.shards.reduce((total, one) => total + one.documents, 0))),
     figure("Writes", rate(sum("writes"))),
     figure("Searches", rate(sum("searches"))),
-    figure("Search p99, this node", seconds(last?.search_p99 ?? null)),
+    figure("Search p99", seconds(last?.search_p99 ?? null)),
     figure("Largest lag", lags.length ? seconds(Math.max(...lags)) : "\u2013", "", Math.max(...lags, 0) > 10 ? "bad" : Math.max(...lags, 0) > 1 ? "warn" : ""),
     figure("Shards led", `${count(led)}`, `of ${count(now.shards.length)}`, led < now.shards.length ? "bad" : ""),
     figure("Nodes answering", `${count(answering)}`, `of ${count(now.nodes.length)}`, answering < now.nodes.length ? "warn" : ""),
@@ -103,14 +103,14 @@ const charts = (past) => {
   const draw = (title, series, text, more) => chart({ title, series, now, every, text, ...more });
   return section(
     "Last hour",
-    "the whole cluster as this node saw it; latencies are those of this node's replicas",
+    "the whole cluster, as this node saw it",
     h(
       "div",
       { class: "charts" },
       draw("Rates", [{ name: "searches", points: line("searches") }, { name: "writes", points: line("writes") }], rate, { least: 1 }),
       draw("Slowest of 100 (p99)", [{ name: "search", points: line("search_p99") }, { name: "write", points: line("write_p99") }], seconds, {
         least: 0.001,
-        hint: "too few calls on this node to say",
+        hint: "too few calls to say",
       }),
       draw("Largest replication lag", [{ name: "lag", points: line("lag") }], seconds, { least: 0.1 }),
       draw("Documents", [{ name: "documents", points: line("documents") }], short, { least: 10 }),
@@ -230,6 +230,12 @@ const disk = (node) => {
   return h("td", { class: "number", title: `${bytes(node.disk_used)} are this node's own files` }, `${bytes(node.disk_free)} free`, bar(1 - node.disk_free / node.disk_total, state));
 };
 
+const memory = (node) => {
+  if (node.memory_used === null) return h("td", { class: "number" }, "\u2013");
+  const share = node.memory_total ? node.memory_used / node.memory_total : 0;
+  return h("td", { class: "number", title: `of ${bytes(node.memory_total)}` }, bytes(node.memory_used), bar(share, share > 0.9 ? "warn" : "good"));
+};
+
 const nodes = (now) => {
   const all = now.shards.flatMap((shard) => shard.replicas);
   const rows = now.nodes.map((one) => {
@@ -246,6 +252,7 @@ const nodes = (now) => {
       h("td", { class: "number" }, count(leads)),
       h("td", { class: "number" }, count(held.length)),
       h("td", {}, one.catalog ? "catalog" : "\u2013"),
+      memory(one),
       h("td", { class: "number" }, bytes(one.disk_used)),
       disk(one),
       h("td", { class: "number" }, bytes(one.log_bytes)),
@@ -253,7 +260,7 @@ const nodes = (now) => {
       h("td", { class: "number" }, one.certificate_seconds === null ? "\u2013" : seconds(Math.max(0, one.certificate_seconds))),
     );
   });
-  const heads = [head("node"), head("state"), head("address"), head("zone"), head("leads", "number", "shards that it leads"), head("holds", "number", "replicas that it has"), head("role"), head("files", "number", "bytes of its own files"), head("disk", "number"), head("log", "number", "bytes of its Raft log"), head("version", "number", "of commands and formats that it knows"), head("certificate", "number", "until it expires")];
+  const heads = [head("node"), head("state"), head("address"), head("zone"), head("leads", "number", "shards that it leads"), head("holds", "number", "replicas that it has"), head("role"), head("memory", "number", "bytes of its process in RAM"), head("files", "number", "bytes of its own files"), head("disk", "number"), head("log", "number", "bytes of its Raft log"), head("version", "number", "of commands and formats that it knows"), head("certificate", "number", "until it expires")];
   return section("Nodes", `the cluster is at version ${now.cluster_version}`, table("Nodes", heads, rows, { class: "nodes" }));
 };
 
