@@ -50,6 +50,14 @@ async def test_a_node_that_dies_is_told_of_and_forgotten_when_it_is_back(tmp_pat
             assert 0 < node["disk_free"] < node["disk_total"] and 0 < node["log_bytes"] < node["log_bytes_max"]
 
         dead = next(node for node in cluster.nodes if node != "node-1" and node != shard["leader"])
+
+        async def timed() -> bool:
+            """A node that leads nothing knows how long the leader's answers took."""
+            for _ in range(20):
+                await client.search([1, 0], 1, collection="c")
+            return any(one["search_p99"] for one in (await get(cluster, dead, "/v1/history"))["moments"])
+
+        await wait_for(timed, 90, "a moment with enough searches")
         killed = (await get(cluster, "node-1", "/v1/history"))["now"]
         cluster.kill(dead)
 
