@@ -434,3 +434,19 @@ async def test_a_follower_holds_nothing_against_a_node_that_was_said_to_it_in_it
         cluster.network.heal()
         await _written(cluster)
         assert not victim.host.lost and not any(node.host.engine.lives.refused() for node in cluster.running())
+
+
+async def test_who_was_refused_in_the_life_that_it_still_lives_has_lost_nothing_that_it_told_in_it(
+    tmp_path: Path,
+) -> None:
+    """What it held when it began, an empty log, is no measure of that."""
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        await _written(cluster)
+        leader, left, _ = await _followers(cluster)
+        for one, other in ((leader, left), (left, leader)):
+            one.host.engine.lives.refuse(other.name, "somebody else answered at its address")
+        for number in range(20, 30):
+            await cluster.put(f"k{number}", number)
+        await until(lambda: not any(node.host.engine.lives.refused() for node in cluster.running()), 20)
+        await cluster.converged()
+        assert [node.host.lost for node in cluster.running()] == ["", "", ""]

@@ -56,7 +56,8 @@ def register(now: Topology, index: int, command: RegisterNode) -> Changed:
     if known is not None and known.incarnation not in (0, node.incarnation):
         raise InvalidArgument(
             f"node {node.id} of this cluster has another data directory. If that is lost, remove {node.id} and start "
-            f"this node under a new id: a node that forgot its votes must not come back under its name",
+            f"this node under a new id: a node that forgot its votes must not come back under its name. If this node "
+            f"is meant for another cluster, its addresses lead to this one: correct them, and give each a `cluster_id`",
             field="node",
         )
     if node.knows < now.cluster_version:

@@ -56,9 +56,10 @@ _TELLING = _OF_LEADER | {_ACK, *map(int, (MessageType.HEARTBEAT_RESP, MessageTyp
 
 class _Peer:
     """One other node. talking: the nonce of the life whose frames are heard, 0 for none yet. told: per group, the
-    latest (term, index) that it said to hold durably. refused: why nothing of it is heard, "" otherwise."""
+    latest (term, index) that it said to hold durably. told_by: the nonce of the life that said so: it cannot have lost
+    that, whatever it had when it began. refused: why nothing of it is heard, "" otherwise."""
 
-    __slots__ = ("asking", "held", "held_bytes", "news", "refused", "retry_at", "talking", "told")
+    __slots__ = ("asking", "held", "held_bytes", "news", "refused", "retry_at", "talking", "told", "told_by")
 
     def __init__(self) -> None:
         self.talking = 0
@@ -67,6 +68,7 @@ class _Peer:
         self.refused = ""
         self.retry_at = float("-inf")
         self.told: dict[GroupId, tuple[int, int]] = {}
+        self.told_by = 0
         self.held: list[tuple[int, list[tuple[GroupId, Message]]]] = []
         self.held_bytes = 0
 
@@ -188,8 +190,8 @@ class Lives:
         remembered = self._store.peers.get(node)
         nonces = {nonce for nonce, _ in peer.held}
         try:
-            answer = await self._question(node, remembered, {} if peer.talking else peer.told)
-            if peer.talking and answer.life.nonce != peer.talking:
+            answer = await self._question(node, remembered, {})
+            if peer.told and answer.life.nonce != peer.told_by:
                 # It told all this in a life before: the question is whether it still holds that.
                 answer = await self._question(node, remembered, peer.told)
             if not self._host.stopped:
@@ -243,8 +245,8 @@ class Lives:
             self.news += 1
         if peer.refused:
             _log.warning("node %s is heard again", node)
-        if peer.talking != answer.life.nonce:
-            peer.told = {}
+        if peer.told_by != answer.life.nonce:
+            peer.told, peer.told_by = {}, answer.life.nonce
         peer.talking, peer.news, peer.refused = answer.life.nonce, answer.news, ""
         peer.retry_at = float("-inf")
 
@@ -297,7 +299,7 @@ class Lives:
         may_ask = not self.identity.lost and peer is not None and self._host.clock.monotonic() >= peer.retry_at
         if may_ask and peer is not None and (not knows or missing or peer.talking != call.nonce):
             self._ask_soon(frm, peer)
-        told = peer.told if peer is not None and peer.talking != call.nonce else {}
+        told = peer.told if peer is not None and peer.told_by != call.nonce else {}
         return encode_body(
             LifeAnswer(
                 life=self.identity.life,

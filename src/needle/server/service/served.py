@@ -15,6 +15,7 @@ from needle.base.model import HitBatch, RaftStatus, WriteResult
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
 from needle.base.runtime import beside
 from needle.catalog.machine import CatalogMachine
+from needle.client.directory import Caller
 from needle.client.router.router import Router
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
@@ -56,6 +57,7 @@ class ServedNode(Protocol):
     groups: dict[GroupId, HostedReplica]
     space: DiskSpace
     book: AddressBook
+    caller: Caller
     topology: Topology
     ownership: Ownership | None
     catalog: CatalogMachine | None
