@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,17 @@ class Counted:
 
     def __init__(self, store: Store, at: int, after: bool) -> None:
         self._store, self._left, self._after = store, at, after
+        self._lock = threading.Lock()
 
     def _step(self, change: Any, *arguments: Any) -> None:
-        self._left -= 1
-        if self._left < 0 or (self._left == 0 and not self._after):
-            raise Killed
-        change(*arguments)
-        if self._left == 0:
-            self._left = -1
-            raise Killed
+        with self._lock:
+            self._left -= 1
+            if self._left < 0 or (self._left == 0 and not self._after):
+                self._left = 0
+                raise Killed
+            change(*arguments)
+            if self._left == 0:
+                raise Killed
 
     def put(self, name: str, data: bytes) -> None:
         self._step(self._store.put, name, data)
@@ -79,6 +82,7 @@ async def fill(client: needle.Client) -> dict[str, dict[str, Any]]:
     await client.insert("soon", [1, 2], {"a": 1}, collection="lives")
     await client.insert("never", [3, 4], collection="lives", expires_at="never")
     await client.insert("2090", [5, 6], collection="lives", expires_at="2090-01-01T00:00:00Z")
+    await client.insert_each(ids=names[:200], vectors=vectors[:200, :2], collection="lives")  # which has unit vectors
     await client.delete(names[:10], collection="books")
     await client.patch("böok-11", set={"n": -1}, collection="books")
     return await contents(client)

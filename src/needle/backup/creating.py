@@ -1,12 +1,14 @@
 """Makes a backup: each collection by a consistent scan (docs/adr/0060), cut into pieces, then the manifest.
 
 Invariants: the manifest is written last, when all pieces that it names are known to be there; it holds all that was
-acknowledged before it began. Memory: a page and a piece. A piece that the store has is not written again.
+acknowledged before it began. A piece that the store has is not written again. Memory: a page, and a piece, which has
+PIECE_BYTES_MAX at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from typing import Final
 
@@ -95,10 +97,10 @@ class Making:
             async for batch, pin in scan:
                 cuts = sorted(pin.open)
                 await self._around.blocking(contents.add, batch)
-                pieces += [await self._put(piece) for piece in cutter.cut(batch)]
+                pieces += await self._put_all(cutter.cut(batch))
                 await self._pace(batch_bytes(batch))
                 progress(len(batch.ids), self.shipped)
-        pieces += [await self._put(piece) for piece in cutter.rest()]
+        pieces += await self._put_all(cutter.rest())
         return CollectionBackup(
             spec=spec,
             fields=info.fields,
@@ -108,6 +110,14 @@ class Making:
             cuts=cuts,
             pieces=pieces,
         )
+
+    async def _put_all(self, pieces: Iterator[Piece]) -> list[PieceRef]:
+        """All have ended when this returns or raises, so nobody writes behind the mark's end."""
+        done = await asyncio.gather(*map(self._put, pieces), return_exceptions=True)
+        refs = [one for one in done if isinstance(one, PieceRef)]
+        if len(refs) < len(done):
+            raise next(one for one in done if isinstance(one, BaseException))
+        return refs
 
     async def _put(self, piece: Piece) -> PieceRef:
         ref, data = await self._around.blocking(encode_piece, piece)

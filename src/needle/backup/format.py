@@ -20,8 +20,8 @@ from needle.base.model import CollectionSpec
 from needle.protocol.calls import DocumentBatch
 
 FORMAT: Final = 1
-PIECE_BYTES: Final = 256 << 10
-"""Pieces have about so many bytes."""
+PIECE_BYTES: Final = 64 << 10
+"""Pieces have about so many bytes: a changed document ships so many, and each piece is a file and an fsync."""
 PIECE_BYTES_MAX: Final = 4 << 20
 ROW_BYTES: Final = 128
 """What a document is taken to have beside its vector, to say how many are a piece."""

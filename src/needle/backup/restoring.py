@@ -36,9 +36,9 @@ from needle.protocol.commands import NEVER
 from needle.routing.topology import Topology
 
 MARK: Final = "restoring-"
-AT_ONCE: Final = 4
+AT_ONCE: Final = 16
 """Pieces that are written at a time."""
-NOTED: Final = 32
+NOTED: Final = 128
 """After so many pieces it is noted how far it is."""
 ATTEMPTS: Final = 10
 AGAIN_SECONDS: Final = 0.5

@@ -11,7 +11,7 @@ from needle.base.model import CollectionSpec, ReadMode
 from needle.client import Client
 from needle.protocol.calls import DocumentBatch, ScanAnswer, ScanPin
 
-PAGE_BYTES: Final = 1 << 20
+PAGE_BYTES: Final = 256 << 10
 PAGE_DOCUMENTS: Final = 1000
 END_SECONDS: Final = 2.0
 """For saying that nobody reads on: what is kept for a scan that was broken off would take room for a while."""
