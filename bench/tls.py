@@ -19,7 +19,7 @@ import numpy as np
 
 from bench.load import Rate, closed_loop
 from bench.report import Report
-from needle.cli.certificates import create_ca, create_node
+from needle.local.certificates import create_ca, create_node
 from needle.local.process_cluster import ProcessCluster
 
 DIMENSIONS, ROWS, K = 112, 5000, 10

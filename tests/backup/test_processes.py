@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from needle import backup as backups
 from needle.backup.format import PIECES
 from needle.backup.keeping import read_manifest
 from needle.backup.restoring import MARK
-from needle.backup.store import Stat, Store
-from needle.base.errors import CollectionExists, CorruptBackup, Forbidden, RestoreDiffers
+from needle.backup.store import DirectoryStore, Stat, Store
+from needle.base.errors import CollectionExists, CorruptBackup, Forbidden, RestoreDiffers, StorageError
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.connecting import Credentials, connected
 from needle.local.process_cluster import ProcessCluster
@@ -235,3 +237,65 @@ async def test_keys_are_obeyed(tmp_path: Path) -> None:
 def test_manifest_of_an_unknown_backup(tmp_path: Path) -> None:
     with pytest.raises(needle.InvalidArgument, match="backup = 'nope' is not allowed"):
         read_manifest(backups.open_store(str(tmp_path)), "nope")
+
+
+class Hooked(DirectoryStore):
+    """A directory in which something happens before the nth file is written."""
+
+    def __init__(self, root: Path, at: int, happens: Callable[[], None]) -> None:
+        super().__init__(root)
+        self._left, self._happens, self._lock = at, happens, threading.Lock()
+
+    def put(self, name: str, data: bytes) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._happens()
+        super().put(name, data)
+
+
+async def test_what_happens_to_collections_and_files_meanwhile(tmp_path: Path) -> None:
+    async with ProcessCluster(fresh(tmp_path / "first"), 1, **WAITING) as cluster:
+        await cluster.create(1, 1, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            model = await fill(client)
+            loop = asyncio.get_running_loop()
+
+            def at_once(work: Callable[[], Coroutine[Any, Any, object]]) -> Callable[[], None]:
+                return lambda: (asyncio.run_coroutine_threadsafe(work(), loop).result(), None)[1]
+
+            async def replaced() -> None:
+                await client.drop_collection("lives")
+                await client.create_collection("lives", dimensions=2, ttl=86_400)
+
+            store = Hooked(tmp_path / "a", 2, at_once(replaced))  # while books is read, which comes first
+            found = (await backups.create(client, store)).manifest
+            assert {one.spec.name: one.documents for one in found.collections} == {
+                "books": len(model["books"]), "empty": 0
+            }  # fmt: skip
+
+            async def dropped() -> None:
+                await client.remove_alias("read")
+                await client.drop_collection("books")
+
+            store = Hooked(tmp_path / "b", 2, at_once(dropped))
+            found = (await backups.create(client, store)).manifest
+            assert {one.spec.name: one.documents for one in found.collections} == {"empty": 0, "lives": 0}
+            assert not found.aliases
+            assert backups.verify(store).problems == []
+
+            # And one whose files are deleted by somebody who obeys no marks.
+            await client.insert("x", [1, 2], collection="lives")
+
+            def delete() -> None:
+                for name in store.names(PIECES):
+                    DirectoryStore.delete(store, name)
+
+            first = await backups.create(client, DirectoryStore(tmp_path / "c"))
+            await client.create_collection("more", dimensions=2)
+            await client.insert("y", [1, 2], collection="more")
+            store = Hooked(tmp_path / "c", 2, delete)
+            with pytest.raises(StorageError, match="was deleted while the backup was made"):
+                await backups.create(client, store)
+            assert [one.id for one in backups.list_backups(store)] == [first.manifest.id]
+            assert "is missing" in backups.verify(store).problems[0]
