@@ -76,6 +76,9 @@ async def fill(client: needle.Client) -> dict[str, dict[str, Any]]:
     await client.create_collection("books", dimensions=WIDTH, metric="l2")
     await client.create_collection("lives", dimensions=2, ttl=86_400)
     await client.create_collection("empty", dimensions=3, metric="dot")
+    await client.create_collection("later", dimensions=2, metric="l2")
+    await client.insert("old", [1, 2], collection="later")
+    await client.alter_collection("later", ttl=3600)  # which counts for what is written from now on
     await client.create_field_index("books", "n")
     await client.set_alias("read", "books")
     names = [f"böok-{n}" for n in range(ROWS)]
@@ -109,7 +112,7 @@ async def test_what_comes_back_is_what_was_there_whatever_shards_and_nodes(tmp_p
             model = await fill(client)
             specs, aliases = await client.collections(), await client.aliases()
             first = await backups.create(client, store)
-            assert [len(one.cuts) for one in first.manifest.collections] == [2, 2, 2]
+            assert [len(one.cuts) for one in first.manifest.collections] == [2, 2, 2, 2]
             again = await backups.create(client, store)
             assert again.shipped == 0 and again.read == first.read > 0
             await client.insert("böok-700", [0.0] * WIDTH, collection="books")
@@ -271,7 +274,7 @@ async def test_what_happens_to_collections_and_files_meanwhile(tmp_path: Path) -
             store = Hooked(tmp_path / "a", 2, at_once(replaced))  # while books is read, which comes first
             found = (await backups.create(client, store)).manifest
             assert {one.spec.name: one.documents for one in found.collections} == {
-                "books": len(model["books"]), "empty": 0
+                "books": len(model["books"]), "empty": 0, "later": 1
             }  # fmt: skip
 
             async def dropped() -> None:
@@ -280,7 +283,7 @@ async def test_what_happens_to_collections_and_files_meanwhile(tmp_path: Path) -
 
             store = Hooked(tmp_path / "b", 2, at_once(dropped))
             found = (await backups.create(client, store)).manifest
-            assert {one.spec.name: one.documents for one in found.collections} == {"empty": 0, "lives": 0}
+            assert {one.spec.name: one.documents for one in found.collections} == {"empty": 0, "later": 1, "lives": 0}
             assert not found.aliases
             assert backups.verify(store).problems == []
 
