@@ -1,8 +1,8 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents]`: or all.
+[tls] [documents] [backup]`: or all.
 
---quick, --json; --documents N: how many the benchmarks of filters, replace and documents have; 200,000, 200,000 and
-20,000 unless said otherwise."""
+--quick, --json; --documents N: how many the benchmarks of filters, replace, documents and backup have; 200,000,
+200,000, 20,000 and 20,000 unless said otherwise."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import asyncio
 import shutil
 import sys
 
+from bench import backup as bench_backup
 from bench import busy, collections, failover, filters, http, moves, replace, search, shards, tls, writes
 from bench import documents as bench_documents
 from bench.report import Report
 
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
-    "documents",
+    "documents", "backup",
 )  # fmt: skip
 
 
@@ -48,6 +49,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await tls.run(report, quick=quick)
     if "documents" in parts:
         await bench_documents.run(report, quick=quick, documents=documents)
+    if "backup" in parts:
+        await bench_backup.run(report, quick=quick, documents=documents)
 
 
 def main() -> None:

@@ -16,12 +16,12 @@ _PUBLIC = {
     "needle.base.errors": (
         "AlreadyExists ClientClosed "
         "ClusterTooOld CollectionExists CollectionNotFound ConditionFailed ConfigError ConnectionLost "
-        "CorruptDocuments CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull "
+        "CorruptBackup CorruptDocuments CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull "
         "DocumentNotFound Forbidden FrameTooLarge "
         "InMaintenance Internal InvalidArgument KeyReused LostState MembershipChangePending "
         "NeedleError NoQuorum NotLeader OutcomeForgotten OutcomeUnknown OutOfMemory Overloaded ProposalDropped "
-        "ProtocolError ReplicaDamaged ScanEnded SessionExpired StaleEpoch StorageError TlsFailed TooManyFiles "
-        "TooManyRequests TooStale "
+        "ProtocolError ReplicaDamaged RestoreDiffers ScanEnded SessionExpired StaleEpoch StorageError TlsFailed "
+        "TooManyFiles TooManyRequests TooStale "
         "TransferFailed Unauthenticated Unavailable "
         "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"
     ),

@@ -11,6 +11,7 @@ from needle.base.errors import CollectionNotFound as CollectionNotFound
 from needle.base.errors import ConditionFailed as ConditionFailed
 from needle.base.errors import ConfigError as ConfigError
 from needle.base.errors import ConnectionLost as ConnectionLost
+from needle.base.errors import CorruptBackup as CorruptBackup
 from needle.base.errors import CorruptDocuments as CorruptDocuments
 from needle.base.errors import CorruptLog as CorruptLog
 from needle.base.errors import CorruptSegment as CorruptSegment
@@ -37,6 +38,7 @@ from needle.base.errors import Overloaded as Overloaded
 from needle.base.errors import ProposalDropped as ProposalDropped
 from needle.base.errors import ProtocolError as ProtocolError
 from needle.base.errors import ReplicaDamaged as ReplicaDamaged
+from needle.base.errors import RestoreDiffers as RestoreDiffers
 from needle.base.errors import ScanEnded as ScanEnded
 from needle.base.errors import SessionExpired as SessionExpired
 from needle.base.errors import StaleEpoch as StaleEpoch

@@ -340,6 +340,18 @@ class CorruptSnapshot(StorageError):
     code = "corrupt_snapshot"
 
 
+class CorruptBackup(StorageError):
+    """A file of a backup is missing, or is not what was written."""
+
+    code = "corrupt_backup"
+
+
+class RestoreDiffers(StorageError):
+    """What was restored is not what the backup holds."""
+
+    code = "restore_differs"
+
+
 class UnsupportedFormat(StorageError):
     """The data directory was written by another format version, or belongs to another node."""
 

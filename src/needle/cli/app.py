@@ -15,6 +15,7 @@ import typer
 import needle
 from needle.base.errors import NeedleError
 from needle.cli import (
+    backup_commands,
     certs_commands,
     change_commands,
     cluster_commands,
@@ -103,6 +104,12 @@ certs_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+backup_app = typer.Typer(
+    help="Make backups of a running cluster, list, verify and prune them; `needle restore` brings one back.",
+    epilog="Example: needle backup create /backups/shop",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 repair_app = typer.Typer(
     help="Mend the data directory of a node that is stopped and does not start or go on by itself.",
     epilog="Example: needle repair term /var/lib/needle",
@@ -165,6 +172,11 @@ _add(app, "delete", change_commands.delete, 'needle delete --where \'{"lang": "e
 _add(app, "count", change_commands.count, 'needle count --where \'{"lang": "en"}\'')
 _add(app, "scan", export_commands.scan, "needle scan --limit 100 --fields title,author.name")
 _add(app, "export", export_commands.export, "needle export documents.jsonl")
+_add(backup_app, "create", backup_commands.create, "needle backup create /backups/shop --rate 20")
+_add(backup_app, "list", backup_commands.list_, "needle backup list /backups/shop --newer-than 26")
+_add(backup_app, "verify", backup_commands.verify, "needle backup verify s3://backups/shop")
+_add(backup_app, "prune", backup_commands.prune, "needle backup prune /backups/shop --keep 14")
+_add(app, "restore", backup_commands.restore, "needle restore /backups/shop --cluster 10.0.1.1:5001")
 _add(app, "step-down", cluster_commands.step_down, "needle step-down --to node-2")
 _add(
     app,
@@ -217,6 +229,7 @@ _add(keys_app, "create", key_commands.create, "needle keys create shop --role wr
 _add(keys_app, "list", key_commands.list_, "needle keys list --json")
 _add(keys_app, "limit", key_commands.limit, "needle keys limit shop --requests 100 --bytes 10000000")
 _add(keys_app, "revoke", key_commands.revoke, "needle keys revoke shop")
+app.add_typer(backup_app, name="backup")
 app.add_typer(keys_app, name="keys")
 app.add_typer(certs_app, name="certs")
 app.add_typer(cluster_app, name="cluster")

@@ -1,0 +1,25 @@
+"""Backups of a running cluster, and bringing one back: over the client, to a directory or a bucket (docs/backup.md).
+
+A layer above the client: it knows no server. What a backup is made of is in format.py; where it lies, in store.py.
+"""
+
+from needle.backup.creating import Made, create
+from needle.backup.format import Manifest
+from needle.backup.keeping import Listed, Verified, list_backups, prune, verify
+from needle.backup.restoring import Restored, restore
+from needle.backup.store import Store, open_store
+
+__all__ = [
+    "Listed",
+    "Made",
+    "Manifest",
+    "Restored",
+    "Store",
+    "Verified",
+    "create",
+    "list_backups",
+    "open_store",
+    "prune",
+    "restore",
+    "verify",
+]

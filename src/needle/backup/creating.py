@@ -1,0 +1,178 @@
+"""Makes a backup: each collection by a consistent scan (docs/adr/0060), cut into pieces, then the manifest.
+
+Invariants: the manifest is written last, when all pieces that it names are known to be there; it holds all that was
+acknowledged before it began. A piece that the store has is not written again. Memory: a page, and a piece, which has
+PIECE_BYTES_MAX at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from typing import Final
+
+import msgspec
+
+import needle
+from needle.backup.around import REAL, Around
+from needle.backup.format import (
+    FORMAT,
+    PIECES,
+    CollectionBackup,
+    Contents,
+    Cutter,
+    Manifest,
+    Piece,
+    PieceRef,
+    encode_manifest,
+    encode_piece,
+    manifest_name,
+)
+from needle.backup.keeping import MAKING, PRUNING, Mark
+from needle.backup.scanning import pages
+from needle.backup.store import Store
+from needle.base.errors import CollectionNotFound, InvalidArgument, ScanEnded, StorageError
+from needle.base.instants import rfc3339
+from needle.client import Client
+from needle.protocol.calls import batch_bytes
+from needle.routing.topology import CollectionInfo
+
+ATTEMPTS: Final = 3
+"""So often a scan is begun; what it wrote before is found again."""
+Progress = Callable[[int, int], None]
+
+
+class Making:
+    """One backup that is being made. read, shipped: bytes of pieces, all and those that the store did not have."""
+
+    def __init__(self, client: Client, store: Store, rate: float, timeout: float, around: Around) -> None:
+        self._client, self._store, self._rate, self._timeout, self._around = client, store, rate, timeout, around
+        self._known: dict[str, int] = {}
+        self._began = around.clock.monotonic()
+        self.read = self.shipped = 0
+
+    async def run(self, mark: Mark, backup: str, began: str, progress: Progress) -> Manifest:
+        """See `create`."""
+        blocking, client = self._around.blocking, self._client
+        self._known = {name: stat.size for name, stat in (await blocking(self._store.names, PIECES)).items()}
+        now = await client.refresh_topology(confirmed=True, timeout=self._timeout)
+        found = [await self._collection(info, progress) for info in now.collections]
+        collections = [one for one in found if one is not None]
+        names = {one.spec.name for one in collections}
+        manifest = Manifest(
+            id=backup,
+            format=FORMAT,
+            began=began,
+            ended=rfc3339(self._around.micros()),
+            release=needle.__version__,
+            cluster=f"{now.founding:x}",
+            settings=msgspec.to_builtins(now.settings),
+            collections=collections,
+            aliases={one.name: one.collection for one in now.aliases if one.collection in names},
+        )
+        await blocking(self._check_whole, manifest)
+        await mark.check()
+        await blocking(self._store.put, manifest_name(backup), encode_manifest(manifest))
+        return manifest
+
+    async def _collection(self, info: CollectionInfo, progress: Progress) -> CollectionBackup | None:
+        """None: it was dropped meanwhile."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return await self._scan(info, progress)
+            except (CollectionNotFound, InvalidArgument, ScanEnded):  # the second: another one has its name
+                now = await self._client.refresh_topology(confirmed=True, timeout=self._timeout)
+                if all(one.id != info.id for one in now.collections):
+                    return None
+                if attempt == ATTEMPTS - 1:
+                    raise
+        return None
+
+    async def _scan(self, info: CollectionInfo, progress: Progress) -> CollectionBackup:
+        spec, contents, cutter = info.spec, Contents(), Cutter(info.spec.dimensions)
+        pieces: list[PieceRef] = []
+        cuts: list[tuple[int, int]] = []
+        async with aclosing(pages(self._client, spec, info.id, self._timeout)) as scan:
+            async for batch, pin in scan:
+                cuts = sorted(pin.open)
+                await self._around.blocking(contents.add, batch)
+                pieces += await self._put_all(cutter.cut(batch))
+                await self._pace(batch_bytes(batch))
+                progress(len(batch.ids), self.shipped)
+        pieces += await self._put_all(cutter.rest())
+        return CollectionBackup(
+            spec=spec,
+            fields=info.fields,
+            documents=contents.documents,
+            expiring=contents.expiring,
+            digest=contents.digest,
+            cuts=cuts,
+            pieces=pieces,
+        )
+
+    async def _put_all(self, pieces: Iterator[Piece]) -> list[PieceRef]:
+        """All have ended when this returns or raises, so nobody writes behind the mark's end."""
+        done = await asyncio.gather(*map(self._put, pieces), return_exceptions=True)
+        refs = [one for one in done if isinstance(one, PieceRef)]
+        if len(refs) < len(done):
+            raise next(one for one in done if isinstance(one, BaseException))
+        return refs
+
+    async def _put(self, piece: Piece) -> PieceRef:
+        ref, data = await self._around.blocking(encode_piece, piece)
+        if self._known.get(ref.name) != ref.size:
+            await self._around.blocking(self._store.put, ref.name, data)
+            self._known[ref.name] = ref.size
+            self.shipped += ref.size
+        made: PieceRef = ref
+        return made
+
+    async def _pace(self, size: int) -> None:
+        """Wait until so much may have been read."""
+        self.read += size
+        if self._rate:
+            ahead = self.read / self._rate - (self._around.clock.monotonic() - self._began)
+            if ahead > 0:
+                await self._around.rest(ahead)
+
+    def _check_whole(self, manifest: Manifest) -> None:
+        """Somebody may have deleted files of the store meanwhile."""
+        there = self._store.names(PIECES)
+        for piece in manifest.pieces():
+            if piece.name not in there or there[piece.name].size != piece.size:
+                raise StorageError(f"{piece.name} was deleted while the backup was made: make it again")
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """A backup that was made. read: bytes of documents that were read; shipped: bytes that the store did not have."""
+
+    manifest: Manifest
+    read: int
+    shipped: int
+
+
+async def create(
+    client: Client,
+    store: Store,
+    *,
+    rate: float = 0.0,
+    timeout: float = 30.0,
+    progress: Progress = lambda _documents, _shipped: None,
+    around: Around = REAL,
+) -> Made:
+    """Make a backup while the cluster serves. rate: bytes a second that are read at most, 0 for no bound. timeout:
+    seconds for one call. progress: told documents of a page, and bytes written so far.
+
+    Raises Forbidden for a key of some collections or documents only, Unavailable while somebody prunes, ScanEnded when
+    a collection takes longer than limits.pinned_scan_seconds, StorageError.
+    """
+    await client.catalog_status(timeout=timeout)  # whoever may not see everything is refused, instead of seeing less
+    at = around.micros()
+    began = rfc3339(at)
+    stamp = rfc3339(at // 1_000_000 * 1_000_000).replace("-", "").replace(":", "")
+    backup = f"{stamp}-{at % 1_000_000:06}-{around.rng.getrandbits(16):04x}"
+    making = Making(client, store, rate, timeout, around)
+    async with Mark(store, f"{MAKING}{backup}", PRUNING, "somebody prunes", around) as mark:
+        manifest = await making.run(mark, backup, began, progress)
+    return Made(manifest=manifest, read=making.read, shipped=making.shipped)

@@ -1,0 +1,240 @@
+"""The backups that a store has: listing, verifying, pruning; and who is at work in it.
+
+Invariants: what lists as a backup was written last, so all that it names was there. Nothing that a backup names, or one
+that is being made may come to name, is deleted: whoever makes one, or prunes, first leaves a mark of its own and then
+looks for the other's, so that at least one of two sees the other and gives way. It must not know clusters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Final
+
+import msgspec
+
+from needle.backup.around import REAL, Around
+from needle.backup.format import (
+    MANIFESTS,
+    PIECES,
+    SUFFIX,
+    CollectionBackup,
+    Contents,
+    Manifest,
+    Piece,
+    PieceRef,
+    decode_manifest,
+    decode_piece,
+    manifest_name,
+)
+from needle.backup.store import Store
+from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError, StorageError, Unavailable, invalid
+
+MAKING: Final = "making/"
+PRUNING: Final = "pruning/"
+MARK_SECONDS: Final = 3600.0
+"""A mark that was not renewed for so long is of somebody who is dead."""
+RENEW_SECONDS: Final = 60.0
+DELETES: Final = 500
+"""After so many it is looked again whether nobody took the mark for dead."""
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """A backup. bytes: of its pieces, shared ones included. damage: why it cannot be read, "" if it can."""
+
+    id: str
+    began: str = ""
+    ended: str = ""
+    cluster: str = ""
+    collections: list[str] = []
+    documents: int = 0
+    bytes: int = 0
+    damage: str = ""
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found. problems: one line for each damaged or missing file, and each digest that differs."""
+
+    backups: int
+    pieces: int
+    bytes: int
+    problems: list[str]
+
+
+def backup_ids(store: Store) -> list[str]:
+    """From the oldest to the newest."""
+    names = sorted(store.names(MANIFESTS))
+    return [name.removeprefix(MANIFESTS).removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+
+
+def read_manifest(store: Store, backup: str) -> Manifest:
+    """Raises InvalidArgument if there is none, CorruptBackup, UnsupportedFormat."""
+    name = manifest_name(backup)
+    data = store.get(name)
+    if data is None:
+        raise invalid("backup", backup, "one that `needle backup list` shows")
+    manifest = decode_manifest(name, data)
+    if manifest.id != backup:
+        raise CorruptBackup(f"{name} is the manifest of backup {manifest.id}: it was renamed", file=name)
+    return manifest
+
+
+def read_piece(store: Store, ref: PieceRef) -> Piece:
+    """Raises CorruptBackup if it is missing or damaged."""
+    data = store.get(ref.name)
+    if data is None:
+        raise CorruptBackup(f"{ref.name} is missing", file=ref.name)
+    return decode_piece(ref, data)
+
+
+def newest(store: Store) -> str:
+    """The id of the newest backup. Raises InvalidArgument if there is none."""
+    found = backup_ids(store)
+    if not found:
+        raise InvalidArgument("there is no backup at this target: `needle backup create` makes one", field="target")
+    return found[-1]
+
+
+def list_backups(store: Store) -> list[Listed]:
+    """All of them, from the oldest to the newest. Blocking."""
+    found = []
+    for backup in backup_ids(store):
+        try:
+            manifest = read_manifest(store, backup)
+        except (CorruptBackup, StorageError) as error:
+            found.append(Listed(id=backup, damage=error.message))
+            continue
+        found.append(
+            Listed(
+                id=backup,
+                began=manifest.began,
+                ended=manifest.ended,
+                cluster=manifest.cluster,
+                collections=[one.spec.name for one in manifest.collections],
+                documents=manifest.documents,
+                bytes=sum(piece.size for piece in manifest.pieces()),
+            )
+        )
+    return found
+
+
+def verify(store: Store, backup: str | None = None) -> Verified:
+    """Read every file of one backup, or of all, and compute all digests anew; no cluster is needed. Blocking."""
+    known: dict[str, int] = {}
+    problems: list[str] = []
+    ids = backup_ids(store) if backup is None else [backup]
+    for one in ids:
+        try:
+            manifest = read_manifest(store, one)
+        except StorageError as error:
+            problems.append(f"backup {one}: {error.message}")
+            continue
+        for collection in manifest.collections:
+            problems += (f"backup {one}: {problem}" for problem in _problems(store, collection, known))
+    return Verified(backups=len(ids), pieces=len(known), bytes=sum(known.values()), problems=problems)
+
+
+def _problems(store: Store, collection: CollectionBackup, known: dict[str, int]) -> Iterator[str]:
+    """Of a collection. known: is told the size of each piece that was read."""
+    contents, whole, name = Contents(), True, collection.spec.name
+    for ref in collection.pieces:
+        try:
+            contents.add(read_piece(store, ref))
+            known[ref.name] = ref.size
+        except CorruptBackup as error:
+            whole = False
+            yield f"collection {name}: {error.message}"
+    if whole and (contents.documents, contents.digest) != (collection.documents, collection.digest):
+        yield (
+            f"collection {name}: {contents.documents} documents of digest {contents.digest}, and the manifest says "
+            f"{collection.documents} of {collection.digest}"
+        )
+
+
+class Mark:
+    """Somebody is at work in a store; a context manager, which renews the mark while it is open."""
+
+    def __init__(self, store: Store, name: str, others: str, doing: str, around: Around = REAL) -> None:
+        """others: the prefix of marks that this one gives way to; doing: what those are about."""
+        self._store, self._name, self._others, self._doing, self._around = store, name, others, doing, around
+        self._renewal: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Mark:
+        await self._around.blocking(self._enter)
+        self._renewal = asyncio.create_task(self._renew())
+        return self
+
+    def _enter(self) -> None:
+        store = self._store
+        store.put(self._name, b"at work\n")
+        try:
+            own = self.own_time()
+            for other, modified in store.names(self._others).items():
+                if own - modified.modified < MARK_SECONDS:
+                    raise Unavailable(
+                        f"{self._doing} at this target now, or was killed within the last hour ({other}): try again "
+                        "later, or delete that file if nobody is at work",
+                        file=other,
+                    )
+                store.delete(other)
+        except BaseException:
+            store.delete(self._name)
+            raise
+
+    def own_time(self) -> float:
+        """When the mark was written, by the store's clock. Blocking. Raises StorageError if others took it for dead."""
+        found = self._store.names(self._name.rpartition("/")[0] + "/").get(self._name)
+        if found is None:
+            raise StorageError(f"{self._name} is not there any more: another command took this one for dead")
+        return found.modified
+
+    async def _renew(self) -> None:
+        while True:
+            await self._around.rest(RENEW_SECONDS)
+            with contextlib.suppress(StorageError):  # `check` tells
+                await self._around.blocking(self._again)
+
+    def _again(self) -> None:
+        self.own_time()
+        self._store.put(self._name, b"at work\n")
+
+    async def check(self) -> None:
+        """Raises StorageError if others may have taken it for dead."""
+        await self._around.blocking(self.own_time)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+        with contextlib.suppress(NeedleError):  # it is taken for dead in an hour
+            await self._around.blocking(self._store.delete, self._name)
+
+
+async def prune(store: Store, keep: int, around: Around = REAL) -> tuple[list[str], int]:
+    """Delete all backups but the newest `keep`, and pieces that no backup names: ids, and how many files these were.
+    Raises Unavailable while a backup is being made, CorruptBackup if a manifest that stays cannot be read."""
+    if keep < 1:
+        raise invalid("keep", keep, "1 or more")
+    name = f"{PRUNING}{around.rng.getrandbits(64):016x}"
+    async with Mark(store, name, MAKING, "a backup is being made", around) as mark:
+        done: tuple[list[str], int] = await around.blocking(_prune, store, keep, mark)
+        return done
+
+
+def _prune(store: Store, keep: int, mark: Mark) -> tuple[list[str], int]:
+    ids = backup_ids(store)
+    gone, stay = ids[:-keep], ids[-keep:]
+    named = {piece.name for backup in stay for piece in read_manifest(store, backup).pieces()}
+    mark.own_time()
+    for backup in gone:
+        store.delete(manifest_name(backup))
+    broken_off = [name for name in store.names(MANIFESTS) if not name.endswith(SUFFIX)]
+    left = [*broken_off, *(name for name in store.names(PIECES) if name not in named)]
+    for at, name in enumerate(left):
+        if at % DELETES == 0:
+            mark.own_time()
+        store.delete(name)
+    return gone, len(left)

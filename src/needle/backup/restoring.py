@@ -1,0 +1,228 @@
+"""Brings a backup back into a cluster of any number of shards and nodes, by writes like any other.
+
+A collection that is called `restoring-BACKUP` says that it is under way, and how far it is: who finds it goes on. It is
+dropped last, when every collection was read back and has the digest that the backup recorded.
+
+Invariants: nothing that was in the cluster before is written over; a piece is only restored if its checksum is right;
+what was killed anywhere may be run again. Memory: a few pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from needle.backup.around import REAL, Around
+from needle.backup.format import CollectionBackup, Contents, Manifest, Piece, PieceRef
+from needle.backup.keeping import newest, read_manifest, read_piece
+from needle.backup.scanning import pages
+from needle.backup.store import Store
+from needle.base.errors import (
+    CollectionExists,
+    CollectionNotFound,
+    NeedleError,
+    OutcomeUnknown,
+    RestoreDiffers,
+    ScanEnded,
+    Unavailable,
+)
+from needle.client import Client
+from needle.protocol.commands import NEVER
+from needle.routing.topology import Topology
+
+MARK: Final = "restoring-"
+AT_ONCE: Final = 16
+"""Pieces that are written at a time."""
+NOTED: Final = 128
+"""After so many pieces it is noted how far it is."""
+ATTEMPTS: Final = 10
+AGAIN_SECONDS: Final = 0.5
+LASTING_MICROS: Final = 3_600_000_000
+"""Documents that expire within an hour may do so while they are compared, so they are left out of that."""
+Progress = Callable[[int], None]
+
+
+class Restored(msgspec.Struct, frozen=True, kw_only=True):
+    """What was restored. digests: of each collection, as read back from the cluster; resumed: somebody had begun."""
+
+    backup: str
+    documents: int
+    digests: dict[str, str]
+    resumed: bool
+
+
+async def restore(
+    client: Client,
+    store: Store,
+    backup: str | None = None,
+    *,
+    timeout: float = 30.0,
+    progress: Progress = lambda _documents: None,
+    around: Around = REAL,
+) -> Restored:
+    """Restore a backup, by default the newest, into a cluster that has none of its collections (or empty ones, made
+    alike). progress: told how many documents were written.
+
+    Raises CollectionExists for a cluster that has something of that name, CorruptBackup, UnsupportedFormat for a backup
+    of a later release, RestoreDiffers if what was read back is not what the backup holds.
+    """
+    await client.catalog_status(timeout=timeout)  # whoever may not see everything would compare less
+    manifest = await around.blocking(read_manifest, store, backup or await around.blocking(newest, store))
+    restoring = _Restoring(client, store, manifest, timeout, progress, around)
+    return await restoring.run()
+
+
+class _Restoring:
+    def __init__(
+        self, client: Client, store: Store, manifest: Manifest, timeout: float, progress: Progress, around: Around
+    ) -> None:
+        self._client, self._store, self._manifest = client, store, manifest
+        self._timeout, self._progress, self._around = timeout, progress, around
+        self._mark = f"{MARK}{manifest.id}"
+
+    async def run(self) -> Restored:
+        client, manifest = self._client, self._manifest
+        now = await client.refresh_topology(confirmed=True, timeout=self._timeout)
+        resumed = any(one.spec.name == self._mark for one in now.collections)
+        if not resumed:
+            await self._check_room(now)
+            await client.create_collection(self._mark, dimensions=1, if_absent=True, timeout=self._timeout)
+        for collection in manifest.collections:
+            await self._fill(collection)
+        digests = {one.spec.name: await self._compare(one) for one in manifest.collections}
+        for alias, name in manifest.aliases.items():
+            await client.set_alias(alias, name, timeout=self._timeout)
+        await client.drop_collection(self._mark, timeout=self._timeout)
+        return Restored(backup=manifest.id, documents=manifest.documents, digests=digests, resumed=resumed)
+
+    async def _check_room(self, now: Topology) -> None:
+        """Raises CollectionExists for what is in the way."""
+        there = {one.spec.name: one for one in now.collections}
+        other = next((name for name in there if name.startswith(MARK)), None)
+        if other is not None:
+            raise CollectionExists(
+                f"another restore is under way in this cluster, or was broken off: finish it by `needle restore TARGET "
+                f"--backup {other.removeprefix(MARK)}`, or drop collection {other}",
+                collection=other,
+            )
+        aliases = {one.name for one in now.aliases}
+        for name in [*(one.spec.name for one in self._manifest.collections), *self._manifest.aliases]:
+            if name in aliases:
+                raise CollectionExists(f"this cluster has an alias {name}: restore into a new cluster", collection=name)
+            if name in self._manifest.aliases and name in there:
+                raise CollectionExists(
+                    f"this cluster has a collection {name}, an alias in the backup: restore into a new cluster",
+                    collection=name,
+                )
+        for one in self._manifest.collections:
+            found = there.get(one.spec.name)
+            if found is None:
+                continue
+            if found.spec != one.spec or await self._client.count(collection=one.spec.name, timeout=self._timeout):
+                raise CollectionExists(
+                    f"this cluster has a collection {one.spec.name} already, with documents or made otherwise than the "
+                    "backup's: restore into a new cluster, or drop it first",
+                    collection=one.spec.name,
+                )
+
+    async def _fill(self, collection: CollectionBackup) -> None:
+        """Write all that is not noted yet."""
+        client, spec, name = self._client, collection.spec, collection.spec.name
+        await self._made(collection)
+        noted = await client.get(name, collection=self._mark, timeout=self._timeout)
+        done = int(noted.metadata["pieces"]) if noted is not None else 0
+        self._progress(sum(piece.documents for piece in collection.pieces[:done]))
+        for start in range(done, len(collection.pieces), AT_ONCE):
+            some = collection.pieces[start : start + AT_ONCE]
+            await self._write_all(name, some, lives=bool(spec.ttl))
+            self._progress(sum(piece.documents for piece in some))
+            if (start // AT_ONCE + 1) % (NOTED // AT_ONCE) == 0:
+                note = {"pieces": start + len(some)}
+                await self._patiently(partial(client.insert, name, [1.0], note, collection=self._mark))
+
+    async def _made(self, collection: CollectionBackup) -> None:
+        client, spec = self._client, collection.spec
+        documents = client.documents
+        await self._patiently(partial(documents.create_collection, spec, True, self._timeout))
+        for path in collection.fields:
+            await self._patiently(partial(documents.declare_field, spec.name, path, True, self._timeout))
+
+    async def _patiently(self, call: Callable[[], Awaitable[object]]) -> None:
+        """A call that may be repeated, until it is answered. Raises what it raises in the end."""
+        for attempt in range(ATTEMPTS):
+            try:
+                await call()
+                return
+            except NeedleError as error:
+                if attempt == ATTEMPTS - 1 or not (error.retryable or isinstance(error, OutcomeUnknown)):
+                    raise
+            await self._around.rest(AGAIN_SECONDS)
+
+    async def _write_all(self, name: str, some: list[PieceRef], *, lives: bool) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for ref in some:
+                    group.create_task(self._write(name, ref, lives=lives))
+        except* NeedleError as errors:
+            raise errors.exceptions[0] from None
+
+    async def _write(self, name: str, ref: PieceRef, *, lives: bool) -> None:
+        """lives: the collection has a time to live, which must not be given to documents that had none."""
+        piece: Piece = await self._around.blocking(read_piece, self._store, ref)
+        expires: Sequence[int] = [one or NEVER for one in piece.expires]
+        if lives and not expires:
+            expires = [NEVER] * len(piece.ids)
+
+        async def write() -> None:
+            parts = await self._client.documents.insert_batch(
+                name, piece.ids, memoryview(piece.vectors), piece.metadata, self._timeout, expires
+            )
+            failed = next((part.outcome for part in parts if isinstance(part.outcome, NeedleError)), None)
+            if failed is not None:
+                raise failed
+
+        await self._patiently(write)
+
+    # --- what is there now -------------------------------------------------------------------------------------------
+    async def _compare(self, collection: CollectionBackup) -> str:
+        """The digest of a collection as it was read back. Raises RestoreDiffers."""
+        name, before = collection.spec.name, self._around.micros()
+        lasting = before + LASTING_MICROS if collection.expiring else 0
+        expected, documents = collection.digest, collection.documents
+        if lasting:
+            wanted = Contents(lasting)
+            for ref in collection.pieces:
+                wanted.add(await self._around.blocking(read_piece, self._store, ref))
+            expected, documents = wanted.digest, wanted.documents
+        found = await self._contents(collection, lasting)
+        if lasting and self._around.micros() >= lasting:
+            raise RestoreDiffers(f"collection {name} took longer than an hour to compare: run the command again")
+        if (found.documents, found.digest) != (documents, expected):
+            raise RestoreDiffers(
+                f"collection {name} has {found.documents} documents of digest {found.digest}, and the backup has "
+                f"{documents} of {expected}: was it written to meanwhile? Drop it and {self._mark}, then restore again",
+                collection=name,
+            )
+        return found.digest
+
+    async def _contents(self, collection: CollectionBackup, lasting: int) -> Contents:
+        """By a consistent scan."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return await self._scan(collection, lasting)
+            except (CollectionNotFound, ScanEnded, Unavailable) as error:
+                if attempt == ATTEMPTS - 1 or isinstance(error, CollectionNotFound):
+                    raise
+        raise AssertionError  # the last attempt raises
+
+    async def _scan(self, collection: CollectionBackup, lasting: int) -> Contents:
+        found = Contents(lasting)
+        async with aclosing(pages(self._client, collection.spec, 0, self._timeout)) as scan:
+            async for batch, _ in scan:
+                await self._around.blocking(found.add, batch)
+        return found

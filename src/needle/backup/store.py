@@ -1,0 +1,173 @@
+"""Where backups lie: files by name, in a directory or in a bucket. Methods block; call them in a thread.
+
+Invariant: a file is there whole or not at all, and durable when `put` has returned. It must not know what files mean.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from needle.base.errors import InvalidArgument, StorageError
+
+PARTIAL = ".partial"
+
+
+class Stat(NamedTuple):
+    """size: bytes. modified: seconds since 1970 by the store's clock."""
+
+    size: int
+    modified: float
+
+
+class Store(Protocol):
+    """See the module. All raise StorageError."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Make or replace a file."""
+        ...
+
+    def get(self, name: str) -> bytes | None:
+        """A file's bytes; None if there is none."""
+        ...
+
+    def names(self, prefix: str) -> dict[str, Stat]:
+        """All files whose names begin so; the prefix ends with a slash. Also what a `put` left that was killed."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Fine if it is not there."""
+        ...
+
+
+def open_store(target: str) -> Store:
+    """A directory, or s3://bucket/prefix. Raises InvalidArgument for another target."""
+    if "://" not in target:
+        return DirectoryStore(Path(target))
+    if not target.startswith("s3://"):
+        raise InvalidArgument(f"target = {target} is not allowed: a directory, or s3://bucket/prefix", field="target")
+    try:
+        from obstore.store import from_url  # only who has a bucket needs it
+    except ImportError:
+        raise InvalidArgument(
+            "a bucket as the target needs a library: pip install 'needle-vdb[s3]'", field="target"
+        ) from None
+    with _errors(target):
+        return ObjectStore(from_url(target), target)
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what}: {error.strerror or error}", path=what) from error
+
+
+class DirectoryStore:
+    """In a directory, which is made when the first file is."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, name: str, data: bytes) -> None:
+        path = self._root / name
+        partial = path.with_name(f"{path.name}{PARTIAL}-{secrets.token_hex(4)}")
+        with _errors(str(path)):
+            self._directory(path.parent)
+            try:
+                with partial.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+            _sync(path.parent)
+
+    def _directory(self, path: Path) -> None:
+        """Make it durably."""
+        if not path.is_dir():
+            self._directory(path.parent)
+            path.mkdir(exist_ok=True)
+            _sync(path.parent)
+
+    def get(self, name: str) -> bytes | None:
+        path = self._root / name
+        with _errors(str(path)):
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def names(self, prefix: str) -> dict[str, Stat]:
+        found: dict[str, Stat] = {}
+        with _errors(str(self._root)):
+            for path in (self._root / prefix).rglob("*"):
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:  # deleted meanwhile
+                    continue
+                if path.is_file():
+                    found[path.relative_to(self._root).as_posix()] = Stat(stat.st_size, stat.st_mtime)
+        return found
+
+    def delete(self, name: str) -> None:
+        path = self._root / name
+        with _errors(str(path)):
+            path.unlink(missing_ok=True)
+
+
+def _sync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class ObjectStore:
+    """What obstore has: S3, and its memory store in tests. It is told the endpoint and keys by its usual variables."""
+
+    def __init__(self, store: Any, target: str) -> None:
+        self._store = store
+        self._target = target
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise StorageError(f"{self._target}: {name}: {error}", path=self._target) from error
+
+    def put(self, name: str, data: bytes) -> None:
+        with self._errors(name):
+            self._store.put(name, data)
+
+    def get(self, name: str) -> bytes | None:
+        with self._errors(name):
+            try:
+                return bytes(self._store.get(name).bytes())
+            except FileNotFoundError:
+                return None
+
+    def names(self, prefix: str) -> dict[str, Stat]:
+        with self._errors(prefix):
+            return {
+                one["path"]: Stat(one["size"], one["last_modified"].timestamp())
+                for some in self._store.list(prefix)
+                for one in some
+            }
+
+    def delete(self, name: str) -> None:
+        with self._errors(name):
+            try:
+                self._store.delete(name)
+            except FileNotFoundError:
+                return

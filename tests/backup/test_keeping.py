@@ -1,0 +1,247 @@
+"""Pieces, manifests, stores and who is at work in them, without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from obstore.store import MemoryStore
+
+from needle.backup.around import Around
+from needle.backup.format import (
+    MANIFESTS,
+    PIECES,
+    CollectionBackup,
+    Contents,
+    Cutter,
+    Manifest,
+    PieceRef,
+    decode_manifest,
+    encode_manifest,
+    encode_piece,
+    manifest_name,
+)
+from needle.backup.keeping import MAKING, PRUNING, Mark, list_backups, prune, verify
+from needle.backup.store import DirectoryStore, ObjectStore, Store, open_store
+from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, Unavailable, UnsupportedFormat
+from needle.base.model import CollectionSpec
+from needle.protocol.calls import DocumentBatch
+
+SPEC = CollectionSpec(name="a", dimensions=384)
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "directory":
+        return DirectoryStore(tmp_path / "target")
+    return ObjectStore(MemoryStore(), "memory")
+
+
+def documents(count: int, changed: int = -1) -> DocumentBatch:
+    """In the order of their ids; one may have other metadata."""
+    vectors = np.random.default_rng(1).random((count, SPEC.dimensions), dtype=np.float32)
+    metadata = [b'{"changed":1}' if n == changed else b"" for n in range(count)]
+    return DocumentBatch([f"{n:06}" for n in range(count)], [1] * count, metadata, vectors.tobytes(), 1)
+
+
+def parts(batch: DocumentBatch, page: int) -> list[DocumentBatch]:
+    width = 4 * SPEC.dimensions
+    return [
+        DocumentBatch(batch.ids[at:end], [], batch.metadata[at:end], batch.vectors[at * width : end * width], 1)
+        for at, end in ((at, at + page) for at in range(0, len(batch.ids), page))
+    ]
+
+
+def backup(store: Store, name: str, batch: DocumentBatch, page: int = 700) -> Manifest:
+    """Made as `creating` makes one."""
+    cutter, contents, refs = Cutter(SPEC.dimensions), Contents(), []
+    pieces = [piece for part in parts(batch, page) for piece in cutter.cut(part)]
+    for piece in [*pieces, *cutter.rest()]:
+        ref, data = encode_piece(piece)
+        store.put(ref.name, data)
+        refs.append(ref)
+    contents.add(batch)
+    one = CollectionBackup(
+        spec=SPEC, fields=(), documents=contents.documents, expiring=0, digest=contents.digest, cuts=[], pieces=refs
+    )
+    made = Manifest(
+        id=name, format=1, began="2026-01-01T00:00:00Z", ended="", release="", cluster="", settings=None,
+        collections=[one], aliases={},
+    )  # fmt: skip
+    store.put(manifest_name(name), encode_manifest(made))
+    return made
+
+
+def test_pieces_do_not_depend_on_pages_and_one_change_changes_one_piece(store: Store) -> None:
+    names = [{ref.name for ref in backup(store, f"b{page}", documents(3000), page).pieces()} for page in (1, 700, 5000)]
+    assert names[0] == names[1] == names[2] and len(names[0]) > 5
+    changed = {ref.name for ref in backup(store, "changed", documents(3000, changed=1500)).pieces()}
+    assert len(changed - names[0]) == 1
+    fewer = {ref.name for ref in backup(store, "fewer", documents(2999)).pieces()}
+    assert len(fewer - names[0]) <= 1
+
+
+def test_contents_depend_on_everything_of_a_document_but_not_on_order_and_shards() -> None:
+    batch, width = documents(3), 4 * SPEC.dimensions
+    whole, apart = Contents(), Contents()
+    whole.add(batch)
+    for part in reversed(parts(batch, 1)):
+        apart.add(part)
+    assert (whole.digest, whole.documents) == (apart.digest, 3)
+    other = [
+        DocumentBatch(["000000", "000001", "x"], [1] * 3, batch.metadata, batch.vectors, 1),
+        DocumentBatch(batch.ids, [1] * 3, [b"1", b"", b""], batch.vectors, 1),
+        DocumentBatch(batch.ids, [1] * 3, batch.metadata, batch.vectors[width:] + batch.vectors[:width], 1),
+        DocumentBatch(batch.ids, [1] * 3, batch.metadata, batch.vectors, 1, [0, 5, 0]),
+    ]
+    for one in other:
+        found = Contents()
+        found.add(one)
+        assert found.digest != whole.digest
+    lasting = Contents(lasting=5)
+    lasting.add(other[-1])
+    assert lasting.documents == 2
+
+
+def test_every_flipped_bit_and_missing_file_is_found_and_named(tmp_path: Path) -> None:
+    root = tmp_path / "target"
+    store = open_store(str(root))
+    backup(store, "one", documents(700))
+    assert verify(store).problems == [] and verify(store).pieces >= 2
+    rng = random.Random(1)
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        for at in [0, 64, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(5))]:
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
+            (problem,) = verify(store).problems
+            assert path.name in problem, (path, at)
+        path.write_bytes(whole[:-1])
+        assert path.name in verify(store).problems[0]
+        if path.suffix != ".manifest":
+            path.unlink()
+            assert f"{path.name} is missing" in verify(store).problems[0]
+        path.write_bytes(whole)
+    assert verify(store).problems == []
+
+
+def test_a_manifest_that_names_too_little_is_noticed(store: Store) -> None:
+    """Its checksum is right: it was made so, by a mistake."""
+    made = backup(store, "one", documents(700))
+    made.collections[0].pieces.pop()
+    store.put(manifest_name("one"), encode_manifest(made))
+    (problem,) = verify(store).problems
+    assert "collection a" in problem and "the manifest says 700" in problem
+
+
+def test_later_formats_and_renamed_manifests_are_refused(store: Store) -> None:
+    made = backup(store, "one", documents(1))
+    data = encode_manifest(made).replace(b'"format":1', b'"format":2')
+    with pytest.raises(CorruptBackup, match="checksum"):
+        decode_manifest("m", data)
+    body = data.partition(b"\n")[2]
+    with pytest.raises(UnsupportedFormat, match="format 2, and this release reads 1"):
+        decode_manifest("m", hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    store.put(manifest_name("two"), encode_manifest(made))
+    damage = [one.damage for one in list_backups(store)]
+    assert damage == ["", "backups/two.manifest is the manifest of backup one: it was renamed"]
+
+
+async def test_prune_deletes_what_nothing_names(store: Store) -> None:
+    first, second = backup(store, "1", documents(3000)), backup(store, "2", documents(3000, changed=5))
+    store.put(f"{PIECES}ab/abcd", b"of a backup that was killed")
+    store.put(f"{MANIFESTS}3.manifest.partial-77", b"cut off")
+    mine = {ref.name for ref in first.pieces()} - {ref.name for ref in second.pieces()}
+    assert await prune(store, 1) == (["1"], len(mine) + 2)
+    assert [one.id for one in list_backups(store)] == ["2"] and verify(store).problems == []
+    assert set(store.names(PIECES)) == {ref.name for ref in second.pieces()}
+    assert not store.names(PRUNING) and await prune(store, 1) == ([], 0)
+    with pytest.raises(InvalidArgument, match="keep = 0"):
+        await prune(store, 0)
+
+
+async def test_prune_deletes_nothing_if_it_cannot_know_what_is_needed(store: Store) -> None:
+    backup(store, "1", documents(10))
+    backup(store, "2", documents(20))
+    store.put(manifest_name("2"), b"damaged")
+    there = store.names(PIECES)
+    with pytest.raises(CorruptBackup, match=r"backups/2\.manifest"):
+        await prune(store, 1)
+    assert set(store.names(PIECES)) == set(there) and len(list_backups(store)) == 2
+
+
+async def test_of_a_backup_and_a_prune_one_gives_way(store: Store) -> None:
+    backup(store, "1", documents(10))
+    async with Mark(store, f"{MAKING}x", PRUNING, "somebody prunes"):
+        with pytest.raises(Unavailable, match="a backup is being made"):
+            await prune(store, 1)
+        async with Mark(store, f"{MAKING}y", PRUNING, "somebody prunes"):
+            pass  # two backups do not hinder each other
+    async with Mark(store, f"{PRUNING}x", MAKING, "a backup is being made"):
+        with pytest.raises(Unavailable, match="somebody prunes"):
+            async with Mark(store, f"{MAKING}x", PRUNING, "somebody prunes"):
+                pass
+    assert not store.names(MAKING) and not store.names(PRUNING)
+
+
+async def test_the_mark_of_a_dead_one_counts_for_an_hour(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    backup(store, "1", documents(10))
+    store.put(f"{MAKING}dead", b"")
+    stat = os.stat(tmp_path / MAKING / "dead")
+    os.utime(tmp_path / MAKING / "dead", (stat.st_atime, stat.st_mtime - 3500))
+    with pytest.raises(Unavailable, match="killed within the last hour"):
+        await prune(store, 1)
+    os.utime(tmp_path / MAKING / "dead", (stat.st_atime, stat.st_mtime - 3700))
+    assert await prune(store, 1) == ([], 0)
+    assert not store.names(MAKING)
+
+
+async def test_a_mark_is_renewed_and_who_was_taken_for_dead_hears_of_it(tmp_path: Path) -> None:
+    store, slept, go_on = open_store(str(tmp_path)), asyncio.Queue[None](), asyncio.Queue[None]()
+
+    async def rest(_: float) -> None:
+        slept.put_nowait(None)
+        await go_on.get()
+
+    async with Mark(store, f"{MAKING}x", PRUNING, "somebody prunes", Around(rest=rest)) as mark:
+        await slept.get()
+        os.utime(tmp_path / MAKING / "x", (1, 1))
+        go_on.put_nowait(None)
+        await slept.get()  # it rests again: it was renewed
+        assert store.names(MAKING)[f"{MAKING}x"].modified > 1
+        await mark.check()
+        store.delete(f"{MAKING}x")
+        with pytest.raises(StorageError, match="took this one for dead"):
+            await mark.check()
+        go_on.put_nowait(None)
+        await slept.get()
+        assert not store.names(MAKING)  # it does not come back by itself
+
+
+def test_stores(store: Store) -> None:
+    store.put("x/a", b"1")
+    store.put("x/a", b"22")
+    store.put("y/b", b"")
+    assert store.get("x/a") == b"22" and store.get("x/none") is None
+    assert {name: stat.size for name, stat in store.names("x/").items()} == {"x/a": 2}
+    store.delete("x/a")
+    store.delete("x/a")
+    assert store.names("x/") == {} and store.names("none/") == {}
+
+
+def test_targets(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="ftp://x is not allowed: a directory, or s3://bucket/prefix"):
+        open_store("ftp://x")
+    assert isinstance(open_store("s3://bucket/a"), ObjectStore)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        open_store(str(tmp_path / "file")).put("a/b", b"")
+
+
+def test_a_ref_names_its_file() -> None:
+    assert PieceRef("abcd", 1, 1).name == "pieces/ab/abcd"

@@ -1,0 +1,124 @@
+"""The commands of docs/backup.md, as they are written there, one after the other, against real nodes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import needle
+from harness.commands import until
+from needle import backup as backups
+from needle.cli.app import main
+from needle.local.process_cluster import ProcessCluster
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "backup.md"
+TARGET = "/backups/shop"
+NODE = {"sharding": {"shards": 1, "replicas": 1}, "election_timeout": 0.5, "heartbeat_interval": 0.1}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+class Page:
+    """Runs lines of the page with a target of this machine."""
+
+    def __init__(self, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.target, self._capsys = target, capsys
+
+    def ready(self) -> bool:
+        """Whether the cluster serves."""
+        return main(["status"]) == 0
+
+    def line(self, text: str, expect: int = 0) -> str:
+        words = shlex.split(text.replace(TARGET, str(self.target)))
+        assert words[0] == "needle"
+        self._capsys.readouterr()
+        code = main(words[1:])
+        captured = self._capsys.readouterr()
+        assert code == expect, f"{text}: {code} {captured.out}{captured.err}"
+        return captured.out + captured.err
+
+
+def started(directory: Path, monkeypatch: pytest.MonkeyPatch) -> ProcessCluster:
+    """A cluster of one node, which commands find."""
+    directory.mkdir()
+    cluster = ProcessCluster(directory, 1, as_user=True, **NODE)
+    cluster.start_nodes()
+    monkeypatch.setenv("NEEDLE_CLUSTER", cluster.cluster)
+    return cluster
+
+
+def filled(page: Page, directory: Path) -> list[Any]:
+    until(page.ready)
+    rows = [{"id": f"d{n}", "vector": [n, 1, 2, 3, 4, 5, 6, 7], "metadata": {"n": n}} for n in range(200)]
+    (directory / "documents.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page.line(f"needle insert {directory / 'documents.jsonl'} --timeout 60")
+    return documents(page)
+
+
+def documents(page: Page) -> list[Any]:
+    found = json.loads(page.line("needle scan --limit 1000 --with-vectors --json"))["documents"]
+    return [{key: value for key, value in one.items() if key != "version"} for one in found]
+
+
+def test_the_page_from_the_first_backup_to_the_restore(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Page(tmp_path / "target", capsys)
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    assert [line.split()[1:3] for line in lines if "backup" in line.split()[1]] == [
+        ["backup", verb] for verb in ("create", "create", "list", "list", "verify", "prune")
+    ]
+    first = started(tmp_path / "first", monkeypatch)
+    try:
+        before = filled(page, tmp_path)
+        page.line("needle backup list /backups/shop --newer-than 26", expect=1)
+        said = [page.line(line) for line in lines[:-1]]
+    finally:
+        first.stop()
+    assert "200 documents" in said[0] and "0.0 MB written" in said[1] and "no problems" in said[4]
+    assert "0 backups deleted" in said[5]
+    second = started(tmp_path / "second", monkeypatch)
+    try:
+        until(page.ready)
+        assert lines[-1] == "needle restore /backups/shop"
+        assert "200 documents" in page.line(f"{lines[-1]} --timeout 60")
+        assert documents(page) == before
+        assert "restore into a new cluster" in page.line(lines[-1], expect=1)
+    finally:
+        second.stop()
+    piece = next(path for path in (tmp_path / "target" / "pieces").rglob("*") if path.is_file())
+    piece.write_bytes(piece.read_bytes()[:-1])
+    assert f"{piece.name} is damaged" in page.line("needle backup verify /backups/shop", expect=1)
+    listed = json.loads(page.line("needle backup list /backups/shop --json"))
+    assert [one["documents"] for one in listed] == [200, 200]
+    assert json.loads(page.line("needle backup prune /backups/shop --keep 1 --json"))["deleted"] == [listed[0]["id"]]
+
+
+async def test_the_python_of_the_page(tmp_path: Path) -> None:
+    (code,) = blocks("python")
+    async with (
+        ProcessCluster(fresh(tmp_path / "first"), 1, **NODE) as first,
+        ProcessCluster(fresh(tmp_path / "second"), 1, **NODE) as second,
+        first.connect() as client,
+        second.connect() as other_client,
+    ):
+        await client.insert("a", [1.0, *[0.0] * 7])
+        body = "".join(f"    {line}\n" for line in code.replace(TARGET, str(tmp_path / "target")).splitlines())
+        names: dict[str, Any] = {}
+        exec(f"async def example(client, other_client):\n{body}", names)
+        await names["example"](client, other_client)
+        found = await other_client.get("a")
+        assert isinstance(found, needle.Document) and found.vector.tolist() == [1.0, *[0.0] * 7]
+        assert len(backups.list_backups(backups.open_store(str(tmp_path / "target")))) == 1
+
+
+def fresh(path: Path) -> Path:
+    path.mkdir()
+    return path
