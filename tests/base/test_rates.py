@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from needle.base.errors import InvalidArgument, Overloaded, TooManyRequests, waited_for
+from needle.base.errors import InvalidArgument, Overloaded, TooManyRequests
 from needle.base.rates import Meter, Rates, check_rates
+from needle.client.waiting import waited_for
 
 
 def refused(meter: Meter, now: float) -> float:

@@ -42,6 +42,8 @@ TEXTS: dict[str, list[Any]] = {
     "tls.certificate": ["c.crt"],
     "tls.key": ["c.key"],
     "tls.ca": ["/etc/needle/ca.crt"],
+    "log.format": ["text", "json"],
+    "log.level": ["debug", "info", "warning", "error"],
     "audit.file": ["audit.jsonl", "/var/log/needle/audit.jsonl"],
     "cluster_secret_former": ["f" * 32],
     "cluster_secret": ["s" * 32, "an openssl rand -hex 32 makes one"],

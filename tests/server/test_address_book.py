@@ -10,13 +10,16 @@ import msgspec
 import pytest
 
 from harness.scripted_network import one_shard
-from needle.base.errors import InvalidArgument
+from needle.base.errors import ConnectionLost, InvalidArgument, Unavailable
 from needle.base.versions import KNOWN
 from needle.catalog.nodes import NODES_MAX
+from needle.protocol import calls
 from needle.protocol.calls import AddressBook as AddressBookMessage
+from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
+from needle.server.announced import Announced
 from needle.server.catalog.adoption import Adoption
 from needle.server.cluster_files import ClusterFile
 from needle.server.files import load_addresses, save_addresses
@@ -77,7 +80,7 @@ async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(
 
 async def test_nobody_makes_a_node_know_more_nodes_than_a_cluster_has(tmp_path: Path) -> None:
     one = book(tmp_path, a="h:1")
-    node: Any = SimpleNamespace(book=one, host=None, told=one.all)
+    node: Any = SimpleNamespace(topology=Topology(), book=one, host=None, told=one.all)
     serve = Operations(node).addresses
     many = {f"x{n}": "h:9" for n in range(NODES_MAX)}
     for addresses in (many, {**many, "y": "h:1"}):
@@ -118,3 +121,32 @@ async def test_a_node_that_gets_nothing_says_so_once(
         now = one_shard(version)
         await adoption.adopt(msgspec.structs.replace(now, nodes=(*now.nodes, me)))
     assert [said in record.message for record in caplog.records] == [True]
+
+
+class Door:
+    """Nodes that answer who they are."""
+
+    def __init__(self, there: dict[str, WhoAnswer]) -> None:
+        self._there = there
+
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        if address not in self._there:
+            raise ConnectionLost(f"nobody is at {address}")
+        return calls.encode(self._there[address])
+
+
+async def test_a_member_is_believed_to_have_moved_only_to_where_its_own_directory_answers() -> None:
+    def who(name: str, incarnation: int) -> WhoAnswer:
+        return WhoAnswer(name, "h:1", incarnation, "", 1.0, 7, 1)
+
+    known = tuple(NodeInfo(id=name, address=f"{name}:1", incarnation=5) for name in ("a", "b"))
+    book = AddressBook({}, {"a": "a:1", "b": "b:1"}, lambda _: None)
+    door = Door({"a:2": who("a", 5), "a:3": who("a", 6), "a:4": who("b", 5)})
+    announced = Announced(SimpleNamespace(topology=Topology(nodes=known), book=book, caller=door))
+    for fine in ({"a": "a:2"}, {"a": "a:1"}, {"new": "n:1"}):
+        await announced.check(fine)
+    for wrong in ({"a": "a:3"}, {"a": "a:4"}, {"a": "a:2", "b": "b:2"}):
+        with pytest.raises(InvalidArgument):
+            await announced.check(wrong)
+    with pytest.raises(Unavailable, match="does not answer there"):
+        await announced.check({"a": "a:9"})

@@ -15,7 +15,9 @@ from needle.base.audit_config import AuditConfig
 from needle.base.errors import ConfigError
 from needle.base.former_settings import FORMER, FORMER_PATHS
 from needle.base.ids import NodeId
+from needle.base.log_config import LogConfig
 from needle.base.model import CollectionSpec, IndexParams, Metric
+from needle.base.placement_config import PlacementConfig as PlacementConfig
 from needle.base.schema import Seconds, Settings, about, all_settings, own_settings, required, tables, unknown
 from needle.base.schema import refuse as refuse
 from needle.base.tls_config import TlsConfig
@@ -166,19 +168,6 @@ class IndexConfig(Settings, frozen=True, kw_only=True):
     ef_search: Annotated[int, about(1, 100_000)] = IndexParams().ef_search
 
 
-class PlacementConfig(Settings, frozen=True, kw_only=True):
-    """What the placement of replicas is to know of a node.
-
-    zone: Failure domain of this node, such as its rack; replicas of a shard go to different ones.
-    weight: This node's share of replicas beside that of others.
-    """
-
-    table: ClassVar[str] = "placement"
-
-    zone: Annotated[str, about(option="--zone")] = ""
-    weight: Annotated[float, about(0, 1000, option="--weight")] = 1.0
-
-
 class ShardingConfig(Settings, frozen=True, kw_only=True):
     """How a node comes to its cluster, and the cluster to its shards.
 
@@ -294,6 +283,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     limits: Limits = Limits()
     tls: TlsConfig = TlsConfig()
     audit: AuditConfig = AuditConfig()
+    log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
         super().__post_init__()

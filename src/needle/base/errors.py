@@ -395,15 +395,6 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:60] + f"... ({len(text)} characters)"
 
 
-def waited_for(error: TooManyRequests, left: float) -> float:
-    """How many seconds whoever was refused so has to wait. Raises the error if there are only `left`."""
-    wait = error.details.get("wait")
-    seconds = float(wait) if isinstance(wait, int | float) and wait > 0 else 1.0
-    if seconds >= left:
-        raise error
-    return seconds
-
-
 def in_seconds(seconds: float) -> str:
     """A length of time as an error shows it: what is left of a timeout has more digits than anybody wants to read."""
     return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"

@@ -34,7 +34,6 @@ from needle.base.errors import (
     TooManyRequests,
     VersionMismatch,
     in_seconds,
-    waited_for,
 )
 from needle.base.ids import GroupId
 from needle.base.model import RaftStatus, WriteResult
@@ -43,6 +42,7 @@ from needle.base.runtime import Rng
 from needle.client.attempts import Attempts, Unanswered
 from needle.client.directory import Directory
 from needle.client.session import WriteNumbers
+from needle.client.waiting import waited_for
 from needle.protocol import calls
 from needle.protocol.calls import StatusCall
 from needle.protocol.commands import Command, OpenSession, Session

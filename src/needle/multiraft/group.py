@@ -17,13 +17,7 @@ from typing import Any
 
 import msgspec
 
-from needle.base.errors import (
-    DeadlineExceeded,
-    LostState,
-    NeedleError,
-    NoQuorum,
-    NotLeader,
-)
+from needle.base.errors import DeadlineExceeded, LostState, NeedleError, NoQuorum, NotLeader
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import Addressed, encode_conf
@@ -193,12 +187,14 @@ class Group:
         raft, before = self.raft, self._role
         self._role = raft.role
         name, why = group_name(self.id), raft.causes.last.words
+        more = {"group": name, "term": raft.term, "why": why}
         if raft.role is LEADER:
-            _log.info("%s: this node leads in term %d; it asked for votes because %s", name, raft.term, why)
+            text = "%s: this node leads in term %d; it asked for votes because %s"
+            _log.info(text, name, raft.term, why, extra=more)
         elif before is LEADER:
-            _log.info("%s: this node leads no more, in term %d: %s", name, raft.term, why)
+            _log.info("%s: this node leads no more, in term %d: %s", name, raft.term, why, extra=more)
         elif raft.role is Role.CANDIDATE:
-            _log.info("%s: this node asks for votes in term %d: %s", name, raft.term, why)
+            _log.info("%s: this node asks for votes in term %d: %s", name, raft.term, why, extra=more)
 
     def _hand_out(self, turn: Turn, ready: Ready, now: float) -> None:
         """Everything of a Ready that need not wait for the disk."""

@@ -36,7 +36,7 @@ HELD_BYTES_MAX = 1 << 20
 HELD_BY_ALL_BYTES_MAX = 64 << 20
 """Those of all peers: anybody can call itself by many names."""
 PEERS_MAX = 4096
-"""So long the same is not logged of a peer again."""
+"""Of whom anything is remembered."""
 
 REMEDY = (
     "A data directory that was lost or replaced by an older copy must not go on under its name: remove the node, and "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from needle.base.errors import InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.errors import InvalidArgument, NeedleError, Overloaded, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.client.directory import Caller
 from needle.protocol import calls
@@ -19,8 +19,8 @@ from needle.server.address_book import AddressBook
 
 ASK_SECONDS = 0.8
 """Less than who announces itself waits."""
-MOVED_MAX = 8
-"""Nodes of one announcement that are said to be elsewhere: a node announces itself alone."""
+CHECKS_MAX = 4
+"""Announcements that are looked into at a time: whoever sends them says whom this node connects to."""
 
 
 class AnnouncedTo(Protocol):
@@ -31,18 +31,32 @@ class AnnouncedTo(Protocol):
     caller: Caller
 
 
-async def check_announced(node: AnnouncedTo, addresses: Mapping[NodeId, str]) -> None:
-    """Raises InvalidArgument if another directory than that of the catalog's node answers there, and Unavailable if
-    nobody does."""
-    moved = []
-    for name, address in addresses.items():
-        known = node.topology.node(name)
-        if known is not None and known.incarnation and address not in (node.book.get(name), known.address):
-            moved.append((known, address))
-    if len(moved) > MOVED_MAX:
-        raise invalid("addresses", f"{len(moved)} nodes that moved", f"at most {MOVED_MAX} of them at once")
-    for known, address in moved:
-        await _check(node.caller, known, address)
+class Announced:
+    """See the module."""
+
+    def __init__(self, node: AnnouncedTo) -> None:
+        self._node = node
+        self._under_way = 0
+
+    async def check(self, addresses: Mapping[NodeId, str]) -> None:
+        """Raises InvalidArgument if another directory than that of the catalog's node answers there, or if several
+        nodes are said to have moved: a node announces itself alone; Unavailable if nobody answers."""
+        node, moved = self._node, []
+        for name, address in addresses.items():
+            known = node.topology.node(name)
+            if known is not None and known.incarnation and address not in (node.book.get(name), known.address):
+                moved.append((known, address))
+        if not moved:
+            return
+        if len(moved) > 1:
+            raise invalid("addresses", f"{len(moved)} nodes that moved", "one of them in an announcement")
+        if self._under_way >= CHECKS_MAX:
+            raise Overloaded(f"{CHECKS_MAX} announcements are being looked into already")
+        self._under_way += 1
+        try:
+            await _check(node.caller, *moved[0])
+        finally:
+            self._under_way -= 1
 
 
 async def _check(caller: Caller, known: NodeInfo, address: str) -> None:

@@ -28,12 +28,12 @@ from needle.base.errors import (
     TooStale,
     in_seconds,
     told_version,
-    waited_for,
 )
 from needle.base.model import ReadMode, WriteResult
 from needle.base.parts import Payload
 from needle.client.meaning import meant
 from needle.client.router.hedging import Hedging, Replicas, forget
+from needle.client.waiting import waited_for
 from needle.protocol import calls
 from needle.protocol.bounds import bound_call
 from needle.protocol.calls import Freshness

@@ -25,6 +25,7 @@ from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.server.metrics.observed import NodeMetrics
 from needle.server.ports import system_ports
 from needle.server.process.descriptors import raise_limit
+from needle.server.process.logs import write_logs
 from needle.server.process.loop_watch import LoopWatch
 from needle.server.system_node import Http, http_server, system_node
 from needle.system import share_one_heap
@@ -108,7 +109,7 @@ def _end_by_force(node_id: str) -> None:
 
 def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> None:
     """Run a node in the foreground and leave the process with its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    write_logs(config.node_id, config.log, sys.stderr)
     # A node keeps many small objects for long (log index, ids): the default thresholds walk them over and over, for a
     # quarter of the write path's time. What start-up made is never garbage.
     gc.freeze()

@@ -22,7 +22,7 @@ from needle.protocol.calls import (
 )
 from needle.protocol.peer_calls import IndexRoom, IndexRoomCall
 from needle.routing.key_space import KeySpace
-from needle.server.announced import check_announced
+from needle.server.announced import Announced
 from needle.server.replica import PROPOSE_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
 from needle.shard.fields.index_budget import FieldName
@@ -40,6 +40,7 @@ class Operations:
     def __init__(self, node: ServedNode) -> None:
         self._node = node
         self._host = node.host
+        self._announced = Announced(node)
 
     # --- groups ------------------------------------------------------------------------------------------------------
     async def itself(self, call: GroupCall) -> LeaderAnswer:
@@ -115,7 +116,7 @@ class Operations:
     async def addresses(self, call: AddressBook) -> AddressBook:
         """Learn where nodes say that they are; what this node was told last: the catalog may know no new one yet."""
         self._node.book.check_room(call.addresses)
-        await check_announced(self._node, call.addresses)
+        await self._announced.check(call.addresses)
         self._node.book.learn(call.addresses)
         return AddressBook(self._node.told())
 

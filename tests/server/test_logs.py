@@ -1,0 +1,78 @@
+"""A node's log is a line for each event, for people or for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.marked_documents import CALM
+from needle.base.errors import ConfigError
+from needle.base.log_config import LogConfig
+from needle.local.process_cluster import ProcessCluster
+from needle.server.process.logs import write_logs
+
+HOSTILE = "a\nb\r\x1b[2Jc\x85d\u2028e"
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def written(config: LogConfig) -> list[str]:
+    stream, log = io.StringIO(), logging.getLogger("needle.test")
+    write_logs("n1", config, stream)
+    log.debug("quiet")
+    log.info("%s asks", HOSTILE, extra={"term": 7})
+    logging.getLogger("other").debug("of a library")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        log.exception("a bug")
+    return stream.getvalue().splitlines(keepends=False)
+
+
+def test_text_is_a_line_for_each_event_whatever_is_in_it() -> None:
+    lines = written(LogConfig())
+    assert lines[0].split(" ", 1)[1] == "INFO needle.test: a\\x0ab\\x0d\\x1b[2Jc\\x85d\\u2028e asks"
+    assert lines[1].endswith("ERROR needle.test: a bug") and lines[-1] == "ValueError: broken"
+
+
+def test_json_has_the_fields_and_what_was_told_beside_the_text() -> None:
+    first, second = (json.loads(line) for line in written(LogConfig(format="json")))
+    assert first.pop("time").endswith("Z")
+    assert first == {"event": f"{HOSTILE} asks", "level": "info", "logger": "needle.test", "node": "n1", "term": 7}
+    assert "ValueError: broken" in second["exception"]
+
+
+def test_a_level_leaves_out_what_is_below_it_and_libraries_tell_no_details() -> None:
+    assert "quiet" in written(LogConfig(level="debug"))[0]
+    assert not any("of a library" in line for line in written(LogConfig(level="debug")))
+    assert "a bug" in written(LogConfig(level="error"))[0]
+    with pytest.raises(ConfigError, match=r"log\.level"):
+        LogConfig(level="loud")
+
+
+async def test_an_election_leaves_its_lines_in_the_log_of_a_node(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, **CALM, log={"format": "json"}) as cluster, cluster.connect() as client:
+        leader = (await client.status()).leader
+        assert leader is not None
+        cluster.kill(leader)
+        await client.insert("a", [1.0] * 8, timeout=30)
+        lines = [
+            json.loads(line)
+            for name, node in cluster.nodes.items()
+            if name != leader
+            for line in node.log.read_text().splitlines()
+        ]
+    led = [line for line in lines if line.get("group") == "shard 0" and "this node leads in term" in line["event"]]
+    assert led and all(line["term"] > 1 and line["why"] and line["node"] != leader for line in led)
