@@ -1,0 +1,96 @@
+"""Qdrant's filters (qdrant.tech/documentation, "Filtering"), as its REST API has them, as Filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from needle.base.filters.builder import Filter
+from needle.translate.refusing import mapping, members, only, refused
+
+_CLAUSES: Final = ("must", "should", "must_not", "min_should")
+_CONDITIONS: Final = ("match", "range", "is_null")
+_RANGE: Final = ("gt", "gte", "lt", "lte")
+_INSTEAD: Final = {
+    "text": "Filter.contains, which looks for the text as it is (there it depends on the field's index)",
+    "phrase": "Filter.contains, which looks for the text as it is (there it depends on the field's index)",
+    "except": "must_not of match any (there an array matches if one of its elements is another value)",
+}
+
+
+def qdrant(filter: Mapping[str, Any]) -> Filter:
+    """A filter as JSON has it (of the Python client: `filter.model_dump(exclude_none=True)`). {} matches all. Raises
+    InvalidArgument naming what is not understood: has_id, nested, geo, values_count, is_empty have no counterpart."""
+    said = {name: clause for name, clause in mapping("filter", filter).items() if clause is not None}
+    only("filter", said, _CLAUSES)
+    parts = [_condition(one) for one in _many("must", said)]
+    if should := [_condition(one) for one in _many("should", said)]:
+        parts.append(should[0] if len(should) == 1 else Filter.any_(should))
+    parts.extend(Filter.not_(_condition(one)) for one in _many("must_not", said))
+    if "min_should" in said:
+        parts.append(_min_should(mapping("min_should", said["min_should"])))
+    return parts[0] if len(parts) == 1 else Filter.all(parts) if parts else Filter.parse({})
+
+
+def _many(name: str, said: Mapping[str, Any]) -> list[Any]:
+    """A clause may be one condition, or a list of them."""
+    clause = said.get(name, [])
+    return [clause] if isinstance(clause, Mapping) else list(members(name, clause))
+
+
+def _min_should(said: Mapping[str, Any]) -> Filter:
+    only("min_should", said, ("conditions", "min_count"))
+    parts = [_condition(one) for one in members("conditions", said.get("conditions"))]
+    count = said.get("min_count")
+    if parts and count == 1:
+        return Filter.any_(parts)
+    if parts and count == len(parts):
+        return Filter.all(parts)
+    raise refused("min_count", count, f"1, or as many as there are conditions ({len(parts)})")
+
+
+def _condition(condition: object) -> Filter:
+    said = {name: value for name, value in mapping("condition", condition).items() if value is not None}
+    if said.keys() & set(_CLAUSES):
+        return qdrant(said)
+    only("condition", said, ("key", *_CONDITIONS))
+    if "is_null" in said:
+        only("condition", said, ("is_null",))
+        key = _key(mapping("is_null", said["is_null"]).get("key"))
+        return Filter.exists(key) & Filter.eq(key, None)
+    key = _key(said.get("key"))
+    kinds = said.keys() - {"key"}
+    if len(kinds) != 1:
+        raise refused(f"condition of {key}", sorted(kinds), "one of match and range")
+    return _match(key, said["match"]) if "match" in said else _range(key, said["range"])
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str) or "[" in key or '"' in key:
+        raise refused("key", key, 'a path such as "country.name"; an array on the way stands for each of its objects')
+    return key
+
+
+def _match(key: str, match: object) -> Filter:
+    said = {name: value for name, value in mapping(f"match of {key}", match).items() if value is not None}
+    for name, instead in _INSTEAD.items():
+        if name in said:
+            raise refused(f"match of {key}", name, instead)
+    only(f"match of {key}", said, ("value", "any"))
+    if len(said) != 1:
+        raise refused(f"match of {key}", sorted(said), "one of value and any")
+    return Filter.eq(key, said["value"]) if "value" in said else Filter.in_(key, members("any", said["any"]))
+
+
+def _range(key: str, range_: object) -> Filter:
+    """Of numbers, or of date-times, which are texts there. One element of an array has to be within both bounds."""
+    said = {name: value for name, value in mapping(f"range of {key}", range_).items() if value is not None}
+    only(f"range of {key}", said, _RANGE)
+    bounds = {name: {"$date": bound} if isinstance(bound, str) else bound for name, bound in said.items()}
+    if said.keys() == {"gte", "lte"}:
+        return Filter.parse({key: {"$between": [bounds["gte"], bounds["lte"]]}})
+    if len(bounds) != 1:
+        instead = "one bound, or gte with lte; two conditions, if the field is no array"
+        raise refused(f"range of {key}", sorted(said), instead)
+    ((name, bound),) = bounds.items()
+    return Filter.parse({key: {f"${name}": bound}})

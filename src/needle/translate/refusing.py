@@ -1,0 +1,34 @@
+"""What the translators refuse, in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from needle.base.errors import InvalidArgument, invalid
+
+
+def refused(where: str, value: object, instead: str) -> InvalidArgument:
+    """instead: what may stand there, or what to write in its place."""
+    return invalid(where, value, instead)
+
+
+def mapping(where: str, value: object) -> Mapping[str, Any]:
+    """`value` as a dict with text keys. Raises InvalidArgument."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise refused(where, value, "a dict with names as keys")
+    return value
+
+
+def only(where: str, value: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Raises InvalidArgument for a key that is not allowed: to pass over it would match more."""
+    for key in value:
+        if key not in allowed:
+            raise refused(where, key, f"one of {', '.join(allowed)}")
+
+
+def members(where: str, value: object) -> Sequence[Any]:
+    """`value` as a list. Raises InvalidArgument."""
+    if not isinstance(value, list | tuple):
+        raise refused(where, value, "a list")
+    return value
