@@ -17,6 +17,7 @@ import pytest
 
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from needle.client import restarting
 from needle.client.client import Client
 from needle.local.process_cluster import wait_for
 
@@ -140,7 +141,7 @@ async def test_what_would_cost_a_majority_is_refused_and_a_node_that_does_not_co
             async def may_go(*_: object) -> None:
                 pass
 
-            at_once.setattr(Client, "_may_go", may_go)
+            at_once.setattr(restarting._Rolling, "_may_go", may_go)
             with pytest.raises(InvalidArgument, match=f"another command has {stuck} in maintenance"):
                 await client.rolling_restart(nothing, nodes=[stuck], timeout=3)
         assert len(restarted) == 1
