@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from client.test_conditions import view
 from cluster.catalog_util import topology
 from needle.catalog.state import execute
+from needle.client.cluster_conditions import views
 from needle.client.health import ReplicaStatus, judge
 from needle.protocol.catalog_commands import AddShard, DrainNode, RetireShard, StartRebalance
 from needle.routing.jobs import RebalanceConfig
@@ -43,3 +46,28 @@ def test_what_waits_is_told_with_the_reason() -> None:
         "rebalance 2: no leader of shard 3 answers",
         "shard 1: node-4 (in maintenance) does not answer, or is lost",
     ]
+
+
+class Counted(list[ReplicaStatus]):
+    """How often somebody goes through all of them."""
+
+    rounds = 0
+
+    def __iter__(self) -> Iterator[ReplicaStatus]:
+        self.rounds += 1
+        return super().__iter__()
+
+
+def test_the_replicas_are_gone_through_as_often_for_many_shards_as_for_few() -> None:
+    def rounds(shards: int) -> int:
+        now = topology()
+        for number in range(len(now.shards), shards):
+            now, _ = execute(now, number, AddShard(number, ["node-1"]))
+        status = view("node-1", "Leader").status
+        replicas = Counted(
+            ReplicaStatus(shard=number, node="node-1", address="", status=status) for number in range(shards)
+        )
+        assert len(judge(now, replicas).shards) == shards == len(views(replicas))
+        return replicas.rounds
+
+    assert rounds(64) == rounds(8)

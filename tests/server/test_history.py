@@ -83,3 +83,11 @@ def test_the_p99_is_of_all_nodes_that_go_on() -> None:
     history.note(5.0, [], load("a", 1, 990, 990) | load("b", 1, 0, 20) | load("c", 1, 0, 900, life=2))
     found = history.since(0)[0].search_p99
     assert found is not None and 0.3 < found < 0.7, "b's slow ones count, and not those of c, which began anew"
+
+
+def test_no_moment_is_of_later_than_it_was_looked_at() -> None:
+    """What a page has not reached yet it does not show."""
+    history, at = History(), 1_795_851_237.7748928
+    assert history.due(at)
+    history.note(at, [], {})
+    assert history.since(0.0)[0].at <= history.seen

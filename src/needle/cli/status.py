@@ -31,7 +31,7 @@ from needle.cli.common import (
 from needle.client.alerts import Condition, holds
 from needle.client.cluster_conditions import look as look_around
 from needle.client.cluster_conditions import ordered, views
-from needle.client.conditions import START, lag_of
+from needle.client.conditions import START, NodeView, lag_of
 from needle.client.health import ClusterHealth, ReplicaStatus, lost_nodes
 from needle.protocol.peer_calls import WhoAnswer, check_fresh
 
@@ -176,10 +176,11 @@ def _silent(known: Sequence[str]) -> Look:
 
 def status_json(seen: Look) -> dict[str, object]:
     """What `needle status --json` prints."""
+    held = views(seen.replicas)
     return {
         "healthy": seen.health.healthy,
         "shards": as_json(seen.health.shards),
-        "replicas": [_with_lag(replica, seen.replicas) for replica in seen.replicas],
+        "replicas": [_with_lag(replica, held[replica.shard]) for replica in seen.replicas],
         "conditions": as_json(seen.conditions),
         "warnings": seen.health.warnings,
         "cluster_version": seen.version,
@@ -187,8 +188,9 @@ def status_json(seen: Look) -> dict[str, object]:
     }
 
 
-def _with_lag(replica: ReplicaStatus, replicas: Sequence[ReplicaStatus]) -> dict[str, object]:
-    lag = lag_of(replica.node, views(replica.shard, replicas))
+def _with_lag(replica: ReplicaStatus, beside: Sequence[NodeView]) -> dict[str, object]:
+    """beside: all of its shard."""
+    lag = lag_of(replica.node, beside)
     shown = {"lag_entries": lag[0], "lag_ms": lag[1]} if lag is not None else {}
     return {**as_json(replica), **shown}
 
@@ -197,7 +199,7 @@ def status_table(seen: Look) -> RenderableType:
     """Shards by replicas, the preferred leader's first, and what is wrong."""
     rows = table("shard", "keys", "node", "address", "state", "term", "commit", "applied", "lag", "documents", "lease")
     first: set[int] = set()
-    lost = lost_nodes(seen.replicas)
+    lost, held = lost_nodes(seen.replicas), views(seen.replicas)
     for replica in seen.replicas:
         shard, status = seen.health.shards[replica.shard], replica.status
         head = ("", "") if replica.shard in first else (str(replica.shard), f"{shard.share:.1%}")
@@ -206,7 +208,7 @@ def status_table(seen: Look) -> RenderableType:
             state = "Lost" if replica.node in lost else "unreachable"
             rows.add_row(*head, replica.node, replica.address, Text(state, style="bold red"))
             continue
-        lag = lag_of(replica.node, views(replica.shard, seen.replicas))
+        lag = lag_of(replica.node, held[replica.shard])
         rows.add_row(
             *head,
             replica.node,

@@ -14,7 +14,7 @@ import msgspec
 from needle.base.ids import NodeId
 from needle.client.alerts import Condition
 from needle.client.cluster_conditions import Seen, views
-from needle.client.conditions import lag_of, leader_of
+from needle.client.conditions import NodeView, lag_of, leader_of
 from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.jobs import Progress
 from needle.routing.stats import HotRange, RebalanceStats
@@ -111,13 +111,14 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
 def activity(now: Look, before: Look | None) -> Activity:
     """See the module. before: without it there are no rates of calls."""
     pairs = pairs_of(now.loads, before.loads if before is not None else {})
+    held = views(now.seen.replicas)
     return Activity(
         nodes=[_node(node, now, pairs.get(node)) for node in now.topology.addresses()],
-        shards=[_shard(number, now) for number in now.seen.health.shards],
+        shards=[_shard(number, now, held.get(number, [])) for number in now.seen.health.shards],
         calls=_calls(list(pairs.values())),
         errors=sum(max(0.0, b.errors - a.errors) / _elapsed((a, b)) for a, b in pairs.values()) if pairs else None,
         hot=list(now.stats.hot_ranges),
-        moves=[_move(info, now) for info in now.topology.moves],
+        moves=[_move(info, held.get(info.source, [])) for info in now.topology.moves],
         rebalance=_rebalance(now.progress),
         conditions=now.seen.health.conditions,
         looked=now,
@@ -200,9 +201,8 @@ def _node(node: NodeId, now: Look, pair: Pair | None) -> NodeNow:
     )
 
 
-def _shard(number: int, now: Look) -> ShardNow:
+def _shard(number: int, now: Look, replicas: Sequence[NodeView]) -> ShardNow:
     health, size = now.seen.health.shards[number], now.stats.shard_sizes.get(number)
-    replicas = views(number, now.seen.replicas)
     led = leader_of(replicas)
     lags = [lag for one in replicas if (lag := lag_of(one.node, replicas)) is not None]
     return ShardNow(
@@ -218,8 +218,9 @@ def _shard(number: int, now: Look) -> ShardNow:
     )
 
 
-def _move(info: MoveInfo, now: Look) -> MoveNow:
-    led = leader_of(views(info.source, now.seen.replicas))
+def _move(info: MoveInfo, replicas: Sequence[NodeView]) -> MoveNow:
+    """replicas: of the shard that it leaves."""
+    led = leader_of(replicas)
     copied = led.copied.get(info.id, 0) if led is not None else 0
     return MoveNow(id=info.id, source=info.source, target=info.target, state=str(info.state), copied=copied)
 

@@ -26,7 +26,7 @@ from needle.client.alerts import (
     holds,
 )
 from needle.client.conditions import GOES_ON, NodeView, conditions
-from needle.client.health import ClusterHealth, ReplicaStatus, judge
+from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge
 from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.stats import imbalance
 from needle.routing.topology import NodeState, Topology
@@ -72,13 +72,15 @@ def ordered(found: Sequence[Condition]) -> list[Condition]:
     return sorted(dict.fromkeys(found), key=lambda condition: condition.severity != CRITICAL)
 
 
-def views(shard: int, replicas: Sequence[ReplicaStatus]) -> list[NodeView]:
-    """The replicas of one shard."""
-    return [
-        NodeView(node=one.node, address=one.address, status=one.status, error=one.error, lost=one.lost)
-        for one in replicas
-        if one.shard == shard
-    ]
+def views(replicas: Sequence[ReplicaStatus]) -> dict[int, list[NodeView]]:
+    """The replicas of each shard."""
+    return {
+        shard: [
+            NodeView(node=one.node, address=one.address, status=one.status, error=one.error, lost=one.lost)
+            for one in some
+        ]
+        for shard, some in by_shard(replicas).items()
+    }
 
 
 async def _told(client: Asked, timeout: float) -> dict[NodeId, WhoAnswer]:
@@ -111,12 +113,12 @@ async def _of_catalog(client: Asked, timeout: float) -> list[Condition]:
 
 def _of_shards(topology: Topology, health: ClusterHealth, replicas: Sequence[ReplicaStatus]) -> list[Condition]:
     shards = [info.shard for info in topology.serving]
-    resting = [info.id for info in topology.nodes if info.maintenance]
+    resting, held = [info.id for info in topology.nodes if info.maintenance], views(replicas)
     found = [
         condition
         for shard in shards
         for condition in conditions(
-            views(shard, replicas),
+            held.get(shard, []),
             shard=shard if len(shards) > 1 else None,
             leaving=topology.shards[shard].leaving,
             maintenance=resting,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from needle.base.errors import invalid
 from needle.client.health import judge
 from needle.routing.stats import RebalanceStats
-from needle.routing.topology import NodeState, Topology
+from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.http import cluster_bodies as bodies
 from needle.server.http.call import Call
 
@@ -33,19 +33,20 @@ async def nodes(call: Call) -> bodies.Nodes:
 
 
 def _nodes(now: Topology) -> list[bodies.Node]:
-    return [
-        bodies.Node(
-            id=info.id,
-            address=info.address,
-            zone=info.zone,
-            weight=info.weight,
-            state=info.state.value,
-            maintenance=bool(info.maintenance),
-            knows=info.knows,
-        )
-        for info in now.nodes
-        if info.state is not NodeState.REMOVED
-    ]
+    return [node_of(info) for info in now.nodes if info.state is not NodeState.REMOVED]
+
+
+def node_of(info: NodeInfo) -> bodies.Node:
+    """A node as the catalog has it."""
+    return bodies.Node(
+        id=info.id,
+        address=info.address,
+        zone=info.zone,
+        weight=info.weight,
+        state=info.state.value,
+        maintenance=bool(info.maintenance),
+        knows=info.knows,
+    )
 
 
 async def shards(call: Call) -> bodies.Shards:

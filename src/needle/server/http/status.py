@@ -11,13 +11,15 @@ from msgspec import Meta
 
 from needle.client.alerts import Condition
 from needle.client.cluster_conditions import look, views
-from needle.client.conditions import lag_of
-from needle.client.health import ReplicaStatus
+from needle.client.conditions import NodeView, lag_of
+from needle.client.health import ReplicaStatus, by_shard
 from needle.protocol.peer_calls import WhoAnswer
 from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.http.bodies import Body
 from needle.server.http.call import Call
+from needle.server.http.cluster import node_of
+from needle.server.http.cluster_bodies import Node
 from needle.server.upkeep.history import EVERY_SECONDS, Moment
 
 STATUS_SECONDS = 2.0
@@ -35,20 +37,13 @@ class AskHistory(Body, frozen=True, kw_only=True):
     since: Annotated[float, Meta(ge=0)] = 0.0
 
 
-class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """state: active or draining. answers: whether it does; if not, what it says of itself is null. catalog: whether it
+class NodeStatus(Node, frozen=True, kw_only=True):
+    """answers: whether it does; if not, what it says of itself is null. catalog: whether it
     holds the catalog. memory_used: bytes of its process in RAM; memory_total: of its machine, or what it may have of
     that. cpu_seconds: that its process has used. disk_free, disk_total: bytes of its disk; disk_used: by its own files;
     disk_kept_free: below that much room it refuses data. certificate_seconds: until its certificate expires; null
     without TLS."""
 
-    id: str
-    address: str
-    zone: str
-    weight: float
-    state: str
-    maintenance: bool
-    knows: int
     answers: bool
     catalog: bool
     memory_used: int | None
@@ -139,6 +134,7 @@ async def status(call: Call) -> StatusView:
     timeout = call.body.timeout
     seen, loads = await asyncio.gather(look(call.client, timeout), call.client.node_loads(timeout=timeout))
     now, health, settings = call.client.topology(), seen.health, call.client.topology().settings
+    replicas, held = by_shard(seen.replicas), views(seen.replicas)
     return StatusView(
         version=now.version,
         epoch=now.map.epoch if now.map is not None else 0,
@@ -164,9 +160,7 @@ async def status(call: Call) -> StatusView:
                 documents=found.documents,
                 problems=found.problems,
                 replicas=[
-                    _replica(one, seen.replicas, one.node in info.leaving)
-                    for one in seen.replicas
-                    if one.shard == info.shard
+                    _replica(one, held[info.shard], one.node in info.leaving) for one in replicas.get(info.shard, [])
                 ],
             )
             for info in now.serving
@@ -180,13 +174,7 @@ def _node(info: NodeInfo, now: Topology, who: WhoAnswer | None, load: LoadAnswer
     facts = load.facts if load is not None else None
     disk, levels = (who.disk, who.levels) if who is not None else (None, None)
     return NodeStatus(
-        id=info.id,
-        address=info.address,
-        zone=info.zone,
-        weight=info.weight,
-        state=info.state.value,
-        maintenance=bool(info.maintenance),
-        knows=info.knows,
+        **msgspec.structs.asdict(node_of(info)),
         answers=who is not None,
         catalog=info.id in now.catalog,
         memory_used=facts.resident or None if facts is not None else None,
@@ -202,8 +190,9 @@ def _node(info: NodeInfo, now: Topology, who: WhoAnswer | None, load: LoadAnswer
     )
 
 
-def _replica(one: ReplicaStatus, replicas: Sequence[ReplicaStatus], leaving: bool) -> ReplicaView:
-    said, lag = one.status, lag_of(one.node, views(one.shard, replicas))
+def _replica(one: ReplicaStatus, beside: Sequence[NodeView], leaving: bool) -> ReplicaView:
+    """beside: all of its shard."""
+    said, lag = one.status, lag_of(one.node, beside)
     return ReplicaView(
         node=one.node,
         state=said.state if said is not None else "Lost" if one.lost else "silent",

@@ -14,6 +14,7 @@ import msgspec
 
 from needle.base.ids import NodeId
 from needle.client.activity import Pair, between, pairs_of, quantile
+from needle.client.cluster_conditions import views
 from needle.client.conditions import NodeView, lag_of
 from needle.client.health import ReplicaStatus
 from needle.protocol.probe_calls import LoadAnswer
@@ -53,7 +54,7 @@ class History:
 
     def due(self, at: float) -> bool:
         """Whether it is time for another one. at: as in Moment; a clock that was put back begins anew."""
-        self.seen = at
+        self.seen = round(at, 3)  # as a moment's: no moment is of later
         if not self._moments:
             return True
         if at < self._moments[-1].at:
@@ -64,11 +65,9 @@ class History:
     def note(self, at: float, replicas: Sequence[ReplicaStatus], loads: Mapping[NodeId, LoadAnswer]) -> None:
         """One more. loads: what the nodes have done since their start."""
         statuses = [one.status for one in replicas if one.status is not None]
-        by_shard: dict[int, list[ReplicaStatus]] = {}
-        for one in replicas:
-            by_shard.setdefault(one.shard, []).append(one)
+        held = views(replicas)
         pairs = pairs_of(loads, self._before).values()
-        lags = [lag for shard in by_shard.values() if (lag := _lag(shard)) is not None]
+        lags = [lag for shard in held.values() if (lag := _lag(shard)) is not None]
         self._moments.append(
             Moment(
                 at=round(at, 3),
@@ -76,7 +75,7 @@ class History:
                 searches=round(sum(one.searches for one in statuses), 2),
                 documents=sum(one.documents for one in statuses if one.state == "Leader"),
                 lag=round(max(lags), 3) if lags else None,
-                unled=len(by_shard) - len(lags),
+                unled=len(held) - len(lags),
                 silent=len(replicas) - len(statuses),
                 search_p99=_p99("shard_search", pairs),
                 write_p99=_p99("shard_write", pairs),
@@ -94,8 +93,7 @@ def _p99(method: str, pairs: Collection[Pair]) -> float | None:
     return quantile(counts, 0.99) if max(counts.values(), default=0.0) >= COUNTED_MIN else None
 
 
-def _lag(shard: Sequence[ReplicaStatus]) -> float | None:
+def _lag(shard: Sequence[NodeView]) -> float | None:
     """Of the replica that lags most, in seconds; None without a leader."""
-    views = [NodeView(node=one.node, address=one.address, status=one.status) for one in shard]
-    lags = [lag[1] / 1000 for one in shard if (lag := lag_of(one.node, views)) is not None]
+    lags = [lag[1] / 1000 for one in shard if (lag := lag_of(one.node, shard)) is not None]
     return max(lags, default=None)
