@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,25 @@ async def test_a_mark_is_renewed_and_who_was_taken_for_dead_hears_of_it(tmp_path
         go_on.put_nowait(None)
         await slept.get()
         assert not store.names(MAKING)  # it does not come back by itself
+
+
+async def test_a_mark_that_is_left_while_it_is_renewed_is_gone(tmp_path: Path) -> None:
+    """Its thread goes on when the renewal is cancelled."""
+    store = DirectoryStore(tmp_path)
+    mark = Mark(store, f"{MAKING}one", PRUNING, "somebody prunes")
+    leaving, own_time = threading.Thread(target=mark._leave), mark.own_time
+
+    def looked() -> float:
+        found = own_time()
+        leaving.start()
+        leaving.join(0.2)  # it is over before the mark is written, unless it has to wait for that
+        return found
+
+    async with mark:
+        mark.own_time = looked  # type: ignore[method-assign]
+        await asyncio.to_thread(mark._again)
+        leaving.join()
+        assert store.names(MAKING) == {}
 
 
 def test_stores(store: Store) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Final
@@ -103,7 +104,7 @@ def list_backups(store: Store) -> list[Listed]:
     for backup in backup_ids(store):
         try:
             manifest = read_manifest(store, backup)
-        except (CorruptBackup, StorageError) as error:
+        except StorageError as error:
             found.append(Listed(id=backup, damage=error.message))
             continue
         found.append(
@@ -160,6 +161,7 @@ class Mark:
         """others: the prefix of marks that this one gives way to; doing: what those are about."""
         self._store, self._name, self._others, self._doing, self._around = store, name, others, doing, around
         self._renewal: asyncio.Task[None] | None = None
+        self._writing, self._left = threading.Lock(), False
 
     async def __aenter__(self) -> Mark:
         await self._around.blocking(self._enter)
@@ -197,8 +199,17 @@ class Mark:
                 await self._around.blocking(self._again)
 
     def _again(self) -> None:
-        self.own_time()
-        self._store.put(self._name, b"at work\n")
+        with self._writing:
+            if not self._left:
+                self.own_time()
+                self._store.put(self._name, b"at work\n")
+
+    def _leave(self) -> None:
+        """Delete the mark. A renewal that is under way in its thread ends first, and none begins: it would put the mark
+        there again, and prune would be refused for an hour."""
+        with self._writing:
+            self._left = True
+            self._store.delete(self._name)
 
     async def check(self) -> None:
         """Raises StorageError if others may have taken it for dead."""
@@ -210,7 +221,7 @@ class Mark:
         if self._renewal is not None:
             self._renewal.cancel()
         with contextlib.suppress(NeedleError):  # it is taken for dead in an hour
-            await self._around.blocking(self._store.delete, self._name)
+            await self._around.blocking(self._leave)
 
 
 async def prune(store: Store, keep: int, around: Around = REAL) -> tuple[list[str], int]:
