@@ -52,8 +52,8 @@ def one(seen: Diagnosis, name: str) -> Finding:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessCluster]:
-    async with ProcessCluster(tmp_path_factory.mktemp("doctor"), linked=True) as made:
+async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
+    async with ProcessCluster(module_path, linked=True) as made:
         yield made
 
 
@@ -89,6 +89,17 @@ async def test_a_node_is_probed_by_one_at_a_time(well: ProcessCluster) -> None:
         seen = await asyncio.gather(*(client.doctor() for _ in range(3)))
     refused = [finding for one in seen for finding in one.findings if finding.name == "not-probed"]
     assert len(refused) == 6 and all("is being probed already" in finding.measured for finding in refused)
+
+
+async def test_a_disk_that_takes_no_small_file_is_told(well: ProcessCluster) -> None:
+    taken = well.nodes["node-2"].data_dir / "probe"
+    taken.mkdir()
+    try:
+        seen = await until(well, lambda found: names(found) == {"disk-not-measured"})
+    finally:
+        taken.rmdir()
+    assert one(seen, "disk-not-measured").subject == "the disk of node-2"
+    assert [node.fsync_p50 is None for node in seen.nodes] == [False, True, False]
 
 
 async def test_a_slow_link_is_named(well: ProcessCluster) -> None:

@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -33,9 +34,9 @@ WIDTH = 80
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessCluster]:
+async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
     sharding = {"shards": 2, "replicas": 3}
-    async with ProcessCluster(tmp_path_factory.mktemp("top"), sharding=sharding) as made:
+    async with ProcessCluster(module_path, sharding=sharding) as made:
         yield made
 
 

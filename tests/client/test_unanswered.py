@@ -178,7 +178,7 @@ async def test_frozen_nodes_are_not_said_to_answer(network: SlowNetwork, client:
 
 async def test_too_little_time_says_nothing_of_the_nodes(network: SlowNetwork, client: Client) -> None:
     network.paused = {"n1", "n2", "n3"}
-    with pytest.raises(DeadlineExceeded, match=r"within 0\.05 s: no node has said in this time who leads"):
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.0\d+ s: no node has said in this time who leads"):
         await client.insert("b", VECTOR, timeout=0.05)
 
 

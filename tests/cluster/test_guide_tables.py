@@ -8,6 +8,7 @@ show.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -26,9 +27,9 @@ MINE, THEIRS = 3000, 1200
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ProcessCluster]:
+async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
     sharding = {"shards": 2, "replicas": 3, "strategy": "range", "boundaries": ["m"]}
-    async with ProcessCluster(tmp_path_factory.mktemp("guide"), linked=True, sharding=sharding) as made:
+    async with ProcessCluster(module_path, linked=True, sharding=sharding) as made:
         yield made
 
 
