@@ -104,7 +104,7 @@ def verify(target: Target, backup: Backup = None, json: Json = False) -> None:
         print_json(found)
     else:
         for problem in found.problems:
-            console.print(problem, soft_wrap=True)
+            console.print(problem, markup=False, soft_wrap=True)
         notes.print(
             f"{found.backups} backups, {found.pieces} files of {found.bytes / 1e6:,.1f} MB: "
             f"{len(found.problems) or 'no'} problems",
