@@ -118,6 +118,8 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         assert "drain = 'nobody'" in run("node", "drain", "nobody", *at, expect=1)
         assert json.loads(run("node", "drain", "node-1", "--json", *at))["state"] == "done"
         assert shown("cluster", "stats")["nodes"]["node-1"]["replicas"] == 0
+        asked = run("node", "drain", "node-2", "--dry-run", *at, expect=1)
+        assert "it would be refused now: node-2 keeps its replica of" in asked
         refused = run("node", "drain", "node-2", *at, expect=1)
         assert "node-2 cannot be emptied: node-2 keeps its replica of" in refused
         listed = {node["id"]: node for node in listing()}

@@ -26,6 +26,7 @@ from needle.cli.rebalance_commands import (
     Throttle,
     carry_out,
     followed,
+    not_emptied,
     pace,
     show_plan,
 )
@@ -33,7 +34,7 @@ from needle.client.replacing import with_size
 from needle.protocol.catalog_commands import AssignReplicas
 from needle.routing.jobs import JobState, RebalanceConfig, check_over
 from needle.routing.planned_moves import MoveReplicas
-from needle.routing.plans import Wish
+from needle.routing.plans import Plan, Wish
 from needle.routing.topology import NodeState, Topology
 
 LOOK_SECONDS = 0.1
@@ -133,7 +134,9 @@ def drain(
     async def start(client: needle.Client) -> int:
         return await client.drain_node(node, config, timeout=timeout)
 
-    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+    carry_out(
+        cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json, not_emptied
+    )
 
 
 def remove(
@@ -164,7 +167,10 @@ def remove(
             _show(await _sized(client, without_node(now, node)), json, f"then {node} is forgotten")
             return
         if dry_run:
-            show_plan(await client.plan_rebalance(await _without(client, node)), json)
+            plan = await client.plan_rebalance(await _without(client, node))
+            show_plan(plan, json)
+            if holds:
+                _check_taken(node, plan)
             return
         if holds and fewer_replicas:
             await _hold(client, without_node(now, node), deadline)
@@ -196,13 +202,16 @@ async def _without(client: needle.Client, node: NodeId) -> Wish:
     return Wish(drain=(node,), balance=False)
 
 
-async def _emptying(client: needle.Client, node: NodeId, config: RebalanceConfig) -> int:
-    """Have others take over what a node holds; the rebalance that does. Raises Unavailable if they cannot."""
-    wish = await _without(client, node)
-    plan = await client.plan_rebalance(wish)
+def _check_taken(node: NodeId, plan: Plan) -> None:
     if plan.unmet:
         why = "; ".join(plan.unmet)
         raise Unavailable(f"{node} holds what no other node can take: {why}. --fewer-replicas does without")
+
+
+async def _emptying(client: needle.Client, node: NodeId, config: RebalanceConfig) -> int:
+    """Have others take over what a node holds; the rebalance that does. Raises Unavailable if they cannot."""
+    wish = await _without(client, node)
+    _check_taken(node, await client.plan_rebalance(wish))
     return await (client.start_rebalance(config, wish=wish) if wish.lost else client.drain_node(node, config))
 
 

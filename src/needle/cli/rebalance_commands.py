@@ -27,14 +27,16 @@ from needle.cli.common import (
     run,
     table,
 )
-from needle.routing.jobs import JobState, Progress, RebalanceConfig
+from needle.routing.jobs import Job, JobState, Progress, RebalanceConfig, check_over
 from needle.routing.planned_moves import size_in_words
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import RebalanceStats
 
 LOOK_SECONDS = 0.5
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would move, and move nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would move, and move nothing. Exit code 1 if it would be refused.")
+]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once it is decided; --status shows how far it is.")]
 Moves = Annotated[int, typer.Option("--moves", min=1, max=100, help="Moves at a time.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Documents copied at once.")]
@@ -180,6 +182,16 @@ def pace(moves: int, batch: int, throttle: float) -> RebalanceConfig:
     return RebalanceConfig(max_concurrent_moves=moves, batch_size=batch, throttle_rate=throttle)
 
 
+def not_whole(made: Plan) -> str:
+    """Why what is asked for by hand would be refused: it is done as a whole, or not at all."""
+    return made.missing(unmet=True, waiting=True)
+
+
+def not_emptied(made: Plan) -> str:
+    """Why it would be refused to empty a node: another one must take each replica."""
+    return made.missing(unmet=True)
+
+
 def _ask(what: str, cluster: str, timeout: float) -> None:
     async def work(client: needle.Client) -> None:
         asks = {"pause": client.pause_rebalance, "resume": client.resume_rebalance, "cancel": client.cancel_rebalance}
@@ -195,9 +207,11 @@ def carry_out(
     dry_run: bool,
     no_wait: bool,
     json: bool,
+    refused: Callable[[Plan], str] = Plan.missing,
 ) -> None:
+    """refused: why a rebalance by this plan would not be begun, empty if it would; as the client's method asks."""
     if dry_run:
-        show_plan(run(cluster, planned), json)
+        _show_only(cluster, planned, refused, json)
         return
 
     async def work(client: needle.Client) -> Progress:
@@ -212,6 +226,21 @@ def carry_out(
         raise Unavailable(f"rebalance {found.id} has failed: {found.why}")
     if found.state is JobState.CANCELLED:  # what comes next in a script, as stopping a node, must not go on
         raise Unavailable(f"rebalance {found.id} was cancelled: what was not moved yet stays where it was")
+
+
+def _show_only(
+    cluster: str, planned: Callable[[needle.Client], Awaitable[Plan]], refused: Callable[[Plan], str], json: bool
+) -> None:
+    """Show the plan; fail as the command itself would, for scripts that ask first."""
+
+    async def work(client: needle.Client) -> tuple[Plan, Job | None]:
+        return await planned(client), (await client.refresh_topology(confirmed=True)).rebalance
+
+    made, job = run(cluster, work)
+    show_plan(made, json)
+    if why := refused(made):
+        raise Unavailable(f"it would be refused now: {why}")
+    check_over(job)
 
 
 async def followed(client: needle.Client, id_: int, no_wait: bool, json: bool) -> Progress:

@@ -15,7 +15,7 @@ import needle
 from needle.base.config import refuse
 from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
-from needle.cli.rebalance_commands import Batch, DryRun, Moves, NoWait, Throttle, carry_out, pace
+from needle.cli.rebalance_commands import Batch, DryRun, Moves, NoWait, Throttle, carry_out, not_whole, pace
 from needle.client.health import ShardHealth
 from needle.client.rebalancing import wish_to_move, wish_to_split
 from needle.routing.plans import Plan, Wish
@@ -139,7 +139,7 @@ def split(
     async def start(client: needle.Client) -> int:
         return await client.split_shard(shard, config, timeout=timeout)
 
-    carry_out(cluster, planned, start, dry_run, no_wait, json)
+    carry_out(cluster, planned, start, dry_run, no_wait, json, not_whole)
 
 
 def move(
@@ -161,7 +161,7 @@ def move(
     async def start(client: needle.Client) -> int:
         return await client.move_replica(shard, source, target, timeout=timeout)
 
-    carry_out(cluster, planned, start, dry_run, no_wait, json)
+    carry_out(cluster, planned, start, dry_run, no_wait, json, not_whole)
 
 
 def replicas(

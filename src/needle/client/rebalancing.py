@@ -65,8 +65,8 @@ class RebalanceMethods(OverShards):
             raise InvalidArgument(f"config is a RebalanceConfig, not a {type(config).__name__}", field="config")
         await check_idle(self._shards, seconds)
         plan = await self._plan(wish, seconds)
-        if (plan.unmet or plan.waiting) and not plan.moves:
-            raise Unavailable(f"nothing can be moved now: {'; '.join([*plan.unmet, *plan.waiting])}")
+        if why := plan.missing():
+            raise Unavailable(f"nothing can be moved now: {why}")
         command = StartRebalance(wish, config or RebalanceConfig())
         return (await self._shards.command(command, seconds)).version
 
@@ -117,8 +117,8 @@ class RebalanceMethods(OverShards):
     async def _by_hand(self, wish: Wish, refused: str, config: RebalanceConfig | None, seconds: float) -> int:
         await check_idle(self._shards, seconds)
         plan = await self._plan(wish, seconds)
-        if plan.unmet or plan.waiting:
-            raise Unavailable(f"{refused}: {'; '.join([*plan.unmet, *plan.waiting])}")
+        if why := plan.missing(unmet=True, waiting=True):
+            raise Unavailable(f"{refused}: {why}")
         return await self._start(wish, config, seconds)
 
     async def drain_node(self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
@@ -128,8 +128,8 @@ class RebalanceMethods(OverShards):
         seconds, name = values.check_timeout(timeout), values.check_id(node, "node")
         await check_idle(self._shards, seconds)
         plan = await self._plan(Wish(drain=(name,), balance=False), seconds)
-        if plan.unmet or (plan.waiting and not plan.moves):
-            raise Unavailable(f"{name} cannot be emptied: {'; '.join([*plan.unmet, *plan.waiting])}")
+        if why := plan.missing(unmet=True):
+            raise Unavailable(f"{name} cannot be emptied: {why}")
         await self._shards.command(DrainNode(name, True), seconds)
         try:
             return await self._start(Wish(balance=False), config, seconds)

@@ -130,6 +130,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Bytes moved over the least possible; 1 if nothing is copied."""
         return self.bytes / self.least if self.least else 1.0
 
+    def missing(self, *, unmet: bool = False, waiting: bool = False) -> str:
+        """Why a rebalance by this plan would be refused, empty if it would not: nothing of the wish can be done now.
+        unmet, waiting: it is refused as well if anything is unmet, or waits."""
+        short = (unmet and self.unmet) or (waiting and self.waiting) or not self.moves
+        return "; ".join([*self.unmet, *self.waiting]) if short else ""
+
     def in_words(self) -> list[str]:
         """For people, a line each."""
         lines = [f"{number}. {move.in_words()}" for number, move in enumerate(self.moves, 1)]
