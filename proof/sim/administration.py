@@ -134,22 +134,30 @@ class Operator:
 
     async def restored(self) -> bool:
         """Whether every group has as many voters as it began with, those that the catalog names, and all may lead. The
-        leaders see to that; nodes that are lost, or were taken from a group, the operator replaces, and a maintenance
-        that began late, behind the command that was to end it, is ended."""
+        leaders see to that; nodes that are lost, or were taken from a group, the operator replaces."""
         self.turnover.sweep()
-        for node in self._truth.now.nodes:
-            if node.maintenance and not self._is_gone(node.id):
-                await self._stage.ask(NAME, self._told("end", self._administer(node.id, "end-maintenance")))
-                return False
+        if not await self._nobody_rests():
+            return False
         if not self.holders.all_mended():
             await self._stage.ask(NAME, self._told("restore of all", self._administer("all", "restore")))
             return False
         return all(map(self.holders.all_are_voters, self._truth.groups()))
 
+    async def _nobody_rests(self) -> bool:
+        """Whether no node is in maintenance. One that began late, behind the command that was to end it, or of a rolling
+        restart that was broken off, is ended."""
+        for node in self._truth.now.nodes:
+            if node.maintenance and not self._is_gone(node.id):
+                await self._stage.ask(NAME, self._told("end", self._administer(node.id, "end-maintenance")))
+                return False
+        return True
+
     async def resized(self) -> bool:
         """Whether no rebalance is under way any more, and all nodes are used again."""
         if not self.turnover.ended():
             await self._stage.ask(NAME, self._told("the end of turnover", self._administer("all", "end-turnover")))
+            return False
+        if not await self._nobody_rests():  # a replica that leaves hands over to none that rests
             return False
         if self.resizing.ended():
             return True
