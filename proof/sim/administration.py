@@ -144,8 +144,8 @@ class Operator:
         return all(map(self.holders.all_are_voters, self._truth.groups()))
 
     async def _nobody_rests(self) -> bool:
-        """Whether no node is in maintenance. One that began late, behind the command that was to end it, or of a rolling
-        restart that was broken off, is ended."""
+        """Whether no node is in maintenance. One that began late, behind the command that was to end it, or that of a
+        rolling restart that was broken off, is ended."""
         for node in self._truth.now.nodes:
             if node.maintenance and not self._is_gone(node.id):
                 await self._stage.ask(NAME, self._told("end", self._administer(node.id, "end-maintenance")))
