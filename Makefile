@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts deployment packages ui clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts deployment packages ui integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,8 +22,8 @@ test: $(STAMP)
 	$(BIN)/pytest -m alone --durations 15
 
 lint: $(STAMP)
-	$(BIN)/ruff check src proof tests bench
-	$(BIN)/ruff format --check src proof tests bench
+	$(BIN)/ruff check src proof tests bench integrations
+	$(BIN)/ruff format --check src proof tests bench integrations
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -131,6 +131,21 @@ ui: $(STAMP)
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
 	$(BIN)/python -m pip install --quiet -e '.[ui]'
 	$(BIN)/python -m proof.ui $(SHORT)
+
+# Packages for frameworks, against the frameworks' own suites, in an environment of their own (integrations/README.md)
+INTEGRATIONS ?= langchain
+INTEGRATION_BIN := build/integrations/bin
+build/integrations/.installed: pyproject.toml $(foreach one,$(INTEGRATIONS),integrations/$(one)/pyproject.toml)
+	$(PYTHON) -m venv build/integrations
+	$(INTEGRATION_BIN)/python -m pip install --quiet --upgrade pip
+	$(INTEGRATION_BIN)/python -m pip install --quiet -e '.[server]' $(foreach one,$(INTEGRATIONS),-e 'integrations/$(one)[test]')
+	touch $@
+
+integrations: build/integrations/.installed
+	for one in $(INTEGRATIONS); do \
+		(cd integrations/$$one && ../../$(INTEGRATION_BIN)/pytest --verbosity=0) || exit 1; \
+	done
+	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack)'
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
