@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from needle.base.config import Limits
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import Filter
+from needle.base.filters.reserved import instead
 
 DOC = {
     "s": "red wine", "n": 5, "f": 2.5, "t": True, "z": None, "tags": ["a", "b"], "nums": [1, 10], "e": [],
@@ -182,6 +184,8 @@ BAD: list[tuple[Any, str]] = [
     ({"a": {"$elemMatch": {"$size": 1}}}, "$size"), ({"$ids": "x"}, "$ids"), ({"$ids": [5]}, "$ids"),
     ({"$ids": [""]}, "$ids"), ({"$ids": ["x"] * 10_001}, "$ids"), ({"a": {"$ids": ["x"]}}, "$ids"),
     ({"a": {"b": {"$elemMatch": {}}}}, "b"),
+    ({"$id": "x"}, "Filter.ids"), ({"id": {"$ids": ["x"]}}, "where a field"),
+    ({"$and": [{"$score": {"$gt": 1}}]}, "min_score"),
 ]  # fmt: skip
 
 
@@ -191,6 +195,13 @@ def test_bad_filters_are_refused_by_name(condition: Any, named: str) -> None:
         Filter.parse(condition)
     assert named in caught.value.message
     assert len(caught.value.message) < 1000
+
+
+def test_fields_of_metadata_may_be_called_as_what_is_no_metadata() -> None:
+    for name in ("id", "_id", "ids", "vector", "score", "version", "metadata"):
+        assert Filter.eq(name, 1).matches({name: 1}) and not Filter.eq(name, 1).matches({}, "1")
+        with pytest.raises(InvalidArgument, match=re.escape(instead(name))):
+            Filter.eq(f"${name}", 1)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 5000 + b"]" * 5000, b"null", b'{"a":1e999}'])

@@ -17,6 +17,7 @@ from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.nodes import IDS, And, Compare, Element, Node, Not, Or, compares, evaluate, since
 from needle.base.filters.operands import DATE, PARSERS, Ordered, Value, plain
 from needle.base.filters.operators import OPERATORS, Of, Operand
+from needle.base.filters.reserved import instead
 from needle.base.plain import refused
 
 PATH_BYTES_MAX: Final = 512
@@ -280,7 +281,8 @@ def field_path(field: object) -> tuple[str, ...]:
     """The segments of a field's path. Raises InvalidArgument."""
     allowed = f'a path such as "a.b": no empty part, no leading $, at most {PATH_BYTES_MAX} bytes'
     if not isinstance(field, str) or not field or field.startswith("$") or len(field) > PATH_BYTES_MAX:
-        raise refused("filter field", field, allowed)
+        hint = instead(field.removeprefix("$")) if isinstance(field, str) else ""
+        raise refused("filter field", field, f"{allowed}{hint and f'; {hint}'}")
     field = str.__str__(field)
     path = tuple(field.split("."))
     if "" in path or not _encodes(field):
@@ -329,7 +331,8 @@ def _parse_logic(op: str, below: object, limits: Limits, depth: int) -> Filter:
     if op not in _JUNCTIONS:
         known = ", ".join(LOGIC if op not in COMPARISONS else COMPARISONS)
         where = "a field's condition" if op in COMPARISONS else "this place"
-        raise invalid("filter operator", op, f"in {where}, one of {known}")
+        hint = instead(op.removeprefix("$"))
+        raise invalid("filter operator", op, f"in {where}, one of {known}{hint and f'; {hint}'}")
     if not isinstance(below, list | tuple) or not below:
         raise invalid(f"filter {op}", below, "a non-empty list of filters")
     parts = [_parse(part, limits, depth + 1) for part in below]
@@ -354,5 +357,6 @@ def _parse_field(field: object, below: object, limits: Limits, depth: int) -> li
         elif op in COMPARISONS:
             parts.append(_leaf(name, op, value, limits, depth))
         else:
-            raise invalid(f"filter {name} operator", op, f"one of {', '.join(COMPARISONS)}, $not")
+            where = f"; {IDS} stands where a field would: {{{IDS!r}: [...]}}" if op == IDS else ""
+            raise invalid(f"filter {name} operator", op, f"one of {', '.join(COMPARISONS)}, $not{where}")
     return parts
