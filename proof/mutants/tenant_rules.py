@@ -30,7 +30,9 @@ MUTANTS = (
     Mutant(
         name="tenant-writes-for-another",
         breaks="an insert leaves a document that its key does not see",
-        edits=(Edit("shard.apply.visible:check_written", "not evaluate(node, decode_metadata(metadata))", "False"),),
+        edits=(
+            Edit("shard.apply.visible:check_written", "not evaluate(node, decode_metadata(metadata), id_)", "False"),
+        ),
         tests=(
             _VISIBLE + "test_no_insert_takes_anothers_place_or_leaves_what_the_key_cannot_see",
             _VISIBLE + "test_no_change_moves_a_document_out_of_the_filter",

@@ -185,7 +185,8 @@ class Client:
 
     async def delete_where(self, key: str) -> None:
         """By a filter that one document matches: to its clients the same as a delete."""
-        await self._write("delete", key, "", 0, lambda: self._database.delete_where({"key": key}), {"where": True})
+        where = {"$ids": [key, "none"]} if self._writes % 2 else {"key": key}
+        await self._write("delete", key, "", 0, lambda: self._database.delete_where(where), {"where": True})
 
     async def patch(self, key: str) -> None:
         self._writes += 1

@@ -131,7 +131,7 @@ class Watch:
         within, model = KeySet(command.within), self.model(group, command.collection)
         wanted = Filter.from_json(command.filter)
         for key, document in model.at(index).items():
-            if not wanted.matches(document.metadata) or (command.within and self.key_of(key) not in within):
+            if not wanted.matches(document.metadata, key) or (command.within and self.key_of(key) not in within):
                 continue
             if command.change is None:
                 model.write(index, key, None)

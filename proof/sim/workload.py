@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -28,13 +28,21 @@ HOT_SLOTS = 2
 Documents = list[tuple[str, Any, Any]]
 Keep = Callable[[Any], bool]
 
+NAMED: Final = [f"k{slot}.{use}" for slot in (0, 1, 3) for use in range(40)]
+"""Some of the names that documents have, as ids and in their metadata."""
 FILTERS: tuple[tuple[dict[str, Any] | None, Keep | None], ...] = (
     (None, None),
     (None, None),
     ({"odd": True}, lambda metadata: metadata["odd"] is True),
     ({"n": {"$gte": 5}}, lambda metadata: metadata["n"] >= 5),
-    ({"n": {"$in": [1, 2, 3]}}, lambda metadata: metadata["n"] in (1, 2, 3)),
-    ({"$and": [{"odd": False}, {"n": {"$lt": 7}}]}, lambda metadata: metadata["odd"] is False and metadata["n"] < 7),
+    (
+        {"$or": [{"$ids": NAMED}, {"n": {"$in": [1, 2, 3]}}]},
+        lambda metadata: metadata.get("key") in NAMED or metadata["n"] in (1, 2, 3),
+    ),
+    (
+        {"$and": [{"odd": False}, {"$not": {"$ids": NAMED}}, {"n": {"$lt": 7}}]},
+        lambda metadata: metadata["odd"] is False and metadata.get("key") not in NAMED and metadata["n"] < 7,
+    ),
 )
 
 

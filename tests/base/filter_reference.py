@@ -11,47 +11,49 @@ from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from typing import Any
 
-Found = tuple[bool, list[Any]]
+Found = tuple[bool, list[Any], list[Any], str | None]
+"""Whether something is there, the scalars that it stands for, what is there as it is, and the id of the document."""
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)  # noqa: UP017
 
 
-def matches(condition: dict[str, Any], metadata: Any) -> bool:
-    return all(_level(key, below, metadata) for key, below in condition.items())
+def matches(condition: dict[str, Any], metadata: Any, id_: str | None = None) -> bool:
+    return all(_level(key, below, metadata, id_) for key, below in condition.items())
 
 
-def _level(key: str, below: Any, metadata: Any) -> bool:
+def _level(key: str, below: Any, metadata: Any, id_: str | None) -> bool:
     if key == "$and":
-        return all(matches(part, metadata) for part in below)
+        return all(matches(part, metadata, id_) for part in below)
     if key == "$or":
-        return any(matches(part, metadata) for part in below)
+        return any(matches(part, metadata, id_) for part in below)
     if key == "$not":
-        return not matches(below, metadata)
+        return not matches(below, metadata, id_)
+    if key == "$ids":
+        return EACH["$ids"]((False, [], [], id_), below)
     if not isinstance(below, dict) or "$date" in below:
         return EACH["$eq"](_find(metadata, key.split(".")), below)
     results = []
     for op, value in below.items():
         if op == "$not":
-            results.append(not matches({key: value}, metadata))
+            results.append(not matches({key: value}, metadata, id_))
         else:
             results.append(EACH[op](_find(metadata, key.split(".")), value))
     return all(results)
 
 
 def _find(metadata: Any, path: list[str]) -> Found:
-    """Whether something is there, and the scalars it stands for."""
     if not isinstance(metadata, dict):
-        return False, []
+        return False, [], [], None
     return _below([metadata[path[0]]] if path[0] in metadata else [], path[1:])
 
 
 def _below(values: list[Any], path: list[str]) -> Found:
     if not values:
-        return False, []
+        return False, [], [], None
     if path:
         objects = [v for value in values for v in (value if isinstance(value, list) else [value])]
         return _below([v[path[0]] for v in objects if isinstance(v, dict) and path[0] in v], path[1:])
     scalars = [v for value in values for v in (value if isinstance(value, list) else [value])]
-    return True, [v for v in scalars if not isinstance(v, list | dict)]
+    return True, [v for v in scalars if not isinstance(v, list | dict)], values, None
 
 
 def _instant(text: str) -> Fraction | None:
@@ -102,7 +104,24 @@ def _order(test: Callable[[Any, Any], bool]) -> Callable[[Found, Any], bool]:
 
 
 def _between(found: Found, bounds: Any) -> bool:
-    return any(EACH["$gte"]((True, [item]), bounds[0]) and EACH["$lte"]((True, [item]), bounds[1]) for item in found[1])
+    return any(EACH["$gte"](_one(item), bounds[0]) and EACH["$lte"](_one(item), bounds[1]) for item in found[1])
+
+
+def _one(item: Any) -> Found:
+    return True, [item], [item], None
+
+
+def _size(found: Found, wanted: Any) -> bool:
+    bounds = wanted if isinstance(wanted, dict) else {"$eq": wanted}
+    return any(isinstance(v, list) and all(EACH[op](_one(len(v)), n) for op, n in bounds.items()) for v in found[2])
+
+
+def _elem_match(found: Found, condition: dict[str, Any]) -> bool:
+    items = [item for v in found[2] if isinstance(v, list) for item in v]
+    if condition and all(op in EACH for op in condition):
+        scalars = [item for item in items if not isinstance(item, list | dict)]
+        return any(all(EACH[op](_one(item), value) for op, value in condition.items()) for item in scalars)
+    return any(isinstance(item, dict) and matches(condition, item) for item in items)
 
 
 EACH: dict[str, Callable[[Found, Any], bool]] = {
@@ -119,4 +138,7 @@ EACH: dict[str, Callable[[Found, Any], bool]] = {
     "$contains": lambda found, text: any(isinstance(item, str) and item.find(text) >= 0 for item in found[1]),
     "$starts_with": lambda found, text: any(isinstance(item, str) and item[: len(text)] == text for item in found[1]),
     "$exists": lambda found, wanted: found[0] == wanted,
+    "$size": _size,
+    "$elemMatch": _elem_match,
+    "$ids": lambda found, ids: any(found[3] == one for one in ids),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from needle.base.filters.operators import OPERATORS, Operand
+from needle.base.filters.operators import OPERATORS, Of, Operand
 
 INSTANTS = (
     "2024-01-01T00:00:00Z",
@@ -19,6 +19,8 @@ INSTANTS = (
     "9999-12-31T23:59:59.999Z",
 )
 NO_INSTANTS = ("2024-01-01T00:00:00", "2024-01-01", "2024-13-01T00:00:00Z", "2024-01-01T00:00:00+24:00")
+IDS = tuple(f"d{n:02}" for n in range(30))
+"""Of documents that the tests make; filters name some of these."""
 LONG = "https://example.org/a/path/that/many/documents/share/and/that/is/long/"
 
 numbers = st.integers(-2, 2) | st.sampled_from(
@@ -45,21 +47,32 @@ OPERANDS: dict[Operand, st.SearchStrategy[Any]] = {
     Operand.FLAG: st.booleans(),
     Operand.VALUES: st.lists(scalars | dates, max_size=3),
     Operand.PAIR: st.tuples(numbers, numbers) | st.tuples(texts, texts) | st.tuples(dates, dates),
+    Operand.LENGTH: st.integers(0, 3) | st.sampled_from([{"$gte": 1}, {"$gt": 1, "$lt": 4}, {"$lte": 2}, {"$lt": 1}]),
+    Operand.ELEMENT: st.deferred(lambda: of_elements),
+    Operand.IDS: st.lists(st.sampled_from(IDS), max_size=4),
 }
 
 
 @st.composite
-def leaves(draw: st.DrawFn) -> dict[str, Any]:
-    operator = draw(st.sampled_from(list(OPERATORS.values())))
-    return {draw(paths): {operator.name: draw(OPERANDS[operator.operand])}}
+def leaves(draw: st.DrawFn, of: tuple[Of, ...] = tuple(Of)) -> dict[str, Any]:
+    operator = draw(st.sampled_from([one for one in OPERATORS.values() if one.of in of]))
+    operand = draw(OPERANDS[operator.operand])
+    return {operator.name: operand} if operator.of is Of.ID else {draw(paths): {operator.name: operand}}
 
 
-conditions = st.recursive(
-    leaves(),
-    lambda inner: st.one_of(
-        st.builds(lambda parts: {"$and": parts}, st.lists(inner, min_size=1, max_size=3)),
-        st.builds(lambda parts: {"$or": parts}, st.lists(inner, min_size=1, max_size=3)),
-        st.builds(lambda part: {"$not": part}, inner),
-    ),
-    max_leaves=5,
-)
+def joined(leaf: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaf,
+        lambda inner: st.one_of(
+            st.builds(lambda parts: {"$and": parts}, st.lists(inner, min_size=1, max_size=3)),
+            st.builds(lambda parts: {"$or": parts}, st.lists(inner, min_size=1, max_size=3)),
+            st.builds(lambda part: {"$not": part}, inner),
+        ),
+        max_leaves=5,
+    )
+
+
+conditions = joined(leaves())
+of_elements = joined(leaves((Of.SCALARS, Of.ENDS))) | st.lists(
+    leaves((Of.SCALARS,)).map(lambda leaf: next(iter(leaf.values()))), min_size=1, max_size=2
+).map(lambda parts: {op: value for part in parts for op, value in part.items()})

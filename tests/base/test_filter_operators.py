@@ -15,8 +15,9 @@ from base import filter_reference, filter_strategies
 from base.test_filters import CASES
 from needle.base.errors import InvalidArgument
 from needle.base.filters import builder as filters
+from needle.base.filters import operands
 from needle.base.filters.builder import Filter
-from needle.base.filters.operators import OPERATORS, Operand, Operator
+from needle.base.filters.operators import OPERATORS, Of, Operand, Operator
 from needle.base.instants import instant_key
 
 UTC = timezone.utc  # noqa: UP017
@@ -28,6 +29,9 @@ WRITTEN = {
     Operand.FLAG: ("True", "true"),
     Operand.VALUES: ("values", "[...]"),
     Operand.PAIR: ("low, high", "[low, high]"),
+    Operand.LENGTH: ("n", "n"),
+    Operand.ELEMENT: ("condition", "condition"),
+    Operand.IDS: ("ids", "[...]"),
 }
 SAMPLES: dict[Operand, Any] = {
     Operand.VALUE: 1,
@@ -36,15 +40,20 @@ SAMPLES: dict[Operand, Any] = {
     Operand.FLAG: True,
     Operand.VALUES: [1],
     Operand.PAIR: [1, 2],
+    Operand.LENGTH: 1,
+    Operand.ELEMENT: {"a": {"$eq": 1}},
+    Operand.IDS: ["a"],
 }
 
 
 def test_the_page_for_users_has_each_operator_as_the_table_says() -> None:
-    written = [(one, *WRITTEN[one.operand]) for one in OPERATORS.values()]
-    rows = [
-        f'| `Filter.{one.builder}(f, {python})` | `{{f: {{"{one.name}": {json}}}}}` | {one.means} |'
-        for one, python, json in written
-    ]
+    rows = []
+    for one in OPERATORS.values():
+        python, json = WRITTEN[one.operand]
+        written = f"f, {python}", f'{{f: {{"{one.name}": {json}}}}}'
+        if one.of is Of.ID:
+            written = python, f'{{"{one.name}": {json}}}'
+        rows.append(f"| `Filter.{one.builder}({written[0]})` | `{written[1]}` | {one.means} |")
     assert "\n".join(["| builder | dict form | holds when |", "|---|---|---|", *rows, ""]) in DOCS.read_text()
 
 
@@ -52,11 +61,16 @@ def test_the_page_for_users_has_each_operator_as_the_table_says() -> None:
 def test_each_operator_is_whole(operator: Operator) -> None:
     value = SAMPLES[operator.operand]
     arguments = value if operator.operand is Operand.PAIR else [value]
-    built = getattr(Filter, operator.builder)("f", *arguments)
-    assert built.to_dict() == {"f": {operator.name: value}}
-    assert Filter.from_json(built.to_json()) == built
+    of_id = operator.of is Of.ID
+
+    def written(operand: Any) -> dict[str, Any]:
+        return {operator.name: operand} if of_id else {"f": {operator.name: operand}}
+
+    built = getattr(Filter, operator.builder)(*([] if of_id else ["f"]), *arguments)
+    assert built.to_dict() == written(value)
+    assert Filter.from_json(built.to_json()) == built and built.since == operator.since
     with pytest.raises(InvalidArgument, match=re.escape(operator.name)):
-        Filter.parse({"f": {operator.name: object()}})
+        Filter.parse(written(object()))
     assert operator.name in filter_reference.EACH, "the tests' own evaluator lacks it"
     for expected in (True, False):
         found = [case for case, holds in CASES if holds is expected and f"'{operator.name}'" in str(case)]
@@ -65,8 +79,9 @@ def test_each_operator_is_whole(operator: Operator) -> None:
 
 def test_nothing_knows_an_operator_or_operand_that_is_not_in_the_table() -> None:
     assert filter_reference.EACH.keys() == OPERATORS.keys()
-    assert tuple(OPERATORS) == filters.COMPARISONS
-    for table in (filters._OPERANDS, filter_strategies.OPERANDS, WRITTEN, SAMPLES):
+    assert {*filters.COMPARISONS, filters.IDS} == OPERATORS.keys()
+    of_filters = {Operand.ELEMENT: "a filter, which the builder reads"}
+    for table in (operands.PARSERS | of_filters, filter_strategies.OPERANDS, WRITTEN, SAMPLES):
         assert set(table) == set(Operand)
 
 
@@ -80,7 +95,8 @@ def test_the_evaluation_agrees_with_a_plain_reading_of_the_docs(condition: dict[
         return
     again = Filter.from_json(parsed.to_json())
     for one in metadata:
-        assert parsed.matches(one) is filter_reference.matches(condition, one) is again.matches(one)
+        id_ = filter_strategies.IDS[len(str(one)) % 5]
+        assert parsed.matches(one, id_) is filter_reference.matches(condition, one, id_) is again.matches(one, id_)
 
 
 # --- instants --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from needle.base.config import Limits
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import Filter
+from needle.base.filters.reserved import instead
 
 DOC = {
     "s": "red wine", "n": 5, "f": 2.5, "t": True, "z": None, "tags": ["a", "b"], "nums": [1, 10], "e": [],
@@ -86,16 +88,32 @@ CASES: list[tuple[dict[str, Any], bool]] = [
     ({"n": {"$gte": 6}}, False),
     ({"n": {"$lt": 6}}, True),
     ({"n": {"$lte": 4}}, False),
+    ({"tags": {"$size": 2}}, True),
+    ({"tags": {"$size": {"$gt": 2}}}, False),
+    ({"s": {"$size": 1}}, False),
+    ({"missing": {"$size": 0}}, False),
+    ({"nums": {"$elemMatch": {"$gte": 2, "$lte": 9}}}, False),
+    ({"nums": {"$elemMatch": {"$gte": 9}}}, True),
+    ({"list": {"$elemMatch": {"x": 2}}}, True),
+    ({"list": {"$elemMatch": {"x": 2, "y": "k"}}}, True),
+    ({"list": {"$elemMatch": {"x": 1, "y": "k"}}}, False),
+    ({"list": {"$elemMatch": {"$or": [{"x": 3}, {"y": {"$exists": True}}]}}}, True),
+    ({"o": {"$elemMatch": {"p": {"$exists": True}}}}, False),
+    ({"nested": {"$elemMatch": {"$gte": 0}}}, False),
+    ({"$ids": ["id", "other"]}, True),
+    ({"$ids": ["other"]}, False),
+    ({"$ids": []}, False),
+    ({"n": 5, "$not": {"$ids": ["other"]}}, True),
 ]
 
 
 @pytest.mark.parametrize(("condition", "expected"), CASES)
 def test_documented_semantics(condition: dict[str, Any], expected: bool) -> None:
     parsed = Filter.parse(condition)
-    assert parsed.matches(DOC) is expected
+    assert parsed.matches(DOC, "id") is expected
     again = Filter.from_json(parsed.to_json())
-    assert again == parsed and again.matches(DOC) is expected
-    assert Filter.not_(parsed).matches(DOC) is not expected
+    assert again == parsed and again.matches(DOC, "id") is expected
+    assert Filter.not_(parsed).matches(DOC, "id") is not expected
 
 
 @pytest.mark.parametrize("metadata", [None, 5, "text", [], [{"a": 1}]])
@@ -120,6 +138,12 @@ def test_builder_says_the_same_as_the_dict_form() -> None:
         (Filter.starts_with("a", "x"), {"a": {"$starts_with": "x"}}),
         (Filter.exists("a"), {"a": {"$exists": True}}),
         (Filter.all("a", ["x"]), {"a": {"$all": ["x"]}}),
+        (Filter.size("a", 2), {"a": {"$size": 2}}),
+        (Filter.size("a", {"$gt": 2}), {"a": {"$size": {"$gte": 3}}}),
+        (Filter.elem_match("a", {"b": 1}), {"a": {"$elemMatch": {"b": {"$eq": 1}}}}),
+        (Filter.elem_match("a", Filter.eq("b", 1)), {"a": {"$elemMatch": {"b": {"$eq": 1}}}}),
+        (Filter.elem_match("a", {"$gt": 1, "$lt": 3}), {"a": {"$elemMatch": {"$gt": 1, "$lt": 3}}}),
+        (Filter.ids(["x", "y"]), {"$ids": ["x", "y"]}),
         (Filter.all(Filter.eq("a", 1), Filter.eq("b", 2)), {"$and": [{"a": {"$eq": 1}}, {"b": {"$eq": 2}}]}),
         (Filter.eq("a", 1) & Filter.eq("b", 2), {"$and": [{"a": {"$eq": 1}}, {"b": {"$eq": 2}}]}),
         (Filter.eq("a", 1) | {"b": 2}, {"$or": [{"a": {"$eq": 1}}, {"b": {"$eq": 2}}]}),  # type: ignore[operator]
@@ -153,6 +177,15 @@ BAD: list[tuple[Any, str]] = [
     ({"a": {"$contains": 5}}, "$contains"), ({"a": {"$starts_with": None}}, "$starts_with"),
     ({"a": {"$exists": 1}}, "$exists"), ({"": 1}, "field"), ({"a..b": 1}, "field"), ({".": 1}, "field"),
     ({5: 1}, "field"), ({"x" * 513: 1}, "field"), ({"a": {"$not": 5}}, "$not"),
+    ({"a": {"$size": -1}}, "$size"), ({"a": {"$size": 1.5}}, "$size"), ({"a": {"$size": {}}}, "$size"),
+    ({"a": {"$size": {"$gt": 3, "$lt": 4}}}, "$size"), ({"a": {"$size": {"$ne": 3}}}, "$ne"),
+    ({"a": {"$elemMatch": 5}}, "$elemMatch"), ({"a": {"$elemMatch": {"b": 1, "$gt": 2}}}, "$elemMatch"),
+    ({"a": {"$elemMatch": {"$ids": ["x"]}}}, "$ids"), ({"a": {"$elemMatch": {"$not": {"$ids": ["x"]}}}}, "$ids"),
+    ({"a": {"$elemMatch": {"$size": 1}}}, "$size"), ({"$ids": "x"}, "$ids"), ({"$ids": [5]}, "$ids"),
+    ({"$ids": [""]}, "$ids"), ({"$ids": ["x"] * 10_001}, "$ids"), ({"a": {"$ids": ["x"]}}, "$ids"),
+    ({"a": {"b": {"$elemMatch": {}}}}, "b"),
+    ({"$id": "x"}, "Filter.ids"), ({"id": {"$ids": ["x"]}}, "where a field"),
+    ({"$and": [{"$score": {"$gt": 1}}]}, "min_score"),
 ]  # fmt: skip
 
 
@@ -162,6 +195,13 @@ def test_bad_filters_are_refused_by_name(condition: Any, named: str) -> None:
         Filter.parse(condition)
     assert named in caught.value.message
     assert len(caught.value.message) < 1000
+
+
+def test_fields_of_metadata_may_be_called_as_what_is_no_metadata() -> None:
+    for name in ("id", "_id", "ids", "vector", "score", "version", "metadata"):
+        assert Filter.eq(name, 1).matches({name: 1}) and not Filter.eq(name, 1).matches({}, "1")
+        with pytest.raises(InvalidArgument, match=re.escape(instead(name))):
+            Filter.eq(f"${name}", 1)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 5000 + b"]" * 5000, b"null", b'{"a":1e999}'])

@@ -59,6 +59,30 @@ def test_qdrants_ranges_nulls_and_nested_keys() -> None:
     assert nested.matches({"country": {"name": "Germany"}}) and not nested.matches({"country": {"name": "Japan"}})
 
 
+DIETS = [  # of the same page, "Nested object filter"
+    {"id": 1, "diet": [{"food": "leaves", "likes": False}, {"food": "meat", "likes": True}]},
+    {"id": 2, "diet": [{"food": "leaves", "likes": True}, {"food": "meat", "likes": False}]},
+]
+MEAT = {"must": [{"key": "food", "match": {"value": "meat"}}, {"key": "likes", "match": {"value": True}}]}
+
+
+def test_qdrants_nested_objects_ids_and_counts() -> None:
+    assert found(translate.qdrant({"must": [{"nested": {"key": "diet", "filter": MEAT}}]}), DIETS) == [1]
+    named = translate.qdrant({"must": [{"has_id": [1, "a-b"]}], "must_not": [{"has_id": ["a-b"]}]})
+    assert named.matches({}, "1") and not named.matches({}, "a-b") and not named.matches({}, "2")
+    above = translate.qdrant({"must": [{"key": "n", "range": {"gt": 1, "lt": 5}}]})
+    assert above.matches({"n": [0, 4]}) and above.matches({"n": 4}) and not above.matches({"n": [1, 5]})
+    many, one = ({"must": [{"key": "c", "values_count": count}]} for count in ({"gt": 2}, {"gte": 1, "lte": 1}))
+    assert translate.qdrant(many).matches({"c": [1, 2, 3]}) and not translate.qdrant(many).matches({"c": [1, 2]})
+    for value in ("x", ["x"], {"x": 1}):
+        assert translate.qdrant(one).matches({"c": value})
+    for document in ({"c": None}, {}, {"c": []}, {"c": [1, 2]}):
+        assert not translate.qdrant(one).matches(document)
+    empty = translate.qdrant({"must": [{"is_empty": {"key": "c"}}]})
+    assert all(map(empty.matches, ({}, {"c": None}, {"c": []})))
+    assert not any(map(empty.matches, ({"c": [None]}, {"c": 0})))
+
+
 PAGES = [{"id": n, "page": n, "author": name} for n, name in enumerate(("Rowling", "Fitzgerald", "Herbert"))] + [
     {"id": 9}
 ]
@@ -121,11 +145,13 @@ def test_langchains_filter(said: dict[str, Any], ids: list[int]) -> None:
     ("translator", "said", "names"),
     [
         (translate.qdrant, {"musty": []}, "musty"),
-        (translate.qdrant, {"must": [{"has_id": [1]}]}, "has_id"),
+        (translate.qdrant, {"must": [{"has_id": [1.5]}]}, "has_id"),
+        (translate.qdrant, {"must": [{"nested": {"key": "a", "filter": {"must": [{"has_id": [1]}]}}}]}, r"\$ids"),
+        (translate.qdrant, {"must": [{"key": "a", "values_count": {"lt": 3}}]}, "is_empty"),
+        (translate.qdrant, {"must": [{"key": "a", "geo_radius": {}}]}, "geo_radius"),
         (translate.qdrant, {"must": [{"key": "a", "match": {"text": "x"}}]}, "text"),
         (translate.qdrant, {"must": [{"key": "a", "match": {"except": ["x"]}}]}, "must_not"),
         (translate.qdrant, {"must": [{"key": "a[].b", "match": {"value": 1}}]}, "array"),
-        (translate.qdrant, {"must": [{"key": "a", "range": {"gt": 1, "lt": 3}}]}, "two conditions"),
         (translate.qdrant, {"must": [{"key": "a", "range": {}}]}, "bound"),
         (translate.qdrant, {"must": [{"key": "a"}]}, "match"),
         (translate.qdrant, {"min_should": {"conditions": [LONDON, RED, LONDON], "min_count": 2}}, "min_count"),

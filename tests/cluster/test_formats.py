@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from needle.base.filters.operators import OPERATORS
 from needle.base.versions import KNOWN
 from needle.catalog import machine
 from needle.protocol import catalog_commands, commands
@@ -50,7 +51,8 @@ def _line(kind: type[msgspec.Struct]) -> str:
     since = ""
     if issubclass(kind, Versioned):
         newer = "".join(f", {name} {version}" for name, version in sorted(kind.NEWER.items()))
-        since = f" since {kind.SINCE}{newer}"
+        filters = "".join(f", filter in {name}" for name in kind.FILTERS)
+        since = f" since {kind.SINCE}{newer}{filters}"
     return f"{kind.__module__.removeprefix('needle.')}.{kind.__name__}({fields}){since}"
 
 
@@ -66,6 +68,7 @@ def present() -> str:
         f"documents {sqlite_file.FORMAT_VERSION}",
         f"catalog {machine.FORMAT_VERSION}",
         f"index files {PLAIN.decode()} {WITH_NODES.decode()}",
+        *(f"operator {one.name} since {one.since}" for one in OPERATORS.values()),
         *map(_line, _all(commands.Command, catalog_commands.CatalogCommand, Topology, Message)),
     ]
     return "\n".join(lines) + "\n"

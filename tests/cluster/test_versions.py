@@ -4,6 +4,7 @@ not know it stays out."""
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -22,6 +23,8 @@ from needle.base.errors import (
     UnsupportedFormat,
     UnsupportedVersion,
 )
+from needle.base.filters.builder import Filter
+from needle.base.filters.operators import OPERATORS
 from needle.base.model import WriteResult
 from needle.base.rates import Rates
 from needle.base.versions import FIRST, KNOWN, SAID
@@ -155,6 +158,36 @@ def test_a_command_is_proposed_only_where_all_can_read_it() -> None:
         check_known(plain, topology())
     with pytest.raises(ClusterTooOld):
         catalog_commands.entry(RegisterNode(node(1, knows=SAID)), topology())
+
+
+@pytest.mark.parametrize("name", [one.name for one in OPERATORS.values() if one.since > FIRST])
+def test_a_filter_that_is_judged_at_apply_is_proposed_only_where_all_know_its_operators(name: str) -> None:
+    samples: dict[str, Any] = {
+        "$size": {"a": {"$size": 1}},
+        "$elemMatch": {"a": {"$elemMatch": {"b": 1}}},
+        "$ids": {"$ids": ["x"]},
+    }
+    needs, known = OPERATORS[name].since, Filter.parse({"a": 1}).to_json()
+    for where in (samples[name], {"a": 1, "$or": [{"b": 2}, {"$not": samples[name]}]}):
+        newer = Filter.parse(where).to_json()
+        for text, least in ((newer, needs), (known, FIRST), (b"", FIRST)):
+            judged: list[commands.Command] = [
+                commands.Insert("c", ["x"], b"", [b""], matches=text),
+                commands.Delete("c", ["x"], matches=text),
+                Patch("c", ["x"], commands.Change(unset=["a"]), matches=text),
+                commands.UpdateVectors("c", ["x"], b"", matches=text),
+                commands.ChangeWhere("c", text, None),
+            ]
+            bound = [msgspec.structs.replace(one, bound=commands.Bound(text)) for one in judged if text]
+            once = [commands.Once(commands.Asked(b"", b""), 1, one) for one in judged]  # type: ignore[arg-type]
+            key = CreateKey("k", b"", Role.READER, filter=text)
+            for command in [*judged, *bound, *once, key]:
+                others = 3 if command is key or command in [*bound, *once] else FIRST
+                needed = max(least, others) if text or command is not key else 2
+                assert command.needs() == needed, command
+                check_known(command, made(needed, needed, needed))
+                with pytest.raises(ClusterTooOld) if needed > FIRST else nullcontext():
+                    check_known(command, made(max(needed - 1, FIRST), needed, needed))
 
 
 def test_a_node_writes_to_a_log_only_what_was_checked() -> None:

@@ -188,6 +188,7 @@ async def test_hits_are_those_of_the_client(world: World) -> None:
     ).json
     (shard,) = told["explained"]
     assert shard["segments"][0]["way"] == "growing" and shard["allowed"] < shard["documents"]
+    assert shard["node"] in world.cluster.nodes
     like = (await world.doors[0]("POST", f"{path}/search", {"like": "d3", "k": 1, "with_metadata": False})).json
     assert like["hits"][0]["id"] != "d3"
     assert "metadata" not in like["hits"][0] or like["hits"][0]["metadata"] is None

@@ -118,4 +118,11 @@ def test_a_replica_explains_only_who_asks(tmp_path: Path) -> None:
     assert (told_of.documents, told_of.allowed, told_of.together, told_of.applied_index) == (3, 2, 2, 3)
     assert (told_of.filter_milliseconds, told_of.documents_milliseconds) == (1, 1)
     assert [(part.way, part.rows, part.allowed) for part in told_of.segments] == [(Way.GROWING, 3, 2)]
+    assert told_of.notes == []
+    none = msgspec.structs.replace(asked, filter=b'{"$and":[{"id":"a"},{"n":7},{"metadata.n":{"$gt":1}}]}')
+    (told_of,) = replica.search_many([none], clock=ticking())[0].explained
+    assert [note.split(";")[0] for note in told_of.notes] == [
+        "the filter asks for 'id' in the metadata", "the filter asks for 'metadata.n' in the metadata"
+    ]  # fmt: skip
+    assert "Filter.ids" in told_of.notes[0]
     replica.close()

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from base import filter_reference
-from base.filter_strategies import conditions, documents, paths, scalars, trees
+from base.filter_strategies import IDS, conditions, documents, paths, scalars, trees
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.model import SearchRequest, WriteResult
@@ -36,7 +36,6 @@ from needle.shard.reads import Page
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 
-IDS = [f"d{n:02}" for n in range(30)]
 ROWS = [[float(x), float(y), 1.0] for x in range(-2, 3) for y in range(-1, 2)]
 compared = 0
 
@@ -64,7 +63,7 @@ class Model:
 
     def matching(self, condition: dict[str, Any]) -> list[str]:
         holds = filter_reference.matches
-        return sorted(id_ for id_, (_, metadata, _) in self.held.items() if holds(condition, metadata))
+        return sorted(id_ for id_, (_, metadata, _) in self.held.items() if holds(condition, metadata, id_))
 
     def patch(self, index: int, ids: list[str], change: dict[str, Any]) -> int:
         made = {id_: patched(self.held[id_][1], change) for id_ in ids if id_ in self.held}
@@ -242,7 +241,8 @@ class Both:
 
     def judged(self, command: Any, ids: list[str], condition: Any, change: Any) -> None:
         there = [id_ for id_ in ids if id_ in self.model.held]
-        holds = condition is None or all(filter_reference.matches(condition, self.model.held[id_][1]) for id_ in there)
+        matches = filter_reference.matches
+        holds = condition is None or all(matches(condition, self.model.held[id_][1], id_) for id_ in there)
         result = self.apply(command)
         if not holds:
             assert type(result).__name__ == "ConditionFailed"

@@ -256,9 +256,9 @@ def test_a_scan_of_little_looks_at_no_more(replica: Replica, log: Log, monkeypat
     done(replica, log, put([f"x{n:04}" for n in range(9000)], [ROW] * 9000, [THEIRS] * 8999 + [MINE]))
     looked = []
 
-    def evaluated(node: Any, metadata: Any) -> bool:
+    def evaluated(node: Any, metadata: Any, id_: Any) -> bool:
         looked.append(metadata)
-        return evaluate(node, metadata)
+        return evaluate(node, metadata, id_)
 
     monkeypatch.setattr(reads, "evaluate", evaluated)
     assert [one.id for one in replica.scan(Page("c", b"", "", 10, False, bound=FILTER)).documents] == ["mine", "x8999"]

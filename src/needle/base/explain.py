@@ -37,7 +37,8 @@ class SegmentExplanation(msgspec.Struct, frozen=True, kw_only=True):
 class ShardExplanation(msgspec.Struct, frozen=True, kw_only=True):
     """One shard in a search. applied_index: of its log; exactly that state was searched. documents: that it has.
     allowed: how many of them the filter leaves. together: how many queries were searched at once; the milliseconds are
-    for all of them: of the filter, of the vectors, and of reading the documents that were found."""
+    for all of them: of the filter, of the vectors, and of reading the documents that were found. node: whose replica
+    answered, "" if its release does not say. notes: where the filter leaves nothing, what its caller may have meant."""
 
     shard: int
     applied_index: int
@@ -48,3 +49,5 @@ class ShardExplanation(msgspec.Struct, frozen=True, kw_only=True):
     vectors_milliseconds: float
     documents_milliseconds: float
     segments: list[SegmentExplanation]
+    node: str = ""
+    notes: list[str] = []

@@ -35,7 +35,7 @@ from needle.cli.common import (
     visible,
 )
 from needle.cli.embedding import DIMENSIONS, Embedder
-from needle.cli.explained import explained
+from needle.cli.explained import explained, remarks
 from needle.cli.inputs import Record, check_record, count_records, read_query_vector, read_records, span
 from needle.client.arrow_tables import instant
 
@@ -98,6 +98,8 @@ def search(
     console.print(rows)
     if explain:
         console.print(explained(hits.explained))
+        for one in remarks(hits.explained):
+            notes.print(one, markup=False)
     found = "1 hit" if len(hits) == 1 else f"{len(hits)} hits"
     notes.print(f"{found}, {mode} read, {seconds * 1000:.1f} ms", markup=False)
 

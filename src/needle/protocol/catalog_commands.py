@@ -198,6 +198,7 @@ class CreateKey(Versioned, frozen=True, tag="create-key"):
 
     SINCE: ClassVar[int] = 2
     NEWER: ClassVar[dict[str, int]] = {"filter": 3, "rates": 3}
+    FILTERS: ClassVar[tuple[str, ...]] = ("filter",)
 
     name: str
     digest: bytes

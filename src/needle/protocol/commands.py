@@ -85,6 +85,7 @@ class Insert(Versioned, frozen=True, tag="put"):
     replaced leaves nothing."""
 
     NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
+    FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
     ids: list[str]
@@ -130,6 +131,7 @@ class Delete(Versioned, frozen=True, tag="del"):
     own: what another shard refused because they had moved here. Documents of other keys stay. matches: as in Insert."""
 
     NEWER: ClassVar[dict[str, int]] = {"bound": 3}
+    FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
     ids: list[str]
@@ -161,6 +163,7 @@ class Patch(Versioned, frozen=True, tag="patch"):
     how many were there. expected, n > 0, owned, within, matches: as in Delete."""
 
     NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 3}
+    FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
     ids: list[str]
@@ -179,6 +182,7 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     expires: when they expire."""
 
     NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
+    FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
     ids: list[str]
@@ -203,6 +207,7 @@ class ChangeWhere(Versioned, frozen=True, tag="where"):
     the last."""
 
     NEWER: ClassVar[dict[str, int]] = {"change.expires": 2, "bound": 3}
+    FILTERS: ClassVar[tuple[str, ...]] = ("filter", "bound.filter")
 
     collection: str
     filter: bytes
@@ -232,6 +237,7 @@ class Once(Versioned, frozen=True, tag="once"):
     the clock of the leader that proposes it, in microseconds since 1970; what is older than a bound is forgotten."""
 
     SINCE: ClassVar[int] = 3
+    FILTERS: ClassVar[tuple[str, ...]] = ("write",)  # see `needs`
 
     asked: Asked
     at: int

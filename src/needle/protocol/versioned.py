@@ -6,16 +6,22 @@ read it; an entry with more fields than this release knows does not decode, so n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Final
 
 import msgspec
 
+from needle.base.config import Limits
 from needle.base.errors import ClusterTooOld
+from needle.base.filters.builder import Filter
+from needle.base.filters.operators import OPERATORS
 from needle.base.versions import FIRST
 from needle.routing.topology import Topology
 
+APPLIED_LIMITS: Final = Limits(filter_depth_max=200, filter_nodes_max=1_000_000)
+"""Of a filter in a log: who proposes judges by its own, and a replica must not judge by its."""
+_OPERATORS: Final = [one.since for one in OPERATORS.values()]
 ARRAY_MAX: Final = 15
 """Elements of an array whose head is one byte; a command has its tag in front."""
 _encoder = msgspec.msgpack.Encoder()
@@ -23,10 +29,12 @@ _encoder = msgspec.msgpack.Encoder()
 
 class Versioned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """SINCE: the version that brought the command. NEWER: the versions that brought fields to it later, also to a
-    struct in it ("change.expires"); such a field counts unless it has its default, as if releases before had it."""
+    struct in it ("change.expires"); such a field counts unless it has its default, as if releases before had it.
+    FILTERS: its fields with filters (JSON, b"" for none), whose operators are judged when it is applied."""
 
     SINCE: ClassVar[int] = FIRST
     NEWER: ClassVar[Mapping[str, int]] = {}
+    FILTERS: ClassVar[Sequence[str]] = ()
 
     def needs(self) -> int:
         """The version that whoever applies this very command must know."""
@@ -34,6 +42,9 @@ class Versioned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
         for path, version in self.NEWER.items():
             if version > least and _used(self, path):
                 least = version
+        for path in self.FILTERS:
+            if written := _at(self, path):
+                least = max(least, Filter.from_json(written, APPLIED_LIMITS).since)
         return least
 
 
@@ -78,18 +89,24 @@ def _later(kind: type[Versioned]) -> tuple[tuple[str, Any, int], ...]:
 
 def _used(command: Versioned, path: str) -> bool:
     """Whether a field has another value than its default."""
-    holder: Any = command
-    *around, name = path.split(".")
-    for part in around:
-        holder = getattr(holder, part)
+    around, _, name = path.rpartition(".")
+    holder: Any = _at(command, around) if around else command
     kind: type[msgspec.Struct] = type(holder)
     return holder is not None and getattr(holder, name) != _defaults(kind)[name]
+
+
+def _at(command: Versioned, path: str) -> Any:
+    """What a field holds; None where a struct on the way to it is missing."""
+    holder: Any = command
+    for part in path.split("."):
+        holder = None if holder is None else getattr(holder, part)
+    return holder
 
 
 @cache
 def _newest(kind: type[Versioned]) -> int:
     """The version that knows the command with all its fields."""
-    return max([kind.SINCE, *kind.NEWER.values()])
+    return max([kind.SINCE, *kind.NEWER.values(), *(_OPERATORS if kind.FILTERS else [])])
 
 
 @cache

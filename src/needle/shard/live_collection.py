@@ -134,6 +134,9 @@ class _StoredMetadata:
     def some(self, ordinals: Sequence[int]) -> Rows:
         return self._store.metadata_of(self._id, ordinals)
 
+    def placed(self, ids: Sequence[str], universe: BitMap) -> BitMap:
+        return self._store.placed(self._id, ids, universe)
+
 
 class LiveCollection:
     """One open collection incarnation; only apply changes it."""

@@ -21,7 +21,8 @@ from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, Forbidden, NeedleError
 from needle.base.explain import ShardExplanation
 from needle.base.filters.builder import Filter
-from needle.base.filters.nodes import And, Node
+from needle.base.filters.nodes import And, Node, compares
+from needle.base.filters.reserved import instead
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.routing.topology import called
 from needle.shard.apply.validation import check_search
@@ -93,13 +94,19 @@ def search_group(
         batches = _batches(collection.record, store, first, found, applied)
         if trace is not None:
             allowed = collection.visible if allow is None else len(allow)
-            batches = _explained(batches, trace, collection.visible, allowed, [*instants, clock()])
+            notes = [] if allowed else _notes(first.filter, limits)
+            batches = _explained(batches, trace, collection.visible, allowed, [*instants, clock()], notes)
         answers.update(zip(good, batches, strict=True))
     return [answers[at] for at in range(len(requests))]
 
 
 def _explained(
-    batches: list[HitBatch], trace: Trace, documents: int, allowed: int, instants: Sequence[float]
+    batches: list[HitBatch],
+    trace: Trace,
+    documents: int,
+    allowed: int,
+    instants: Sequence[float],
+    notes: list[str],
 ) -> list[HitBatch]:
     """With how each was found. instants: of the beginning, and after filter, vectors and documents."""
     took = [round(1000 * (after - before), 3) for before, after in pairwise(instants)]
@@ -117,11 +124,20 @@ def _explained(
                     vectors_milliseconds=took[1],
                     documents_milliseconds=took[2],
                     segments=trace.segments(at),
+                    notes=notes,
                 )
             ],
         )
         for at, batch in enumerate(batches)
     ]
+
+
+def _notes(filter_json: bytes, limits: Limits) -> list[str]:
+    """Of fields that metadata seldom has, because they are asked for in another way."""
+    node = both(filter_json, b"", limits)
+    asked = {} if node is None else {one.path[0]: one.field for one in compares(node) if one.path}
+    hints = {field: instead(first) for first, field in asked.items()}
+    return [f"the filter asks for {field!r} in the metadata; {hint}" for field, hint in hints.items() if hint]
 
 
 def allowed_ordinals(

@@ -15,7 +15,7 @@ import msgspec
 
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
-from needle.base.filters.nodes import Node, evaluate
+from needle.base.filters.nodes import Node, evaluate, named
 from needle.base.model import Claim, SearchRequest
 from needle.routing.strategy import key_hash
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
@@ -60,7 +60,7 @@ class Page(NamedTuple):
         which, of = self.slice
         if of > 1 and key_hash(document.id) % of != which:
             return False
-        return node is None or evaluate(node, decode_metadata(document.metadata))
+        return node is None or evaluate(node, decode_metadata(document.metadata), document.id)
 
 
 class Scanned(NamedTuple):
@@ -145,7 +145,9 @@ class Reads:
         try:
             found = self._get(collection, ids, with_vectors, claim)
             node = both(b"", bound, self._limits)
-            return found if node is None else [one for one in found if evaluate(node, decode_metadata(one.metadata))]
+            if node is None:
+                return found
+            return [one for one in found if evaluate(node, decode_metadata(one.metadata), one.id)]
         except CorruptDocuments as error:
             raise not_served(error) from error  # the store has told of it
 
@@ -270,10 +272,12 @@ def _matching(
 
 
 def _few(held: CollectionView, node: Node | None, go_on: GoOn) -> Sequence[int] | None:
-    """The ordinals of what a filter allows, if indexes that are there tell it, and it is no more than a page looks at;
-    else None. Not yet or no longer visible ones included."""
+    """The ordinals of what a filter allows, if it names ids or indexes that are there tell it, and it is no more than a
+    page looks at; else None. Not yet or no longer visible ones included."""
     record = held.record
-    if node is None or record.documents <= SCAN_LOOKS or not held.payload.whole(node, record.next_ordinal):
+    if node is None or record.documents <= SCAN_LOOKS:
+        return None
+    if named(node) is None and not held.payload.whole(node, record.next_ordinal):
         return None
     found = held.payload.within(node, record.next_ordinal, held.live.bitmap(), None, go_on)
     return list(found) if len(found) <= SCAN_LOOKS else None

@@ -5,11 +5,11 @@ Only apply uses it, between two batches. What a batch may ask is said in apply/b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pyroaring import BitMap
 
-from needle.base.filters.nodes import Node, evaluate
+from needle.base.filters.nodes import Node, evaluate, named
 from needle.shard.apply.before import Bounds, Matched, Member, Stored
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import CollectionRecord, StoredDocument
@@ -78,24 +78,38 @@ class StateBefore:
         if live is None:
             return [], upto
         found: list[StoredDocument] = []
-        looks, size = bounds.looks, 0
-        while looks > 0 and after < upto:
+        looked = size = 0
+        for row in self._in_question(collection_id, node, after, upto, bounds.looks):
+            if size >= bounds.bytes_max:
+                return found, after
+            looked, after = looked + 1, row.ordinal
+            size += len(row.metadata)
+            if member is not None and not member(row.id, row.metadata):
+                continue
+            if live.shows(after) and evaluate(node, decode_metadata(row.metadata), row.id):
+                found.append(row)
+                if len(found) == bounds.limit:
+                    return found, after
+        return found, after if looked == bounds.looks else upto
+
+    def _in_question(
+        self, collection_id: int, node: Node, after: int, upto: int, looks: int
+    ) -> Iterator[StoredDocument]:
+        """The next current documents that may match, in the order of their ordinals, `looks` at most."""
+        ids = named(node)
+        if ids is not None:
+            places = self._store.places(collection_id, ids)
+            there = sorted((ordinal, id_) for id_, ordinal in places.items() if after < ordinal <= upto)[:looks]
+            for start in range(0, len(there), MATCH_ROWS):
+                part = [id_ for _, id_ in there[start : start + MATCH_ROWS]]
+                yield from self._store.by_id(collection_id, part, vectors=False)
+            return
+        while looks > 0:
             rows = self._store.page(collection_id, after, upto, min(looks, MATCH_ROWS))
             if not rows:
-                return found, upto
-            for row in rows:
-                if size >= bounds.bytes_max:
-                    return found, after
-                after = row.ordinal
-                size += len(row.metadata)
-                if member is not None and not member(row.id, row.metadata):
-                    continue
-                if live.shows(after) and evaluate(node, decode_metadata(row.metadata)):
-                    found.append(row)
-                    if len(found) == bounds.limit:
-                        return found, after
-            looks -= len(rows)
-        return found, after
+                return
+            yield from rows
+            after, looks = rows[-1].ordinal, looks - len(rows)
 
     def _select(self, collection_id: int, member: Callable[[str, bytes], bool], after: int, upto: int) -> list[int]:
         fence = self._view.fence

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from needle.base.filters.builder import Filter
 from needle.translate.refusing import mapping, members, only, refused
 
 _CLAUSES: Final = ("must", "should", "must_not", "min_should")
-_CONDITIONS: Final = ("match", "range", "is_null")
+_OF_KEYS: Final = ("match", "range", "values_count")
 _RANGE: Final = ("gt", "gte", "lt", "lte")
 _INSTEAD: Final = {
     "text": "Filter.contains, which looks for the text as it is (there it depends on the field's index)",
@@ -19,8 +19,8 @@ _INSTEAD: Final = {
 
 
 def qdrant(filter: Mapping[str, Any]) -> Filter:
-    """A filter as JSON has it (of the Python client: `filter.model_dump(exclude_none=True)`). {} matches all. Raises
-    InvalidArgument naming what is not understood: has_id, nested, geo, values_count, is_empty have no counterpart."""
+    """A filter as JSON has it (of the Python client: `filter.model_dump(exclude_none=True)`). {} matches all. Ids that
+    are numbers are meant as their digits. Raises InvalidArgument naming what is not understood, as geo."""
     said = {name: clause for name, clause in mapping("filter", filter).items() if clause is not None}
     only("filter", said, _CLAUSES)
     parts = [_condition(one) for one in _many("must", said)]
@@ -53,16 +53,69 @@ def _condition(condition: object) -> Filter:
     said = {name: value for name, value in mapping("condition", condition).items() if value is not None}
     if said.keys() & set(_CLAUSES):
         return qdrant(said)
-    only("condition", said, ("key", *_CONDITIONS))
-    if "is_null" in said:
-        only("condition", said, ("is_null",))
-        key = _key(mapping("is_null", said["is_null"]).get("key"))
-        return Filter.exists(key) & Filter.eq(key, None)
+    for name, translated in _ALONE.items():
+        if name in said:
+            only("condition", said, (name,))
+            return translated(said[name])
+    only("condition", said, ("key", *_OF_KEYS))
     key = _key(said.get("key"))
     kinds = said.keys() - {"key"}
     if len(kinds) != 1:
-        raise refused(f"condition of {key}", sorted(kinds), "one of match and range")
+        raise refused(f"condition of {key}", sorted(kinds), f"one of {', '.join(_OF_KEYS)}")
+    if "values_count" in said:
+        return _values_count(key, said["values_count"])
     return _match(key, said["match"]) if "match" in said else _range(key, said["range"])
+
+
+def _is_null(said: object) -> Filter:
+    key = _key(mapping("is_null", said).get("key"))
+    return Filter.exists(key) & Filter.eq(key, None)
+
+
+def _is_empty(said: object) -> Filter:
+    """Missing, null or []."""
+    key = _key(mapping("is_empty", said).get("key"))
+    return Filter.size(key, 0) | Filter.eq(key, None) & _no_array(key)
+
+
+def _has_id(said: object) -> Filter:
+    ids = members("has_id", said)
+    for one in ids:
+        if isinstance(one, bool) or not isinstance(one, int | str):
+            raise refused("has_id", one, "numbers and texts")
+    return Filter.ids([str(one) for one in ids])
+
+
+def _nested(said: object) -> Filter:
+    nested = mapping("nested", said)
+    only("nested", nested, ("key", "filter"))
+    return Filter.elem_match(_key(nested.get("key")), qdrant(mapping("filter", nested.get("filter"))))
+
+
+_ALONE: Final[dict[str, Callable[[object], Filter]]] = {
+    "is_null": _is_null,
+    "is_empty": _is_empty,
+    "has_id": _has_id,
+    "nested": _nested,
+}
+
+
+def _no_array(key: str) -> Filter:
+    return Filter.not_(Filter.size(key, {"$gte": 0}))
+
+
+def _values_count(key: str, count: object) -> Filter:
+    """What is no array counts as one value, and null as none."""
+    said = {name: bound for name, bound in mapping(f"values_count of {key}", count).items() if bound is not None}
+    only(f"values_count of {key}", said, _RANGE)
+    bounds = {f"${name}": bound for name, bound in said.items()}
+    many = Filter.size(key, bounds)
+    none, one = (Filter.size("n", bounds).matches({"n": [0] * count}) for count in (0, 1))
+    if none:
+        raise refused(f"values_count of {key}", said, "at least one value: is_empty, or must_not of what has more")
+    if not one:
+        return many
+    return many | Filter.all(Filter.exists(key), _no_array(key), Filter.ne(key, None))
 
 
 def _key(key: object) -> str:
@@ -89,8 +142,9 @@ def _range(key: str, range_: object) -> Filter:
     bounds = {name: {"$date": bound} if isinstance(bound, str) else bound for name, bound in said.items()}
     if said.keys() == {"gte", "lte"}:
         return Filter.parse({key: {"$between": [bounds["gte"], bounds["lte"]]}})
-    if len(bounds) != 1:
-        instead = "one bound, or gte with lte; two conditions, if the field is no array"
-        raise refused(f"range of {key}", sorted(said), instead)
-    ((name, bound),) = bounds.items()
-    return Filter.parse({key: {f"${name}": bound}})
+    if not bounds:
+        raise refused(f"range of {key}", "{}", f"bounds: {', '.join(_RANGE)}")
+    both = {f"${name}": bound for name, bound in bounds.items()}
+    if len(both) == 1:
+        return Filter.parse({key: both})
+    return Filter.elem_match(key, both) | Filter.parse({key: both}) & _no_array(key)

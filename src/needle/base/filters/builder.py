@@ -1,44 +1,33 @@
 """Filters over JSON metadata: a builder, the MongoDB-style dict form, one canonical form.
 
-What they mean is in filter_nodes.py and filter_operators.py, and for users in docs/filters.md. Pure: it knows neither
+What they mean is in nodes.py and operators.py, and for users in docs/filters.md. Pure: it knows neither
 bitmaps nor SQLite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, assert_never
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, assert_never
 
 import msgspec
-import numpy as np
 
 from needle.base.config import Limits
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, invalid
-from needle.base.filters.nodes import And, Compare, Node, Not, Or, evaluate
-from needle.base.filters.operators import OPERATORS, Operand, Scalar, Values, kind
-from needle.base.instants import Instant, instant, is_date_time
-from needle.base.plain import refused, scalar
+from needle.base.filters.nodes import IDS, And, Compare, Element, Node, Not, Or, compares, evaluate, since
+from needle.base.filters.operands import DATE, PARSERS, Ordered, Value, plain
+from needle.base.filters.operators import OPERATORS, Of, Operand
+from needle.base.filters.reserved import instead
+from needle.base.plain import refused
 
 PATH_BYTES_MAX: Final = 512
-VALUES_MAX: Final = 10_000
 _LIMITS: Final = Limits()
 
-COMPARISONS: Final = tuple(OPERATORS)
+COMPARISONS: Final = tuple(name for name, one in OPERATORS.items() if one.of is not Of.ID)
+"""Of a field."""
+OF_ELEMENTS: Final = tuple(name for name, one in OPERATORS.items() if one.of is Of.SCALARS)
 _JUNCTIONS: Final[dict[str, type[And] | type[Or]]] = {"$and": And, "$or": Or}
-LOGIC: Final = (*_JUNCTIONS, "$not")
-DATE: Final = "$date"
-
-
-class Moment(Protocol):
-    """A datetime with a time zone."""
-
-    def isoformat(self) -> str: ...
-    def utcoffset(self) -> Any: ...
-
-
-Value = Scalar | Moment
-Ordered = str | float | Moment
+LOGIC: Final = (*_JUNCTIONS, "$not", IDS)
 
 
 class Filter:
@@ -113,6 +102,22 @@ class Filter:
         return _leaf(field, "$exists", present)
 
     @staticmethod
+    def size(field: str, length: int | Mapping[str, int]) -> Filter:
+        """The field is an array of so many elements. length: their number, or bounds such as {"$gte": 2, "$lt": 5}."""
+        return _leaf(field, "$size", length)
+
+    @staticmethod
+    def elem_match(field: str, condition: Filter | Mapping[str, Any]) -> Filter:
+        """The field is an array, and one of its elements matches: an object with fields that match a filter, or a value
+        with which all of some comparisons hold, such as {"$gte": 80, "$lt": 85}."""
+        return _leaf(field, "$elemMatch", condition)
+
+    @staticmethod
+    def ids(ids: Sequence[str]) -> Filter:
+        """The document has one of these ids, at most 10,000. They are looked up: nothing else is read for them."""
+        return _named(ids)
+
+    @staticmethod
     def all(*conditions: Any) -> Filter:
         """all(f1, f2, ...) or all([f1, f2]): every filter holds. all("tags", ["a", "b"]): the array has every value."""
         if len(conditions) == 2 and isinstance(conditions[0], str):
@@ -173,9 +178,15 @@ class Filter:
         """`to_dict` as JSON: equal for equal filters."""
         return msgspec.json.encode(self.to_dict())
 
-    def matches(self, metadata: object) -> bool:
-        """Whether a document with this (decoded JSON) metadata matches."""
-        return evaluate(self.node, metadata)
+    def matches(self, metadata: object, id: str | None = None) -> bool:
+        """Whether a document with this (decoded JSON) metadata, and this id, matches. Without an id it has none that
+        `ids` could name."""
+        return evaluate(self.node, metadata, id)
+
+    @property
+    def since(self) -> int:
+        """The version of commands and formats that it needs (docs/versions.md)."""
+        return since(self.node)
 
 
 def conditions(one: Filter) -> int:
@@ -186,7 +197,8 @@ def conditions(one: Filter) -> int:
 def _to_dict(node: Node) -> dict[str, Any]:
     match node:
         case Compare():
-            return {node.field: {node.op: _plain(node.value)}}
+            value = _element_dict(node.value) if isinstance(node.value, Element) else plain(node.value)
+            return {IDS: value} if node.op == IDS else {node.field: {node.op: value}}
         case Not(child):
             return {"$not": _to_dict(child)}
         case And(children):  # {}, which matches everything, has none
@@ -197,11 +209,11 @@ def _to_dict(node: Node) -> dict[str, Any]:
             assert_never(node)
 
 
-def _plain(value: Any) -> Any:
-    """An operand as JSON has it."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return {DATE: value.text} if isinstance(value, Instant) else value
+def _element_dict(element: Element) -> dict[str, Any]:
+    """What stands behind `$elemMatch`."""
+    return (
+        _to_dict(element.node) if element.of_objects else {one.op: plain(one.value) for one in compares(element.node)}
+    )
 
 
 def _too_large(depth: int, nodes: int, limits: Limits) -> InvalidArgument:
@@ -232,16 +244,45 @@ def _members(name: str, conditions: Sequence[Any]) -> list[Filter]:
     return [Filter.parse(condition) for condition in conditions]
 
 
-def _leaf(field: str, op: str, value: Any) -> Filter:
-    path = field_path(field)
-    return Filter(Compare(".".join(path), path, op, _operand(field, op, value)), 0, 1)
+def _leaf(field: str, op: str, value: Any, limits: Limits = _LIMITS, depth: int = 0) -> Filter:
+    path, where = field_path(field), f"filter {field} {op}"
+    if OPERATORS[op].operand is Operand.ELEMENT:
+        inner = _element(where, value, limits, depth + 1)
+        of_objects = not any(one.path == () for one in compares(inner.node))
+        made = Compare(".".join(path), path, op, Element(inner.node, of_objects))
+        return Filter(made, inner._depth + 1, inner._nodes + 1)
+    return Filter(Compare(".".join(path), path, op, PARSERS[OPERATORS[op].operand](where, value)), 0, 1)
+
+
+def _element(where: str, value: Any, limits: Limits, depth: int) -> Filter:
+    """Of comparisons of an element itself, or of the fields of one that is an object."""
+    itself = isinstance(value, Mapping) and [op for op in value if op in OF_ELEMENTS]
+    if itself and len(itself) == len(value):
+        parts = [Compare("", (), op, PARSERS[OPERATORS[op].operand](where, value[op])) for op in itself]
+        return Filter(parts[0] if len(parts) == 1 else And(tuple(parts)), 0, len(parts))
+    if itself or not isinstance(value, Filter | Mapping):
+        allowed = "a filter on the fields of an element that is an object, or comparisons of one that is not"
+        raise refused(where, value, f"{allowed}: {', '.join(OF_ELEMENTS)}")
+    parsed = _parse(value, limits, depth)
+    if _asks_ids(parsed.node):
+        raise invalid(where, value, f"no {IDS}: an element has no id")
+    return parsed
+
+
+def _named(ids: Any) -> Filter:
+    return Filter(Compare("", (), IDS, PARSERS[OPERATORS[IDS].operand](f"filter {IDS}", ids)), 0, 1)
+
+
+def _asks_ids(node: Node) -> bool:
+    return any(one.op == IDS for one in compares(node))
 
 
 def field_path(field: object) -> tuple[str, ...]:
     """The segments of a field's path. Raises InvalidArgument."""
     allowed = f'a path such as "a.b": no empty part, no leading $, at most {PATH_BYTES_MAX} bytes'
     if not isinstance(field, str) or not field or field.startswith("$") or len(field) > PATH_BYTES_MAX:
-        raise refused("filter field", field, allowed)
+        hint = instead(field.removeprefix("$")) if isinstance(field, str) else ""
+        raise refused("filter field", field, f"{allowed}{hint and f'; {hint}'}")
     field = str.__str__(field)
     path = tuple(field.split("."))
     if "" in path or not _encodes(field):
@@ -254,81 +295,6 @@ def _encodes(text: str) -> bool:
         return len(text.encode()) >= 0
     except UnicodeEncodeError:  # a lone surrogate is not text
         return False
-
-
-def _scalar(where: str, value: object, kinds: tuple[str, ...]) -> Any:
-    value = _typed(where, value)
-    exact: object = value if isinstance(value, Instant) else scalar(where, value)
-    if kind(exact) not in kinds:
-        raise refused(where, value, f"{' or '.join(kinds)}; numbers finite, integers of 64 bits, text valid Unicode")
-    return exact
-
-
-def _typed(where: str, value: object) -> object:
-    """{"$date": text} and datetimes as Instants; anything else as it is."""
-    if isinstance(value, Mapping) and DATE in value:
-        text = value[DATE] if len(value) == 1 else None
-    elif hasattr(value, "isoformat") and hasattr(value, "utcoffset"):
-        text = value.isoformat()
-    else:
-        return value
-    at = instant(text) if isinstance(text, str) else None
-    if at is None:
-        form = '{"$date": "2024-01-01T00:00:00Z"} (RFC 3339), or in Python a datetime with a time zone'
-        raise invalid(where, dict(value) if isinstance(value, Mapping) else value, form)
-    return at
-
-
-_ANY = ("null", "bool", "number", "string", "instant")
-_ORDERED = ("number", "string", "instant")
-
-
-def _ordered_value(where: str, value: object) -> Any:
-    bound = _scalar(where, value, _ORDERED)
-    if isinstance(bound, str) and instant(bound) is not None:
-        # It would miss in silence whatever is written in another zone or with another fraction.
-        raise invalid(
-            where, bound, f'{{"{DATE}": "{bound}"}} or a datetime, to compare instants; text is ordered by code point'
-        )
-    if isinstance(bound, str) and is_date_time(bound):
-        raise invalid(
-            where,
-            bound,
-            f'a date-time with seconds and a zone, as {{"{DATE}": "2024-01-01T00:00:00Z"}} or a datetime with a zone; '
-            "this is no instant, and text is ordered by code point",
-        )
-    return bound
-
-
-def _values(where: str, value: object) -> Sequence[object]:
-    if isinstance(value, np.ndarray) and value.ndim == 1:
-        value = list(value)
-    if not isinstance(value, list | tuple | set | frozenset) or len(value) > VALUES_MAX:
-        raise refused(where, value, f"a list of at most {VALUES_MAX} values")
-    if isinstance(value, set | frozenset):  # an order that does not depend on the hash seed
-        return sorted(value, key=lambda item: (kind(item), str(item)))
-    return value
-
-
-def _pair(where: str, value: object) -> Any:
-    pair = tuple(_ordered_value(where, item) for item in _values(where, value))
-    if len(pair) != 2 or kind(pair[0]) != kind(pair[1]):
-        raise invalid(where, value, "[low, high], both numbers, both strings or both instants")
-    return pair
-
-
-_OPERANDS: Final[dict[Operand, Callable[[str, Any], Any]]] = {
-    Operand.VALUE: lambda where, value: _scalar(where, value, _ANY),
-    Operand.ORDERED: _ordered_value,
-    Operand.TEXT: lambda where, value: _scalar(where, value, ("string",)),
-    Operand.FLAG: lambda where, value: _scalar(where, value, ("bool",)),
-    Operand.VALUES: lambda where, value: Values(_scalar(where, item, _ANY) for item in _values(where, value)),
-    Operand.PAIR: _pair,
-}
-
-
-def _operand(field: str, op: str, value: Any) -> Any:
-    return _OPERANDS[OPERATORS[op].operand](f"filter {field} {op}", value)
 
 
 def _parse(value: object, limits: Limits, depth: int) -> Filter:
@@ -360,10 +326,13 @@ def _width(item: tuple[object, object]) -> int:
 def _parse_logic(op: str, below: object, limits: Limits, depth: int) -> Filter:
     if op == "$not":
         return _negate(_parse(below, limits, depth + 1), limits)
+    if op == IDS:
+        return _named(below)
     if op not in _JUNCTIONS:
         known = ", ".join(LOGIC if op not in COMPARISONS else COMPARISONS)
         where = "a field's condition" if op in COMPARISONS else "this place"
-        raise invalid("filter operator", op, f"in {where}, one of {known}")
+        hint = instead(op.removeprefix("$"))
+        raise invalid("filter operator", op, f"in {where}, one of {known}{hint and f'; {hint}'}")
     if not isinstance(below, list | tuple) or not below:
         raise invalid(f"filter {op}", below, "a non-empty list of filters")
     parts = [_parse(part, limits, depth + 1) for part in below]
@@ -386,7 +355,8 @@ def _parse_field(field: object, below: object, limits: Limits, depth: int) -> li
                 raise invalid(f"filter {name} $not", value, "operators, such as {'$gt': 1}")
             parts.append(_negate(_parse({name: value}, limits, depth + 1), limits))
         elif op in COMPARISONS:
-            parts.append(_leaf(name, op, value))
+            parts.append(_leaf(name, op, value, limits, depth))
         else:
-            raise invalid(f"filter {name} operator", op, f"one of {', '.join(COMPARISONS)}, $not")
+            where = f"; {IDS} stands where a field would: {{{IDS!r}: [...]}}" if op == IDS else ""
+            raise invalid(f"filter {name} operator", op, f"one of {', '.join(COMPARISONS)}, $not{where}")
     return parts

@@ -1,8 +1,8 @@
 """The one table of filter operators: each operator's builder, operand, meaning and words for users.
 
 Everything that has to know every operator is made from this table or checked against it, so that an operator which one
-of them lacks fails the build and is never half there: the parser and the builder (filters.py), the evaluation
-(filter_nodes.py), the field index (shard/fields/payload_index.py), docs/filters.md, and the generators of the tests.
+of them lacks fails the build and is never half there: the parsers and the builder (operands.py, builder.py), the
+evaluation (nodes.py), the field index (shard/fields/field_index.py), docs/filters.md, and the generators of the tests.
 
 Pure: it knows neither nodes, nor the dict form, nor bitmaps.
 """
@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from needle.base.instants import Instant, InstantKey, instant_key
+from needle.base.versions import FIRST
 
 Scalar = str | int | float | bool | None
 
@@ -29,21 +30,35 @@ class Operand(enum.Enum):
     FLAG = "true or false"
     VALUES = "a list of scalars and instants"
     PAIR = "[low, high]: two numbers, two strings, or two instants"
+    LENGTH = "a whole number, or bounds of one"
+    ELEMENT = "a filter on an element that is an object, or comparisons with one that is not"
+    IDS = "a list of ids"
 
 
-Holds = Callable[[bool, Sequence[Scalar], Any], bool]
-"""holds(present, found, operand): whether the comparison holds for a field that is there or not and stands for the
-scalars `found`."""
+class Of(enum.Enum):
+    """What an operator looks at."""
+
+    SCALARS = "the scalars that a field stands for"
+    ENDS = "the values at the end of a field's path, as they are"
+    ID = "the id of the document"
+
+
+Holds = Callable[[bool, Sequence[Any], Any], bool]
+"""holds(present, found, operand): whether the comparison holds for a field that is there or not, and `found`, which is
+what the operator looks at."""
 
 
 class Operator(msgspec.Struct, frozen=True):
-    """name: in the dict form. builder: Filter's method. means: for users, docs/filters.md."""
+    """name: in the dict form. builder: Filter's method. means: for users, docs/filters.md. since: the version that
+    brought it (docs/versions.md): a filter that has it gets into no log that older nodes apply."""
 
     name: str
     builder: str
     operand: Operand
     holds: Holds
     means: str
+    of: Of = Of.SCALARS
+    since: int = FIRST
 
 
 def kind(value: object) -> str:
@@ -89,6 +104,27 @@ def _mark(value: Scalar) -> tuple[bool, Scalar]:
 
 
 _NULL: Final = _mark(None)
+
+
+class Names(tuple[str, ...]):
+    """Ids, of which there may be thousands: one is looked up, not compared with each."""
+
+    _set: frozenset[str] | None = None
+
+    def __contains__(self, id_: object) -> bool:
+        if self._set is None:
+            self._set = frozenset(self)
+        return id_ in self._set
+
+
+class Length(msgspec.Struct, frozen=True):
+    """Of an array: `least` elements at least, and `most` at most, None for any number."""
+
+    least: int
+    most: int | None
+
+    def holds(self, count: int) -> bool:
+        return count >= self.least and (self.most is None or count <= self.most)
 
 
 def _equal(present: bool, found: Sequence[Scalar], value: Any) -> bool:
@@ -149,6 +185,18 @@ def _exists(present: bool, found: Sequence[Scalar], wanted: Any) -> bool:
     return present is wanted
 
 
+def _size(present: bool, found: Sequence[Any], length: Any) -> bool:
+    return any(isinstance(end, list) and length.holds(len(end)) for end in found)
+
+
+def _element(present: bool, found: Sequence[Any], test: Any) -> bool:
+    return any(isinstance(end, list) and any(map(test.matches, end)) for end in found)
+
+
+def _named(present: bool, found: Sequence[Any], ids: Any) -> bool:
+    return found[0] in ids
+
+
 _ORDER = "the same type (numbers, strings or instants) and"
 
 OPERATORS: Final[dict[str, Operator]] = {
@@ -169,5 +217,16 @@ OPERATORS: Final[dict[str, Operator]] = {
             "$starts_with", "starts_with", Operand.TEXT, _starts_with, "the string, or one of the array, starts so"
         ),
         Operator("$exists", "exists", Operand.FLAG, _exists, "true: the field is there, be it null, {} or []"),
+        Operator("$size", "size", Operand.LENGTH, _size, "the field is an array of so many elements", Of.ENDS, 4),
+        Operator(
+            "$elemMatch",
+            "elem_match",
+            Operand.ELEMENT,
+            _element,
+            "the field is an array, and one of its elements matches by itself",
+            Of.ENDS,
+            4,
+        ),
+        Operator("$ids", "ids", Operand.IDS, _named, "the document has one of these ids", Of.ID, 4),
     )
 }

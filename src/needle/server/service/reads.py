@@ -101,9 +101,9 @@ class Reads:
         try:
             request = msgspec.structs.replace(call.request, claim=claim)
             if self._may_search_early(call):
-                return await self._search_early(call, request)
+                return self._told(await self._search_early(call, request))
             hosted = await self._fresh(call.group, call.freshness)
-            return await hosted.batcher.search(request, deadline - loop.time())
+            return self._told(await hosted.batcher.search(request, deadline - loop.time()))
         finally:
             self.reading -= 1
 
@@ -135,7 +135,14 @@ class Reads:
                     raise invalid("queries", f"{count} vectors", "fewer: their hits have too many bytes for one answer")
         finally:
             self.reading -= 1
-        return SearchManyAnswer(found)
+        return SearchManyAnswer([self._told(batch) for batch in found])
+
+    def _told(self, batch: HitBatch) -> HitBatch:
+        """If it explains itself, with the name of this node."""
+        if not batch.explained:
+            return batch
+        told = [msgspec.structs.replace(one, node=self._node.node_id) for one in batch.explained]
+        return msgspec.structs.replace(batch, explained=told)
 
     def _may_search_early(self, call: SearchCall) -> bool:
         """Whether a strong search will most likely see now what its round will ask for: no write is under way."""

@@ -297,7 +297,7 @@ def _check_matches(command: ById, batch: Batch, change: CollectionChange, ids: S
         return
     node = parsed(command.matches)
     for id_, metadata in batch.metadata(change, ids).items():
-        if not evaluate(node, decode_metadata(metadata)):
+        if not evaluate(node, decode_metadata(metadata), id_):
             raise ConditionFailed(f"document {id_[:80]!r} does not match the condition of the write", id=id_[:80])
 
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from needle.base.config import Limits
 from needle.base.errors import Forbidden
 from needle.base.filters.builder import Filter
 from needle.base.filters.nodes import Node, evaluate
 from needle.protocol.commands import Bound, Insert
+from needle.protocol.versioned import APPLIED_LIMITS
 from needle.shard.apply.batch import Batch
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import DocRef
-
-APPLIED_LIMITS = Limits(filter_depth_max=200, filter_nodes_max=1_000_000)
-"""The proposer judged by its own; a replica must not judge by its."""
 
 
 def parsed(filter_json: bytes) -> Node:
@@ -35,7 +32,7 @@ def seen(
         return change.refs
     node = parsed(bound.filter)
     stored = batch.metadata(change, ids).items()
-    hidden = {id_ for id_, metadata in stored if not evaluate(node, decode_metadata(metadata))}
+    hidden = {id_ for id_, metadata in stored if not evaluate(node, decode_metadata(metadata), id_)}
     return {id_: None if id_ in hidden else change.refs[id_] for id_ in ids}
 
 
@@ -45,7 +42,7 @@ def check_written(bound: Bound | None, documents: Iterable[tuple[str, bytes]]) -
         return
     node = parsed(bound.filter)
     for id_, metadata in documents:
-        if not evaluate(node, decode_metadata(metadata)):
+        if not evaluate(node, decode_metadata(metadata), id_):
             raise Forbidden(
                 f"document {id_[:80]!r} would not match the filter of this API key, and it writes only documents that "
                 "do: give its metadata what the filter asks for",

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import msgspec
+from pyroaring import BitMap
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import StorageError
@@ -33,6 +34,10 @@ class Stored(Protocol):
 
     def some(self, ordinals: Sequence[int]) -> Rows:
         """Those with these ordinals, which ascend; absent ones are left out."""
+        ...
+
+    def placed(self, ids: Sequence[str], universe: BitMap) -> BitMap:
+        """The ordinals of the universe, which were live at one moment, whose documents have one of these ids."""
         ...
 
 

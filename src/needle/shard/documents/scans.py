@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 
 import apsw
 import msgspec
+from pyroaring import BitMap
 
 from needle.base.errors import CorruptDocuments
-from needle.shard.documents.records import ORDINAL_BITS, StoredDocument, row_id
+from needle.shard.documents.records import DEAD_DOCUMENT, ORDINAL_BITS, StoredDocument, row_id
 from needle.shard.documents.writer import CHUNK, padded
 from needle.shard.pins import decode_pins
 
@@ -141,3 +142,38 @@ def by_id(connection: apsw.Connection, collection_id: int, ids: Sequence[str], v
         ).fetchall()
         found.update((row[0], StoredDocument(*row)) for row in rows)
     return [found[id_] for id_ in dict.fromkeys(ids) if id_ in found]
+
+
+def places(connection: apsw.Connection, collection_id: int, ids: Sequence[str]) -> dict[str, int]:
+    """The ordinals of the current documents of these ids."""
+    found: dict[str, int] = {}
+    for start in range(0, len(ids), CHUNK):
+        part = padded(ids[start : start + CHUNK])
+        marks = ",".join("?" * len(part))
+        rows = f"SELECT id, ordinal FROM ids WHERE collection_id = ? AND id IN ({marks})"
+        found.update(connection.execute(rows, (collection_id, *part)).fetchall())
+    return found
+
+
+def placed(connection: apsw.Connection, collection_id: int, ids: Sequence[str], universe: BitMap) -> BitMap:
+    """Those of some ordinals, which were live at one earlier moment and are not purged, whose documents have one of
+    these ids. They are looked up as of now; of those that died meanwhile it is told by their rows."""
+    current_ = places(connection, collection_id, ids)
+    found = BitMap(list(current_.values())) & universe
+    if len(found) == len(set(ids)) or not universe:
+        return found
+    wanted = frozenset(ids).difference(id_ for id_, ordinal in current_.items() if ordinal in found)
+    dead = (BitMap(graves(connection, collection_id, universe.max())) & universe).to_array()
+    base = row_id(collection_id, 0)
+    for start in range(0, len(dead), CHUNK):
+        part = padded([base | ordinal for ordinal in dead[start : start + CHUNK]])
+        rows = connection.execute(f"SELECT row, id FROM documents WHERE row IN ({','.join('?' * len(part))})", part)
+        found.update(row - base for row, id_ in rows if id_ in wanted)
+    return found
+
+
+def graves(connection: apsw.Connection, collection_id: int, upto: int) -> list[int]:
+    """Ordinals up to `upto` whose documents were deleted or replaced, and whose rows are not purged yet."""
+    base = row_id(collection_id, 0)
+    found = connection.execute("SELECT row, what FROM graves WHERE row BETWEEN ? AND ?", (base, base + upto))
+    return [row - base for row, what in found if what & DEAD_DOCUMENT]

@@ -32,6 +32,7 @@ import apsw
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from pyroaring import BitMap
 
 from needle.base.errors import CorruptDocuments, StorageError
 from needle.shard.disk import ReplicaDisk, disk_errors
@@ -40,7 +41,6 @@ from needle.shard.documents.loading import Loaded, load
 from needle.shard.documents.metadata_rows import Rows
 from needle.shard.documents.read_connections import ReadConnections
 from needle.shard.documents.records import (
-    DEAD_DOCUMENT,
     ORDINAL_BITS,
     AppliedAt,
     StoredDocument,
@@ -184,6 +184,17 @@ class DocumentStore:
         with self.reading() as connection:
             connection.execute("BEGIN")
             return scans.by_id(connection, collection_id, ids, vectors)
+
+    def places(self, collection_id: int, ids: Sequence[str]) -> dict[str, int]:
+        """See scans.places."""
+        with self.reading() as connection:
+            return scans.places(connection, collection_id, ids)
+
+    def placed(self, collection_id: int, ids: Sequence[str], universe: BitMap) -> BitMap:
+        """See scans.placed; from one consistent read."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            return scans.placed(connection, collection_id, ids, universe)
 
     def by_id_held(
         self, collection_id: int, ids: Sequence[str], *, vectors: bool
@@ -333,11 +344,9 @@ class DocumentStore:
         return there, vectors.astype(np.float32, copy=False)
 
     def graves(self, collection_id: int, upto: int) -> list[int]:
-        """Ordinals up to `upto` whose documents were deleted or replaced, and whose rows are not purged yet."""
-        base = row_id(collection_id, 0)
+        """See scans.graves."""
         with self.reading() as connection:
-            found = connection.execute("SELECT row, what FROM graves WHERE row BETWEEN ? AND ?", (base, base + upto))
-            return [row - base for row, what in found if what & DEAD_DOCUMENT]
+            return scans.graves(connection, collection_id, upto)
 
     def copy_to(self, target: str) -> tuple[AppliedAt, list[PublishedSegment]]:
         """Write a consistent image of the committed state into a new file, page by page, and check every row of it;

@@ -1,6 +1,6 @@
 """One indexed field: runs of documents with sorted columns of the field's values, and what operators make of them.
 
-The answer never depends on the index: base.filter_operators is the definition, and what the columns cannot tell is
+The answer never depends on the index: base.filters.operators is the definition, and what the columns cannot tell is
 reported as `maybe`, for the documents to decide. MATCHERS has every operator, or this module cannot be imported.
 
 Invariants: runs are immutable and consecutive; a state covers every stored ordinal below `end`; a reader works on one
@@ -371,11 +371,20 @@ MATCHERS: Final[dict[str, Callable[[Known, Any], Match]]] = {
     "$contains": lambda known, text: _texts(known, lambda column: column.containing(text.encode())),
     "$starts_with": lambda known, text: _texts(known, lambda column: column.starting(text.encode())),
     "$exists": _exists,
+    "$size": lambda known, _: Match(BitMap(), known.state(None).marked(PRESENT)),
+    "$ids": lambda known, ordinals: Match(ordinals & known.universe, BitMap()),
 }
-"""matcher(known, operand): may say something of ordinals outside of `known.universe`, must not err inside."""
+"""matcher(known, operand): may say something of ordinals outside of `known.universe`, must not err inside. `$ids` is
+asked with ordinals in place of ids."""
+
+IMPLIED: Final = frozenset(["$elemMatch"])
+"""Operators that have a filter as operand: indexes are asked for what that implies (filter_match.implied)."""
+
+OF_ANY: Final = frozenset(MATCHERS.keys() | IMPLIED) - {"$ne", "$nin", "$ids"}
+"""Operators that hold if they hold of any of the values that a field stands for. (`$exists` false is not of values.)"""
 
 LOOK_AT_ALL: Final = frozenset(["$contains"])
 """Operators whose matchers look at every different value."""
 
-if MATCHERS.keys() != OPERATORS.keys():
-    raise Internal(f"the field index lacks, or has too many, operators: {set(MATCHERS) ^ set(OPERATORS)}")
+if MATCHERS.keys() | IMPLIED != OPERATORS.keys():
+    raise Internal(f"the field index lacks, or has too many, operators: {(MATCHERS.keys() | IMPLIED) ^ set(OPERATORS)}")

@@ -11,9 +11,20 @@ from typing import Final, NamedTuple, assert_never
 
 from pyroaring import BitMap
 
-from needle.base.filters.nodes import And, Compare, Node, Not, Or
+from needle.base.filters import nodes
+from needle.base.filters.nodes import IDS, And, Compare, Element, Node, Not, Or
 from needle.base.instants import Instant
-from needle.shard.fields.field_index import LOOK_AT_ALL, MATCHERS, FieldState, Known, Path, all_of, any_of, negated
+from needle.shard.fields.field_index import (
+    LOOK_AT_ALL,
+    MATCHERS,
+    OF_ANY,
+    FieldState,
+    Known,
+    Path,
+    all_of,
+    any_of,
+    negated,
+)
 from needle.shard.fields.value_columns import Match
 
 READ_COST: Final = 64
@@ -24,7 +35,9 @@ Key = tuple[Path, bool]
 
 
 def keys_of(node: Compare) -> list[Key]:
-    """The indexes that a comparison needs: of the values, of the instants, or both."""
+    """The indexes that a comparison needs: of the values, of the instants, or both; none for ids."""
+    if node.op == IDS:
+        return []
     operands = node.value if isinstance(node.value, tuple) else (node.value,)
     instants = [isinstance(value, Instant) for value in operands]
     return [(node.path, kind) for kind in (False, True) if kind in instants or not (kind or instants)]
@@ -54,8 +67,49 @@ def judge(node: Node, asked: Asked) -> Match:
             return any_of([judge(child, asked) for child in children])
         case Not(child):
             return negated(universe, judge(child, asked))
+        case Compare(value=Element() as element):
+            found = judge(implied(node.path, element), asked)
+            return Match(BitMap(), found.sure | found.maybe)
         case Compare():
             return _compared(node, asked)
+        case _:
+            assert_never(node)
+
+
+def implied(path: Path, element: Element) -> Node:
+    """What holds of every document that has an array at a path of which an element matches: what indexes can tell."""
+    there = Compare(".".join(path), path, "$exists", True)
+    return And((there, _implied(path, element.node)))
+
+
+def _implied(path: Path, node: Node) -> Node:
+    match node:
+        case And(children):
+            return And(tuple(_implied(path, child) for child in children))
+        case Or(children):
+            return Or(tuple(_implied(path, child) for child in children))
+        case Compare() if node.op in OF_ANY and not _of_missing(node):
+            whole = (*path, *node.path)
+            return Compare(".".join(whole), whole, node.op, node.value)
+        case _:
+            return And(())
+
+
+def _of_missing(node: Compare) -> bool:
+    """Whether it may hold where the field is missing: then it may hold of one element, and not of all together."""
+    missing = node.value is None or (isinstance(node.value, tuple) and None in node.value)
+    return missing or (node.op == "$exists" and not node.value)
+
+
+def placed(node: Node, place: Callable[[Sequence[str]], BitMap]) -> Node:
+    """A filter that asks for ordinals in place of ids. place: the ordinals of the documents that have them."""
+    match node:
+        case And(children) | Or(children):
+            return type(node)(tuple(placed(child, place) for child in children))
+        case Not(child):
+            return Not(placed(child, place))
+        case Compare():
+            return Compare(node.field, node.path, node.op, place(node.value)) if node.op == IDS else node
         case _:
             assert_never(node)
 
@@ -74,7 +128,7 @@ def _compared(node: Compare, asked: Asked) -> Match:
     asked.go_on()
     states, end, universe, _ = asked
     keys = keys_of(node)
-    covered = min(states[key].end for key in keys)
+    covered = min((states[key].end for key in keys), default=end)
     if not covered:
         return Match(BitMap(), universe)
     inside = universe if covered >= end else universe & BitMap(range(covered))
@@ -86,13 +140,9 @@ def _compared(node: Compare, asked: Asked) -> Match:
 
 
 def compares(node: Node) -> Iterator[Compare]:
-    match node:
-        case Compare():
-            yield node
-        case Not(child):
-            yield from compares(child)
-        case And(children) | Or(children):
-            for child in children:
-                yield from compares(child)
-        case _:
-            assert_never(node)
+    """The comparisons of fields that indexes are asked for."""
+    for one in nodes.compares(node):
+        if isinstance(one.value, Element):
+            yield from compares(implied(one.path, one.value))
+        elif one.op != IDS:
+            yield one

@@ -1,7 +1,7 @@
 """A filter becomes the exact set of ordinals that match it, by field indexes where there are some.
 
 What the indexes are sure of (filter_match.py) is taken from them; only what they leave undecided is read, and judged by
-the definition (base.filter_nodes.evaluate). So the answer never depends on what is indexed, and a condition on a field
+the definition (base.filters.nodes.evaluate). So the answer never depends on what is indexed, and a condition on a field
 without an index costs as much as the other conditions leave.
 
 A field is indexed when it is first filtered on. If reading what is undecided would cost more, a search that needs the
@@ -35,7 +35,7 @@ from needle.shard.fields.builders import BeingIndexed, Builders
 from needle.shard.fields.field import Field, refused
 from needle.shard.fields.field_files import FieldFiles, Place, place_of
 from needle.shard.fields.field_index import RUN_BYTES, FieldState, Path, merged, run_of
-from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_of
+from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_of, placed
 from needle.shard.fields.index_budget import IndexBudget
 
 log = logging.getLogger("needle.shard")
@@ -125,6 +125,7 @@ class PayloadIndex:
         """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly. builders:
         who may make an index here and now; anybody may without. go_on: called every now and then; what it raises ends
         the work. Raises StorageError, BeingIndexed."""
+        node = placed(node, lambda ids: self._stored.placed(ids, universe))
         fields = self._wanted(node)
         self._end, self._live = max(self._end, end), len(universe)
         if fields:
@@ -266,7 +267,7 @@ class PayloadIndex:
             for n, (ordinal, one) in enumerate(zip(rows.ordinals, documents, strict=True)):
                 if not n % 64:  # a filter may have a thousand conditions
                     go_on()
-                if ordinal in maybe and evaluate(node, one):
+                if ordinal in maybe and evaluate(node, one, ordinal):
                     found.add(ordinal)
             self._fit_pieces(rows)
         return found
