@@ -185,6 +185,13 @@ EXAMPLES: Mapping[str, Example] = {
         {_of("needle_replica_damaged", "shard=1"): Level(0, 1)}, {**NODE, "shard": "1"},
         "a:1 found shard 1 damaged and fetches it again",
     ),
+    "NeedleReplicaDivergence": Example(
+        {
+            _of("needle_replica_divergence", "shard=1"): Level(0, 1),
+            _of("needle_replica_divergence", "shard=2"): Level(0, 0),
+        },
+        SHARD, "Replicas of shard 1 do not hold the same at one index: 1 differ from most",
+    ),
     "NeedleReplicaLost": Example(
         {
             _of("needle_replica_lost", "shard=1", instance="b:1"): Level(0, 0),

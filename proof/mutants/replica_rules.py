@@ -204,4 +204,19 @@ MUTANTS = (
         nodes=5,
         tests=(_FILES + "test_what_others_hold_and_what_is_retired_goes_and_what_it_holds_stays",),
     ),
+    Mutant(
+        name="replicas-are-not-compared",
+        breaks="a leader takes whatever digests its replicas have for the same",
+        edits=(Edit("server.upkeep.comparing:Comparing._judge", "if len(set(digests.values())) > 1:", "if False:"),),
+        tests=(
+            "tests/server/test_comparing.py::test_a_replica_that_differs_is_told_of_until_it_is_as_the_others",
+            "tests/sim/test_runs.py::test_the_product_finds_a_replica_that_applies_an_entry_otherwise",
+        ),
+    ),
+    Mutant(
+        name="replicas-are-compared-at-different-entries",
+        breaks="the entry at which replicas are compared is applied together with others, grouped as it happens",
+        edits=(Edit("shard.apply.execute:runs", "in ALONE:", "in ALONE - {Compare}:"),),
+        tests=("tests/server/test_comparing.py::test_a_replica_keeps_a_few_notes_and_each_of_its_own_entry",),
+    ),
 )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 from needle.base.errors import CorruptLog, InvalidArgument, NeedleError
 from needle.base.ids import GroupId
 from needle.multiraft.log.log_records import IDENTITY_KEY, PEER_PREFIX, Identity, Life, decode_record, entry_key
+from needle.server.upkeep.comparing import Comparing
 from proof.checkers.violation import Violation
 from proof.sim.event_loop import SimLoop
 from proof.sim.machines import SimMachine
@@ -52,6 +53,10 @@ class RunningNode(Protocol):
 
     def failure(self) -> NeedleError | None:
         """Why it ends, if it does."""
+        ...
+
+    def comparisons(self) -> Mapping[GroupId, Comparing]:
+        """What its leaders found when they compared replicas."""
         ...
 
     def discard(self) -> None:

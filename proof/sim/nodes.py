@@ -20,6 +20,7 @@ from needle.rpc.transport import RpcClient
 from needle.server.files import shards_directory
 from needle.server.node import Node
 from needle.server.ports import NodePorts
+from needle.server.upkeep.comparing import Comparing
 from needle.shard.fields.index_budget import IndexRows
 from needle.shard.upkeep import PURGE_ROWS
 from proof.sim.disk import SimStore
@@ -170,6 +171,10 @@ class SimNode:
         """Why its host stopped, if it did."""
         host = getattr(self._node, "host", None)
         return host.engine.failure if host is not None else None
+
+    def comparisons(self) -> dict[GroupId, Comparing]:
+        """What its leaders found when they compared replicas."""
+        return {group: hosted.comparing for group, hosted in (self._node.groups if self._node else {}).items()}
 
     def topology_version(self) -> int:
         """Of the catalog, as this node knows it."""

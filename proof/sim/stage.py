@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from needle.client.divergence import differing
 from proof.checkers.violation import Violation
 from proof.sim.event_loop import SimLoop, SimulationError
 from proof.sim.fleet import Fleet, fast_directory
@@ -42,6 +43,8 @@ class Stage:
         self.fleet.unhandled = self._unhandled
         self._processes: dict[str, Process] = {}
         self._violation: BaseException | None = None
+        self.comparisons: set[tuple[int, int]] = set()
+        """(group, index) of entries at which a leader compared replicas."""
         self.broken: Callable[[], Violation | None] = lambda: None
         self.loop.after_step = self._after_step
         self.loop.meter = StallMeter(self._stalled)
@@ -104,9 +107,20 @@ class Stage:
         while True:
             await asyncio.sleep(1.0)
             tick += 1
-            self.observer.compare_logs(self.fleet.replicas())
+            # By `guard`: of an exception in this task nobody would hear.
+            self.guard(self._compared)
+            self.guard(lambda: self.observer.compare_logs(self.fleet.replicas()))
             if tick % 5 == 0:
-                self.observer.compare_digests(self.fleet.replicas())
+                self.guard(lambda: self.observer.compare_digests(self.fleet.replicas()))
+
+    def _compared(self) -> None:
+        """What the product says of its replicas, which it compares by itself: they never differ. Raises Violation."""
+        for name, node in self.fleet.nodes.items():
+            for group, comparing in node.comparisons().items():
+                self.comparisons.add((group, comparing.index))
+                if comparing.diverged:
+                    told = differing(comparing.diverged, comparing.index)
+                    raise Violation("divergence", f"{name}, which leads group {group}, says: {told}")
 
     def _tear_down(self, at_end: Callable[[], None]) -> None:
         self.loop.after_step = None

@@ -15,12 +15,17 @@ from needle.multiraft.lives import Lives
 from needle.protocol import commands
 from needle.raft.messages import MessageType
 from needle.server.service import documents
+from needle.shard.state_machine import Replica
 from proof.checkers import linearizability
+from proof.checkers.digests import Digests
+from proof.checkers.violation import Violation
 from proof.sim import runner
 from proof.sim.__main__ import main
 from proof.sim.disk import LogDisk
+from proof.sim.observer import Observer
 from proof.sim.runner import run, shrink
 from proof.sim.spec import DATABASE_FROM, DATABASE_KINDS, DIRECTORY_NUMBER, Spec, profile
+from proof.sim.world import World
 
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
 
@@ -155,3 +160,51 @@ def test_work_that_holds_a_nodes_loop_is_seen_and_named(monkeypatch):
     report, _ = run(Spec(seed=1, seconds=5))
     assert report.checker == "event loop"
     assert "needle.protocol.commands:decode held" in report.failure
+
+
+def test_the_product_finds_a_replica_that_applies_an_entry_otherwise(monkeypatch):
+    """What the checkers see at once, leaders see by themselves some seconds later."""
+    apply, done = Replica.apply, []
+
+    def planted(self, entries):
+        if "n2" in self.directory.split(os.sep) and self.applied_index() > 3:
+            entries = [_otherwise(entry, done) for entry in entries]
+        return apply(self, entries)
+
+    monkeypatch.setattr(Replica, "apply", planted)
+    spec = Spec(seed=3, seconds=25, faults=())
+    report, _ = run(spec)
+    assert report.checker == "equal replicas"
+    monkeypatch.setattr(Digests, "observe", lambda *_: None)
+    done.clear()
+    report, _ = run(spec)
+    assert (report.checker, len(done)) == ("divergence", 1)
+    assert "n2 differs from most" in report.failure
+
+
+@pytest.mark.parametrize("check", ["compare_logs", "compare_digests"])
+def test_what_is_compared_now_and_then_ends_the_run(check, monkeypatch):
+    def broken(self, groups):
+        raise Violation("planted", check)
+
+    monkeypatch.setattr(Observer, check, broken)
+    world = World(Spec(seed=3, seconds=10, faults=()))
+    report = world.run()
+    assert report.checker == "planted"
+    assert report.counts.virtual_seconds < 20
+
+
+def _otherwise(entry, done):
+    """Documents of the first insert expire in many years: no reader would notice."""
+    command = commands.decode(entry.data) if entry.data and not done else None
+    if not isinstance(command, commands.Insert):
+        return entry
+    done.append(entry.index)
+    other = msgspec.structs.replace(command, expires=[1 << 52] * len(command.ids))
+    return msgspec.structs.replace(entry, data=commands.encode(other))
+
+
+def test_leaders_compare_replicas_in_every_run():
+    world = World(Spec(seed=3, seconds=25, faults=()))
+    assert world.run().failure is None
+    assert len([index for _, index in world.stage.comparisons if index]) > 1

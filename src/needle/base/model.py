@@ -232,7 +232,8 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     searches) of the ranges with the most. parts: if asked for, of a leader, (first key, key behind the last or
     None, documents) of what is owned, cut at some ids; empty where documents lie evenly over the keys. elections,
     stepdowns: how often this replica asked for votes in a new term, and gave up leadership, since it started, by cause
-    (docs/operations.md has them)."""
+    (docs/operations.md has them). compared: the last entry at which this leader compared replicas; diverged: the
+    digests that they had there, by node, if not all had the same one: then one of them, at least, is wrong."""
 
     node_id: str
     group: int
@@ -265,3 +266,5 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     parts: list[tuple[bytes, bytes | None, int]] = []
     elections: dict[str, int] = {}
     stepdowns: dict[str, int] = {}
+    compared: int = 0
+    diverged: dict[str, str] = {}

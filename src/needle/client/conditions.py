@@ -11,12 +11,14 @@ import msgspec
 
 from needle.base.model import RaftStatus
 from needle.client.alerts import LAG_CRITICAL_MS, LAG_WARNING_MS, WARNING, Condition, holds
+from needle.client.divergence import differing
 
 GOES_ON = "the cluster goes on with it when that is put right"
 FETCHES = "it serves nothing and fetches its data from the other replicas; check its disk"
 RESTORE = "no replica is left to fetch the data from: restore a backup; check the disk"
 START = "start nodes until a majority runs; writes and strong reads wait for it"
 LEADERLESS = "a majority answers; if it stays, read 'Election failures' in docs/troubleshooting.md"
+DIVERGED = "a bug, or memory that is broken: change no replicas; copy the directories away, then read the runbook"
 ELECTING = ("Candidate", "PreCandidate")
 
 
@@ -133,7 +135,10 @@ def _held_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
     leader = leader_of(views)
     if leader is None:
         return []
-    found = [("NeedleMoveWaits", held, "it goes on when that is put right") for held in leader.held_moves]
+    found = []
+    if leader.diverged:
+        found.append(("NeedleReplicaDivergence", differing(leader.diverged, leader.compared), DIVERGED))
+    found += [("NeedleMoveWaits", held, "it goes on when that is put right") for held in leader.held_moves]
     if leader.waits_for:
         found.append(("NeedleReplicasNotInPlace", leader.waits_for, GOES_ON))
     if leader.unknown_collections:

@@ -13,6 +13,7 @@ import msgspec
 from needle.base.ids import NodeId
 from needle.base.model import RaftStatus
 from needle.client.alerts import Condition
+from needle.client.divergence import differing
 from needle.routing.stats import key_shares
 from needle.routing.topology import NodeState, ShardInfo, Topology
 
@@ -145,12 +146,7 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
     if leader is None:
         problems.insert(0, "no replica leads")
     else:
-        if leader.unknown_collections:
-            names = ", ".join(leader.unknown_collections)
-            problems.append(f"holds collections of which the catalog knows nothing: {names}")
-        problems += leader.held_moves
-        if leader.waits_for:
-            problems.append(f"its replicas are not yet where the catalog wants them: {leader.waits_for}")
+        problems += _told_by(leader)
     followers = max(0, len(info.wanted) - (leader is None or leader.node_id in info.wanted))
     whole = [
         node
@@ -173,6 +169,20 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
         problems=problems,
         missing_replicas=len(set(info.wanted) - set(whole)),
     )
+
+
+def _told_by(leader: RaftStatus) -> list[str]:
+    """What a leader says is wrong with its shard."""
+    problems: list[str] = []
+    if leader.unknown_collections:
+        names = ", ".join(leader.unknown_collections)
+        problems.append(f"holds collections of which the catalog knows nothing: {names}")
+    if leader.diverged:
+        problems.append(f"its replicas do not hold the same: {differing(leader.diverged, leader.compared)}")
+    problems += leader.held_moves
+    if leader.waits_for:
+        problems.append(f"its replicas are not yet where the catalog wants them: {leader.waits_for}")
+    return problems
 
 
 def _warnings(topology: Topology) -> list[str]:

@@ -294,6 +294,12 @@ class KnowCatalog(Versioned, frozen=True, tag="know"):
     version: int
 
 
+class Compare(Versioned, frozen=True, tag="compare"):
+    """Each replica notes the digest that it has at this entry, so that they can be compared: it changes nothing."""
+
+    SINCE: ClassVar[int] = 4
+
+
 class PublishSegment(Versioned, frozen=True, tag="segment"):
     """The leader built a segment of the ordinals [first, last] of a collection incarnation; all replicas switch to
     it at this log index. It replaces every segment inside that range. Derived data: a replica without the file
@@ -321,6 +327,7 @@ Command = (
     | PinScan
     | EndPins
     | KnowCatalog
+    | Compare
     | PublishSegment
     | MoveCommand
 )

@@ -80,4 +80,6 @@ def status_of(node: Shown, group: GroupId, mover: Mover, replicas: Replicas, *, 
         unknown_collections=node.reconciler.unknown.get(group, []),
         held_moves=mover.held(group),
         copied=mover.copied(group),
+        compared=hosted.comparing.index,
+        diverged=hosted.comparing.diverged,
     )

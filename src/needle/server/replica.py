@@ -28,6 +28,7 @@ from needle.routing.topology import Topology
 from needle.server.call_rates import CallRates
 from needle.server.known_parts import KnownParts
 from needle.server.ports import NodePorts
+from needle.server.upkeep.comparing import Comparing
 from needle.server.upkeep.disk_space import DiskSpace
 from needle.server.upkeep.expiry import Expiry
 from needle.server.upkeep.field_upkeep import FieldUpkeep
@@ -111,12 +112,13 @@ class HostedReplica:
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
         self._expiry = Expiry(group, replica, host, *threads, lambda: host.is_leader(group), topology)
         self._pinned = PinnedScans(group, replica, host, *threads, config.limits, lambda: space.low, topology)
+        self.comparing = Comparing(group, replica, host, ports.clock, self._others, call, topology)
         self._fields = FieldUpkeep(group, replica, host, *threads, call, space, topology)
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
         fields = self._fields.run
-        watching = (self._scrub, self._watch, self._expiry.run, self._pinned.run)
+        watching = (self._scrub, self._watch, self._expiry.run, self._pinned.run, self.comparing.run)
         works = (self.keeper.run, fields, self.caretaker.run, *watching)
         for work in works:
             self._background.spawn(lasting(partial(self._while_whole, work)))

@@ -28,12 +28,13 @@ from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError, Unavailable
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSize, CollectionSpec, HitBatch, SearchRequest
-from needle.protocol.commands import Command
+from needle.protocol.commands import Command, Compare
 from needle.shard.agenda import Changed
 from needle.shard.apply.execute import decode_entry, runs
 from needle.shard.apply.holdings import Fence, check_claim
 from needle.shard.apply.sessions import SessionTable
 from needle.shard.apply.validation import check_command
+from needle.shard.compared import Compared
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.records import StoredDocument
 from needle.shard.documents.row_check import Checked
@@ -93,6 +94,7 @@ class Replica:
         self._reads = Reads(lambda: self.view, self._in_flight, limits, self._states.found_damage)
         self._upkeep = Upkeep(lambda: self._store, lambda: self.view, self._applying, self._in_flight, purge_rows_min)
         self._usable = Usable(directory, self._states)
+        self.compared = Compared()
         self._states.open()
 
     @property
@@ -148,6 +150,8 @@ class Replica:
                     if not results:
                         raise
                     break
+                if type(commands[first]) is Compare:
+                    self.compared.note(self.view.at.index, self.digest())
                 results += done
                 if len(done) < end - first:
                     break

@@ -10,6 +10,7 @@ from prometheus_client.core import Metric
 
 from needle.base.ids import GroupId
 from needle.base.model import RaftStatus
+from needle.client.divergence import strays
 from needle.raft.causes import ELECTIONS, STEPDOWNS
 from needle.server.metrics.families import read
 from needle.server.node import Node
@@ -25,6 +26,7 @@ NAMES: Final = (
     *("needle_shard_leader", "needle_shard_followers", "needle_shard_electing", "needle_replicas_waiting"),
     *("needle_elections_total", "needle_leader_stepdowns_total", "needle_apply_lag_entries"),
     *("needle_proposals_waiting", "needle_snapshot_fetching", "needle_replica_lost", "needle_replica_damaged"),
+    *("needle_replica_divergence", "needle_replica_comparisons_total"),
     *("needle_moves_running", "needle_move_copied_documents"),
     *("needle_shard_vector_count", "needle_collections", "needle_documents"),
     *("needle_ordinals_used_ratio", "needle_segments"),
@@ -50,6 +52,7 @@ class ReplicaState:
                 continue
             shard = str(group - 1)
             self._raft(made, shard, group)
+            made["needle_replica_comparisons_total"].add_metric([shard], hosted.comparing.whole)
             self._documents(made, shard, hosted, shown)
             self._indexes(made, shard, hosted)
             await asyncio.sleep(0)
@@ -86,6 +89,7 @@ class ReplicaState:
         """What the leader says."""
         moves = sum(move.source == number for move in self._node.topology.moves)
         made["needle_shard_followers"].add_metric([shard], sum(peer.recently_active for peer in status.peers))
+        made["needle_replica_divergence"].add_metric([shard], len(strays(status.diverged)))
         made["needle_replicas_waiting"].add_metric([shard], bool(status.waits_for))
         made["needle_moves_running"].add_metric([shard], moves)
         made["needle_move_copied_documents"].add_metric([shard], sum(status.copied.values()))

@@ -62,6 +62,11 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "multiraft/group.py"),
         gauge("needle_replica_damaged", "shard", "", "1 where the replica's data was found damaged, is not served, and "
               "is fetched again from another.", "multiraft/ports.py"),
+        gauge("needle_replica_divergence", "shard", "", "Replicas whose digest was not that of most at the last entry "
+              "at which they were compared: 0 for ever; on the leader. It compares them some seconds after a change.",
+              "server/upkeep/comparing.py"),
+        counter("needle_replica_comparisons_total", "shard", "", "How often the leader compared all its replicas.",
+                "server/upkeep/comparing.py"),
         gauge("needle_replicas_waiting", "shard", "", "1 while the replicas are not where the catalog wants them; on "
               "the leader. `needle status` says what they wait for.", "server/upkeep/replicas.py"),
     ),

@@ -74,6 +74,7 @@ from needle.server.service.probing import Probing
 from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
 from needle.server.service.served import ServedNode, add_address, encoded, judge
+from needle.server.upkeep.comparing import DIGEST_AT
 from needle.server.upkeep.field_upkeep import FILTERED_FIELDS
 
 ROUTED = frozenset({
@@ -119,6 +120,7 @@ class Service:
             SEGMENT_CHUNK: (tuple[int, str, int, int], operations.segment_chunk),
             SEGMENT_PUBLISH: (tuple[int, bytes], operations.segment_publish),
             SEGMENT_BUILDING: (tuple[int, int], operations.segment_building),
+            DIGEST_AT: (tuple[int, int], operations.digest_at),
             SHARD_LEADER: (GroupCall, operations.leader),
             TOPOLOGY: (TopologyCall, catalog.topology),
             CATALOG: (CatalogCall, catalog.catalog),

@@ -25,6 +25,7 @@ from needle.routing.key_space import KeySpace
 from needle.server.announced import Announced
 from needle.server.replica import PROPOSE_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
+from needle.server.upkeep.comparing import APPLY_SECONDS
 from needle.shard.fields.index_budget import FieldName
 from needle.shard.segments.builds import Progress
 
@@ -149,6 +150,13 @@ class Operations:
         """How far a build has come here."""
         group, collection_id = call
         found = self._node.hosted(group).keeper.building(collection_id)
+        return [] if found is None else [found]
+
+    async def digest_at(self, call: tuple[int, int]) -> list[str]:
+        """The digest that this replica had at an entry, once it has applied that; none if it keeps none."""
+        group, index = call
+        await self._host.wait_applied(group, index, APPLY_SECONDS)
+        found = self._node.hosted(group).replica.compared.at(index)
         return [] if found is None else [found]
 
     async def index_room(self, call: IndexRoomCall) -> IndexRoom:

@@ -39,6 +39,7 @@ _OF_LEADERS = frozenset({
     commands.PinScan,
     commands.EndPins,
     commands.KnowCatalog,
+    commands.Compare,
     commands.PublishSegment,
     commands.Once,
     commands.Expire,
@@ -143,7 +144,7 @@ def check_for_callers(command: commands.Command) -> None:
     """Raises InvalidArgument for what only a shard's leader puts into its log."""
     if type(command) in _OF_LEADERS:
         raise InvalidArgument(
-            "segments are published, documents expired, scans pinned, ranges moved, and requests remembered, "
-            "by leaders only",
+            "segments are published, documents expired, scans pinned, ranges moved, replicas compared, and requests "
+            "remembered, by leaders only",
             field="command",
         )

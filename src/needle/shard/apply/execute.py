@@ -34,6 +34,7 @@ from needle.protocol.commands import (
     ById,
     ChangeWhere,
     Command,
+    Compare,
     CreateCollection,
     Delete,
     DropCollection,
@@ -68,8 +69,9 @@ from needle.shard.documents.records import DocRef
 from needle.shard.plan import PublishedSegment, with_published
 
 Result = WriteResult | NeedleError
-ALONE = frozenset({*MOVE_COMMANDS, PinScan, EndPins, KnowCatalog, ChangeWhere, Expire})
-"""Commands that need the stored state right before them: each is a transaction of its own."""
+ALONE = frozenset({*MOVE_COMMANDS, PinScan, EndPins, KnowCatalog, ChangeWhere, Expire, Compare})
+"""Commands that need the stored state right before them, or show the one right after them: each is a transaction of
+its own."""
 
 
 def decode_entry(data: bytes) -> Command | None:
@@ -160,6 +162,8 @@ def _run(batch: Batch, index: int, command: Command) -> Result:
             return _drop(batch, index, command)
         if isinstance(command, PublishSegment):
             return _publish(batch, index, command)
+        if isinstance(command, Compare):
+            return WriteResult(version=index, index=index)
         if isinstance(command, MOVE_COMMANDS):
             return execute_move(batch, index, command)
     except (StorageError, *SHORTAGES):

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
 
 import msgspec
 import xxhash
@@ -20,6 +22,8 @@ import xxhash
 from needle.base.model import CollectionSpec
 
 MODULUS = 1 << 128
+SPECS_KEPT: Final = 1 << 14
+"""Of so many specs the bytes are kept (some 0.5 KiB each): they are most of the work of a digest."""
 _head = struct.Struct("<QQIIB")
 _place = struct.Struct("<QB")
 _expiry = struct.Struct("<QQB")
@@ -63,6 +67,7 @@ def hash_of_format_3(ordinal: int, version: int, id_: str, metadata: bytes, vect
     return xxhash.xxh3_128_digest(b"".join((head, name, metadata, vector)))
 
 
+@lru_cache(maxsize=SPECS_KEPT)
 def _spec_bytes(spec: CollectionSpec) -> bytes:
     """As earlier releases had it, which know no `ttl`: that is the catalog's."""
     fields = msgspec.to_builtins(spec)
