@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.told import told
 from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, put, until
 from needle.base.errors import (
     DiskFailed,
@@ -228,7 +229,8 @@ async def test_restart_replays_what_the_state_machine_lost(tmp_path: Path) -> No
         await until(lambda: len(node.machines[0].data) == 30)
 
 
-async def test_membership_change_and_a_joining_replica(tmp_path: Path) -> None:
+async def test_membership_change_and_a_joining_replica(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "needle")
     async with Cluster(str(tmp_path)) as cluster:
         for number in range(5):
             await cluster.put(f"k{number}", number)
@@ -243,9 +245,14 @@ async def test_membership_change_and_a_joining_replica(tmp_path: Path) -> None:
         assert status.voters == ["n1", "n2", "n4"]
         await cluster.put("z", 1)
         await until(lambda: joiner.machines[0].data.get("z") == 1)
+        await until(lambda: len(told(caplog, "members_changed")) >= 6)  # of each change: those who were there before
         assert joiner.host.status(0).voters == ["n1", "n2", "n4"]
         with pytest.raises(InvalidArgument):
             (await cluster.leader()).host.engine.open_group(0, DictMachine(Disk()), voters=[])
+    changes = {(one["group"], one["voters"], one["learners"]) for one in told(caplog, "members_changed")}
+    assert {("the catalog", "n1, n2, n3", "n4"), ("the catalog", "n1, n2, n4", "none")} <= changes
+    assert len(told(caplog, "replica_opened")) == 4
+    assert {one["leader"] for one in told(caplog, "leader_changed")} >= {leader.name}
 
 
 async def test_voters_without_a_live_majority_are_refused_and_dead_ones_can_be_removed(tmp_path: Path) -> None:

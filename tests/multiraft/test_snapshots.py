@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.told import told
 from multiraft.harness import FAST, Cluster, DictMachine, Disk, Node, until
 from needle.base.errors import CorruptSnapshot, DiskFull, InvalidArgument, NeedleError, ProtocolError, Unavailable
 from needle.base.runtime import Pool
@@ -52,7 +53,10 @@ def _scribble(node: Node) -> None:
         file.write(b"XX")
 
 
-async def test_a_follower_behind_the_log_catches_up_by_snapshot(tmp_path: Path) -> None:
+async def test_a_follower_behind_the_log_catches_up_by_snapshot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "needle")
     async with Cluster(str(tmp_path), config=TINY) as cluster:
         away, state = await _left_behind(cluster)
         await away.start()
@@ -63,6 +67,9 @@ async def test_a_follower_behind_the_log_catches_up_by_snapshot(tmp_path: Path) 
         await until(lambda: not any(name.startswith("in-") for name in os.listdir(f"{away.directory}/snapshots")))
         await away.restart()
         assert (await cluster.converged())["after"] == 1
+    made, sent, installed = (told(caplog, f"snapshot_{what}") for what in ("made", "sent", "installed"))
+    assert made and sent and len(installed) == 1 and {one["to"] for one in sent} == {away.name}
+    assert installed[0]["index"] in {one["index"] for one in sent} and installed[0]["seconds"] >= 0
 
 
 async def test_lost_chunks_are_asked_for_again_and_not_fetched_twice(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,17 +63,37 @@ def test_a_level_leaves_out_what_is_below_it_and_libraries_tell_no_details() -> 
         LogConfig(level="loud")
 
 
-async def test_an_election_leaves_its_lines_in_the_log_of_a_node(tmp_path: Path) -> None:
+def lines_of(cluster: ProcessCluster, name: str) -> list[dict[str, Any]]:
+    told = [json.loads(line) for line in cluster.nodes[name].log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in told if "kind" in line]
+
+
+async def test_elections_maintenance_and_stops_leave_their_lines_in_the_logs_of_nodes(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, **CALM, log={"format": "json"}) as cluster, cluster.connect() as client:
         leader = (await client.status()).leader
         assert leader is not None
         cluster.kill(leader)
         await client.insert("a", [1.0] * 8, timeout=30)
-        lines = [
-            json.loads(line)
-            for name, node in cluster.nodes.items()
-            if name != leader
-            for line in node.log.read_text().splitlines()
-        ]
-    led = [line for line in lines if line.get("group") == "shard 0" and "this node leads in term" in line["event"]]
-    assert led and all(line["term"] > 1 and line["why"] and line["node"] != leader for line in led)
+        others = [name for name in cluster.nodes if name != leader]
+        lines = {name: lines_of(cluster, name) for name in others}
+        led = {
+            name: line for name in others for line in lines[name]
+            if (line["kind"], line.get("group", "")) == ("leader_elected", "shard 0")
+        }  # fmt: skip
+        (second, won), *_ = led.items()
+        assert won["term"] > 1 and won["why"] and won["node"] == second
+        third = next(name for name in others if name != second)
+        followed = [line for line in lines[third] if line["kind"] == "leader_changed" and line["group"] == "shard 0"]
+        assert (followed[-1]["leader"], followed[-1]["term"]) == (second, won["term"])
+        cluster.restart(leader)
+        await cluster.ready()
+        opened = [line for line in lines_of(cluster, leader) if line["kind"] == "replica_opened"]
+        assert opened[-1]["group"] == "shard 0" and opened[-1]["term"] >= 1  # the second life has a log
+        await client.enter_maintenance_mode(second, timeout=30)
+        await client.exit_maintenance_mode(second, timeout=30)
+        assert cluster.terminate(third) == 0
+        states = [line["state"] for line in lines_of(cluster, second) if line["kind"] == "maintenance"]
+        assert states == ["in", "no more in"]
+        assert [line["kind"] for line in lines_of(cluster, third)][-1] == "node_stopped"
+        kinds = [line["kind"] for line in lines_of(cluster, leader)]
+        assert kinds.count("node_started") == 2 and "node_stopping" not in kinds  # it was killed

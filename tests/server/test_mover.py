@@ -14,6 +14,7 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.fake_shards import virtually
+from harness.told import told
 from needle.base.errors import ConnectionLost, NeedleError, StaleEpoch, Unavailable
 from needle.base.model import WriteResult
 from needle.catalog.state import execute
@@ -222,7 +223,11 @@ def test_a_move_copies_all_whatever_happens_meanwhile(tmp_path: Path, seed: int)
     virtually(work())
 
 
-def test_who_gives_the_source_up_while_it_copies_stops_and_the_next_one_goes_on(tmp_path: Path) -> None:
+def test_who_gives_the_source_up_while_it_copies_stops_and_the_next_one_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "needle")
+
     async def work() -> None:
         world = World(tmp_path, random.Random(1))
         for _ in range(60):
@@ -249,6 +254,7 @@ def test_who_gives_the_source_up_while_it_copies_stops_and_the_next_one_goes_on(
         assert world.visible(2) == world.truth and world.visible(1) == {}
 
     virtually(work())
+    assert [one["phase"] for one in told(caplog, "move_phase")] == ["freezing", "switched", "done"]
 
 
 STEPS = [PrepareMove, Import, Mark, Freeze, Confirm, Release, Own, Forget]

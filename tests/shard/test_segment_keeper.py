@@ -16,6 +16,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from harness.told import told
 from needle.base.config import SegmentConfig
 from needle.base.errors import (
     ConnectionLost,
@@ -232,7 +233,8 @@ def settled(cluster: Cluster) -> Callable[[], bool]:
     )
 
 
-async def test_one_build_serves_both_replicas(tmp_path: Path) -> None:
+async def test_one_build_serves_both_replicas(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "needle")
     cluster = Cluster(tmp_path)
     async with Running(cluster.a, cluster.b):
         for first in range(0, 4000, 800):
@@ -243,6 +245,10 @@ async def test_one_build_serves_both_replicas(tmp_path: Path) -> None:
         await until(lambda: cluster.a.files() == cluster.b.files() == sorted(wanted))
     assert cluster.b.keeper.stats.built == 0 and cluster.b.keeper.stats.rebuilt == 0
     assert cluster.b.keeper.stats.shipped >= 1
+    shipped = told(caplog, "index_shipped")
+    assert len(shipped) == cluster.b.keeper.stats.shipped and {one["peer"] for one in shipped} == {"a"}
+    built = [(one["first"], one["last"]) for one in told(caplog, "index_built")]
+    assert built == [(one["first"], one["last"]) for one in told(caplog, "index_published")] and len(built) == 5
     assert cluster.a.keeper.stats.built == 5 and cluster.a.keeper.stats.deleted > 0
     assert cluster.a.keeper.stats.inserted_rows <= 4000 * 1.5
 

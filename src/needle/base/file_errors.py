@@ -16,11 +16,14 @@ from needle.base.errors import (
     DiskFull,
     NeedleError,
     OutOfMemory,
+    Overloaded,
     StorageError,
     TooManyFiles,
 )
 
 SHORTAGES: Final = (DiskFull, TooManyFiles, OutOfMemory)
+SCARCITIES: Final = (*SHORTAGES, Overloaded)
+"""What a request is refused for that would be served if there were more of something."""
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _SQLITE_FULL: Final = 13

@@ -1,5 +1,5 @@
-"""Files for those who watch a cluster, made from the tables of metrics and alerts: `python -m needle.cli.watch_files`
-writes them below the current directory.
+"""Files for those who watch a cluster, made from the tables of metrics, alerts and events:
+`python -m needle.cli.watch_files` writes them below the current directory.
 
 A test compares the files with this.
 """
@@ -7,10 +7,12 @@ A test compares the files with this.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from needle.base.events import EVENTS
 from needle.cli.dashboard import dashboard_file
 from needle.client.alerts import ROWS, Alert
 from needle.server.metrics.row import Row
@@ -109,10 +111,29 @@ def runbooks_file() -> str:
     return json.dumps(books, indent=1, ensure_ascii=False) + "\n"
 
 
-ALERTS_PAGE = "docs/alerts.md"
+def events_tables() -> str:
+    """The tables of docs/logs.md, one for each part."""
+    parts: dict[str, list[str]] = {}
+    for event in EVENTS.values():
+        text, level = re.sub(r"%\((\w+)\)[^a-z]*[a-z]", r"{\1}", event.text), logging.getLevelName(event.level).lower()
+        more = [f"`{field}`" for field in event.fields if f"%({field})" not in event.text]
+        fields = f" Also {', '.join(more)}." if more else ""
+        parts.setdefault(event.part, []).append(f"| `{event.kind}` | {level} | {event.about}{fields} | {text} |")
+    head = "| kind | level | when | text |\n|---|---|---|---|\n"
+    return "\n".join(f"### {part}\n\n{head}" + "\n".join(lines) + "\n" for part, lines in parts.items())
+
+
+def logs_page() -> str:
+    """docs/logs.md with its tables of events made anew; the rest is written by hand."""
+    text = Path(LOGS_PAGE).read_text(encoding="utf-8")
+    return re.sub(r"^### .*?(?=^## |\Z)", lambda _: events_tables(), text, count=1, flags=re.DOTALL | re.MULTILINE)
+
+
+ALERTS_PAGE, LOGS_PAGE = "docs/alerts.md", "docs/logs.md"
 FILES: Mapping[str, Callable[[], str]] = {
     "docs/metrics.md": metrics_page,
     ALERTS_PAGE: alerts_page,
+    LOGS_PAGE: logs_page,
     "deploy/prometheus/needle.rules.yml": rules_file,
     "deploy/grafana/needle.json": dashboard_file,
     "src/needle/server/http/ui/runbooks.json": runbooks_file,

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from needle.base.errors import Internal, LostState, NeedleError, Unavailable, invalid
+from needle.base.events import REPLICA_CLOSED, tell
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.news import News
 from needle.base.parts import Payload
@@ -75,8 +76,7 @@ class Engine:
         self.clock = clock
         self.apply_pool = apply_pool
         self.failpoint = failpoint
-        self.maintenance = False
-        self.stopped = False
+        self.maintenance = self.stopped = False
         self.failure: NeedleError | None = None
         self.counters = Counters()
         self._said = News()
@@ -165,7 +165,6 @@ class Engine:
         self._opened[group] = (opened.hard_state.term, log.last_index())
         replica.set_quiesced()
         if replica.lost:
-            _log.critical("%s: this replica does not go on: %s", group_name(group), replica.lost)
             replica.retire(self.clock.monotonic())
         if self._loop is not None:
             self.wake(replica)
@@ -179,6 +178,7 @@ class Engine:
         while replica.busy:  # noqa: ASYNC110 - closing is rare; an event would cost every write
             await asyncio.sleep(self.config.heartbeat_interval)
         await self.shelf.drop(group)
+        tell(REPLICA_CLOSED, group=group_name(group))
 
     # --- loop turns -------------------------------------------------------------------------------------------------
     def wake(self, group: Group) -> None:

@@ -18,11 +18,13 @@ from typing import Any
 import msgspec
 
 from needle.base.errors import DeadlineExceeded, LostState, NeedleError, NoQuorum, NotLeader
+from needle.base.events import LOG_REPAIRED, REPLICA_LOST, tell
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import Addressed, encode_conf
 from needle.multiraft.conditions import Conditions
 from needle.multiraft.group_compaction import Compaction
+from needle.multiraft.group_news import GroupNews
 from needle.multiraft.group_snapshots import NO_ROOM_SECONDS, SnapshotTraffic
 from needle.multiraft.lag import AppendTimes
 from needle.multiraft.log.group_log import GroupLog, LogWrite
@@ -35,7 +37,7 @@ from needle.multiraft.surroundings import Surroundings
 from needle.multiraft.waiters import Waiters
 from needle.raft.messages import Entry, EntryKind, Message, MessageType, Ready, SnapshotMeta
 from needle.raft.raft import Raft
-from needle.raft.state import LEADER, Role
+from needle.raft.state import LEADER
 
 _log = logging.getLogger("needle.multiraft")
 _NORMAL = int(EntryKind.NORMAL)
@@ -102,7 +104,7 @@ class Group:
         self._machine_idle: asyncio.Future[None] | None = None
         self.compaction = Compaction(self, host, self.snapshots, self.rebuild)
         self._clearing_repair = False
-        self._role = raft.role
+        self._news = GroupNews(group, raft)
         self.conditions = Conditions()
 
     @property
@@ -113,6 +115,7 @@ class Group:
     def retire(self, now: float) -> None:
         """Stop for good: the replica lost what others count on. Whoever waits is answered."""
         self.raft.retire(now)
+        tell(REPLICA_LOST, group=group_name(self.id), why=self.lost)
         self.fail_all(lost_state(self))
         self._host.wake(self)
 
@@ -153,8 +156,7 @@ class Group:
     def take(self, turn: Turn, now: float, may_persist: bool) -> bool:
         """Take what the core has ready. True if something waits for the transaction in flight to finish."""
         raft = self.raft
-        if raft.role is not self._role:
-            self._tell_role()
+        self._news.look()
         self.rebuild.look()
         if self.reads.queued:
             self._begin_reads(now)
@@ -181,20 +183,6 @@ class Group:
         if self.conditions:
             self.conditions.check()
         return not may_persist and raft.has_ready(apply=False)
-
-    def _tell_role(self) -> None:
-        """A line in the log for what became of leadership here."""
-        raft, before = self.raft, self._role
-        self._role = raft.role
-        name, why = group_name(self.id), raft.causes.last.words
-        more = {"group": name, "term": raft.term, "why": why}
-        if raft.role is LEADER:
-            text = "%s: this node leads in term %d; it asked for votes because %s"
-            _log.info(text, name, raft.term, why, extra=more)
-        elif before is LEADER:
-            _log.info("%s: this node leads no more, in term %d: %s", name, raft.term, why, extra=more)
-        elif raft.role is Role.CANDIDATE:
-            _log.info("%s: this node asks for votes in term %d: %s", name, raft.term, why, extra=more)
 
     def _hand_out(self, turn: Turn, ready: Ready, now: float) -> None:
         """Everything of a Ready that need not wait for the disk."""
@@ -226,7 +214,7 @@ class Group:
         await self._host.durable(LogWrite(log=self.log, repair=False))
         self._clearing_repair = False
         self.set_quiesced()
-        _log.warning("%s: the log is repaired; this replica votes again", group_name(self.id))
+        tell(LOG_REPAIRED, group=group_name(self.id))
 
     def _begin_reads(self, now: float) -> None:
         context = self.reads.begin()

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from needle.base.errors import CorruptSnapshot, DiskFailed, NeedleError, ReplicaDamaged, StorageError
+from needle.base.events import SNAPSHOT_FAILED, SNAPSHOT_INSTALLED, SNAPSHOT_MADE, SNAPSHOT_SENT, tell
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId, group_name
 from needle.multiraft.codec import StateRequest, decode_manifest, encode_state_request
@@ -80,6 +81,8 @@ class SnapshotTraffic:
                 now = host.clock.monotonic()
                 exported = await host.shelf.export(group.id, group.machine, group.image_lock, now)
                 host.counters.snapshots_made += 1
+                size = sum(file.size for file in exported.files.values())
+                tell(SNAPSHOT_MADE, group=group_name(group.id), index=exported.meta.index, bytes=size)
             exported.used = host.clock.monotonic()
             return exported
 
@@ -104,6 +107,7 @@ class SnapshotTraffic:
                 else:
                     group.raft.send_snapshot(peer, exported.meta, now)
                     host.counters.snapshots_offered += 1
+                    tell(SNAPSHOT_SENT, group=group_name(group.id), index=exported.meta.index, to=peer)
             host.wake(group)
         self.offering = False
         self.floor = FAR
@@ -144,9 +148,7 @@ class SnapshotTraffic:
             await self._check(directory, message.frm, meta)
         except NeedleError as error:
             host.counters.snapshots_failed += 1
-            _log.warning(
-                "%s: no snapshot from %s: %s; waiting for its next offer", group_name(group.id), message.frm, error
-            )
+            tell(SNAPSHOT_FAILED, group=group_name(group.id), peer=message.frm, why=error)
             return
         host.counters.snapshots_fetched += 1
         if not host.stopped:
@@ -175,6 +177,7 @@ class SnapshotTraffic:
         """Replace state and log, in the order that the module states. False: the group was closed while it waited for
         room; the next start finishes it. Raises CorruptSnapshot, DiskFailed."""
         host, group, log = self._host, self._group, self._group.log
+        began = host.clock.monotonic()
         directory = host.fetcher.staging(group.id, meta.descriptor)
         hard_state = ready.hard_state or log.hard_state or HardState()
         known = log.hard_state.commit if log.hard_state is not None else 0
@@ -204,4 +207,6 @@ class SnapshotTraffic:
         await host.durable(LogWrite(log=log, reset=start, entries=ready.entries, hard_state=after, pending=False))
         host.failpoint("snapshot.after_reset")
         host.counters.snapshots_installed += 1
+        took = host.clock.monotonic() - began
+        tell(SNAPSHOT_INSTALLED, group=group_name(group.id), index=meta.index, seconds=took)
         return True

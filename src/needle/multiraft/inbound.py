@@ -162,7 +162,6 @@ class Inbound:
                 return
             reason = doubts.own_loss(group.raft, doubt, answer)
             if reason:
-                _log.critical("%s: this replica does not go on: %s", group_name(group.id), reason)
                 group.raft.retire(self._host.clock.monotonic())
                 await self._host.durable(LogWrite(log=group.log, lost=LostRecord(reason)))
                 group.retire(self._host.clock.monotonic())  # now that the reason is known, whoever waits is told

@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from needle.base.errors import CorruptSnapshot, DeadlineExceeded, DiskFailed, NeedleError, ReplicaDamaged, Unavailable
+from needle.base.events import DATA_DAMAGED, DATA_REPAIRED, tell
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.news import FOR_EVER, News
 from needle.multiraft.codec import StateRequest, decode_manifest, decode_state, encode_state_request
@@ -112,7 +113,7 @@ class Rebuild:
         if group.machine.damage is None or self.running or self._host.stopped:
             return
         self.running = True
-        _log.critical("%s: %s; this replica fetches its data again", group_name(group.id), group.machine.damage.message)
+        tell(DATA_DAMAGED, group=group_name(group.id), why=group.machine.damage.message)
         group.set_quiesced()
         group.proposals.fail_all("this replica's data was found damaged")
         self._task = self._host.spawn(self._run())
@@ -145,7 +146,7 @@ class Rebuild:
         self.running = self._knows_nothing = False
         group.set_quiesced()
         held, self._held = self._held, None
-        _log.warning("%s: the data of this replica is whole again", group_name(group.id))
+        tell(DATA_REPAIRED, group=group_name(group.id))
         if held is not None:
             if held[-1].index > group.raft.applied:
                 group.raft.resume_apply(held[-1].index)

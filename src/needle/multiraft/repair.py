@@ -23,6 +23,7 @@ import logging
 import msgspec
 
 from needle.base.errors import CorruptLog, CorruptSnapshot, NeedleError
+from needle.base.events import LOG_DAMAGED, tell
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.codec import decode_conf, decode_manifest, encode_conf
@@ -203,11 +204,12 @@ class Opener:
     def _lose(self, first_bad: int, lost_index: int, why: str) -> None:
         """Drop the log from first_bad on, and record that the replica must not vote."""
         log, machine, hard_state = self._log, self._machine, self._log.hard_state
-        error = CorruptLog(f"{group_name(log.group)}: {why}", group=log.group, index=first_bad)
+        name = group_name(log.group)
+        error = CorruptLog(f"{name}: {why}", group=log.group, index=first_bad)
         conf = self._conf()
         if hard_state is None or {*conf.voters, *conf.voters_outgoing} == {self._node_id}:
             raise CorruptLog(f"{error.message}; no other replica has a copy. Remedy: restore a backup", **error.details)
-        _log.warning("%s; this replica does not vote until it has fetched from its peers what it lost", error.message)
+        tell(LOG_DAMAGED, group=name, why=why)
         applied, keep = machine.applied_index(), max(first_bad - 1, log.start.index)
         write = LogWrite(log=log)
         if log.start.index <= applied <= keep <= log.last_index():

@@ -19,15 +19,14 @@ from needle.base.errors import (
     FrameTooLarge,
     Internal,
     NeedleError,
-    OutcomeUnknown,
     ProtocolError,
-    StorageError,
     TlsFailed,
-    Unavailable,
 )
+from needle.base.events import CONNECTION_REFUSED, tell
 from needle.base.parts import Payload
 from needle.rpc.codec import Hello, encode, encode_error, split_request
 from needle.rpc.connection import FrameConnection, RpcStats
+from needle.rpc.failures import cancelled, named
 from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame
 from needle.rpc.greeting import Greeted, Greeting, no_room
 from needle.rpc.handler import Answer, Peer
@@ -217,8 +216,8 @@ class ServerConnection(FrameConnection):
         self._hello_timer.cancel()
         self.stats.protocol_errors += 1
         self.server.refused[error.code] += 1
-        level = logging.WARNING if self.server.is_news(self.remote, error.message) else logging.DEBUG
-        log.log(level, "closing the connection from %s: %s", self.remote, error)
+        if self.server.is_news(self.remote, error.message):
+            tell(CONNECTION_REFUSED, remote=self.remote, code=error.code, why=error)
         self.write_frame(ERROR, 0, (encode_error(error),))
         self._drop_backlog()
         self.decoder.drop()
@@ -294,7 +293,7 @@ class ServerConnection(FrameConnection):
         self.inflight -= 1
         self.inflight_bytes -= size
         if future.cancelled():
-            self._answer_error(request_id, _cancelled(is_droppable))
+            self._answer_error(request_id, cancelled(is_droppable))
         elif (error := future.exception()) is not None:
             self._answer_error(request_id, error)
         else:
@@ -324,13 +323,8 @@ class ServerConnection(FrameConnection):
         self.write_frame(RESPONSE, request_id, parts)
 
     def _answer_error(self, request_id: int, error: BaseException) -> None:
-        if not isinstance(error, NeedleError):
-            self.stats.handler_failures += 1
-            log.error("a request from %s failed", self.remote, exc_info=error)
-            error = Internal(f"{type(error).__name__}: {error}")
-        elif isinstance(error, Internal | StorageError):
-            trace = error if isinstance(error, Internal) else None
-            log.error("a request from %s failed: %s", self.remote, error, exc_info=trace)
+        self.stats.handler_failures += not isinstance(error, NeedleError)
+        error = named(error, self.remote, self.peer.identity.name if self.peer is not None else "")
         self.server.refused[error.code] += 1
         self.write_frame(ERROR, request_id, (encode_error(error),))
 
@@ -391,10 +385,3 @@ class ServerConnection(FrameConnection):
             self.handler.on_gone(self.peer)
         if error is not None:
             log.debug("connection from %s lost: %s", self.remote, error)
-
-
-def _cancelled(is_droppable: bool) -> NeedleError:
-    """What a caller is told whose request did not end before the node stopped: what changes something may go on."""
-    if is_droppable:
-        return Unavailable("the request was cancelled: the node is stopping")
-    return OutcomeUnknown("the node is stopping and gave the request up; it may take effect")

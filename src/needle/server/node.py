@@ -17,6 +17,8 @@ from typing import Any
 
 from needle.base.config import RaftConfig, parse_node
 from needle.base.errors import Internal, NeedleError, Unavailable
+from needle.base.events import NODE_FAILED, NODE_STARTED, REQUEST_REFUSED, tell
+from needle.base.file_errors import SCARCITIES
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name
 from needle.base.model import RaftStatus, WriteResult
 from needle.base.runtime import Rng
@@ -106,18 +108,14 @@ class Node:
         self.maintenance = Maintenance(self)
         self._hosting = Hosting(self, self._fatal)
         self._adoption = Adoption(self, self._hosting)
-        self._belonging = Belonging(self, self._hosting)
-        self._news = AddressNews(self)
+        self._belonging, self._news = Belonging(self, self._hosting), AddressNews(self)
         self._mover = Mover(self, move_rows, config.limits.freeze_seconds)
-        self._replicas = Replicas(self)
-        self.coordinator = Coordinator(self)
+        self._replicas, self.coordinator = Replicas(self), Coordinator(self)
         self._healing = Healing(self, config.replace_after)
         self.given_up = GivenUp(self)
         self._background = Background(self._background_failed)
-        self._clients = clients
-        self._undo: list[Callable[[], Any]] = []
-        self._stopping = False
-        self._running = False
+        self._clients, self._undo = clients, list[Callable[[], Any]]()
+        self._stopping = self._running = False
 
     # --- life --------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -178,7 +176,7 @@ class Node:
         await self.listener.start()
         self._undo.append(self.listener.stop)
         self._background_works()
-        log.info("node %s of cluster %s listens on %s", self.node_id, config.cluster_id, self.listener.address)
+        tell(NODE_STARTED, node_name=self.node_id, cluster=config.cluster_id, address=self.listener.address)
 
     def _background_works(self) -> None:
         works: list[Callable[[], Coroutine[Any, Any, None]]] = [
@@ -244,7 +242,7 @@ class Node:
             raise first
 
     def _fatal(self, error: NeedleError) -> None:
-        log.critical("node %s stops: %s", self.node_id, error)
+        tell(NODE_FAILED, node_name=self.node_id, why=error)
         if not self.failed.done():
             self.failed.set_result(error)
 
@@ -302,6 +300,8 @@ class Node:
 
     def observe(self, what: str, seconds: float, error: NeedleError | None) -> None:
         """One call was answered."""
+        if error is not None and isinstance(error, SCARCITIES):
+            tell(REQUEST_REFUSED, method=what, code=error.code, why=error.message)
         if self.observer is not None:
             self.observer(what, seconds, error)
 

@@ -107,6 +107,7 @@ class HostedReplica:
             file_pool=ports.file_pool,
             clock=ports.clock,
             disk=ports.disk,
+            name=group_name(group),
         )
         threads = ports.clock, ports.file_pool
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)

@@ -174,17 +174,13 @@ class Adoption:
                 hosted = await self._hosting.open_shard(info.shard, sorted(info.founders) if founds else [])
                 if node.alive():
                     hosted.start()
-                log.info("node %s opens shard %d", node.node_id, info.shard)
         for group in [group for group in node.groups if group not in mine]:
             await self._hosting.close_shard(group)
-            log.info("node %s closes shard %d", node.node_id, group - 1)
 
     async def _hold_catalog(self, topology: Topology) -> None:
         node = self._node
         wanted = node.node_id in topology.catalog
         if wanted and node.catalog is None:
             self._hosting.open_catalog(topology)
-            log.info("node %s opens a replica of the catalog", node.node_id)
         elif not wanted and node.catalog is not None:
             await self._hosting.leave_catalog()
-            log.info("node %s closes its replica of the catalog", node.node_id)

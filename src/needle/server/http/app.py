@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final, Protocol
-from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -24,13 +23,12 @@ from needle.base.access import ADMIN, READER, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import (
     Internal,
-    InvalidArgument,
     NeedleError,
     OutcomeUnknown,
     TooManyRequests,
     Unavailable,
-    invalid,
 )
+from needle.base.events import CALLER_REFUSED, tell
 from needle.base.runtime import Rng, beside
 from needle.client.asking import asked_by, check_known
 from needle.client.client import Client
@@ -55,6 +53,7 @@ from needle.server.http.message import (
     headers_of,
     is_taken,
     is_there,
+    remote_of,
     unreadable,
     write,
 )
@@ -62,6 +61,7 @@ from needle.server.http.metered import documents_of, size_of
 from needle.server.http.paths import Path, parts_of
 from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
+from needle.server.http.queries import from_query
 from needle.server.http.routes import BASE, Route
 from needle.server.http.streams import stream
 from needle.server.upkeep.history import History
@@ -78,7 +78,6 @@ REQUESTS_MAX: Final = 1024
 LARGE_BYTES: Final = 1024 * 1024
 """Of bodies from this size on one is decoded at a time: a decoder holds the interpreter until it is done."""
 REQUEST_ID_MAX: Final = 128
-QUERY_FIELDS_MAX: Final = 1000
 STOPPING: Final = "this node is stopping"
 _NO_HEADERS: Final = Headers("", False, False, "identity", False, 0, "", None)
 
@@ -156,6 +155,8 @@ class Door:
         except (NeedleError, HttpError) as error:
             if isinstance(error, REFUSALS):
                 self.note(scope, error)
+                told = {"remote": remote_of(scope), "key": scope.get("needle.key", "")}
+                tell(CALLER_REFUSED, code=error.code, why=error.message, **told)
             if started:
                 raise  # the connection ends in the middle of the answer: that is how its reader learns of it
             await self._write_problem(sending, error, headers, request_id or self._request_id(headers))
@@ -184,7 +185,7 @@ class Door:
                 f"{scope['method']} {scope['path']}",
                 error,
                 key=scope.get("needle.key", ""),
-                remote=":".join(map(str, scope.get("client") or ())),
+                remote=remote_of(scope),
                 request_id=scope.get("needle.request_id", ""),
                 about=about,
                 seconds=seconds,
@@ -326,7 +327,7 @@ class _Endpoint:
         path, data = scope["path_params"], b""
         key = idempotency.key_of(scope["headers"], self._route)
         if self._route.in_query:
-            body = self._from_query(scope["query_string"])
+            body = from_query(self._route.body, scope["query_string"])
         else:
             check_body(scope["method"], headers)
             try:
@@ -363,27 +364,6 @@ class _Endpoint:
             asked=asked,
             history=door.history,
         )
-
-    def _from_query(self, query: bytes) -> Any:
-        given: dict[str, Any] = {}
-        fields = {field.encode_name: field.type for field in msgspec.structs.fields(self._route.body)}
-        try:
-            said = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS_MAX)
-        except ValueError:
-            allowed = f"UTF-8, percent-encoded, of at most {QUERY_FIELDS_MAX} fields"
-            raise invalid("query", query[:200].decode("latin-1"), allowed) from None
-        for name, value in said:
-            if name == "fields":
-                given.setdefault(name, []).extend(value.split(","))
-            elif name in given:
-                raise InvalidArgument(f"{name} is given twice", field=name)
-            else:
-                given[name] = value
-        try:
-            return msgspec.convert(given, self._route.body, strict=False)
-        except DECODE_ERRORS as error:
-            allowed = ", ".join(fields) or "nothing"
-            raise InvalidArgument(f"the query is wrong: {error}; it may say {allowed}", field="query") from None
 
     async def _from_body(self, data: bytes, headers: Headers, share: Share) -> Any:
         decode: Callable[[bytes], Any] = (self._msgpack if headers.packed else self._json).decode

@@ -54,6 +54,11 @@ class Headers(NamedTuple):
     key: str | None = None
 
 
+def remote_of(scope: Scope) -> str:
+    """Where a request comes from, "host:port"."""
+    return ":".join(map(str, scope.get("client") or ()))
+
+
 def headers_of(scope: Scope) -> Headers:
     """As they are; `check_body` judges them."""
     told = {name: value.decode("latin-1") for name, value in scope["headers"]}

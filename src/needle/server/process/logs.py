@@ -1,28 +1,34 @@
 """The lines that a node writes to its standard error, as text or as JSON.
 
-Invariant: one event is one line, whatever is in it, for names come from outside; in text a bug's traceback follows.
+Invariant: one event is one line, whatever is in it, for names come from outside; in text a bug's traceback follows. A
+line is bounded, and so is how often one event is told (folding.py).
 It must not know what is told.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from needle.base.log_config import LogConfig
+from needle.server.process.folding import FoldingHandler
 
 _UNSEEN = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
 """What moves a terminal's cursor, or begins a line."""
+TEXT_MAX = 8192
+"""Characters of an event, or of one of its fields."""
 
 
-def write_logs(node_id: str, config: LogConfig, stream: TextIO) -> None:
-    """From now on all loggers of this process write to `stream`."""
+def write_logs(node_id: str, config: LogConfig, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    """From now on all loggers of this process write to `stream`. clock: seconds that do not go back."""
 
     def named(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event["node"] = node_id
@@ -35,10 +41,11 @@ def write_logs(node_id: str, config: LogConfig, stream: TextIO) -> None:
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
+        _cut,
         *((named,) if as_json else ()),
     ]
     renderer = structlog.processors.JSONRenderer(sort_keys=True) if as_json else _text
-    handler = logging.StreamHandler(stream)
+    handler = FoldingHandler(stream, clock)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=chain,
@@ -50,6 +57,14 @@ def write_logs(node_id: str, config: LogConfig, stream: TextIO) -> None:
     level = logging.getLevelNamesMapping()[config.level.upper()]
     root.setLevel(max(level, logging.INFO))  # libraries tell much that is nobody's concern
     logging.getLogger("needle").setLevel(level)
+
+
+def _cut(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    for name, value in event.items():
+        if name != "exception" and not name.startswith("_") and not isinstance(value, int | float | bool | None):
+            text = value if isinstance(value, str) else str(value)
+            event[name] = text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}... ({len(text)} characters)"
+    return event
 
 
 def _text(_: WrappedLogger, __: str, event: EventDict) -> str:

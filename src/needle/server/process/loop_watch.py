@@ -8,7 +8,6 @@ stall has a name. Invariant: watching changes nothing on the loop but one empty 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import threading
 import time
@@ -16,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 
-log = logging.getLogger("needle.server")
+from needle.base.events import LOOP_HELD, tell
 
 STALL_SECONDS = 0.010
 INTERVAL_SECONDS = 0.25
@@ -109,4 +108,4 @@ class LoopWatch:
         self.times[name] += 1
         self.longest = max(self.longest, seconds)
         if seconds > WARN_SECONDS:
-            log.warning("the event loop was held for %.0f ms of CPU time, by %s", 1000 * seconds, name)
+            tell(LOOP_HELD, milliseconds=1000 * seconds, function=name)

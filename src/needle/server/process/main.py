@@ -21,6 +21,7 @@ import uvloop
 
 from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
+from needle.base.events import NODE_STOPPED, NODE_STOPPING, tell
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.server.metrics.observed import NodeMetrics
 from needle.server.ports import system_ports
@@ -71,6 +72,8 @@ async def run_node(
     ends: list[asyncio.Future[Any]] = [waiting, node.failed]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     failure = node.failed.result() if node.failed.done() else None
+    why = "a signal asked for it" if failure is None else f"it cannot go on ({failure.code})"
+    tell(NODE_STOPPING, node_name=config.node_id, why=why)
     if failure is not None:
         waiting.cancel()
         _say(f"node {config.node_id} stops: {failure}")
@@ -83,6 +86,7 @@ async def run_node(
     await node.stop(hand_over=failure is None)
     if http is not None:
         await http.stop()
+    tell(NODE_STOPPED, node_name=config.node_id)
     return EXIT_OK if failure is None else EXIT_FAILED
 
 

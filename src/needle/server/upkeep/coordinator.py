@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from needle.base.errors import Internal, InvalidArgument, NeedleError, NotLeader, Unavailable
+from needle.base.events import REBALANCE_ENDED, REBALANCE_STEP, REBALANCE_WAITS, tell
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.base.runtime import Rng
@@ -316,9 +317,10 @@ class Coordinator:
             if now is None or now.id != job.id or now.revision != job.revision + 1:
                 return  # somebody else has changed it since
             if move is not None:
-                log.info("rebalance %d: %s", job.id, move.in_words())
+                tell(REBALANCE_STEP, rebalance=job.id, step=move.in_words())
             if now.over:
-                log.info("rebalance %d is %s: %s", now.id, now.state, now.why or f"{now.moved_bytes} bytes moved")
+                why = now.why or f"{now.moved_bytes} bytes moved"
+                tell(REBALANCE_ENDED, rebalance=now.id, state=now.state, why=why)
             job = made = now
 
     async def _step(self, command: StepRebalance) -> Job | None:
@@ -332,7 +334,7 @@ class Coordinator:
         self._check_leads()
         job = (await self._node.confirmed(STEP_SECONDS)).rebalance
         if job is not None and not job.over and job.why != why:
-            log.info("rebalance %d waits: %s", job.id, why)
+            tell(REBALANCE_WAITS, rebalance=job.id, why=why)
             await self._step(StepRebalance(_replace(job, why=why), job.revision))
 
     def _rate(self, job: Job, running: Sequence[Running]) -> float:

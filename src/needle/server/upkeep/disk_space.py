@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from needle.base.errors import DiskFull
+from needle.base.events import DISK_LOW, DISK_OK, tell
 from needle.base.runtime import Blocking
 from needle.protocol import catalog_commands
 from needle.protocol.catalog_commands import CatalogCommand
@@ -218,12 +219,10 @@ class DiskSpace:
     def _change(self, low: bool) -> None:
         self.low = low
         if low:
-            log.error(
-                "%s has %d bytes left: writes that need room are refused until there are %d",
-                self._directory, self.free, self._limit + self._limit // 4,
-            )  # fmt: skip
+            wanted = self._limit + self._limit // 4
+            tell(DISK_LOW, directory=self._directory, free=self.free, wanted=wanted)
         else:
-            log.warning("%s has room again: %d bytes", self._directory, self.free)
+            tell(DISK_OK, directory=self._directory, free=self.free)
 
     def check(self, command: Command) -> None:
         """Raises DiskFull for a command that makes the data grow while there is little room."""

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 from needle.base.errors import NeedleError
+from needle.base.events import HEALING_BEGUN, HEALING_STOPPED, tell
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.news import FOR_EVER, News
 from needle.catalog.machine import CatalogMachine
@@ -123,13 +124,13 @@ class Healing:
         id_ = (await self._node.shards.command(command, STEP_SECONDS)).version
         self._not_before = self._node.now() + max(AGAIN_SECONDS, self._replace_after)
         names, after = ", ".join(gone), self._replace_after
-        log.warning("%s is gone for %g s: rebalance %d rebuilds its replicas elsewhere", names, after, id_)
+        tell(HEALING_BEGUN, node_names=names, seconds=after, rebalance=id_)
 
     async def _stop(self, job: Job, gone: Collection[NodeId]) -> None:
         """A rebalance that replaces a node which is back takes back what has not arrived."""
         back = [node for node in job.wish.lost if node not in gone] if job.healing else []
         if back:
-            log.warning("%s is back: what rebalance %d has not moved yet stays", ", ".join(back), job.id)
+            tell(HEALING_STOPPED, node_names=", ".join(back), rebalance=job.id)
             await self._node.shards.command(AskRebalance(job.id, "cancel"), STEP_SECONDS)
 
     def _say(self, what: str) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Protocol
 
 from needle.base.errors import NeedleError
+from needle.base.events import LEADER_MOVED, tell
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name
 from needle.multiraft.host import Host
 from needle.protocol import calls
@@ -118,4 +119,4 @@ class LeaderSpread:
         else:
             self._retry.pop(group, None)
             self.transfers += 1
-            log.info("%s goes to %s", group_name(group), wanted)
+            tell(LEADER_MOVED, group=group_name(group), to=wanted, why="the catalog prefers it there")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from needle.base.errors import DeadlineExceeded
+from needle.base.events import MAINTENANCE, tell
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.catalog.machine import CatalogMachine
 from needle.multiraft.host import Host
@@ -61,7 +62,7 @@ class Maintenance:
         if wanted != node.host.maintenance:
             node.host.set_maintenance(wanted)
             if not self._stopping:
-                log.info("node %s is %s maintenance", node.node_id, "in" if wanted else "no more in")
+                tell(MAINTENANCE, node_name=node.node_id, state="in" if wanted else "no more in")
 
     def _since(self) -> int:
         me = self._node.topology.node(self._node.node_id)

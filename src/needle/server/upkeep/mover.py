@@ -17,6 +17,7 @@ import logging
 from dataclasses import dataclass
 
 from needle.base.errors import AlreadyExists, DeadlineExceeded, Internal, NeedleError, Unavailable
+from needle.base.events import MOVE_PHASE, MOVE_STUCK, tell
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.catalog_commands import AdvanceMove, FinishMove, RestartMove
 from needle.protocol.move_commands import Confirm, Discard, Forget, Freeze, GiveUp, Own, Release, Thaw
@@ -110,14 +111,15 @@ class Mover:
                     self._hold(now, f"was given up; its target keeps a copy so far: {error.message}", HELD_SECONDS)
                 return
             now = node.topology.move(info.id)
-            log.info("move %d of shard %d to %d is %s", info.id, info.source, info.target, now.state if now else "done")
+            phase = now.state if now else "done"
+            tell(MOVE_PHASE, move=info.id, shard=info.source, target=info.target, phase=phase)
             self._held.pop(info.id, None)
 
     def _hold(self, info: MoveInfo, why: str, seconds: float) -> None:
         text = f"move {info.id} to shard {info.target} {why}"
         known = self._held.get(info.id)
         if known is None or known.why != text:
-            log.error("shard %d: %s", info.source, text)
+            tell(MOVE_STUCK, shard=info.source, why=text, move=info.id)
         again = asyncio.get_running_loop().time() + seconds
         self._held[info.id] = _Held(shard_group(info.source), text, again)
 

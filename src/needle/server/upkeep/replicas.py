@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from needle.base.errors import NeedleError
+from needle.base.events import LEADER_MOVED, tell
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import RaftStatus
 from needle.catalog.replica_steps import Change, HandOver, Members, Settled, Step, Wait, next_step
@@ -197,15 +198,14 @@ class Replicas:
 
     async def _hand_over(self, group: GroupId, step: HandOver) -> None:
         await self._node.host.transfer(group, step.to, STEP_SECONDS)
-        log.info("%s goes to %s, for %s is to leave it", group_name(group), step.to, self._node.node_id)
+        why = f"{self._node.node_id} is to leave it"
+        tell(LEADER_MOVED, group=group_name(group), to=step.to, why=why)
 
     async def _change(self, look: _Look, step: Change) -> None:
         host, group = self._node.host, look.group
         if step.learners - set(host.members(group)):
             self._fetching.add(group)
         await host.change_membership(group, sorted(step.voters), sorted(step.learners), STEP_SECONDS, look.term)
-        voters, learners = _listed(step.voters), _listed(step.learners)
-        log.info("%s has the voters %s, learners %s", group_name(group), voters, learners)
 
     def _step(self, look: _Look, reached: Collection[NodeId]) -> Step:
         """What to do next; a new replica waits while those of FETCHING_MAX other groups fetch."""

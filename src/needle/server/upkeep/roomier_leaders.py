@@ -10,6 +10,7 @@ import logging
 from typing import Final, Protocol
 
 from needle.base.errors import NeedleError
+from needle.base.events import LEADER_MOVED, tell
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.multiraft.host import Host
 from needle.protocol import calls
@@ -73,7 +74,7 @@ class RoomierLeaders:
         for peer in sorted(peers, key=lambda peer: peer.lag_entries):
             if peer.id != self._node.node_id and peer.lag_entries < LAG_MAX and await self._has_room(group, peer.id):
                 await host.transfer(group, peer.id, TRANSFER_SECONDS)
-                log.warning("%s goes to %s, which has room on its disk", group_name(group), peer.id)
+                tell(LEADER_MOVED, group=group_name(group), to=peer.id, why="it has room on its disk")
                 return
 
     async def _has_room(self, group: GroupId, peer: NodeId) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from needle.base.errors import NeedleError
+from needle.base.events import VERSION_RAISED, tell
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
 from needle.base.versions import FIRST, SAID
@@ -75,7 +76,7 @@ class VersionRise:
         if version > now.cluster_version:
             command = RaiseVersion(version, sorted(said.items()))
             await node.execute(catalog_commands.entry(command, now), STEP_SECONDS)
-            log.warning("the cluster is at version %d of commands and formats now", version)
+            tell(VERSION_RAISED, version=version)
         self._tell(now, said)
 
     def _tell(self, now: Topology, said: Mapping[NodeId, int]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError
+from needle.base.events import INDEX_BUILT, INDEX_PUBLISHED, INDEX_REBUILT, INDEX_UNPUBLISHED, tell
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
 from needle.protocol.commands import PublishSegment, encode
@@ -72,6 +73,7 @@ class SegmentBuilds:
     def __init__(
         self,
         *,
+        name: str = "a shard",
         publish: Callable[[bytes], Awaitable[object]],
         peers: Callable[[], Sequence[NodeId]],
         ask_building: AskBuilding,
@@ -83,7 +85,8 @@ class SegmentBuilds:
         stats: KeeperStats,
         pause: Callable[[], Awaitable[None]],
     ) -> None:
-        """pause: waits before a failed proposal is made again."""
+        """name: of the shard, in the log. pause: waits before a failed proposal is made again."""
+        self._name = name
         self._publish = publish
         self._peers = peers
         self._ask_building = ask_building
@@ -160,6 +163,7 @@ class SegmentBuilds:
             self._stats.built += 1
             self._stats.build_seconds += seconds
             self._stats.inserted_rows += task.inserts
+            self._tell_built(vectors, sealed.segment, seconds, own=False)
             await self._offer(vectors, running, sealed.segment)
         except CorruptSegment:
             raise
@@ -181,6 +185,7 @@ class SegmentBuilds:
         while segment not in vectors.manifest():
             try:
                 await self._publish(encode(PublishSegment(*_fields(segment))))
+                tell(INDEX_PUBLISHED, **about(self._name, vectors, segment))
                 return
             except NeedleError as error:
                 # Refused at once, it came too late. Refused later, an earlier proposal may be what it collides with.
@@ -194,7 +199,11 @@ class SegmentBuilds:
 
     def _failed(self, vectors: CollectionVectors, task: BuildTask, error: NeedleError) -> None:
         self._stats.unpublished += 1
-        log.warning("segment [%d, %d] of %s not published: %s", task.first, task.last, called(vectors.spec.name), error)
+        tell(INDEX_UNPUBLISHED, why=error, **about(self._name, vectors, task))
+
+    def _tell_built(self, vectors: CollectionVectors, segment: PublishedSegment, seconds: float, *, own: bool) -> None:
+        of = about(self._name, vectors, segment)
+        tell(INDEX_BUILT, bytes=segment.size, rows=segment.rows, seconds=seconds, own=own, **of)
 
     def _wanted(self, vectors: CollectionVectors, task: BuildTask) -> bool:
         fits = may_publish(vectors.manifest(), task.first, task.last, vectors.next_ordinal)
@@ -225,12 +234,12 @@ class SegmentBuilds:
 
     async def build_own(self, vectors: CollectionVectors, segment: PublishedSegment) -> SealedSegment | None:
         """The file of a published segment that nobody offers; None: it is not wanted any more. Raises NeedleError."""
-        first, last, name = segment.first, segment.last, called(vectors.spec.name)
-        log.warning("building segment [%d, %d] of %s here: nobody offers the published file", first, last, name)
-        view = vectors.view().frozen()
+        tell(INDEX_REBUILT, **about(self._name, vectors, segment))
+        view, began = vectors.view().frozen(), self._clock.monotonic()
         sealed = await self._build_pool.run(unless_cancelled, self._build_for, vectors, segment, view)
         if sealed is not None:
             self._stats.rebuilt += 1
+            self._tell_built(vectors, segment, self._clock.monotonic() - began, own=True)
         return sealed
 
     def _build_for(self, vectors: CollectionVectors, segment: PublishedSegment, view: VectorsView) -> SealedSegment:
@@ -252,3 +261,8 @@ class SegmentBuilds:
 
 def _fields(segment: PublishedSegment) -> tuple[int, int, int, int, int, str]:
     return segment.collection_id, segment.first, segment.last, segment.rows, segment.size, segment.checksum
+
+
+def about(name: str, vectors: CollectionVectors, part: BuildTask | PublishedSegment) -> dict[str, object]:
+    """What every event of an index file tells. name: of the shard."""
+    return {"group": name, "collection": called(vectors.spec.name), "first": part.first, "last": part.last}

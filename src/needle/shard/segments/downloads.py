@@ -10,12 +10,13 @@ import os
 from collections.abc import Awaitable, Callable
 
 from needle.base.errors import CorruptSegment, NeedleError
+from needle.base.events import INDEX_SHIPPED, tell
 from needle.base.ids import NodeId
 from needle.base.runtime import Pool
 from needle.shard.disk import ReplicaDisk
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.builder import TEMPORARY
-from needle.shard.segments.builds import KeeperStats
+from needle.shard.segments.builds import KeeperStats, about
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.files import CHUNK_BYTES, delete, finish_download, write_chunk
 from needle.shard.segments.sealed import SealedSegment, segment_file
@@ -29,7 +30,11 @@ FetchChunk = Callable[[NodeId, str, int, int], Awaitable[bytes]]
 class SegmentDownloads:
     """The downloads of one replica. On the event loop, one at a time."""
 
-    def __init__(self, *, fetch_chunk: FetchChunk, file_pool: Pool, disk: ReplicaDisk, stats: KeeperStats) -> None:
+    def __init__(
+        self, *, name: str, fetch_chunk: FetchChunk, file_pool: Pool, disk: ReplicaDisk, stats: KeeperStats
+    ) -> None:
+        """name: of the shard, in the log."""
+        self._name = name
         self._fetch_chunk = fetch_chunk
         self._file_pool = file_pool
         self._disk = disk
@@ -55,6 +60,8 @@ class SegmentDownloads:
         else:
             self._stats.shipped += 1
             self._stats.shipped_bytes += segment.size
+            of, size = about(self._name, vectors, segment), segment.size
+            tell(INDEX_SHIPPED, peer=peer, bytes=size, **of)
             return sealed
         await self._file_pool.run(delete, part)
         return None

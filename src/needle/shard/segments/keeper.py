@@ -23,14 +23,14 @@ from functools import partial
 from typing import Protocol
 
 from needle.base.errors import CorruptSegment, NeedleError
+from needle.base.events import INDEX_DAMAGED, tell
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
 from needle.base.runtime import Clock, Pool
-from needle.routing.topology import called
 from needle.shard.agenda import Agenda
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.plan import BuildTask, PublishedSegment, plan
-from needle.shard.segments.builds import AskBuilding, KeeperStats, Progress, SegmentBuilds
+from needle.shard.segments.builds import AskBuilding, KeeperStats, Progress, SegmentBuilds, about
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.downloads import FetchChunk, SegmentDownloads
 from needle.shard.segments.files import SegmentFiles, delete, delete_all, read_chunk
@@ -101,14 +101,13 @@ class SegmentKeeper:
         file_pool: Pool,
         clock: Clock,
         disk: ReplicaDisk = REAL_DISK,
+        name: str = "a shard",
     ) -> None:
         """publish: has a PublishSegment proposed, by this node or by whichever leads. peers: the other replicas, leader
-        first. build_pool: for builds only (they take minutes). file_pool: reads and writes of files."""
-        self._host = host
-        self._is_leader = is_leader
-        self._peers = peers
-        self._file_pool = file_pool
-        self._clock = clock
+        first. build_pool: for builds only (they take minutes). file_pool: of files. name: of the shard, in the log."""
+        self._host, self._name = host, name
+        self._is_leader, self._peers = is_leader, peers
+        self._file_pool, self._clock = file_pool, clock
         self._build_wanted = asyncio.Event()
         self._files_wanted = asyncio.Event()
         self._planned = False
@@ -118,12 +117,14 @@ class SegmentKeeper:
         self._distrusted: set[PublishedSegment] = set()
         self._damaged: set[PublishedSegment] = set()
         self._manifests: dict[int, list[PublishedSegment]] = {}
-        self._to_plan = Agenda()
-        self._to_check = Agenda()
+        self._to_plan, self._to_check = Agenda(), Agenda()
         self._files = SegmentFiles()
         self.stats = KeeperStats()
-        self._downloads = SegmentDownloads(fetch_chunk=fetch_chunk, file_pool=file_pool, disk=disk, stats=self.stats)
+        self._downloads = SegmentDownloads(
+            name=name, fetch_chunk=fetch_chunk, file_pool=file_pool, disk=disk, stats=self.stats
+        )
         self._builds = SegmentBuilds(
+            name=name,
             publish=publish,
             peers=peers,
             ask_building=ask_building,
@@ -373,8 +374,7 @@ class SegmentKeeper:
     async def _refused(self, vectors: CollectionVectors, segment: PublishedSegment) -> None:
         """Damaged at open (the file is gone already), or whole but not the right rows (do not fetch that again)."""
         self.stats.corrupt += 1
-        name = called(vectors.spec.name)
-        log.error("segment [%d, %d] of %s was damaged on disk", segment.first, segment.last, name)
+        tell(INDEX_DAMAGED, **about(self._name, vectors, segment))
         for own in (False, True):
             path = os.path.join(vectors.directory, segment_file(segment, own=own))
             if await self._file_pool.run(os.path.exists, path):

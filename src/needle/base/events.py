@@ -1,0 +1,282 @@
+"""The table of events that a node tells in its log: the name, how grave it is, the text, and the fields of each.
+
+Programs that read the log go by `kind`, which does not change; people read the text. docs/logs.md is made of this.
+Invariant: every event here is told somewhere, with exactly its fields; its text holds no clock, and of what callers
+sent nothing but names. Knows no process, and no format.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Final
+
+DEBUG, INFO, WARNING, ERROR, CRITICAL = (
+    logging.DEBUG,
+    logging.INFO,
+    logging.WARNING,
+    logging.ERROR,
+    logging.CRITICAL,
+)
+_FIELD = re.compile(r"%\((\w+)\)")
+EVENTS: dict[str, Event] = {}
+"""All of them by kind, in the order of docs/logs.md."""
+
+
+class Event:
+    """One row. logger: who tells it. text: with `%(field)s` for its fields. more: fields that the text leaves out.
+    about: when it is told, for the table."""
+
+    __slots__ = ("about", "fields", "kind", "level", "logger", "part", "text")
+
+    def __init__(self, part: str, kind: str, level: int, text: str, about: str, *more: str) -> None:
+        self.kind, self.level, self.text, self.about = kind, level, text, about
+        self.part, self.logger = part, logging.getLogger(_LOGGERS[part])
+        self.fields = tuple(dict.fromkeys((*_FIELD.findall(text), *more)))
+        EVENTS[kind] = self
+
+
+def tell(event: Event, **fields: object) -> None:
+    """A line for what has happened, if anybody wants lines of its level. fields: all of the event's."""
+    if event.logger.isEnabledFor(event.level):
+        # The text is handed on as it stands in the table: lines of one text are one event, of which a storm is folded.
+        event.logger.log(event.level, event.text, fields, extra={"kind": event.kind, **fields})
+
+
+_RAFT, _DATA, _INDEX, _CLUSTER, _NODE, _CALLS = (
+    "Leaders and members",
+    "Replicas",
+    "Index files",
+    "The cluster's shape",
+    "The node",
+    "Requests",
+)
+_LOGGERS: Final[Mapping[str, str]] = {
+    _RAFT: "needle.multiraft",
+    _DATA: "needle.multiraft",
+    _INDEX: "needle.shard",
+    _CLUSTER: "needle.server",
+    _NODE: "needle.server",
+    _CALLS: "needle.server",
+}
+
+PREVOTE_BEGUN = Event(
+    _RAFT, "prevote_begun", INFO,
+    "%(group)s: this node asks who would vote for it, after term %(term)d, because %(why)s",
+    "No leader is heard. A node that is cut off stays here; one that is not goes on with an election.",
+)  # fmt: skip
+ELECTION_BEGUN = Event(
+    _RAFT, "election_begun", INFO,
+    "%(group)s: this node asks for votes in term %(term)d: %(why)s",
+    "A majority would vote for it.",
+)  # fmt: skip
+LEADER_ELECTED = Event(
+    _RAFT, "leader_elected", INFO,
+    "%(group)s: this node leads in term %(term)d; it asked for votes because %(why)s",
+    "It won the election.",
+)  # fmt: skip
+LEADER_RESIGNED = Event(
+    _RAFT, "leader_resigned", INFO,
+    "%(group)s: this node leads no more, in term %(term)d: %(why)s",
+    "It led, and does not any more.",
+)  # fmt: skip
+LEADER_CHANGED = Event(
+    _RAFT, "leader_changed", INFO,
+    "%(group)s: %(leader)s leads in term %(term)d",
+    "This replica follows another leader than before.",
+)  # fmt: skip
+LEADER_MOVED = Event(
+    _RAFT, "leader_moved", INFO,
+    "%(group)s goes to %(to)s: %(why)s",
+    "This node has handed leadership over.",
+)  # fmt: skip
+MEMBERS_CHANGED = Event(
+    _RAFT, "members_changed", INFO,
+    "%(group)s has the voters %(voters)s, learners %(learners)s",
+    "A change of members is in force, on each member.",
+)  # fmt: skip
+REPLICA_OPENED = Event(
+    _DATA, "replica_opened", INFO,
+    "%(group)s: this replica has applied index %(applied)d, its log ends at %(last)d",
+    "The node started, or was given the replica. What lies between is applied again.", "term",
+)  # fmt: skip
+REPLICA_CLOSED = Event(
+    _DATA, "replica_closed", INFO,
+    "%(group)s: this replica is closed",
+    "The node was told to give it up. Not told when the node stops.",
+)  # fmt: skip
+REPLICA_LOST = Event(
+    _DATA, "replica_lost", CRITICAL,
+    "%(group)s: this replica does not go on: %(why)s",
+    "It lost state that others count on.",
+)  # fmt: skip
+LOG_DAMAGED = Event(
+    _DATA, "log_damaged", WARNING,
+    "%(group)s: %(why)s; this replica does not vote until it has fetched from its peers what it lost",
+    "Found when the replica was opened.",
+)  # fmt: skip
+LOG_REPAIRED = Event(
+    _DATA, "log_repaired", WARNING,
+    "%(group)s: the log is repaired; this replica votes again",
+    "What `log_damaged` told of is over.",
+)  # fmt: skip
+DATA_DAMAGED = Event(
+    _DATA, "data_damaged", CRITICAL,
+    "%(group)s: %(why)s; this replica fetches its data again",
+    "Its documents were found damaged.",
+)  # fmt: skip
+DATA_REPAIRED = Event(
+    _DATA, "data_repaired", WARNING,
+    "%(group)s: the data of this replica is whole again",
+    "What `data_damaged` told of is over.",
+)  # fmt: skip
+SNAPSHOT_MADE = Event(
+    _DATA, "snapshot_made", INFO,
+    "%(group)s: a snapshot of index %(index)d was made, %(bytes)d bytes",
+    "A member needs entries that the log has no more.",
+)  # fmt: skip
+SNAPSHOT_SENT = Event(
+    _DATA, "snapshot_sent", INFO,
+    "%(group)s: the snapshot of index %(index)d is offered to %(to)s",
+    "The member fetches what it lacks of it.",
+)  # fmt: skip
+SNAPSHOT_FAILED = Event(
+    _DATA, "snapshot_failed", WARNING,
+    "%(group)s: no snapshot from %(peer)s: %(why)s; waiting for its next offer",
+    "It could not be fetched, or it was damaged.",
+)  # fmt: skip
+SNAPSHOT_INSTALLED = Event(
+    _DATA, "snapshot_installed", INFO,
+    "%(group)s: the snapshot of index %(index)d is installed, %(seconds).3f s after it was here",
+    "The replica goes on from that state.",
+)  # fmt: skip
+INDEX_BUILT = Event(
+    _INDEX, "index_built", INFO,
+    "%(group)s: an index file of %(collection)s was built: ordinals %(first)d to %(last)d, %(bytes)d bytes, "
+    "%(seconds).3f s",
+    "By this node; the other replicas will fetch it.", "rows", "own",
+)  # fmt: skip
+INDEX_PUBLISHED = Event(
+    _INDEX, "index_published", INFO,
+    "%(group)s: the index file of %(collection)s over ordinals %(first)d to %(last)d is published",
+    "The shard's log has it, so all replicas search by it.",
+)  # fmt: skip
+INDEX_UNPUBLISHED = Event(
+    _INDEX, "index_unpublished", WARNING,
+    "%(group)s: segment [%(first)d, %(last)d] of %(collection)s not published: %(why)s",
+    "It came too late, or no leader took it; it will be built again if it is missing.",
+)  # fmt: skip
+INDEX_SHIPPED = Event(
+    _INDEX, "index_shipped", INFO,
+    "%(group)s: the index file of %(collection)s over ordinals %(first)d to %(last)d was fetched from %(peer)s, "
+    "%(bytes)d bytes",
+    "Built by another node.",
+)  # fmt: skip
+INDEX_REBUILT = Event(
+    _INDEX, "index_rebuilt", WARNING,
+    "%(group)s: building segment [%(first)d, %(last)d] of %(collection)s here: nobody offers the published file",
+    "Takes this node's CPU; its searches score that range exactly meanwhile.",
+)  # fmt: skip
+INDEX_DAMAGED = Event(
+    _INDEX, "index_damaged", ERROR,
+    "%(group)s: segment [%(first)d, %(last)d] of %(collection)s was damaged on disk",
+    "It is fetched or built again.",
+)  # fmt: skip
+MOVE_PHASE = Event(
+    _CLUSTER, "move_phase", INFO,
+    "move %(move)d of shard %(shard)d to %(target)d is %(phase)s",
+    "A range of keys moves; at each change of its state, on who drives it.",
+)  # fmt: skip
+MOVE_STUCK = Event(
+    _CLUSTER, "move_stuck", ERROR,
+    "shard %(shard)d: %(why)s",
+    "A move that does not go on by itself.", "move",
+)  # fmt: skip
+REBALANCE_STEP = Event(
+    _CLUSTER, "rebalance_step", INFO,
+    "rebalance %(rebalance)d: %(step)s",
+    "One of its moves begins.",
+)  # fmt: skip
+REBALANCE_WAITS = Event(
+    _CLUSTER, "rebalance_waits", INFO,
+    "rebalance %(rebalance)d waits: %(why)s",
+    "Nothing is begun until that is over.",
+)  # fmt: skip
+REBALANCE_ENDED = Event(
+    _CLUSTER, "rebalance_ended", INFO,
+    "rebalance %(rebalance)d is %(state)s: %(why)s",
+    "Done, cancelled or failed.",
+)  # fmt: skip
+HEALING_BEGUN = Event(
+    _CLUSTER, "healing_begun", WARNING,
+    "%(node_names)s is gone for %(seconds)g s: rebalance %(rebalance)d rebuilds its replicas elsewhere",
+    "With `replicas.replace_after_seconds`.",
+)  # fmt: skip
+HEALING_STOPPED = Event(
+    _CLUSTER, "healing_stopped", WARNING,
+    "%(node_names)s is back: what rebalance %(rebalance)d has not moved yet stays",
+    "Before its replicas were all rebuilt.",
+)  # fmt: skip
+VERSION_RAISED = Event(
+    _CLUSTER, "version_raised", WARNING,
+    "the cluster is at version %(version)d of commands and formats now",
+    "Nodes of older releases are refused from now on.",
+)  # fmt: skip
+NODE_STARTED = Event(
+    _NODE, "node_started", INFO,
+    "node %(node_name)s of cluster %(cluster)s listens on %(address)s",
+    "It is up; it is ready once its replicas are.",
+)  # fmt: skip
+NODE_STOPPING = Event(
+    _NODE, "node_stopping", INFO,
+    "node %(node_name)s stops: %(why)s",
+    "It hands leadership over first if it was told to stop.",
+)  # fmt: skip
+NODE_STOPPED = Event(
+    _NODE, "node_stopped", INFO,
+    "node %(node_name)s has stopped",
+    "Its last line. Without it the process was killed.",
+)  # fmt: skip
+NODE_FAILED = Event(
+    _NODE, "node_failed", CRITICAL,
+    "node %(node_name)s stops: %(why)s",
+    "Its disk failed, or a bug was found; the exit code is 2.",
+)  # fmt: skip
+MAINTENANCE = Event(
+    _NODE, "maintenance", INFO,
+    "node %(node_name)s is %(state)s maintenance",
+    "It gives leadership away (`in`), or takes part as before (`no more in`).",
+)  # fmt: skip
+DISK_LOW = Event(
+    _NODE, "disk_low", ERROR,
+    "%(directory)s has %(free)d bytes left: writes that need room are refused until there are %(wanted)d",
+    "Reads go on.",
+)  # fmt: skip
+DISK_OK = Event(
+    _NODE, "disk_ok", WARNING,
+    "%(directory)s has room again: %(free)d bytes",
+    "Writes are taken again.",
+)  # fmt: skip
+LOOP_HELD = Event(
+    _NODE, "loop_held", WARNING,
+    "the event loop was held for %(milliseconds).0f ms of CPU time, by %(function)s",
+    "Nothing else ran meanwhile, heartbeats neither.",
+)  # fmt: skip
+CONNECTION_REFUSED = Event(
+    _CALLS, "connection_refused", WARNING,
+    "closing the connection from %(remote)s: %(why)s",
+    "Of the binary protocol: a wrong API key or secret, another cluster or release, no TLS. Once a minute for each "
+    "address and reason.",
+    "code",
+)  # fmt: skip
+CALLER_REFUSED = Event(
+    _CALLS, "caller_refused", WARNING,
+    "a caller at %(remote)s is refused (%(code)s): %(why)s",
+    "Of HTTP: a wrong API key; of both doors: a call that its key may not make.", "key",
+)  # fmt: skip
+REQUEST_REFUSED = Event(
+    _CALLS, "request_refused", WARNING,
+    "%(method)s is refused (%(code)s): %(why)s",
+    "For want of disk, memory, log or turn, or over a key's rate.",
+)  # fmt: skip

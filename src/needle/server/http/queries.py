@@ -1,0 +1,36 @@
+"""Reading what a request says behind its path's question mark. It must not know what is asked."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from needle.base.decoding import DECODE_ERRORS
+from needle.base.errors import InvalidArgument, invalid
+
+QUERY_FIELDS_MAX: Final = 1000
+
+
+def from_query(kind: type[msgspec.Struct], query: bytes) -> Any:
+    """What a query says, as a `kind`. Raises InvalidArgument."""
+    given: dict[str, Any] = {}
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    try:
+        said = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS_MAX)
+    except ValueError:
+        allowed = f"UTF-8, percent-encoded, of at most {QUERY_FIELDS_MAX} fields"
+        raise invalid("query", query[:200].decode("latin-1"), allowed) from None
+    for name, value in said:
+        if name == "fields":
+            given.setdefault(name, []).extend(value.split(","))
+        elif name in given:
+            raise InvalidArgument(f"{name} is given twice", field=name)
+        else:
+            given[name] = value
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except DECODE_ERRORS as error:
+        allowed = ", ".join(fields) or "nothing"
+        raise InvalidArgument(f"the query is wrong: {error}; it may say {allowed}", field="query") from None
