@@ -331,7 +331,7 @@ MUTANTS = (
         name="given-up-passes-for-refused",
         breaks="a node that stops while it routes a write says that nothing happened: its client writes it again "
         "through another node, and overwrites what came in between",
-        edits=(Edit("rpc.server_connection:_cancelled", "if is_droppable:", "if True:"),),
+        edits=(Edit("rpc.failures:cancelled", "if is_droppable:", "if True:"),),
         tests=(
             "tests/client/test_stopping_node.py::"
             "test_a_write_that_a_stopping_node_gave_up_is_not_written_again_through_another",

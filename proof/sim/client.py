@@ -396,6 +396,5 @@ class Client:
 
     def _expect(self, op: Operation, error: NeedleError) -> None:
         if not may_be_told(error, op.details.get("mode")):
-            self._work.broken = Violation(
-                "expected errors", f"#{op.id} {op.kind} {op.key} failed with {error!r}: {error}"
-            )
+            text = f"#{op.id} {op.kind} {op.key} failed with {error!r}: {error}"
+            self._work.broken = Violation("expected errors", text)

@@ -1,8 +1,6 @@
 """A replica's documents in SQLite: rows, collections, segment manifest, sessions and the applied index, together.
 
-This is the read side; writer.py writes, and may let batches of log entries wait in memory.
-
-Invariants:
+This is the read side; writer.py writes, and may let batches of log entries wait in memory. Invariants:
 - A transaction takes whole batches of log entries, with the applied index, term and configuration inside it. So the
   file always holds exactly the state after some applied index.
 - Reads see every batch written before them: what waits is committed first.

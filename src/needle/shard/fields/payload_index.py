@@ -6,10 +6,9 @@ without an index costs as much as the other conditions leave.
 
 A field is indexed when it is first filtered on. If reading what is undecided would cost more, a search that needs the
 index makes it, as far as builders.py allows; otherwise it is left to `work`, which the server calls in the background.
-What does not fit into the memory there is (index_budget.py) stays without an index.
-
-Apply only appends new documents to a list; searches and `work` take them from there into the indexes that they need. So
-nothing that a search does holds up apply, whatever is indexed.
+What does not fit into the memory there is (index_budget.py) stays without an index. Apply only appends new documents
+to a list; searches and `work` take them from there into the indexes that they need. So nothing that a search does
+holds up apply, whatever is indexed.
 
 Threads: `add` is apply's; everything else may be called by any. It must not know SQLite, vectors or Raft.
 """
