@@ -133,7 +133,7 @@ ui: $(STAMP)
 	$(BIN)/python -m proof.ui $(SHORT)
 
 # Packages for frameworks, against the frameworks' own suites, in an environment of their own (integrations/README.md)
-INTEGRATIONS ?= langchain haystack
+INTEGRATIONS ?= langchain haystack llamaindex
 INTEGRATION_BIN := build/integrations/bin
 build/integrations/.installed: pyproject.toml $(foreach one,$(INTEGRATIONS),integrations/$(one)/pyproject.toml)
 	$(PYTHON) -m venv build/integrations
