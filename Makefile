@@ -133,19 +133,19 @@ ui: $(STAMP)
 	$(BIN)/python -m proof.ui $(SHORT)
 
 # Packages for frameworks, against the frameworks' own suites, in an environment of their own (integrations/README.md)
-INTEGRATIONS ?= langchain haystack llamaindex
+INTEGRATIONS ?= langchain haystack llamaindex mcp
 INTEGRATION_BIN := build/integrations/bin
 build/integrations/.installed: pyproject.toml $(foreach one,$(INTEGRATIONS),integrations/$(one)/pyproject.toml)
 	$(PYTHON) -m venv build/integrations
 	$(INTEGRATION_BIN)/python -m pip install --quiet --upgrade pip
-	$(INTEGRATION_BIN)/python -m pip install --quiet -e '.[server]' $(foreach one,$(INTEGRATIONS),-e 'integrations/$(one)[test]')
+	$(INTEGRATION_BIN)/python -m pip install --quiet -e '.[server,mcp]' $(foreach one,$(INTEGRATIONS),-e 'integrations/$(one)[test]')
 	touch $@
 
 integrations: build/integrations/.installed
 	for one in $(INTEGRATIONS); do \
 		(cd integrations/$$one && ../../$(INTEGRATION_BIN)/pytest --verbosity=0) || exit 1; \
 	done
-	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack)'
+	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack|fastmcp|mcp)'
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -26,6 +26,7 @@ from needle.cli import (
     export_commands,
     key_commands,
     maintenance_commands,
+    mcp_command,
     node_commands,
     node_list,
     plan_command,
@@ -163,6 +164,7 @@ _add(app, "status", status_command.status, "needle status --watch")
 _add(app, "doctor", doctor_command.doctor, "needle doctor --links")
 _add(app, "plan", plan_command.plan, "needle plan --vectors 50M --dimensions 768")
 _add(app, "top", top_command.top, "needle top")
+_add(app, "mcp", mcp_command.mcp, "needle mcp --cluster 127.0.0.1:5001")
 _add(app, "leader", cluster_commands.leader, "needle leader")
 _add(app, "search", document_commands.search, 'needle search "parse a date" -k 5 --mode leased')
 _add(app, "insert", document_commands.insert, "needle insert documents.jsonl")

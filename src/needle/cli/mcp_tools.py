@@ -1,0 +1,157 @@
+"""What a language model may ask of a cluster: tools over a client, for `needle mcp`.
+
+Invariant: every tool has bounds on what it takes and gives, so that no answer fills a model's context by accident.
+Writing tools are there only where the operator said so; beyond that, the API key's role decides, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final
+
+import needle
+from needle.base.errors import InvalidArgument
+from needle.cli.common import as_json
+from needle.cli.embedding import DIMENSIONS, Embedder
+
+HITS_MAX: Final = 100
+DOCUMENTS_MAX: Final = 100
+
+Collection = Annotated[str, "Name or alias of the collection."]
+Where = Annotated[
+    dict[str, Any] | None,
+    'Only documents whose metadata matches, as {"lang": "en", "year": {"$gte": 2020}}; also $in, $contains, $and, $or.',
+]
+Fields = Annotated[list[str] | None, "Which fields of the metadata to give; all if nothing is said."]
+Tool = Callable[..., Awaitable[Any]]
+
+
+class Tools:
+    """The tools of one client. words: makes vectors of texts; made at the first text."""
+
+    def __init__(self, client: needle.Client, words: Callable[[], Embedder] = Embedder) -> None:
+        self._client = client
+        self._make = words
+        self._embedder: Embedder | None = None
+
+    def reading(self) -> list[Tool]:
+        """Those that change nothing."""
+        return [self.list_collections, self.describe_collection, self.search, self.get, self.count, self.list_documents]
+
+    def writing(self) -> list[Tool]:
+        """Those that change documents."""
+        return [self.insert, self.patch, self.delete]
+
+    async def list_collections(self) -> list[dict[str, Any]]:
+        """The collections of this vector database: names, dimensions, metrics."""
+        found: list[dict[str, Any]] = as_json(await self._client.collections())
+        return found
+
+    async def describe_collection(self, collection: Collection = "default") -> dict[str, Any]:
+        """One collection: how many documents it has, its dimensions, metric, sizes and indexed fields."""
+        found: dict[str, Any] = as_json(await self._client.describe_collection(collection))
+        return found
+
+    async def search(
+        self,
+        text: Annotated[str | None, "What to look for in words; for collections made with the built-in model."] = None,
+        like: Annotated[str | None, "The id of a document; finds what is near to it."] = None,
+        vector: Annotated[list[float] | None, "The vector to search for."] = None,
+        k: Annotated[int, f"How many, at most {HITS_MAX}."] = 5,
+        filter: Where = None,
+        fields: Fields = None,
+        collection: Collection = "default",
+    ) -> list[dict[str, Any]]:
+        """The documents nearest to a text, to a document or to a vector, nearest first, with metadata and scores."""
+        if sum(one is not None for one in (text, like, vector)) != 1:
+            raise InvalidArgument("give one of text, like and vector", field="text")
+        _check("k", k, HITS_MAX)
+        query = vector if text is None else await self._embedded(text, collection)
+        hits = await self._client.search(query, k, filter, like=like, fields=fields, collection=collection)
+        return [{"id": hit.id, "score": hit.score, "metadata": hit.metadata} for hit in hits]
+
+    async def get(
+        self,
+        ids: Annotated[list[str], f"At most {DOCUMENTS_MAX}."],
+        fields: Fields = None,
+        collection: Collection = "default",
+    ) -> list[dict[str, Any]]:
+        """Documents by id. One that is not there is left out."""
+        _check("ids", len(ids), DOCUMENTS_MAX)
+        return [_shown(one) for one in await self._client.get(ids, fields=fields, collection=collection)]
+
+    async def count(self, filter: Where = None, collection: Collection = "default") -> int:
+        """How many documents match; all if there is no filter."""
+        return await self._client.count(filter, collection=collection)
+
+    async def list_documents(
+        self,
+        filter: Where = None,
+        cursor: Annotated[str | None, "Where the last page ended."] = None,
+        limit: Annotated[int, f"At most {DOCUMENTS_MAX}."] = 20,
+        fields: Fields = None,
+        collection: Collection = "default",
+    ) -> dict[str, Any]:
+        """A page of documents that match; `cursor` of the answer asks for the next one, and is null at the end."""
+        _check("limit", limit, DOCUMENTS_MAX)
+        page = await self._client.scan_page(filter, cursor=cursor, limit=limit, fields=fields, collection=collection)
+        return {"documents": [_shown(one) for one in page.documents], "cursor": page.cursor}
+
+    async def insert(
+        self,
+        id: str,
+        text: Annotated[str | None, "Embedded by the built-in model, and kept as the field `text`."] = None,
+        vector: Annotated[list[float] | None, "The document's vector, instead of a text."] = None,
+        metadata: dict[str, Any] | None = None,
+        collection: Collection = "default",
+    ) -> dict[str, Any]:
+        """Insert a document, or replace the one with this id."""
+        if (text is None) == (vector is None):
+            raise InvalidArgument("give either text or vector", field="text")
+        kept = dict(metadata or {})
+        if text is not None:
+            kept["text"] = text
+        place = vector if text is None else await self._embedded(text, collection)
+        written = await self._client.insert(id, place, kept, collection=collection)
+        return {"id": id, "version": written.version, "replaced": written.existed}
+
+    async def patch(
+        self,
+        ids: Annotated[list[str], f"At most {DOCUMENTS_MAX}."],
+        set: Annotated[dict[str, Any] | None, 'Fields to set, as {"year": 2024, "author.name": "Ada"}.'] = None,
+        unset: Annotated[list[str] | None, "Fields to take away."] = None,
+        collection: Collection = "default",
+    ) -> dict[str, Any]:
+        """Change fields of the metadata of documents; vectors stay."""
+        _check("ids", len(ids), DOCUMENTS_MAX)
+        written = await self._client.patch(ids, set=set, unset=unset or (), collection=collection)
+        return {"patched": written.count}
+
+    async def delete(
+        self, ids: Annotated[list[str], f"At most {DOCUMENTS_MAX}."], collection: Collection = "default"
+    ) -> dict[str, Any]:
+        """Delete documents by id. One that is not there is no error."""
+        _check("ids", len(ids), DOCUMENTS_MAX)
+        written = await self._client.delete(ids, collection=collection)
+        return {"deleted": written.count}
+
+    async def _embedded(self, text: str, collection: str) -> Any:
+        found = await self._client.describe_collection(collection)
+        if found.dimensions != DIMENSIONS:
+            raise InvalidArgument(
+                f"text is not allowed for {collection}: it has {found.dimensions} dimensions, the built-in model "
+                f"{DIMENSIONS}; give vector or like",
+                field="text",
+            )
+        if self._embedder is None:
+            self._embedder = self._make()
+        return self._embedder.embed([text])[0]
+
+
+def _shown(document: needle.Document) -> dict[str, Any]:
+    return {"id": document.id, "metadata": document.metadata, "version": document.version}
+
+
+def _check(name: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise InvalidArgument(f"{name} = {value} is not allowed: from 1 to {most}", field=name)
