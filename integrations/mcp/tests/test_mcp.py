@@ -67,7 +67,7 @@ async def test_a_model_reads_and_cannot_write(cluster: str) -> None:
         assert (await call(opened, "describe_collection"))["documents"] == 10
         near = await call(opened, "search", vector=[1.0, 0.0], k=3, filter={"odd": True}, fields=["n"])
         assert [(one["id"], one["metadata"]) for one in near] == [("d1", {"n": 1}), ("d3", {"n": 3}), ("d5", {"n": 5})]
-        assert (await call(opened, "search", like="d0", k=2))[1]["id"] == "d1"
+        assert (await call(opened, "search", like="d0", k=2))[0]["id"] == "d1"
         assert [one["id"] for one in await call(opened, "get", ids=["d3", "d99"])] == ["d3"]
         assert await call(opened, "count", filter={"n": {"$gte": 7}}) == 3
         page = await call(opened, "list_documents", limit=6)
