@@ -223,7 +223,8 @@ class _Connection(HttpToolsProtocol):
             text = f"the head of a request, with its trailers, may have at most {HEAD_BYTES_MAX} bytes"
         elif self._begins_tls:
             text = "this port does not speak TLS: ask by http://, or give the node the settings in [tls]"
-            log.warning("HTTP connection from %s: the caller speaks TLS, and this node does not", self.client)
+            if _is_news(self.client[0] if self.client else "?", "tls"):
+                log.warning("HTTP connection from %s: the caller speaks TLS, and this node does not", self.client)
         self.transport.write(_bad_request("malformed_request", text))
         self.transport.close()
 
