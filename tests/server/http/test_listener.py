@@ -16,8 +16,10 @@ from harness.door import Idle, connected, serving
 from needle.local.process_cluster import wait_for
 from needle.rpc.tls import HANDSHAKE
 from needle.server.http import listener
+from needle.server.http.bodies import Nothing
+from needle.server.http.call import Call
 from needle.server.http.listener import HttpServer
-from needle.server.http.routes import ROUTES
+from needle.server.http.routes import ROUTES, Route
 
 SIZE = 1 << 20
 
@@ -191,7 +193,8 @@ async def test_a_pipeline_without_end_is_cut(server: HttpServer) -> None:
     assert answer.count(b"a_metric") < 1000
 
 
-def test_who_leaves_a_pipeline_unread_is_no_bug_of_the_node(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("path", [b"/metrics", b"/v1/read"])
+def test_who_leaves_a_pipeline_unread_is_no_bug_of_the_node(path: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """Anybody could fill the log with tracebacks: a few bytes for each. Nodes run on uvloop, which raises for what is
     written into a connection that has ended."""
 
@@ -203,11 +206,16 @@ def test_who_leaves_a_pipeline_unread_is_no_bug_of_the_node(caplog: pytest.LogCa
 
     async def leave() -> None:
         node = Slow()
-        async with serving(ROUTES, node) as server:
+
+        async def read(_: Call) -> dict[str, int]:
+            await node.read()
+            return {}
+
+        async with serving([Route("GET", "/v1/read", read, "", Nothing, dict, "reader")], node) as server:
             for _ in range(5):
                 before = node.rendered
                 _, writer = await connected(server)
-                writer.write(b"GET /metrics HTTP/1.1\r\n\r\n" * 20)
+                writer.write(b"GET " + path + b" HTTP/1.1\r\n\r\n" * 20)
                 await wait_for(lambda seen=before: node.rendered > seen, 30, "the first request")
                 writer.close()
                 await wait_for(lambda: not server.connections, 30, "the end of the connection")
