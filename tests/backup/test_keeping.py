@@ -167,7 +167,14 @@ async def test_prune_deletes_what_nothing_names(store: Store) -> None:
 
 async def test_prune_deletes_nothing_that_is_no_file_of_a_backup(store: Store) -> None:
     """The directory above the target was named, which has a folder of the same name, with other backups."""
-    others = ["backups/monday.sql", "backups/old/1.manifest", "pieces/chess.png", "pieces/ab/cd", "making/movie", "pruning/a"]
+    others = [
+        "backups/monday.sql",
+        "backups/old/1.manifest",
+        "pieces/chess.png",
+        "pieces/ab/cd",
+        "making/movie",
+        "pruning/a",
+    ]
     for name in others:
         store.put(name, b"of somebody else")
     if isinstance(store, DirectoryStore):

@@ -36,9 +36,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def resize(disk: Path, size: int) -> None:
-    """Give the file system so many bytes."""
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+def resize(disk: Path, size: int, more: str = "") -> None:
+    """Give the file system so many bytes. more: options."""
+    subprocess.run(["mount", "-o", f"remount,size={size}{more}", str(disk)], check=True)
 
 
 async def fill(client: Client, *, sure: bool = False) -> int:
@@ -122,8 +122,7 @@ async def test_full_disks_take_no_data_and_lose_none(small_disk: Path, tmp_path:
 
 async def test_a_file_system_without_inodes_takes_no_data_and_is_read(small_disk: Path, tmp_path: Path) -> None:
     """It has bytes enough. Without a look at its inodes the log's next file was missing: no shard had a leader."""
-    command = ["mount", "-o", f"remount,size={4 * DISK},nr_inodes=300", str(small_disk)]
-    subprocess.run(command, check=True)
+    resize(small_disk, 4 * DISK, ",nr_inodes=300")
     async with ProcessCluster(small_disk, nodes=1, dimensions=DIMENSIONS, disk_reserve_bytes=RESERVE) as cluster:
         (node,) = cluster.nodes.values()
         node.directory = tmp_path  # its log file, not its data

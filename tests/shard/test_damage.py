@@ -126,7 +126,7 @@ def test_a_file_that_is_missing_is_not_taken_for_a_new_replica(tmp_path: Path, n
     replica.apply(log.add(None))
     before = answers(replica)
     replica.close()
-    (missing,) = [path for path in (tmp_path / "r").rglob(name)]
+    (missing,) = (tmp_path / "r").rglob(name)
     there = missing.read_bytes()
     missing.unlink()
     replica = open_replica(tmp_path / "r")

@@ -147,12 +147,12 @@ class Making:
 
 
 def _check_none_restores(now: Topology) -> None:
-    """Raises Unavailable: what is there is a part only, and would be the newest backup, for which prune deletes others."""
+    """Raises Unavailable: there is a part only, and it would be the newest backup, for which prune deletes others."""
     mark = next((one.spec.name for one in now.collections if one.spec.name.startswith(MARK)), None)
     if mark is not None:
         raise Unavailable(
-            f"a restore of backup {mark.removeprefix(MARK)} is under way in this cluster, or was broken off: make a backup "
-            f"when it is done, or drop collection {mark} if it was given up",
+            f"a restore of backup {mark.removeprefix(MARK)} is under way in this cluster, or was broken off: make a "
+            f"backup when it is done, or drop collection {mark} if it was given up",
             collection=mark,
         )
 

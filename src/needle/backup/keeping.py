@@ -2,8 +2,8 @@
 
 Invariants: what lists as a backup was written last, so all that it names was there. Nothing that a backup names, or one
 that is being made may come to name, is deleted: whoever makes one, or prunes, first leaves a mark of its own and then
-looks for the other's, so that at least one of two sees the other and gives way. Nothing is deleted that has not the name
-of a file of a backup: somebody may name a directory that has other files, too. It must not know clusters.
+looks for the other's, so that at least one of two sees the other and gives way. Nothing is deleted that has not the
+name of a file of a backup: somebody may name a directory that has other files, too. It must not know clusters.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ DELETES: Final = 500
 _PARTIAL: Final = rf"{re.escape(PARTIAL)}-[0-9a-f]{{8}}"
 _PIECE: Final = re.compile(rf"{PIECES}[0-9a-f]{{2}}/[0-9a-f]{{64}}({_PARTIAL})?")
 _BROKEN_OFF: Final = re.compile(rf"{MANIFESTS}[^/]+{re.escape(SUFFIX)}{_PARTIAL}")
-_MARK: Final = re.compile(rf"({MAKING}[0-9]{{8}}T[0-9]{{6}}Z-[0-9]{{6}}-[0-9a-f]{{4}}|{PRUNING}[0-9a-f]{{16}})({_PARTIAL})?")
+_MARK: Final = re.compile(
+    rf"({MAKING}[0-9]{{8}}T[0-9]{{6}}Z-[0-9]{{6}}-[0-9a-f]{{4}}|{PRUNING}[0-9a-f]{{16}})({_PARTIAL})?"
+)
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):

@@ -164,7 +164,9 @@ def _disk(node: NodeId, who: WhoAnswer) -> list[Condition]:
     if disk is None:
         return []
     if disk.low:
-        subject = f"{node}: {disk.free / 1e6:,.0f} MB free, {disk.kept_free / 1e6:,.0f} MB and a quarter more have to be"
+        subject = (
+            f"{node}: {disk.free / 1e6:,.0f} MB free, {disk.kept_free / 1e6:,.0f} MB and a quarter more have to be"
+        )
         if disk.files_wanted:
             subject = f"{node}: {disk.files_wanted}, on the file system of its data"
         action = "free space: it refuses data until then; read 'When a disk runs full' in docs/operations.md"

@@ -49,7 +49,7 @@ _BY_NAME: Final[dict[str, Callable[[str, Any], Filter]]] = {
 
 
 _TEXT: Final = ("$in", "$nin", "$like")
-"""Of a field that is missing these are neither true nor false there, and so is their opposite: it is not found by it."""
+"""Of a missing field these are neither true nor false there, and so is their opposite: it is not found by it."""
 
 
 @bounded

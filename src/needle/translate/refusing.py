@@ -31,7 +31,9 @@ def bounded(translate: Callable[[Mapping[str, Any]], Filter]) -> Callable[[Mappi
 def flat(where: str, key: str) -> str:
     """`key`, of a database whose metadata is flat. Raises InvalidArgument: "a.b" is one name there, and a path here."""
     if "." in key:
-        raise refused(where, key, "a name without a dot, which leads into an object here: store the field under another")
+        raise refused(
+            where, key, "a name without a dot, which leads into an object here: store the field under another"
+        )
     return key
 
 

@@ -228,7 +228,9 @@ def test_who_leaves_a_pipeline_unread_is_no_bug_of_the_node(path: bytes, caplog:
 
 async def test_that_a_caller_speaks_tls_is_said_once(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
-        assert b"this port does not speak TLS" in await ask(server, HANDSHAKE + b"\x03\x01\x02\x00\x01\x00" + b"\0" * 600)
+        assert b"this port does not speak TLS" in await ask(
+            server, HANDSHAKE + b"\x03\x01\x02\x00\x01\x00" + b"\0" * 600
+        )
     assert caplog.text.count("the caller speaks TLS") == 1
 
 

@@ -231,8 +231,8 @@ def is_there(scope: Scope) -> bool:
 
 
 def is_taken(scope: Scope) -> bool:
-    """Whether the next part of an answer is off our hands at once: the connection takes it, or is ending, and then it is
-    dropped. To be asked before each part: what is written into a connection before its end was heard of fails."""
+    """Whether the next part of an answer is off our hands at once: the connection takes it, or is ending, and then it
+    is dropped. To be asked before each part: what is written into a connection before its end was heard of fails."""
     cycle = scope.get("needle.cycle")
     if cycle is None:
         return False

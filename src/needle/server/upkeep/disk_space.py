@@ -85,9 +85,7 @@ class Directory:
     def room(self) -> Room:
         """Of the file system, for whoever is not root."""
         found = os.statvfs(self._directory)
-        return Room(
-            found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, found.f_files, found.f_favail
-        )
+        return Room(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, found.f_files, found.f_favail)
 
     def reserved(self) -> int:
         """Bytes of the reserve; 0 if there is none."""
