@@ -154,8 +154,8 @@ def test_later_formats_and_renamed_manifests_are_refused(store: Store) -> None:
 
 async def test_prune_deletes_what_nothing_names(store: Store) -> None:
     first, second = backup(store, "1", documents(3000)), backup(store, "2", documents(3000, changed=5))
-    store.put(f"{PIECES}ab/abcd", b"of a backup that was killed")
-    store.put(f"{MANIFESTS}3.manifest.partial-77", b"cut off")
+    store.put(f"{PIECES}ab/{'ab' * 32}", b"of a backup that was killed")
+    store.put(f"{MANIFESTS}3.manifest.partial-77777777", b"cut off")
     mine = {ref.name for ref in first.pieces()} - {ref.name for ref in second.pieces()}
     assert await prune(store, 1) == (["1"], len(mine) + 2)
     assert [one.id for one in list_backups(store)] == ["2"] and verify(store).problems == []
@@ -163,6 +163,33 @@ async def test_prune_deletes_what_nothing_names(store: Store) -> None:
     assert not store.names(PRUNING) and await prune(store, 1) == ([], 0)
     with pytest.raises(InvalidArgument, match="keep = 0"):
         await prune(store, 0)
+
+
+async def test_prune_deletes_nothing_that_is_no_file_of_a_backup(store: Store) -> None:
+    """The directory above the target was named, which has a folder of the same name, with other backups."""
+    others = [
+        "backups/monday.sql",
+        "backups/old/1.manifest",
+        "pieces/chess.png",
+        "pieces/ab/cd",
+        "making/movie",
+        "pruning/a",
+    ]
+    for name in others:
+        store.put(name, b"of somebody else")
+    if isinstance(store, DirectoryStore):
+        for name in others[4:]:
+            os.utime(store._root / name, (1, 1))
+    else:
+        others = others[:4]
+        store.delete("making/movie")
+    with pytest.raises(InvalidArgument, match="there is no backup at this target"):
+        await prune(store, 1)
+    assert len(store.names("pruning/")) == 1
+    backup(store, "1", documents(10))
+    backup(store, "2", documents(20))
+    assert (await prune(store, 1))[0] == ["1"] and verify(store).problems == []
+    assert all(store.get(name) == b"of somebody else" for name in others)
 
 
 async def test_prune_deletes_nothing_if_it_cannot_know_what_is_needed(store: Store) -> None:
@@ -192,12 +219,13 @@ async def test_of_a_backup_and_a_prune_one_gives_way(store: Store) -> None:
 async def test_the_mark_of_a_dead_one_counts_for_an_hour(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     backup(store, "1", documents(10))
-    store.put(f"{MAKING}dead", b"")
-    stat = os.stat(tmp_path / MAKING / "dead")
-    os.utime(tmp_path / MAKING / "dead", (stat.st_atime, stat.st_mtime - 3500))
+    dead = f"{MAKING}20260101T000000Z-000000-abcd"
+    store.put(dead, b"")
+    stat = os.stat(tmp_path / dead)
+    os.utime(tmp_path / dead, (stat.st_atime, stat.st_mtime - 3500))
     with pytest.raises(Unavailable, match="killed within the last hour"):
         await prune(store, 1)
-    os.utime(tmp_path / MAKING / "dead", (stat.st_atime, stat.st_mtime - 3700))
+    os.utime(tmp_path / dead, (stat.st_atime, stat.st_mtime - 3700))
     assert await prune(store, 1) == ([], 0)
     assert not store.names(MAKING)
 

@@ -15,10 +15,18 @@ import pytest
 import needle
 from needle import backup as backups
 from needle.backup.format import PIECES
-from needle.backup.keeping import read_manifest
+from needle.backup.keeping import MAKING, read_manifest
 from needle.backup.restoring import MARK
 from needle.backup.store import DirectoryStore, Stat, Store
-from needle.base.errors import CollectionExists, CorruptBackup, Forbidden, RestoreDiffers, StorageError
+from needle.base.errors import (
+    CollectionExists,
+    CorruptBackup,
+    Forbidden,
+    InvalidArgument,
+    RestoreDiffers,
+    StorageError,
+    Unavailable,
+)
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.connecting import Credentials, connected
 from needle.local.process_cluster import ProcessCluster
@@ -206,6 +214,11 @@ async def test_what_differs_is_said(tmp_path: Path) -> None:
             await client.insert("stranger", [1.0] * WIDTH, collection="books")
             with pytest.raises(RestoreDiffers, match=f"collection books has {ROWS - 9} documents"):
                 await backups.restore(client, store)
+            with pytest.raises(Unavailable, match=f"a restore of backup {made.manifest.id} is under way"):
+                await backups.create(client, store)
+            with pytest.raises(InvalidArgument, match="rate = nan"):
+                await backups.create(client, store, rate=float("nan"))
+            assert len(backups.list_backups(store)) == 1 and not store.names(MAKING)
             await client.delete("stranger", collection="books")
             assert (await backups.restore(client, store)).resumed
             assert not any(one.name.startswith(MARK) for one in await client.collections())

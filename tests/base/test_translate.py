@@ -129,6 +129,14 @@ POND = [
         ({"location": {"$ne": "pond"}}, [3, 5]),
         ({"location": {"$nin": ["pond"]}}, [3, 5]),
         ({"$not": {"location": {"$eq": "pond"}}}, [3, 5, 9]),
+        ({"$not": {"location": {"$in": ["pond"]}}}, [3, 5]),
+        ({"$not": {"location": {"$nin": ["pond"]}}}, [1, 2]),
+        ({"$not": {"topic": {"$like": "an%"}}}, [3, 5]),
+        ({"$not": {"location": {"$in": ["pond"]}, "id": {"$eq": 9}}}, [1, 2, 3, 5]),
+        ({"$not": {"location": {"$in": ["pond"]}, "id": {"$eq": 1}}}, [2, 3, 5, 9]),
+        ({"$not": {"$or": [{"location": {"$in": ["pond"]}}, {"id": {"$eq": 3}}]}}, [5]),
+        ({"$not": {"$not": {"location": "pond"}}}, [1, 2]),
+        ({"$not": {}}, []),
         ({"id": {"$between": [2, 5]}}, [2, 3, 5]),
         ({"topic": {"$like": "an%"}}, [1, 2]),
         ({"topic": {"$like": "%ent%"}}, [5]),
@@ -165,6 +173,10 @@ def test_langchains_filter(said: dict[str, Any], ids: list[int]) -> None:
         (translate.langchain, {"a": {"$like": "%"}}, r"\$like"),
         (translate.langchain, {"a": {"$gt": 1, "$lt": 3}}, "one operator"),
         (translate.langchain, {"$nor": []}, "nor"),
+        (translate.langchain, {"$or": []}, "non-empty"),
+        (translate.langchain, {"a.b": 1}, "a name without a dot"),
+        (translate.chroma, {"a.b": {"$eq": 1}}, "a name without a dot"),
+        (translate.qdrant, {"must": [{"is_null": {"key": "a", "match": {"value": 1}}}]}, "match"),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(
@@ -178,3 +190,21 @@ def test_the_examples_of_the_page_run() -> None:
     page = (Path(__file__).parents[2] / "docs" / "filters.md").read_text(encoding="utf-8")
     part = page.split("## Filters of other databases", 1)[1].split("```python\n", 1)[1].split("```", 1)[0]
     exec(part, {})
+
+
+@pytest.mark.parametrize(
+    ("translator", "around"),
+    [
+        (translate.qdrant, lambda inner: {"must": [inner]}),
+        (translate.chroma, lambda inner: {"$and": [inner]}),
+        (translate.langchain, lambda inner: {"$not": inner}),
+    ],
+)
+def test_what_is_nested_without_end_is_refused(
+    translator: Callable[[Mapping[str, Any]], Filter], around: Callable[[Any], dict[str, Any]]
+) -> None:
+    said: dict[str, Any] = {}
+    for _ in range(5000):
+        said = around(said)
+    with pytest.raises(InvalidArgument, match="too deep"):
+        translator(said)

@@ -25,6 +25,14 @@ def test_a_disk_is_nearly_full_before_it_refuses_data(free: int, low: bool, said
     assert of(disk=DiskRoom(free, 1000, 500, 100, low)) == said
 
 
+def test_a_disk_that_takes_no_more_files_is_said_to_be_so() -> None:
+    disk = DiskRoom(900, 1000, 500, 100, True, "room for 3 more files, and for 320 there has to be")
+    (one,) = of_nodes(
+        topology(shards=1, nodes=3), {"node-1": WhoAnswer("node-1", "node-1:1", 1, "", 1.0, 1, 1, disk=disk)}
+    )
+    assert one.name == "disk full" and "room for 3 more files" in one.subject
+
+
 def test_a_disk_that_keeps_nothing_free_is_never_nearly_full() -> None:
     assert of(disk=DiskRoom(1, 1000, 500, 0)) == []
 

@@ -88,7 +88,14 @@ def test_a_refusal_counts_until_something_else_is_heard_of_that_node() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.000999718, "0.001 s"), (0.3, "0.3 s"), (9.99998, "10 s"), (100.2, "100 s"), (86400.0, "86400 s")],
+    [
+        (-1.3e-07, "0 s"),
+        (0.000999718, "0.001 s"),
+        (0.3, "0.3 s"),
+        (9.99998, "10 s"),
+        (100.2, "100 s"),
+        (86400.0, "86400 s"),
+    ],
 )
 def test_a_length_of_time_has_as_many_digits_as_anybody_wants_to_read(seconds: float, shown: str) -> None:
     assert in_seconds(seconds) == shown

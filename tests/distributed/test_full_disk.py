@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -35,18 +36,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def resize(disk: Path, size: int) -> None:
-    """Give the file system so many bytes."""
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+def resize(disk: Path, size: int, more: str = "") -> None:
+    """Give the file system so many bytes. more: options."""
+    subprocess.run(["mount", "-o", f"remount,size={size}{more}", str(disk)], check=True)
 
 
-async def fill(client: Client) -> int:
-    """Insert until it is refused; how many documents were accepted."""
+async def fill(client: Client, *, sure: bool = False) -> int:
+    """Insert until it is refused; how many documents were accepted. sure: the refusal is raised."""
     vectors = np.random.default_rng(1).standard_normal((BATCH, DIMENSIONS)).astype(np.float32)
     for batch in range(10_000):
         try:
             await client.insert_batch(ids=[f"d{batch}-{n}" for n in range(BATCH)], vectors=vectors)
         except DiskFull:
+            if sure:
+                raise
             return batch * BATCH
     raise AssertionError("the disk did not get full")
 
@@ -115,6 +118,37 @@ async def test_full_disks_take_no_data_and_lose_none(small_disk: Path, tmp_path:
         await cluster.equal_digests()
         for node in cluster.nodes.values():
             assert node.running(), node.output()[-3000:]
+
+
+async def test_a_file_system_without_inodes_takes_no_data_and_is_read(small_disk: Path, tmp_path: Path) -> None:
+    """It has bytes enough. Without a look at its inodes the log's next file was missing: no shard had a leader."""
+    resize(small_disk, 4 * DISK, ",nr_inodes=300")
+    async with ProcessCluster(small_disk, nodes=1, dimensions=DIMENSIONS, disk_reserve_bytes=RESERVE) as cluster:
+        (node,) = cluster.nodes.values()
+        node.directory = tmp_path  # its log file, not its data
+        async with cluster.connect() as client:
+            await client.insert("a", [1.0] * DIMENSIONS)
+            (small_disk / "others").mkdir()
+            with contextlib.suppress(OSError):
+                for n in range(1000):
+                    (small_disk / "others" / f"{n}").touch()
+            with pytest.raises(DiskFull, match="more files"):
+                await fill(client, sure=True)
+            node.signal(signal.SIGKILL)
+            node.wait()
+            node.start()
+            await cluster.ready()
+            assert await client.get("a") is not None
+            await client.delete(["a"])
+            shutil.rmtree(small_disk / "others")
+
+            async def taken() -> bool:
+                with contextlib.suppress(DiskFull):
+                    await client.insert("more", [1.0] * DIMENSIONS)
+                    return True
+                return False
+
+            await wait_for(taken, 60, "a write")
 
 
 async def test_a_disk_without_a_byte_ends_no_node_of_a_sharded_cluster(small_disk: Path) -> None:

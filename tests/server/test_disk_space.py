@@ -116,6 +116,37 @@ def test_a_reserve_that_the_next_file_of_the_log_does_not_fit_into_is_none() -> 
     assert not space.low
 
 
+def test_a_file_system_that_takes_no_more_files_is_low_whatever_bytes_it_has() -> None:
+    """The log could not begin its next file: no shard had a leader, and nothing was read."""
+
+    class Inodes(Disk):
+        files = files_free = 10_000
+
+        def room(self) -> Room:
+            return Room(1 << 40, self.free, self.files, self.files_free)
+
+    disk = Inodes(10 * LIMIT)
+    space = DiskSpace(disk, "d", LIMIT, node="node-2")
+    low = []
+    for disk.files_free in (256, 255, 319, 320, 255):
+        space.look()
+        low.append(space.low)
+    assert low == [False, True, True, False, True]
+    with pytest.raises(DiskFull, match="node-2 has room for 255 more files, and for 320 there has to be: delete"):
+        space.check(Insert("c", ["a"], b"", [b""]))
+    space.check(Delete("c", ["a"]))
+    assert space.room().files_wanted and disk.held == LIMIT // 2
+    disk.files = disk.files_free = 100
+    space.look()
+    assert not space.low and not space.room().files_wanted
+    disk.files_free = 4
+    space.look()
+    assert space.low
+    disk.files = disk.files_free = 0  # a file system that does not count them
+    space.look()
+    assert not space.low
+
+
 def test_the_reserve_has_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = Directory(str(tmp_path))
     assert volume.reserved() == 0

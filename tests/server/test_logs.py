@@ -36,7 +36,7 @@ def written(config: LogConfig) -> list[str]:
     log.info("%s asks", HOSTILE, extra={"term": 7})
     logging.getLogger("other").debug("of a library")
     try:
-        raise ValueError("broken")
+        raise ValueError(f"broken {HOSTILE}")
     except ValueError:
         log.exception("a bug")
     return stream.getvalue().splitlines(keepends=False)
@@ -45,7 +45,9 @@ def written(config: LogConfig) -> list[str]:
 def test_text_is_a_line_for_each_event_whatever_is_in_it() -> None:
     lines = written(LogConfig())
     assert lines[0].split(" ", 1)[1] == "INFO needle.test: a\\x0ab\\x0d\\x1b[2Jc\\x85d\\u2028e asks"
-    assert lines[1].endswith("ERROR needle.test: a bug") and lines[-1] == "ValueError: broken"
+    assert lines[1].endswith("ERROR needle.test: a bug")
+    assert lines[-2:] == ["  ValueError: broken a", "  b\\x0d\\x1b[2Jc\\x85d\\u2028e"]
+    assert all(line.startswith("  ") for line in lines[2:])
 
 
 def test_json_has_the_fields_and_what_was_told_beside_the_text() -> None:

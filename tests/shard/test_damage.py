@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import random
 import shutil
 import sqlite3
@@ -19,6 +21,7 @@ from harness.damage import flip_bit
 from needle.base.errors import (
     CorruptDocuments,
     CorruptSnapshot,
+    DiskFailed,
     DiskFull,
     NeedleError,
     ReplicaDamaged,
@@ -113,6 +116,42 @@ def test_a_file_that_was_cut_is_damaged(tmp_path: Path, size: int) -> None:
         replica.get("c", IDS[:1], False)
     with pytest.raises(ReplicaDamaged):
         replica.apply([])
+
+
+@pytest.mark.parametrize("name", ["documents.db", "CURRENT"])
+def test_a_file_that_is_missing_is_not_taken_for_a_new_replica(tmp_path: Path, name: str) -> None:
+    """What was written since the last checkpoint, an election for example, was put into a new, empty file, which was
+    served as all that the log had given; and data was deleted to begin anew where nothing said which is in use."""
+    replica, log = filled(tmp_path / "r")
+    replica.apply(log.add(None))
+    before = answers(replica)
+    replica.close()
+    (missing,) = (tmp_path / "r").rglob(name)
+    there = missing.read_bytes()
+    missing.unlink()
+    replica = open_replica(tmp_path / "r")
+    assert replica.damage is not None and f"{name} is missing" in replica.damage.message
+    with pytest.raises(ReplicaDamaged):
+        answers(replica)
+    replica.close()
+    missing.write_bytes(there)  # nothing was deleted: who finds the file again has everything
+    (tmp_path / "r" / "state-1" / "DAMAGED").unlink(missing_ok=True)
+    assert answers(open_replica(tmp_path / "r")) == before
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = ReplicaDisk()
+    assert disk.exists(str(tmp_path)) and not disk.exists(str(tmp_path / "a")) and not disk.exists("a\0b")
+    assert not disk.exists(str(tmp_path / ("a" * 5000)))
+    (tmp_path / "file").write_bytes(b"")
+    assert not disk.exists(str(tmp_path / "file" / "a"))
+
+    def broken(path: str) -> os.stat_result:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    with monkeypatch.context() as patched, pytest.raises(DiskFailed, match="Input/output error"):
+        patched.setattr(os, "stat", broken)
+        disk.exists("anything")
 
 
 def test_an_image_brings_a_damaged_replica_back(tmp_path: Path) -> None:

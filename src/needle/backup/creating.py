@@ -30,13 +30,14 @@ from needle.backup.format import (
     manifest_name,
 )
 from needle.backup.keeping import MAKING, PRUNING, Mark
+from needle.backup.restoring import MARK
 from needle.backup.scanning import pages
 from needle.backup.store import Store
-from needle.base.errors import CollectionNotFound, InvalidArgument, ScanEnded, StorageError
+from needle.base.errors import CollectionNotFound, InvalidArgument, ScanEnded, StorageError, Unavailable, invalid
 from needle.base.instants import rfc3339
 from needle.client import Client
 from needle.protocol.calls import batch_bytes
-from needle.routing.topology import CollectionInfo
+from needle.routing.topology import CollectionInfo, Topology
 
 ATTEMPTS: Final = 3
 """So often a scan is begun; what it wrote before is found again."""
@@ -57,6 +58,7 @@ class Making:
         blocking, client = self._around.blocking, self._client
         self._known = {name: stat.size for name, stat in (await blocking(self._store.names, PIECES)).items()}
         now = await client.refresh_topology(confirmed=True, timeout=self._timeout)
+        _check_none_restores(now)
         found = [await self._collection(info, progress) for info in now.collections]
         collections = [one for one in found if one is not None]
         names = {one.spec.name for one in collections}
@@ -144,6 +146,17 @@ class Making:
                 raise StorageError(f"{piece.name} was deleted while the backup was made: make it again")
 
 
+def _check_none_restores(now: Topology) -> None:
+    """Raises Unavailable: there is a part only, and it would be the newest backup, for which prune deletes others."""
+    mark = next((one.spec.name for one in now.collections if one.spec.name.startswith(MARK)), None)
+    if mark is not None:
+        raise Unavailable(
+            f"a restore of backup {mark.removeprefix(MARK)} is under way in this cluster, or was broken off: make a "
+            f"backup when it is done, or drop collection {mark} if it was given up",
+            collection=mark,
+        )
+
+
 class Made(msgspec.Struct, frozen=True, kw_only=True):
     """A backup that was made. read: bytes of documents that were read; shipped: bytes that the store did not have."""
 
@@ -164,9 +177,11 @@ async def create(
     """Make a backup while the cluster serves. rate: bytes a second that are read at most, 0 for no bound. timeout:
     seconds for one call. progress: told documents of a page, and bytes written so far.
 
-    Raises Forbidden for a key of some collections or documents only, Unavailable while somebody prunes, ScanEnded when
-    a collection takes longer than limits.pinned_scan_seconds, StorageError.
+    Raises Forbidden for a key of some collections or documents only, Unavailable while somebody prunes or restores,
+    ScanEnded when a collection takes longer than limits.pinned_scan_seconds, StorageError.
     """
+    if not rate >= 0:
+        raise invalid("rate", rate, "bytes a second, or 0 for no bound")
     await client.catalog_status(timeout=timeout)  # whoever may not see everything is refused, instead of seeing less
     at = around.micros()
     began = rfc3339(at)

@@ -2,13 +2,15 @@
 
 Invariants: what lists as a backup was written last, so all that it names was there. Nothing that a backup names, or one
 that is being made may come to name, is deleted: whoever makes one, or prunes, first leaves a mark of its own and then
-looks for the other's, so that at least one of two sees the other and gives way. It must not know clusters.
+looks for the other's, so that at least one of two sees the other and gives way. Nothing is deleted that has not the
+name of a file of a backup: somebody may name a directory that has other files, too. It must not know clusters.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from types import TracebackType
@@ -30,7 +32,7 @@ from needle.backup.format import (
     decode_piece,
     manifest_name,
 )
-from needle.backup.store import Store
+from needle.backup.store import PARTIAL, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError, StorageError, Unavailable, invalid
 
 MAKING: Final = "making/"
@@ -40,6 +42,12 @@ MARK_SECONDS: Final = 3600.0
 RENEW_SECONDS: Final = 60.0
 DELETES: Final = 500
 """After so many it is looked again whether nobody took the mark for dead."""
+_PARTIAL: Final = rf"{re.escape(PARTIAL)}-[0-9a-f]{{8}}"
+_PIECE: Final = re.compile(rf"{PIECES}[0-9a-f]{{2}}/[0-9a-f]{{64}}({_PARTIAL})?")
+_BROKEN_OFF: Final = re.compile(rf"{MANIFESTS}[^/]+{re.escape(SUFFIX)}{_PARTIAL}")
+_MARK: Final = re.compile(
+    rf"({MAKING}[0-9]{{8}}T[0-9]{{6}}Z-[0-9]{{6}}-[0-9a-f]{{4}}|{PRUNING}[0-9a-f]{{16}})({_PARTIAL})?"
+)
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,8 +74,8 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 
 def backup_ids(store: Store) -> list[str]:
     """From the oldest to the newest."""
-    names = sorted(store.names(MANIFESTS))
-    return [name.removeprefix(MANIFESTS).removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+    names = [name.removeprefix(MANIFESTS) for name in sorted(store.names(MANIFESTS)) if name.endswith(SUFFIX)]
+    return [name.removesuffix(SUFFIX) for name in names if "/" not in name]
 
 
 def read_manifest(store: Store, backup: str) -> Manifest:
@@ -180,7 +188,8 @@ class Mark:
                         "later, or delete that file if nobody is at work",
                         file=other,
                     )
-                store.delete(other)
+                if _MARK.fullmatch(other):
+                    store.delete(other)
         except BaseException:
             store.delete(self._name)
             raise
@@ -226,9 +235,11 @@ class Mark:
 
 async def prune(store: Store, keep: int, around: Around = REAL) -> tuple[list[str], int]:
     """Delete all backups but the newest `keep`, and pieces that no backup names: ids, and how many files these were.
-    Raises Unavailable while a backup is being made, CorruptBackup if a manifest that stays cannot be read."""
+    Raises InvalidArgument if there is no backup, Unavailable while one is being made, CorruptBackup if a manifest that
+    stays cannot be read."""
     if keep < 1:
         raise invalid("keep", keep, "1 or more")
+    await around.blocking(newest, store)  # before there is a mark: where no backup is nothing is changed
     name = f"{PRUNING}{around.rng.getrandbits(64):016x}"
     async with Mark(store, name, MAKING, "a backup is being made", around) as mark:
         done: tuple[list[str], int] = await around.blocking(_prune, store, keep, mark)
@@ -242,8 +253,8 @@ def _prune(store: Store, keep: int, mark: Mark) -> tuple[list[str], int]:
     mark.own_time()
     for backup in gone:
         store.delete(manifest_name(backup))
-    broken_off = [name for name in store.names(MANIFESTS) if not name.endswith(SUFFIX)]
-    left = [*broken_off, *(name for name in store.names(PIECES) if name not in named)]
+    broken_off = [name for name in store.names(MANIFESTS) if _BROKEN_OFF.fullmatch(name)]
+    left = [*broken_off, *(name for name in store.names(PIECES) if name not in named and _PIECE.fullmatch(name))]
     for at, name in enumerate(left):
         if at % DELETES == 0:
             mark.own_time()

@@ -397,4 +397,4 @@ def shown(value: object) -> str:
 
 def in_seconds(seconds: float) -> str:
     """A length of time as an error shows it: what is left of a timeout has more digits than anybody wants to read."""
-    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"
+    return f"{max(0.0, seconds):.3g} s" if seconds < 100 else f"{seconds:.0f} s"

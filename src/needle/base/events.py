@@ -253,6 +253,11 @@ DISK_LOW = Event(
     "%(directory)s has %(free)d bytes left: writes that need room are refused until there are %(wanted)d",
     "Reads go on.",
 )  # fmt: skip
+DISK_FILES_LOW = Event(
+    _NODE, "disk_files_low", ERROR,
+    "%(directory)s has %(wanted)s: writes that need room are refused until then",
+    "The inodes of the file system are used up, or nearly. Reads go on.",
+)  # fmt: skip
 DISK_OK = Event(
     _NODE, "disk_ok", WARNING,
     "%(directory)s has room again: %(free)d bytes",

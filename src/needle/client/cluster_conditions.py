@@ -167,6 +167,8 @@ def _disk(node: NodeId, who: WhoAnswer) -> list[Condition]:
         subject = (
             f"{node}: {disk.free / 1e6:,.0f} MB free, {disk.kept_free / 1e6:,.0f} MB and a quarter more have to be"
         )
+        if disk.files_wanted:
+            subject = f"{node}: {disk.files_wanted}, on the file system of its data"
         action = "free space: it refuses data until then; read 'When a disk runs full' in docs/operations.md"
         return [holds("NeedleDiskFull", subject, action)]
     if disk.free < DISK_ROOMS * disk.kept_free:

@@ -143,13 +143,15 @@ class WhoCall(msgspec.Struct, frozen=True, array_like=True):
 class DiskRoom(msgspec.Struct, frozen=True, array_like=True):
     """Bytes of the file system of a node's data directory: free for it, in all, taken by its own files (counted every
     few seconds, its reserve left out), and what must stay free (below that it refuses data). low: it refuses data now,
-    until there is a quarter more."""
+    until there is a quarter more. files_wanted: why, where it is not for bytes but for the number of files that the
+    file system still takes."""
 
     free: int
     total: int
     used: int
     kept_free: int
     low: bool = False
+    files_wanted: str = ""
 
 
 class Levels(msgspec.Struct, frozen=True, array_like=True):

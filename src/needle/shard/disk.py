@@ -24,6 +24,8 @@ from needle.base.errors import CorruptDocuments, DiskFailed, NeedleError, TooMan
 from needle.base.file_errors import os_failure, shortage, too_many_files
 
 _CHUNK = 1 << 20
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
+"""Why a path leads to nothing, whatever is there."""
 
 
 @contextmanager
@@ -93,7 +95,17 @@ class ReplicaDisk:
             os.makedirs(path, exist_ok=True)
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(path)
+        """Whether there is such a file or directory. What cannot be looked at is not taken for missing, as something
+        new would be made in its place."""
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return False
+            raise os_failure(error, path) from error
+        except ValueError:  # a name that no file can have
+            return False
+        return True
 
     def names(self, directory: str) -> list[str]:
         """Sorted names in a directory."""

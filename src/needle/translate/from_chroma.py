@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from needle.base.filters.builder import Filter
-from needle.translate.refusing import mapping, members, refused
+from needle.translate.refusing import bounded, flat, mapping, members, refused
 
 _BY_NAME: Final[dict[str, Callable[[str, Any], Filter]]] = {
     "$eq": Filter.eq,
@@ -23,6 +23,7 @@ _BY_NAME: Final[dict[str, Callable[[str, Any], Filter]]] = {
 """`$contains` there: an array of metadata has the value."""
 
 
+@bounded
 def chroma(where: Mapping[str, Any]) -> Filter:
     """`where` of a query, get or delete. {} matches all. `where_document` is no filter on metadata: keep the text in a
     field, and say `Filter.contains`. Raises InvalidArgument naming what is not understood."""
@@ -37,6 +38,7 @@ def _condition(where: object) -> Filter:
     if key in ("$and", "$or"):
         parts = [_condition(one) for one in members(key, value)]
         return Filter.all(parts) if key == "$and" else Filter.any_(parts)
+    flat("key of where", key)
     if not isinstance(value, Mapping):
         return Filter.eq(key, value)
     if len(value) != 1:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from needle.base.filters.builder import Filter
-from needle.translate.refusing import mapping, members, refused
+from needle.translate.refusing import bounded, flat, mapping, members, refused
 
 
 def _between(field: str, value: object) -> Filter:
@@ -48,25 +48,49 @@ _BY_NAME: Final[dict[str, Callable[[str, Any], Filter]]] = {
 }
 
 
+_TEXT: Final = ("$in", "$nin", "$like")
+"""Of a missing field these are neither true nor false there, and so is their opposite: it is not found by it."""
+
+
+@bounded
 def langchain(filter: Mapping[str, Any]) -> Filter:
     """`filter` of a similarity search. Several fields hold together. Raises InvalidArgument
     naming what is not understood; `$ilike` is not, for nothing here passes over upper case."""
-    said = mapping("filter", filter)
-    parts = [_part(key, value) for key, value in said.items()]
-    return parts[0] if len(parts) == 1 else Filter.all(parts) if parts else Filter.parse({})
+    return _filter("filter", filter, holds=True)
 
 
-def _part(key: str, value: Any) -> Filter:
+def _filter(where: str, filter: object, *, holds: bool) -> Filter:
+    """What finds the documents for which it is true, or for which it is false: not the same as all others."""
+    parts = [_part(key, value, holds=holds) for key, value in mapping(where, filter).items()]
+    if not parts:
+        return Filter.parse({}) if holds else Filter.not_(Filter.parse({}))
+    return _joined(parts, both=holds)
+
+
+def _joined(parts: list[Filter], *, both: bool) -> Filter:
+    if len(parts) == 1:
+        return parts[0]
+    return Filter.all(parts) if both else Filter.any_(parts)
+
+
+def _part(key: str, value: Any, *, holds: bool) -> Filter:
     if key in ("$and", "$or"):
-        parts = [langchain(one) for one in members(key, value)]
-        return Filter.all(parts) if key == "$and" else Filter.any_(parts)
+        said = members(key, value)
+        if not said:
+            raise refused(key, value, "a non-empty list of filters")
+        return _joined([_filter(f"part of {key}", one, holds=holds) for one in said], both=(key == "$and") == holds)
     if key == "$not":
-        return Filter.not_(langchain(mapping(key, value)))
-    if not isinstance(value, Mapping):
-        return Filter.eq(key, value)
-    if len(value) != 1:
-        raise refused(f"filter {key}", dict(value), "a value, or a dict with one operator; join several by $and")
-    ((name, operand),) = value.items()
-    if name not in _BY_NAME:
-        raise refused(f"operator of {key}", name, f"one of {', '.join(_BY_NAME)}")
-    return _BY_NAME[name](key, operand)
+        return _filter(key, value, holds=not holds)
+    flat("field of filter", key)
+    name, operand = "$eq", value
+    if isinstance(value, Mapping):
+        if len(value) != 1:
+            instead = "a value, or a dict with one operator; join several by $and"
+            raise refused(f"filter {key}", dict(value), instead)
+        ((name, operand),) = value.items()
+        if name not in _BY_NAME:
+            raise refused(f"operator of {key}", name, f"one of {', '.join(_BY_NAME)}")
+    made = _BY_NAME[name](key, operand)
+    if holds:
+        return made
+    return Filter.exists(key) & Filter.not_(made) if name in _TEXT else Filter.not_(made)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from needle.base.filters.builder import Filter
-from needle.translate.refusing import mapping, members, only, refused
+from needle.translate.refusing import bounded, mapping, members, only, refused
 
 _CLAUSES: Final = ("must", "should", "must_not", "min_should")
 _OF_KEYS: Final = ("match", "range", "values_count")
@@ -18,6 +18,7 @@ _INSTEAD: Final = {
 }
 
 
+@bounded
 def qdrant(filter: Mapping[str, Any]) -> Filter:
     """A filter as JSON has it (of the Python client: `filter.model_dump(exclude_none=True)`). {} matches all. Ids that
     are numbers are meant as their digits. Raises InvalidArgument naming what is not understood, as geo."""
@@ -42,7 +43,7 @@ def _min_should(said: Mapping[str, Any]) -> Filter:
     only("min_should", said, ("conditions", "min_count"))
     parts = [_condition(one) for one in members("conditions", said.get("conditions"))]
     count = said.get("min_count")
-    if parts and count == 1:
+    if parts and count == 1 and count is not True:
         return Filter.any_(parts)
     if parts and count == len(parts):
         return Filter.all(parts)
@@ -68,13 +69,13 @@ def _condition(condition: object) -> Filter:
 
 
 def _is_null(said: object) -> Filter:
-    key = _key(mapping("is_null", said).get("key"))
+    key = _key_alone("is_null", said)
     return Filter.exists(key) & Filter.eq(key, None)
 
 
 def _is_empty(said: object) -> Filter:
     """Missing, null or []."""
-    key = _key(mapping("is_empty", said).get("key"))
+    key = _key_alone("is_empty", said)
     return Filter.size(key, 0) | Filter.eq(key, None) & _no_array(key)
 
 
@@ -116,6 +117,12 @@ def _values_count(key: str, count: object) -> Filter:
     if not one:
         return many
     return many | Filter.all(Filter.exists(key), _no_array(key), Filter.ne(key, None))
+
+
+def _key_alone(name: str, said: object) -> str:
+    told = mapping(name, said)
+    only(name, told, ("key",))
+    return _key(told.get("key"))
 
 
 def _key(key: object) -> str:

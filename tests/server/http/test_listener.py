@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
+import logging
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import uvloop
 
 from harness import door
 from harness.door import Idle, connected, serving
 from needle.local.process_cluster import wait_for
+from needle.rpc.tls import HANDSHAKE
 from needle.server.http import listener
+from needle.server.http.bodies import Nothing
+from needle.server.http.call import Call
 from needle.server.http.listener import HttpServer
-from needle.server.http.routes import ROUTES
+from needle.server.http.routes import ROUTES, Route
 
 SIZE = 1 << 20
 
@@ -185,6 +191,47 @@ async def test_an_idle_connection_ends(server: HttpServer) -> None:
 async def test_a_pipeline_without_end_is_cut(server: HttpServer) -> None:
     answer = await ask(server, b"GET /metrics HTTP/1.1\r\n\r\n" * 5000)
     assert answer.count(b"a_metric") < 1000
+
+
+@pytest.mark.parametrize("path", [b"/metrics", b"/v1/read"])
+def test_who_leaves_a_pipeline_unread_is_no_bug_of_the_node(path: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Anybody could fill the log with tracebacks: a few bytes for each. Nodes run on uvloop, which raises for what is
+    written into a connection that has ended."""
+
+    class Slow(Node):
+        async def read(self) -> Callable[[], bytes]:
+            self.rendered += 1
+            await asyncio.sleep(0.005)
+            return lambda: self.text
+
+    async def leave() -> None:
+        node = Slow()
+
+        async def read(_: Call) -> dict[str, int]:
+            await node.read()
+            return {}
+
+        async with serving([Route("GET", "/v1/read", read, "", Nothing, dict, "reader")], node) as server:
+            for _ in range(5):
+                before = node.rendered
+                _, writer = await connected(server)
+                writer.write(b"GET " + path + b" HTTP/1.1\r\n\r\n" * 20)
+                await wait_for(lambda seen=before: node.rendered > seen, 30, "the first request")
+                writer.close()
+                await wait_for(lambda: not server.connections, 30, "the end of the connection")
+            await wait_for(lambda: not server._server.server_state.tasks, 30, "the end of the requests")
+
+    uvloop.run(leave())
+    gc.collect()  # a task whose error nobody has asked for tells it when it goes
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+
+
+async def test_that_a_caller_speaks_tls_is_said_once(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        assert b"this port does not speak TLS" in await ask(
+            server, HANDSHAKE + b"\x03\x01\x02\x00\x01\x00" + b"\0" * 600
+        )
+    assert caplog.text.count("the caller speaks TLS") == 1
 
 
 async def test_what_is_too_much_at_once_is_refused_by_name(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:

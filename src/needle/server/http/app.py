@@ -53,6 +53,7 @@ from needle.server.http.message import (
     headers_of,
     is_taken,
     is_there,
+    pieces_of,
     remote_of,
     unreadable,
     write,
@@ -128,15 +129,10 @@ class Door:
             """In pieces, each once the one before it was taken off our hands."""
             nonlocal started
             started = True
-            body = message.get("body", b"")
-            if len(body) <= PIECE_BYTES and is_taken(scope):
-                await send(message)
-                return
-            for at in range(0, max(1, len(body)), PIECE_BYTES):
-                piece = {**message}
-                if len(body) > PIECE_BYTES:
-                    piece["body"] = body[at : at + PIECE_BYTES]
-                    piece["more_body"] = message.get("more_body", False) or at + PIECE_BYTES < len(body)
+            for piece in pieces_of(message):
+                if is_taken(scope) and piece is message:
+                    await send(message)
+                    return
                 async with asyncio.timeout(SEND_SECONDS):
                     await send(piece)
 

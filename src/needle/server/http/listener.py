@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final, cast
 
 import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from needle.base.config import parse_address
 from needle.base.errors import Unavailable
@@ -157,6 +157,7 @@ class _Connection(HttpToolsProtocol):
 
     leaving: set[Callable[[], None]]
     """To be called when the connection ends."""
+    _unanswered: Sequence[RequestResponseCycle] = ()
     _head: int = 0
     _fields: int = 0
     _between: int = 0
@@ -191,6 +192,8 @@ class _Connection(HttpToolsProtocol):
         if self._linger is not None:
             self._linger.cancel()
         super().connection_lost(exc)
+        for cycle in self._unanswered:  # of a pipeline uvicorn tells the last one only, and answers into the void
+            cycle.disconnected = True
         for leave in tuple(self.leaving):
             leave()
 
@@ -223,7 +226,8 @@ class _Connection(HttpToolsProtocol):
             text = f"the head of a request, with its trailers, may have at most {HEAD_BYTES_MAX} bytes"
         elif self._begins_tls:
             text = "this port does not speak TLS: ask by http://, or give the node the settings in [tls]"
-            log.warning("HTTP connection from %s: the caller speaks TLS, and this node does not", self.client)
+            if _is_news(self.client[0] if self.client else "?", "tls"):
+                log.warning("HTTP connection from %s: the caller speaks TLS, and this node does not", self.client)
         self.transport.write(_bad_request("malformed_request", text))
         self.transport.close()
 
@@ -257,6 +261,7 @@ class _Connection(HttpToolsProtocol):
         """An answer that nobody reads does not keep the connection, either."""
         self.waiting_since = None if self.pipeline else self.loop.time()
         super().on_response_complete()
+        self._unanswered = [one for one in self._unanswered if not one.response_complete]
         if self.transport.is_closing() and self._linger is None:
             self._linger = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
@@ -278,6 +283,7 @@ class _Connection(HttpToolsProtocol):
             self.transport.abort()
             return
         super().on_headers_complete()
+        self._unanswered = [*self._unanswered, self.cycle]
         self.scope["needle.cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
 
     def _await_head(self) -> None:

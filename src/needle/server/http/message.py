@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -231,9 +231,25 @@ def is_there(scope: Scope) -> bool:
 
 
 def is_taken(scope: Scope) -> bool:
-    """Whether the connection takes the next part of an answer at once."""
+    """Whether the next part of an answer is off our hands at once: the connection takes it, or is ending, and then it
+    is dropped. To be asked before each part: what is written into a connection before its end was heard of fails."""
     cycle = scope.get("needle.cycle")
-    return cycle is not None and not cycle.flow.write_paused
+    if cycle is None:
+        return False
+    if cycle.transport.is_closing():
+        cycle.disconnected = True
+    return cycle.disconnected or not cycle.flow.write_paused
+
+
+def pieces_of(message: MutableMapping[str, Any]) -> Iterator[MutableMapping[str, Any]]:
+    """A part of an answer, in pieces of PIECE_BYTES at most."""
+    body = message.get("body", b"")
+    if len(body) <= PIECE_BYTES:
+        yield message
+        return
+    for at in range(0, len(body), PIECE_BYTES):
+        end = at + PIECE_BYTES
+        yield {**message, "body": body[at:end], "more_body": message.get("more_body", False) or end < len(body)}
 
 
 async def write(send: Send, status: int, told: list[tuple[bytes, bytes]], body: bytes) -> None:

@@ -1,7 +1,7 @@
 """The lines that a node writes to its standard error, as text or as JSON.
 
-Invariant: one event is one line, whatever is in it, for names come from outside; in text a bug's traceback follows. A
-line is bounded, and so is how often one event is told (folding.py).
+Invariant: one event is one line, whatever is in it, for names come from outside; in text a bug's traceback follows, in
+lines that begin with two spaces. A line is bounded, and so is how often one event is told (folding.py).
 It must not know what is told.
 """
 
@@ -70,4 +70,7 @@ def _cut(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 def _text(_: WrappedLogger, __: str, event: EventDict) -> str:
     said: dict[str, Any] = dict(event)
     head = f"{said['time']} {said['level'].upper()} {said['logger']}: {said['event']}".translate(_UNSEEN)
-    return f"{head}\n{said['exception']}" if "exception" in said else head
+    if "exception" not in said:
+        return head
+    told = said["exception"].split("\n")  # what a bug stumbled over is in it: no line of it looks like an event's
+    return "\n".join([head, *(f"  {line.translate(_UNSEEN)}" for line in told)])

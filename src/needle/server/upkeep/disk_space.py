@@ -3,7 +3,8 @@
 Below `low` bytes the leaders here refuse what makes the data grow, and no index is built; reads, deletes and drops go
 on, into a reserve: a file that holds `low / 2` bytes for them. It is given up in steps while less than `low / 4` is
 left; not at once, because it may be others who take the room. When there is room again (a quarter more than `low`, and
-the reserve has its bytes back) everything is as before, by itself.
+the reserve has its bytes back) everything is as before, by itself. A file system that takes hardly any more files, as
+its inodes are used up, is low in the same way, whatever bytes it has: the next file of the log has to be made there.
 Invariant: the reserve is only ever taken from what is above `low`. It must not know what the bytes are for.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from needle.base.errors import DiskFull
-from needle.base.events import DISK_LOW, DISK_OK, tell
+from needle.base.events import DISK_FILES_LOW, DISK_LOW, DISK_OK, tell
 from needle.base.runtime import Blocking
 from needle.protocol import catalog_commands
 from needle.protocol.catalog_commands import CatalogCommand
@@ -37,15 +38,20 @@ COUNT_LOOKS = 20
 FILES_A_LOOK = 25
 """The node's files are counted every 20 looks, or less often: 100 files a second at most."""
 LOW_BYTES = (64 << 20, 1 << 30)
+LOW_FILES = 256
+"""Files that have to fit on the file system; a SHARE of all where that is less."""
 _BLOCK = bytes(1 << 20)
 
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes of a file system: of all, and those that this process may still take."""
+    """Bytes of a file system: of all, and those that this process may still take. files, files_free: the same of its
+    inodes; 0 files: it counts none."""
 
     total: int
     free: int
+    files: int = 0
+    files_free: int = 0
 
 
 class Volume(Protocol):
@@ -79,7 +85,7 @@ class Directory:
     def room(self) -> Room:
         """Of the file system, for whoever is not root."""
         found = os.statvfs(self._directory)
-        return Room(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+        return Room(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, found.f_files, found.f_favail)
 
     def reserved(self) -> int:
         """Bytes of the reserve; 0 if there is none."""
@@ -174,6 +180,8 @@ class DiskSpace:
         self._limit = 0
         self.low = False
         self.free = self.total = self.used = 0
+        self._files_wanted = ""
+        """Why it is low though there are bytes; "" if it is not."""
         self._uncounted = 0
         """Looks until the files are counted again."""
 
@@ -190,6 +198,7 @@ class DiskSpace:
             self.free, self.total = room.free, room.total
             self._limit = low_bytes(room.total) if self._configured is None else self._configured
             if self._limit:
+                self._judge_files(room)
                 self._judge(room.free)
             if self._uncounted <= 0:
                 files, self.used = self._volume.used()
@@ -200,16 +209,24 @@ class DiskSpace:
 
     def room(self) -> DiskRoom:
         """What other nodes and clients are told."""
-        return DiskRoom(self.free, self.total, self.used, self._limit, self.low)
+        return DiskRoom(self.free, self.total, self.used, self._limit, self.low, self._files_wanted)
+
+    def _judge_files(self, room: Room) -> None:
+        limit = min(LOW_FILES, room.files // SHARE)
+        if room.files_free < (limit + limit // 4 if self._files_wanted else limit):
+            least = limit + limit // 4
+            self._files_wanted = f"room for {room.files_free} more files, and for {least} there has to be"
+        else:
+            self._files_wanted = ""
 
     def _judge(self, free: int) -> None:
         limit, volume, size = self._limit, self._volume, self._limit // 2
         held = volume.reserved()
         missing = max(0, size - held)
         if not self.low:
-            if free - missing < limit or (missing and not volume.reserve(size)):
+            if self._files_wanted or free - missing < limit or (missing and not volume.reserve(size)):
                 self._change(True)
-        elif free - missing >= limit + limit // 4 and (not missing or volume.reserve(size)):
+        elif not self._files_wanted and free - missing >= limit + limit // 4 and (not missing or volume.reserve(size)):
             self._change(False)
         if self.low and held and free < limit // 4:
             left = max(0, held - max(1, size // STEPS))
@@ -218,7 +235,9 @@ class DiskSpace:
 
     def _change(self, low: bool) -> None:
         self.low = low
-        if low:
+        if low and self._files_wanted:
+            tell(DISK_FILES_LOW, directory=self._directory, wanted=self._files_wanted)
+        elif low:
             wanted = self._limit + self._limit // 4
             tell(DISK_LOW, directory=self._directory, free=self.free, wanted=wanted)
         else:
@@ -245,8 +264,9 @@ class DiskSpace:
             raise self._refusal()
 
     def _refusal(self) -> DiskFull:
+        lacks = f"{self.free} bytes left, and data is refused below {self._limit}"
         return DiskFull(
-            f"the disk of node {self._node} has {self.free} bytes left, and data is refused below {self._limit}: "
+            f"the disk of node {self._node} has {self._files_wanted or lacks}: "
             f"delete documents, drop collections or give it more room; reads, deletes and drops go on",
             free=self.free, limit=self._limit, node=self._node,
         )  # fmt: skip

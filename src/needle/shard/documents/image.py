@@ -93,7 +93,8 @@ def verify_image(directory: str, disk: ReplicaDisk) -> Image:
 
 
 def current_state(directory: str, disk: ReplicaDisk) -> str:
-    """The state directory in use, made if the replica is new. Deletes what an interrupted installation left."""
+    """The state directory in use, made if the replica is new. Deletes what an interrupted installation left. Raises
+    CorruptDocuments where it is not known which one is in use: the data may be in any of them."""
     disk.make_directory(directory)
     path = os.path.join(directory, CURRENT)
     if disk.exists(path):
@@ -105,6 +106,9 @@ def current_state(directory: str, disk: ReplicaDisk) -> str:
             if other.startswith(_STATE) and other != name:
                 disk.remove_tree(os.path.join(directory, other))
     else:
+        for other in disk.names(directory):  # CURRENT is durable before there are documents
+            if other.startswith(_STATE) and disk.exists(os.path.join(directory, other, FILE_NAME)):
+                raise CorruptDocuments(f"{path} is missing, and {other} beside it has documents", path=path)
         name = f"{_STATE}1"
         _make_state(os.path.join(directory, name), disk)
         _point(directory, name, disk)

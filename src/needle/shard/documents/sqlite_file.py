@@ -100,6 +100,9 @@ def open_writer(path: str, disk: ReplicaDisk, check: Callable[[str], object]) ->
     """The connection that writes; creates the file and its tables, or rewrites one of an older format. check: reads all
     of a rewritten one. Raises UnsupportedFormat, CorruptDocuments, apsw.Error."""
     if not disk.exists(path):
+        wal = f"{path}-wal"
+        if disk.exists(wal) and os.path.getsize(wal):  # SQLite would take its pages for those of the new file
+            raise CorruptDocuments(f"{path} is missing, and its write-ahead log is there", path=path)
         _create(path, disk)
     _bring_up_to_date(path, disk, check)
     connection = connect(path)
