@@ -8,11 +8,13 @@ loop nor the memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final, cast
 
+import httptools
 import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -198,7 +200,8 @@ class _Connection(HttpToolsProtocol):
         """Bytes of a head count until it is complete; those of a body are counted by who reads them."""
         self._between += len(data)
         self._begins_tls = data.startswith(HANDSHAKE)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self.transport.is_closing():
             return
         if self._between > HEAD_BYTES_MAX + READ_BYTES_MAX:
@@ -212,6 +215,30 @@ class _Connection(HttpToolsProtocol):
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self._head_timer is None and self.timeout_keep_alive_task is None:
             self._await_head()  # an empty line begins no request, and keeps no connection
+
+    def _feed(self, data: bytes) -> None:
+        """To the parser. It takes a request that asks for another protocol (curl --http2, Java's client) to end with its
+        head, and what its body is for that protocol's: it would be lost, or read as the next request. There is no other
+        one here, so the same head is read anew without the asking."""
+        while not self.transport.is_closing():
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+                if method == b"CONNECT":
+                    self.send_400_response("")
+                    return
+                kept = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+                head = b"\r\n".join([method + b" " + self.url + b" HTTP/" + version, *kept, b"", b""])
+                data = head + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                with contextlib.suppress(AttributeError):  # as uvicorn does: httptools before 0.6.3 has none
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+            else:
+                return
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be read gets a problem document, too; behind an answer that has begun, the end."""
@@ -248,6 +275,8 @@ class _Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # see `_feed`
         self._between = 0
         if self.cycle is not None and not self.cycle.response_complete:
             self.waiting_since = None
@@ -273,6 +302,8 @@ class _Connection(HttpToolsProtocol):
         self.scope["needle.leaving"] = self.leaving  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # see `_feed`
         self._stop_timer()
         if len(self.pipeline) >= PIPELINED_MAX:
             self.transport.abort()
