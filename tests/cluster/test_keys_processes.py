@@ -16,12 +16,12 @@ import pytest_asyncio
 
 import needle
 from harness.marked_documents import CALM
-from needle import Client, Forbidden, InvalidArgument, NeedleError, Unauthenticated
+from needle import Client, Forbidden, InvalidArgument, NeedleError, SessionExpired, Unauthenticated
 from needle.cli.app import main
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.connecting import Credentials, connected
 from needle.local.process_cluster import ProcessCluster, wait_for
-from needle.protocol import calls
+from needle.protocol import calls, commands
 from needle.protocol.calls import GroupCall
 
 SECRET = "0123456789abcdef" * 4
@@ -110,6 +110,44 @@ async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: Proce
         assert await status(at[2], "/v1/keys", key) == (200 if rules else 403)
         field = "/v1/collections/default/field_indexes/in.year"
         assert [await status(at[0], field, key, how) for how in ("PUT", "DELETE")] == [200 if rules else 403] * 2
+
+
+async def test_a_key_for_some_collections_uses_up_no_number_of_anothers_session(
+    cluster: ProcessCluster, admin: Client
+) -> None:
+    """Ids of sessions are indexes of the log, so they can be guessed. A write under a number that is used up was answered
+    as done, and was not: also in a collection that the key is not for."""
+    key, ops = (
+        (await admin.create_key("few", "writer", collections=["other"])).key,
+        (await admin.create_key("some", "admin")).key,
+    )
+    put, path = b'{"vector": [1, 1, 1, 1, 1, 1, 1, 1]}', "/v1/collections/default/documents"
+    for at, node in enumerate(cluster.nodes.values()):  # each routes in sessions of its own
+        assert await status(node.http, f"{path}/before-{at}", ops, "PUT", put) == 200
+    async with cluster.connect(api_key=key) as client:
+        now, leader = client.topology(), cluster.nodes[await client.leader()].address
+        assert now.map is not None
+        stored = now.named("other").stored_name
+
+        async def delete(session: int, seq: int) -> str:
+            command = commands.Delete(stored, ["nothing"], session=commands.Session(session, seq, 0))
+            call = calls.WriteCall(1, commands.encode(command), 10.0, now.map.epoch)
+            try:
+                await client._caller.call(leader, calls.WRITE, calls.encode(call), 10.0)
+            except SessionExpired as error:
+                return "unknown" if "unknown here" in error.message else "known"
+            return "taken"
+
+        for session in range(1, 100):
+            assert set(await asyncio.gather(*[delete(session, seq) for seq in range(1, 9)])) == {"unknown"}
+        for n in range(3):
+            await client.insert(f"own-{n}", VECTOR, collection="other")
+        await client.insert_batch([(f"many-{n}", VECTOR) for n in range(3000)], collection="other")
+        assert await client.count(collection="other") == 3003
+        assert (await client.delete_where({}, collection="other")).count == 3003
+    for at, node in enumerate(cluster.nodes.values()):
+        assert await status(node.http, f"{path}/after-{at}", ops, "PUT", put) == 200
+        assert await admin.get(f"after-{at}") is not None
 
 
 async def test_who_did_what_and_who_was_refused_is_written_down(cluster: ProcessCluster, admin: Client) -> None:

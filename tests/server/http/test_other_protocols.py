@@ -32,7 +32,9 @@ async def server() -> AsyncIterator[HttpServer]:
 
 
 async def test_a_tunnel_is_refused(server: HttpServer) -> None:
-    status, answer = await ask(server, b"CONNECT example.org:443 HTTP/1.1\r\nhost: x\r\n\r\nGET /livez HTTP/1.1\r\n\r\n")
+    status, answer = await ask(
+        server, b"CONNECT example.org:443 HTTP/1.1\r\nhost: x\r\n\r\nGET /livez HTTP/1.1\r\n\r\n"
+    )
     assert (status, answer.count(b"HTTP/1.1")) == (400, 2)  # the second one stands in the text
 
 
