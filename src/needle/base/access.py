@@ -104,8 +104,8 @@ def new_key(random: bytes) -> str:
 
 
 def without_keys(text: str) -> str:
-    """Text that is kept, or shown to others than who said it: of what could be a key only its beginning is left. Keys get
-    where names belong: `needle keys revoke` with the key itself."""
+    """Text that is kept, or shown to others than who said it: of what could be a key only its beginning is left. Keys
+    get where names belong: `needle keys revoke` with the key itself."""
     return _KEY.sub(PREFIX + "...", text) if PREFIX in text else text
 
 

@@ -291,6 +291,12 @@ class _Endpoint:
         except NeedleError as error:
             failure = error
             raise
+        except (HttpError, Gone):
+            raise
+        except Exception:
+            if not done:  # else it is the answer that did not get through
+                failure = Internal("the request failed")
+            raise
         except asyncio.CancelledError:
             if ending.left:
                 ending.task.uncancel()

@@ -161,14 +161,20 @@ def too_large(bytes_max: int) -> HttpError:
     return HttpError(413, "content_too_large", f"a request may have at most {bytes_max} bytes of body", field="body")
 
 
+def place_of(why: str) -> str:
+    """The field that a decoder's refusal names; "" for none."""
+    found = re.search(r" - at `\$\.?([^`]*)`$", why)
+    return found[1] if found else ""
+
+
 def unreadable(error: Exception, data: bytes, packed: bool) -> InvalidArgument:
     """Why a body is refused: which field it is about, or what stands where it ends to be JSON."""
     why, field = str(error), "body"
     if isinstance(error, RecursionError):
         why = f"values are nested too deep: in metadata at most {DEPTH_MAX} deep, and filters less"
         field = field if packed else _field_at(data, DEPTH_MAX) or field
-    elif place := re.search(r" - at `\$\.?([^`]*)`$", why):
-        field = place[1] or field
+    elif place := place_of(why):
+        field = place
     elif not packed and (byte := re.search(r"\(byte (\d+)\)$", why)):
         at = int(byte[1])
         why += f", near {data[max(0, at - NEAR_BYTES) : at + NEAR_BYTES].decode(errors='replace')!r}"
