@@ -115,8 +115,8 @@ async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: Proce
 async def test_a_key_for_some_collections_uses_up_no_number_of_anothers_session(
     cluster: ProcessCluster, admin: Client
 ) -> None:
-    """Ids of sessions are indexes of the log, so they can be guessed. A write under a number that is used up was answered
-    as done, and was not: also in a collection that the key is not for."""
+    """Ids of sessions are indexes of the log, so they can be guessed. A write under a number that is used up was
+    answered as done, and was not: also in a collection that the key is not for."""
     key, ops = (
         (await admin.create_key("few", "writer", collections=["other"])).key,
         (await admin.create_key("some", "admin")).key,

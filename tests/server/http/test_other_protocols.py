@@ -43,7 +43,7 @@ async def test_a_tunnel_is_refused(server: HttpServer) -> None:
 async def test_who_asks_for_another_protocol_is_answered_in_this_one(
     server: HttpServer, chunked: bool, cut: int
 ) -> None:
-    """As curl --http2 and Java's client do, with whatever they send: its body was lost, and read as the next request."""
+    """As curl --http2 and Java's client do, with whatever they send: the body was lost, or read as a request."""
     asking = ("connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQCAAAAAAIAAAAA")
     told = b"GET /livez HTTP/1.1\\r\\n" * (10_000 if cut == 1 else 1)
     text = b'{"value":"%b"}' % told
