@@ -7,6 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,32 @@ async def test_who_did_what_and_who_was_refused_is_written_down(cluster: Process
     } <= acts
     assert key not in json.dumps(lines)
     assert all(line["remote"].startswith("127.0.0.1:") and line["at"] for line in lines)
+
+
+async def test_what_one_node_asks_another_for_a_caller_is_written_down_once(
+    cluster: ProcessCluster, admin: Client
+) -> None:
+    """By the node that was asked by HTTP, which knows the key; whoever leads the catalog, or the shard, is not asked."""
+
+    def told() -> Counter[tuple[str, str, str]]:
+        files = (cluster.directory / name / "audit.jsonl" for name in cluster.nodes)
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return Counter((line["node"], line["call"], line.get("key", "")) for line in lines)
+
+    ops = (await admin.create_key("door", "admin")).key
+    bound = (await admin.create_key("few-documents", filter={"a": 1})).key
+    explain, named = b'{"vector": [1, 1, 1, 1, 1, 1, 1, 1], "explain": true}', b'{"collection": "other"}'
+    search, alias = "/v1/collections/default/search", "/v1/aliases/by-door"
+    await asyncio.sleep(0.5)
+    before, wanted = told(), set[tuple[str, str, str]]()
+    for name, node in cluster.nodes.items():
+        assert await status(node.http, alias, ops, "PUT", named) == 200
+        assert await status(node.http, search, bound, "POST", explain) == 403
+        wanted |= {(name, f"PUT {alias}", "door"), (name, f"POST {search}", "few-documents")}
+    await admin.remove_alias("by-door")
+    await wait_for(lambda: len(told() - before) > len(wanted), 30.0, "the lines")
+    await asyncio.sleep(0.5)
+    assert {line for line in told() - before if line[2] != "ops"} == wanted
 
 
 async def test_a_key_for_one_collection_knows_of_no_other(cluster: ProcessCluster, admin: Client) -> None:

@@ -165,7 +165,7 @@ class Service:
 
     def on_request(self, peer: PeerLike, method: str, body: Any) -> Body | Awaitable[Body]:
         """One call of a client or a node."""
-        if self._audited is None or peer.node_id or peer.remote == LOCAL:
+        if self._audited is None or peer.node_id or peer.within or peer.remote == LOCAL:
             return self._begin(peer, method, body)
         return self._audited.on_request(peer, method, body)
 
