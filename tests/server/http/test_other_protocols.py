@@ -38,6 +38,17 @@ async def test_a_tunnel_is_refused(server: HttpServer) -> None:
     assert (status, answer.count(b"HTTP/1.1")) == (400, 2)  # the second one stands in the text
 
 
+@pytest.mark.parametrize("trailer", [b"authorization: Bearer wrong", b"content-encoding: gzip"])
+async def test_trailers_are_no_headers(server: HttpServer, trailer: bytes) -> None:
+    """They were when the whole request came at once."""
+    one = request("POST", "/v1/take", b"2\r\n{}\r\n0\r\n" + trailer + b"\r\n\r\n", "transfer-encoding: chunked")
+    again = one.replace(b"connection: close\r\n", b"", 1) + one
+    reader, writer = await connected(server)
+    writer.write(again)
+    assert (await asyncio.wait_for(reader.read(), 30)).count(b"HTTP/1.1 200 OK") == 2
+    writer.close()
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("cut", [0, 1, 2])
 async def test_who_asks_for_another_protocol_is_answered_in_this_one(

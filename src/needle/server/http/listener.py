@@ -259,9 +259,11 @@ class _Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Of the head, and of the trailers behind a chunked body."""
+        """Of the head; and of the trailers behind a chunked body, which are no part of it: a key, or an encoding, that
+        comes there would count as said before, or not, by how the request was cut."""
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._head_timer is not None:
+            super().on_header(name, value)
 
     def _count(self, size: int) -> None:
         self._between = 0
