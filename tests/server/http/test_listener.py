@@ -69,6 +69,7 @@ END = b" HTTP/1.1\r\nconnection: close\r\n"
         (b"PUT /v1/nodes/a/drain" + END + b"content-encoding: br\r\n\r\n", 415, b"gzip"),
         (b"GET /v1/nodes?timeout=1&timeout=2" + END + b"\r\n", 400, b"given twice"),
         (b"GET /v1/collections?sizes=yes" + END + b"\r\n", 400, b'"field":"sizes"'),
+        (b"PUT /v1/nodes/a/drain?timeout=1" + END + b"\r\n", 400, b"stands in its body"),
         (b"GET /v1/nodes?limit=1" + END + b"\r\n", 400, b"timeout"),
         (b"GET /v1/nodes?timeout=-1" + END + b"\r\n", 400, b"timeout"),
         (b"nonsense\r\n\r\n", 400, b"malformed_request"),

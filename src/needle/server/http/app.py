@@ -61,7 +61,7 @@ from needle.server.http.metered import documents_of, size_of
 from needle.server.http.paths import Path, parts_of
 from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
-from needle.server.http.queries import from_query
+from needle.server.http.queries import from_query, no_query
 from needle.server.http.routes import BASE, Route
 from needle.server.http.streams import stream
 from needle.server.upkeep.history import History
@@ -335,6 +335,7 @@ class _Endpoint:
         if self._route.in_query:
             body = from_query(self._route.body, scope["query_string"])
         else:
+            no_query(scope["query_string"])
             check_body(scope["method"], headers)
             try:
                 async with asyncio.timeout(BODY_SECONDS) if not is_there(scope) else nullcontext():

@@ -14,6 +14,12 @@ from needle.server.http.message import place_of
 QUERY_FIELDS_MAX: Final = 1000
 
 
+def no_query(query: bytes) -> None:
+    """For a request that has a body: `?dry_run=true` beside it would be passed over. Raises InvalidArgument."""
+    if query:
+        raise invalid("query", query[:200].decode("latin-1"), "nothing: what this request says stands in its body")
+
+
 def from_query(kind: type[msgspec.Struct], query: bytes) -> Any:
     """What a query says, as a `kind`. Raises InvalidArgument."""
     given: dict[str, Any] = {}
