@@ -238,8 +238,8 @@ class Door:
         if problem.status in (429, 503):
             wait = error.details["wait"] if isinstance(error, TooManyRequests) else RETRY_SECONDS
             extra.append((b"retry-after", str(math.ceil(float(str(wait)))).encode()))
-        if problem.status in (408, 413):
-            extra.append((b"connection", b"close"))  # the rest of the body is not read
+        if problem.status == 408 or (problem.status == 413 and not 0 < headers.length <= BODY_BYTES_MAX):
+            extra.append((b"connection", b"close"))  # the rest of the body is not even passed over
         if problem.status == 401:
             extra.append((b"www-authenticate", b"Bearer"))
         if isinstance(error, HttpError) and error.allow:

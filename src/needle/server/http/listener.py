@@ -26,7 +26,7 @@ from needle.rpc.tls import HANDSHAKE
 from needle.rpc.tls import Door as TlsDoor
 from needle.rpc.tls_listener import TlsListener
 from needle.server.http import pages
-from needle.server.http.app import SEND_SECONDS, Door, DoorNode
+from needle.server.http.app import BODY_BYTES_MAX, BODY_SECONDS, SEND_SECONDS, Door, DoorNode
 from needle.server.http.message import Scope
 from needle.server.http.probes import Health, probes
 from needle.server.http.problems import CONTENT_TYPE, HttpError, problem_of
@@ -166,6 +166,8 @@ class _Connection(HttpToolsProtocol):
     _begins_tls: bool = False
     _head_timer: asyncio.TimerHandle | None = None
     _linger: asyncio.TimerHandle | None = None
+    _in_body: bool = False
+    _passed_over: int = 0
     waiting_since: float | None = None
     """Since when no whole request of this connection is under way; None while one is."""
 
@@ -204,6 +206,9 @@ class _Connection(HttpToolsProtocol):
         self._feed(data)
         if self.transport.is_closing():
             return
+        if self._in_body and self.cycle.response_complete:
+            self._pass_over(len(data))
+            return
         if self._between > HEAD_BYTES_MAX + READ_BYTES_MAX:
             self.transport.abort()  # one trailer, or the size of one chunk, that does not end
             return
@@ -215,6 +220,15 @@ class _Connection(HttpToolsProtocol):
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self._head_timer is None and self.timeout_keep_alive_task is None:
             self._await_head()  # an empty line begins no request, and keeps no connection
+
+    def _pass_over(self, size: int) -> None:
+        """Of the body of a request that was refused before it was read: who still sends would hear of a reset
+        connection otherwise, and not why it was refused."""
+        self._passed_over += size
+        if self._passed_over > BODY_BYTES_MAX:
+            self.transport.abort()
+        elif self._linger is None:
+            self._linger = self.loop.call_later(BODY_SECONDS, self.transport.abort)
 
     def _feed(self, data: bytes) -> None:
         """To the parser. It takes a request that asks for another protocol (curl --http2, Java's client) to end with
@@ -279,9 +293,12 @@ class _Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # see `_feed`
-        self._between = 0
+        self._between, self._in_body, self._passed_over = 0, False, 0
         if self.cycle is not None and not self.cycle.response_complete:
             self.waiting_since = None
+        elif self._linger is not None and not self.transport.is_closing():
+            self._linger.cancel()
+            self._linger = None
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -307,6 +324,7 @@ class _Connection(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # see `_feed`
         self._stop_timer()
+        self._in_body = True
         if len(self.pipeline) >= PIPELINED_MAX:
             self.transport.abort()
             return
