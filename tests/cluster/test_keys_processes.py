@@ -199,7 +199,7 @@ async def test_who_did_what_and_who_was_refused_is_written_down(cluster: Process
 async def test_what_one_node_asks_another_for_a_caller_is_written_down_once(
     cluster: ProcessCluster, admin: Client
 ) -> None:
-    """By the node that was asked by HTTP, which knows the key; whoever leads the catalog, or the shard, is not asked."""
+    """By the node that was asked by HTTP, which knows the key, and not by whoever leads the catalog, or the shard."""
 
     def told() -> Counter[tuple[str, str, str]]:
         files = (cluster.directory / name / "audit.jsonl" for name in cluster.nodes)

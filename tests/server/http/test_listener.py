@@ -85,6 +85,15 @@ async def test_requests(server: HttpServer, request_bytes: bytes, status: int, b
     assert body in answer.partition(b"\r\n\r\n")[2]
 
 
+async def test_what_is_no_request_is_told_so_behind_others(server: HttpServer) -> None:
+    reader, writer = await connected(server)
+    writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    await asyncio.wait_for(reader.readuntil(b"ok\n"), 30)
+    writer.write(b"nonsense\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+
+
 async def test_the_head_is_counted_however_it_is_cut(server: HttpServer) -> None:
     _reader, writer = await connected(server)
     writer.write(b"GET /metrics HTTP/1.1\r\n")

@@ -256,7 +256,8 @@ class _Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be read gets a problem document, too; behind an answer that has begun, the end."""
-        if self.transport.is_closing() or (self.cycle is not None and self.cycle.response_started):
+        begun = self.cycle is not None and self.cycle.response_started
+        if self.transport.is_closing() or (begun and (self._in_body or not self.cycle.response_complete)):
             self.transport.abort()
             return
         text = "this is no request of HTTP/1.1 with a method and a target that there are"
