@@ -7,6 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ import pytest_asyncio
 
 import needle
 from harness.marked_documents import CALM
-from needle import Client, Forbidden, InvalidArgument, NeedleError, Unauthenticated
+from needle import Client, Forbidden, InvalidArgument, NeedleError, SessionExpired, Unauthenticated
 from needle.cli.app import main
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.connecting import Credentials, connected
 from needle.local.process_cluster import ProcessCluster, wait_for
-from needle.protocol import calls
+from needle.protocol import calls, commands
 from needle.protocol.calls import GroupCall
 
 SECRET = "0123456789abcdef" * 4
@@ -112,6 +113,44 @@ async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: Proce
         assert [await status(at[0], field, key, how) for how in ("PUT", "DELETE")] == [200 if rules else 403] * 2
 
 
+async def test_a_key_for_some_collections_uses_up_no_number_of_anothers_session(
+    cluster: ProcessCluster, admin: Client
+) -> None:
+    """Ids of sessions are indexes of the log, so they can be guessed. A write under a number that is used up was
+    answered as done, and was not: also in a collection that the key is not for."""
+    key, ops = (
+        (await admin.create_key("few", "writer", collections=["other"])).key,
+        (await admin.create_key("some", "admin")).key,
+    )
+    put, path = b'{"vector": [1, 1, 1, 1, 1, 1, 1, 1]}', "/v1/collections/default/documents"
+    for at, node in enumerate(cluster.nodes.values()):  # each routes in sessions of its own
+        assert await status(node.http, f"{path}/before-{at}", ops, "PUT", put) == 200
+    async with cluster.connect(api_key=key) as client:
+        now, leader = client.topology(), cluster.nodes[await client.leader()].address
+        assert now.map is not None
+        stored = now.named("other").stored_name
+
+        async def delete(session: int, seq: int) -> str:
+            command = commands.Delete(stored, ["nothing"], session=commands.Session(session, seq, 0))
+            call = calls.WriteCall(1, commands.encode(command), 10.0, now.map.epoch)
+            try:
+                await client._caller.call(leader, calls.WRITE, calls.encode(call), 10.0)
+            except SessionExpired as error:
+                return "unknown" if "unknown here" in error.message else "known"
+            return "taken"
+
+        for session in range(1, 100):
+            assert set(await asyncio.gather(*[delete(session, seq) for seq in range(1, 9)])) == {"unknown"}
+        for n in range(3):
+            await client.insert(f"own-{n}", VECTOR, collection="other")
+        await client.insert_batch([(f"many-{n}", VECTOR) for n in range(3000)], collection="other")
+        assert await client.count(collection="other") == 3003
+        assert (await client.delete_where({}, collection="other")).count == 3003
+    for at, node in enumerate(cluster.nodes.values()):
+        assert await status(node.http, f"{path}/after-{at}", ops, "PUT", put) == 200
+        assert await admin.get(f"after-{at}") is not None
+
+
 async def test_who_did_what_and_who_was_refused_is_written_down(cluster: ProcessCluster, admin: Client) -> None:
     def told() -> list[dict[str, Any]]:
         files = (cluster.directory / name / "audit.jsonl" for name in cluster.nodes)
@@ -155,6 +194,32 @@ async def test_who_did_what_and_who_was_refused_is_written_down(cluster: Process
     } <= acts
     assert key not in json.dumps(lines)
     assert all(line["remote"].startswith("127.0.0.1:") and line["at"] for line in lines)
+
+
+async def test_what_one_node_asks_another_for_a_caller_is_written_down_once(
+    cluster: ProcessCluster, admin: Client
+) -> None:
+    """By the node that was asked by HTTP, which knows the key, and not by whoever leads the catalog, or the shard."""
+
+    def told() -> Counter[tuple[str, str, str]]:
+        files = (cluster.directory / name / "audit.jsonl" for name in cluster.nodes)
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return Counter((line["node"], line["call"], line.get("key", "")) for line in lines)
+
+    ops = (await admin.create_key("door", "admin")).key
+    bound = (await admin.create_key("few-documents", filter={"a": 1})).key
+    explain, named = b'{"vector": [1, 1, 1, 1, 1, 1, 1, 1], "explain": true}', b'{"collection": "other"}'
+    search, alias = "/v1/collections/default/search", "/v1/aliases/by-door"
+    await asyncio.sleep(0.5)
+    before, wanted = told(), set[tuple[str, str, str]]()
+    for name, node in cluster.nodes.items():
+        assert await status(node.http, alias, ops, "PUT", named) == 200
+        assert await status(node.http, search, bound, "POST", explain) == 403
+        wanted |= {(name, f"PUT {alias}", "door"), (name, f"POST {search}", "few-documents")}
+    await admin.remove_alias("by-door")
+    await wait_for(lambda: len(told() - before) > len(wanted), 30.0, "the lines")
+    await asyncio.sleep(0.5)
+    assert {line for line in told() - before if line[2] != "ops"} == wanted
 
 
 async def test_a_key_for_one_collection_knows_of_no_other(cluster: ProcessCluster, admin: Client) -> None:

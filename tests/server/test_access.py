@@ -302,6 +302,18 @@ def test_a_key_for_some_collections_reaches_no_others(collection: str, epoch: in
                 judge_call(who, method, call, TOPOLOGY_NOW)
 
 
+@pytest.mark.parametrize("alias", ["to-a", "a"])
+def test_what_was_judged_of_an_alias_is_what_is_asked_for(alias: str) -> None:
+    """Whoever routes the call looks it up again, by then it may lead to a collection that the key is not for."""
+    who = caller(WRITER, "a").identity
+    assert judge_call(who, calls.SEARCH, search(alias, 0), TOPOLOGY_NOW).request.collection == "a"
+    count = calls.CountCall(1, alias, b"", Freshness())
+    assert judge_call(who, calls.COUNT, count, TOPOLOGY_NOW).collection == "a"
+    insert = commands.Insert(collection=alias, ids=["x"], vectors=b"", metadata=[b"{}"])
+    judged = judge_call(who, calls.WRITE, write(insert), TOPOLOGY_NOW)
+    assert commands.decode(judged.command) == msgspec.structs.replace(insert, collection="a")
+
+
 def test_a_writer_makes_and_drops_no_collections() -> None:
     made = commands.CreateCollection(CollectionSpec(name="a", dimensions=2))
     for who in (caller(WRITER), caller(WRITER, "a")):

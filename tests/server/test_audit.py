@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from needle.base.access import ADMIN, Identity
+from needle.base.access import ADMIN, Identity, new_key
 from needle.base.audit_config import AuditConfig
 from needle.base.errors import ConfigError, Forbidden
 from needle.base.ids import shard_group
@@ -24,7 +24,7 @@ from needle.protocol import calls, catalog_commands, commands
 from needle.protocol.peer_calls import CATALOG, CatalogCall
 from needle.routing.topology import NodeInfo
 from needle.rpc.handler import Peer
-from needle.server.audit import REFUSALS_A_SECOND, WAITING_BYTES_MAX, Audit
+from needle.server.audit import REFUSALS_A_SECOND, TEXT_MAX, WAITING_BYTES_MAX, Audit
 from needle.server.service.audited import LOOKED_AT_BYTES, Audited
 
 
@@ -65,6 +65,18 @@ def test_a_line_says_who_did_what(tmp_path: Path) -> None:
         {"at": "2025-06-15T15:23:20.000+00:00", "node": "a", "door": "binary", "call": "hello", "outcome": "forbidden"},
     ]  # fmt: skip
     assert stat.S_IMODE(os.stat(tmp_path / "audit.jsonl").st_mode) == 0o600
+
+
+def test_a_key_that_stands_where_a_name_belongs_is_not_written(tmp_path: Path) -> None:
+    """As of who revokes a key by itself, or has it for an id of requests."""
+    audit, key = audit_in(tmp_path), new_key(bytes(range(32)))
+    audit.note("http", f"DELETE /v1/keys/{key}", None, request_id=key, about=f"name={key}")
+    audit.note("http", f"DELETE {'x' * (TEXT_MAX - 30)}{key}", None, about="name=ndl_my-key")
+    audit.close()
+    first, second = lines(tmp_path / "audit.jsonl")
+    told = [first[name] for name in ("call", "request_id", "about")]
+    assert told == ["DELETE /v1/keys/ndl_...", "ndl_...", "name=ndl_..."]
+    assert second["call"].endswith("xndl_...") and second["about"] == "name=ndl_my-key"
 
 
 def test_who_tries_keys_does_not_fill_the_disk(tmp_path: Path) -> None:

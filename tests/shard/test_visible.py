@@ -167,6 +167,27 @@ def test_entries_of_one_batch_see_those_before_them(replica: Replica, log: Log) 
     assert [isinstance(one, Forbidden) for one in results] == [False, False, True, False, False]
 
 
+def test_a_bound_without_a_filter_is_an_owner_and_nothing_else(replica: Replica, log: Log) -> None:
+    """Of keys for some collections: what they write is not judged by what is stored, nor bounded by that."""
+    own = Bound(b"", 5)
+    [opened] = done(replica, log, OpenSession(7, owner=5))
+    mine = [Session(opened.index, seq, 0) for seq in range(1, 5)]
+    many = put([f"n{n}" for n in range(1500)], [ROW] * 1500, bound=own, session=mine[0])
+    assert replica.validate(many) == many
+    results = done(
+        replica,
+        log,
+        many,
+        put(["theirs"], [ROW], [MINE], bound=own, session=mine[1]),
+        Patch("c", ["theirs"], Change(set=[("tenant", b'"b"')]), bound=own, session=mine[2]),
+        Delete("c", ["bare"], bound=Bound(b"", 6), session=mine[3]),
+        ChangeWhere("c", FILTER, None, bound=own, return_ids=True),
+    )
+    assert [getattr(result, "count", None) for result in results] == [1500, 1, 1, None, 1]
+    assert isinstance(results[3], SessionExpired)
+    assert results[4].ids == ["mine"]
+
+
 def test_a_session_is_its_owners(replica: Replica, log: Log, tmp_path: Path) -> None:
     opened = done(replica, log, OpenSession(7, 5), OpenSession(7), OpenSession(7, 6), OpenSession(7, 5))
     assert len({one.index for one in opened}) == 3

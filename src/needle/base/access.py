@@ -23,6 +23,7 @@ PREFIX: Final = "ndl_"
 NOBODY, READER, WRITER, ADMIN, NODE = range(5)
 """Ranks: each may do what those below it may. NODE is another node of the cluster, or code inside this one."""
 NAME: Final = "1 to 64 characters of A-Z a-z 0-9 . _ -"
+_KEY: Final = re.compile(PREFIX + "[A-Za-z0-9_-]{40,}")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 
@@ -100,6 +101,12 @@ def new_key(random: bytes) -> str:
     if len(random) != KEY_BYTES:
         raise invalid("random", f"{len(random)} bytes", f"{KEY_BYTES} bytes")
     return PREFIX + base64.urlsafe_b64encode(random).decode("ascii").rstrip("=")
+
+
+def without_keys(text: str) -> str:
+    """Text that is kept, or shown to others than who said it: of what could be a key only its beginning is left. Keys
+    get where names belong: `needle keys revoke` with the key itself."""
+    return _KEY.sub(PREFIX + "...", text) if PREFIX in text else text
 
 
 def digest_of(key: str) -> bytes:

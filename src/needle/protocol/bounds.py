@@ -80,3 +80,14 @@ def bound_command(command: Command, bound: Bound) -> Command:
     if not isinstance(command, OfDocuments):
         raise Forbidden(f"{type(command).__name__} is about all documents, and this API key is for some only")
     return msgspec.structs.replace(command, bound=bound)
+
+
+def renamed(call: Any, collection: str) -> Any:
+    """The call, about the collection of this name. Raises UnsupportedFormat for a command that cannot be read."""
+    if isinstance(call, calls.WriteCall):
+        command: Any = commands.decode(call.command)
+        made = msgspec.structs.replace(command, collection=collection)
+        return msgspec.structs.replace(call, command=commands.encode(made))
+    if (request := getattr(call, "request", None)) is not None:
+        return msgspec.structs.replace(call, request=msgspec.structs.replace(request, collection=collection))
+    return msgspec.structs.replace(call, collection=collection)

@@ -43,18 +43,22 @@ write puts the collection's time to live in the place of AS_IT_IS, if it has one
 
 
 class Bound(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a write of an API key that is bound to a filter may touch (docs/adr/0061). filter: JSON; documents that do
-    not match it are not there for the write, and none that it writes may be without matching. owner: whose session its
-    number is of, as in OpenSession."""
+    """What a write of an API key that is not for all documents may touch (docs/adr/0061). filter: JSON; documents that
+    do not match it are not there for the write, and none that it writes may be without matching; b"" for a key that is
+    for whole collections. owner: whose session its number is of, as in OpenSession."""
 
     filter: bytes
     owner: int = 0
 
+    def __bool__(self) -> bool:
+        """Whether documents are judged by it."""
+        return bool(self.filter)
+
 
 class OpenSession(Versioned, frozen=True, tag="open"):
     """Register a client session; the answer's index is its id. nonce: random, so that a repeated open is harmless.
-    owner: the API key whose writes alone may be numbered by it (KeyInfo.since); 0 for callers that are bound to no
-    filter. Ids of sessions can be guessed."""
+    owner: the API key whose writes alone may be numbered by it (KeyInfo.since); 0 for callers that are for all
+    documents. Ids of sessions can be guessed."""
 
     NEWER: ClassVar[dict[str, int]] = {"owner": 3}
 

@@ -26,7 +26,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """Who speaks. version: of this protocol. node_id: "" for clients. incarnation: differs between two starts of one
     node. key: a client's API key. nonce: of who can prove that it knows the cluster's secret; the answer to it has one
     too, unless the node has no secret, and a proof. The caller then says hello once more, with its own proof
-    (rpc/proof.py). knows: of a node, the version of commands and formats up to which it can read them."""
+    (rpc/proof.py). knows: of a node, the version of commands and formats up to which it can read them. within: of the
+    client in a node's process, that node: who asked it is written down there."""
 
     version: int
     cluster_id: str
@@ -36,6 +37,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     nonce: bytes = b""
     proof: bytes = b""
     knows: int = FIRST
+    within: str = ""
 
 
 class _WireError(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,7 @@ from needle.base.access import Identity
 from needle.base.errors import Overloaded
 from needle.base.parts import Payload
 from needle.rpc.codec import Hello, check_hello, decode
-from needle.rpc.handler import Handler
+from needle.rpc.handler import Handler, Peer
 from needle.rpc.proof import CALLER, NODE, Exchange, new_nonce
 
 PEERS_MAX = 256
@@ -42,6 +42,11 @@ class Introduced(NamedTuple):
     identity: Identity
     proven: bool
 
+    def peer(self, remote: str) -> Peer:
+        """As handlers know it. remote: its "host:port"."""
+        said = self.hello
+        return Peer(said.node_id, said.incarnation, remote, self.identity, said.within)
+
 
 class Greeting:
     """Of one connection."""
@@ -64,7 +69,7 @@ class Greeting:
         self._check(theirs.node_id)
         identity = self._server.handler.admit(theirs.node_id, theirs.key, proven, remote)
         if identity.rank < access.NODE:
-            theirs = msgspec.structs.replace(theirs, node_id="")
+            theirs = msgspec.structs.replace(theirs, node_id="", within="")
         return Introduced(theirs, identity, proven)
 
     def _question(self, theirs: Hello) -> Hello | None:

@@ -202,7 +202,7 @@ class ServerConnection(FrameConnection):
         self.server.known += 1
         del self.server.passing[self]
         self.decoder.frame_bytes_max = self.limits.frame_bytes_max
-        self.peer = Peer(found.hello.node_id, found.hello.incarnation, self.remote, found.identity)
+        self.peer = found.peer(self.remote)
         if not found.proven:
             self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
 

@@ -72,11 +72,18 @@ class RpcClient:
         secrets: Sequence[str] = (),
         knows: int = KNOWN,
         dial: Dial | None = None,
+        within: str = "",
     ) -> None:
-        """key: an API key, "" for none. secrets: of the cluster, of a node and its own clients: any of them
-        is taken from the other side, and proved to it. knows: see Hello. dial: for TLS; None for plain connections."""
+        """key: an API key, "" for none. secrets: of the cluster, of a node and its own clients: any of them is taken
+        from the other side, and proved to it. knows, within: see Hello. dial: for TLS; None for plain connections."""
         self._hello = Hello(
-            version=version, cluster_id=cluster_id, node_id=node_id, incarnation=incarnation, key=key, knows=knows
+            version=version,
+            cluster_id=cluster_id,
+            node_id=node_id,
+            incarnation=incarnation,
+            key=key,
+            knows=knows,
+            within=within,
         )
         self._secrets = tuple(secrets)
         self._dial = dial

@@ -21,6 +21,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
+from needle.base.access import without_keys
 from needle.base.audit_config import AuditConfig
 from needle.base.errors import ConfigError, Forbidden, NeedleError, Unauthenticated
 from needle.base.news import News
@@ -115,12 +116,12 @@ class Audit:
             at=datetime.fromtimestamp(self._clock.wall(), UTC).isoformat(timespec="milliseconds"),
             node=self._node_id,
             door=door,
-            call=call[:TEXT_MAX],
+            call=without_keys(call)[:TEXT_MAX],
             outcome=outcome or (error.code if error is not None else "done"),
             key=key,
             remote=remote,
-            request_id=request_id,
-            about=about[:TEXT_MAX],
+            request_id=without_keys(request_id),
+            about=without_keys(about)[:TEXT_MAX],
             seconds=round(seconds, 6) if seconds else None,
             left_out=self._left_out,
         )

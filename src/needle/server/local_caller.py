@@ -25,7 +25,7 @@ class LocalNode(Protocol):
 class _LocalPeer:
     """Who calls when the caller is this process: what runs in it may do everything."""
 
-    node_id = ""
+    node_id = within = ""
     remote = LOCAL
     identity = Identity("", NODE)
 

@@ -55,9 +55,11 @@ LOCAL = "local"
 
 
 class PeerLike(Protocol):
-    """Who asks: `rpc.handler.Peer`. node_id: "" for clients."""
+    """Who asks: `rpc.handler.Peer`. node_id: "" for clients. within: of the client in another node's process, which
+    writes down itself who asked it."""
 
     node_id: str
+    within: str
     remote: str
     identity: Identity
 

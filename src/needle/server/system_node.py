@@ -19,7 +19,14 @@ def system_node(config: RaftConfig, ports: NodePorts) -> Node:
     def clients() -> Caller:
         rng = random.Random(ports.rng.getrandbits(64))
         dial = ports.certificates.dial() if ports.certificates is not None else None
-        return RpcClient(cluster_id=config.cluster_id, rng=rng, clock=ports.clock, secrets=config.secrets, dial=dial)
+        return RpcClient(
+            cluster_id=config.cluster_id,
+            rng=rng,
+            clock=ports.clock,
+            secrets=config.secrets,
+            dial=dial,
+            within=config.node_id,
+        )
 
     return Node(config, ports, clients)
 

@@ -74,6 +74,8 @@ END = b" HTTP/1.1\r\nconnection: close\r\n"
         (b"POST /v1/collections" + END + b"content-type: text/plain\r\n\r\n", 415, b"application/json"),
         (b"PUT /v1/nodes/a/drain" + END + b"content-encoding: br\r\n\r\n", 415, b"gzip"),
         (b"GET /v1/nodes?timeout=1&timeout=2" + END + b"\r\n", 400, b"given twice"),
+        (b"GET /v1/collections?sizes=yes" + END + b"\r\n", 400, b'"field":"sizes"'),
+        (b"PUT /v1/nodes/a/drain?timeout=1" + END + b"\r\n", 400, b"stands in its body"),
         (b"GET /v1/nodes?limit=1" + END + b"\r\n", 400, b"timeout"),
         (b"GET /v1/nodes?timeout=-1" + END + b"\r\n", 400, b"timeout"),
         (b"nonsense\r\n\r\n", 400, b"malformed_request"),
@@ -87,6 +89,15 @@ async def test_requests(server: HttpServer, request_bytes: bytes, status: int, b
     answer = await ask(server, request_bytes)
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer[:200]
     assert body in answer.partition(b"\r\n\r\n")[2]
+
+
+async def test_what_is_no_request_is_told_so_behind_others(server: HttpServer) -> None:
+    reader, writer = await connected(server)
+    writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    await asyncio.wait_for(reader.readuntil(b"ok\n"), 30)
+    writer.write(b"nonsense\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 400 ")
+    writer.close()
 
 
 async def test_the_head_is_counted_however_it_is_cut(server: HttpServer) -> None:
@@ -279,3 +290,40 @@ async def test_without_the_api_there_are_only_metrics_and_probes(node: Node) -> 
     for path, status in ((b"/metrics", 200), (b"/readyz", 200), (b"/v1/nodes", 404), (b"/docs", 404)):
         assert (await ask(server, b"GET " + path + END + b"\r\n")).startswith(b"HTTP/1.1 %d " % status)
     await server.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "status"), [("text/plain", 3 * SIZE, 415), ("application/json", 20 * SIZE, 413)]
+)
+async def test_who_sends_a_large_body_hears_why_it_is_refused(
+    server: HttpServer, kind: str, size: int, status: int
+) -> None:
+    """Also who sends all of it first, as most clients do: the connection was reset under it. And it goes on."""
+    reader, writer = await connected(server)
+    head = f"POST /v1/collections HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\ncontent-length: {size}\r\n\r\n"
+    writer.write(head.encode())
+    for _ in range(size // SIZE):
+        writer.write(bytes(SIZE))
+        await writer.drain()
+    writer.write(b"GET /livez" + END + b"\r\n")
+    answer = await asyncio.wait_for(reader.read(), 30)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.count(b"HTTP/1.1 ") == 2 and answer.endswith(b"ok\n")
+    writer.close()
+
+
+@pytest.mark.parametrize("bound", ["BODY_BYTES_MAX", "BODY_SECONDS"])
+async def test_what_is_passed_over_of_a_body_has_a_bound(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(listener, bound, SIZE if bound == "BODY_BYTES_MAX" else 0.2)
+    _reader, writer = await connected(server)
+    head = b"POST /v1/collections HTTP/1.1\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n"
+    writer.write(head + b"%x\r\n" % (1 << 40))
+    piece = bytes(64 * 1024 if bound == "BODY_BYTES_MAX" else 1)
+    with pytest.raises(ConnectionError):
+        for _ in range(1000):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+    writer.transport.abort()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import gzip
+import struct
+import zlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,13 +16,15 @@ import pytest
 
 from harness.door import Idle, ask, connected, request, serving
 from needle.base.access import everybody
+from needle.base.decoding import DECODE_ERRORS
 from needle.local.process_cluster import wait_for
 from needle.protocol.calls import DocumentBatch
-from needle.server.http import documents, listener, memory
+from needle.server.http import documents, listener, memory, message
 from needle.server.http.bodies import Body
 from needle.server.http.call import Call
 from needle.server.http.listener import HttpServer
 from needle.server.http.memory import Memory, Share, decoded_bytes
+from needle.server.http.message import Headers, body_of
 from needle.server.http.problems import HttpError
 from needle.server.http.routes import Route
 from needle.server.upkeep.history import History
@@ -128,6 +133,50 @@ def test_what_a_body_becomes_is_told_before_it_is_decoded() -> None:
     for many in ([[]] * (6 << 20), [1] * (17 << 20)):
         with pytest.raises(HttpError, match="too many values"):
             decoded_bytes(msgspec.msgpack.encode({"value": many}), True)
+
+
+@pytest.mark.parametrize("behind", [b"\xa5value\xc0", b"\x01\x02", b"", b"\xa1a\xc0\x00"])
+def test_what_is_passed_over_in_a_packed_body_counts_as_well(behind: bytes) -> None:
+    """A name that is there twice, or that is no text, an end that is missing or not the last: the decoder of a body
+    makes of the first value what there is, before it comes to that."""
+    for many in (1 << 20, 17 << 20):
+        value = b"\xa5value\xdd" + struct.pack(">I", many) + b"\x80" * many
+        try:
+            counted = decoded_bytes(b"\x82" + value + behind, True)
+        except (HttpError, *DECODE_ERRORS):
+            continue  # refused, and nothing was made of it
+        assert counted > 64 * many
+
+
+async def test_empty_members_of_a_packed_body_cost_no_more_than_others() -> None:
+    """Each was cut off the body by copying the rest."""
+    copied = 0
+
+    class Reader:
+        def __init__(self, wbits: int) -> None:
+            self._reader = zlib.decompressobj(wbits)
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            nonlocal copied
+            made = self._reader.decompress(data, most)
+            copied += len(self._reader.unused_data) + len(self._reader.unconsumed_tail)
+            return made
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._reader, name)
+
+    member, text = gzip.compress(b"", mtime=0), bytes(range(256)) * 9000
+    body = member * 20_000 + gzip.compress(text) + member
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(message, "zlib", SimpleNamespace(decompressobj=Reader, error=zlib.error))
+        headers = Headers("", False, False, "gzip", False, len(body), "", None)
+        messages = [{"type": "http.request", "body": body}]
+
+        async def receive() -> Any:
+            return messages.pop()
+
+        assert await body_of(receive, headers, 1 << 30, functools.partial(Idle.blocking, None), Share(Memory())) == text  # type: ignore[arg-type]
+    assert copied < 200 * len(body)
 
 
 async def test_a_body_with_too_many_values_is_refused(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:

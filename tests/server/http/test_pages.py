@@ -11,7 +11,7 @@ from importlib import resources
 import pytest
 
 from harness.door import Idle, ask, serving
-from needle.server.http import pages
+from needle.server.http import openapi, pages
 from needle.server.http.listener import HttpServer
 from needle.server.http.routes import ROUTES
 
@@ -104,3 +104,13 @@ async def test_without_the_api_there_is_no_page() -> None:
             assert (await get(server, path))[0] == 404
     finally:
         await server.stop()
+
+
+async def test_the_page_sends_each_kind_of_parameter_where_it_belongs(server: HttpServer) -> None:
+    """A key of a request that is sent in the query of a write is a write without one."""
+    operations = [one for path in openapi.document()["paths"].values() for one in path.values()]
+    places = {parameter["in"] for one in operations for parameter in one["parameters"]}
+    assert places == {"path", "header", "query"}
+    script = (await get(server, "/docs.js"))[2].decode()
+    for place in places - {"query"}:  # what is left
+        assert f'parameter.in === "{place}"' in script

@@ -7,7 +7,7 @@ import pytest
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.server.http.bodies import PutDocument
-from needle.server.http.message import NEAR_BYTES, unreadable
+from needle.server.http.message import LOOKED_AT_BYTES, NEAR_BYTES, unreadable
 
 DEEP = 20_000
 
@@ -22,7 +22,10 @@ DEEP = 20_000
         (b'{"vector":[1.0] "metadata":1}', "body", 'near \'{"vector":[1.0] "metadata":1}\''),
         (b'{"vector":[1.0]', "body", "truncated"),
         (b'{"vector":[1.0],"metadata":"\xff"}', "body", "utf-8"),
-        (b'{"vector":[1.0],"metadata":' + b"[" * DEEP + b"]" * DEEP + b"}", "body", "in metadata at most 64 deep"),
+        (b'{"vector":[1.0],"metadata":' + b"[" * DEEP + b"]" * DEEP + b"}", "metadata", "in metadata at most 64 deep"),
+        (b'{"metadata":"a:\\"[{","timeout":1,"if_matches" : ' + b'{"$not":' * DEEP, "if_matches", "filters less"),
+        (b'{"metadata":{"if_matches":{"b":"[[["}},"if_matches":' + b'{"$not":' * DEEP, "if_matches", "too deep"),
+        (b" " * LOOKED_AT_BYTES + b'{"metadata":' + b"[" * DEEP + b"]" * DEEP + b"}", "body", "too deep"),
     ],
 )
 def test_what_is_wrong_with_json_is_shown(body: bytes, field: str, told: str) -> None:

@@ -62,7 +62,7 @@ from needle.server.http.metered import documents_of, size_of
 from needle.server.http.paths import Path, parts_of
 from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
-from needle.server.http.queries import from_query
+from needle.server.http.queries import from_query, no_query
 from needle.server.http.routes import BASE, Route
 from needle.server.http.streams import stream
 from needle.server.upkeep.history import History
@@ -234,8 +234,8 @@ class Door:
         if problem.status in (429, 503):
             wait = error.details["wait"] if isinstance(error, TooManyRequests) else RETRY_SECONDS
             extra.append((b"retry-after", str(math.ceil(float(str(wait)))).encode()))
-        if problem.status in (408, 413):
-            extra.append((b"connection", b"close"))  # the rest of the body is not read
+        if problem.status == 408 or (problem.status == 413 and not 0 < headers.length <= BODY_BYTES_MAX):
+            extra.append((b"connection", b"close"))  # the rest of the body is not even passed over
         if problem.status == 401:
             extra.append((b"www-authenticate", b"Bearer"))
         if isinstance(error, HttpError) and error.allow:
@@ -287,6 +287,12 @@ class _Endpoint:
         except NeedleError as error:
             failure = error
             raise
+        except (HttpError, Gone):
+            raise
+        except Exception:
+            if not done:  # else it is the answer that did not get through
+                failure = Internal("the request failed")
+            raise
         except asyncio.CancelledError:
             if ending.left:
                 ending.task.uncancel()
@@ -325,6 +331,7 @@ class _Endpoint:
         if self._route.in_query:
             body = from_query(self._route.body, scope["query_string"])
         else:
+            no_query(scope["query_string"])
             check_body(scope["method"], headers)
             try:
                 async with asyncio.timeout(BODY_SECONDS) if not is_there(scope) else nullcontext():

@@ -18,13 +18,16 @@ const field = (form, parameter) => {
 const send = async (path, method, operation, form) => {
   let address = path;
   const query = new URLSearchParams();
+  const headers = { accept: "application/json" };
   for (const parameter of operation.parameters) {
     const value = form.elements[parameter.name].value;
     if (parameter.in === "path") address = address.replace(`{${parameter.name}}`, encodeURIComponent(value));
-    else if (value !== "") query.set(parameter.name, value);
+    else if (value === "") continue;
+    else if (parameter.in === "header") headers[parameter.name] = value;
+    else query.set(parameter.name, value);
   }
   if (query.size) address += `?${query}`;
-  const request = { method: method.toUpperCase(), headers: { accept: "application/json" } };
+  const request = { method: method.toUpperCase(), headers };
   const key = document.getElementById("key").value.trim();
   if (key) request.headers.authorization = `Bearer ${key}`;
   if (operation.requestBody) {

@@ -8,11 +8,13 @@ loop nor the memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Final, cast
 
+import httptools
 import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -24,7 +26,7 @@ from needle.rpc.tls import HANDSHAKE
 from needle.rpc.tls import Door as TlsDoor
 from needle.rpc.tls_listener import TlsListener
 from needle.server.http import pages
-from needle.server.http.app import SEND_SECONDS, Door, DoorNode
+from needle.server.http.app import BODY_BYTES_MAX, BODY_SECONDS, SEND_SECONDS, Door, DoorNode
 from needle.server.http.message import Scope
 from needle.server.http.probes import Health, probes
 from needle.server.http.problems import CONTENT_TYPE, HttpError, problem_of
@@ -165,6 +167,8 @@ class _Connection(HttpToolsProtocol):
     _begins_tls: bool = False
     _head_timer: asyncio.TimerHandle | None = None
     _linger: asyncio.TimerHandle | None = None
+    _in_body: bool = False
+    _passed_over: int = 0
     waiting_since: float | None = None
     """Since when no whole request of this connection is under way; None while one is."""
 
@@ -201,8 +205,12 @@ class _Connection(HttpToolsProtocol):
         """Bytes of a head count until it is complete; those of a body are counted by who reads them."""
         self._between += len(data)
         self._begins_tls = data.startswith(HANDSHAKE)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._feed(data)
         if self.transport.is_closing():
+            return
+        if self._in_body and self.cycle.response_complete:
+            self._pass_over(len(data))
             return
         if self._between > HEAD_BYTES_MAX + READ_BYTES_MAX:
             self.transport.abort()  # one trailer, or the size of one chunk, that does not end
@@ -216,9 +224,43 @@ class _Connection(HttpToolsProtocol):
         if idle and self._head_timer is None and self.timeout_keep_alive_task is None:
             self._await_head()  # an empty line begins no request, and keeps no connection
 
+    def _pass_over(self, size: int) -> None:
+        """Of the body of a request that was refused before it was read: who still sends would hear of a reset
+        connection otherwise, and not why it was refused."""
+        self._passed_over += size
+        if self._passed_over > BODY_BYTES_MAX:
+            self.transport.abort()
+        elif self._linger is None:
+            self._linger = self.loop.call_later(BODY_SECONDS, self.transport.abort)
+
+    def _feed(self, data: bytes) -> None:
+        """To the parser. It takes a request that asks for another protocol (curl --http2, Java's client) to end with
+        its head, and the body for that protocol's: it would be lost, or read as the next request. There is no other
+        protocol here, so the same head is read anew without the asking."""
+        while not self.transport.is_closing():
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+                if method == b"CONNECT":
+                    self.send_400_response("")
+                    return
+                kept = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+                head = b"\r\n".join([method + b" " + self.url + b" HTTP/" + version, *kept, b"", b""])
+                data = head + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                with contextlib.suppress(AttributeError):  # as uvicorn does: httptools before 0.6.3 has none
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
+            else:
+                return
+
     def send_400_response(self, msg: str) -> None:
         """What cannot be read gets a problem document, too; behind an answer that has begun, the end."""
-        if self.transport.is_closing() or (self.cycle is not None and self.cycle.response_started):
+        begun = self.cycle is not None and self.cycle.response_started
+        if self.transport.is_closing() or (begun and (self._in_body or not self.cycle.response_complete)):
             self.transport.abort()
             return
         text = "this is no request of HTTP/1.1 with a method and a target that there are"
@@ -236,9 +278,11 @@ class _Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Of the head, and of the trailers behind a chunked body."""
+        """Of the head; and of the trailers behind a chunked body, which are no part of it: a key, or an encoding, that
+        comes there would count as said before, or not, by how the request was cut."""
         self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if self._head_timer is not None:
+            super().on_header(name, value)
 
     def _count(self, size: int) -> None:
         self._between = 0
@@ -252,9 +296,14 @@ class _Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._between = 0
+        if self.parser.should_upgrade():
+            return  # see `_feed`
+        self._between, self._in_body, self._passed_over = 0, False, 0
         if self.cycle is not None and not self.cycle.response_complete:
             self.waiting_since = None
+        elif self._linger is not None and not self.transport.is_closing():
+            self._linger.cancel()
+            self._linger = None
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -278,7 +327,10 @@ class _Connection(HttpToolsProtocol):
         self.scope["needle.leaving"] = self.leaving  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # see `_feed`
         self._stop_timer()
+        self._in_body = True
         if len(self.pipeline) >= PIPELINED_MAX:
             self.transport.abort()
             return

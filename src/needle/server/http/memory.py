@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 
-from needle.base.decoding import DECODE_ERRORS
 from needle.server.http.problems import HttpError
 
 BYTES_MAX: Final = 768 * 1024 * 1024
@@ -66,7 +65,8 @@ class Share:
 
 
 def decoded_bytes(data: bytes, packed: bool) -> int:
-    """About how many bytes of objects are in a body, and rather more. Raises HttpError for what is too many."""
+    """About how many bytes of objects are in a body, and rather more. Raises HttpError for what is too many, and
+    DECODE_ERRORS for some of what no decoder reads."""
     if packed:
         size = _packed_bytes(data)
     else:
@@ -79,19 +79,25 @@ def decoded_bytes(data: bytes, packed: bool) -> int:
 
 
 def _packed_bytes(data: bytes) -> int:
-    try:
-        fields = _fields.decode(data)
-    except DECODE_ERRORS:
-        return len(data)  # the true decoder says why
+    """Raises DECODE_ERRORS for what is no map of texts, or ends early or late: decoded before that is noticed, it would
+    become as much as what is right."""
+    fields = _fields.decode(data)
     size = len(data)
+    seen = sum(len(name.encode()) + len(memoryview(raw)) for name, raw in fields.items())
+    # Of a name that is there twice the last value counts, but each is decoded: what is not seen here may be anything.
+    size += _become(len(data) - seen, len(data) - seen)
     for raw in fields.values():
         value = bytes(raw)
-        if _PLAIN.match(value):
-            continue
-        if len(value) > PACKED_BYTES_MAX:
-            raise _too_many()
-        size += 8 * len(value) + _LIST * len(value.translate(None, _OTHERS))
+        if not _PLAIN.match(value):
+            size += _become(len(value), len(value.translate(None, _OTHERS)))
     return size
+
+
+def _become(count: int, containers: int) -> int:
+    """What so many bytes of MessagePack become, of which so many may begin a list or an object. Raises HttpError."""
+    if count > PACKED_BYTES_MAX:
+        raise _too_many()
+    return 8 * count + _LIST * containers
 
 
 def _too_many() -> HttpError:

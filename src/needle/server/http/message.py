@@ -10,6 +10,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -29,8 +30,14 @@ JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 GZIP_BYTES_MIN: Final = 1024
 PIECE_BYTES: Final = 1024 * 1024
+GIVEN_BYTES: Final = 4096
+"""What a reader of gzip is given at once."""
 NEAR_BYTES: Final = 30
 """Of a body that is no JSON: so much of it is shown before and behind the place."""
+LOOKED_AT_BYTES: Final = 1024 * 1024
+LOOKED_AT_TOKENS: Final = 50_000
+"""Of a body that is nested too deep, to tell in which field."""
+_TOKENS: Final = re.compile(rb'[][{}]|"((?:[^"\\]|\\.)*+)"(\s*:)?', re.DOTALL)
 _MSGPACK_NAMES: Final = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
 _JSON_NAMES: Final = frozenset({JSON, "text/json"})
 
@@ -154,13 +161,20 @@ def too_large(bytes_max: int) -> HttpError:
     return HttpError(413, "content_too_large", f"a request may have at most {bytes_max} bytes of body", field="body")
 
 
+def place_of(why: str) -> str:
+    """The field that a decoder's refusal names; "" for none."""
+    found = re.search(r" - at `\$\.?([^`]*)`$", why)
+    return found[1] if found else ""
+
+
 def unreadable(error: Exception, data: bytes, packed: bool) -> InvalidArgument:
     """Why a body is refused: which field it is about, or what stands where it ends to be JSON."""
     why, field = str(error), "body"
     if isinstance(error, RecursionError):
-        why = f"values are nested too deep: in metadata at most {DEPTH_MAX} deep"
-    elif place := re.search(r" - at `\$\.?([^`]*)`$", why):
-        field = place[1] or field
+        why = f"values are nested too deep: in metadata at most {DEPTH_MAX} deep, and filters less"
+        field = field if packed else _field_at(data, DEPTH_MAX) or field
+    elif place := place_of(why):
+        field = place
     elif not packed and (byte := re.search(r"\(byte (\d+)\)$", why)):
         at = int(byte[1])
         why += f", near {data[max(0, at - NEAR_BYTES) : at + NEAR_BYTES].decode(errors='replace')!r}"
@@ -170,27 +184,64 @@ def unreadable(error: Exception, data: bytes, packed: bool) -> InvalidArgument:
     return InvalidArgument(f"the body is not what is taken here, as {kind}: {why}", field=field)
 
 
+def _field_at(data: bytes, depth: int) -> str:
+    """The first field of a JSON object whose value is nested deeper; "" if it is far behind the beginning."""
+    level, name = 0, b""
+    for token in islice(_TOKENS.finditer(data, 0, LOOKED_AT_BYTES), LOOKED_AT_TOKENS):
+        first = data[token.start()]
+        level += (first in b"[{") - (first in b"]}")
+        if level == 1 and token[2]:
+            name = token[1]
+        if level > depth:
+            return name.decode(errors="replace")
+    return ""
+
+
 async def _gunzip(data: bytes, bytes_max: int, blocking: Blocking, share: Share) -> bytes:
     """Piece by piece, each counted before the next one. Several members, one behind the other, are one body."""
-    reader, parts, size = zlib.decompressobj(wbits=31), [], 0
-    while True:
-        parts.append(await blocking(reader.decompress, data, PIECE_BYTES))
+    reader, parts, size = _Gunzip(data), list[bytes](), 0
+    while not reader.ended:
+        parts.append(await blocking(reader.read))
         size += len(parts[-1])
         if size > bytes_max:
             raise too_large(bytes_max)
         share.take(len(parts[-1]))
-        if reader.eof:
-            data = reader.unused_data
-            if not data:
-                break
-            reader = zlib.decompressobj(wbits=31)
-        else:
-            data = reader.unconsumed_tail
-            if not data and len(parts[-1]) < PIECE_BYTES:
-                raise InvalidArgument("the body's gzip is cut short", field="body")
     unpacked: bytes = await blocking(b"".join, parts)  # 64 MiB take 27 ms
     share.settle(len(unpacked))
     return unpacked
+
+
+class _Gunzip:
+    """Unpacks a body. A reader of zlib copies what it was given and did not use, so it is given little at a time: a
+    body of empty members would be copied once for each of them otherwise, by the terabyte."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = memoryview(data), 0
+        self._reader = zlib.decompressobj(wbits=31)
+        self._rest: bytes | memoryview = b""
+        self.ended = False
+
+    def read(self) -> bytes:
+        """The next PIECE_BYTES at most, of about as many. Raises zlib.error, InvalidArgument."""
+        parts, room, stop = list[bytes](), PIECE_BYTES, self._at + PIECE_BYTES
+        while room > 0 and self._at <= stop:
+            given = self._rest or self._next()
+            if self._reader.eof:
+                if not given:
+                    self.ended = True
+                    break
+                self._reader = zlib.decompressobj(wbits=31)
+            parts.append(self._reader.decompress(given, room))
+            if not given and not parts[-1] and not self._reader.eof:
+                raise InvalidArgument("the body's gzip is cut short", field="body")
+            self._rest = self._reader.unused_data if self._reader.eof else self._reader.unconsumed_tail
+            room -= len(parts[-1])
+        return b"".join(parts)
+
+    def _next(self) -> memoryview:
+        given = self._data[self._at : self._at + GIVEN_BYTES]
+        self._at += len(given)
+        return given
 
 
 _json, _msgpack = msgspec.json.Encoder(), msgspec.msgpack.Encoder()

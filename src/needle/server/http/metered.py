@@ -9,13 +9,14 @@ from needle.server.http import bodies
 
 
 def documents_of(path: Mapping[str, str], body: Any, answer: Any) -> int:
-    """How many documents a request that was answered has written, or asked for; those of a stream are told in it."""
+    """How many documents a request that was answered has written, or asked for: of a search also those that it passes
+    over, which cost as much as the others. Those of a stream are told in it."""
     if isinstance(answer, bodies.Written):
         return answer.count
     if isinstance(answer, bodies.InsertedDocuments):
         return answer.written
     if isinstance(answer, bodies.Hits | bodies.ManyHits):
-        return int(body.k) * len(getattr(body, "vectors", "1"))
+        return int(body.k + body.offset) * len(getattr(body, "vectors", "1"))
     if isinstance(answer, bodies.Page):
         return int(body.limit)
     if isinstance(answer, bodies.Documents):

@@ -9,8 +9,15 @@ import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, invalid
+from needle.server.http.message import place_of
 
 QUERY_FIELDS_MAX: Final = 1000
+
+
+def no_query(query: bytes) -> None:
+    """For a request that has a body: `?dry_run=true` beside it would be passed over. Raises InvalidArgument."""
+    if query:
+        raise invalid("query", query[:200].decode("latin-1"), "nothing: what this request says stands in its body")
 
 
 def from_query(kind: type[msgspec.Struct], query: bytes) -> Any:
@@ -33,4 +40,5 @@ def from_query(kind: type[msgspec.Struct], query: bytes) -> Any:
         return msgspec.convert(given, kind, strict=False)
     except DECODE_ERRORS as error:
         allowed = ", ".join(fields) or "nothing"
-        raise InvalidArgument(f"the query is wrong: {error}; it may say {allowed}", field="query") from None
+        text = f"the query is wrong: {error}; it may say {allowed}"
+        raise InvalidArgument(text, field=place_of(str(error)) or "query") from None

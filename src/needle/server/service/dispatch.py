@@ -68,7 +68,7 @@ from needle.server.service import rebalancing
 from needle.server.service.audited import Audited
 from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
-from needle.server.service.methods import NEEDS, OPENLY, documents_of, judge_call, told
+from needle.server.service.methods import NEEDS, OPENLY, documents_of, judge_call, numbers_its_own, told
 from needle.server.service.operations import Operations
 from needle.server.service.probing import Probing
 from needle.server.service.proxy import Proxy
@@ -165,7 +165,7 @@ class Service:
 
     def on_request(self, peer: PeerLike, method: str, body: Any) -> Body | Awaitable[Body]:
         """One call of a client or a node."""
-        if self._audited is None or peer.node_id or peer.remote == LOCAL:
+        if self._audited is None or peer.node_id or peer.within or peer.remote == LOCAL:
             return self._begin(peer, method, body)
         return self._audited.on_request(peer, method, body)
 
@@ -214,11 +214,11 @@ class Service:
         """For a caller who may not say, or hear, everything that this method can."""
         node = self._node
         call = await judge(node, len(body), self._decoded, method, body)
-        await judge(node, len(body), judge_call, caller, method, call, node.topology)
-        if caller.filter:
+        call = await judge(node, len(body), judge_call, caller, method, call, node.topology)
+        if caller.filter or numbers_its_own(caller, method, call, node.topology):
             call = await judge(node, len(body), bound_call, method, call, Bound(caller.filter, caller.since))
-            if method in ROUTED:
-                run = getattr(self.proxy.bound_to(caller), method)
+        if caller.filter and method in ROUTED:
+            run = getattr(self.proxy.bound_to(caller), method)
         return await self._serve(method, run, call, caller)
 
     async def _serve_metered(self, caller: Identity, meter: Meter, method: str, run: Run, body: Any) -> Body:

@@ -13,6 +13,7 @@ from needle.base.model import WriteResult
 from needle.base.parts import whole
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls, commands
+from needle.protocol.bounds import renamed
 from needle.protocol.calls import CollectionsAnswer
 from needle.protocol.peer_calls import (
     CATALOG,
@@ -35,6 +36,9 @@ from needle.server.service.served import decoded_command
 from needle.server.upkeep.comparing import DIGEST_AT
 from needle.server.upkeep.field_upkeep import FILTERED_FIELDS
 
+OWNED_SINCE: Final = 4
+"""Since this version of the cluster keys for some collections have sessions of their own: a leader of a release before
+would open, and use, those of everybody for them."""
 ALL: Final = "the whole cluster"
 NONE: Final = "no collection"
 About = Callable[[Any], str | None]
@@ -103,27 +107,38 @@ OPENLY: Final = frozenset(NEEDS) - {calls.WRITE, TOPOLOGY}
 """Methods of which a key for all collections, of the rank that they need, may say and hear everything."""
 
 
-def judge_call(caller: Identity, method: str, call: Any, known: Topology) -> None:
-    """Look at a call: is it about a collection that the caller may use, and does it only write documents. (About which
-    ones is for `bounds.bound_call` to say.) Raises Forbidden, or InvalidArgument for a write that cannot be read."""
+def judge_call(caller: Identity, method: str, call: Any, known: Topology) -> Any:
+    """The call, if it is about a collection that the caller may use, and only writes documents. (About which ones is
+    for `bounds.bound_call` to say.) An alias in it gives way to what was judged: it may lead elsewhere by the time it
+    is looked up again. Raises Forbidden, or InvalidArgument for a write that cannot be read."""
     if method == calls.WRITE and not getattr(call, "epoch", 0):
         command = decoded_command(call.command)
         if isinstance(command, commands.CreateCollection | commands.DropCollection):
             raise Forbidden("collections are made and dropped with a key of the role admin", needs="admin")
     if caller.is_for_all:
-        return
+        return call
     about = NEEDS[method].about
     if about == NONE:
-        return
+        return call
     name = about(call) if callable(about) else None
     if name is None and method == calls.WRITE and isinstance(decoded_command(call.command), commands.OpenSession):
-        return
+        return call
     if name is not None:
         if getattr(call, "epoch", 0):
             name = public_name(name)
         elif (alias := known.alias(name)) is not None:
             name = alias.collection
+            call = renamed(call, name)
     check_collection(caller, name, method)
+    return call
+
+
+def numbers_its_own(caller: Identity, method: str, call: Any, known: Topology) -> bool:
+    """Whether a call of a key that is not for all collections is a write that a shard's session numbers: ids of these
+    can be guessed, and whose number is used up counts as done, whatever collection it is about. A node that routes has
+    sessions of its own."""
+    some = caller.collections is not None and method == calls.WRITE and bool(call.epoch)
+    return some and known.cluster_version >= OWNED_SINCE
 
 
 def told(caller: Identity, method: str, call: Any, answer: Any) -> Any:

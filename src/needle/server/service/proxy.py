@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol, Self
 
+import msgspec
+
 from needle.base.access import Identity
 from needle.base.config import RaftConfig
 from needle.base.errors import (
@@ -167,6 +169,8 @@ class Proxy:
                 raise StaleEpoch("a part of a change by a filter is asked of its shard", version=version, epoch=0)
             if command.after >= 0 or command.upto >= 0:
                 raise InvalidArgument("a change by a filter is done as a whole here", field="after")
+            # What the caller may touch is the router's to say.
+            command = msgspec.structs.replace(command, bound=None)
             return await router.change_where(command, timeout, told_bytes_max=TOLD_BYTES_MAX)
         if isinstance(command, commands.CreateCollection):
             check_spec(command.spec, self._node.config.limits)

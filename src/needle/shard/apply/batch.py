@@ -94,7 +94,7 @@ class Batch:
             return
         change = self.change(record)
         self.lookup(change, command.ids)
-        kind, judged = type(command), bool(command.matches) or command.bound is not None
+        kind, judged = type(command), bool(command.matches) or bool(command.bound)
         self._reads = judged or kind is Patch or kind is UpdateVectors or self._custom
         if not self._reads:
             return

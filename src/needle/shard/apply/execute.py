@@ -200,7 +200,7 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     check_room(record, len(ids))
     change = batch.change(record)
     batch.admit(change, ids, command.metadata)
-    if command.bound is not None:
+    if command.bound:
         check_insert(batch, change, command)
     if command.expected is not None:
         _check_versions(command, change.refs, ids)

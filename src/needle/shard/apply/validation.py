@@ -87,7 +87,8 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
         _check_session(session)
     if (bound := getattr(command, "bound", None)) is not None:
         _check_int("bound.owner", bound.owner, 0, VERSION_MAX)
-        _check_filter("bound.filter", bound.filter, limits)
+        if bound:
+            _check_filter("bound.filter", bound.filter, limits)
     if type(command) is Insert:  # first: most are
         return _check_insert(command, _require(command.collection, find_spec), limits)
     if isinstance(command, OpenSession):
@@ -144,7 +145,7 @@ def _check_update(command: UpdateVectors, spec: CollectionSpec, limits: Limits) 
 
 def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
     size = conditions(_check_filter("filter", command.filter or b"{}", limits))
-    if command.bound is not None:
+    if command.bound:
         size += conditions(_check_filter("bound.filter", command.bound.filter, limits))
     for name, low, high in (
         ("after", -1, 2**32),
@@ -254,7 +255,7 @@ def _check_judged(field: str, count: int) -> None:
 
 
 def _check_condition(command: ById, limits: Limits) -> None:
-    if command.bound is not None:
+    if command.bound:
         _check_judged("ids", len(command.ids))
     if command.matches:
         _check_judged("matches", len(command.ids))

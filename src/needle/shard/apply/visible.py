@@ -28,7 +28,7 @@ def seen(
     batch: Batch, change: CollectionChange, ids: Sequence[str], bound: Bound | None
 ) -> Mapping[str, DocRef | None]:
     """What these ids, which were looked up, are for a write: None for what is not there, or not visible."""
-    if bound is None:
+    if not bound:
         return change.refs
     node = parsed(bound.filter)
     stored = batch.metadata(change, ids).items()
@@ -38,7 +38,7 @@ def seen(
 
 def check_written(bound: Bound | None, documents: Iterable[tuple[str, bytes]]) -> None:
     """documents: id and metadata, as they will be stored. Raises Forbidden."""
-    if bound is None:
+    if not bound:
         return
     node = parsed(bound.filter)
     for id_, metadata in documents:
@@ -53,7 +53,7 @@ def check_written(bound: Bound | None, documents: Iterable[tuple[str, bytes]]) -
 def check_insert(batch: Batch, change: CollectionChange, command: Insert) -> None:
     """Raises Forbidden for a document that may not be written, or that stands where one stands that is not visible."""
     bound = command.bound
-    if bound is None:
+    if not bound:
         return
     check_written(bound, zip(command.ids, command.metadata, strict=True))
     for id_, ref in seen(batch, change, command.ids, bound).items():

@@ -52,7 +52,7 @@ def change_where(batch: Batch, index: int, command: ChangeWhere) -> WriteResult:
     last = record.next_ordinal - 1
     upto = last if command.upto < 0 else min(command.upto, last)
     node, bound = parsed(command.filter), command.bound
-    if bound is not None:
+    if bound:
         node = And((parsed(bound.filter), node))
     found, reached = batch.stored.match(
         record.id, node, member, command.after, upto, Bounds(command.limit, command.looks, command.bytes_max)

@@ -1,0 +1,58 @@
+"""What is told of a call that fails by a bug, and what a search costs a key."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.door import Idle, ask, request, serving
+from needle.base.errors import Internal, InvalidArgument, NeedleError
+from needle.server.http import bodies
+from needle.server.http.bodies import Body
+from needle.server.http.call import Call
+from needle.server.http.metered import documents_of
+from needle.server.http.routes import Route
+
+
+class Given(Body, frozen=True, kw_only=True):
+    """Which error."""
+
+    kind: str = ""
+
+
+async def fail(call: Call) -> int:
+    if call.body.kind:
+        raise InvalidArgument("no", field="kind")
+    raise ZeroDivisionError
+
+
+class Node(Idle):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[NeedleError | None] = []
+        self.observed: list[object] = []
+        self.audit = SimpleNamespace(note=lambda door, call, error, **more: self.noted.append(error))
+
+    def observe(self, what: str, seconds: float, error: object) -> None:
+        self.observed.append(error)
+
+
+@pytest.mark.parametrize(("body", "status", "kind"), [(b"{}", 500, Internal), (b'{"kind":"x"}', 400, InvalidArgument)])
+async def test_an_administrators_call_that_fails_is_written_down(body: bytes, status: int, kind: type[Any]) -> None:
+    """It may have had an effect."""
+    node = Node()
+    async with serving([Route("POST", "/v1/fail", fail, "", Given, int, "admin")], node) as server:
+        assert (await ask(server, request("POST", "/v1/fail", body)))[0] == status
+    assert [type(error) for error in node.noted] == [kind]
+    assert [type(error) for error in node.observed] == [kind]
+
+
+def test_what_a_search_passes_over_costs_as_much_as_what_it_shows() -> None:
+    one = bodies.Search(vector=[1.0], k=2, offset=9000)
+    many = bodies.SearchMany(vectors=[[1.0], [2.0]], k=2, offset=10)
+    assert documents_of({}, one, bodies.Hits(hits=[], applied_index={}, epoch=1)) == 9002
+    assert documents_of({}, many, bodies.ManyHits(results=[[], []])) == 24
