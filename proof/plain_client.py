@@ -337,8 +337,12 @@ class PlainCalls:
         return await group.ask_leader(method, body, timeout)
 
     # --- collections -------------------------------------------------------------------------------------------------
-    async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
-        """As `DocumentCalls.create_collection`."""
+    async def create_collection(
+        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+    ) -> WriteResult:
+        """As `DocumentCalls.create_collection`, without fields."""
+        if fields:
+            raise _UNKNOWN
         return await self._group.write(lambda session: CreateCollection(spec, if_absent, session), timeout)
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:

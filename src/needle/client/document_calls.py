@@ -224,8 +224,10 @@ class DocumentCalls(Protocol):
         """`search` for each of `count` vectors; the request's vector holds all of them."""
         ...
 
-    async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
-        """Create a collection."""
+    async def create_collection(
+        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+    ) -> WriteResult:
+        """Create a collection. fields: paths of metadata that have a declared index from the beginning."""
         ...
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:

@@ -391,10 +391,11 @@ class SyncClient:
         self,
         name: str,
         *,
-        dimensions: int,
-        metric: Metric | str = ...,
+        dimensions: int | None = ...,
+        metric: Metric | str | None = ...,
         index: IndexParams | None = ...,
         ttl: Any = ...,
+        like: str | None = ...,
         if_absent: bool = ...,
         timeout: float = ...,
     ) -> WriteResult: ...

@@ -26,13 +26,7 @@ from needle.client.router.row_inserts import RowInserts, in_callers_words
 from needle.client.router.scanning import count_in_shards, scan_page
 from needle.client.router.sizes import HeldByShards, Only, held_by_shards
 from needle.client.where import OnProgress, WhereWork
-from needle.protocol.calls import (
-    DocumentBatch,
-    Freshness,
-    ScanAnswer,
-    ScanCall,
-    ScanPin,
-)
+from needle.protocol.calls import DocumentBatch, Freshness, ScanAnswer, ScanCall, ScanPin
 from needle.protocol.commands import (
     AS_IT_IS,
     Change,
@@ -371,9 +365,11 @@ class Router:
         """As `collections.listed`."""
         return await collections.listed(self._routes.shards, mode, timeout)
 
-    async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
+    async def create_collection(
+        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+    ) -> WriteResult:
         """As `collections.create`."""
-        return await collections.create(self._routes.shards, spec, if_absent, timeout)
+        return await collections.create(self._routes.shards, spec, if_absent, timeout, fields)
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
         """As `collections.drop`."""

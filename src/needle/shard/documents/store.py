@@ -40,12 +40,7 @@ from needle.shard.documents import scans
 from needle.shard.documents.loading import Loaded, load
 from needle.shard.documents.metadata_rows import Rows
 from needle.shard.documents.read_connections import ReadConnections
-from needle.shard.documents.records import (
-    ORDINAL_BITS,
-    AppliedAt,
-    StoredDocument,
-    row_id,
-)
+from needle.shard.documents.records import ORDINAL_BITS, AppliedAt, StoredDocument, row_id
 from needle.shard.documents.row_check import (
     Checked,
     Stored,

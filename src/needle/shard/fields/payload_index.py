@@ -147,8 +147,7 @@ class PayloadIndex:
             one.asked = True
         if lacking or any(one.state.due() or self._bloated(one) for one in fields.values()):
             self._budget.ask(self)
-        sure = found.sure & universe
-        return sure | self._decided(node, maybe, go_on) if maybe else sure
+        return (found.sure & universe) | (self._decided(node, maybe, go_on) if maybe else BitMap())
 
     def _make(self, lacking: Sequence[Field], end: int, builders: Builders | None, go_on: Callable[[], None]) -> None:
         """Make the indexes whole. Raises BeingIndexed if others do such work; the background begins meanwhile."""
