@@ -14,6 +14,7 @@ import msgspec
 
 from needle.base.errors import NeedleError
 from needle.base.explain import ShardExplanation
+from needle.base.filters.ordering import ScanOrder
 from needle.base.model import CollectionSize, CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.where import OnProgress
@@ -176,10 +177,11 @@ class DocumentCalls(Protocol):
         fields: tuple[str, ...] | None = None,
         only: int = 0,
         pin: ScanPin | None = None,
+        order: ScanOrder | None = None,
         *,
         session: bool = False,
     ) -> ScanAnswer:
-        """A page of documents in the order of their ids; see `calls.ScanCall`."""
+        """A page of documents in the order of their ids, or of a field; see `calls.ScanCall`."""
         ...
 
     async def get(

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Self
 
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, StaleEpoch, in_seconds
+from needle.base.filters.ordering import ScanOrder
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.document_calls import BatchPart, Found
@@ -244,16 +245,17 @@ class Router:
         fields: tuple[str, ...] | None = None,
         only: int = 0,
         pin: ScanPin | None = None,
+        order: ScanOrder | None = None,
         *,
         session: bool = False,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
-        shards have the last id. only: the id that the collection must have, 0 for any. pin: of a consistent scan."""
+        shards have the last place. only: the id that the collection must have, 0 for any. pin: of a consistent scan."""
         fresh = self._routes.fresh(mode, 0.0, session)
         if pin is not None and not pin.token:
             pin = ScanPin(self._routes.shards.nonce())
         asked = ScanCall(
-            0, collection, filter_json, after, limit, with_vectors, fresh(0), slice_, fields=fields, only=only, pin=pin
+            0, collection, filter_json, after, limit, with_vectors, fresh(0), slice_, 0, fields, only, b"", pin, order
         )
         return await self._routes.named(
             collection,

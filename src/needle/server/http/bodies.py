@@ -334,8 +334,9 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scan(ReadBody, frozen=True, kw_only=True):
-    """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids. consistent: of a scan that begins:
-    all its pages show each shard as it was at one moment."""
+    """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids. order_by: a field of metadata in
+    whose order documents come, instead of that of their ids. consistent: of a scan that begins: all its pages show each
+    shard as it was at one moment."""
 
     filter: Filter = None
     cursor: str | None = None
@@ -344,11 +345,12 @@ class Scan(ReadBody, frozen=True, kw_only=True):
     vector_format: VectorFormat = "numbers"
     fields: Fields | None = None
     slice: tuple[Whole, Positive] = (0, 1)
+    order_by: str | None = None
     consistent: bool = False
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """In the order of their ids. cursor: where the next page begins, null behind the last one."""
+    """In the order of their ids, or of a field. cursor: where the next page begins, null behind the last one."""
 
     documents: list[Document]
     cursor: str | None
