@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from needle.base.errors import InvalidArgument, NeedleError, Unavailable
+from needle.base.filters.ordering import ScanOrder
 from needle.base.ids import GroupId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.parts import Payload
@@ -306,15 +307,15 @@ class PlainCalls:
         fields: tuple[str, ...] | None = None,
         only: int = 0,
         pin: ScanPin | None = None,
+        order: ScanOrder | None = None,
         *,
         session: bool = False,
     ) -> ScanAnswer:
         """As `DocumentCalls.scan`."""
+        given = (slice_, 0, fields, only, b"", pin, order)
         answer = await self._read(
             calls.SCAN,
-            lambda group, fresh: ScanCall(
-                group, collection, filter_json, after, limit, with_vectors, fresh, slice_, 0, fields, only, pin=pin
-            ),
+            lambda group, fresh: ScanCall(group, collection, filter_json, after, limit, with_vectors, fresh, *given),
             self._fresh(mode, 0.0, session),
             timeout,
         )
@@ -337,8 +338,12 @@ class PlainCalls:
         return await group.ask_leader(method, body, timeout)
 
     # --- collections -------------------------------------------------------------------------------------------------
-    async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
-        """As `DocumentCalls.create_collection`."""
+    async def create_collection(
+        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+    ) -> WriteResult:
+        """As `DocumentCalls.create_collection`, without fields."""
+        if fields:
+            raise _UNKNOWN
         return await self._group.write(lambda session: CreateCollection(spec, if_absent, session), timeout)
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:

@@ -185,16 +185,15 @@ class Client:
 
     async def delete_where(self, key: str) -> None:
         """By a filter that one document matches: to its clients the same as a delete."""
-        where = {"$ids": [key, "none"]} if self._writes % 2 else {"key": key}
-        await self._write("delete", key, "", 0, lambda: self._database.delete_where(where), {"where": True})
+        by = {"$ids": [key, "none"]} if self._writes % 2 else {"key": key}
+        await self._write("delete", key, "", 0, lambda: self._database.delete_where(by), {"where": True})
 
     async def patch(self, key: str) -> None:
         self._writes += 1
         added = f"{self.name}-{self._writes}"
         expected = (self._versions.get(key) or 0) if self._rng.random() < 0.3 else 0
-        await self._write(
-            "patch", key, added, expected, lambda: self._database.patch(key, {"added": added}, expected), {}
-        )
+        by = {"added": added}
+        await self._write("patch", key, added, expected, lambda: self._database.patch(key, by, expected), {})
 
     async def update(self, key: str) -> None:
         """Give a document another vector, which reads tell from all others."""

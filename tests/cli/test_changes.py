@@ -118,6 +118,12 @@ def test_scan_goes_on_where_it_stopped(needle, tmp_path: Path) -> None:
     assert rest["documents"][0]["vector"] == [8, 1, 2, 3]
     assert "d04" in needle.run("scan", "--limit", "5") and "--cursor " in needle.notes
     needle.run("scan", "--cursor", first["cursor"], expect=1)
+    back = needle.json("scan", "--order-by", "n", "--limit", "3")
+    rest = needle.json("scan", "--order-by", "n", "--limit", "100", "--cursor", back["cursor"])
+    assert [one["metadata"]["n"] for one in back["documents"]] == sorted(
+        one["metadata"]["n"] for one in back["documents"] + rest["documents"]
+    )[:3]
+    needle.run("scan", "--order-by", "a..b", expect=1)
     assert "[invalid_argument]" in needle.notes
 
 

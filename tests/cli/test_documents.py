@@ -102,6 +102,14 @@ def test_collections(needle) -> None:
     assert "images" in shown and "0.0 MB" in shown and specs["images"]["documents"] == 0
     needle.run("collections", "create", "images", "--dimensions", "512", expect=1)
     assert "[collection_exists]" in needle.notes
+    needle.run("collections", "index", "images", "kind")
+    needle.run("collections", "create", "copied", "--like", "images", "--ef-search", "99", "--ttl", "60")
+    copied = needle.json("collections", "describe", "copied")
+    assert (copied["dimensions"], copied["metric"], copied["ttl"]) == (512, "dot", 60)
+    assert (copied["index"]["m"], copied["index"]["ef_search"], list(copied["fields"])) == (32, 99, ["kind"])
+    needle.run("collections", "create", "other", "--like", "nowhere", expect=1)
+    assert "[collection_not_found]" in needle.notes
+    needle.run("collections", "drop", "copied", "--yes")
     needle.run("collections", "drop", "images", "--yes")
     assert "images" not in needle.run("collections")
     needle.run("collections", "drop", "images", "--yes", expect=1)

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needle.base.errors import InvalidArgument
+from needle.base.errors import ClusterTooOld, InvalidArgument
+from needle.base.filters.ordering import START, Key
 from needle.client import cursor as cursors
 from needle.client.cursor import Place
-from needle.client.router.merge import merge_pages
+from needle.client.router.merge import merge_pages, merged_pages
+from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, ScanAnswer
 
 PLACE = Place("docs", b'{"a": 1}', (0, 1), "doc-17")
@@ -28,10 +30,19 @@ def test_what_is_no_cursor_is_refused(wrong: object) -> None:
         cursors.decode(wrong, PLACE)
 
 
-@pytest.mark.parametrize("other", [{"collection": "k"}, {"filter": b"{}"}, {"slice": (0, 2)}])
+@pytest.mark.parametrize("other", [{"collection": "k"}, {"filter": b"{}"}, {"slice": (0, 2)}, {"order_by": "a"}])
 def test_a_cursor_of_another_scan_is_refused(other: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument, match=r"cursor = .* is of a scan"):
         cursors.decode(cursors.encode(PLACE), msgspec.structs.replace(PLACE, **other))
+
+
+@pytest.mark.parametrize("key", [(0, 2**63), (0, -0.5), (0, float("-inf")), (1, b"a\xff"), (2, 1), (3, None)])
+def test_a_cursor_of_an_ordered_scan_leads_behind_its_key(key: Key) -> None:
+    place = msgspec.structs.replace(PLACE, order_by="a.b", key=key)
+    found = cursors.decode(cursors.encode(place), msgspec.structs.replace(place, after="", key=START))
+    assert found == place and found.order is not None and found.order.known()
+    with pytest.raises(InvalidArgument, match="order"):
+        cursors.decode(cursors.encode(place), msgspec.structs.replace(place, order_by="a"))
 
 
 def page(shard: list[str], after: str, limit: int, rng: random.Random) -> ScanAnswer:
@@ -63,3 +74,42 @@ def test_pages_of_shards_lose_and_repeat_nothing(shards: list[list[int]], limit:
         seen += documents.ids
         after = found.reached
     assert seen == sorted(name for shard in held for name in shard)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), unique=True, max_size=20), min_size=1, max_size=4
+    ),
+    st.integers(1, 6),
+    st.integers(0, 2**32),
+)
+def test_pages_in_the_order_of_a_field_lose_and_repeat_nothing(
+    shards: list[list[tuple[int, int]]], limit: int, seed: int
+) -> None:
+    rng, held = random.Random(seed), [sorted((key, f"d{n:02}") for key, n in shard) for shard in shards]
+    seen: list[tuple[Key, str]] = []
+    at: tuple[Key, str] | None = (START, "")
+    while at is not None:
+        pages = []
+        for shard in held:
+            left = [((0, key), name) for key, name in shard if ((0, key), name) > at]
+            shown = left[: rng.randint(1, limit)]
+            last = shown[-1] if len(shown) < len(left) else (None, None)
+            names = [name for _, name in shown]
+            batch = DocumentBatch(names, [1] * len(names), [b""] * len(names), b"", 5)
+            pages.append(ScanAnswer(batch, last[1], keys=[key for key, _ in shown], key=last[0]))
+        found = merge_pages(pages, limit)
+        assert len(found.keys) == len(found.documents.ids) < limit + len(shards)
+        seen += zip(found.keys, found.documents.ids, strict=True)
+        at = None if found.reached is None or found.key is None else (found.key, found.reached)
+    assert seen == sorted(((0, key), name) for shard in held for key, name in shard)
+
+
+def test_a_page_of_a_node_that_knows_no_order_is_not_taken_for_ordered() -> None:
+    batch = DocumentBatch(["a"], [1], [b""], b"", 5)
+    with pytest.raises(ClusterTooOld, match="order of a field"):
+        merged_pages({0: calls.encode(ScanAnswer(batch, None))}, 5, True)
+    with pytest.raises(ClusterTooOld):
+        merged_pages({0: calls.encode(ScanAnswer(batch, "a", keys=[(0, 1)]))}, 5, True)
+    assert merged_pages({0: calls.encode(ScanAnswer(batch, None))}, 5, False)[1].documents == batch

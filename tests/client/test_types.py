@@ -356,6 +356,7 @@ MEANT: dict[str, set[str]] = {
     "max_staleness": {"none", *SECONDS},
     "index": {"none"},
     "filter": {"none"},
+    "metric": {"none"},
     "exact": FLAGS,
     "with_metadata": FLAGS,
     "with_vectors": FLAGS,

@@ -11,16 +11,30 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.processes import ShardedProcesses, healthy
-from needle.base.errors import ClusterTooOld, CollectionNotFound, InvalidArgument, NeedleError, Unavailable
-from needle.base.model import CollectionSize, FieldIndex, WriteResult
+from needle.base.errors import (
+    ClusterTooOld,
+    CollectionExists,
+    CollectionNotFound,
+    InvalidArgument,
+    NeedleError,
+    Unavailable,
+)
+from needle.base.model import CollectionSize, CollectionSpec, FieldIndex, IndexParams, Metric, WriteResult
 from needle.base.versions import KNOWN
 from needle.catalog.collections import FIELDS_MAX
 from needle.catalog.state import execute
 from needle.client import Client
 from needle.client.document_calls import Held
+from needle.client.documents import DocumentMethods
 from needle.client.naming import _fields
 from needle.client.router.router import Router
-from needle.protocol.catalog_commands import CatalogCommand, CreateCollection, DeclareField, DropCollection
+from needle.protocol.catalog_commands import (
+    CatalogCommand,
+    CreateCollection,
+    DeclareField,
+    DropCollection,
+    SetAlias,
+)
 from needle.protocol.peer_calls import IndexRoom
 from needle.routing.topology import Topology
 
@@ -50,6 +64,74 @@ def test_the_catalog_keeps_what_is_declared() -> None:
     assert less.map == now.map  # nobody's routing changes by it
     other = after(DeclareField("a", 2, "x", True), DropCollection("a", 2), CreateCollection(spec("a"), False, 9))
     assert fields(other) == ()
+    made, _ = execute(topology(), 2, CreateCollection(spec("a"), False, 1, ["y", "x", "y"]))
+    assert fields(made) == ("x", "y")
+    same, refused = execute(topology(), 2, CreateCollection(spec("a"), False, 1, ["x"] * (FIELDS_MAX + 1)))
+    assert same.collections == () and isinstance(refused, InvalidArgument)
+    assert CreateCollection(spec("a"), False, 1, ["x"]).needs() == 4
+
+
+class Catalog:
+    """A catalog and its shards, as far as collections need them."""
+
+    def __init__(self) -> None:
+        self.now = after(DeclareField("a", 2, "x", True), SetAlias("b", "a"))
+
+    def topology(self) -> Topology:
+        return self.now
+
+    def group(self, shard: int) -> Any:
+        raise AssertionError("no shard is asked")
+
+    async def refresh(self, version: int, timeout: float) -> Topology:
+        return self.now
+
+    async def confirmed(self, timeout: float) -> Topology:
+        return self.now
+
+    def nonce(self) -> int:
+        return self.now.version
+
+    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
+        self.now, result = execute(self.now, self.now.version + 1, command)
+        if isinstance(result, NeedleError):
+            raise result
+        return result
+
+    async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
+        pass
+
+
+class OfCatalog(DocumentMethods):
+    def __init__(self, catalog: Any) -> None:
+        self._router = Router(catalog)
+
+    async def _documents(self) -> Any:
+        return self._router
+
+
+async def test_a_collection_with_the_settings_of_another() -> None:
+    catalog = Catalog()
+    client = OfCatalog(catalog)
+    await client.alter_collection("a", ef_search=99, ttl=60)
+    await client.create_collection("c", like="b")
+    await client.create_collection("d", like="a", dimensions=7, metric="dot", ttl=0, index=IndexParams(m=5))
+    made = {info.spec.name: info for info in catalog.now.collections}
+    assert made["c"].spec == msgspec.structs.replace(made["a"].spec, name="c") and made["c"].spec.ttl == 60
+    assert made["c"].fields == made["d"].fields == ("x",) and made["c"].id != made["a"].id
+    assert made["d"].spec == CollectionSpec(name="d", dimensions=7, metric=Metric.DOT, index=IndexParams(m=5))
+    await client.create_collection("c", like="a", if_absent=True)
+    for error, asked in [
+        (CollectionNotFound, {"like": "none"}),
+        (CollectionExists, {"like": "a"}),
+        (InvalidArgument, {"like": ""}),
+        (InvalidArgument, {}),
+        (InvalidArgument, {"dimensions": 3, "ttl": 0}),
+    ]:
+        before = catalog.now
+        with pytest.raises(error):
+            await client.create_collection("c", **asked)  # type: ignore[arg-type]
+        assert catalog.now is before
 
 
 @pytest.mark.parametrize(

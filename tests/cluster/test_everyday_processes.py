@@ -102,6 +102,37 @@ async def scans(client: Client) -> None:
             await client.scan_page(cursor=wrong, **options)
 
 
+async def ordered_scans(client: Client) -> None:
+    """By a field, of which several documents have each value; page by page, now and as it was."""
+    ids = [f"d{n:03}" for n in range(COUNT - 50)]
+    await client.patch_where({}, set={"rank": 0})
+    for n in range(5):
+        await client.patch(ids[n::5], set={"rank": -n if n else "text"})
+    await client.patch(ids[:2], unset=["rank"])
+    wanted = [one for n in (4, 3, 2, 1) for one in ids[n::5] if one != "d001"] + ids[5::5] + ids[:2]
+    assert await scanned(client, order_by="rank") == wanted
+    assert await scanned(client, {"$ids": ids[:20]}, order_by="rank") == [one for one in wanted if one < "d020"]
+    shares = [await scanned(client, order_by="rank", slice=(n, 2)) for n in range(2)]
+    assert sorted(shares[0] + shares[1]) == ids and all(
+        share == [one for one in wanted if one in share] for share in shares
+    )
+    page = await client.scan_page(order_by="rank", limit=7, consistent=True, fields=["n"])
+    found, cursor = [one.id for one in page.documents], page.cursor
+    await client.patch(ids[10:], set={"rank": 7})
+    await client.delete(ids[3])
+    while cursor is not None:
+        page = await client.scan_page(order_by="rank", limit=20, cursor=cursor, fields=["n"])
+        assert all(one.metadata.keys() == {"n"} for one in page.documents)
+        found, cursor = found + [one.id for one in page.documents], page.cursor
+    assert found == wanted
+    await client.insert(ids[3], vector(3), {"n": 3, "odd": True, "in": {"side": "x"}, "tags": ["a"]})
+    first = await client.scan_page(order_by="rank", limit=5)
+    for options in ({}, {"order_by": "n"}, {"order_by": "rank", "filter": {"odd": True}}):
+        with pytest.raises(InvalidArgument, match="cursor"):
+            await client.scan_page(cursor=first.cursor, **options)
+    await client.patch_where({}, unset=["rank"])
+
+
 async def scans_of_one_moment(client: Client) -> None:
     """They show what there was, whatever is done meanwhile, until they are read to the end."""
     before = await whole(client)
@@ -217,7 +248,8 @@ async def bad_input(client: Client) -> None:
 async def test_one_group(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path) as cluster, cluster.connect() as client:
         for part in (
-            filled, changes, changes_by_filter, scans, scans_of_one_moment, searches, new_vectors, bad_input
+            filled, changes, changes_by_filter, scans, ordered_scans, scans_of_one_moment, searches, new_vectors,
+            bad_input,
         ):  # fmt: skip
             await part(client)
         await asyncio.to_thread(blocking, list(cluster.addresses.values()))
@@ -245,6 +277,7 @@ async def test_shards_between_which_ranges_move(tmp_path: Path) -> None:
                     await client.patch(["d100", "d101", "d102", "d103"], append={"log": [patched]}, timeout=30)
                 ).count
                 assert await scanned(client, timeout=30) == [f"d{n:03}" for n in range(COUNT)]
+                assert await scanned(client, order_by="n", timeout=30) == [f"d{n:03}" for n in range(COUNT)]
                 assert await client.count({"odd": True}) == COUNT // 2
                 hits = await client.search_many([vector(n) for n in range(5)], 1, {"odd": True}, offset=1, timeout=30)
                 assert all(hits)
@@ -259,6 +292,7 @@ async def test_shards_between_which_ranges_move(tmp_path: Path) -> None:
             assert [one.metadata["log"] for one in await client.get(["d100", "d101", "d102", "d103"])] == log
             await changes_by_filter(client)
             await scans(client)
+            await ordered_scans(client)
             await scans_of_one_moment(client)
             await searches(client)
             await new_vectors(client)
@@ -272,6 +306,7 @@ def blocking(addresses: list[str]) -> None:
         client.patch(["x", "z"], set={"s": 1})
         assert client.count({"s": 1}) == 2
         assert [document.id for document in client.scan({"s": 1})] == ["x", "z"]
+        assert [document.id for document in client.scan({"s": 1}, order_by="s")] == ["x", "z"]
         scan = client.scan({"s": 1}, consistent=True)
         assert next(scan).id == "x"
         scan.close()

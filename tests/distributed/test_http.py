@@ -323,6 +323,13 @@ async def test_consistent_pages_are_of_one_moment(world: World) -> None:
     changed = await world.doors[1]("POST", f"{path}/patch", {"filter": {}, "set": {"n": -1}})
     assert changed.json["count"] == 300
     assert (await world.doors[1]("POST", f"{path}/delete", {"ids": ids[100:200]})).json["count"] == 100
+    by = {"order_by": "at", "limit": 70}
+    first = (await world.doors[2]("POST", f"{path}/scan", by)).json
+    assert [one["id"] for one in first["documents"]] == ids[:70]
+    then = (await world.doors[1]("POST", f"{path}/scan", {**by, "cursor": first["cursor"]})).json
+    assert [one["id"] for one in then["documents"]] == [*ids[70:100], *ids[200:240]]
+    odd = await world.doors[1]("POST", f"{path}/scan", {"order_by": "$id"})
+    assert (odd.status, odd.json["code"]) == (400, "invalid_argument")
     seen, pages, cursor = page["documents"], 0, ""
     while page["cursor"] is not None:
         cursor, pages = page["cursor"], pages + 1

@@ -41,7 +41,10 @@ def create(now: Topology, index: int, command: CreateCollection) -> Changed:
         raise CollectionExists(f"collection {name!r} exists{_difference(found, command)}", collection=name)
     if len(now.collections) >= COLLECTIONS_MAX:
         raise invalid("collection", name, f"one of at most {COLLECTIONS_MAX}")
-    made = CollectionInfo(id=index, spec=command.spec, nonce=command.nonce)
+    if len(command.fields) > FIELDS_MAX:
+        raise invalid("fields", f"{len(command.fields)} paths", f"at most {FIELDS_MAX} declared ones of a collection")
+    fields = tuple(sorted(set(command.fields)))
+    made = CollectionInfo(id=index, spec=command.spec, nonce=command.nonce, fields=fields)
     collections = tuple(sorted([*now.collections, made], key=lambda info: info.spec.name))
     return done(_replace(now, collections=collections), index)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 import typer
 
 import needle
@@ -59,21 +60,39 @@ def _in_words(index: IndexParams) -> str:
 
 def create(
     name: Name,
-    dimensions: Annotated[int, typer.Option("--dimensions", min=1, help="Length of the vectors.")],
-    metric: Annotated[Metric, typer.Option("--metric", help="How distance is measured.")] = Metric.COSINE,
-    m: Annotated[int, typer.Option("--m", help="HNSW: links of a vector.")] = 16,
-    ef_construction: Annotated[int, typer.Option("--ef-construction", help="HNSW: effort of building.")] = 100,
-    ef_search: Annotated[int, typer.Option("--ef-search", help="HNSW: effort of a search.")] = 64,
+    dimensions: Annotated[
+        int | None, typer.Option("--dimensions", min=1, help="Length of the vectors; to be named without --like.")
+    ] = None,
+    metric: Annotated[
+        Metric | None, typer.Option("--metric", help="How distance is measured: cosine, if none is named.")
+    ] = None,
+    m: Annotated[int | None, typer.Option("--m", help="HNSW: links of a vector (16).")] = None,
+    ef_construction: Annotated[
+        int | None, typer.Option("--ef-construction", help="HNSW: effort of building (100).")
+    ] = None,
+    ef_search: Annotated[int | None, typer.Option("--ef-search", help="HNSW: effort of a search (64).")] = None,
     ttl: Annotated[
-        float | None, typer.Option("--ttl", help="Seconds after its last write at which a document is deleted.")
+        float | None,
+        typer.Option("--ttl", help="Seconds after its last write at which a document is deleted; with --like 0: none."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like", metavar="OTHER", help="A collection or alias whose settings it gets where none is named here."
+        ),
     ] = None,
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Create an empty collection."""
-    index = IndexParams(m=m, ef_construction=ef_construction, ef_search=ef_search)
+    if dimensions is None and like is None:
+        raise typer.BadParameter("give --dimensions, or a collection to be --like")
+    said = {"m": m, "ef_construction": ef_construction, "ef_search": ef_search}
+    given = {name: value for name, value in said.items() if value is not None}
 
     async def work(client: needle.Client) -> None:
-        await client.create_collection(name, dimensions=dimensions, metric=metric, index=index, ttl=ttl)
+        base = IndexParams() if like is None or not given else (await client.describe_collection(like)).index
+        index = msgspec.structs.replace(base, **given) if given else None
+        await client.create_collection(name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, like=like)
 
     run(cluster, work)
     notes.print(f"created {name}", markup=False)

@@ -44,6 +44,9 @@ def scan(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="Documents at most.")] = 20,
     cursor: Annotated[str | None, typer.Option("--cursor", help="Go on behind an earlier page, which told it.")] = None,
+    order_by: Annotated[
+        str | None, typer.Option("--order-by", metavar="FIELD", help="In the order of a field of the metadata.")
+    ] = None,
     consistent: Consistent = False,
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="With --json: the vectors too.")] = False,
     collection: Collection = "default",
@@ -51,7 +54,7 @@ def scan(
     timeout: Timeout = 30.0,
     json: Json = False,
 ) -> None:
-    """List documents in the order of their ids."""
+    """List documents in the order of their ids, or of a field."""
     condition = filter_option("--where", where)
     paths = None if fields is None else [path.strip() for path in fields.split(",") if path.strip()]
 
@@ -65,6 +68,7 @@ def scan(
                 limit=min(1000, limit - len(found)),
                 with_vectors=with_vectors and json,
                 fields=paths,
+                order_by=order_by,
                 consistent=consistent and at == cursor,
                 collection=collection,
                 timeout=timeout,

@@ -228,6 +228,7 @@ class ChangeMethods(OverDocuments):
         with_vectors: bool = False,
         fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
+        order_by: str | None = None,
         consistent: bool = False,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
@@ -238,11 +239,13 @@ class ChangeMethods(OverDocuments):
         A document that is there all the time while the pages are read is in exactly one of them, also when leaders
         change and ranges of keys move; one that is written meanwhile may be in none. A page may hold fewer than `limit`
         documents, or none, and not be the last one. slice: (i, n) gives the i-th of n shares of the ids, for readers
-        side by side. cursor: of the page before, also from another process. fields: as in `search`. consistent: all
-        pages show each shard as it was at one moment, when the first one was read; its cursors go on so. Raises
-        ScanEnded once that is not kept any more, after `limits.pinned_scan_seconds` at the latest.
+        side by side. cursor: of the page before, also from another process. fields: as in `search`. order_by: a field
+        of metadata in whose order they come instead (docs/documents.md); a document whose field is changed meanwhile
+        may be in two pages or in none. Raises InvalidArgument where many match and no memory is left for the field's
+        index. consistent: all pages show each shard as it was at one moment, when the first one was read; its cursors
+        go on so. Raises ScanEnded once that is not kept any more, after `limits.pinned_scan_seconds` at the latest.
         """
-        place, how = _reading(filter, limit, with_vectors, fields, slice, consistent, mode, collection, timeout)
+        place, how = _asked(filter, limit, with_vectors, fields, slice, order_by, consistent, mode, collection, timeout)
         batch = await read_batch(await self._documents(), place, cursor, how)
         return ScanPage(documents=answers.documents(batch.documents), cursor=batch.cursor)
 
@@ -254,6 +257,7 @@ class ChangeMethods(OverDocuments):
         with_vectors: bool = False,
         fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
+        order_by: str | None = None,
         consistent: bool = False,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
@@ -265,22 +269,23 @@ class ChangeMethods(OverDocuments):
 
         async def read(at: str | None) -> Batch:
             begins = consistent and at in (None, cursor)
-            place, how = _reading(filter, PAGE, with_vectors, fields, slice, begins, mode, collection, timeout)
+            place, how = _asked(filter, PAGE, with_vectors, fields, slice, order_by, begins, mode, collection, timeout)
             return await read_batch(await self._documents(), place, at, how)
 
         async def end(at: str) -> None:
-            place, _ = _reading(filter, PAGE, with_vectors, fields, slice, False, mode, collection, timeout)
+            place, _ = _asked(filter, PAGE, with_vectors, fields, slice, order_by, False, mode, collection, timeout)
             await end_scan(await self._documents(), place, at, timeout)
 
         return Scan(read, cursor, with_vectors=with_vectors, end=end)
 
 
-def _reading(
+def _asked(
     filter: FilterLike,
     limit: int,
     with_vectors: bool,
     fields: Iterable[str] | None,
     slice: Sequence[int],
+    order_by: str | None,
     consistent: bool,
     mode: ReadMode | str,
     collection: str,
@@ -288,7 +293,7 @@ def _reading(
 ) -> tuple[Place, Reading]:
     """What is scanned, and how. Raises InvalidArgument."""
     where, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
-    place = Place(where, values.filter_bytes(filter), values.check_slice(slice), "")
+    place = Place(where, values.filter_bytes(filter), values.check_slice(slice), "", order_by=values.order_by(order_by))
     count = min(values.check_count(limit, "limit"), PAGE)
     wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
     pinned = values.check_flag(consistent, "consistent")

@@ -13,6 +13,7 @@ import xxhash
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, shown
+from needle.base.filters.ordering import START, Key, ScanOrder
 
 VERSION = 1
 
@@ -20,7 +21,8 @@ VERSION = 1
 class Place(msgspec.Struct, frozen=True, array_like=True):
     """What is scanned (a collection, a filter as JSON, a share of the ids), and the id behind which it goes on.
     collection_id: tells the collection from others that had or will have its name; 0 if it is not known. token, pins:
-    of a consistent scan (protocol.calls.ScanPin); no pins for another one."""
+    of a consistent scan (protocol.calls.ScanPin); no pins for another one. order_by: the field in whose order it is
+    read, "" for ids; key: the last one there."""
 
     collection: str
     filter: bytes
@@ -29,6 +31,13 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     collection_id: int = 0
     token: int = 0
     pins: tuple[tuple[int, int], ...] = ()
+    order_by: str = ""
+    key: Key = START
+
+    @property
+    def order(self) -> ScanOrder | None:
+        """As a shard is asked."""
+        return ScanOrder(self.order_by, self.key) if self.order_by else None
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -41,11 +50,14 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
     collection_id: int = 0
     token: int = 0
     pins: tuple[tuple[int, int], ...] = ()
+    key: Key = START
 
 
 def encode(place: Place) -> str:
     """The place as text of letters, digits, - and _."""
-    kept = Kept(VERSION, _hash(place), place.collection, place.after, place.collection_id, place.token, place.pins)
+    kept = Kept(
+        VERSION, _hash(place), place.collection, place.after, place.collection_id, place.token, place.pins, place.key
+    )
     body = msgspec.msgpack.encode(kept)
     return base64.urlsafe_b64encode(binascii.crc32(body).to_bytes(4, "big") + body).decode().rstrip("=")
 
@@ -60,11 +72,11 @@ def decode(text: object, scan: Place) -> Place:
         )
     if kept.scan != _hash(scan):
         raise InvalidArgument(
-            f"cursor = {shown(text)} is of a scan with another filter or slice: go on with those it began with",
+            f"cursor = {shown(text)} is of a scan with another filter, slice or order: go on with those it began with",
             field="cursor",
         )
     return msgspec.structs.replace(
-        scan, after=kept.after, collection_id=kept.collection_id, token=kept.token, pins=kept.pins
+        scan, after=kept.after, collection_id=kept.collection_id, token=kept.token, pins=kept.pins, key=kept.key
     )
 
 
@@ -87,4 +99,5 @@ def kept_in(text: object) -> Kept:
 
 
 def _hash(place: Place) -> int:
-    return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode([place.filter, place.slice]))
+    scanned = [place.filter, place.slice, *([place.order_by] if place.order_by else [])]
+    return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(scanned))

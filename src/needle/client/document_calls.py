@@ -14,6 +14,7 @@ import msgspec
 
 from needle.base.errors import NeedleError
 from needle.base.explain import ShardExplanation
+from needle.base.filters.ordering import ScanOrder
 from needle.base.model import CollectionSize, CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.where import OnProgress
@@ -176,10 +177,11 @@ class DocumentCalls(Protocol):
         fields: tuple[str, ...] | None = None,
         only: int = 0,
         pin: ScanPin | None = None,
+        order: ScanOrder | None = None,
         *,
         session: bool = False,
     ) -> ScanAnswer:
-        """A page of documents in the order of their ids; see `calls.ScanCall`."""
+        """A page of documents in the order of their ids, or of a field; see `calls.ScanCall`."""
         ...
 
     async def get(
@@ -224,8 +226,10 @@ class DocumentCalls(Protocol):
         """`search` for each of `count` vectors; the request's vector holds all of them."""
         ...
 
-    async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
-        """Create a collection."""
+    async def create_collection(
+        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+    ) -> WriteResult:
+        """Create a collection. fields: paths of metadata that have a declared index from the beginning."""
         ...
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:

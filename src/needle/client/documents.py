@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, overload
 
-from needle.base.errors import CollectionNotFound, NeedleError
+import msgspec
+
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
 from needle.base.model import (
     CollectionSpec,
     Document,
@@ -23,7 +25,7 @@ from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
 from needle.client.columns import Columns, as_columns
 from needle.client.document_calls import BatchPart, DocumentCalls
-from needle.client.naming import NamingMethods
+from needle.client.naming import NamingMethods, find_collection
 from needle.client.searches import SearchMethods, made
 from needle.protocol import calls
 
@@ -235,25 +237,38 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         self,
         name: str,
         *,
-        dimensions: int,
-        metric: Metric | str = Metric.COSINE,
+        dimensions: int | None = None,
+        metric: Metric | str | None = None,
         index: IndexParams | None = None,
         ttl: Any = None,
+        like: str | None = None,
         if_absent: bool = False,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
-        """Create a collection. ttl: seconds (or a timedelta) after its last write at which a document is deleted,
-        unless that write named an `expires_at`. Raises CollectionExists, unless if_absent and the one there is
-        equal."""
-        spec = CollectionSpec(
-            name=values.check_name(name, "name"),
-            dimensions=values.check_count(dimensions, "dimensions"),
-            metric=values.choose(metric, Metric, "metric"),
-            index=values.check_index(index),
-            ttl=0.0 if ttl is None else values.check_ttl(ttl),
-        )
+        """Create a collection. metric: cosine if none is named. ttl: seconds (or a timedelta) after its last write at
+        which a document is deleted, unless that write named an `expires_at`. like: a collection, or an alias of one,
+        whose settings it gets where no other is named, with its declared indexes of fields; no documents. With it,
+        ttl=0 is none. Raises CollectionExists, unless if_absent and the one there is equal; CollectionNotFound for
+        `like`."""
+        named = values.check_name(name, "name")
+        given: dict[str, Any] = {
+            "dimensions": None if dimensions is None else values.check_count(dimensions, "dimensions"),
+            "metric": None if metric is None else values.choose(metric, Metric, "metric"),
+            "index": None if index is None else values.check_index(index),
+            "ttl": None if ttl is None else values.check_ttl(ttl, *([] if like is None else [0.0])),
+        }
+        said = {field: value for field, value in given.items() if value is not None}
         absent, seconds = values.check_flag(if_absent, "if_absent"), values.check_timeout(timeout)
-        return await (await self._documents()).create_collection(spec, absent, seconds)
+        if like is None:
+            if "dimensions" not in said:
+                raise InvalidArgument("dimensions are to be named, or a collection to be `like`", field="dimensions")
+            spec = CollectionSpec(name=named, **said)
+            return await (await self._documents()).create_collection(spec, absent, seconds)
+        other, documents = values.check_name(like, "like"), await self._documents()
+        known, aliases = await documents.described(ReadMode.STRONG, seconds)
+        found = find_collection(other, known, aliases)
+        spec = msgspec.structs.replace(found.spec, name=named, **said)
+        return await documents.create_collection(spec, absent, seconds, found.fields)
 
     async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
         """Delete a collection and all its documents. Raises CollectionNotFound; OutcomeUnknown when it is gone from the

@@ -5,7 +5,7 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -40,6 +40,14 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, FieldIndex] = {}
 
 
+def find_collection(name: str, collections: Sequence[CollectionInfo], aliases: Mapping[str, str]) -> CollectionInfo:
+    """Of a name or an alias. Raises CollectionNotFound."""
+    found = {info.spec.name: info for info in collections}.get(aliases.get(name, name))
+    if found is None:
+        raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+    return found
+
+
 class NamingMethods(OverDocuments):
     """Aliases, and what collections are like."""
 
@@ -72,9 +80,7 @@ class NamingMethods(OverDocuments):
         wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
         seconds, documents = values.check_timeout(timeout), await self._documents()
         collections, aliases = await documents.described(wanted, seconds)
-        found = {info.spec.name: info for info in collections}.get(aliases.get(name, name))
-        if found is None:
-            raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+        found = find_collection(name, collections, aliases)
         return _description(found, aliases, await documents.sizes(wanted, seconds, found))
 
     async def describe_collections(

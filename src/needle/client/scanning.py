@@ -64,6 +64,7 @@ async def read_batch(documents: DocumentCalls, place: cursors.Place, cursor: str
         how.fields,
         place.collection_id,
         pin,
+        place.order,
         session=how.session,
     )
     if answer.reached is None:
@@ -75,6 +76,7 @@ async def read_batch(documents: DocumentCalls, place: cursors.Place, cursor: str
         collection_id=answer.collection_id,
         token=held.token,
         pins=tuple(held.open),
+        key=answer.key or place.key,
     )
     return Batch(answer.documents, cursors.encode(place))
 

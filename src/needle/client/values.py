@@ -187,6 +187,11 @@ def field_paths(value: Any) -> tuple[str, ...] | None:
     return paths
 
 
+def order_by(value: Any) -> str:
+    """The path of a field in whose order documents are read; "" for None, which is the order of their ids."""
+    return "" if value is None else ".".join(field_path(text(value, "order_by")))
+
+
 def change(set: Any, unset: Any, append: Any, remove: Any, expires_at: Any = None) -> Change:
     """A change of metadata's fields, and of when documents expire. The server checks the paths."""
     named = [unset] if isinstance(unset, str) else check_ids(unset, "unset")

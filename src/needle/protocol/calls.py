@@ -28,6 +28,7 @@ import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import ProtocolError
+from needle.base.filters.ordering import Key, ScanOrder
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSize, CollectionSpec, HitBatch, ReadMode, SearchRequest
 from needle.base.parts import Body, encode_parts
@@ -219,7 +220,7 @@ class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     """A page of the documents that match a filter (JSON; b"" for all), in the order of their ids, behind the id `after`
     ("": from the first). limit: documents at most. slice: (which, of how many): only the documents whose ids fall into
     that share. epoch, fields, bound: as in GetCall. only: for who routes, the id that the collection must have by the
-    catalog, 0 for any. pin: of a consistent scan."""
+    catalog, 0 for any. pin: of a consistent scan. order: in that of a field instead, behind its key and `after`."""
 
     group: GroupId
     collection: str
@@ -234,17 +235,20 @@ class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     only: int = 0
     bound: bytes = b""
     pin: ScanPin | None = None
+    order: ScanOrder | None = None
 
 
 class ScanAnswer(msgspec.Struct, frozen=True, array_like=True):
     """documents: all from one applied index. reached: the id up to which was looked; None: there are no more.
     collection_id: of the collection, by the catalog; 0 if who answers does not know. pin: of a consistent scan, how to
-    go on; None from nodes that know none."""
+    go on; None from nodes that know none. keys: in the order of a field, that of each document; key: with `reached`."""
 
     documents: DocumentBatch
     reached: str | None
     collection_id: int = 0
     pin: ScanPin | None = None
+    keys: list[Key] = []
+    key: Key | None = None
 
 
 class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -139,13 +139,15 @@ class ConfirmReplicas(Versioned, frozen=True, tag="assigned"):
 
 
 class CreateCollection(Versioned, frozen=True, tag="create"):
-    """nonce: random; tells a call repeated without an identity, as long as its collection is there."""
+    """nonce: random; tells a call repeated without an identity, as long as its collection is there. fields: declared
+    from the beginning, as by DeclareField."""
 
-    NEWER: ClassVar[dict[str, int]] = {"spec.ttl": 2}
+    NEWER: ClassVar[dict[str, int]] = {"spec.ttl": 2, "fields": 4}
 
     spec: CollectionSpec
     if_absent: bool
     nonce: int
+    fields: list[str] = []
 
 
 class DropCollection(Versioned, frozen=True, tag="drop"):

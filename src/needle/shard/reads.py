@@ -16,15 +16,18 @@ import msgspec
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
 from needle.base.filters.nodes import Node, evaluate, named
+from needle.base.filters.ordering import Key, ScanOrder
 from needle.base.model import Claim, SearchRequest
 from needle.routing.strategy import key_hash
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
+from needle.shard.documents import scans
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import StoredDocument
 from needle.shard.documents.scans import Seen
 from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import CollectionView, ReplicaView
+from needle.shard.ordered_scan import Ordered
 from needle.shard.query import allowed_ordinals, both, search_group
 
 SCAN_LOOKS: Final = 10_000
@@ -55,6 +58,7 @@ class Page(NamedTuple):
     vector_bytes: int = 0
     bound: bytes = b""
     pin: tuple[int, int] | None = None
+    order: ScanOrder | None = None
 
     def holds(self, document: StoredDocument, node: Node | None) -> bool:
         which, of = self.slice
@@ -64,11 +68,14 @@ class Page(NamedTuple):
 
 
 class Scanned(NamedTuple):
-    """documents: in the order of their ids. reached: up to where was looked; None: to the end. applied: log index."""
+    """documents: in the order of their ids. reached: up to where was looked; None: to the end. applied: log index.
+    keys, key: of a scan in the order of a field, those of the documents, and of where was looked up to."""
 
     documents: list[StoredDocument]
     reached: str | None
     applied: int
+    keys: Sequence[Key] = ()
+    key: Key | None = None
 
 
 class Reads:
@@ -189,7 +196,8 @@ class Reads:
         try:
             with self._in_flight.enter():
                 view = self._view()
-                return self._scan(view, page, claim, go_on, builders)
+                scanned = self._scan if page.order is None else self._scan_in_order
+                return scanned(view, page, claim, go_on, builders)
         except CorruptDocuments as error:
             raise not_served(error) from error  # the store has told of it
 
@@ -231,6 +239,37 @@ class Reads:
             whole = view.store.by_ordinal(collection_id, [one.ordinal for one in found], metadata=True, vectors=True)
             found = [msgspec.structs.replace(whole[one.ordinal], expires=one.expires) for one in found]
         return Scanned(found, reached, index)
+
+    def _scan_in_order(
+        self, view: ReplicaView, page: Page, claim: Claim | None, go_on: GoOn, builders: Builders | None
+    ) -> Scanned:
+        held, store = view.collection(page.collection), view.store
+        node, fence, index = both(page.filter, page.bound, self._limits), view.fence, view.at.index
+        if page.pin is None:
+            check_claim(fence, claim, index)
+            universe = held.live.bitmap() - held.hidden
+        else:
+            with store.at_once() as connection:
+                universe, holdings = scans.seen_by(connection, held.record.id, *page.pin, held.live.bitmap())
+            fence, index = None if holdings is None else self._fence_of(holdings), page.pin[0]
+
+        def shows(document: StoredDocument) -> bool:
+            return fence is None or fence.shows(document.id, document.metadata)
+
+        ordered = Ordered(held, store, page, page.order or ScanOrder(""), node, shows, SCAN_BYTES, go_on)
+        chosen, whole = ordered.chosen(universe, builders)
+        if page.pin is not None:
+            found = ordered.as_pinned(chosen, page.pin)
+        else:
+            ids = [one.id for one in chosen]
+            now, index, holdings = store.by_id_held(held.record.id, ids, vectors=page.with_vectors)
+            fence = None if holdings is None else self._fence_of(holdings)
+            check_claim(fence, claim, index)
+            found = ordered.as_now(chosen, now)
+        documents, keys = [document for _, document in found], [key for key, _ in found]
+        if whole:
+            return Scanned(documents, None, index, keys)
+        return Scanned(documents, chosen[-1].id, index, keys, chosen[-1].key)
 
     def _fence_of(self, held: bytes) -> Fence:
         """Of holdings as stored; the last one is kept, for they rarely change."""

@@ -6,6 +6,7 @@ Invariant: a drop is acknowledged only when every shard has confirmed it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, invalid
 from needle.base.model import CollectionSpec, ReadMode, WriteResult
@@ -113,10 +114,13 @@ def _confirmed(silent: dict[int, NeedleError], has: str) -> None:
         )
 
 
-async def create(shards: Shards, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
-    """Create a collection in the catalog, then in every shard that answers; others get it when they are back."""
+async def create(
+    shards: Shards, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+) -> WriteResult:
+    """Create a collection in the catalog, then in every shard that answers; others get it when they are back. fields:
+    declared ones. That there is room for their indexes is not asked: they are empty, like the collection."""
     deadline = asyncio.get_running_loop().time() + timeout
-    command = catalog_commands.CreateCollection(spec, if_absent, shards.nonce())
+    command = catalog_commands.CreateCollection(spec, if_absent, shards.nonce(), list(fields))
     result = await shards.command(command, timeout)
     await _sync_all(shards, result.version, deadline)
     return result

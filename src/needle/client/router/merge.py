@@ -6,10 +6,12 @@ Invariant: hits are ordered by (distance, id), so that equal data gives equal an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import msgspec
 
-from needle.base.errors import ProtocolError
+from needle.base.errors import ClusterTooOld, ProtocolError
+from needle.base.filters.ordering import START
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
 from needle.protocol import calls
@@ -76,22 +78,23 @@ def merge_documents(batches: Sequence[DocumentBatch], asked: Sequence[str]) -> D
 
 
 def merge_pages(pages: Sequence[ScanAnswer], limit: int) -> ScanAnswer:
-    """The next documents of all pages in the order of their ids: up to the id that all of them have reached, and at
-    most `limit` but for documents of several shards that share the last id, which no later page would bring."""
-    bound = min((page.reached for page in pages if page.reached is not None), default=None)
+    """The next documents of all pages in the order of their keys, if they have any, and ids: up to the place that all
+    of them have reached, and at most `limit` but for documents of several shards that share the last place, which no
+    later page would bring."""
+    reached = ((page.key or START, page.reached) for page in pages if page.reached is not None)
+    bound = min(reached, default=None)
     rows = sorted(
-        (name, which, row)
+        (place, which, row)
         for which, page in enumerate(pages)
-        for row, name in enumerate(page.documents.ids)
-        if bound is None or name <= bound
+        for row, place in enumerate(zip(page.keys or repeat(START), page.documents.ids, strict=False))
+        if bound is None or place <= bound
     )
     if len(rows) > limit:
-        last = rows[limit - 1][0]
-        rows = [one for one in rows if one[0] <= last]
-        bound = last
+        bound = rows[limit - 1][0]
+        rows = [one for one in rows if one[0] <= bound]
     batches = [page.documents for page in pages]
     documents = DocumentBatch(
-        [name for name, _, _ in rows],
+        [name for (_, name), _, _ in rows],
         [batches[which].versions[row] for _, which, row in rows],
         [batches[which].metadata[row] for _, which, row in rows],
         b"".join(_row(batches[which], row) for _, which, row in rows),
@@ -100,7 +103,10 @@ def merge_pages(pages: Sequence[ScanAnswer], limit: int) -> ScanAnswer:
     )
     pins = [page.pin for page in pages if page.pin is not None]
     pin = ScanPin(pins[0].token, [one for found in pins for one in found.open]) if pins else None
-    return ScanAnswer(documents, bound, pin=pin)
+    if not any(page.keys or page.key for page in pages):
+        return ScanAnswer(documents, None if bound is None else bound[1], pin=pin)
+    keys = [key for (key, _), _, _ in rows]
+    return ScanAnswer(documents, None if bound is None else bound[1], pin=pin, keys=keys, key=bound and bound[0])
 
 
 def _row(batch: DocumentBatch, row: int) -> bytes:
@@ -145,9 +151,12 @@ def _of_shard(shard: int, batch: HitBatch) -> HitBatch:
     return msgspec.structs.replace(batch, explained=told)
 
 
-def merged_pages(answers: dict[int, Payload], limit: int) -> tuple[dict[int, int], ScanAnswer]:
-    """The log index at which each shard was read; and one page of all."""
+def merged_pages(answers: dict[int, Payload], limit: int, ordered: bool) -> tuple[dict[int, int], ScanAnswer]:
+    """The log index at which each shard was read; and one page of all. ordered: by a field. Raises ClusterTooOld."""
     pages = {shard: calls.decode(body, ScanAnswer) for shard, body in answers.items()}
+    for page in pages.values() if ordered else ():
+        if len(page.keys) != len(page.documents.ids) or (page.reached is not None and page.key is None):
+            raise ClusterTooOld("a node runs a release that knows no scans in the order of a field: upgrade it first")
     seen = {shard: page.documents.applied_index for shard, page in pages.items()}
     return seen, merge_pages(list(pages.values()), limit)
 

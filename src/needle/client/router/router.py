@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Self
 
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, StaleEpoch, in_seconds
+from needle.base.filters.ordering import ScanOrder
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.document_calls import BatchPart, Found
@@ -26,13 +27,7 @@ from needle.client.router.row_inserts import RowInserts, in_callers_words
 from needle.client.router.scanning import count_in_shards, scan_page
 from needle.client.router.sizes import HeldByShards, Only, held_by_shards
 from needle.client.where import OnProgress, WhereWork
-from needle.protocol.calls import (
-    DocumentBatch,
-    Freshness,
-    ScanAnswer,
-    ScanCall,
-    ScanPin,
-)
+from needle.protocol.calls import DocumentBatch, Freshness, ScanAnswer, ScanCall, ScanPin
 from needle.protocol.commands import (
     AS_IT_IS,
     Change,
@@ -250,16 +245,17 @@ class Router:
         fields: tuple[str, ...] | None = None,
         only: int = 0,
         pin: ScanPin | None = None,
+        order: ScanOrder | None = None,
         *,
         session: bool = False,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
-        shards have the last id. only: the id that the collection must have, 0 for any. pin: of a consistent scan."""
+        shards have the last place. only: the id that the collection must have, 0 for any. pin: of a consistent scan."""
         fresh = self._routes.fresh(mode, 0.0, session)
         if pin is not None and not pin.token:
             pin = ScanPin(self._routes.shards.nonce())
         asked = ScanCall(
-            0, collection, filter_json, after, limit, with_vectors, fresh(0), slice_, fields=fields, only=only, pin=pin
+            0, collection, filter_json, after, limit, with_vectors, fresh(0), slice_, 0, fields, only, b"", pin, order
         )
         return await self._routes.named(
             collection,
@@ -371,9 +367,11 @@ class Router:
         """As `collections.listed`."""
         return await collections.listed(self._routes.shards, mode, timeout)
 
-    async def create_collection(self, spec: CollectionSpec, if_absent: bool, timeout: float) -> WriteResult:
+    async def create_collection(
+        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+    ) -> WriteResult:
         """As `collections.create`."""
-        return await collections.create(self._routes.shards, spec, if_absent, timeout)
+        return await collections.create(self._routes.shards, spec, if_absent, timeout, fields)
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
         """As `collections.drop`."""

@@ -85,7 +85,7 @@ async def scan_page(
         timeout,
     )
     page: ScanAnswer
-    seen, page = await beside(answers.size(), merged_pages, answers.by_shard, asked.limit)
+    seen, page = await beside(answers.size(), merged_pages, answers.by_shard, asked.limit, asked.order is not None)
     for shard, index in seen.items():
         saw(shard, index)
     return msgspec.structs.replace(page, collection_id=here)
@@ -108,7 +108,8 @@ async def _pinned_page(
     else:
         bodies = await _opened(inner, pin.token, timeout, fan_out)
     page: ScanAnswer
-    _, page = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit)
+    ordered = asked.order is not None
+    _, page = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit, ordered)
     found = page.pin
     if found is None or {shard for shard, _ in found.open} != set(bodies):
         raise ClusterTooOld("a node runs a release that knows no consistent scans: upgrade all nodes first")

@@ -56,14 +56,17 @@ class ReadBody(Body, frozen=True, kw_only=True):
 
 # --- collections ---------------------------------------------------------------------------------------------------
 class CreateCollection(Body, frozen=True, kw_only=True):
-    """index: parameters of the HNSW graph. ttl: seconds that a document lives after its last write. if_absent: no error
-    if there is an equal one already."""
+    """dimensions: to be named without `like`. metric: cosine, if none is named. index: parameters of the HNSW graph.
+    ttl: seconds that a document lives after its last write. like: a collection, or an alias of one, whose settings it
+    gets where no other is named, with its declared indexes of fields; ttl 0 is none then. if_absent: no error if there
+    is an equal one already."""
 
     name: str
-    dimensions: Positive
-    metric: Metric = Metric.COSINE
+    dimensions: Positive | None = None
+    metric: Metric | None = None
     index: IndexParams | None = None
-    ttl: Annotated[float, Meta(gt=0)] | None = None
+    ttl: Annotated[float, Meta(ge=0)] | None = None
+    like: str | None = None
     if_absent: bool = False
 
 
@@ -331,8 +334,9 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scan(ReadBody, frozen=True, kw_only=True):
-    """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids. consistent: of a scan that begins:
-    all its pages show each shard as it was at one moment."""
+    """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids. order_by: a field of metadata in
+    whose order documents come, instead of that of their ids. consistent: of a scan that begins: all its pages show each
+    shard as it was at one moment."""
 
     filter: Filter = None
     cursor: str | None = None
@@ -341,11 +345,12 @@ class Scan(ReadBody, frozen=True, kw_only=True):
     vector_format: VectorFormat = "numbers"
     fields: Fields | None = None
     slice: tuple[Whole, Positive] = (0, 1)
+    order_by: str | None = None
     consistent: bool = False
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """In the order of their ids. cursor: where the next page begins, null behind the last one."""
+    """In the order of their ids, or of a field. cursor: where the next page begins, null behind the last one."""
 
     documents: list[Document]
     cursor: str | None

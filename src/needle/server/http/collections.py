@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from needle.base.errors import CollectionNotFound
-from needle.base.model import CollectionSpec, IndexParams
+from needle.base.model import CollectionSpec, IndexParams, Metric
 from needle.client.naming import CollectionDescription
 from needle.server.http import bodies
 from needle.server.http.call import Call
@@ -11,23 +11,38 @@ from needle.server.http.call import Call
 
 async def create_collection(call: Call) -> bodies.Collection:
     body: bodies.CreateCollection = call.body
+    other = None if body.like is None else await _like(call, body.like)
+    ttl = body.ttl if other is None or body.ttl is not None else other.ttl
+    index = body.index or (IndexParams() if other is None else other.index)
+    metric = body.metric or (Metric.COSINE if other is None else other.metric)
+    dimensions = body.dimensions if other is None else body.dimensions or other.dimensions
     await call.client.create_collection(
         body.name,
-        dimensions=body.dimensions,
-        metric=body.metric,
-        index=body.index,
-        ttl=body.ttl,
+        dimensions=dimensions,
+        metric=metric,
+        index=index,
+        ttl=ttl,
+        like=body.like,
         if_absent=body.if_absent,
         timeout=body.timeout,
     )
     # What was asked for is what there is. To ask anew might fail, and say that the collection was not made.
     return bodies.Collection(
         name=body.name,
-        dimensions=body.dimensions,
-        metric=body.metric,
-        index=body.index or IndexParams(),
-        ttl=body.ttl,
+        dimensions=dimensions or 0,  # there are some, or it was refused
+        metric=metric,
+        index=index,
+        ttl=ttl or None,
     )
+
+
+async def _like(call: Call, name: str) -> CollectionSpec:
+    """Of a name or an alias. Raises CollectionNotFound."""
+    meant = (await call.client.aliases(timeout=call.body.timeout)).get(name, name)
+    for spec in await call.client.collections(timeout=call.body.timeout):
+        if spec.name == meant:
+            return spec
+    raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
 
 
 async def list_collections(call: Call) -> bodies.Collections:

@@ -105,6 +105,8 @@ class CatalogCalls:
             limits = self._node.config.limits
             check_name("collection", command.spec.name, GIVEN_NAME_BYTES_MAX)
             check_spec(command.spec, limits)
+            for path in command.fields:
+                field_path(path)
         elif isinstance(command, catalog_commands.AlterCollection):
             if command.ef_search:
                 check_ef_search(command.ef_search)

@@ -294,6 +294,7 @@ class Proxy:
             call.fields,
             call.only,
             call.pin,
+            call.order,
         )
 
     async def collections(self, call: CollectionsCall) -> CollectionsAnswer:

@@ -208,6 +208,9 @@ class Reads:
         if not 0 <= which < of <= SLICES_MAX:
             raise invalid("slice", list(call.slice), f"(i, n) with 0 <= i < n <= {SLICES_MAX}")
 
+        if call.order is not None and not call.order.known():
+            raise invalid("cursor", list(call.order.key), "of a scan in the order of a field")
+
         builders = self._node.hosted(call.group).builders
 
         def read(replica: Replica, go_on: Callable[[], None]) -> ScanAnswer:
@@ -223,10 +226,11 @@ class Reads:
                 width,
                 call.bound,
                 pin,
+                call.order,
             )
             found = replica.scan(page, claim, go_on, builders)
             documents = _columns(found.documents, found.applied, projection(call.fields))
-            return ScanAnswer(documents, found.reached, pin=call.pin)
+            return ScanAnswer(documents, found.reached, pin=call.pin, keys=list(found.keys), key=found.key)
 
         answer: ScanAnswer = await self._read(call.group, call.freshness, read)
         return answer

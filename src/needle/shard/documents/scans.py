@@ -8,6 +8,7 @@ holdings it is to be judged by.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 import apsw
@@ -17,7 +18,7 @@ from pyroaring import BitMap
 from needle.base.errors import CorruptDocuments
 from needle.shard.documents.records import DEAD_DOCUMENT, ORDINAL_BITS, StoredDocument, row_id
 from needle.shard.documents.writer import CHUNK, padded
-from needle.shard.pins import decode_pins
+from needle.shard.pins import Pin, decode_pins
 
 
 class Seen(NamedTuple):
@@ -43,6 +44,8 @@ _PINNED: Final = (
 )
 """Both in the order of their keys: nothing is sorted."""
 
+READ_MAX: Final = 4096
+"""Of so many documents the ids are read from their rows, rather than that many other ids are passed over."""
 MASK: Final = (1 << ORDINAL_BITS) - 1
 _SOME: Final = (
     "SELECT i.id, i.ordinal, i.version, i.expires FROM "
@@ -104,8 +107,7 @@ def pinned(
 ) -> Generator[Seen, None, None]:
     """What an open pin sees behind the id `after`. Raises ScanEnded; CorruptDocuments if it is not there."""
     connection.execute("BEGIN")
-    found = connection.execute("SELECT value FROM meta WHERE name = 'pins'").fetchone()
-    pin = decode_pins(None if found is None else bytes(found[0])).find(index, token, collection_id)
+    pin = _open_pin(connection, collection_id, index, token)
     held = pin.holdings or None
     values = {"collection": collection_id, "after": after, "below": pin.below, "pin": pin.index}
     for id_, ordinal, version, expires, died, metadata in connection.execute(_PINNED, values):
@@ -169,6 +171,63 @@ def placed(connection: apsw.Connection, collection_id: int, ids: Sequence[str], 
         part = padded([base | ordinal for ordinal in dead[start : start + CHUNK]])
         rows = connection.execute(f"SELECT row, id FROM documents WHERE row IN ({','.join('?' * len(part))})", part)
         found.update(row - base for row, id_ in rows if id_ in wanted)
+    return found
+
+
+def ids_in_order(
+    connection: apsw.Connection, collection_id: int, ordinals: BitMap, after: str, limit: int
+) -> list[tuple[str, int]]:
+    """The first ids behind `after` of documents with these ordinals, each with it. They were live at one earlier
+    moment, and are not purged. Of many, no document is read but those that died meanwhile."""
+    base = row_id(collection_id, 0)
+    chosen, found = ordinals, list[tuple[str, int]]()
+    if len(ordinals) > READ_MAX:
+        rows = connection.execute(
+            "SELECT id, ordinal FROM ids WHERE collection_id = ? AND id > ? ORDER BY id", (collection_id, after)
+        )
+        found = list(islice((row for row in rows if row[1] in ordinals), limit))
+        chosen = BitMap(graves(connection, collection_id, ordinals.max())) & ordinals
+    listed = chosen.to_array()
+    for start in range(0, len(listed), CHUNK):
+        part = padded([base | ordinal for ordinal in listed[start : start + CHUNK]])
+        dead = connection.execute(f"SELECT id, row FROM documents WHERE row IN ({','.join('?' * len(part))})", part)
+        found += [(id_, row - base) for id_, row in dead if id_ > after]
+    return sorted(found)[:limit]
+
+
+def seen_by(
+    connection: apsw.Connection, collection_id: int, index: int, token: int, live: BitMap
+) -> tuple[BitMap, bytes | None]:
+    """The ordinals of what an open pin sees, and its holdings. live: those of a moment after it and before this read.
+    Raises ScanEnded."""
+    pin = _open_pin(connection, collection_id, index, token)
+    kept = connection.execute(
+        "SELECT ordinal FROM kept WHERE collection_id = ? AND died > ?", (collection_id, pin.index)
+    )
+    both = live | BitMap([ordinal for (ordinal,) in kept])
+    return both & BitMap(range(pin.below)), pin.holdings or None
+
+
+def _open_pin(connection: apsw.Connection, collection_id: int, index: int, token: int) -> Pin:
+    found = connection.execute("SELECT value FROM meta WHERE name = 'pins'").fetchone()
+    return decode_pins(None if found is None else bytes(found[0])).find(index, token, collection_id)
+
+
+def expiries(
+    connection: apsw.Connection, collection_id: int, index: int, token: int, documents: Sequence[StoredDocument]
+) -> dict[int, int]:
+    """When documents that an open pin sees expire, by ordinal. Raises ScanEnded."""
+    _open_pin(connection, collection_id, index, token)
+    found: dict[int, int] = {}
+    for document in documents:
+        for table in ("ids", "kept"):
+            row = connection.execute(
+                f"SELECT expires FROM {table} WHERE collection_id = ? AND id = ? AND ordinal = ?",
+                (collection_id, document.id, document.ordinal),
+            ).fetchone()
+            if row is not None:
+                found[document.ordinal] = row[0]
+                break
     return found
 
 

@@ -38,12 +38,7 @@ from needle.shard.documents import scans
 from needle.shard.documents.loading import Loaded, load
 from needle.shard.documents.metadata_rows import Rows
 from needle.shard.documents.read_connections import ReadConnections
-from needle.shard.documents.records import (
-    ORDINAL_BITS,
-    AppliedAt,
-    StoredDocument,
-    row_id,
-)
+from needle.shard.documents.records import ORDINAL_BITS, AppliedAt, StoredDocument, row_id
 from needle.shard.documents.row_check import (
     Checked,
     Stored,
@@ -91,6 +86,13 @@ class DocumentStore:
         """A read connection for this thread. Statements see every batch that was written before this call."""
         self.writer.save()
         with self._connections.one() as connection:
+            yield connection
+
+    @contextmanager
+    def at_once(self) -> Iterator[apsw.Connection]:
+        """`reading`, all of it from one consistent read."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
             yield connection
 
     def checkpoint(self, *, save: bool = True) -> int:
@@ -179,8 +181,7 @@ class DocumentStore:
 
     def by_id(self, collection_id: int, ids: Sequence[str], *, vectors: bool) -> list[StoredDocument]:
         """The current documents of `ids`, in the order asked for, from one consistent read; absent ids left out."""
-        with self.reading() as connection:
-            connection.execute("BEGIN")
+        with self.at_once() as connection:
             return scans.by_id(connection, collection_id, ids, vectors)
 
     def places(self, collection_id: int, ids: Sequence[str]) -> dict[str, int]:
@@ -190,16 +191,14 @@ class DocumentStore:
 
     def placed(self, collection_id: int, ids: Sequence[str], universe: BitMap) -> BitMap:
         """See scans.placed; from one consistent read."""
-        with self.reading() as connection:
-            connection.execute("BEGIN")
+        with self.at_once() as connection:
             return scans.placed(connection, collection_id, ids, universe)
 
     def by_id_held(
         self, collection_id: int, ids: Sequence[str], *, vectors: bool
     ) -> tuple[list[StoredDocument], int, bytes | None]:
         """`by_id`, with the applied index and the holdings at which it read."""
-        with self.reading() as connection:
-            connection.execute("BEGIN")
+        with self.at_once() as connection:
             found = scans.by_id(connection, collection_id, ids, vectors)
             meta = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('index', 'holdings')"))
             return found, meta["index"], meta.get("holdings")

@@ -1,12 +1,18 @@
 """The index of one field, as its collection keeps it: what searches see, and what is being done with it.
 
-It must not know documents, budgets or other fields.
+It must not know budgets or other fields.
 """
 
 from __future__ import annotations
 
-from needle.shard.fields.field_index import FieldState
+from typing import Final
+
+from needle.shard.documents.metadata_rows import Rows, decode_rows
+from needle.shard.fields.field_index import RUN_BYTES, FieldState, Path, run_of
 from needle.shard.fields.filter_match import Key
+
+EMPTY_BYTES: Final = 2000
+"""A field without any value takes about that much."""
 
 
 class Field:
@@ -38,3 +44,11 @@ def refused(key: Key) -> Field:
     field = Field(key)
     field.refused = True
     return field
+
+
+def needed(path: Path, rows: Rows, end: int, live: int) -> int:
+    """Bytes that the indexes of a field of `live` documents would take, judged by some of them. end: of ordinals."""
+    documents = decode_rows(rows, frozenset((path[0],)))
+    runs = [run_of(path, 0, end, rows.ordinals, documents, instants=instants) for instants in (False, True)]
+    share = live / max(1, len(rows.ordinals))
+    return sum(EMPTY_BYTES + RUN_BYTES + int((run.nbytes - RUN_BYTES) * share) for run in runs)

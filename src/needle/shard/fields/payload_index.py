@@ -31,9 +31,9 @@ from needle.base.model import FieldIndex
 from needle.shard.documents.metadata_rows import Rows, Stored, decode_rows
 from needle.shard.documents.tail import TAIL_BYTES, Tail
 from needle.shard.fields.builders import BeingIndexed, Builders
-from needle.shard.fields.field import Field, refused
+from needle.shard.fields.field import EMPTY_BYTES, Field, needed, refused
 from needle.shard.fields.field_files import FieldFiles, Place, place_of
-from needle.shard.fields.field_index import RUN_BYTES, FieldState, Path, merged, run_of
+from needle.shard.fields.field_index import FieldState, Path, merged, run_of
 from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_of, placed
 from needle.shard.fields.index_budget import IndexBudget
 
@@ -53,8 +53,6 @@ BLOAT_ROWS: Final = 1 << 16
 SAMPLE_ROWS: Final = 1000
 """Documents by which it is judged what an index would take."""
 LACKING_MAX: Final = 4096
-EMPTY_BYTES: Final = 2000
-"""A field without any value takes about that much."""
 
 
 class PayloadIndex:
@@ -83,6 +81,12 @@ class PayloadIndex:
         with self._lock:
             fields = list(self._fields.values())
         return [".".join(one.key[0]) for one in fields if not one.refused and one.state.end >= self._end]
+
+    def state_of(self, path: Path) -> FieldState | None:
+        """The index of a field's values; None where there is no room for one."""
+        with self._lock:
+            field = self._fields.get((path, False))
+        return None if field is None or field.refused else field.state
 
     def whole(self, node: Node, end: int) -> bool:
         """Whether each field that a filter needs has an index of the documents below `end`, but for the last few."""
@@ -146,8 +150,7 @@ class PayloadIndex:
             one.asked = True
         if lacking or any(one.state.due() or self._bloated(one) for one in fields.values()):
             self._budget.ask(self)
-        sure = found.sure & universe
-        return sure | self._decided(node, maybe, go_on) if maybe else sure
+        return (found.sure & universe) | (self._decided(node, maybe, go_on) if maybe else BitMap())
 
     def _make(self, lacking: Sequence[Field], end: int, builders: Builders | None, go_on: Callable[[], None]) -> None:
         """Make the indexes whole. Raises BeingIndexed if others do such work; the background begins meanwhile."""
@@ -233,13 +236,9 @@ class PayloadIndex:
         """Bytes that an index of this field of `live` documents would take, judged by the last of them, and those that
         there are beside other declared ones. Blocking."""
         rows = self._stored.between(max(0, end - min(SAMPLE_ROWS, self._piece_rows)), end)
-        documents = decode_rows(rows, frozenset((path[0],)))
-        runs = [run_of(path, 0, end, rows.ordinals, documents, instants=instants) for instants in (False, True)]
-        share = live / max(1, len(rows.ordinals))
         with self._lock:
             own = [one for key, one in self._fields.items() if key[0] == path]
-        needs = sum(EMPTY_BYTES + RUN_BYTES + int((run.nbytes - RUN_BYTES) * share) for run in runs)
-        return needs, self._budget.room(own)
+        return needed(path, rows, end, live), self._budget.room(own)
 
     def _keep_tail(self) -> None:
         if not self._tail.nbytes:

@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
+from needle.base.filters.ordering import HEAD_BYTES
 from needle.base.instants import InstantKey
 
 Ordinals = npt.NDArray[np.uint32]
 
 TEXT_BYTES: Final = 64
-HEAD_BYTES: Final = 47
 MARK: Final = b"\xff"
 DENSE: Final = 1024
 FEW: Final = 32
@@ -135,6 +135,18 @@ class Column(ABC):
     def exact(self, value: Any) -> Any:
         """The key that a value would have in this column; None if it cannot be in it."""
 
+    def first(self, head: Any) -> int:
+        """The first key that is not smaller than a value, or a text of HEAD_BYTES at most."""
+        return self.zone(head).lo
+
+    def behind(self, head: Any) -> int:
+        """The first key that is greater, and does not begin with a text of HEAD_BYTES."""
+        return self.zone(head).hi
+
+    def head(self, at: int) -> Any:
+        """A key as `first` takes it."""
+        return self.keys[at].item()
+
     def equal(self, values: Sequence[Any]) -> BitMap:
         """The ordinals with any of the values: exactly."""
         wanted = [key for key in map(self.exact, values) if key is not None]
@@ -202,6 +214,9 @@ class Integers(Column):
         return whole if whole == value and self.low <= whole < self.high else None
 
     def zone(self, value: Any) -> Zone:
+        if math.isinf(value):
+            all_or_none = len(self.keys) if value > 0 else 0
+            return Zone(all_or_none, all_or_none, 0, 0)
         whole = math.ceil(value)
         if whole < self.low:
             return Zone(0, 0, 0, 0)
@@ -284,6 +299,15 @@ class Texts(Column):
         else:
             lo, hi = self.position(text, "left"), self.position(text, "right")
         return Zone(lo, hi, *self._marked(text))
+
+    def first(self, head: Any) -> int:
+        return self.position(head, "left")
+
+    def behind(self, head: Any) -> int:
+        return self.position(head, "right") if len(head) < HEAD_BYTES else self.position(head + MARK * 18, "left")
+
+    def head(self, at: int) -> Any:
+        return bytes(self.keys[at])[:HEAD_BYTES]
 
     def _marked(self, text: bytes) -> tuple[int, int]:
         """The keys of long texts that begin as this one does, if it is long enough for them to be undecided."""
