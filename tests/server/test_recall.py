@@ -100,9 +100,8 @@ class World:
         clock: Any = SimpleNamespace(monotonic=self.now)
         pool: Any = SimpleNamespace(run=self._run)
         host: Any = self
-        self.recall = Recall(
-            1, replica, host, clock, pool, random.Random(1), share, Limits(), lambda: self.busy
-        )  # fmt: skip
+        config: Any = SimpleNamespace(segments=SimpleNamespace(recall_share=share), limits=Limits())
+        self.recall = Recall(1, replica, host, clock, pool, random.Random(1), config, lambda: self.busy)  # fmt: skip
 
     async def _run(self, call: Any, *arguments: Any) -> Any:
         self.measured.append(self.now())

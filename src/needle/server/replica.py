@@ -116,8 +116,7 @@ class HostedReplica:
         self._expiry = Expiry(group, replica, host, *threads, lambda: host.is_leader(group), topology)
         self._pinned = PinnedScans(group, replica, host, *threads, config.limits, lambda: space.low, topology)
         self.comparing = Comparing(group, replica, host, ports.clock, self._others, call, topology)
-        share, limits = config.segments.recall_share, config.limits
-        self.recall = Recall(group, replica, host, *threads, ports.rng, share, limits, lambda: reading() > 0)
+        self.recall = Recall(group, replica, host, *threads, ports.rng, config, lambda: reading() > 0)
         self._fields = FieldUpkeep(group, replica, host, *threads, call, space, topology)
 
     def start(self) -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError
+from needle.base.events import CLUSTER_RECOVERED, tell
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.versions import check_version
@@ -120,7 +121,7 @@ class Adoption:
         """Once in the log of each start, before anything is served."""
         if self._node.topology.recovered != topology.recovered:
             for recovery in topology.recovered:
-                log.warning("this cluster was %s", recovery.in_words())
+                tell(CLUSTER_RECOVERED, why=recovery.in_words())
 
     async def _save_topology(self, topology: Topology) -> None:
         """Without room for it, it is acted on all the same: the file is a cache, for a start without the catalog."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from needle.base.config import Limits
+from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError, Unavailable
 from needle.base.ids import GroupId, group_name
 from needle.base.model import SearchRequest
@@ -62,19 +62,18 @@ class Recall:
         clock: Clock,
         pool: Pool,
         rng: Rng,
-        share: float,
-        limits: Limits,
+        config: RaftConfig,
         busy: Callable[[], bool],
     ) -> None:
-        """share: of the searches, 0 for none. busy: whether this node answers searches now."""
+        """config: says which share of the searches is measured. busy: whether this node answers searches now."""
         self._group = group
         self._replica = replica
         self._host = host
         self._clock = clock
         self._pool = pool
         self._rng = rng
-        self._share = share
-        self._limits = limits
+        self._share = share = config.segments.recall_share
+        self._limits = config.limits
         self._busy = busy
         self.samples = 0
         self._found: dict[str, _Samples] = {}
