@@ -215,4 +215,12 @@ EXAMPLES: Mapping[str, Example] = {
         {_of("needle_ordinals_used_ratio", "shard=1", "collection=books"): Level(0.5, 0.75)},
         {**SHARD, "collection": "books"}, "books has taken 75% of its versions",
     ),
+    "NeedleRecallLow": Example(
+        {
+            _of("needle_recall_sampled", "shard=1", "collection=books"): Level(0.97, 0.8),
+            _of("needle_recall_sampled", "shard=1", "collection=books", instance="b:1"): Level(0.97, 0.97),
+            _of("needle_recall_sampled", "shard=2", "collection=books"): Level(0.9, 0.9),
+        },
+        {**SHARD, "collection": "books"}, "Searches of books find 80% of what is nearest in shard 1",
+    ),
 }  # fmt: skip

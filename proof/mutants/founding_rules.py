@@ -56,4 +56,34 @@ MUTANTS = (
         edits=(Edit("server.catalog.settings_founding:seeds_of", "at != known(node)", "at == known(node)"),),
         tests=(_STEPS + "test_where_a_node_asks_for_its_cluster",),
     ),
+    Mutant(
+        name="recovered-beside-the-living",
+        breaks="a node that answers and does not say who it is counts as dead, and a second cluster is made beside it",
+        edits=(Edit("server.recovery.others:alive", "living[at] = error.message", "silent[at] = error.message"),),
+        tests=("tests/server/test_recovery.py::test_what_answers_lives_unless_it_is_surely_somebody_else",),
+    ),
+    Mutant(
+        name="former-nodes-stay-members",
+        breaks="the nodes that were lost are members of the recovered cluster, and may come back into it",
+        edits=(
+            Edit(
+                "server.recovery.plan:recovered",
+                "_replace(info, state=NodeState.REMOVED, maintenance=0)",
+                "_replace(info, maintenance=0)",
+            ),
+        ),
+        tests=("tests/server/test_recovery.py::test_it_is_a_cluster_of_one_node_that_nobody_takes_for_the_former",),
+    ),
+    Mutant(
+        name="recovered-without-what-is-not-known",
+        breaks="what the survivor does not know to be on a majority is thrown away, acknowledged or not",
+        edits=(
+            Edit(
+                "server.recovery.plan:plan_of",
+                "one.last + 1",
+                "one.commit + 1",
+            ),
+        ),
+        tests=("tests/server/test_recovery.py::test_it_is_a_cluster_of_one_node_that_nobody_takes_for_the_former",),
+    ),
 )

@@ -238,4 +238,16 @@ MUTANTS = (
         sim=True,
         tests=(_BUILDER + "test_a_download_is_synced_before_it_has_its_name_and_the_directory_after",),
     ),
+    Mutant(
+        name="recall-is-measured-against-itself",
+        breaks="a search is asked again as it was, and always finds all that it finds",
+        edits=(Edit("shard.recall:recall_of", "asked(exact=True)", "asked(exact=False)"),),
+        tests=("tests/server/test_recall.py::test_it_is_the_share_of_the_exact_hits",),
+    ),
+    Mutant(
+        name="recall-is-measured-whatever-else-waits",
+        breaks="exact searches are asked in the background while callers wait for theirs",
+        edits=(Edit("server.upkeep.recall:Recall.run", " or self._busy()", ""),),
+        tests=("tests/server/test_recall.py::test_it_takes_a_hundredth_of_a_core_and_waits_while_the_node_is_busy",),
+    ),
 )

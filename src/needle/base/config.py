@@ -136,6 +136,8 @@ class SegmentConfig(Settings, frozen=True, kw_only=True):
     ship_timeout: Seconds after which a replica that cannot fetch an index file builds its own.
     dead_ratio_max: An index file with a larger share of replaced documents is rebuilt.
     scrub_interval: Seconds between two readings of all index files; a damaged one is replaced.
+    recall_share: Share of the searches that are asked again, exactly, in the background of a node that is not busy, to
+        know how much they find (`needle_recall_sampled`); 0: none.
     """
 
     table: ClassVar[str] = "segments"
@@ -146,6 +148,7 @@ class SegmentConfig(Settings, frozen=True, kw_only=True):
     ship_timeout: Annotated[Seconds, about(0, 86_400)] = 30.0
     dead_ratio_max: Annotated[float, about(0.01, 1)] = 0.3
     scrub_interval: Annotated[Seconds, about(0.1, 31_536_000)] = 3600.0
+    recall_share: Annotated[float, about(0, 1)] = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -218,6 +218,23 @@ HEALING_STOPPED = Event(
     "%(node_names)s is back: what rebalance %(rebalance)d has not moved yet stays",
     "Before its replicas were all rebuilt.",
 )  # fmt: skip
+REPLICAS_DIFFER = Event(
+    _CLUSTER, "replicas_differ", ERROR,
+    "replicas of %(group)s do not hold the same: %(why)s. This is a bug, or memory that is broken: docs/alerts.md, "
+    "NeedleReplicaDivergence",
+    "The leader compared their digests at one entry of the log. Also `index` and `digests`, by node.",
+    "index", "digests",
+)  # fmt: skip
+REPLICAS_EQUAL = Event(
+    _CLUSTER, "replicas_equal", WARNING,
+    "replicas of %(group)s hold the same again, at index %(index)d",
+    "What `replicas_differ` told of is over.",
+)  # fmt: skip
+CLUSTER_RECOVERED = Event(
+    _CLUSTER, "cluster_recovered", WARNING,
+    "this cluster was %(why)s",
+    "Once at each start of a node, where `needle recover` made the cluster of what one node had.",
+)  # fmt: skip
 VERSION_RAISED = Event(
     _CLUSTER, "version_raised", WARNING,
     "the cluster is at version %(version)d of commands and formats now",

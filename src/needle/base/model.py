@@ -233,7 +233,8 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     None, documents) of what is owned, cut at some ids; empty where documents lie evenly over the keys. elections,
     stepdowns: how often this replica asked for votes in a new term, and gave up leadership, since it started, by cause
     (docs/operations.md has them). compared: the last entry at which this leader compared replicas; diverged: the
-    digests that they had there, by node, if not all had the same one: then one of them, at least, is wrong."""
+    digests that they had there, by node, if not all had the same one: then one of them, at least, is wrong. recall: the
+    mean recall of searches that this replica answered lately, where it is low, by collection."""
 
     node_id: str
     group: int
@@ -268,3 +269,4 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     stepdowns: dict[str, int] = {}
     compared: int = 0
     diverged: dict[str, str] = {}
+    recall: dict[str, float] = {}

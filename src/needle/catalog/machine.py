@@ -158,6 +158,11 @@ class CatalogMachine:
             self._write(_State(topology, index, term, conf, executed=executed))
             return results
 
+    def begin_anew(self, topology: Topology, index: int, term: int, conf: bytes) -> None:
+        """Have this topology, as of an entry that no log has: of a cluster that is recovered."""
+        with self._exclusive():
+            self._write(_State(topology, index, term, conf, executed=self._state.executed))
+
     def checkpoint(self) -> int:
         """Everything applied is durable already; the applied index."""
         return self._state.index

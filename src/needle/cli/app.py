@@ -31,6 +31,7 @@ from needle.cli import (
     node_list,
     plan_command,
     rebalance_commands,
+    recover_command,
     repair_commands,
     restart_commands,
     serve_command,
@@ -179,6 +180,7 @@ _add(backup_app, "list", backup_commands.list_, "needle backup list /backups/sho
 _add(backup_app, "verify", backup_commands.verify, "needle backup verify s3://backups/shop")
 _add(backup_app, "prune", backup_commands.prune, "needle backup prune /backups/shop --keep 14")
 _add(app, "restore", backup_commands.restore, "needle restore /backups/shop --cluster 10.0.1.1:5001")
+_add(app, "recover", recover_command.recover, "needle recover /var/lib/needle --dry-run")
 _add(app, "step-down", cluster_commands.step_down, "needle step-down --to node-2")
 _add(
     app,

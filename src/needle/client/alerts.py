@@ -25,6 +25,7 @@ LOG_FULL_RATIO = 0.6
 """From one half of `log_bytes_max` on the log is cut as far as it can be, from three quarters on writes are refused."""
 CERTIFICATE_SECONDS = 14 * 86_400.0
 FSYNC_SECONDS = 0.1
+RECALL_MIN = 0.9
 CLOCK_ERROR_MIN = 0.0005
 
 
@@ -129,6 +130,10 @@ ROWS: Final = (
     Alert("NeedleCollectionWorn", "", WARNING, 60,
           "max by (job, shard, collection) (needle_ordinals_used_ratio) > 0.5",
           "{{ $labels.collection }} has taken {{ $value | humanizePercentage }} of its versions"),
+    Alert("NeedleRecallLow", "recall low", WARNING, 1800,
+          f"min by (job, shard, collection) (needle_recall_sampled) < {RECALL_MIN:g}",
+          "Searches of {{ $labels.collection }} find {{ $value | humanizePercentage }} of what is nearest in shard "
+          "{{ $labels.shard }}"),
     Alert("NeedleNoCluster", "no cluster", CRITICAL, 0, "", "The nodes belong to no cluster yet"),
     Alert("NeedleNotAMember", "not a member", WARNING, 0, "", "An address, or a node, is not of the cluster"),
     Alert("NeedleVersionsDiffer", "versions differ", WARNING, 0, "", "An upgrade is under way"),

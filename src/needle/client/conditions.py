@@ -19,6 +19,7 @@ RESTORE = "no replica is left to fetch the data from: restore a backup; check th
 START = "start nodes until a majority runs; writes and strong reads wait for it"
 LEADERLESS = "a majority answers; if it stays, read 'Election failures' in docs/troubleshooting.md"
 DIVERGED = "a bug, or memory that is broken: change no replicas; copy the directories away, then read the runbook"
+WIDER = "search with a larger ef_search, or give the collection one: `needle collections alter --ef-search`"
 ELECTING = ("Candidate", "PreCandidate")
 
 
@@ -96,6 +97,11 @@ def conditions(
     found += _lost_conditions(views)
     found += _lag_conditions(views, named)
     found += _held_conditions(views, named)
+    found += [
+        holds("NeedleRecallLow", f"{named}{name}: {share:.0%} of what is nearest, by {view.node}", WIDER)
+        for view in views
+        for name, share in (view.status.recall if view.status is not None else {}).items()
+    ]
     return sorted(found, key=lambda condition: condition.severity != "critical")
 
 

@@ -190,6 +190,7 @@ def _warnings(topology: Topology) -> list[str]:
     settings = topology.settings
     if settings is None:
         return ["the cluster was not created yet"]
+    told += [recovery.in_words() for recovery in topology.recovered]
     job = topology.rebalance
     if job is not None and not job.over:
         waits = f", and waits: {job.why}" if job.why else ""

@@ -1,21 +1,30 @@
 """What people may do to the Raft logs of a node that is stopped, when it refuses to start or to go on by itself.
 
-Invariant: entries are never changed, and nothing that the node said is forgotten but what the caller is told. It works
-on the store below the logs, so that it also works where the logs do not open.
+Invariant: entries are never changed, and nothing that the node said is forgotten but what the caller is told; or all of
+it, where the directory becomes that of another cluster (`begin_anew`). It works on the store below the logs, so that it
+also works where the logs do not open.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import msgspec
 
 from needle.base.errors import CorruptLog
 from needle.base.ids import GroupId, group_name
 from needle.multiraft.log.log_records import (
+    BOOTSTRAP,
     ENTRY,
     HARD,
+    IDENTITY_KEY,
     LOST,
+    META_KEY,
+    PEER_PREFIX,
     START,
+    Identity,
     LostRecord,
+    MetaRecord,
     StartRecord,
     decode_entry,
     decode_record,
@@ -24,7 +33,7 @@ from needle.multiraft.log.log_records import (
     record_key,
 )
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
-from needle.raft.messages import HardState
+from needle.raft.messages import ConfState, HardState
 from needle.raft.plausible import TERM_ON_DISK_MAX
 
 TERM_STEP = 1 << 36
@@ -100,3 +109,41 @@ def resume(store: KeyValueStore) -> dict[GroupId, str]:
 def _put(store: KeyValueStore, group: GroupId, kind: bytes, record: msgspec.Struct) -> None:
     key = record_key(group, kind)
     store.commit(lambda txn: txn.put(key, encode_record(key, record)), True)
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Where a group's log starts anew: behind entry `index` of `term`, which the state machine has applied."""
+
+    index: int
+    term: int
+
+
+def owner(store: KeyValueStore) -> MetaRecord:
+    """Whose log this is. Raises CorruptLog."""
+    value = store.get(META_KEY)
+    found = None if value is None else decode_record(META_KEY, value, MetaRecord)
+    if found is None:
+        raise CorruptLog("the record that names this Raft log's node is missing, or fails its checksum")
+    return found
+
+
+def begin_anew(store: KeyValueStore, cluster_id: str, identity: Identity, groups: Mapping[GroupId, Standing]) -> None:
+    """Make this the log of another cluster, in one transaction: of these groups, each without an entry and with its
+    term begun, and of no others; and nothing is remembered of other nodes."""
+    mine = msgspec.structs.replace(owner(store), cluster_id=cluster_id)
+
+    def fill(txn: KeyValueTxn) -> None:
+        txn.delete_range(b"g", b"h")
+        txn.delete_range(PEER_PREFIX, META_KEY)
+        txn.put(META_KEY, encode_record(META_KEY, mine))
+        txn.put(IDENTITY_KEY, encode_record(IDENTITY_KEY, identity))
+        for group, at in groups.items():
+            for kind, record in (
+                (BOOTSTRAP, ConfState()),
+                (HARD, HardState(at.term, "", at.index)),
+                (START, StartRecord(at.index, at.term)),
+            ):
+                key = record_key(group, kind)
+                txn.put(key, encode_record(key, record))
+
+    store.commit(fill, True)

@@ -20,6 +20,7 @@ from needle.base.model import Claim, CollectionSpec
 from needle.base.versions import FIRST
 from needle.routing.jobs import Job
 from needle.routing.ranges import check_ranges, contains, fingerprint
+from needle.routing.recoveries import Recovery
 from needle.routing.shard_map import KeyRange, ShardMap
 from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
 
@@ -198,7 +199,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over. aliases: by name, ascending; none
     has the name of a collection, or leads to another alias. When one gets another meaning, the map gets the next epoch,
     so that whoever goes by the old one is refused. keys: the API keys, by name; only nodes and admins are told them.
-    cluster_version: of commands and formats, which every node that was not removed knows; it never falls."""
+    cluster_version: of commands and formats, which every node that was not removed knows; it never falls. recovered:
+    how often it was, the last one last."""
 
     version: int = 0
     settings: ClusterSettings | None = None
@@ -217,6 +219,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[AliasInfo, ...] = ()
     keys: tuple[KeyInfo, ...] = ()
     cluster_version: int = FIRST
+    recovered: tuple[Recovery, ...] = ()
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""

@@ -31,6 +31,8 @@ NODE_FILE = "node.json"
 ADDRESSES_FILE = "addresses.json"
 LOCK_FILE = "lock"
 CLUSTER_FILE = "cluster.json"
+RECOVERY_FILE = "recovery.json"
+"""Is there while `needle recover` makes a cluster of its own of the directory: nothing else may use it."""
 GONE: Final = ".gone"
 """Ends the name of a replica's directory that is being deleted: `server.upkeep.given_up`."""
 SHARDED: Final = "sharded"
@@ -90,21 +92,46 @@ def claim(data_dir: str, node_id: NodeId, cluster_id: str) -> Callable[[], None]
     """
     try:
         os.makedirs(data_dir, exist_ok=True)
-        lock = os.open(os.path.join(data_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o644)
     except (FileExistsError, NotADirectoryError):
-        raise InvalidArgument(
-            f"data_dir = {data_dir} is not allowed: there is a file; name a directory, or a path where one can be made",
-            field="data_dir",
-        ) from None
+        raise _no_directory(data_dir) from None
+    except OSError as error:
+        raise os_failure(error, data_dir) from error
+    release = hold(data_dir)
+    try:
+        if os.path.exists(os.path.join(data_dir, RECOVERY_FILE)):
+            raise StorageError(
+                f"data_dir = {data_dir!r}: `needle recover` was begun there and has not come to its end; run it again",
+                directory=data_dir,
+            )
+        _check_owner(data_dir, NodeFile(node_id=node_id, cluster_id=cluster_id, kind=SHARDED))
+    except BaseException:
+        release()
+        raise
+    return release
+
+
+def hold(data_dir: str) -> Callable[[], None]:
+    """Keep other processes away from a directory that is there, whosever it is. Returns what gives it back. Raises
+    InvalidArgument, StorageError, DiskFull, TooManyFiles or DiskFailed, as `claim` does."""
+    try:
+        lock = os.open(os.path.join(data_dir, LOCK_FILE), os.O_RDWR | os.O_CREAT, 0o644)
+    except NotADirectoryError:
+        raise _no_directory(data_dir) from None
     except OSError as error:
         raise os_failure(error, data_dir) from error
     try:
         _lock(lock, data_dir)
-        _check_owner(data_dir, NodeFile(node_id=node_id, cluster_id=cluster_id, kind=SHARDED))
     except BaseException:
         os.close(lock)
         raise
     return lambda: os.close(lock)
+
+
+def _no_directory(data_dir: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"data_dir = {data_dir} is not allowed: there is a file; name a directory, or a path where one can be made",
+        field="data_dir",
+    )
 
 
 def _lock(handle: int, data_dir: str) -> None:

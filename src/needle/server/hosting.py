@@ -41,6 +41,8 @@ class HostingNode(Protocol):
     topology: Topology
     catalog: CatalogMachine | None
 
+    def reading(self) -> int: ...
+
 
 class Hosting:
     """See the module."""
@@ -107,6 +109,7 @@ class Hosting:
             space=node.space,
             builders=self._builders,
             topology=lambda: node.topology,
+            reading=node.reading,
         )
         return hosted
 

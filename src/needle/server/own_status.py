@@ -12,8 +12,9 @@ import msgspec
 
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.base.model import RaftStatus
+from needle.client.alerts import RECALL_MIN
 from needle.multiraft.host import Host
-from needle.routing.topology import Topology
+from needle.routing.topology import Topology, called
 from needle.server.address_book import AddressBook
 from needle.server.catalog.collections import Reconciler
 from needle.server.replica import HostedReplica
@@ -82,4 +83,5 @@ def status_of(node: Shown, group: GroupId, mover: Mover, replicas: Replicas, *, 
         copied=mover.copied(group),
         compared=hosted.comparing.index,
         diverged=hosted.comparing.diverged,
+        recall={called(name): share for name, share in hosted.recall.told().items() if share < RECALL_MIN},
     )

@@ -34,6 +34,7 @@ from needle.server.upkeep.expiry import Expiry
 from needle.server.upkeep.field_upkeep import FieldUpkeep
 from needle.server.upkeep.lasting import lasting, next_beat
 from needle.server.upkeep.pinned_scans import PinnedScans
+from needle.server.upkeep.recall import Recall
 from needle.shard.caretaker import Caretaker
 from needle.shard.fields.builders import Builders
 from needle.shard.search_batcher import SearchBatcher
@@ -70,9 +71,10 @@ class HostedReplica:
         space: DiskSpace,
         builders: Builders,
         topology: Callable[[], Topology],
+        reading: Callable[[], int],
     ) -> None:
         """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches.
-        topology: the newest that the node has."""
+        topology: the newest that the node has. reading: how many searches and gets it answers now."""
         self.group = group
         self.space = space
         self.replica = replica
@@ -114,12 +116,13 @@ class HostedReplica:
         self._expiry = Expiry(group, replica, host, *threads, lambda: host.is_leader(group), topology)
         self._pinned = PinnedScans(group, replica, host, *threads, config.limits, lambda: space.low, topology)
         self.comparing = Comparing(group, replica, host, ports.clock, self._others, call, topology)
+        self.recall = Recall(group, replica, host, *threads, ports.rng, config, lambda: reading() > 0)
         self._fields = FieldUpkeep(group, replica, host, *threads, call, space, topology)
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
         fields = self._fields.run
-        watching = (self._scrub, self._watch, self._expiry.run, self._pinned.run, self.comparing.run)
+        watching = (self._scrub, self._watch, self._expiry.run, self._pinned.run, self.comparing.run, self.recall.run)
         works = (self.keeper.run, fields, self.caretaker.run, *watching)
         for work in works:
             self._background.spawn(lasting(partial(self._while_whole, work)))

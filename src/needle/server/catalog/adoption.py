@@ -15,6 +15,7 @@ from typing import Protocol
 
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError
+from needle.base.events import CLUSTER_RECOVERED, tell
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.versions import check_version
@@ -106,6 +107,7 @@ class Adoption:
                 self._unsaved = True
             self._unopened = True
             await self._save_topology(topology)
+            self._tell_recoveries(topology)
             self._node.topology = topology
             if topology.map is not None and (self._node.ownership is None or self._node.ownership.map != topology.map):
                 self._node.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
@@ -114,6 +116,12 @@ class Adoption:
             await self._open_what_is_due()
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
+
+    def _tell_recoveries(self, topology: Topology) -> None:
+        """Once in the log of each start, before anything is served."""
+        if self._node.topology.recovered != topology.recovered:
+            for recovery in topology.recovered:
+                tell(CLUSTER_RECOVERED, why=recovery.in_words())
 
     async def _save_topology(self, topology: Topology) -> None:
         """Without room for it, it is acted on all the same: the file is a cache, for a start without the catalog."""

@@ -26,6 +26,7 @@ NAMES: Final = (
     *("needle_shard_leader", "needle_shard_followers", "needle_shard_electing", "needle_replicas_waiting"),
     *("needle_elections_total", "needle_leader_stepdowns_total", "needle_apply_lag_entries"),
     *("needle_proposals_waiting", "needle_snapshot_fetching", "needle_replica_lost", "needle_replica_damaged"),
+    *("needle_recall_sampled", "needle_recall_samples_total"),
     *("needle_replica_divergence", "needle_replica_comparisons_total"),
     *("needle_moves_running", "needle_move_copied_documents"),
     *("needle_shard_vector_count", "needle_collections", "needle_documents"),
@@ -55,6 +56,7 @@ class ReplicaState:
             made["needle_replica_comparisons_total"].add_metric([shard], hosted.comparing.whole)
             self._documents(made, shard, hosted, shown)
             self._indexes(made, shard, hosted)
+            self._answers(made, shard, hosted, shown)
             await asyncio.sleep(0)
         return list(made.values())
 
@@ -108,6 +110,11 @@ class ReplicaState:
             name = shown(held.record.spec.name)
             made["needle_documents"].add_metric([shard, name], held.visible)
             made["needle_segments"].add_metric([shard, name], len(held.vectors.served))
+
+    def _answers(self, made: Families, shard: str, hosted: HostedReplica, shown: Callable[[str], str]) -> None:
+        made["needle_recall_samples_total"].add_metric([shard], hosted.recall.samples)
+        for name, share in hosted.recall.told().items():
+            made["needle_recall_sampled"].add_metric([shard, shown(name)], share)
 
     def _indexes(self, made: Families, shard: str, hosted: HostedReplica) -> None:
         stats, budget = hosted.keeper.stats, hosted.replica.field_indexes

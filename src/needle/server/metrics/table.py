@@ -94,6 +94,13 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         counter("needle_field_index_evictions_total", "shard", "", "Such indexes dropped to make room for others; if "
                 "it rises all the time, raise the limit.", "shard/fields/index_budget.py"),
     ),
+    "Answers": (
+        gauge("needle_recall_sampled", "shard collection", "", "Mean share of the nearest documents that "
+              "searches found through the index: of up to 200 that were asked again exactly, within an hour. Of a node "
+              "that is busy all the time there are none.", "server/upkeep/recall.py"),
+        counter("needle_recall_samples_total", "shard", "", "Searches that were asked again exactly; `segments.recall_"
+                "share` says how many are.", "server/upkeep/recall.py"),
+    ),
     "Moves": (
         gauge("needle_moves_running", "shard", "", "Moves of key ranges away from the shard that are under way; on its "
               "leader.", "routing/topology.py"),

@@ -101,9 +101,13 @@ class Reads:
         try:
             request = msgspec.structs.replace(call.request, claim=claim)
             if self._may_search_early(call):
-                return self._told(await self._search_early(call, request))
-            hosted = await self._fresh(call.group, call.freshness)
-            return self._told(await hosted.batcher.search(request, deadline - loop.time()))
+                found = await self._search_early(call, request)
+            else:
+                hosted = await self._fresh(call.group, call.freshness)
+                found = await hosted.batcher.search(request, deadline - loop.time())
+            if (answered := self._node.groups.get(call.group)) is not None:
+                answered.recall.saw(call.request)
+            return self._told(found)
         finally:
             self.reading -= 1
 
@@ -119,7 +123,8 @@ class Reads:
         width, found, size = len(request.vector) // count, list[HitBatch](), 0
         self.reading += 1
         try:
-            search = (await self._fresh(call.group, call.freshness)).batcher.search
+            hosted = await self._fresh(call.group, call.freshness)
+            search = hosted.batcher.search
             for start in range(0, count, QUERIES_AT_ONCE):
                 places = range(start, min(start + QUERIES_AT_ONCE, count))
                 single = [request.vector[at * width : (at + 1) * width] for at in places]
@@ -133,6 +138,8 @@ class Reads:
                 size += sum(map(batch_bytes, found[start:]))
                 if size > MANY_BYTES_MAX:
                     raise invalid("queries", f"{count} vectors", "fewer: their hits have too many bytes for one answer")
+                for one in asked:
+                    hosted.recall.saw(one)
         finally:
             self.reading -= 1
         return SearchManyAnswer([self._told(batch) for batch in found])

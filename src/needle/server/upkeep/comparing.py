@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from needle.base.errors import NeedleError
+from needle.base.events import REPLICAS_DIFFER, REPLICAS_EQUAL, tell
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.parts import Payload
 from needle.base.runtime import Clock
@@ -132,12 +133,9 @@ class Comparing:
         if len(set(digests.values())) > 1:
             self.diverged = dict(digests)
             if strays(before) != strays(digests):
-                log.error(
-                    "replicas of %s do not hold the same: %s. This is a bug of Needle, or memory that is broken: read "
-                    "docs/alerts.md#needlereplicadivergence",
-                    group_name(self._group),
-                    differing(digests, self.index),
-                )
+                told = differing(digests, self.index)
+                name = group_name(self._group)
+                tell(REPLICAS_DIFFER, group=name, why=told, index=self.index, digests=dict(digests))
         elif before and before.keys() - digests.keys() <= self._gone(others):
             self.diverged = {}
-            log.info("replicas of %s hold the same again, at index %d", group_name(self._group), self.index)
+            tell(REPLICAS_EQUAL, group=group_name(self._group), index=self.index)

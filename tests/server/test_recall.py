@@ -1,0 +1,181 @@
+"""The recall of live searches is measured in the background, of one view, and only while nobody is kept waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from cluster.fake_shards import virtually
+from needle.base.config import Limits
+from needle.base.errors import CollectionNotFound, Unavailable
+from needle.base.model import CollectionSpec, IndexParams, Metric, RaftStatus, SearchRequest
+from needle.client.conditions import NodeView, conditions
+from needle.protocol.commands import CreateCollection, PublishSegment
+from needle.server.upkeep.recall import COLLECTIONS_MAX, CPU_SHARE, KEPT_SECONDS, SAMPLES_MAX, SAMPLES_MIN, Recall
+from needle.shard import recall
+from needle.shard.recall import recall_of
+from needle.shard.segments.sealed import SealedSegment
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, open_replica, put
+from shard.vectors_util import seal
+
+ROWS, WIDTH, K = 4000, 48, 10
+NARROW = IndexParams(m=2, ef_construction=2, ef_search=1)
+
+
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    """Most of its vectors are in an index that finds few of them."""
+    made, log = open_replica(tmp_path_factory.mktemp("recall")), Log()
+    spec = CollectionSpec(name="c", dimensions=WIDTH, metric=Metric.L2, index=NARROW)
+    rows = np.random.default_rng(1).standard_normal((ROWS, WIDTH)).astype(np.float32).tolist()
+    made.apply(log.add(CreateCollection(spec), CreateCollection(msgspec.structs.replace(spec, name="plain"))))
+    for start in range(0, ROWS, 1000):
+        ids = [f"d{n:05}" for n in range(start, start + 1000)]
+        made.apply(log.add(put(ids, rows[start : start + 1000], [{"n": n} for n in range(1000)])))
+    made.apply(log.add(msgspec.structs.replace(put(["x"], rows[:1]), collection="plain")))
+    vectors = next(one for one in made.held.collection_vectors() if one.spec.name == "c")
+    segment, path = seal(vectors, 0, ROWS - 101)
+    vectors.attach(SealedSegment(path, segment, vectors.spec))
+    made.apply(log.add(PublishSegment(**msgspec.structs.asdict(segment))))
+    yield made
+    made.close()
+
+
+def asked(seed: int, **options: Any) -> SearchRequest:
+    vector = np.random.default_rng(seed).standard_normal(WIDTH).astype("<f4").tobytes()
+    return SearchRequest(**{"collection": "c", "vector": vector, "k": K, **options})
+
+
+def nothing() -> None:
+    return None
+
+
+def test_it_is_the_share_of_the_exact_hits(replica: Replica) -> None:
+    shares = []
+    for seed in range(20):
+        request = asked(seed, filter=b'{"n":{"$lt":900}}' if seed % 2 else b"")
+        found = replica.search(request).ids
+        exact = replica.search(msgspec.structs.replace(request, exact=True)).ids
+        share = replica.look(recall_of, request, Limits(), nothing)
+        assert share == pytest.approx(len(set(found) & set(exact)) / K)
+        shares.append(share)
+    assert min(shares) < 0.2 < max(shares)  # so this can fail
+    wide = [replica.look(recall_of, asked(seed, ef_search=2000), Limits(), nothing) for seed in range(5)]
+    assert np.mean(wide) > np.mean(shares)
+
+
+def test_where_there_is_nothing_to_measure(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert replica.look(recall_of, asked(1, exact=True), Limits(), nothing) is None
+    assert replica.look(recall_of, asked(1, collection="plain"), Limits(), nothing) is None  # no index
+    assert replica.look(recall_of, asked(1, filter=b'{"n":-1}'), Limits(), nothing) is None  # no hits
+    with pytest.raises(CollectionNotFound):
+        replica.look(recall_of, asked(1, collection="gone"), Limits(), nothing)
+    monkeypatch.setattr(recall, "BYTES_MAX", 4 * WIDTH * ROWS - 1)
+    assert replica.look(recall_of, asked(1), Limits(), nothing) is None
+
+
+def test_hits_that_are_as_near_count(replica: Replica) -> None:
+    found = replica.search(asked(1, exact=True))
+    other = msgspec.structs.replace(found, ids=[*found.ids[:-1], "as near"])
+    assert recall._share(other, found) == 1.0
+    farther = msgspec.structs.replace(other, distances=[*found.distances[:-1], found.distances[-1] * 1.01])
+    assert recall._share(farther, found) == (K - 1) / K
+
+
+class World:
+    """One replica whose recall is looked after in virtual time; a measurement takes `took` seconds."""
+
+    def __init__(self, replica: Replica, share: float = 1.0) -> None:
+        self.busy, self.stopped, self.took = False, False, 0.001
+        self.now = asyncio.get_running_loop().time
+        self.measured: list[float] = []
+        clock: Any = SimpleNamespace(monotonic=self.now)
+        pool: Any = SimpleNamespace(run=self._run)
+        host: Any = self
+        config: Any = SimpleNamespace(segments=SimpleNamespace(recall_share=share), limits=Limits())
+        self.recall = Recall(1, replica, host, clock, pool, random.Random(1), config, lambda: self.busy)  # fmt: skip
+
+    async def _run(self, call: Any, *arguments: Any) -> Any:
+        self.measured.append(self.now())
+        await asyncio.sleep(self.took)
+        return call(*arguments)
+
+    async def run(self, seconds: float, *, searches: int = 1) -> None:
+        task = asyncio.get_running_loop().create_task(self.recall.run())
+        for at in range(int(seconds)):
+            for _ in range(searches):
+                self.recall.saw(asked(at))
+            await asyncio.sleep(1.0)
+        task.cancel()
+
+
+def test_it_takes_a_hundredth_of_a_core_and_waits_while_the_node_is_busy(replica: Replica) -> None:
+    async def work() -> None:
+        world = World(replica)
+        await world.run(100)
+        assert 70 <= len(world.measured) <= 100
+        assert world.recall.told()["c"] < 0.9
+        world.measured, world.took = [], 0.2
+        await world.run(200)
+        assert 8 <= len(world.measured) <= 200 * CPU_SHARE / world.took + 1
+        world.measured, world.busy = [], True
+        await world.run(100)
+        assert world.measured == []
+        with pytest.raises(Unavailable):
+            replica.look(recall_of, asked(1), Limits(), world.recall._go_on)
+
+    virtually(work())
+
+
+def test_a_share_of_the_searches_is_taken(replica: Replica) -> None:
+    async def work() -> None:
+        none = World(replica, 0.0)
+        await none.run(10, searches=10)
+        assert (none.measured, none.recall.told()) == ([], {})
+        some, taken = World(replica, 0.02), 0
+        for at in range(10_000):
+            some.recall.saw(asked(at))
+            taken += some.recall._waits is not None
+            some.recall._waits = None
+        assert 150 < taken < 260
+
+    virtually(work())
+
+
+def test_what_is_old_or_dropped_is_not_told_and_names_are_bounded(replica: Replica) -> None:
+    async def work() -> None:
+        told = World(replica).recall
+        for _ in range(SAMPLES_MIN - 1):
+            told._note("c", 0.5)
+        assert told.told() == {}
+        told._note("c", 0.5)
+        told._note("dropped", 0.5)
+        assert told.told() == {"c": pytest.approx(0.5)}
+        for _ in range(SAMPLES_MAX):
+            told._note("c", 1.0)
+        assert told.told() == {"c": pytest.approx(1.0)}
+        await asyncio.sleep(KEPT_SECONDS + 1)
+        assert told.told() == {} == told._found
+        for number in range(COLLECTIONS_MAX + 5):
+            told._note(f"n{number}", 0.5)
+        assert len(told._found) <= COLLECTIONS_MAX
+
+    virtually(work())
+
+
+def test_status_tells_of_a_low_one() -> None:
+    status = RaftStatus(
+        node_id="n1", group=1, state="Follower", current_term=2, leader="n2", commit_index=9, last_applied=9,
+        first_index=1, last_index=9, peers=[], voters=["n1", "n2"], learners=[], lease_remaining=1.0,
+        leader_changes=1, recall={"books": 0.62},
+    )  # fmt: skip
+    found = [one for one in conditions([NodeView(node="n1", address="a:1", status=status)]) if "Recall" in one.alert]
+    assert [(one.severity, one.subject) for one in found] == [("warning", "books: 62% of what is nearest, by n1")]
