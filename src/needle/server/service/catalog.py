@@ -35,6 +35,7 @@ from needle.protocol.peer_calls import (
 )
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
+from needle.server.upkeep.expiry import micros_of
 from needle.shard.apply.validation import GIVEN_NAME_BYTES_MAX, check_ef_search, check_name, check_spec, check_ttl
 
 HOPS_MAX = 2
@@ -133,7 +134,7 @@ class CatalogCalls:
             known = self._node.hosted(call.group).replica.view.catalog
             if known.founding != now.founding or known.version < call.version:
                 command = KnowCatalog(now.founding, call.version)
-                await self._host.propose(call.group, entry(command, now), timeout)
+                await self._host.propose(call.group, entry(command, now, micros_of(self._node.ports.clock)), timeout)
         return WriteResult(version=call.version, index=self._host.applied_index(call.group))
 
     async def found(self, call: FoundCall) -> WhoAnswer:
