@@ -36,6 +36,7 @@ from needle.backup.archive_format import (
 )
 from needle.backup.archive_reading import bases_of, catalogs_of, chunks_of, reach, read_base, read_catalog, read_head
 from needle.backup.around import REAL, Around
+from needle.backup.creating import tell
 from needle.backup.format import PIECES, PieceRef
 from needle.backup.keeping import MAKING, PRUNING, Mark
 from needle.backup.store import Store
@@ -56,6 +57,7 @@ from needle.protocol.archive_calls import (
     IMAGE,
     IMAGE_CHUNK,
     LOG,
+    BackedUpCall,
     ImageAnswer,
     ImageCall,
     ImageChunkCall,
@@ -80,6 +82,7 @@ BLOCK_BYTES: Final = 1 << 20
 ENTRY_BYTES: Final = 64
 """What an entry takes beside its data."""
 CALL_SECONDS: Final = 10.0
+TOLD_SECONDS: Final = 3600.0
 IMAGE_SECONDS: Final = 120.0
 """For a shard's leader to copy its state on its own disk."""
 FINAL: Final = (Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
@@ -137,7 +140,7 @@ class Archiver:
         self._client, self._store, self._around = client, store, around
         self._every, self._base_every = every, base_every
         self._flushed = 0.0
-        self._founding = 0
+        self._founding = self._expected = 0
         self._topology: Topology | None = None
         self._told: object = None
         self._basing: asyncio.Task[None] | None = None
@@ -181,6 +184,7 @@ class Archiver:
         if due:
             self._flushed = self._around.clock.monotonic()
             await self._note_head()
+            await self._tell()
         for error in done:
             if error is not None:
                 raise error
@@ -213,6 +217,12 @@ class Archiver:
                 for shard, said in known.items()
             }
             await self._put(f"{directory(self._founding)}{HEAD}", encode(Head(shards=shards)))
+
+    async def _tell(self) -> None:
+        """The cluster expects that this goes on, so that an alert tells if it does not."""
+        now = self._around.micros()
+        if now - self._expected >= TOLD_SECONDS * 1e6 and await tell(self._client, BackedUpCall(archive=now)):
+            self._expected = now
 
     # --- one shard ---------------------------------------------------------------------------------------------------
     async def _archive(self, shard: int, flush: bool) -> None:

@@ -177,6 +177,7 @@ _add(backup_app, "archive", backup_commands.archive, "needle backup archive s3:/
 _add(backup_app, "list", backup_commands.list_, "needle backup list /backups/shop --newer-than 26")
 _add(backup_app, "verify", backup_commands.verify, "needle backup verify s3://backups/shop")
 _add(backup_app, "prune", backup_commands.prune, "needle backup prune /backups/shop --keep 14")
+_add(backup_app, "forget", backup_commands.forget, "needle backup forget")
 _add(app, "restore", backup_commands.restore, "needle restore /backups/shop --at 2026-11-26T14:03:06Z")
 _add(app, "step-down", cluster_commands.step_down, "needle step-down --to node-2")
 _add(

@@ -1,20 +1,22 @@
-"""`needle backup create | archive | list | verify | prune`, and `needle restore`."""
+"""`needle backup create | archive | list | verify | prune | forget`, and `needle restore`."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import needle
 from needle import backup as backups
 from needle.base.instants import micros
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
+from needle.protocol.catalog_commands import FORGET, NoteBackup
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
 Backup = Annotated[str | None, typer.Option("--backup", help="The id of a backup, as `needle backup list` shows it.")]
@@ -57,6 +59,7 @@ def create(
                 "documents": made.manifest.documents,
                 "read_bytes": made.read,
                 "written_bytes": made.shipped,
+                "told": made.told,
                 "digests": {one.spec.name: one.digest for one in made.manifest.collections},
                 "seconds": round(seconds, 3),
             }
@@ -67,6 +70,18 @@ def create(
         f"{made.shipped / 1e6:,.1f} MB written, in {seconds:.1f} s",
         markup=False,
     )
+    if not made.told:
+        notes.print("the cluster could not be told of it: its alert goes by the backup before", markup=False)
+
+
+def forget(cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 30.0) -> None:
+    """Have the cluster expect no backups, and no archive of its logs, until it is told of the next one: no alert."""
+
+    async def work(client: needle.Client) -> None:
+        await client.change_catalog(NoteBackup(FORGET, FORGET), timeout=timeout)
+
+    run(cluster, work)
+    notes.print("the cluster expects no backups and no archive until the next one", markup=False)
 
 
 def archive(
@@ -179,6 +194,18 @@ def _indexes(given: list[str]) -> dict[int, int]:
         raise typer.BadParameter("--index takes SHARD:INDEX, once for each shard") from None
 
 
+def _counting(shown: Progress) -> tuple[TaskID, Callable[[int], None]]:
+    """Shows how many documents were written so far."""
+    task, total = shown.add_task("0 documents"), 0
+
+    def progress(documents: int) -> None:
+        nonlocal total
+        total += documents
+        shown.update(task, description=f"{total} documents")
+
+    return task, progress
+
+
 def restore(
     target: Target,
     backup: Backup = None,
@@ -213,15 +240,8 @@ def restore(
         raise typer.BadParameter("--at takes an instant with its zone, such as 2026-11-26T14:03:06Z")
 
     async def work(client: needle.Client) -> backups.Restored:
-        total = 0
         with _shown(json) as shown:
-            task = shown.add_task("0 documents")
-
-            def progress(documents: int) -> None:
-                nonlocal total
-                total += documents
-                shown.update(task, description=f"{total} documents")
-
+            task, progress = _counting(shown)
             if instant is None and not index:
                 return await backups.restore(client, store, backup, timeout=timeout, progress=progress)
             return await backups.restore_at(

@@ -298,6 +298,12 @@ class Host:
         before = compaction.archived
         compaction.archived = Archived(index, max(until, 0 if before is None else before.until), now)
 
+    def archived_until(self, group: GroupId) -> int:
+        """The clock of its leader up to which an archive has said to have the log (microseconds since 1970); 0 if none
+        has since this replica was opened."""
+        archived = self.engine.find(group).compaction.archived
+        return 0 if archived is None else archived.until
+
     async def image(self, group: GroupId, after: int) -> Exported:
         """The files of the group's state at index `after` or later, from which its log goes on; for `image_chunk`.
         Raises as an export does."""

@@ -1,10 +1,11 @@
-"""What an archive of the log asks of a shard's leader (docs/adr/0076).
+"""What an archive of the log asks of a shard's leader, and what backups tell any node (docs/adr/0076).
 
 | method | takes | answers |
 |---|---|---|
 | log | LogCall | LogAnswer |
 | image | ImageCall | ImageAnswer |
 | image_chunk | ImageChunkCall | the bytes |
+| backed_up | BackedUpCall | b"" |
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from needle.base.ids import GroupId
 LOG: Final = "log"
 IMAGE: Final = "image"
 IMAGE_CHUNK: Final = "image_chunk"
+BACKED_UP: Final = "backed_up"
 
 
 class LoggedEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -86,3 +88,12 @@ class ImageChunkCall(msgspec.Struct, frozen=True, array_like=True):
     name: str
     offset: int
     length: int
+
+
+class BackedUpCall(msgspec.Struct, frozen=True, array_like=True):
+    """As catalog_commands.NoteBackup, by the clock of whoever made the backup: a node takes nothing that is later than
+    its own."""
+
+    backup: int = 0
+    archive: int = 0
+    timeout: float = 10.0

@@ -62,6 +62,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "multiraft/group.py"),
         gauge("needle_replica_damaged", "shard", "", "1 where the replica's data was found damaged, is not served, and "
               "is fetched again from another.", "multiraft/ports.py"),
+        gauge("needle_backup_archive_lag_seconds", "shard", SECONDS, "How far the archive of the shard's log is "
+              "behind; on the leader, once logs were archived.", "server/upkeep/archives.py"),
         gauge("needle_replicas_waiting", "shard", "", "1 while the replicas are not where the catalog wants them; on "
               "the leader. `needle status` says what they wait for.", "server/upkeep/replicas.py"),
     ),
@@ -160,6 +162,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "judged: it must run at one rate on all nodes.", "system.py"),
         gauge("needle_clock_error_max_ratio", "", IN_RATE, "The setting `clock_error_max`: how far rates may differ.",
               "base/config.py"),
+        gauge("needle_backup_timestamp_seconds", "", SECONDS, "When the last backup began that the cluster was told "
+              "of, since 1970.", "routing/topology.py", only="once a backup was made"),
         gauge("needle_certificate_expiry_timestamp_seconds", "", SECONDS, "When the node's certificate expires, since "
               "1970.", "server/certificates.py", only=TLS),
     ),

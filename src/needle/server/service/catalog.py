@@ -16,11 +16,13 @@ from needle.base.errors import (
     NotLeader,
     Unavailable,
     UnsupportedFormat,
+    invalid,
 )
 from needle.base.filters.builder import field_path
 from needle.base.ids import CATALOG_GROUP
 from needle.base.model import WriteResult
 from needle.protocol import calls, catalog_commands
+from needle.protocol.archive_calls import BackedUpCall
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.commands import KnowCatalog, entry
 from needle.protocol.peer_calls import (
@@ -99,6 +101,16 @@ class CatalogCalls:
                 continue
             return answer
         raise last
+
+    async def backed_up(self, call: BackedUpCall) -> bytes:
+        """Note that a backup was made, or that the logs are archived. Not what is said of the time to come: it would
+        hide that none is made any more."""
+        now = micros_of(self._node.ports.clock)
+        if min(call.backup, call.archive) < 0:
+            raise invalid("backup", min(call.backup, call.archive), "microseconds since 1970")
+        command = catalog_commands.NoteBackup(min(call.backup, now), min(call.archive, now))
+        await self.catalog(CatalogCall(catalog_commands.encode(command), call.timeout))
+        return b""
 
     def _check_command(self, command: CatalogCommand) -> None:
         """What shards would refuse must not get into the catalog."""

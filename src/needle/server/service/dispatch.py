@@ -26,7 +26,16 @@ from needle.base.parts import Body, Payload, Pieces
 from needle.base.rates import Meter
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls
-from needle.protocol.archive_calls import IMAGE, IMAGE_CHUNK, LOG, ImageCall, ImageChunkCall, LogCall
+from needle.protocol.archive_calls import (
+    BACKED_UP,
+    IMAGE,
+    IMAGE_CHUNK,
+    LOG,
+    BackedUpCall,
+    ImageCall,
+    ImageChunkCall,
+    LogCall,
+)
 from needle.protocol.bounds import bound_call
 from needle.protocol.calls import (
     AddressBook,
@@ -132,6 +141,7 @@ class Service:
             CLOCK: (ClockCall, probing.clock),
             PROBE: (ProbeCall, probing.probe),
             LOAD: (LoadCall, probing.load),
+            BACKED_UP: (BackedUpCall, catalog.backed_up),
             LOG: (LogCall, archiving.log),
             IMAGE: (ImageCall, archiving.image),
             IMAGE_CHUNK: (ImageChunkCall, archiving.image_chunk),
