@@ -16,6 +16,7 @@ STEP = 5
 WELL = 60
 """Seconds at the beginning in which nothing is wrong."""
 DAY = 86_400
+HOUR = 3_600
 
 
 class Level(NamedTuple):
@@ -180,6 +181,14 @@ EXAMPLES: Mapping[str, Example] = {
     "NeedleCertificateExpires": Example(
         {_of("needle_certificate_expiry_timestamp_seconds"): Level(15 * DAY, 13 * DAY + WELL + STEP + 90)},
         NODE, "The certificate of a:1 expires in 13d 0h 0m 0s",
+    ),
+    "NeedleBackupTooOld": Example(
+        {_of("needle_backup_timestamp_seconds"): Level(-25 * HOUR, WELL + STEP + 90 - 27 * HOUR)}, JOB,
+        "The last backup began 1d 3h 0m 0s ago",
+    ),
+    "NeedleArchiveBehind": Example(
+        {_of("needle_backup_archive_lag_seconds", "shard=1"): Level(3, 600)}, SHARD,
+        "The log of shard 1 is archived until 10m 0s ago",
     ),
     "NeedleReplicaDamaged": Example(
         {_of("needle_replica_damaged", "shard=1"): Level(0, 1)}, {**NODE, "shard": "1"},

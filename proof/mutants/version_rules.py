@@ -34,7 +34,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "server.service.documents:judged",
-                "commands.entry(command, node.topology)",
+                "commands.entry(command, node.topology, micros_of(node.ports.clock))",
                 "commands.encode(command)",
             ),
         ),
@@ -58,8 +58,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.apply.execute:decode_entry",
-                "return decode(data) if data else None",
-                "try:\n        return decode(data)\n    except UnsupportedFormat:\n        return None",
+                "return decode_logged(data) if data else None",
+                "try:\n        return decode_logged(data)\n    except UnsupportedFormat:\n        return None",
             ),
         ),
         tests=("tests/shard/test_state_machine.py::test_an_entry_that_this_release_cannot_read_is_not_passed_over",),

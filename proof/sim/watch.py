@@ -24,7 +24,7 @@ from needle.protocol.commands import (
     Insert,
     Patch,
     UpdateVectors,
-    decode,
+    decode_logged,
     inner,
 )
 from needle.protocol.move_commands import MoveCommand
@@ -163,7 +163,7 @@ class Watch:
         if group == CATALOG_GROUP:
             self.on_catalog(index, entry.data)
             return
-        command = inner(decode(entry.data))
+        command = inner(decode_logged(entry.data))
         if isinstance(command, CreateCollection):
             self.metrics[command.spec.name] = str(command.spec.metric)
         if not isinstance(result, WriteResult) or result.index != index:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 import needle
 from harness.commands import until
 from needle import backup as backups
+from needle.base.instants import micros, rfc3339
 from needle.cli.app import main
 from needle.local.process_cluster import ProcessCluster
 
@@ -62,6 +67,11 @@ def filled(page: Page, directory: Path) -> list[Any]:
     return documents(page)
 
 
+def archived_until(page: Page) -> int:
+    found = json.loads(page.line("needle backup list /backups/shop --json"))["archives"]
+    return (micros(found[0]["until"]) or 0) if found else 0
+
+
 def documents(page: Page) -> list[Any]:
     found = json.loads(page.line("needle scan --limit 1000 --with-vectors --json"))["documents"]
     return [{key: value for key, value in one.items() if key != "version"} for one in found]
@@ -73,17 +83,41 @@ def test_the_page_from_the_first_backup_to_the_restore(
     page = Page(tmp_path / "target", capsys)
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     assert [line.split()[1:3] for line in lines if "backup" in line.split()[1]] == [
-        ["backup", verb] for verb in ("create", "create", "list", "list", "verify", "prune")
+        ["backup", verb] for verb in ("create", "create", "archive", "list", "list", "verify", "prune", "prune")
     ]
+    archive, at = lines.pop(2), lines.pop()
+    assert at == "needle restore /backups/shop --at 2026-11-26T14:03:06Z"
     first = started(tmp_path / "first", monkeypatch)
+    until(page.ready)
+    archiving = subprocess.Popen(
+        [sys.executable, "-m", *archive.replace(TARGET, str(page.target)).split(), "--every", "1"],
+        stderr=subprocess.PIPE,
+    )
     try:
+        until(lambda: archived_until(page) > 0, seconds=60)
         before = filled(page, tmp_path)
+        time.sleep(0.01)  # the instant is of this process's clock
+        instant = int(time.time() * 1e6)
+        second_before = rfc3339(instant)
+        page.line("needle delete d5 d7")
         page.line("needle backup list /backups/shop --newer-than 26", expect=1)
+        page.line(f"needle insert {tmp_path / 'documents.jsonl'} --timeout 60")
         said = [page.line(line) for line in lines[:-1]]
+        until(lambda: archived_until(page) > instant)
+        archiving.send_signal(signal.SIGTERM)
+        assert b"is at the target" in archiving.communicate(timeout=60)[1] and archiving.returncode == 0
     finally:
+        archiving.kill()
         first.stop()
+    third = started(tmp_path / "third", monkeypatch)
+    try:
+        until(page.ready)
+        said_of_it = page.line(at.replace("2026-11-26T14:03:06Z", second_before) + " --timeout 60")
+        assert "200 documents" in said_of_it and documents(page) == before
+    finally:
+        third.stop()
     assert "200 documents" in said[0] and "0.0 MB written" in said[1] and "no problems" in said[4]
-    assert "0 backups deleted" in said[5]
+    assert "0 backups deleted" in said[5] and "0 backups deleted" in said[6]
     second = started(tmp_path / "second", monkeypatch)
     try:
         until(page.ready)
@@ -97,12 +131,14 @@ def test_the_page_from_the_first_backup_to_the_restore(
     piece.write_bytes(piece.read_bytes()[:-1])
     assert f"{piece.name} is damaged" in page.line("needle backup verify /backups/shop", expect=1)
     listed = json.loads(page.line("needle backup list /backups/shop --json"))
-    assert [one["documents"] for one in listed] == [200, 200]
-    assert json.loads(page.line("needle backup prune /backups/shop --keep 1 --json"))["deleted"] == [listed[0]["id"]]
+    assert [one["documents"] for one in listed["backups"]] == [200, 200]
+    assert json.loads(page.line("needle backup prune /backups/shop --keep 1 --json"))["deleted"] == [
+        listed["backups"][0]["id"]
+    ]
 
 
 async def test_the_python_of_the_page(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+    mistake, code = blocks("python")
     async with (
         ProcessCluster(fresh(tmp_path / "first"), 1, **NODE) as first,
         ProcessCluster(fresh(tmp_path / "second"), 1, **NODE) as second,
@@ -110,13 +146,24 @@ async def test_the_python_of_the_page(tmp_path: Path) -> None:
         second.connect() as other_client,
     ):
         await client.insert("a", [1.0, *[0.0] * 7])
-        body = "".join(f"    {line}\n" for line in code.replace(TARGET, str(tmp_path / "target")).splitlines())
+        body = indented(code.replace(TARGET, str(tmp_path / "target")))
         names: dict[str, Any] = {}
         exec(f"async def example(client, other_client):\n{body}", names)
         await names["example"](client, other_client)
         found = await other_client.get("a")
         assert isinstance(found, needle.Document) and found.vector.tolist() == [1.0, *[0.0] * 7]
+        for one in (client, other_client):
+            await one.create_collection("shop", dimensions=2, metric="l2")
+        await other_client.insert("the-id", [1.0, 2.0], {"n": 1}, collection="shop")
+        exec(f"async def example(client, other_client):\n{indented(mistake)}", names)
+        await names["example"](client, other_client)
+        again = await client.get("the-id", collection="shop")
+        assert again is not None and again.metadata == {"n": 1}
         assert len(backups.list_backups(backups.open_store(str(tmp_path / "target")))) == 1
+
+
+def indented(code: str) -> str:
+    return "".join(f"    {line}\n" for line in code.splitlines())
 
 
 def fresh(path: Path) -> Path:

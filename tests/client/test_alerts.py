@@ -25,7 +25,7 @@ GUIDE = {
 """The alert table of the operations guide."""
 ALSO = {
     *("NeedleDiskNearlyFull", "NeedleFsyncSlow", "NeedleClockRateOff", "NeedleUnderReplicated"),
-    *("NeedleCertificateExpires", "NeedleLogNearlyFull"),
+    *("NeedleCertificateExpires", "NeedleLogNearlyFull", "NeedleBackupTooOld"),
 }
 GIVEN = {"job", "instance"}
 """Labels that Prometheus gives."""

@@ -67,6 +67,7 @@ def present() -> str:
         f"version {KNOWN}",
         f"documents {sqlite_file.FORMAT_VERSION}",
         f"catalog {machine.FORMAT_VERSION}",
+        f"entries of shards with the leader's clock {commands.STAMPED.hex()} since {commands.STAMPED_SINCE}",
         f"index files {PLAIN.decode()} {WITH_NODES.decode()}",
         *(f"operator {one.name} since {one.since}" for one in OPERATORS.values()),
         *map(_line, _all(commands.Command, catalog_commands.CatalogCommand, Topology, Message)),

@@ -134,7 +134,7 @@ class World:
         if self.fails:
             self.fails -= 1
             raise NotLeader("not any more")
-        result = self.replica.apply(self.log.add(commands.decode(data)))[0]
+        result = self.replica.apply(self.log.add(commands.decode_logged(data)))[0]
         self.proposed.append((self._now(), result.count))
         return result
 

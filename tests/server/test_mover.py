@@ -121,12 +121,12 @@ class World:
                 return world.topology
 
         node: Any = Node()
-        node.host, node.shards = host, shards
+        node.host, node.shards, node.ports = host, shards, SimpleNamespace(clock=SimpleNamespace(wall=lambda: 0.0))
         return node
 
     async def propose(self, group: int, data: bytes, timeout: float) -> Any:
         await self.between()
-        command = commands.decode(data)
+        command = commands.decode_logged(data)
         self.seen(command, False)
         result = self.apply(group, command)
         self.seen(command, True)

@@ -50,7 +50,7 @@ class World:
         if self.fails:
             self.fails -= 1
             raise NotLeader("not any more")
-        command: Any = commands.decode(data)
+        command: Any = commands.decode_logged(data)
         self.ended.append((self._now(), command.pins))
         return self.replica.apply(self.log.add(command))[0]
 

@@ -33,9 +33,22 @@ from needle.backup.keeping import MAKING, PRUNING, Mark
 from needle.backup.restoring import MARK
 from needle.backup.scanning import pages
 from needle.backup.store import Store
-from needle.base.errors import CollectionNotFound, InvalidArgument, ScanEnded, StorageError, Unavailable, invalid
+from needle.base.errors import (
+    ClusterTooOld,
+    CollectionNotFound,
+    InvalidArgument,
+    NeedleError,
+    ScanEnded,
+    StorageError,
+    Unavailable,
+    invalid,
+)
 from needle.base.instants import rfc3339
 from needle.client import Client
+from needle.client.client import CATALOG
+from needle.client.shards import ask_leader
+from needle.protocol import calls
+from needle.protocol.archive_calls import BACKED_UP, BackedUpCall
 from needle.protocol.calls import batch_bytes
 from needle.routing.topology import CollectionInfo, Topology
 
@@ -158,11 +171,13 @@ def _check_none_restores(now: Topology) -> None:
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """A backup that was made. read: bytes of documents that were read; shipped: bytes that the store did not have."""
+    """A backup that was made. read: bytes of documents that were read; shipped: bytes that the store did not have.
+    told: whether the cluster knows of it, for the alert of backups that are too old."""
 
     manifest: Manifest
     read: int
     shipped: int
+    told: bool
 
 
 async def create(
@@ -190,4 +205,14 @@ async def create(
     making = Making(client, store, rate, timeout, around)
     async with Mark(store, f"{MAKING}{backup}", PRUNING, "somebody prunes", around) as mark:
         manifest = await making.run(mark, backup, began, progress)
-    return Made(manifest=manifest, read=making.read, shipped=making.shipped)
+    told = await tell(client, BackedUpCall(backup=at, timeout=timeout))
+    return Made(manifest=manifest, read=making.read, shipped=making.shipped, told=told)
+
+
+async def tell(client: Client, call: BackedUpCall) -> bool:
+    """Have the cluster know; whether it does. Nothing depends on it but an alert."""
+    try:
+        await ask_leader(client, CATALOG, BACKED_UP, lambda _: calls.encode(call), call.timeout, (ClusterTooOld,))
+    except NeedleError:
+        return False
+    return True

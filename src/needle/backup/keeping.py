@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from needle.backup.archive_keeping import check_archives, outdated, pieces_of_archives
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
     MANIFESTS,
@@ -142,6 +143,8 @@ def verify(store: Store, backup: str | None = None) -> Verified:
             continue
         for collection in manifest.collections:
             problems += (f"backup {one}: {problem}" for problem in _problems(store, collection, known))
+    if backup is None:
+        problems += (f"archive: {problem}" for problem in check_archives(store, known))
     return Verified(backups=len(ids), pieces=len(known), bytes=sum(known.values()), problems=problems)
 
 
@@ -233,28 +236,40 @@ class Mark:
             await self._around.blocking(self._leave)
 
 
-async def prune(store: Store, keep: int, around: Around = REAL) -> tuple[list[str], int]:
-    """Delete all backups but the newest `keep`, and pieces that no backup names: ids, and how many files these were.
-    Raises InvalidArgument if there is no backup, Unavailable while one is being made, CorruptBackup if a manifest that
-    stays cannot be read."""
-    if keep < 1:
+async def prune(
+    store: Store, keep: int | None = None, *, archive_hours: float | None = None, around: Around = REAL
+) -> tuple[list[str], int]:
+    """Delete all backups but the newest `keep`, of archives what leads to no instant of the last so many hours, and
+    pieces that nothing names: ids, and how many files these were. None: nothing of that kind. Raises InvalidArgument
+    if there is no backup to keep, Unavailable while a backup is being made, or a state copied, CorruptBackup if a
+    manifest that stays cannot be read."""
+    if keep is None and archive_hours is None:
+        raise InvalidArgument("say how many backups, or how many hours of the archive, stay", field="keep")
+    if keep is not None and keep < 1:
         raise invalid("keep", keep, "1 or more")
-    await around.blocking(newest, store)  # before there is a mark: where no backup is nothing is changed
+    if archive_hours is not None and not archive_hours > 0:
+        raise invalid("archive_hours", archive_hours, "more than 0")
+    before = None if archive_hours is None else around.micros() - int(archive_hours * 3.6e9)
+    if keep is not None:
+        await around.blocking(newest, store)  # before there is a mark: where no backup is nothing is changed
     name = f"{PRUNING}{around.rng.getrandbits(64):016x}"
     async with Mark(store, name, MAKING, "a backup is being made", around) as mark:
-        done: tuple[list[str], int] = await around.blocking(_prune, store, keep, mark)
+        done: tuple[list[str], int] = await around.blocking(_prune, store, keep, before, mark)
         return done
 
 
-def _prune(store: Store, keep: int, mark: Mark) -> tuple[list[str], int]:
+def _prune(store: Store, keep: int | None, before: int | None, mark: Mark) -> tuple[list[str], int]:
     ids = backup_ids(store)
-    gone, stay = ids[:-keep], ids[-keep:]
+    gone, stay = (ids[:-keep], ids[-keep:]) if keep else ([], ids)
     named = {piece.name for backup in stay for piece in read_manifest(store, backup).pieces()}
+    old = [] if before is None else outdated(store, before)
+    named |= pieces_of_archives(store, set(old))
     mark.own_time()
     for backup in gone:
         store.delete(manifest_name(backup))
     broken_off = [name for name in store.names(MANIFESTS) if _BROKEN_OFF.fullmatch(name)]
-    left = [*broken_off, *(name for name in store.names(PIECES) if name not in named and _PIECE.fullmatch(name))]
+    pieces = (name for name in store.names(PIECES) if name not in named and _PIECE.fullmatch(name))
+    left = [*broken_off, *old, *pieces]
     for at, name in enumerate(left):
         if at % DELETES == 0:
             mark.own_time()

@@ -106,8 +106,9 @@ class _Restoring:
         other = next((name for name in there if name.startswith(MARK)), None)
         if other is not None:
             raise CollectionExists(
-                f"another restore is under way in this cluster, or was broken off: finish it by `needle restore TARGET "
-                f"--backup {other.removeprefix(MARK)}`, or drop collection {other}",
+                f"another restore is under way in this cluster, or was broken off: finish it by running the same "
+                f"`needle restore` again (its backup, or instant, is {other.removeprefix(MARK)}), or drop collection "
+                f"{other}",
                 collection=other,
             )
         aliases = {one.name for one in now.aliases}

@@ -23,6 +23,7 @@ from needle.base.versions import FIRST
 from needle.catalog import collections, keys, nodes, range_moves, rebalances
 from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
+    FORGET,
     AddShard,
     AdvanceMove,
     AlterCollection,
@@ -40,6 +41,7 @@ from needle.protocol.catalog_commands import (
     FinishMove,
     LimitKey,
     MaintainNode,
+    NoteBackup,
     RaiseVersion,
     RegisterNode,
     RemoveAlias,
@@ -250,6 +252,16 @@ def _revoke_key(now: Topology, index: int, command: RevokeKey) -> Changed:
     return done(_replace(now, keys=left), index, existed=True)
 
 
+def _note_backup(now: Topology, index: int, command: NoteBackup) -> Changed:
+    need_cluster(now)
+
+    def noted(before: int, said: int) -> int:
+        return 0 if said == FORGET else max(before, said)
+
+    made = _replace(now, backed_up=noted(now.backed_up, command.backup), archived=noted(now.archived, command.archive))
+    return done(now, index, now.version, existed=True) if made == now else done(made, index)
+
+
 _EXECUTE: dict[type, Callable[[Topology, int, Any], Changed]] = {
     CreateCluster: _create_cluster,
     RegisterNode: nodes.register,
@@ -281,4 +293,5 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], Changed]] = {
     StartRebalance: _start_rebalance,
     AskRebalance: _ask_rebalance,
     StepRebalance: _step_rebalance,
+    NoteBackup: _note_backup,
 }

@@ -176,11 +176,13 @@ _add(app, "count", change_commands.count, 'needle count --where \'{"lang": "en"}
 _add(app, "scan", export_commands.scan, "needle scan --limit 100 --fields title,author.name")
 _add(app, "export", export_commands.export, "needle export documents.jsonl")
 _add(backup_app, "create", backup_commands.create, "needle backup create /backups/shop --rate 20")
+_add(backup_app, "archive", backup_commands.archive, "needle backup archive s3://backups/shop --every 5")
 _add(backup_app, "list", backup_commands.list_, "needle backup list /backups/shop --newer-than 26")
 _add(backup_app, "verify", backup_commands.verify, "needle backup verify s3://backups/shop")
 _add(backup_app, "prune", backup_commands.prune, "needle backup prune /backups/shop --keep 14")
-_add(app, "restore", backup_commands.restore, "needle restore /backups/shop --cluster 10.0.1.1:5001")
 _add(app, "recover", recover_command.recover, "needle recover /var/lib/needle --dry-run")
+_add(backup_app, "forget", backup_commands.forget, "needle backup forget")
+_add(app, "restore", backup_commands.restore, "needle restore /backups/shop --at 2026-11-26T14:03:06Z")
 _add(app, "step-down", cluster_commands.step_down, "needle step-down --to node-2")
 _add(
     app,

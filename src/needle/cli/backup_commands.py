@@ -1,19 +1,22 @@
-"""`needle backup create | list | verify | prune`, and `needle restore`."""
+"""`needle backup create | archive | list | verify | prune | forget`, and `needle restore`."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import needle
 from needle import backup as backups
 from needle.base.instants import micros
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
+from needle.protocol.catalog_commands import FORGET, NoteBackup
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
 Backup = Annotated[str | None, typer.Option("--backup", help="The id of a backup, as `needle backup list` shows it.")]
@@ -56,6 +59,7 @@ def create(
                 "documents": made.manifest.documents,
                 "read_bytes": made.read,
                 "written_bytes": made.shipped,
+                "told": made.told,
                 "digests": {one.spec.name: one.digest for one in made.manifest.collections},
                 "seconds": round(seconds, 3),
             }
@@ -66,6 +70,45 @@ def create(
         f"{made.shipped / 1e6:,.1f} MB written, in {seconds:.1f} s",
         markup=False,
     )
+    if not made.told:
+        notes.print("the cluster could not be told of it: its alert goes by the backup before", markup=False)
+
+
+def forget(cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 30.0) -> None:
+    """Have the cluster expect no backups, and no archive of its logs, until it is told of the next one: no alert."""
+
+    async def work(client: needle.Client) -> None:
+        await client.change_catalog(NoteBackup(FORGET, FORGET), timeout=timeout)
+
+    run(cluster, work)
+    notes.print("the cluster expects no backups and no archive until the next one", markup=False)
+
+
+def archive(
+    target: Target,
+    every: Annotated[
+        float, typer.Option("--every", min=0.5, help="Seconds after which a write is at the target at the latest.")
+    ] = 5.0,
+    base_hours: Annotated[
+        float, typer.Option("--base-hours", min=0.01, help="Hours between two copies of a shard's whole state.")
+    ] = 24.0,
+    cluster: Cluster = DEFAULT_CLUSTER,
+) -> None:
+    """Archive the log of every shard until SIGTERM or Ctrl-C: `needle restore --at` brings back any instant of it.
+
+    Needs a key of the role admin. Run again, it goes on where the target says.
+    """
+    store = backups.open_store(target)
+
+    async def work(client: needle.Client) -> None:
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        notes.print(f"archiving the logs of all shards to {target}", markup=False)
+        await backups.archive(client, store, every=every, base_every=base_hours * 3600, until=stopped.wait)
+        notes.print("stopped: what was written until now is at the target", markup=False)
+
+    run(cluster, work)
 
 
 def list_(
@@ -76,10 +119,11 @@ def list_(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the backups at a target, the oldest first."""
-    found = backups.list_backups(backups.open_store(target))
+    """List the backups at a target, the oldest first, and from when to when logs are archived there."""
+    store = backups.open_store(target)
+    found, archives = backups.list_backups(store), backups.list_archives(store)
     if json:
-        print_json(found)
+        print_json({"backups": found, "archives": archives})
     else:
         rows = table("backup", "began", "documents", "size", "collections")
         for one in found:
@@ -87,6 +131,14 @@ def list_(
             cells = ("", "", "", one.damage) if one.damage else (one.began, str(one.documents), size, names)
             rows.add_row(one.id, *cells)
         console.print(rows)
+        for archived in archives:
+            span = f"from {archived.since} to {archived.until}" if archived.until else "nothing can be restored yet"
+            console.print(
+                f"archive {archived.cluster}: {span}, {archived.shards} shards, {archived.bytes / 1e6:,.1f} MB",
+                markup=False,
+            )
+            for gap in archived.gaps:
+                console.print(f"  {gap}", markup=False)
     if newer_than is not None:
         whole = [micros(one.began) or 0 for one in found if not one.damage]
         if time.time() * 1e6 - max(whole, default=0) > newer_than * 3.6e9:
@@ -116,50 +168,95 @@ def verify(target: Target, backup: Backup = None, json: Json = False) -> None:
 
 def prune(
     target: Target,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="So many backups stay, the newest.")],
+    keep: Annotated[int | None, typer.Option("--keep", min=1, help="So many backups stay, the newest.")] = None,
+    archive_hours: Annotated[
+        float | None,
+        typer.Option("--archive-hours", min=0.01, help="Of archived logs stays what leads to the last so many hours."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Delete older backups, and files that no backup needs."""
-    gone, files = asyncio.run(backups.prune(backups.open_store(target), keep))
+    """Delete older backups, older parts of the archive, and files that nothing needs any more."""
+    if keep is None and archive_hours is None:
+        raise typer.BadParameter("give --keep, --archive-hours, or both")
+    gone, files = asyncio.run(backups.prune(backups.open_store(target), keep, archive_hours=archive_hours))
     if json:
         print_json({"deleted": gone, "files": files})
     else:
-        notes.print(f"{len(gone)} backups deleted, and {files} files that no other one needs", markup=False)
+        notes.print(f"{len(gone)} backups deleted, and {files} files that nothing needs", markup=False)
+
+
+def _indexes(given: list[str]) -> dict[int, int]:
+    """SHARD:INDEX of each shard; for a cluster of one shard its index alone."""
+    found = [text.rpartition(":") for text in given]
+    try:
+        return {int(shard or 0): int(index) for shard, _, index in found}
+    except ValueError:
+        raise typer.BadParameter("--index takes SHARD:INDEX, once for each shard") from None
+
+
+def _counting(shown: Progress) -> tuple[TaskID, Callable[[int], None]]:
+    """Shows how many documents were written so far."""
+    task, total = shown.add_task("0 documents"), 0
+
+    def progress(documents: int) -> None:
+        nonlocal total
+        total += documents
+        shown.update(task, description=f"{total} documents")
+
+    return task, progress
 
 
 def restore(
     target: Target,
     backup: Backup = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", help="Out of the archive, as it was at this instant, such as 2026-11-26T14:03:06Z."),
+    ] = None,
+    index: Annotated[
+        list[str] | None, typer.Option("--index", help="The same at an index of the log: SHARD:INDEX, for each shard.")
+    ] = None,
+    archive: Annotated[
+        str | None, typer.Option("--archive", help="Which cluster's, if several are archived at the target.")
+    ] = None,
+    scratch: Annotated[
+        str | None,
+        typer.Option("--scratch", help="A directory with room for all documents twice, for --at and --index."),
+    ] = None,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,
     json: Json = False,
 ) -> None:
-    """Bring a backup back, by default the newest, into a new cluster of any number of nodes and shards.
+    """Bring a backup back, by default the newest, or an instant, into a new cluster of any number of nodes and shards.
 
-    Every collection is read back and must have the digest that the backup recorded. What was broken off goes on when
-    the command is run again.
+    Every collection is read back and must have the digest that was recorded. What was broken off goes on when the
+    command is run again.
     """
     store, started = backups.open_store(target), time.perf_counter()
+    if sum(given is not None for given in (backup, at, index or None)) > 1:
+        raise typer.BadParameter("give one of --backup, --at and --index")
+    instant = None if at is None else micros(at)
+    if at is not None and instant is None:
+        raise typer.BadParameter("--at takes an instant with its zone, such as 2026-11-26T14:03:06Z")
 
     async def work(client: needle.Client) -> backups.Restored:
-        total = 0
         with _shown(json) as shown:
-            task = shown.add_task("0 documents")
-
-            def progress(documents: int) -> None:
-                nonlocal total
-                total += documents
-                shown.update(task, description=f"{total} documents")
-
-            return await backups.restore(client, store, backup, timeout=timeout, progress=progress)
+            task, progress = _counting(shown)
+            if instant is None and not index:
+                return await backups.restore(client, store, backup, timeout=timeout, progress=progress)
+            return await backups.restore_at(
+                client, store, instant, indexes=_indexes(index) if index else None, archive=archive, scratch=scratch,
+                timeout=timeout, told=lambda text: shown.update(task, description=text), progress=progress,
+            )  # fmt: skip
 
     done = run(cluster, work)
     seconds = time.perf_counter() - started
     if json:
         print_json({**msgspec.structs.asdict(done), "seconds": round(seconds, 3)})
     else:
+        what = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
         notes.print(
-            f"backup {done.backup} is restored: {done.documents} documents in {seconds:.1f} s; every collection has "
-            "the digest that the backup recorded",
+            f"{what} is restored: {done.documents} documents in {seconds:.1f} s; every collection has "
+            "the digest that was recorded",
             markup=False,
         )

@@ -24,6 +24,9 @@ DISK_ROOMS = 2.0
 LOG_FULL_RATIO = 0.6
 """From one half of `log_bytes_max` on the log is cut as far as it can be, from three quarters on writes are refused."""
 CERTIFICATE_SECONDS = 14 * 86_400.0
+BACKUP_SECONDS = 26 * 3600.0
+"""A daily backup has two hours."""
+ARCHIVE_SECONDS = 300.0
 FSYNC_SECONDS = 0.1
 RECALL_MIN = 0.9
 CLOCK_ERROR_MIN = 0.0005
@@ -112,6 +115,12 @@ ROWS: Final = (
     Alert("NeedleCertificateExpires", "certificate expires", WARNING, 60,
           f"needle_certificate_expiry_timestamp_seconds - time() < {CERTIFICATE_SECONDS:.0f}",
           "The certificate of {{ $labels.instance }} expires in {{ $value | humanizeDuration }}"),
+    Alert("NeedleBackupTooOld", "backup too old", WARNING, 60,
+          f"time() - max by (job) (needle_backup_timestamp_seconds) > {BACKUP_SECONDS:.0f}",
+          "The last backup began {{ $value | humanizeDuration }} ago"),
+    Alert("NeedleArchiveBehind", "archive of the log behind", WARNING, 60,
+          f"max by (job, shard) (needle_backup_archive_lag_seconds) > {ARCHIVE_SECONDS:.0f}",
+          "The log of shard {{ $labels.shard }} is archived until {{ $value | humanizeDuration }} ago"),
     Alert("NeedleReplicaDamaged", "damaged data", CRITICAL, 0, "needle_replica_damaged == 1",
           "{{ $labels.instance }} found shard {{ $labels.shard }} damaged and fetches it again"),
     Alert("NeedleReplicaDivergence", "replicas differ", CRITICAL, 0,

@@ -16,6 +16,8 @@ from needle.base.errors import NeedleError
 from needle.base.ids import NodeId
 from needle.base.model import RaftStatus
 from needle.client.alerts import (
+    ARCHIVE_SECONDS,
+    BACKUP_SECONDS,
     CERTIFICATE_SECONDS,
     CRITICAL,
     DISK_ROOMS,
@@ -148,7 +150,7 @@ def uneven(health: ClusterHealth) -> list[Condition]:
 
 def of_nodes(topology: Topology, told: Mapping[NodeId, WhoAnswer]) -> list[Condition]:
     """What nodes say of their disks, logs, certificates, versions and files."""
-    found = _versions(topology, {node: who.knows for node, who in told.items()})
+    found = [*_versions(topology, {node: who.knows for node, who in told.items()}), *_backups(told)]
     for node, who in told.items():
         found += [*_disk(node, who), *_levels(node, who)]
         for shard, why in who.given_up:
@@ -194,6 +196,21 @@ def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
         subject = f"{node}: in {days:.1f} days" if days > 0 else f"{node}: it did {-days:.1f} days ago"
         action = "make a new one and put it in its place: the node takes it without a restart (docs/security.md)"
         found.append(holds("NeedleCertificateExpires", subject, action))
+    return found
+
+
+def _backups(told: Mapping[NodeId, WhoAnswer]) -> list[Condition]:
+    """How old the last backup is, and how far the archive is behind, where they are expected."""
+    levels = [who.levels for who in told.values() if who.levels is not None]
+    age = min((one.backup_seconds for one in levels if one.backup_seconds is not None), default=0.0)
+    behind = max((one.archive_seconds for one in levels if one.archive_seconds is not None), default=0.0)
+    found = []
+    if age > BACKUP_SECONDS:
+        action = "see why `needle backup create` did not run, or run it; `needle backup forget` if there are to be none"
+        found.append(holds("NeedleBackupTooOld", f"the last one began {age / 3600:.1f} hours ago", action))
+    if behind > ARCHIVE_SECONDS:
+        action = "see whether `needle backup archive` runs, and what it says; `needle backup forget` if it is not to"
+        found.append(holds("NeedleArchiveBehind", f"all is archived until {behind / 60:.0f} minutes ago", action))
     return found
 
 

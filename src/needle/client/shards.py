@@ -26,10 +26,11 @@ from needle.base.errors import (
 )
 from needle.base.ids import NodeId, shard_group
 from needle.base.model import WriteResult
+from needle.base.parts import Payload
 from needle.base.runtime import Rng
 from needle.client.by_map import ByMap
 from needle.client.directory import Caller, Directory
-from needle.client.group import GroupClient, written
+from needle.client.group import GroupClient, MakeBody, written
 from needle.client.known_topology import KnownTopology
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CatalogCommand, Identity, encode
@@ -173,3 +174,15 @@ class OverShards:
 
     _caller: Caller
     _shards: ClusterShards
+
+
+async def ask_leader(
+    client: OverShards,
+    shard: int,
+    method: str,
+    body: MakeBody,
+    timeout: float,
+    final: tuple[type[NeedleError], ...] = (),
+) -> Payload:
+    """Ask a shard's leader, whoever that is by then. final: errors that are answers. Raises as `GroupClient`."""
+    return await client._shards.group(shard).ask_leader(method, body, timeout, final)

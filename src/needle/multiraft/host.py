@@ -24,17 +24,20 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import RaftStatus
+from needle.multiraft.codec import ChunkRequest
 from needle.multiraft.engine import Engine
 from needle.multiraft.group import Group
+from needle.multiraft.group_compaction import Archived
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.member_changes import change_members
 from needle.multiraft.proposals import Receiver
 from needle.multiraft.reads import not_leader
 from needle.multiraft.rebuild import refuse_damaged
-from needle.multiraft.repair import not_while_repairing
+from needle.multiraft.repair import BOOTSTRAP_AT, not_while_repairing
+from needle.multiraft.snapshots.sender import Exported
 from needle.multiraft.status import GroupLoad, group_load, group_status
 from needle.raft import membership
-from needle.raft.messages import ConfState
+from needle.raft.messages import ConfState, Entry, EntryKind
 from needle.raft.state import LEADER
 
 
@@ -279,6 +282,38 @@ class Host:
         log = self.engine.store.group(group)
         if log.hard_state is not None and log.bootstrap != ConfState():
             await self.engine.durable(LogWrite(log=log, bootstrap=ConfState()))
+
+    # --- for an archive of the log -----------------------------------------------------------------------------------
+    def committed(self, group: GroupId, after: int, upto: int, bytes_max: int) -> list[Entry] | None:
+        """Entries behind `after`, up to `upto` (which must be applied here), at most about bytes_max; None if the log
+        does not have the first of them any more."""
+        log = self.engine.find(group).log
+        if after < BOOTSTRAP_AT.index and log.start == BOOTSTRAP_AT:
+            return [Entry(BOOTSTRAP_AT.index, BOOTSTRAP_AT.term, int(EntryKind.CONF_CHANGE), b"")]
+        return None if after < log.start.index else log.entries(after + 1, upto + 1, bytes_max)
+
+    def note_archived(self, group: GroupId, index: int, until: int) -> None:
+        """An archive has the log up to `index`; what comes behind is kept for it, within bounds (retention.py)."""
+        compaction, now = self.engine.find(group).compaction, self.engine.clock.monotonic()
+        before = compaction.archived
+        compaction.archived = Archived(index, max(until, 0 if before is None else before.until), now)
+
+    def archived_until(self, group: GroupId) -> int:
+        """The clock of its leader up to which an archive has said to have the log (microseconds since 1970); 0 if none
+        has since this replica was opened."""
+        archived = self.engine.find(group).compaction.archived
+        return 0 if archived is None else archived.until
+
+    async def image(self, group: GroupId, after: int) -> Exported:
+        """The files of the group's state at index `after` or later, from which its log goes on; for `image_chunk`.
+        Raises as an export does."""
+        replica = self.engine.serving(group)
+        refuse_damaged(group, replica.machine)
+        return await replica.snapshots.exported(lambda made: made.meta.index >= max(after, replica.log.start.index))
+
+    async def image_chunk(self, request: ChunkRequest) -> bytes:
+        """Bytes of a file of it. Raises Unavailable if another one took its place."""
+        return await self.engine.shelf.read(request, self.engine.clock.monotonic())
 
     # --- what is known here -----------------------------------------------------------------------------------------
     def groups(self) -> list[GroupId]:

@@ -311,6 +311,19 @@ class RaiseVersion(Versioned, frozen=True, tag="version"):
     said: list[tuple[NodeId, int]] = []
 
 
+FORGET = -1
+
+
+class NoteBackup(Versioned, frozen=True, tag="backed-up"):
+    """A backup that began then was made, the logs were archived then: microseconds since 1970, 0 for no news of it,
+    FORGET so that none is expected any more."""
+
+    SINCE: ClassVar[int] = 4
+
+    backup: int = 0
+    archive: int = 0
+
+
 CatalogCommand = (
     CreateCluster
     | RegisterNode
@@ -342,6 +355,7 @@ CatalogCommand = (
     | RestartMove
     | CancelMove
     | RaiseVersion
+    | NoteBackup
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -21,6 +21,12 @@ from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Topology
 
 FORMAT = b"\x01"
+STAMPED: Final = b"\x02"
+"""Of an entry in a log: eight bytes follow, the clock of the leader that proposed it (microseconds since 1970), and
+then what follows FORMAT elsewhere. Nothing that is applied depends on it: who restores to an instant reads it
+(docs/adr/0076)."""
+STAMPED_SINCE: Final = 4
+_STAMP_BYTES: Final = 8
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -366,10 +372,13 @@ def encode(command: Command) -> bytes:
     return written(FORMAT, command)
 
 
-def entry(command: Command, now: Topology) -> bytes:
-    """The bytes to propose; the only way from a node to a shard's log. Raises ClusterTooOld (see check_known)."""
+def entry(command: Command, now: Topology, at: int) -> bytes:
+    """The bytes to propose; the only way from a node to a shard's log. at: the leader's clock, in microseconds since
+    1970. Raises ClusterTooOld (see check_known)."""
     check_known(command, now)
-    return encode(command)
+    if now.cluster_version < STAMPED_SINCE:
+        return encode(command)
+    return written(STAMPED + max(0, at).to_bytes(_STAMP_BYTES, "big"), command)
 
 
 def encode_body(command: Command) -> Body:
@@ -380,11 +389,25 @@ def encode_body(command: Command) -> Body:
 
 
 def decode(data: bytes) -> Command:
-    """The command in a log entry's data. Raises UnsupportedFormat for an unknown version or shape."""
+    """A command as `encode` made it. Raises UnsupportedFormat for an unknown version or shape."""
     if data[:1] != FORMAT:
         raise UnsupportedFormat(f"log command of format {data[:1].hex() or 'none'}; this release reads {FORMAT.hex()}")
+    return _decoded(memoryview(data)[1:])
+
+
+def stamp(data: bytes) -> int:
+    """When a log entry was proposed, by its leader's clock (microseconds since 1970); 0 if it does not say."""
+    return int.from_bytes(data[1 : 1 + _STAMP_BYTES], "big") if data[:1] == STAMPED else 0
+
+
+def decode_logged(data: bytes) -> Command:
+    """The command in a log entry's data, as `entry` made it. Raises as `decode`."""
+    return _decoded(memoryview(data)[1 + _STAMP_BYTES :]) if data[:1] == STAMPED else decode(data)
+
+
+def _decoded(body: memoryview) -> Command:
     try:
-        command: Command = _decoder.decode(memoryview(data)[1:])
+        command: Command = _decoder.decode(body)
     except DECODE_ERRORS as error:
         raise UnsupportedFormat(f"log command does not decode: {error}") from None
     return command

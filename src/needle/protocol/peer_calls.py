@@ -156,11 +156,15 @@ class DiskRoom(msgspec.Struct, frozen=True, array_like=True):
 
 class Levels(msgspec.Struct, frozen=True, array_like=True):
     """How near a node is to bounds. log_bytes_max: what its Raft log may take. certificate_seconds: until its
-    certificate expires, by its own clock; None without TLS."""
+    certificate expires, by its own clock; None without TLS. backup_seconds: since the last backup began, None if none
+    is expected. archive_seconds: by how much the archive of the log is behind, of the shard where it is the most among
+    those that the node leads; None if it leads none, or none is expected."""
 
     log_bytes: int
     log_bytes_max: int
     certificate_seconds: float | None = None
+    backup_seconds: float | None = None
+    archive_seconds: float | None = None
 
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):

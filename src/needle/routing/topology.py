@@ -200,7 +200,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     has the name of a collection, or leads to another alias. When one gets another meaning, the map gets the next epoch,
     so that whoever goes by the old one is refused. keys: the API keys, by name; only nodes and admins are told them.
     cluster_version: of commands and formats, which every node that was not removed knows; it never falls. recovered:
-    how often it was, the last one last."""
+    how often it was, the last one last. backed_up, archived: when the last backup that is told of began, and the last
+    time that an archive of the logs was told to be made (microseconds since 1970); 0 if none is expected."""
 
     version: int = 0
     settings: ClusterSettings | None = None
@@ -220,6 +221,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[KeyInfo, ...] = ()
     cluster_version: int = FIRST
     recovered: tuple[Recovery, ...] = ()
+    backed_up: int = 0
+    archived: int = 0
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""

@@ -30,7 +30,7 @@ from needle.server.known_parts import KnownParts
 from needle.server.ports import NodePorts
 from needle.server.upkeep.comparing import Comparing
 from needle.server.upkeep.disk_space import DiskSpace
-from needle.server.upkeep.expiry import Expiry
+from needle.server.upkeep.expiry import Expiry, micros_of
 from needle.server.upkeep.field_upkeep import FieldUpkeep
 from needle.server.upkeep.lasting import lasting, next_beat
 from needle.server.upkeep.pinned_scans import PinnedScans
@@ -164,7 +164,7 @@ class HostedReplica:
         """Have a PublishSegment proposed by whoever leads: this node may have led when it began to build."""
         leader = self._host.leader(self.group)
         if self._host.is_leader(self.group):
-            entry = commands.entry(commands.decode(data), self._topology())
+            entry = commands.entry(commands.decode(data), self._topology(), micros_of(self._clock))
             return await self._host.propose(self.group, entry, PROPOSE_SECONDS)
         if leader is None:
             raise Unavailable(f"no leader of {group_name(self.group)} is known", group=self.group)

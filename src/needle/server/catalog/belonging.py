@@ -24,7 +24,9 @@ from needle.server.catalog.settings_founding import cluster_uid
 from needle.server.cluster_files import ClusterFile, check_unused, save_cluster
 from needle.server.hosting import Hosting
 from needle.server.ports import NodePorts
+from needle.server.upkeep.archives import archive_lags
 from needle.server.upkeep.disk_space import DiskSpace
+from needle.server.upkeep.expiry import micros_of
 from needle.server.upkeep.given_up import GivenUp
 
 STRANGERS_MAX = 16
@@ -131,7 +133,10 @@ class Belonging:
         node = self._node
         certificates = node.ports.certificates
         left = None if certificates is None else certificates.expires - node.ports.clock.wall()
-        return Levels(node.host.engine.bytes_used(), node.host.engine.config.log_bytes_max, left)
+        engine, now = node.host.engine, micros_of(node.ports.clock)
+        behind = archive_lags(node.host, node.topology, now).values()
+        backup = (now - node.topology.backed_up) / 1e6 if node.topology.backed_up else None
+        return Levels(engine.bytes_used(), engine.config.log_bytes_max, left, backup, max(behind, default=None))
 
     def info(self) -> NodeInfo:
         """This node, as the catalog should know it: without what it knows while there may be nodes that would not

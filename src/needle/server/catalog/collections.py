@@ -17,7 +17,9 @@ from needle.multiraft.host import Host
 from needle.protocol import commands
 from needle.routing.topology import Topology, collection_id
 from needle.server.cluster_files import check_founding
+from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
+from needle.server.upkeep.expiry import micros_of
 from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
@@ -35,6 +37,7 @@ class ReconcilingNode(Protocol):
     host: Host
     groups: dict[GroupId, HostedReplica]
     topology: Topology
+    ports: NodePorts
 
     def now(self) -> float: ...
     def hosted(self, group: GroupId) -> HostedReplica: ...
@@ -120,14 +123,15 @@ class Reconciler:
         dropped = [name for name in surplus if collection_id(name) in newest.dropped]
         self._note_unknown(group, [name for name in surplus if name not in dropped])
         for name in dropped:
-            await host.propose(group, commands.entry(commands.DropCollection(name), self._node.topology), timeout)
+            await host.propose(group, self._entry(commands.DropCollection(name)), timeout)
         for name in sorted(wanted.keys() - here):
-            command = commands.entry(
-                replica.validate(commands.CreateCollection(wanted[name], True)), self._node.topology
-            )
+            command = self._entry(replica.validate(commands.CreateCollection(wanted[name], True)))
             if host.term(group) != term:
                 raise Unavailable(f"shard {group - 1} got another leader while its collections were brought up to date")
             await host.propose(group, command, timeout)
+
+    def _entry(self, command: commands.Command) -> bytes:
+        return commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))
 
     def _note_unknown(self, group: GroupId, names: list[str]) -> None:
         if names and names != self.unknown.get(group):

@@ -15,6 +15,8 @@ from needle.raft.causes import ELECTIONS, STEPDOWNS
 from needle.server.metrics.families import read
 from needle.server.node import Node
 from needle.server.replica import HostedReplica
+from needle.server.upkeep.archives import archive_lags
+from needle.server.upkeep.expiry import micros_of
 
 COLLECTIONS_MAX = 100
 """Collections of a shard that have series of their own, the oldest ones: their labels stay the same while others come
@@ -24,6 +26,7 @@ NAMES: Final = (
     *("raft_term", "raft_commit_index", "raft_apply_index", "raft_lease_seconds", "raft_leader_changes_total"),
     *("raft_replication_lag", "raft_replication_lag_seconds", "needle_replication_lag_ms"),
     *("needle_shard_leader", "needle_shard_followers", "needle_shard_electing", "needle_replicas_waiting"),
+    "needle_backup_archive_lag_seconds",
     *("needle_elections_total", "needle_leader_stepdowns_total", "needle_apply_lag_entries"),
     *("needle_proposals_waiting", "needle_snapshot_fetching", "needle_replica_lost", "needle_replica_damaged"),
     *("needle_recall_sampled", "needle_recall_samples_total"),
@@ -47,6 +50,9 @@ class ReplicaState:
         """All of them, one a turn of the loop: 128 of them take 30 ms."""
         made = {name: read(name) for name in NAMES}
         shown = self._shown_names()
+        lags = archive_lags(self._node.host, self._node.topology, micros_of(self._node.ports.clock))
+        for group, seconds in lags.items():
+            made["needle_backup_archive_lag_seconds"].add_metric([str(group - 1)], seconds)
         for group in list(self._node.groups):
             hosted = self._node.groups.get(group)
             if hosted is None or not self._node.alive():  # closed meanwhile

@@ -67,6 +67,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "server/upkeep/comparing.py"),
         counter("needle_replica_comparisons_total", "shard", "", "How often the leader compared all its replicas.",
                 "server/upkeep/comparing.py"),
+        gauge("needle_backup_archive_lag_seconds", "shard", SECONDS, "How far the archive of the shard's log is "
+              "behind; on the leader, once logs were archived.", "server/upkeep/archives.py"),
         gauge("needle_replicas_waiting", "shard", "", "1 while the replicas are not where the catalog wants them; on "
               "the leader. `needle status` says what they wait for.", "server/upkeep/replicas.py"),
     ),
@@ -172,6 +174,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "judged: it must run at one rate on all nodes.", "system.py"),
         gauge("needle_clock_error_max_ratio", "", IN_RATE, "The setting `clock_error_max`: how far rates may differ.",
               "base/config.py"),
+        gauge("needle_backup_timestamp_seconds", "", SECONDS, "When the last backup began that the cluster was told "
+              "of, since 1970.", "routing/topology.py", only="once a backup was made"),
         gauge("needle_certificate_expiry_timestamp_seconds", "", SECONDS, "When the node's certificate expires, since "
               "1970.", "server/certificates.py", only=TLS),
     ),

@@ -17,6 +17,7 @@ from needle.base.errors import NeedleError, UnsupportedFormat
 from needle.base.parts import Body, Pieces
 from needle.base.runtime import Clock, Rng
 from needle.protocol import calls, catalog_commands, commands
+from needle.protocol.archive_calls import IMAGE_CHUNK, LOG
 from needle.protocol.calls import WriteCall
 from needle.protocol.peer_calls import CATALOG, INDEX_ROOM, SYNC, CatalogCall
 from needle.protocol.probe_calls import CLOCK, PROBE
@@ -38,7 +39,7 @@ STEPS: Final = (
     catalog_commands.RaiseVersion,
 )
 """What nodes do by themselves with what was asked for before."""
-ASKING: Final = (SYNC, INDEX_ROOM, CLOCK, PROBE)
+ASKING: Final = (SYNC, INDEX_ROOM, CLOCK, PROBE, LOG, IMAGE_CHUNK)
 """Calls of an administrator's client that change nothing."""
 UNTOLD: Final = frozenset({"nonce", "epoch", "id"})
 

@@ -16,11 +16,13 @@ from needle.base.errors import (
     NotLeader,
     Unavailable,
     UnsupportedFormat,
+    invalid,
 )
 from needle.base.filters.builder import field_path
 from needle.base.ids import CATALOG_GROUP
 from needle.base.model import WriteResult
 from needle.protocol import calls, catalog_commands
+from needle.protocol.archive_calls import BackedUpCall
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.commands import KnowCatalog, entry
 from needle.protocol.peer_calls import (
@@ -35,6 +37,7 @@ from needle.protocol.peer_calls import (
 )
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
+from needle.server.upkeep.expiry import micros_of
 from needle.shard.apply.validation import GIVEN_NAME_BYTES_MAX, check_ef_search, check_name, check_spec, check_ttl
 
 HOPS_MAX = 2
@@ -99,6 +102,16 @@ class CatalogCalls:
             return answer
         raise last
 
+    async def backed_up(self, call: BackedUpCall) -> bytes:
+        """Note that a backup was made, or that the logs are archived. Not what is said of the time to come: it would
+        hide that none is made any more."""
+        now = micros_of(self._node.ports.clock)
+        if min(call.backup, call.archive) < 0:
+            raise invalid("backup", min(call.backup, call.archive), "microseconds since 1970")
+        command = catalog_commands.NoteBackup(min(call.backup, now), min(call.archive, now))
+        await self.catalog(CatalogCall(catalog_commands.encode(command), call.timeout))
+        return b""
+
     def _check_command(self, command: CatalogCommand) -> None:
         """What shards would refuse must not get into the catalog."""
         if isinstance(command, catalog_commands.CreateCollection):
@@ -135,7 +148,7 @@ class CatalogCalls:
             known = self._node.hosted(call.group).replica.view.catalog
             if known.founding != now.founding or known.version < call.version:
                 command = KnowCatalog(now.founding, call.version)
-                await self._host.propose(call.group, entry(command, now), timeout)
+                await self._host.propose(call.group, entry(command, now, micros_of(self._node.ports.clock)), timeout)
         return WriteResult(version=call.version, index=self._host.applied_index(call.group))
 
     async def found(self, call: FoundCall) -> WhoAnswer:

@@ -26,6 +26,16 @@ from needle.base.parts import Body, Payload, Pieces
 from needle.base.rates import Meter
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls
+from needle.protocol.archive_calls import (
+    BACKED_UP,
+    IMAGE,
+    IMAGE_CHUNK,
+    LOG,
+    BackedUpCall,
+    ImageCall,
+    ImageChunkCall,
+    LogCall,
+)
 from needle.protocol.bounds import bound_call
 from needle.protocol.calls import (
     AddressBook,
@@ -65,6 +75,7 @@ from needle.server.access import refusal
 from needle.server.ports import LOCAL, PeerLike
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
 from needle.server.service import rebalancing
+from needle.server.service.archiving import Archiving
 from needle.server.service.audited import Audited
 from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
@@ -98,7 +109,7 @@ class Service:
         self.reads = Reads(node)
         self.documents = ShardDocuments(node, self.reads)
         self.proxy = proxy = Proxy(node, node.ports.rng, self._judge)
-        operations, catalog = Operations(node), CatalogCalls(node)
+        operations, catalog, archiving = Operations(node), CatalogCalls(node), Archiving(node)
         self.probing = probing = Probing(node)
         self._methods: dict[str, tuple[Any, Run]] = {
             calls.WRITE: (WriteCall, proxy.write),
@@ -132,6 +143,10 @@ class Service:
             CLOCK: (ClockCall, probing.clock),
             PROBE: (ProbeCall, probing.probe),
             LOAD: (LoadCall, probing.load),
+            BACKED_UP: (BackedUpCall, catalog.backed_up),
+            LOG: (LogCall, archiving.log),
+            IMAGE: (ImageCall, archiving.image),
+            IMAGE_CHUNK: (ImageChunkCall, archiving.image_chunk),
             **rebalancing.methods(node.coordinator),
         }
         ports = node.ports

@@ -154,7 +154,12 @@ class ShardDocuments:
             move = self._node.topology.move(call.move)
             self._node.space.check_import(command, move.state if move is not None else None)
             data = await judge(
-                self._node, len(call.command), commands.entry, command, self._node.topology
+                self._node,
+                len(call.command),
+                commands.entry,
+                command,
+                self._node.topology,
+                micros_of(self._node.ports.clock),
             )  # anew, as in `judged`
             await self._host.propose(call.group, data, timeout)
         else:
@@ -255,7 +260,7 @@ class ShardDocuments:
             await self._owners.learn(group, timeout)
             await self._owners.of(epoch)
         hosted.space.check(command)
-        data = commands.entry(command, self._node.topology)
+        data = commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))
         try:
             result: WriteResult = await self._host.propose(group, data, timeout)
         except OutcomeUnknown as error:  # to repeat it is harmless: it is known by its token
@@ -324,7 +329,7 @@ def judged(
         if not isinstance(command, commands.DOCUMENT_WRITES) or {len(asked.key), len(asked.request)} != {HASH_BYTES}:
             raise invalid("asked", type(command).__name__, f"a write of documents, with two hashes of {HASH_BYTES}")
         command = commands.Once(asked, micros_of(node.ports.clock), command)
-    return commands.entry(command, node.topology)
+    return commands.entry(command, node.topology, micros_of(node.ports.clock))
 
 
 def _lists(topology: Topology, collection: str) -> bool:

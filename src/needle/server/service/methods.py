@@ -13,6 +13,7 @@ from needle.base.model import WriteResult
 from needle.base.parts import whole
 from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls, commands
+from needle.protocol.archive_calls import BACKED_UP, IMAGE, IMAGE_CHUNK, LOG
 from needle.protocol.bounds import renamed
 from needle.protocol.calls import CollectionsAnswer
 from needle.protocol.peer_calls import (
@@ -84,6 +85,10 @@ NEEDS: Final[dict[str, Needs]] = {
     LOAD: Needs(READER, ALL),
     CLOCK: Needs(ADMIN, ALL),
     PROBE: Needs(ADMIN, ALL),
+    BACKED_UP: Needs(READER, ALL),
+    LOG: Needs(ADMIN, ALL),
+    IMAGE: Needs(ADMIN, ALL),
+    IMAGE_CHUNK: Needs(ADMIN, ALL),
     calls.STEP_DOWN: Needs(ADMIN, ALL),
     calls.FORCE_ELECTION: Needs(ADMIN, ALL),
     calls.MAINTENANCE: Needs(ADMIN, ALL),

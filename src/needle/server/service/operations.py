@@ -26,6 +26,7 @@ from needle.server.announced import Announced
 from needle.server.replica import PROPOSE_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
 from needle.server.upkeep.comparing import APPLY_SECONDS
+from needle.server.upkeep.expiry import micros_of
 from needle.shard.fields.index_budget import FieldName
 from needle.shard.segments.builds import Progress
 
@@ -142,7 +143,7 @@ class Operations:
         hosted.replica.validate(command)
         if not self._host.is_leader(group):
             raise not_leader(self._node, group)
-        data = commands.entry(command, self._node.topology)  # anew, as in `judged`
+        data = commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))  # anew, as in `judged`
         await self._host.propose(group, data, PROPOSE_SECONDS)
         return b""
 

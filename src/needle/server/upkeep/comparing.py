@@ -25,6 +25,7 @@ from needle.client.divergence import differing, strays
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
 from needle.routing.topology import Topology
+from needle.server.upkeep.expiry import micros_of
 from needle.server.upkeep.lasting import next_beat
 from needle.shard.state_machine import Replica
 
@@ -99,7 +100,7 @@ class Comparing:
 
     async def _begin(self, others: set[NodeId]) -> None:
         """Have all note the digest at a new entry."""
-        entry = commands.entry(commands.Compare(), self._topology())
+        entry = commands.entry(commands.Compare(), self._topology(), micros_of(self._clock))
         index: int = (await self._host.propose(self._group, entry, PROPOSE_SECONDS)).index
         own = self._replica.compared.at(index)
         self.index, self._unheard = index, set(others)

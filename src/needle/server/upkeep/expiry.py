@@ -145,6 +145,6 @@ class Expiry:
         collection = await self._pool.run(self._replica.expired, now)
         if not collection:
             return False
-        command = commands.entry(commands.Expire(collection, now, ROWS_MAX), self._topology())
+        command = commands.entry(commands.Expire(collection, now, ROWS_MAX), self._topology(), now)
         result = await self._host.propose(self._group, command, PROPOSE_SECONDS)
         return bool(result.count)

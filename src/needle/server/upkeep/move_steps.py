@@ -18,8 +18,9 @@ from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.move_commands import STEPS, MoveCommand, PrepareMove, Side
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.topology import MoveInfo, Topology
-from needle.server.ports import Catalog
+from needle.server.ports import Catalog, NodePorts
 from needle.server.replica import HostedReplica
+from needle.server.upkeep.expiry import micros_of
 from needle.shard.apply.holdings import Transfer
 from needle.shard.state_machine import Replica
 
@@ -40,6 +41,7 @@ class MovingNode(Protocol):
     host: Host
     topology: Topology
     groups: dict[GroupId, HostedReplica]
+    ports: NodePorts
 
     def now(self) -> float: ...
     @property
@@ -86,7 +88,8 @@ class MoveSteps:
     async def propose(self, info: MoveInfo, command: MoveCommand) -> WriteResult:
         """To the source, which this node leads."""
         _check_step(info, Side.SOURCE, command)
-        data, group = commands.entry(command, self._node.topology), shard_group(info.source)
+        data = commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))
+        group = shard_group(info.source)
         result: WriteResult = await self._node.host.propose(group, data, STEP_SECONDS)
         return result
 

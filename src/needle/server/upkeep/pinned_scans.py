@@ -82,7 +82,7 @@ class PinnedScans:
             over = [pins[0].index]
         if over:
             log.info("%s: consistent scans end: %s", group_name(self._group), over)
-            command = commands.entry(commands.EndPins(over), self._topology())
+            command = commands.entry(commands.EndPins(over), self._topology(), now)
             await self._host.propose(self._group, command, PROPOSE_SECONDS)
 
     async def _too_much(self, pins: Sequence[Pin]) -> bool:

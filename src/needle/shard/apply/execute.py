@@ -50,7 +50,7 @@ from needle.protocol.commands import (
     Session,
     Spread,
     UpdateVectors,
-    decode,
+    decode_logged,
     inner,
     is_by_id,
     without_repeats,
@@ -77,7 +77,7 @@ its own."""
 def decode_entry(data: bytes) -> Command | None:
     """The command of a log entry; None for an entry without data. Raises UnsupportedFormat for one that this release
     cannot read: passing over it would make this replica another one than those of nodes that can."""
-    return decode(data) if data else None
+    return decode_logged(data) if data else None
 
 
 def runs(commands: Sequence[Command | None]) -> Iterator[tuple[int, int]]:

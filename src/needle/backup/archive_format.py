@@ -1,0 +1,142 @@
+"""What an archive of the logs of a cluster's shards is made of (docs/adr/0076), below `archive/FOUNDING/` of a target:
+
+- `SHARD/FIRST-LAST.log`: entries of a shard's log, with digests that its leader had at some indexes;
+- `SHARD/INDEX.base`: a shard's whole state at an index, its files as pieces, from which the log goes on;
+- `AT.catalog`: which shards, collections and aliases there were at an instant;
+- `head`: up to which index, and which clock of its leader, each shard is archived.
+
+Invariants: an entry of an index is the same in every file that has it; a changed bit of any file is noticed when it is
+read. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from needle.backup.format import PieceRef
+from needle.base.decoding import DECODE_ERRORS
+from needle.base.errors import CorruptBackup, UnsupportedFormat
+from needle.protocol.archive_calls import LoggedEntry
+from needle.routing.topology import Topology
+
+FORMAT: Final = 1
+ARCHIVES: Final = "archive/"
+HEAD: Final = "head"
+LOG, BASE, CATALOG = ".log", ".base", ".catalog"
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """Entries of a shard's log, of consecutive indexes. points: (index, digest) as the shard's leader had it there."""
+
+    format: int = FORMAT
+    entries: list[LoggedEntry]
+    points: list[tuple[int, str]]
+
+
+class BaseFile(msgspec.Struct, frozen=True):
+    """size: bytes. pieces: what it is made of, in order."""
+
+    name: str
+    size: int
+    pieces: list[PieceRef]
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard's state at an index. at: the clock when it was copied (microseconds since 1970, of the shard's leader).
+    files: none for the state before the first entry."""
+
+    format: int = FORMAT
+    index: int
+    at: int
+    files: list[BaseFile]
+
+    @property
+    def since(self) -> int:
+        """All of it was proposed before this clock."""
+        return self.at if self.files else 0
+
+    def pieces(self) -> list[PieceRef]:
+        """Of all its files."""
+        return [piece for file in self.files for piece in file.pieces]
+
+
+class Catalog(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster at an instant; without keys."""
+
+    format: int = FORMAT
+    at: int
+    topology: Topology
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """shards: up to which index each is archived, and a clock of its leader before which nothing else was
+    acknowledged."""
+
+    format: int = FORMAT
+    shards: dict[int, tuple[int, int]]
+
+
+class Span(NamedTuple):
+    """A file of entries: their first and last index."""
+
+    first: int
+    last: int
+    name: str
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+def directory(founding: int, shard: int | None = None) -> str:
+    """Of a cluster's archive, or of a shard's in it."""
+    whole = f"{ARCHIVES}{founding:x}/"
+    return whole if shard is None else f"{whole}{shard}/"
+
+
+def chunk_name(founding: int, shard: int, first: int, last: int) -> str:
+    """Of entries."""
+    return f"{directory(founding, shard)}{first:016x}-{last:016x}{LOG}"
+
+
+def base_name(founding: int, shard: int, index: int) -> str:
+    """Of a state."""
+    return f"{directory(founding, shard)}{index:016x}{BASE}"
+
+
+def catalog_name(founding: int, at: int) -> str:
+    """Of what the catalog said."""
+    return f"{directory(founding)}{at:016x}{CATALOG}"
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """A line with the SHA-256 of the rest, which is MessagePack."""
+    body = msgspec.msgpack.encode(value)
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def decode(name: str, data: bytes | None, kind: type[T]) -> T:
+    """The file `name`. Raises CorruptBackup if it is missing or damaged, UnsupportedFormat if it is of a later
+    release."""
+    if data is None:
+        raise CorruptBackup(f"{name} is missing", file=name)
+    told, _, body = data.partition(b"\n")
+    if told != hashlib.sha256(body).hexdigest().encode():
+        raise CorruptBackup(f"{name} is damaged: its checksum differs", file=name)
+    try:
+        version = msgspec.msgpack.decode(body, type=_Version).format
+        if version != FORMAT:
+            raise UnsupportedFormat(
+                f"{name} has format {version}, and this release reads {FORMAT}: use the release that wrote the "
+                "archive, or a later one",
+                file=name,
+            )
+        found: Any = msgspec.msgpack.decode(body, type=kind)
+    except DECODE_ERRORS as error:
+        raise CorruptBackup(f"{name} is damaged: {error}", file=name) from None
+    made: T = found
+    return made

@@ -1,0 +1,222 @@
+"""What an archive has: its files by name, and which of them lead to an instant. Blocking; it must not know clusters.
+
+Invariant: the files that are chosen have every entry between a state and the place that is asked for, or an error says
+what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from needle.backup.archive_format import (
+    ARCHIVES,
+    BASE,
+    CATALOG,
+    HEAD,
+    LOG,
+    Base,
+    Catalog,
+    Chunk,
+    Head,
+    Span,
+    decode,
+    directory,
+)
+from needle.backup.store import Store
+from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, invalid
+from needle.base.instants import rfc3339
+from needle.protocol.archive_calls import LoggedEntry
+
+
+class Archived(msgspec.Struct, frozen=True, kw_only=True):
+    """An archive as `needle backup list` shows it. since, until: RFC 3339, "" if nothing can be restored yet. gaps:
+    what is missing between, one line each. bytes: of its entries."""
+
+    cluster: str
+    since: str
+    until: str
+    shards: int
+    bytes: int
+    gaps: list[str]
+
+
+def clusters(store: Store) -> list[int]:
+    """The foundings of the clusters that are archived here."""
+    return sorted({int(name.split("/")[1], 16) for name in store.names(ARCHIVES)})
+
+
+def archived_shards(store: Store, founding: int) -> list[int]:
+    """Of which shards there is anything."""
+    names = [name.removeprefix(directory(founding)) for name in store.names(directory(founding))]
+    return sorted({int(name.partition("/")[0]) for name in names if "/" in name})
+
+
+def bases_of(store: Store, founding: int, shard: int) -> list[tuple[int, str]]:
+    """(index, name) of a shard's states, ascending."""
+    where = directory(founding, shard)
+    names = [name for name in store.names(where) if name.endswith(BASE)]
+    return sorted((int(name.removeprefix(where).removesuffix(BASE), 16), name) for name in names)
+
+
+def chunks_of(store: Store, founding: int, shard: int) -> list[Span]:
+    """A shard's files of entries, in order."""
+    where = directory(founding, shard)
+    names = [name for name in store.names(where) if name.endswith(LOG)]
+    parts = [(name.removeprefix(where).removesuffix(LOG).split("-"), name) for name in names]
+    return sorted(Span(int(first, 16), int(last, 16), name) for (first, last), name in parts)
+
+
+def chain(chunks: Sequence[Span], after: int) -> Iterator[Span]:
+    """The files that lead on from an index, one behind the other, as far as none is missing."""
+    at, place = 0, after
+    while True:
+        best: Span | None = None
+        while at < len(chunks) and chunks[at].first <= place + 1:
+            if chunks[at].last > place and (best is None or chunks[at].last > best.last):
+                best = chunks[at]
+            at += 1
+        if best is None:
+            return
+        yield best
+        place = best.last
+
+
+def reach(chunks: Sequence[Span], after: int) -> int:
+    """The last index to which they lead from `after`."""
+    for span in chain(chunks, after):
+        after = span.last
+    return after
+
+
+def catalogs_of(store: Store, founding: int) -> list[str]:
+    """The files of what the catalog said, from the oldest on."""
+    return sorted(name for name in store.names(directory(founding)) if name.endswith(CATALOG))
+
+
+def read_base(store: Store, name: str) -> Base:
+    """Raises CorruptBackup, UnsupportedFormat; so do the others."""
+    return decode(name, store.get(name), Base)
+
+
+def read_chunk(store: Store, span: Span) -> Chunk:
+    """A file of entries."""
+    chunk = decode(span.name, store.get(span.name), Chunk)
+    indexes = [one.index for one in chunk.entries]
+    if indexes != list(range(span.first, span.last + 1)):
+        raise CorruptBackup(f"{span.name} has other entries than its name says", file=span.name)
+    return chunk
+
+
+def read_catalog(store: Store, name: str) -> Catalog:
+    """What the catalog said."""
+    return decode(name, store.get(name), Catalog)
+
+
+def read_head(store: Store, founding: int) -> Head:
+    """How far the archive is; nowhere, if there is none."""
+    name = f"{directory(founding)}{HEAD}"
+    data = store.get(name)
+    return Head(shards={}) if data is None else decode(name, data, Head)
+
+
+def chosen(store: Store, founding: int | None) -> int:
+    """The cluster that is meant. Raises InvalidArgument if there is none, or several and none is named."""
+    found = clusters(store)
+    if founding is not None:
+        if founding not in found:
+            raise invalid(
+                "archive", f"{founding:x}", ", ".join(f"{one:x}" for one in found) or "nothing: there is none"
+            )
+        return founding
+    if not found:
+        raise InvalidArgument("no logs are archived at this target: `needle backup archive` does", field="target")
+    if len(found) > 1:
+        names = ", ".join(f"{one:x}" for one in found)
+        raise InvalidArgument(f"several clusters are archived here: name one by --archive: {names}", field="archive")
+    return found[0]
+
+
+def catalog_at(store: Store, founding: int, at: int) -> Catalog:
+    """What the catalog said last before an instant. Raises InvalidArgument for one before the archive."""
+    names = catalogs_of(store, founding)
+    before = [name for name in names if number_of(name, CATALOG) <= at]
+    if not before:
+        first = f" begins at {rfc3339(number_of(names[0], CATALOG))}" if names else " has nothing yet"
+        raise InvalidArgument(f"at = {rfc3339(at)} is not allowed: the archive{first}", field="at")
+    return read_catalog(store, before[-1])
+
+
+def number_of(name: str, suffix: str) -> int:
+    """What a file's name says before its suffix."""
+    return int(name.rpartition("/")[2].removesuffix(suffix), 16)
+
+
+def base_before(store: Store, founding: int, shard: int, *, at: int | None, index: int | None) -> Base:
+    """The newest state that an instant, or an index, can be reached from. Raises InvalidArgument if there is none."""
+    bases = [one for one in bases_of(store, founding, shard) if index is None or one[0] <= index]
+    for _, name in reversed(bases):
+        base = read_base(store, name)
+        if at is None or base.since <= at:
+            return base
+    all_of_it = bases_of(store, founding, shard)
+    if not all_of_it:
+        raise StorageError(f"nothing of shard {shard} is archived")
+    first = read_base(store, all_of_it[0][1])
+    raise InvalidArgument(
+        f"the archive of shard {shard} begins at index {first.index}, {rfc3339(first.at)}: ask for a later place",
+        field="at" if index is None else "index",
+    )
+
+
+def entries(store: Store, founding: int, shard: int, after: int) -> Iterator[tuple[LoggedEntry, str | None]]:
+    """The entries behind an index, as far as none is missing, each with the digest that was recorded there, if one
+    was. Memory: a file."""
+    for span in chain(chunks_of(store, founding, shard), after):
+        chunk = read_chunk(store, span)
+        points = dict(chunk.points)
+        for one in chunk.entries:
+            if one.index > after:
+                yield one, points.get(one.index)
+                after = one.index
+
+
+def list_archives(store: Store) -> list[Archived]:
+    """All archives of a target."""
+    found = []
+    for founding in clusters(store):
+        head = read_head(store, founding)
+        names = catalogs_of(store, founding)
+        since, gaps = (number_of(names[0], CATALOG) if names else 0), list[str]()
+        serving = [info.shard for info in read_catalog(store, names[-1]).topology.serving] if names else []
+        for shard in serving:
+            bases = bases_of(store, founding, shard)
+            if bases:
+                since = max(since, read_base(store, bases[0][1]).since)
+            gaps += (gap for gap, _ in gaps_of(store, founding, shard))
+        sizes = store.names(directory(founding))
+        until = min((head.shards.get(shard, (0, 0))[1] for shard in serving), default=0)
+        found.append(
+            Archived(
+                cluster=f"{founding:x}",
+                since=rfc3339(since) if until else "",
+                until=rfc3339(until) if until else "",
+                shards=len(serving),
+                bytes=sum(stat.size for name, stat in sizes.items() if name.endswith(LOG)),
+                gaps=gaps,
+            )
+        )
+    return found
+
+
+def gaps_of(store: Store, founding: int, shard: int) -> list[tuple[str, int]]:
+    """Where entries of a shard are missing, in words, and the last of them: its log had been cut before they were
+    archived, or a file is lost."""
+    bases = [index for index, _ in bases_of(store, founding, shard)]
+    found, place = [], bases[0] if bases else 0
+    for span in chunks_of(store, founding, shard):
+        if span.first > place + 1:
+            found.append((f"shard {shard}: entries {place + 1} to {span.first - 1} are missing", span.first - 1))
+        place = max(place, span.last)
+    return found

@@ -1,0 +1,391 @@
+"""Archives the logs of a running cluster's shards, for as long as it runs (docs/adr/0076).
+
+Once a second each shard's leader is asked for the entries that a majority has since; every few seconds, or when they
+have CHUNK_BYTES, they are put into the store. What is archived says the store alone, so whoever begins anew goes on
+there. Where a leader's log does not go back so far, its shard's state is copied first, as it is again now and then, so
+that a restore has not to go through months of entries.
+
+Invariants: the head says of nothing that it is archived before it is; two archivers at one target do no harm, for what
+they write of an index is the same. Memory: BUFFERED_BYTES_MAX of entries, and a piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, TypeVar
+
+import msgspec
+
+from needle.backup.archive_format import (
+    HEAD,
+    Base,
+    BaseFile,
+    Catalog,
+    Chunk,
+    Head,
+    base_name,
+    catalog_name,
+    chunk_name,
+    directory,
+    encode,
+)
+from needle.backup.archive_reading import bases_of, catalogs_of, chunks_of, reach, read_base, read_catalog, read_head
+from needle.backup.around import REAL, Around
+from needle.backup.creating import tell
+from needle.backup.format import PIECES, PieceRef
+from needle.backup.keeping import MAKING, PRUNING, Mark
+from needle.backup.store import Store
+from needle.base.errors import (
+    Forbidden,
+    InvalidArgument,
+    NeedleError,
+    StorageError,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedFormat,
+)
+from needle.base.ids import shard_group
+from needle.client import Client
+from needle.client.shards import ask_leader
+from needle.protocol import calls
+from needle.protocol.archive_calls import (
+    IMAGE,
+    IMAGE_CHUNK,
+    LOG,
+    BackedUpCall,
+    ImageAnswer,
+    ImageCall,
+    ImageChunkCall,
+    ImageFile,
+    LogAnswer,
+    LogCall,
+    LoggedEntry,
+)
+from needle.routing.topology import Topology
+
+_log = logging.getLogger("needle.backup")
+
+LOOK_SECONDS: Final = 1.0
+CHUNK_BYTES: Final = 4 << 20
+ASKED_BYTES: Final = 1 << 20
+BUFFERED_BYTES_MAX: Final = 64 << 20
+"""Of entries of all shards; one answer of each that is asked may come on top."""
+AT_ONCE: Final = 8
+"""Shards that are asked at a time."""
+BLOCK_BYTES: Final = 1 << 20
+"""A state's files are cut into pieces of so many bytes: what did not change since the last time is there already."""
+ENTRY_BYTES: Final = 64
+"""What an entry takes beside its data."""
+CALL_SECONDS: Final = 10.0
+TOLD_SECONDS: Final = 3600.0
+IMAGE_SECONDS: Final = 120.0
+"""For a shard's leader to copy its state on its own disk."""
+FINAL: Final = (Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
+"""What will not be otherwise at the next look."""
+A = TypeVar("A", bound=msgspec.Struct)
+
+
+class ShardArchive:
+    """One shard's. read: the last entry that was read; kept: that is in the store. until: a clock of its leader
+    before which nothing but these was acknowledged. based: the index, and the clock, of the last state; None if there
+    is none."""
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.read = self.kept = 0
+        self.until = self.kept_until = 0
+        self.based: tuple[int, int] | None = None
+        self.entries: list[LoggedEntry] = []
+        self.points: list[tuple[int, str]] = []
+        self.bytes = 0
+
+    def take(self, answer: LogAnswer) -> bool:
+        """Entries that follow; whether that was all there is. Raises StorageError if the log lost what is archived."""
+        if answer.upto < self.kept:
+            raise StorageError(
+                f"shard {self.shard}: its leader confirms {answer.upto} entries, and {self.kept} are archived: the "
+                "cluster lost writes that were acknowledged. Archive it into another target, and keep this one"
+            )
+        for one in answer.entries or ():
+            self.entries.append(one)
+            self.bytes += len(one.data) + ENTRY_BYTES
+            self.read = one.index
+        whole = self.read >= answer.upto
+        if whole:
+            self.until = max(self.until, answer.until)
+        if answer.digest_at > self.kept and (not self.points or self.points[-1][0] < answer.digest_at):
+            self.points = [*self.points[-63:], (answer.digest_at, answer.digest)]
+        return whole
+
+    def begin_at(self, base: Base) -> None:
+        """Go on behind a state."""
+        self.read = self.kept = base.index
+        self.entries, self.points, self.bytes = [], [], 0
+        self.based = (base.index, base.at)
+
+
+class Archiver:
+    """See the module. shards: by number. written: bytes since it began."""
+
+    def __init__(
+        self, client: Client, store: Store, *, every: float = 5.0, base_every: float = 86_400.0, around: Around = REAL
+    ) -> None:
+        """every: seconds after which entries are in the store at the latest. base_every: seconds between two copies of
+        a shard's whole state."""
+        self._client, self._store, self._around = client, store, around
+        self._every, self._base_every = every, base_every
+        self._flushed = 0.0
+        self._founding = self._expected = 0
+        self._topology: Topology | None = None
+        self._told: object = None
+        self._basing: asyncio.Task[None] | None = None
+        self.shards: dict[int, ShardArchive] = {}
+        self.written = 0
+
+    async def run(self) -> None:
+        """Until it is cancelled. Raises Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat; whatever else
+        happens is tried again."""
+        try:
+            while True:
+                try:
+                    await self.look()
+                except FINAL:
+                    raise
+                except NeedleError as error:
+                    _log.warning("the archive waits: %s", error.message)
+                await self._around.rest(LOOK_SECONDS)
+        finally:
+            if self._basing is not None:
+                self._basing.cancel()
+                await asyncio.gather(self._basing, return_exceptions=True)
+
+    async def look(self, *, flush: bool = False) -> None:
+        """Archive what there is now. flush: have it in the store when this returns. Raises the first error, when all
+        shards were asked."""
+        before = self._around.micros()
+        now = await self._client.refresh_topology(confirmed=True, timeout=CALL_SECONDS)
+        if now.founding != self._founding:
+            self._founding, self.shards, self._told = now.founding, {}, None
+        self._topology = now
+        await self._note_catalog(before, now)
+        room, elapsed = asyncio.Semaphore(AT_ONCE), self._around.clock.monotonic() - self._flushed
+        due = flush or elapsed >= self._every
+
+        async def one(shard: int) -> None:
+            async with room:
+                await self._archive(shard, due)
+
+        done = await asyncio.gather(*(one(info.shard) for info in now.serving), return_exceptions=True)
+        if due:
+            self._flushed = self._around.clock.monotonic()
+            await self._note_head()
+            await self._tell()
+        for error in done:
+            if error is not None:
+                raise error
+        if self._basing is None or self._basing.done():
+            self._basing = asyncio.create_task(self._base_anew())
+
+    async def _note_catalog(self, at: int, now: Topology) -> None:
+        shards = [(info.shard, info.retired) for info in now.shards]
+        told = (now.collections, now.aliases, now.dropped, shards)
+        if told == self._told:
+            return
+        if self._told is None:
+            names = await self._around.blocking(catalogs_of, self._store, self._founding)
+            if names:
+                last = (await self._around.blocking(read_catalog, self._store, names[-1])).topology
+                known = [(info.shard, info.retired) for info in last.shards]
+                if (last.collections, last.aliases, last.dropped, known) == told:
+                    self._told = told
+                    return
+        record = Catalog(at=at, topology=msgspec.structs.replace(now, keys=(), rebalance=None))
+        await self._put(catalog_name(self._founding, at), encode(record))
+        self._told = told
+
+    async def _note_head(self) -> None:
+        known = {one.shard: (one.kept, one.kept_until) for one in self.shards.values() if one.kept_until}
+        if known:
+            before = await self._around.blocking(read_head, self._store, self._founding)
+            shards = before.shards | {
+                shard: max(said, before.shards.get(shard, (0, 0)), key=lambda one: one[1])
+                for shard, said in known.items()
+            }
+            await self._put(f"{directory(self._founding)}{HEAD}", encode(Head(shards=shards)))
+
+    async def _tell(self) -> None:
+        """The cluster expects that this goes on, so that an alert tells if it does not."""
+        now = self._around.micros()
+        if now - self._expected >= TOLD_SECONDS * 1e6 and await tell(self._client, BackedUpCall(archive=now)):
+            self._expected = now
+
+    # --- one shard ---------------------------------------------------------------------------------------------------
+    async def _archive(self, shard: int, flush: bool) -> None:
+        archive = self.shards.get(shard)
+        if archive is None:
+            archive = await self._around.blocking(self._known, shard)
+            self.shards[shard] = archive
+        if archive.based is None:
+            await self._begin(archive)
+        while True:
+            answer = await self._ask_log(archive)
+            if answer.entries is None:
+                _log.warning("shard %d: its log does not go back to entry %d any more: its state is copied", shard,
+                             archive.read)  # fmt: skip
+                await self._flush(archive)
+                archive.begin_at(await self._base(shard))
+                continue
+            whole = archive.take(answer)
+            held = sum(one.bytes for one in self.shards.values())
+            if archive.bytes >= CHUNK_BYTES or held >= BUFFERED_BYTES_MAX or (whole and flush):
+                await self._flush(archive)
+            if whole:
+                return
+
+    def _known(self, shard: int) -> ShardArchive:
+        """What the store has of a shard. Blocking."""
+        archive = ShardArchive(shard)
+        bases = bases_of(self._store, self._founding, shard)
+        if bases:
+            base = read_base(self._store, bases[-1][1])
+            archive.begin_at(base)
+            archive.read = archive.kept = reach(chunks_of(self._store, self._founding, shard), base.index)
+        return archive
+
+    async def _begin(self, archive: ShardArchive) -> None:
+        """The first state of a shard: there is nothing before its log's first entry, if the log still has that."""
+        if (await self._ask_log(archive)).entries is None:
+            archive.begin_at(await self._base(archive.shard))
+            return
+        base = Base(index=0, at=self._around.micros(), files=[])
+        await self._put(base_name(self._founding, archive.shard, 0), encode(base))
+        archive.begin_at(base)
+
+    async def _flush(self, archive: ShardArchive) -> None:
+        entries = archive.entries
+        if entries:
+            last = entries[-1].index
+            points = [one for one in archive.points if one[0] <= last]
+            data = await self._around.blocking(encode, Chunk(entries=entries, points=points))
+            await self._put(chunk_name(self._founding, archive.shard, entries[0].index, last), data)
+            archive.points = [one for one in archive.points if one[0] > last]
+            archive.kept, archive.entries, archive.bytes = last, [], 0
+        if archive.kept == archive.read:
+            archive.kept_until = archive.until
+
+    async def _ask_log(self, archive: ShardArchive) -> LogAnswer:
+        group = shard_group(archive.shard)
+        return await self._ask(
+            archive.shard,
+            LOG,
+            lambda left: calls.encode(
+                LogCall(group, archive.read, archive.kept, archive.kept_until, ASKED_BYTES, left)
+            ),
+            LogAnswer,
+        )
+
+    async def _ask(
+        self, shard: int, method: str, body: Callable[[float], bytes], kind: type[A], timeout: float = CALL_SECONDS
+    ) -> A:
+        return calls.decode(await ask_leader(self._client, shard, method, body, timeout), kind)
+
+    async def _put(self, name: str, data: bytes) -> None:
+        await self._around.blocking(self._store.put, name, data)
+        self.written += len(data)
+
+    # --- whole states ------------------------------------------------------------------------------------------------
+    async def _base_anew(self) -> None:
+        """Copy the state of the shard whose last one is the oldest, if that is old and the log went on since."""
+        now = self._around.micros()
+        due = [
+            one for one in self.shards.values()
+            if one.based is not None and one.kept > one.based[0] and now - one.based[1] >= self._base_every * 1e6
+        ]  # fmt: skip
+        if due:
+            oldest = min(due, key=lambda one: one.based[1] if one.based is not None else 0)
+            try:
+                base = await self._base(oldest.shard, oldest)
+            except NeedleError as error:
+                _log.warning("shard %d: its state is not copied now: %s", oldest.shard, error.message)
+            else:
+                oldest.based = (base.index, base.at)
+
+    async def _base(self, shard: int, behind: ShardArchive | None = None) -> Base:
+        """Copy a shard's state, piece by piece. behind: it is told of when all entries up to it are kept. Raises
+        Unavailable while somebody prunes, or if the shard's leader changed meanwhile."""
+        around, store = self._around, self._store
+        group = shard_group(shard)
+        async with Mark(
+            store, f"{MAKING}base-{around.rng.getrandbits(64):016x}", PRUNING, "somebody prunes", around
+        ) as mark:
+            there = {name: stat.size for name, stat in (await around.blocking(store.names, PIECES)).items()}
+            after = 0 if behind is None else behind.kept
+            image = await self._ask(
+                shard, IMAGE, lambda left: calls.encode(ImageCall(group, after, left)), ImageAnswer, IMAGE_SECONDS
+            )
+            files = [await self._copy(shard, image, file, there) for file in image.files]
+            while behind is not None and behind.kept < image.index:
+                await around.rest(LOOK_SECONDS)
+            await mark.check()
+            base = Base(index=image.index, at=image.at, files=files)
+            await self._put(base_name(self._founding, shard, image.index), encode(base))
+        return base
+
+    async def _copy(self, shard: int, image: ImageAnswer, file: ImageFile, there: dict[str, int]) -> BaseFile:
+        group, pieces, at = shard_group(shard), list[PieceRef](), 0
+        while at < file.size:
+            block = bytearray()
+            while len(block) < min(BLOCK_BYTES, file.size - at):
+                left = min(BLOCK_BYTES, file.size - at) - len(block)
+                call = calls.encode(ImageChunkCall(group, image.snapshot, file.name, at + len(block), left))
+                data = await ask_leader(
+                    self._client, shard, IMAGE_CHUNK, partial(_same, call), CALL_SECONDS, (Unavailable,)
+                )
+                if not data:
+                    raise Unavailable(f"the state of shard {shard} ends before {file.name} does: it is copied anew")
+                block += data
+            ref = PieceRef(hashlib.sha256(block).hexdigest(), len(block), 0)
+            if there.get(ref.name) != ref.size:
+                await self._put(ref.name, bytes(block))
+                there[ref.name] = ref.size
+            pieces.append(ref)
+            at += len(block)
+        return BaseFile(file.name, file.size, pieces)
+
+
+def _same(body: bytes, _: float) -> bytes:
+    return body
+
+
+async def archive(
+    client: Client,
+    store: Store,
+    *,
+    every: float = 5.0,
+    base_every: float = 86_400.0,
+    around: Around = REAL,
+    until: Callable[[], Awaitable[object]] | None = None,
+) -> None:
+    """Archive the logs of all shards until this is cancelled, or `until` returns; then what was read is in the store.
+
+    every: seconds after which a write is in the store at the latest. base_every: seconds between copies of a shard's
+    state. Raises Forbidden for a key without the role admin."""
+    await client.catalog_status(timeout=CALL_SECONDS)
+    archiver = Archiver(client, store, every=every, base_every=base_every, around=around)
+    running = asyncio.ensure_future(archiver.run())
+    waiting = [running] if until is None else [running, asyncio.ensure_future(until())]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    with contextlib.suppress(NeedleError):
+        await archiver.look(flush=True)

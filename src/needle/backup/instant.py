@@ -1,0 +1,290 @@
+"""Restores a cluster as it was at an instant: each shard out of the archive, then all as a backup is restored.
+
+What a shard owned at that place of its log says its log; between the entry by which one shard gives a range up and that
+by which another takes it, its documents are those that the former has. Each document counts once, of the shard that
+owned its key.
+
+Invariant: nothing is written to the cluster before every digest that the archive recorded up to each shard's place, and
+the next one behind it, was found again, and before every key has exactly one owner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+import needle
+from needle.backup.archive_reading import catalog_at, catalogs_of, chosen, read_catalog
+from needle.backup.around import REAL, Around
+from needle.backup.format import (
+    FORMAT,
+    CollectionBackup,
+    Contents,
+    Cutter,
+    Manifest,
+    Piece,
+    PieceRef,
+    encode_manifest,
+    encode_piece,
+    manifest_name,
+)
+from needle.backup.replaying import Place, Replay, Replayed
+from needle.backup.restoring import Progress, Restored, restore
+from needle.backup.store import DirectoryStore, Store
+from needle.base.decoding import routed_metadata
+from needle.base.errors import InvalidArgument, StorageError, invalid
+from needle.base.instants import rfc3339
+from needle.base.model import CollectionSpec
+from needle.client import Client
+from needle.protocol.calls import DocumentBatch
+from needle.routing.ranges import KeySet, difference, overlap, union
+from needle.routing.shard_map import KeyRange, ShardMap, uncovered
+from needle.routing.strategy import routing_key
+from needle.routing.topology import CollectionInfo, Topology, collection_id, public_name
+
+if TYPE_CHECKING:
+    from needle.shard.documents.records import StoredDocument
+
+ROWS: Final = 500
+"""Documents that are read at a time."""
+ALL: Final[list[KeyRange]] = [(b"", None)]
+Told = Callable[[str], None]
+
+
+async def restore_at(
+    client: Client,
+    store: Store,
+    at: int | None = None,
+    *,
+    indexes: Mapping[int, int] | None = None,
+    archive: str | None = None,
+    scratch: str | None = None,
+    timeout: float = 30.0,
+    told: Told = lambda _: None,
+    progress: Progress = lambda _: None,
+    around: Around = REAL,
+) -> Restored:
+    """Restore what there was at an instant (microseconds since 1970), or at an index of each shard's log.
+
+    archive: the founding of the cluster, in hex, if several are archived at the target. scratch: a directory with room
+    for all documents twice. told: of what is done. progress, timeout: as in `restore`. Raises InvalidArgument for an
+    instant that the archive does not reach, CorruptBackup, RestoreDiffers, and what `restore` raises.
+    """
+    if (at is None) == (indexes is None):
+        raise InvalidArgument("give one of at and index", field="at")
+    with tempfile.TemporaryDirectory(prefix="needle-restore-", dir=scratch) as directory:
+        made = Making(store, Path(directory), told)
+        backup = await around.blocking(made.run, at, dict(indexes or {}), archive)
+        return await restore(client, made.local, backup, timeout=timeout, progress=progress, around=around)
+
+
+class Making:
+    """Makes a backup in a directory of its own of what the archive has. Blocking. local: where."""
+
+    def __init__(self, store: Store, directory: Path, told: Told = lambda _: None) -> None:
+        self._store, self._directory, self._told = store, directory, told
+        self.local = DirectoryStore(directory / "backup")
+
+    def run(self, at: int | None, indexes: dict[int, int], archive: str | None) -> str:
+        """The id of the backup, the same for the same place."""
+        founding = chosen(self._store, None if archive is None else _founding(archive))
+        topology = self._topology(founding, at, indexes)
+        if topology.map is None:
+            raise StorageError("the archive knows no shard map: it began before the cluster was made")
+        found: dict[int, Replayed] = {}
+        for info in topology.serving:
+            shard, directory = info.shard, self._directory / f"shard-{info.shard}"
+            directory.mkdir()
+            self._told(f"shard {shard}: reading its log")
+            with Replay(self._store, founding, shard, directory) as replay:
+                found[shard] = replay.to(Place(at=at) if at is not None else Place(index=indexes[shard]))
+        owned = owners(found, topology.map)
+        infos = self._collections(founding, topology, found)
+        collections = self._contents(founding, found, owned, topology.map, infos)
+        cuts = sorted((shard, one.index) for shard, one in found.items())
+        stamp = rfc3339(at // 1_000_000 * 1_000_000).replace("-", "").replace(":", "") if at is not None else "index"
+        told = hashlib.sha256(msgspec.json.encode((founding, at, cuts))).hexdigest()[:8]
+        manifest = Manifest(
+            id=f"{stamp}-{told}",
+            format=FORMAT,
+            began=rfc3339(at or 0),
+            ended=rfc3339(at or 0),
+            release=needle.__version__,
+            cluster=f"{founding:x}",
+            settings=msgspec.to_builtins(topology.settings),
+            collections=collections,
+            aliases=_aliases(topology, {one.spec.name for one in collections}),
+        )
+        self.local.put(manifest_name(manifest.id), encode_manifest(manifest))
+        return manifest.id
+
+    def _topology(self, founding: int, at: int | None, indexes: dict[int, int]) -> Topology:
+        if at is not None:
+            return catalog_at(self._store, founding, at).topology
+        names = catalogs_of(self._store, founding)
+        if not names:
+            raise StorageError("the archive does not say which shards there were")
+        topology = read_catalog(self._store, names[-1]).topology
+        serving = {info.shard for info in topology.serving}
+        if set(indexes) != serving:
+            raise invalid("index", sorted(indexes), f"one index for each of the shards {sorted(serving)}")
+        return topology
+
+    def _collections(self, founding: int, topology: Topology, found: Mapping[int, Replayed]) -> list[CollectionInfo]:
+        """Those that the shards had and none had dropped, nor the catalog; the last of a name."""
+        dropped = {one for replayed in found.values() for one in replayed.dropped} | set(topology.dropped)
+        known = {info.id: info for info in topology.collections}
+        here: dict[str, CollectionInfo] = {}
+        specs = {name: spec for one in found.values() for name, (_, spec) in one.collections.items()}
+        for stored in sorted(specs, key=lambda name: collection_id(name) or 0):
+            number = collection_id(stored)
+            if number is None or number in dropped:
+                continue
+            info = known.get(number) or self._later(founding, number)
+            made = info or CollectionInfo(
+                id=number, spec=msgspec.structs.replace(specs[stored], name=public_name(stored))
+            )
+            here[made.spec.name] = made
+        for info in topology.collections:  # of those that no shard had yet there is nothing but the name
+            if info.id not in dropped and info.spec.name not in here:
+                here[info.spec.name] = info
+        return [here[name] for name in sorted(here)]
+
+    def _later(self, founding: int, number: int) -> CollectionInfo | None:
+        """What the catalog said of a collection for the first time."""
+        for name in catalogs_of(self._store, founding):
+            topology = read_catalog(self._store, name).topology
+            info = next((one for one in topology.collections if one.id == number), None)
+            if info is not None:
+                return info
+        return None
+
+    def _contents(
+        self,
+        founding: int,
+        found: Mapping[int, Replayed],
+        owned: Mapping[int, list[KeyRange]],
+        shard_map: ShardMap,
+        infos: list[CollectionInfo],
+    ) -> list[CollectionBackup]:
+        """Write the documents of all collections as pieces, one shard after the other."""
+        sums = {info.id: Contents() for info in infos}
+        pieces: dict[int, list[PieceRef]] = {info.id: [] for info in infos}
+        cuts: dict[int, list[tuple[int, int]]] = {info.id: [] for info in infos}
+        for shard, replayed in sorted(found.items()):
+            self._told(f"shard {shard}: reading its documents at index {replayed.index}")
+            with Replay(self._store, founding, shard, Path(replayed.directory)) as replay:
+                for info in infos:
+                    cuts[info.id].append((shard, replayed.index))
+                    if info.stored_name in replayed.collections:
+                        batches = documents(replay, info.stored_name, owned[shard], shard_map)
+                        pieces[info.id] += self._written(info.spec, batches, sums[info.id])
+                replay.prove()
+        return [
+            CollectionBackup(
+                spec=info.spec,
+                fields=info.fields,
+                documents=sums[info.id].documents,
+                expiring=sums[info.id].expiring,
+                digest=sums[info.id].digest,
+                cuts=cuts[info.id],
+                pieces=pieces[info.id],
+            )
+            for info in infos
+        ]
+
+    def _written(self, spec: CollectionSpec, batches: Iterator[DocumentBatch], sums: Contents) -> list[PieceRef]:
+        cutter, made = Cutter(spec.dimensions), list[PieceRef]()
+
+        def put(some: Iterator[Piece]) -> None:
+            for piece in some:
+                ref, data = encode_piece(piece)
+                self.local.put(ref.name, data)
+                made.append(ref)
+
+        for batch in batches:
+            sums.add(batch)
+            put(cutter.cut(batch))
+        put(cutter.rest())
+        return made
+
+
+def _founding(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise invalid("archive", text, "a cluster as `needle backup list` shows it") from None
+
+
+def _aliases(topology: Topology, names: set[str]) -> dict[str, str]:
+    return {one.name: one.collection for one in topology.aliases if one.collection in names and one.name not in names}
+
+
+def owners(found: Mapping[int, Replayed], shard_map: ShardMap) -> dict[int, list[KeyRange]]:
+    """Which keys each shard is asked for. shard_map: of the catalog then, for shards that never took part in a move.
+    Raises StorageError if a key would be nobody's, or of two."""
+    owned = {
+        shard: list(one.holdings.owned) if one.holdings is not None else shard_map.ranges(shard)
+        for shard, one in found.items()
+    }
+    taken = {
+        transfer.move
+        for one in found.values() if one.holdings is not None
+        for transfer in one.holdings.transfers if transfer.incoming and transfer.phase == "over"
+    }  # fmt: skip
+    for shard, one in found.items():
+        for transfer in one.holdings.transfers if one.holdings is not None else ():
+            if transfer.incoming:
+                continue
+            if transfer.phase == "released" and transfer.move not in taken | one.forgotten:
+                owned[shard] = union(owned[shard], transfer.ranges)
+            elif transfer.phase in ("open", "frozen") and transfer.move in taken:
+                owned[shard] = difference(owned[shard], list(transfer.ranges))
+    shards = sorted(owned)
+    twice = any(overlap(owned[a], owned[b]) for at, a in enumerate(shards) for b in shards[at + 1 :])
+    if twice or uncovered(span for ranges in owned.values() for span in ranges):
+        raise StorageError(
+            "at this place a range of keys was on its way from one shard to another, and the clocks of their leaders "
+            "disagree about when: ask for an instant some seconds earlier or later"
+        )
+    return owned
+
+
+def documents(replay: Replay, stored: str, owned: list[KeyRange], shard_map: ShardMap) -> Iterator[DocumentBatch]:
+    """A shard's documents of a collection with keys in `owned`, in the order of their ids, visible there or not."""
+    view = replay.replica.view
+    record, store = view.collection(stored).record, view.store
+    strategy, count, keys = shard_map.strategy, shard_map.shard_count, KeySet(owned)
+    custom = strategy.kind == "custom"
+
+    def counts(id_: str, metadata: bytes) -> bool:
+        if owned == ALL:
+            return True
+        return routing_key(strategy, count, id_, routed_metadata(metadata) if custom else None) in keys
+
+    rows = []
+    for seen in store.scan(record.id, ""):
+        one = seen.document
+        if one is not None and counts(one.id, one.metadata):
+            rows.append(one)
+        if len(rows) == ROWS:
+            yield _batch(store.by_ordinal(record.id, [row.ordinal for row in rows], metadata=False, vectors=True), rows)
+            rows = []
+    if rows:
+        yield _batch(store.by_ordinal(record.id, [row.ordinal for row in rows], metadata=False, vectors=True), rows)
+
+
+def _batch(vectors: Mapping[int, StoredDocument], rows: list[StoredDocument]) -> DocumentBatch:
+    return DocumentBatch(
+        ids=[row.id for row in rows],
+        versions=[row.version for row in rows],
+        metadata=[row.metadata for row in rows],
+        vectors=b"".join(vectors[row.ordinal].vector for row in rows),
+        applied_index=0,
+        expires=[row.expires for row in rows] if any(row.expires for row in rows) else [],
+    )

@@ -1,0 +1,238 @@
+"""A shard as it was at a place of its log: a state out of the archive, and then its entries, applied by the code that
+replicas apply them by.
+
+Invariant: wherever the archive recorded a digest that the shard's leader had, the state has it, or RestoreDiffers is
+raised. Blocking. Memory: that of a replica, and a file of entries. Needs the whole package, not only the client's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from needle.backup.archive_format import Base
+from needle.backup.archive_reading import base_before, entries, read_head
+from needle.backup.format import PieceRef
+from needle.backup.store import Store
+from needle.base.config import Limits, SegmentConfig
+from needle.base.errors import CorruptBackup, CorruptSnapshot, InvalidArgument, RestoreDiffers, invalid
+from needle.base.instants import rfc3339
+from needle.base.model import CollectionSpec
+from needle.protocol.archive_calls import LoggedEntry
+from needle.protocol.commands import DropCollection, decode_logged, stamp
+from needle.protocol.move_commands import Forget
+from needle.routing.topology import collection_id
+
+if TYPE_CHECKING:
+    from needle.shard.apply.holdings import Holdings
+    from needle.shard.state_machine import Replica
+
+BATCH_ENTRIES: Final = 256
+BATCH_BYTES: Final = 4 << 20
+_HEAD_BYTES: Final = 40
+_TOLD: Final = (b"\xa4drop", b"\xabmove-forget")
+"""How the names of commands stand in an entry that say what is not there any more."""
+
+
+class Applied(msgspec.Struct, frozen=True, gc=False):
+    """As a replica takes an entry."""
+
+    index: int
+    term: int
+    data: bytes
+    conf: bytes | None = None
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a shard's log is to be read up to: an instant of its leaders' clocks (microseconds since 1970), or an
+    index."""
+
+    at: int | None = None
+    index: int | None = None
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard at an index. collections: by their names in the shard, and what they are called in its file. dropped: ids
+    of collections. forgotten: moves of which it has deleted what it gave."""
+
+    shard: int
+    index: int
+    directory: str
+    holdings: Holdings | None
+    collections: dict[str, tuple[int, CollectionSpec]]
+    dropped: set[int]
+    forgotten: set[int]
+
+
+class Replay:
+    """One shard's. Use as a context manager: it holds files."""
+
+    def __init__(self, store: Store, founding: int, shard: int, directory: Path) -> None:
+        """directory: of the replica; empty, or as an earlier replay left it."""
+        self._store, self._founding, self._shard, self._directory = store, founding, shard, directory
+        self._replica = _opened(directory / "replica")
+        self._tape: Iterator[tuple[LoggedEntry, str | None]] | None = None
+        self._next: tuple[LoggedEntry, str | None] | None = None
+        self._batch: list[Applied] = []
+        self._bytes = 0
+        self.dropped: set[int] = set()
+        self.forgotten: set[int] = set()
+
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._replica.close()
+
+    @property
+    def replica(self) -> Replica:
+        """As it is now."""
+        return self._replica
+
+    def to(self, place: Place) -> Replayed:
+        """Go there from the newest state before it. Raises InvalidArgument for a place that the archive does not
+        reach, CorruptBackup, RestoreDiffers."""
+        base = base_before(self._store, self._founding, self._shard, at=place.at, index=place.index)
+        if base.files:
+            self._install(base)
+        self._go(_ends(place))
+        reached, after = self._replica.applied_index(), self._next
+        if after is None:
+            self._check_reach(place, reached)
+        self._replica.checkpoint()
+        view = self._replica.view
+        return Replayed(
+            shard=self._shard,
+            index=reached,
+            directory=str(self._directory),
+            holdings=None if view.fence is None else view.fence.holdings,
+            collections={held.record.spec.name: (held.record.id, held.record.spec) for held in view.named()},
+            dropped=self.dropped,
+            forgotten=self.forgotten,
+        )
+
+    def prove(self) -> int:
+        """Go on to the next place with a recorded digest, and compare; its index, 0 if none comes. What was read before
+        was right if this is."""
+        found = 0
+
+        def over(one: LoggedEntry, digest: str | None) -> bool:
+            nonlocal found
+            if found:
+                return True
+            found = one.index if digest is not None else 0
+            return False
+
+        self._go(over)
+        return found
+
+    def _check_reach(self, place: Place, reached: int) -> None:
+        """The entries have come to an end: was that all there was?"""
+        kept, until = read_head(self._store, self._founding).shards.get(self._shard, (0, 0))
+        if place.index is not None and reached < place.index:
+            raise invalid(
+                "index", place.index, f"at most {reached}: so far shard {self._shard} is archived without a gap"
+            )
+        if place.at is None:
+            return
+        if reached < kept:
+            raise CorruptBackup(
+                f"the archive of shard {self._shard} lacks the entries behind {reached}, which lead to "
+                f"{rfc3339(place.at)}: `needle backup list` shows what is missing"
+            )
+        if until < place.at:
+            raise InvalidArgument(
+                f"at = {rfc3339(place.at)} is not allowed: shard {self._shard} is archived until {rfc3339(until)}",
+                field="at",
+            )
+
+    # --- entries -----------------------------------------------------------------------------------------------------
+    def _go(self, ends: Callable[[LoggedEntry, str | None], bool]) -> None:
+        """Apply entries up to the first one of which `ends` is true; that one stays."""
+        if self._tape is None:
+            self._tape = entries(self._store, self._founding, self._shard, self._replica.applied_index())
+            self._next = next(self._tape, None)
+        while self._next is not None and not ends(*self._next):
+            one, digest = self._next
+            self._note(one)
+            self._batch.append(Applied(one.index, one.term, one.data))
+            self._bytes += len(one.data)
+            if digest is not None or len(self._batch) >= BATCH_ENTRIES or self._bytes >= BATCH_BYTES:
+                self._apply()
+            if digest is not None and digest != (here := self._replica.digest()):
+                raise RestoreDiffers(
+                    f"shard {self._shard} has digest {here} at index {one.index}, and its leader had {digest}: the "
+                    "archive, or the release that restores, is not to be trusted here"
+                )
+            self._next = next(self._tape, None)
+        self._apply()
+
+    def _apply(self) -> None:
+        if self._batch:
+            self._replica.apply(self._batch)
+            self._batch, self._bytes = [], 0
+
+    def _note(self, one: LoggedEntry) -> None:
+        if any(told in one.data[:_HEAD_BYTES] for told in _TOLD):
+            command = decode_logged(one.data)
+            if isinstance(command, DropCollection):
+                self.dropped.add(collection_id(command.name) or 0)
+            elif isinstance(command, Forget):
+                self.forgotten.add(command.move)
+
+    # --- the state that it begins with -------------------------------------------------------------------------------
+    def _install(self, base: Base) -> None:
+        image = self._directory / "image"
+        image.mkdir()
+        for file in base.files:
+            path = image / file.name
+            if path.parent != image:
+                raise CorruptBackup(f"a state of shard {self._shard} names a file {file.name!r}")
+            with path.open("wb") as out:
+                for ref in file.pieces:
+                    out.write(read_block(self._store, ref))
+        try:
+            self._replica.install_snapshot(str(image))
+        except CorruptSnapshot as error:
+            raise CorruptBackup(
+                f"the state of shard {self._shard} at index {base.index} is damaged: {error.message}"
+            ) from error
+
+
+def read_block(store: Store, ref: PieceRef) -> bytes:
+    """A piece of a state's file. Raises CorruptBackup."""
+    data = store.get(ref.name)
+    if data is None:
+        raise CorruptBackup(f"{ref.name} is missing", file=ref.name)
+    if len(data) != ref.size or hashlib.sha256(data).hexdigest() != ref.sha256:
+        raise CorruptBackup(f"{ref.name} is damaged: its checksum differs", file=ref.name)
+    return data
+
+
+def _ends(place: Place) -> Callable[[LoggedEntry, str | None], bool]:
+    """Whether an entry is behind the place: it was proposed after the instant, or some entry before it was."""
+    newest = 0
+
+    def ends(one: LoggedEntry, _: str | None) -> bool:
+        nonlocal newest
+        if place.index is not None:
+            return one.index > place.index
+        newest = max(newest, stamp(one.data))
+        return newest > (place.at or 0)
+
+    return ends
+
+
+def _opened(directory: Path) -> Replica:
+    try:
+        from needle.shard.disk import ReplicaDisk  # a client alone has neither SQLite's module nor faiss
+        from needle.shard.state_machine import Replica
+    except ImportError:
+        raise InvalidArgument(
+            "to restore to an instant needs the whole package: pip install 'needle-vdb[server]'", field="at"
+        ) from None
+    return Replica(str(directory), limits=Limits(), segments=SegmentConfig(), disk=ReplicaDisk())

@@ -1,0 +1,74 @@
+"""What an archive of the log asks of this node, of shards that it leads (docs/adr/0076).
+
+Invariant: what is told as acknowledged before an instant is confirmed by a majority after the clock was read. It must
+not know what an archive does with it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from needle.multiraft.codec import ChunkRequest, decode_manifest
+from needle.protocol.archive_calls import (
+    ImageAnswer,
+    ImageCall,
+    ImageChunkCall,
+    ImageFile,
+    LogAnswer,
+    LogCall,
+    LoggedEntry,
+)
+from needle.raft.messages import EntryKind
+from needle.server.service.served import ServedNode, call_timeout, not_leader
+from needle.server.upkeep.expiry import micros_of
+from needle.shard.live_collection import ReplicaView
+
+BYTES_MAX: Final = 1 << 20
+"""Entries of one answer have about so many: they are read on the event loop, as those for a member that is behind."""
+_NORMAL: Final = int(EntryKind.NORMAL)
+
+
+def _digest(view: ReplicaView) -> tuple[int, str]:
+    return view.at.index, view.digest()
+
+
+class Archiving:
+    """See the module."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+        self._host = node.host
+
+    async def log(self, call: LogCall) -> LogAnswer:
+        """Entries behind an index. Raises NotLeader, NoQuorum."""
+        node, group = self._node, call.group
+        hosted = node.hosted(group)
+        if not self._host.is_leader(group):
+            raise not_leader(node, group)
+        until = micros_of(node.ports.clock)
+        upto = await self._host.read_index(group, call_timeout(call.timeout))
+        self._host.note_archived(group, call.kept, call.until)
+        found = self._host.committed(group, call.after, upto, max(1, min(call.bytes_max, BYTES_MAX)))
+        entries = None if found is None else [
+            LoggedEntry(one.index, one.term, one.data if one.kind == _NORMAL else b"") for one in found
+        ]  # fmt: skip
+        at, digest = await node.blocking(hosted.replica.look, _digest)
+        return LogAnswer(upto, until, entries, at, digest)
+
+    async def image(self, call: ImageCall) -> ImageAnswer:
+        """A copy of the shard's state, which stays while it is read. Raises NotLeader, StorageError."""
+        node, group = self._node, call.group
+        node.hosted(group)
+        if not self._host.is_leader(group):
+            raise not_leader(node, group)
+        made = await self._host.image(group, call.after)
+        manifest = decode_manifest(made.meta.descriptor)
+        files = [ImageFile(one.name, one.size, one.checksum) for one in manifest.files]
+        return ImageAnswer(manifest.snapshot, made.meta.index, made.meta.term, micros_of(node.ports.clock), files)
+
+    async def image_chunk(self, call: ImageChunkCall) -> bytes:
+        """Some bytes of it. Raises Unavailable if it is not here any more."""
+        self._node.hosted(call.group)
+        return await self._host.image_chunk(
+            ChunkRequest(call.group, call.snapshot, call.name, call.offset, call.length)
+        )

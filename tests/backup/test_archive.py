@@ -1,0 +1,386 @@
+"""The archive of a log, and what comes out of it, in one process: shards are replicas that are fed entries."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from backup.killing import Counted, Killed
+from needle.backup.archive_format import Span
+from needle.backup.archive_keeping import outdated
+from needle.backup.archive_reading import bases_of, chain, chunks_of, list_archives
+from needle.backup.archiving import Archiver
+from needle.backup.around import Around
+from needle.backup.instant import Making, owners
+from needle.backup.keeping import prune, read_manifest, read_piece, verify
+from needle.backup.replaying import Replayed
+from needle.backup.store import DirectoryStore, Store
+from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError, RestoreDiffers, StorageError
+from needle.base.versions import KNOWN
+from needle.multiraft.ports import Applied
+from needle.protocol import calls, commands
+from needle.protocol.archive_calls import (
+    IMAGE,
+    LOG,
+    ImageAnswer,
+    ImageCall,
+    ImageChunkCall,
+    ImageFile,
+    LogAnswer,
+    LogCall,
+    LoggedEntry,
+)
+from needle.protocol.move_commands import PrepareMove
+from needle.routing.shard_map import ShardMap, initial_map
+from needle.routing.strategy import RANGE
+from needle.routing.topology import CollectionInfo, ShardInfo, Topology
+from needle.shard.apply.holdings import Holdings, Transfer
+from shard.replica_util import open_replica, put, spec
+
+SECOND = 1_000_000
+BEGAN = 1_800_000_000 * SECOND
+BOOKS = CollectionInfo(id=5, spec=spec("books", 2))
+
+
+class Shard:
+    """One shard's leader: a replica, its log, and a clock that is one second further at each entry."""
+
+    def __init__(self, directory: Path) -> None:
+        self.replica = open_replica(directory / "leader")
+        self.first = 1
+        self.log: list[Applied] = []
+        self.digests = {0: self.replica.digest()}
+        self.contents: list[dict[str, bytes]] = [{}]
+        self._images = directory / "images"
+        self._images.mkdir()
+
+    def add(self, command: commands.Command, at: int) -> None:
+        data = commands.entry(command, Topology(cluster_version=KNOWN), at)
+        self.log.append(Applied(index=len(self.log) + 1, term=1, data=data, conf=None))
+        self.replica.apply(self.log[-1:])
+        self.digests[len(self.log)] = self.replica.digest()
+        view = self.replica.view
+        rows = view.store.scan(view.collection("books@5").record.id, "") if "books@5" in view.collections else ()
+        self.contents.append({seen.id: seen.document.metadata for seen in rows if seen.document is not None})
+
+    def logged(self, call: LogCall, now: int) -> LogAnswer:
+        upto = len(self.log)
+        found = None
+        if call.after >= self.first - 1:
+            found = [LoggedEntry(one.index, one.term, one.data) for one in self.log[call.after : call.after + 7]]
+        return LogAnswer(upto, now, found, upto, self.digests[upto])
+
+    def image(self, now: int) -> ImageAnswer:
+        directory = self._images / str(len(self.log))
+        directory.mkdir(exist_ok=True)
+        if not any(directory.iterdir()):
+            self.replica.export_snapshot(str(directory))
+        index, files = len(self.log), sorted(directory.iterdir())
+        told = [ImageFile(one.name, one.stat().st_size, "") for one in files]
+        return ImageAnswer(str(index), index, 1, now, told)
+
+    def chunk(self, call: ImageChunkCall) -> bytes:
+        return (self._images / call.snapshot / call.name).read_bytes()[
+            call.offset : call.offset + min(call.length, 9999)
+        ]
+
+
+class World:
+    """A cluster of one shard, as an archiver sees it."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        self.now = BEGAN
+        self.shard = Shard(directory)
+        self.topology = Topology(
+            version=1, founding=7, map=initial_map(RANGE, 1), collections=(BOOKS,),
+            shards=(ShardInfo(shard=0, replicas=("a",), founders=("a",)),), cluster_version=KNOWN,
+        )  # fmt: skip
+        group = SimpleNamespace(ask_leader=self.ask)
+        self.client: Any = SimpleNamespace(
+            refresh_topology=self.refresh, _shards=SimpleNamespace(group=lambda shard: group)
+        )
+        clock: Any = SimpleNamespace(wall=lambda: self.now / SECOND, monotonic=lambda: self.now / SECOND)
+        self.around = Around(clock=clock, rest=self.rest, rng=random.Random(3))
+
+    async def rest(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    async def refresh(self, **_: Any) -> Topology:
+        return self.topology
+
+    async def ask(self, method: str, body: Callable[[float], bytes], timeout: float, final: Any = ()) -> bytes:
+        if method == LOG:
+            return calls.encode(self.shard.logged(calls.decode(body(1.0), LogCall), self.now))
+        if method == IMAGE:
+            calls.decode(body(1.0), ImageCall)
+            return calls.encode(self.shard.image(self.now))
+        return self.shard.chunk(calls.decode(body(1.0), ImageChunkCall))
+
+    def write(self, *entries: commands.Command) -> None:
+        for one in entries:
+            self.now += SECOND
+            self.shard.add(one, self.now)
+
+    def fill(self, count: int) -> None:
+        """The nth document has number n; every third write takes one away."""
+        if not self.shard.log:
+            self.write(commands.CreateCollection(BOOKS.stored_spec))
+        for n in range(len(self.shard.log), len(self.shard.log) + count):
+            if n % 3:
+                self.write(put([f"d{n % 11}"], [[n, 1.0]], [{"n": n}], collection="books@5"))
+            else:
+                self.write(commands.Delete("books@5", [f"d{(n - 1) % 11}"]))
+
+    def archiver(self, store: Store, **options: float) -> Archiver:
+        return Archiver(self.client, store, around=self.around, **options)
+
+
+def restored(store: Store, directory: Path, at: int | None = None, index: int | None = None) -> dict[str, bytes]:
+    directory.mkdir()
+    making = Making(store, directory)
+    backup = making.run(at, {} if index is None else {0: index}, None)
+    found = {}
+    for collection in read_manifest(making.local, backup).collections:
+        for ref in collection.pieces:
+            piece = read_piece(making.local, ref)
+            found |= dict(zip(piece.ids, piece.metadata, strict=True))
+    return found
+
+
+async def test_every_index_and_every_instant_comes_back_as_it_was(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    for _ in range(3):
+        world.fill(10)
+        await archiver.look(flush=True)
+    shard = world.shard
+    for index in range(len(shard.log) + 1):
+        assert restored(store, tmp_path / f"i{index}", index=index) == shard.contents[index]
+        if index:  # entry n was proposed at second n: it is there from then on, and not a microsecond before
+            at = BEGAN + index * SECOND
+            assert restored(store, tmp_path / f"a{index}", at=at) == shard.contents[index]
+            assert restored(store, tmp_path / f"b{index}", at=at - 1) == shard.contents[index - 1]
+    with pytest.raises(InvalidArgument, match="archived until"):
+        restored(store, tmp_path / "late", at=world.now + 1)
+    with pytest.raises(InvalidArgument, match="begins at"):
+        restored(store, tmp_path / "early", at=BEGAN - 1)
+    (told,) = list_archives(store)
+    assert (told.cluster, told.since, told.until, told.gaps) == (
+        "7", "2027-01-15T08:00:00Z", "2027-01-15T08:00:31Z", [],
+    )  # fmt: skip
+    assert verify(store).problems == []
+
+
+async def test_killed_anywhere_it_goes_on_where_the_store_says(tmp_path: Path) -> None:
+    world, steps = World(tmp_path / "w"), 0
+    world.fill(20)
+    world.shard.first = 8  # so the state is copied first
+    for at, after in [(at, after) for at in range(1, 40) for after in (False, True)]:
+        store = DirectoryStore(tmp_path / f"t{at}-{after}")
+        killed = True
+        with pytest.raises(Killed) if at < 8 else _either():
+            await world.archiver(Counted(store, at, after)).look(flush=True)
+            killed = False
+        world.fill(2)
+        await world.archiver(store).look(flush=True)
+        assert restored(store, tmp_path / f"r{at}-{after}", index=len(world.shard.log)) == world.shard.contents[-1]
+        assert verify(store).problems == []
+        steps = at
+        if not killed:
+            break
+    assert 8 <= steps < 39
+
+
+class _either:
+    """Killed or not."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, at: Any) -> bool:
+        return kind is Killed
+
+
+async def test_a_log_that_was_cut_leaves_a_gap_that_is_told_and_goes_on_behind_it(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(10)
+    await world.archiver(store).look(flush=True)
+    world.fill(30)
+    world.shard.first = 31
+    await world.archiver(store).look(flush=True)
+    copied = world.now
+    world.fill(5)
+    await world.archiver(store).look(flush=True)
+    assert restored(store, tmp_path / "a", index=9) == world.shard.contents[9]
+    assert restored(store, tmp_path / "b", at=copied) == world.shard.contents[41]
+    assert restored(store, tmp_path / "c", index=44) == world.shard.contents[44]
+    with pytest.raises(CorruptBackup, match="lacks the entries behind 11"):
+        restored(store, tmp_path / "d", at=BEGAN + 20 * SECOND)
+    (told,) = list_archives(store)
+    assert told.gaps == ["shard 0: entries 12 to 41 are missing"]
+    assert verify(store).problems == []  # nothing is damaged
+
+
+async def test_damage_is_found(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    for _ in range(3):
+        world.fill(6)
+        await world.archiver(store).look(flush=True)
+    before = dict(store.names(""))
+    for name in before:
+        path = tmp_path / "t" / name
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert verify(store).problems, name
+        path.write_bytes(data)
+        if name.endswith(".log"):
+            path.unlink()
+            assert any("are missing" in problem for problem in verify(store).problems), name
+            path.write_bytes(data)
+    assert verify(store).problems == []
+
+
+async def test_a_state_that_is_not_the_recorded_one_is_not_restored(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(6)
+    world.shard.digests[len(world.shard.log)] = "0" * 32
+    await world.archiver(store).look(flush=True)
+    with pytest.raises(RestoreDiffers, match=r"digest .* at index 7"):
+        restored(store, tmp_path / "a", index=7)
+    with pytest.raises(RestoreDiffers):  # what comes behind the place proves it, too
+        restored(store, tmp_path / "b", index=3)
+
+
+async def test_a_cluster_that_lost_what_is_archived_is_told_of(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(6)
+    archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    world.shard.log.pop()
+    with pytest.raises(StorageError, match="lost writes"):
+        await archiver.look(flush=True)
+
+
+async def test_states_are_copied_now_and_then_and_prune_keeps_what_leads_to_the_last_hours(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    archiver = world.archiver(store, base_every=15.0)
+    for _ in range(8):
+        world.fill(6)
+        await archiver.look(flush=True)
+        assert archiver._basing is not None
+        await archiver._basing
+    assert len(bases_of(store, 7, 0)) >= 3
+    middle = BEGAN + 30 * SECOND
+    world.now = middle + 3600 * SECOND
+    assert outdated(store, middle)
+    await prune(store, archive_hours=1.0, around=world.around)
+    assert not outdated(store, middle) and verify(store).problems == []
+    for index in range(30, len(world.shard.log) + 1):
+        at = BEGAN + index * SECOND
+        assert restored(store, tmp_path / f"a{index}", at=at) == world.shard.contents[index]
+    with pytest.raises(NeedleError):
+        restored(store, tmp_path / "old", at=BEGAN + 3 * SECOND)
+    with pytest.raises(InvalidArgument):
+        await prune(store, around=world.around)
+
+
+async def test_a_state_is_told_of_only_when_the_entries_before_it_are_there(tmp_path: Path) -> None:
+    """Whoever began anew at it left the entries out that had been read, and not been kept yet."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    archiver = world.archiver(store, every=1e9, base_every=10.0)
+    await archiver.look(flush=True)
+    world.fill(20)
+    await archiver.look()  # reads, and keeps nothing
+    archiver.shards[0].kept = 1
+    await archiver.look()
+    for _ in range(200):
+        await asyncio.sleep(0.001)
+    assert [index for index, _ in bases_of(store, 7, 0)] == [0]
+    await archiver.look(flush=True)
+    assert archiver._basing is not None
+    await archiver._basing
+    assert [index for index, _ in bases_of(store, 7, 0)] == [0, len(world.shard.log)]
+
+
+async def test_two_archivers_at_one_target_do_no_harm(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    one, other = world.archiver(store), world.archiver(store)
+    for n in range(8):
+        world.fill(3)
+        await (one, other)[n % 3 == 0].look(flush=True)
+    await other.look(flush=True)
+    for index in (4, 9, len(world.shard.log)):
+        assert restored(store, tmp_path / f"i{index}", index=index) == world.shard.contents[index]
+    assert verify(store).problems == [] and len(chunks_of(store, 7, 0)) >= 8
+
+
+def test_files_lead_on_also_where_they_overlap() -> None:
+    spans = sorted([Span(1, 4, "a"), Span(3, 9, "b"), Span(5, 6, "c"), Span(11, 12, "d")])
+    assert [span.name for span in chain(spans, 0)] == ["a", "b"]
+    assert [span.name for span in chain(spans, 5)] == ["b"]
+    assert [span.name for span in chain(spans, 10)] == ["d"]
+
+
+MAP = ShardMap(1, RANGE, 2, (b"", b"m"), (0, 1))
+MOVED = (b"g", b"m")
+
+
+def at_cut(phase: str, arrived: bool, forgotten: bool = False) -> dict[int, Replayed]:
+    """Shard 0 gives [g, m) to shard 1."""
+    gave = phase in ("released", "over")
+    source = Holdings(RANGE, 2, ((b"", b"g") if gave else (b"", b"m"),), 0, 0, (Transfer(3, False, (MOVED,), phase),))
+    takes = Transfer(3, True, (MOVED,), "over" if arrived else "open")
+    target = Holdings(RANGE, 2, ((b"g" if arrived else b"m", None),), 0, 0, (takes,))
+    return {
+        shard: Replayed(
+            shard=shard, index=9, directory="", holdings=held, collections={}, dropped=set(),
+            forgotten={3} if forgotten and not shard else set(),
+        )
+        for shard, held in enumerate((source, target))
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("phase", "arrived", "of"),
+    [
+        ("open", False, 0),
+        ("frozen", False, 0),
+        ("released", False, 0),
+        ("released", True, 1),
+        ("over", True, 1),
+        ("frozen", True, 1),
+    ],
+)
+def test_a_range_that_is_on_its_way_has_one_owner(phase: str, arrived: bool, of: int) -> None:
+    """The last two where the clocks of the two leaders disagree."""
+    owned = owners(at_cut(phase, arrived), MAP)
+    assert owned == {0: [(b"", b"g" if of else b"m")], 1: [(b"g" if of else b"m", None)]}
+
+
+def test_a_range_that_nobody_has_any_more_is_refused() -> None:
+    for found in (at_cut("over", False), at_cut("released", False, forgotten=True)):
+        with pytest.raises(StorageError, match="earlier or later"):
+            owners(found, MAP)
+    still = {shard: msgspec.structs.replace(one, holdings=None) for shard, one in at_cut("open", False).items()}
+    assert owners(still, MAP) == {0: [(b"", b"m")], 1: [(b"m", None)]}
+
+
+def test_an_entry_says_when_it_was_proposed() -> None:
+    move = PrepareMove(1, 1, True, [(b"a", None)], [], RANGE, 2)
+    for command in (put(["a"], [[1.0, 2.0]]), move, commands.DropCollection("a")):
+        data = commands.entry(command, Topology(cluster_version=KNOWN), 1234)
+        assert commands.stamp(data) == 1234 and commands.decode_logged(data) == command
+        former = commands.entry(command, Topology(cluster_version=commands.STAMPED_SINCE - 1), 1234)
+        assert former == commands.encode(command) and commands.stamp(former) == 0
+        assert commands.decode_logged(former) == command
+        with pytest.raises(NeedleError):  # what callers send is not stamped, and is looked at before it is decoded
+            commands.decode(data)

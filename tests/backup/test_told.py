@@ -1,0 +1,76 @@
+"""The cluster is told of backups and archives, and says when they are too old."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import needle
+from needle import backup as backups
+from needle.backup.archiving import Archiver
+from needle.base.errors import InvalidArgument
+from needle.catalog.state import execute
+from needle.client.client import CATALOG
+from needle.client.shards import ask_leader
+from needle.local.process_cluster import ProcessCluster
+from needle.protocol import calls
+from needle.protocol.archive_calls import BACKED_UP, BackedUpCall
+from needle.protocol.catalog_commands import FORGET, NoteBackup
+from needle.routing.topology import ClusterSettings, Topology
+
+NODE = {"sharding": {"shards": 1, "replicas": 1}, "election_timeout": 0.5, "heartbeat_interval": 0.1}
+HOUR = 3_600_000_000
+NAMES = {"backup too old", "archive of the log behind"}
+
+
+def test_the_last_one_counts_and_none_is_expected_once_it_is_said() -> None:
+    now = Topology(settings=ClusterSettings(shard_count=1, replication_factor=1))
+    for command, expected in (
+        (NoteBackup(backup=7), (7, 0)),
+        (NoteBackup(backup=5, archive=9), (7, 9)),
+        (NoteBackup(archive=FORGET), (7, 0)),
+        (NoteBackup(FORGET, FORGET), (0, 0)),
+        (NoteBackup(backup=3), (3, 0)),
+    ):
+        now, _ = execute(now, 1, command)
+        assert (now.backed_up, now.archived) == expected
+
+
+async def told(client: needle.Client) -> set[str]:
+    health = await client.health_check()
+    return {one.name for one in health.conditions} & NAMES
+
+
+async def test_it_says_so_while_they_are_too_old(tmp_path: Path) -> None:
+    store = backups.open_store(str(tmp_path / "target"))
+    (tmp_path / "node").mkdir()
+    async with ProcessCluster(tmp_path / "node", 1, **NODE) as cluster, cluster.connect() as client:
+        await client.insert("a", [1.0, *[0.0] * 7])
+        assert await told(client) == set()
+        now = int(time.time() * 1e6)
+        await client.change_catalog(NoteBackup(now - 27 * HOUR, now - HOUR))
+        assert await told(client) == NAMES
+        made = await backups.create(client, store)
+        assert made.told and await told(client) == {"archive of the log behind"}
+        archiver = Archiver(client, store)
+        await archiver.look(flush=True)
+        await archiver.look(flush=True)  # with which the leader hears what the first one has kept
+        assert await told(client) == set()
+
+        async def say(**said: int) -> None:
+            body = calls.encode(BackedUpCall(**said))
+            await ask_leader(client, CATALOG, BACKED_UP, lambda _: body, 10.0)
+
+        await say(backup=now + 99 * HOUR)  # nothing is believed of the time to come
+        later = await client.refresh_topology(confirmed=True)
+        assert now < later.backed_up < now + HOUR
+        with pytest.raises(InvalidArgument):
+            await say(backup=FORGET)
+        await client.change_catalog(NoteBackup(FORGET, FORGET))
+        await client.change_catalog(NoteBackup(now - 27 * HOUR))
+        assert await told(client) == {"backup too old"}
+        after = await client.refresh_topology(confirmed=True)
+        assert msgspec.structs.astuple(after)[-2:] == (now - 27 * HOUR, 0)
