@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from harness.door import ask, connected, request, serving
-from needle.base.errors import NoQuorum
+from needle.base.errors import DiskFailed, NoQuorum
 from needle.local.process_cluster import wait_for
 from needle.server.http import listener
 from needle.server.http.bodies import ExportEnd, Nothing
@@ -148,7 +148,7 @@ async def test_requests_end_before_the_node_that_answers_them(monkeypatch: pytes
         def watch_http(self, door: object) -> None: ...
 
     async def http_server(node: Any, metrics: Any) -> Any:
-        asyncio.get_running_loop().call_soon(lambda: node.failed.set_result(RuntimeError("disk") if failed else None))
+        asyncio.get_running_loop().call_soon(lambda: node.failed.set_result(DiskFailed("disk") if failed else None))
         return Http()
 
     monkeypatch.setattr(main, "NodeMetrics", Metrics)
