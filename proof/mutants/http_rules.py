@@ -37,8 +37,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "server.http.collections:create_collection",
-                "index=body.index or IndexParams(),",
-                "index=body.index or IndexParams(), documents=await call.client.counts(collection=body.name),",
+                "dimensions=dimensions or 0,",
+                "dimensions=dimensions or 0, documents=await call.client.counts(collection=body.name),",
             ),
         ),
         tests=(_ANSWERS + "test_a_collection_that_was_made_is_said_to_be",),

@@ -139,7 +139,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "client.router.merge:merge_pages",
-                "rows = [one for one in rows if one[0] <= last]",
+                "rows = [one for one in rows if one[0] <= bound]",
                 "rows = rows[:limit]",
             ),
         ),
@@ -151,7 +151,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "client.router.merge:merge_pages",
-                "if bound is None or name <= bound",
+                "if bound is None or place <= bound",
                 "if True",
             ),
         ),

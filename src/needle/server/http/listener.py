@@ -12,24 +12,22 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Final, cast
+from typing import Final
 
 import httptools
-import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from needle.base.config import parse_address
 from needle.base.errors import Unavailable
-from needle.base.news import News
 from needle.rpc.tls import HANDSHAKE
 from needle.rpc.tls import Door as TlsDoor
 from needle.rpc.tls_listener import TlsListener
 from needle.server.http import pages
 from needle.server.http.app import BODY_BYTES_MAX, BODY_SECONDS, SEND_SECONDS, Door, DoorNode
 from needle.server.http.message import Scope
+from needle.server.http.no_requests import LAST_SECONDS, OnlyTls, bad_request, is_news, tls_failed
 from needle.server.http.probes import Health, probes
-from needle.server.http.problems import CONTENT_TYPE, HttpError, problem_of
 from needle.server.http.routes import ROUTES
 from needle.server.ports import Exposition
 from needle.server.process.descriptors import http_max
@@ -40,17 +38,11 @@ HEAD_BYTES_MAX: Final = 32 * 1024
 HEAD_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 30
 STOP_SECONDS: Final = 5
-LAST_SECONDS: Final = 1.0
-"""In which requests that are ended at a stop send their last answer."""
 READ_BYTES_MAX: Final = 256 * 1024
 """What the loop reads at once."""
 PIPELINED_MAX: Final = 64
 """Requests of one connection that wait for the answer to the one before."""
 BACKLOG: Final = 256
-REFUSING_MAX: Final = 16
-"""Callers without TLS, where it is required, that are told so at one time."""
-_said = News()
-"""What was logged of which host."""
 
 
 class HttpServer:
@@ -117,8 +109,8 @@ class HttpServer:
             [listening],
             door,
             connection,
-            _OnlyTls,
-            _tls_failed,
+            OnlyTls,
+            tls_failed,
             seconds=HEAD_SECONDS,
             room=lambda: http_max() - self.connections,
         )
@@ -268,9 +260,9 @@ class _Connection(HttpToolsProtocol):
             text = f"the head of a request, with its trailers, may have at most {HEAD_BYTES_MAX} bytes"
         elif self._begins_tls:
             text = "this port does not speak TLS: ask by http://, or give the node the settings in [tls]"
-            if _is_news(self.client[0] if self.client else "?", "tls"):
+            if is_news(self.client[0] if self.client else "?", "tls"):
                 log.warning("HTTP connection from %s: the caller speaks TLS, and this node does not", self.client)
-        self.transport.write(_bad_request("malformed_request", text))
+        self.transport.write(bad_request("malformed_request", text))
         self.transport.close()
 
     def on_url(self, url: bytes) -> None:
@@ -350,49 +342,6 @@ class _Connection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-
-
-class _OnlyTls(asyncio.Protocol):
-    """A plain connection where TLS is required: it is told so. At most REFUSING_MAX at a time; beyond it the one that
-    was told first is cut off."""
-
-    _told: ClassVar[dict[_OnlyTls, None]] = {}
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        if len(self._told) >= REFUSING_MAX:
-            oldest = next(iter(self._told))
-            del self._told[oldest]
-            oldest._transport.abort()
-        self._told[self] = None
-        peer = transport.get_extra_info("peername")
-        if _is_news(peer[0] if peer else "?", "plain"):
-            log.warning("plain HTTP from %s is refused: this port speaks TLS only", peer[0] if peer else "?")
-        self._transport.write(_bad_request("tls_failed", "this port speaks TLS only: ask by https://"))
-        # What is sent behind it is read and dropped: closed at once, it would reset the connection before the answer.
-        self._end = asyncio.get_running_loop().call_later(LAST_SECONDS, self._transport.abort)
-        self._transport.write_eof()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._told.pop(self, None)
-        self._end.cancel()
-
-
-def _tls_failed(remote: str, why: str) -> None:
-    if _is_news(remote.rpartition(":")[0], why):
-        log.warning("HTTP connection from %s: %s", remote, why)
-
-
-def _is_news(host: str, why: str) -> bool:
-    """Whether this was not said of the host a moment ago."""
-    return _said.is_news((host, why), asyncio.get_running_loop().time())
-
-
-def _bad_request(code: str, text: str) -> bytes:
-    """A whole answer, as a problem document, where there is no request to answer."""
-    body = msgspec.json.encode(problem_of(HttpError(400, code, text), ""))
-    head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: {len(body)}\r\n"
-    return head.encode() + b"connection: close\r\n\r\n" + body
 
 
 def _quiet() -> None:

@@ -1,0 +1,75 @@
+"""The commands that a shard's leader proposes by itself, or for a read: they write no documents that a caller sent.
+
+They are a part of `commands`, which has the forms of an entry.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from needle.protocol.versioned import Versioned
+
+
+class Expire(Versioned, frozen=True, tag="expire"):
+    """The leader's clock has passed `before` (microseconds since 1970): delete the documents of a collection that
+    expire then or earlier, at most `limit` of them, the earliest first. Those whose keys are frozen by a move stay, for
+    the copy of them in another shard is complete. Found when it is applied, so who was given a later instant meanwhile
+    stays. The answer's count: how many."""
+
+    SINCE: ClassVar[int] = 2
+
+    collection: str
+    before: int
+    limit: int
+
+
+class PinScan(Versioned, frozen=True, tag="pin"):
+    """Keep what a collection holds at this entry for a scan, until EndPins names it; the answer's version is this
+    entry's index, which is the pin's. token: drawn by who scans; an open pin of the same one is answered again. owned:
+    fingerprint of the ranges that the shard was asked for. until: microseconds since 1970 by the leader's clock, when a
+    leader ends it. pins_max: refused if so many are open in the shard."""
+
+    SINCE: ClassVar[int] = 3
+
+    collection: str
+    token: int
+    owned: int
+    until: int
+    pins_max: int
+
+
+class EndPins(Versioned, frozen=True, tag="unpin"):
+    """What these pins see need not be kept any more."""
+
+    SINCE: ClassVar[int] = 3
+
+    pins: list[int]
+
+
+class KnowCatalog(Versioned, frozen=True, tag="know"):
+    """Whoever serves this shard must know the catalog of this founding at least as of `version`: something that the
+    shard's own log does not hold, the meaning of an alias or a time to live, changed there."""
+
+    SINCE: ClassVar[int] = 3
+
+    founding: int
+    version: int
+
+
+class Compare(Versioned, frozen=True, tag="compare"):
+    """Each replica notes the digest that it has at this entry, so that they can be compared: it changes nothing."""
+
+    SINCE: ClassVar[int] = 4
+
+
+class PublishSegment(Versioned, frozen=True, tag="segment"):
+    """The leader built a segment of the ordinals [first, last] of a collection incarnation; all replicas switch to
+    it at this log index. It replaces every segment inside that range. Derived data: a replica without the file
+    fetches it or rebuilds it, and scores those ordinals exactly meanwhile."""
+
+    collection_id: int
+    first: int
+    last: int
+    rows: int
+    size: int
+    checksum: str
