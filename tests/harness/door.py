@@ -49,12 +49,12 @@ class Idle:
 
 
 @contextlib.asynccontextmanager
-async def serving(routes: Sequence[Route], node: Any = None) -> AsyncIterator[HttpServer]:
+async def serving(routes: Sequence[Route], node: Any = None, hosts: Sequence[str] = ()) -> AsyncIterator[HttpServer]:
     """It listens."""
     node = node or Idle()
     before, listener.ROUTES = listener.ROUTES, tuple(routes)  # type: ignore[misc]
     try:
-        server = HttpServer("127.0.0.1:1", node, node, node)
+        server = HttpServer("127.0.0.1:1", node, node, node, hosts=hosts)
     finally:
         listener.ROUTES = before  # type: ignore[misc]
     server._port = 0

@@ -228,6 +228,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     advertise: `host:port` by which others reach this node.
     http_address: `host:port` of the HTTP API, `/metrics`, `/livez` and `/readyz`.
     http_api: Whether the HTTP API is served there, too.
+    http_hosts: Names under which browsers reach it, where callers need no key; addresses and `localhost` always do.
     cluster_secret: What the nodes of the cluster prove to each other that they know, the same on all: at least 32
         characters, as from `openssl rand -hex 32`. Keep it in a file that only the node can read.
     cluster_secret_former: Another secret that this node takes, too: the one before, or the next, while the secret is
@@ -265,6 +266,9 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     advertise: Annotated[str, about(allowed=ADDRESS, shown="own entry in `cluster_nodes`, or `listen`")] | None = None
     http_address: Annotated[str, about(allowed=ADDRESS)] | None = None
     http_api: Annotated[bool, about()] = True
+    http_hosts: Annotated[
+        Sequence[str], about(allowed="a list of host names", option="--http-host", max_length=64)
+    ] = ()
     cluster_secret: Annotated[str, about(allowed=SECRET)] = ""
     cluster_secret_former: Annotated[str, about(allowed=SECRET)] = ""
     require_keys: Annotated[bool, about()] = False

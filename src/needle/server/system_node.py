@@ -62,6 +62,9 @@ async def http_server(node: Node, metrics: Exposition) -> Http | None:
 
     certificates = node.ports.certificates
     door = certificates.http_door() if certificates is not None else None
-    server = HttpServer(node.config.http_address, node, node, metrics, api=node.config.http_api, tls=door)
+    config = node.config
+    server = HttpServer(
+        config.http_address or "", node, node, metrics, api=config.http_api, tls=door, hosts=config.http_hosts
+    )
     await server.start()
     return server

@@ -46,10 +46,16 @@ async def server() -> AsyncIterator[HttpServer]:
         yield made
 
 
-async def ask(server: HttpServer, method: str, path: str, *headers: str) -> tuple[int, str]:
+async def ask(server: HttpServer, method: str, path: str, *headers: str, host: str = "x") -> tuple[int, str]:
     """Status, and the whole answer."""
     reader, writer = await asyncio.open_connection(*server.address.split(":"))
-    lines = [f"{method} {path} HTTP/1.1", "host: x", "connection: close", "content-type: application/json", *headers]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        f"host: {host}",
+        "connection: close",
+        "content-type: application/json",
+        *headers,
+    ]
     body = "" if method in ("GET", "DELETE") else "content-length: 2\r\n\r\n{}"
     writer.write(("\r\n".join(lines) + "\r\n" + (body or "\r\n")).encode())
     answer = (await asyncio.wait_for(reader.read(), 10)).decode()

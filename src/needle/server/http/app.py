@@ -37,6 +37,7 @@ from needle.client.shards import ClusterShards
 from needle.server.access import Access, check_collection, refusal
 from needle.server.audit import REFUSALS, Audit
 from needle.server.http import idempotency, session
+from needle.server.http.browsers import check_host
 from needle.server.http.call import BESIDE_BYTES, Call
 from needle.server.http.endings import Ending
 from needle.server.http.memory import Memory, Share, decoded_bytes
@@ -104,10 +105,14 @@ class DoorNode(Protocol):
 
 
 class Door:
-    """See the module. table: the routes of the API. more: besides these (probes, pages). history: of the last hour."""
+    """See the module. table: the routes of the API. more: besides these (probes, pages). history: of the last hour.
+    hosts: names of this node for browsers."""
 
-    def __init__(self, node: DoorNode, table: Sequence[Route], more: Sequence[Path], history: History) -> None:
+    def __init__(
+        self, node: DoorNode, table: Sequence[Route], more: Sequence[Path], history: History, hosts: Sequence[str] = ()
+    ) -> None:
         self.node, self.history = node, history
+        self._hosts = frozenset(host.lower() for host in hosts)
         self.draining, self._requests = False, 0
         self.refused: Counter[str] = Counter()
         """Answers that were errors, by code."""
@@ -169,9 +174,13 @@ class Door:
             await self._write_problem(sending, failed, headers, request_id or self._request_id(headers))
 
     def caller(self, headers: Headers) -> Identity:
-        """Who asks. Raises Unauthenticated for a key that is none."""
+        """Who asks. Raises Unauthenticated for a key that is none; Forbidden for a browser that might be misled."""
         access = self.node.access
-        return access.anonymous if headers.key is None else access.of_key(headers.key)
+        if headers.key is not None:
+            return access.of_key(headers.key)
+        if not access.required:
+            check_host(headers.host, self._hosts)
+        return access.anonymous
 
     def note(self, scope: Scope, error: NeedleError | None, *, about: str = "", seconds: float = 0.0) -> None:
         """Into the audit log, if there is one."""

@@ -57,13 +57,15 @@ class HttpServer:
         *,
         api: bool = True,
         tls: TlsDoor | None = None,
+        hosts: Sequence[str] = (),
     ) -> None:
-        """api: whether more than metrics and probes is served. tls: None for plain connections only."""
+        """api: whether more than metrics and probes is served. tls: None for plain connections only. hosts: names of
+        this node for browsers (browsers.py)."""
         self._host, self._port = parse_address("http_address", address)
         self._tls = tls
         more = probes(health, metrics, lambda: self.door.draining, self._check_metrics, node.blocking)
         shown = pages.routes() if api else []
-        self.door = Door(node, ROUTES if api else (), [*more, *shown], metrics.history)
+        self.door = Door(node, ROUTES if api else (), [*more, *shown], metrics.history, hosts)
         config = uvicorn.Config(
             self.door,
             http=_Connection,

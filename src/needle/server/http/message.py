@@ -17,6 +17,7 @@ import msgspec
 
 from needle.base.errors import InvalidArgument
 from needle.base.plain import DEPTH_MAX
+from needle.server.http.browsers import browsed_host
 from needle.server.http.call import BESIDE_BYTES
 from needle.server.http.memory import Share
 from needle.server.http.problems import HttpError
@@ -48,7 +49,7 @@ class Gone(Exception):
 
 class Headers(NamedTuple):
     """What a request says of itself. kind: its body's media type. packed: that is MessagePack; wants_packed: so should
-    the answer be. coding: of the body. key: an API key; None if it says none."""
+    the answer be. coding: of the body. key: an API key; None if it says none. host: that a browser asks for."""
 
     kind: str
     packed: bool
@@ -59,6 +60,7 @@ class Headers(NamedTuple):
     request_id: str
     session: str | None
     key: str | None = None
+    host: str | None = None
 
 
 def remote_of(scope: Scope) -> str:
@@ -85,6 +87,7 @@ def headers_of(scope: Scope) -> Headers:
         request_id=told.get(b"x-request-id", ""),
         session=told.get(b"needle-session"),
         key=_key(told),
+        host=browsed_host(told),
     )
 
 
