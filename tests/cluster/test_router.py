@@ -261,6 +261,18 @@ def test_pruning_never_loses_a_match(condition: Filter, documents: list[dict[str
                 assert routing_key(strategy, 4, "id", document) in keys
 
 
+@pytest.mark.parametrize("strategy", [ShardStrategy.CONSISTENT_HASH, ShardStrategy.HASH, ShardStrategy.RANGE], ids=str)
+def test_a_filter_by_ids_asks_the_shards_that_own_them(strategy: ShardStrategy) -> None:
+    ids = [f"d{n}" for n in range(8)]
+    for condition in (Filter.ids(ids), Filter.ids(ids) & Filter.eq("a", 1), Filter.ids(ids[:3]) | Filter.ids(ids)):
+        keys = pinned_keys(strategy, condition.to_json(), 4)
+        assert keys is not None and set(keys) == {routing_key(strategy, 4, one) for one in ids}
+    assert pinned_keys(strategy, Filter.ids([]).to_json(), 4) == []
+    for condition in (~Filter.ids(ids), Filter.ids(ids) | Filter.eq("a", 1), Filter.ids([f"d{n}" for n in range(99)])):
+        assert pinned_keys(strategy, condition.to_json(), 4) is None
+    assert pinned_keys(ShardStrategy.custom("a"), Filter.ids(ids).to_json(), 4) is None
+
+
 @given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.text("abc", min_size=1, max_size=3)), max_size=6), max_size=4))
 @settings(max_examples=100, deadline=None)
 def test_merging_is_sorting_everything(parts: list[list[tuple[int, str]]]) -> None:

@@ -97,7 +97,8 @@ class Ordered:
                 f"{READ_ALL:,} are not sorted without: raise limits.field_index_bytes_max, declare it by "
                 "create_field_index, so that others make place, or give a filter that leaves fewer",
             )
-        found = parts(state, self._start, allowed, self._page.limit, PART_MAX)
+        some = self._page.limit + self._page.limit // 8 + 8  # some are before the page, and one behind it
+        found = parts(state, self._start, allowed, some, PART_MAX)
         return self._cut(run for part in found for run in self._of_part(part))
 
     def _of_part(self, part: Part) -> Iterator[list[Chosen]]:

@@ -1,0 +1,49 @@
+"""Bugs of filters by ids, of the versions of operators, and of scans in the order of a field."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_ORDERED = "tests/shard/test_ordered_scans.py::"
+
+MUTANTS = (
+    Mutant(
+        name="an-ordered-page-repeats-a-document",
+        breaks="a page in the order of a field begins with the document that ended the one before",
+        edits=(
+            Edit("shard.ordered_scan:Ordered._read", "(key, document.id) <= self._behind", "key < self._behind[0]"),
+        ),
+        tests=(_ORDERED + "test_every_kind_of_value_has_its_place",),
+    ),
+    Mutant(
+        name="an-ordered-page-forgets-what-no-column-holds",
+        breaks="documents whose value no column of an index can hold are not where the order has them",
+        edits=(
+            Edit(
+                "shard.fields.ordered:_of_columns", "BitMap.union(always, *slices)", "BitMap.union(BitMap(), *slices)"
+            ),
+        ),
+        tests=(_ORDERED + "test_every_kind_of_value_has_its_place",),
+    ),
+    Mutant(
+        name="a-filter-by-ids-sees-another-moment",
+        breaks="a search by ids misses a document that was replaced while it ran",
+        edits=(
+            Edit(
+                "shard.documents.scans:placed",
+                "dead = (BitMap(graves(connection, collection_id, universe.max())) & universe).to_array()",
+                "dead = []",
+            ),
+        ),
+        tests=("tests/shard/test_filters_by_id.py::test_a_search_of_an_earlier_moment_finds_what_was_there_then",),
+    ),
+    Mutant(
+        name="an-operator-is-written-too-early",
+        breaks="a change by a filter gets into a log although nodes that apply it do not know the filter's operator",
+        edits=(Edit("protocol.versioned:Versioned.needs", "if written := _at(self, path):", "if False:"),),
+        tests=(
+            "tests/cluster/test_versions.py"
+            "::test_a_filter_that_is_judged_at_apply_is_proposed_only_where_all_know_its_operators",
+        ),
+    ),
+)
