@@ -15,6 +15,18 @@ _BOUND = _MOVER + "test_writes_wait_for_a_silent_target_no_longer_than_the_bound
 
 MUTANTS = (
     Mutant(
+        name="no-copy-after-the-freeze",
+        breaks="what was written between the last copy and the freeze of a move is missing at the target",
+        edits=(Edit(_DRIVER + "_confirmed", "await self._copier.copy(info, copy, topology)", "pass"),),
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
+        name="an-attempt-begins-under-the-number-of-the-one-before",
+        breaks="what is late of an attempt that was thawed is taken for the next one's",
+        edits=(Edit("catalog.range_moves:restarted", "attempt=info.attempt + 1", "attempt=info.attempt"),),
+        tests=(_MOVES + "test_a_thawed_move_begins_anew_and_late_commands_of_the_attempt_are_refused",),
+    ),
+    Mutant(
         name="late-freeze-of-a-thawed-attempt",
         breaks="a freeze that is late holds writes of ranges that nobody thaws",
         edits=(Edit("shard.apply.moves:_freeze", "command.attempt < transfer.attempt", "False"),),
