@@ -19,6 +19,7 @@ from needle.base.model import HitBatch, ReadMode, WriteResult
 from needle.routing.shard_map import KeyRange
 from needle.server.http import session
 from proof.chaos.http_door import Answer, Connections, Documented
+from proof.sim.databases import grouped
 from proof.sim.promises import surely_without_effect
 from proof.sim.workload import Answer as Seen
 from proof.sim.workload import Documents
@@ -187,10 +188,12 @@ class HttpDatabase:
         applied = self.tokens({self._owner(key): 0})[self._owner(key)]
         return (found[0]["version"], found[0]["metadata"], applied) if found else (0, None, applied)
 
-    async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Seen:
+    async def find(
+        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, of_each: int
+    ) -> Seen:
         body = {
             "vector": vector.tolist(),
-            "k": k,
+            **grouped(k, of_each),
             "filter": filter,
             "mode": str(mode),
             "exact": exact,
@@ -207,6 +210,7 @@ class HttpDatabase:
             [msgspec.json.encode(hit["metadata"]) for hit in hits],
             b"",
             max(applied.values(), default=0),
+            groups=[hit["group"] for hit in hits] if of_each else [],
         )
         missing = tuple(sorted(map(int, told.get("missing", {}))))
         return Seen(batch, applied, missing, [one for shard in missing for one in self._ranges(shard)], told["epoch"])

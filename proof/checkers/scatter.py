@@ -4,13 +4,14 @@ Each shard answers from one prefix of its own log: the one the answer names, or,
 between what had committed when the search began and when it ended. Of that prefix a shard's hits must be all that is
 nearer than the last hit of the merged answer (exact mode), or at least documents of it with their distances. So an
 exact strong search misses nothing that was acknowledged before it began, and returns nothing twice and nothing that
-was deleted before. A shard may be missing only if the caller asked for partial answers, and is named then.
+was deleted before. Of a search by groups the same holds for each group. A shard may be missing only if the caller asked
+for partial answers, and is named then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import msgspec
@@ -25,7 +26,8 @@ class ScatterSeen(msgspec.Struct, kw_only=True):
     """One answered search of all shards. hits: (id, version, distance). applied: by shard the index that it answered
     from, None if the client is not told. required, latest: by shard, which indices it may have answered from. partial:
     whether the caller allows missing shards. gaps: of the key space, as the answer names them. epoch: of the map, 0 if
-    the client is not told."""
+    the client is not told. of_each: hits of each value of GROUPED_BY, all of which are asked for, in place of k.
+    groups: the value of each hit."""
 
     mode: str
     vector: Any
@@ -41,7 +43,11 @@ class ScatterSeen(msgspec.Struct, kw_only=True):
     gaps: Sequence[KeyRange] = ()
     epoch: int = 0
     label: str
+    of_each: int = 0
+    groups: Sequence[Any] = ()
 
+
+GROUPED_BY = "n"
 
 Owned = Callable[[int, int], Sequence[KeyRange]]
 """What a shard owns after an index of its log."""
@@ -86,7 +92,7 @@ def check_scatter(
     shard must have answered from a state in which it owns what the map says."""
     _check_coverage(shard_map, seen)
     _check_shape(seen)
-    cutoff = seen.hits[-1][2] if len(seen.hits) == seen.k else np.inf
+    cutoff = _cutoff(seen)
     by_shard: dict[int, list[tuple[str, int, float]]] = {}
     for hit in seen.hits:
         by_shard.setdefault(owner(hit[0]), []).append(hit)
@@ -123,6 +129,11 @@ def _check_coverage(shard_map: ShardMap, seen: ScatterSeen) -> None:
 
 def _check_shape(seen: ScatterSeen) -> None:
     names = [key for key, _, _ in seen.hits]
+    if seen.of_each:
+        _check_groups(seen)
+        if len(set(names)) != len(names):
+            raise Violation(NAME, f"{seen.label} got {names}")
+        return
     if len(names) > seen.k or len(set(names)) != len(names):
         raise Violation(NAME, f"{seen.label} asked for {seen.k} and got {names}")
     far = [distance for _, _, distance in seen.hits]
@@ -130,11 +141,37 @@ def _check_shape(seen: ScatterSeen) -> None:
         raise Violation(NAME, f"{seen.label}: hits are not in order of distance: {far}")
 
 
+def _check_groups(seen: ScatterSeen) -> None:
+    groups = [(value, [hit[2] for hit in hits]) for value, hits in _groups(seen)]
+    if len(dict(groups)) != len(groups) or any(len(far) > seen.of_each for _, far in groups):
+        raise Violation(NAME, f"{seen.label}: of each {seen.of_each} are wanted, and there are {list(seen.groups)}")
+    firsts = [far[0] for _, far in groups]
+    for far in (firsts, *(far for _, far in groups)):
+        if any(after < before - TOLERANCE for before, after in pairwise(far)):
+            raise Violation(NAME, f"{seen.label}: groups are not in order of distance: {groups}")
+
+
+def _groups(seen: ScatterSeen) -> list[tuple[Any, list[tuple[str, int, float]]]]:
+    if len(seen.groups) != len(seen.hits):
+        raise Violation(NAME, f"{seen.label}: {len(seen.hits)} hits are in {len(seen.groups)} groups")
+    by_value = groupby(zip(seen.groups, seen.hits, strict=True), key=lambda pair: pair[0])
+    return [(value, [hit for _, hit in pairs]) for value, pairs in by_value]
+
+
+def _cutoff(seen: ScatterSeen) -> Callable[[Any], float]:
+    """How far a document of this metadata may be and must be among the hits."""
+    if not seen.of_each:
+        last = seen.hits[-1][2] if len(seen.hits) == seen.k else np.inf
+        return lambda _: last
+    full = {value: hits[-1][2] for value, hits in _groups(seen) if len(hits) == seen.of_each}
+    return lambda metadata: full.get(metadata[GROUPED_BY], np.inf)
+
+
 def _explain(
     model: LogModel,
     shard: int,
     hits: list[tuple[str, int, float]],
-    cutoff: float,
+    cutoff: Callable[[Any], float],
     seen: ScatterSeen,
     metric: str,
     fits: Callable[[int], bool],
@@ -159,7 +196,12 @@ def _explain(
 
 
 def _differs(
-    model: LogModel, index: int, hits: list[tuple[str, int, float]], cutoff: float, seen: ScatterSeen, metric: str
+    model: LogModel,
+    index: int,
+    hits: list[tuple[str, int, float]],
+    cutoff: Callable[[Any], float],
+    seen: ScatterSeen,
+    metric: str,
 ) -> str:
     documents = {key: doc for key, doc in model.at(index).items() if seen.keep is None or seen.keep(doc.metadata)}
     order = list(documents)
@@ -172,9 +214,14 @@ def _differs(
             return f"at {index}: hit {key} version {version}, the log: {actual}"
         if abs(true[key] - distance) > TOLERANCE * max(1.0, abs(distance)):
             return f"at {index}: {key} at {distance}, truly {true[key]:.6f}"
+    told = dict(zip([key for key, _, _ in seen.hits], seen.groups, strict=False))
+    wrong = [key for key, _, _ in hits if seen.of_each and documents[key].metadata[GROUPED_BY] != told[key]]
+    if wrong:
+        return f"at {index}: {wrong} are in groups of other values"
     if seen.exact:
         found = {key for key, _, _ in hits}
-        lost = [key for key, far in true.items() if key not in found and far < cutoff - TOLERANCE * max(1.0, abs(far))]
+        ends = {key: cutoff(documents[key].metadata) - TOLERANCE * max(1.0, abs(far)) for key, far in true.items()}
+        lost = [key for key, far in true.items() if key not in found and far < ends[key]]
         if lost:
             return f"at {index}: {lost} are missing, their distances {[round(float(true[key]), 6) for key in lost]}"
     return ""

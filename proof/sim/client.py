@@ -22,7 +22,7 @@ from proof.sim.keyed import Keyed
 from proof.sim.machine import instant_at, stream
 from proof.sim.promises import may_be_told, surely_without_effect
 from proof.sim.searches_seen import Asked, seen, several_vectors
-from proof.sim.workload import FILTERS, Answer, Database, Keep, Workload, value_of
+from proof.sim.workload import FILTERS, Answer, Database, Workload, value_of
 
 MODES = (ReadMode.STRONG, ReadMode.STRONG, ReadMode.LEASED, ReadMode.EVENTUAL)
 NEW_SESSION_CHANCE = 0.1
@@ -36,6 +36,7 @@ DELETE_MANY_CHANCE = 0.04
 BATCH_MAX = 6
 PARTIAL_CHANCE = 0.15
 MANY_SHARE, MANY_MAX = 0.15, 5
+GROUP_SIZES = (0, 0, 0, 1, 3)
 UPDATE_SHARE = 0.3
 """Of changes."""
 EXPIRING_SHARE = 0.15
@@ -49,8 +50,10 @@ CONTEND_SECONDS = 0.15
 class Client:
     """One client session, one operation at a time."""
 
-    def __init__(self, name: str, connect: Callable[[], Database], work: Workload, laziness: float = 1.0) -> None:
-        """connect: makes a new session, which knows no leader yet. laziness: factor of the pauses."""
+    def __init__(
+        self, name: str, connect: Callable[[], Database], work: Workload, laziness: float = 1.0, grouping: bool = False
+    ) -> None:
+        """connect: makes a new session, which knows no leader yet. laziness: of the pauses. grouping: by groups, too."""
         self.name = name
         self._connect = connect
         self._database = connect()
@@ -59,6 +62,7 @@ class Client:
         self._rng = stream(work.seed, "client", name)
         self._instants = stream(work.seed, "instants", name)
         self._several = stream(work.seed, "several", name)
+        self._grouping, self._groups = stream(work.seed, "grouping", name), GROUP_SIZES if grouping else (0,)
         self._keyed = Keyed(stream(work.seed, "keyed", name), lambda wrong: setattr(work, "broken", wrong))
         self._versions: dict[str, int] = {}
         self._writes = 0
@@ -160,14 +164,8 @@ class Client:
             await self.get(key, ReadMode.STRONG)
             expected = self._versions.get(key)
         if expected:
-            version = expected
-            await self._insert(
-                "cas",
-                key,
-                version,
-                lambda key, vector, metadata: self._database.compare_and_set(key, version, vector, metadata),
-                made,
-            )
+            database, version = self._database, expected
+            await self._insert("cas", key, version, lambda key, *it: database.compare_and_set(key, version, *it), made)
 
     async def _insert(
         self,
@@ -333,20 +331,22 @@ class Client:
         filter_, keep = FILTERS[self._rng.randrange(len(FILTERS))]
         k, exact = self._rng.choice([1, 3, 10, 100]), self._rng.random() < 0.7
         partial = self._rng.random() < PARTIAL_CHANCE
-        await self.find(MODES[0] if partial else mode, k, filter_, keep, exact, partial)
+        asked = Asked(k, keep, exact, {}, self._grouping.choice(self._groups))
+        await self.find(MODES[0] if partial else mode, filter_, asked, partial)
 
-    async def find(self, mode: ReadMode, k: int, filter_: Any, keep: Keep | None, exact: bool, partial: bool) -> bool:
+    async def find(self, mode: ReadMode, filter_: Any, asked: Asked, partial: bool) -> bool:
         """One search of all shards; True if it was answered."""
-        vector, required = self._vector(), self._required(mode)
-        asked = {"mode": str(mode), "k": k, "filter": filter_, "exact": exact, "vector": vector.tolist()}
-        op = self._invoke("search", "", details={**asked, "required": required, "partial": partial})
+        vector, asked = self._vector(), asked._replace(required=self._required(mode))
+        k, _, exact, required, of_each = asked
+        told = {"mode": str(mode), "k": k, "of_each": of_each, "filter": filter_, "exact": exact, "required": required}
+        op = self._invoke("search", "", details={**told, "vector": vector.tolist(), "partial": partial})
         try:
-            answer = await self._database.find(vector, k, filter_, mode, exact, partial)
+            answer = await self._database.find(vector, k, filter_, mode, exact, partial, of_each)
         except NeedleError as error:
             self._finish(op, "failed", error=error.code)
             self._expect(op, error)
             return False
-        self._found(op, answer, vector, Asked(k, keep, exact, required))
+        self._found(op, answer, vector, asked)
         return True
 
     async def search_many(self) -> None:

@@ -27,7 +27,7 @@ from needle.protocol.calls import DocumentBatch
 from needle.routing.topology import Topology
 from proof.plain_client import PlainClient
 from proof.sim.shards.profile import metadata_of
-from proof.sim.workload import Answer, Database, Documents
+from proof.sim.workload import GROUPED_BY, VALUES, Answer, Database, Documents
 
 CALL_TIMEOUT = 5.0
 PARTIAL_TIMEOUT = 2.0
@@ -129,6 +129,11 @@ class RealDatabase:
         raise NotImplementedError
 
 
+def grouped(k: int, of_each: int) -> dict[str, Any]:
+    """How many hits are asked for, of all documents or of each group."""
+    return {"k": VALUES, "group_by": GROUPED_BY, "group_size": of_each} if of_each else {"k": k}
+
+
 def _explained(hits: Hits) -> Answer:
     """What a search of several was answered, and from which index of each shard if it says so."""
     applied = {one.shard: one.applied_index for one in hits.explained}
@@ -165,13 +170,15 @@ class ShardAware(RealDatabase):
     def answered_at(self) -> int:
         return self._router.applied_index
 
-    async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
-        client, session = self.client, mode is ReadMode.EVENTUAL
+    async def find(
+        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, of_each: int
+    ) -> Answer:
+        client, how = self.client, {"filter": filter, "mode": mode, "exact": exact, **grouped(k, of_each)}
         if partial:
-            told = await client.search_partial(vector, k, filter, mode=mode, exact=exact, timeout=PARTIAL_TIMEOUT)
+            told = await client.search_partial(vector, timeout=PARTIAL_TIMEOUT, **how)
             found = self._answered()
             return Answer(found.batch, found.applied, tuple(sorted(told.missing)), told.gaps, found.epoch)
-        await client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout)
+        await client.search(vector, session=mode is ReadMode.EVENTUAL, timeout=self.timeout, **how)
         found = self._answered()
         return Answer(found.batch, found.applied, tuple(found.missing), found.gaps, found.epoch)
 
@@ -240,10 +247,12 @@ class Proxied(RealDatabase):
     def answered_at(self) -> int:
         return self._recorder.applied_index
 
-    async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer:
+    async def find(
+        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, of_each: int
+    ) -> Answer:
         """Never in part: it cannot be asked of a node."""
-        session = mode is ReadMode.EVENTUAL
-        await self._client.search(vector, k, filter, mode=mode, exact=exact, session=session, timeout=self.timeout)
+        how = {"filter": filter, "mode": mode, "exact": exact, **grouped(k, of_each)}
+        await self._client.search(vector, session=mode is ReadMode.EVENTUAL, timeout=self.timeout, **how)
         if self._recorder.batch is None:
             raise RuntimeError("the client answered a search that no node did")
         return Answer(self._recorder.batch)

@@ -14,12 +14,17 @@ from proof.sim.workload import Answer, Keep
 
 
 class Asked(NamedTuple):
-    """k: hits. keep: what the filter lets through. required: by shard, what the answer has to hold."""
+    """k: hits. keep: what the filter lets through. required: by shard, what the answer has to hold. of_each: hits of
+    each group, in place of k."""
 
     k: int
     keep: Keep | None
     exact: bool
     required: dict[int, int]
+    of_each: int = 0
+
+
+EVERYTHING = Asked(10_000, None, True, {})
 
 
 def several_vectors(rng: Random, count: int, dimensions: int) -> Any:
@@ -39,6 +44,8 @@ def seen(op: Operation, answer: Answer, vector: Any, asked: Asked, latest: dict[
         mode=op.details["mode"],
         vector=vector,
         k=asked.k,
+        of_each=asked.of_each,
+        groups=found.groups,
         keep=asked.keep,
         exact=asked.exact,
         hits=hits,

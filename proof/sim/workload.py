@@ -24,6 +24,8 @@ from proof.sim.spec import Profile
 from proof.sim.trace import Trace
 
 COLLECTION = "default"
+GROUPED_BY, VALUES = "n", 10
+"""A field of all documents, and how many values it has."""
 HOT_SLOTS = 2
 Documents = list[tuple[str, Any, Any]]
 Keep = Callable[[Any], bool]
@@ -95,7 +97,12 @@ class Database(Protocol):
         """(version or 0, metadata, applied index or 0 if the client does not tell)."""
         ...
 
-    async def find(self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool) -> Answer: ...
+    async def find(
+        self, vector: Any, k: int, filter: Any, mode: ReadMode, exact: bool, partial: bool, of_each: int
+    ) -> Answer:
+        """of_each: with one, so many of each value of GROUPED_BY in place of k."""
+        ...
+
     async def find_many(self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> list[Answer]:
         """`find` for each row, in one call."""
         ...

@@ -33,6 +33,7 @@ from proof.sim.machines import SimMachine
 from proof.sim.nodes import SimNode, node_config
 from proof.sim.process import Process
 from proof.sim.report import Report, report_of
+from proof.sim.searches_seen import EVERYTHING
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.faults import ShardFaults
 from proof.sim.shards.lasting import Lasting
@@ -51,7 +52,6 @@ LOST_SECONDS = 20.0
 JOINING_SHARE = 0.5
 LATE_SECONDS = 8.0
 LAZINESS = 6.0
-EVERYTHING = 10_000
 
 
 class World:
@@ -144,7 +144,7 @@ class World:
             made.by_filter = old.settings is None or old.version >= self.truth.topologies[1].version
             return made
 
-        return Client(name, connect, self.work, lazy)
+        return Client(name, connect, self.work, lazy, grouping=True)
 
     def _seeds(self) -> list[str]:
         """Where a client looks first: where the catalog has the nodes, and if they moved, which it may not have heard,
@@ -343,7 +343,7 @@ class World:
             return await self.stage.ask(reader.name, reader.get(key, ReadMode.STRONG))
 
         async def search(who: Client) -> bool:
-            work = who.find(ReadMode.STRONG, EVERYTHING, None, None, exact=True, partial=False)
+            work = who.find(ReadMode.STRONG, None, EVERYTHING, partial=False)
             return await self.stage.ask(who.name, work)
 
         for key in sorted(self.history.by_key()):

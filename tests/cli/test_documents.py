@@ -62,6 +62,14 @@ def test_search_in_every_mode(needle, tmp_path: Path, monkeypatch: pytest.Monkey
     explained = needle.json(*query, "--filter", '{"kind": "even"}', "--explain")
     assert explained["hits"] == filtered and [shard["allowed"] for shard in explained["explained"]] == [5]
     assert "growing" in needle.run(*query, "--explain")
+    grouped = needle.json(*query[:3], "-k", "2", "--group-by", "kind", "--group-size", "2", "--exact")
+    assert [(hit["group"], hit["id"]) for hit in grouped] == [
+        ("odd", "s3"),
+        ("odd", "s1"),
+        ("even", "s2"),
+        ("even", "s4"),
+    ]
+    assert needle.run(*query, "--group-by", "kind").split()[0] == "kind"
     shown = needle.run(*query)
     assert "s3" in shown and '"kind": "odd"' in shown and "3 hits, strong read" in needle.notes
 

@@ -96,7 +96,7 @@ def test_each_shard_is_named_in_what_explains_a_search() -> None:
     asked = request(k=2, explain=True)
     explaining = msgspec.structs.replace(batch(), explained=[told])
     encoded = {4: encode(explaining), 7: encode(explaining), 9: encode(batch())}
-    by_shard, merged = merged_hits(encoded, asked)
+    by_shard, merged, _ = merged_hits(encoded, asked)
     assert merged.ids == ["d0", "d0"] and [one.shard for one in merged.explained] == [4, 7]
     assert [one.shard for one in by_shard[7].explained] == [7] and by_shard[9].explained == []
     many = {4: encode(SearchManyAnswer([explaining, batch()])), 7: encode(SearchManyAnswer([batch(), explaining]))}

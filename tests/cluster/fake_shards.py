@@ -240,8 +240,25 @@ def _search(request: SearchRequest, held: dict[str, tuple[int, bytes, bytes]], i
         (float(np.sum((np.frombuffer(vector, "<f4") - query) ** 2)), name, version, metadata)
         for name, (version, vector, metadata) in held.items()
         if wanted is None or wanted.matches(msgspec.json.decode(metadata))
-    )[: request.k]
+    )
+    if request.group_by:
+        return _by_groups(request, rows, index)
+    rows = rows[: request.k]
     return HitBatch([r[1] for r in rows], [r[0] for r in rows], [r[2] for r in rows], [r[3] for r in rows], b"", index)
+
+
+def _by_groups(request: SearchRequest, rows: list[tuple[float, str, int, bytes]], index: int) -> HitBatch:
+    """Each document has one value."""
+    groups: dict[Any, list[tuple[float, str, int, bytes]]] = {}
+    for row in rows:
+        groups.setdefault(msgspec.json.decode(row[3])[request.group_by], []).append(row)
+    nearest = sorted(groups, key=lambda value: groups[value][0])[: request.k]
+    named = msgspec.json.decode(request.groups) if request.groups else []
+    shown = sorted({*nearest, *named} & groups.keys(), key=lambda value: groups[value][0])
+    listed = [(value, row) for value in shown for row in groups[value][: request.group_size]]
+    columns = zip(*[(row[1], row[0], row[2], row[3], value) for value, row in listed], strict=True)
+    ids, distances, versions, metadata, values = map(list, columns) if listed else ([], [], [], [], [])
+    return HitBatch(ids, distances, versions, metadata, b"", index, groups=values)
 
 
 def vector(n: float) -> bytes:

@@ -192,6 +192,14 @@ async def test_hits_are_those_of_the_client(world: World) -> None:
     like = (await world.doors[0]("POST", f"{path}/search", {"like": "d3", "k": 1, "with_metadata": False})).json
     assert like["hits"][0]["id"] != "d3"
     assert "metadata" not in like["hits"][0] or like["hits"][0]["metadata"] is None
+    grouped = {"vector": query, "k": 2, "group_by": "odd", "group_size": 3, "exact": True}
+    in_groups = await world.client.search(query, 2, collection=name, group_by="odd", group_size=3, exact=True)
+    hits = (await world.doors[1]("POST", f"{path}/search", grouped)).json["hits"]
+    assert [(hit["group"], hit["id"]) for hit in hits] == [(hit.group, hit.id) for hit in in_groups]
+    assert sorted(hit.group for hit in in_groups) == [False] * 3 + [True] * 3
+    assert "group" not in found["hits"][0]
+    wrong = await world.doors[1]("POST", f"{path}/search", {**grouped, "group_by": ""})
+    assert wrong.status == 400 and wrong.json["field"] == "group_by"
     count = await world.doors[0]("POST", f"{path}/count", {"filter": {"odd": True}})
     assert count.json == {"count": 150}
 

@@ -16,11 +16,12 @@ from needle.base.config import Limits
 from needle.base.model import SearchRequest
 from needle.protocol.commands import Change, CreateCollection, Delete, DropCollection, Patch, Session
 from needle.shard.disk import REAL_DISK, ReplicaDisk
-from needle.shard.fields import payload_index, run_format
+from needle.shard.fields import reader, run_format
 from needle.shard.fields.field_files import FieldFiles, place_of
-from needle.shard.fields.field_index import Run, run_of
+from needle.shard.fields.field_index import Run
 from needle.shard.fields.filter_match import Key
 from needle.shard.fields.index_budget import IndexRows
+from needle.shard.fields.run_making import run_of
 from needle.shard.state_machine import Replica
 from shard.replica_util import SEGMENTS, Log, put, spec
 
@@ -82,13 +83,13 @@ def of(values: list[Any], first: int = 0, key: Key = KEY) -> Run:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From which ordinals on documents are read for indexes."""
     firsts: list[int] = []
-    fetch = payload_index.PayloadIndex._fetch
+    fetch = reader.Reader.next
 
     def noted(self: Any, first: int, end: int) -> Any:
         firsts.append(first)
         return fetch(self, first, end)
 
-    monkeypatch.setattr(payload_index.PayloadIndex, "_fetch", noted)
+    monkeypatch.setattr(reader.Reader, "next", noted)
     return firsts
 
 

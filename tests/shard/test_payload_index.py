@@ -21,7 +21,7 @@ from needle.base.filters.operators import OPERATORS
 from needle.base.model import HitBatch, SearchRequest
 from needle.protocol.commands import CreateCollection
 from needle.shard.documents.metadata_rows import Rows, rows_of
-from needle.shard.fields import field_index, filter_match, index_budget, payload_index
+from needle.shard.fields import field_index, filter_match, index_budget, payload_index, reader
 from needle.shard.fields.field_index import IMPLIED, MATCHERS
 from needle.shard.fields.index_budget import IndexBudget, IndexRows
 from needle.shard.fields.payload_index import PayloadIndex
@@ -290,7 +290,7 @@ def test_what_does_not_fit_is_read_and_what_is_idle_makes_room(monkeypatch: pyte
 
 
 def test_an_index_that_is_taken_back_while_it_is_made_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payload_index, "PIECE_ROWS_MAX", 100)
+    monkeypatch.setattr(reader, "PIECE_ROWS_MAX", 100)
     store, index, budget = made(*({"k": n % 2} for n in range(1_000)))
     index.prepare([(("k",), False)], 1_000, 1_000)
     assert index.work()

@@ -141,6 +141,25 @@ def shown(metadata: Any, fields: list[str]) -> Any:
     return left
 
 
+PATHS = ["a", "b", "a.b", "c", "straße", "absent"]
+
+
+def values_of(metadata: Any, path: str) -> set[str]:
+    """What docs/documents.md says: the values that a document has of a field, as JSON."""
+    level = [metadata]
+    for depth, key in enumerate(path.split(".")):
+        spread = [item for one in level for item in (one if isinstance(one, list) and depth else [one])]
+        level = [one[key] for one in spread if isinstance(one, dict) and key in one]
+    found = [item for one in level for item in (one if isinstance(one, list) else [one])]
+    told = set()
+    for one in found:
+        if isinstance(one, str | bool):
+            told.add(exact(one))
+        elif isinstance(one, int | float) and (isinstance(one, float) or -(2**63) <= one < 2**64):
+            told.add(exact(int(one) if -(2**63) <= one < 2**64 and one == int(one) else one))
+    return told
+
+
 small = st.lists(scalars, min_size=1, max_size=2)
 changes = st.one_of(
     st.builds(lambda path, value: {"set": {path: value}}, paths, trees),
@@ -319,7 +338,31 @@ class Both:
         assert list(zip(hits.ids, hits.versions, strict=True)) == [(id_, version) for _, id_, version in nearest]
         assert np.allclose(hits.distances, [distance for distance, _, _ in nearest], atol=1e-6)
         assert hits.vectors == b"".join(floats(held[id_][2]) for id_ in hits.ids)
-        compared += 3 * len(held)
+        self.check_groups(filter_json, wanted, query)
+        compared += 4 * len(held)
+
+    def check_groups(self, filter_json: bytes, wanted: list[str], query: list[float]) -> None:
+        """The k values with the nearest documents, and of each the nearest."""
+        held, path, like = self.model.held, self.rng.choice(PATHS), self.rng.choice(["", "", "d03"])
+        k, size = self.rng.choice([1, 2, 3, 40]), self.rng.choice([1, 2, 30])
+        groups: dict[str, list[tuple[float, str]]] = {}
+        for id_ in wanted:
+            for value in values_of(held[id_][1], path) if id_ != like else ():
+                groups.setdefault(value, []).append((math.dist(held[id_][2], query), id_))
+        best = sorted((sorted(members)[:size], value) for value, members in groups.items())
+        found = self.replica.search(
+            SearchRequest(
+                collection="c", vector=floats(query), k=k, filter=filter_json, exact=True, like=like,
+                group_by=path, group_size=size,
+            )
+        )  # fmt: skip
+        told: dict[str, list[str]] = {}
+        for value, id_ in zip(found.groups, found.ids, strict=True):
+            told.setdefault(exact(value), []).append(id_)
+        firsts = [members[0] for members, _ in best[:k]]
+        assert [(members[0]) for members in told.values()] == [id_ for _, id_ in firsts]
+        everything = {value: [id_ for _, id_ in members] for members, value in best}
+        assert all(everything[value] == members for value, members in told.items()), (told, everything)
 
 
 def wire(condition: dict[str, Any]) -> bytes:

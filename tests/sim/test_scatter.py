@@ -90,3 +90,30 @@ def test_it_refuses(what: str, changed: dict[str, Any]) -> None:
 
 def test_the_gaps_of_the_test_are_those_of_the_map() -> None:
     assert uncovered(MAP.ranges(0)) == MAP.ranges(1)
+
+
+GROUPS = msgspec.structs.replace(SEEN, of_each=1, hits=[BEFORE[0], BEFORE[1]], groups=[1, 2])
+VALUES = {"a": 1, "b": 2, "x": 1, "y": 2}
+
+
+def grouped(**changed: Any) -> None:
+    made = {0: LogModel(), 1: LogModel()}
+    for shard, index, key, place in ((0, 3, "a", 1), (0, 4, "b", 2), (1, 3, "x", 3), (1, 4, "y", 4)):
+        made[shard].write(index, key, ModelDocument(index, np.array([place], np.float32), {"n": VALUES[key]}))
+    check_scatter(made, MAP, lambda key: int(key >= "m"), msgspec.structs.replace(GROUPS, **changed), "l2")
+
+
+def test_each_group_has_its_nearest() -> None:
+    grouped()
+    grouped(of_each=2, hits=[BEFORE[0], BEFORE[2], BEFORE[1], BEFORE[3]], groups=[1, 1, 2, 2])
+    for what, changed in (
+        ("missing", {"hits": [BEFORE[0], BEFORE[3]]}),
+        ("missing", {"of_each": 2, "hits": [BEFORE[0], BEFORE[2], BEFORE[1]], "groups": [1, 1, 2]}),
+        ("missing", {"hits": [BEFORE[0]], "groups": [1]}),
+        ("other values", {"groups": [2, 1]}),
+        ("order of distance", {"hits": [BEFORE[1], BEFORE[0]], "groups": [2, 1]}),
+        ("of each 1", {"hits": [BEFORE[0], BEFORE[2], BEFORE[1]], "groups": [1, 1, 2]}),
+        ("in 1 groups", {"groups": [1]}),
+    ):
+        with pytest.raises(Violation, match=what):
+            grouped(**changed)

@@ -96,7 +96,8 @@ class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """One search result. distance: lower is nearer (see Metric). score: higher is nearer
-    (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for."""
+    (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for.
+    group: of a search by groups, the value of the field that this hit is grouped by."""
 
     id: str
     distance: float
@@ -104,6 +105,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Any = None
     version: int = 0
     vector: Any = None
+    group: Any = None
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +148,9 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     b"" for none. exact: score every vector instead of the index. claim: what the shard must own (set by the node that
     answers). max_distance, min_score: no hit that is farther, or scores less. fields: the paths of metadata that come
     back, None for all. offset: of the nearest, how many are left out. like: the id of the document whose vector is
-    meant, which is no hit of its own. explain: also tell how it was answered. bound: as in calls.GetCall."""
+    meant, which is no hit of its own. explain: also tell how it was answered. bound: as in calls.GetCall. group_by: the
+    field by whose values hits are grouped, "" for none; then k and offset count groups. group_size: hits of each group.
+    groups: a JSON list of values whose groups are wanted beside the k nearest, b"" for none."""
 
     collection: str
     vector: bytes
@@ -164,6 +168,9 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     like: str = ""
     explain: bool = False
     bound: bytes = b""
+    group_by: str = ""
+    group_size: int = 1
+    groups: bytes = b""
 
 
 def score_of(distance: float, metric: Metric) -> float:
@@ -190,7 +197,8 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     """Search results as columns, nearest first, ties by id. metadata: JSON bytes each (empty tuple when not asked
     for); vectors: k x dimensions float32 bytes (b"" when not asked for); applied_index: the log index the replica
     had applied when it searched: exactly that state was searched. metric: the collection's, which tells the score.
-    explained: if asked for, of each shard."""
+    explained: if asked for, of each shard. groups: of a search by groups, the value of each hit's group: the groups are
+    behind each other, by their nearest hits. A node of a release that knows no groups gives none."""
 
     ids: list[str]
     distances: list[float]
@@ -200,6 +208,7 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     applied_index: int
     metric: Metric = Metric.COSINE
     explained: list[ShardExplanation] = []
+    groups: list[str | int | float | bool] = []
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):

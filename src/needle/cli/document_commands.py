@@ -57,6 +57,10 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
     mode: Annotated[ReadMode, typer.Option("--mode", help="What the read promises.")] = ReadMode.STRONG,
     filter: Annotated[str | None, typer.Option("--filter", help='Condition on metadata: \'{"lang": "en"}\'.')] = None,
+    group_by: Annotated[
+        str | None, typer.Option("--group-by", help="A field: the nearest of each of the K nearest values.")
+    ] = None,
+    group_size: Annotated[int, typer.Option("--group-size", min=1, help="How many of each with --group-by.")] = 1,
     exact: Annotated[bool, typer.Option("--exact", help="Score every vector instead of using the index.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Also show how each shard found them.")] = False,
     collection: Collection = "default",
@@ -80,6 +84,8 @@ def search(
             condition,
             mode=mode,
             collection=collection,
+            group_by=group_by,
+            group_size=group_size,
             exact=exact,
             explain=explain,
             timeout=timeout,
@@ -90,11 +96,10 @@ def search(
     if json:
         print_json({"hits": hits, "explained": hits.explained} if explain else hits)
         return
-    rows = table("distance", "id", "metadata")
+    rows = table(*([group_by] if group_by else []), "distance", "id", "metadata")
     for hit in hits:
-        rows.add_row(
-            f"{hit.distance:.4f}", visible(hit.id), brief(hit.metadata, 200) if hit.metadata is not None else ""
-        )
+        told = brief(hit.metadata, 200) if hit.metadata is not None else ""
+        rows.add_row(*([brief(hit.group, 80)] if group_by else []), f"{hit.distance:.4f}", visible(hit.id), told)
     console.print(rows)
     if explain:
         console.print(explained(hits.explained))

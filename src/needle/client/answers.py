@@ -28,13 +28,14 @@ def hits(batch: HitBatch) -> list[Hit]:
     count, parse = len(batch.ids), _parse.decode
     metadata: list[Any] = [parse(one) if one else None for one in batch.metadata] or [None] * count
     vectors: Any = _rows(batch.vectors, count)
+    groups: list[Any] = batch.groups or [None] * count
     columns = zip(
         batch.ids, batch.distances, scores_of(batch.distances, batch.metric), metadata, batch.versions,
-        [None] * count if vectors is None else vectors, strict=True,
+        [None] * count if vectors is None else vectors, groups, strict=True,
     )  # fmt: skip
     return [
-        Hit(id=name, distance=distance, score=score, metadata=told, version=version, vector=vector)
-        for name, distance, score, told, version, vector in columns
+        Hit(id=name, distance=distance, score=score, metadata=told, version=version, vector=vector, group=group)
+        for name, distance, score, told, version, vector, group in columns
     ]
 
 

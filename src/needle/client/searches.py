@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
-from needle.base.errors import InvalidArgument
-from needle.base.filters.builder import Filter
+from needle.base.errors import InvalidArgument, invalid
+from needle.base.filters.builder import Filter, field_path
 from needle.base.model import HitBatch, ReadMode, SearchRequest
 from needle.base.plain import refused
 from needle.base.runtime import beside
@@ -48,6 +48,8 @@ class SearchMethods(OverDocuments):
         max_distance: float | None = None,
         min_score: float | None = None,
         offset: int = 0,
+        group_by: str | None = None,
+        group_size: int = 1,
         exact: bool = False,
         ef_search: int = 0,
         explain: bool = False,
@@ -61,12 +63,13 @@ class SearchMethods(OverDocuments):
         DocumentNotFound if there is none. filter: a Filter or its dict form; one that pins the shard key asks the
         owning shards only. fields: the paths of metadata that come back, such as ["title", "author.name"]; None for all
         of it. max_distance, min_score: leave out hits that are farther, or score less (see Hit). offset: leave out the
-        first ones; with k at most 10,000 together. exact: score every vector instead of using the index. ef_search:
-        accuracy of the index, 0 for the collection's own. explain: tell in `explained` of the hits how each shard found
-        them. session: an eventual read that sees this client's own writes
-        and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise.
+        first ones; with k at most 10,000 together. group_by: a field: the k values with the nearest documents, and of
+        each the group_size nearest that have it, group by group (Hit.group); k and offset count groups then.
+        exact: score every vector instead of using the index. ef_search: accuracy of the index, 0 for the collection's
+        own. explain: tell in `explained` of the hits how each shard found them. session: an eventual read that sees
+        this client's own writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise.
         """
-        narrow = Narrow(fields, max_distance, min_score, offset, like, explain)
+        narrow = Narrow(fields, max_distance, min_score, offset, like, explain, group_by, group_size)
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -178,13 +181,15 @@ class SearchMethods(OverDocuments):
         max_distance: float | None = None,
         min_score: float | None = None,
         offset: int = 0,
+        group_by: str | None = None,
+        group_size: int = 1,
         exact: bool = False,
         ef_search: int = 0,
         explain: bool = False,
         timeout: float = TIMEOUT,
     ) -> PartialHits:
         """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
-        narrow = Narrow(fields, max_distance, min_score, offset, like, explain)
+        narrow = Narrow(fields, max_distance, min_score, offset, like, explain, group_by, group_size)
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -224,7 +229,7 @@ def made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: 
 
 
 class Narrow(NamedTuple):
-    """What is left of a search's hits, and whether they are explained; see `search`."""
+    """What is left of a search's hits, whether they are explained, and grouped; see `search`."""
 
     fields: Any = None
     max_distance: Any = None
@@ -232,6 +237,8 @@ class Narrow(NamedTuple):
     offset: Any = 0
     like: Any = None
     explain: Any = False
+    group_by: Any = None
+    group_size: Any = 1
 
 
 EVERYTHING = Narrow()
@@ -254,10 +261,14 @@ def search_request(
     if like and query is not None:
         raise InvalidArgument("give either a query, or the id of a document that hits are to be like", field="like")
     offset = values.check_count(narrow.offset, "offset", 0)
+    group_by = "" if narrow.group_by is None else ".".join(field_path(narrow.group_by, "group_by"))
+    size = values.check_count(narrow.group_size, "group_size")
+    if size > 1 and not group_by:
+        raise invalid("group_size", size, "left out without group_by")
     return SearchRequest(
         collection=values.check_name(collection),
         vector=b"" if like else values.vector_bytes(query, "query"),
-        k=values.check_count(k, "k") + offset + bool(like),
+        k=values.check_count(k, "k") + offset + bool(like and not group_by),
         filter=values.filter_bytes(filter),
         with_metadata=values.check_flag(with_metadata, "with_metadata"),
         with_vectors=values.check_flag(with_vectors, "with_vectors"),
@@ -269,6 +280,8 @@ def search_request(
         offset=offset,
         like=like,
         explain=values.check_flag(narrow.explain, "explain"),
+        group_by=group_by,
+        group_size=size,
     )
 
 

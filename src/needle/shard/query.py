@@ -31,6 +31,7 @@ from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.builders import Builders
 from needle.shard.fields.payload_index import PayloadIndex
+from needle.shard.grouping import Sources, nearest_groups, wish_of
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.places import Places
 from needle.shard.segments.trace import Trace
@@ -89,9 +90,14 @@ def search_group(
         allow = allowed_ordinals(collection, first.filter, limits, builders, go_on, first.bound)
         instants.append(clock())
         go_on()
-        found = _nearest(collection, np.stack(queries), first, allow, trace)
-        instants.append(clock())
-        batches = _batches(collection.record, store, first, found, applied)
+        if first.group_by:
+            work = _Grouped(collection, store, first, allow, limits, builders, go_on)
+            batches = [work.batch(query, applied, trace) for query in queries]
+            instants.append(clock())
+        else:
+            found = _nearest(collection, np.stack(queries), first, first.k, allow, trace)
+            instants.append(clock())
+            batches = _batches(collection.record, store, first, found, applied)
         if trace is not None:
             allowed = collection.visible if allow is None else len(allow)
             notes = [] if allowed else _notes(first.filter, limits)
@@ -150,15 +156,18 @@ def allowed_ordinals(
 ) -> BitMap | None:
     """The ordinals that a filter allows, without the hidden ones; None for all that are live. bound: another filter
     (SearchRequest)."""
-    hidden = collection.hidden
     node = both(filter_json, bound, limits)
-    if node is None and not hidden:
-        return None
-    live = collection.live.bitmap()
-    visible = live - hidden if hidden else live
     if node is None:
-        return visible
-    return collection.payload.within(node, collection.record.next_ordinal, visible, builders, go_on)
+        return visible_ordinals(collection) if collection.hidden else None
+    return collection.payload.within(
+        node, collection.record.next_ordinal, visible_ordinals(collection), builders, go_on
+    )
+
+
+def visible_ordinals(collection: Collection) -> BitMap:
+    """Of all documents that readers see."""
+    live, hidden = collection.live.bitmap(), collection.hidden
+    return live - hidden if hidden else live
 
 
 def both(filter_json: bytes, bound: bytes, limits: Limits) -> Node | None:
@@ -171,11 +180,12 @@ def _nearest(
     collection: Collection,
     queries: npt.NDArray[np.float32],
     request: SearchRequest,
+    k: int,
     allow: BitMap | None,
     trace: Trace | None,
 ) -> list[Nearest]:
     """For each query, the k nearest (fewer if there are fewer) and everything tied with the last of them."""
-    k = min(request.k, collection.record.documents if allow is None else len(allow))
+    k = min(k, collection.record.documents if allow is None else len(allow))
     if not k:
         return [([], []) for _ in queries]
     places = collection.places
@@ -185,6 +195,53 @@ def _nearest(
         queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search, trace=trace
     )
     return [(places.documents_of(vectors), distances) for vectors, distances in found] if places else found
+
+
+class _Grouped:
+    """What a search by groups is answered; see grouping.py."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        store: DocumentStore,
+        request: SearchRequest,
+        allow: BitMap | None,
+        limits: Limits,
+        builders: Builders | None,
+        go_on: Callable[[], None],
+    ) -> None:
+        """allow: as of `allowed_ordinals`."""
+        self._collection, self._store, self._request, self._go_on = collection, store, request, go_on
+        self._among = visible_ordinals(collection) if allow is None else allow
+        self._builders = builders
+        self._wish = wish_of(request, limits)
+
+    def batch(self, query: npt.NDArray[np.float32], applied: int, trace: Trace | None) -> HitBatch:
+        """The groups of one query: behind each other, near first as their members are."""
+        record, request, wish = self._collection.record, self._request, self._wish
+        payload, end = self._collection.payload, self._collection.record.next_ordinal
+
+        def nearest(k: int, among: BitMap) -> tuple[list[int], list[float], bool]:
+            ((ordinals, distances),) = _nearest(self._collection, query[None, :], request, k, among, trace)
+            near = near_enough(distances, record.spec.metric, request)
+            return ordinals[:near], distances[:near], near == len(ordinals)
+
+        sources = Sources(
+            nearest,
+            lambda ordinals: _read(record, self._store, ordinals, metadata=True, vectors=False),
+            lambda node, among: payload.within(node, end, among, self._builders, self._go_on),
+            lambda among: among & payload.several(wish.path, end),
+            self._go_on,
+        )
+        groups, documents = nearest_groups(wish, self._among, sources)
+        if request.with_vectors:
+            wanted = sorted(documents)
+            documents = _read(record, self._store, wanted, metadata=request.with_metadata, vectors=True)
+        members = [member for group in groups for member in group.members]
+        listed, distances = [documents[one.ordinal] for one in members], [one.distance for one in members]
+        columns = _columns(listed, distances, request, applied, record.spec.metric, projection(request.fields))
+        values = [group.value for group in groups for _ in group.members]
+        return msgspec.structs.replace(columns, groups=values)
 
 
 def _batches(
@@ -249,6 +306,17 @@ def _batch(
     if len(set(distances)) < len(distances):  # ties stand in the order of their ordinals so far
         pairs = sorted(zip(distances, documents, strict=True), key=lambda pair: (pair[0], pair[1].id))
         distances, documents = [distance for distance, _ in pairs], [document for _, document in pairs]
+    return _columns(documents, distances, request, applied, metric, shown)
+
+
+def _columns(
+    documents: list[StoredDocument],
+    distances: list[float],
+    request: SearchRequest,
+    applied: int,
+    metric: Metric,
+    shown: Callable[[bytes], bytes],
+) -> HitBatch:
     return HitBatch(
         ids=[document.id for document in documents],
         distances=distances,

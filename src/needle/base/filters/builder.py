@@ -277,16 +277,16 @@ def _asks_ids(node: Node) -> bool:
     return any(one.op == IDS for one in compares(node))
 
 
-def field_path(field: object) -> tuple[str, ...]:
-    """The segments of a field's path. Raises InvalidArgument."""
+def field_path(field: object, where: str = "filter field") -> tuple[str, ...]:
+    """The segments of a field's path. Raises InvalidArgument, which names `where`."""
     allowed = f'a path such as "a.b": no empty part, no leading $, at most {PATH_BYTES_MAX} bytes'
     if not isinstance(field, str) or not field or field.startswith("$") or len(field) > PATH_BYTES_MAX:
         hint = instead(field.removeprefix("$")) if isinstance(field, str) else ""
-        raise refused("filter field", field, f"{allowed}{hint and f'; {hint}'}")
+        raise refused(where, field, f"{allowed}{hint and f'; {hint}'}")
     field = str.__str__(field)
     path = tuple(field.split("."))
     if "" in path or not _encodes(field):
-        raise refused("filter field", field, allowed)
+        raise refused(where, field, allowed)
     return path
 
 

@@ -89,21 +89,21 @@ class Values(tuple[Any, ...]):
 
     @property
     def sets(self) -> tuple[set[tuple[bool, Any]], set[InstantKey]]:
-        """The scalars (`_mark` of each), and the keys of the instants. Made when they are first asked for: a search by
+        """The scalars (`mark` of each), and the keys of the instants. Made when they are first asked for: a search by
         an index needs none."""
         held = self._sets
         if held is None:
-            scalars = {_mark(value) for value in self if not isinstance(value, Instant)}
+            scalars = {mark(value) for value in self if not isinstance(value, Instant)}
             held = self._sets = scalars, {value.key for value in self if isinstance(value, Instant)}
         return held
 
 
-def _mark(value: Scalar) -> tuple[bool, Scalar]:
+def mark(value: Scalar) -> tuple[bool, Scalar]:
     """Equal, and of one hash, for what is `same`."""
     return isinstance(value, bool), value
 
 
-_NULL: Final = _mark(None)
+_NULL: Final = mark(None)
 
 
 class Names(tuple[str, ...]):
@@ -137,7 +137,7 @@ def _not_equal(present: bool, found: Sequence[Scalar], value: Any) -> bool:
 
 def _in(present: bool, found: Sequence[Scalar], values: Any) -> bool:
     scalars, instants = values.sets
-    if any(_mark(item) in scalars for item in found) or (not present and _NULL in scalars):
+    if any(mark(item) in scalars for item in found) or (not present and _NULL in scalars):
         return True
     return bool(instants) and any(isinstance(item, str) and instant_key(item) in instants for item in found)
 
@@ -148,7 +148,7 @@ def _not_in(present: bool, found: Sequence[Scalar], values: Any) -> bool:
 
 def _all(present: bool, found: Sequence[Scalar], values: Any) -> bool:
     scalars, instants = values.sets
-    there = set(map(_mark, found)) if present else {_NULL}
+    there = set(map(mark, found)) if present else {_NULL}
     if not values or not scalars <= there:
         return False
     return not instants or instants <= {instant_key(item) for item in found if isinstance(item, str)}

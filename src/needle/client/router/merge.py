@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import repeat
+from typing import NamedTuple
 
 import msgspec
 
 from needle.base.errors import ClusterTooOld, ProtocolError
 from needle.base.filters.ordering import START
+from needle.base.filters.values import Value
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
 from needle.protocol import calls
@@ -27,14 +29,19 @@ def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
         for which, batch in enumerate(batches)
         for row, (distance, name) in enumerate(zip(batch.distances, batch.ids, strict=True))
     )[:k]
+    return chosen(batches, [(which, row) for _, _, which, row in order])
+
+
+def chosen(batches: Sequence[HitBatch], rows: Sequence[tuple[int, int]]) -> HitBatch:
+    """These hits, each by its batch and its place there. applied_index: as of `merge_hits`."""
     sizes = [len(batch.vectors) // max(1, len(batch.ids)) for batch in batches]
     with_metadata = any(batch.metadata for batch in batches)
     return HitBatch(
-        [name for _, name, _, _ in order],
-        [distance for distance, _, _, _ in order],
-        [batches[which].versions[row] for _, _, which, row in order],
-        [batches[which].metadata[row] for _, _, which, row in order] if with_metadata else [],
-        b"".join(batches[which].vectors[row * sizes[which] : (row + 1) * sizes[which]] for _, _, which, row in order),
+        [batches[which].ids[row] for which, row in rows],
+        [batches[which].distances[row] for which, row in rows],
+        [batches[which].versions[row] for which, row in rows],
+        [batches[which].metadata[row] for which, row in rows] if with_metadata else [],
+        b"".join(batches[which].vectors[row * sizes[which] : (row + 1) * sizes[which]] for which, row in rows),
         max((batch.applied_index for batch in batches), default=0),
         batches[0].metric if batches else Metric.COSINE,
         [one for batch in batches for one in batch.explained],
@@ -49,15 +56,7 @@ def narrowed(batch: HitBatch, request: SearchRequest) -> HitBatch:
         return batch
     left = [at for at in range(count) if not request.like or batch.ids[at] != request.like]
     rows = left[request.offset : request.k - bool(request.like)]
-    size = len(batch.vectors) // max(1, len(batch.ids))
-    return msgspec.structs.replace(
-        batch,
-        ids=[batch.ids[at] for at in rows],
-        distances=[batch.distances[at] for at in rows],
-        versions=[batch.versions[at] for at in rows],
-        metadata=[batch.metadata[at] for at in rows] if batch.metadata else [],
-        vectors=b"".join(batch.vectors[at * size : (at + 1) * size] for at in rows),
-    )
+    return chosen([batch], [(0, at) for at in rows])
 
 
 def merge_documents(batches: Sequence[DocumentBatch], asked: Sequence[str]) -> DocumentBatch:
@@ -122,10 +121,19 @@ def by_owner(owners: Sequence[int]) -> Mapping[int, list[int]]:
     return dict(sorted(groups.items()))
 
 
-def merged_hits(answers: dict[int, Payload], request: SearchRequest) -> tuple[dict[int, HitBatch], HitBatch]:
-    """Of each shard's answer: all of them by shard, and what the request asks for of all."""
-    batches = {shard: _of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.items()}
-    return batches, narrowed(merge_hits(list(batches.values()), request.k), request)
+class Merged(NamedTuple):
+    """by_shard: the answers. merged: what the request asks for of all. lacking: groups to ask for by name, because
+    `merged` is not proven to be right; [] if it is."""
+
+    by_shard: dict[int, HitBatch]
+    merged: HitBatch
+    lacking: Sequence[Value] = ()
+
+
+def merged_hits(answers: dict[int, Payload], request: SearchRequest) -> Merged:
+    """Of each shard's answer."""
+    batches = {shard: of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.items()}
+    return Merged(batches, narrowed(merge_hits(list(batches.values()), request.k), request))
 
 
 def merged_searches(
@@ -133,7 +141,7 @@ def merged_searches(
 ) -> tuple[dict[int, int], list[HitBatch]]:
     """Of each shard's answer to `count` searches: the index that it surely saw, and what is asked for of all."""
     decoded = {
-        shard: [_of_shard(shard, batch) for batch in calls.decode(body, SearchManyAnswer).batches]
+        shard: [of_shard(shard, batch) for batch in calls.decode(body, SearchManyAnswer).batches]
         for shard, body in answers.items()
     }
     if any(len(batches) != count for batches in decoded.values()):
@@ -143,7 +151,7 @@ def merged_searches(
     return seen, [narrowed(batch, request) for batch in of_all]
 
 
-def _of_shard(shard: int, batch: HitBatch) -> HitBatch:
+def of_shard(shard: int, batch: HitBatch) -> HitBatch:
     """If it explains itself, with the number of the shard that did."""
     if not batch.explained:
         return batch

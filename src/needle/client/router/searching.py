@@ -7,16 +7,20 @@ from typing import Any
 
 import msgspec
 
-from needle.base.errors import DocumentNotFound
+from needle.base.errors import DocumentNotFound, Unavailable
 from needle.base.ids import shard_group
 from needle.base.model import HitBatch, SearchRequest
 from needle.client.document_calls import Found
-from needle.client.router.fan_out import FanOut
+from needle.client.router.fan_out import Answers, FanOut
+from needle.client.router.grouping import asking, merged_groups
 from needle.client.router.merge import merged_hits, merged_searches
 from needle.client.router.pruning import matching_shards
 from needle.client.router.routes import BESIDE_BYTES
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, Freshness, SearchCall, SearchManyCall
+
+ROUNDS_MAX = 8
+"""Of a search by groups: how often all shards are asked."""
 
 Beside = Callable[..., Awaitable[Any]]
 """Runs what takes time by the byte: how many bytes, a function, its arguments."""
@@ -34,7 +38,32 @@ async def search(
     partial: bool,
 ) -> Found:
     """saw: told of the log index at which each shard was searched. partial: answer without shards that cannot."""
-    answers = await fan_out.read(
+    asked, deadline = request, monotonic() + timeout
+    for _ in range(ROUNDS_MAX):
+        answers = await _asked(fan_out, asked, fresh, max(0.001, deadline - monotonic()), partial)
+        start, size = monotonic(), answers.size()
+        merge = merged_groups if asked.group_by else merged_hits
+        if size <= BESIDE_BYTES:
+            batches, merged, lacking = merge(answers.by_shard, asked)
+        else:
+            batches, merged, lacking = await beside(size, merge, answers.by_shard, asked)
+        if not lacking:
+            break
+        asked = asking(request, lacking)
+    else:
+        raise Unavailable(f"documents changed while their groups were put together, {ROUNDS_MAX} times; ask again")
+    applied = {shard: batch.applied_index for shard, batch in batches.items()}
+    for shard, index in applied.items():
+        saw(shard, index)
+    fanout = len(batches) + len(answers.missing)
+    fan_out.stats.searched(fanout, monotonic() - start)
+    return Found(merged, answers.missing, answers.gaps, applied, fanout, answers.epoch, size)
+
+
+async def _asked(
+    fan_out: FanOut, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
+) -> Answers:
+    return await fan_out.read(
         calls.SEARCH,
         lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
         lambda owned: matching_shards(owned, request.filter),
@@ -42,17 +71,6 @@ async def search(
         timeout,
         partial=partial,
     )
-    start, size = monotonic(), answers.size()
-    if size <= BESIDE_BYTES:
-        batches, merged = merged_hits(answers.by_shard, request)
-    else:
-        batches, merged = await beside(size, merged_hits, answers.by_shard, request)
-    applied = {shard: batch.applied_index for shard, batch in batches.items()}
-    for shard, index in applied.items():
-        saw(shard, index)
-    asked = len(batches) + len(answers.missing)
-    fan_out.stats.searched(asked, monotonic() - start)
-    return Found(merged, answers.missing, answers.gaps, applied, asked, answers.epoch, size)
 
 
 async def search_many(

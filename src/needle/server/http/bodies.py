@@ -276,12 +276,15 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
 
 class Search(SearchOptions, frozen=True, kw_only=True):
     """like: instead of a vector, the id of a document. partial: after `timeout` seconds answer without the shards that
-    cannot; `missing` names them."""
+    cannot; `missing` names them. group_by: the path of a field: of each of the k values with the nearest documents the
+    `group_size` nearest; k and offset count groups then, and with group_size multiplied they are at most 10,000."""
 
     vector: Vector | None = None
     vector_type: VectorType = "float32"
     like: str | None = None
     partial: bool = False
+    group_by: str | None = None
+    group_size: Positive = 1
 
 
 class SearchMany(SearchOptions, frozen=True, kw_only=True):
@@ -292,7 +295,7 @@ class SearchMany(SearchOptions, frozen=True, kw_only=True):
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """distance: lower is nearer; score: higher is nearer."""
+    """distance: lower is nearer; score: higher is nearer. group: with group_by, the value that it is grouped by."""
 
     id: str
     distance: float
@@ -300,12 +303,13 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int
     metadata: Any = None
     vector: list[float] | bytes | None = None
+    group: str | int | float | bool | None = None
 
 
 class Hits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Nearest first, ties by id. applied_index: of each shard, the entry of its log up to which its documents were
-    searched. epoch: of the map of shards. missing: shards that did not answer, and why; only with `partial`.
-    explained: how each shard found them; only with `explain`."""
+    """Nearest first, ties by id; with group_by group by group. applied_index: of each shard, the entry of
+    its log up to which its documents were searched. epoch: of the map of shards. missing: shards that did not answer,
+    and why; only with `partial`. explained: how each shard found them; only with `explain`."""
 
     hits: list[Hit]
     applied_index: dict[int, int]

@@ -199,7 +199,10 @@ def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> l
 
 async def search(call: Call) -> bodies.Hits:
     body: bodies.Search = call.body
-    narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain)
+    narrow = Narrow(
+        body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain, body.group_by,
+        body.group_size,
+    )  # fmt: skip
     request = await call.beside(
         lambda: search_request(
             None if body.vector is None else vector_of(body.vector, body.vector_type),
@@ -264,13 +267,14 @@ async def _hits_beside(call: Call, batch: HitBatch, form: bodies.VectorFormat) -
 def _hits(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies.Hit]:
     rows = rows_of(batch.vectors, len(batch.ids), form)
     metadata = map(call.metadata, batch.metadata) if batch.metadata else repeat(None)
-    columns = zip(batch.ids, batch.distances, batch.versions, metadata, rows, strict=False)
+    groups = batch.groups or repeat(None)
+    columns = zip(batch.ids, batch.distances, batch.versions, metadata, rows, groups, strict=False)
     return [
         bodies.Hit(
             id=name, distance=distance, score=score_of(distance, batch.metric), version=version, metadata=told,
-            vector=vector,
+            vector=vector, group=group,
         )
-        for name, distance, version, told, vector in columns
+        for name, distance, version, told, vector, group in columns
     ]  # fmt: skip
 
 

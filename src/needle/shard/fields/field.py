@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from needle.shard.documents.metadata_rows import Rows, decode_rows
-from needle.shard.fields.field_index import RUN_BYTES, FieldState, Path, run_of
+from needle.shard.fields.field_index import RUN_BYTES, FieldState, Path
 from needle.shard.fields.filter_match import Key
+from needle.shard.fields.run_making import run_of
 
 EMPTY_BYTES: Final = 2000
 """A field without any value takes about that much."""

@@ -16,10 +16,19 @@ import numpy as np
 from pyroaring import BitMap
 
 from needle.base.errors import Internal
-from needle.base.filters.nodes import lookup
 from needle.base.filters.operators import OPERATORS, kind
-from needle.base.instants import Instant, instant_key
-from needle.shard.fields.value_columns import Bounds, Column, Floats, Integers, LargeIntegers, Match, Texts, Times
+from needle.base.instants import Instant
+from needle.shard.fields.value_columns import (
+    Bounds,
+    Column,
+    Floats,
+    Integers,
+    LargeIntegers,
+    Match,
+    Texts,
+    Times,
+    bitmap,
+)
 
 Path = tuple[str, ...]
 
@@ -46,6 +55,7 @@ class Run:
         self.marks = tuple(marks)
         self.odd = odd
         self.columns = columns
+        self._several: BitMap | None = None
         sets = sum(_set_bytes(found) for found in (*marks, odd))
         self.nbytes = RUN_BYTES + sets + sum(column.nbytes for column in columns.values())
 
@@ -53,6 +63,15 @@ class Run:
     def size(self) -> int:
         """What merging it costs: postings and rows."""
         return max(self.rows, *(len(column.ordinals) for column in self.columns.values()), 1)
+
+    def several(self) -> BitMap:
+        """The ordinals that may have more than one value."""
+        if self._several is None:
+            marks = [np.array(self.marks[mark].to_array(), np.uint32) for mark in (TRUE, FALSE)]
+            owners = np.concatenate([*marks, *(column.ordinals for column in self.columns.values())])
+            owners.sort()
+            self._several = bitmap(owners[1:][owners[1:] == owners[:-1]], ascending=True) | self.odd
+        return self._several
 
 
 PRESENT, NULL, TRUE, FALSE = range(4)
@@ -132,111 +151,6 @@ class FieldState(NamedTuple):
                 sure.append(found.sure)
                 maybe.append(found.maybe)
         return Match(BitMap.union(BitMap(), *sure), BitMap.union(BitMap(), *maybe))
-
-
-# --- from documents --------------------------------------------------------------------------------------------------
-class _Collector:
-    """Values of one run, as they come."""
-
-    def __init__(self) -> None:
-        self.marks: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
-        self.odd: list[int] = []
-        self.keys: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        self.owners: dict[str, list[int]] = {name: [] for name in COLUMNS}
-
-    def put(self, column: str, key: Any, ordinal: int) -> None:
-        self.keys[column].append(key)
-        self.owners[column].append(ordinal)
-
-    def value(self, value: Any, ordinal: int) -> None:
-        """A scalar that the field stands for."""
-        if value is None:
-            self.marks[NULL].append(ordinal)
-        elif isinstance(value, bool):
-            self.marks[TRUE if value else FALSE].append(ordinal)
-        elif isinstance(value, str):
-            self.text(value, ordinal)
-        else:
-            self.number(value, ordinal)
-
-    def text(self, value: str, ordinal: int) -> None:
-        data = value.encode()
-        if b"\0" in data:
-            self.odd.append(ordinal)
-        else:
-            self.put("texts", Texts.key(data), ordinal)
-
-    def number(self, value: int | float, ordinal: int) -> None:
-        whole = int(value)
-        if whole != value:
-            self.put("floats", value, ordinal)
-        elif Integers.low <= whole < Integers.high:
-            self.put("integers", whole, ordinal)
-        elif LargeIntegers.low <= whole < LargeIntegers.high:
-            self.put("large", whole, ordinal)
-        elif isinstance(value, float):
-            self.put("floats", value, ordinal)
-        else:
-            self.odd.append(ordinal)
-
-    def instant(self, value: Any, ordinal: int) -> None:
-        """The same for an index of instants: texts that are none are not in it."""
-        at = instant_key(value) if isinstance(value, str) else None
-        if at is None:
-            return
-        micros, exact = Times.key(at)
-        if exact:
-            self.put("times", micros, ordinal)
-        else:
-            self.odd.append(ordinal)
-
-
-def run_of(
-    path: Path, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any], *, instants: bool
-) -> Run:
-    """The field in decoded documents, whose ordinals ascend in [first, end). instants: of the texts that are RFC 3339
-    date-times, as such; nothing else."""
-    if not instants and len(path) == 1 and (alike := _alike(path[0], first, end, ordinals, documents)) is not None:
-        return alike
-    to = _Collector()
-    take = to.instant if instants else to.value
-    for ordinal, document in zip(ordinals, documents, strict=True):
-        present, found = lookup(document, path)
-        if present:
-            to.marks[PRESENT].append(ordinal)
-            for value in found:
-                take(value, ordinal)
-    columns = {name: kind_.made(to.keys[name], to.owners[name]) for name, kind_ in COLUMNS.items() if to.keys[name]}
-    return Run(first, end, len(ordinals), [BitMap(mark) for mark in to.marks], BitMap(to.odd), columns)
-
-
-def _alike(key: str, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any]) -> Run | None:
-    """The same where each document has a value of one simple type: in a third of the time. None: not so here."""
-    if set(map(type, documents)) != {dict}:
-        return None
-    values = [document.get(key) for document in documents]
-    types = set(map(type, values))
-    if types == {str}:
-        texts = [value.encode() for value in values]
-        if any(b"\0" in text for text in texts):
-            return None
-        columns = {"texts": Texts.made([Texts.key(text) for text in texts], ordinals)}
-    elif types == {int}:
-        if min(values) < Integers.low or max(values) >= Integers.high:
-            return None
-        columns = {"integers": Integers.made(values, ordinals)}
-    elif types == {float}:
-        numbers, owners = np.array(values), np.array(ordinals, np.uint32)
-        whole = (np.floor(numbers) == numbers) & (np.abs(numbers) < Integers.high)
-        if np.any(np.abs(numbers[~whole]) >= Integers.high):
-            return None
-        parts = {"floats": Floats.made(numbers[~whole], owners[~whole])} if not whole.all() else {}
-        ints = {"integers": Integers.made(numbers[whole].astype(np.int64), owners[whole])} if whole.any() else {}
-        columns = {**parts, **ints}
-    else:
-        return None
-    marks = [BitMap(ordinals), BitMap(), BitMap(), BitMap()]
-    return Run(first, end, len(ordinals), marks, BitMap(), columns)
 
 
 # --- operators -------------------------------------------------------------------------------------------------------

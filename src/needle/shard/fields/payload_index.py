@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Final
@@ -28,23 +27,22 @@ from needle.base.errors import StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import FieldIndex
-from needle.shard.documents.metadata_rows import Rows, Stored, decode_rows
+from needle.shard.documents.metadata_rows import Stored, decode_rows
 from needle.shard.documents.tail import TAIL_BYTES, Tail
 from needle.shard.fields.builders import BeingIndexed, Builders
 from needle.shard.fields.field import EMPTY_BYTES, Field, needed, refused
 from needle.shard.fields.field_files import FieldFiles, Place, place_of
-from needle.shard.fields.field_index import FieldState, Path, merged, run_of
+from needle.shard.fields.field_index import FieldState, Path, merged
 from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_of, placed
 from needle.shard.fields.index_budget import IndexBudget
+from needle.shard.fields.reader import Reader
+from needle.shard.fields.run_making import run_of
 
 log = logging.getLogger("needle.shard")
 
 FIELDS_MAX: Final = 256
 """Indexed fields of a collection; the one that was not asked for longest makes place, first of those that no document
 has."""
-PIECE_ROWS_MAX: Final = 2048
-PIECE_BYTES: Final = 512 << 10
-"""One piece of work reads about so much."""
 MERGE_MAX: Final = 1 << 15
 """Larger runs are merged in the background."""
 READ_SHARE: Final = 8
@@ -69,7 +67,7 @@ class PayloadIndex:
         self._fields: dict[Key, Field] = {}
         self._tail = Tail()
         self._end = self._live = 0
-        self._piece_rows = 256
+        self._reader = Reader(stored, self._tail)
         self._closed = False
         self._lock = threading.Lock()
         """Of the fields' table."""
@@ -235,7 +233,7 @@ class PayloadIndex:
     def room(self, path: Path, end: int, live: int) -> tuple[int, int]:
         """Bytes that an index of this field of `live` documents would take, judged by the last of them, and those that
         there are beside other declared ones. Blocking."""
-        rows = self._stored.between(max(0, end - min(SAMPLE_ROWS, self._piece_rows)), end)
+        rows = self._stored.between(max(0, end - min(SAMPLE_ROWS, self._reader.rows)), end)
         with self._lock:
             own = [one for key, one in self._fields.items() if key[0] == path]
         return needed(path, rows, end, live), self._budget.room(own)
@@ -249,42 +247,20 @@ class PayloadIndex:
     def _decided(self, node: Node, maybe: BitMap, go_on: Callable[[], None]) -> BitMap:
         """Those of `maybe` that match, by the documents themselves."""
         keys = frozenset(compare.path[0] for compare in compares(node))
-        found = BitMap()
-        ordinals, at, start = maybe.to_array(), 0, self._tail.start()
-        while at < len(ordinals):
-            part = list(ordinals[at : at + self._piece_rows])
-            if part[0] < start <= part[-1]:
-                part = part[: bisect_left(part, start)]
-            at += len(part)
-            first, last = part[0], part[-1]
-            rows = self._tail.between(first, last + 1)
-            if rows is None:
-                dense = last - first < READ_SHARE // 2 * len(part)
-                rows = self._stored.between(first, last + 1) if dense else self._stored.some(part)
-            documents = decode_rows(rows, keys)
-            for n, (ordinal, one) in enumerate(zip(rows.ordinals, documents, strict=True)):
-                if not n % 64:  # a filter may have a thousand conditions
-                    go_on()
-                if ordinal in maybe and evaluate(node, one, ordinal):
-                    found.add(ordinal)
-            self._fit_pieces(rows)
-        return found
+        return BitMap([at for at, one in self._reader.some(maybe, keys, go_on) if evaluate(node, one, at)])
+
+    def state(self, path: Path) -> FieldState:
+        """What is known now of a field's values; nothing, if it has no index."""
+        with self._lock:
+            held = self._fields.get((path, False))
+        return FieldState() if held is None else held.state
+
+    def several(self, path: Path, end: int) -> BitMap:
+        """The ordinals below `end` that may have more than one value: all that the field's index does not know."""
+        state = self.state(path)
+        return BitMap.union(BitMap(range(state.end, max(end, state.end))), *(run.several() for run in state.runs))
 
     # --- making indexes ----------------------------------------------------------------------------------------------
-    def _fetch(self, first: int, end: int) -> tuple[Rows, int]:
-        """The next documents from `first` on, and up to where they are all."""
-        upto = min(end, first + self._piece_rows)
-        rows = self._tail.between(first, upto)
-        if rows is None:
-            rows = self._stored.between(first, upto)
-            self._fit_pieces(rows)
-        return rows, upto
-
-    def _fit_pieces(self, rows: Rows) -> None:
-        """Read as many at a time as take about PIECE_BYTES."""
-        fitting = PIECE_BYTES * max(1, len(rows.ordinals)) // max(1, len(rows.json))
-        self._piece_rows = max(16, min(PIECE_ROWS_MAX, 2 * self._piece_rows, fitting))
-
     def _advance(self, fields: Sequence[Field], end: int) -> bool:
         """Take the next piece of documents below `end` into those that lack it; False if none lacks anything."""
         with self._building:
@@ -297,7 +273,9 @@ class PayloadIndex:
             states = {one: one.state for one in lacking}
             first = min(state.end for state in states.values())
             behind = [one for one in lacking if states[one].end == first]
-            rows, upto = self._fetch(first, min([end, *(states[one].end for one in lacking if one not in behind)]))
+            rows, upto = self._reader.next(
+                first, min([end, *(states[one].end for one in lacking if one not in behind)])
+            )
             documents = decode_rows(rows, frozenset(one.key[0][0] for one in behind))
             for one in behind:
                 run = run_of(one.key[0], first, upto, rows.ordinals, documents, instants=one.key[1])
@@ -392,7 +370,7 @@ class PayloadIndex:
                 field.tried = min(state.rows, fresh.rows)
                 self._hold(field, fresh if smaller else state, None)
                 return True
-            rows, upto = self._fetch(fresh.end, state.end)
+            rows, upto = self._reader.next(fresh.end, state.end)
             documents = decode_rows(rows, frozenset((field.key[0][0],)))
             run = run_of(field.key[0], fresh.end, upto, rows.ordinals, documents, instants=field.key[1])
             self._hold(field, state, fresh.with_run(run, MERGE_MAX))

@@ -1,0 +1,77 @@
+"""A search by groups over all shards: the k groups with the nearest documents, and of each its nearest of all shards.
+
+Invariant: an answer is made of one look at each shard. Where that does not prove that it is right, because a shard did
+not say what it has of a group, all are asked again, for that group by name. So once, and once more if a group has
+documents in several shards; more often only while documents change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from needle.base.errors import ClusterTooOld
+from needle.base.filters.values import Mark, Value, marked, rank
+from needle.base.model import HitBatch, SearchRequest
+from needle.base.parts import Payload
+from needle.client.router.merge import Merged, chosen, of_shard
+from needle.protocol import calls
+
+Row = tuple[float, str, int, int]
+"""Of a hit: its distance and id, by which hits are ordered; which batch, and its place in that."""
+
+
+def merged_groups(answers: dict[int, Payload], request: SearchRequest) -> Merged:
+    """Raises ClusterTooOld for the answer of a node that knows no groups."""
+    by_shard = {shard: of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.items()}
+    for shard, batch in by_shard.items():
+        if len(batch.groups) != len(batch.ids):
+            raise ClusterTooOld(
+                f"group_by is known to nodes of this release, and the one that answered for shard {shard} runs an "
+                "earlier one: upgrade all nodes first"
+            )
+    batches = list(by_shard.values())
+    held = [_rows(which, batch) for which, batch in enumerate(batches)]
+    values = {marked(value): value for batch in batches for value in batch.groups}
+    groups: dict[Mark, list[Row]] = {}
+    for of_batch in held:
+        for mark, rows in of_batch.items():
+            groups.setdefault(mark, []).extend(rows)
+    best = sorted(groups, key=lambda mark: (min(groups[mark])[:2], rank(values[mark])))[: request.k]
+    whole = {mark: sorted(groups[mark])[: request.group_size] for mark in best}
+    asked = {marked(value) for value in _named(request)}
+    lacking = [mark for mark in best if mark not in asked and not _proven(mark, whole[mark], held, request)]
+    shown = [(mark, row) for mark in best[request.offset :] for row in whole[mark]]
+    merged = chosen(batches, [(which, at) for _, (_, _, which, at) in shown])
+    merged = msgspec.structs.replace(merged, groups=[values[mark] for mark, _ in shown])
+    return Merged(by_shard, merged, [values[mark] for mark in best] if lacking else [])
+
+
+def asking(request: SearchRequest, groups: Sequence[Value]) -> SearchRequest:
+    """The same search, and these groups by name."""
+    return msgspec.structs.replace(request, groups=msgspec.json.encode(groups))
+
+
+def _named(request: SearchRequest) -> list[Value]:
+    found: list[Value] = msgspec.json.decode(request.groups) if request.groups else []
+    return found
+
+
+def _rows(which: int, batch: HitBatch) -> dict[Mark, list[Row]]:
+    groups: dict[Mark, list[Row]] = {}
+    for at, (distance, name, value) in enumerate(zip(batch.distances, batch.ids, batch.groups, strict=True)):
+        groups.setdefault(marked(value), []).append((distance, name, which, at))
+    return groups
+
+
+def _proven(mark: Mark, rows: list[Row], held: list[dict[Mark, list[Row]]], request: SearchRequest) -> bool:
+    """Whether no shard can have a document that belongs among these of a group. A shard has told of the k groups with
+    its nearest documents; what it has of another one is no nearer than each of those groups' first."""
+    for groups in held:
+        firsts = sorted(min(own)[:2] for own in groups.values())
+        if len(firsts) < request.k or (mark in groups and min(groups[mark])[:2] <= firsts[request.k - 1]):
+            continue
+        if len(rows) < request.group_size or rows[-1][:2] > firsts[request.k - 1]:
+            return False
+    return True
