@@ -53,7 +53,7 @@ class Client:
     def __init__(
         self, name: str, connect: Callable[[], Database], work: Workload, laziness: float = 1.0, grouping: bool = False
     ) -> None:
-        """connect: makes a new session, which knows no leader yet. laziness: of the pauses. grouping: by groups, too."""
+        """connect: makes a new session, which knows no leader yet. grouping: by groups, too."""
         self.name = name
         self._connect = connect
         self._database = connect()

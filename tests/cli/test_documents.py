@@ -70,6 +70,8 @@ def test_search_in_every_mode(needle, tmp_path: Path, monkeypatch: pytest.Monkey
         ("even", "s4"),
     ]
     assert needle.run(*query, "--group-by", "kind").split()[0] == "kind"
+    unlike = needle.json(*query[:3], "-k", "2", "--diversify", "1", "--exact")
+    assert unlike[0]["id"] == "s3" and unlike[1]["distance"] > 5
     shown = needle.run(*query)
     assert "s3" in shown and '"kind": "odd"' in shown and "3 hits, strong read" in needle.notes
 

@@ -198,6 +198,11 @@ async def test_hits_are_those_of_the_client(world: World) -> None:
     assert [(hit["group"], hit["id"]) for hit in hits] == [(hit.group, hit.id) for hit in in_groups]
     assert sorted(hit.group for hit in in_groups) == [False] * 3 + [True] * 3
     assert "group" not in found["hits"][0]
+    unlike = await world.client.search(query, 5, collection=name, diversify=0.8, pool=50, exact=True)
+    body = {"vector": query, "k": 5, "diversify": 0.8, "pool": 50, "exact": True}
+    hits = (await world.doors[1]("POST", f"{path}/search", body)).json["hits"]
+    assert [hit["id"] for hit in hits] == [hit.id for hit in unlike] and unlike[0].vector is None
+    assert [hit.distance for hit in unlike] != sorted(hit.distance for hit in unlike)
     wrong = await world.doors[1]("POST", f"{path}/search", {**grouped, "group_by": ""})
     assert wrong.status == 400 and wrong.json["field"] == "group_by"
     count = await world.doors[0]("POST", f"{path}/count", {"filter": {"odd": True}})

@@ -150,7 +150,9 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     back, None for all. offset: of the nearest, how many are left out. like: the id of the document whose vector is
     meant, which is no hit of its own. explain: also tell how it was answered. bound: as in calls.GetCall. group_by: the
     field by whose values hits are grouped, "" for none; then k and offset count groups. group_size: hits of each group.
-    groups: a JSON list of values whose groups are wanted beside the k nearest, b"" for none."""
+    groups: a JSON list of values whose groups are wanted beside the k nearest, b"" for none. diversify: for who merges:
+    of the k nearest, `take` hits, `offset` included, that are unlike each other, by this weight; bare: without the
+    vectors, which are there for that only."""
 
     collection: str
     vector: bytes
@@ -171,6 +173,9 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     group_by: str = ""
     group_size: int = 1
     groups: bytes = b""
+    diversify: float | None = None
+    take: int = 0
+    bare: bool = False
 
 
 def score_of(distance: float, metric: Metric) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 import needle
 from needle.base.errors import InvalidArgument, NeedleError
@@ -61,6 +62,9 @@ def search(
         str | None, typer.Option("--group-by", help="A field: the nearest of each of the K nearest values.")
     ] = None,
     group_size: Annotated[int, typer.Option("--group-size", min=1, help="How many of each with --group-by.")] = 1,
+    diversify: Annotated[
+        float | None, typer.Option("--diversify", help="Hits that are unlike each other: 0 not at all, 1 most.")
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every vector instead of using the index.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Also show how each shard found them.")] = False,
     collection: Collection = "default",
@@ -86,6 +90,7 @@ def search(
             collection=collection,
             group_by=group_by,
             group_size=group_size,
+            diversify=diversify,
             exact=exact,
             explain=explain,
             timeout=timeout,
@@ -96,17 +101,21 @@ def search(
     if json:
         print_json({"hits": hits, "explained": hits.explained} if explain else hits)
         return
-    rows = table(*([group_by] if group_by else []), "distance", "id", "metadata")
-    for hit in hits:
-        told = brief(hit.metadata, 200) if hit.metadata is not None else ""
-        rows.add_row(*([brief(hit.group, 80)] if group_by else []), f"{hit.distance:.4f}", visible(hit.id), told)
-    console.print(rows)
+    console.print(_table_of(hits, group_by))
     if explain:
         console.print(explained(hits.explained))
         for one in remarks(hits.explained):
             notes.print(one, markup=False)
     found = "1 hit" if len(hits) == 1 else f"{len(hits)} hits"
     notes.print(f"{found}, {mode} read, {seconds * 1000:.1f} ms", markup=False)
+
+
+def _table_of(hits: needle.Hits, group_by: str | None) -> Table:
+    rows = table(*([group_by] if group_by else []), "distance", "id", "metadata")
+    for hit in hits:
+        told = brief(hit.metadata, 200) if hit.metadata is not None else ""
+        rows.add_row(*([brief(hit.group, 80)] if group_by else []), f"{hit.distance:.4f}", visible(hit.id), told)
+    return rows
 
 
 async def _check_dimensions(client: needle.Client, collection: str) -> None:

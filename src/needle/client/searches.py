@@ -26,6 +26,9 @@ from needle.protocol import calls
 BESIDE_BYTES = 256 * 1024
 """Answers from this size on become values in a thread."""
 
+POOL_MIN, POOL_MAX = 100, 1000
+"""Documents of which hits that are unlike each other are chosen: without a wish four times as many as are wanted."""
+
 _STRONG, _LEASED, _EVENTUAL = Reading(ReadMode.STRONG), Reading(ReadMode.LEASED), ReadMode.EVENTUAL
 T = TypeVar("T")
 
@@ -50,6 +53,8 @@ class SearchMethods(OverDocuments):
         offset: int = 0,
         group_by: str | None = None,
         group_size: int = 1,
+        diversify: float | None = None,
+        pool: int | None = None,
         exact: bool = False,
         ef_search: int = 0,
         explain: bool = False,
@@ -65,11 +70,13 @@ class SearchMethods(OverDocuments):
         of it. max_distance, min_score: leave out hits that are farther, or score less (see Hit). offset: leave out the
         first ones; with k at most 10,000 together. group_by: a field: the k values with the nearest documents, and of
         each the group_size nearest that have it, group by group (Hit.group); k and offset count groups then.
+        diversify: hits that are unlike each other, chosen of the `pool` nearest: 0 is as without it, 1 as different as
+        can be.
         exact: score every vector instead of using the index. ef_search: accuracy of the index, 0 for the collection's
         own. explain: tell in `explained` of the hits how each shard found them. session: an eventual read that sees
         this client's own writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise.
         """
-        narrow = Narrow(fields, max_distance, min_score, offset, like, explain, group_by, group_size)
+        narrow = Narrow(fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool)
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -183,13 +190,15 @@ class SearchMethods(OverDocuments):
         offset: int = 0,
         group_by: str | None = None,
         group_size: int = 1,
+        diversify: float | None = None,
+        pool: int | None = None,
         exact: bool = False,
         ef_search: int = 0,
         explain: bool = False,
         timeout: float = TIMEOUT,
     ) -> PartialHits:
         """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
-        narrow = Narrow(fields, max_distance, min_score, offset, like, explain, group_by, group_size)
+        narrow = Narrow(fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool)
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -239,6 +248,8 @@ class Narrow(NamedTuple):
     explain: Any = False
     group_by: Any = None
     group_size: Any = 1
+    diversify: Any = None
+    pool: Any = None
 
 
 EVERYTHING = Narrow()
@@ -265,7 +276,7 @@ def search_request(
     size = values.check_count(narrow.group_size, "group_size")
     if size > 1 and not group_by:
         raise invalid("group_size", size, "left out without group_by")
-    return SearchRequest(
+    request = SearchRequest(
         collection=values.check_name(collection),
         vector=b"" if like else values.vector_bytes(query, "query"),
         k=values.check_count(k, "k") + offset + bool(like and not group_by),
@@ -282,6 +293,34 @@ def search_request(
         explain=values.check_flag(narrow.explain, "explain"),
         group_by=group_by,
         group_size=size,
+    )
+    return _diversified(request, narrow)
+
+
+def _diversified(request: SearchRequest, narrow: Narrow) -> SearchRequest:
+    """With a pool of candidates in place of the hits that are wanted, if they are to be unlike each other."""
+    weight = _bound(narrow.diversify, "diversify")
+    if weight is None:
+        if narrow.pool is not None:
+            raise invalid("pool", narrow.pool, "left out without diversify")
+        return request
+    if request.group_by:
+        raise invalid("diversify", weight, "left out with group_by")
+    if not 0 <= weight <= 1:
+        raise invalid("diversify", weight, "a number from 0, as without it, to 1, as different as can be")
+    take = request.k - bool(request.like)
+    if take > POOL_MAX:
+        raise invalid("k", take, f"with diversify and with offset at most {POOL_MAX}")
+    pool = min(POOL_MAX, max(POOL_MIN, 4 * take)) if narrow.pool is None else values.check_count(narrow.pool, "pool")
+    if not take <= pool <= POOL_MAX:
+        raise invalid("pool", pool, f"at least k and offset together ({take}), at most {POOL_MAX}")
+    return msgspec.structs.replace(
+        request,
+        k=pool + bool(request.like),
+        take=take,
+        diversify=weight,
+        with_vectors=True,
+        bare=not request.with_vectors,
     )
 
 

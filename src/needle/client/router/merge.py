@@ -10,12 +10,14 @@ from itertools import repeat
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from needle.base.errors import ClusterTooOld, ProtocolError
 from needle.base.filters.ordering import START
 from needle.base.filters.values import Value
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
+from needle.client.router.variety import varied
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, ScanAnswer, ScanPin, SearchManyAnswer, expiries
 
@@ -50,13 +52,18 @@ def chosen(batches: Sequence[HitBatch], rows: Sequence[tuple[int, int]]) -> HitB
 
 def narrowed(batch: HitBatch, request: SearchRequest) -> HitBatch:
     """Without what the request leaves out of the hits of all shards: what is too far, the document that it is like,
-    and the first ones."""
+    what is too much like others, and the first ones."""
     count = near_enough(batch.distances, batch.metric, request)
-    if count == len(batch.ids) and not request.like and not request.offset:
+    if count == len(batch.ids) and not request.like and not request.offset and request.diversify is None:
         return batch
     left = [at for at in range(count) if not request.like or batch.ids[at] != request.like]
-    rows = left[request.offset : request.k - bool(request.like)]
-    return chosen([batch], [(0, at) for at in rows])
+    left = left[: request.k - bool(request.like)]
+    if request.diversify is not None and left:
+        vectors = np.frombuffer(batch.vectors, "<f4").reshape(len(batch.ids), -1)[left]
+        far = [batch.distances[at] for at in left]
+        left = [left[at] for at in varied(vectors, far, batch.metric, request.diversify, request.take)]
+    found = chosen([batch], [(0, at) for at in left[request.offset :]])
+    return msgspec.structs.replace(found, vectors=b"") if request.bare else found
 
 
 def merge_documents(batches: Sequence[DocumentBatch], asked: Sequence[str]) -> DocumentBatch:

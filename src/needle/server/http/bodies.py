@@ -277,7 +277,9 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
 class Search(SearchOptions, frozen=True, kw_only=True):
     """like: instead of a vector, the id of a document. partial: after `timeout` seconds answer without the shards that
     cannot; `missing` names them. group_by: the path of a field: of each of the k values with the nearest documents the
-    `group_size` nearest; k and offset count groups then, and with group_size multiplied they are at most 10,000."""
+    `group_size` nearest; k and offset count groups then, and with group_size multiplied they are at most 10,000.
+    diversify: from 0, as without it, to 1: hits that are unlike each other, chosen of the `pool` nearest (at least k
+    and offset together, at most 1000)."""
 
     vector: Vector | None = None
     vector_type: VectorType = "float32"
@@ -285,6 +287,8 @@ class Search(SearchOptions, frozen=True, kw_only=True):
     partial: bool = False
     group_by: str | None = None
     group_size: Positive = 1
+    diversify: float | None = None
+    pool: Positive | None = None
 
 
 class SearchMany(SearchOptions, frozen=True, kw_only=True):
