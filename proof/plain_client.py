@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from needle.base.errors import InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import NeedleError, Unavailable
 from needle.base.filters.ordering import ScanOrder
 from needle.base.ids import GroupId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
@@ -31,6 +31,8 @@ from needle.protocol.calls import (
     CountAnswer,
     CountCall,
     DocumentBatch,
+    FacetAnswer,
+    FacetCall,
     Freshness,
     GetCall,
     ScanAnswer,
@@ -53,10 +55,10 @@ from needle.protocol.commands import (
 )
 from needle.routing.topology import CollectionInfo
 from proof.plain_nodes import AnyNode, PlainGroup
+from proof.without_catalog import UNKNOWN, WithoutCatalog
 
 BATCH_DOCUMENTS_MAX = 10_000
 BATCHES_IN_FLIGHT = 4
-_UNKNOWN = InvalidArgument("this client does not know the catalog")
 
 
 class PlainClient(BatchMethods):
@@ -86,7 +88,7 @@ class PlainClient(BatchMethods):
         return self._group.last_index
 
 
-class PlainCalls:
+class PlainCalls(WithoutCatalog):
     """`DocumentCalls`, of whichever node answers."""
 
     blocking = None
@@ -294,6 +296,27 @@ class PlainCalls:
         )
         return calls.decode(answer, CountAnswer).count
 
+    async def facet(
+        self,
+        collection: str,
+        field: str,
+        filter_json: bytes,
+        limit: int,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> FacetAnswer:
+        """As `DocumentCalls.facet`."""
+        answer = await self._read(
+            calls.FACET,
+            lambda group, fresh: FacetCall(group, collection, field, filter_json, limit, fresh),
+            self._fresh(mode, max_staleness, session),
+            timeout,
+        )
+        return calls.decode(answer, FacetAnswer)
+
     async def scan(
         self,
         collection: str,
@@ -343,32 +366,12 @@ class PlainCalls:
     ) -> WriteResult:
         """As `DocumentCalls.create_collection`, without fields."""
         if fields:
-            raise _UNKNOWN
+            raise UNKNOWN
         return await self._group.write(lambda session: CreateCollection(spec, if_absent, session), timeout)
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
         """As `DocumentCalls.drop_collection`."""
         return await self._group.write(lambda session: DropCollection(name, session), timeout)
-
-    async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
-        """Only who knows the catalog can."""
-        raise _UNKNOWN
-
-    async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
-        """Only who knows the catalog can."""
-        raise _UNKNOWN
-
-    async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
-        """Only who knows the catalog can."""
-        raise _UNKNOWN
-
-    async def remove_alias(self, alias: str, timeout: float) -> WriteResult:
-        """Only who knows the catalog can."""
-        raise _UNKNOWN
-
-    async def described(self, mode: ReadMode, timeout: float) -> tuple[list[CollectionInfo], dict[str, str]]:
-        """Only who knows the catalog can."""
-        raise _UNKNOWN
 
     async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
         """As `DocumentCalls.collections`."""

@@ -30,7 +30,7 @@ _PUBLIC = {
     "needle.base.model": (
         "CollectionSize CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult"
     ),
-    "needle.client": "ApiKey Client CollectionDescription Hits NewApiKey PartialHits ScanPage SyncClient",
+    "needle.client": "ApiKey Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncClient",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",
     "needle.embedded": "open open_sync",

@@ -72,6 +72,7 @@ from needle.base.model import WriteResult as WriteResult
 from needle.client import ApiKey as ApiKey
 from needle.client import Client as Client
 from needle.client import CollectionDescription as CollectionDescription
+from needle.client import Facet as Facet
 from needle.client import Hits as Hits
 from needle.client import NewApiKey as NewApiKey
 from needle.client import PartialHits as PartialHits

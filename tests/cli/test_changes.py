@@ -48,6 +48,8 @@ def test_patch_count_delete(needle, tmp_path: Path) -> None:
     assert needle.run("count", "--where", '{"late": true}') == "0\n"
     needle.run("patch", "--where", where, "--set", "late=true")
     assert needle.json("count", "--where", '{"late": true}', "--mode", "leased") == {"count": 6}
+    assert needle.json("facet", "late", "--where", '{"n": {"$gte": 0}}')["values"] == [{"value": True, "count": 6}]
+    assert "true" in needle.run("facet", "late") and "1 value in 12 documents, 6 without one" in needle.notes
     assert needle.json("delete", "--where", where, "--dry-run") == {"matching": 6}
     needle.run("delete", "--where", where, "--yes")
     assert "6 documents deleted" in needle.notes and needle.run("count") == "6\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,9 +15,10 @@ from cluster.fake_shards import FakeShards, ask, vector, virtually
 from needle.base.errors import ClusterTooOld, Unavailable
 from needle.base.model import HitBatch, ReadMode, SearchRequest
 from needle.client.router import searching
-from needle.client.router.merge import merged_hits
+from needle.client.router.merge import merged_facets, merged_hits
 from needle.client.router.router import Router
 from needle.protocol import calls
+from needle.protocol.calls import told_counts
 
 STRONG = ReadMode.STRONG
 
@@ -105,6 +108,26 @@ def test_a_node_that_knows_no_groups_is_named_not_believed() -> None:
     with pytest.raises(ClusterTooOld, match="shard 3"):
         searching.merged_groups({3: calls.encode(old)}, by_groups(1, 1))
     assert searching.merged_groups({3: calls.encode(HitBatch([], [], [], [], b"", 1))}, by_groups(1, 1)).lacking == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "1", 1, 2, True, False, 0.5]), max_size=9), max_size=4),
+    st.integers(1, 9),
+)
+def test_counts_of_all_shards_are_summed_and_the_most_frequent_told_first(shards: list[list[Any]], limit: int) -> None:
+    answers, whole = {}, Counter[tuple[bool, Any]]()
+    for shard, documents in enumerate(shards):
+        own = Counter((isinstance(value, bool), value) for value in documents)
+        whole += own
+        told = told_counts([value for _, value in own], [*own.values()], 0, len(documents) + shard, shard, 7 + shard)
+        answers[shard] = calls.encode(told)
+    seen, merged = merged_facets(answers, limit)
+    assert seen == {shard: 7 + shard for shard in answers}
+    assert (merged.distinct, merged.documents - merged.without) == (len(whole), whole.total())
+    order = sorted(whole, key=lambda mark: (-whole[mark], mark[0], isinstance(mark[1], str), mark[1]))[:limit]
+    assert [(isinstance(value, bool), value) for value in merged.values] == order
+    assert merged.counts == [whole[mark] for mark in order]
 
 
 def test_a_partial_answer_has_the_groups_of_the_shards_that_are_there() -> None:

@@ -207,6 +207,14 @@ async def test_hits_are_those_of_the_client(world: World) -> None:
     assert wrong.status == 400 and wrong.json["field"] == "group_by"
     count = await world.doors[0]("POST", f"{path}/count", {"filter": {"odd": True}})
     assert count.json == {"count": 150}
+    asked = {"field": "odd", "filter": {"n": {"$lt": 21}}, "limit": 1}
+    by_value = (await world.doors[0]("POST", f"{path}/facet", asked)).json
+    assert by_value == {"values": [{"value": False, "count": 11}], "distinct": 2, "documents": 21, "without": 0}
+    same = await world.client.facet("odd", {"n": {"$lt": 21}}, limit=1, collection=name)
+    assert msgspec.to_builtins(same) == by_value
+    for wrong, field in (({"field": ""}, "field"), ({"field": "n", "limit": 0}, "limit"), ({"field": "$n"}, "field")):
+        told = await world.doors[1]("POST", f"{path}/facet", wrong)
+        assert told.status == 400 and field in told.json["field"]
 
 
 async def test_vectors_travel_as_numbers_and_as_bytes(world: World) -> None:

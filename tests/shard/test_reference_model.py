@@ -341,6 +341,15 @@ class Both:
         self.check_groups(filter_json, wanted, query)
         compared += 4 * len(held)
 
+    def check_counts(self, filter_json: bytes, wanted: list[str], path: str) -> None:
+        """How many documents have each value."""
+        asked = (tuple(path.split(".")), filter_json, b"")
+        told, _ = self.replica.reads.value_counts("c", asked, None, lambda: None, None)
+        found = [values_of(self.model.held[id_][1], path) for id_ in wanted]
+        expected = {value: sum(value in one for one in found) for one in found for value in one}
+        assert dict(zip(map(exact, told.values), told.counts, strict=True)) == expected
+        assert (told.documents, told.without) == (len(wanted), sum(not one for one in found))
+
     def check_groups(self, filter_json: bytes, wanted: list[str], query: list[float]) -> None:
         """The k values with the nearest documents, and of each the nearest."""
         held, path, like = self.model.held, self.rng.choice(PATHS), self.rng.choice(["", "", "d03"])
@@ -356,6 +365,7 @@ class Both:
                 group_by=path, group_size=size,
             )
         )  # fmt: skip
+        self.check_counts(filter_json, wanted, path)
         told: dict[str, list[str]] = {}
         for value, id_ in zip(found.groups, found.ids, strict=True):
             told.setdefault(exact(value), []).append(id_)

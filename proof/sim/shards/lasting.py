@@ -204,6 +204,12 @@ class Lasting:
         found = await self._asked(self._client.count(STABLE, collection=held.name, timeout=CALL_TIMEOUT))
         if found is not None and not len(held.sure) <= found <= len(held.sure | held.possible):
             self._break("counts", f"{held.name}: {found} of {len(held.sure)}, or {len(held.possible)} more")
+        told = await self._asked(self._client.facet("of", STABLE, collection=held.name, timeout=CALL_TIMEOUT))
+        if told is not None:
+            counts = [(one.value, one.count) for one in told.values]
+            fits = len(held.sure) <= told.documents <= len(held.sure | held.possible)
+            if counts != [(held.name, told.documents)] or told.without or not fits:
+                self._break("counts", f"{held.name}: {counts} of {told.documents}, {told.without} without, by value")
 
     async def _declare(self, held: Held) -> None:
         """Have an index of a field kept, or not any more; nobody else does. What the catalog says is looked at then."""

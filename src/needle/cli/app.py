@@ -173,6 +173,7 @@ _add(app, "get", document_commands.get, "needle get json.dumps shlex.split --jso
 _add(app, "patch", change_commands.patch, "needle patch doc-1 --set year=2024 --append tags=new")
 _add(app, "delete", change_commands.delete, 'needle delete --where \'{"lang": "en"}\'')
 _add(app, "count", change_commands.count, 'needle count --where \'{"lang": "en"}\'')
+_add(app, "facet", change_commands.facet, "needle facet lang --limit 20")
 _add(app, "scan", export_commands.scan, "needle scan --limit 100 --fields title,author.name")
 _add(app, "export", export_commands.export, "needle export documents.jsonl")
 _add(backup_app, "create", backup_commands.create, "needle backup create /backups/shop --rate 20")

@@ -19,10 +19,13 @@ from needle.cli.common import (
     Collection,
     Json,
     Timeout,
+    brief,
+    console,
     filter_option,
     notes,
     print_json,
     run,
+    table,
 )
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of documents.")]
@@ -154,6 +157,36 @@ def count(
 
     found = run(cluster, work)
     print_json({"count": found} if json else found)
+
+
+def facet(
+    field: Annotated[str, typer.Argument(metavar="FIELD", help="A field of metadata, such as lang or author.name.")],
+    where: Annotated[
+        str | None, typer.Option("--where", help='Count only documents that match: \'{"lang": "en"}\'.')
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many values, the most frequent first.")] = 10,
+    mode: Annotated[ReadMode, typer.Option("--mode", help="What the read promises.")] = ReadMode.STRONG,
+    collection: Collection = "default",
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 30.0,
+    json: Json = False,
+) -> None:
+    """Show how many documents have each value of a field."""
+    condition = filter_option("--where", where)
+
+    async def work(client: needle.Client) -> needle.Facet:
+        return await client.facet(field, condition, limit=limit, mode=mode, collection=collection, timeout=timeout)
+
+    found = run(cluster, work)
+    if json:
+        print_json(found)
+        return
+    rows = table("documents", field)
+    for one in found.values:
+        rows.add_row(str(one.count), brief(one.value, 200))
+    console.print(rows)
+    values = "1 value" if found.distinct == 1 else f"{found.distinct} values"
+    notes.print(f"{values} in {_documents(found.documents)}, {found.without} without one", markup=False)
 
 
 @contextmanager

@@ -2,9 +2,19 @@
 
 from needle.client.changes import ScanPage
 from needle.client.client import Client
-from needle.client.document_calls import Hits, PartialHits
+from needle.client.document_calls import Facet, Hits, PartialHits
 from needle.client.keys import ApiKey, NewApiKey
 from needle.client.naming import CollectionDescription
 from needle.client.sync import SyncClient
 
-__all__ = ["ApiKey", "Client", "CollectionDescription", "Hits", "NewApiKey", "PartialHits", "ScanPage", "SyncClient"]
+__all__ = [
+    "ApiKey",
+    "Client",
+    "CollectionDescription",
+    "Facet",
+    "Hits",
+    "NewApiKey",
+    "PartialHits",
+    "ScanPage",
+    "SyncClient",
+]

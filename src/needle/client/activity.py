@@ -26,6 +26,7 @@ KINDS: Final = {
     "shard_search_many": "search_many",
     "shard_get": "get",
     "shard_count": "count",
+    "shard_facet": "facet",
     "shard_scan": "scan",
 }
 """Of calls that replicas answer; one that goes to several shards counts in each."""

@@ -18,7 +18,7 @@ from needle.base.filters.ordering import ScanOrder
 from needle.base.model import CollectionSize, CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.where import OnProgress
-from needle.protocol.calls import DocumentBatch, ScanAnswer, ScanPin
+from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, ScanPin
 from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import CollectionInfo
@@ -60,6 +60,29 @@ class PartialHits(msgspec.Struct, frozen=True, kw_only=True):
     def complete(self) -> bool:
         """Whether every shard answered."""
         return not self.missing
+
+
+class ValueCount(msgspec.Struct, frozen=True):
+    """How many documents have a value."""
+
+    value: str | int | float | bool
+    count: int
+
+
+class Facet(msgspec.Struct, frozen=True, kw_only=True):
+    """How many documents have each value of a field. values: those with the most documents first, then by value.
+    distinct: how many values there are in all. documents: that match; without: of these, those that have no value."""
+
+    values: list[ValueCount]
+    distinct: int
+    documents: int
+    without: int
+
+    @staticmethod
+    def of(answer: FacetAnswer) -> Facet:
+        """From what shards answer."""
+        values = [ValueCount(value, count) for value, count in zip(answer.values, answer.counts, strict=True)]
+        return Facet(values=values, distinct=answer.distinct, documents=answer.documents, without=answer.without)
 
 
 class BatchPart(NamedTuple):
@@ -162,6 +185,21 @@ class DocumentCalls(Protocol):
         session: bool = False,
     ) -> int:
         """How many documents match a filter (b"": all)."""
+        ...
+
+    async def facet(
+        self,
+        collection: str,
+        field: str,
+        filter_json: bytes,
+        limit: int,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> FacetAnswer:
+        """How many documents that match a filter (b"": all) have each value of a field; see `calls.FacetCall`."""
         ...
 
     async def scan(

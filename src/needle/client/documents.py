@@ -13,6 +13,7 @@ from typing import Any, overload
 import msgspec
 
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
+from needle.base.filters.builder import field_path
 from needle.base.model import (
     CollectionSpec,
     Document,
@@ -24,7 +25,7 @@ from needle.base.model import (
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
 from needle.client.columns import Columns, as_columns
-from needle.client.document_calls import BatchPart, DocumentCalls
+from needle.client.document_calls import BatchPart, DocumentCalls, Facet
 from needle.client.naming import NamingMethods, find_collection
 from needle.client.searches import SearchMethods, made
 from needle.protocol import calls
@@ -296,6 +297,26 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
         seconds, matches = values.check_timeout(timeout), values.filter_bytes(filter)
         return await (await self._documents()).count(name, matches, wanted, seconds)
+
+    async def facet(
+        self,
+        field: str,
+        filter: FilterLike = None,
+        *,
+        limit: int = 10,
+        collection: str = DEFAULT_COLLECTION,
+        mode: ReadMode | str = ReadMode.STRONG,
+        timeout: float = TIMEOUT,
+    ) -> Facet:
+        """How many documents that match a filter have each value of a field, exactly, all shards together. field: a
+        path; of an array each element counts. limit: of the values with the most documents, how many to tell. Raises
+        InvalidArgument for a field with more than 20,000 values, or 2 MiB of them, in the documents of a shard that
+        match; CollectionNotFound."""
+        wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
+        seconds, matches = values.check_timeout(timeout), values.filter_bytes(filter)
+        path, most = ".".join(field_path(field, "field")), values.check_count(limit, "limit")
+        documents = await self._documents()
+        return Facet.of(await documents.facet(name, path, matches, most, wanted, seconds))
 
     async def counts(
         self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT

@@ -11,7 +11,7 @@ from needle.base.model import CollectionSpec, Document, IndexParams, Metric, Raf
 from needle.client.activity import Activity
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
-from needle.client.document_calls import Hits, PartialHits
+from needle.client.document_calls import Facet, Hits, PartialHits
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import ApiKey, NewApiKey
@@ -429,6 +429,16 @@ class SyncClient:
         mode: ReadMode | str = ...,
         timeout: float = ...,
     ) -> int: ...
+    def facet(
+        self,
+        field: str,
+        filter: FilterLike = ...,
+        *,
+        limit: int = ...,
+        collection: str = ...,
+        mode: ReadMode | str = ...,
+        timeout: float = ...,
+    ) -> Facet: ...
     def counts(
         self,
         *,

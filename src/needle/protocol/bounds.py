@@ -53,6 +53,7 @@ BY_METHOD: Final[dict[str, Put]] = {
     calls.SEARCH_MANY: _in_request,
     calls.GET: _in_call,
     calls.COUNT: _in_call,
+    calls.FACET: _in_call,
     calls.SCAN: _in_call,
     calls.COLLECTIONS: _in_call,
     calls.WRITE: _in_command,

@@ -11,6 +11,7 @@ ignored, missing ones have defaults, which is how releases stay compatible. Know
 | get | GetCall | DocumentBatch |
 | collections | CollectionsCall | CollectionsAnswer |
 | count | CountCall | CountAnswer |
+| facet | FacetCall | FacetAnswer |
 | scan | ScanCall | ScanAnswer |
 | leader | GroupCall | LeaderAnswer |
 | status | StatusCall | RaftStatus |
@@ -22,6 +23,7 @@ ignored, missing ones have defaults, which is how releases stay compatible. Know
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -29,6 +31,7 @@ import msgspec
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import ProtocolError
 from needle.base.filters.ordering import Key, ScanOrder
+from needle.base.filters.values import Value, rank
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSize, CollectionSpec, HitBatch, ReadMode, SearchRequest
 from needle.base.parts import Body, encode_parts
@@ -40,6 +43,7 @@ SEARCH_MANY: Final = "search_many"
 GET: Final = "get"
 COLLECTIONS: Final = "collections"
 COUNT: Final = "count"
+FACET: Final = "facet"
 SCAN: Final = "scan"
 LEADER: Final = "leader"
 STATUS: Final = "status"
@@ -200,6 +204,42 @@ class CountAnswer(msgspec.Struct, frozen=True, array_like=True):
 
     count: int
     applied_index: int
+
+
+class FacetCall(msgspec.Struct, frozen=True, array_like=True):
+    """How many documents that match a filter have each value of a field (a path). filter, epoch, bound: as in
+    CountCall. limit: of the values with the most documents, how many to tell; 0 for all, as shards are asked."""
+
+    group: GroupId
+    collection: str
+    field: str
+    filter: bytes
+    limit: Annotated[int, msgspec.Meta(ge=0)]
+    freshness: Freshness
+    epoch: int = 0
+    bound: bytes = b""
+
+
+class FacetAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """values: those with the most documents first; and how many have each: exactly as of applied_index. distinct: how
+    many values there are. documents: that match; without: of these, those without a value."""
+
+    values: list[Value]
+    counts: list[int]
+    distinct: int
+    documents: int
+    without: int
+    applied_index: int
+
+
+def told_counts(
+    values: Sequence[Value], counts: Sequence[int], limit: int, documents: int, without: int, applied: int
+) -> FacetAnswer:
+    """The answer of these counts of different values: the most frequent first, then by value."""
+    order = sorted(range(len(values)), key=lambda at: (-counts[at], rank(values[at])))
+    shown = order[:limit] if limit else order
+    told, numbers = [values[at] for at in shown], [counts[at] for at in shown]
+    return FacetAnswer(told, numbers, len(values), documents, without, applied)
 
 
 ANY_INDEX: Final = 0

@@ -25,10 +25,12 @@ from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import StoredDocument
 from needle.shard.documents.scans import Seen
 from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
+from needle.shard.fields.counting import Counts, value_counts
+from needle.shard.fields.field_index import Path
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import CollectionView, ReplicaView
 from needle.shard.ordered_scan import Ordered
-from needle.shard.query import allowed_ordinals, both, search_group
+from needle.shard.query import allowed_ordinals, both, search_group, visible_ordinals
 
 SCAN_LOOKS: Final = 10_000
 SCAN_LOOKS_BYTES: Final = 32 << 20
@@ -187,6 +189,30 @@ class Reads:
                 found = view.collection(collection)
                 allowed = allowed_ordinals(found, filter_json, self._limits, builders, go_on, bound)
                 return found.visible if allowed is None else len(allowed), view.at.index
+        except CorruptDocuments as error:
+            self._found_damage(error, os.path.dirname(view.store.path))
+            raise not_served(error) from error
+
+    def value_counts(
+        self,
+        collection: str,
+        wanted: tuple[Path, bytes, bytes],
+        claim: Claim | None,
+        go_on: Callable[[], None],
+        builders: Builders | None,
+    ) -> tuple[Counts, int]:
+        """How many documents have each value of a field, and at which applied index. wanted: the field's path, a filter
+        and a bound. The rest as of Replica.count_matching. Raises InvalidArgument for a field with too many values."""
+        path, filter_json, bound = wanted
+        try:
+            with self._in_flight.enter():
+                view = self._view()
+                check_claim(view.fence, claim, view.at.index)
+                found = view.collection(collection)
+                allowed = allowed_ordinals(found, filter_json, self._limits, builders, go_on, bound)
+                among = visible_ordinals(found) if allowed is None else allowed
+                end = found.record.next_ordinal
+                return value_counts(found.payload, path, end, among, builders, go_on), view.at.index
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             raise not_served(error) from error

@@ -56,10 +56,6 @@ T = TypeVar("T")
 FAILPOINTS: Final = ("apply-before-commit", "apply-after-commit", "checkpoint-before", "checkpoint-after")
 
 
-def _no_failpoint(_: str) -> None:
-    return None
-
-
 class Replica:
     """The state machine of one replica."""
 
@@ -70,7 +66,7 @@ class Replica:
         limits: Limits,
         segments: SegmentConfig,
         disk: ReplicaDisk,
-        failpoint: Callable[[str], None] = _no_failpoint,
+        failpoint: Callable[[str], None] = lambda _: None,
         purge_rows_min: int = PURGE_ROWS,
         index_rows: IndexRows = USUAL_ROWS,
     ) -> None:
@@ -205,6 +201,12 @@ class Replica:
         return self._upkeep.tidy(all_of_it=all_of_it)
 
     # --- reads -------------------------------------------------------------------------------------------------------
+    @property
+    def reads(self) -> Reads:
+        """What answers from views. Raises if nothing may be answered."""
+        self._usable.check()
+        return self._reads
+
     def search(self, request: SearchRequest) -> HitBatch:
         """The nearest documents of one collection, exactly as of `HitBatch.applied_index`. Raises InvalidArgument,
         CollectionNotFound or a StorageError."""

@@ -14,12 +14,20 @@ import numpy as np
 
 from needle.base.errors import ClusterTooOld, ProtocolError
 from needle.base.filters.ordering import START
-from needle.base.filters.values import Value
+from needle.base.filters.values import Mark, Value, marked
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
 from needle.client.router.variety import varied
 from needle.protocol import calls
-from needle.protocol.calls import DocumentBatch, ScanAnswer, ScanPin, SearchManyAnswer, expiries
+from needle.protocol.calls import (
+    DocumentBatch,
+    FacetAnswer,
+    ScanAnswer,
+    ScanPin,
+    SearchManyAnswer,
+    expiries,
+    told_counts,
+)
 
 
 def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
@@ -174,6 +182,22 @@ def merged_pages(answers: dict[int, Payload], limit: int, ordered: bool) -> tupl
             raise ClusterTooOld("a node runs a release that knows no scans in the order of a field: upgrade it first")
     seen = {shard: page.documents.applied_index for shard, page in pages.items()}
     return seen, merge_pages(list(pages.values()), limit)
+
+
+def merged_facets(answers: dict[int, Payload], limit: int) -> tuple[dict[int, int], FacetAnswer]:
+    """The log index at which each shard counted; and the sums of all."""
+    parts = {shard: calls.decode(body, FacetAnswer) for shard, body in answers.items()}
+    values: dict[Mark, Value] = {}
+    sums: dict[Mark, int] = {}
+    for part in parts.values():
+        for value, count in zip(part.values, part.counts, strict=True):
+            mark = marked(value)
+            values.setdefault(mark, value)
+            sums[mark] = sums.get(mark, 0) + count
+    documents, without = (sum(getattr(one, name) for one in parts.values()) for name in ("documents", "without"))
+    seen = {shard: part.applied_index for shard, part in parts.items()}
+    counts = [sums[mark] for mark in values]
+    return seen, told_counts([*values.values()], counts, limit, documents, without, max(seen.values(), default=0))
 
 
 def merged_documents(

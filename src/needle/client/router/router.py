@@ -13,21 +13,28 @@ from typing import Any, Self
 
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, StaleEpoch, in_seconds
 from needle.base.filters.ordering import ScanOrder
-from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.base.model import HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.document_calls import BatchPart, Found
-from needle.client.router import collections, searching
+from needle.client.router import searching
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import spread_by_ids
 from needle.client.router.deletion import Deletion
 from needle.client.router.fan_out import FanOutStats
 from needle.client.router.getting import get_documents
+from needle.client.router.of_collections import OfCollections
 from needle.client.router.routes import BATCH_BYTES_MAX, Routes, Shards
 from needle.client.router.row_inserts import RowInserts, in_callers_words
-from needle.client.router.scanning import count_in_shards, scan_page
-from needle.client.router.sizes import HeldByShards, Only, held_by_shards
+from needle.client.router.scanning import count_in_shards, facet_in_shards, scan_page
 from needle.client.where import OnProgress, WhereWork
-from needle.protocol.calls import DocumentBatch, Freshness, ScanAnswer, ScanCall, ScanPin
+from needle.protocol.calls import (
+    DocumentBatch,
+    FacetAnswer,
+    Freshness,
+    ScanAnswer,
+    ScanCall,
+    ScanPin,
+)
 from needle.protocol.commands import (
     AS_IT_IS,
     Change,
@@ -41,10 +48,9 @@ from needle.protocol.commands import (
     UpdateVectors,
     last_of_each_id,
 )
-from needle.routing.topology import CollectionInfo
 
 
-class Router:
+class Router(OfCollections):
     """Requests in, shards' answers out. Safe to call concurrently on one event loop. What is asked most hands out the
     coroutine of its work instead of awaiting it: each one between costs the caller a part of a microsecond."""
 
@@ -232,6 +238,26 @@ class Router:
             lambda stored, left: count_in_shards(stored, filter_json, left, self._routes, fresh),
         )
 
+    async def facet(
+        self,
+        collection: str,
+        field: str,
+        filter_json: bytes,
+        limit: int,
+        mode: ReadMode,
+        timeout: float,
+        *,
+        max_staleness: float = 0.0,
+        session: bool = False,
+    ) -> FacetAnswer:
+        """How many documents that match a filter (b"": all) have each value of a field; see FacetCall."""
+        fresh = self._routes.fresh(mode, max_staleness, session)
+        return await self._routes.named(
+            collection,
+            timeout,
+            lambda stored, left: facet_in_shards(stored, field, filter_json, limit, left, self._routes, fresh),
+        )
+
     async def scan(
         self,
         collection: str,
@@ -348,51 +374,3 @@ class Router:
             return get_documents(routes, stored, names, with_vectors, fresh, left, fields)
 
         return await routes.named(collection, timeout, run)
-
-    async def counts(self, mode: ReadMode, timeout: float) -> dict[str, dict[int, int]]:
-        """Documents of each collection by shard."""
-        held = await self._held(mode, timeout, False)
-        return {name: {shard: one.documents for shard, one in shards.items()} for name, shards in held.items()}
-
-    async def sizes(self, mode: ReadMode, timeout: float, only: Only = None) -> HeldByShards:
-        """Documents of each collection, or of one, by shard, and how large it is there."""
-        return await self._held(mode, timeout, True, only)
-
-    async def _held(self, mode: ReadMode, timeout: float, sizes: bool, only: Only = None) -> HeldByShards:
-        fresh, topology = self._routes.fresh(mode, 0.0, False), self._routes.shards.topology
-        return await held_by_shards(self._routes.fan_out, topology, fresh, timeout, sizes=sizes, only=only)
-
-    # --- collections -------------------------------------------------------------------------------------------------
-    async def collections(self, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
-        """As `collections.listed`."""
-        return await collections.listed(self._routes.shards, mode, timeout)
-
-    async def create_collection(
-        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
-    ) -> WriteResult:
-        """As `collections.create`."""
-        return await collections.create(self._routes.shards, spec, if_absent, timeout, fields)
-
-    async def drop_collection(self, name: str, timeout: float) -> WriteResult:
-        """As `collections.drop`."""
-        return await collections.drop(self._routes.shards, name, timeout)
-
-    async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
-        """As `collections.alter`."""
-        return await collections.alter(self._routes.shards, name, ef_search, ttl, timeout)
-
-    async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
-        """As `collections.declare_field`."""
-        return await collections.declare_field(self._routes.shards, name, path, declared, timeout)
-
-    async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
-        """As `collections.set_alias`."""
-        return await collections.set_alias(self._routes.shards, alias, collection, timeout)
-
-    async def remove_alias(self, alias: str, timeout: float) -> WriteResult:
-        """As `collections.remove_alias`."""
-        return await collections.remove_alias(self._routes.shards, alias, timeout)
-
-    async def described(self, mode: ReadMode, timeout: float) -> tuple[list[CollectionInfo], dict[str, str]]:
-        """As `collections.described`."""
-        return await collections.described(self._routes.shards, mode, timeout)

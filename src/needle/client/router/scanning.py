@@ -17,11 +17,20 @@ from needle.base.ids import shard_group
 from needle.base.model import ReadMode
 from needle.base.parts import Payload
 from needle.client.router.fan_out import FanOut
-from needle.client.router.merge import merged_pages
+from needle.client.router.merge import merged_facets, merged_pages
 from needle.client.router.pruning import matching_shards
 from needle.client.router.routes import Routes
 from needle.protocol import calls
-from needle.protocol.calls import CountAnswer, CountCall, Freshness, ScanAnswer, ScanCall, ScanPin
+from needle.protocol.calls import (
+    CountAnswer,
+    CountCall,
+    FacetAnswer,
+    FacetCall,
+    Freshness,
+    ScanAnswer,
+    ScanCall,
+    ScanPin,
+)
 from needle.routing.topology import Ownership, collection_id
 
 END_SECONDS = 1.0
@@ -52,6 +61,30 @@ async def count_in_shards(
     for shard, answer in found.items():
         routes.saw(shard, answer.applied_index)
     return sum(answer.count for answer in found.values())
+
+
+async def facet_in_shards(
+    stored: str,
+    field: str,
+    filter_json: bytes,
+    limit: int,
+    timeout: float,
+    routes: Routes,
+    fresh: Callable[[int], Freshness],
+) -> FacetAnswer:
+    """How many documents that match have each value of a field: of each shard all values are asked for. stored: as
+    below."""
+    answers = await routes.fan_out.read(
+        calls.FACET,
+        lambda shard, fresh, epoch: FacetCall(shard_group(shard), stored, field, filter_json, 0, fresh, epoch),
+        lambda owned: matching_shards(owned, filter_json),
+        fresh,
+        timeout,
+    )
+    seen, merged = await routes.beside(answers.size(), merged_facets, answers.by_shard, limit)
+    for shard, index in seen.items():
+        routes.saw(shard, index)
+    return merged
 
 
 async def scan_page(

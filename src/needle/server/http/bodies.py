@@ -341,6 +341,15 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class CountValues(ReadBody, frozen=True, kw_only=True):
+    """field: a path; of an array each element counts. limit: of the values with the most documents, how many to tell.
+    A field may have at most 20,000 values, of 2 MiB, in the documents of a shard that match."""
+
+    field: str
+    filter: Filter = None
+    limit: Positive = 10
+
+
 class Scan(ReadBody, frozen=True, kw_only=True):
     """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids. order_by: a field of metadata in
     whose order documents come, instead of that of their ids. consistent: of a scan that begins: all its pages show each

@@ -9,10 +9,12 @@ from itertools import repeat
 import msgspec
 
 from needle.base.errors import DocumentNotFound, NeedleError, invalid
+from needle.base.filters.builder import field_path
 from needle.base.model import HitBatch, ReadMode, SearchRequest, score_of
 from needle.client import answers, values
 from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
+from needle.client.document_calls import Facet
 from needle.client.scanning import Reading, end_scan, read_batch
 from needle.client.searches import Narrow, search_request
 from needle.client.where import TOLD_BYTES_MAX
@@ -290,6 +292,23 @@ async def count(call: Call) -> bodies.Counted:
         session=reading.session,
     )
     return bodies.Counted(count=found)
+
+
+async def facet(call: Call) -> Facet:
+    body: bodies.CountValues = call.body
+    where, wanted, reading = values.check_name(call.collection), await call.filter(), call.reading()
+    path = ".".join(field_path(body.field, "field"))
+    found = await call.router.facet(
+        where,
+        path,
+        wanted,
+        body.limit,
+        reading.mode,
+        body.timeout,
+        max_staleness=reading.max_staleness,
+        session=reading.session,
+    )
+    return Facet.of(found)
 
 
 async def scan(call: Call) -> bodies.Page:

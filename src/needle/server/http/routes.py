@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from needle.client.document_calls import Facet
 from needle.client.keys import NewApiKey
 from needle.routing.stats import RebalanceStats
 from needle.server.http import aliases, bodies, cluster, cluster_bodies, collections, documents, keys, status
@@ -106,6 +107,10 @@ ROUTES: Final = (
     Route(
         "POST", f"{_IN}/count", documents.count, "How many documents match",
         bodies.Count, bodies.Counted, "reader", {"filter": {"genre": "scifi"}},
+    ),
+    Route(
+        "POST", f"{_IN}/facet", documents.facet, "How many documents have each value of a field",
+        bodies.CountValues, Facet, "reader", {"field": "genre", "filter": {"year": {"$gte": 1970}}},
     ),
     Route(
         "POST", f"{_IN}/scan", documents.scan, "Documents page by page, in the order of their ids",

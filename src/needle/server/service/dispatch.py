@@ -41,6 +41,7 @@ from needle.protocol.calls import (
     AddressBook,
     CollectionsCall,
     CountCall,
+    FacetCall,
     GetCall,
     GroupCall,
     MaintenanceCall,
@@ -89,7 +90,7 @@ from needle.server.upkeep.comparing import DIGEST_AT
 from needle.server.upkeep.field_upkeep import FILTERED_FIELDS
 
 ROUTED = frozenset({
-    calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.SCAN
+    calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.FACET, calls.SCAN
 })  # fmt: skip
 """Calls about documents: they may name the epoch of a shard map."""
 DROPPABLE = frozenset({*ROUTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
@@ -118,6 +119,7 @@ class Service:
             calls.GET: (GetCall, proxy.get),
             calls.COLLECTIONS: (CollectionsCall, proxy.collections),
             calls.COUNT: (CountCall, proxy.count),
+            calls.FACET: (FacetCall, proxy.facet),
             calls.SCAN: (ScanCall, proxy.scan),
             calls.LEADER: (GroupCall, operations.itself),
             calls.STATUS: (StatusCall, operations.status),

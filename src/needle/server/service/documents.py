@@ -64,6 +64,7 @@ class ShardDocuments:
             calls.GET: lambda call: self._shard_read(reads.get, call),
             calls.COLLECTIONS: lambda call: self._shard_read(reads.collections, call),
             calls.COUNT: lambda call: self._shard_read(reads.count, call),
+            calls.FACET: lambda call: self._shard_read(reads.facet, call),
             calls.SCAN: self._scan,
         }
 

@@ -72,6 +72,7 @@ NEEDS: Final[dict[str, Needs]] = {
     calls.SEARCH_MANY: Needs(READER, _request),
     calls.GET: Needs(READER, _named),
     calls.COUNT: Needs(READER, _named),
+    calls.FACET: Needs(READER, _named),
     calls.SCAN: Needs(READER, _named),
     calls.COLLECTIONS: Needs(READER, NONE),
     calls.LEADER: Needs(READER, NONE),

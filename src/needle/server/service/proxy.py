@@ -37,6 +37,8 @@ from needle.protocol.calls import (
     CountAnswer,
     CountCall,
     DocumentBatch,
+    FacetAnswer,
+    FacetCall,
     Freshness,
     GetCall,
     ScanAnswer,
@@ -278,6 +280,14 @@ class Proxy:
         fresh = call.freshness
         timeout = call_timeout(fresh.timeout)
         return CountAnswer(await self._router.count(call.collection, call.filter, self._mode(fresh), timeout), 0)
+
+    async def facet(self, call: FacetCall) -> FacetAnswer:
+        """Of all shards."""
+        fresh = call.freshness
+        timeout = call_timeout(fresh.timeout)
+        return await self._router.facet(
+            call.collection, call.field, call.filter, call.limit, self._mode(fresh), timeout
+        )
 
     async def scan(self, call: ScanCall) -> ScanAnswer:
         """Of all shards."""

@@ -23,6 +23,7 @@ from needle.base.errors import (
     Unavailable,
     invalid,
 )
+from needle.base.filters.builder import field_path
 from needle.base.ids import GroupId
 from needle.base.model import Claim, CollectionSpec, HitBatch, ReadMode, SearchRequest
 from needle.protocol.calls import (
@@ -32,6 +33,8 @@ from needle.protocol.calls import (
     CountAnswer,
     CountCall,
     DocumentBatch,
+    FacetAnswer,
+    FacetCall,
     Freshness,
     GetCall,
     ScanAnswer,
@@ -41,6 +44,7 @@ from needle.protocol.calls import (
     SearchManyCall,
     batch_bytes,
     expiries,
+    told_counts,
 )
 from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
@@ -205,6 +209,18 @@ class Reads:
             return CountAnswer(*found)
 
         answer: CountAnswer = await self._read(call.group, call.freshness, read)
+        return answer
+
+    async def facet(self, call: FacetCall, claim: Claim | None = None) -> FacetAnswer:
+        """Raises what `get` does; InvalidArgument for a field with too many values."""
+        builders, path = self._node.hosted(call.group).builders, field_path(call.field, "field")
+
+        def read(replica: Replica, go_on: Callable[[], None]) -> FacetAnswer:
+            wanted = (path, call.filter, call.bound)
+            found, applied = replica.reads.value_counts(call.collection, wanted, claim, go_on, builders)
+            return told_counts(found.values, found.counts, call.limit, found.documents, found.without, applied)
+
+        answer: FacetAnswer = await self._read(call.group, call.freshness, read)
         return answer
 
     async def scan(self, call: ScanCall, claim: Claim | None = None) -> ScanAnswer:

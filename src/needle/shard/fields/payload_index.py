@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Final
+from typing import Any, Final
 
 from pyroaring import BitMap
 
@@ -254,6 +254,10 @@ class PayloadIndex:
         with self._lock:
             held = self._fields.get((path, False))
         return FieldState() if held is None else held.state
+
+    def documents(self, wanted: BitMap, path: Path, go_on: Callable[[], None]) -> Iterator[tuple[int, Any]]:
+        """The decoded metadata of these ordinals, in order, with at least what is on the path."""
+        return self._reader.some(wanted, frozenset((path[0],)), go_on)
 
     def several(self, path: Path, end: int) -> BitMap:
         """The ordinals below `end` that may have more than one value: all that the field's index does not know."""

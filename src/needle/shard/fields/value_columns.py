@@ -282,6 +282,11 @@ class Texts(Column):
             return text
         return text[:HEAD_BYTES] + MARK + hashlib.blake2b(text, digest_size=16).digest()
 
+    @staticmethod
+    def is_digest(key: bytes) -> bool:
+        """Whether a key stands for a longer text."""
+        return key[HEAD_BYTES : HEAD_BYTES + 1] == MARK
+
     def position(self, key: Any, side: Any) -> int:
         width = self.keys.dtype.itemsize
         if len(key) > width:  # no key is as long: those that it begins with are smaller

@@ -1,0 +1,33 @@
+"""What a client that knows no catalog cannot do."""
+
+from __future__ import annotations
+
+from needle.base.errors import InvalidArgument
+from needle.base.model import ReadMode, WriteResult
+from needle.routing.topology import CollectionInfo
+
+UNKNOWN = InvalidArgument("this client does not know the catalog")
+
+
+class WithoutCatalog:
+    """A part of `DocumentCalls`."""
+
+    async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise UNKNOWN
+
+    async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise UNKNOWN
+
+    async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise UNKNOWN
+
+    async def remove_alias(self, alias: str, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise UNKNOWN
+
+    async def described(self, mode: ReadMode, timeout: float) -> tuple[list[CollectionInfo], dict[str, str]]:
+        """Only who knows the catalog can."""
+        raise UNKNOWN
