@@ -5,6 +5,7 @@ Slow and plain on purpose. Tests compare the product with it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -124,6 +125,39 @@ def _elem_match(found: Found, condition: dict[str, Any]) -> bool:
     return any(isinstance(item, dict) and matches(condition, item) for item in items)
 
 
+def _places(found: Found) -> list[tuple[float, float]]:
+    """(lat, lon) in degrees."""
+    items = [item for v in found[2] for item in (v if isinstance(v, list) else [v])]
+    pairs = [(item.get("lat"), item.get("lon")) for item in items if isinstance(item, dict)]
+    numbers = [pair for pair in pairs if all(isinstance(n, int | float) and not isinstance(n, bool) for n in pair)]
+    return [(float(lat), float(lon)) for lat, lon in numbers if abs(lat) <= 90 and abs(lon) <= 180]
+
+
+def metres(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Along the sphere: the angle between the two directions, which is right for near ones and for far ones."""
+    a, b = (
+        (math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat))
+        for lat, lon in (map(math.radians, place) for place in (one, other))
+    )
+    across = (a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0])
+    return 6_371_008.8 * math.atan2(math.hypot(*across), sum(x * y for x, y in zip(a, b, strict=True)))
+
+
+def _in_circle(found: Found, circle: dict[str, Any]) -> bool:
+    centre = circle["centre"]["lat"], circle["centre"]["lon"]
+    return any(metres(place, centre) <= circle["metres"] + 1e-3 for place in _places(found))
+
+
+def _in_box(found: Found, box: dict[str, Any]) -> bool:
+    def eastward(lon: float) -> Fraction:
+        return (Fraction(lon) - Fraction(box["west"])) % 360
+
+    wide = 360 if (box["west"], box["east"]) == (-180, 180) else eastward(box["east"])
+    return any(
+        box["south"] <= lat <= box["north"] and (abs(lat) == 90 or eastward(lon) <= wide) for lat, lon in _places(found)
+    )
+
+
 EACH: dict[str, Callable[[Found, Any], bool]] = {
     "$eq": _eq,
     "$ne": lambda found, value: not _eq(found, value),
@@ -140,5 +174,7 @@ EACH: dict[str, Callable[[Found, Any], bool]] = {
     "$exists": lambda found, wanted: found[0] == wanted,
     "$size": _size,
     "$elemMatch": _elem_match,
+    "$geo_radius": _in_circle,
+    "$geo_box": _in_box,
     "$ids": lambda found, ids: any(found[3] == one for one in ids),
 }

@@ -31,8 +31,13 @@ texts = st.sampled_from(
 ) | (st.sampled_from([LONG, LONG + "1", LONG + "2", LONG + "2" * 40, LONG[:47], LONG[:50], *NO_INSTANTS]))
 scalars = st.none() | st.booleans() | numbers | texts | st.sampled_from(INSTANTS)
 stored_numbers = st.sampled_from([2**64, 10**30, 10**400, -(2**63) - 1])
+lats = st.sampled_from([-90, -89.5, -1, 0, 0.5, 52.52, 89.5, 90]) | st.integers(-9000, 9000).map(lambda n: n / 100)
+lons = st.sampled_from([-180, -179.5, -1, 0, 13.4, 179.5, 180]) | st.integers(-18000, 18000).map(lambda n: n / 100)
+places = st.fixed_dictionaries({"lat": lats, "lon": lons}) | st.sampled_from(
+    [{"lat": 91, "lon": 0}, {"lat": 0, "lon": 180.5}, {"lat": "0", "lon": 0}, {"lat": True, "lon": 0}, {"lat": 0}]
+)
 trees = st.recursive(
-    scalars | stored_numbers,
+    scalars | stored_numbers | places,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
     max_leaves=6,
 )
@@ -50,6 +55,19 @@ OPERANDS: dict[Operand, st.SearchStrategy[Any]] = {
     Operand.LENGTH: st.integers(0, 3) | st.sampled_from([{"$gte": 1}, {"$gt": 1, "$lt": 4}, {"$lte": 2}, {"$lt": 1}]),
     Operand.ELEMENT: st.deferred(lambda: of_elements),
     Operand.IDS: st.lists(st.sampled_from(IDS), max_size=4),
+    Operand.CIRCLE: st.builds(
+        lambda lat, lon, metres: {"centre": {"lat": lat, "lon": lon}, "metres": metres},
+        lats,
+        lons,
+        st.sampled_from([0, 1_000, 120_000, 1e6, 9e6, 2e7]),
+    ),
+    Operand.BOX: st.builds(
+        lambda one, other, west, east: {"south": min(one, other), "west": west, "north": max(one, other), "east": east},
+        lats,
+        lats,
+        lons,
+        lons,
+    ),
 }
 
 

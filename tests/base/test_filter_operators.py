@@ -32,6 +32,8 @@ WRITTEN = {
     Operand.LENGTH: ("n", "n"),
     Operand.ELEMENT: ("condition", "condition"),
     Operand.IDS: ("ids", "[...]"),
+    Operand.CIRCLE: ("centre, metres", '{"centre": c, "metres": m}'),
+    Operand.BOX: ("south, west, north, east", "box"),
 }
 SAMPLES: dict[Operand, Any] = {
     Operand.VALUE: 1,
@@ -43,6 +45,8 @@ SAMPLES: dict[Operand, Any] = {
     Operand.LENGTH: 1,
     Operand.ELEMENT: {"a": {"$eq": 1}},
     Operand.IDS: ["a"],
+    Operand.CIRCLE: {"centre": {"lat": 52.5, "lon": 13.4}, "metres": 1000},
+    Operand.BOX: {"south": -1, "west": 170, "north": 1, "east": -170},
 }
 
 
@@ -60,7 +64,8 @@ def test_the_page_for_users_has_each_operator_as_the_table_says() -> None:
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=lambda one: one.name)
 def test_each_operator_is_whole(operator: Operator) -> None:
     value = SAMPLES[operator.operand]
-    arguments = value if operator.operand is Operand.PAIR else [value]
+    arguments = list(value.values()) if operator.operand in (Operand.CIRCLE, Operand.BOX) else [value]
+    arguments = value if operator.operand is Operand.PAIR else arguments
     of_id = operator.of is Of.ID
 
     def written(operand: Any) -> dict[str, Any]:

@@ -344,7 +344,7 @@ class Both:
     def check_counts(self, filter_json: bytes, wanted: list[str], path: str) -> None:
         """How many documents have each value."""
         asked = (tuple(path.split(".")), filter_json, b"")
-        told, _ = self.replica.reads.value_counts("c", asked, None, lambda: None, None)
+        told, _ = self.replica.reads().value_counts("c", asked, None, lambda: None, None)
         found = [values_of(self.model.held[id_][1], path) for id_ in wanted]
         expected = {value: sum(value in one for one in found) for one in found for value in one}
         assert dict(zip(map(exact, told.values), told.counts, strict=True)) == expected

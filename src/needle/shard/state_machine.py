@@ -52,7 +52,6 @@ from needle.shard.upkeep import PURGE_ROWS, Upkeep
 from needle.shard.usable import Usable
 
 T = TypeVar("T")
-
 FAILPOINTS: Final = ("apply-before-commit", "apply-after-commit", "checkpoint-before", "checkpoint-after")
 
 
@@ -201,7 +200,6 @@ class Replica:
         return self._upkeep.tidy(all_of_it=all_of_it)
 
     # --- reads -------------------------------------------------------------------------------------------------------
-    @property
     def reads(self) -> Reads:
         """What answers from views. Raises if nothing may be answered."""
         self._usable.check()

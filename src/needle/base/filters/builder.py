@@ -113,6 +113,18 @@ class Filter:
         return _leaf(field, "$elemMatch", condition)
 
     @staticmethod
+    def geo_radius(field: str, centre: Mapping[str, float], metres: float) -> Filter:
+        """The field is a place, or an array that has one, no farther than so many metres from `centre`. Places are
+        {"lat": 52.5, "lon": 13.4}, in degrees."""
+        return _leaf(field, "$geo_radius", {"centre": centre, "metres": metres})
+
+    @staticmethod
+    def geo_box(field: str, south: float, west: float, north: float, east: float) -> Filter:
+        """The field is a place, or an array that has one, between these degrees. West may be greater than east: the box
+        goes over the line of 180 degrees then."""
+        return _leaf(field, "$geo_box", {"south": south, "west": west, "north": north, "east": east})
+
+    @staticmethod
     def ids(ids: Sequence[str]) -> Filter:
         """The document has one of these ids, at most 10,000. They are looked up: nothing else is read for them."""
         return _named(ids)

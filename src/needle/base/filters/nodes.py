@@ -19,6 +19,7 @@ Semantics (docs/filters.md repeats them for users):
 - `$size` and `$elemMatch` are about an array at the end of a path (of any, if an array is on the way), and hold for
   nothing else. `$elemMatch` asks a filter of each element that is an object, as if that were the metadata; or
   comparisons of each element that is neither object nor array.
+- `$geo_radius` and `$geo_box` are about places (base/geo.py) at the end of a path, or in an array there.
 - `$ids` is about the document's id. It stands where a field would, and not inside `$elemMatch`.
 - Everything at one level of a dict is ANDed: fields, operators of a field, `$and`, `$or`, `$not`. {} matches all.
 
@@ -40,7 +41,7 @@ IDS: Final = "$ids"
 class Compare(msgspec.Struct, frozen=True):
     """field <op> value. path: the field's segments; () for the id, and for an element of an array itself. op: a name of
     OPERATORS. value: a scalar or an Instant; a tuple of them for $in, $nin, $all, $between; a Length for $size, an
-    Element for $elemMatch, Names for $ids."""
+    Element for $elemMatch, a Circle for $geo_radius, a Box for $geo_box, Names for $ids."""
 
     field: str
     path: tuple[str, ...]

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 
 from needle.base.errors import invalid
 from needle.base.filters.operators import Length, Names, Operand, Scalar, Values, kind
+from needle.base.geo import METRES_MAX, Box, Circle, Place
 from needle.base.instants import Instant, instant, is_date_time
 from needle.base.plain import refused, scalar
 
@@ -40,6 +42,8 @@ def plain(value: Any) -> Any:
         if value.least == value.most:
             return value.least
         return {"$gte": value.least} if value.most is None else {"$gte": value.least, "$lte": value.most}
+    if isinstance(value, Circle | Box):
+        return msgspec.to_builtins(value)
     return {DATE: value.text} if isinstance(value, Instant) else value
 
 
@@ -133,6 +137,37 @@ def _count(where: str, value: object) -> int:
     return int(count)
 
 
+def _circle(where: str, value: object) -> Circle:
+    form = '{"centre": {"lat": 52.5, "lon": 13.4}, "metres": 1000}'
+    if not isinstance(value, Mapping) or set(value) != {"centre", "metres"}:
+        raise refused(where, value, form)
+    centre = value["centre"]
+    if not isinstance(centre, Mapping) or set(centre) != {"lat", "lon"}:
+        raise refused(f"{where} centre", centre, 'a place, as {"lat": 52.5, "lon": 13.4}')
+    lat, lon = _degrees(f"{where} centre", centre, "lat", 90), _degrees(f"{where} centre", centre, "lon", 180)
+    metres = _scalar(f"{where} metres", value["metres"], ("number",))
+    if not 0 <= metres <= METRES_MAX:
+        raise refused(f"{where} metres", metres, f"a number of 0 to {METRES_MAX:.0f}, half of the way around the earth")
+    return Circle(Place(lat, lon), float(metres))
+
+
+def _box(where: str, value: object) -> Box:
+    if not isinstance(value, Mapping) or set(value) != {"south", "west", "north", "east"}:
+        raise refused(where, value, '{"south": 52.3, "west": 13.0, "north": 52.7, "east": 13.8}, in degrees')
+    south, north = _degrees(where, value, "south", 90), _degrees(where, value, "north", 90)
+    west, east = _degrees(where, value, "west", 180), _degrees(where, value, "east", 180)
+    if south > north:
+        raise invalid(f"{where} south", south, f"no farther north than north, which is {north:g}")
+    return Box(south, west, north, east)
+
+
+def _degrees(where: str, value: Mapping[Any, Any], name: str, most: int) -> float:
+    degrees = _scalar(f"{where} {name}", value[name], ("number",))
+    if not -most <= degrees <= most:
+        raise refused(f"{where} {name}", degrees, f"degrees: a number from -{most} to {most}")
+    return float(degrees)
+
+
 def _ids(where: str, value: object) -> Names:
     ids = Names(_scalar(where, item, ("string",)) for item in _values(where, value))
     if not all(ids):
@@ -149,6 +184,8 @@ PARSERS: Final[dict[Operand, Callable[[str, Any], Any]]] = {
     Operand.PAIR: _pair,
     Operand.LENGTH: _length,
     Operand.IDS: _ids,
+    Operand.CIRCLE: _circle,
+    Operand.BOX: _box,
 }
 """parser(where, value): the operand, or InvalidArgument. What an element has to match is a filter, so builder.py reads
 it."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from needle.base.geo import place_of
 from needle.base.instants import Instant, InstantKey, instant_key
 from needle.base.versions import FIRST
 
@@ -33,6 +34,8 @@ class Operand(enum.Enum):
     LENGTH = "a whole number, or bounds of one"
     ELEMENT = "a filter on an element that is an object, or comparisons with one that is not"
     IDS = "a list of ids"
+    CIRCLE = "a place, and metres"
+    BOX = "two latitudes and two longitudes"
 
 
 class Of(enum.Enum):
@@ -193,6 +196,15 @@ def _element(present: bool, found: Sequence[Any], test: Any) -> bool:
     return any(isinstance(end, list) and any(map(test.matches, end)) for end in found)
 
 
+def _lies_within(present: bool, found: Sequence[Any], shape: Any) -> bool:
+    for end in found:
+        for item in end if isinstance(end, list) else [end]:
+            place = place_of(item)
+            if place is not None and shape.holds(place):
+                return True
+    return False
+
+
 def _named(present: bool, found: Sequence[Any], ids: Any) -> bool:
     return found[0] in ids
 
@@ -224,6 +236,24 @@ OPERATORS: Final[dict[str, Operator]] = {
             Operand.ELEMENT,
             _element,
             "the field is an array, and one of its elements matches by itself",
+            Of.ENDS,
+            4,
+        ),
+        Operator(
+            "$geo_radius",
+            "geo_radius",
+            Operand.CIRCLE,
+            _lies_within,
+            "the place, or one of the array, is no farther from the centre",
+            Of.ENDS,
+            4,
+        ),
+        Operator(
+            "$geo_box",
+            "geo_box",
+            Operand.BOX,
+            _lies_within,
+            "the place, or one of the array, is in the box",
             Of.ENDS,
             4,
         ),

@@ -217,7 +217,7 @@ class Reads:
 
         def read(replica: Replica, go_on: Callable[[], None]) -> FacetAnswer:
             wanted = (path, call.filter, call.bound)
-            found, applied = replica.reads.value_counts(call.collection, wanted, claim, go_on, builders)
+            found, applied = replica.reads().value_counts(call.collection, wanted, claim, go_on, builders)
             return told_counts(found.values, found.counts, call.limit, found.documents, found.without, applied)
 
         answer: FacetAnswer = await self._read(call.group, call.freshness, read)

@@ -291,8 +291,8 @@ MATCHERS: Final[dict[str, Callable[[Known, Any], Match]]] = {
 """matcher(known, operand): may say something of ordinals outside of `known.universe`, must not err inside. `$ids` is
 asked with ordinals in place of ids."""
 
-IMPLIED: Final = frozenset(["$elemMatch"])
-"""Operators that have a filter as operand: indexes are asked for what that implies (filter_match.implied)."""
+IMPLIED: Final = frozenset(["$elemMatch", "$geo_radius", "$geo_box"])
+"""Operators about objects: indexes are asked for what they imply of the fields of these (filter_match.implied)."""
 
 OF_ANY: Final = frozenset(MATCHERS.keys() | IMPLIED) - {"$ne", "$nin", "$ids"}
 """Operators that hold if they hold of any of the values that a field stands for. (`$exists` false is not of values.)"""

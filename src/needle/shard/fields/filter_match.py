@@ -13,8 +13,10 @@ from pyroaring import BitMap
 
 from needle.base.filters import nodes
 from needle.base.filters.nodes import IDS, And, Compare, Element, Node, Not, Or
+from needle.base.geo import Circle
 from needle.base.instants import Instant
 from needle.shard.fields.field_index import (
+    IMPLIED,
     LOOK_AT_ALL,
     MATCHERS,
     OF_ANY,
@@ -67,8 +69,8 @@ def judge(node: Node, asked: Asked) -> Match:
             return any_of([judge(child, asked) for child in children])
         case Not(child):
             return negated(universe, judge(child, asked))
-        case Compare(value=Element() as element):
-            found = judge(implied(node.path, element), asked)
+        case Compare() if node.op in IMPLIED:
+            found = judge(implied(node), asked)
             return Match(BitMap(), found.sure | found.maybe)
         case Compare():
             return _compared(node, asked)
@@ -76,10 +78,20 @@ def judge(node: Node, asked: Asked) -> Match:
             assert_never(node)
 
 
-def implied(path: Path, element: Element) -> Node:
-    """What holds of every document that has an array at a path of which an element matches: what indexes can tell."""
-    there = Compare(".".join(path), path, "$exists", True)
-    return And((there, _implied(path, element.node)))
+def implied(node: Compare) -> Node:
+    """What holds of every document for which a comparison of IMPLIED holds: what indexes can tell."""
+    if isinstance(node.value, Element):
+        there = Compare(node.field, node.path, "$exists", True)
+        return And((there, _implied(node.path, node.value.node)))
+    box = node.value.around() if isinstance(node.value, Circle) else node.value
+    lat, lon = ((*node.path, name) for name in ("lat", "lon"))
+    places = [_between(lon, *span) for span in box.spans()]
+    places += [_between(lat, pole, pole) for pole in (box.south, box.north) if abs(pole) == 90]
+    return And((_between(lat, box.south, box.north), Or(tuple(places))))
+
+
+def _between(path: Path, low: float, high: float) -> Node:
+    return Compare(".".join(path), path, "$between", (low, high))
 
 
 def _implied(path: Path, node: Node) -> Node:
@@ -142,7 +154,7 @@ def _compared(node: Compare, asked: Asked) -> Match:
 def compares(node: Node) -> Iterator[Compare]:
     """The comparisons of fields that indexes are asked for."""
     for one in nodes.compares(node):
-        if isinstance(one.value, Element):
-            yield from compares(implied(one.path, one.value))
+        if one.op in IMPLIED:
+            yield from compares(implied(one))
         elif one.op != IDS:
             yield one
