@@ -70,6 +70,8 @@ def test_search_in_every_mode(needle, tmp_path: Path, monkeypatch: pytest.Monkey
         ("even", "s4"),
     ]
     assert needle.run(*query, "--group-by", "kind").split()[0] == "kind"
+    ordered = needle.json(*query, "--order-by", "kind", "--descending", "--exact")
+    assert [hit["id"] for hit in ordered] == ["s3", "s2", "s4"]
     unlike = needle.json(*query[:3], "-k", "2", "--diversify", "1", "--exact")
     assert unlike[0]["id"] == "s3" and unlike[1]["distance"] > 5
     shown = needle.run(*query)

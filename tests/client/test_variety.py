@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needle.base.errors import InvalidArgument
+from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.model import HitBatch, Metric
 from needle.client.router.merge import merged_hits
 from needle.client.router.variety import varied
@@ -78,6 +78,40 @@ def test_equal_vectors_are_taken_last_and_in_the_order_of_their_ids_from_all_sha
     assert merged_hits({0: encode(HitBatch([], [], [], [], b"", 5))}, whole).merged.ids == []
 
 
+ORDERED = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 2**60, float(2**60), "", "a", "b"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(ORDERED, max_size=6), min_size=1, max_size=3), st.booleans(), st.integers(0, 3))
+def test_hits_come_in_the_order_of_a_field_and_equal_ones_as_near_as_they_are(
+    shards: list[list[Any]], descending: bool, offset: int
+) -> None:
+    """Numbers, then texts, then false and true, or the other way round; what has no value comes last."""
+    answers, rows = {}, []
+    for shard, values in enumerate(shards):
+        ids, far = [f"{shard}{n}" for n in range(len(values))], [n / 10 for n in range(len(values))]
+        rows += [(at, name, value) for at, name, value in zip(far, ids, values, strict=True)]
+        answers[shard] = encode(HitBatch(ids, far, [1] * len(ids), [], b"", 5, order=values))
+    narrow = Narrow(order_by="a", descending=descending, offset=offset)
+    request = search_request([1, 0], 5, None, "c", False, False, False, 0, narrow=narrow)
+    nearest = sorted(rows, key=lambda row: row[:2])[offset : offset + 5]
+    kinds = [(int, float), (str,), (bool,)]
+    wanted = []
+    for kind in reversed(kinds) if descending else kinds:
+        own = [row for row in nearest if isinstance(row[2], kind) and isinstance(row[2], bool) == (kind == (bool,))]
+        wanted += sorted(own, key=lambda row: row[2], reverse=descending)
+    wanted += [row for row in nearest if row[2] is None]
+    merged = merged_hits(answers, request).merged
+    assert list(zip(merged.distances, merged.ids, strict=True)) == [row[:2] for row in wanted]
+    assert merged.order == []
+
+
+def test_a_node_that_knows_no_order_is_named_not_believed() -> None:
+    request = search_request([1, 0], 5, None, "c", False, False, False, 0, narrow=Narrow(order_by="a"))
+    with pytest.raises(ClusterTooOld, match=r"order_by .* shard 4"):
+        merged_hits({4: encode(HitBatch(["x"], [0.1], [1], [], b"", 5))}, request)
+
+
 def test_the_pool() -> None:
     def pool(k: int, **options: Any) -> int:
         narrow = Narrow(diversify=0.5, **options)
@@ -101,6 +135,11 @@ def test_the_pool() -> None:
         (3, {"diversify": 0.5, "pool": POOL_MAX + 1}, "at most 1000"),
         (3, {"diversify": 0.5, "group_by": "a"}, "group_by"),
         (POOL_MAX, {"diversify": 0.5, "offset": 1}, "k = 1001"),
+        (3, {"order_by": ""}, "order_by"),
+        (3, {"order_by": 5}, "order_by"),
+        (3, {"order_by": "a", "descending": 1}, "descending"),
+        (3, {"descending": True}, "order_by"),
+        (3, {"order_by": "a", "group_by": "b"}, "left out with group_by"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(k: int, options: dict[str, Any], says: str) -> None:

@@ -198,6 +198,12 @@ async def test_hits_are_those_of_the_client(world: World) -> None:
     assert [(hit["group"], hit["id"]) for hit in hits] == [(hit.group, hit.id) for hit in in_groups]
     assert sorted(hit.group for hit in in_groups) == [False] * 3 + [True] * 3
     assert "group" not in found["hits"][0]
+    body = {"vector": query, "k": 7, "exact": True, "order_by": "n", "descending": True, "with_metadata": False}
+    hits = (await world.doors[2]("POST", f"{path}/search", body)).json["hits"]
+    plain = await world.client.search(query, 7, collection=name, exact=True)
+    assert [hit["id"] for hit in hits] == [f"d{n}" for n in sorted((hit.metadata["n"] for hit in plain), reverse=True)]
+    same = await world.client.search(query, 7, collection=name, exact=True, order_by="n", descending=True)
+    assert [hit["id"] for hit in hits] == [hit.id for hit in same] and "metadata" not in hits[0]
     unlike = await world.client.search(query, 5, collection=name, diversify=0.8, pool=50, exact=True)
     body = {"vector": query, "k": 5, "diversify": 0.8, "pool": 50, "exact": True}
     hits = (await world.doors[1]("POST", f"{path}/search", body)).json["hits"]

@@ -339,6 +339,19 @@ class Both:
         assert np.allclose(hits.distances, [distance for distance, _, _ in nearest], atol=1e-6)
         assert hits.vectors == b"".join(floats(held[id_][2]) for id_ in hits.ids)
         self.check_groups(filter_json, wanted, query)
+        path, descending = self.rng.choice(PATHS), self.rng.random() < 0.5
+        ordered = self.replica.search(
+            SearchRequest(
+                collection="c", vector=floats(query), k=k, filter=filter_json, exact=True, with_metadata=False,
+                order_by=path, descending=descending,
+            )
+        )  # fmt: skip
+        assert ordered.ids == hits.ids and ordered.metadata == []
+        for id_, value in zip(ordered.ids, ordered.order, strict=True):
+            values = [json.loads(one) for one in values_of(held[id_][1], path)]
+            ranks = [(isinstance(one, bool), isinstance(one, str), one) for one in values]
+            best = (max if descending else min)(ranks, default=(False, False, None))[2]
+            assert exact(value) == exact(best)
         compared += 4 * len(held)
 
     def check_counts(self, filter_json: bytes, wanted: list[str], path: str) -> None:

@@ -152,7 +152,8 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     field by whose values hits are grouped, "" for none; then k and offset count groups. group_size: hits of each group.
     groups: a JSON list of values whose groups are wanted beside the k nearest, b"" for none. diversify: for who merges:
     of the k nearest, `take` hits, `offset` included, that are unlike each other, by this weight; bare: without the
-    vectors, which are there for that only."""
+    vectors, which are there for that only. order_by: the field by whose values who merges orders the hits in the end,
+    "" for none; descending: from the greatest."""
 
     collection: str
     vector: bytes
@@ -176,6 +177,8 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     diversify: float | None = None
     take: int = 0
     bare: bool = False
+    order_by: str = ""
+    descending: bool = False
 
 
 def score_of(distance: float, metric: Metric) -> float:
@@ -203,7 +206,8 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     for); vectors: k x dimensions float32 bytes (b"" when not asked for); applied_index: the log index the replica
     had applied when it searched: exactly that state was searched. metric: the collection's, which tells the score.
     explained: if asked for, of each shard. groups: of a search by groups, the value of each hit's group: the groups are
-    behind each other, by their nearest hits. A node of a release that knows no groups gives none."""
+    behind each other, by their nearest hits. order: with order_by, the value by which each hit is ordered, None for a
+    document without one. A node of a release that knows no groups, or no order, gives none of these."""
 
     ids: list[str]
     distances: list[float]
@@ -214,6 +218,7 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     metric: Metric = Metric.COSINE
     explained: list[ShardExplanation] = []
     groups: list[str | int | float | bool] = []
+    order: list[str | int | float | bool | None] = []
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,15 @@ from needle.client.arrow_tables import instant
 T = TypeVar("T")
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of documents.")]
+GroupBy = Annotated[
+    str | None, typer.Option("--group-by", help="A field: the nearest of each of the K nearest values.")
+]
+Diversify = Annotated[
+    float | None, typer.Option("--diversify", help="Hits that are unlike each other: 0 not at all, 1 most.")
+]
+OrderBy = Annotated[
+    str | None, typer.Option("--order-by", help="Show the hits in the order of this field; see --descending.")
+]
 BATCH_BYTES = 512 * 1024
 BATCHES_IN_FLIGHT = 4
 SOON_SECONDS = 5.0
@@ -58,13 +67,11 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
     mode: Annotated[ReadMode, typer.Option("--mode", help="What the read promises.")] = ReadMode.STRONG,
     filter: Annotated[str | None, typer.Option("--filter", help='Condition on metadata: \'{"lang": "en"}\'.')] = None,
-    group_by: Annotated[
-        str | None, typer.Option("--group-by", help="A field: the nearest of each of the K nearest values.")
-    ] = None,
+    group_by: GroupBy = None,
     group_size: Annotated[int, typer.Option("--group-size", min=1, help="How many of each with --group-by.")] = 1,
-    diversify: Annotated[
-        float | None, typer.Option("--diversify", help="Hits that are unlike each other: 0 not at all, 1 most.")
-    ] = None,
+    diversify: Diversify = None,
+    order_by: OrderBy = None,
+    descending: Annotated[bool, typer.Option("--descending", help="From the greatest value of --order-by.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Score every vector instead of using the index.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Also show how each shard found them.")] = False,
     collection: Collection = "default",
@@ -91,6 +98,8 @@ def search(
             group_by=group_by,
             group_size=group_size,
             diversify=diversify,
+            order_by=order_by,
+            descending=descending,
             exact=exact,
             explain=explain,
             timeout=timeout,

@@ -55,6 +55,8 @@ class SearchMethods(OverDocuments):
         group_size: int = 1,
         diversify: float | None = None,
         pool: int | None = None,
+        order_by: str | None = None,
+        descending: bool = False,
         exact: bool = False,
         ef_search: int = 0,
         explain: bool = False,
@@ -71,12 +73,25 @@ class SearchMethods(OverDocuments):
         first ones; with k at most 10,000 together. group_by: a field: the k values with the nearest documents, and of
         each the group_size nearest that have it, group by group (Hit.group); k and offset count groups then.
         diversify: hits that are unlike each other, chosen of the `pool` nearest: 0 is as without it, 1 as different as
-        can be.
+        can be. order_by: the hits that there are, in the order of a field, or from its greatest value.
         exact: score every vector instead of using the index. ef_search: accuracy of the index, 0 for the collection's
         own. explain: tell in `explained` of the hits how each shard found them. session: an eventual read that sees
         this client's own writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise.
         """
-        narrow = Narrow(fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool)
+        narrow = Narrow(
+            fields,
+            max_distance,
+            min_score,
+            offset,
+            like,
+            explain,
+            group_by,
+            group_size,
+            diversify,
+            pool,
+            order_by,
+            descending,
+        )
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -192,13 +207,28 @@ class SearchMethods(OverDocuments):
         group_size: int = 1,
         diversify: float | None = None,
         pool: int | None = None,
+        order_by: str | None = None,
+        descending: bool = False,
         exact: bool = False,
         ef_search: int = 0,
         explain: bool = False,
         timeout: float = TIMEOUT,
     ) -> PartialHits:
         """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
-        narrow = Narrow(fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool)
+        narrow = Narrow(
+            fields,
+            max_distance,
+            min_score,
+            offset,
+            like,
+            explain,
+            group_by,
+            group_size,
+            diversify,
+            pool,
+            order_by,
+            descending,
+        )
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -250,6 +280,8 @@ class Narrow(NamedTuple):
     group_size: Any = 1
     diversify: Any = None
     pool: Any = None
+    order_by: Any = None
+    descending: Any = False
 
 
 EVERYTHING = Narrow()
@@ -293,8 +325,20 @@ def search_request(
         explain=values.check_flag(narrow.explain, "explain"),
         group_by=group_by,
         group_size=size,
+        **_ordered(narrow),
     )
     return _diversified(request, narrow)
+
+
+def _ordered(narrow: Narrow) -> dict[str, Any]:
+    descending = values.check_flag(narrow.descending, "descending")
+    if narrow.order_by is None:
+        if descending:
+            raise invalid("descending", True, "left out without order_by")
+        return {}
+    if narrow.group_by is not None:
+        raise invalid("order_by", narrow.order_by, "left out with group_by")
+    return {"order_by": ".".join(field_path(narrow.order_by, "order_by")), "descending": descending}
 
 
 def _diversified(request: SearchRequest, narrow: Narrow) -> SearchRequest:

@@ -20,12 +20,14 @@ from pyroaring import BitMap
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, Forbidden, NeedleError
 from needle.base.explain import ShardExplanation
-from needle.base.filters.builder import Filter
+from needle.base.filters.builder import Filter, field_path
 from needle.base.filters.nodes import And, Node, compares
 from needle.base.filters.reserved import instead
+from needle.base.filters.values import Value, first, values_of
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.routing.topology import called
 from needle.shard.apply.validation import check_search
+from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.projection import projection
 from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.store import DocumentStore
@@ -257,7 +259,8 @@ def _batches(
         found = [(ordinals[:n], distances[:n]) for n, (ordinals, distances) in zip(near, found, strict=True)]
     found = _k_each(record, store, request.k, found)
     wanted = sorted({ordinal for ordinals, _ in found for ordinal in ordinals})
-    documents = _read(record, store, wanted, metadata=request.with_metadata, vectors=request.with_vectors)
+    metadata = request.with_metadata or bool(request.order_by)
+    documents = _read(record, store, wanted, metadata=metadata, vectors=request.with_vectors)
     return [
         _batch([documents[o] for o in ordinals], distances, request, applied, record.spec.metric, shown)
         for ordinals, distances in found
@@ -325,4 +328,12 @@ def _columns(
         vectors=b"".join([document.vector for document in documents]) if request.with_vectors else b"",
         applied_index=applied,
         metric=metric,
+        order=_order(documents, request) if request.order_by else [],
     )
+
+
+def _order(documents: list[StoredDocument], request: SearchRequest) -> list[Value | None]:
+    """By what the documents are ordered."""
+    path = field_path(request.order_by, "order_by")
+    found = (values_of(decode_metadata(document.metadata), path).values() for document in documents)
+    return [first(values, descending=request.descending) for values in found]

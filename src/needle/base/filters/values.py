@@ -11,7 +11,7 @@ Pure.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from needle.base.filters.nodes import Compare, Node, Or, lookup
@@ -49,6 +49,18 @@ def marked(value: Value) -> Mark:
 def rank(value: Value) -> tuple[int, Any]:
     """By which values are ordered: numbers, then text by code point, then false and true."""
     return (2 if isinstance(value, bool) else 1 if isinstance(value, str) else 0), value
+
+
+def first(values: Iterable[Value], *, descending: bool = False) -> Value | None:
+    """Of a document's values the one by which it is ordered; None without any."""
+    return (max if descending else min)(values, key=rank, default=None)
+
+
+def in_order(values: Sequence[Value | None], *, descending: bool = False) -> list[int]:
+    """The places of these in order; those that are equal as they stand, and None at the end either way."""
+    there = [(rank(value), at) for at, value in enumerate(values) if value is not None]
+    there.sort(key=lambda pair: pair[0], reverse=descending)
+    return [at for _, at in there] + [at for at, value in enumerate(values) if value is None]
 
 
 def has_value(path: tuple[str, ...]) -> Node:

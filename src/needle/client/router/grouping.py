@@ -11,11 +11,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from needle.base.errors import ClusterTooOld
 from needle.base.filters.values import Mark, Value, marked, rank
 from needle.base.model import HitBatch, SearchRequest
 from needle.base.parts import Payload
-from needle.client.router.merge import Merged, chosen, of_shard
+from needle.client.router.merge import Merged, chosen, of_shard, too_old
 from needle.protocol import calls
 
 Row = tuple[float, str, int, int]
@@ -27,10 +26,7 @@ def merged_groups(answers: dict[int, Payload], request: SearchRequest) -> Merged
     by_shard = {shard: of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.items()}
     for shard, batch in by_shard.items():
         if len(batch.groups) != len(batch.ids):
-            raise ClusterTooOld(
-                f"group_by is known to nodes of this release, and the one that answered for shard {shard} runs an "
-                "earlier one: upgrade all nodes first"
-            )
+            raise too_old(shard, "group_by")
     batches = list(by_shard.values())
     held = [_rows(which, batch) for which, batch in enumerate(batches)]
     values = {marked(value): value for batch in batches for value in batch.groups}

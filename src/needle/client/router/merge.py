@@ -14,7 +14,7 @@ import numpy as np
 
 from needle.base.errors import ClusterTooOld, ProtocolError
 from needle.base.filters.ordering import START
-from needle.base.filters.values import Mark, Value, marked
+from needle.base.filters.values import Mark, Value, in_order, marked
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
 from needle.client.router.variety import varied
@@ -55,14 +55,16 @@ def chosen(batches: Sequence[HitBatch], rows: Sequence[tuple[int, int]]) -> HitB
         max((batch.applied_index for batch in batches), default=0),
         batches[0].metric if batches else Metric.COSINE,
         [one for batch in batches for one in batch.explained],
+        order=[batches[which].order[row] for which, row in rows] if any(batch.order for batch in batches) else [],
     )
 
 
 def narrowed(batch: HitBatch, request: SearchRequest) -> HitBatch:
     """Without what the request leaves out of the hits of all shards: what is too far, the document that it is like,
-    what is too much like others, and the first ones."""
+    what is too much like others, and the first ones; and in the order that it asks for."""
     count = near_enough(batch.distances, batch.metric, request)
-    if count == len(batch.ids) and not request.like and not request.offset and request.diversify is None:
+    changes = request.like or request.offset or request.diversify is not None or request.order_by
+    if count == len(batch.ids) and not changes:
         return batch
     left = [at for at in range(count) if not request.like or batch.ids[at] != request.like]
     left = left[: request.k - bool(request.like)]
@@ -70,8 +72,11 @@ def narrowed(batch: HitBatch, request: SearchRequest) -> HitBatch:
         vectors = np.frombuffer(batch.vectors, "<f4").reshape(len(batch.ids), -1)[left]
         far = [batch.distances[at] for at in left]
         left = [left[at] for at in varied(vectors, far, batch.metric, request.diversify, request.take)]
-    found = chosen([batch], [(0, at) for at in left[request.offset :]])
-    return msgspec.structs.replace(found, vectors=b"") if request.bare else found
+    left = left[request.offset :]
+    if request.order_by:
+        left = [left[at] for at in in_order([batch.order[at] for at in left], descending=request.descending)]
+    found = chosen([batch], [(0, at) for at in left])
+    return msgspec.structs.replace(found, vectors=b"" if request.bare else found.vectors, order=[])
 
 
 def merge_documents(batches: Sequence[DocumentBatch], asked: Sequence[str]) -> DocumentBatch:
@@ -148,6 +153,9 @@ class Merged(NamedTuple):
 def merged_hits(answers: dict[int, Payload], request: SearchRequest) -> Merged:
     """Of each shard's answer."""
     batches = {shard: of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.items()}
+    for shard, batch in batches.items():
+        if request.order_by and len(batch.order) != len(batch.ids):
+            raise too_old(shard, "order_by")
     return Merged(batches, narrowed(merge_hits(list(batches.values()), request.k), request))
 
 
@@ -164,6 +172,14 @@ def merged_searches(
     seen = {shard: min(batch.applied_index for batch in batches) for shard, batches in decoded.items()}
     of_all = [merge_hits([batches[at] for batches in decoded.values()], request.k) for at in range(count)]
     return seen, [narrowed(batch, request) for batch in of_all]
+
+
+def too_old(shard: int, asked: str) -> ClusterTooOld:
+    """What to say of an answer that passes over what was asked."""
+    return ClusterTooOld(
+        f"{asked} is known to nodes of this release, and the one that answered for shard {shard} runs an earlier one: "
+        "upgrade all nodes first"
+    )
 
 
 def of_shard(shard: int, batch: HitBatch) -> HitBatch:

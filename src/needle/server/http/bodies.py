@@ -279,7 +279,7 @@ class Search(SearchOptions, frozen=True, kw_only=True):
     cannot; `missing` names them. group_by: the path of a field: of each of the k values with the nearest documents the
     `group_size` nearest; k and offset count groups then, and with group_size multiplied they are at most 10,000.
     diversify: from 0, as without it, to 1: hits that are unlike each other, chosen of the `pool` nearest (at least k
-    and offset together, at most 1000)."""
+    and offset together, at most 1000). order_by: the hits that there are, in the order of a field."""
 
     vector: Vector | None = None
     vector_type: VectorType = "float32"
@@ -289,6 +289,8 @@ class Search(SearchOptions, frozen=True, kw_only=True):
     group_size: Positive = 1
     diversify: float | None = None
     pool: Positive | None = None
+    order_by: str | None = None
+    descending: bool = False
 
 
 class SearchMany(SearchOptions, frozen=True, kw_only=True):

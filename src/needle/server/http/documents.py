@@ -203,7 +203,7 @@ async def search(call: Call) -> bodies.Hits:
     body: bodies.Search = call.body
     narrow = Narrow(
         body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain, body.group_by,
-        body.group_size, body.diversify, body.pool,
+        body.group_size, body.diversify, body.pool, body.order_by, body.descending,
     )  # fmt: skip
     request = await call.beside(
         lambda: search_request(
