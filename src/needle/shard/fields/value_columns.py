@@ -181,8 +181,17 @@ class Column(ABC):
     def of_slices(self, slices: Iterable[tuple[int, int]]) -> BitMap:
         """The ordinals of ranges of keys."""
         wanted = [(first, end) for first, end in slices if first < end]
+        if wanted == [(0, len(self.keys))]:
+            return self._everything()
         parts = [self.ordinals[self.starts[first] : self.starts[end]] for first, end in wanted]
         return bitmap(np.concatenate(parts) if len(parts) != 1 else parts[0]) if parts else BitMap()
+
+    def _everything(self) -> BitMap:
+        """The ordinals of all keys, which searches by groups and counts by value ask for each time: kept."""
+        held = self._dense.get(-1)
+        if held is None:
+            held = self._dense[-1] = bitmap(self.ordinals)
+        return held
 
     def _of(self, at: int) -> BitMap:
         """The ordinals of one key; bitmaps of frequent ones are kept."""
