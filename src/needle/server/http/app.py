@@ -29,6 +29,7 @@ from needle.base.errors import (
     Unavailable,
 )
 from needle.base.events import CALLER_REFUSED, tell
+from needle.base.request import Request, Stopwatch, current, is_id
 from needle.base.runtime import Rng, beside
 from needle.client.asking import asked_by, check_known
 from needle.client.client import Client
@@ -37,7 +38,7 @@ from needle.client.shards import ClusterShards
 from needle.server.access import Access, check_collection, refusal
 from needle.server.audit import REFUSALS, Audit
 from needle.server.http import idempotency, session
-from needle.server.http.call import BESIDE_BYTES, Call
+from needle.server.http.call import BESIDE_BYTES, Call, subject_of
 from needle.server.http.endings import Ending
 from needle.server.http.memory import Memory, Share, decoded_bytes
 from needle.server.http.message import (
@@ -65,6 +66,7 @@ from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, 
 from needle.server.http.queries import from_query, no_query
 from needle.server.http.routes import BASE, Route
 from needle.server.http.streams import stream
+from needle.server.service.watched import Subject, Watch
 from needle.server.upkeep.history import History
 
 log = logging.getLogger("needle.server")
@@ -78,9 +80,14 @@ PIECE_BYTES: Final = 256 * 1024
 REQUESTS_MAX: Final = 1024
 LARGE_BYTES: Final = 1024 * 1024
 """Of bodies from this size on one is decoded at a time: a decoder holds the interpreter until it is done."""
-REQUEST_ID_MAX: Final = 128
 STOPPING: Final = "this node is stopping"
 _NO_HEADERS: Final = Headers("", False, False, "identity", False, 0, "", None)
+
+
+class WatchingService(Protocol):
+    """watch: what is told of calls that somebody follows."""
+
+    watch: Watch
 
 
 class DoorNode(Protocol):
@@ -90,6 +97,8 @@ class DoorNode(Protocol):
     caller: Any
     router: ShardRouter
 
+    @property
+    def service(self) -> WatchingService: ...
     @property
     def shards(self) -> ClusterShards: ...
     @property
@@ -141,6 +150,7 @@ class Door:
             try:
                 headers = headers_of(scope)
                 request_id = scope["needle.request_id"] = self._request_id(headers)
+                current.set(Request(request_id, headers.trace))  # in this request's own task
                 scope["needle.headers"] = headers
                 scope["needle.parts"] = parts_of(scope)
                 await self._admitted(scope, receive, sending)
@@ -196,7 +206,7 @@ class Door:
 
     def _request_id(self, headers: Headers) -> str:
         given = headers.request_id
-        if given and len(given) <= REQUEST_ID_MAX and given.isascii() and given.isprintable():
+        if is_id(given):
             return given
         return f"{self.node.rng.getrandbits(64):016x}"
 
@@ -260,15 +270,20 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         node, headers, share = self._door.node, scope["needle.headers"], scope["needle.share"]
         start, failure, done = node.now(), None, False
+        watched = node.service.watch.begin(f"http_{self._route.name}", Subject(), "")
         ending = Ending(scope, self._route.role == "reader")
         try:
             caller = self._admitted(scope, headers)
             if (meter := caller.meter) is not None:
                 meter.admit(node.now())
             call = await self._call(scope, receive, headers, caller)
+            if watched is not None:
+                watched.asks(subject_of(call), caller.name, "body", node.now() - start)
+            stopwatch = Stopwatch(node.now)
             with asked_by(call.asked):
                 answer: Any = await self._route.handler(call)
-            done = True
+            stopwatch.stop("handle")
+            done, stopwatch = True, Stopwatch(node.now)
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
                 extra.append(
@@ -284,6 +299,7 @@ class _Endpoint:
                 del answer, call  # a reader may take its time: what is held for it meanwhile is the answer's bytes
                 share.settle(len(body))
                 await write(send, 200, told, body)
+            stopwatch.stop("answer")
         except NeedleError as error:
             failure = error
             raise
@@ -305,6 +321,8 @@ class _Endpoint:
         finally:
             ending.close()
             node.observe(f"http_{self._route.name}", node.now() - start, failure)
+            if watched is not None:
+                watched.end(failure)
             if self._rank == ADMIN and (done or failure is not None) and not isinstance(failure, REFUSALS):
                 self._door.note(scope, failure, about=self._route.name, seconds=node.now() - start)
 

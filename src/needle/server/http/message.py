@@ -17,6 +17,7 @@ import msgspec
 
 from needle.base.errors import InvalidArgument
 from needle.base.plain import DEPTH_MAX
+from needle.base.request import as_trace
 from needle.server.http.call import BESIDE_BYTES
 from needle.server.http.memory import Share
 from needle.server.http.problems import HttpError
@@ -48,7 +49,8 @@ class Gone(Exception):
 
 class Headers(NamedTuple):
     """What a request says of itself. kind: its body's media type. packed: that is MessagePack; wants_packed: so should
-    the answer be. coding: of the body. key: an API key; None if it says none."""
+    the answer be. coding: of the body. key: an API key; None if it says none. trace: the span that
+    it is a part of, "" without one."""
 
     kind: str
     packed: bool
@@ -59,6 +61,7 @@ class Headers(NamedTuple):
     request_id: str
     session: str | None
     key: str | None = None
+    trace: str = ""
 
 
 def remote_of(scope: Scope) -> str:
@@ -85,6 +88,7 @@ def headers_of(scope: Scope) -> Headers:
         request_id=told.get(b"x-request-id", ""),
         session=told.get(b"needle-session"),
         key=_key(told),
+        trace=as_trace(told.get(b"traceparent", "")),
     )
 
 
