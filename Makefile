@@ -146,6 +146,7 @@ integrations: build/integrations/.installed
 		(cd integrations/$$one && ../../$(INTEGRATION_BIN)/pytest --verbosity=0) || exit 1; \
 	done
 	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack|fastmcp|mcp)'
+
 # The site of docs/, into build/site: fails for a link or an anchor that leads nowhere. Its tools have an environment of their own.
 build/docs-venv/.installed: docs-requirements.txt
 	$(PYTHON) -m venv build/docs-venv

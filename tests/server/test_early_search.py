@@ -59,7 +59,7 @@ class Leader:
 
 def reads_of(leader: Leader) -> Reads:
     hosted = SimpleNamespace(batcher=leader)
-    node = SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted, now=lambda: 0.0)
+    node = SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted, groups={}, now=lambda: 0.0)
     return Reads(node)  # type: ignore[arg-type]
 
 

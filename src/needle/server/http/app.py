@@ -55,7 +55,7 @@ from needle.server.http.message import (
     is_taken,
     is_there,
     pieces_of,
-    remote_of,
+    told_of,
     unreadable,
     write,
 )
@@ -161,8 +161,7 @@ class Door:
         except (NeedleError, HttpError) as error:
             if isinstance(error, REFUSALS):
                 self.note(scope, error)
-                told = {"remote": remote_of(scope), "key": scope.get("needle.key", "")}
-                tell(CALLER_REFUSED, code=error.code, why=error.message, **told)
+                tell(CALLER_REFUSED, code=error.code, why=error.message, **told_of(scope))
             if started:
                 raise  # the connection ends in the middle of the answer: that is how its reader learns of it
             await self._write_problem(sending, error, headers, request_id or self._request_id(headers))
@@ -190,8 +189,7 @@ class Door:
                 "http",
                 f"{scope['method']} {scope['path']}",
                 error,
-                key=scope.get("needle.key", ""),
-                remote=remote_of(scope),
+                **told_of(scope),
                 request_id=scope.get("needle.request_id", ""),
                 about=about,
                 seconds=seconds,

@@ -69,6 +69,11 @@ def remote_of(scope: Scope) -> str:
     return ":".join(map(str, scope.get("client") or ()))
 
 
+def told_of(scope: Scope) -> dict[str, str]:
+    """Who sends a request, for the log."""
+    return {"remote": remote_of(scope), "key": scope.get("needle.key", "")}
+
+
 def headers_of(scope: Scope) -> Headers:
     """As they are; `check_body` judges them."""
     told = {name: value.decode("latin-1") for name, value in scope["headers"]}
