@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts deployment packages ui integrations clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts deployment packages ui docs integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -146,6 +146,15 @@ integrations: build/integrations/.installed
 		(cd integrations/$$one && ../../$(INTEGRATION_BIN)/pytest --verbosity=0) || exit 1; \
 	done
 	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack|fastmcp|mcp)'
+
+# The site of docs/, into build/site: fails for a link or an anchor that leads nowhere. Its tools have an environment of their own.
+build/docs-venv/.installed: docs-requirements.txt
+	$(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/pip install --quiet -r docs-requirements.txt
+	touch $@
+
+docs: build/docs-venv/.installed
+	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -31,6 +31,7 @@ _PUBLIC = {
         "CollectionSize CollectionSpec Document Hit IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult"
     ),
     "needle.client": "ApiKey Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncClient",
+    "needle.client.naming_requests": "request_id",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",
     "needle.embedded": "open open_sync",

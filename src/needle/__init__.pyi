@@ -78,6 +78,7 @@ from needle.client import NewApiKey as NewApiKey
 from needle.client import PartialHits as PartialHits
 from needle.client import ScanPage as ScanPage
 from needle.client import SyncClient as SyncClient
+from needle.client.naming_requests import request_id as request_id
 from needle.connecting import connect as connect
 from needle.connecting import connect_sync as connect_sync
 from needle.distributed import RaftCluster as RaftCluster

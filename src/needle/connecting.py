@@ -17,10 +17,10 @@ from needle.client import Client, SyncClient
 from needle.client.directory import Caller
 from needle.client.finding import find_cluster
 from needle.client.known_topology import AskedTopology
-from needle.client.router.router import Router
 from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.client.shards import ClusterShards
 from needle.client.sync import sync_client
+from needle.client.traced import client_of, router_of
 from needle.client.values import check_count
 from needle.routing.topology import Topology
 from needle.rpc.tls import Dial, Rereading, context
@@ -200,8 +200,8 @@ def cluster_client(
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     shards = ClusterShards(caller, AskedTopology(caller, addresses, topology), rng=rng, prefer=prefer)
     monotonic = SystemClock().monotonic
-    router = Router(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
-    return Client(caller, shards, router)
+    router = router_of(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
+    return client_of(caller, shards, router)
 
 
 def system_caller(cluster_id: str, shown: Credentials = NOTHING) -> RpcClient:

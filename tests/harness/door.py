@@ -14,6 +14,7 @@ from needle.server.access import Access
 from needle.server.http import listener
 from needle.server.http.listener import HttpServer
 from needle.server.http.routes import Route
+from needle.server.service.watched import Watch
 from needle.server.upkeep.history import History
 
 
@@ -28,6 +29,9 @@ class Idle:
         self.rng = random.Random(1)
         self.access = Access(required=False)
         self.history = History()
+        self.node_id = "idle"
+        self.host = SimpleNamespace(engine=SimpleNamespace(groups={}))
+        self.service = SimpleNamespace(watch=Watch(self, 0.0, None))
         self.router = SimpleNamespace(in_session=lambda seen: SimpleNamespace(seen=seen))
 
     def alive(self) -> bool:

@@ -59,7 +59,8 @@ class Leader:
 
 def reads_of(leader: Leader) -> Reads:
     hosted = SimpleNamespace(batcher=leader)
-    return Reads(SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted))  # type: ignore[arg-type]
+    node = SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted, groups={}, now=lambda: 0.0)
+    return Reads(node)  # type: ignore[arg-type]
 
 
 def asked(leader: Leader, **fresh: object) -> asyncio.Task[HitBatch]:

@@ -302,3 +302,9 @@ REQUEST_REFUSED = Event(
     "%(method)s is refused (%(code)s): %(why)s",
     "For want of disk, memory, log or turn, or over a key's rate.",
 )  # fmt: skip
+SLOW_REQUEST = Event(
+    _CALLS, "slow_request", WARNING,
+    "%(method)s took %(milliseconds)s ms: %(told)s",
+    "A request took longer than `log.slow_request_seconds`.",
+    "collection", "filter", "k", "parts", "explain", "key", "code",
+)  # fmt: skip

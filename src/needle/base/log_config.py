@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from needle.base.schema import Settings, about
+from needle.base.schema import Seconds, Settings, about
 
 
 class LogConfig(Settings, frozen=True, kw_only=True):
@@ -12,6 +12,7 @@ class LogConfig(Settings, frozen=True, kw_only=True):
 
     format: `text` for people, `json` for programs: a line is an object.
     level: Nothing below it is written.
+    slow_request_seconds: A request that takes longer leaves a line that says how; 0 for none.
     """
 
     table: ClassVar[str] = "log"
@@ -21,3 +22,4 @@ class LogConfig(Settings, frozen=True, kw_only=True):
         str,
         about(allowed="debug, info, warning or error", pattern="^(debug|info|warning|error)$", option="--log-level"),
     ] = "info"
+    slow_request_seconds: Annotated[Seconds, about(0, 86_400)] = 0.0

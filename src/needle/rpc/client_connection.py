@@ -23,7 +23,7 @@ from needle.base.errors import (
 )
 from needle.base.parts import Body, Payload, as_bytes
 from needle.base.versions import FIRST
-from needle.rpc.codec import Hello, check_hello, decode, decode_error, encode
+from needle.rpc.codec import ABOUT_SINCE, Hello, check_hello, decode, decode_error, encode
 from needle.rpc.connection import FrameConnection, RpcLimits, RpcStats
 from needle.rpc.frame import ERROR, GATHERED_BYTES_MIN, HELLO, HELLO_ACK, REQUEST, RESPONSE, Frame
 from needle.rpc.proof import CALLER, NODE, Exchange, new_nonce
@@ -55,6 +55,8 @@ class ClientConnection(FrameConnection):
         self._dial = dial
         self._hello = msgspec.structs.replace(hello, nonce=new_nonce()) if secrets else hello
         self.ready: asyncio.Future[Hello] = self.loop.create_future()
+        self.takes_about = False
+        """Whether the node understands what is told of a request before its head."""
         self._pending: dict[int, tuple[asyncio.Future[Payload], float]] = {}
         self._next_id = 0
         self._sweep: asyncio.TimerHandle | None = None
@@ -151,6 +153,7 @@ class ClientConnection(FrameConnection):
                 shown = self.transport.get_extra_info("peercert")
                 check_node_name(shown, theirs.node_id, f"the node at {self._link.address}")
             self._prove(theirs)
+            self.takes_about = theirs.knows >= ABOUT_SINCE
             self.ready.set_result(theirs)
         else:
             raise ProtocolError(f"{self._link.address} sent frame kind {kind}, which a client does not take")

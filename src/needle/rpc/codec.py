@@ -13,12 +13,16 @@ from needle.base.config import split_address
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import Detail, NeedleError, ProtocolError, UnsupportedVersion, WrongCluster, from_wire, invalid
 from needle.base.parts import Payload
+from needle.base.request import ID_MAX, Request, as_trace, is_id
 from needle.base.versions import FIRST
 from needle.rpc.frame import VIEW_BYTES_MIN
 
 PROTOCOL_VERSION: Final = 1
 MESSAGE_CHARS_MAX: Final = 16 * 1024
 METHOD_BYTES_MAX: Final = 255
+ABOUT_SINCE: Final = 4
+"""The version that a node knows which takes what is told of a request."""
+ABOUT_BYTES_MAX: Final = 257
 T = TypeVar("T")
 
 
@@ -143,6 +147,29 @@ def split_request(payload: Payload) -> tuple[str, Payload]:
     if size >= VIEW_BYTES_MIN:
         return method, memoryview(payload)[stop:]
     return method, payload[stop:]
+
+
+def about_head(request: Request) -> bytes:
+    """What stands before a request's head where there is something to tell of it: a byte 0, which is no length of a
+    method's name, u8 length + ascii of its id, a line feed, and its traceparent."""
+    about = f"{request.id}\n{request.trace}".encode("ascii")
+    return bytes((0, len(about))) + about
+
+
+def split_about(payload: Payload) -> tuple[Request, Payload]:
+    """(what was told of a request, its payload without that). Only of one that begins with a byte 0. What is no
+    traceparent is left out: another tracer may follow other rules."""
+    stop = payload[1] + 2 if len(payload) > 1 else 2
+    if len(payload) < stop:
+        raise ProtocolError(f"a request of {len(payload)} bytes ends within what is told of it")
+    try:
+        id, _, trace = str(payload[2:stop], "ascii").partition("\n")
+    except UnicodeDecodeError:
+        raise ProtocolError("what is told of the request is not ASCII") from None
+    if id and not is_id(id):
+        raise ProtocolError(f"a request's id has up to {ID_MAX} printable ASCII characters")
+    rest = memoryview(payload)[stop:] if len(payload) >= VIEW_BYTES_MIN else payload[stop:]
+    return Request(id, as_trace(trace)), rest
 
 
 def parse_endpoint(address: str) -> tuple[str, int]:

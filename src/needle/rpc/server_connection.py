@@ -24,7 +24,8 @@ from needle.base.errors import (
 )
 from needle.base.events import CONNECTION_REFUSED, tell
 from needle.base.parts import Payload
-from needle.rpc.codec import Hello, encode, encode_error, split_request
+from needle.base.request import current, over
+from needle.rpc.codec import Hello, encode, encode_error, split_about, split_request
 from needle.rpc.connection import FrameConnection, RpcStats
 from needle.rpc.failures import cancelled, named
 from needle.rpc.frame import ENVELOPE_BYTES, ERROR, HELLO, HELLO_ACK, ONEWAY, REQUEST, RESPONSE, Frame
@@ -74,10 +75,8 @@ class ServerConnection(FrameConnection):
         self.peer: Peer | None = None
         self._greeting = Greeting(server, lambda node: check_caller(server.door, self.transport, node))
         self._only_tls = only_tls
-        self.inflight = 0
-        self.inflight_bytes = 0
-        self._reading = True
-        self._draining = False
+        self.inflight = self.inflight_bytes = 0
+        self._reading, self._draining = True, False
         self._backlog: deque[Frame] = deque()
         self._backlog_bytes = 0
         self._held = HeldBytes(server)
@@ -237,6 +236,17 @@ class ServerConnection(FrameConnection):
             log.exception("one-way frame from %s (%s) failed", peer.node_id or "a client", self.remote)
 
     def _request(self, peer: Peer, request_id: int, payload: Payload) -> None:
+        if payload and not payload[0]:
+            about, payload = split_about(payload)
+            token = current.set(about)  # what it begins has it, too; `_done` as well
+            try:
+                self._begin(peer, request_id, payload)
+            finally:
+                current.reset(token)
+        else:
+            self._begin(peer, request_id, payload)
+
+    def _begin(self, peer: Peer, request_id: int, payload: Payload) -> None:
         method, body = split_request(payload)
         if self.server.held > self.limits.held_bytes_max and self._held.are_greedy():
             self._answer_error(request_id, self._held.overloaded("this request"))
@@ -270,9 +280,11 @@ class ServerConnection(FrameConnection):
         self.inflight += 1
         self.inflight_bytes += size
         self.server.promised(1)
+        about = current.get()
 
         def settled(answer: Answer | None, error: BaseException | None) -> None:
             self.server.promised(-1)
+            over(about)
             self.inflight -= 1
             self.inflight_bytes -= size
             if answer is None:
@@ -299,6 +311,7 @@ class ServerConnection(FrameConnection):
         else:
             answer = future.result()
             self._answer(request_id, answer if isinstance(answer, list) else (answer,))
+        over(current.get())
         self._ended()
 
     def _ended(self) -> None:

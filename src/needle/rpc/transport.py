@@ -26,12 +26,15 @@ from needle.base.errors import (
     TlsFailed,
 )
 from needle.base.parts import Body, Payload, body_bytes, whole
+from needle.base.request import current
 from needle.base.runtime import Clock, Rng
 from needle.base.versions import FIRST, KNOWN
 from needle.rpc.client_connection import ClientConnection, Link
 from needle.rpc.codec import (
+    ABOUT_BYTES_MAX,
     PROTOCOL_VERSION,
     Hello,
+    about_head,
     parse_endpoint,
     request_head,
 )
@@ -116,6 +119,9 @@ class RpcClient:
             connection = await self._connected(address, node, deadline)
         if connection.slow:
             await connection.writable(deadline)
+        about = current.get()
+        if about is not None and connection.takes_about and size + ABOUT_BYTES_MAX <= self._limits.frame_bytes_max:
+            head = about_head(about) + head
         return await connection.request(head, body, deadline)
 
     def send(self, address: str, body: Body, node: str = "") -> bool:

@@ -26,6 +26,7 @@ from needle.catalog.machine import CatalogMachine
 from needle.client.directory import Caller
 from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
+from needle.client.traced import router_of
 from needle.multiraft.background import Background
 from needle.multiraft.engine import Engine
 from needle.multiraft.host import Host
@@ -111,8 +112,7 @@ class Node:
         self._belonging, self._news = Belonging(self, self._hosting), AddressNews(self)
         self._mover = Mover(self, move_rows, config.limits.freeze_seconds)
         self._replicas, self.coordinator = Replicas(self), Coordinator(self)
-        self._healing = Healing(self, config.replace_after)
-        self.given_up = GivenUp(self)
+        self._healing, self.given_up = Healing(self, config.replace_after), GivenUp(self)
         self._background = Background(self._background_failed)
         self._clients, self._undo = clients, list[Callable[[], Any]]()
         self._stopping = self._running = False
@@ -202,7 +202,7 @@ class Node:
         self.caller = LocalCaller(self, self.config.address, self._clients())
         self._undo.append(self.caller.close)
         self.shards = ClusterShards(self.caller, NodeTopology(self), rng=self.ports.rng, prefer=self.config.address)
-        self.router = Router(self.shards, monotonic=self.now, blocking=self.blocking)
+        self.router = router_of(self.shards, monotonic=self.now, blocking=self.blocking)
         self._undo.append(self._hosting.close_catalog)
         known = load_topology(directory)
         # The book holds what nodes said later.

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -29,20 +29,19 @@ from needle.base.errors import (
     Unavailable,
 )
 from needle.base.events import CALLER_REFUSED, tell
-from needle.base.runtime import Rng, beside
+from needle.base.request import Request, Stopwatch, current, is_id
+from needle.base.runtime import beside
 from needle.client.asking import asked_by, check_known
 from needle.client.client import Client
-from needle.client.router.router import Router as ShardRouter
-from needle.client.shards import ClusterShards
-from needle.server.access import Access, check_collection, refusal
-from needle.server.audit import REFUSALS, Audit
+from needle.server.access import check_collection, refusal
+from needle.server.audit import REFUSALS
 from needle.server.http import idempotency, session
 from needle.server.http.browsers import check_host
-from needle.server.http.call import BESIDE_BYTES, Call
+from needle.server.http.call import BESIDE_BYTES, Call, subject_of
+from needle.server.http.door_node import DoorNode
 from needle.server.http.endings import Ending
 from needle.server.http.memory import Memory, Share, decoded_bytes
 from needle.server.http.message import (
-    Blocking,
     Gone,
     Headers,
     Receive,
@@ -55,7 +54,7 @@ from needle.server.http.message import (
     is_taken,
     is_there,
     pieces_of,
-    remote_of,
+    told_of,
     unreadable,
     write,
 )
@@ -66,6 +65,7 @@ from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, 
 from needle.server.http.queries import from_query, no_query
 from needle.server.http.routes import BASE, Route
 from needle.server.http.streams import stream
+from needle.server.service.watched import Subject
 from needle.server.upkeep.history import History
 
 log = logging.getLogger("needle.server")
@@ -79,29 +79,8 @@ PIECE_BYTES: Final = 256 * 1024
 REQUESTS_MAX: Final = 1024
 LARGE_BYTES: Final = 1024 * 1024
 """Of bodies from this size on one is decoded at a time: a decoder holds the interpreter until it is done."""
-REQUEST_ID_MAX: Final = 128
 STOPPING: Final = "this node is stopping"
 _NO_HEADERS: Final = Headers("", False, False, "identity", False, 0, "", None)
-
-
-class DoorNode(Protocol):
-    """The node behind the door."""
-
-    access: Access
-    caller: Any
-    router: ShardRouter
-
-    @property
-    def shards(self) -> ClusterShards: ...
-    @property
-    def rng(self) -> Rng: ...
-    @property
-    def blocking(self) -> Blocking: ...
-    @property
-    def audit(self) -> Audit | None: ...
-    def alive(self) -> bool: ...
-    def observe(self, what: str, seconds: float, error: NeedleError | None) -> None: ...
-    def now(self) -> float: ...
 
 
 class Door:
@@ -146,6 +125,7 @@ class Door:
             try:
                 headers = headers_of(scope)
                 request_id = scope["needle.request_id"] = self._request_id(headers)
+                current.set(Request(request_id, headers.trace))  # in this request's own task
                 scope["needle.headers"] = headers
                 scope["needle.parts"] = parts_of(scope)
                 await self._admitted(scope, receive, sending)
@@ -156,8 +136,7 @@ class Door:
         except (NeedleError, HttpError) as error:
             if isinstance(error, REFUSALS):
                 self.note(scope, error)
-                told = {"remote": remote_of(scope), "key": scope.get("needle.key", "")}
-                tell(CALLER_REFUSED, code=error.code, why=error.message, **told)
+                tell(CALLER_REFUSED, code=error.code, why=error.message, **told_of(scope))
             if started:
                 raise  # the connection ends in the middle of the answer: that is how its reader learns of it
             await self._write_problem(sending, error, headers, request_id or self._request_id(headers))
@@ -189,8 +168,7 @@ class Door:
                 "http",
                 f"{scope['method']} {scope['path']}",
                 error,
-                key=scope.get("needle.key", ""),
-                remote=remote_of(scope),
+                **told_of(scope),
                 request_id=scope.get("needle.request_id", ""),
                 about=about,
                 seconds=seconds,
@@ -205,7 +183,7 @@ class Door:
 
     def _request_id(self, headers: Headers) -> str:
         given = headers.request_id
-        if given and len(given) <= REQUEST_ID_MAX and given.isascii() and given.isprintable():
+        if is_id(given):
             return given
         return f"{self.node.rng.getrandbits(64):016x}"
 
@@ -269,15 +247,20 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         node, headers, share = self._door.node, scope["needle.headers"], scope["needle.share"]
         start, failure, done = node.now(), None, False
+        watched = node.service.watch.begin(f"http_{self._route.name}", Subject(), "")
         ending = Ending(scope, self._route.role == "reader")
         try:
             caller = self._admitted(scope, headers)
             if (meter := caller.meter) is not None:
                 meter.admit(node.now())
             call = await self._call(scope, receive, headers, caller)
+            if watched is not None:
+                watched.asks(subject_of(call), caller.name, "body", node.now() - start)
+            stopwatch = Stopwatch(node.now)
             with asked_by(call.asked):
                 answer: Any = await self._route.handler(call)
-            done = True
+            stopwatch.stop("handle")
+            done, stopwatch = True, Stopwatch(node.now)
             extra = [(b"x-request-id", scope["needle.request_id"].encode())]
             if headers.session is not None:
                 extra.append(
@@ -293,6 +276,7 @@ class _Endpoint:
                 del answer, call  # a reader may take its time: what is held for it meanwhile is the answer's bytes
                 share.settle(len(body))
                 await write(send, 200, told, body)
+            stopwatch.stop("answer")
         except NeedleError as error:
             failure = error
             raise
@@ -314,6 +298,8 @@ class _Endpoint:
         finally:
             ending.close()
             node.observe(f"http_{self._route.name}", node.now() - start, failure)
+            if watched is not None:
+                watched.end(failure)
             if self._rank == ADMIN and (done or failure is not None) and not isinstance(failure, REFUSALS):
                 self._door.note(scope, failure, about=self._route.name, seconds=node.now() - start)
 

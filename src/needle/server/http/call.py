@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from needle.base.access import Identity
-from needle.base.errors import InvalidArgument, invalid
+from needle.base.errors import InvalidArgument, NeedleError, invalid
 from needle.base.model import ReadMode
 from needle.client import answers, values
 from needle.client.client import Client
@@ -19,6 +20,7 @@ from needle.client.router.router import Router
 from needle.protocol.commands import Asked
 from needle.server.http import bodies
 from needle.server.http.memory import Share
+from needle.server.service.watched import Subject
 from needle.server.upkeep.history import History
 
 T = TypeVar("T")
@@ -117,3 +119,14 @@ def one_of(ids: object, filter: object) -> None:
     """Either ids or a filter. Raises InvalidArgument."""
     if (ids is None) == (filter is None):
         raise InvalidArgument("give either ids or a filter; the filter {} matches all documents", field="ids")
+
+
+def subject_of(call: Call) -> Subject:
+    """What a slow request's line tells of it."""
+    body = call.body
+    k, said = getattr(body, "k", 0), getattr(body, "filter", None)
+    filter = b""
+    if said and not call.large:
+        with suppress(NeedleError):  # it is refused by its handler
+            filter = values.filter_bytes(said)
+    return Subject(call.path.get("collection", ""), filter, k if isinstance(k, int) else 0)

@@ -24,7 +24,8 @@ from needle.rpc.tls import HANDSHAKE
 from needle.rpc.tls import Door as TlsDoor
 from needle.rpc.tls_listener import TlsListener
 from needle.server.http import pages
-from needle.server.http.app import BODY_BYTES_MAX, BODY_SECONDS, SEND_SECONDS, Door, DoorNode
+from needle.server.http.app import BODY_BYTES_MAX, BODY_SECONDS, SEND_SECONDS, Door
+from needle.server.http.door_node import DoorNode
 from needle.server.http.message import Scope
 from needle.server.http.no_requests import LAST_SECONDS, OnlyTls, bad_request, is_news, tls_failed
 from needle.server.http.probes import Health, probes

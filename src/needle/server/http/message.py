@@ -17,6 +17,7 @@ import msgspec
 
 from needle.base.errors import InvalidArgument
 from needle.base.plain import DEPTH_MAX
+from needle.base.request import as_trace
 from needle.server.http.browsers import browsed_host
 from needle.server.http.call import BESIDE_BYTES
 from needle.server.http.memory import Share
@@ -49,7 +50,8 @@ class Gone(Exception):
 
 class Headers(NamedTuple):
     """What a request says of itself. kind: its body's media type. packed: that is MessagePack; wants_packed: so should
-    the answer be. coding: of the body. key: an API key; None if it says none. host: that a browser asks for."""
+    the answer be. coding: of the body. key: an API key; None if it says none. host: that a browser asks for. trace: the
+    span that it is a part of, "" without one."""
 
     kind: str
     packed: bool
@@ -61,11 +63,17 @@ class Headers(NamedTuple):
     session: str | None
     key: str | None = None
     host: str | None = None
+    trace: str = ""
 
 
 def remote_of(scope: Scope) -> str:
     """Where a request comes from, "host:port"."""
     return ":".join(map(str, scope.get("client") or ()))
+
+
+def told_of(scope: Scope) -> dict[str, str]:
+    """Who sends a request, for the log."""
+    return {"remote": remote_of(scope), "key": scope.get("needle.key", "")}
 
 
 def headers_of(scope: Scope) -> Headers:
@@ -88,6 +96,7 @@ def headers_of(scope: Scope) -> Headers:
         session=told.get(b"needle-session"),
         key=_key(told),
         host=browsed_host(told),
+        trace=as_trace(told.get(b"traceparent", "")),
     )
 
 

@@ -16,6 +16,7 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from needle.base.log_config import LogConfig
+from needle.base.request import current
 from needle.server.process.folding import FoldingHandler
 
 _UNSEEN = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
@@ -41,6 +42,7 @@ def write_logs(node_id: str, config: LogConfig, stream: TextIO, clock: Callable[
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
+        _of_request,
         _cut,
         *((named,) if as_json else ()),
     ]
@@ -59,9 +61,24 @@ def write_logs(node_id: str, config: LogConfig, stream: TextIO, clock: Callable[
     logging.getLogger("needle").setLevel(level)
 
 
+def _of_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Which request the line belongs to. Raft's lines belong to none: its turns serve all, whoever has them begun."""
+    request = current.get()
+    if request is None or request.over or event["logger"].startswith("needle.multiraft"):
+        return event
+    for name, value, none in (("request", request.id, ""), ("shard", request.shard, -1), ("term", request.term, -1)):
+        if value != none:
+            event.setdefault(name, value)
+    return event
+
+
 def _cut(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     for name, value in event.items():
-        if name != "exception" and not name.startswith("_") and not isinstance(value, int | float | bool | None):
+        if (
+            name != "exception"
+            and not name.startswith("_")
+            and not isinstance(value, int | float | bool | list | dict | None)
+        ):
             text = value if isinstance(value, str) else str(value)
             event[name] = text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}... ({len(text)} characters)"
     return event
@@ -69,7 +86,8 @@ def _cut(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _text(_: WrappedLogger, __: str, event: EventDict) -> str:
     said: dict[str, Any] = dict(event)
-    head = f"{said['time']} {said['level'].upper()} {said['logger']}: {said['event']}".translate(_UNSEEN)
+    of = f" (request {said['request']})" if "request" in said else ""
+    head = f"{said['time']} {said['level'].upper()} {said['logger']}: {said['event']}{of}".translate(_UNSEEN)
     if "exception" not in said:
         return head
     told = said["exception"].split("\n")  # what a bug stumbled over is in it: no line of it looks like an event's

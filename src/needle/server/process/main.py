@@ -72,7 +72,7 @@ async def run_node(
     ends: list[asyncio.Future[Any]] = [waiting, node.failed]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     failure = node.failed.result() if node.failed.done() else None
-    why = "a signal asked for it" if failure is None else f"it cannot go on ({failure.code})"
+    why = "a signal asked for it" if failure is None else f"it cannot go on: {failure}"
     tell(NODE_STOPPING, node_name=config.node_id, why=why)
     if failure is not None:
         waiting.cancel()

@@ -86,8 +86,10 @@ from needle.server.service.probing import Probing
 from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
 from needle.server.service.served import ServedNode, add_address, encoded, judge
+from needle.server.service.watched import Watch
 from needle.server.upkeep.comparing import DIGEST_AT
 from needle.server.upkeep.field_upkeep import FILTERED_FIELDS
+from needle.tracing import spans
 
 ROUTED = frozenset({
     calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.FACET, calls.SCAN
@@ -152,6 +154,8 @@ class Service:
             **rebalancing.methods(node.coordinator),
         }
         ports = node.ports
+        self.watch = Watch(node, node.config.log.slow_request_seconds, spans())
+        self.documents.watch = self.watch
         self._audited = Audited(ports.audit, ports.clock, ports.rng, self._begin) if ports.audit is not None else None
         self._decoders = {name: msgspec.msgpack.Decoder(kind) for name, (kind, _) in self._methods.items()}
 
@@ -208,12 +212,12 @@ class Service:
         if looked_at and (large or method != calls.WRITE or not caller.is_for_all):
             return self._serve_judged(caller, method, found[1], body)
         if large:
-            return self._serve_large(method, found[1], body)
+            return self._serve_large(method, found[1], body, caller.name)
         call = self._decoded(method, body)
         if looked_at and not call.epoch:  # with an epoch it is a shard's, which makes and drops no collections
             return self._serve_judged(caller, method, found[1], body)
-        now = self.documents.at_once(call) if method == calls.WRITE and call.epoch else None
-        return now if now is not None else self._serve(method, found[1], call)
+        now = self.documents.at_once(call, caller.name) if method == calls.WRITE and call.epoch else None
+        return now if now is not None else self._serve(method, found[1], call, key=caller.name)
 
     def _decoded(self, method: str, body: Any) -> Any:
         try:
@@ -224,8 +228,8 @@ class Service:
             check_lists(call.command, self._node.config.limits.batch_documents_max)
         return call
 
-    async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any) -> Body:
-        return await self._serve(method, run, await self._node.blocking(self._decoded, method, body))
+    async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any, key: str) -> Body:
+        return await self._serve(method, run, await self._node.blocking(self._decoded, method, body), key=key)
 
     async def _serve_judged(self, caller: Identity, method: str, run: Run, body: Any) -> Body:
         """For a caller who may not say, or hear, everything that this method can."""
@@ -236,7 +240,7 @@ class Service:
             call = await judge(node, len(body), bound_call, method, call, Bound(caller.filter, caller.since))
         if caller.filter and method in ROUTED:
             run = getattr(self.proxy.bound_to(caller), method)
-        return await self._serve(method, run, call, caller)
+        return await self._serve(method, run, call, caller, caller.name)
 
     async def _serve_metered(self, caller: Identity, meter: Meter, method: str, run: Run, body: Any) -> Body:
         """For a caller who may not ask for as much as it likes. Raises TooManyRequests."""
@@ -260,9 +264,10 @@ class Service:
             return self.documents.methods[method], f"shard_{method}"
         return run, method
 
-    async def _serve(self, method: str, run: Run, call: Any, caller: Identity | None = None) -> Body:
-        """caller: of whom is to be thought in what the answer tells."""
+    async def _serve(self, method: str, run: Run, call: Any, caller: Identity | None = None, key: str = "") -> Body:
+        """caller: of whom is to be thought in what the answer tells. key: the name of its API key."""
         run, observed = self._road(method, run, call)
+        watched = self.watch.begin(observed, call, key) if method in ROUTED else None  # others wait on purpose
         start = self._node.now()
         failure: NeedleError | None = None
         try:
@@ -285,6 +290,8 @@ class Service:
             raise
         finally:
             self._node.observe(observed, self._node.now() - start, failure)
+            if watched is not None:
+                watched.end(failure)
 
 
 def unknown_method(method: str) -> UnknownMethod:

@@ -23,6 +23,7 @@ from needle.base.errors import (
 from needle.base.ids import GroupId
 from needle.base.model import Claim, WriteResult
 from needle.base.parts import Body
+from needle.base.request import Stopwatch
 from needle.protocol import calls, commands
 from needle.protocol.calls import ScanCall, ScanPin, WriteCall
 from needle.protocol.move_commands import MOVE_COMMANDS
@@ -43,6 +44,7 @@ from needle.server.service.served import (
     judge,
     not_leader,
 )
+from needle.server.service.watched import Watch, Watched, subject_of
 from needle.server.upkeep.expiry import micros_of, timed
 from needle.shard.apply.once import HASH_BYTES
 
@@ -57,6 +59,7 @@ class ShardDocuments:
         self._host = node.host
         self._reads = reads
         self._owners = Ownerships(node)
+        self.watch = Watch(node, 0.0, None)
         self.methods: dict[str, Run] = {
             calls.WRITE: self._shard_write,
             calls.SEARCH: lambda call: self._shard_read(reads.search, call),
@@ -69,10 +72,10 @@ class ShardDocuments:
         }
 
     # --- writes ------------------------------------------------------------------------------------------------------
-    def at_once(self, call: WriteCall) -> Promise[bytes] | None:
+    def at_once(self, call: WriteCall, key: str = "") -> Promise[bytes] | None:
         """A shard's write without a task: most of what a small write costs here would be the event loop's work. None if
         something has to be waited for before it can be proposed, or somebody else to answer. The caller must have
-        routed by this node's map, and the shard's log own what that says."""
+        routed by this node's map, and the shard's log own what that says. key: the name of the caller's API key."""
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
@@ -93,6 +96,9 @@ class ShardDocuments:
                 answer.set_result(done)
                 return answer
             data = judged(self._node, hosted, command, call.asked)
+            if (watched := self.watch.begin("shard_write", subject_of(call, command), key)) is not None:
+                answer.watched = watched
+                watched.leave()
             self._host.submit(call.group, data, call_timeout(call.timeout), answer)
             hosted.calls.wrote(now, owned.map, command)
         except CollectionNotFound:
@@ -207,7 +213,9 @@ class ShardDocuments:
         after = self._node.ownership
         if after is not owned and (after is None or after.map != owned.map):
             raise self._owners.stale("the shard map changed during the read", after or owned)
+        encoding = Stopwatch(self._node.now)
         body = await encoded(self._node, answer)
+        encoding.stop("encode")
         return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
 
     # --- consistent scans --------------------------------------------------------------------------------------------
@@ -286,7 +294,7 @@ class ShardDocuments:
 class WriteAnswer(Promise[bytes]):
     """The answer of one write, settled by the Raft host: encoded, and reported to the node's observer as `observed`."""
 
-    __slots__ = ("_node", "_observed", "_start")
+    __slots__ = ("_node", "_observed", "_start", "watched")
 
     def __init__(self, node: ServedNode, observed: str, start: float) -> None:
         """start: by the node's clock."""
@@ -294,17 +302,22 @@ class WriteAnswer(Promise[bytes]):
         self._node = node
         self._observed = observed
         self._start = start
+        self.watched: Watched | None = None
 
     def set_result(self, result: object) -> None:
         """result: a WriteResult."""
         super().set_result(calls.encode(result))
         self._node.observe(self._observed, self._node.now() - self._start, None)
+        if self.watched is not None:
+            self.watched.end()
 
     def set_exception(self, error: BaseException) -> None:
         """error: a NeedleError."""
         if isinstance(error, NeedleError):
             add_address(error, self._node)
             self._node.observe(self._observed, self._node.now() - self._start, error)
+        if self.watched is not None:
+            self.watched.end(error)
         super().set_exception(error)
 
 

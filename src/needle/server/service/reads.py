@@ -26,6 +26,7 @@ from needle.base.errors import (
 from needle.base.filters.builder import field_path
 from needle.base.ids import GroupId
 from needle.base.model import Claim, CollectionSpec, HitBatch, ReadMode, SearchRequest
+from needle.base.request import Stopwatch, current
 from needle.protocol.calls import (
     QUERIES_MAX,
     CollectionsAnswer,
@@ -74,7 +75,7 @@ class Reads:
 
     async def _fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
         """Wait until this replica may answer a read of that freshness."""
-        hosted, host = self._node.hosted(group), self._host
+        hosted, host, waiting = self._node.hosted(group), self._host, Stopwatch(self._node.now)
         timeout = call_timeout(fresh.timeout)
         if fresh.mode is not _EVENTUAL:
             read = host.read_index if fresh.mode is _STRONG else host.read_leased
@@ -95,6 +96,7 @@ class Reads:
                     applied=applied,
                     wanted=fresh.min_index,
                 ) from error
+        waiting.stop("confirm")
         return hosted
 
     async def search(self, call: SearchCall, claim: Claim | None = None) -> HitBatch:
@@ -103,17 +105,30 @@ class Reads:
         deadline = loop.time() + call_timeout(call.freshness.timeout)
         self.reading += 1
         try:
-            request = msgspec.structs.replace(call.request, claim=claim)
+            about, asked = current.get(), call.request
+            explains = asked.explain or (about is not None and about.explains and not asked.bound)
+            request = msgspec.structs.replace(asked, claim=claim, explain=explains)
             if self._may_search_early(call):
                 found = await self._search_early(call, request)
             else:
                 hosted = await self._fresh(call.group, call.freshness)
-                found = await hosted.batcher.search(request, deadline - loop.time())
+                found = await self._search(hosted, request, deadline - loop.time())
             if (answered := self._node.groups.get(call.group)) is not None:
                 answered.recall.saw(call.request)
-            return self._told(found)
+            found = self._told(found)
+            if about is not None and found.explained:
+                about.explained = found.explained
+                if not asked.explain:
+                    found = msgspec.structs.replace(found, explained=[])
+            return found
         finally:
             self.reading -= 1
+
+    async def _search(self, hosted: HostedReplica, request: SearchRequest, timeout: float) -> HitBatch:
+        searching = Stopwatch(self._node.now)
+        found = await hosted.batcher.search(request, timeout)
+        searching.stop("search")
+        return found
 
     async def search_many(self, call: SearchManyCall, claim: Claim | None = None) -> SearchManyAnswer:
         """Raises what `search` does; a few at a time, so that others get their turn and the answer has a bound."""
@@ -163,21 +178,23 @@ class Reads:
     async def _search_early(self, call: SearchCall, request: SearchRequest) -> HitBatch:
         """Search while the round confirms this leader, instead of after it. What was found counts only if the round is
         confirmed and what it asks for was applied when the search looked; otherwise it is searched again."""
-        search, loop = self._node.hosted(call.group).batcher.search, asyncio.get_running_loop()
+        hosted, loop = self._node.hosted(call.group), asyncio.get_running_loop()
         deadline = loop.time() + call.freshness.timeout
         confirmed = self._host.begin_read(call.group, call_timeout(call.freshness.timeout))
         found: HitBatch | None = None
         try:
             # These are true of this state, which may be old.
             with contextlib.suppress(InvalidArgument, CollectionNotFound, StaleEpoch):
-                found = await search(request, deadline - loop.time())
+                found = await self._search(hosted, request, deadline - loop.time())
+            waiting = Stopwatch(self._node.now)
             index = await confirmed
+            waiting.stop("confirm")
         finally:
             confirmed.cancel()
         return (
             found
             if found is not None and found.applied_index >= index
-            else await search(request, deadline - loop.time())
+            else await self._search(hosted, request, deadline - loop.time())
         )
 
     async def get(self, call: GetCall, claim: Claim | None = None) -> DocumentBatch:
@@ -291,7 +308,7 @@ class Reads:
 
     async def _while_wanted(self, read: Callable[..., Any], *arguments: object) -> Any:
         """Run in a search thread, unless the caller is gone before its turn comes."""
-        wanted = True
+        wanted, reading = True, Stopwatch(self._node.now)
 
         def run() -> Any:
             if not wanted:
@@ -302,6 +319,7 @@ class Reads:
             return await self._node.blocking(run)
         finally:
             wanted = False
+            reading.stop("read")
 
     async def collections(self, call: CollectionsCall, claim: Claim | None = None) -> CollectionsAnswer:
         if call.bound:

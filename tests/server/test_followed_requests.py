@@ -1,0 +1,98 @@
+"""A request is found in the logs of the node that routes it and of those that answer for shards; slow ones say why."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import needle
+from harness.marked_documents import CALM
+from needle.base.errors import InvalidArgument
+from needle.base.filters.shape import PARSED_BYTES_MAX, SHAPE_MAX, shape
+from needle.local.process_cluster import ProcessCluster
+
+SHARDS = {"shards": 2, "replicas": 3}
+SECRET = "rosebud"
+
+
+def lines_of(cluster: ProcessCluster, kind: str) -> list[dict[str, Any]]:
+    logs = [node.log.read_text() for node in cluster.nodes.values()]
+    told = [json.loads(line) for log in logs for line in log.splitlines() if line.startswith("{")]
+    return [line for line in told if line.get("kind") == kind]
+
+
+def search_by_http(address: str, request: str) -> None:
+    body = {"vector": [1.0] * 8, "k": 3, "filter": {"word": SECRET, "n": {"$gte": 4}}}
+    asked = urllib.request.Request(
+        f"http://{address}/v1/collections/default/search",
+        json.dumps(body).encode(),
+        {"content-type": "application/json", "x-request-id": request},
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        assert answer.headers["x-request-id"] == request
+
+
+async def test_one_request_is_followed_through_router_and_shards(tmp_path: Path) -> None:
+    log = {"format": "json", "slow_request_seconds": 0.000001}
+    async with ProcessCluster(tmp_path, **CALM, log=log, sharding=SHARDS) as cluster, cluster.connect() as client:
+        await client.insert_batch(
+            ids=[f"d{n}" for n in range(40)],
+            vectors=[[1.0 + n] * 8 for n in range(40)],
+            metadatas=[{"word": SECRET, "n": n} for n in range(40)],
+        )
+        node = next(iter(cluster.nodes.values()))
+        assert node.http is not None
+        await asyncio.to_thread(search_by_http, node.http, "from-http")
+        with needle.request_id("from-python"):
+            await client.search([1.0] * 8, 3, {"word": SECRET}, explain=True)
+        await client.search([1.0] * 8, 3)
+        told = lines_of(cluster, "slow_request")
+    http = [line for line in told if (line.get("request"), line["code"]) == ("from-http", "")]
+    assert {line["method"] for line in http} == {"http_search", "shard_search"}
+    by_shard = {line["shard"]: line for line in http if line["method"] == "shard_search"}
+    assert set(by_shard) == {0, 1} and {line["node"] for line in by_shard.values()} <= set(cluster.nodes)
+    assert all(line["term"] >= 1 for line in by_shard.values())
+    for line in http:
+        assert (line["collection"], line["filter"], line["k"]) == ("default", "word $eq and n $gte", 3)
+        assert line["milliseconds"] > 0 and line["code"] == ""
+    assert {"body", "handle", "answer"} == set(next(line["parts"] for line in http if line["method"] == "http_search"))
+    assert all({"search", "confirm", "encode"} == set(line["parts"]) for line in by_shard.values())
+    python = [line for line in told if (line.get("request"), line["code"]) == ("from-python", "")]
+    assert {line["shard"] for line in python} == {0, 1}  # the client routes itself
+    assert all(line["explain"][0]["allowed"] >= 1 for line in python)
+    assert any("request" not in line and line["method"] == "shard_search" for line in told)
+    assert any(line["method"] == "shard_write" and line["collection"] == "default" for line in told)
+    assert SECRET not in json.dumps(told)
+
+
+def test_a_request_is_called_by_printable_ascii() -> None:
+    for bad in ("", "a\nb", "ä", "x" * 129, 7):
+        with pytest.raises(InvalidArgument, match="request_id"), needle.request_id(bad):  # type: ignore[arg-type]
+            pass
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "everything"),
+        ({"a": 1}, "a $eq"),
+        ({"a": {"$gte": 1, "$lt": 5}, "b.c": {"$in": [1, 2]}}, "a $gte and a $lt and b.c $in"),
+        ({"$or": [{"a": 1}, {"$not": {"b": {"$exists": True}}}]}, "a $eq or not b $exists"),
+        ({"$or": [{"a": 1}, {"b": 2, "c": 3}]}, "a $eq or (b $eq and c $eq)"),
+        ({"$or": [{"a": n} for n in range(900)]}, "a $eq"),
+    ],
+)
+def test_a_shape_has_fields_and_operators_and_no_values(given: dict[str, Any], told: str) -> None:
+    assert shape(needle.Filter.parse(given).to_json()) == told
+
+
+def test_a_shape_is_bounded() -> None:
+    assert len(shape(json.dumps({"$or": [{f"field{n}": n} for n in range(500)]}).encode())) < SHAPE_MAX + 40
+    size = PARSED_BYTES_MAX + 1
+    assert shape(b" " * size) == f"a filter of {size} bytes"
+    assert shape(b"{") == "no filter (invalid_argument)"
