@@ -25,6 +25,8 @@ class Leader:
         self.waited: list[ReadMode] = []
         self.state: int | NeedleError = 7
         self.searches = 0
+        self.answered: list[SearchRequest] = []
+        """What the recall is measured of."""
         self.resting = True
         self.begun = asyncio.Event()
 
@@ -58,8 +60,9 @@ class Leader:
 
 
 def reads_of(leader: Leader) -> Reads:
-    hosted = SimpleNamespace(batcher=leader)
-    return Reads(SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted))  # type: ignore[arg-type]
+    hosted = SimpleNamespace(batcher=leader, recall=SimpleNamespace(saw=leader.answered.append))
+    node = SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted, groups={1: hosted})
+    return Reads(node)  # type: ignore[arg-type]
 
 
 def asked(leader: Leader, **fresh: object) -> asyncio.Task[HitBatch]:
@@ -90,6 +93,7 @@ async def test_what_was_seen_too_early_is_searched_again() -> None:
     leader.state = 9
     leader.rounds[0].set_result(8)
     assert (await task).applied_index == 9 and leader.searches == 2
+    assert leader.answered == [REQUEST]
 
 
 async def test_a_deposed_leader_answers_nothing() -> None:
