@@ -25,6 +25,8 @@ class Leader:
         self.waited: list[ReadMode] = []
         self.state: int | NeedleError = 7
         self.searches = 0
+        self.answered: list[SearchRequest] = []
+        """What the recall is measured of."""
         self.resting = True
         self.begun = asyncio.Event()
 
@@ -58,8 +60,9 @@ class Leader:
 
 
 def reads_of(leader: Leader) -> Reads:
-    hosted = SimpleNamespace(batcher=leader)
-    node = SimpleNamespace(node_id="n1", host=leader, hosted=lambda group: hosted, groups={}, now=lambda: 0.0)
+    hosted = SimpleNamespace(batcher=leader, recall=SimpleNamespace(saw=leader.answered.append))
+    groups = {1: hosted}
+    node = SimpleNamespace(node_id="n1", host=leader, hosted=groups.__getitem__, groups=groups, now=lambda: 0.0)
     return Reads(node)  # type: ignore[arg-type]
 
 
@@ -91,6 +94,7 @@ async def test_what_was_seen_too_early_is_searched_again() -> None:
     leader.state = 9
     leader.rounds[0].set_result(8)
     assert (await task).applied_index == 9 and leader.searches == 2
+    assert leader.answered == [REQUEST]
 
 
 async def test_a_deposed_leader_answers_nothing() -> None:

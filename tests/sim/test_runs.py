@@ -196,7 +196,7 @@ def test_what_is_compared_now_and_then_ends_the_run(check, monkeypatch):
 
 def _otherwise(entry, done):
     """Documents of the first insert expire in many years: no reader would notice."""
-    command = commands.decode(entry.data) if entry.data and not done else None
+    command = commands.decode_logged(entry.data) if entry.data and not done else None
     if not isinstance(command, commands.Insert):
         return entry
     done.append(entry.index)
