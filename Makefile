@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts deployment packages ui integrations clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http restore-drill fuzz-http typescript platforms alerts deployment packages ui integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -96,6 +96,12 @@ soak-http: $(STAMP)
 typescript: $(STAMP)
 	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null)
 	$(BIN)/python -m proof.typescript
+
+# Backups every 30 s, and the archive of the logs, while nodes are killed and shards come and go; then each backup and
+# many instants are restored and judged: make restore-drill DRILL_MINUTES=3 SEED=1
+DRILL_MINUTES ?= 3
+restore-drill: $(STAMP)
+	$(BIN)/python -m proof.restore_drill --minutes $(DRILL_MINUTES) --seed $(SEED)
 
 # Made-up requests against the OpenAPI document of real nodes (schemathesis): make fuzz-http EXAMPLES=100
 EXAMPLES ?= 100

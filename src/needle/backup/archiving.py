@@ -41,6 +41,7 @@ from needle.backup.format import PIECES, PieceRef
 from needle.backup.keeping import MAKING, PRUNING, Mark
 from needle.backup.store import Store
 from needle.base.errors import (
+    ClientClosed,
     Forbidden,
     InvalidArgument,
     NeedleError,
@@ -85,7 +86,7 @@ CALL_SECONDS: Final = 10.0
 TOLD_SECONDS: Final = 3600.0
 IMAGE_SECONDS: Final = 120.0
 """For a shard's leader to copy its state on its own disk."""
-FINAL: Final = (Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
+FINAL: Final = (ClientClosed, Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
 """What will not be otherwise at the next look."""
 A = TypeVar("A", bound=msgspec.Struct)
 
