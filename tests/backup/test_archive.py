@@ -15,7 +15,7 @@ import pytest
 from backup.killing import Counted, Killed
 from needle.backup.archive_format import Span
 from needle.backup.archive_keeping import outdated
-from needle.backup.archive_reading import bases_of, chain, chunks_of, list_archives
+from needle.backup.archive_reading import bases_of, catalog_at, chain, chunks_of, list_archives
 from needle.backup.archiving import Archiver
 from needle.backup.around import Around
 from needle.backup.instant import Making, owners
@@ -169,7 +169,7 @@ async def test_every_index_and_every_instant_comes_back_as_it_was(tmp_path: Path
             at = BEGAN + index * SECOND
             assert restored(store, tmp_path / f"a{index}", at=at) == shard.contents[index]
             assert restored(store, tmp_path / f"b{index}", at=at - 1) == shard.contents[index - 1]
-    with pytest.raises(InvalidArgument, match="archived until"):
+    with pytest.raises(InvalidArgument, match="is archived"):
         restored(store, tmp_path / "late", at=world.now + 1)
     with pytest.raises(InvalidArgument, match="begins at"):
         restored(store, tmp_path / "early", at=BEGAN - 1)
@@ -178,6 +178,26 @@ async def test_every_index_and_every_instant_comes_back_as_it_was(tmp_path: Path
         "7", "2027-01-15T08:00:00Z", "2027-01-15T08:00:31Z", [],
     )  # fmt: skip
     assert verify(store).problems == []
+
+
+async def test_a_shard_that_the_catalog_named_only_afterwards_is_looked_into(tmp_path: Path) -> None:
+    """Ranges may have moved to it before the archiver heard of it: their documents would be missing."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    archiver = world.archiver(store)
+    world.fill(6)
+    await archiver.look(flush=True)
+    looked = world.now
+    world.fill(4)
+    world.topology = msgspec.structs.replace(
+        world.topology, version=2, shards=(*world.topology.shards, ShardInfo(shard=1, replicas=("a",), founders=("a",)))
+    )
+    await archiver.look(flush=True)
+    known = [catalog_at(store, 7, at)[1] for at in (looked, looked + 1, world.now)]
+    assert known == [[0], [0, 1], [0, 1]]
+    world.now += SECOND
+    world.fill(1)
+    with pytest.raises(InvalidArgument, match="until then the catalog is archived"):
+        catalog_at(store, 7, world.now)
 
 
 async def test_killed_anywhere_it_goes_on_where_the_store_says(tmp_path: Path) -> None:
