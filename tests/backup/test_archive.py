@@ -38,6 +38,7 @@ from needle.protocol.archive_calls import (
     LoggedEntry,
 )
 from needle.protocol.move_commands import PrepareMove
+from needle.protocol.stamps import STAMPED_SINCE, stamp
 from needle.routing.shard_map import ShardMap, initial_map
 from needle.routing.strategy import RANGE
 from needle.routing.topology import CollectionInfo, ShardInfo, Topology
@@ -398,9 +399,9 @@ def test_an_entry_says_when_it_was_proposed() -> None:
     move = PrepareMove(1, 1, True, [(b"a", None)], [], RANGE, 2)
     for command in (put(["a"], [[1.0, 2.0]]), move, commands.DropCollection("a")):
         data = commands.entry(command, Topology(cluster_version=KNOWN), 1234)
-        assert commands.stamp(data) == 1234 and commands.decode_logged(data) == command
-        former = commands.entry(command, Topology(cluster_version=commands.STAMPED_SINCE - 1), 1234)
-        assert former == commands.encode(command) and commands.stamp(former) == 0
+        assert stamp(data) == 1234 and commands.decode_logged(data) == command
+        former = commands.entry(command, Topology(cluster_version=STAMPED_SINCE - 1), 1234)
+        assert former == commands.encode(command) and stamp(former) == 0
         assert commands.decode_logged(former) == command
         with pytest.raises(NeedleError):  # what callers send is not stamped, and is looked at before it is decoded
             commands.decode(data)

@@ -33,7 +33,7 @@ class World:
         self.stopped, self.leads, self.version = False, True, KNOWN
         self.silent: set[str] = set()
         self.proposed = self.asked = 0
-        clock: Any = SimpleNamespace(monotonic=asyncio.get_running_loop().time)
+        clock: Any = SimpleNamespace(monotonic=asyncio.get_running_loop().time, wall=lambda: 0.0)
         host: Any = self
         self.comparing = Comparing(
             1, self.replicas["n1"], host, clock, lambda: ["n2", "n3"], self._call,
@@ -64,7 +64,7 @@ class World:
         if not self.leads:
             raise NotLeader("not any more")
         self.proposed += 1
-        return self.write(commands.decode(data))
+        return self.write(commands.decode_logged(data))
 
     async def _call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
         assert method == DIGEST_AT
