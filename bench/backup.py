@@ -31,21 +31,23 @@ SECONDS = 8.0
 SEARCHERS = 2
 
 
-def _vectors(first: int, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def vectors_of(first: int, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """The same for the same `first`."""
     return np.random.default_rng(first).standard_normal((count, DIMENSIONS), dtype=np.float32)
 
 
-async def _fill(client: Client, documents: int) -> None:
+async def fill(client: Client, documents: int) -> None:
+    """Insert so many, in batches."""
     for first in range(0, documents, BATCH):
         count = min(BATCH, documents - first)
         names = [f"d{n:08}" for n in range(first, first + count)]
         metadata = [{"n": n, "title": f"the title of document {n}"} for n in range(first, first + count)]
-        await client.insert_batch(ids=names, vectors=_vectors(first, count), metadatas=metadata, timeout=60)
+        await client.insert_batch(ids=names, vectors=vectors_of(first, count), metadatas=metadata, timeout=60)
 
 
 async def _p99(client: Client, until: asyncio.Event) -> float:
     """Of searches one after the other, in milliseconds."""
-    queries, took = _vectors(-1 % 2**32, 64), list[float]()
+    queries, took = vectors_of(-1 % 2**32, 64), list[float]()
 
     async def searcher(which: int) -> None:
         n = which
@@ -91,7 +93,7 @@ async def _beside(client: Client, cluster: str, target: Path | None, rate: float
 
 
 async def _change(client: Client, names: list[str]) -> None:
-    await client.insert_batch(ids=names, vectors=_vectors(7, len(names)), timeout=60)
+    await client.insert_batch(ids=names, vectors=vectors_of(7, len(names)), timeout=60)
 
 
 async def run(report: Report, *, quick: bool, documents: int | None) -> None:
@@ -103,7 +105,7 @@ async def run(report: Report, *, quick: bool, documents: int | None) -> None:
         with NeedleCluster(dimensions=DIMENSIONS) as nodes:
             cluster = ",".join(nodes.addresses())
             async with await nodes.client() as client:
-                await _fill(client, count)
+                await fill(client, count)
                 await _make(report, client, store, root, count)
                 idle = await _beside(client, cluster, None, 0.0)
                 for rate, said in ((0.0, "no bound"), (RATE, f"{RATE / 1e6:g} MB/s")):
@@ -115,7 +117,7 @@ async def run(report: Report, *, quick: bool, documents: int | None) -> None:
                 started = time.perf_counter()
                 await backups.restore(client, store)
                 restored = time.perf_counter() - started
-                await client.search(_vectors(1, 1)[0], k=10)
+                await client.search(vectors_of(1, 1)[0], k=10)
                 report.row(f"restore of {count:,} x {DIMENSIONS}-d to first search", f"{restored:.1f} s")
     finally:
         with contextlib.suppress(OSError):

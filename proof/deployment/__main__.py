@@ -16,11 +16,11 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 
 def unit(directory: Path) -> None:
-    """systemd reads the unit; the program's path is this environment's. Raises CalledProcessError."""
-    text = (DEPLOY / "systemd" / "needle@.service").read_text(encoding="utf-8")
-    copy = directory / "needle@.service"
-    copy.write_text(text.replace("/opt/needle/bin", str(Path(sys.executable).parent)), encoding="utf-8")
-    subprocess.run(["systemd-analyze", "verify", "--man=no", copy], check=True, timeout=60)
+    """systemd reads the units; the program's path is this environment's. Raises CalledProcessError."""
+    for found in sorted((DEPLOY / "systemd").iterdir()):
+        text, copy = found.read_text(encoding="utf-8"), directory / found.name
+        copy.write_text(text.replace("/opt/needle/bin", str(Path(sys.executable).parent)), encoding="utf-8")
+        subprocess.run(["systemd-analyze", "verify", "--man=no", copy], check=True, timeout=60)
 
 
 def image() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from proof.mutants import (
     access_rules,
+    backup_rules,
     client_rules,
     cluster_rules,
     expiry_rules,
@@ -49,6 +50,7 @@ MUTANTS: dict[str, Mutant] = {
         request_rules,
         client_rules,
         access_rules,
+        backup_rules,
         tenant_rules,
         version_rules,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import needle
 from needle import backup as backups
+from needle.backup.archive_reading import bases_of
 from needle.backup.archiving import Archiver
 from needle.base.errors import InvalidArgument
 from needle.catalog.state import execute
@@ -74,3 +76,27 @@ async def test_it_says_so_while_they_are_too_old(tmp_path: Path) -> None:
         assert await told(client) == {"backup too old"}
         after = await client.refresh_topology(confirmed=True)
         assert msgspec.structs.astuple(after)[-2:] == (now - 27 * HOUR, 0)
+
+
+async def written(client: needle.Client, count: int) -> int:
+    """How many entries the leader has in its log after so many writes."""
+    for first in range(0, count, 20):
+        await asyncio.gather(*(client.insert(f"d{first + n}", [1.0] * 8) for n in range(20)))
+    (one,) = await client.cluster_status()
+    assert one.status is not None
+    return one.status.last_index - one.status.first_index
+
+
+async def test_the_leader_keeps_its_log_for_the_archive(tmp_path: Path) -> None:
+    """Else whoever archives copies the whole state whenever it was away for some entries."""
+    store = backups.open_store(str(tmp_path / "target"))
+    (tmp_path / "node").mkdir()
+    settings = {**NODE, "snapshot_threshold": 50}
+    async with ProcessCluster(tmp_path / "node", 1, **settings) as cluster, cluster.connect() as client:
+        assert await written(client, 600) < 400  # it is cut for nobody's sake
+        for _ in range(2):  # with the second look the leader hears what the first one has kept
+            await Archiver(client, store).look(flush=True)
+        assert await written(client, 600) > 590
+        await Archiver(client, store).look(flush=True)
+    (archived,) = backups.list_archives(store)
+    assert archived.gaps == [] and len(bases_of(store, int(archived.cluster, 16), 0)) == 1

@@ -18,6 +18,7 @@ from needle.base.filters.operators import OPERATORS
 from needle.base.versions import KNOWN
 from needle.catalog import machine
 from needle.protocol import catalog_commands, commands
+from needle.protocol.stamps import STAMPED, STAMPED_SINCE
 from needle.protocol.versioned import Versioned
 from needle.raft.messages import Message
 from needle.routing.topology import Topology
@@ -67,7 +68,7 @@ def present() -> str:
         f"version {KNOWN}",
         f"documents {sqlite_file.FORMAT_VERSION}",
         f"catalog {machine.FORMAT_VERSION}",
-        f"entries of shards with the leader's clock {commands.STAMPED.hex()} since {commands.STAMPED_SINCE}",
+        f"entries of shards with the leader's clock {STAMPED.hex()} since {STAMPED_SINCE}",
         f"index files {PLAIN.decode()} {WITH_NODES.decode()}",
         *(f"operator {one.name} since {one.since}" for one in OPERATORS.values()),
         *map(_line, _all(commands.Command, catalog_commands.CatalogCommand, Topology, Message)),

@@ -65,19 +65,22 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
-    """The cluster at an instant; without keys."""
+    """The cluster at an instant; without keys. after: until then it was as the record before says."""
 
     format: int = FORMAT
     at: int
+    after: int
     topology: Topology
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
     """shards: up to which index each is archived, and a clock of its leader before which nothing else was
-    acknowledged."""
+    acknowledged. at: the archiver's clock before the catalog was asked for what is archived of it: which shards there
+    were up to then is known."""
 
     format: int = FORMAT
     shards: dict[int, tuple[int, int]]
+    at: int
 
 
 class Span(NamedTuple):

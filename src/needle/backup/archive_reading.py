@@ -118,7 +118,7 @@ def read_head(store: Store, founding: int) -> Head:
     """How far the archive is; nowhere, if there is none."""
     name = f"{directory(founding)}{HEAD}"
     data = store.get(name)
-    return Head(shards={}) if data is None else decode(name, data, Head)
+    return Head(shards={}, at=0) if data is None else decode(name, data, Head)
 
 
 def chosen(store: Store, founding: int | None) -> int:
@@ -138,14 +138,23 @@ def chosen(store: Store, founding: int | None) -> int:
     return found[0]
 
 
-def catalog_at(store: Store, founding: int, at: int) -> Catalog:
-    """What the catalog said last before an instant. Raises InvalidArgument for one before the archive."""
+def catalog_at(store: Store, founding: int, at: int) -> tuple[Catalog, list[int]]:
+    """What the catalog said last before an instant, and the shards that there were then, or may have been: of those
+    that it named next it is not known whether they came before. Raises InvalidArgument for one that is not archived."""
     names = catalogs_of(store, founding)
     before = [name for name in names if number_of(name, CATALOG) <= at]
     if not before:
         first = f" begins at {rfc3339(number_of(names[0], CATALOG))}" if names else " has nothing yet"
         raise InvalidArgument(f"at = {rfc3339(at)} is not allowed: the archive{first}", field="at")
-    return read_catalog(store, before[-1])
+    known = read_head(store, founding).at
+    if at > known:
+        raise invalid("at", rfc3339(at), f"up to {rfc3339(known)}: until then the catalog is archived")
+    catalog, after = read_catalog(store, before[-1]), names[len(before) : len(before) + 1]
+    shards = {info.shard for info in catalog.topology.serving}
+    for following in (read_catalog(store, name) for name in after):
+        if at > following.after:
+            shards |= {info.shard for info in following.topology.serving}
+    return catalog, sorted(shards)
 
 
 def number_of(name: str, suffix: str) -> int:
@@ -196,7 +205,7 @@ def list_archives(store: Store) -> list[Archived]:
                 since = max(since, read_base(store, bases[0][1]).since)
             gaps += (gap for gap, _ in gaps_of(store, founding, shard))
         sizes = store.names(directory(founding))
-        until = min((head.shards.get(shard, (0, 0))[1] for shard in serving), default=0)
+        until = min([head.at, *(head.shards.get(shard, (0, 0))[1] for shard in serving)])
         found.append(
             Archived(
                 cluster=f"{founding:x}",

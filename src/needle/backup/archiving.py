@@ -39,12 +39,14 @@ from needle.backup.around import REAL, Around
 from needle.backup.creating import tell
 from needle.backup.format import PIECES, PieceRef
 from needle.backup.keeping import MAKING, PRUNING, Mark
+from needle.backup.shard_archive import ShardArchive
 from needle.backup.store import Store
 from needle.base.errors import (
+    ClientClosed,
+    CorruptBackup,
     Forbidden,
     InvalidArgument,
     NeedleError,
-    StorageError,
     Unauthenticated,
     Unavailable,
     UnsupportedFormat,
@@ -64,7 +66,6 @@ from needle.protocol.archive_calls import (
     ImageFile,
     LogAnswer,
     LogCall,
-    LoggedEntry,
 )
 from needle.routing.topology import Topology
 
@@ -79,54 +80,13 @@ AT_ONCE: Final = 8
 """Shards that are asked at a time."""
 BLOCK_BYTES: Final = 1 << 20
 """A state's files are cut into pieces of so many bytes: what did not change since the last time is there already."""
-ENTRY_BYTES: Final = 64
-"""What an entry takes beside its data."""
 CALL_SECONDS: Final = 10.0
 TOLD_SECONDS: Final = 3600.0
 IMAGE_SECONDS: Final = 120.0
 """For a shard's leader to copy its state on its own disk."""
-FINAL: Final = (Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
+FINAL: Final = (ClientClosed, Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
 """What will not be otherwise at the next look."""
 A = TypeVar("A", bound=msgspec.Struct)
-
-
-class ShardArchive:
-    """One shard's. read: the last entry that was read; kept: that is in the store. until: a clock of its leader
-    before which nothing but these was acknowledged. based: the index, and the clock, of the last state; None if there
-    is none."""
-
-    def __init__(self, shard: int) -> None:
-        self.shard = shard
-        self.read = self.kept = 0
-        self.until = self.kept_until = 0
-        self.based: tuple[int, int] | None = None
-        self.entries: list[LoggedEntry] = []
-        self.points: list[tuple[int, str]] = []
-        self.bytes = 0
-
-    def take(self, answer: LogAnswer) -> bool:
-        """Entries that follow; whether that was all there is. Raises StorageError if the log lost what is archived."""
-        if answer.upto < self.kept:
-            raise StorageError(
-                f"shard {self.shard}: its leader confirms {answer.upto} entries, and {self.kept} are archived: the "
-                "cluster lost writes that were acknowledged. Archive it into another target, and keep this one"
-            )
-        for one in answer.entries or ():
-            self.entries.append(one)
-            self.bytes += len(one.data) + ENTRY_BYTES
-            self.read = one.index
-        whole = self.read >= answer.upto
-        if whole:
-            self.until = max(self.until, answer.until)
-        if answer.digest_at > self.kept and (not self.points or self.points[-1][0] < answer.digest_at):
-            self.points = [*self.points[-63:], (answer.digest_at, answer.digest)]
-        return whole
-
-    def begin_at(self, base: Base) -> None:
-        """Go on behind a state."""
-        self.read = self.kept = base.index
-        self.entries, self.points, self.bytes = [], [], 0
-        self.based = (base.index, base.at)
 
 
 class Archiver:
@@ -140,6 +100,7 @@ class Archiver:
         self._client, self._store, self._around = client, store, around
         self._every, self._base_every = every, base_every
         self._flushed = 0.0
+        self._looked = 0
         self._founding = self._expected = 0
         self._topology: Topology | None = None
         self._told: object = None
@@ -170,9 +131,10 @@ class Archiver:
         before = self._around.micros()
         now = await self._client.refresh_topology(confirmed=True, timeout=CALL_SECONDS)
         if now.founding != self._founding:
-            self._founding, self.shards, self._told = now.founding, {}, None
+            self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
         self._topology = now
         await self._note_catalog(before, now)
+        self._looked = before
         room, elapsed = asyncio.Semaphore(AT_ONCE), self._around.clock.monotonic() - self._flushed
         due = flush or elapsed >= self._every
 
@@ -191,32 +153,44 @@ class Archiver:
         if self._basing is None or self._basing.done():
             self._basing = asyncio.create_task(self._base_anew())
 
+    def _last_told(self) -> object:
+        """What the newest archived topology says; None if there is none that can be read. Blocking."""
+        names = catalogs_of(self._store, self._founding)
+        try:
+            return _told(read_catalog(self._store, names[-1]).topology) if names else None
+        except CorruptBackup:
+            return None
+
     async def _note_catalog(self, at: int, now: Topology) -> None:
-        shards = [(info.shard, info.retired) for info in now.shards]
-        told = (now.collections, now.aliases, now.dropped, shards)
+        told = _told(now)
         if told == self._told:
             return
-        if self._told is None:
-            names = await self._around.blocking(catalogs_of, self._store, self._founding)
-            if names:
-                last = (await self._around.blocking(read_catalog, self._store, names[-1])).topology
-                known = [(info.shard, info.retired) for info in last.shards]
-                if (last.collections, last.aliases, last.dropped, known) == told:
-                    self._told = told
-                    return
-        record = Catalog(at=at, topology=msgspec.structs.replace(now, keys=(), rebalance=None))
+        if self._told is None and told == await self._around.blocking(self._last_told):
+            self._told = told
+            return
+        after = self._looked or (await self._around.blocking(self._head)).at
+        record = Catalog(at=at, after=after, topology=msgspec.structs.replace(now, keys=(), rebalance=None))
         await self._put(catalog_name(self._founding, at), encode(record))
         self._told = told
+
+    def _head(self) -> Head:
+        """As it is in the store; what this archiver knows takes the place of a damaged one. Blocking."""
+        try:
+            return read_head(self._store, self._founding)
+        except CorruptBackup:
+            return Head(shards={}, at=0)
 
     async def _note_head(self) -> None:
         known = {one.shard: (one.kept, one.kept_until) for one in self.shards.values() if one.kept_until}
         if known:
-            before = await self._around.blocking(read_head, self._store, self._founding)
+            before = await self._around.blocking(self._head)
             shards = before.shards | {
                 shard: max(said, before.shards.get(shard, (0, 0)), key=lambda one: one[1])
                 for shard, said in known.items()
             }
-            await self._put(f"{directory(self._founding)}{HEAD}", encode(Head(shards=shards)))
+            await self._put(
+                f"{directory(self._founding)}{HEAD}", encode(Head(shards=shards, at=max(self._looked, before.at)))
+            )
 
     async def _tell(self) -> None:
         """The cluster expects that this goes on, so that an alert tells if it does not."""
@@ -356,6 +330,12 @@ class Archiver:
             pieces.append(ref)
             at += len(block)
         return BaseFile(file.name, file.size, pieces)
+
+
+def _told(topology: Topology) -> object:
+    """What of a topology has to be archived when it changes."""
+    shards = [(info.shard, info.retired) for info in topology.shards]
+    return topology.collections, topology.aliases, topology.dropped, shards
 
 
 def _same(body: bytes, _: float) -> bytes:

@@ -88,17 +88,17 @@ class Making:
 
     def __init__(self, store: Store, directory: Path, told: Told = lambda _: None) -> None:
         self._store, self._directory, self._told = store, directory, told
-        self.local = DirectoryStore(directory / "backup")
+        self.local = DirectoryStore(directory / "backup", durable=False)
 
     def run(self, at: int | None, indexes: dict[int, int], archive: str | None) -> str:
         """The id of the backup, the same for the same place."""
         founding = chosen(self._store, None if archive is None else _founding(archive))
-        topology = self._topology(founding, at, indexes)
+        topology, shards = self._topology(founding, at, indexes)
         if topology.map is None:
             raise StorageError("the archive knows no shard map: it began before the cluster was made")
         found: dict[int, Replayed] = {}
-        for info in topology.serving:
-            shard, directory = info.shard, self._directory / f"shard-{info.shard}"
+        for shard in shards:
+            directory = self._directory / f"shard-{shard}"
             directory.mkdir()
             self._told(f"shard {shard}: reading its log")
             with Replay(self._store, founding, shard, directory) as replay:
@@ -123,9 +123,11 @@ class Making:
         self.local.put(manifest_name(manifest.id), encode_manifest(manifest))
         return manifest.id
 
-    def _topology(self, founding: int, at: int | None, indexes: dict[int, int]) -> Topology:
+    def _topology(self, founding: int, at: int | None, indexes: dict[int, int]) -> tuple[Topology, list[int]]:
+        """As the catalog had it there, and the shards to look into."""
         if at is not None:
-            return catalog_at(self._store, founding, at).topology
+            catalog, shards = catalog_at(self._store, founding, at)
+            return catalog.topology, shards
         names = catalogs_of(self._store, founding)
         if not names:
             raise StorageError("the archive does not say which shards there were")
@@ -133,7 +135,7 @@ class Making:
         serving = {info.shard for info in topology.serving}
         if set(indexes) != serving:
             raise invalid("index", sorted(indexes), f"one index for each of the shards {sorted(serving)}")
-        return topology
+        return topology, sorted(serving)
 
     def _collections(self, founding: int, topology: Topology, found: Mapping[int, Replayed]) -> list[CollectionInfo]:
         """Those that the shards had and none had dropped, nor the catalog; the last of a name."""

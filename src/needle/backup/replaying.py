@@ -23,8 +23,9 @@ from needle.base.errors import CorruptBackup, CorruptSnapshot, InvalidArgument, 
 from needle.base.instants import rfc3339
 from needle.base.model import CollectionSpec
 from needle.protocol.archive_calls import LoggedEntry
-from needle.protocol.commands import DropCollection, decode_logged, stamp
+from needle.protocol.commands import DropCollection, decode_logged
 from needle.protocol.move_commands import Forget
+from needle.protocol.stamps import stamp
 from needle.routing.topology import collection_id
 
 if TYPE_CHECKING:

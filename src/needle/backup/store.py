@@ -71,8 +71,10 @@ def _errors(what: str) -> Iterator[None]:
 class DirectoryStore:
     """In a directory, which is made when the first file is."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        """durable: False for what is made again after a crash."""
         self._root = root
+        self._sync = _sync if durable else _nothing
 
     def put(self, name: str, data: bytes) -> None:
         path = self._root / name
@@ -83,18 +85,18 @@ class DirectoryStore:
                 with partial.open("wb") as file:
                     file.write(data)
                     file.flush()
-                    os.fsync(file.fileno())
+                    self._sync(file.fileno())
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
-            _sync(path.parent)
+            self._sync(path.parent)
 
     def _directory(self, path: Path) -> None:
         """Make it durably."""
         if not path.is_dir():
             self._directory(path.parent)
             path.mkdir(exist_ok=True)
-            _sync(path.parent)
+            self._sync(path.parent)
 
     def get(self, name: str) -> bytes | None:
         path = self._root / name
@@ -122,12 +124,20 @@ class DirectoryStore:
             path.unlink(missing_ok=True)
 
 
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+def _sync(what: Path | int) -> None:
+    """A directory, or an open file."""
+    if isinstance(what, int):
+        os.fsync(what)
+        return
+    handle = os.open(what, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _nothing(_: Path | int) -> None:
+    return None
 
 
 class ObjectStore:

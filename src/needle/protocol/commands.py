@@ -16,6 +16,7 @@ from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
 from needle.protocol.move_commands import MoveCommand
+from needle.protocol.stamps import HEAD_BYTES, STAMPED, STAMPED_SINCE, head
 from needle.protocol.upkeep_commands import Compare as Compare
 from needle.protocol.upkeep_commands import EndPins as EndPins
 from needle.protocol.upkeep_commands import Expire as Expire
@@ -27,12 +28,6 @@ from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Topology
 
 FORMAT = b"\x01"
-STAMPED: Final = b"\x02"
-"""Of an entry in a log: eight bytes follow, the clock of the leader that proposed it (microseconds since 1970), and
-then what follows FORMAT elsewhere. Nothing that is applied depends on it: who restores to an instant reads it
-(docs/adr/0076)."""
-STAMPED_SINCE: Final = 4
-_STAMP_BYTES: Final = 8
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -319,7 +314,7 @@ def entry(command: Command, now: Topology, at: int) -> bytes:
     check_known(command, now)
     if now.cluster_version < STAMPED_SINCE:
         return encode(command)
-    return written(STAMPED + max(0, at).to_bytes(_STAMP_BYTES, "big"), command)
+    return written(head(at), command)
 
 
 def encode_body(command: Command) -> Body:
@@ -336,14 +331,9 @@ def decode(data: bytes) -> Command:
     return _decoded(memoryview(data)[1:])
 
 
-def stamp(data: bytes) -> int:
-    """When a log entry was proposed, by its leader's clock (microseconds since 1970); 0 if it does not say."""
-    return int.from_bytes(data[1 : 1 + _STAMP_BYTES], "big") if data[:1] == STAMPED else 0
-
-
 def decode_logged(data: bytes) -> Command:
     """The command in a log entry's data, as `entry` made it. Raises as `decode`."""
-    return _decoded(memoryview(data)[1 + _STAMP_BYTES :]) if data[:1] == STAMPED else decode(data)
+    return _decoded(memoryview(data)[HEAD_BYTES:]) if data[:1] == STAMPED else decode(data)
 
 
 def _decoded(body: memoryview) -> Command:

@@ -1,0 +1,52 @@
+"""What an archiver holds of one shard: entries that were read and are not in the store yet. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from needle.backup.archive_format import Base
+from needle.base.errors import StorageError
+from needle.protocol.archive_calls import LogAnswer, LoggedEntry
+
+ENTRY_BYTES: Final = 64
+"""What an entry takes beside its data."""
+POINTS_MAX: Final = 64
+
+
+class ShardArchive:
+    """One shard's. read: the last entry that was read; kept: that is in the store. until: a clock of its leader
+    before which nothing but these was acknowledged. based: the index, and the clock, of the last state; None if there
+    is none."""
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.read = self.kept = 0
+        self.until = self.kept_until = 0
+        self.based: tuple[int, int] | None = None
+        self.entries: list[LoggedEntry] = []
+        self.points: list[tuple[int, str]] = []
+        self.bytes = 0
+
+    def take(self, answer: LogAnswer) -> bool:
+        """Entries that follow; whether that was all there is. Raises StorageError if the log lost what is archived."""
+        if answer.upto < self.kept:
+            raise StorageError(
+                f"shard {self.shard}: its leader confirms {answer.upto} entries, and {self.kept} are archived: the "
+                "cluster lost writes that were acknowledged. Archive it into another target, and keep this one"
+            )
+        for one in answer.entries or ():
+            self.entries.append(one)
+            self.bytes += len(one.data) + ENTRY_BYTES
+            self.read = one.index
+        whole = self.read >= answer.upto
+        if whole:
+            self.until = max(self.until, answer.until)
+        if answer.digest_at > self.kept and (not self.points or self.points[-1][0] < answer.digest_at):
+            self.points = [*self.points[1 - POINTS_MAX :], (answer.digest_at, answer.digest)]
+        return whole
+
+    def begin_at(self, base: Base) -> None:
+        """Go on behind a state."""
+        self.read = self.kept = base.index
+        self.entries, self.points, self.bytes = [], [], 0
+        self.based = (base.index, base.at)
