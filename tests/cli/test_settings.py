@@ -33,6 +33,7 @@ TEXTS: dict[str, list[Any]] = {
     "reach": [["b=h:1"], ["b=h:1", "c=g:2"]],
     "http_address": ["h:9090"],
     "metric": ["l2", "dot"],
+    "index.kind": ["flat", "hnsw_sq8"],
     "sharding.join": [["h:1"], ["h:1", "g:2"]],
     "sharding.router_modules": [["no_such_module"], ["no_such_module:f", "another"]],
     "sharding.strategy": ["hash", "custom:tenant,region"],

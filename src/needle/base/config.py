@@ -16,7 +16,7 @@ from needle.base.errors import ConfigError
 from needle.base.former_settings import FORMER, FORMER_PATHS
 from needle.base.ids import NodeId
 from needle.base.log_config import LogConfig
-from needle.base.model import CollectionSpec, IndexParams, Metric
+from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric
 from needle.base.placement_config import PlacementConfig as PlacementConfig
 from needle.base.schema import Seconds, Settings, about, all_settings, own_settings, required, tables, unknown
 from needle.base.schema import refuse as refuse
@@ -29,6 +29,7 @@ ADDRESS = '"host:port" with a port from 1 to 65535'
 STRATEGY = "consistent_hash, hash, range, custom:FIELD[,FIELD...] or router:NAME"
 ROUTERS = "a list of module or module:function"
 METRICS = f"one of {', '.join(Metric)}"
+INDEX_KINDS = f"one of {', '.join(IndexKind)}"
 RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
 SECRET_CHARS_MIN = 32
 SECRET = f"at least {SECRET_CHARS_MIN} characters, the same on all nodes"
@@ -159,9 +160,10 @@ class SegmentConfig(Settings, frozen=True, kw_only=True):
 class IndexConfig(Settings, frozen=True, kw_only=True):
     """IndexParams as settings. That struct itself has no bounds: what older versions wrote to a log must decode.
 
-    m: Links of a vector in the HNSW index of the collection `default`.
-    ef_construction: Candidates that are kept while a vector is put into that index.
-    ef_search: Candidates that a search of that index keeps.
+    m: Links of a vector in the graph of the collection `default`.
+    ef_construction: Candidates that are kept while a vector is put into that graph.
+    ef_search: Candidates that a search of that collection's index keeps.
+    kind: Which index that collection has (docs/index-selection.md).
     """
 
     table: ClassVar[str] = "index"
@@ -169,6 +171,7 @@ class IndexConfig(Settings, frozen=True, kw_only=True):
     m: Annotated[int, about(2, 256)] = IndexParams().m
     ef_construction: Annotated[int, about(1, 100_000)] = IndexParams().ef_construction
     ef_search: Annotated[int, about(1, 100_000)] = IndexParams().ef_search
+    kind: Annotated[str, about(allowed=INDEX_KINDS, pattern=f"^({'|'.join(IndexKind)})$")] = IndexParams().kind.value
 
 
 class ShardingConfig(Settings, frozen=True, kw_only=True):
@@ -295,7 +298,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         put = msgspec.structs.force_setattr
-        put(self, "index", IndexParams(**msgspec.structs.asdict(self.index)))
+        index = msgspec.structs.asdict(self.index)
+        put(self, "index", IndexParams(**{**index, "kind": IndexKind(index["kind"])}))
         check_node_id("node_id", self.node_id)
         for name in ("listen", "advertise", "http_address"):
             if getattr(self, name) is not None:

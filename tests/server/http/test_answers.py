@@ -41,7 +41,7 @@ async def test_a_collection_that_was_made_is_said_to_be(monkeypatch: Any) -> Non
     told = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert told["documents"] is None
     assert (told["name"], told["dimensions"], told["metric"], told["ttl"]) == ("b", 4, "l2", 60)
-    assert told["index"] == {"m": 8, "ef_construction": 100, "ef_search": 64}
+    assert told["index"] == {"m": 8, "ef_construction": 100, "ef_search": 64, "kind": "hnsw"}
     assert router.made.index.m == 8
 
 

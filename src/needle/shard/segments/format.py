@@ -1,46 +1,68 @@
 """The bytes of a segment file behind the faiss index: ordinals, nodes, bands, footer, checksum (docs/segments.md).
 
-Two versions: NDLSEG01, where row i of the segment is node i of the one graph; NDLSEG02, where rows share nodes or the
-graph has bands. A file says which it is, and the simpler one is written where it suffices.
+NDLSEG01: row i of the segment is node i of the one graph. NDLSEG02: rows share nodes or the graph has bands. NDLSEG03:
+there is no graph, or one over codes, so that full vectors stand apart. A file says which it is, and the simplest one is
+written that suffices.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 import xxhash
 
 from needle.base.errors import CorruptSegment
 from needle.base.file_errors import shortage
-from needle.base.model import CollectionSpec, Metric
+from needle.base.model import CollectionSpec, IndexKind, Metric
 from needle.shard.plan import PublishedSegment
-from needle.shard.segments.graph import Band, Graph
-from needle.shard.segments.scoring import Ints
+from needle.shard.segments.graph import Band
+from needle.shard.segments.scoring import Floats, Ints
 
 PLAIN: Final = b"NDLSEG01"
 WITH_NODES: Final = b"NDLSEG02"
+WITH_VECTORS: Final = b"NDLSEG03"
 # magic, faiss bytes, collection id, first, last, rows, dimensions, metric, longest vector, bands
 _FOOTER = struct.Struct("<8sQQQQQIIfI")
+# Of NDLSEG03, before the footer: kind, tables, nodes, where their vectors begin, stretch of beams, zero
+_APART = struct.Struct("<IIQQfI")
+_HAS_ORDINALS, _HAS_NODES = 1, 2
+PAGE_BYTES: Final = 4096
 _BAND = np.dtype([("first", "<u4"), ("nodes", "<u4"), ("longest", "<f4"), ("even", "<u4")])
 _CHECKSUM_BYTES = 16
 TAIL_BYTES = _FOOTER.size + _CHECKSUM_BYTES
 _METRICS = (Metric.COSINE, Metric.L2, Metric.DOT)
+# Never in another order: it is what files say.
+_KINDS = (IndexKind.HNSW, IndexKind.FLAT, IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ)
 _READ_BYTES = 1 << 20
+_WRITE_ROWS = 4096
 
 
 class Footer(NamedTuple):
     """What a file says of itself. segment: the manifest entry that would publish it."""
 
     segment: PublishedSegment
-    plain: bool
+    magic: bytes
     faiss_bytes: int
     dimensions: int
     metric: Metric
     longest: float
     bands: int
+
+
+class Apart(NamedTuple):
+    """Full vectors beside the index. kind: hnsw where there are none beside it. nodes: how many. at: the byte of the
+    file where they begin, that of a page. stretch: as codes.Coded."""
+
+    kind: IndexKind
+    nodes: int
+    at: int
+    stretch: float
+
+
+TOGETHER: Final = Apart(IndexKind.HNSW, 0, 0, 1.0)
 
 
 class Layout(NamedTuple):
@@ -50,20 +72,43 @@ class Layout(NamedTuple):
     offsets: Ints | None
     node_of: Ints | None
     bands: tuple[Band, ...]
+    apart: Apart = TOGETHER
+
+
+class Contents(NamedTuple):
+    """What a file is to hold. index: a faiss index, or None. node_of, bands: as in Layout. longest: no vector is
+    longer. vectors: (nodes, d) the full ones, None where the index has them. keeps: what owns the memory of these."""
+
+    kind: IndexKind
+    index: Any
+    node_of: Ints | None
+    bands: tuple[Band, ...]
+    longest: float
+    vectors: Floats | None = None
+    stretch: float = 1.0
+    keeps: object = None
 
 
 def write_tail(
-    file: BinaryIO, segment: PublishedSegment, offsets: Ints, spec: CollectionSpec, graph: Graph, faiss_bytes: int
+    file: BinaryIO, segment: PublishedSegment, offsets: Ints, spec: CollectionSpec, held: Contents, faiss_bytes: int
 ) -> None:
     """Append everything behind the faiss bytes but the checksum."""
-    plain = graph.node_of is None
-    if not plain or len(offsets) != segment.last - segment.first + 1:
+    vectors_at = 0 if held.vectors is None else _write_vectors(file, held.vectors)
+    gaps = len(offsets) != segment.last - segment.first + 1
+    magic = PLAIN if held.node_of is None else WITH_NODES
+    if held.vectors is not None:
+        magic = WITH_VECTORS
+    if gaps or magic == WITH_NODES:
         file.write(offsets.astype("<u4").tobytes())
-    if graph.node_of is not None:
-        file.write(graph.node_of.astype("<u4").tobytes())
-        file.write(np.array(list(graph.bands), _BAND).tobytes())
+    if held.node_of is not None:
+        file.write(held.node_of.astype("<u4").tobytes())
+        file.write(np.array(list(held.bands), _BAND).tobytes())
+    if held.vectors is not None:
+        tables = (_HAS_ORDINALS if gaps else 0) | (_HAS_NODES if held.node_of is not None else 0)
+        nodes = len(held.vectors)
+        file.write(_APART.pack(_KINDS.index(held.kind), tables, nodes, vectors_at, held.stretch, 0))
     footer = _FOOTER.pack(
-        PLAIN if plain else WITH_NODES,
+        magic,
         faiss_bytes,
         segment.collection_id,
         segment.first,
@@ -71,10 +116,19 @@ def write_tail(
         segment.rows,
         spec.dimensions,
         _METRICS.index(spec.metric),
-        graph.longest,
-        len(graph.bands),
+        held.longest,
+        len(held.bands),
     )
     file.write(footer)
+
+
+def _write_vectors(file: BinaryIO, vectors: Floats) -> int:
+    """Where they begin."""
+    at = -(-file.tell() // PAGE_BYTES) * PAGE_BYTES
+    file.write(bytes(at - file.tell()))
+    for first in range(0, len(vectors), _WRITE_ROWS):
+        file.write(vectors[first : first + _WRITE_ROWS].astype("<f4").tobytes())
+    return at
 
 
 def checksum_of(file: BinaryIO, size: int) -> str:
@@ -110,22 +164,30 @@ def verify_file(path: str) -> Footer:
     magic, faiss_bytes, collection_id, first, last, rows, dimensions, metric, longest, bands = _FOOTER.unpack(
         tail[: _FOOTER.size]
     )
-    if magic not in (PLAIN, WITH_NODES) or stored != computed or metric >= len(_METRICS):
+    if magic not in (PLAIN, WITH_NODES, WITH_VECTORS) or stored != computed or metric >= len(_METRICS):
         raise CorruptSegment(f"segment file {name}: checksum is {computed}, should be {stored}", path=path)
     segment = PublishedSegment(collection_id, first, last, rows, size, computed)
-    return Footer(segment, magic == PLAIN, faiss_bytes, dimensions, _METRICS[metric], longest, bands)
+    return Footer(segment, magic, faiss_bytes, dimensions, _METRICS[metric], longest, bands)
 
 
 def read_layout(path: str, footer: Footer) -> Layout:
-    """The tables of a verified file."""
+    """The tables of a verified file. Raises CorruptSegment for what this release does not know."""
     rows = footer.segment.rows
-    if footer.plain and rows == footer.segment.last - footer.segment.first + 1:
-        return Layout(None, None, ())
     with open(path, "rb") as file:
-        file.seek(footer.faiss_bytes)
-        offsets = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64)
-        if footer.plain:
-            return Layout(offsets, None, ())
+        apart, tables, at = TOGETHER, _HAS_ORDINALS | _HAS_NODES, footer.faiss_bytes
+        if footer.magic == PLAIN:
+            tables = _HAS_ORDINALS if rows != footer.segment.last - footer.segment.first + 1 else 0
+        elif footer.magic == WITH_VECTORS:
+            file.seek(footer.segment.size - TAIL_BYTES - _APART.size)
+            kind, tables, nodes, vectors_at, stretch, _ = _APART.unpack(file.read(_APART.size))
+            if kind >= len(_KINDS):
+                raise CorruptSegment(f"segment file {os.path.basename(path)} is of an unknown kind, {kind}", path=path)
+            apart = Apart(_KINDS[kind], nodes, vectors_at, stretch)
+            at = vectors_at + 4 * nodes * footer.dimensions
+        file.seek(at)
+        offsets = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64) if tables & _HAS_ORDINALS else None
+        if not tables & _HAS_NODES:
+            return Layout(offsets, None, (), apart)
         node_of = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64)
         bands = np.frombuffer(file.read(_BAND.itemsize * footer.bands), _BAND)
-    return Layout(offsets, node_of, tuple(Band(int(f), int(n), float(m), bool(e)) for f, n, m, e in bands))
+    return Layout(offsets, node_of, tuple(Band(int(f), int(n), float(m), bool(e)) for f, n, m, e in bands), apart)

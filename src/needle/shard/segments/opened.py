@@ -1,0 +1,129 @@
+"""What a verified index file holds, mapped: the full vectors of its nodes, and the index over them.
+
+Full vectors that stand apart from the index are read where they are asked for: the system keeps in memory those that
+searches ask for, as far as it has room, and reads nothing ahead of them.
+
+Only modules of this package import faiss; its errors become CorruptSegment.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Final
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from needle.base.errors import CorruptSegment, NeedleError
+from needle.base.file_errors import shortage
+from needle.base.model import IndexKind, Metric
+from needle.shard.segments.format import Layout
+from needle.shard.segments.scoring import Floats, Ints
+from needle.shard.segments.walk import Walk
+
+RESCORE_MARGIN: Final = 8
+"""Candidates beyond k that are scored again, so that rounding in faiss cannot change which are the k nearest."""
+
+Raw = npt.NDArray[np.void]
+
+
+class OpenIndex:
+    """The index of one open file. kind: as the file says, which need not be the collection's. nodes: how many vectors
+    it has. stretch: so many times wider a beam is than for full vectors. Any number of threads may ask. Raises
+    CorruptSegment for what does not fit together."""
+
+    def __init__(self, path: str, dimensions: int, metric: Metric, faiss_bytes: int, layout: Layout) -> None:
+        apart = layout.apart
+        self.kind = apart.kind
+        self.stretch = apart.stretch
+        self._dimensions = dimensions
+        self._walk: Walk | None = None
+        if apart.kind is IndexKind.HNSW:
+            index, self._raw = map_index(path, dimensions)
+        else:
+            index = _map(path) if faiss_bytes else None
+            self._raw = _map_vectors(path, dimensions, apart.at, apart.nodes)
+            if index is not None and index.ntotal != apart.nodes:
+                raise CorruptSegment(f"{path}: index of {index.ntotal} nodes for {apart.nodes} vectors", path=path)
+        self.nodes = len(self._raw)
+        if index is not None:
+            self._walk = Walk(index, metric, layout.bands, self.vectors, self.kind)
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is more than the vectors."""
+        return self._walk is not None
+
+    def nearest(self, band: Any, queries: Floats, width: int, beam: int) -> Ints:
+        """(nq, width) about the nearest nodes of a band, -1 for none. Asked only if it `searches`."""
+        assert self._walk is not None
+        return self._walk.nearest(band, queries, width, beam)
+
+    def rescored(self, k: int, beam: int) -> int:
+        """How many of the nodes that a beam finds are scored from the full vectors, for the k nearest."""
+        return k + RESCORE_MARGIN if self.kind is IndexKind.HNSW else max(k + RESCORE_MARGIN, beam)
+
+    def vectors(self, nodes: Ints | slice) -> Floats:
+        """(n, d) float32: an aligned copy of these nodes' vectors; of a slice, where they stand apart, no copy."""
+        rows = self._raw[nodes]
+        if isinstance(nodes, slice) and self.kind is IndexKind.HNSW:
+            rows = rows.copy()
+        return rows.view(np.float32).reshape(-1, self._dimensions)
+
+
+def _map(path: str) -> Any:
+    try:
+        return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: str, error: Exception) -> NeedleError:
+    return wanting(path) or CorruptSegment(f"faiss cannot read {path}: {error}", path=path)
+
+
+def map_index(path: str, dimensions: int) -> tuple[Any, Raw]:
+    """The memory-mapped index and its vectors without a copy: (nodes,) of 4 x dimensions raw bytes.
+
+    Raw, because faiss puts them at any byte: NumPy copies float32 that are not aligned ten times slower than bytes.
+    """
+    row = np.dtype((np.void, 4 * dimensions))
+    index = _map(path)
+    try:
+        storage: Any = faiss.downcast_index(index.storage)
+        if index.d != dimensions:
+            raise CorruptSegment(f"{path}: index of {index.d} dimensions, expected {dimensions}", path=path)
+        if index.ntotal == 0:
+            return index, np.empty(0, row)
+        raw = faiss.rev_swig_ptr(storage.get_xb(), index.ntotal * dimensions).view(row)
+        raw.flags.writeable = False
+    except (RuntimeError, AttributeError) as error:
+        raise _refused(path, error) from error
+    return index, raw
+
+
+def _map_vectors(path: str, dimensions: int, at: int, nodes: int) -> Raw:
+    """Those that stand apart, from byte `at` on."""
+    row = np.dtype((np.void, 4 * dimensions))
+    if not nodes:
+        return np.empty(0, row)
+    try:
+        with open(path, "rb") as file:
+            mapping = mmap.mmap(file.fileno(), nodes * row.itemsize, access=mmap.ACCESS_READ, offset=at)
+    except (OSError, ValueError) as error:
+        raise _refused(path, error) from error
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapping.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapping, row)
+
+
+def wanting(path: str) -> NeedleError | None:
+    """Why a file cannot be mapped though nothing is wrong with it; faiss has one error for everything."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+            return None
+    except OSError as error:
+        return shortage(error, path)
+    except ValueError:  # an empty file
+        return None
