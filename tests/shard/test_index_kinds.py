@@ -9,8 +9,8 @@ import pytest
 
 from needle.base.errors import CorruptSegment
 from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric
-from needle.shard.segments import sealed
 from needle.shard.segments.builder import build_segment
+from needle.shard.segments.opened import OpenIndex
 from needle.shard.segments.scoring import Scan, top_k
 from needle.shard.segments.sealed import SealedSegment
 from shard.vectors_util import brute, clustered, new_vectors, publish, seal
@@ -151,7 +151,7 @@ def test_every_byte_counts(tmp_path: Path, kind: IndexKind) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in NEW if kind is not IndexKind.FLAT])
 def test_candidates_are_scored_from_full_vectors(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
     """As replicas do, whose files may differ: the distances are those of a scan, bit by bit."""
-    monkeypatch.setattr(sealed, "BEAM_ROWS", 1)  # no way round the index
+    monkeypatch.setattr(OpenIndex, "cost", lambda *_: 0)  # no way round the index
     made = new_vectors(tmp_path, Metric.L2, DIMENSIONS, kind=kind)
     made.append(0, clustered(5000, DIMENSIONS, 1))
     publish(made, *seal(made, 0, 4999))

@@ -37,12 +37,15 @@ class IndexKind(StrEnum):
     is scored from the full vectors.
 
     flat: nothing: every vector is scored. hnsw: a graph over the full vectors. hnsw_sq8: a graph over one byte for each
-    component. hnsw_rabitq: a graph over one bit for each component (Gao and Long 2024)."""
+    component. hnsw_rabitq: a graph over one bit for each component (Gao and Long 2024). ivf_flat: lists of vectors that
+    lie together. ivf_pq: such lists of product codes (Jegou et al. 2011)."""
 
     FLAT = "flat"
     HNSW = "hnsw"
     HNSW_SQ8 = "hnsw_sq8"
     HNSW_RABITQ = "hnsw_rabitq"
+    IVF_FLAT = "ivf_flat"
+    IVF_PQ = "ivf_pq"
 
 
 class IndexParams(msgspec.Struct, frozen=True, kw_only=True):

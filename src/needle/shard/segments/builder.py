@@ -27,6 +27,7 @@ from needle.shard.segments import page_cache
 from needle.shard.segments.codes import CODED, coded
 from needle.shard.segments.format import Contents, checksum_of, verify_file, write_tail
 from needle.shard.segments.graph import GRAPHS, BuildCancelled, GraphBuilder, graph_over, nodes_of
+from needle.shard.segments.lists import LISTED, listed
 from needle.shard.segments.opened import wanting
 from needle.shard.segments.scoring import Floats, Ints
 from needle.shard.segments.sealed import SealedSegment, segment_file
@@ -105,6 +106,25 @@ def _contents(builder: GraphBuilder, spec: CollectionSpec, cancelled: Callable[[
     if kind is IndexKind.FLAT:
         rows = builder.rows()
         return Contents(kind, None, rows.node_of, (), rows.longest, rows.vectors, keeps=builder)
+    if kind in LISTED:
+        rows = builder.rows()
+        made = listed(kind, spec.metric, rows.vectors, cancelled)
+        if made is None:  # each is scored
+            return Contents(IndexKind.FLAT, None, rows.node_of, (), rows.longest, rows.vectors, keeps=builder)
+        place = np.empty(len(made.order), np.int64)
+        place[made.order] = np.arange(len(place))
+        return Contents(
+            made.kind,
+            made.index,
+            place if rows.node_of is None else place[rows.node_of],
+            made.bands,
+            rows.longest,
+            rows.vectors,
+            made.stretch,
+            made.order,
+            made.lists,
+            keeps=builder,
+        )
     index, node_of, bands, longest = graph = builder.finish()
     codes = coded(kind, spec.metric, index, bands, cancelled) if kind in CODED and index.ntotal else None
     if codes is None:  # full vectors are always right

@@ -29,7 +29,7 @@ SAMPLE_QUERIES, SAMPLE_K, SAMPLE_BEAMS = 128, 10, (20, 64)
 LOSS_MAX: Final = 0.004
 """So much less recall than the same graph has over full vectors is no reason for a wider beam."""
 SAMPLE_MIN: Final = 2048
-"""Smaller bands are not measured: they are scored exactly (sealed.BEAM_ROWS)."""
+"""Smaller bands are not measured: they are scored exactly (opened.BEAM_ROWS)."""
 _RANGE_ROWS: Final = 16_384
 _OUTSIDE: Final = 0.0005
 _MARGIN: Final = 0.02
@@ -124,27 +124,29 @@ def _stretch(
         return 1.0
     chosen = band.first + np.linspace(0, band.nodes - 1, SAMPLE_QUERIES).astype(np.int64)
     queries = nodes[chosen]
-    near = nearest_others(metric, nodes, band, chosen, cancelled)
+    near = nearest_others(metric, lambda rows: nodes[rows], band, chosen, cancelled)
     plain = Walk(index, metric, bands, lambda rows: nodes[rows])
     short = Walk(made, metric, bands, lambda rows: nodes[rows], kind)
-    wanted = {beam: _recall(plain.nearest(band, queries, beam, beam), near) - LOSS_MAX for beam in SAMPLE_BEAMS}
+    wanted = {beam: recall(plain.nearest(band, queries, beam, beam), near) - LOSS_MAX for beam in SAMPLE_BEAMS}
     for stretch in STRETCHES:
         if cancelled():
             raise BuildCancelled
-        widths = {int(stretch * beam): recall for beam, recall in wanted.items()}
-        if all(_recall(short.nearest(band, queries, w, w), near) >= recall for w, recall in widths.items()):
+        widths = {int(stretch * beam): least for beam, least in wanted.items()}
+        if all(recall(short.nearest(band, queries, w, w), near) >= least for w, least in widths.items()):
             return stretch
     return None
 
 
-def nearest_others(metric: Metric, nodes: Floats, band: Band, chosen: Ints, cancelled: Callable[[], bool]) -> Ints:
+def nearest_others(
+    metric: Metric, vectors: Callable[[Ints], Floats], band: Band, chosen: Ints, cancelled: Callable[[], bool]
+) -> Ints:
     """(len(chosen), SAMPLE_K) the nodes of a band that are nearest to some of them, without these themselves."""
-    scan = Scan(metric, nodes[chosen], SAMPLE_K + 1, band.longest)
+    scan = Scan(metric, vectors(chosen), SAMPLE_K + 1, band.longest)
     for at in range(band.first, band.first + band.nodes, SLICE_ROWS):
         if cancelled():
             raise BuildCancelled
         rows = np.arange(at, min(at + SLICE_ROWS, band.first + band.nodes))
-        scan.add(nodes[rows[0] : rows[-1] + 1], rows)
+        scan.add(vectors(rows), rows)
     found, _ = top_k(scan.found, len(chosen), SAMPLE_K + 1)
     others = found != chosen[:, None]
     others[others.all(axis=1), -1] = False  # so many are as near as itself that it is not among them
@@ -152,6 +154,6 @@ def nearest_others(metric: Metric, nodes: Floats, band: Band, chosen: Ints, canc
     return near
 
 
-def _recall(found: Ints, near: Ints) -> float:
-    """Which part of the nearest was found."""
+def recall(found: Ints, near: Ints) -> float:
+    """Which part of the nearest was found. near: (nq, n)."""
     return float(np.mean([np.isin(wanted, got).mean() for got, wanted in zip(found, near, strict=True)]))

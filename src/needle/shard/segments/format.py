@@ -19,6 +19,7 @@ from needle.base.file_errors import shortage
 from needle.base.model import CollectionSpec, IndexKind, Metric
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.graph import Band
+from needle.shard.segments.probe import Lists
 from needle.shard.segments.scoring import Floats, Ints
 
 PLAIN: Final = b"NDLSEG01"
@@ -26,16 +27,23 @@ WITH_NODES: Final = b"NDLSEG02"
 WITH_VECTORS: Final = b"NDLSEG03"
 # magic, faiss bytes, collection id, first, last, rows, dimensions, metric, longest vector, bands
 _FOOTER = struct.Struct("<8sQQQQQIIfI")
-# Of NDLSEG03, before the footer: kind, tables, nodes, where their vectors begin, stretch of beams, zero
-_APART = struct.Struct("<IIQQfI")
-_HAS_ORDINALS, _HAS_NODES = 1, 2
+# Of NDLSEG03, before the footer: kind, tables, nodes, where their vectors begin, stretch of beams, lists, efforts, zero
+_APART = struct.Struct("<IIQQfIII")
+_HAS_ORDINALS, _HAS_NODES, _HAS_NORMS = 1, 2, 4
 PAGE_BYTES: Final = 4096
 _BAND = np.dtype([("first", "<u4"), ("nodes", "<u4"), ("longest", "<f4"), ("even", "<u4")])
 _CHECKSUM_BYTES = 16
 TAIL_BYTES = _FOOTER.size + _CHECKSUM_BYTES
 _METRICS = (Metric.COSINE, Metric.L2, Metric.DOT)
 # Never in another order: it is what files say.
-_KINDS = (IndexKind.HNSW, IndexKind.FLAT, IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ)
+_KINDS = (
+    IndexKind.HNSW,
+    IndexKind.FLAT,
+    IndexKind.HNSW_SQ8,
+    IndexKind.HNSW_RABITQ,
+    IndexKind.IVF_FLAT,
+    IndexKind.IVF_PQ,
+)
 _READ_BYTES = 1 << 20
 _WRITE_ROWS = 4096
 
@@ -73,11 +81,13 @@ class Layout(NamedTuple):
     node_of: Ints | None
     bands: tuple[Band, ...]
     apart: Apart = TOGETHER
+    lists: Lists | None = None
 
 
 class Contents(NamedTuple):
     """What a file is to hold. index: a faiss index, or None. node_of, bands: as in Layout. longest: no vector is
-    longer. vectors: (nodes, d) the full ones, None where the index has them. keeps: what owns the memory of these."""
+    longer. vectors: (nodes, d) the full ones, None where the index has them; order: which of them each node is, None
+    for as they stand. keeps: what owns the memory of these."""
 
     kind: IndexKind
     index: Any
@@ -86,6 +96,8 @@ class Contents(NamedTuple):
     longest: float
     vectors: Floats | None = None
     stretch: float = 1.0
+    order: Ints | None = None
+    lists: Lists | None = None
     keeps: object = None
 
 
@@ -93,7 +105,7 @@ def write_tail(
     file: BinaryIO, segment: PublishedSegment, offsets: Ints, spec: CollectionSpec, held: Contents, faiss_bytes: int
 ) -> None:
     """Append everything behind the faiss bytes but the checksum."""
-    vectors_at = 0 if held.vectors is None else _write_vectors(file, held.vectors)
+    vectors_at = 0 if held.vectors is None else _write_vectors(file, held.vectors, held.order)
     gaps = len(offsets) != segment.last - segment.first + 1
     magic = PLAIN if held.node_of is None else WITH_NODES
     if held.vectors is not None:
@@ -105,8 +117,13 @@ def write_tail(
         file.write(np.array(list(held.bands), _BAND).tobytes())
     if held.vectors is not None:
         tables = (_HAS_ORDINALS if gaps else 0) | (_HAS_NODES if held.node_of is not None else 0)
+        counts = 0, 0
+        if held.lists is not None:
+            tables |= 0 if held.lists.norms is None else _HAS_NORMS
+            counts = len(held.lists.starts), len(held.lists.efforts)
+            _write_lists(file, held.lists)
         nodes = len(held.vectors)
-        file.write(_APART.pack(_KINDS.index(held.kind), tables, nodes, vectors_at, held.stretch, 0))
+        file.write(_APART.pack(_KINDS.index(held.kind), tables, nodes, vectors_at, held.stretch, *counts, 0))
     footer = _FOOTER.pack(
         magic,
         faiss_bytes,
@@ -122,13 +139,34 @@ def write_tail(
     file.write(footer)
 
 
-def _write_vectors(file: BinaryIO, vectors: Floats) -> int:
+def _write_vectors(file: BinaryIO, vectors: Floats, order: Ints | None) -> int:
     """Where they begin."""
     at = -(-file.tell() // PAGE_BYTES) * PAGE_BYTES
     file.write(bytes(at - file.tell()))
     for first in range(0, len(vectors), _WRITE_ROWS):
-        file.write(vectors[first : first + _WRITE_ROWS].astype("<f4").tobytes())
+        part: slice | Ints = slice(first, first + _WRITE_ROWS)
+        rows = vectors[part if order is None else order[part]]
+        file.write(rows.astype("<f4").tobytes())
     return at
+
+
+def _write_lists(file: BinaryIO, lists: Lists) -> None:
+    for numbers in (lists.starts, lists.ends, lists.of_bands):
+        file.write(numbers.astype("<u4").tobytes())
+    for table in (lists.efforts, lists.shares, lists.norms):
+        if table is not None:
+            file.write(table.astype("<f4").tobytes())
+
+
+def _read_lists(file: BinaryIO, lists: int, bands: int, efforts: int, norms: int) -> Lists:
+    def numbers(count: int) -> Ints:
+        return np.frombuffer(file.read(4 * count), "<u4").astype(np.int64)
+
+    def table(count: int) -> Floats:
+        return np.frombuffer(file.read(4 * count), "<f4").astype(np.float32)
+
+    starts, ends, of_bands = numbers(lists), numbers(lists), numbers(bands + 1)
+    return Lists(starts, ends, of_bands, table(efforts), table(efforts), table(norms) if norms else None)
 
 
 def checksum_of(file: BinaryIO, size: int) -> str:
@@ -175,11 +213,12 @@ def read_layout(path: str, footer: Footer) -> Layout:
     rows = footer.segment.rows
     with open(path, "rb") as file:
         apart, tables, at = TOGETHER, _HAS_ORDINALS | _HAS_NODES, footer.faiss_bytes
+        lists = efforts = nodes = 0
         if footer.magic == PLAIN:
             tables = _HAS_ORDINALS if rows != footer.segment.last - footer.segment.first + 1 else 0
         elif footer.magic == WITH_VECTORS:
             file.seek(footer.segment.size - TAIL_BYTES - _APART.size)
-            kind, tables, nodes, vectors_at, stretch, _ = _APART.unpack(file.read(_APART.size))
+            kind, tables, nodes, vectors_at, stretch, lists, efforts, _ = _APART.unpack(file.read(_APART.size))
             if kind >= len(_KINDS):
                 raise CorruptSegment(f"segment file {os.path.basename(path)} is of an unknown kind, {kind}", path=path)
             apart = Apart(_KINDS[kind], nodes, vectors_at, stretch)
@@ -190,4 +229,8 @@ def read_layout(path: str, footer: Footer) -> Layout:
             return Layout(offsets, None, (), apart)
         node_of = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64)
         bands = np.frombuffer(file.read(_BAND.itemsize * footer.bands), _BAND)
-    return Layout(offsets, node_of, tuple(Band(int(f), int(n), float(m), bool(e)) for f, n, m, e in bands), apart)
+        of_lists = None
+        if lists:
+            of_lists = _read_lists(file, lists, max(1, footer.bands), efforts, nodes if tables & _HAS_NORMS else 0)
+    told = tuple(Band(int(f), int(n), float(m), bool(e)) for f, n, m, e in bands)
+    return Layout(offsets, node_of, told, apart, of_lists)

@@ -19,11 +19,20 @@ from needle.base.errors import CorruptSegment, NeedleError
 from needle.base.file_errors import shortage
 from needle.base.model import IndexKind, Metric
 from needle.shard.segments.format import Layout
+from needle.shard.segments.graph import GRAPHS, Band, nodes_of
+from needle.shard.segments.probe import Lists, Probe, share
 from needle.shard.segments.scoring import Floats, Ints
 from needle.shard.segments.walk import Walk
 
 RESCORE_MARGIN: Final = 8
 """Candidates beyond k that are scored again, so that rounding in faiss cannot change which are the k nearest."""
+
+CODES: Final = (IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ, IndexKind.IVF_PQ)
+"""Kinds that compare codes: everything that these find is scored from full vectors."""
+BEAM_ROWS: Final = 30
+"""Measured at 50k x 384 (docs/adr/0003): one unit of a beam in a graph costs as much as scoring this many rows."""
+CODE_ROWS: Final = 8
+"""So many product codes are compared in the time of a full vector."""
 
 Raw = npt.NDArray[np.void]
 
@@ -38,31 +47,51 @@ class OpenIndex:
         self.kind = apart.kind
         self.stretch = apart.stretch
         self._dimensions = dimensions
-        self._walk: Walk | None = None
+        self._finder: Walk | Probe | None = None
         if apart.kind is IndexKind.HNSW:
             index, self._raw = map_index(path, dimensions)
         else:
             index = _map(path) if faiss_bytes else None
             self._raw = _map_vectors(path, dimensions, apart.at, apart.nodes)
-            if index is not None and index.ntotal != apart.nodes:
-                raise CorruptSegment(f"{path}: index of {index.ntotal} nodes for {apart.nodes} vectors", path=path)
+            if self.kind in GRAPHS and (index is None or index.ntotal != apart.nodes):
+                raise CorruptSegment(f"{path}: no index of {apart.nodes} nodes", path=path)
         self.nodes = len(self._raw)
-        if index is not None:
-            self._walk = Walk(index, metric, layout.bands, self.vectors, self.kind)
+        self._lists = layout.lists
+        if layout.lists is not None:
+            self._finder = self._probe(path, metric, index, layout, layout.lists)
+        elif index is not None:
+            self._finder = Walk(index, metric, layout.bands, self.vectors, self.kind)
+
+    def _probe(self, path: str, metric: Metric, index: Any, layout: Layout, lists: Lists) -> Probe:
+        codes = self.kind is IndexKind.IVF_PQ
+        try:
+            centres = nodes_of(faiss.downcast_index(index.quantizer) if codes else index)[:, : self._dimensions].copy()
+        except AttributeError as error:
+            raise _refused(path, error) from error
+        bands = layout.bands or (Band(0, self.nodes, 0.0, even=True),)
+        rows = self._raw.view(np.float32).reshape(-1, self._dimensions)
+        return Probe(metric, bands, lists, centres, rows, index if codes else None, self.stretch)
 
     @property
     def searches(self) -> bool:
         """Whether there is more than the vectors."""
-        return self._walk is not None
+        return self._finder is not None
 
-    def nearest(self, band: Any, queries: Floats, width: int, beam: int) -> Ints:
+    def nearest(self, band: Band, queries: Floats, width: int, beam: int) -> Ints:
         """(nq, width) about the nearest nodes of a band, -1 for none. Asked only if it `searches`."""
-        assert self._walk is not None
-        return self._walk.nearest(band, queries, width, beam)
+        assert self._finder is not None
+        return self._finder.nearest(band, queries, width, beam)
+
+    def cost(self, band: Band, effort: int) -> int:
+        """Of a search with so wide a beam, in rows that could be scored instead."""
+        if self._lists is None:
+            return effort * BEAM_ROWS
+        rows = round(share(self._lists, effort) * band.nodes)
+        return rows if self.kind is IndexKind.IVF_FLAT else rows // CODE_ROWS + effort
 
     def rescored(self, k: int, beam: int) -> int:
         """How many of the nodes that a beam finds are scored from the full vectors, for the k nearest."""
-        return k + RESCORE_MARGIN if self.kind is IndexKind.HNSW else max(k + RESCORE_MARGIN, beam)
+        return max(k + RESCORE_MARGIN, beam if self.kind in CODES else 0)
 
     def vectors(self, nodes: Ints | slice) -> Floats:
         """(n, d) float32: an aligned copy of these nodes' vectors; of a slice, where they stand apart, no copy."""

@@ -19,11 +19,13 @@ from math import ceil
 import numpy as np
 
 from needle.base.errors import CorruptSegment
+from needle.base.explain import Way
 from needle.base.model import CollectionSpec, IndexKind
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
 from needle.shard.segments.format import read_layout, verify_file
 from needle.shard.segments.graph import ROUNDING, Band
+from needle.shard.segments.lists import LISTED
 from needle.shard.segments.opened import RESCORE_MARGIN, OpenIndex
 from needle.shard.segments.scoring import (
     TIES_MAX,
@@ -41,9 +43,6 @@ from needle.shard.segments.trace import Ways
 
 # Rows copied out of the mapping at a time: a block that stays in the cache.
 SCAN_ROWS = 2048
-
-# Measured at 50k x 384 (docs/adr/0003): one unit of beam costs as much as scoring this many rows exactly.
-BEAM_ROWS = 30
 
 
 def segment_file(segment: PublishedSegment, *, own: bool = False) -> str:
@@ -106,6 +105,11 @@ class SealedSegment:
     def kind(self) -> IndexKind:
         """Of this file; a collection may have files of several."""
         return self._index.kind
+
+    @property
+    def way(self) -> Way:
+        """How its index is searched, if it has one."""
+        return Way.LISTS if self.kind in LISTED else Way.GRAPH
 
     @property
     def node_of(self) -> Ints | None:
@@ -214,7 +218,7 @@ class SealedSegment:
             return []
         # So many of the rows that count are to be within the beam, about; never fewer than 2k.
         base = max(ef_search, 2 * k)
-        dear = -(-base * band.nodes // count) * BEAM_ROWS >= count
+        dear = self._index.cost(band, -(-base * band.nodes // count)) >= count
         if not band.even or not self._index.searches or dear or k + RESCORE_MARGIN >= count:
             return self._exact(band, queries, k, counts, ways)
         base = ceil(base * self._index.stretch)
@@ -223,7 +227,7 @@ class SealedSegment:
         width = wanted if counts is None else beam
         near = self._index.nearest(band, queries, width, beam)
         if ways is not None:
-            ways.by_graph(beam)
+            ways.by_index(beam)
         if counts is None and near.min() >= 0:
             return [self._scored(queries, np.repeat(np.arange(len(queries)), width), near.ravel())]
         good = near >= 0

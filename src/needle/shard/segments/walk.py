@@ -24,7 +24,7 @@ def as_coded(kind: IndexKind, metric: Metric, rows: Floats) -> Floats:
     """Vectors, or queries, as the codes of a kind of index are made of. rows: (n, d) float32."""
     if kind is not IndexKind.HNSW_RABITQ:
         return rows
-    if metric is Metric.DOT:  # faiss walks such codes by distances; in a band, the inner product is nearly the angle
+    if metric == Metric.DOT:  # faiss walks such codes by distances; in a band, the inner product is nearly the angle
         lengths = np.sqrt(square_norms(rows))[:, None]
         rows = np.divide(rows, np.where(lengths > 0, lengths, 1), dtype=np.float32)
     # One bit says enough of a component only if none stands out: signs and sums spread each over all.
