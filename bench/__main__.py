@@ -1,5 +1,5 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup]`: or all.
+[tls] [documents] [backup] [kinds]`: or all.
 
 --quick, --json; --documents N: how many the benchmarks of filters, replace, documents and backup have; 200,000,
 200,000, 20,000 and 20,000 unless said otherwise."""
@@ -12,13 +12,13 @@ import shutil
 import sys
 
 from bench import backup as bench_backup
-from bench import busy, collections, failover, filters, http, moves, replace, search, shards, tls, writes
+from bench import busy, collections, failover, filters, http, kinds, moves, replace, search, shards, tls, writes
 from bench import documents as bench_documents
 from bench.report import Report
 
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
-    "documents", "backup",
+    "documents", "backup", "kinds",
 )  # fmt: skip
 
 
@@ -51,6 +51,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await bench_documents.run(report, quick=quick, documents=documents)
     if "backup" in parts:
         await bench_backup.run(report, quick=quick, documents=documents)
+    if "kinds" in parts:
+        await asyncio.to_thread(kinds.run, report, quick=quick)
 
 
 def main() -> None:

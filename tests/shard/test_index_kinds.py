@@ -9,6 +9,7 @@ import pytest
 
 from needle.base.errors import CorruptSegment
 from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric
+from needle.shard.segments import opened
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.opened import OpenIndex
 from needle.shard.segments.scoring import Scan, top_k
@@ -146,6 +147,31 @@ def test_every_byte_counts(tmp_path: Path, kind: IndexKind) -> None:
             SealedSegment(str(path), segment.segment, spec(kind))
     path.write_bytes(whole)
     assert SealedSegment(str(path), segment.segment, spec(kind)).kind is segment.kind
+
+
+@pytest.mark.parametrize("kind", opened.CODES)
+def test_full_vectors_beside_codes_do_not_stay_mapped(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
+    monkeypatch.setattr(opened, "LET_GO_BYTES", 1 << 20)
+    segment = build(tmp_path, spec(kind, dimensions=256), clustered(6000, 256, 1))
+    whole = 6000 * 256 * 4
+    before = mapped_bytes(segment.path)
+    assert segment.vectors(np.arange(6000)).nbytes == whole
+    for _ in range(20):
+        segment.vectors(np.arange(0, 6000, 400))
+    assert mapped_bytes(segment.path) - before < whole // 2
+    assert (segment.vectors(np.arange(6000)) == clustered(6000, 256, 1)).all()
+
+
+def mapped_bytes(path: str) -> int:
+    """What this process has of a file in its page tables."""
+    parts = Path("/proc/self/smaps").read_text("utf-8").split("\n")
+    found, inside = 0, False
+    for line in parts:
+        if "-" in line.split(" ")[0]:
+            inside = line.endswith(path)
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NEW if kind is not IndexKind.FLAT])

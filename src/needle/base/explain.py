@@ -10,8 +10,8 @@ import msgspec
 class Way(StrEnum):
     """How one part of a shard's vectors was searched. graph, lists: by the index file's graph or lists. exact: by
     scoring each row of an index file that counts, because few do, because the file has nothing else, or because it was
-    asked for. both: by the index, and then exactly, because that could not show that enough rows that count lie near. growing: rows that no index file has yet,
-    which are scored exactly. skipped: the filter allows nothing in it."""
+    asked for. both: by the index, and then exactly, because that could not show that enough rows that count lie near.
+    growing: rows that no index file has yet, which are scored exactly. skipped: the filter allows nothing in it."""
 
     GRAPH = "graph"
     LISTS = "lists"
@@ -23,7 +23,7 @@ class Way(StrEnum):
 
 class SegmentExplanation(msgspec.Struct, frozen=True, kw_only=True):
     """One part of a shard's vectors in a search. first, last: the ordinals that it spans. rows: its live vectors.
-    allowed: how many of them the filter leaves. ef: the width of the beam, which a filter widens, and codes do; 0 if the
+    allowed: how many of them the filter leaves. ef: the width of the beam, which filters and codes widen; 0 if the
     index was not searched. milliseconds: for all queries that were searched together."""
 
     way: Way

@@ -48,6 +48,10 @@ class IndexKind(StrEnum):
     IVF_PQ = "ivf_pq"
 
 
+GRAPHS = (IndexKind.HNSW, IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ)
+"""Kinds of index that are a graph."""
+
+
 class IndexParams(msgspec.Struct, frozen=True, kw_only=True):
     """The index of a collection. m: links of a vector in a graph, ef_construction: effort of building it (Malkov and
     Yashunin 2016). ef_search: effort of a search: about so many of the nearest vectors are looked at, by every kind."""

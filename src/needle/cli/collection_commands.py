@@ -9,7 +9,7 @@ import typer
 
 import needle
 from needle.base.errors import InvalidArgument, NeedleError
-from needle.base.model import INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, Metric
+from needle.base.model import GRAPHS, INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, Metric
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 from needle.client import CollectionDescription
 from needle.client.values import check_index
@@ -56,7 +56,7 @@ def _bytes(count: int) -> str:
 
 
 def _in_words(index: IndexParams) -> str:
-    built = f" m={index.m} ef_construction={index.ef_construction}" if index.kind.startswith("hnsw") else ""
+    built = f" m={index.m} ef_construction={index.ef_construction}" if index.kind in GRAPHS else ""
     return f"{index.kind}{built} ef_search={index.ef_search}"
 
 

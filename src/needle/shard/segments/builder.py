@@ -20,13 +20,13 @@ import numpy as np
 
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.file_errors import shortage
-from needle.base.model import CollectionSpec, IndexKind
+from needle.base.model import GRAPHS, CollectionSpec, IndexKind
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
 from needle.shard.segments.codes import CODED, coded
 from needle.shard.segments.format import Contents, checksum_of, verify_file, write_tail
-from needle.shard.segments.graph import GRAPHS, BuildCancelled, GraphBuilder, graph_over, nodes_of
+from needle.shard.segments.graph import BuildCancelled, GraphBuilder, graph_over, nodes_of
 from needle.shard.segments.lists import LISTED, listed
 from needle.shard.segments.opened import wanting
 from needle.shard.segments.scoring import Floats, Ints

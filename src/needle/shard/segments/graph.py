@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import faiss
 import numpy as np
 
-from needle.base.model import CollectionSpec, IndexKind, Metric
+from needle.base.model import GRAPHS, CollectionSpec, Metric
 from needle.shard.segments.distinct import DistinctRows
 from needle.shard.segments.scoring import Floats, Ints, square_norms
 
@@ -27,8 +27,6 @@ BAND_RATIO: Final = 1.1
 BAND_ROWS_MIN: Final = 2048
 """A band has at least so many nodes, if need be of uneven lengths: then they are scored exactly, which is cheap."""
 BANDS_MAX: Final = 64
-GRAPHS: Final = (IndexKind.HNSW, IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ)
-"""Kinds of index that are a graph."""
 ROUNDING: Final = 1.001
 """Lengths are kept a little high: they bound rounding errors."""
 
