@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from needle.base.errors import CorruptSegment
-from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric
+from needle.base.model import CODES, CollectionSpec, IndexKind, IndexParams, Metric
 from needle.shard.segments import opened
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.opened import OpenIndex
@@ -97,7 +97,7 @@ def test_a_scan_gives_every_neighbour(large) -> None:
 
 
 def test_files_are_of_the_kind_asked_for_and_the_same_each_time(tmp_path: Path) -> None:
-    data = clustered(3000, DIMENSIONS, 1)
+    data = clustered(4500, DIMENSIONS, 1)
     for kind in IndexKind:
         first, again = build(tmp_path / "a", spec(kind), data), build(tmp_path / "b", spec(kind), data)
         assert first.segment == again.segment and first.kind is kind
@@ -149,7 +149,7 @@ def test_every_byte_counts(tmp_path: Path, kind: IndexKind) -> None:
     assert SealedSegment(str(path), segment.segment, spec(kind)).kind is segment.kind
 
 
-@pytest.mark.parametrize("kind", opened.CODES)
+@pytest.mark.parametrize("kind", CODES)
 def test_full_vectors_beside_codes_do_not_stay_mapped(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
     monkeypatch.setattr(opened, "LET_GO_BYTES", 1 << 20)
     segment = build(tmp_path, spec(kind, dimensions=256), clustered(6000, 256, 1))

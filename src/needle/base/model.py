@@ -51,6 +51,9 @@ class IndexKind(StrEnum):
 GRAPHS = (IndexKind.HNSW, IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ)
 """Kinds of index that are a graph."""
 
+CODES = (IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ, IndexKind.IVF_PQ)
+"""Kinds that compare codes: everything that these find is scored from full vectors."""
+
 
 class IndexParams(msgspec.Struct, frozen=True, kw_only=True):
     """The index of a collection. m: links of a vector in a graph, ef_construction: effort of building it (Malkov and

@@ -16,7 +16,7 @@ import xxhash
 
 from needle.base.errors import CorruptSegment
 from needle.base.file_errors import shortage
-from needle.base.model import CollectionSpec, IndexKind, Metric
+from needle.base.model import CODES, CollectionSpec, IndexKind, Metric
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.graph import Band
 from needle.shard.segments.probe import Lists
@@ -206,6 +206,22 @@ def verify_file(path: str) -> Footer:
         raise CorruptSegment(f"segment file {name}: checksum is {computed}, should be {stored}", path=path)
     segment = PublishedSegment(collection_id, first, last, rows, size, computed)
     return Footer(segment, magic, faiss_bytes, dimensions, _METRICS[metric], longest, bands)
+
+
+def searched_bytes(path: str) -> int:
+    """From its beginning on, so much of a file do searches read all over, if it is what it says: not the full vectors
+    beside codes, which would be mapped in huge pages for the sake of one. A hint, for a file that is not verified."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - TAIL_BYTES - _APART.size))
+            tail = file.read(_APART.size + len(WITH_VECTORS))
+    except OSError:
+        return 0
+    if not tail.endswith(WITH_VECTORS) or len(tail) < _APART.size + len(WITH_VECTORS):
+        return size
+    kind, _, _, vectors_at, *_ = _APART.unpack(tail[: _APART.size])
+    return vectors_at if kind < len(_KINDS) and _KINDS[kind] in CODES else size
 
 
 def read_layout(path: str, footer: Footer) -> Layout:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from needle.base.errors import CorruptSegment, NeedleError
 from needle.base.file_errors import shortage
-from needle.base.model import GRAPHS, IndexKind, Metric
+from needle.base.model import CODES, GRAPHS, IndexKind, Metric
 from needle.shard.segments.format import Layout
 from needle.shard.segments.graph import Band, nodes_of
 from needle.shard.segments.probe import Lists, Probe, share
@@ -28,8 +28,6 @@ from needle.shard.segments.walk import Walk
 RESCORE_MARGIN: Final = 8
 """Candidates beyond k that are scored again, so that rounding in faiss cannot change which are the k nearest."""
 
-CODES: Final = (IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ, IndexKind.IVF_PQ)
-"""Kinds that compare codes: everything that these find is scored from full vectors."""
 BEAM_ROWS: Final = 30
 """Measured at 50k x 384 (docs/adr/0003): one unit of a beam in a graph costs as much as scoring this many rows."""
 CODE_ROWS: Final = 8

@@ -23,7 +23,7 @@ from needle.base.explain import Way
 from needle.base.model import CollectionSpec, IndexKind
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
-from needle.shard.segments.format import read_layout, verify_file
+from needle.shard.segments.format import read_layout, searched_bytes, verify_file
 from needle.shard.segments.graph import ROUNDING, Band
 from needle.shard.segments.lists import LISTED
 from needle.shard.segments.opened import RESCORE_MARGIN, OpenIndex
@@ -56,7 +56,7 @@ class SealedSegment:
 
     def __init__(self, path: str, segment: PublishedSegment, spec: CollectionSpec, *, own: bool = False) -> None:
         """Verify and map the file. Raises CorruptSegment, also when it is not what `segment` and `spec` say."""
-        page_cache.fill(path)
+        page_cache.fill(path, searched_bytes(path))
         footer = verify_file(path)
         held = footer.segment
         self.path = path
