@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needle.base.config import SETTINGS, IndexConfig, RaftConfig, by_path
+from needle.base.config import SETTINGS, RaftConfig, by_path
 from needle.base.errors import ConfigError
 from needle.base.former_settings import FORMER_PATHS
+from needle.base.index_config import IndexConfig
 from needle.base.model import IndexParams
 from needle.base.schema import Setting
 from needle.cli import create_command, serve_command

@@ -15,6 +15,7 @@ from needle.base.audit_config import AuditConfig
 from needle.base.errors import ConfigError
 from needle.base.former_settings import FORMER, FORMER_PATHS
 from needle.base.ids import NodeId
+from needle.base.index_config import IndexConfig
 from needle.base.log_config import LogConfig
 from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric
 from needle.base.placement_config import PlacementConfig as PlacementConfig
@@ -29,7 +30,6 @@ ADDRESS = '"host:port" with a port from 1 to 65535'
 STRATEGY = "consistent_hash, hash, range, custom:FIELD[,FIELD...] or router:NAME"
 ROUTERS = "a list of module or module:function"
 METRICS = f"one of {', '.join(Metric)}"
-INDEX_KINDS = f"one of {', '.join(IndexKind)}"
 RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
 SECRET_CHARS_MIN = 32
 SECRET = f"at least {SECRET_CHARS_MIN} characters, the same on all nodes"
@@ -155,23 +155,6 @@ class SegmentConfig(Settings, frozen=True, kw_only=True):
         super().__post_init__()
         if self.seal_rows is not None:
             check_range("segments.rows_max", self.rows_max, self.seal_rows, 100_000_000)
-
-
-class IndexConfig(Settings, frozen=True, kw_only=True):
-    """IndexParams as settings. That struct itself has no bounds: what older versions wrote to a log must decode.
-
-    m: Links of a vector in the graph of the collection `default`.
-    ef_construction: Candidates that are kept while a vector is put into that graph.
-    ef_search: Candidates that a search of that collection's index keeps.
-    kind: Which index that collection has (docs/index-selection.md).
-    """
-
-    table: ClassVar[str] = "index"
-
-    m: Annotated[int, about(2, 256)] = IndexParams().m
-    ef_construction: Annotated[int, about(1, 100_000)] = IndexParams().ef_construction
-    ef_search: Annotated[int, about(1, 100_000)] = IndexParams().ef_search
-    kind: Annotated[str, about(allowed=INDEX_KINDS, pattern=f"^({'|'.join(IndexKind)})$")] = IndexParams().kind.value
 
 
 class ShardingConfig(Settings, frozen=True, kw_only=True):

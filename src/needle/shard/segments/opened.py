@@ -2,7 +2,7 @@
 
 Full vectors beside codes are read where they are asked for. The system keeps in its page cache what it has room for; a
 process lets go of what it has mapped of a file's vectors after every LET_GO_BYTES, so that it does not come to hold all
-of them. Measured: some 10 us more for each search that scores 50 of 100,000 x 384.
+of them. Measured: some 20 us more for each search that scores 50 of 100,000 x 384.
 
 Only modules of this package import faiss; its errors become CorruptSegment.
 """
@@ -33,7 +33,7 @@ BEAM_ROWS: Final = 30
 CODE_ROWS: Final = 8
 """So many product codes are compared in the time of a full vector."""
 
-LET_GO_BYTES: Final = 64 << 20
+LET_GO_BYTES: Final = 16 << 20
 FAULT_BYTES: Final = 64 << 10
 """What Linux maps around a byte that is asked for."""
 
