@@ -5,6 +5,7 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _BUILDER = "tests/shard/test_sealed_segment.py::"
+_KINDS = "tests/shard/test_index_kinds.py::"
 _SEGMENTS = "tests/shard/test_segment_set.py::"
 _KEEPER = "tests/shard/test_segment_keeper.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
@@ -25,6 +26,43 @@ MUTANTS = (
         ),
         sim=True,
         tests=("tests/client/test_searches.py::test_each_search_of_many_gets_its_own_hits",),
+    ),
+    Mutant(
+        name="codes-decide-what-is-nearest",
+        breaks="what codes find nearest is given, though full vectors would show others nearer",
+        edits=(
+            Edit(
+                "shard.segments.opened:OpenIndex.rescored",
+                "max(k + RESCORE_MARGIN, beam if self.kind in CODES else 0)",
+                "k",
+            ),
+        ),
+        tests=(_KINDS + "test_candidates_are_scored_from_full_vectors",),
+    ),
+    Mutant(
+        name="a-segment-scored-twice",
+        breaks="documents of an index file are found twice",
+        edits=(
+            Edit(
+                "shard.segments.view:VectorsView._candidates",
+                "+= served.sealed.search(",
+                "+= 2 * served.sealed.search(",
+            ),
+        ),
+        sim=True,
+        tests=(_KINDS + "test_candidates_are_scored_from_full_vectors",),
+    ),
+    Mutant(
+        name="a-graph-extended-by-another-metric",
+        breaks="a graph whose codes are compared otherwise than its vectors gets new vectors at the wrong places",
+        edits=(
+            Edit(
+                "shard.segments.graph:graph_over",
+                "index.hnsw.is_similarity = faiss_metric(spec.metric) == faiss.METRIC_INNER_PRODUCT",
+                "pass",
+            ),
+        ),
+        tests=(_KINDS + "test_recall",),
     ),
     Mutant(
         name="deletes-lost-when-a-segment-arrives",

@@ -89,6 +89,7 @@ class Operator:
                 COLLECTION,
                 dimensions=self._stage.profile.dimensions,
                 metric=self._stage.profile.metric,
+                index=self._stage.profile.index,
                 if_absent=True,
                 timeout=CREATE_SECONDS,
             )

@@ -15,6 +15,7 @@ import msgspec
 from needle.base.config import Limits, RaftConfig, SegmentConfig, ShardingConfig
 from needle.base.errors import NeedleError
 from needle.base.ids import GroupId
+from needle.base.model import IndexParams
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
 from needle.server.files import shards_directory
@@ -71,6 +72,7 @@ def node_config(
         sharding=sharding,
         dimensions=profile.dimensions if described else None,
         metric=profile.metric,
+        index=IndexParams(kind=profile.index),
         segments=segment_config(profile),
         limits=limits,
         replace_after=REPLACE_SECONDS if stage.spec.heals else 0.0,

@@ -11,6 +11,7 @@ import random
 
 import msgspec
 
+from needle.base.model import IndexKind
 from needle.multiraft.failpoints import FAILPOINTS
 from proof.sim import log_files
 from proof.sim.machine import stream
@@ -294,6 +295,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     burst_clients: int = 0
     hot_share: float = 0.0
     scrub_interval: float = 3600.0
+    index: IndexKind = IndexKind.HNSW
 
 
 def profile(seed: int) -> Profile:
@@ -316,4 +318,5 @@ def profile(seed: int) -> Profile:
         log_bytes=stream(seed, "log-bytes").choice([1 << 18, 1 << 18, 1 << 19, 16 << 30]),
         burst_clients=stream(seed, "burst-clients").choice([0, 4]),
         scrub_interval=stream(seed, "scrub-interval").choice([5.0, 30.0, 3600.0]),
+        index=stream(seed, "index").choice([IndexKind.HNSW, *IndexKind]),
     )

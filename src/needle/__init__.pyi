@@ -63,6 +63,7 @@ from needle.base.model import CollectionSize as CollectionSize
 from needle.base.model import CollectionSpec as CollectionSpec
 from needle.base.model import Document as Document
 from needle.base.model import Hit as Hit
+from needle.base.model import IndexKind as IndexKind
 from needle.base.model import IndexParams as IndexParams
 from needle.base.model import Metric as Metric
 from needle.base.model import PeerStatus as PeerStatus

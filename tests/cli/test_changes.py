@@ -209,7 +209,8 @@ def test_instants_come_back_with_their_documents(needle, tmp_path: Path, suffix:
 def test_aliases_descriptions_and_changes_of_collections(needle, tmp_path: Path) -> None:
     needle.run("delete", "--where", "{}", "--yes")
     fill(needle, tmp_path)
-    needle.run("collections", "create", "second", "--dimensions", "4")
+    needle.run("collections", "create", "second", "--dimensions", "4", "--index", "hnsw_sq8:low_latency", "--m", "12")
+    assert "hnsw_sq8 m=12 ef_construction=100 ef_search=20" in needle.run("collections", "describe", "second")
     needle.run("alias", "set", "current", "default")
     assert needle.json("alias", "list") == {"current": "default"} and "current" in needle.run("alias", "list")
     assert needle.run("count", "-c", "current") == "12\n"

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from needle.base.config import SETTINGS, IndexConfig, RaftConfig, by_path
+from needle.base.config import SETTINGS, RaftConfig, by_path
 from needle.base.errors import ConfigError
 from needle.base.former_settings import FORMER_PATHS
+from needle.base.index_config import IndexConfig
 from needle.base.model import IndexParams
 from needle.base.schema import Setting
 from needle.cli import create_command, serve_command
@@ -32,7 +33,9 @@ TEXTS: dict[str, list[Any]] = {
     "advertise": ["h:1", "[::1]:5000"],
     "reach": [["b=h:1"], ["b=h:1", "c=g:2"]],
     "http_address": ["h:9090"],
+    "http_hosts": [["vectors.internal"], ["a.example", "b.example"]],
     "metric": ["l2", "dot"],
+    "index.kind": ["flat", "hnsw_sq8"],
     "sharding.join": [["h:1"], ["h:1", "g:2"]],
     "sharding.router_modules": [["no_such_module"], ["no_such_module:f", "another"]],
     "sharding.strategy": ["hash", "custom:tenant,region"],

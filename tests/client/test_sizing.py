@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from needle import ConfigError
+from needle import ConfigError, IndexKind
 from needle.client.sizing import USED_MAX, document_bytes, index_bytes, plan_size
 
 
@@ -63,6 +63,15 @@ def test_what_is_said_fits_into_the_nodes(
     assert found.vectors_per_shard * found.shards >= vectors
     assert found.used_disk + found.building <= USED_MAX * found.disk + 1
     assert found.cores > 0 and found.rebuild_seconds > 0
+
+
+def test_codes_take_less_memory_and_more_disk() -> None:
+    found = {kind: plan_size(vectors=10**7, dimensions=768, kind=kind, qps=1) for kind in IndexKind}
+    full = found[IndexKind.HNSW]
+    for kind in (IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ, IndexKind.IVF_PQ):
+        assert found[kind].used_memory < 0.4 * full.used_memory
+    assert found[IndexKind.HNSW_SQ8].index > full.index
+    assert found[IndexKind.FLAT].cores > found[IndexKind.IVF_FLAT].cores > full.cores
 
 
 def test_more_metadata_takes_more_disk() -> None:

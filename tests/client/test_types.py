@@ -22,7 +22,7 @@ import pytest
 from harness.scripted_network import VECTOR, Network, client_of
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import Filter
-from needle.base.model import IndexParams
+from needle.base.model import IndexKind, IndexParams
 from needle.client import Client, values
 from needle.client.columns import as_columns
 from needle.protocol.peer_calls import SHARD_LEADER
@@ -396,6 +396,16 @@ def test_parameters_of_an_index_are_numbers_of_any_kind() -> None:
     assert values.check_index(IndexParams(m=np.int64(8))) == IndexParams(m=8)  # type: ignore[arg-type]
     refusal(lambda: values.check_index({"m": 8}), "index", "dict")
     refusal(lambda: values.check_index(IndexParams(m="8")), "index.m", "str")  # type: ignore[arg-type]
+
+
+def test_an_index_has_a_name() -> None:
+    assert values.check_index("flat") == IndexParams(kind=IndexKind.FLAT)
+    assert values.check_index("high_recall") == IndexParams(m=32, ef_construction=400, ef_search=200)
+    both = IndexParams(m=8, ef_construction=100, ef_search=20, kind=IndexKind.HNSW_SQ8)
+    assert values.check_index("hnsw_sq8:low_latency") == both
+    for wrong in ("", "hnsw:", "hnsw:fast", "high_recall:hnsw", "HNSW"):
+        refusal(lambda wrong=wrong: values.check_index(wrong), "index", "hnsw_sq8")
+    refusal(lambda: values.check_index(IndexParams(kind="x")), "index.kind", "hnsw_sq8")  # type: ignore[arg-type]
 
 
 def test_rows_and_ids_are_lists_in_order() -> None:

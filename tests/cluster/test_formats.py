@@ -23,7 +23,7 @@ from needle.protocol.versioned import Versioned
 from needle.raft.messages import Message
 from needle.routing.topology import Topology
 from needle.shard.documents import sqlite_file
-from needle.shard.segments.format import PLAIN, WITH_NODES
+from needle.shard.segments.format import PLAIN, WITH_NODES, WITH_VECTORS
 
 WRITTEN = Path(__file__).with_name("formats.txt")
 
@@ -69,7 +69,7 @@ def present() -> str:
         f"documents {sqlite_file.FORMAT_VERSION}",
         f"catalog {machine.FORMAT_VERSION}",
         f"entries of shards with the leader's clock {STAMPED.hex()} since {STAMPED_SINCE}",
-        f"index files {PLAIN.decode()} {WITH_NODES.decode()}",
+        f"index files {PLAIN.decode()} {WITH_NODES.decode()} {WITH_VECTORS.decode()}",
         *(f"operator {one.name} since {one.since}" for one in OPERATORS.values()),
         *map(_line, _all(commands.Command, catalog_commands.CatalogCommand, Topology, Message)),
     ]

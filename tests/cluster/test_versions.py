@@ -25,7 +25,7 @@ from needle.base.errors import (
 )
 from needle.base.filters.builder import Filter
 from needle.base.filters.operators import OPERATORS
-from needle.base.model import WriteResult
+from needle.base.model import CollectionSpec, IndexKind, IndexParams, WriteResult
 from needle.base.rates import Rates
 from needle.base.versions import FIRST, KNOWN, SAID
 from needle.catalog.machine import CatalogMachine
@@ -188,6 +188,13 @@ def test_a_filter_that_is_judged_at_apply_is_proposed_only_where_all_know_its_op
                 check_known(command, made(needed, needed, needed))
                 with pytest.raises(ClusterTooOld) if needed > FIRST else nullcontext():
                     check_known(command, made(max(needed - 1, FIRST), needed, needed))
+
+
+def test_other_kinds_of_index_need_nodes_that_know_them() -> None:
+    for kind in IndexKind:
+        spec = CollectionSpec(name="c", dimensions=2, index=IndexParams(kind=kind))
+        for command in (commands.CreateCollection(spec), catalog_commands.CreateCollection(spec, False, 1)):
+            assert (command.needs() >= 4) == (kind is not IndexKind.HNSW)
 
 
 def test_a_node_writes_to_a_log_only_what_was_checked() -> None:

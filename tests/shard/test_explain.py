@@ -14,7 +14,7 @@ from pyroaring import BitMap
 from needle.base.explain import SegmentExplanation, Way
 from needle.base.model import Metric, SearchRequest
 from needle.protocol.commands import CreateCollection, Delete
-from needle.shard.segments.sealed import SealedSegment
+from needle.shard.segments.opened import OpenIndex
 from needle.shard.segments.trace import Trace
 from shard.replica_util import Log, open_replica, put, spec
 from shard.vectors_util import clustered, new_vectors, publish, seal
@@ -79,14 +79,14 @@ def test_exact(vectors) -> None:
 
 def test_each_query_of_several_is_told_its_own_way(vectors, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph gives nothing for the second one, so that one is scored exactly as well."""
-    nearest = SealedSegment._nearest
+    nearest = OpenIndex.nearest
 
     def blind(self, band, queries, width, beam):
         found = nearest(self, band, queries, width, beam)
         found[1] = -1
         return found
 
-    monkeypatch.setattr(SealedSegment, "_nearest", blind)
+    monkeypatch.setattr(OpenIndex, "nearest", blind)
     trace = Trace(3, ticking())
     vectors.view().nearest(clustered(3, 16, 2), 3, ef_search=20, trace=trace)
     assert [trace.segments(query)[0].way for query in range(3)] == [Way.GRAPH, Way.BOTH, Way.GRAPH]

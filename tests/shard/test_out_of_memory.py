@@ -13,12 +13,12 @@ from needle.base.file_errors import SHORTAGES
 SCRIPT = """
 import resource, sys
 from needle.base.errors import NeedleError
-from needle.shard.segments.sealed import _map_index
+from needle.shard.segments.opened import map_index
 size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 if sys.argv[2] == "limited":
     resource.setrlimit(resource.RLIMIT_AS, (size + (256 << 20), resource.RLIM_INFINITY))
 try:
-    _map_index(sys.argv[1], 4)
+    map_index(sys.argv[1], 4)
 except NeedleError as error:
     print(error.code)
 """

@@ -40,9 +40,9 @@ def test_filling_and_dropping_keep_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "file"
     content = np.random.default_rng(1).bytes(5 << 20)
     path.write_bytes(content)
-    page_cache.fill(str(path))
+    page_cache.fill(str(path), len(content))
     with path.open("rb") as file:
         page_cache.drop(file.fileno())
-    page_cache.fill(str(path))
-    page_cache.fill(str(tmp_path / "absent"))
+    page_cache.fill(str(path), len(content))
+    page_cache.fill(str(tmp_path / "absent"), 1)
     assert path.read_bytes() == content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def live_of(end: int, dead: Iterable[int] = ()) -> OrdinalSet:
     return OrdinalSet().changed(0, end, list(dead))
 
 
-def spec_of(metric: Metric, dimensions: int, **index: int) -> CollectionSpec:
+def spec_of(metric: Metric, dimensions: int, **index: Any) -> CollectionSpec:
     return CollectionSpec(name="c", dimensions=dimensions, metric=metric, index=IndexParams(**index))
 
 
@@ -92,6 +93,6 @@ def publish(vectors: CollectionVectors, segment: PublishedSegment, path: str) ->
 
 
 def new_vectors(
-    directory: object, metric: Metric = Metric.COSINE, dimensions: int = 16, **index: int
+    directory: object, metric: Metric = Metric.COSINE, dimensions: int = 16, **index: Any
 ) -> CollectionVectors:
     return CollectionVectors(7, spec_of(metric, dimensions, **index), str(directory), SegmentConfig(seal_rows=100))

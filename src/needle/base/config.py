@@ -15,8 +15,9 @@ from needle.base.audit_config import AuditConfig
 from needle.base.errors import ConfigError
 from needle.base.former_settings import FORMER, FORMER_PATHS
 from needle.base.ids import NodeId
+from needle.base.index_config import IndexConfig
 from needle.base.log_config import LogConfig
-from needle.base.model import CollectionSpec, IndexParams, Metric
+from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric
 from needle.base.placement_config import PlacementConfig as PlacementConfig
 from needle.base.schema import Seconds, Settings, about, all_settings, own_settings, required, tables, unknown
 from needle.base.schema import refuse as refuse
@@ -156,21 +157,6 @@ class SegmentConfig(Settings, frozen=True, kw_only=True):
             check_range("segments.rows_max", self.rows_max, self.seal_rows, 100_000_000)
 
 
-class IndexConfig(Settings, frozen=True, kw_only=True):
-    """IndexParams as settings. That struct itself has no bounds: what older versions wrote to a log must decode.
-
-    m: Links of a vector in the HNSW index of the collection `default`.
-    ef_construction: Candidates that are kept while a vector is put into that index.
-    ef_search: Candidates that a search of that index keeps.
-    """
-
-    table: ClassVar[str] = "index"
-
-    m: Annotated[int, about(2, 256)] = IndexParams().m
-    ef_construction: Annotated[int, about(1, 100_000)] = IndexParams().ef_construction
-    ef_search: Annotated[int, about(1, 100_000)] = IndexParams().ef_search
-
-
 class ShardingConfig(Settings, frozen=True, kw_only=True):
     """How a node comes to its cluster, and the cluster to its shards.
 
@@ -295,7 +281,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         put = msgspec.structs.force_setattr
-        put(self, "index", IndexParams(**msgspec.structs.asdict(self.index)))
+        index = msgspec.structs.asdict(self.index)
+        put(self, "index", IndexParams(**{**index, "kind": IndexKind(index["kind"])}))
         check_node_id("node_id", self.node_id)
         for name in ("listen", "advertise", "http_address"):
             if getattr(self, name) is not None:

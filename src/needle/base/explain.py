@@ -8,12 +8,13 @@ import msgspec
 
 
 class Way(StrEnum):
-    """How one part of a shard's vectors was searched. graph: by the index file's graph. exact: by scoring each row of
-    an index file that counts, because few do, or because it was asked for. both: by the graph, and then exactly,
-    because the graph could not show that enough rows that count lie near. growing: rows that no index file has yet,
-    which are scored exactly. skipped: the filter allows nothing in it."""
+    """How one part of a shard's vectors was searched. graph, lists: by the index file's graph or lists. exact: by
+    scoring each row of an index file that counts, because few do, because the file has nothing else, or because it was
+    asked for. both: by the index, and then exactly, because that could not show that enough rows that count lie near.
+    growing: rows that no index file has yet, which are scored exactly. skipped: the filter allows nothing in it."""
 
     GRAPH = "graph"
+    LISTS = "lists"
     EXACT = "exact"
     BOTH = "both"
     GROWING = "growing"
@@ -22,8 +23,8 @@ class Way(StrEnum):
 
 class SegmentExplanation(msgspec.Struct, frozen=True, kw_only=True):
     """One part of a shard's vectors in a search. first, last: the ordinals that it spans. rows: its live vectors.
-    allowed: how many of them the filter leaves. ef: the width of the beam in the graph, which a filter widens; 0 if the
-    graph was not searched. milliseconds: for all queries that were searched together."""
+    allowed: how many of them the filter leaves. ef: the width of the beam, which filters and codes widen; 0 if the
+    index was not searched. milliseconds: for all queries that were searched together."""
 
     way: Way
     first: int

@@ -32,12 +32,55 @@ class ReadMode(StrEnum):
     EVENTUAL = "eventual"
 
 
+class IndexKind(StrEnum):
+    """What an index file holds to find the nearest vectors by (docs/index-selection.md). Whatever it is, what it finds
+    is scored from the full vectors.
+
+    flat: nothing: every vector is scored. hnsw: a graph over the full vectors. hnsw_sq8: a graph over one byte for each
+    component. hnsw_rabitq: a graph over one bit for each component (Gao and Long 2024). ivf_flat: lists of vectors that
+    lie together. ivf_pq: such lists of product codes (Jegou et al. 2011)."""
+
+    FLAT = "flat"
+    HNSW = "hnsw"
+    HNSW_SQ8 = "hnsw_sq8"
+    HNSW_RABITQ = "hnsw_rabitq"
+    IVF_FLAT = "ivf_flat"
+    IVF_PQ = "ivf_pq"
+
+
+GRAPHS = (IndexKind.HNSW, IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ)
+"""Kinds of index that are a graph."""
+
+CODES = (IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ, IndexKind.IVF_PQ)
+"""Kinds that compare codes: everything that these find is scored from full vectors."""
+
+
 class IndexParams(msgspec.Struct, frozen=True, kw_only=True):
-    """HNSW parameters of a collection (Malkov and Yashunin 2016): m links, ef_construction, ef_search."""
+    """The index of a collection. m: links of a vector in a graph, ef_construction: effort of building it (Malkov and
+    Yashunin 2016). ef_search: effort of a search: about so many of the nearest vectors are looked at, by every kind."""
 
     m: int = 16
     ef_construction: int = 100
     ef_search: int = 64
+    kind: IndexKind = IndexKind.HNSW
+
+
+PRESETS = {
+    "high_recall": IndexParams(m=32, ef_construction=400, ef_search=200),
+    "balanced": IndexParams(m=16, ef_construction=200, ef_search=50),
+    "low_latency": IndexParams(m=8, ef_construction=100, ef_search=20),
+}
+INDEX_WORDS = f"a kind ({', '.join(IndexKind)}), a preset ({', '.join(PRESETS)}), or kind:preset"
+
+
+def index_named(words: str) -> IndexParams | None:
+    """The index that INDEX_WORDS mean, None for others."""
+    kind, colon, preset = words.partition(":")
+    if not colon and kind in PRESETS:
+        return PRESETS[kind]
+    if kind not in list(IndexKind) or (colon and preset not in PRESETS):
+        return None
+    return msgspec.structs.replace(PRESETS.get(preset, IndexParams()), kind=IndexKind(kind))
 
 
 class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,9 +9,10 @@ import typer
 
 import needle
 from needle.base.errors import InvalidArgument, NeedleError
-from needle.base.model import CollectionSize, CollectionSpec, IndexParams, Metric
+from needle.base.model import GRAPHS, INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, Metric
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 from needle.client import CollectionDescription
+from needle.client.values import check_index
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the collection.")]
 
@@ -55,7 +56,8 @@ def _bytes(count: int) -> str:
 
 
 def _in_words(index: IndexParams) -> str:
-    return f"HNSW m={index.m} ef_construction={index.ef_construction} ef_search={index.ef_search}"
+    built = f" m={index.m} ef_construction={index.ef_construction}" if index.kind in GRAPHS else ""
+    return f"{index.kind}{built} ef_search={index.ef_search}"
 
 
 def create(
@@ -66,11 +68,14 @@ def create(
     metric: Annotated[
         Metric | None, typer.Option("--metric", help="How distance is measured: cosine, if none is named.")
     ] = None,
-    m: Annotated[int | None, typer.Option("--m", help="HNSW: links of a vector (16).")] = None,
-    ef_construction: Annotated[
-        int | None, typer.Option("--ef-construction", help="HNSW: effort of building (100).")
+    kind: Annotated[
+        str | None, typer.Option("--index", metavar="KIND[:PRESET]", help=f"Of its vectors: {INDEX_WORDS}. (hnsw)")
     ] = None,
-    ef_search: Annotated[int | None, typer.Option("--ef-search", help="HNSW: effort of a search (64).")] = None,
+    m: Annotated[int | None, typer.Option("--m", help="Links of a vector in a graph (16).")] = None,
+    ef_construction: Annotated[
+        int | None, typer.Option("--ef-construction", help="Effort of building a graph (100).")
+    ] = None,
+    ef_search: Annotated[int | None, typer.Option("--ef-search", help="Effort of a search (64).")] = None,
     ttl: Annotated[
         float | None,
         typer.Option("--ttl", help="Seconds after its last write at which a document is deleted; with --like 0: none."),
@@ -90,8 +95,10 @@ def create(
     given = {name: value for name, value in said.items() if value is not None}
 
     async def work(client: needle.Client) -> None:
-        base = IndexParams() if like is None or not given else (await client.describe_collection(like)).index
-        index = msgspec.structs.replace(base, **given) if given else None
+        base = check_index(kind)
+        if like is not None and kind is None and given:
+            base = (await client.describe_collection(like)).index
+        index = msgspec.structs.replace(base, **given) if given or kind else None
         await client.create_collection(name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, like=like)
 
     run(cluster, work)
@@ -151,7 +158,7 @@ def _in_all(size: CollectionSize | None) -> str:
 
 def alter(
     name: Name,
-    ef_search: Annotated[int | None, typer.Option("--ef-search", min=1, help="HNSW: effort of a search.")] = None,
+    ef_search: Annotated[int | None, typer.Option("--ef-search", min=1, help="Effort of a search.")] = None,
     ttl: Annotated[
         float | None,
         typer.Option(

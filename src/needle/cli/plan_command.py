@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from needle.base.config import refuse
+from needle.base.errors import ConfigError
+from needle.base.model import GRAPHS, IndexKind
 from needle.cli.common import Json, as_json, console, print_json, table
 from needle.client.sizing import Sizing, plan_size
 from needle.routing.planned_moves import size_in_words
@@ -22,6 +27,9 @@ def plan(
     dimensions: Annotated[int, typer.Option("--dimensions", "-d", help="Of a vector.")],
     replicas: Annotated[int, typer.Option("--replicas", help="Copies of each shard.")] = 3,
     m: Annotated[int, typer.Option("--m", help="Links of a vector in the index.")] = 16,
+    kind: Annotated[
+        IndexKind, typer.Option("--index", help="Kind of index (docs/index-selection.md).")
+    ] = IndexKind.HNSW,
     metadata_bytes: Annotated[int, typer.Option("--metadata-bytes", help="Of a document, in the mean.")] = 0,
     memory_per_node: Annotated[
         str | None,
@@ -33,7 +41,8 @@ def plan(
     json: Json = False,
 ) -> None:
     """Say how many shards and nodes a cluster needs, with how much memory, disk and CPU. It needs no cluster."""
-    found = plan_size(
+    size = partial(
+        plan_size,
         vectors=_counted("--vectors", vectors, COUNTS, "a number, also with k, M or B"),
         dimensions=dimensions,
         replicas=replicas,
@@ -46,13 +55,34 @@ def plan(
         network_bits=network * 1e9,
         shards=shards,
     )
+    found = size(kind=kind)
+    kinds = [other for other in (_fitting(size, one) for one in IndexKind) if other is not None]
     if json:
-        print_json({**as_json(found), "used_disk": found.used_disk})
+        others = {one.kind: {**as_json(one), "used_disk": one.used_disk} for one in kinds}
+        print_json({**as_json(found), "used_disk": found.used_disk, "kinds": others})
         return
     rows = table("", "needed", "")
     for what, needed, why in _lines(found):
         rows.add_row(what, needed, why)
     console.print(rows)
+    console.print(_of_kinds(kinds))
+
+
+def _fitting(size: Callable[..., Sizing], kind: IndexKind) -> Sizing | None:
+    """None where no number of shards does for a kind."""
+    try:
+        return size(kind=kind)
+    except ConfigError:
+        return None
+
+
+def _of_kinds(kinds: list[Sizing]) -> Table:
+    """What each kind of index would need."""
+    rows = table("index", "shards", "nodes", "memory a node", "disk a node", "cores")
+    for one in kinds:
+        sizes = size_in_words(one.memory), size_in_words(one.disk)
+        rows.add_row(one.kind, str(one.shards), str(one.nodes), *sizes, f"{one.cores:.1f}" if one.qps else "")
+    return rows
 
 
 def _counted(option: str, text: str, units: dict[str, int], allowed: str) -> int:
@@ -74,7 +104,7 @@ def _lines(found: Sizing) -> list[tuple[str, str, str]]:
     lines = [
         ("shards", str(found.shards), many),
         ("nodes", str(found.nodes), f"one replica each, {found.replicas} of a shard"),
-        ("vectors a shard", f"{found.vectors_per_shard:,}", f"{found.dimensions} dimensions, m {found.m}"),
+        ("vectors a shard", f"{found.vectors_per_shard:,}", f"{found.dimensions} dimensions, {_index(found)}"),
         ("memory a node", size_in_words(found.memory), f"{size_in_words(found.used_memory)} in use; {built}"),
         (
             "disk a node",
@@ -89,6 +119,10 @@ def _lines(found: Sizing) -> list[tuple[str, str, str]]:
     moved = f"{size_in_words(found.replica)}: a replica's way to a new node, at {rate} that nothing else uses"
     lines.append(("rebuild", _duration(found.rebuild_seconds), moved))
     return lines
+
+
+def _index(found: Sizing) -> str:
+    return f"index {found.kind}" + (f", m {found.m}" if found.kind in GRAPHS else "")
 
 
 def _duration(seconds: float) -> str:

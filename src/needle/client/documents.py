@@ -240,14 +240,16 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         *,
         dimensions: int | None = None,
         metric: Metric | str | None = None,
-        index: IndexParams | None = None,
+        index: IndexParams | str | None = None,
         ttl: Any = None,
         like: str | None = None,
         if_absent: bool = False,
         timeout: float = TIMEOUT,
     ) -> WriteResult:
-        """Create a collection. metric: cosine if none is named. ttl: seconds (or a timedelta) after its last write at
-        which a document is deleted, unless that write named an `expires_at`. like: a collection, or an alias of one,
+        """Create a collection. metric: cosine if none is named. index: parameters, or in words a kind such as
+        "hnsw_sq8", a preset such as "high_recall", or both as "hnsw_sq8:high_recall" (docs/index-selection.md). ttl:
+        seconds (or a timedelta) after its last write at which a document is deleted, unless that write named an
+        `expires_at`. like: a collection, or an alias of one,
         whose settings it gets where no other is named, with its declared indexes of fields; no documents. With it,
         ttl=0 is none. Raises CollectionExists, unless if_absent and the one there is equal; CollectionNotFound for
         `like`."""

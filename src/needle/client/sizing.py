@@ -1,7 +1,7 @@
 """How much a cluster needs for so many vectors: shards, nodes, memory, disk, CPU, network. Pure.
 
 Invariant: every figure that was measured stands in the table below, with what it was measured by; docs/operations.md
-(Size) says how to measure again. It is of the index that there is: HNSW with full vectors (float32).
+(Size) says how to measure again; what kinds of index differ in stands in docs/index-selection.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from needle.base.config import Limits, SegmentConfig, check_range, refuse
-from needle.base.model import IndexParams
+from needle.base.model import IndexKind, IndexParams
 
 # --- measured with `python -m bench.sizes` -------------------------------------------------------------------------
 VECTOR_BYTES: Final = 4
@@ -40,6 +40,13 @@ BUILD_RATIO, BUILD_BYTES = 1.25, 450
 SEARCH_SECONDS, SEARCH_DIMENSION_SECONDS, SEARCH_VECTORS = 0.35e-3, 0.6e-6, 20_000
 """CPU of a search of one shard (k 10, ef_search 64) of so many vectors: as such, and for each dimension."""
 
+SCAN_SECONDS: Final = 0.35e-9
+"""CPU of scoring a vector, for each dimension."""
+SCANNED: Final = {IndexKind.FLAT: 1.0, IndexKind.IVF_FLAT: 0.45, IndexKind.IVF_PQ: 0.2}
+"""Which part of a scan of all vectors a search costs, of kinds that have no graph."""
+ROW_BYTES_OF_LISTS: Final = 32
+"""Of memory, for each vector of a file with lists: which node it is, and back."""
+
 # --- what the guide recommends, and what is kept free ----------------------------------------------------------------
 GUIDE: Final = ((10_000_000, 1), (50_000_000, 2), (100_000_000, 4), (500_000_000, 8), (1_000_000_000, 16))
 """Below so many vectors, so many shards; from there on one for each 62.5 million."""
@@ -61,6 +68,7 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True):
     vectors: int
     dimensions: int
     m: int
+    kind: IndexKind
     replicas: int
     guide_shards: int
     shards: int
@@ -93,16 +101,17 @@ def plan_size(
     dimensions: int,
     replicas: int = 3,
     m: int = IndexParams().m,
+    kind: IndexKind = IndexKind.HNSW,
     metadata_bytes: int = 0,
     memory_per_node: int | None = None,
     qps: float = 0.0,
     network_bits: float = 1e9,
     shards: int | None = None,
 ) -> Sizing:
-    """Size a cluster, as `needle plan` does. metadata_bytes: of a document, as JSON, in the mean. memory_per_node:
-    bytes, to have as many shards as nodes of that size need. qps: searches a second. network_bits: a second, between
-    nodes. shards: so many, whatever is recommended. Raises ConfigError for a value that cannot be, and for nodes that
-    are too small for any number of shards."""
+    """Size a cluster, as `needle plan` does. kind: of index. metadata_bytes: of a document, as JSON, in the mean.
+    memory_per_node: bytes, to have as many shards as nodes of that size need. qps: searches a second. network_bits: a
+    second, between nodes. shards: so many, whatever is recommended. Raises ConfigError for a value that cannot be, and
+    for nodes that are too small for any number of shards."""
     check_range("vectors", vectors, 1, VECTORS_MAX)
     check_range("dimensions", dimensions, 1, Limits().dimensions_max)
     check_range("replicas", replicas, 1, 7)
@@ -113,16 +122,18 @@ def plan_size(
     guide = guide_shards(vectors)
     if shards is not None:
         check_range("shards", shards, 1, SHARDS_MAX)
-    count = shards or max(guide, _fitting(vectors, dimensions, m, memory_per_node))
+    count = shards or max(guide, _fitting(vectors, dimensions, m, kind, memory_per_node))
     each = ceil(vectors / count)
-    index, documents = each * index_bytes(dimensions, m), each * document_bytes(dimensions, metadata_bytes)
+    index, documents = each * index_bytes(dimensions, m, kind), each * document_bytes(dimensions, metadata_bytes)
     built = min(each, SegmentConfig().rows_max)
-    building = built * index_bytes(dimensions, m)
-    used, more = NODE_MEMORY + REPLICA_MEMORY + index, build_memory(built, dimensions, m)
+    building = built * index_bytes(dimensions, m, kind)
+    used = NODE_MEMORY + REPLICA_MEMORY + each * held_bytes(dimensions, m, kind)
+    more = build_memory(built, dimensions, m, kind)
     return Sizing(
         vectors=vectors,
         dimensions=dimensions,
         m=m,
+        kind=kind,
         replicas=replicas,
         guide_shards=guide,
         shards=count,
@@ -138,7 +149,7 @@ def plan_size(
         disk=ceil((index + documents + building + LOG_BYTES) / USED_MAX),
         memory_per_node=memory_per_node,
         qps=qps,
-        cores=qps * count * search_seconds(each, dimensions),
+        cores=qps * count * search_seconds(each, dimensions, kind),
         replica=index + documents,
         network_bits=network_bits,
         rebuild_seconds=(index + documents) * 8 / network_bits,
@@ -150,9 +161,33 @@ def guide_shards(vectors: int) -> int:
     return next((shards for most, shards in GUIDE if vectors < most), ceil(vectors / VECTORS_A_SHARD))
 
 
-def index_bytes(dimensions: int, m: int) -> int:
-    """Of an index file, for each vector; in memory, too, for it is mapped."""
-    return VECTOR_BYTES * dimensions + LINK_BYTES * m + NODE_BYTES
+def index_bytes(dimensions: int, m: int, kind: IndexKind = IndexKind.HNSW) -> int:
+    """Of an index file, for each vector."""
+    return VECTOR_BYTES * dimensions + _beside_vectors(dimensions, m, kind)
+
+
+def held_bytes(dimensions: int, m: int, kind: IndexKind = IndexKind.HNSW) -> int:
+    """Of memory, for each vector: what searches read of its file again and again. Of codes' full vectors, which are
+    mapped too, they read a few."""
+    beside = _beside_vectors(dimensions, m, kind)
+    if kind in (IndexKind.IVF_FLAT, IndexKind.IVF_PQ):
+        beside += ROW_BYTES_OF_LISTS
+    whole = kind in (IndexKind.FLAT, IndexKind.HNSW, IndexKind.IVF_FLAT)
+    return beside + (VECTOR_BYTES * dimensions if whole else 0)
+
+
+def _beside_vectors(dimensions: int, m: int, kind: IndexKind) -> int:
+    """Bytes of links, codes and tables."""
+    links = LINK_BYTES * m + NODE_BYTES
+    rotated = 1 << (dimensions - 1).bit_length()  # a power of two
+    return {
+        IndexKind.FLAT: 0,
+        IndexKind.HNSW: links,
+        IndexKind.HNSW_SQ8: links + dimensions,
+        IndexKind.HNSW_RABITQ: links + rotated // 8 + 8,
+        IndexKind.IVF_FLAT: 12,
+        IndexKind.IVF_PQ: ceil(dimensions / 8) + 20,
+    }[kind]
 
 
 def document_bytes(dimensions: int, metadata_bytes: int, id_bytes: int = ID_BYTES) -> int:
@@ -171,23 +206,25 @@ def _row(payload: int) -> float:
     return _row(local) + ceil((payload - local) / (PAGE_BYTES - 4)) * PAGE_BYTES
 
 
-def build_memory(rows: int, dimensions: int, m: int) -> int:
+def build_memory(rows: int, dimensions: int, m: int, kind: IndexKind = IndexKind.HNSW) -> int:
     """Of an index file of so many vectors that is built."""
-    return int(rows * (BUILD_RATIO * index_bytes(dimensions, m) + BUILD_BYTES))
+    return int(rows * (BUILD_RATIO * index_bytes(dimensions, m, kind) + BUILD_BYTES))
 
 
-def search_seconds(vectors: int, dimensions: int) -> float:
+def search_seconds(vectors: int, dimensions: int, kind: IndexKind = IndexKind.HNSW) -> float:
     """CPU of a search of one shard. A graph of twice the size takes one step more."""
+    if kind in SCANNED:
+        return SEARCH_SECONDS + SCANNED[kind] * SCAN_SECONDS * dimensions * vectors
     steps = max(1.0, log2(max(2, vectors)) / log2(SEARCH_VECTORS))
     return (SEARCH_SECONDS + SEARCH_DIMENSION_SECONDS * dimensions) * steps
 
 
-def _fitting(vectors: int, dimensions: int, m: int, memory: int | None) -> int:
+def _fitting(vectors: int, dimensions: int, m: int, kind: IndexKind, memory: int | None) -> int:
     """The least number of shards of which one fits into a node."""
     if memory is None:
         return 1
     room = USED_MAX * memory - NODE_MEMORY - REPLICA_MEMORY
-    each, build = index_bytes(dimensions, m), BUILD_RATIO * index_bytes(dimensions, m) + BUILD_BYTES
+    each, build = held_bytes(dimensions, m, kind), BUILD_RATIO * index_bytes(dimensions, m, kind) + BUILD_BYTES
     rows_max = SegmentConfig().rows_max
     rows = int((room - rows_max * build) / each)  # of a shard with more vectors than one file has
     if rows < rows_max:

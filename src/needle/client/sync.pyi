@@ -407,7 +407,7 @@ class SyncClient:
         *,
         dimensions: int | None = ...,
         metric: Metric | str | None = ...,
-        index: IndexParams | None = ...,
+        index: IndexParams | str | None = ...,
         ttl: Any = ...,
         like: str | None = ...,
         if_absent: bool = ...,

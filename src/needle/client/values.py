@@ -16,7 +16,7 @@ import numpy.typing as npt
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.builder import Filter, field_path
 from needle.base.instants import MICROS_MAX, micros
-from needle.base.model import IndexParams, ReadMode
+from needle.base.model import INDEX_WORDS, IndexKind, IndexParams, ReadMode, index_named
 from needle.base.plain import converted, plain, refused, text
 from needle.protocol.commands import AS_IT_IS, NEVER, Change
 
@@ -272,14 +272,21 @@ def check_timeout(value: object, field: str = "timeout") -> float:
 
 
 def check_index(value: object) -> IndexParams:
-    """The parameters of an index; the usual ones for None."""
+    """An index by its parameters or by words; the usual one for None."""
     if value is None:
         return IndexParams()
+    if isinstance(value, str):
+        if (named := index_named(value)) is None:
+            raise refused("index", value, f"{INDEX_WORDS}, or an IndexParams")
+        return named
     if not isinstance(value, IndexParams):
-        raise refused("index", value, "an IndexParams")
-    return IndexParams(**{
-        name: check_count(getattr(value, name), f"index.{name}") for name in value.__struct_fields__
-    })  # fmt: skip
+        raise refused("index", value, f"an IndexParams, or in words {INDEX_WORDS}")
+    return IndexParams(
+        m=check_count(value.m, "index.m"),
+        ef_construction=check_count(value.ef_construction, "index.ef_construction"),
+        ef_search=check_count(value.ef_search, "index.ef_search"),
+        kind=choose(value.kind, IndexKind, "index.kind"),
+    )
 
 
 def choose(value: object, kind: type[T], field: str) -> T:

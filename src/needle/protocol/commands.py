@@ -76,6 +76,8 @@ class OpenSession(Versioned, frozen=True, tag="open"):
 class CreateCollection(Versioned, frozen=True, tag="create"):
     """if_absent: answer instead of failing when an equal collection exists."""
 
+    NEWER: ClassVar[dict[str, int]] = {"spec.index.kind": 4}
+
     spec: CollectionSpec
     if_absent: bool = False
     session: Session = NO_SESSION

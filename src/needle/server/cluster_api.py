@@ -59,7 +59,7 @@ class ShardConfig:
     boundaries: Sequence[str] = ()
     dimensions: int | None = None
     metric: str = Metric.COSINE
-    index: IndexParams | None = None
+    index: IndexParams | str | None = None
     cluster_id: str = "needle"
     api_key: str | None = field(default=None, repr=False)
     cluster_secret: str = field(default="", repr=False)

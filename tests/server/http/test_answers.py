@@ -41,8 +41,20 @@ async def test_a_collection_that_was_made_is_said_to_be(monkeypatch: Any) -> Non
     told = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert told["documents"] is None
     assert (told["name"], told["dimensions"], told["metric"], told["ttl"]) == ("b", 4, "l2", 60)
-    assert told["index"] == {"m": 8, "ef_construction": 100, "ef_search": 64}
+    assert told["index"] == {"m": 8, "ef_construction": 100, "ef_search": 64, "kind": "hnsw"}
     assert router.made.index.m == 8
+
+
+async def test_an_index_may_be_named_in_a_word() -> None:
+    node = Idle()
+    node.router = router = MadeAndGone()
+    async with serving([route for route in ROUTES if route.name == "create_collection"], node) as server:
+        body = {"name": "b", "dimensions": 4, "index": "hnsw_sq8:high_recall"}
+        status, answer = await ask(server, request("POST", "/v1/collections", json.dumps(body).encode()))
+    assert status == 200, answer
+    told = json.loads(answer.partition(b"\r\n\r\n")[2])["index"]
+    assert told == {"m": 32, "ef_construction": 400, "ef_search": 200, "kind": "hnsw_sq8"}
+    assert router.made.index.kind == "hnsw_sq8"
 
 
 LONG = {"$in": ["x" * 100] * 1000}

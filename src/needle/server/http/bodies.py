@@ -56,15 +56,15 @@ class ReadBody(Body, frozen=True, kw_only=True):
 
 # --- collections ---------------------------------------------------------------------------------------------------
 class CreateCollection(Body, frozen=True, kw_only=True):
-    """dimensions: to be named without `like`. metric: cosine, if none is named. index: parameters of the HNSW graph.
-    ttl: seconds that a document lives after its last write. like: a collection, or an alias of one, whose settings it
-    gets where no other is named, with its declared indexes of fields; ttl 0 is none then. if_absent: no error if there
-    is an equal one already."""
+    """dimensions: to be named without `like`. metric: cosine, if none is named. index: its parameters, or a word: a
+    kind such as "hnsw_sq8", a preset such as "high_recall", or kind:preset. ttl: seconds that a document lives after
+    its last write. like: a collection, or an alias of one, whose settings it gets where no other is named, with its
+    declared indexes of fields; ttl 0 is none then. if_absent: no error if there is an equal one already."""
 
     name: str
     dimensions: Positive | None = None
     metric: Metric | None = None
-    index: IndexParams | None = None
+    index: IndexParams | str | None = None
     ttl: Annotated[float, Meta(ge=0)] | None = None
     like: str | None = None
     if_absent: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from needle.base.errors import CollectionNotFound
-from needle.base.model import CollectionSpec, IndexParams, Metric
+from needle.base.model import CollectionSpec, Metric
 from needle.client.naming import CollectionDescription
+from needle.client.values import check_index
 from needle.server.http import bodies
 from needle.server.http.call import Call
 
@@ -13,7 +14,7 @@ async def create_collection(call: Call) -> bodies.Collection:
     body: bodies.CreateCollection = call.body
     other = None if body.like is None else await _like(call, body.like)
     ttl = body.ttl if other is None or body.ttl is not None else other.ttl
-    index = body.index or (IndexParams() if other is None else other.index)
+    index = check_index(body.index) if other is None or body.index is not None else other.index
     metric = body.metric or (Metric.COSINE if other is None else other.metric)
     dimensions = body.dimensions if other is None else body.dimensions or other.dimensions
     await call.client.create_collection(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
 from needle.base.filters.builder import Filter, conditions, field_path
-from needle.base.model import CollectionSpec, Metric, SearchRequest
+from needle.base.model import CollectionSpec, IndexKind, Metric, SearchRequest
 from needle.protocol.commands import (
     NO_SESSION,
     ById,
@@ -176,6 +176,8 @@ def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     _check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
     if spec.metric not in list(Metric):
         raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
+    if spec.index.kind not in list(IndexKind):
+        raise invalid("index.kind", spec.index.kind, f"one of {', '.join(IndexKind)}")
     _check_int("index.m", spec.index.m, 2, 256)
     _check_int("index.ef_construction", spec.index.ef_construction, 1, EF_MAX)
     check_ef_search(spec.index.ef_search)

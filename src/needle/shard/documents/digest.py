@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 import xxhash
 
-from needle.base.model import CollectionSpec
+from needle.base.model import CollectionSpec, IndexKind
 
 MODULUS = 1 << 128
 SPECS_KEPT: Final = 1 << 14
@@ -69,9 +69,11 @@ def hash_of_format_3(ordinal: int, version: int, id_: str, metadata: bytes, vect
 
 @lru_cache(maxsize=SPECS_KEPT)
 def _spec_bytes(spec: CollectionSpec) -> bytes:
-    """As earlier releases had it, which know no `ttl`: that is the catalog's."""
+    """As earlier releases had it, which know no `ttl`: that is the catalog's; and one kind of index."""
     fields = msgspec.to_builtins(spec)
     del fields["ttl"]
+    if spec.index.kind is IndexKind.HNSW:
+        del fields["index"]["kind"]
     return msgspec.json.encode(fields)
 
 

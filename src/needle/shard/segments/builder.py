@@ -1,4 +1,4 @@
-"""Builds one segment file: inserts rows into an HNSW graph, in slices, and publishes the file by rename.
+"""Builds one segment file: makes an index of rows, in slices, and publishes the file by rename.
 
 Durability order: write to a temporary name, append ordinals, footer and checksum, fsync, rename, fsync the directory.
 A crash at any point leaves no file under the final name, or a whole one. With one OpenMP thread the same input gives
@@ -20,14 +20,17 @@ import numpy as np
 
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.file_errors import shortage
-from needle.base.model import CollectionSpec
+from needle.base.model import GRAPHS, CollectionSpec, IndexKind
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
-from needle.shard.segments.format import checksum_of, verify_file, write_tail
-from needle.shard.segments.graph import BuildCancelled, Graph, GraphBuilder
+from needle.shard.segments.codes import CODED, coded
+from needle.shard.segments.format import Contents, checksum_of, verify_file, write_tail
+from needle.shard.segments.graph import BuildCancelled, GraphBuilder, graph_over, nodes_of
+from needle.shard.segments.lists import LISTED, listed
+from needle.shard.segments.opened import wanting
 from needle.shard.segments.scoring import Floats, Ints
-from needle.shard.segments.sealed import SealedSegment, segment_file, wanting
+from needle.shard.segments.sealed import SealedSegment, segment_file
 
 TRIM_BYTES = 8 << 20
 """After building or fetching a file of this size, memory that the C library keeps is given back."""
@@ -63,11 +66,11 @@ def build_segment(
     for block_ordinals, vectors in blocks:
         ordinals.append(block_ordinals - first)
         builder.add(vectors)
-    graph = builder.finish()
+    held = _contents(builder, spec, cancelled)
     offsets = np.concatenate(ordinals)
     draft = PublishedSegment(collection_id, first, last, len(offsets), 0, "")
     try:
-        return _write(directory, draft, graph, offsets, spec, own_for, disk)
+        return _write(directory, draft, held, offsets, spec, own_for, disk)
     except (OSError, RuntimeError) as error:
         missing = shortage(error, directory) if isinstance(error, OSError) else None
         raise missing or StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
@@ -81,7 +84,7 @@ def _start(
         return GraphBuilder(spec, cancelled), np.empty(0, np.int64)
     verify_file(base.path)
     offsets = base.all_ordinals() - first
-    if base.bands:  # new rows may belong into any of them
+    if base.bands or base.kind not in GRAPHS or spec.index.kind not in GRAPHS:  # all rows are to be seen together
         builder = GraphBuilder(spec, cancelled)
         for _, vectors in base.blocks(None):
             builder.add(vectors)
@@ -92,13 +95,48 @@ def _start(
         if (missing := wanting(base.path)) is not None:
             raise missing from error
         raise CorruptSegment(f"faiss cannot read {base.path}: {error}", path=base.path) from error
+    if base.kind is not IndexKind.HNSW:
+        index = graph_over(spec, index.hnsw, base.node_blocks())
     return GraphBuilder(spec, cancelled, (index, base.rows, base.node_of)), offsets
+
+
+def _contents(builder: GraphBuilder, spec: CollectionSpec, cancelled: Callable[[], bool]) -> Contents:
+    """Of the file. Raises BuildCancelled."""
+    kind = spec.index.kind
+    if kind is IndexKind.FLAT:
+        rows = builder.rows()
+        return Contents(kind, None, rows.node_of, (), rows.longest, rows.vectors, keeps=builder)
+    if kind in LISTED:
+        rows = builder.rows()
+        made = listed(kind, spec.metric, rows.vectors, cancelled)
+        if made is None:  # each is scored
+            return Contents(IndexKind.FLAT, None, rows.node_of, (), rows.longest, rows.vectors, keeps=builder)
+        place = np.empty(len(made.order), np.int64)
+        place[made.order] = np.arange(len(place))
+        return Contents(
+            made.kind,
+            made.index,
+            place if rows.node_of is None else place[rows.node_of],
+            made.bands,
+            rows.longest,
+            rows.vectors,
+            made.stretch,
+            made.order,
+            made.lists,
+            keeps=builder,
+        )
+    index, node_of, bands, longest = graph = builder.finish()
+    codes = coded(kind, spec.metric, index, bands, cancelled) if kind in CODED and index.ntotal else None
+    if codes is None:  # full vectors are always right
+        return Contents(IndexKind.HNSW, index, node_of, bands, longest)
+    vectors = nodes_of(index)
+    return Contents(kind, codes.index, node_of, bands, longest, vectors, codes.stretch, keeps=(graph, codes))
 
 
 def _write(
     directory: str,
     draft: PublishedSegment,
-    graph: Graph,
+    held: Contents,
     offsets: Ints,
     spec: CollectionSpec,
     own_for: PublishedSegment | None,
@@ -106,10 +144,11 @@ def _write(
 ) -> tuple[PublishedSegment, str]:
     kind = "own" if own_for else "new"
     temporary = os.path.join(directory, f"{draft.collection_id}-{draft.first}-{draft.last}.{kind}{TEMPORARY}")
-    faiss.write_index(graph.index, temporary)
-    with open(temporary, "r+b") as file:
+    if held.index is not None:
+        faiss.write_index(held.index, temporary)
+    with open(temporary, "wb+" if held.index is None else "r+b") as file:
         faiss_bytes = file.seek(0, os.SEEK_END)
-        write_tail(file, draft, offsets, spec, graph, faiss_bytes)
+        write_tail(file, draft, offsets, spec, held, faiss_bytes)
         checksum = checksum_of(file, file.tell())
         file.seek(0, os.SEEK_END)
         file.write(bytes.fromhex(checksum))

@@ -1,46 +1,76 @@
 """The bytes of a segment file behind the faiss index: ordinals, nodes, bands, footer, checksum (docs/segments.md).
 
-Two versions: NDLSEG01, where row i of the segment is node i of the one graph; NDLSEG02, where rows share nodes or the
-graph has bands. A file says which it is, and the simpler one is written where it suffices.
+NDLSEG01: row i of the segment is node i of the one graph. NDLSEG02: rows share nodes or the graph has bands. NDLSEG03:
+there is no graph, or one over codes, so that full vectors stand apart. A file says which it is, and the simplest one is
+written that suffices.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 import xxhash
 
 from needle.base.errors import CorruptSegment
 from needle.base.file_errors import shortage
-from needle.base.model import CollectionSpec, Metric
+from needle.base.model import CODES, CollectionSpec, IndexKind, Metric
 from needle.shard.plan import PublishedSegment
-from needle.shard.segments.graph import Band, Graph
-from needle.shard.segments.scoring import Ints
+from needle.shard.segments.graph import Band
+from needle.shard.segments.probe import Lists
+from needle.shard.segments.scoring import Floats, Ints
 
 PLAIN: Final = b"NDLSEG01"
 WITH_NODES: Final = b"NDLSEG02"
+WITH_VECTORS: Final = b"NDLSEG03"
 # magic, faiss bytes, collection id, first, last, rows, dimensions, metric, longest vector, bands
 _FOOTER = struct.Struct("<8sQQQQQIIfI")
+# Of NDLSEG03, before the footer: kind, tables, nodes, where their vectors begin, stretch of beams, lists, efforts, zero
+_APART = struct.Struct("<IIQQfIII")
+_HAS_ORDINALS, _HAS_NODES, _HAS_NORMS = 1, 2, 4
+PAGE_BYTES: Final = 4096
 _BAND = np.dtype([("first", "<u4"), ("nodes", "<u4"), ("longest", "<f4"), ("even", "<u4")])
 _CHECKSUM_BYTES = 16
 TAIL_BYTES = _FOOTER.size + _CHECKSUM_BYTES
 _METRICS = (Metric.COSINE, Metric.L2, Metric.DOT)
+# Never in another order: it is what files say.
+_KINDS = (
+    IndexKind.HNSW,
+    IndexKind.FLAT,
+    IndexKind.HNSW_SQ8,
+    IndexKind.HNSW_RABITQ,
+    IndexKind.IVF_FLAT,
+    IndexKind.IVF_PQ,
+)
 _READ_BYTES = 1 << 20
+_WRITE_ROWS = 4096
 
 
 class Footer(NamedTuple):
     """What a file says of itself. segment: the manifest entry that would publish it."""
 
     segment: PublishedSegment
-    plain: bool
+    magic: bytes
     faiss_bytes: int
     dimensions: int
     metric: Metric
     longest: float
     bands: int
+
+
+class Apart(NamedTuple):
+    """Full vectors beside the index. kind: hnsw where there are none beside it. nodes: how many. at: the byte of the
+    file where they begin, that of a page. stretch: as codes.Coded."""
+
+    kind: IndexKind
+    nodes: int
+    at: int
+    stretch: float
+
+
+TOGETHER: Final = Apart(IndexKind.HNSW, 0, 0, 1.0)
 
 
 class Layout(NamedTuple):
@@ -50,20 +80,52 @@ class Layout(NamedTuple):
     offsets: Ints | None
     node_of: Ints | None
     bands: tuple[Band, ...]
+    apart: Apart = TOGETHER
+    lists: Lists | None = None
+
+
+class Contents(NamedTuple):
+    """What a file is to hold. index: a faiss index, or None. node_of, bands: as in Layout. longest: no vector is
+    longer. vectors: (nodes, d) the full ones, None where the index has them; order: which of them each node is, None
+    for as they stand. keeps: what owns the memory of these."""
+
+    kind: IndexKind
+    index: Any
+    node_of: Ints | None
+    bands: tuple[Band, ...]
+    longest: float
+    vectors: Floats | None = None
+    stretch: float = 1.0
+    order: Ints | None = None
+    lists: Lists | None = None
+    keeps: object = None
 
 
 def write_tail(
-    file: BinaryIO, segment: PublishedSegment, offsets: Ints, spec: CollectionSpec, graph: Graph, faiss_bytes: int
+    file: BinaryIO, segment: PublishedSegment, offsets: Ints, spec: CollectionSpec, held: Contents, faiss_bytes: int
 ) -> None:
     """Append everything behind the faiss bytes but the checksum."""
-    plain = graph.node_of is None
-    if not plain or len(offsets) != segment.last - segment.first + 1:
+    vectors_at = 0 if held.vectors is None else _write_vectors(file, held.vectors, held.order)
+    gaps = len(offsets) != segment.last - segment.first + 1
+    magic = PLAIN if held.node_of is None else WITH_NODES
+    if held.vectors is not None:
+        magic = WITH_VECTORS
+    if gaps or magic == WITH_NODES:
         file.write(offsets.astype("<u4").tobytes())
-    if graph.node_of is not None:
-        file.write(graph.node_of.astype("<u4").tobytes())
-        file.write(np.array(list(graph.bands), _BAND).tobytes())
+    if held.node_of is not None:
+        file.write(held.node_of.astype("<u4").tobytes())
+        file.write(np.array(list(held.bands), _BAND).tobytes())
+    if held.vectors is not None:
+        tables = (_HAS_ORDINALS if gaps else 0) | (_HAS_NODES if held.node_of is not None else 0)
+        counts = 0, 0
+        if held.lists is not None:
+            tables |= 0 if held.lists.norms is None else _HAS_NORMS
+            counts = len(held.lists.starts), len(held.lists.efforts)
+            _write_lists(file, held.lists)
+        nodes = len(held.vectors)
+        file.write(_APART.pack(_KINDS.index(held.kind), tables, nodes, vectors_at, held.stretch, *counts, 0))
     footer = _FOOTER.pack(
-        PLAIN if plain else WITH_NODES,
+        magic,
         faiss_bytes,
         segment.collection_id,
         segment.first,
@@ -71,10 +133,40 @@ def write_tail(
         segment.rows,
         spec.dimensions,
         _METRICS.index(spec.metric),
-        graph.longest,
-        len(graph.bands),
+        held.longest,
+        len(held.bands),
     )
     file.write(footer)
+
+
+def _write_vectors(file: BinaryIO, vectors: Floats, order: Ints | None) -> int:
+    """Where they begin."""
+    at = -(-file.tell() // PAGE_BYTES) * PAGE_BYTES
+    file.write(bytes(at - file.tell()))
+    for first in range(0, len(vectors), _WRITE_ROWS):
+        part: slice | Ints = slice(first, first + _WRITE_ROWS)
+        rows = vectors[part if order is None else order[part]]
+        file.write(rows.astype("<f4").tobytes())
+    return at
+
+
+def _write_lists(file: BinaryIO, lists: Lists) -> None:
+    for numbers in (lists.starts, lists.ends, lists.of_bands):
+        file.write(numbers.astype("<u4").tobytes())
+    for table in (lists.efforts, lists.shares, lists.norms):
+        if table is not None:
+            file.write(table.astype("<f4").tobytes())
+
+
+def _read_lists(file: BinaryIO, lists: int, bands: int, efforts: int, norms: int) -> Lists:
+    def numbers(count: int) -> Ints:
+        return np.frombuffer(file.read(4 * count), "<u4").astype(np.int64)
+
+    def table(count: int) -> Floats:
+        return np.frombuffer(file.read(4 * count), "<f4").astype(np.float32)
+
+    starts, ends, of_bands = numbers(lists), numbers(lists), numbers(bands + 1)
+    return Lists(starts, ends, of_bands, table(efforts), table(efforts), table(norms) if norms else None)
 
 
 def checksum_of(file: BinaryIO, size: int) -> str:
@@ -110,22 +202,51 @@ def verify_file(path: str) -> Footer:
     magic, faiss_bytes, collection_id, first, last, rows, dimensions, metric, longest, bands = _FOOTER.unpack(
         tail[: _FOOTER.size]
     )
-    if magic not in (PLAIN, WITH_NODES) or stored != computed or metric >= len(_METRICS):
+    if magic not in (PLAIN, WITH_NODES, WITH_VECTORS) or stored != computed or metric >= len(_METRICS):
         raise CorruptSegment(f"segment file {name}: checksum is {computed}, should be {stored}", path=path)
     segment = PublishedSegment(collection_id, first, last, rows, size, computed)
-    return Footer(segment, magic == PLAIN, faiss_bytes, dimensions, _METRICS[metric], longest, bands)
+    return Footer(segment, magic, faiss_bytes, dimensions, _METRICS[metric], longest, bands)
+
+
+def searched_bytes(path: str) -> int:
+    """From its beginning on, so much of a file do searches read all over, if it is what it says: not the full vectors
+    beside codes, which would be mapped in huge pages for the sake of one. A hint, for a file that is not verified."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - TAIL_BYTES - _APART.size))
+            tail = file.read(_APART.size + len(WITH_VECTORS))
+    except OSError:
+        return 0
+    if not tail.endswith(WITH_VECTORS) or len(tail) < _APART.size + len(WITH_VECTORS):
+        return size
+    kind, _, _, vectors_at, *_ = _APART.unpack(tail[: _APART.size])
+    return vectors_at if kind < len(_KINDS) and _KINDS[kind] in CODES else size
 
 
 def read_layout(path: str, footer: Footer) -> Layout:
-    """The tables of a verified file."""
+    """The tables of a verified file. Raises CorruptSegment for what this release does not know."""
     rows = footer.segment.rows
-    if footer.plain and rows == footer.segment.last - footer.segment.first + 1:
-        return Layout(None, None, ())
     with open(path, "rb") as file:
-        file.seek(footer.faiss_bytes)
-        offsets = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64)
-        if footer.plain:
-            return Layout(offsets, None, ())
+        apart, tables, at = TOGETHER, _HAS_ORDINALS | _HAS_NODES, footer.faiss_bytes
+        lists = efforts = nodes = 0
+        if footer.magic == PLAIN:
+            tables = _HAS_ORDINALS if rows != footer.segment.last - footer.segment.first + 1 else 0
+        elif footer.magic == WITH_VECTORS:
+            file.seek(footer.segment.size - TAIL_BYTES - _APART.size)
+            kind, tables, nodes, vectors_at, stretch, lists, efforts, _ = _APART.unpack(file.read(_APART.size))
+            if kind >= len(_KINDS):
+                raise CorruptSegment(f"segment file {os.path.basename(path)} is of an unknown kind, {kind}", path=path)
+            apart = Apart(_KINDS[kind], nodes, vectors_at, stretch)
+            at = vectors_at + 4 * nodes * footer.dimensions
+        file.seek(at)
+        offsets = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64) if tables & _HAS_ORDINALS else None
+        if not tables & _HAS_NODES:
+            return Layout(offsets, None, (), apart)
         node_of = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64)
         bands = np.frombuffer(file.read(_BAND.itemsize * footer.bands), _BAND)
-    return Layout(offsets, node_of, tuple(Band(int(f), int(n), float(m), bool(e)) for f, n, m, e in bands))
+        of_lists = None
+        if lists:
+            of_lists = _read_lists(file, lists, max(1, footer.bands), efforts, nodes if tables & _HAS_NORMS else 0)
+    told = tuple(Band(int(f), int(n), float(m), bool(e)) for f, n, m, e in bands)
+    return Layout(offsets, node_of, told, apart, of_lists)

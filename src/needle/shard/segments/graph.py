@@ -11,13 +11,13 @@ It does not know file names, manifests or who builds; faiss's errors pass throug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import faiss
 import numpy as np
 
-from needle.base.model import CollectionSpec, Metric
+from needle.base.model import GRAPHS, CollectionSpec, Metric
 from needle.shard.segments.distinct import DistinctRows
 from needle.shard.segments.scoring import Floats, Ints, square_norms
 
@@ -86,9 +86,17 @@ def nodes_of(index: Any) -> Floats:
     return rows
 
 
+class Rows(NamedTuple):
+    """Distinct vectors alone. vectors: (nodes, d) float32. node_of, longest: as in Graph."""
+
+    vectors: Floats
+    node_of: Ints | None
+    longest: float
+
+
 class GraphBuilder:
-    """Feed it the rows of a segment in order, then `finish`. Inserting is done in slices between which `cancelled` is
-    asked (raises BuildCancelled).
+    """Feed it the rows of a segment in order, then `finish`, or `rows` for no graph. Inserting is done in slices
+    between which `cancelled` is asked (raises BuildCancelled).
 
     base: a graph without bands that was read from a file, with the node of each of its rows (None: row i is node i).
     """
@@ -100,7 +108,8 @@ class GraphBuilder:
         self._cancelled = cancelled
         self._index = _empty_graph(spec) if base is None else base[0]
         # By length is sorted what is all known: until then the vectors of an inner product wait here.
-        self._held = faiss.IndexFlat(spec.dimensions) if spec.metric == Metric.DOT else None
+        waits = spec.metric == Metric.DOT or spec.index.kind not in GRAPHS
+        self._held = faiss.IndexFlat(spec.dimensions) if waits else None
         self._distinct = DistinctRows(lambda nodes: self._nodes()[nodes])
         self._node_of: list[Ints] = []
         if base is not None:
@@ -144,6 +153,13 @@ class GraphBuilder:
             self._insert(nodes[self._index.ntotal :])
         return Graph(self._index, node_of if len(node_of) != len(nodes) else None, (), longest)
 
+    def rows(self) -> Rows:
+        """Everything that was added, where no graph is made of it."""
+        nodes = self._nodes()
+        node_of = np.concatenate([np.empty(0, np.int64), *self._node_of])
+        longest = float(np.sqrt(square_norms(nodes).max(initial=0.0))) * ROUNDING
+        return Rows(nodes, node_of if len(node_of) != len(nodes) else None, longest)
+
     def _build_bands(self, nodes: Floats, order: Ints, bands: tuple[Band, ...]) -> None:
         self._index = _empty_graph(self._spec)
         for band in bands:
@@ -164,6 +180,19 @@ class GraphBuilder:
 
 def _empty_graph(spec: CollectionSpec) -> Any:
     index = faiss.IndexHNSWFlat(spec.dimensions, spec.index.m, faiss_metric(spec.metric))
+    index.hnsw.efConstruction = spec.index.ef_construction
+    return index
+
+
+def graph_over(spec: CollectionSpec, hnsw: Any, nodes: Iterable[Floats]) -> Any:
+    """A graph over full vectors, of the links of one that has codes in their stead."""
+    index = _empty_graph(spec)
+    storage = faiss.downcast_index(index.storage)
+    for part in nodes:
+        storage.add(np.ascontiguousarray(part, dtype=np.float32))
+    index.hnsw, index.ntotal = hnsw, storage.ntotal
+    # Its codes may have been compared otherwise.
+    index.hnsw.is_similarity = faiss_metric(spec.metric) == faiss.METRIC_INNER_PRODUCT
     index.hnsw.efConstruction = spec.index.ef_construction
     return index
 

@@ -29,15 +29,16 @@ def drop(file: int) -> None:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def fill(path: str) -> None:
-    """Read a file into the page cache, in huge pages what is not there yet. Blocks; lets go of the GIL."""
+def fill(path: str, upto: int) -> None:
+    """Read that many bytes of a file into the page cache, in huge pages what is not there yet. Blocks; lets go of the
+    GIL."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        size = min(upto, os.fstat(file.fileno()).st_size)
         if size < HUGE_BYTES:
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapping:
             mapping.madvise(mmap.MADV_HUGEPAGE)
             address = np.frombuffer(mapping, np.uint8).ctypes.data
             populate = ctypes.CDLL(None).madvise

@@ -1,33 +1,32 @@
-"""One immutable segment: a faiss HNSW file with its ordinals and a checksum, memory-mapped.
+"""One immutable segment: an index file with its ordinals and a checksum, memory-mapped.
 
 Invariant: a `SealedSegment` exists only for a file that was read through once and whose checksum was right; that read
 also warms the page cache. The file format is documented byte for byte in docs/segments.md. Tombstones are not in the
 file: the caller hands a mask.
 
-How a mask is searched, and why recall does not collapse under a restrictive filter: the beam of HNSW is widened by the
-inverse share of rows that count, and a query's answer is taken only if enough rows that count were among the nearest
-rows of *all* (then the nearest that count are among them). Otherwise, or where it costs less, exactly the rows that
-count are scored. Only this module and segment_builder import faiss; its errors become CorruptSegment.
+How a mask is searched, and why recall does not collapse under a restrictive filter: the beam of a search is widened by
+the inverse share of rows that count, and a query's answer is taken only if enough rows that count were among the
+nearest rows of *all* (then the nearest that count are among them). Otherwise, or where it costs less, exactly the rows
+that count are scored. What index it is, opened.py knows.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
-from typing import Any
+from math import ceil
 
-import faiss
 import numpy as np
-import numpy.typing as npt
 
-from needle.base.errors import CorruptSegment, NeedleError
-from needle.base.file_errors import shortage
-from needle.base.model import CollectionSpec
+from needle.base.errors import CorruptSegment
+from needle.base.explain import Way
+from needle.base.model import CollectionSpec, IndexKind
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
-from needle.shard.segments.format import read_layout, verify_file
+from needle.shard.segments.format import read_layout, searched_bytes, verify_file
 from needle.shard.segments.graph import ROUNDING, Band
+from needle.shard.segments.lists import LISTED
+from needle.shard.segments.opened import RESCORE_MARGIN, OpenIndex
 from needle.shard.segments.scoring import (
     TIES_MAX,
     Bools,
@@ -45,13 +44,6 @@ from needle.shard.segments.trace import Ways
 # Rows copied out of the mapping at a time: a block that stays in the cache.
 SCAN_ROWS = 2048
 
-# Measured at 50k x 384 (docs/adr/0003): one unit of beam costs as much as scoring this many rows exactly.
-BEAM_ROWS = 30
-# Candidates beyond k that are scored again, so that rounding in faiss cannot change which are the k nearest.
-RESCORE_MARGIN = 8
-# Nodes of a band among which a search of it starts at the nearest.
-ENTRIES = 128
-
 
 def segment_file(segment: PublishedSegment, *, own: bool = False) -> str:
     """File name of a published segment; own: built here because nobody offered the published file."""
@@ -64,7 +56,7 @@ class SealedSegment:
 
     def __init__(self, path: str, segment: PublishedSegment, spec: CollectionSpec, *, own: bool = False) -> None:
         """Verify and map the file. Raises CorruptSegment, also when it is not what `segment` and `spec` say."""
-        page_cache.fill(path)
+        page_cache.fill(path, searched_bytes(path))
         footer = verify_file(path)
         held = footer.segment
         self.path = path
@@ -82,9 +74,8 @@ class SealedSegment:
         layout = read_layout(path, footer)
         self._offsets = layout.offsets
         self.bands = layout.bands
-        self._dimensions = spec.dimensions
-        self._index, self._raw = _map_index(path, spec.dimensions)
-        nodes = len(self._raw)
+        self._index = OpenIndex(path, spec.dimensions, spec.metric, footer.faiss_bytes, layout)
+        nodes = self._index.nodes
         if layout.node_of is None and nodes != held.rows:
             raise CorruptSegment(f"{path}: index of {nodes} nodes for {held.rows} rows", path=path)
         self._shared = None if layout.node_of is None else SharedNodes(layout.node_of, nodes)
@@ -109,6 +100,16 @@ class SealedSegment:
                 f"segment file {name} has {size} of {self._file_bytes} bytes: it was made shorter while it was in use"
             )
             raise CorruptSegment(self._damage, path=self.path)
+
+    @property
+    def kind(self) -> IndexKind:
+        """Of this file; a collection may have files of several."""
+        return self._index.kind
+
+    @property
+    def way(self) -> Way:
+        """How its index is searched, if it has one."""
+        return Way.LISTS if self.kind in LISTED else Way.GRAPH
 
     @property
     def node_of(self) -> Ints | None:
@@ -136,11 +137,7 @@ class SealedSegment:
 
     def vectors(self, local: Ints | slice) -> Floats:
         """(n, d) float32: an aligned copy of these rows."""
-        return self._vectors(local if self._shared is None else self._shared.node_of[local])
-
-    def _vectors(self, nodes: Ints | slice) -> Floats:
-        rows = self._raw[nodes].copy() if isinstance(nodes, slice) else self._raw[nodes]
-        return rows.view(np.float32).reshape(-1, self._dimensions)
+        return self._index.vectors(local if self._shared is None else self._shared.node_of[local])
 
     def blocks(self, mask: Bools | None) -> Iterator[tuple[Ints, Floats]]:
         """(ordinals, vectors) of the rows that count, a block at a time. Raises CorruptSegment."""
@@ -150,6 +147,12 @@ class SealedSegment:
                 local = local[mask[at : at + SCAN_ROWS]]
             self.check_size()
             yield self.ordinals(local), self.vectors(local)
+
+    def node_blocks(self) -> Iterator[Floats]:
+        """The vectors of all nodes in order, a block at a time. Raises CorruptSegment."""
+        for at in range(0, self._index.nodes, SCAN_ROWS):
+            self.check_size()
+            yield self._index.vectors(slice(at, at + SCAN_ROWS))
 
     def scan(self, scan: Scan, mask: Bools | None) -> None:
         """Score every row that counts exactly."""
@@ -213,21 +216,25 @@ class SealedSegment:
         count = band.nodes if counts is None else int(np.count_nonzero(counts[band.first : end]))
         if count == 0:
             return []
-        beam = _beam(k, ef_search, band.nodes, count)
-        if not band.even or beam * BEAM_ROWS >= count or k + RESCORE_MARGIN >= count:
+        # So many of the rows that count are to be within the beam, about; never fewer than 2k.
+        base = max(ef_search, 2 * k)
+        dear = self._index.cost(band, -(-base * band.nodes // count)) >= count
+        if not band.even or not self._index.searches or dear or k + RESCORE_MARGIN >= count:
             return self._exact(band, queries, k, counts, ways)
-        wanted = k + RESCORE_MARGIN
+        base = ceil(base * self._index.stretch)
+        beam = -(-base * band.nodes // count)
+        wanted = self._index.rescored(k, base)
         width = wanted if counts is None else beam
-        near = self._nearest(band, queries, width, beam)
+        near = self._index.nearest(band, queries, width, beam)
         if ways is not None:
-            ways.by_graph(beam)
+            ways.by_index(beam)
         if counts is None and near.min() >= 0:
             return [self._scored(queries, np.repeat(np.arange(len(queries)), width), near.ravel())]
         good = near >= 0
         if counts is not None:
             good &= counts[near]
         # Half of what the widened beam should hold proves that the k nearest that count lie within it.
-        enough = good.sum(axis=1) >= (k if counts is None else min(count, max(k, _base_beam(k, ef_search) // 2)))
+        enough = good.sum(axis=1) >= (k if counts is None else min(count, max(k, base // 2)))
         good &= (np.cumsum(good, axis=1) <= wanted) & enough[:, None]
         query, column = np.nonzero(good)
         found = [self._scored(queries, query, near[query, column])]
@@ -239,13 +246,13 @@ class SealedSegment:
         return found
 
     def _scored(self, queries: Floats, query: Ints, nodes: Ints) -> Candidates:
-        return Candidates(query, nodes, pair_distances(self.metric, queries[query], self._vectors(nodes)))
+        return Candidates(query, nodes, pair_distances(self.metric, queries[query], self._index.vectors(nodes)))
 
     def _exact(self, band: Band, queries: Floats, k: int, counts: Bools | None, ways: Ways | None) -> list[Candidates]:
         if ways is not None:
             ways.exactly()
         scan = Scan(self.metric, queries, k, band.longest)
-        nodes = np.arange(len(self._raw))
+        nodes = np.arange(self._index.nodes)
         self._scan_nodes(scan, nodes if counts is None else np.where(counts, nodes, -1), band)
         return scan.found
 
@@ -256,7 +263,7 @@ class SealedSegment:
         for at in range(0, len(chosen), SCAN_ROWS):
             nodes = chosen[at : at + SCAN_ROWS]
             whole = slice(int(nodes[0]), int(nodes[-1]) + 1)
-            scan.add(self._vectors(whole if whole.stop - whole.start == len(nodes) else nodes), names[nodes])
+            scan.add(self._index.vectors(whole if whole.stop - whole.start == len(nodes) else nodes), names[nodes])
 
     def _rows_of(self, found: list[Candidates], mask: Bools | None, k: int) -> list[Candidates]:
         """Candidates that name a row of each node as candidates of all rows of these nodes that count."""
@@ -264,66 +271,6 @@ class SealedSegment:
         rows = [(c, *self._shared.rows_of(c.ordinal, mask, k + TIES_MAX)) for c in found]
         return [Candidates(c.query[pair], self.ordinals(row), c.distance[pair]) for c, pair, row in rows]
 
-    def _nearest(self, band: Band, queries: Floats, width: int, beam: int) -> Ints:
-        # The OpenMP thread count belongs to the calling thread: searches run side by side, one thread each.
-        faiss.omp_set_num_threads(1)
-        parameters = faiss.SearchParametersHNSW(efSearch=beam)  # type: ignore[attr-defined]
-        near: Ints
-        if not self.bands:
-            near = self._index.search(queries, width, params=parameters)[1]
-            return near
-        entries = np.linspace(band.first, band.first + band.nodes - 1, min(band.nodes, ENTRIES)).astype(np.int64)
-        scores = queries @ self._vectors(entries).T
-        start = scores.argmax(axis=1)
-        first = entries[start].astype(np.int32)
-        score = np.negative(scores[np.arange(len(queries)), start])
-        near, distances = np.empty((len(queries), width), np.int64), np.empty((len(queries), width), np.float32)
-        arrays = [faiss.swig_ptr(array) for array in (first, score, distances, near)]
-        self._index.search_level_0(len(queries), faiss.swig_ptr(queries), width, *arrays, 1, 1, parameters)
-        return near
-
 
 def _identity(segment: PublishedSegment) -> tuple[int, int, int]:
     return segment.collection_id, segment.first, segment.last
-
-
-def _base_beam(k: int, ef_search: int) -> int:
-    return max(ef_search, 2 * k)
-
-
-def _beam(k: int, ef_search: int, rows: int, count: int) -> int:
-    """Beam width so that about max(ef_search, 2k) of the rows that count are expected within it."""
-    return -(-_base_beam(k, ef_search) * rows // count)
-
-
-def _map_index(path: str, dimensions: int) -> tuple[Any, npt.NDArray[np.void]]:
-    """The memory-mapped index and its vectors without a copy: (nodes,) of 4 x dimensions raw bytes.
-
-    Raw, because faiss puts them at any byte: NumPy copies float32 that are not aligned ten times slower than bytes.
-    """
-    row = np.dtype((np.void, 4 * dimensions))
-    try:
-        index: Any = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
-        storage: Any = faiss.downcast_index(index.storage)
-        if index.d != dimensions:
-            raise CorruptSegment(f"{path}: index of {index.d} dimensions, expected {dimensions}", path=path)
-        if index.ntotal == 0:
-            return index, np.empty(0, row)
-        raw = faiss.rev_swig_ptr(storage.get_xb(), index.ntotal * dimensions).view(row)
-        raw.flags.writeable = False
-    except (RuntimeError, AttributeError) as error:
-        if (missing := wanting(path)) is not None:
-            raise missing from error
-        raise CorruptSegment(f"faiss cannot read {path}: {error}", path=path) from error
-    return index, raw
-
-
-def wanting(path: str) -> NeedleError | None:
-    """Why a file cannot be mapped though nothing is wrong with it; faiss has one error for everything."""
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
-            return None
-    except OSError as error:
-        return shortage(error, path)
-    except ValueError:  # an empty file
-        return None

@@ -160,7 +160,7 @@ class VectorsView:
             if trace is not None:
                 rows = served.live_rows()
                 counted = rows if part is None else 0 if mask is None else int(np.count_nonzero(mask))
-                trace.searched(segment.first, segment.last, rows, counted, since, ways)
+                trace.searched(segment.first, segment.last, rows, counted, since, ways, served.sealed.way)
         return found + scan.found if scan is not None else found
 
     def live_blocks(self, first: int, last: int) -> Iterator[tuple[Ints, Floats]]:

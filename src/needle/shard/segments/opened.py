@@ -1,0 +1,173 @@
+"""What a verified index file holds, mapped: the full vectors of its nodes, and the index over them.
+
+Full vectors beside codes are read where they are asked for. The system keeps in its page cache what it has room for; a
+process lets go of what it has mapped of a file's vectors after every LET_GO_BYTES, so that it does not come to hold all
+of them. Measured: some 20 us more for each search that scores 50 of 100,000 x 384.
+
+Only modules of this package import faiss; its errors become CorruptSegment.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any, Final
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from needle.base.errors import CorruptSegment, NeedleError
+from needle.base.file_errors import shortage
+from needle.base.model import CODES, GRAPHS, IndexKind, Metric
+from needle.shard.segments.format import Layout
+from needle.shard.segments.graph import Band, nodes_of
+from needle.shard.segments.probe import Lists, Probe, share
+from needle.shard.segments.scoring import Floats, Ints
+from needle.shard.segments.walk import Walk
+
+RESCORE_MARGIN: Final = 8
+"""Candidates beyond k that are scored again, so that rounding in faiss cannot change which are the k nearest."""
+
+BEAM_ROWS: Final = 30
+"""Measured at 50k x 384 (docs/adr/0003): one unit of a beam in a graph costs as much as scoring this many rows."""
+CODE_ROWS: Final = 8
+"""So many product codes are compared in the time of a full vector."""
+
+LET_GO_BYTES: Final = 16 << 20
+FAULT_BYTES: Final = 64 << 10
+"""What Linux maps around a byte that is asked for."""
+
+Raw = npt.NDArray[np.void]
+
+
+class OpenIndex:
+    """The index of one open file. kind: as the file says, which need not be the collection's. nodes: how many vectors
+    it has. stretch: so many times wider a beam is than for full vectors. Any number of threads may ask. Raises
+    CorruptSegment for what does not fit together."""
+
+    def __init__(self, path: str, dimensions: int, metric: Metric, faiss_bytes: int, layout: Layout) -> None:
+        apart = layout.apart
+        self.kind = apart.kind
+        self.stretch = apart.stretch
+        self._dimensions = dimensions
+        self._finder: Walk | Probe | None = None
+        self._mapping: mmap.mmap | None = None
+        self._mapped = 0
+        if apart.kind is IndexKind.HNSW:
+            index, self._raw = map_index(path, dimensions)
+        else:
+            index = _map(path) if faiss_bytes else None
+            self._raw, mapping = _map_vectors(path, dimensions, apart.at, apart.nodes)
+            self._mapping = mapping if self.kind in CODES else None
+            if self.kind in GRAPHS and (index is None or index.ntotal != apart.nodes):
+                raise CorruptSegment(f"{path}: no index of {apart.nodes} nodes", path=path)
+        self.nodes = len(self._raw)
+        self._lists = layout.lists
+        if layout.lists is not None:
+            self._finder = self._probe(path, metric, index, layout, layout.lists)
+        elif index is not None:
+            self._finder = Walk(index, metric, layout.bands, self.vectors, self.kind)
+
+    def _probe(self, path: str, metric: Metric, index: Any, layout: Layout, lists: Lists) -> Probe:
+        codes = self.kind is IndexKind.IVF_PQ
+        try:
+            centres = nodes_of(faiss.downcast_index(index.quantizer) if codes else index)[:, : self._dimensions].copy()
+        except AttributeError as error:
+            raise _refused(path, error) from error
+        bands = layout.bands or (Band(0, self.nodes, 0.0, even=True),)
+        rows = self._raw.view(np.float32).reshape(-1, self._dimensions)
+        return Probe(metric, bands, lists, centres, rows, index if codes else None, self.stretch)
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is more than the vectors."""
+        return self._finder is not None
+
+    def nearest(self, band: Band, queries: Floats, width: int, beam: int) -> Ints:
+        """(nq, width) about the nearest nodes of a band, -1 for none. Asked only if it `searches`."""
+        assert self._finder is not None
+        return self._finder.nearest(band, queries, width, beam)
+
+    def cost(self, band: Band, effort: int) -> int:
+        """Of a search with so wide a beam, in rows that could be scored instead."""
+        if self._lists is None:
+            return effort * BEAM_ROWS
+        rows = round(share(self._lists, effort) * band.nodes)
+        return rows if self.kind is IndexKind.IVF_FLAT else rows // CODE_ROWS + effort
+
+    def rescored(self, k: int, beam: int) -> int:
+        """How many of the nodes that a beam finds are scored from the full vectors, for the k nearest."""
+        return max(k + RESCORE_MARGIN, beam if self.kind in CODES else 0)
+
+    def vectors(self, nodes: Ints | slice) -> Floats:
+        """(n, d) float32: an aligned copy of these nodes' vectors; of a slice, where they stand apart, no copy."""
+        rows = self._raw[nodes]
+        if self._mapping is not None:
+            self._let_go(rows.nbytes if isinstance(nodes, slice) else len(rows) * FAULT_BYTES)
+        if isinstance(nodes, slice) and self.kind is IndexKind.HNSW:
+            rows = rows.copy()
+        return rows.view(np.float32).reshape(-1, self._dimensions)
+
+    def _let_go(self, mapped: int) -> None:
+        """Of all vectors, once so much of them was mapped. Who reads them just now has them mapped again."""
+        self._mapped += mapped  # threads may lose some of each other's: it is about so much
+        if self._mapped >= LET_GO_BYTES and self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped = 0
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _map(path: str) -> Any:
+    try:
+        return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: str, error: Exception) -> NeedleError:
+    return wanting(path) or CorruptSegment(f"faiss cannot read {path}: {error}", path=path)
+
+
+def map_index(path: str, dimensions: int) -> tuple[Any, Raw]:
+    """The memory-mapped index and its vectors without a copy: (nodes,) of 4 x dimensions raw bytes.
+
+    Raw, because faiss puts them at any byte: NumPy copies float32 that are not aligned ten times slower than bytes.
+    """
+    row = np.dtype((np.void, 4 * dimensions))
+    index = _map(path)
+    try:
+        storage: Any = faiss.downcast_index(index.storage)
+        if index.d != dimensions:
+            raise CorruptSegment(f"{path}: index of {index.d} dimensions, expected {dimensions}", path=path)
+        if index.ntotal == 0:
+            return index, np.empty(0, row)
+        raw = faiss.rev_swig_ptr(storage.get_xb(), index.ntotal * dimensions).view(row)
+        raw.flags.writeable = False
+    except (RuntimeError, AttributeError) as error:
+        raise _refused(path, error) from error
+    return index, raw
+
+
+def _map_vectors(path: str, dimensions: int, at: int, nodes: int) -> tuple[Raw, mmap.mmap | None]:
+    """Those that stand apart, from byte `at` on, and the mapping that they are of."""
+    row = np.dtype((np.void, 4 * dimensions))
+    if not nodes:
+        return np.empty(0, row), None
+    try:
+        with open(path, "rb") as file:
+            mapping = mmap.mmap(file.fileno(), nodes * row.itemsize, access=mmap.ACCESS_READ, offset=at)
+    except (OSError, ValueError) as error:
+        raise _refused(path, error) from error
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapping.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapping, row), mapping
+
+
+def wanting(path: str) -> NeedleError | None:
+    """Why a file cannot be mapped though nothing is wrong with it; faiss has one error for everything."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+            return None
+    except OSError as error:
+        return shortage(error, path)
+    except ValueError:  # an empty file
+        return None

@@ -1,0 +1,187 @@
+"""Every kind of index finds what brute force finds: plain, under masks, with copies, with uneven lengths, extended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from needle.base.errors import CorruptSegment
+from needle.base.model import CODES, CollectionSpec, IndexKind, IndexParams, Metric
+from needle.shard.segments import opened
+from needle.shard.segments.builder import build_segment
+from needle.shard.segments.opened import OpenIndex
+from needle.shard.segments.scoring import Scan, top_k
+from needle.shard.segments.sealed import SealedSegment
+from shard.vectors_util import brute, clustered, new_vectors, publish, seal
+
+pytestmark = pytest.mark.xdist_group("index-kinds")  # its tests share one large segment of each kind
+
+ROWS, DIMENSIONS = 9000, 24
+NEW = [kind for kind in IndexKind if kind is not IndexKind.HNSW]
+
+
+def spec(kind: IndexKind, metric: Metric = Metric.COSINE, dimensions: int = DIMENSIONS) -> CollectionSpec:
+    return CollectionSpec(name="c", dimensions=dimensions, metric=metric, index=IndexParams(kind=kind))
+
+
+def build(
+    directory: Path, made: CollectionSpec, data: np.ndarray, first: int = 0, base: SealedSegment | None = None
+) -> SealedSegment:
+    directory.mkdir(exist_ok=True)
+    last = first + len(data) - 1
+    blocks = [(np.arange(first, last + 1), data)]
+    segment, path = build_segment(str(directory), 3, 0, last, blocks, made, base=base)
+    return SealedSegment(path, segment, made)
+
+
+def recall(
+    segment: SealedSegment, data: np.ndarray, queries: np.ndarray, mask: np.ndarray | None = None, k: int = 10
+) -> float:
+    """By distance: of equal vectors any will do. Every hit counts, is there once, and has its own distance."""
+    ordinals, distances = top_k(segment.search(queries, k, 64, mask), len(queries), k)
+    live = np.arange(len(data)) if mask is None else np.flatnonzero(mask)
+    wanted, found = min(k, len(live)), 0
+    for got, told, query in zip(ordinals, distances, queries, strict=True):
+        got, told = got[:wanted], told[:wanted]
+        assert (got >= 0).all() and np.isin(got, live).all() and len(set(got.tolist())) == wanted
+        own = dict(zip(*brute(segment.metric, data[got], got, query, wanted), strict=True))
+        np.testing.assert_allclose(told, [own[one] for one in got], rtol=1e-4, atol=2e-4)
+        farthest = brute(segment.metric, data[live], live, query, wanted)[1][-1]
+        found += int((told <= farthest + 1e-5 * max(1, abs(farthest))).sum())
+    return found / (wanted * len(queries))
+
+
+def halves(directory: Path, made: CollectionSpec, data: np.ndarray) -> SealedSegment:
+    """A file that extends another one."""
+    half = len(data) // 2
+    return build(directory, made, data[half:], half, build(directory, made, data[:half]))
+
+
+@pytest.fixture(scope="module", params=[(kind, metric) for kind in NEW for metric in Metric], ids="-".join)
+def large(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[SealedSegment, np.ndarray, np.ndarray]:
+    kind, metric = request.param
+    data, queries = clustered(ROWS, DIMENSIONS, 1), clustered(50, DIMENSIONS, 2)
+    if metric is not Metric.COSINE:
+        data *= np.exp(0.3 * np.random.default_rng(3).standard_normal((ROWS, 1))).astype(np.float32)
+    return halves(tmp_path_factory.mktemp("kind"), spec(kind, metric), data), data, queries
+
+
+def test_recall(large) -> None:
+    segment, data, queries = large
+    assert recall(segment, data, queries) >= 0.97
+    assert recall(segment, data, queries, k=100) >= 0.97
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01, 0.001])
+def test_recall_under_a_random_mask(large, share: float) -> None:
+    segment, data, queries = large
+    assert recall(segment, data, queries, np.random.default_rng(5).random(ROWS) < share) >= 0.95
+
+
+def test_recall_where_the_mask_leaves_only_what_is_near_or_far(large) -> None:
+    segment, data, queries = large
+    distance = np.argsort(brute(segment.metric, data, np.arange(ROWS), queries[0], ROWS)[0])
+    for mask in (distance < ROWS // 4, distance >= ROWS // 4):
+        assert recall(segment, data, queries[:1], mask) >= 0.95
+
+
+def test_a_scan_gives_every_neighbour(large) -> None:
+    segment, data, queries = large
+    scan = Scan(segment.metric, queries[:5], 10, segment.norm_max)
+    segment.scan(scan, None)
+    ordinals, _ = top_k(scan.found, 5, 10)
+    for got, query in zip(ordinals, queries, strict=False):
+        assert got.tolist() == brute(segment.metric, data, np.arange(ROWS), query, 10)[0].tolist()
+
+
+def test_files_are_of_the_kind_asked_for_and_the_same_each_time(tmp_path: Path) -> None:
+    data = clustered(4500, DIMENSIONS, 1)
+    for kind in IndexKind:
+        first, again = build(tmp_path / "a", spec(kind), data), build(tmp_path / "b", spec(kind), data)
+        assert first.segment == again.segment and first.kind is kind
+
+
+@pytest.mark.parametrize("kind", IndexKind)
+def test_vectors_that_codes_cannot_tell_apart_are_found(tmp_path: Path, kind: IndexKind) -> None:
+    """Half of them are one vector but for its last digits, and a single one is a million times longer."""
+    rng = np.random.default_rng(1)
+    data = clustered(4000, DIMENSIONS, 1, normalise=False)
+    data[::2] = data[0] + 1e-4 * rng.standard_normal((2000, DIMENSIONS)).astype(np.float32)
+    data[1] *= 1e6
+    segment = build(tmp_path, spec(kind, Metric.L2), data)
+    near = data[0] + 1e-4 * rng.standard_normal((20, DIMENSIONS)).astype(np.float32)
+    assert recall(segment, data, near) >= 0.9
+    assert recall(segment, data, clustered(20, DIMENSIONS, 2, normalise=False)) >= 0.95
+
+
+@pytest.mark.parametrize("kind", IndexKind)
+def test_copies_are_found_all_and_hide_nothing(tmp_path: Path, kind: IndexKind) -> None:
+    data = clustered(6000, DIMENSIONS, 1)
+    data[::2] = data[0]
+    segment = halves(tmp_path, spec(kind), data)
+    assert recall(segment, data, clustered(20, DIMENSIONS, 2)) >= 0.97
+    assert recall(segment, data, data[:1], k=1000) == 1
+
+
+@pytest.mark.parametrize("kind", NEW)
+@pytest.mark.parametrize("metric", Metric)
+def test_small_files(tmp_path: Path, kind: IndexKind, metric: Metric) -> None:
+    made = spec(kind, metric, 3)
+    nothing, path = build_segment(str(tmp_path), 3, 0, 9, [], made)
+    assert SealedSegment(path, nothing, made).search(clustered(4, 3, 2), 5, 64, None) == []
+    for rows in (1, 7, 300):
+        data = clustered(rows, 3, 1)
+        assert recall(build(tmp_path, made, data), data, clustered(4, 3, 2), k=5) == 1
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_every_byte_counts(tmp_path: Path, kind: IndexKind) -> None:
+    segment = build(tmp_path, spec(kind), clustered(2500, DIMENSIONS, 1))
+    path = Path(segment.path)
+    whole = path.read_bytes()
+    for at in np.linspace(0, len(whole) - 1, 20).astype(int):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CorruptSegment):
+            SealedSegment(str(path), segment.segment, spec(kind))
+    path.write_bytes(whole)
+    assert SealedSegment(str(path), segment.segment, spec(kind)).kind is segment.kind
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_full_vectors_beside_codes_do_not_stay_mapped(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
+    monkeypatch.setattr(opened, "LET_GO_BYTES", 1 << 20)
+    segment = build(tmp_path, spec(kind, dimensions=256), clustered(6000, 256, 1))
+    whole = 6000 * 256 * 4
+    before = mapped_bytes(segment.path)
+    assert segment.vectors(np.arange(6000)).nbytes == whole
+    for _ in range(20):
+        segment.vectors(np.arange(0, 6000, 400))
+    assert mapped_bytes(segment.path) - before < whole // 2
+    assert (segment.vectors(np.arange(6000)) == clustered(6000, 256, 1)).all()
+
+
+def mapped_bytes(path: str) -> int:
+    """What this process has of a file in its page tables."""
+    parts = Path("/proc/self/smaps").read_text("utf-8").split("\n")
+    found, inside = 0, False
+    for line in parts:
+        if "-" in line.split(" ")[0]:
+            inside = line.endswith(path)
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NEW if kind is not IndexKind.FLAT])
+def test_candidates_are_scored_from_full_vectors(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
+    """As replicas do, whose files may differ: the distances are those of a scan, bit by bit."""
+    monkeypatch.setattr(OpenIndex, "cost", lambda *_: 0)  # no way round the index
+    made = new_vectors(tmp_path, Metric.L2, DIMENSIONS, kind=kind)
+    made.append(0, clustered(5000, DIMENSIONS, 1))
+    publish(made, *seal(made, 0, 4999))
+    queries = clustered(50, DIMENSIONS, 2)
+    found, exact = made.search(queries, 10), made.search(queries, 10, exact=True)
+    same = found[0] == exact[0]
+    assert same.mean() >= 0.97 and (found[1][same] == exact[1][same]).all()
