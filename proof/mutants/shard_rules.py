@@ -180,7 +180,7 @@ MUTANTS = (
     Mutant(
         name="no-memory-passes-for-damage",
         breaks="an index file that cannot be mapped for want of memory or handles is taken for damaged, and deleted",
-        edits=(Edit("shard.segments.sealed:wanting", "return shortage(error, path)", "return None"),),
+        edits=(Edit("shard.segments.opened:wanting", "return shortage(error, path)", "return None"),),
         tests=(
             "tests/shard/test_sealed_segment.py::test_a_base_that_cannot_be_opened_for_want_of_handles_is_not_damaged",
         ),
