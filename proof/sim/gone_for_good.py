@@ -39,7 +39,7 @@ class GoneForGood:
         counts = {group: len(truth.wanted(group)) for group in truth.groups()}
         if min(counts.values()) < 3:
             return None
-        # Where all members hold a group, nobody can take over: it goes on with one less, and loses another one at the end.
+        # Where all members hold a group nobody can take over: it has one less then, and loses another one at the end.
         full = {group: count for group, count in counts.items() if count < len(members)}
         if any(count - 2 <= count // 2 for group, count in counts.items() if group not in full):
             return None
