@@ -7,10 +7,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from langchain_needle import NeedleVectorStore
 from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
 
@@ -100,6 +102,25 @@ def test_scores_are_distances_and_relevance_is_highest_for_the_same_text(filled:
     relevant = filled.similarity_search_with_relevance_scores("text 7", k=20)
     assert relevant[0][1] == pytest.approx(1.0, abs=1e-6)
     assert all(0.0 <= score <= 1.0 for _, score in relevant)
+
+
+async def test_hits_that_are_unlike_each_other_are_those_that_langchain_would_choose(
+    filled: NeedleVectorStore,
+) -> None:
+    query = EMBEDDING.embed_query("another text")
+    vectors = EMBEDDING.embed_documents(TEXTS)
+    for weight in (0.0, 0.3, 0.5, 0.9):
+        near = filled.similarity_search_by_vector(query, k=12)
+        chosen = maximal_marginal_relevance(
+            np.array(query), [vectors[int((one.id or "t")[1:])] for one in near], lambda_mult=weight, k=5
+        )
+        expected = [near[at].id for at in chosen]
+        assert _ids(filled.max_marginal_relevance_search("another text", 5, 12, weight)) == expected
+        assert _ids(await filled.amax_marginal_relevance_search("another text", 5, 12, weight)) == expected
+    retriever = filled.as_retriever(search_type="mmr", search_kwargs={"k": 3, "filter": {"kind": "odd"}})
+    assert all(one.metadata["kind"] == "odd" for one in retriever.invoke("text 7"))
+    with pytest.raises(ValueError, match="lambda_mult = 2"):
+        filled.max_marginal_relevance_search("text 7", lambda_mult=2)
 
 
 def test_a_retriever_is_made_of_it(filled: NeedleVectorStore) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
 from llama_index.core.schema import BaseNode, NodeRelationship, RelatedNodeInfo, TextNode
@@ -135,6 +136,28 @@ def test_the_nearest_come_first_with_what_was_stored(store: NeedleVectorStore) -
     assert (first.get_content(), first.metadata, first.ref_doc_id) == ("text 0", METADATA[0], "doc0")
     assert _found(store, node_ids=["n3", "n4"]) == ["n4", "n3"]
     assert _found(store, doc_ids=["doc1"]) == ["n1", "n3"]
+
+
+def _unlike(asked: list[float], count: int, weight: float) -> list[str]:
+    """Maximal marginal relevance as its authors have it: unlike all that were chosen before. LlamaIndex's own function
+    looks at the one that was chosen last only."""
+    rows = np.array([asked, *VECTORS])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    near, alike = rows[1:] @ rows[0], rows[1:] @ rows[1:].T
+    chosen = [int(near.argmax())]
+    while len(chosen) < count:
+        worth = weight * near - (1 - weight) * alike[:, chosen].max(axis=1)
+        worth[chosen] = -np.inf
+        chosen.append(int(worth.argmax()))
+    return [f"n{n}" for n in chosen]
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.5, 0.9])
+def test_hits_are_unlike_each_other_where_that_is_asked_for(store: NeedleVectorStore, weight: float) -> None:
+    asked = [1.0, 0.2, 0.0]
+    mmr = VectorStoreQueryMode.MMR
+    query = VectorStoreQuery(query_embedding=asked, similarity_top_k=3, mode=mmr, mmr_threshold=weight)
+    assert store.query(query, mmr_prefetch_factor=2).ids == _unlike(asked, 3, weight)
 
 
 def test_nodes_are_read_and_deleted(store: NeedleVectorStore) -> None:

@@ -238,6 +238,48 @@ class NeedleVectorStore(VectorStore):
         found = await self.asimilarity_search_with_score_by_vector(embedding, k, filter, **kwargs)
         return [one for one, _ in found]
 
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: Sequence[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Where = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """k of the fetch_k nearest that are unlike each other; lambda_mult: 1 for the nearest, 0 for the most different.
+        The cluster chooses."""
+        varied = _varied(k, fetch_k, lambda_mult)
+        return [found for found, _ in scored(self._search(embedding, k, filter, **varied, **kwargs), self._text_field)]
+
+    async def amax_marginal_relevance_search_by_vector(
+        self,
+        embedding: Sequence[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Where = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """As `max_marginal_relevance_search_by_vector`."""
+        varied = _varied(k, fetch_k, lambda_mult)
+        hits = await self._asearch(embedding, k, filter, **varied, **kwargs)
+        return [found for found, _ in scored(hits, self._text_field)]
+
+    def max_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Where = None, **kwargs: Any
+    ) -> list[Document]:
+        """As `max_marginal_relevance_search_by_vector`, of a text."""
+        vector = self._embedding.embed_query(query)
+        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter, **kwargs)
+
+    async def amax_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Where = None, **kwargs: Any
+    ) -> list[Document]:
+        """As `max_marginal_relevance_search`."""
+        vector = await self._embedding.aembed_query(query)
+        return await self.amax_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter, **kwargs)
+
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         if self._metric == Metric.COSINE:
             return lambda distance: 1.0 - distance / 2.0
@@ -287,6 +329,13 @@ class NeedleVectorStore(VectorStore):
         if self._create and not self._is_there:
             await client.create_collection(self._collection, dimensions=dimensions, metric=self._metric, if_absent=True)
             self._is_there = True
+
+
+def _varied(k: int, fetch_k: int, lambda_mult: float) -> dict[str, Any]:
+    """Options of needle's search. Raises ValueError for a weight that is none."""
+    if not 0.0 <= lambda_mult <= 1.0:
+        raise ValueError(f"lambda_mult = {lambda_mult} is not allowed: from 0 to 1")
+    return {"diversify": 1.0 - lambda_mult, "pool": max(k, fetch_k)}
 
 
 def _deleted(ids: Sequence[str] | None, filter: Where) -> Filter | None:

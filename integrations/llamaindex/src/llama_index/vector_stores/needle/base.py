@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode
@@ -19,6 +19,9 @@ from llama_index.vector_stores.needle.filters import of_query, where
 from llama_index.vector_stores.needle.records import nodes_of, result_of, stored
 
 from needle import Client, CollectionNotFound, Filter, SyncClient
+
+PREFETCH_FACTOR: Final = 4.0
+"""Of the mode mmr, as elsewhere in LlamaIndex: among how many times as many the nodes are chosen."""
 
 
 class NeedleVectorStore(BasePydanticVectorStore):
@@ -165,11 +168,15 @@ class NeedleVectorStore(BasePydanticVectorStore):
 
     # --- what they share --------------------------------------------------------------------------------------------
     def _asked(self, query: VectorStoreQuery, kwargs: dict[str, Any]) -> tuple[list[float], Filter, dict[str, Any]]:
-        if query.mode != VectorStoreQueryMode.DEFAULT:
-            raise ValueError(f"mode = {query.mode.value!r} is not allowed: default")
+        if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
+            raise ValueError(f"mode = {query.mode.value!r} is not allowed: default or mmr")
         if query.query_embedding is None:
             raise ValueError("query_embedding = None is not allowed: the vector to search for")
         options = {"mode": self.mode, "collection": self.collection_name, **kwargs}
+        if query.mode == VectorStoreQueryMode.MMR:
+            factor = options.pop("mmr_prefetch_factor", PREFETCH_FACTOR)
+            options["diversify"] = 1.0 - (0.5 if query.mmr_threshold is None else query.mmr_threshold)
+            options["pool"] = max(query.similarity_top_k, int(query.similarity_top_k * factor))
         return query.query_embedding, of_query(query), options
 
     def _delete(self, asked: Filter) -> None:
