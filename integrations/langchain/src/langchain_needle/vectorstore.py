@@ -247,7 +247,7 @@ class NeedleVectorStore(VectorStore):
         filter: Where = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """k of the fetch_k nearest that are unlike each other; lambda_mult: 1 for the nearest, 0 for the most different.
+        """k of the fetch_k nearest that are unlike each other; lambda_mult: 1 for the nearest, 0 for the most unlike.
         The cluster chooses."""
         varied = _varied(k, fetch_k, lambda_mult)
         return [found for found, _ in scored(self._search(embedding, k, filter, **varied, **kwargs), self._text_field)]
