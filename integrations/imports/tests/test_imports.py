@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -25,9 +27,12 @@ from pymilvus import DataType, MilvusClient
 from qdrant_client import QdrantClient, models
 
 import needle
+from needle.cli.app import main
 from needle.local.process_cluster import ProcessCluster
 
 COUNT, DIMENSIONS = 1200, 16
+DOCS = (Path(__file__).resolve().parents[3] / "docs" / "importing.md").read_text()
+SETTINGS = chromadb.config.Settings(anonymized_telemetry=False)
 VECTORS = np.random.default_rng(7).normal(size=(COUNT, DIMENSIONS)).astype(np.float32)
 METADATA = [{"n": n, "half": n / 2, "odd": n % 2 == 1, "name": f"é{n}"} for n in range(COUNT)]
 IDS = [f"d{n}" for n in range(COUNT)]
@@ -46,21 +51,40 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         loop.close()
 
 
-def command(cluster: str, *words: str) -> list[str]:
-    return [sys.executable, "-m", "needle", "import", *words, "--cluster", cluster, "--json"]
+def documented(start: str) -> list[str]:
+    """The words behind `needle import` of the only example of docs/importing.md that begins so."""
+    (found,) = re.findall(rf"`needle import ({re.escape(start)}[^`]*)`", DOCS)
+    return shlex.split(found)
 
 
-def imported(cluster: str, *words: str, expect: int = 0) -> dict[str, Any]:
-    ended = subprocess.run(command(cluster, *words), check=False, capture_output=True, text=True, timeout=100)
-    assert ended.returncode == expect, ended.stdout + ended.stderr
-    found: dict[str, Any] = json.loads(ended.stdout)
-    return found
+class Importing:
+    """Runs `needle import` in this process, which has loaded the databases' libraries."""
+
+    def __init__(self, cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+        self.cluster = cluster
+        self._capsys = capsys
+
+    def _run(self, words: tuple[str, ...], expect: int) -> tuple[str, str]:
+        self._capsys.readouterr()
+        code = main(["import", *words, "--cluster", self.cluster, "--json"])
+        out, err = self._capsys.readouterr()
+        assert code == expect, out + err
+        return out, err
+
+    def __call__(self, *words: str, expect: int = 0) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._run(words, expect)[0])
+        return found
+
+    def refused(self, *words: str) -> str:
+        return " ".join(self._run(words, 1)[1].split())
 
 
-def refused(cluster: str, *words: str) -> str:
-    ended = subprocess.run(command(cluster, *words), check=False, capture_output=True, text=True, timeout=100)
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stdout + ended.stderr
-    return " ".join(ended.stderr.split())
+@pytest.fixture
+def imported(
+    cluster: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Importing:
+    monkeypatch.chdir(tmp_path)
+    return Importing(cluster, capsys)
 
 
 def check(found: dict[str, Any], metric: str, count: int = COUNT) -> None:
@@ -72,62 +96,75 @@ def check(found: dict[str, Any], metric: str, count: int = COUNT) -> None:
 
 
 def filled_chroma(client: Any, name: str, space: str, count: int = COUNT) -> None:
-    made = client.create_collection(name, configuration={"hnsw": {"space": space}}, embedding_function=None)
+    made = client.create_collection(name, configuration={"hnsw": {"space": space}})
     for start in range(0, count, 400):
         part = slice(start, min(start + 400, count))
         made.add(ids=IDS[part], embeddings=VECTORS[part], metadatas=METADATA[part], documents=IDS[part])
 
 
-def test_chroma_directory_killed_half_way_and_run_again(cluster: str, tmp_path: Path) -> None:
-    filled_chroma(chromadb.PersistentClient(str(tmp_path / "db")), "articles", "cosine")
-    words = [f"chroma:{tmp_path / 'db'}", "-c", "chroma", "--batch", "20"]
-    plan = imported(cluster, *words, "--dry-run")
+def test_chroma_directory_killed_half_way_and_run_again(imported: Importing, cluster: str, tmp_path: Path) -> None:
+    filled_chroma(chromadb.PersistentClient(str(tmp_path / "chroma"), SETTINGS), "articles", "cosine")
+    words = [*documented("chroma:./"), "--batch", "20"]
+    command = [sys.executable, "-m", "needle", "import"]
+    plan = imported(*words, "--dry-run")
     assert plan["creates"] and plan["documents"] == COUNT and "verified" not in plan
     assert plan["metadata"]["half"] == "number" and plan["metadata"]["document"] == "string"
     with needle.connect_sync(cluster) as client:
-        assert "chroma" not in [one.name for one in client.collections()]
-        running = subprocess.Popen(command(cluster, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert "articles" not in [one.name for one in client.collections()]
+        running = subprocess.Popen(
+            [*command, *words, "--cluster", cluster], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         deadline = time.monotonic() + 60
         while running.poll() is None and time.monotonic() < deadline:
-            if "chroma" in [one.name for one in client.collections()] and client.count(collection="chroma") > 100:
+            if "articles" in [one.name for one in client.collections()] and client.count(collection="articles") > 100:
                 break
         os.kill(running.pid, signal.SIGKILL)
         running.communicate()
-        held = client.count(collection="chroma")
+        held = client.count(collection="articles")
         assert 100 < held < COUNT
-        found = imported(cluster, *words)
+        found = imported(*words)
         assert found["there"] >= held and found["written"] + found["there"] == COUNT
         check({**found, "written": COUNT}, "cosine")
-        assert client.get("d7", collection="chroma").metadata == {**METADATA[7], "document": "d7"}
-        again = imported(cluster, *words)
+        assert client.get("d7", collection="articles").metadata == {**METADATA[7], "document": "d7"}
+        again = imported(*words)
         assert (again["written"], again["there"]) == (0, COUNT)
-        client.patch("d7", set={"n": -1}, collection="chroma")
-        client.insert("other", VECTORS[0], collection="chroma")
-    assert imported(cluster, *words, expect=1)["verified"]["differences"][0].endswith("(--add: they may be)")
-    assert imported(cluster, *words, "--add")["verified"]["other"] == 1
+        client.patch("d7", set={"n": -1}, collection="articles")
+        changed = imported(*words)
+        assert (changed["written"], changed["there"]) == (1, COUNT - 1)
+        client.insert("other", VECTORS[0], collection="articles")
+    assert imported(*words, expect=1)["verified"]["differences"][0].endswith("(--add: they may be)")
+    assert imported(*words, "--add")["verified"]["other"] == 1
 
 
-def test_chroma_server(cluster: str, tmp_path: Path) -> None:
+def test_chroma_server(imported: Importing, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve = [str(Path(sys.executable).with_name("chroma")), "run", "--path", str(tmp_path), "--port", str(port)]
+    serve = [
+        str(Path(sys.executable).with_name("chroma")),
+        "run",
+        "--path",
+        str(tmp_path / "served"),
+        "--port",
+        str(port),
+    ]
     with subprocess.Popen(serve, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         try:
             deadline = time.monotonic() + 60
             while socket.socket().connect_ex(("127.0.0.1", port)):
                 assert running.poll() is None and time.monotonic() < deadline
             filled_chroma(chromadb.HttpClient(port=port), "served", "l2")
-            check(imported(cluster, f"chroma:http://127.0.0.1:{port}", "-c", "chroma-server"), "l2")
+            words = [word.replace("8000", str(port)) for word in documented("chroma:http:")]
+            check(imported(*words), "l2")
         finally:
             running.terminate()
 
 
-def test_qdrant_directory(cluster: str, tmp_path: Path) -> None:
-    client = QdrantClient(path=str(tmp_path / "db"))
+def test_qdrant_directory(imported: Importing, tmp_path: Path) -> None:
+    client = QdrantClient(path=str(tmp_path / "qdrant"))
     one = models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)
     client.create_collection("plain", vectors_config=one)
-    points = [models.PointStruct(id=n, vector=VECTORS[n].tolist(), payload=METADATA[n]) for n in range(COUNT)]
+    points = [models.PointStruct(id=n, vector=VECTORS[n].tolist(), payload=METADATA[n]) for n in range(200)]
     client.upsert("plain", points)
     two = {"a": one, "b": models.VectorParams(size=DIMENSIONS, distance=models.Distance.DOT)}
     sparse = {"words": models.SparseVectorParams()}
@@ -138,27 +175,25 @@ def test_qdrant_directory(cluster: str, tmp_path: Path) -> None:
     ]
     client.upsert("named", both)
     client.close()
-    place = f"qdrant:{tmp_path / 'db'}"
-    check(imported(cluster, place, "--from-collection", "plain", "-c", "qdrant"), "cosine")
-    named = [place, "--from-collection", "named", "-c", "qdrant-named"]
-    assert "sparse vectors (words)" in refused(cluster, *named)
-    assert "--from-collection; there are: named, plain" in refused(cluster, place)
-    found = imported(cluster, *named, "--vector", "b")
+    check(imported(*documented("qdrant:./qdrant --from-collection plain")), "cosine", 200)
+    assert "sparse vectors (words)" in imported.refused("qdrant:./qdrant", "--from-collection", "named")
+    assert "--from-collection; there are: named, plain" in imported.refused("qdrant:./qdrant")
+    found = imported(*documented("qdrant:./qdrant --from-collection named"))
     check(found, "dot", 100)
     assert found["mapping"]["vector a"] == found["mapping"]["vector words"] == "left out: --vector names another"
 
 
-def test_lancedb(cluster: str, tmp_path: Path) -> None:
+def test_lancedb(imported: Importing, tmp_path: Path) -> None:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(VECTORS.ravel()), DIMENSIONS)
     columns = {"id": IDS, "vector": vectors, "n": list(range(COUNT)), "at": pa.array([0] * COUNT, pa.date32())}
-    lancedb.connect(tmp_path / "db").create_table("articles", pa.table(columns))
-    found = imported(cluster, f"lancedb:{tmp_path / 'db'}", "-c", "lancedb")
+    lancedb.connect(tmp_path / "lancedb").create_table("articles", pa.table(columns))
+    found = imported(*documented("lancedb:"))
     check(found, "l2")
     assert found["metadata"] == {"at": "string", "n": "integer"}
 
 
-def test_milvus_lite(cluster: str, tmp_path: Path) -> None:
-    client = MilvusClient(str(tmp_path / "m.db"))
+def test_milvus_lite(imported: Importing, cluster: str, tmp_path: Path) -> None:
+    client = MilvusClient(str(tmp_path / "milvus.db"))
     schema = client.create_schema(enable_dynamic_field=True)
     schema.add_field("key", DataType.INT64, is_primary=True)
     schema.add_field("place", DataType.FLOAT_VECTOR, dim=DIMENSIONS)
@@ -167,30 +202,29 @@ def test_milvus_lite(cluster: str, tmp_path: Path) -> None:
     client.create_collection("articles", schema=schema, index_params=index)
     client.insert("articles", [{"key": n, "place": VECTORS[n].tolist(), **METADATA[n]} for n in range(COUNT)])
     client.close()
-    check(imported(cluster, f"milvus:{tmp_path / 'm.db'}", "-c", "milvus"), "dot")
+    check(imported(*documented("milvus:")), "dot")
     with needle.connect_sync(cluster) as client:
         assert client.get("7", collection="milvus").metadata == METADATA[7]
 
 
-def test_faiss_and_pickles(cluster: str, tmp_path: Path) -> None:
+def test_faiss_and_pickles(imported: Importing, tmp_path: Path) -> None:
     index = faiss.IndexFlatL2(DIMENSIONS)
     index.add(VECTORS)
     faiss.write_index(index, str(tmp_path / "index.faiss"))
     (tmp_path / "ids.txt").write_text("\n".join(IDS))
-    words = [f"faiss:{tmp_path / 'index.faiss'}", "--ids", str(tmp_path / "ids.txt")]
-    check(imported(cluster, *words, "-c", "faiss"), "l2")
+    check(imported(*documented("faiss:")), "l2")
     coded = faiss.index_factory(DIMENSIONS, "SQ8")
     coded.train(VECTORS)
     coded.add(VECTORS)
     faiss.write_index(coded, str(tmp_path / "coded.faiss"))
-    assert "does not hold the vectors as they were" in refused(cluster, f"faiss:{tmp_path / 'coded.faiss'}")
+    assert "does not hold the vectors as they were" in imported.refused(f"faiss:{tmp_path / 'coded.faiss'}")
     (tmp_path / "index.pkl").write_bytes(b"")
-    assert "is a pickle" in refused(cluster, f"faiss:{tmp_path}")
-    assert "FAISS.load_local" in refused(cluster, str(tmp_path / "index.pkl"))
+    assert "is a pickle" in imported.refused(f"faiss:{tmp_path}")
+    assert "FAISS.load_local" in imported.refused(str(tmp_path / "index.pkl"))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet", "arrow"])
-def test_files(cluster: str, tmp_path: Path, suffix: str) -> None:
+def test_files(imported: Importing, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"documents.{suffix}"
     columns = {"id": IDS, "vector": list(VECTORS), "n": list(range(COUNT))}
     if suffix == "jsonl":
@@ -203,4 +237,5 @@ def test_files(cluster: str, tmp_path: Path, suffix: str) -> None:
     else:
         with pa.ipc.new_file(path, pa.table(columns).schema) as file:
             file.write(pa.table(columns))
-    check(imported(cluster, str(path), "-c", suffix, "--metric", "l2"), "l2")
+    words = documented("documents.")
+    check(imported(path.name, "--collection", suffix, *words[3:]), "l2")

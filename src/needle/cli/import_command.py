@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -81,7 +82,28 @@ def import_(
     taken from NEEDLE_SOURCE_API_KEY.
     """
     key = os.environ.get(KEY_VARIABLE) or None
-    opened = open_source(Asked(source, from_collection, vector, id, ids, key, batch))
+    with closing(open_source(Asked(source, from_collection, vector, id, ids, key, batch))) as opened:
+        plan, report = _imported(opened, source, collection, cluster, metric, add, dry_run, timeout, json)
+    if json:
+        print_json(plan if report is None else {**plan, "verified": report})
+    elif report is not None:
+        _show(report)
+    if report is not None and report.differences:
+        raise typer.Exit(1)
+
+
+def _imported(
+    opened: Source,
+    source: str,
+    collection: str,
+    cluster: str,
+    metric: Metric | None,
+    add: bool,
+    dry_run: bool,
+    timeout: float,
+    quiet: bool,
+) -> tuple[dict[str, Any], Report | None]:
+    """What was planned and done, and what the comparison found; None if nothing was to be done."""
     shape = opened.shape
     if metric is not None and shape.metric is not None and metric != shape.metric:
         raise InvalidArgument(f"--metric {metric}: the source has {shape.metric}", field="--metric")
@@ -92,7 +114,7 @@ def import_(
         _check_fits(there, opened, metric or shape.metric)
         used = wanted if there is None else there.metric
         plan = _plan(opened, collection, there, used)
-        if not json:
+        if not quiet:
             _show_plan(source, plan)
         if dry_run:
             return plan, None
@@ -101,16 +123,10 @@ def import_(
                 collection, dimensions=shape.dimensions, metric=used, if_absent=True, timeout=timeout
             )
         target = Target(client, collection, used, timeout)
-        copied = await _copied(opened, target, check=there is not None and there.documents > 0, add=add, quiet=json)
+        copied = await _copied(opened, target, check=there is not None and there.documents > 0, add=add, quiet=quiet)
         return {**plan, **copied[0]}, copied[1]
 
-    plan, report = run(cluster, work)
-    if json:
-        print_json(plan if report is None else {**plan, "verified": report})
-    elif report is not None:
-        _show(report)
-    if report is not None and report.differences:
-        raise typer.Exit(1)
+    return run(cluster, work)
 
 
 async def _there(client: needle.Client, collection: str, timeout: float) -> CollectionDescription | None:

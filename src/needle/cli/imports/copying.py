@@ -114,7 +114,9 @@ async def compare(source: Source, to: Target, *, add: bool, done: Callable[[int]
         differences.append(f"{differing} documents differ: {'; '.join(wrong)}")
     if count != of_source.count and (not add or count < of_source.count):
         differences.append(_counts(of_source.count, count, differing))
-    share, queries = await _neighbours(source, to, sample.vectors()) if not (add or differing) else (1.0, 0)
+    share, queries = (
+        await _neighbours(source, to, sample.vectors()) if count == of_source.count and not differing else (1.0, 0)
+    )
     if queries and share < (1.0 if source.exact else APPROXIMATE):
         differences.append(f"the nearest neighbours of {queries} documents agree by {share:.3f} only")
     return Report(

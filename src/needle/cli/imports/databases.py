@@ -100,6 +100,9 @@ class Chroma:
             found: list[str] = self._held.query(query_embeddings=[query], n_results=k, include=[])["ids"][0]
         return found
 
+    def close(self) -> None:
+        """It holds no lock, and its clients of one directory share one database."""
+
 
 class Qdrant:
     """A directory of qdrant-client's local mode, or a server by REST."""
@@ -110,7 +113,8 @@ class Qdrant:
     def __init__(self, asked: Asked) -> None:
         self._place, self._rows = asked.place, asked.rows
         qdrant = library("qdrant_client", "import-qdrant")
-        self._models = library("qdrant_client.models", "import-qdrant")
+        parameters = library("qdrant_client.models", "import-qdrant").SearchParams
+        self._exactly = parameters(exact=True) if _is_url(asked.place) else None  # the local mode is exact, and says so
         broken = library("qdrant_client.http.exceptions", "import-qdrant").ApiException
         self._errors = (broken, ValueError, OSError, RuntimeError)
         with in_words(asked.place, *self._errors):
@@ -118,6 +122,14 @@ class Qdrant:
                 self._client = qdrant.QdrantClient(url=asked.place, api_key=asked.key, timeout=60)
             else:
                 self._client = qdrant.QdrantClient(path=_there(asked.place))
+        try:
+            self._look(asked)
+        except BaseException:
+            self.close()
+            raise
+
+    def _look(self, asked: Asked) -> None:
+        with in_words(asked.place, *self._errors):
             names = [one.name for one in self._client.get_collections().collections]
             self._name = one_of(asked.place, "--from-collection", asked.collection, names)
             held = self._client.get_collection(self._name).config.params
@@ -174,10 +186,13 @@ class Qdrant:
                 query=query.tolist(),
                 using=self._vector or None,
                 limit=k,
-                search_params=self._models.SearchParams(exact=True),
+                search_params=self._exactly,
                 with_payload=False,
             )
         return [str(point.id) for point in found.points]
+
+    def close(self) -> None:
+        self._client.close()
 
 
 class LanceDB:
@@ -245,6 +260,9 @@ class LanceDB:
         with in_words(self._place, *self._errors):
             found = asked.bypass_vector_index().select([self._id]).limit(k).to_list()
         return [str(one[self._id]) for one in found]
+
+    def close(self) -> None:
+        """Tables are open only while they are read."""
 
 
 class Milvus:
@@ -320,3 +338,6 @@ class Milvus:
         with in_words(self._place, *self._errors):
             found = self._client.search(self._name, data=[query.tolist()], limit=k, anns_field=self._vector)[0]
         return [str(one.get("id", one.get(self._id))) for one in found]
+
+    def close(self) -> None:
+        self._client.close()

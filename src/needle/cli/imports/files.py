@@ -43,6 +43,9 @@ class RecordFile:
     def nearest(self, query: NDArray[np.float32], k: int) -> list[str] | None:
         return None
 
+    def close(self) -> None:
+        """Its files are open only while they are read."""
+
 
 class FaissIndex:
     """A faiss index whose vectors are whole in it, and a file of their ids, if there is one."""
@@ -87,6 +90,9 @@ class FaissIndex:
     def nearest(self, query: NDArray[np.float32], k: int) -> list[str] | None:
         _, rows = self._index.search(query[None], k)
         return [self._ids[row] for row in rows[0] if row >= 0]
+
+    def close(self) -> None:
+        """It is in memory."""
 
 
 def _ids_of(asked: Asked, own: Any, count: int) -> list[str]:

@@ -58,6 +58,8 @@ class Source(Protocol):
         """Ids of the nearest as the source itself finds them; None if it does not search."""
         ...
 
+    def close(self) -> None: ...
+
 
 def library(name: str, extra: str) -> Any:
     """A source's library. Raises ConfigError that names the extra which has it."""
