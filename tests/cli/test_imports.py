@@ -165,6 +165,7 @@ def test_kinds_of_metadata() -> None:
         (Asked("documents.csv"), "neither chroma:PLACE"),
         (Asked("none.jsonl"), "no such file"),
         (Asked("index.pkl"), "FAISS.load_local"),
+        (Asked("faiss:./none", vector="a"), "--vector says nothing about faiss"),
         (Asked("chroma:./none", vector="a"), "--vector says nothing about chroma"),
         (Asked("faiss:./none", collection="a"), "--from-collection says nothing about faiss"),
     ],

@@ -223,6 +223,13 @@ def test_faiss_and_pickles(imported: Importing, tmp_path: Path) -> None:
     assert "FAISS.load_local" in imported.refused(str(tmp_path / "index.pkl"))
 
 
+@pytest.mark.parametrize("kind", ["chroma", "qdrant", "milvus"])
+def test_another_directory_stays_as_it_is(imported: Importing, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "other").mkdir()
+    assert "it is not the directory of such a database" in imported.refused(f"{kind}:./other")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet", "arrow"])
 def test_files(imported: Importing, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"documents.{suffix}"

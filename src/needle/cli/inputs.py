@@ -83,7 +83,7 @@ def read_records(path: Path, embed: Callable[[], Embed], id_prefix: str, batch: 
         return _read_table(path, _open_parquet(path), batch)
     if suffix == ".arrow":
         return _read_table(path, _Stream(path), batch)
-    raise refuse(str(path), f"the name must end in {', '.join(SUFFIXES)}")
+    raise refuse(str(path), f"the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
 
 def count_records(path: Path) -> int | None:

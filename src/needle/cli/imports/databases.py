@@ -19,10 +19,12 @@ def _is_url(place: str) -> bool:
     return place.startswith(("http://", "https://"))
 
 
-def _there(place: str) -> str:
-    """A path that exists: these libraries would make an empty database."""
+def _there(place: str, mark: str | None = None) -> str:
+    """A path that exists, with the file `mark` in it: elsewhere these libraries would make an empty database."""
     if not Path(place).exists():
         raise refuse(place, "there is no such file or directory")
+    if mark is not None and not (Path(place) / mark).exists():
+        raise refuse(place, f"there is no {mark} in it, so it is not the directory of such a database")
     return place
 
 
@@ -63,7 +65,7 @@ class Chroma:
     def _client(chromadb: Any, asked: Asked) -> Any:
         settings = chromadb.config.Settings(anonymized_telemetry=False)
         if not _is_url(asked.place):
-            return chromadb.PersistentClient(path=_there(asked.place), settings=settings)
+            return chromadb.PersistentClient(path=_there(asked.place, "chroma.sqlite3"), settings=settings)
         url = urlsplit(asked.place)
         secure = url.scheme == "https"
         return chromadb.HttpClient(
@@ -121,7 +123,7 @@ class Qdrant:
             if _is_url(asked.place):
                 self._client = qdrant.QdrantClient(url=asked.place, api_key=asked.key, timeout=60)
             else:
-                self._client = qdrant.QdrantClient(path=_there(asked.place))
+                self._client = qdrant.QdrantClient(path=_there(asked.place, "meta.json"))
         try:
             self._look(asked)
         except BaseException:
@@ -266,7 +268,7 @@ class LanceDB:
 
 
 class Milvus:
-    """A file of Milvus Lite."""
+    """What Milvus Lite keeps, since its version 3 a directory."""
 
     METRICS: Final = {"cosine": Metric.COSINE, "l2": Metric.L2, "ip": Metric.DOT}
     exact = False
@@ -277,7 +279,7 @@ class Milvus:
         library("milvus_lite", "import-milvus")
         self._errors = (pymilvus.MilvusException, ValueError, OSError)
         with in_words(asked.place, *self._errors):
-            self._client = pymilvus.MilvusClient(_there(asked.place))
+            self._client = pymilvus.MilvusClient(_there(asked.place, "collections"))
             names = list(self._client.list_collections())
             self._name = one_of(asked.place, "--from-collection", asked.collection, names)
             self._client.load_collection(self._name)
