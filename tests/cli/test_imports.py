@@ -126,6 +126,19 @@ async def test_each_difference_is_named() -> None:
     assert "several of the source have one id" in twice
     (metric,) = await differences(lambda documents: None, Listed(RECORDS, Metric.DOT))
     assert metric.startswith("the nearest neighbours of 16 documents agree by 0.")
+    by_graph = Listed(RECORDS, Metric.DOT)
+    by_graph.exact = False
+    assert (await differences(lambda documents: None, by_graph))[0].startswith("the nearest neighbours")
+
+
+async def test_a_source_whose_graph_misses_some_is_equal() -> None:
+    class Missing(Listed):
+        exact = False
+
+        def nearest(self, query: Any, k: int) -> list[str] | None:
+            return (super().nearest(query, k) or [])[::2]
+
+    assert await differences(lambda documents: None, Missing(RECORDS)) == []
 
 
 def test_digests_know_no_order_and_every_part() -> None:

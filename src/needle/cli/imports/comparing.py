@@ -6,6 +6,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
@@ -133,6 +134,11 @@ def agreeing(source: Sequence[float], target: Sequence[float]) -> float:
     bound = NEAR * max(1.0, *(abs(one) for one in target))
     limit = max(target) + bound
     return min(1.0, sum(one <= limit for one in source) / len(target))
+
+
+def ascending(found: Sequence[float]) -> bool:
+    """Whether distances are in order, but for ties."""
+    return all(b - a >= -NEAR * max(1.0, abs(a)) for a, b in pairwise(found))
 
 
 def kinds_of(records: Iterable[Record]) -> dict[str, str]:

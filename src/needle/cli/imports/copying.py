@@ -7,7 +7,7 @@ when it is started again. A few batches are in memory at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
 import msgspec
@@ -24,15 +24,13 @@ from needle.cli.imports.comparing import (
     Nearest,
     Sample,
     agreeing,
+    ascending,
     differs,
     distances,
     stored,
 )
 from needle.cli.imports.source import Source
 from needle.cli.inputs import Record
-
-APPROXIMATE = 0.9
-"""The share of neighbours that a source has to find which searches by a graph."""
 
 
 class Target(NamedTuple):
@@ -117,7 +115,7 @@ async def compare(source: Source, to: Target, *, add: bool, done: Callable[[int]
     share, queries = (
         await _neighbours(source, to, sample.vectors()) if count == of_source.count and not differing else (1.0, 0)
     )
-    if queries and share < (1.0 if source.exact else APPROXIMATE):
+    if share < 1.0:
         differences.append(f"the nearest neighbours of {queries} documents agree by {share:.3f} only")
     return Report(
         source=of_source.count,
@@ -165,31 +163,35 @@ async def _neighbours(source: Source, to: Target, queries: list[NDArray[np.float
     """The mean share of neighbours that agree, and of how many queries."""
     if not queries:
         return 1.0, 0
-    own = await asyncio.to_thread(_own, source, to.metric, queries)
+    own, calculated = await asyncio.to_thread(_own, source, to.metric, queries)
     shares = []
-    for query, found in zip(queries, own, strict=True):
+    for at, (query, ids) in enumerate(zip(queries, own, strict=True)):
         hits = await to.client.search(query, NEIGHBOURS, collection=to.collection, exact=True, timeout=to.timeout)
-        if isinstance(found, Ids):
-            known = await to.client.get_many(set(found.ids), collection=to.collection, timeout=to.timeout)
-            vectors = np.stack([one.vector for one in known]) if known else np.empty((0, len(query)), np.float32)
-            found = distances(query, vectors, to.metric).tolist()
+        found = [] if ids is None else await _distances(to, query, ids)
+        if (
+            calculated is not None
+        ):  # the source's own may lack some, but those that it has come in the order of its metric
+            found = calculated[at] if ascending(found) else []
         shares.append(agreeing(found, [one.distance for one in hits]))
     return float(np.mean(shares)), len(queries)
 
 
-class Ids(NamedTuple):
-    """Of what a source found by its own search."""
+async def _distances(to: Target, query: NDArray[np.float32], ids: list[str]) -> list[float]:
+    """By the collection's metric, of its documents with these ids, in their order."""
+    known = await to.client.get_many(set(ids), collection=to.collection, timeout=to.timeout)
+    held = {one.id: one.vector for one in known}
+    vectors = [held[one] for one in ids if one in held]
+    return distances(query, np.stack(vectors), to.metric).tolist() if vectors else []
 
-    ids: list[str]
 
-
-def _own(source: Source, metric: Metric, queries: list[NDArray[np.float32]]) -> Sequence[Ids | list[float]]:
-    """What the source finds; or, where it does not search, the distances of the nearest that are in it."""
+def _own(
+    source: Source, metric: Metric, queries: list[NDArray[np.float32]]
+) -> tuple[list[list[str] | None], list[list[float]] | None]:
+    """What the source finds itself; and, unless that is exact, the distances of the nearest that are in it."""
     found = [source.nearest(query, NEIGHBOURS) for query in queries]
-    told = [Ids(one) for one in found if one is not None]
-    if len(told) == len(found):
-        return told
+    if source.exact and None not in found:
+        return found, None
     nearest = Nearest(queries, metric)
     for records in source.batches():
         nearest.add(records)
-    return nearest.found()
+    return found, nearest.found()
