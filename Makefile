@@ -149,7 +149,7 @@ ui: $(STAMP)
 	$(BIN)/python -m proof.ui $(SHORT)
 
 # Packages for frameworks, against the frameworks' own suites, in an environment of their own (integrations/README.md)
-INTEGRATIONS ?= langchain haystack llamaindex mcp
+INTEGRATIONS ?= langchain haystack llamaindex mcp imports
 INTEGRATION_BIN := build/integrations/bin
 build/integrations/.installed: pyproject.toml $(foreach one,$(INTEGRATIONS),integrations/$(one)/pyproject.toml)
 	$(PYTHON) -m venv build/integrations
@@ -161,7 +161,7 @@ integrations: build/integrations/.installed
 	for one in $(INTEGRATIONS); do \
 		(cd integrations/$$one && ../../$(INTEGRATION_BIN)/pytest --verbosity=0) || exit 1; \
 	done
-	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack|fastmcp|mcp)'
+	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack|fastmcp|mcp|chromadb|qdrant|lancedb|pymilvus|milvus)'
 
 # The site of docs/, into build/site: fails for a link or an anchor that leads nowhere. Its tools have an environment of their own.
 build/docs-venv/.installed: docs-requirements.txt

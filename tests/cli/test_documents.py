@@ -13,7 +13,7 @@ import pytest
 
 from needle.base.errors import InvalidArgument, NoQuorum, Overloaded
 from needle.base.model import CollectionSpec
-from needle.cli.document_commands import BATCH_BYTES, _by_bytes, insert_all
+from needle.cli.document_commands import BATCH_BYTES, by_bytes, insert_all
 from needle.cli.inputs import Record
 
 pytestmark = pytest.mark.xdist_group("cli-documents")  # its tests share one cluster
@@ -203,9 +203,9 @@ def test_a_document_that_is_refused_is_named_by_its_line(needle, tmp_path: Path,
     assert f"{path}:1 to {path}:3: " in needle.notes.replace("\n", "")
 
 
-def test_batches_are_split_by_bytes() -> None:
+def test_batches_are_splitby_bytes() -> None:
     wide = np.zeros(BATCH_BYTES // 4 // 3, dtype=np.float32)
     records = [Record(str(n), wide, None) for n in range(7)]
-    parts = list(_by_bytes(iter([records])))
+    parts = list(by_bytes(iter([records])))
     assert [len(part) for part in parts] == [3, 3, 1]
     assert [record.id for part in parts for record in part] == list("0123456")

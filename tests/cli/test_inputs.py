@@ -194,7 +194,7 @@ def test_a_damaged_part_of_a_parquet_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"\.jsonl, \.npy or \.parquet"):
+    with pytest.raises(InvalidArgument, match=r"\.jsonl, \.ndjson, \.npy, \.parquet or \.arrow"):
         read_all(tmp_path / "a.csv")
 
 
@@ -238,3 +238,17 @@ def test_an_export_by_http_is_read_if_it_is_complete(tmp_path: Path) -> None:
             assert str(path) in refused.value.message and ("no leader" in refused.value.message) == ("no" in last)
     path.write_text('{"id": "a", "vector": [1, 2], "version": 7}\n')  # of one's own
     assert [one.metadata for one in read_all(path)] == [{"version": 7}]
+
+
+@pytest.mark.parametrize("form", ["file", "stream"])
+def test_arrow_files_in_both_forms_and_damaged(tmp_path: Path, form: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    path, table = tmp_path / "a.arrow", arrow.table({"id": ["a", "b", "c"], "vector": [[1.0, n] for n in range(3)]})
+    with getattr(arrow.ipc, f"new_{form}")(path, table.schema) as file:
+        file.write(table)
+    batches = list(read_records(path, lambda: pytest.fail("no texts"), "", 2))
+    assert [[one.id for one in records] for records in batches] == [["a", "b"], ["c"]]
+    assert batches[1][0].vector.tolist() == [1.0, 2.0] and count_records(path) is None
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(InvalidArgument, match="not an Arrow file"):
+        list(read_records(path, lambda: pytest.fail("no texts"), "", 2))

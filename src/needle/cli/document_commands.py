@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -140,7 +140,9 @@ async def _check_dimensions(client: needle.Client, collection: str) -> None:
 def insert(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="Documents: a .jsonl, .npy or .parquet file."),
+        typer.Argument(
+            metavar="FILE", exists=True, dir_okay=False, help="Documents: a .jsonl, .npy, .parquet or .arrow file."
+        ),
     ],
     id_prefix: Annotated[
         str, typer.Option("--id-prefix", help="Prefix for ids made from the row numbers of a .npy file.")
@@ -163,7 +165,8 @@ def insert(
     """Insert or replace the documents of a file.
 
     .jsonl: one object a line with "id" and "vector" (or "text", which is embedded with the demo's model); other keys
-    become metadata. .npy: a 2-d array, ids are row numbers. .parquet: columns id and vector, others become metadata.
+    become metadata. .npy: a 2-d array, ids are row numbers. .parquet, .arrow: columns id and vector, others become
+    metadata.
     What `needle export` wrote comes back as it was, also when documents expire, if neither --ttl nor --expires-at says
     otherwise; those that have expired by now are left out.
     """
@@ -174,7 +177,7 @@ def insert(
 
     async def work(client: needle.Client) -> tuple[int, float]:
         records = read_records(file, lambda: Embedder().embed, id_prefix, batch)
-        batches = _by_bytes(records if until is not None else _without_expired(records, left_out))
+        batches = by_bytes(records if until is not None else _without_expired(records, left_out))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=notes, disable=json) as progress:
             task = progress.add_task(file.name, total=total)
@@ -204,7 +207,7 @@ def _without_expired(batches: Iterator[list[Record]], left_out: Counter[str]) ->
             yield kept
 
 
-def _by_bytes(batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
+def by_bytes(batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
     """Split batches whose vectors exceed BATCH_BYTES, so that log entries stay small."""
     for records in batches:
         rows = max(1, BATCH_BYTES // max(1, records[0].vector.nbytes))
@@ -214,7 +217,7 @@ def _by_bytes(batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
 
 async def insert_all(
     client: needle.Client,
-    batches: Iterator[list[Record]],
+    batches: Iterator[list[Record]] | AsyncIterator[list[Record]],
     collection: str,
     timeout: float,
     done: Callable[[int], None],
@@ -232,7 +235,8 @@ async def insert_all(
 
     async def next_batch() -> dict[str, Record] | None:
         async with changed:
-            records = {record.id: record for record in next(batches, [])}
+            taken = await anext(batches, []) if isinstance(batches, AsyncIterator) else next(batches, [])
+            records = {record.id: record for record in taken}
             await changed.wait_for(lambda: in_flight.isdisjoint(records))
             in_flight.update(records)
             return records or None

@@ -24,6 +24,7 @@ from needle.client.values import as_array, check_id, expiry, metadata_bytes
 
 Embed = Callable[[list[str]], NDArray[np.float32]]
 NPY_MAGIC = b"\x93NUMPY"
+SUFFIXES = (".jsonl", ".ndjson", ".npy", ".parquet", ".arrow")
 
 
 class Record(NamedTuple):
@@ -71,16 +72,18 @@ def span(records: Sequence[Record]) -> str:
 
 
 def read_records(path: Path, embed: Callable[[], Embed], id_prefix: str, batch: int) -> Iterator[list[Record]]:
-    """The documents of a .jsonl, .npy or .parquet file, `batch` at a time. embed: makes the embedder when the file
-    holds text. Raises InvalidArgument naming file and line."""
+    """The documents of a .jsonl, .npy, .parquet or .arrow file, `batch` at a time. embed: makes the embedder when
+    the file holds text. Raises InvalidArgument naming file and line."""
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson"):
         return _read_jsonl(path, embed, batch)
     if suffix == ".npy":
         return _read_npy(path, id_prefix, batch)
     if suffix == ".parquet":
-        return _read_parquet(path, batch)
-    raise refuse(str(path), "the name must end in .jsonl, .npy or .parquet")
+        return _read_table(path, _open_parquet(path), batch)
+    if suffix == ".arrow":
+        return _read_table(path, _Stream(path), batch)
+    raise refuse(str(path), f"the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
 
 def count_records(path: Path) -> int | None:
@@ -90,6 +93,8 @@ def count_records(path: Path) -> int | None:
         return int(_open_npy(path).shape[0])
     if suffix == ".parquet":
         return int(_open_parquet(path).metadata.num_rows)
+    if suffix == ".arrow":
+        return None
     exported = check_whole(path)
     if exported is not None:
         return exported
@@ -214,8 +219,29 @@ def _open_parquet(path: Path) -> Any:
         raise refuse(str(path), f"not a Parquet file: {error}") from None
 
 
-def _read_parquet(path: Path, batch: int) -> Iterator[list[Record]]:
-    file = _open_parquet(path)
+class _Stream:
+    """An .arrow file, in either form of Arrow's IPC, like pyarrow's ParquetFile."""
+
+    def __init__(self, path: Path) -> None:
+        arrow, ipc = arrow_tables.library(), arrow_tables.library("pyarrow.ipc")
+        try:
+            with path.open("rb") as file:
+                in_file = file.read(6) == b"ARROW1"
+            self._opened = (ipc.open_file if in_file else ipc.open_stream)(arrow.memory_map(str(path)))
+        except (arrow.ArrowException, OSError) as error:
+            raise refuse(str(path), f"not an Arrow file: {error}") from None
+        self._in_file = in_file
+        self.schema_arrow = self._opened.schema
+
+    def iter_batches(self, batch_size: int) -> Iterator[Any]:
+        opened = self._opened
+        parts = (opened.get_batch(at) for at in range(opened.num_record_batches)) if self._in_file else opened
+        for part in parts:
+            for start in range(0, part.num_rows, batch_size):
+                yield part.slice(start, batch_size)
+
+
+def _read_table(path: Path, file: Any, batch: int) -> Iterator[list[Record]]:
     form, row_number = arrow_tables.Form(file.schema_arrow, str(path)), 0
     for table in _parts(file, path, batch):
         records = []

@@ -1,0 +1,248 @@
+"""`needle import` as a process, from what the databases' own libraries wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import faiss
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pymilvus import DataType, MilvusClient
+from qdrant_client import QdrantClient, models
+
+import needle
+from needle.cli.app import main
+from needle.local.process_cluster import ProcessCluster
+
+COUNT, DIMENSIONS = 1200, 16
+DOCS = (Path(__file__).resolve().parents[3] / "docs" / "importing.md").read_text()
+SETTINGS = chromadb.config.Settings(anonymized_telemetry=False)
+VECTORS = np.random.default_rng(7).normal(size=(COUNT, DIMENSIONS)).astype(np.float32)
+METADATA = [{"n": n, "half": n / 2, "odd": n % 2 == 1, "name": f"é{n}"} for n in range(COUNT)]
+IDS = [f"d{n}" for n in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The addresses of three nodes."""
+    started = ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3, dimensions=2)
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(started.start())
+        yield started.cluster
+    finally:
+        started.stop()
+        loop.close()
+
+
+def documented(start: str) -> list[str]:
+    """The words behind `needle import` of the only example of docs/importing.md that begins so."""
+    (found,) = re.findall(rf"`needle import ({re.escape(start)}[^`]*)`", DOCS)
+    return shlex.split(found)
+
+
+class Importing:
+    """Runs `needle import` in this process, which has loaded the databases' libraries."""
+
+    def __init__(self, cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+        self.cluster = cluster
+        self._capsys = capsys
+
+    def _run(self, words: tuple[str, ...], expect: int) -> tuple[str, str]:
+        self._capsys.readouterr()
+        code = main(["import", *words, "--cluster", self.cluster, "--json"])
+        out, err = self._capsys.readouterr()
+        assert code == expect, out + err
+        return out, err
+
+    def __call__(self, *words: str, expect: int = 0) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._run(words, expect)[0])
+        return found
+
+    def refused(self, *words: str) -> str:
+        return " ".join(self._run(words, 1)[1].split())
+
+
+@pytest.fixture
+def imported(
+    cluster: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Importing:
+    monkeypatch.chdir(tmp_path)
+    return Importing(cluster, capsys)
+
+
+def check(found: dict[str, Any], metric: str, count: int = COUNT) -> None:
+    assert (found["metric"], found["dimensions"], found["written"]) == (metric, DIMENSIONS, count)
+    verified = found["verified"]
+    assert verified["source"] == verified["target"] == count and verified["differences"] == []
+    assert verified["source_digest"] == verified["target_digest"] and verified["sample"] == 16
+    assert verified["neighbours"] > 0.9
+
+
+def filled_chroma(client: Any, name: str, space: str, count: int = COUNT) -> None:
+    made = client.create_collection(name, configuration={"hnsw": {"space": space}})
+    for start in range(0, count, 400):
+        part = slice(start, min(start + 400, count))
+        made.add(ids=IDS[part], embeddings=VECTORS[part], metadatas=METADATA[part], documents=IDS[part])
+
+
+def test_chroma_directory_killed_half_way_and_run_again(imported: Importing, cluster: str, tmp_path: Path) -> None:
+    filled_chroma(chromadb.PersistentClient(str(tmp_path / "chroma"), SETTINGS), "articles", "cosine")
+    words = [*documented("chroma:./"), "--batch", "20"]
+    command = [sys.executable, "-m", "needle", "import"]
+    plan = imported(*words, "--dry-run")
+    assert plan["creates"] and plan["documents"] == COUNT and "verified" not in plan
+    assert plan["metadata"]["half"] == "number" and plan["metadata"]["document"] == "string"
+    with needle.connect_sync(cluster) as client:
+        assert "articles" not in [one.name for one in client.collections()]
+        running = subprocess.Popen(
+            [*command, *words, "--cluster", cluster], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + 60
+        while running.poll() is None and time.monotonic() < deadline:
+            if "articles" in [one.name for one in client.collections()] and client.count(collection="articles") > 100:
+                break
+        os.kill(running.pid, signal.SIGKILL)
+        running.communicate()
+        held = client.count(collection="articles")
+        assert 100 < held < COUNT
+        found = imported(*words)
+        assert found["there"] >= held and found["written"] + found["there"] == COUNT
+        check({**found, "written": COUNT}, "cosine")
+        assert client.get("d7", collection="articles").metadata == {**METADATA[7], "document": "d7"}
+        again = imported(*words)
+        assert (again["written"], again["there"]) == (0, COUNT)
+        client.patch("d7", set={"n": -1}, collection="articles")
+        changed = imported(*words)
+        assert (changed["written"], changed["there"]) == (1, COUNT - 1)
+        client.insert("other", VECTORS[0], collection="articles")
+    assert imported(*words, expect=1)["verified"]["differences"][0].endswith("(--add: they may be)")
+    assert imported(*words, "--add")["verified"]["other"] == 1
+
+
+def test_chroma_server(imported: Importing, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = [
+        str(Path(sys.executable).with_name("chroma")),
+        "run",
+        "--path",
+        str(tmp_path / "served"),
+        "--port",
+        str(port),
+    ]
+    with subprocess.Popen(serve, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        try:
+            deadline = time.monotonic() + 60
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                assert running.poll() is None and time.monotonic() < deadline
+            filled_chroma(chromadb.HttpClient(port=port), "served", "l2")
+            words = [word.replace("8000", str(port)) for word in documented("chroma:http:")]
+            check(imported(*words), "l2")
+        finally:
+            running.terminate()
+
+
+def test_qdrant_directory(imported: Importing, tmp_path: Path) -> None:
+    client = QdrantClient(path=str(tmp_path / "qdrant"))
+    one = models.VectorParams(size=DIMENSIONS, distance=models.Distance.COSINE)
+    client.create_collection("plain", vectors_config=one)
+    points = [models.PointStruct(id=n, vector=VECTORS[n].tolist(), payload=METADATA[n]) for n in range(200)]
+    client.upsert("plain", points)
+    two = {"a": one, "b": models.VectorParams(size=DIMENSIONS, distance=models.Distance.DOT)}
+    sparse = {"words": models.SparseVectorParams()}
+    client.create_collection("named", vectors_config=two, sparse_vectors_config=sparse)
+    both = [
+        models.PointStruct(id=n, vector={"a": VECTORS[0].tolist(), "b": VECTORS[n].tolist()}, payload={"n": n})
+        for n in range(100)
+    ]
+    client.upsert("named", both)
+    client.close()
+    check(imported(*documented("qdrant:./qdrant --from-collection plain")), "cosine", 200)
+    assert "sparse vectors (words)" in imported.refused("qdrant:./qdrant", "--from-collection", "named")
+    assert "--from-collection; there are: named, plain" in imported.refused("qdrant:./qdrant")
+    found = imported(*documented("qdrant:./qdrant --from-collection named"))
+    check(found, "dot", 100)
+    assert found["mapping"]["vector a"] == found["mapping"]["vector words"] == "left out: --vector names another"
+
+
+def test_lancedb(imported: Importing, tmp_path: Path) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(VECTORS.ravel()), DIMENSIONS)
+    columns = {"id": IDS, "vector": vectors, "n": list(range(COUNT)), "at": pa.array([0] * COUNT, pa.date32())}
+    lancedb.connect(tmp_path / "lancedb").create_table("articles", pa.table(columns))
+    found = imported(*documented("lancedb:"))
+    check(found, "l2")
+    assert found["metadata"] == {"at": "string", "n": "integer"}
+
+
+def test_milvus_lite(imported: Importing, cluster: str, tmp_path: Path) -> None:
+    client = MilvusClient(str(tmp_path / "milvus.db"))
+    schema = client.create_schema(enable_dynamic_field=True)
+    schema.add_field("key", DataType.INT64, is_primary=True)
+    schema.add_field("place", DataType.FLOAT_VECTOR, dim=DIMENSIONS)
+    index = client.prepare_index_params()
+    index.add_index("place", index_type="FLAT", metric_type="IP")
+    client.create_collection("articles", schema=schema, index_params=index)
+    client.insert("articles", [{"key": n, "place": VECTORS[n].tolist(), **METADATA[n]} for n in range(COUNT)])
+    client.close()
+    check(imported(*documented("milvus:")), "dot")
+    with needle.connect_sync(cluster) as client:
+        assert client.get("7", collection="milvus").metadata == METADATA[7]
+
+
+def test_faiss_and_pickles(imported: Importing, tmp_path: Path) -> None:
+    index = faiss.IndexFlatL2(DIMENSIONS)
+    index.add(VECTORS)
+    faiss.write_index(index, str(tmp_path / "index.faiss"))
+    (tmp_path / "ids.txt").write_text("\n".join(IDS))
+    check(imported(*documented("faiss:")), "l2")
+    coded = faiss.index_factory(DIMENSIONS, "SQ8")
+    coded.train(VECTORS)
+    coded.add(VECTORS)
+    faiss.write_index(coded, str(tmp_path / "coded.faiss"))
+    assert "does not hold the vectors as they were" in imported.refused(f"faiss:{tmp_path / 'coded.faiss'}")
+    (tmp_path / "index.pkl").write_bytes(b"")
+    assert "is a pickle" in imported.refused(f"faiss:{tmp_path}")
+    assert "FAISS.load_local" in imported.refused(str(tmp_path / "index.pkl"))
+
+
+@pytest.mark.parametrize("kind", ["chroma", "qdrant", "milvus"])
+def test_another_directory_stays_as_it_is(imported: Importing, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "other").mkdir()
+    assert "it is not the directory of such a database" in imported.refused(f"{kind}:./other")
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "npy", "parquet", "arrow"])
+def test_files(imported: Importing, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"documents.{suffix}"
+    columns = {"id": IDS, "vector": list(VECTORS), "n": list(range(COUNT))}
+    if suffix == "jsonl":
+        rows = zip(IDS, VECTORS.tolist(), METADATA, strict=True)
+        path.write_text("\n".join(json.dumps({"id": id, "vector": v, "metadata": m}) for id, v, m in rows))
+    elif suffix == "npy":
+        np.save(path, VECTORS)
+    elif suffix == "parquet":
+        pq.write_table(pa.table(columns), path)
+    else:
+        with pa.ipc.new_file(path, pa.table(columns).schema) as file:
+            file.write(pa.table(columns))
+    words = documented("documents.")
+    check(imported(path.name, "--collection", suffix, *words[3:]), "l2")

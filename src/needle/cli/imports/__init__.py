@@ -1,0 +1,1 @@
+"""What `needle import` reads: files and other databases, each as batches of the records that `needle insert` knows."""

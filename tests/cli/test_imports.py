@@ -1,0 +1,212 @@
+"""`needle import`: what the comparison sees, and which sources are refused. The databases: integrations/imports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from needle.base.errors import ConfigError, InvalidArgument
+from needle.base.model import Document, Hit, Metric
+from needle.cli.imports.comparing import Digest, Nearest, agreeing, distances, kinds_of
+from needle.cli.imports.copying import Target, compare, copy
+from needle.cli.imports.opening import open_source
+from needle.cli.imports.source import Asked, Shape, joined, one_of
+from needle.cli.inputs import Record
+
+VECTORS = np.random.default_rng(3).normal(size=(40, 4)).astype(np.float32)
+RECORDS = [Record(f"d{n}", vector, {"n": n, "b": None}, f"row {n}") for n, vector in enumerate(VECTORS)]
+
+
+class Listed:
+    """A source in memory; `nearest` by `metric`, which need not be the true one."""
+
+    exact = True
+
+    def __init__(self, records: list[Record], metric: Metric = Metric.L2) -> None:
+        self.records, self._metric = records, metric
+        self.shape = Shape(len(records), 4, metric, ())
+
+    def batches(self) -> Iterator[list[Record]]:
+        for start in range(0, len(self.records), 7):
+            yield self.records[start : start + 7]
+
+    def nearest(self, query: Any, k: int) -> list[str] | None:
+        order = np.argsort(distances(query, np.stack([one.vector for one in self.records]), self._metric))
+        return [self.records[at].id for at in order[:k]]
+
+    def close(self) -> None: ...
+
+
+class Kept:
+    """A client of one collection in memory, of the metric l2."""
+
+    def __init__(self) -> None:
+        self.documents: dict[str, Document] = {}
+        self.left = 10**9
+
+    async def insert_batch(self, items: list[Any], **_: Any) -> None:
+        if self.left < len(items):
+            raise InvalidArgument("it broke off")
+        self.left -= len(items)
+        for id, vector, metadata in items:
+            self.documents[id] = Document(id=id, vector=vector, metadata=metadata, version=1)
+
+    async def get_many(self, ids: set[str], **_: Any) -> list[Document]:
+        return [self.documents[one] for one in ids if one in self.documents]
+
+    async def count(self, **_: Any) -> int:
+        return len(self.documents)
+
+    async def collections(self) -> list[Any]:
+        return []
+
+    async def search(self, query: Any, k: int, **_: Any) -> list[Hit]:
+        rows = list(self.documents.values())
+        found = distances(query, np.stack([one.vector for one in rows]), Metric.L2)
+        return [Hit(id=rows[at].id, distance=found[at], score=0.0) for at in np.argsort(found)[:k]]
+
+
+def quiet(count: int) -> None: ...
+
+
+async def test_a_copy_that_broke_off_goes_on_and_is_equal() -> None:
+    client, source = Kept(), Listed(RECORDS)
+    to = Target(client, "c", Metric.L2, 1.0)  # type: ignore[arg-type]
+    client.left = 20
+    with pytest.raises(InvalidArgument, match="it broke off"):
+        await copy(source, to, check=False, done=quiet)
+    held, client.left = len(client.documents), 10**9
+    assert 0 < held < len(RECORDS)
+    assert await copy(source, to, check=True, done=quiet) == (len(RECORDS) - held, held)
+    report = await compare(source, to, add=False, done=quiet)
+    assert report.differences == [] and report.source_digest == report.target_digest
+    assert (report.source, report.target, report.sample, report.neighbours) == (40, 40, 16, 1.0)
+
+
+async def differences(change: Any, source: Listed | None = None, add: bool = False) -> list[str]:
+    """What the comparison says after `change` was made to an equal copy."""
+    client, read = Kept(), source or Listed(RECORDS)
+    to = Target(client, "c", Metric.L2, 1.0)  # type: ignore[arg-type]
+    await copy(read, to, check=False, done=quiet)
+    change(client.documents)
+    report = await compare(read, to, add=add, done=quiet)
+    if any("documents differ" in one for one in report.differences):
+        assert report.source_digest != report.target_digest
+    return report.differences
+
+
+def changed(**fields: Any) -> Any:
+    def change(documents: dict[str, Document]) -> None:
+        old = documents["d7"]
+        told = {"id": "d7", "vector": old.vector, "metadata": old.metadata, "version": 1}
+        documents["d7"] = Document(**{**told, **fields})
+
+    return change
+
+
+async def test_each_difference_is_named() -> None:
+    assert await differences(changed(metadata={"b": None, "n": 7})) == []  # the order of keys is none
+    assert await differences(changed(metadata={"n": 7})) == ["1 documents differ: 'd7' has other metadata"]
+    other = np.nextafter(VECTORS[7], np.float32(9))
+    assert await differences(changed(vector=other)) == ["1 documents differ: 'd7' has another vector"]
+    missing = await differences(lambda documents: documents.pop("d7"))
+    assert missing[0] == "1 documents differ: 'd7' is not there" and "the collection 39" in missing[1]
+
+    def one_more(documents: dict[str, Document]) -> None:
+        documents["x"] = Document(id="x", vector=VECTORS[0], metadata=None, version=1)
+
+    assert "there are others in it" in (await differences(one_more))[0]
+    assert await differences(one_more, add=True) == []
+    (twice,) = await differences(lambda documents: None, Listed([*RECORDS, RECORDS[3]]))
+    assert "several of the source have one id" in twice
+    (metric,) = await differences(lambda documents: None, Listed(RECORDS, Metric.DOT))
+    assert metric.startswith("the nearest neighbours of 16 documents agree by 0.")
+    by_graph = Listed(RECORDS, Metric.DOT)
+    by_graph.exact = False
+    assert (await differences(lambda documents: None, by_graph))[0].startswith("the nearest neighbours")
+
+
+async def test_a_source_whose_graph_misses_some_is_equal() -> None:
+    class Missing(Listed):
+        exact = False
+
+        def nearest(self, query: Any, k: int) -> list[str] | None:
+            return (super().nearest(query, k) or [])[::2]
+
+    assert await differences(lambda documents: None, Missing(RECORDS)) == []
+
+
+def test_digests_know_no_order_and_every_part() -> None:
+    def digest(*documents: tuple[str, Any, Any]) -> str:
+        made = Digest()
+        for one in documents:
+            made.add(*one)
+        return str(made)
+
+    a, b = ("a", VECTORS[0], {"x": 1, "y": 2}), ("b", VECTORS[1], None)
+    assert digest(a, b) == digest(b, ("a", VECTORS[0], {"y": 2, "x": 1})) != digest(a)
+    assert len({digest(one) for one in (a, b, ("b", VECTORS[0], None), ("b", VECTORS[1], {}))}) == 4
+
+
+def test_neighbours_that_go_by_and_ties() -> None:
+    for metric in Metric:
+        nearest = Nearest([VECTORS[0]], metric)
+        for start in range(0, 40, 9):
+            nearest.add(RECORDS[start : start + 9])
+        assert nearest.found()[0] == sorted(distances(VECTORS[0], VECTORS, metric))[:10]
+    assert agreeing([1.0, 2.00001], [1.0, 2.0]) == 1.0 and agreeing([1.0, 3.0], [1.0, 2.0]) == 0.5
+    assert agreeing([], [1.0]) == agreeing([1.0], []) == 0.0
+
+
+def test_kinds_of_metadata() -> None:
+    records = [
+        Record("a", VECTORS[0], {"n": 1, "l": []}),
+        Record("b", VECTORS[0], {"n": 1.5}),
+        Record("c", VECTORS[0], 3),
+    ]
+    assert kinds_of(records) == {"(itself)": "integer", "l": "array", "n": "integer, number"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (Asked("documents.csv"), "neither chroma:PLACE"),
+        (Asked("none.jsonl"), "no such file"),
+        (Asked("index.pkl"), "FAISS.load_local"),
+        (Asked("faiss:./none", vector="a"), "--vector says nothing about faiss"),
+        (Asked("chroma:./none", vector="a"), "--vector says nothing about chroma"),
+        (Asked("faiss:./none", collection="a"), "--from-collection says nothing about faiss"),
+    ],
+)
+def test_what_is_no_source(asked: Asked, says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        open_source(asked)
+
+
+def test_a_source_without_its_library_says_which_extra_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "chromadb", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"pip install 'needle-vdb\[import-chroma\]'"):
+        open_source(Asked("chroma:./there"))
+
+
+def test_files_with_texts_or_expiring_documents_are_for_insert(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for line in ('{"id": "a", "text": "words"}', '{"id": "a", "vector": [1], "metadata": {}, "expires_at": "never"}'):
+        path.write_text(line)
+        with pytest.raises(InvalidArgument, match="needle insert"):
+            open_source(Asked(str(path)))
+
+
+def test_names_and_keys_are_never_guessed() -> None:
+    assert one_of("s", "--vector", None, ["a"]) == "a"
+    with pytest.raises(InvalidArgument, match="choose one by --vector; there are: a, b"):
+        one_of("s", "--vector", None, ["b", "a"])
+    with pytest.raises(InvalidArgument, match="there is no 'c'"):
+        one_of("s", "--vector", "c", ["a"])
+    with pytest.raises(InvalidArgument, match="has a key 'document' already"):
+        joined("s", {"document": 1}, document="x")
