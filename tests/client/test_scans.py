@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.filters.ordering import START, Key
 from needle.client import cursor as cursors
+from needle.client import values
 from needle.client.cursor import Place
 from needle.client.router.merge import merge_pages, merged_pages
 from needle.protocol import calls
@@ -43,6 +45,13 @@ def test_a_cursor_of_an_ordered_scan_leads_behind_its_key(key: Key) -> None:
     assert found == place and found.order is not None and found.order.known()
     with pytest.raises(InvalidArgument, match="order"):
         cursors.decode(cursors.encode(place), msgspec.structs.replace(place, order_by="a"))
+
+
+@pytest.mark.parametrize("wrong", ["$id", "a..b", "", 5])
+def test_what_is_no_field_to_order_by_is_refused_by_that_name(wrong: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        values.order_by(wrong)
+    assert caught.value.details["field"] == "order_by" and "Filter.ids" not in caught.value.message
 
 
 def page(shard: list[str], after: str, limit: int, rng: random.Random) -> ScanAnswer:
