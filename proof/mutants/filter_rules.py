@@ -20,7 +20,9 @@ MUTANTS = (
         breaks="documents whose value no column of an index can hold are not where the order has them",
         edits=(
             Edit(
-                "shard.fields.ordered:_of_columns", "BitMap.union(always, *slices)", "BitMap.union(BitMap(), *slices)"
+                "shard.fields.ordered:undecided",
+                "return (odd | universe - BitMap(range(state.end))) & universe",
+                "return BitMap()",
             ),
         ),
         tests=(_ORDERED + "test_every_kind_of_value_has_its_place",),

@@ -231,6 +231,13 @@ def test_fields_of_metadata_may_be_called_as_what_is_no_metadata() -> None:
             Filter.eq(f"${name}", 1)
 
 
+@pytest.mark.parametrize("condition", [{"$eq": 1}, {"a": {"$elemMatch": {"$not": {"$eq": 1}}}}])
+def test_an_operator_in_a_fields_place_is_told_where_it_stands(condition: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Filter.parse(condition)
+    assert "one of $and, $or, $not, $ids; $eq stands behind a field: {'field': {'$eq': ...}}" in caught.value.message
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 5000 + b"]" * 5000, b"null", b'{"a":1e999}'])
 def test_bad_json_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidArgument):

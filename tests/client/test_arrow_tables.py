@@ -64,7 +64,7 @@ def pages_of(rows: list[Any], size: int = 3) -> list[DocumentBatch]:
 
 
 def read_by_cursor(pages: list[DocumentBatch]):
-    def read(cursor: str | None) -> Batch:
+    def read(cursor: str | None, most: int | None) -> Batch:
         at = int(cursor or 0)
         return Batch(pages[at], str(at + 1) if at + 1 < len(pages) else None)
 
@@ -74,8 +74,8 @@ def read_by_cursor(pages: list[DocumentBatch]):
 def scan_of(pages: list[DocumentBatch], *, with_vectors: bool = True) -> Scan:
     read = read_by_cursor(pages)
 
-    async def later(cursor: str | None) -> Batch:
-        return read(cursor)
+    async def later(cursor: str | None, most: int | None) -> Batch:
+        return read(cursor, most)
 
     return Scan(later, None, with_vectors=with_vectors)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,8 +14,11 @@ from hypothesis import strategies as st
 from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.filters.ordering import START, Key
 from needle.client import cursor as cursors
+from needle.client import values
 from needle.client.cursor import Place
 from needle.client.router.merge import merge_pages, merged_pages
+from needle.client.scanning import Batch, Scan, SyncScan
+from needle.client.scanning import Place as Progress
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, ScanAnswer
 
@@ -43,6 +48,13 @@ def test_a_cursor_of_an_ordered_scan_leads_behind_its_key(key: Key) -> None:
     assert found == place and found.order is not None and found.order.known()
     with pytest.raises(InvalidArgument, match="order"):
         cursors.decode(cursors.encode(place), msgspec.structs.replace(place, order_by="a"))
+
+
+@pytest.mark.parametrize("wrong", ["$id", "a..b", "", 5])
+def test_what_is_no_field_to_order_by_is_refused_by_that_name(wrong: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        values.order_by(wrong)
+    assert caught.value.details["field"] == "order_by" and "Filter.ids" not in caught.value.message
 
 
 def page(shard: list[str], after: str, limit: int, rng: random.Random) -> ScanAnswer:
@@ -113,3 +125,40 @@ def test_a_page_of_a_node_that_knows_no_order_is_not_taken_for_ordered() -> None
     with pytest.raises(ClusterTooOld):
         merged_pages({0: calls.encode(ScanAnswer(batch, "a", keys=[(0, 1)]))}, 5, True)
     assert merged_pages({0: calls.encode(ScanAnswer(batch, None))}, 5, False)[1].documents == batch
+
+
+@pytest.mark.parametrize(
+    ("limit", "asked", "ended"), [(5, [5, 2], ["c6"]), (3, [3], ["c3"]), (9, [9, 6, 3], []), (None, [None] * 3, [])]
+)
+def test_a_scan_with_a_limit_reads_no_more_and_gives_back_what_is_kept(
+    limit: int | None, asked: list[int | None], ended: list[str]
+) -> None:
+    """Pages hold three documents here, whatever is asked for: one may hold more than that."""
+    wanted, ends = list[int | None](), list[str]()
+
+    def read_now(cursor: str | None, most: int | None) -> Batch:
+        first = 0 if cursor is None else int(cursor[1:])
+        wanted.append(most)
+        ids = [f"d{at}" for at in range(first, first + 3)]
+        return Batch(DocumentBatch(ids, [1] * 3, [b"{}"] * 3, b"", 1), f"c{first + 3}" if first < 6 else None)
+
+    async def read(cursor: str | None, most: int | None) -> Batch:
+        return read_now(cursor, most)
+
+    async def end(cursor: str) -> None:
+        ends.append(cursor)
+
+    async def whole() -> list[str]:
+        scan = Scan(read, None, with_vectors=False, most=limit, end=end)
+        found = [document.id async for document in scan]
+        await scan.aclose()
+        return found
+
+    expected = [f"d{at}" for at in range(9)][:limit]
+    assert asyncio.run(whole()) == expected
+    assert (wanted, ends) == (asked, ended)
+    assert [one.id for one in SyncScan(read_now, Progress(None, False, limit), ends.append)] == expected
+    assert (wanted, ends) == (asked * 2, ended * 2)
+    table = SyncScan(read_now, Progress(None, False, limit), ends.append).to_arrow()
+    assert table.column("id").to_pylist() == expected
+    assert (wanted, ends) == (asked * 3, ended * 3)

@@ -76,7 +76,7 @@ def test_a_document_is_not_like_itself(like: str, ids: list[str]) -> None:
         ({"offset": -1}, "offset"),
         ({"offset": 1.5}, "offset"),
         ({"fields": "title"}, "fields"),
-        ({"fields": ["$title"]}, "filter field"),
+        ({"fields": ["$title"]}, "fields"),
         ({"fields": [1]}, "fields"),
         ({"like": "d1"}, "either a query"),
         ({"query": None, "like": 7}, "like"),

@@ -220,6 +220,43 @@ def test_a_page_reads_about_what_it_holds(filled: tuple[Replica, Log], monkeypat
     assert len(read) == 15
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda n: n if n % 2 else f"x\0{n:03}",  # no column holds a text with a NUL
+        lambda n: list(range(n % 10, 60)),  # everybody has the last values, and stands elsewhere
+        lambda n: [n % 10, *(f"t{at:02}" for at in range(40)), False],
+    ],
+    ids=["odd", "several", "several kinds"],
+)
+def test_a_page_reads_nobody_twice_whatever_values_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    monkeypatch.setattr(ordered_scan, "READ_ALL", 20)
+    monkeypatch.setattr(ordered_scan, "PART_MAX", 16)
+    replica, log = open_replica(tmp_path), Log()
+    replica.apply(log.add(CreateCollection(spec())))
+    rows = {f"d{n:03}": {"n": value(n)} for n in range(300)}
+    replica.apply(log.add(put(list(rows), [[1, 2, 3]] * 300, list(rows.values()))))
+    wanted = [id_ for _, id_ in sorted((stands(one, "n"), id_) for id_, one in rows.items())]
+    assert [one.id for one in next(pages(replica, "n", limit=300))] == wanted
+    read = []
+    by_ordinal = type(replica.view.store).by_ordinal
+
+    def noted(store: Any, collection: int, ordinals: Any, **how: Any) -> Any:
+        read.extend(ordinals)
+        return by_ordinal(store, collection, ordinals, **how)
+
+    monkeypatch.setattr(type(replica.view.store), "by_ordinal", noted)
+    found = []
+    for page in pages(replica, "n", limit=100):
+        found += [one.id for one in page]
+        assert len(read) <= 300
+        read.clear()
+    assert found == wanted
+    replica.close()
+
+
 def test_where_there_is_no_room_for_the_index_it_is_refused_with_what_to_do(filled: tuple[Replica, Log]) -> None:
     replica, _ = filled
     payload = replica.view.collection("c").payload

@@ -59,9 +59,16 @@ def patch(**change: Any) -> Patch:
 BAD: dict[str, tuple[Command, str]] = {
     "a patch of nothing": (patch(), "change"),
     "a patch of no ids": (Patch("c", [], Change(unset=["a"])), "ids"),
-    "a patch of a path without a name": (patch(unset=["a..b"]), "filter field"),
+    "a patch of a path without a name": (patch(unset=["a..b"]), "change"),
     "a patch of a field and of what is in it": (patch(set=[("a.b", b"1")], unset=["a"]), "change"),
-    "a patch of one field twice": (patch(set=[("a", b"1"), ("a", b"2")]), "change"),
+    "a patch of one field twice": (
+        patch(set=[("a", b"1"), ("a", b"2")]),
+        "change = 'a' is not allowed: a field that is not named twice",
+    ),
+    "a patch of a field beside one in it": (
+        patch(unset=["a", "a.b"]),
+        "a field that is not named beside 'a', which holds it",
+    ),
     "a patch with what is no JSON": (patch(set=[("a", b"{")]), "metadata of 'a'"),
     "a patch that appends what is no list": (patch(append=[("a", b"1")]), "change of 'a'"),
     "a patch of too many bytes": (patch(set=[("a", b"1" * 150), ("b", b"1" * 150)]), "change"),

@@ -254,6 +254,7 @@ class ChangeMethods(OverDocuments):
         filter: FilterLike = None,
         *,
         cursor: str | None = None,
+        limit: int | None = None,
         with_vectors: bool = False,
         fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
@@ -264,19 +265,23 @@ class ChangeMethods(OverDocuments):
         timeout: float = TIMEOUT,
     ) -> Scan:
         """All documents that match a filter, one after the other, as `scan_page` reads them: an async iterator.
-        `to_arrow()` of it gives them as an Arrow table instead. timeout: of each page. consistent: as there; who does
-        not read to the end gives back what is kept with `await scan.aclose()` (`close()` without asyncio)."""
+        `to_arrow()` of it gives them as an Arrow table instead. limit: the first so many. timeout: of each page.
+        consistent: as there; who does not read to the end, or to `limit`, gives back what is kept with
+        `await scan.aclose()` (`close()` without asyncio)."""
 
-        async def read(at: str | None) -> Batch:
+        most = None if limit is None else values.check_count(limit, "limit")
+
+        async def read(at: str | None, most: int | None) -> Batch:
             begins = consistent and at in (None, cursor)
-            place, how = _asked(filter, PAGE, with_vectors, fields, slice, order_by, begins, mode, collection, timeout)
+            page = PAGE if most is None else most
+            place, how = _asked(filter, page, with_vectors, fields, slice, order_by, begins, mode, collection, timeout)
             return await read_batch(await self._documents(), place, at, how)
 
         async def end(at: str) -> None:
             place, _ = _asked(filter, PAGE, with_vectors, fields, slice, order_by, False, mode, collection, timeout)
             await end_scan(await self._documents(), place, at, timeout)
 
-        return Scan(read, cursor, with_vectors=with_vectors, end=end)
+        return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end)
 
 
 def _asked(

@@ -127,7 +127,7 @@ class NamingMethods(OverDocuments):
 
     async def _declare(self, collection: str, field: str, declared: bool, timeout: float) -> WriteResult:
         name, seconds = values.check_name(collection), values.check_timeout(timeout)
-        path = ".".join(field_path(field))
+        path = ".".join(field_path(field, "field"))
         return await (await self._documents()).declare_field(name, path, declared, seconds)
 
 

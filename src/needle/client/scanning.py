@@ -93,18 +93,28 @@ async def end_scan(documents: DocumentCalls, place: cursors.Place, cursor: str, 
 
 
 class Place:
-    """How far a scan has come."""
+    """How far a scan has come. most: how many documents it still may give, None for all."""
 
-    def __init__(self, cursor: str | None, with_vectors: bool) -> None:
+    def __init__(self, cursor: str | None, with_vectors: bool, most: int | None = None) -> None:
         self.cursor = cursor
+        self.most = most
         self.done = self.begun = False
         self.with_vectors = with_vectors
         self.left: deque[Document] = deque()
 
     def took(self, batch: Batch) -> DocumentBatch:
-        """A page was read."""
+        """A page was read. It may have a document more than `most`."""
         self.begun, self.cursor, self.done = True, batch.cursor, batch.cursor is None
+        if self.most is not None:
+            self.most = max(0, self.most - len(batch.documents.ids))
         return batch.documents
+
+    def enough(self) -> str | None:
+        """If no more is to be read although there is more: where nobody reads on, told once."""
+        if self.most != 0 or self.done:
+            return None
+        self.done = True
+        return self.cursor
 
     def check_whole(self) -> None:
         """Raises InvalidArgument once documents were taken one by one."""
@@ -119,16 +129,18 @@ class Scan(AsyncIterator[Document]):
 
     def __init__(
         self,
-        read: Callable[[str | None], Awaitable[Batch]],
+        read: Callable[[str | None, int | None], Awaitable[Batch]],
         cursor: str | None,
         *,
         with_vectors: bool,
+        most: int | None = None,
         end: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """read: a page by its cursor. end: tells that nobody reads on at a cursor."""
+        """read: a page by its cursor, of so many documents at most. end: tells that nobody reads on at a cursor. most:
+        documents of all pages; None: all that there are."""
         self.read = read
         self.end = end
-        self.place = Place(cursor, with_vectors)
+        self.place = Place(cursor, with_vectors, most)
 
     def __aiter__(self) -> Scan:
         return self
@@ -138,7 +150,9 @@ class Scan(AsyncIterator[Document]):
         while not place.left:
             if place.done:
                 raise StopAsyncIteration
-            place.left.extend(answers.documents(place.took(await self.read(place.cursor))))
+            most = place.most
+            place.left.extend(answers.documents(place.took(await self.read(place.cursor, most)))[:most])
+            await self._end_at(place.enough())
         return place.left.popleft()
 
     async def aclose(self) -> None:
@@ -148,26 +162,31 @@ class Scan(AsyncIterator[Document]):
         at = place.cursor if place.begun and not place.done else None
         place.done = True
         place.left.clear()
-        if at is not None and self.end is not None:
+        await self._end_at(at)
+
+    async def _end_at(self, cursor: str | None) -> None:
+        if cursor is not None and self.end is not None:
             with contextlib.suppress(NeedleError):
-                await self.end(at)
+                await self.end(cursor)
 
     async def to_arrow(self) -> Any:
         """All of them as a `pyarrow.Table`: id, vector (with `with_vectors`), metadata as JSON text, expires_at. What
         it gives, inserts take. Needs pyarrow; the table is in memory as a whole."""
         arrow_tables.library()
         place, found = self.place, list[DocumentBatch]()
+        most = place.most
         place.check_whole()
         while not place.done:
-            found.append(place.took(await self.read(place.cursor)))
-        return arrow_tables.table(found, vectors=place.with_vectors)
+            found.append(place.took(await self.read(place.cursor, place.most)))
+            await self._end_at(place.enough())
+        return arrow_tables.table(found, vectors=place.with_vectors).slice(0, most)
 
 
 class SyncScan(Iterator[Document]):
     """`Scan` for code without asyncio."""
 
     def __init__(
-        self, read: Callable[[str | None], Batch], place: Place, end: Callable[[str], None] | None = None
+        self, read: Callable[[str | None, int | None], Batch], place: Place, end: Callable[[str], None] | None = None
     ) -> None:
         """read, end: as of Scan, blocking. place: where it begins."""
         self._read = read
@@ -179,7 +198,9 @@ class SyncScan(Iterator[Document]):
         while not place.left:
             if place.done:
                 raise StopIteration
-            place.left.extend(answers.documents(place.took(self._read(place.cursor))))
+            most = place.most
+            place.left.extend(answers.documents(place.took(self._read(place.cursor, most)))[:most])
+            self._end_at(place.enough())
         return place.left.popleft()
 
     def close(self) -> None:
@@ -188,15 +209,20 @@ class SyncScan(Iterator[Document]):
         at = place.cursor if place.begun and not place.done else None
         place.done = True
         place.left.clear()
-        if at is not None and self._end is not None:
+        self._end_at(at)
+
+    def _end_at(self, cursor: str | None) -> None:
+        if cursor is not None and self._end is not None:
             with contextlib.suppress(NeedleError):
-                self._end(at)
+                self._end(cursor)
 
     def to_arrow(self) -> Any:
         """See Scan.to_arrow."""
         arrow_tables.library()
         place, found = self._place, list[DocumentBatch]()
+        most = place.most
         place.check_whole()
         while not place.done:
-            found.append(place.took(self._read(place.cursor)))
-        return arrow_tables.table(found, vectors=place.with_vectors)
+            found.append(place.took(self._read(place.cursor, place.most)))
+            self._end_at(place.enough())
+        return arrow_tables.table(found, vectors=place.with_vectors).slice(0, most)

@@ -109,9 +109,9 @@ class SyncClient:
         """See Client.scan, whose signature and docstring this gets below."""
         begun = self._here()[0].scan(*args, **options)
 
-        def read(at: str | None) -> Batch:
+        def read(at: str | None, most: int | None) -> Batch:
             client, thread = self._here()  # for each page: this may be another process by now
-            return thread.run(client.scan(*args, **options).read(at))
+            return thread.run(client.scan(*args, **options).read(at, most))
 
         def end(at: str) -> None:
             client, thread = self._here()

@@ -132,6 +132,7 @@ class SyncClient:
         filter: FilterLike = ...,
         *,
         cursor: str | None = ...,
+        limit: int | None = ...,
         with_vectors: bool = ...,
         fields: Iterable[str] | None = ...,
         slice: Sequence[int] = ...,

@@ -183,13 +183,13 @@ def field_paths(value: Any) -> tuple[str, ...] | None:
         raise refused("fields", value, 'a list of paths such as ["title", "author.name"]')
     paths = tuple(dict.fromkeys(check_ids(value, "fields")))
     for path in paths:
-        field_path(path)
+        field_path(path, "fields")
     return paths
 
 
 def order_by(value: Any) -> str:
     """The path of a field in whose order documents are read; "" for None, which is the order of their ids."""
-    return "" if value is None else ".".join(field_path(text(value, "order_by")))
+    return "" if value is None else ".".join(field_path(text(value, "order_by"), "order_by"))
 
 
 def change(set: Any, unset: Any, append: Any, remove: Any, expires_at: Any = None) -> Change:

@@ -10,6 +10,7 @@ do. Threads: any. It must not know apply or Raft.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import merge, nsmallest
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -24,7 +25,7 @@ from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import StoredDocument
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.builders import Builders
-from needle.shard.fields.ordered import Part, parts
+from needle.shard.fields.ordered import Part, parts, undecided
 from needle.shard.live_collection import CollectionView
 
 READ_ALL: Final = 10_000
@@ -85,7 +86,7 @@ class Ordered:
         payload = self._held.payload
         allowed = universe if self._node is None else payload.within(self._node, end, universe, builders, self._go_on)
         if len(allowed) <= READ_ALL:
-            return self._cut(iter([sorted(self._read(allowed, None))]))
+            return self._cut(sorted(self._read(allowed, None)))
         there = Compare(self._field, self._path, "$exists", True)
         payload.within(there, end, universe, builders, self._go_on)
         state = payload.state_of(self._path)
@@ -98,8 +99,10 @@ class Ordered:
                 "create_field_index, so that others make place, or give a filter that leaves fewer",
             )
         some = self._page.limit + self._page.limit // 8 + 8  # some are before the page, and one behind it
-        found = parts(state, self._start, allowed, some, PART_MAX)
-        return self._cut(run for part in found for run in self._of_part(part))
+        odd = undecided(state, allowed)
+        found = parts(state, self._start, allowed - odd, some, PART_MAX)
+        read = nsmallest(self._page.limit + 1, self._read(odd, None))  # one more says that there are more
+        return self._cut(merge(read, (one for part in found for run in self._of_part(part) for one in run)))
 
     def _of_part(self, part: Part) -> Iterator[list[Chosen]]:
         if not part.single or len(part.ordinals) <= PART_MAX:
@@ -130,15 +133,14 @@ class Ordered:
                     size = len(document.metadata) + (self._page.vector_bytes if self._page.with_vectors else 0)
                     yield Chosen(key, document.id, document.ordinal, size)
 
-    def _cut(self, runs: Iterable[list[Chosen]]) -> tuple[list[Chosen], bool]:
+    def _cut(self, ascending: Iterable[Chosen]) -> tuple[list[Chosen], bool]:
         found: list[Chosen] = []
         size = 0
-        for run in runs:
-            for one in run:
-                if len(found) == self._page.limit or size > self._size_max:
-                    return found, False
-                found.append(one)
-                size += one.size
+        for one in ascending:
+            if len(found) == self._page.limit or size > self._size_max:
+                return found, False
+            found.append(one)
+            size += one.size
         return found, True
 
     def key(self, document: StoredDocument) -> Key:

@@ -293,7 +293,7 @@ def field_path(field: object, where: str = "filter field") -> tuple[str, ...]:
     """The segments of a field's path. Raises InvalidArgument, which names `where`."""
     allowed = f'a path such as "a.b": no empty part, no leading $, at most {PATH_BYTES_MAX} bytes'
     if not isinstance(field, str) or not field or field.startswith("$") or len(field) > PATH_BYTES_MAX:
-        hint = instead(field.removeprefix("$")) if isinstance(field, str) else ""
+        hint = instead(field.removeprefix("$")) if isinstance(field, str) and where == "filter field" else ""
         raise refused(where, field, f"{allowed}{hint and f'; {hint}'}")
     field = str.__str__(field)
     path = tuple(field.split("."))
@@ -341,10 +341,9 @@ def _parse_logic(op: str, below: object, limits: Limits, depth: int) -> Filter:
     if op == IDS:
         return _named(below)
     if op not in _JUNCTIONS:
-        known = ", ".join(LOGIC if op not in COMPARISONS else COMPARISONS)
-        where = "a field's condition" if op in COMPARISONS else "this place"
-        hint = instead(op.removeprefix("$"))
-        raise invalid("filter operator", op, f"in {where}, one of {known}{hint and f'; {hint}'}")
+        behind = f"{op} stands behind a field: {{'field': {{{op!r}: ...}}}}" if op in COMPARISONS else ""
+        hint = behind or instead(op.removeprefix("$"))
+        raise invalid("filter operator", op, f"in this place, one of {', '.join(LOGIC)}{hint and f'; {hint}'}")
     if not isinstance(below, list | tuple) or not below:
         raise invalid(f"filter {op}", below, "a non-empty list of filters")
     parts = [_parse(part, limits, depth + 1) for part in below]

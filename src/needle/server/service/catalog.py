@@ -119,14 +119,14 @@ class CatalogCalls:
             check_name("collection", command.spec.name, GIVEN_NAME_BYTES_MAX)
             check_spec(command.spec, limits)
             for path in command.fields:
-                field_path(path)
+                field_path(path, "field")
         elif isinstance(command, catalog_commands.AlterCollection):
             if command.ef_search:
                 check_ef_search(command.ef_search)
             if command.ttl >= 0:
                 check_ttl(command.ttl)
         elif isinstance(command, catalog_commands.DeclareField):
-            field_path(command.path)
+            field_path(command.path, "field")
         elif isinstance(command, catalog_commands.SetAlias):
             check_name("alias", command.alias)
         elif isinstance(command, catalog_commands.SetReplicas):

@@ -296,12 +296,11 @@ def _checked_change(change: Change, limits: Limits) -> Change:
     size = _change_bytes(change)
     if change.whole is None and size > limits.metadata_bytes_max:
         raise invalid("change", f"{size} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
-    paths = sorted(field_path(path) for path in named)
+    paths = sorted(field_path(path, "change") for path in named)
     for one, other in pairwise(paths):
         if other[: len(one)] == one:
-            raise invalid(
-                "change", ".".join(other), f"a field that {'.'.join(one)!r}, also named, is not and does not hold"
-            )
+            inside = f"named beside {'.'.join(one)!r}, which holds it" if one != other else "named twice"
+            raise invalid("change", ".".join(other), f"a field that is not {inside}: change it by another call first")
     if change.whole is not None and change.whole:
         check_metadata("change", change.whole, limits)
     for path, data in change.set:

@@ -30,7 +30,8 @@ def projection(fields: Sequence[str] | None) -> Callable[[bytes], bytes]:
     if len(fields) > FIELDS_MAX:
         raise invalid("fields", f"{len(fields)} paths", f"at most {FIELDS_MAX}")
     wanted: _Wanted = {}
-    for path in sorted(map(field_path, fields), key=len):  # what holds another one comes before it
+    paths = [field_path(path, "fields") for path in fields]
+    for path in sorted(paths, key=len):  # what holds another one comes before it
         _want(wanted, path)
     return lambda data: _projected(data, wanted)
 

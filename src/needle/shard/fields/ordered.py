@@ -1,7 +1,7 @@
 """A field's index walked in the order of its values: sets of ordinals, one behind the other.
 
-Each set is of a range of keys, and holds at least every document with a key in it; who has more than one value is in
-several, and who has a value that no column can hold, or came after the index, is in all: the documents decide. Pure.
+Each set is of a range of keys, and holds every document with a key in it that a column can hold; nobody is in two sets,
+for the least value counts. What the columns cannot tell is `undecided`: those documents decide. Pure.
 """
 
 from __future__ import annotations
@@ -12,67 +12,95 @@ from typing import Any, Final, NamedTuple
 from pyroaring import BitMap
 
 from needle.base.filters.ordering import FLAGS, LAST, NUMBERS, TEXTS, Key
-from needle.shard.fields.field_index import COLUMNS, FALSE, TRUE, FieldState
+from needle.shard.fields.field_index import FALSE, TRUE, FieldState
+from needle.shard.fields.value_columns import Column
 
 _NAMES: Final = {NUMBERS: ("integers", "large", "floats"), TEXTS: ("texts",)}
 STEP_MAX: Final = 1 << 20
 
 
 class Part(NamedTuple):
-    """after: the keys of the range are greater than it, None for any. upto: and not greater than this; below: nor this
-    one; single: all are this one."""
+    """after: the keys of the range are greater than it, None for any. upto: and not greater than this; single: all are
+    this one."""
 
     after: tuple[float, Any] | None
     upto: tuple[float, Any]
     ordinals: BitMap
     single: bool
-    below: bool = False
 
     def holds(self, key: Key) -> bool:
         """Whether a document with this key belongs to it."""
         if self.single:
             return key == self.upto
-        return (self.after is None or key > self.after) and (key < self.upto if self.below else key <= self.upto)
+        return (self.after is None or key > self.after) and key <= self.upto
+
+
+def undecided(state: FieldState, universe: BitMap) -> BitMap:
+    """Those of a universe that may have any key: who has a value that no column can hold, or came after the index."""
+    odd = BitMap.union(BitMap(), *(run.odd for run in state.runs))
+    return (odd | universe - BitMap(range(state.end))) & universe
 
 
 def parts(state: FieldState, start: Key, universe: BitMap, wanted: int, most: int) -> Iterator[Part]:
-    """The documents of a universe from a key on, ascending. Each part has about `wanted` documents, unless they are few
-    or have one key, and `most` at most, unless they have one key or no column can hold their values."""
-    odd = BitMap.union(BitMap(), *(run.odd for run in state.runs))
-    always = (odd | universe - BitMap(range(state.end))) & universe
+    """The documents of a universe, without `undecided` ones, from a key on, ascending. Each part has about `wanted`
+    documents, unless they are few or have one key, and `most` at most, unless they have one key."""
+    left = universe - _before(state, start)
     for rank in (NUMBERS, TEXTS):
         if start[0] <= rank:
             value = start[1] if start[0] == rank else None
-            yield from _of_columns(state, rank, value, universe, always, wanted, most)
+            yield from _of_columns(state, rank, value, left, wanted, most)
     for value, mark in ((0, FALSE), (1, TRUE)):
         if start <= (FLAGS, value):
-            yield Part(None, (FLAGS, value), (state.marked(mark) | always) & universe, True)
-    columns = [run.columns[name] for run in state.runs for name in COLUMNS if name in run.columns]
-    ranked = BitMap.union(
+            yield Part(None, (FLAGS, value), _taken(state.marked(mark), left), True)
+    yield Part(None, LAST, left - _ranked(state), True)
+
+
+def _before(state: FieldState, start: Key) -> BitMap:
+    """Who has a value before a key beside others, and so does not stand at a later one. To pass over them again at each
+    of their values would cost a page as much as all values behind it."""
+    found = BitMap()
+    if not any(run.several() - run.odd for run in state.runs):
+        return found
+    for rank in (NUMBERS, TEXTS):
+        for one in _columns(state, rank):
+            end = len(one.keys) if rank < start[0] else one.first(start[1]) if rank == start[0] else 0
+            found |= one.of_slices([(0, end)])
+    if start > (FLAGS, 0):
+        found |= state.marked(FALSE)
+    return found
+
+
+def _taken(found: BitMap, left: BitMap) -> BitMap:
+    """Those of `found` that are left, which then they are not any more."""
+    found = found & left
+    left.difference_update(found)
+    return found
+
+
+def _ranked(state: FieldState) -> BitMap:
+    columns = [*_columns(state, NUMBERS), *_columns(state, TEXTS)]
+    return BitMap.union(
         state.marked(TRUE), state.marked(FALSE), *(one.of_slices([(0, len(one.keys))]) for one in columns)
     )
-    yield Part(None, LAST, (universe - ranked) | always, True)
 
 
-def _of_columns(
-    state: FieldState, rank: int, value: Any, universe: BitMap, always: BitMap, wanted: int, most: int
-) -> Iterator[Part]:
-    columns = [run.columns[name] for run in state.runs for name in _NAMES[rank] if name in run.columns]
+def _columns(state: FieldState, rank: int) -> list[Column]:
+    return [run.columns[name] for run in state.runs for name in _NAMES[rank] if name in run.columns]
+
+
+def _of_columns(state: FieldState, rank: int, value: Any, left: BitMap, wanted: int, most: int) -> Iterator[Part]:
+    columns = _columns(state, rank)
     at = [0 if value is None else one.first(value) for one in columns]
     before: tuple[float, Any] | None = (rank - 0.5, None) if value is None else None
     step = wanted
-    while left := [(one, place) for one, place in zip(columns, at, strict=True) if place < len(one.keys)]:
-        bound = min(one.head(min(place + step, len(one.keys)) - 1) for one, place in left)
+    while more := [(one, place) for one, place in zip(columns, at, strict=True) if place < len(one.keys)]:
+        bound = min(one.head(min(place + step, len(one.keys)) - 1) for one, place in more)
         ends = [one.behind(bound) for one in columns]
         slices = [one.of_slices([(place, end)]) for one, place, end in zip(columns, at, ends, strict=True)]
-        found = BitMap.union(always, *slices) & universe
+        found = BitMap.union(BitMap(), *slices) & left
         if len(found) > most and step > 1:
             step = max(1, step // 16)
             continue
-        if step == 1 and always:  # they may have keys between those of the columns
-            yield Part(before, (rank, bound), always, False, True)
-        yield Part(before, (rank, bound), found, step == 1)
+        yield Part(before, (rank, bound), _taken(found, left), step == 1)
         before, at = (rank, bound), ends
         step = min(2 * step, STEP_MAX) if len(found) < wanted else step
-    if always:
-        yield Part(before, (rank + 0.5, None), always, False)
