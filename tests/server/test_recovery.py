@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 from cluster.catalog_util import topology
 from needle.base.errors import ConnectionLost, InvalidArgument, Unauthenticated, WrongCluster
 from needle.base.ids import CATALOG_GROUP, shard_group
+from needle.connecting import system_caller
 from needle.multiraft.offline import Standing
 from needle.protocol import calls
 from needle.protocol.peer_calls import WhoAnswer
@@ -111,7 +113,31 @@ async def test_what_answers_lives_unless_it_is_surely_somebody_else() -> None:
         "d:1": WrongCluster("of another cluster"), "e:1": who("n3", uid=0), "f:1": who("n4", lost="emptied"),
         "g:1": who("n1"),
     })  # fmt: skip
-    living, silent = await alive(caller, "n1", caller.answers)
+    living, silent = await alive(caller, "n1", caller.answers, connects=nobody)
     assert list(living) == ["a:1", "c:1", "g:1"]
     assert list(silent) == ["b:1", "d:1", "e:1", "f:1"]
     assert "itself runs" in living["g:1"]
+
+
+async def nobody(_: str) -> bool:
+    return False
+
+
+async def test_who_takes_connections_and_does_not_say_who_he_is_counts_as_alive() -> None:
+    """A majority with TLS, asked without, counted as lost; so did one that hung for three seconds."""
+
+    async def end(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(end, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    there, gone = f"{host}:{port}", "127.0.0.1:1"
+    caller = system_caller("shop")
+    try:
+        living, silent = await alive(caller, "n1", [there, gone])
+        assert list(living) == [there] and "--tls-ca" in living[there] and list(silent) == [gone]
+        living, silent = await alive(caller, "n1", [there, gone], [there])
+        assert not living and sorted(silent) == sorted([there, gone])
+    finally:
+        await caller.close()
+        server.close()

@@ -6,7 +6,9 @@ what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import msgspec
 
@@ -24,15 +26,25 @@ from needle.backup.archive_format import (
     decode,
     directory,
 )
-from needle.backup.store import Store
+from needle.backup.store import Stat, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, invalid
 from needle.base.instants import rfc3339
 from needle.protocol.archive_calls import LoggedEntry
 
+_OURS: Final = re.compile(
+    rf"{ARCHIVES}[0-9a-f]+/({HEAD}|[0-9a-f]{{16}}{re.escape(CATALOG)}"
+    rf"|[0-9]+/[0-9a-f]{{16}}({re.escape(BASE)}|-[0-9a-f]{{16}}{re.escape(LOG)}))"
+)
+
+
+def files_of(store: Store, prefix: str) -> dict[str, Stat]:
+    """The files of archives; somebody may name a directory that has other files, too."""
+    return {name: stat for name, stat in store.names(prefix).items() if _OURS.fullmatch(name)}
+
 
 class Archived(msgspec.Struct, frozen=True, kw_only=True):
     """An archive as `needle backup list` shows it. since, until: RFC 3339, "" if nothing can be restored yet. gaps:
-    what is missing between, one line each. bytes: of its entries."""
+    what is missing between, or damaged, one line each. bytes: of its entries."""
 
     cluster: str
     since: str
@@ -44,26 +56,26 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
 
 def clusters(store: Store) -> list[int]:
     """The foundings of the clusters that are archived here."""
-    return sorted({int(name.split("/")[1], 16) for name in store.names(ARCHIVES)})
+    return sorted({int(name.split("/")[1], 16) for name in files_of(store, ARCHIVES)})
 
 
 def archived_shards(store: Store, founding: int) -> list[int]:
     """Of which shards there is anything."""
-    names = [name.removeprefix(directory(founding)) for name in store.names(directory(founding))]
+    names = [name.removeprefix(directory(founding)) for name in files_of(store, directory(founding))]
     return sorted({int(name.partition("/")[0]) for name in names if "/" in name})
 
 
 def bases_of(store: Store, founding: int, shard: int) -> list[tuple[int, str]]:
     """(index, name) of a shard's states, ascending."""
     where = directory(founding, shard)
-    names = [name for name in store.names(where) if name.endswith(BASE)]
+    names = [name for name in files_of(store, where) if name.endswith(BASE)]
     return sorted((int(name.removeprefix(where).removesuffix(BASE), 16), name) for name in names)
 
 
 def chunks_of(store: Store, founding: int, shard: int) -> list[Span]:
     """A shard's files of entries, in order."""
     where = directory(founding, shard)
-    names = [name for name in store.names(where) if name.endswith(LOG)]
+    names = [name for name in files_of(store, where) if name.endswith(LOG)]
     parts = [(name.removeprefix(where).removesuffix(LOG).split("-"), name) for name in names]
     return sorted(Span(int(first, 16), int(last, 16), name) for (first, last), name in parts)
 
@@ -92,7 +104,7 @@ def reach(chunks: Sequence[Span], after: int) -> int:
 
 def catalogs_of(store: Store, founding: int) -> list[str]:
     """The files of what the catalog said, from the oldest on."""
-    return sorted(name for name in store.names(directory(founding)) if name.endswith(CATALOG))
+    return sorted(name for name in files_of(store, directory(founding)) if name.endswith(CATALOG))
 
 
 def read_base(store: Store, name: str) -> Base:
@@ -162,13 +174,22 @@ def number_of(name: str, suffix: str) -> int:
     return int(name.rpartition("/")[2].removesuffix(suffix), 16)
 
 
-def base_before(store: Store, founding: int, shard: int, *, at: int | None, index: int | None) -> Base:
-    """The newest state that an instant, or an index, can be reached from. Raises InvalidArgument if there is none."""
-    bases = [one for one in bases_of(store, founding, shard) if index is None or one[0] <= index]
-    for _, name in reversed(bases):
-        base = read_base(store, name)
-        if at is None or base.since <= at:
-            return base
+def base_before(
+    store: Store, founding: int, shard: int, fetch: Callable[[Base], None], *, at: int | None, index: int | None
+) -> Base:
+    """The newest state that an instant, or an index, can be reached from, and that is whole: fetch takes its files, or
+    raises CorruptBackup. Raises InvalidArgument if there is none, CorruptBackup if none of them is whole."""
+    damage: CorruptBackup | None = None
+    for _, name in reversed([one for one in bases_of(store, founding, shard) if index is None or one[0] <= index]):
+        try:
+            base = read_base(store, name)
+            if at is None or base.since <= at:
+                fetch(base)
+                return base
+        except CorruptBackup as error:  # older ones lead there, too, if what comes behind them is still there
+            damage = damage or error
+    if damage is not None:
+        raise damage
     all_of_it = bases_of(store, founding, shard)
     if not all_of_it:
         raise StorageError(f"nothing of shard {shard} is archived")
@@ -177,6 +198,18 @@ def base_before(store: Store, founding: int, shard: int, *, at: int | None, inde
         f"the archive of shard {shard} begins at index {first.index}, {rfc3339(first.at)}: ask for a later place",
         field="at" if index is None else "index",
     )
+
+
+def later_base(store: Store, founding: int, shard: int, at: int, index: int) -> int | None:
+    """The index of the first state that was copied after an instant, `index` or later; None if there is none."""
+    for found, name in bases_of(store, founding, shard):
+        if found >= index:
+            try:
+                if read_base(store, name).since > at:
+                    return found
+            except CorruptBackup:
+                continue
+    return None
 
 
 def entries(store: Store, founding: int, shard: int, after: int) -> Iterator[tuple[LoggedEntry, str | None]]:
@@ -195,16 +228,26 @@ def list_archives(store: Store) -> list[Archived]:
     """All archives of a target."""
     found = []
     for founding in clusters(store):
-        head = read_head(store, founding)
-        names = catalogs_of(store, founding)
-        since, gaps = (number_of(names[0], CATALOG) if names else 0), list[str]()
-        serving = [info.shard for info in read_catalog(store, names[-1]).topology.serving] if names else []
+        names, gaps, since, serving, head = (
+            catalogs_of(store, founding),
+            list[str](),
+            0,
+            list[int](),
+            Head(shards={}, at=0),
+        )
+        try:
+            since = number_of(names[0], CATALOG) if names else 0
+            serving = [info.shard for info in read_catalog(store, names[-1]).topology.serving] if names else []
+            head = read_head(store, founding)
+            for shard in serving:
+                bases = bases_of(store, founding, shard)
+                if bases:
+                    since = max(since, read_base(store, bases[0][1]).since)
+        except CorruptBackup as error:
+            gaps.append(error.message)
         for shard in serving:
-            bases = bases_of(store, founding, shard)
-            if bases:
-                since = max(since, read_base(store, bases[0][1]).since)
             gaps += (gap for gap, _ in gaps_of(store, founding, shard))
-        sizes = store.names(directory(founding))
+        sizes = files_of(store, directory(founding))
         until = min([head.at, *(head.shards.get(shard, (0, 0))[1] for shard in serving)])
         found.append(
             Archived(

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
+import xxhash
 
 from needle.backup.archive_format import (
     HEAD,
@@ -43,6 +44,7 @@ from needle.backup.shard_archive import ShardArchive
 from needle.backup.store import Store
 from needle.base.errors import (
     ClientClosed,
+    ClusterTooOld,
     CorruptBackup,
     Forbidden,
     InvalidArgument,
@@ -67,6 +69,7 @@ from needle.protocol.archive_calls import (
     LogAnswer,
     LogCall,
 )
+from needle.protocol.stamps import STAMPED_SINCE
 from needle.routing.topology import Topology
 
 _log = logging.getLogger("needle.backup")
@@ -75,7 +78,7 @@ LOOK_SECONDS: Final = 1.0
 CHUNK_BYTES: Final = 4 << 20
 ASKED_BYTES: Final = 1 << 20
 BUFFERED_BYTES_MAX: Final = 64 << 20
-"""Of entries of all shards; one answer of each that is asked may come on top."""
+"""Of entries of all shards; one answer of each may come on top."""
 AT_ONCE: Final = 8
 """Shards that are asked at a time."""
 BLOCK_BYTES: Final = 1 << 20
@@ -102,7 +105,6 @@ class Archiver:
         self._flushed = 0.0
         self._looked = 0
         self._founding = self._expected = 0
-        self._topology: Topology | None = None
         self._told: object = None
         self._basing: asyncio.Task[None] | None = None
         self.shards: dict[int, ShardArchive] = {}
@@ -132,8 +134,12 @@ class Archiver:
         now = await self._client.refresh_topology(confirmed=True, timeout=CALL_SECONDS)
         if now.founding != self._founding:
             self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
-        self._topology = now
-        await self._note_catalog(before, now)
+        if now.cluster_version < STAMPED_SINCE:
+            raise ClusterTooOld(
+                f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
+                "something was written: the archive begins when all nodes run this release"
+            )
+        await self._note_catalog(self._around.micros(), now)  # what was dropped meanwhile was there `before`
         self._looked = before
         room, elapsed = asyncio.Semaphore(AT_ONCE), self._around.clock.monotonic() - self._flushed
         due = flush or elapsed >= self._every
@@ -184,10 +190,8 @@ class Archiver:
         known = {one.shard: (one.kept, one.kept_until) for one in self.shards.values() if one.kept_until}
         if known:
             before = await self._around.blocking(self._head)
-            shards = before.shards | {
-                shard: max(said, before.shards.get(shard, (0, 0)), key=lambda one: one[1])
-                for shard, said in known.items()
-            }
+            shards = before.shards
+            shards |= {shard: said for shard, said in known.items() if said[0] >= shards.get(shard, said)[0]}
             await self._put(
                 f"{directory(self._founding)}{HEAD}", encode(Head(shards=shards, at=max(self._looked, before.at)))
             )
@@ -207,6 +211,8 @@ class Archiver:
         if archive.based is None:
             await self._begin(archive)
         while True:
+            if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX:
+                await self._flush(archive)  # which the store refused before: no more is read until it takes this
             answer = await self._ask_log(archive)
             if answer.entries is None:
                 _log.warning("shard %d: its log does not go back to entry %d any more: its state is copied", shard,
@@ -215,18 +221,24 @@ class Archiver:
                 archive.begin_at(await self._base(shard))
                 continue
             whole = archive.take(answer)
-            held = sum(one.bytes for one in self.shards.values())
-            if archive.bytes >= CHUNK_BYTES or held >= BUFFERED_BYTES_MAX or (whole and flush):
+            if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX or (whole and flush):
                 await self._flush(archive)
             if whole:
                 return
 
+    def _held(self) -> int:
+        return sum(one.bytes for one in self.shards.values())
+
     def _known(self, shard: int) -> ShardArchive:
-        """What the store has of a shard. Blocking."""
+        """What the store has of a shard. A damaged state is a place to go on from, and is copied anew. Blocking."""
         archive = ShardArchive(shard)
         bases = bases_of(self._store, self._founding, shard)
         if bases:
-            base = read_base(self._store, bases[-1][1])
+            try:
+                base = read_base(self._store, bases[-1][1])
+            except CorruptBackup as error:
+                _log.error("%s: the state of shard %d is copied again", error.message, shard)
+                base = Base(index=bases[-1][0], at=0, files=[])
             archive.begin_at(base)
             archive.read = archive.kept = reach(chunks_of(self._store, self._founding, shard), base.index)
         return archive
@@ -311,7 +323,7 @@ class Archiver:
         return base
 
     async def _copy(self, shard: int, image: ImageAnswer, file: ImageFile, there: dict[str, int]) -> BaseFile:
-        group, pieces, at = shard_group(shard), list[PieceRef](), 0
+        group, pieces, at, whole = shard_group(shard), list[PieceRef](), 0, xxhash.xxh3_128()
         while at < file.size:
             block = bytearray()
             while len(block) < min(BLOCK_BYTES, file.size - at):
@@ -323,12 +335,15 @@ class Archiver:
                 if not data:
                     raise Unavailable(f"the state of shard {shard} ends before {file.name} does: it is copied anew")
                 block += data
+            whole.update(block)
             ref = PieceRef(hashlib.sha256(block).hexdigest(), len(block), 0)
             if there.get(ref.name) != ref.size:
                 await self._put(ref.name, bytes(block))
                 there[ref.name] = ref.size
             pieces.append(ref)
             at += len(block)
+        if whole.hexdigest() != file.checksum:
+            raise Unavailable(f"{file.name} of the state of shard {shard} fails its checksum: it is copied anew")
         return BaseFile(file.name, file.size, pieces)
 
 

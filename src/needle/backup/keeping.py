@@ -47,7 +47,7 @@ _PARTIAL: Final = rf"{re.escape(PARTIAL)}-[0-9a-f]{{8}}"
 _PIECE: Final = re.compile(rf"{PIECES}[0-9a-f]{{2}}/[0-9a-f]{{64}}({_PARTIAL})?")
 _BROKEN_OFF: Final = re.compile(rf"{MANIFESTS}[^/]+{re.escape(SUFFIX)}{_PARTIAL}")
 _MARK: Final = re.compile(
-    rf"({MAKING}[0-9]{{8}}T[0-9]{{6}}Z-[0-9]{{6}}-[0-9a-f]{{4}}|{PRUNING}[0-9a-f]{{16}})({_PARTIAL})?"
+    rf"({MAKING}([0-9]{{8}}T[0-9]{{6}}Z-[0-9]{{6}}-[0-9a-f]{{4}}|base-[0-9a-f]{{16}})|{PRUNING}[0-9a-f]{{16}})({_PARTIAL})?"
 )
 
 

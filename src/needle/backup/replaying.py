@@ -8,6 +8,7 @@ raised. Blocking. Memory: that of a replica, and a file of entries. Needs the wh
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from needle.backup.archive_format import Base
-from needle.backup.archive_reading import base_before, entries, read_head
+from needle.backup.archive_reading import base_before, entries, later_base, read_head
 from needle.backup.format import PieceRef
 from needle.backup.store import Store
 from needle.base.config import Limits, SegmentConfig
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 BATCH_ENTRIES: Final = 256
 BATCH_BYTES: Final = 4 << 20
+ORDER_MICROS: Final = 1_000_000
+"""Requests that are in one leader's hands at a time may change places by so much between its clock and its log."""
 _HEAD_BYTES: Final = 40
 _TOLD: Final = (b"\xa4drop", b"\xabmove-forget")
 """How the names of commands stand in an entry that say what is not there any more."""
@@ -75,6 +78,7 @@ class Replay:
     def __init__(self, store: Store, founding: int, shard: int, directory: Path) -> None:
         """directory: of the replica; empty, or as an earlier replay left it."""
         self._store, self._founding, self._shard, self._directory = store, founding, shard, directory
+        self._image = directory / "image"
         self._replica = _opened(directory / "replica")
         self._tape: Iterator[tuple[LoggedEntry, str | None]] | None = None
         self._next: tuple[LoggedEntry, str | None] | None = None
@@ -97,13 +101,15 @@ class Replay:
     def to(self, place: Place) -> Replayed:
         """Go there from the newest state before it. Raises InvalidArgument for a place that the archive does not
         reach, CorruptBackup, RestoreDiffers."""
-        base = base_before(self._store, self._founding, self._shard, at=place.at, index=place.index)
+        base = base_before(self._store, self._founding, self._shard, self._fetch, at=place.at, index=place.index)
         if base.files:
             self._install(base)
         self._go(_ends(place))
         reached, after = self._replica.applied_index(), self._next
         if after is None:
             self._check_reach(place, reached)
+        elif place.at is not None:
+            self._check_order(place.at, after[0])
         self._replica.checkpoint()
         view = self._replica.view
         return Replayed(
@@ -151,6 +157,26 @@ class Replay:
                 field="at",
             )
 
+    def _check_order(self, at: int, cut: LoggedEntry) -> None:
+        """Is an entry behind `cut`, which is later than the instant, before it by its leader's clock? Then a clock was
+        put back, or two differ, and nobody can say what there was. What is behind a later state is later."""
+        last = later_base(self._store, self._founding, self._shard, at, cut.index)
+        try:
+            for one, _ in self._tape or ():
+                if last is not None and one.index > last:
+                    return
+                said = stamp(one.data)
+                if 0 < said <= at and (one.term != cut.term or at - said > ORDER_MICROS):
+                    raise InvalidArgument(
+                        f"at = {rfc3339(at)} is not allowed: by the clocks of the leaders of shard {self._shard} entry "
+                        f"{one.index} of its log is before it, and entry {cut.index} was after it already: a clock was "
+                        f"put back, or two clocks differed. Ask for an instant before {rfc3339(said)}, a later one, or "
+                        "a place by --index",
+                        field="at",
+                    )
+        except CorruptBackup:  # it is behind the instant: what leads there is whole
+            return
+
     # --- entries -----------------------------------------------------------------------------------------------------
     def _go(self, ends: Callable[[LoggedEntry, str | None], bool]) -> None:
         """Apply entries up to the first one of which `ends` is true; that one stays."""
@@ -186,18 +212,20 @@ class Replay:
                 self.forgotten.add(command.move)
 
     # --- the state that it begins with -------------------------------------------------------------------------------
-    def _install(self, base: Base) -> None:
-        image = self._directory / "image"
-        image.mkdir()
+    def _fetch(self, base: Base) -> None:
+        shutil.rmtree(self._image, ignore_errors=True)
+        self._image.mkdir()
         for file in base.files:
-            path = image / file.name
-            if path.parent != image:
+            path = self._image / file.name
+            if path.parent != self._image:
                 raise CorruptBackup(f"a state of shard {self._shard} names a file {file.name!r}")
             with path.open("wb") as out:
                 for ref in file.pieces:
                     out.write(read_block(self._store, ref))
+
+    def _install(self, base: Base) -> None:
         try:
-            self._replica.install_snapshot(str(image))
+            self._replica.install_snapshot(str(self._image))
         except CorruptSnapshot as error:
             raise CorruptBackup(
                 f"the state of shard {self._shard} at index {base.index} is damaged: {error.message}"

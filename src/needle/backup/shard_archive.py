@@ -39,8 +39,8 @@ class ShardArchive:
             self.bytes += len(one.data) + ENTRY_BYTES
             self.read = one.index
         whole = self.read >= answer.upto
-        if whole:
-            self.until = max(self.until, answer.until)
+        if whole:  # not the latest of all: the clock of the next leader, or one that was put back, may say less
+            self.until = answer.until
         if answer.digest_at > self.kept and (not self.points or self.points[-1][0] < answer.digest_at):
             self.points = [*self.points[1 - POINTS_MAX :], (answer.digest_at, answer.digest)]
         return whole

@@ -34,6 +34,10 @@ def recover(
         list[str] | None,
         typer.Option("--also", help="Ask at this address, too, whether a node of the cluster lives, host:port."),
     ] = None,
+    no_node: Annotated[
+        list[str] | None,
+        typer.Option("--no-node", help="What takes connections at this address is no node of the cluster, host:port."),
+    ] = None,
     begin_empty: Annotated[
         bool, typer.Option("--begin-empty", help="Shards of which this node has nothing begin empty.")
     ] = False,
@@ -48,7 +52,7 @@ def recover(
     try:
         plan = load_plan(data_dir)
         if plan is None:
-            plan = _decide(data_dir, cluster_id, also or [], begin_empty, dry_run, yes)
+            plan = _decide(data_dir, cluster_id, also or [], no_node or [], begin_empty, dry_run, yes)
             if plan is None:
                 return
             begin(data_dir, plan)
@@ -62,7 +66,7 @@ def recover(
 
 
 def _decide(
-    data_dir: str, cluster_id: str, also: list[str], begin_empty: bool, dry_run: bool, yes: bool
+    data_dir: str, cluster_id: str, also: list[str], no_node: list[str], begin_empty: bool, dry_run: bool, yes: bool
 ) -> Plan | None:
     """What is to be done; None if nothing is. Raises InvalidArgument."""
     found = survey(data_dir)
@@ -73,7 +77,7 @@ def _decide(
     if all(one.group != CATALOG_GROUP for one in found.found):
         version = found.topology.version
         console.print(f"the catalog: no replica is here; as this node was told last, at version {version}")
-    living = _ask(data_dir, found, also)
+    living = _ask(data_dir, found, also, no_node)
     if dry_run:
         return None
     found.check()
@@ -97,10 +101,12 @@ def _decide(
     return plan
 
 
-def _ask(data_dir: str, found: Survey, also: list[str]) -> dict[str, str]:
+def _ask(data_dir: str, found: Survey, also: list[str], no_node: list[str]) -> dict[str, str]:
     """Who answers where another node was, or may be."""
     for address in also:
         parse_address("--also", address)
+    for address in no_node:
+        parse_address("--no-node", address)
     listed = {**found.others(), **{n: a for n, a in load_addresses(data_dir).items() if n != found.node}}
     own = found.topology.address_of(found.node)
     addresses = [*listed.values(), *found.others().values(), *also, *([own] if own else [])]
@@ -108,7 +114,7 @@ def _ask(data_dir: str, found: Survey, also: list[str]) -> dict[str, str]:
     async def ask() -> tuple[dict[str, str], dict[str, str]]:
         caller = system_caller(found.cluster_id, credentials())
         try:
-            return await alive(caller, found.node, addresses)
+            return await alive(caller, found.node, addresses, no_node)
         finally:
             await caller.close()
 

@@ -33,7 +33,7 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
-from needle.base.filters.operators import OPERATORS, Of, Scalar
+from needle.base.filters.operators import OPERATORS, Of, Scalar, gathered
 
 IDS: Final = "$ids"
 
@@ -109,19 +109,32 @@ def lookup(metadata: object, path: Sequence[str]) -> tuple[bool, list[Scalar]]:
 def evaluate(node: Node, metadata: object, id_: object) -> bool:
     """Whether a document of decoded JSON metadata matches: the definition of filters. What each operator means is in
     its table. id_: the document's, or what stands for it in the operands of `$ids` (see `placed`)."""
+    return _holds(node, metadata, id_, None if type(node) is Compare else {})
+
+
+def _holds(
+    node: Node, metadata: object, id_: object, seen: dict[tuple[str, ...], tuple[bool, list[Scalar]]] | None
+) -> bool:
+    """seen: what paths found already, for conditions of one field."""
     match node:
         case And(children):
-            return all(evaluate(child, metadata, id_) for child in children)
+            return all(_holds(child, metadata, id_, seen) for child in children)
         case Or(children):
-            return any(evaluate(child, metadata, id_) for child in children)
+            return any(_holds(child, metadata, id_, seen) for child in children)
         case Not(child):
-            return not evaluate(child, metadata, id_)
+            return not _holds(child, metadata, id_, seen)
         case Compare():
             operator = OPERATORS[node.op]
             if operator.of is Of.SCALARS:
-                return operator.holds(*lookup(metadata, node.path), node.value)
-            found = [id_] if operator.of is Of.ID else ends(metadata, node.path)
-            return operator.holds(bool(found), found, node.value)
+                there = None if seen is None else seen.get(node.path)
+                if there is None:
+                    present, found = lookup(metadata, node.path)
+                    there = present, found if seen is None else gathered(found)
+                    if seen is not None:
+                        seen[node.path] = there
+                return operator.holds(*there, node.value)
+            ends_ = [id_] if operator.of is Of.ID else ends(metadata, node.path)
+            return operator.holds(bool(ends_), ends_, node.value)
         case _:
             assert_never(node)
 

@@ -10,6 +10,7 @@ Pure: it knows neither nodes, nor the dict form, nor bitmaps.
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from needle.base.instants import Instant, InstantKey, instant_key
 from needle.base.versions import FIRST
 
 Scalar = str | int | float | bool | None
+FEW: Final = 16
+"""So many scalars are compared one by one."""
 
 
 class Operand(enum.Enum):
@@ -109,6 +112,56 @@ def mark(value: Scalar) -> tuple[bool, Scalar]:
 _NULL: Final = mark(None)
 
 
+class Many(list[Any]):
+    """Scalars that a field stands for, so many that they are looked up, not compared with each operand: a filter of a
+    thousand conditions on an array of thousands would else take seconds for one document. What is made of them is kept
+    while one document is judged."""
+
+    _marks: frozenset[tuple[bool, Any]] | None = None
+    _keys: list[InstantKey] | None = None
+    _numbers: list[Any] | None = None
+    _texts: list[Any] | None = None
+
+    @property
+    def marks(self) -> frozenset[tuple[bool, Any]]:
+        """Each by `mark`."""
+        if self._marks is None:
+            self._marks = frozenset(map(mark, self))
+        return self._marks
+
+    def ascending(self, wanted: str) -> list[Any]:
+        """The numbers, the strings, or what strings are as instants."""
+        if wanted == "instant":
+            if self._keys is None:
+                self._keys = sorted(key for text in self.ascending("string") if (key := instant_key(text)) is not None)
+            return self._keys
+        if wanted == "string":
+            if self._texts is None:
+                self._texts = sorted(item for item in self if isinstance(item, str))
+            return self._texts
+        if self._numbers is None:
+            self._numbers = sorted(item for item in self if kind(item) == "number")
+        return self._numbers
+
+    def holds(self, key: InstantKey) -> bool:
+        """Whether one is this instant."""
+        keys = self.ascending("instant")
+        at = bisect_left(keys, key)
+        return at < len(keys) and keys[at] == key
+
+    def first(self, low: Any) -> Any:
+        """The least that compares with `low` and is not less; None if there is none."""
+        those = self.ascending(kind(low))
+        low = low.key if isinstance(low, Instant) else low
+        at = bisect_left(those, low)
+        return those[at] if at < len(those) else None
+
+
+def gathered(found: list[Any]) -> list[Any]:
+    """What a path finds, as the comparisons take it."""
+    return Many(found) if len(found) > FEW else found
+
+
 class Names(tuple[str, ...]):
     """Ids, of which there may be thousands: one is looked up, not compared with each."""
 
@@ -131,6 +184,8 @@ class Length(msgspec.Struct, frozen=True):
 
 
 def _equal(present: bool, found: Sequence[Scalar], value: Any) -> bool:
+    if isinstance(found, Many):
+        return found.holds(value.key) if isinstance(value, Instant) else mark(value) in found.marks
     return any(same(item, value) for item in found) or (value is None and not present)
 
 
@@ -140,6 +195,8 @@ def _not_equal(present: bool, found: Sequence[Scalar], value: Any) -> bool:
 
 def _in(present: bool, found: Sequence[Scalar], values: Any) -> bool:
     scalars, instants = values.sets
+    if isinstance(found, Many):
+        return not scalars.isdisjoint(found.marks) or any(found.holds(key) for key in instants)
     if any(mark(item) in scalars for item in found) or (not present and _NULL in scalars):
         return True
     return bool(instants) and any(isinstance(item, str) and instant_key(item) in instants for item in found)
@@ -151,6 +208,8 @@ def _not_in(present: bool, found: Sequence[Scalar], values: Any) -> bool:
 
 def _all(present: bool, found: Sequence[Scalar], values: Any) -> bool:
     scalars, instants = values.sets
+    if isinstance(found, Many):
+        return bool(values) and scalars <= found.marks and all(found.holds(key) for key in instants)
     there = set(map(mark, found)) if present else {_NULL}
     if not values or not scalars <= there:
         return False
@@ -162,6 +221,9 @@ def _ordered(test: Callable[[Any, Any], bool]) -> Holds:
 
     def holds(present: bool, found: Sequence[Scalar], bound: Any) -> bool:
         wanted = kind(bound)
+        if isinstance(found, Many):  # if it holds for any of them, then for the least or the greatest
+            those, limit = found.ascending(wanted), bound.key if wanted == "instant" else bound
+            return bool(those) and (test(those[0], limit) or test(those[-1], limit))
         if wanted == "instant":
             keys = [instant_key(item) for item in found if isinstance(item, str)]
             return any(key is not None and test(key, bound.key) for key in keys)
@@ -172,6 +234,9 @@ def _ordered(test: Callable[[Any, Any], bool]) -> Holds:
 
 def _between(present: bool, found: Sequence[Scalar], bounds: Any) -> bool:
     low, high = bounds
+    if isinstance(found, Many):
+        least = found.first(low)
+        return least is not None and bool(least <= (high.key if isinstance(high, Instant) else high))
     at_least, at_most = OPERATORS["$gte"].holds, OPERATORS["$lte"].holds
     return any(at_least(True, [item], low) and at_most(True, [item], high) for item in found)
 
@@ -181,6 +246,9 @@ def _contains(present: bool, found: Sequence[Scalar], text: Any) -> bool:
 
 
 def _starts_with(present: bool, found: Sequence[Scalar], text: Any) -> bool:
+    if isinstance(found, Many):
+        least = found.first(text)
+        return least is not None and bool(least.startswith(text))
     return any(isinstance(item, str) and item.startswith(text) for item in found)
 
 
