@@ -166,6 +166,8 @@ def test_a_filter_that_is_judged_at_apply_is_proposed_only_where_all_know_its_op
         "$size": {"a": {"$size": 1}},
         "$elemMatch": {"a": {"$elemMatch": {"b": 1}}},
         "$ids": {"$ids": ["x"]},
+        "$geo_radius": {"a": {"$geo_radius": {"centre": {"lat": 1, "lon": 2}, "metres": 3}}},
+        "$geo_box": {"a": {"$geo_box": {"south": 1, "north": 2, "west": 3, "east": 4}}},
     }
     needs, known = OPERATORS[name].since, Filter.parse({"a": 1}).to_json()
     for where in (samples[name], {"a": 1, "$or": [{"b": 2}, {"$not": samples[name]}]}):

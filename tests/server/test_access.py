@@ -140,6 +140,7 @@ def service() -> Service:
         heard_from=lambda _: None,
         ports=SimpleNamespace(rng=None, audit=None),
         coordinator=None,
+        config=SimpleNamespace(log=SimpleNamespace(slow_request_seconds=0.0)),
         topology=Topology(),
         now=lambda: 0.0,
         observe=lambda *_: None,

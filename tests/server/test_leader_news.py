@@ -41,6 +41,7 @@ def node_of(host: FakeHost) -> Any:
         space=SimpleNamespace(low=False),
         ports=SimpleNamespace(rng=None, audit=None),
         coordinator=None,
+        config=SimpleNamespace(log=SimpleNamespace(slow_request_seconds=0.0)),
         now=lambda: 0.0,
         observe=lambda *_: None,
     )

@@ -80,7 +80,7 @@ def service() -> tuple[ShardDocuments, NewLeader]:
     class Node:
         node_id = "node-1"
         topology = Topology()
-        ports = SimpleNamespace(clock=None)
+        ports = SimpleNamespace(clock=SimpleNamespace(wall=lambda: 0.0))
 
         def __init__(self) -> None:
             self.host = host

@@ -13,6 +13,7 @@ from needle.server.metrics.row import Row, counter, gauge, histogram
 IN_RATE, BYTES, SECONDS = "ratio", "bytes", "seconds"
 TLS = "with TLS"
 HTTP = "with `http_address`"
+BACKED_UP = "once a backup was made"
 
 PARTS: Mapping[str, tuple[Row, ...]] = {
     "The cluster, as this node sees it (asked every 2 s)": (
@@ -175,7 +176,7 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_clock_error_max_ratio", "", IN_RATE, "The setting `clock_error_max`: how far rates may differ.",
               "base/config.py"),
         gauge("needle_backup_timestamp_seconds", "", SECONDS, "When the last backup began that the cluster was told "
-              "of, since 1970.", "routing/topology.py", only="once a backup was made"),
+              "of, since 1970.", "routing/topology.py", only=BACKED_UP),
         gauge("needle_certificate_expiry_timestamp_seconds", "", SECONDS, "When the node's certificate expires, since "
               "1970.", "server/certificates.py", only=TLS),
     ),
