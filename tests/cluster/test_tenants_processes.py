@@ -12,7 +12,7 @@ import pytest
 import needle
 from harness import tenants
 from harness.tenants import HUSH, MINE, A, B, V, World, ask, ids, others
-from needle import Client, Forbidden, NeedleError
+from needle import Client, Filter, Forbidden, NeedleError
 from needle.client.documents import DocumentMethods
 from needle.server.http.routes import ROUTES
 
@@ -59,6 +59,10 @@ READS: dict[str, list[Row]] = table(
         (lambda c: c.search(like="b0", k=100), (needle.DocumentNotFound,)),
         (lambda c: c.search(V, 100, explain=True), REFUSED),
         (lambda c: c.search(V, 100, exact=True, offset=2), lambda f: len(f) == 3),
+        (lambda c: c.search(V, 100, Filter.ids(["a0", "b0"])), lambda f: ids(f) == ["a0"]),
+        (lambda c: c.search(V, 100, group_by="tenant", group_size=100), lambda f: ids(f) == MINE),
+        (lambda c: c.search(V, 100, diversify=0.5, pool=200), lambda f: ids(f) == MINE),
+        (lambda c: c.search(V, 100, order_by="n"), lambda f: ids(f) == MINE),
     ],
     search_many=[(lambda c: c.search_many([V, V], 100), lambda found: [ids(f) for f in found] == [MINE, MINE])],
     search_strong=[(lambda c: c.search_strong(V, 100), lambda f: ids(f) == MINE)],
@@ -67,9 +71,16 @@ READS: dict[str, list[Row]] = table(
     search_partial=[(lambda c: c.search_partial(V, 100), lambda f: ids(f.hits) == MINE)],
     count=[(lambda c: c.count(), 5), (lambda c: c.count(B), 0), (lambda c: c.count({"of": HUSH}), 0)],
     counts=[(lambda c: c.counts(), lambda f: sum(f.values()) == 5)],
+    facet=[
+        (lambda c: c.facet("tenant"), lambda f: [(one.value, one.count) for one in f.values] == [("a", 5)]),
+        (lambda c: c.facet("of"), lambda f: HUSH not in repr(f)),
+        (lambda c: c.facet("tenant", B), lambda f: (f.values, f.documents, f.distinct) == ([], 0, 0)),
+    ],
     scan=[
         (lambda c: drained(c.scan()), lambda f: ids(f) == MINE),
         (lambda c: drained(c.scan(B, with_vectors=True)), lambda f: f == []),
+        (lambda c: drained(c.scan(order_by="n")), lambda f: ids(f) == MINE),
+        (lambda c: drained(c.scan(Filter.ids(["a1", "b1"]))), lambda f: ids(f) == ["a1"]),
     ],
     scan_page=[(pages, lambda f: ids(f) == MINE), (lambda c: pages(c, filter=B), lambda f: f == [])],
     describe_collection=[
@@ -222,6 +233,10 @@ HTTP: dict[str, list[tuple[str, str, Any, int, str]]] = {
         ("POST", f"{C}/insert", {"ids": ["a0"], "vectors": [V], "metadatas": [A]}, 200, ""),
     ],
     "count": [("POST", f"{C}/count", {}, 200, '"count":5'), ("POST", f"{C}/count", {"filter": B}, 200, '"count":0')],
+    "facet": [
+        ("POST", f"{C}/facet", {"field": "tenant"}, 200, '"documents":5'),
+        ("POST", f"{C}/facet", {"field": "tenant", "filter": B}, 200, '"documents":0'),
+    ],
     "scan": [("POST", f"{C}/scan", {"limit": 100}, 200, '"a4"'), ("POST", f"{C}/scan", {"filter": B}, 200, ":[]")],
     "export": [("POST", f"{C}/export", {}, 200, '"a4"')],
     "list_collections": [("GET", "/v1/collections?sizes=true", None, 200, '"documents":{')],
