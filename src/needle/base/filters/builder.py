@@ -22,6 +22,8 @@ from needle.base.plain import refused
 
 PATH_BYTES_MAX: Final = 512
 _LIMITS: Final = Limits()
+PER_ELEMENT: Final = 16
+"""As so many a condition counts that every element of an array is asked: one document has thousands of them."""
 
 COMPARISONS: Final = tuple(name for name, one in OPERATORS.items() if one.of is not Of.ID)
 """Of a field."""
@@ -262,7 +264,7 @@ def _leaf(field: str, op: str, value: Any, limits: Limits = _LIMITS, depth: int 
         inner = _element(where, value, limits, depth + 1)
         of_objects = not any(one.path == () for one in compares(inner.node))
         made = Compare(".".join(path), path, op, Element(inner.node, of_objects))
-        return Filter(made, inner._depth + 1, inner._nodes + 1)
+        return Filter(made, inner._depth + 1, PER_ELEMENT * inner._nodes + 1)
     return Filter(Compare(".".join(path), path, op, PARSERS[OPERATORS[op].operand](where, value)), 0, 1)
 
 
