@@ -15,8 +15,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/needle demo
 
-# First all tests that share a machine well, two at a time: most of them wait for processes. Then the others, one by one.
-WORKERS ?= 2
+# First all tests that share a machine well, three at a time: most of them wait for processes. Then the others, one by one.
+WORKERS ?= 3
 test: $(STAMP)
 	$(BIN)/pytest -m "not alone" --numprocesses $(WORKERS) --dist loadgroup --durations 15
 	$(BIN)/pytest -m alone --durations 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -90,6 +91,9 @@ def _in_a_terminal(cluster: ProcessCluster) -> tuple[int, str]:
         while shown.count(b"\x1b[H") < 3 and time.monotonic() < deadline:
             shown += os.read(ours, 65536)
         process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the other end is closed when it ends; until then it may wait for a reader
+            while time.monotonic() < deadline + 30:
+                os.read(ours, 65536)
         return process.wait(30), shown.decode()
     finally:
         process.kill()

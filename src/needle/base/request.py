@@ -22,14 +22,16 @@ _TRACE = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}
 class Request:
     """id: as HTTP's x-request-id, "" without one. trace: the W3C traceparent of the span that is under way, "" without
     one. shard, term: of the replica that works for it here; -1 for none. parts: seconds by what took them. explains:
-    whether a search is to say how it was answered, which is put into `explained`. over: it was answered."""
+    whether a search is to say how it was answered, which is put into `explained`. over: it was answered.
+    command: what it writes, once that was decoded."""
 
-    __slots__ = ("explained", "explains", "id", "over", "parts", "shard", "term", "trace")
+    __slots__ = ("command", "explained", "explains", "id", "over", "parts", "shard", "term", "trace")
 
     def __init__(self, id: str = "", trace: str = NO_TRACE, shard: int = -1, term: int = -1) -> None:
         self.id, self.trace, self.shard, self.term = id, trace, shard, term
         self.parts: dict[str, float] = {}
         self.explains, self.over = False, False
+        self.command: object = None
         self.explained: list[ShardExplanation] = []
 
     def took(self, part: str, seconds: float) -> None:

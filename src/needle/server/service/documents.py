@@ -23,7 +23,7 @@ from needle.base.errors import (
 from needle.base.ids import GroupId
 from needle.base.model import Claim, WriteResult
 from needle.base.parts import Body
-from needle.base.request import Stopwatch
+from needle.base.request import Stopwatch, current
 from needle.protocol import calls, commands
 from needle.protocol.calls import ScanCall, ScanPin, WriteCall
 from needle.protocol.move_commands import MOVE_COMMANDS
@@ -110,6 +110,8 @@ class ShardDocuments:
     async def _shard_write(self, call: WriteCall) -> object:
         owned = await self._owners.of(call.epoch)
         command = await judge(self._node, len(call.command), self._owners.checked, owned, call)
+        if (request := current.get()) is not None:
+            request.command = command
         await self._hold(owned, call, command)
         try:
             answer = await self._write(call, command)

@@ -90,7 +90,7 @@ class Watched:
 
     def __init__(self, watch: Watch, method: str, asked: Any, key: str, outer: Request) -> None:
         self._watch, self._method, self._key = watch, method, key
-        self._subject = asked if isinstance(asked, Subject) else subject_of(asked)
+        self._call, self._subject = asked, asked if isinstance(asked, Subject) else subject_of(asked)
         shard = self._subject.shard
         self._span = watch.span(method, self._subject, key, outer.trace)
         trace = traceparent(self._span) if self._span is not None else outer.trace
@@ -129,7 +129,8 @@ class Watched:
             spans.end(self._span, None if isinstance(error, asyncio.CancelledError) else error)
 
     def _tell(self, took: float, error: BaseException | None) -> None:
-        asked, request = self._subject, self.request
+        request = self.request
+        asked = self._subject if request.command is None else subject_of(self._call, request.command)
         parts = {part: _milliseconds(seconds) for part, seconds in request.parts.items()}
         explain = [_explained(shard) for shard in request.explained]
         told: dict[str, Any] = {
