@@ -57,7 +57,9 @@ async def test_the_replicas_of_a_node_that_is_gone_are_rebuilt_and_it_is_told_wh
             return who.version >= found.version and not who.lost
 
         await wait_for(told, 30, f"{gone} hearing what it holds")
-        await wait_for(lambda: "closes shard" in processes.nodes[gone].output(), 30, "its shards being closed")
+        await wait_for(
+            lambda: "deletes its files of shard" in processes.nodes[gone].output(), 30, "its shards being given up"
+        )
         ending.set()
         await load
         assert set(there) <= {hit.id for hit in await client.search(ROWS[0], 9999, exact=True)}
