@@ -299,3 +299,5 @@ def test_what_every_element_is_asked_is_bounded() -> None:
     for refused in (many, both):
         with pytest.raises(InvalidArgument, match="at most 1024 conditions"):
             Filter.parse(refused)
+    nested = {"a": {"$elemMatch": {"b": {"$elemMatch": {"c": {"$elemMatch": {"d": 1}}}}}}}
+    assert Filter.parse(nested).matches({"a": [{"b": [{"c": [{"d": 1}]}]}]})

@@ -264,8 +264,21 @@ def _leaf(field: str, op: str, value: Any, limits: Limits = _LIMITS, depth: int 
         inner = _element(where, value, limits, depth + 1)
         of_objects = not any(one.path == () for one in compares(inner.node))
         made = Compare(".".join(path), path, op, Element(inner.node, of_objects))
-        return Filter(made, inner._depth + 1, PER_ELEMENT * inner._nodes + 1)
+        return Filter(made, inner._depth + 1, PER_ELEMENT * _size(inner.node) + 1)
     return Filter(Compare(".".join(path), path, op, PARSERS[OPERATORS[op].operand](where, value)), 0, 1)
+
+
+def _size(node: Node) -> int:
+    """Conditions, those inside of `$elemMatch` once each: elements of elements are as many as a document has."""
+    match node:
+        case Compare():
+            return 1 + (_size(node.value.node) if isinstance(node.value, Element) else 0)
+        case Not(child):
+            return 1 + _size(child)
+        case And(children) | Or(children):
+            return 1 + sum(map(_size, children))
+        case _:
+            assert_never(node)
 
 
 def _element(where: str, value: Any, limits: Limits, depth: int) -> Filter:
