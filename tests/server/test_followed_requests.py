@@ -15,6 +15,7 @@ from harness.marked_documents import CALM
 from needle.base.errors import InvalidArgument
 from needle.base.filters.shape import PARSED_BYTES_MAX, SHAPE_MAX, shape
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.server.service.served import JUDGED_BYTES_MAX
 
 SHARDS = {"shards": 2, "replicas": 3}
 SECRET = "rosebud"
@@ -38,7 +39,8 @@ def search_by_http(address: str, request: str) -> None:
 
 
 def has_written(told: list[dict[str, Any]]) -> bool:
-    return any(line["method"] == "shard_write" and line["collection"] == "default" for line in told)
+    """One large write to each shard, which are decoded after the call has begun, and a small one."""
+    return sum(line["method"] == "shard_write" and line["collection"] == "default" for line in told) >= 3
 
 
 async def test_one_request_is_followed_through_router_and_shards(tmp_path: Path) -> None:
@@ -47,10 +49,11 @@ async def test_one_request_is_followed_through_router_and_shards(tmp_path: Path)
         await client.insert_batch(
             ids=[f"d{n}" for n in range(40)],
             vectors=[[1.0 + n] * 8 for n in range(40)],
-            metadatas=[{"word": SECRET, "n": n} for n in range(40)],
+            metadatas=[{"word": SECRET, "n": n, "fill": "x" * (JUDGED_BYTES_MAX // 8)} for n in range(40)],
         )
+        await client.insert("small", [1.0] * 8, {"n": -1})
         # By now: of many lines in a short time some are folded.
-        await wait_for(lambda: has_written(lines_of(cluster, "slow_request")), 30, "the line of a write")
+        await wait_for(lambda: has_written(lines_of(cluster, "slow_request")), 30, "the lines of writes")
         node = next(iter(cluster.nodes.values()))
         assert node.http is not None
         await asyncio.to_thread(search_by_http, node.http, "from-http")
