@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from threading import Lock, Thread
 
 import numpy as np
 import pytest
@@ -160,6 +162,28 @@ def test_full_vectors_beside_codes_do_not_stay_mapped(tmp_path: Path, kind: Inde
         segment.vectors(np.arange(0, 6000, 400))
     assert mapped_bytes(segment.path) - before < whole // 2
     assert (segment.vectors(np.arange(6000)) == clustered(6000, 256, 1)).all()
+
+
+@pytest.mark.parametrize("kind", [IndexKind.FLAT, IndexKind.HNSW])
+def test_others_may_go_on_while_vectors_are_read(tmp_path: Path, kind: IndexKind) -> None:
+    """Otherwise the event loop waits for the disk whenever a search in a thread does."""
+    segment = build(tmp_path, spec(kind, dimensions=16_384), clustered(100, 16_384, 1))
+    gate, ran = Lock(), []
+    gate.acquire()
+    other = Thread(target=lambda: (gate.acquire(), ran.append(True)))
+    other.start()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(100)  # no thread has to give way
+    try:
+        gate.release()
+        for _ in range(200):
+            segment.vectors(np.arange(100))
+            if ran:
+                break
+        assert ran
+    finally:
+        sys.setswitchinterval(before)
+        other.join()
 
 
 def mapped_bytes(path: str) -> int:

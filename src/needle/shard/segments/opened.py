@@ -101,7 +101,8 @@ class OpenIndex:
 
     def vectors(self, nodes: Ints | slice) -> Floats:
         """(n, d) float32: an aligned copy of these nodes' vectors; of a slice, where they stand apart, no copy."""
-        rows = self._raw[nodes]
+        # Indexing by few numbers keeps the interpreter's lock, also while the disk is waited for; `take` never does.
+        rows = self._raw[nodes] if isinstance(nodes, slice) else self._raw.take(nodes)
         if self._mapping is not None:
             self._let_go(rows.nbytes if isinstance(nodes, slice) else len(rows) * FAULT_BYTES)
         if isinstance(nodes, slice) and self.kind is IndexKind.HNSW:
