@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from mmap import mmap
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -184,6 +185,28 @@ def test_others_may_go_on_while_vectors_are_read(tmp_path: Path, kind: IndexKind
     finally:
         sys.setswitchinterval(before)
         other.join()
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_a_scan_does_not_wait_for_each_page_of_its_own(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
+    """Either the system reads ahead by itself, or it is told of all that a scan is about to read."""
+    hints: list[tuple[str, int, int]] = []
+
+    def noted(mapping: mmap, advice: str, first: int = 0, size: int = -1) -> None:
+        hints.append((advice, first, size))
+        advise(mapping, advice, *(() if size < 0 else (first, size)))
+
+    advise = opened._advise
+    monkeypatch.setattr(opened, "_advise", noted)
+    segment = build(tmp_path, spec(kind, dimensions=256), clustered(5000, 256, 1))
+    seen = np.zeros(5000 * 1024, np.bool_)
+    for rows in segment.node_blocks():
+        assert rows.shape[1] == 256
+    for advice, first, size in hints:
+        if advice == "MADV_WILLNEED":
+            seen[first : first + size] = True
+    assert ("MADV_RANDOM" in {hint[0] for hint in hints}) == (kind in CODES)
+    assert kind not in CODES or seen.all()
 
 
 def mapped_bytes(path: str) -> int:
