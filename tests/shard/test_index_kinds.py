@@ -41,10 +41,15 @@ def build(
 
 
 def recall(
-    segment: SealedSegment, data: np.ndarray, queries: np.ndarray, mask: np.ndarray | None = None, k: int = 10
+    segment: SealedSegment,
+    data: np.ndarray,
+    queries: np.ndarray,
+    mask: np.ndarray | None = None,
+    k: int = 10,
+    ef: int = 64,
 ) -> float:
     """By distance: of equal vectors any will do. Every hit counts, is there once, and has its own distance."""
-    ordinals, distances = top_k(segment.search(queries, k, 64, mask), len(queries), k)
+    ordinals, distances = top_k(segment.search(queries, k, ef, mask), len(queries), k)
     live = np.arange(len(data)) if mask is None else np.flatnonzero(mask)
     wanted, found = min(k, len(live)), 0
     for got, told, query in zip(ordinals, distances, queries, strict=True):
@@ -138,6 +143,16 @@ def test_small_files(tmp_path: Path, kind: IndexKind, metric: Metric) -> None:
     for rows in (1, 7, 300):
         data = clustered(rows, 3, 1)
         assert recall(build(tmp_path, made, data), data, clustered(4, 3, 2), k=5) == 1
+
+
+@pytest.mark.parametrize("rows", [700, 2040])
+@pytest.mark.parametrize("kind", CODES)
+def test_codes_of_a_small_file_find_what_full_vectors_do(tmp_path: Path, kind: IndexKind, rows: int) -> None:
+    """With an effort as low as that of a preset it is searched by its codes, so these have to be measured, too."""
+    data, queries = clustered(rows, DIMENSIONS, 1), clustered(200, DIMENSIONS, 2)
+    found, graph = (build(tmp_path / one, spec(one), data) for one in (kind, IndexKind.HNSW))
+    for effort in (10, 20):
+        assert recall(found, data, queries, k=5, ef=effort) >= recall(graph, data, queries, k=5, ef=effort) - 0.03
 
 
 @pytest.mark.parametrize("kind", NEW)
