@@ -145,6 +145,15 @@ def test_small_files(tmp_path: Path, kind: IndexKind, metric: Metric) -> None:
         assert recall(build(tmp_path, made, data), data, clustered(4, 3, 2), k=5) == 1
 
 
+@pytest.mark.parametrize("kind", IndexKind)
+def test_a_zero_query_finds_documents_where_some_are_too_long_to_measure(tmp_path: Path, kind: IndexKind) -> None:
+    data = clustered(600, DIMENSIONS, 1)
+    data[::7] *= np.float32(1e37)
+    segment = build(tmp_path, spec(kind, Metric.DOT), data)
+    ordinals, distances = top_k(segment.search(np.zeros((2, DIMENSIONS), np.float32), 10, 64, None), 2, 10)
+    assert (ordinals >= 0).all() and (distances == 0).all()
+
+
 @pytest.mark.parametrize("rows", [700, 2040])
 @pytest.mark.parametrize("kind", CODES)
 def test_codes_of_a_small_file_find_what_full_vectors_do(tmp_path: Path, kind: IndexKind, rows: int) -> None:
