@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from mmap import mmap
 from pathlib import Path
+from threading import Lock, Thread
 
 import numpy as np
 import pytest
 
 from needle.base.errors import CorruptSegment
 from needle.base.model import CODES, CollectionSpec, IndexKind, IndexParams, Metric
+from needle.shard.segments import format as format_
 from needle.shard.segments import opened
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.opened import OpenIndex
@@ -37,10 +41,15 @@ def build(
 
 
 def recall(
-    segment: SealedSegment, data: np.ndarray, queries: np.ndarray, mask: np.ndarray | None = None, k: int = 10
+    segment: SealedSegment,
+    data: np.ndarray,
+    queries: np.ndarray,
+    mask: np.ndarray | None = None,
+    k: int = 10,
+    ef: int = 64,
 ) -> float:
     """By distance: of equal vectors any will do. Every hit counts, is there once, and has its own distance."""
-    ordinals, distances = top_k(segment.search(queries, k, 64, mask), len(queries), k)
+    ordinals, distances = top_k(segment.search(queries, k, ef, mask), len(queries), k)
     live = np.arange(len(data)) if mask is None else np.flatnonzero(mask)
     wanted, found = min(k, len(live)), 0
     for got, told, query in zip(ordinals, distances, queries, strict=True):
@@ -136,6 +145,25 @@ def test_small_files(tmp_path: Path, kind: IndexKind, metric: Metric) -> None:
         assert recall(build(tmp_path, made, data), data, clustered(4, 3, 2), k=5) == 1
 
 
+@pytest.mark.parametrize("kind", IndexKind)
+def test_a_zero_query_finds_documents_where_some_are_too_long_to_measure(tmp_path: Path, kind: IndexKind) -> None:
+    data = clustered(600, DIMENSIONS, 1)
+    data[::7] *= np.float32(1e37)
+    segment = build(tmp_path, spec(kind, Metric.DOT), data)
+    ordinals, distances = top_k(segment.search(np.zeros((2, DIMENSIONS), np.float32), 10, 64, None), 2, 10)
+    assert (ordinals >= 0).all() and (distances == 0).all()
+
+
+@pytest.mark.parametrize("rows", [700, 2040])
+@pytest.mark.parametrize("kind", CODES)
+def test_codes_of_a_small_file_find_what_full_vectors_do(tmp_path: Path, kind: IndexKind, rows: int) -> None:
+    """With an effort as low as that of a preset it is searched by its codes, so these have to be measured, too."""
+    data, queries = clustered(rows, DIMENSIONS, 1), clustered(200, DIMENSIONS, 2)
+    found, graph = (build(tmp_path / one, spec(one), data) for one in (kind, IndexKind.HNSW))
+    for effort in (10, 20):
+        assert recall(found, data, queries, k=5, ef=effort) >= recall(graph, data, queries, k=5, ef=effort) - 0.03
+
+
 @pytest.mark.parametrize("kind", NEW)
 def test_every_byte_counts(tmp_path: Path, kind: IndexKind) -> None:
     segment = build(tmp_path, spec(kind), clustered(2500, DIMENSIONS, 1))
@@ -160,6 +188,62 @@ def test_full_vectors_beside_codes_do_not_stay_mapped(tmp_path: Path, kind: Inde
         segment.vectors(np.arange(0, 6000, 400))
     assert mapped_bytes(segment.path) - before < whole // 2
     assert (segment.vectors(np.arange(6000)) == clustered(6000, 256, 1)).all()
+
+
+@pytest.mark.parametrize("kind", [IndexKind.FLAT, IndexKind.HNSW])
+def test_others_may_go_on_while_vectors_are_read(tmp_path: Path, kind: IndexKind) -> None:
+    """Otherwise the event loop waits for the disk whenever a search in a thread does."""
+    segment = build(tmp_path, spec(kind, dimensions=16_384), clustered(100, 16_384, 1))
+    gate, ran = Lock(), []
+    gate.acquire()
+    other = Thread(target=lambda: (gate.acquire(), ran.append(True)))
+    other.start()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(100)  # no thread has to give way
+    try:
+        gate.release()
+        for _ in range(200):
+            segment.vectors(np.arange(100))
+            if ran:
+                break
+        assert ran
+    finally:
+        sys.setswitchinterval(before)
+        other.join()
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_vectors_need_not_begin_where_a_page_of_this_machine_does(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
+    """Pages of 16 and 64 KiB are usual on ARM: there such a file was taken for damaged, deleted and built for ever."""
+    monkeypatch.setattr(format_, "PAGE_BYTES", 64)
+    data = clustered(5000, DIMENSIONS, 1)
+    segment = build(tmp_path, spec(kind), data)
+    at = format_.read_layout(segment.path, format_.verify_file(segment.path)).apart.at
+    assert at % 4096 or kind is IndexKind.FLAT
+    assert b"".join(rows.tobytes() for _, rows in segment.blocks(None)) == data.tobytes()
+    assert recall(segment, data, clustered(20, DIMENSIONS, 2)) >= 0.97
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_a_scan_does_not_wait_for_each_page_of_its_own(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
+    """Either the system reads ahead by itself, or it is told of all that a scan is about to read."""
+    hints: list[tuple[str, int, int]] = []
+
+    def noted(mapping: mmap, advice: str, first: int = 0, size: int = -1) -> None:
+        hints.append((advice, first, size))
+        advise(mapping, advice, *(() if size < 0 else (first, size)))
+
+    advise = opened._advise
+    monkeypatch.setattr(opened, "_advise", noted)
+    segment = build(tmp_path, spec(kind, dimensions=256), clustered(5000, 256, 1))
+    seen = np.zeros(5000 * 1024, np.bool_)
+    for rows in segment.node_blocks():
+        assert rows.shape[1] == 256
+    for advice, first, size in hints:
+        if advice == "MADV_WILLNEED":
+            seen[first : first + size] = True
+    assert ("MADV_RANDOM" in {hint[0] for hint in hints}) == (kind in CODES)
+    assert kind not in CODES or seen.all()
 
 
 def mapped_bytes(path: str) -> int:

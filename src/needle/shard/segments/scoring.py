@@ -68,7 +68,7 @@ def slack(metric: Metric, queries: Floats, norm_max: float) -> Floats:
     unit = 4.0 * (queries.shape[1] + 8) * UNIT_ROUNDOFF
     lengths = np.sqrt(square_norms(queries), dtype=np.float32)[:, None]
     norm = np.float32(norm_max)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         if metric == Metric.L2:
             return np.asarray(np.float32(4 * unit) * (lengths + norm) ** 2, np.float32)
         # The constant covers the rounding of 1 - ip, by which distances of different products may tie.

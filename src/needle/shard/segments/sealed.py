@@ -198,7 +198,9 @@ class SealedSegment:
         best = np.full((len(queries), k), np.inf, np.float32)
         found: list[Candidates] = []
         for band in self.bands:
-            rest = np.flatnonzero(-(lengths * np.float32(band.longest)) <= best[:, -1])
+            with np.errstate(over="ignore", invalid="ignore"):
+                nearest = -(lengths * np.float32(band.longest))
+            rest = np.flatnonzero(~(nearest > best[:, -1]))  # of an infinite length and a zero, nothing is known
             if not len(rest):
                 break
             some = None if ways is None else ways.some(rest)
