@@ -209,8 +209,19 @@ def test_another_collection_of_that_name_is_not_written_to(tmp_path: Path) -> No
     with needle.open_sync(tmp_path) as client:
         client.create_collection("haystack", dimensions=7)
     store = NeedleDocumentStore(directory=str(tmp_path))
-    with pytest.raises(needle.CollectionExists):
-        store.count_documents()
+    for _ in range(2):  # it holds nothing open
+        with pytest.raises(needle.CollectionExists):
+            store.count_documents()
+    store.close()
+
+
+async def test_calls_that_open_the_store_at_the_same_time_open_one() -> None:
+    store = NeedleDocumentStore(directory=":memory:", embedding_dim=2)
+    documents = [Document(id=f"d{n}", content="x") for n in range(4)]
+    written = await asyncio.gather(
+        *(store.write_documents_async([one], DuplicatePolicy.OVERWRITE) for one in documents)
+    )
+    assert (written, store.count_documents()) == ([1] * 4, 4)
     store.close()
 
 

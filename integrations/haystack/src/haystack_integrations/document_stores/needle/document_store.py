@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -63,6 +64,7 @@ class NeedleDocumentStore:
         self._api_key = api_key
         self._mode = mode
         self._client: needle.SyncClient | None = None
+        self._opening = threading.Lock()  # asynchronous methods run in threads
 
     def to_dict(self) -> dict[str, Any]:
         """For `Pipeline.dumps`."""
@@ -85,7 +87,8 @@ class NeedleDocumentStore:
 
     def close(self) -> None:
         """End the connection. Idempotent; the next call opens it again."""
-        client, self._client = self._client, None
+        with self._opening:
+            client, self._client = self._client, None
         if client is not None:
             client.close()
 
@@ -195,17 +198,24 @@ class NeedleDocumentStore:
 
     # --- what they share --------------------------------------------------------------------------------------------
     def _opened(self) -> needle.SyncClient:
-        if self._client is None:
-            if self._directory is not None:
-                client = needle.open_sync(self._directory)
-            else:
-                key = None if self._api_key is None else self._api_key.resolve_value()
-                client = needle.connect_sync(self._cluster or (), api_key=key)
-            client.create_collection(
-                self._collection, dimensions=self._embedding_dim, metric=self._metric, if_absent=True
-            )
-            self._client = client
-        return self._client
+        with self._opening:
+            if self._client is None:
+                client = self._connected()
+                try:
+                    client.create_collection(
+                        self._collection, dimensions=self._embedding_dim, metric=self._metric, if_absent=True
+                    )
+                except BaseException:  # a directory that stays open could not be opened again
+                    client.close()
+                    raise
+                self._client = client
+            return self._client
+
+    def _connected(self) -> needle.SyncClient:
+        if self._directory is not None:
+            return needle.open_sync(self._directory)
+        key = None if self._api_key is None else self._api_key.resolve_value()
+        return needle.connect_sync(self._cluster or (), api_key=key)
 
     def _check_new(self, ids: list[str]) -> None:
         """Raises DuplicateDocumentError before anything is written, for what can be seen then."""
