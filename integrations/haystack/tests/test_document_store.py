@@ -153,6 +153,19 @@ def test_retrieval_finds_what_has_an_embedding_and_matches(store: NeedleDocument
     assert _ids(asyncio.run(retriever.run_async([0.0, 1.0], top_k=1))["documents"]) == ["b"]
 
 
+def test_filters_ask_for_a_documents_own_id(store: NeedleDocumentStore) -> None:
+    def found(operator: str, value: object) -> list[str]:
+        return _ids(store.filter_documents({"field": "id", "operator": operator, "value": value}))
+
+    assert (found("==", "b"), found("!=", "b"), found("==", None)) == (["b"], ["a", "c"], [])
+    assert (found("in", ["a", "x"]), found("in", []), found("not in", [])) == (["a"], [], ["a", "b", "c"])
+    assert store.delete_by_filter({"field": "id", "operator": "not in", "value": ["a"]}) == 2
+    assert _ids(store.filter_documents()) == ["a"]
+    for field, operator, value in (("id", ">", "a"), ("id", "in", "a"), ("id", "==", 7), ("score", "!=", 1.0)):
+        with pytest.raises(FilterError, match=f"of {field} is not allowed|field = 'score'"):
+            store.filter_documents({"field": field, "operator": operator, "value": value})
+
+
 def test_dates_that_are_changed_are_found_anew(store: NeedleDocumentStore) -> None:
     late = {"field": "meta.at", "operator": ">=", "value": "2024-06-01"}
     assert _ids(store.filter_documents(late)) == ["b"]
