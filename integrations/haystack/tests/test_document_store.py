@@ -202,6 +202,15 @@ def test_what_cannot_be_kept_or_asked_is_refused(store: NeedleDocumentStore) -> 
     assert store.count_documents() == 3
 
 
+def test_any_number_of_documents_is_checked_and_deleted(store: NeedleDocumentStore) -> None:
+    many = [Document(id=f"m{n}", content="x") for n in range(10_001)]  # a cluster takes 10,000 ids at once
+    store.write_documents(many[-1:])
+    with pytest.raises(DuplicateDocumentError, match="m10000"):
+        store.write_documents(many)
+    store.delete_documents(_ids(many))
+    assert store.count_documents() == 3
+
+
 def test_a_document_of_each_kind_comes_back(store: NeedleDocumentStore) -> None:
     given = Document.from_dict(
         {

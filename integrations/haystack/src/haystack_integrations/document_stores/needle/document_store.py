@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ from needle import Filter, Metric
 
 WRITERS: Final = 32
 """Documents that are inserted at the same time where each must be new."""
+AT_ONCE: Final = 1000
+"""Ids of one call: a cluster takes so many, and not any number."""
 
 
 class NeedleDocumentStore:
@@ -123,8 +126,8 @@ class NeedleDocumentStore:
 
     def delete_documents(self, document_ids: list[str]) -> None:
         """What is not there is no error."""
-        if document_ids:
-            self._opened().delete(document_ids, collection=self._collection)
+        for ids in _parts(document_ids):
+            self._opened().delete(ids, collection=self._collection)
 
     # --- more -------------------------------------------------------------------------------------------------------
     def delete_all_documents(self) -> None:
@@ -219,9 +222,11 @@ class NeedleDocumentStore:
 
     def _check_new(self, ids: list[str]) -> None:
         """Raises DuplicateDocumentError before anything is written, for what can be seen then."""
-        there = self._opened().get(ids, fields=[], collection=self._collection)
-        twice = {id_ for id_ in ids if ids.count(id_) > 1} if len(set(ids)) < len(ids) else set()
-        if named := [one.id for one in there] + sorted(twice):
+        named = sorted(id_ for id_, times in Counter(ids).items() if times > 1)
+        for part in _parts(ids):
+            there = self._opened().get(part, fields=[], with_vectors=False, collection=self._collection)
+            named += [one.id for one in there]
+        if named:
             raise DuplicateDocumentError(f"documents with these ids are there already: {', '.join(named[:10])}")
 
     def _insert_new(self, given: tuple[str, list[float], dict[str, Any]]) -> str | None:
@@ -232,3 +237,7 @@ class NeedleDocumentStore:
         except needle.AlreadyExists:
             return id_
         return None
+
+
+def _parts(ids: list[str]) -> Iterator[list[str]]:
+    return (ids[at : at + AT_ONCE] for at in range(0, len(ids), AT_ONCE))
