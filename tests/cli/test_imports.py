@@ -123,8 +123,12 @@ async def test_each_difference_is_named() -> None:
 
     assert "there are others in it" in (await differences(one_more))[0]
     assert await differences(one_more, add=True) == []
-    (twice,) = await differences(lambda documents: None, Listed([*RECORDS, RECORDS[3]]))
-    assert "several of the source have one id" in twice
+    doubled = Listed([*RECORDS, RECORDS[3]])
+    (twice,) = await differences(lambda documents: None, doubled)
+    assert twice == "several of the source have one id: 41 documents, 40 ids"
+    told = await differences(one_more, doubled)  # as many documents on both sides, and not the same ones
+    assert told[0] == twice and "there are others in it" in told[1]
+    assert await differences(one_more, doubled, add=True) == [twice]
     (metric,) = await differences(lambda documents: None, Listed(RECORDS, Metric.DOT))
     assert metric.startswith("the nearest neighbours of 16 documents agree by 0.")
     by_graph = Listed(RECORDS, Metric.DOT)
