@@ -1,8 +1,7 @@
 """Documents of a source into a collection, and the comparison of both afterwards.
 
 Invariant: what is in the collection already as the source has it is not written again, so a copy that broke off goes on
-when it is started again. A few batches are in memory at once, and 8 bytes of
-each id.
+when it is started again. A few batches are in memory at once, and 8 bytes of each id.
 """
 
 from __future__ import annotations
