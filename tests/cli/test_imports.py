@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
@@ -122,8 +123,12 @@ async def test_each_difference_is_named() -> None:
 
     assert "there are others in it" in (await differences(one_more))[0]
     assert await differences(one_more, add=True) == []
-    (twice,) = await differences(lambda documents: None, Listed([*RECORDS, RECORDS[3]]))
-    assert "several of the source have one id" in twice
+    doubled = Listed([*RECORDS, RECORDS[3]])
+    (twice,) = await differences(lambda documents: None, doubled)
+    assert twice == "several of the source have one id: 41 documents, 40 ids"
+    told = await differences(one_more, doubled)  # as many documents on both sides, and not the same ones
+    assert told[0] == twice and "there are others in it" in told[1]
+    assert await differences(one_more, doubled, add=True) == [twice]
     (metric,) = await differences(lambda documents: None, Listed(RECORDS, Metric.DOT))
     assert metric.startswith("the nearest neighbours of 16 documents agree by 0.")
     by_graph = Listed(RECORDS, Metric.DOT)
@@ -200,6 +205,35 @@ def test_files_with_texts_or_expiring_documents_are_for_insert(tmp_path: Path) -
         path.write_text(line)
         with pytest.raises(InvalidArgument, match="needle insert"):
             open_source(Asked(str(path)))
+
+
+def test_the_lists_of_a_faiss_index_may_have_ids_of_their_own(tmp_path: Path) -> None:
+    path = str(tmp_path / "index.faiss")
+
+    def read(ids: Any, own: bool = False, file: str | None = None) -> tuple[list[Record], Any]:
+        coarse = faiss.IndexFlatL2(4)
+        index = faiss.IndexIVFFlat(coarse, 4, 2)
+        index.train(VECTORS)
+        index.nprobe = 2
+        whole = faiss.IndexIDMap(index) if own else index
+        whole.add_with_ids(VECTORS, np.asarray(ids))
+        faiss.write_index(whole, path)
+        source = open_source(Asked(f"faiss:{path}", ids=file, rows=7))
+        return [one for batch in source.batches() for one in batch], source.nearest(VECTORS[3], 1)
+
+    for ids in (np.arange(40), np.arange(40) * 7 + 1000, np.arange(40)[::-1] * 3):
+        for own in (False, True):
+            records, nearest = read(ids, own)
+            held = {one.id: one.vector for one in records}
+            assert len(held) == 40 and nearest == [str(ids[3])]
+            assert all(np.array_equal(held[str(id)], vector) for id, vector in zip(ids, VECTORS, strict=True))
+    records, _ = read([0, 0, *range(1, 39)])
+    assert sorted(one.id for one in records)[:3] == ["0", "0", "1"]  # the comparison says that several have one id
+    (tmp_path / "ids.txt").write_text("\n".join(f"x{n}" for n in range(40)))
+    records, nearest = read(np.arange(40), file=str(tmp_path / "ids.txt"))
+    assert nearest == ["x3"] and np.array_equal(records[5].vector, VECTORS[5])
+    with pytest.raises(InvalidArgument, match="ids of their own"):
+        read(np.arange(40) + 1, file=str(tmp_path / "ids.txt"))
 
 
 def test_names_and_keys_are_never_guessed() -> None:

@@ -153,6 +153,19 @@ def test_retrieval_finds_what_has_an_embedding_and_matches(store: NeedleDocument
     assert _ids(asyncio.run(retriever.run_async([0.0, 1.0], top_k=1))["documents"]) == ["b"]
 
 
+def test_filters_ask_for_a_documents_own_id(store: NeedleDocumentStore) -> None:
+    def found(operator: str, value: object) -> list[str]:
+        return _ids(store.filter_documents({"field": "id", "operator": operator, "value": value}))
+
+    assert (found("==", "b"), found("!=", "b"), found("==", None)) == (["b"], ["a", "c"], [])
+    assert (found("in", ["a", "x"]), found("in", []), found("not in", [])) == (["a"], [], ["a", "b", "c"])
+    assert store.delete_by_filter({"field": "id", "operator": "not in", "value": ["a"]}) == 2
+    assert _ids(store.filter_documents()) == ["a"]
+    for field, operator, value in (("id", ">", "a"), ("id", "in", "a"), ("id", "==", 7), ("score", "!=", 1.0)):
+        with pytest.raises(FilterError, match=f"of {field} is not allowed|field = 'score'"):
+            store.filter_documents({"field": field, "operator": operator, "value": value})
+
+
 def test_dates_that_are_changed_are_found_anew(store: NeedleDocumentStore) -> None:
     late = {"field": "meta.at", "operator": ">=", "value": "2024-06-01"}
     assert _ids(store.filter_documents(late)) == ["b"]
@@ -189,6 +202,15 @@ def test_what_cannot_be_kept_or_asked_is_refused(store: NeedleDocumentStore) -> 
     assert store.count_documents() == 3
 
 
+def test_any_number_of_documents_is_checked_and_deleted(store: NeedleDocumentStore) -> None:
+    many = [Document(id=f"m{n}", content="x") for n in range(10_001)]  # a cluster takes 10,000 ids at once
+    store.write_documents(many[-1:])
+    with pytest.raises(DuplicateDocumentError, match="m10000"):
+        store.write_documents(many)
+    store.delete_documents(_ids(many))
+    assert store.count_documents() == 3
+
+
 def test_a_document_of_each_kind_comes_back(store: NeedleDocumentStore) -> None:
     given = Document.from_dict(
         {
@@ -209,8 +231,19 @@ def test_another_collection_of_that_name_is_not_written_to(tmp_path: Path) -> No
     with needle.open_sync(tmp_path) as client:
         client.create_collection("haystack", dimensions=7)
     store = NeedleDocumentStore(directory=str(tmp_path))
-    with pytest.raises(needle.CollectionExists):
-        store.count_documents()
+    for _ in range(2):  # it holds nothing open
+        with pytest.raises(needle.CollectionExists):
+            store.count_documents()
+    store.close()
+
+
+async def test_calls_that_open_the_store_at_the_same_time_open_one() -> None:
+    store = NeedleDocumentStore(directory=":memory:", embedding_dim=2)
+    documents = [Document(id=f"d{n}", content="x") for n in range(4)]
+    written = await asyncio.gather(
+        *(store.write_documents_async([one], DuplicatePolicy.OVERWRITE) for one in documents)
+    )
+    assert (written, store.count_documents()) == ([1] * 4, 4)
     store.close()
 
 

@@ -190,6 +190,9 @@ def test_lancedb(imported: Importing, tmp_path: Path) -> None:
     found = imported(*documented("lancedb:"))
     check(found, "l2")
     assert found["metadata"] == {"at": "string", "n": "integer"}
+    for path in (tmp_path / "lancedb" / "articles.lance" / "data").iterdir():
+        path.write_bytes(b"damaged")
+    assert "lancedb: cannot be read: " in imported.refused("lancedb:./lancedb", "--collection", "tables")
 
 
 def test_milvus_lite(imported: Importing, cluster: str, tmp_path: Path) -> None:

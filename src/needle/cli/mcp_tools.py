@@ -78,7 +78,8 @@ class Tools:
     ) -> list[dict[str, Any]]:
         """Documents by id. One that is not there is left out."""
         _check("ids", len(ids), DOCUMENTS_MAX)
-        return [_shown(one) for one in await self._client.get(ids, fields=fields, collection=collection)]
+        found = await self._client.get(ids, fields=fields, with_vectors=False, collection=collection)
+        return [_shown(one) for one in found]
 
     async def count(self, filter: Where = None, collection: Collection = "default") -> int:
         """How many documents match; all if there is no filter."""

@@ -173,7 +173,7 @@ class NeedleVectorStore(VectorStore):
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Those that are there, in the order of `ids`."""
         try:
-            found = self._client().get(list(ids), mode=self._mode, collection=self._collection)
+            found = self._client().get(list(ids), with_vectors=False, mode=self._mode, collection=self._collection)
         except CollectionNotFound:
             if not self._create:
                 raise
@@ -185,7 +185,7 @@ class NeedleVectorStore(VectorStore):
         if (client := self._async_client) is None:
             return await asyncio.to_thread(self.get_by_ids, ids)
         try:
-            found = await client.get(list(ids), mode=self._mode, collection=self._collection)
+            found = await client.get(list(ids), with_vectors=False, mode=self._mode, collection=self._collection)
         except CollectionNotFound:
             if not self._create:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
@@ -77,6 +78,23 @@ class Digest:
         return f"{self._sum:032x}"
 
 
+def _hashed(id: str) -> int:
+    return int.from_bytes(blake2b(id.encode(), digest_size=8).digest())
+
+
+class Ids:
+    """How many of the ids that went by are different ones: 8 bytes are kept of each."""
+
+    def __init__(self) -> None:
+        self._seen = array("Q")
+
+    def add(self, id: str) -> None:
+        self._seen.append(_hashed(id))
+
+    def different(self) -> int:
+        return len(np.unique(np.array(self._seen, np.uint64)))
+
+
 class Sample:
     """The documents with the lowest hashes of their ids: the same ones whatever order they come in."""
 
@@ -84,7 +102,7 @@ class Sample:
         self._heap: list[tuple[int, str, NDArray[np.float32]]] = []
 
     def add(self, record: Record) -> None:
-        entry = (-int.from_bytes(blake2b(record.id.encode(), digest_size=8).digest()), record.id)
+        entry = (-_hashed(record.id), record.id)
         if any(entry == one[:2] for one in self._heap):
             return
         if len(self._heap) < SAMPLE:

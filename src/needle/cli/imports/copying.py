@@ -1,7 +1,7 @@
 """Documents of a source into a collection, and the comparison of both afterwards.
 
 Invariant: what is in the collection already as the source has it is not written again, so a copy that broke off goes on
-when it is started again. A few batches are in memory at once.
+when it is started again. A few batches are in memory at once, and 8 bytes of each id.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from needle.cli.imports.comparing import (
     NEIGHBOURS,
     SHOWN,
     Digest,
+    Ids,
     Nearest,
     Sample,
     agreeing,
@@ -85,18 +86,20 @@ async def copy(source: Source, to: Target, *, check: bool, done: Callable[[int],
 
 async def compare(source: Source, to: Target, *, add: bool, done: Callable[[int], None]) -> Report:
     """Read both again. add: the collection may hold other documents, too."""
-    sample = Sample()
+    sample, ids = Sample(), Ids()
     of_source, of_target, wrong = Digest(), Digest(), list[str]()
-    differing = 0
+    differing = missing = 0
 
     async def settle(records: list[Record]) -> None:
-        nonlocal differing
+        nonlocal differing, missing
         held = await _held(to, records)
         for record in records:
             found, kept = held.get(record.id), stored(record.vector, to.metric)
             problem = differs(record, found, to.metric)
             of_source.add(record.id, kept, record.metadata)
             sample.add(record)
+            ids.add(record.id)
+            missing += found is None
             if found is not None:
                 same = problem is None  # up to how a vector's last bits were rounded on that machine
                 of_target.add(found.id, kept if same else np.asarray(found.vector), found.metadata)
@@ -107,34 +110,29 @@ async def compare(source: Source, to: Target, *, add: bool, done: Callable[[int]
 
     await _in_parallel(batches_of(source), settle)
     count = await to.client.count(collection=to.collection, timeout=to.timeout)
+    different = await asyncio.to_thread(ids.different)
     differences = list[str]()
     if differing:
         differences.append(f"{differing} documents differ: {'; '.join(wrong)}")
-    if count != of_source.count and (not add or count < of_source.count):
-        differences.append(_counts(of_source.count, count, differing))
-    share, queries = (
-        await _neighbours(source, to, sample.vectors()) if count == of_source.count and not differing else (1.0, 0)
-    )
+    if different < of_source.count:
+        differences.append(f"several of the source have one id: {of_source.count} documents, {different} ids")
+    if count < different or (count > different and not add):
+        text = "some are missing" if count < different else "there are others in it (--add: they may be)"
+        differences.append(f"the source has {different} ids and the collection {count}: {text}")
+    alike = count == different == of_source.count and not differing
+    share, queries = await _neighbours(source, to, sample.vectors()) if alike else (1.0, 0)
     if share < 1.0:
         differences.append(f"the nearest neighbours of {queries} documents agree by {share:.3f} only")
     return Report(
         source=of_source.count,
         target=of_target.count,
-        other=count - of_target.count,
+        other=max(0, count - different + missing),  # others may write meanwhile
         source_digest=str(of_source),
         target_digest=str(of_target),
         sample=queries,
         neighbours=share,
         differences=differences,
     )
-
-
-def _counts(source: int, target: int, differing: int) -> str:
-    if target > source:
-        text = "there are others in it (--add: they may be)"
-    else:
-        text = "several of the source have one id" if not differing else "some are missing, or several have one id"
-    return f"the source has {source} documents and the collection {target}: {text}"
 
 
 async def _held(to: Target, records: list[Record]) -> dict[str, needle.Document]:

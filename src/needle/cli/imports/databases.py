@@ -46,8 +46,6 @@ class Chroma:
             count = self._held.count()
             first = self._held.get(limit=1, include=["embeddings"])["embeddings"]
             configured: Any = self._held.configuration
-        if asked.vector is not None:
-            raise refuse(asked.place, "--vector: a collection of Chroma has one vector a document, without a name")
         if not count:
             raise refuse(asked.place, f"collection {name} holds no documents")
         index = configured.get("hnsw") or configured.get("spann") or {}
@@ -240,11 +238,8 @@ class LanceDB:
 
     def batches(self) -> Iterator[list[Record]]:
         tables = library("needle.client.arrow_tables", "import-lancedb")
-        reader = (
-            self._table.search().select(self._columns).limit(max(1, self.shape.documents or 1)).to_batches(self._rows)
-        )
         form, row = None, 0
-        for batch in reader:
+        for batch in self._read():
             batch = batch.select(self._columns).rename_columns([tables.ID, tables.VECTOR, *self._columns[2:]])
             form = form or tables.Form(batch.schema, self._place)
             records = []
@@ -257,10 +252,23 @@ class LanceDB:
             if records:
                 yield records
 
+    def _read(self) -> Iterator[Any]:
+        """The table's rows as Arrow has them."""
+        with in_words(self._place, *self._errors):
+            asked = self._table.search().select(self._columns).limit(max(1, self.shape.documents or 1))
+            reader = iter(asked.to_batches(self._rows))
+        while True:
+            with in_words(self._place, *self._errors):
+                batch = next(reader, None)
+            if batch is None:
+                return
+            yield batch
+
     def nearest(self, query: NDArray[np.float32], k: int) -> list[str] | None:
         asked = self._table.search(query, vector_column_name=self._vector).distance_type(self._metric)
         with in_words(self._place, *self._errors):
-            found = asked.bypass_vector_index().select([self._id]).limit(k).to_list()
+            chosen = asked.bypass_vector_index().select([self._id, "_distance"])  # without it each search warns
+            found = chosen.limit(k).to_list()
         return [str(one[self._id]) for one in found]
 
     def close(self) -> None:

@@ -65,13 +65,20 @@ class FaissIndex:
         whole = (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexIVFFlat)
         if not isinstance(index, whole):
             raise refuse(place, f"is an {type(index).__name__}, which does not hold the vectors as they were added")
+        self._keys: NDArray[np.int64] | None = None
         if isinstance(index, faiss.IndexIVFFlat):
-            index.make_direct_map()
+            with in_words(place, RuntimeError):
+                self._keys = _keys_of(faiss, index)
+            if not np.array_equal(self._keys, np.arange(index.ntotal)):
+                if own is not None or asked.ids is not None or len(self._keys) != index.ntotal:
+                    raise refuse(place, "its lists have ids of their own, which say nothing of the order of others")
+                own = self._keys
         self.exact = isinstance(index, faiss.IndexFlat)
         metric = self.METRICS.get(index.metric_type)
         if metric is None:
             raise refuse(place, f"its metric {index.metric_type} has no counterpart; there are inner product and L2")
         self._place, self._index, self._rows = place, index, asked.rows
+        self._opened = opened  # `index` may be a part of it, which ends with it
         self._ids = _ids_of(asked, own, index.ntotal)
         ids = asked.ids or ("ids of the index" if own is not None else "row numbers")
         mapped = (("id", ids), ("vector", f"of {type(index).__name__}"), ("metadata", "none"))
@@ -81,7 +88,10 @@ class FaissIndex:
         for start in range(0, self._index.ntotal, self._rows):
             count = min(self._rows, self._index.ntotal - start)
             with in_words(self._place, RuntimeError):
-                vectors = self._index.reconstruct_n(start, count)
+                if self._keys is None:
+                    vectors = self._index.reconstruct_n(start, count)
+                else:  # reconstruct_n would look at all lists, and leaves out in silence what it does not find
+                    vectors = self._index.reconstruct_batch(self._keys[start : start + count])
             yield [
                 Record(self._ids[start + at], vector, None, f"{self._place} row {start + at}")
                 for at, vector in enumerate(vectors)
@@ -89,10 +99,20 @@ class FaissIndex:
 
     def nearest(self, query: NDArray[np.float32], k: int) -> list[str] | None:
         _, rows = self._index.search(query[None], k)
-        return [self._ids[row] for row in rows[0] if row >= 0]
+        found = rows[0][rows[0] >= 0]
+        return [self._ids[row] for row in (found if self._keys is None else np.searchsorted(self._keys, found))]
 
     def close(self) -> None:
         """It is in memory."""
+
+
+def _keys_of(faiss: Any, index: Any) -> NDArray[np.int64]:
+    """By which an index of lists knows its vectors, in order; afterwards it finds each."""
+    lists = index.invlists
+    sizes = [lists.list_size(at) for at in range(index.nlist)]
+    parts = [faiss.rev_swig_ptr(lists.get_ids(at), size) for at, size in enumerate(sizes) if size]
+    index.set_direct_map_type(faiss.DirectMap.Hashtable)
+    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
 def _ids_of(asked: Asked, own: Any, count: int) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -27,6 +29,8 @@ from needle import Filter, Metric
 
 WRITERS: Final = 32
 """Documents that are inserted at the same time where each must be new."""
+AT_ONCE: Final = 1000
+"""Ids of one call: a cluster takes so many, and not any number."""
 
 
 class NeedleDocumentStore:
@@ -63,6 +67,7 @@ class NeedleDocumentStore:
         self._api_key = api_key
         self._mode = mode
         self._client: needle.SyncClient | None = None
+        self._opening = threading.Lock()  # asynchronous methods run in threads
 
     def to_dict(self) -> dict[str, Any]:
         """For `Pipeline.dumps`."""
@@ -85,7 +90,8 @@ class NeedleDocumentStore:
 
     def close(self) -> None:
         """End the connection. Idempotent; the next call opens it again."""
-        client, self._client = self._client, None
+        with self._opening:
+            client, self._client = self._client, None
         if client is not None:
             client.close()
 
@@ -120,8 +126,8 @@ class NeedleDocumentStore:
 
     def delete_documents(self, document_ids: list[str]) -> None:
         """What is not there is no error."""
-        if document_ids:
-            self._opened().delete(document_ids, collection=self._collection)
+        for ids in _parts(document_ids):
+            self._opened().delete(ids, collection=self._collection)
 
     # --- more -------------------------------------------------------------------------------------------------------
     def delete_all_documents(self) -> None:
@@ -195,23 +201,32 @@ class NeedleDocumentStore:
 
     # --- what they share --------------------------------------------------------------------------------------------
     def _opened(self) -> needle.SyncClient:
-        if self._client is None:
-            if self._directory is not None:
-                client = needle.open_sync(self._directory)
-            else:
-                key = None if self._api_key is None else self._api_key.resolve_value()
-                client = needle.connect_sync(self._cluster or (), api_key=key)
-            client.create_collection(
-                self._collection, dimensions=self._embedding_dim, metric=self._metric, if_absent=True
-            )
-            self._client = client
-        return self._client
+        with self._opening:
+            if self._client is None:
+                client = self._connected()
+                try:
+                    client.create_collection(
+                        self._collection, dimensions=self._embedding_dim, metric=self._metric, if_absent=True
+                    )
+                except BaseException:  # a directory that stays open could not be opened again
+                    client.close()
+                    raise
+                self._client = client
+            return self._client
+
+    def _connected(self) -> needle.SyncClient:
+        if self._directory is not None:
+            return needle.open_sync(self._directory)
+        key = None if self._api_key is None else self._api_key.resolve_value()
+        return needle.connect_sync(self._cluster or (), api_key=key)
 
     def _check_new(self, ids: list[str]) -> None:
         """Raises DuplicateDocumentError before anything is written, for what can be seen then."""
-        there = self._opened().get(ids, fields=[], collection=self._collection)
-        twice = {id_ for id_ in ids if ids.count(id_) > 1} if len(set(ids)) < len(ids) else set()
-        if named := [one.id for one in there] + sorted(twice):
+        named = sorted(id_ for id_, times in Counter(ids).items() if times > 1)
+        for part in _parts(ids):
+            there = self._opened().get(part, fields=[], with_vectors=False, collection=self._collection)
+            named += [one.id for one in there]
+        if named:
             raise DuplicateDocumentError(f"documents with these ids are there already: {', '.join(named[:10])}")
 
     def _insert_new(self, given: tuple[str, list[float], dict[str, Any]]) -> str | None:
@@ -222,3 +237,7 @@ class NeedleDocumentStore:
         except needle.AlreadyExists:
             return id_
         return None
+
+
+def _parts(ids: list[str]) -> Iterator[list[str]]:
+    return (ids[at : at + AT_ONCE] for at in range(0, len(ids), AT_ONCE))

@@ -12,6 +12,8 @@ from haystack_integrations.document_stores.needle.records import instant_of
 from needle import Filter
 
 OWN_FIELDS: Final = frozenset({"content", "meta"})
+NO_FIELDS: Final = frozenset({"blob", "embedding", "score", "sparse_embedding"})
+"""Parts of a Document that no filter asks for here; under `meta.` there may be some of these names."""
 _NOTHING: Final = Filter.in_("meta", [])
 
 
@@ -50,8 +52,26 @@ def _comparison(condition: Mapping[str, Any]) -> Filter:
         raise FilterError(f"field = {field!r:.80} is not allowed: the name of a field, as 'meta.year'")
     if operator not in _COMPARISONS:
         raise FilterError(f"operator = {operator!r:.80} is not allowed: one of {', '.join(_COMPARISONS)}")
+    if field == "id":
+        return _of_ids(operator, value)
+    if field in NO_FIELDS:
+        raise FilterError(f"field = {field!r} is not allowed: id, content, or meta and a name, as 'meta.{field}'")
     path = field if field.partition(".")[0] in OWN_FIELDS else f"meta.{field}"
     return _COMPARISONS[operator](path, value)
+
+
+def _of_ids(operator: str, value: Any) -> Filter:
+    """A document's own id, which is not in its metadata."""
+    if operator in ("==", "!="):
+        wanted = [] if value is None else [value]
+    elif operator in ("in", "not in") and isinstance(value, list):
+        wanted = value
+    else:
+        raise FilterError(f"operator = {operator!r} of id is not allowed: == or != one, in or not in a list")
+    if not all(isinstance(one, str) for one in wanted):
+        raise FilterError(f"value = {value!r:.80} of id is not allowed: ids are texts")
+    found = Filter.ids(wanted) if wanted else _NOTHING
+    return found if operator in ("==", "in") else ~found
 
 
 def _said(condition: Mapping[str, Any], name: str) -> Any:
