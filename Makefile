@@ -22,8 +22,8 @@ test: $(STAMP)
 	$(BIN)/pytest -m alone --durations 15
 
 lint: $(STAMP)
-	$(BIN)/ruff check src proof tests bench integrations
-	$(BIN)/ruff format --check src proof tests bench integrations
+	$(BIN)/ruff check src proof tests bench integrations examples
+	$(BIN)/ruff format --check src proof tests bench integrations examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -149,7 +149,7 @@ ui: $(STAMP)
 	$(BIN)/python -m proof.ui $(SHORT)
 
 # Packages for frameworks, against the frameworks' own suites, in an environment of their own (integrations/README.md)
-INTEGRATIONS ?= langchain haystack llamaindex mcp imports
+INTEGRATIONS ?= langchain haystack llamaindex mcp imports examples
 INTEGRATION_BIN := build/integrations/bin
 build/integrations/.installed: pyproject.toml $(foreach one,$(INTEGRATIONS),integrations/$(one)/pyproject.toml)
 	$(PYTHON) -m venv build/integrations
