@@ -32,6 +32,12 @@ from needle.routing.plans import Wish
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WIDTH = 80
+INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # all that a shell without job control runs beside it ignores it
+from needle.cli.app import main
+sys.exit(main())
+"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -82,17 +88,9 @@ def _in_a_terminal(cluster: ProcessCluster) -> tuple[int, str]:
     """Exit code and output of `needle top` in a terminal, after its second frame."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, WIDTH, 0, 0))
-    argv = [sys.executable, "-m", "needle", "top", "--every", "0.2", "--cluster", cluster.cluster]
+    argv = [sys.executable, "-c", INTERRUPTED, "top", "--every", "0.2", "--cluster", cluster.cluster]
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    process = subprocess.Popen(
-        argv,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        # What a shell without job control runs in its background ignores the signal, and all that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
     os.close(theirs)
     shown, deadline = b"", time.monotonic() + 60
     try:
