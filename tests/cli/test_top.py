@@ -34,7 +34,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 WIDTH = 80
 INTERRUPTED = """
 import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # all that a shell without job control runs beside it ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a plain shell ignores it
 from needle.cli.app import main
 sys.exit(main())
 """
