@@ -13,7 +13,8 @@ KUBERNETES = ("--kube-version", "1.31.0")  # a Helm that was built from its modu
 OPEN = {"insecure": "true"}
 CLOSED = {"auth.existingSecret": "keys", "tls.existingSecret": "certificates"}
 WATCHED = {"monitoring.serviceMonitor.enabled": "true", "monitoring.configMaps.enabled": "true"}
-ACCEPTED = (OPEN, CLOSED, OPEN | {"replicas": "5"}, CLOSED | WATCHED, OPEN | {"zone.label": ""} | WATCHED)
+ARCHIVED = {"archive.target": "s3://bucket/shop", "archive.existingSecret": "bucket"}
+ACCEPTED = (OPEN, CLOSED | ARCHIVED, OPEN | {"replicas": "5"}, CLOSED | WATCHED, OPEN | {"zone.label": ""} | WATCHED)
 REFUSED = {
     "set auth.existingSecret and tls.existingSecret": {},
     "fewer than the 3 founders": OPEN | {"replicas": "2"},
@@ -60,11 +61,13 @@ def check(chart: Chart) -> dict[tuple[str, str], Object]:
     """All that the chart takes and refuses; the objects of an open cluster. Raises RuntimeError."""
     for values in ACCEPTED:
         chart.lint(values)
-        _check_references(chart.rendered(values), values)
+        objects = chart.rendered(values)
+        _check_references(objects, values)
+        _check_archive(objects, values)
     for why, values in REFUSED.items():
         if why not in (said := chart.refusal(values)):
             raise RuntimeError(f"of {values} the chart says {said!r}, not {why!r}")
-    return chart.rendered(OPEN)
+    return chart.rendered(OPEN | ARCHIVED)
 
 
 def _check_references(objects: dict[tuple[str, str], Object], values: dict[str, str]) -> None:
@@ -92,6 +95,22 @@ def _check_references(objects: dict[tuple[str, str], Object], values: dict[str, 
         text = objects[key].get("data", {}).get("needle.rules.yml")
         groups = (objects[key]["spec"] if text is None else yaml.safe_load(text))["groups"]
         _need(any("{{ $labels" in str(rule) for rule in groups[0]["rules"]), "the rules' own templates were executed")
+
+
+def _check_archive(objects: dict[tuple[str, str], Object], values: dict[str, str]) -> None:
+    """The archive is there if it is asked for, and nothing that selects the nodes' pods selects its own."""
+    found = objects.get(("Deployment", "needle-archive"))
+    _need((found is not None) == (ARCHIVED.items() <= values.items()), "an archive that nobody asked for, or none")
+    if found is None:
+        return
+    pod, labels = found["spec"]["template"]["spec"], found["spec"]["template"]["metadata"]["labels"].items()
+    _need(found["spec"]["selector"]["matchLabels"].items() <= labels, "the archive does not select its pod")
+    for kind, name in objects.keys() - {("Deployment", "needle-archive")}:
+        one = objects[kind, name].get("spec", {}).get("selector", {})
+        selected = one.get("matchLabels", one).items()
+        _need(not selected or not selected <= labels, f"{kind} {name} selects the archive's pod")
+    mounted = {one["name"] for one in pod["containers"][0]["volumeMounts"]}
+    _equal("volumes of the archive", mounted, {one["name"] for one in pod["volumes"]})
 
 
 def _set(values: dict[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -28,7 +29,8 @@ class Pods:
     """directory: for their data and logs. objects: what Helm rendered."""
 
     def __init__(self, directory: Path, objects: dict[tuple[str, str], Object]) -> None:
-        self._spec = objects["StatefulSet", "needle"]["spec"]["template"]["spec"]["containers"][0]
+        self._spec = _container(objects["StatefulSet", "needle"])
+        self._archive = _container(objects["Deployment", "needle-archive"])
         self._files = objects["ConfigMap", "needle"]["data"]
         self._directory = directory
         self._running: dict[int, subprocess.Popen[bytes]] = {}
@@ -100,6 +102,27 @@ class Pods:
                 raise RuntimeError("a document that was written is not there")
             return sorted(info.id for info in (await client.refresh_topology()).nodes)
 
+    def archive(self) -> None:
+        """Run the archive's pod, into a directory, until it leads to an instant. Raises TimeoutError with its log."""
+        target = self._directory / "archive"
+        program, *command, _ = self._archive["command"]
+        command = [str(Path(sys.executable).parent / program), *command, str(target)]
+        names = {one["name"]: self._here(str(one["value"]), target) for one in self._archive["env"] if "value" in one}
+        with (self._directory / "archive.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command], env=dict(os.environ) | names, stdout=log, stderr=log
+            )
+        try:
+            until = time.monotonic() + SECONDS
+            while not _instants(target):
+                if process.poll() is not None or time.monotonic() > until:
+                    log_text = (self._directory / "archive.log").read_text(encoding="utf-8")[-2000:]
+                    raise TimeoutError(f"the archive leads to no instant:\n{log_text}")
+                time.sleep(0.5)
+        finally:
+            process.terminate()
+            process.wait(SECONDS)
+
     def stop(self) -> None:
         """End them in order, within the time that the chart gives them."""
         for process in self._running.values():
@@ -108,6 +131,18 @@ class Pods:
             process.wait(SECONDS)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def _container(of: Object) -> Object:
+    found: Object = of["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+def _instants(target: Path) -> bool:
+    """Whether `needle backup list` knows instants that can be restored."""
+    argv = [str(Path(sys.executable).parent / "needle"), "backup", "list", str(target), "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode == 0 and any(one["until"] for one in json.loads(done.stdout)["archives"])
 
 
 def _answers(url: str) -> bool:
@@ -119,7 +154,7 @@ def _answers(url: str) -> bool:
 
 
 def trial(directory: Path, objects: dict[tuple[str, str], Object]) -> None:
-    """Three pods found a cluster, and a fourth joins it. Raises RuntimeError or TimeoutError."""
+    """Three pods found a cluster, a fourth joins, the archive's reads it. Raises RuntimeError or TimeoutError."""
     pods = Pods(directory, objects)
     try:
         for numbers in ([0, 1, 2], [3]):
@@ -127,5 +162,6 @@ def trial(directory: Path, objects: dict[tuple[str, str], Object]) -> None:
             pods.wait_ready()
         if (found := asyncio.run(pods.nodes())) != [f"needle-{number}" for number in range(4)]:
             raise RuntimeError(f"the cluster has the nodes {found}")
+        pods.archive()
     finally:
         pods.stop()
