@@ -36,5 +36,5 @@ def _searched(body: bodies.Search) -> int:
 
 def size_of(answer: Any) -> int:
     """About how many bytes an answer has, by how many things it lists."""
-    lists = (getattr(answer, name, ()) for name in ("hits", "documents", "results"))
+    lists = (getattr(answer, name, ()) for name in ("hits", "documents", "results", "values"))
     return 512 * sum(len(found) for found in lists if isinstance(found, list))
