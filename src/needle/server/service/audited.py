@@ -157,11 +157,11 @@ def _tag_of(body: Any) -> str | None:
 def _words(command: msgspec.Struct) -> str:
     """The name of a command, and what it says in short."""
     said = []
-    for field in msgspec.structs.fields(type(command)):
-        value = getattr(command, field.name)
+    for field in command.__struct_fields__:
+        value = getattr(command, field)
         name = getattr(value, "id", None) or getattr(value, "name", None)
-        if isinstance(value, str | int | float) and field.name not in UNTOLD:
-            said.append(f"{field.name}={value}")
+        if isinstance(value, str | int | float) and field not in UNTOLD:
+            said.append(f"{field}={value}")
         elif isinstance(value, msgspec.Struct) and isinstance(name, str):
-            said.append(f"{field.name}={name}")
+            said.append(f"{field}={name}")
     return " ".join([type(command).__name__, *said])
