@@ -76,7 +76,8 @@ def test_a_search_costs_what_it_looks_at_through_both_doors(more: dict[str, Any]
     """Of 100 groups of 100 documents one hundredth was paid, and of what is chosen from a pool only what was chosen."""
     body = bodies.Search(**{"vector": [1.0], "k": 2, "offset": 1, **more})
     assert documents_of({}, body, bodies.Hits(hits=[], applied_index={}, epoch=1)) == documents
-    narrow = Narrow(offset=1, group_by=body.group_by, group_size=body.group_size, diversify=body.diversify, pool=body.pool)
+    said = {name: getattr(body, name) for name in ("group_by", "group_size", "diversify", "pool")}
+    narrow = Narrow(offset=1, **said)
     request = search_request([1.0], body.k, None, "c", True, False, False, 0, narrow=narrow)
     call = SearchCall(group=1, request=request, freshness=Freshness())
     assert methods.documents_of(SEARCH, call, None) == documents

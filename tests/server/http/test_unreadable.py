@@ -68,7 +68,7 @@ def test_of_message_pack_no_bytes_are_shown() -> None:
     ids=["quotes", "backslashes", "odd", "text", "texts", "objects", "space"],
 )
 def test_what_is_wrong_with_a_long_body_is_seen_at_once(filler: bytes) -> None:
-    """It is looked for on the event loop. (A text of quotes that was longer than what is looked at took half an hour.)"""
+    """It is looked for on the event loop. (A text of quotes longer than what is looked at took half an hour.)"""
     body = b'{"metadata":' + filler + b',"if_matches":' + b'{"$not":' * DEEP
     with pytest.raises(RecursionError) as failed:
         msgspec.json.decode(body)

@@ -316,7 +316,9 @@ async def facet(call: Call) -> Facet:
         session=reading.session,
     )
     count = len(found.values)
-    call.share.take(COUNTED_BYTES * count + ESCAPED * sum(len(value) for value in found.values if isinstance(value, str)))
+    call.share.take(
+        COUNTED_BYTES * count + ESCAPED * sum(len(value) for value in found.values if isinstance(value, str))
+    )
     return await beside(call.blocking if count >= LARGE_ROWS else None, Facet.of, found)
 
 

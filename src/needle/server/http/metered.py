@@ -17,7 +17,7 @@ def documents_of(path: Mapping[str, str], body: Any, answer: Any) -> int:
     if isinstance(answer, bodies.InsertedDocuments):
         return answer.written
     if isinstance(answer, bodies.ManyHits):
-        return (body.k + body.offset) * len(body.vectors)
+        return int(body.k + body.offset) * len(body.vectors)
     if isinstance(answer, bodies.Hits):
         return _searched(body)
     if isinstance(answer, bodies.Page):

@@ -73,7 +73,7 @@ class FoldingHandler(logging.StreamHandler[TextIO]):
             return
         try:
             text = last.getMessage()
-        except Exception:  # arguments that its text does not take: as every handler does, say so and go on
+        except Exception:  # noqa: BLE001 - arguments that its text does not take: as every handler does, say so
             self.handleError(last)
             return
         # As the last of them, so that it is found where they are: by its shard, its kind and its logger.

@@ -121,7 +121,7 @@ class Recall:
                     raise
                 log.debug("%s: the recall of a search is not known: %s", group_name(self._group), error)
                 share = None
-            except Exception:  # a caller's search that meets a bug, or no memory, ends no node: nor does asking it again
+            except Exception:  # a search that meets a bug, or no memory, ends no node: nor does asking it again
                 log.exception("%s: the recall of a search cannot be measured", group_name(self._group))
                 share = None
             took = self._clock.monotonic() - now
