@@ -10,7 +10,7 @@ import pytest
 from needle.base.model import HitBatch
 from needle.base.parts import whole
 from needle.protocol import calls
-from needle.protocol.calls import DocumentBatch, SearchManyAnswer
+from needle.protocol.calls import DocumentBatch, FacetAnswer, SearchManyAnswer
 from needle.server.service.served import LARGE_ROWS, encoded
 
 
@@ -26,6 +26,10 @@ def hits(count: int) -> HitBatch:
     return HitBatch([f"d{n}" for n in range(count)], [0.5] * count, [7] * count, [], b"", 9)
 
 
+def counts(count: int) -> FacetAnswer:
+    return FacetAnswer([f"v{n}" for n in range(count)], [1] * count, count, count, 0, 9)
+
+
 DOCUMENTS = DocumentBatch(["a", "b"], [1, 2], [b"{}" * 300_000, b"{}" * 300_000], b"", 9)
 
 
@@ -37,6 +41,8 @@ DOCUMENTS = DocumentBatch(["a", "b"], [1, 2], [b"{}" * 300_000, b"{}" * 300_000]
         (SearchManyAnswer([hits(10)] * 5), 0),
         (SearchManyAnswer([hits(10)] * (LARGE_ROWS // 10)), 1),
         (DOCUMENTS, 1),
+        (counts(10), 0),
+        (counts(LARGE_ROWS), 1),
     ],
 )
 async def test_what_takes_long_to_encode_is_encoded_beside_the_event_loop(answer: Any, beside: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import needle
 from needle.base.access import ADMIN, Identity, new_key
 from needle.base.audit_config import AuditConfig
 from needle.base.errors import ConfigError, Forbidden
@@ -179,6 +180,20 @@ def test_no_form_of_a_call_hides_it(tmp_path: Path, method: str, body: bytes, to
             asyncio.run(_answer(audited.on_request(peer, method, body)))
         audit.close()
         assert [lines(tmp_path / "audit.jsonl")[-1][name] for name in ("call", "outcome")] == [told, outcome]
+
+
+def test_a_call_of_the_binary_protocol_has_the_id_that_its_client_gave_it(tmp_path: Path) -> None:
+    """It was a random one, which stands in no log."""
+
+    async def done(*_: object) -> bytes:
+        return b""
+
+    audit = audit_in(tmp_path)
+    audited = Audited(audit, _Clock(), random.Random(1), done)
+    with needle.request_id("order-4711"):
+        asyncio.run(_answer(audited.on_request(Peer("", 0, "h:2", Identity("ops", ADMIN)), calls.WRITE, DROP)))
+    audit.close()
+    assert [line["request_id"] for line in lines(tmp_path / "audit.jsonl")] == ["order-4711"]
 
 
 async def _answer(answer: Any) -> None:

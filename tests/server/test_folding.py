@@ -88,3 +88,20 @@ def test_a_folded_text_is_no_template_any_more(text: str) -> None:
         lines.tell("%s", text)
     lines.handler.close()
     assert lines.all()[-1].startswith(text)
+
+
+def test_a_line_that_cannot_be_made_ends_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever logs next goes on: a library's mistake was raised by it."""
+    lines = Lines()
+    for _ in range(LINES_MAX + 2):
+        lines.tell("%d of them", "many")
+    lines.now = WINDOW_SECONDS
+    lines.tell("next")
+    assert lines.all() == ["next"]
+    assert "Logging error" in capsys.readouterr().err
+
+
+def test_lines_with_a_list_for_a_name_are_written() -> None:
+    lines = Lines()
+    lines.tell("lists", group=["a", "list"])
+    assert lines.all() == ["lists"]

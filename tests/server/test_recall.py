@@ -179,3 +179,22 @@ def test_status_tells_of_a_low_one() -> None:
     )  # fmt: skip
     found = [one for one in conditions([NodeView(node="n1", address="a:1", status=status)]) if "Recall" in one.alert]
     assert [(one.severity, one.subject) for one in found] == [("warning", "books: 62% of what is nearest, by n1")]
+
+
+def test_a_search_that_cannot_be_asked_again_ends_nothing(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its caller was answered; the node ended when the measurement ran out of memory."""
+
+    def fails(*_: object) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr("needle.server.upkeep.recall.recall_of", fails)
+
+    async def work() -> None:
+        world = World(replica)
+        await world.run(10)
+        assert len(world.measured) > 3 and world.recall.told() == {}
+
+    virtually(work())
+    assert "cannot be measured" in caplog.text

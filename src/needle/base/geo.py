@@ -56,6 +56,8 @@ class Circle(msgspec.Struct, frozen=True):
         if half >= math.pi / 2:
             return True
         here = self.centre
+        if abs(place.lat - here.lat) > self.metres / EARTH_METRES * _DEGREES + _SLACK:
+            return False  # which is what follows says, too, at thirty times the price
         up, across = sine((place.lat - here.lat) / 2.0), sine((place.lon - here.lon) / 2.0)
         square = up * up + cosine(here.lat) * cosine(place.lat) * across * across  # the haversine of the distance
         bound = sine(half * _DEGREES)

@@ -355,7 +355,7 @@ def _diversified(request: SearchRequest, narrow: Narrow) -> SearchRequest:
     take = request.k - bool(request.like)
     if take > POOL_MAX:
         raise invalid("k", take, f"with diversify and with offset at most {POOL_MAX}")
-    pool = min(POOL_MAX, max(POOL_MIN, 4 * take)) if narrow.pool is None else values.check_count(narrow.pool, "pool")
+    pool = pool_for(take) if narrow.pool is None else values.check_count(narrow.pool, "pool")
     if not take <= pool <= POOL_MAX:
         raise invalid("pool", pool, f"at least k and offset together ({take}), at most {POOL_MAX}")
     return msgspec.structs.replace(
@@ -366,6 +366,11 @@ def _diversified(request: SearchRequest, narrow: Narrow) -> SearchRequest:
         with_vectors=True,
         bare=not request.with_vectors,
     )
+
+
+def pool_for(take: int) -> int:
+    """Candidates of so many hits, where nobody says how many."""
+    return min(POOL_MAX, max(POOL_MIN, 4 * take))
 
 
 def _hits(batch: HitBatch) -> Hits:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.server.http.bodies import PutDocument
-from needle.server.http.message import LOOKED_AT_BYTES, NEAR_BYTES, unreadable
+from needle.server.http.message import LOOKED_AT_BYTES, NEAR_BYTES, PIECE_BYTES, unreadable
 
 DEEP = 20_000
 
@@ -50,3 +52,27 @@ def test_of_message_pack_no_bytes_are_shown() -> None:
         msgspec.msgpack.decode(body, type=PutDocument)
     error = unreadable(failed.value, body, True)
     assert error.details["field"] == "vector[0]" and "as MessagePack" in error.message
+
+
+@pytest.mark.parametrize(
+    "filler",
+    [
+        b'"' + b'\\"' * PIECE_BYTES + b'"',
+        b'"' + b"\\\\" * PIECE_BYTES + b'"',
+        b'"x' + b'\\"' * PIECE_BYTES + b'"',
+        b'"' + b"x" * PIECE_BYTES + b'"',
+        b"[" + b'"",' * PIECE_BYTES + b'""]',
+        b"[" + b"{}," * PIECE_BYTES + b"{}]",
+        b'[""' + b" " * PIECE_BYTES + b"]",
+    ],
+    ids=["quotes", "backslashes", "odd", "text", "texts", "objects", "space"],
+)
+def test_what_is_wrong_with_a_long_body_is_seen_at_once(filler: bytes) -> None:
+    """It is looked for on the event loop. (A text of quotes longer than what is looked at took half an hour.)"""
+    body = b'{"metadata":' + filler + b',"if_matches":' + b'{"$not":' * DEEP
+    with pytest.raises(RecursionError) as failed:
+        msgspec.json.decode(body)
+    began = time.thread_time()
+    error = unreadable(failed.value, body, False)
+    assert time.thread_time() - began < 0.1
+    assert "too deep" in error.message

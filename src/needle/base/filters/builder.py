@@ -24,6 +24,7 @@ PATH_BYTES_MAX: Final = 512
 _LIMITS: Final = Limits()
 PER_ELEMENT: Final = 16
 """As so many a condition counts that every element of an array is asked: one document has thousands of them."""
+_OF_PLACES: Final = (Operand.CIRCLE, Operand.BOX)
 
 COMPARISONS: Final = tuple(name for name, one in OPERATORS.items() if one.of is not Of.ID)
 """Of a field."""
@@ -265,7 +266,9 @@ def _leaf(field: str, op: str, value: Any, limits: Limits = _LIMITS, depth: int 
         of_objects = not any(one.path == () for one in compares(inner.node))
         made = Compare(".".join(path), path, op, Element(inner.node, of_objects))
         return Filter(made, inner._depth + 1, PER_ELEMENT * _size(inner.node) + 1)
-    return Filter(Compare(".".join(path), path, op, PARSERS[OPERATORS[op].operand](where, value)), 0, 1)
+    operand = OPERATORS[op].operand
+    size = PER_ELEMENT if operand in _OF_PLACES else 1
+    return Filter(Compare(".".join(path), path, op, PARSERS[operand](where, value)), 0, size)
 
 
 def _size(node: Node) -> int:

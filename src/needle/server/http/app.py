@@ -255,7 +255,8 @@ class _Endpoint:
                 meter.admit(node.now())
             call = await self._call(scope, receive, headers, caller)
             if watched is not None:
-                watched.asks(subject_of(call), caller.name, "body", node.now() - start)
+                asks = subject_of(call, filtered=node.service.watch.tells_slow)
+                watched.asks(asks, caller.name, "body", node.now() - start)
             stopwatch = Stopwatch(node.now)
             with asked_by(call.asked):
                 answer: Any = await self._route.handler(call)

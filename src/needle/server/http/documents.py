@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from itertools import repeat
+from typing import Final
 
 import msgspec
 
 from needle.base.errors import DocumentNotFound, NeedleError, invalid
 from needle.base.filters.builder import field_path
 from needle.base.model import HitBatch, ReadMode, SearchRequest, score_of
+from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
@@ -22,8 +24,13 @@ from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
 from needle.server.http import bodies
 from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_of, vectors_of
+from needle.server.service.served import LARGE_ROWS
 
 PAGE = bodies.PAGE_MAX
+COUNTED_BYTES: Final = 256
+"""A value and its count are about so much until they are sent, beside the value's text."""
+ESCAPED: Final = 6
+"""So many bytes a character of text has at most, as JSON."""
 END_SECONDS = 2.0
 _lines = msgspec.json.Encoder()
 
@@ -308,7 +315,11 @@ async def facet(call: Call) -> Facet:
         max_staleness=reading.max_staleness,
         session=reading.session,
     )
-    return Facet.of(found)
+    count = len(found.values)
+    call.share.take(
+        COUNTED_BYTES * count + ESCAPED * sum(len(value) for value in found.values if isinstance(value, str))
+    )
+    return await beside(call.blocking if count >= LARGE_ROWS else None, Facet.of, found)
 
 
 async def scan(call: Call) -> bodies.Page:

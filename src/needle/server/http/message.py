@@ -36,10 +36,11 @@ GIVEN_BYTES: Final = 4096
 """What a reader of gzip is given at once."""
 NEAR_BYTES: Final = 30
 """Of a body that is no JSON: so much of it is shown before and behind the place."""
-LOOKED_AT_BYTES: Final = 1024 * 1024
-LOOKED_AT_TOKENS: Final = 50_000
-"""Of a body that is nested too deep, to tell in which field."""
-_TOKENS: Final = re.compile(rb'[][{}]|"((?:[^"\\]|\\.)*+)"(\s*:)?', re.DOTALL)
+LOOKED_AT_BYTES: Final = 128 * 1024
+LOOKED_AT_TOKENS: Final = 10_000
+"""Of a body that is nested too deep, to tell in which field: on the event loop."""
+_TOKENS: Final = re.compile(rb'[][{}]|"((?:[^"\\]++|\\.)*+)(?:"(\s*+:)?|\\?\Z)', re.DOTALL)
+"""A text that is cut off is one token too: looked for its end from each quote in it, a body would take minutes."""
 _MSGPACK_NAMES: Final = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
 _JSON_NAMES: Final = frozenset({JSON, "text/json"})
 

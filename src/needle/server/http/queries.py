@@ -23,7 +23,6 @@ def no_query(query: bytes) -> None:
 def from_query(kind: type[msgspec.Struct], query: bytes) -> Any:
     """What a query says, as a `kind`. Raises InvalidArgument."""
     given: dict[str, Any] = {}
-    fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     try:
         said = parse_qsl(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS_MAX)
     except ValueError:
@@ -39,6 +38,6 @@ def from_query(kind: type[msgspec.Struct], query: bytes) -> Any:
     try:
         return msgspec.convert(given, kind, strict=False)
     except DECODE_ERRORS as error:
-        allowed = ", ".join(fields) or "nothing"
+        allowed = ", ".join(field.encode_name for field in msgspec.structs.fields(kind)) or "nothing"
         text = f"the query is wrong: {error}; it may say {allowed}"
         raise InvalidArgument(text, field=place_of(str(error)) or "query") from None

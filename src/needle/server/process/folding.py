@@ -71,9 +71,14 @@ class FoldingHandler(logging.StreamHandler[TextIO]):
         since, lines, last = self._seen.pop(event)
         if lines <= LINES_MAX:
             return
+        try:
+            text = last.getMessage()
+        except Exception:  # noqa: BLE001 - arguments that its text does not take: as every handler does, say so
+            self.handleError(last)
+            return
         # As the last of them, so that it is found where they are: by its shard, its kind and its logger.
         folded = logging.makeLogRecord(last.__dict__)
-        folded.msg = f"{last.getMessage()} (and {lines - LINES_MAX - 1} more like this in {now - since:.0f} s)"
+        folded.msg = f"{text} (and {lines - LINES_MAX - 1} more like this in {now - since:.0f} s)"
         folded.args, folded.exc_info, folded.exc_text = (), None, None
         folded.__dict__["folded"] = lines - LINES_MAX
         super().emit(folded)
@@ -81,4 +86,4 @@ class FoldingHandler(logging.StreamHandler[TextIO]):
 
 def _event_of(record: logging.LogRecord) -> Event:
     told = record.__dict__
-    return (record.name, record.levelno, str(record.msg), *(told.get(name) for name in _ABOUT))
+    return (record.name, record.levelno, str(record.msg), *(str(told.get(name)) for name in _ABOUT))

@@ -15,6 +15,7 @@ from needle.base.access import ADMIN
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import NeedleError, UnsupportedFormat
 from needle.base.parts import Body, Pieces
+from needle.base.request import current
 from needle.base.runtime import Clock, Rng
 from needle.protocol import calls, catalog_commands, commands
 from needle.protocol.archive_calls import IMAGE_CHUNK, LOG
@@ -104,13 +105,14 @@ class Audited:
         if told is None and not isinstance(error, REFUSALS):
             return
         call, _, about = (told or method).partition(" ")
+        request = current.get()
         self._audit.note(
             DOOR,
             call,
             error,
             key=peer.identity.name,
             remote=peer.remote,
-            request_id=f"{self._rng.getrandbits(64):016x}",
+            request_id=(request.id if request is not None else "") or f"{self._rng.getrandbits(64):016x}",
             about=about,
             seconds=self._clock.monotonic() - start,
             outcome=outcome,
@@ -155,11 +157,11 @@ def _tag_of(body: Any) -> str | None:
 def _words(command: msgspec.Struct) -> str:
     """The name of a command, and what it says in short."""
     said = []
-    for field in msgspec.structs.fields(type(command)):
-        value = getattr(command, field.name)
+    for field in command.__struct_fields__:
+        value = getattr(command, field)
         name = getattr(value, "id", None) or getattr(value, "name", None)
-        if isinstance(value, str | int | float) and field.name not in UNTOLD:
-            said.append(f"{field.name}={value}")
+        if isinstance(value, str | int | float) and field not in UNTOLD:
+            said.append(f"{field}={value}")
         elif isinstance(value, msgspec.Struct) and isinstance(name, str):
-            said.append(f"{field.name}={name}")
+            said.append(f"{field}={name}")
     return " ".join([type(command).__name__, *said])

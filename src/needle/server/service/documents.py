@@ -44,7 +44,7 @@ from needle.server.service.served import (
     judge,
     not_leader,
 )
-from needle.server.service.watched import Watch, Watched, subject_of
+from needle.server.service.watched import Watch, Watched
 from needle.server.upkeep.expiry import micros_of, timed
 from needle.shard.apply.once import HASH_BYTES
 
@@ -96,7 +96,7 @@ class ShardDocuments:
                 answer.set_result(done)
                 return answer
             data = judged(self._node, hosted, command, call.asked)
-            if (watched := self.watch.begin("shard_write", subject_of(call, command), key)) is not None:
+            if (watched := self.watch.begin("shard_write", call, key, command)) is not None:
                 answer.watched = watched
                 watched.leave()
             self._host.submit(call.group, data, call_timeout(call.timeout), answer)

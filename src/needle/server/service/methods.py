@@ -168,7 +168,8 @@ def documents_of(method: str, call: Any, answer: Any) -> int:
     if method == calls.GET:
         return len(call.ids)
     if method in (calls.SEARCH, calls.SEARCH_MANY):
-        return int(call.request.k) * int(getattr(call, "count", 1))
+        asked = call.request
+        return int(asked.k * (asked.group_size if asked.group_by else 1) * getattr(call, "count", 1))
     return int(call.limit) if method == calls.SCAN else 0
 
 

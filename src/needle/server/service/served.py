@@ -19,7 +19,7 @@ from needle.client.directory import Caller
 from needle.client.router.router import Router
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
-from needle.protocol.calls import DocumentBatch, ScanAnswer, SearchManyAnswer
+from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, SearchManyAnswer
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
 from needle.routing.topology import Ownership, Topology
@@ -119,13 +119,15 @@ async def encoded(node: ServedNode, answer: object) -> Body:
     """An answer as bytes; a large one in pieces, made in a thread: one of many bytes, or of many rows, each of which
     takes some 5 us."""
     told: Sequence[HitBatch | DocumentBatch] = ()
+    counted = len(answer.values) if isinstance(answer, FacetAnswer) else 0
     if isinstance(answer, HitBatch) or isinstance(answer, DocumentBatch):  # noqa: SIM101 - a tuple is slower
         told = (answer,)
     elif isinstance(answer, ScanAnswer):
         told = (answer.documents,)
     elif isinstance(answer, SearchManyAnswer):
         told = answer.batches
-    if sum([len(one.ids) for one in told]) >= LARGE_ROWS or sum(map(calls.batch_bytes, told)) >= LARGE_BYTES:
+    rows = counted or sum([len(one.ids) for one in told])
+    if rows >= LARGE_ROWS or sum(map(calls.batch_bytes, told)) >= LARGE_BYTES:
         pieces: Pieces = await node.blocking(encode_parts, answer)
         return pieces
     return calls.encode(answer)

@@ -52,14 +52,20 @@ class Watch:
     def __init__(self, node: WatchedNode, slow: float, spans: Spans | None) -> None:
         self._node, self.spans = node, spans
         self.slow = slow or NEVER
-        self._always = spans is not None or self.slow < NEVER
+        self._always = spans is not None or self.tells_slow
 
-    def begin(self, method: str, asked: Any, key: str) -> Watched | None:
-        """None if nobody wants to know. asked: an Subject, or a call. key: the name of the caller's API key."""
+    @property
+    def tells_slow(self) -> bool:
+        """Whether any call may leave a line."""
+        return self.slow < NEVER
+
+    def begin(self, method: str, asked: Any, key: str, command: Any = None) -> Watched | None:
+        """None if nobody wants to know. asked: a Subject, or a call. key: the name of the caller's API key. command:
+        the call's, if it is decoded."""
         outer = current.get()
         if outer is None and not self._always:
             return None
-        return Watched(self, method, asked, key, outer or Request())
+        return Watched(self, method, asked, key, outer or Request(), command)
 
     def now(self) -> float:
         return self._node.now()
@@ -88,9 +94,9 @@ class Watch:
 class Watched:
     """One call, from `begin` to `end`: what runs between works for it."""
 
-    def __init__(self, watch: Watch, method: str, asked: Any, key: str, outer: Request) -> None:
+    def __init__(self, watch: Watch, method: str, asked: Any, key: str, outer: Request, command: Any) -> None:
         self._watch, self._method, self._key = watch, method, key
-        self._call, self._subject = asked, asked if isinstance(asked, Subject) else subject_of(asked)
+        self._call, self._subject = asked, asked if isinstance(asked, Subject) else subject_of(asked, command)
         shard = self._subject.shard
         self._span = watch.span(method, self._subject, key, outer.trace)
         trace = traceparent(self._span) if self._span is not None else outer.trace

@@ -121,6 +121,9 @@ class Recall:
                     raise
                 log.debug("%s: the recall of a search is not known: %s", group_name(self._group), error)
                 share = None
+            except Exception:  # a search that meets a bug, or no memory, ends no node: nor does asking it again
+                log.exception("%s: the recall of a search cannot be measured", group_name(self._group))
+                share = None
             took = self._clock.monotonic() - now
             self._rests_until = now + took / CPU_SHARE
             if share is not None:
