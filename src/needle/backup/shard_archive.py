@@ -16,7 +16,9 @@ POINTS_MAX: Final = 64
 class ShardArchive:
     """One shard's. read: the last entry that was read; kept: that is in the store. until: a clock of its leader
     before which nothing but these was acknowledged. based: the index, and the clock, of the last state; None if there
-    is none."""
+    is none. lacks_state: the log does not lead on from what is kept, so nothing is read before a state is copied.
+    copied: the index of the one that is being copied, 0 for none; tried: when that was begun last (microseconds since
+    1970). serves: the cluster has this shard."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -26,6 +28,13 @@ class ShardArchive:
         self.entries: list[LoggedEntry] = []
         self.points: list[tuple[int, str]] = []
         self.bytes = 0
+        self.copied = self.tried = 0
+        self.lacks_state, self.serves = False, True
+
+    @property
+    def based_at(self) -> int:
+        """The clock of the last state, 0 without one."""
+        return 0 if self.based is None else self.based[1]
 
     def take(self, answer: LogAnswer) -> bool:
         """Entries that follow; whether that was all there is. Raises StorageError if the log lost what is archived."""
@@ -47,6 +56,7 @@ class ShardArchive:
 
     def begin_at(self, base: Base) -> None:
         """Go on behind a state."""
+        self.lacks_state = False
         self.read = self.kept = base.index
         self.entries, self.points, self.bytes = [], [], 0
         self.based = (base.index, base.at)
