@@ -32,7 +32,16 @@ from needle.backup.archive_format import (
     directory,
     encode,
 )
-from needle.backup.archive_reading import bases_of, catalogs_of, chunks_of, reach, read_base, read_catalog, read_head
+from needle.backup.archive_reading import (
+    bases_of,
+    catalogs_of,
+    chain,
+    chunks_of,
+    read_base,
+    read_catalog,
+    read_chunk,
+    read_head,
+)
 from needle.backup.around import REAL, Around
 from needle.backup.creating import tell
 from needle.backup.format import PIECES
@@ -246,7 +255,11 @@ class Archiver:
                 _log.error("%s: the state of shard %d is copied again", error.message, shard)
                 base = Base(index=bases[-1][0], at=0, files=[])
             archive.begin_at(base)
-            archive.read = archive.kept = reach(chunks_of(self._store, self._founding, shard), base.index)
+            *_, last = (None, *chain(chunks_of(self._store, self._founding, shard), base.index))
+            if last is not None:
+                archive.read = archive.kept = last.last
+                with contextlib.suppress(CorruptBackup):
+                    archive.term = read_chunk(self._store, last).entries[-1].term
         return archive
 
     async def _begin(self, archive: ShardArchive) -> None:
@@ -333,7 +346,7 @@ class Archiver:
             await mark.check()
             if not archive.serves:
                 raise Unavailable(f"the cluster has no shard {shard} any more")
-            base = Base(index=image.index, at=image.at, files=files)
+            base = Base(index=image.index, at=image.at, files=files, term=image.term)
             await self._put(base_name(self._founding, shard, image.index), encode(base))
         return base
 
