@@ -128,7 +128,10 @@ class Drill:
                 finally:
                     for task in tasks:
                         task.cancel()
-                    await asyncio.gather(*tasks, return_exceptions=True)
+                    done = await asyncio.gather(*tasks, return_exceptions=True)
+                for one in done:
+                    if isinstance(one, Exception):  # it went on without what had failed
+                        raise one
                 ended = time.time()
                 await self._archived_until(other, ended)
         return await asyncio.to_thread(self._judge, writers, began, ended)
@@ -139,7 +142,9 @@ class Drill:
         while True:
             task = asyncio.create_task(Archiver(client, self._store, every=0.3, base_every=4.0).run())
             try:
-                await asyncio.sleep(self._rng.uniform(0.5, 3.0))
+                await asyncio.wait([task], timeout=self._rng.uniform(0.5, 3.0))
+                if task.done():  # nobody killed it
+                    task.result()
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)

@@ -66,7 +66,8 @@ class Shard:
         found = None
         if call.after >= self.first - 1:
             found = [LoggedEntry(one.index, one.term, one.data) for one in self.log[call.after : call.after + 7]]
-        return LogAnswer(upto, now, found, upto, self.digests[upto])
+        term = self.log[call.after - 1].term if self.first - 1 <= call.after <= upto and call.after else 0
+        return LogAnswer(upto, now, found, upto, self.digests[upto], term)
 
     def image(self, now: int) -> ImageAnswer:
         directory = self._images / str(len(self.log))
@@ -75,7 +76,7 @@ class Shard:
             self.replica.export_snapshot(str(directory))
         index, files = len(self.log), sorted(directory.iterdir())
         told = [ImageFile(one.name, one.stat().st_size, xxhash.xxh3_128_hexdigest(one.read_bytes())) for one in files]
-        return ImageAnswer(str(index), index, 1, now, told)
+        return ImageAnswer(str(index), index, self.log[-1].term, now, told)
 
     def chunk(self, call: ImageChunkCall) -> bytes:
         return (self._images / call.snapshot / call.name).read_bytes()[

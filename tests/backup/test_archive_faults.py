@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from backup.archived import World, restored
 from needle.backup import archiving
-from needle.backup.archive_reading import bases_of, catalogs_of, list_archives
+from needle.backup.archive_format import FORMAT, encode
+from needle.backup.archive_reading import bases_of, catalogs_of, list_archives, read_head
 from needle.backup.archiving import CHUNK_BYTES
+from needle.backup.instant import restore_at
 from needle.backup.keeping import MAKING, prune, verify
 from needle.backup.store import DirectoryStore
-from needle.base.errors import StorageError, Unavailable
+from needle.base.errors import DiskFailed, StorageError, Unavailable
 from shard.replica_util import put
 
 LARGE = "x" * 60_000
@@ -92,6 +95,26 @@ async def test_a_damaged_state_is_passed_over_where_an_older_one_leads_there(tmp
     flip(tmp_path / "t" / bases_of(store, 7, 0)[-1][1])
     assert restored(store, tmp_path / "a", at=world.now) == world.shard.contents[-1]
     assert verify(store).problems  # and it is told
+
+
+async def test_a_scratch_directory_that_takes_nothing_is_told_of_by_name(tmp_path: Path) -> None:
+    """The command ended with a traceback."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(20)
+    world.shard.first = 8
+    await world.archiver(store).look(flush=True)
+    with pytest.raises(DiskFailed, match="/absent/"):
+        await restore_at(world.client, store, world.now, scratch=str(tmp_path / "absent"))
+
+
+async def test_an_archive_of_a_later_release_does_not_hide_what_else_there_is(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(5)
+    await world.archiver(store).look(flush=True)
+    data = encode(msgspec.structs.replace(read_head(store, 7), format=FORMAT + 1))
+    store.put("archive/7/head", data)
+    (told,) = list_archives(store)
+    assert told.until == "" and "use the release that wrote the archive" in told.gaps[0]
 
 
 async def test_files_of_others_beside_an_archive_do_no_harm(tmp_path: Path) -> None:

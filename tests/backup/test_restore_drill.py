@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proof import restore_drill
 from proof.checkers.violation import Violation
 from proof.restore_drill import Drill, Writers
 
@@ -31,3 +33,20 @@ def test_the_judge_finds_what_is_wrong() -> None:
             writers.judge("it", at, at, wrong)
     with pytest.raises(Violation, match="nobody wrote"):
         writers.judge("it", now + 1.5, now + 1.5, {"a": 1, "c": 1})
+
+
+async def test_an_archiver_that_ends_by_itself_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken for one that had been killed."""
+
+    class Broken:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        async def run(self) -> None:
+            raise TypeError("a bug")
+
+    monkeypatch.setattr(restore_drill, "Archiver", Broken)
+    nobody: Any = None
+    async with asyncio.timeout(60):
+        with pytest.raises(TypeError, match="a bug"):
+            await Drill(tmp_path, seconds=8.0, every=3.0, seed=4)._archive(nobody)

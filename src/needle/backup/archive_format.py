@@ -47,12 +47,13 @@ class BaseFile(msgspec.Struct, frozen=True):
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
     """A shard's state at an index. at: the clock when it was copied (microseconds since 1970, of the shard's leader).
-    files: none for the state before the first entry."""
+    files: none for the state before the first entry. term: of the entry at that index, 0 if it is not known."""
 
     format: int = FORMAT
     index: int
     at: int
     files: list[BaseFile]
+    term: int = 0
 
     @property
     def since(self) -> int:

@@ -27,7 +27,7 @@ from needle.backup.archive_format import (
     directory,
 )
 from needle.backup.store import Stat, Store
-from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, invalid
+from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, UnsupportedFormat, invalid
 from needle.base.instants import rfc3339
 from needle.protocol.archive_calls import LoggedEntry
 
@@ -243,7 +243,7 @@ def list_archives(store: Store) -> list[Archived]:
                 bases = bases_of(store, founding, shard)
                 if bases:
                     since = max(since, read_base(store, bases[0][1]).since)
-        except CorruptBackup as error:
+        except (CorruptBackup, UnsupportedFormat) as error:
             gaps.append(error.message)
         for shard in serving:
             gaps += (gap for gap, _ in gaps_of(store, founding, shard))

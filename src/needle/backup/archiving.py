@@ -3,7 +3,8 @@
 Once a second each shard's leader is asked for the entries that a majority has since; every few seconds, or when they
 have CHUNK_BYTES, they are put into the store. What is archived says the store alone, so whoever begins anew goes on
 there. Where a leader's log does not go back so far, its shard's state is copied first, as it is again now and then, so
-that a restore has not to go through months of entries.
+that a restore has not to go through months of entries. That takes as long as it takes, so it goes on beside the looks:
+those of other shards go on, and the leader is told all the while behind which entry its log is needed.
 
 Invariants: the head says of nothing that it is archived before it is; two archivers at one target do no harm, for what
 they write of an index is the same. Memory: BUFFERED_BYTES_MAX of entries, and a piece.
@@ -13,19 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
-import xxhash
 
 from needle.backup.archive_format import (
     HEAD,
     Base,
-    BaseFile,
     Catalog,
     Chunk,
     Head,
@@ -35,12 +32,22 @@ from needle.backup.archive_format import (
     directory,
     encode,
 )
-from needle.backup.archive_reading import bases_of, catalogs_of, chunks_of, reach, read_base, read_catalog, read_head
+from needle.backup.archive_reading import (
+    bases_of,
+    catalogs_of,
+    chain,
+    chunks_of,
+    read_base,
+    read_catalog,
+    read_chunk,
+    read_head,
+)
 from needle.backup.around import REAL, Around
 from needle.backup.creating import tell
-from needle.backup.format import PIECES, PieceRef
+from needle.backup.format import PIECES
 from needle.backup.keeping import MAKING, PRUNING, Mark
 from needle.backup.shard_archive import ShardArchive
+from needle.backup.state_copying import copied, image_of
 from needle.backup.store import Store
 from needle.base.errors import (
     ClientClosed,
@@ -57,18 +64,7 @@ from needle.base.ids import shard_group
 from needle.client import Client
 from needle.client.shards import ask_leader
 from needle.protocol import calls
-from needle.protocol.archive_calls import (
-    IMAGE,
-    IMAGE_CHUNK,
-    LOG,
-    BackedUpCall,
-    ImageAnswer,
-    ImageCall,
-    ImageChunkCall,
-    ImageFile,
-    LogAnswer,
-    LogCall,
-)
+from needle.protocol.archive_calls import LOG, BackedUpCall, LogAnswer, LogCall
 from needle.protocol.stamps import STAMPED_SINCE
 from needle.routing.topology import Topology
 
@@ -80,16 +76,11 @@ ASKED_BYTES: Final = 1 << 20
 BUFFERED_BYTES_MAX: Final = 64 << 20
 """Of entries of all shards; one answer of each may come on top."""
 AT_ONCE: Final = 8
-"""Shards that are asked at a time."""
-BLOCK_BYTES: Final = 1 << 20
-"""A state's files are cut into pieces of so many bytes: what did not change since the last time is there already."""
+"""Shards that are asked at a time, or copied."""
 CALL_SECONDS: Final = 10.0
 TOLD_SECONDS: Final = 3600.0
-IMAGE_SECONDS: Final = 120.0
-"""For a shard's leader to copy its state on its own disk."""
 FINAL: Final = (ClientClosed, Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
 """What will not be otherwise at the next look."""
-A = TypeVar("A", bound=msgspec.Struct)
 
 
 class Archiver:
@@ -106,7 +97,7 @@ class Archiver:
         self._looked = 0
         self._founding = self._expected = 0
         self._told: object = None
-        self._basing: asyncio.Task[None] | None = None
+        self._basing: asyncio.Task[NeedleError | None] | None = None
         self.shards: dict[int, ShardArchive] = {}
         self.written = 0
 
@@ -123,16 +114,28 @@ class Archiver:
                     _log.warning("the archive waits: %s", error.message)
                 await self._around.rest(LOOK_SECONDS)
         finally:
-            if self._basing is not None:
-                self._basing.cancel()
-                await asyncio.gather(self._basing, return_exceptions=True)
+            await self.close()
+
+    async def close(self) -> None:
+        """Break off what is copied beside the looks."""
+        if self._basing is not None:
+            self._basing.cancel()
+            await asyncio.gather(self._basing, return_exceptions=True)
 
     async def look(self, *, flush: bool = False) -> None:
-        """Archive what there is now. flush: have it in the store when this returns. Raises the first error, when all
-        shards were asked."""
+        """Archive what there is now. flush: have it in the store when this returns, with the states that are lacking.
+        Raises the first error, when all shards were asked."""
+        while not await self.read(flush=flush) and flush:
+            if self._basing is not None and (error := await self._basing) is not None:
+                raise error
+
+    async def read(self, *, flush: bool) -> bool:
+        """The same, but for states, which are copied from now on. Whether no shard waits for its state."""
         before = self._around.micros()
         now = await self._client.refresh_topology(confirmed=True, timeout=CALL_SECONDS)
         if now.founding != self._founding:
+            for one in self.shards.values():
+                one.serves = False
             self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
         if now.cluster_version < STAMPED_SINCE:
             raise ClusterTooOld(
@@ -144,20 +147,28 @@ class Archiver:
         room, elapsed = asyncio.Semaphore(AT_ONCE), self._around.clock.monotonic() - self._flushed
         due = flush or elapsed >= self._every
 
-        async def one(shard: int) -> None:
+        async def archived(shard: int) -> bool:
             async with room:
-                await self._archive(shard, due)
+                return await self._archive(shard, due)
 
-        done = await asyncio.gather(*(one(info.shard) for info in now.serving), return_exceptions=True)
+        serving = {info.shard for info in now.serving}
+        for known in self.shards.values():
+            known.serves = known.shard in serving
+        ended = [self._flush(known) for known in self.shards.values() if not known.serves]
+        done = await asyncio.gather(*map(archived, sorted(serving)), *ended, return_exceptions=True)
         if due:
             self._flushed = self._around.clock.monotonic()
             await self._note_head()
             await self._tell()
-        for error in done:
-            if error is not None:
-                raise error
         if self._basing is None or self._basing.done():
             self._basing = asyncio.create_task(self._base_anew())
+        for said in done:
+            if isinstance(said, BaseException):
+                raise said
+        return False not in done
+
+    def _serving(self) -> list[ShardArchive]:
+        return [one for one in self.shards.values() if one.serves]
 
     def _last_told(self) -> object:
         """What the newest archived topology says; None if there is none that can be read. Blocking."""
@@ -203,14 +214,15 @@ class Archiver:
             self._expected = now
 
     # --- one shard ---------------------------------------------------------------------------------------------------
-    async def _archive(self, shard: int, flush: bool) -> None:
+    async def _archive(self, shard: int, flush: bool) -> bool:
+        """Read all there is. False: its state is to be copied first."""
         archive = self.shards.get(shard)
         if archive is None:
             archive = await self._around.blocking(self._known, shard)
             self.shards[shard] = archive
-        if archive.based is None:
+        if archive.based is None and not archive.lacks_state:
             await self._begin(archive)
-        while True:
+        while not archive.lacks_state:
             if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX:
                 await self._flush(archive)  # which the store refused before: no more is read until it takes this
             answer = await self._ask_log(archive)
@@ -218,13 +230,16 @@ class Archiver:
                 _log.warning("shard %d: its log does not go back to entry %d any more: its state is copied", shard,
                              archive.read)  # fmt: skip
                 await self._flush(archive)
-                archive.begin_at(await self._base(shard))
-                continue
+                archive.lacks_state = True
+                break
             whole = archive.take(answer)
             if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX or (whole and flush):
                 await self._flush(archive)
             if whole:
-                return
+                return True
+        if archive.copied:  # else the log would be cut behind the state before that is here, again and again
+            await self._ask_log(archive, archive.copied, 1)
+        return False
 
     def _held(self) -> int:
         return sum(one.bytes for one in self.shards.values())
@@ -240,13 +255,17 @@ class Archiver:
                 _log.error("%s: the state of shard %d is copied again", error.message, shard)
                 base = Base(index=bases[-1][0], at=0, files=[])
             archive.begin_at(base)
-            archive.read = archive.kept = reach(chunks_of(self._store, self._founding, shard), base.index)
+            *_, last = (None, *chain(chunks_of(self._store, self._founding, shard), base.index))
+            if last is not None:
+                archive.read = archive.kept = last.last
+                with contextlib.suppress(CorruptBackup):
+                    archive.term = read_chunk(self._store, last).entries[-1].term
         return archive
 
     async def _begin(self, archive: ShardArchive) -> None:
         """The first state of a shard: there is nothing before its log's first entry, if the log still has that."""
         if (await self._ask_log(archive)).entries is None:
-            archive.begin_at(await self._base(archive.shard))
+            archive.lacks_state = True
             return
         base = Base(index=0, at=self._around.micros(), files=[])
         await self._put(base_name(self._founding, archive.shard, 0), encode(base))
@@ -264,97 +283,78 @@ class Archiver:
         if archive.kept == archive.read:
             archive.kept_until = archive.until
 
-    async def _ask_log(self, archive: ShardArchive) -> LogAnswer:
-        group = shard_group(archive.shard)
-        return await self._ask(
+    async def _ask_log(self, archive: ShardArchive, kept: int | None = None, most: int = ASKED_BYTES) -> LogAnswer:
+        """kept: behind which index the log is needed, if not behind what is archived."""
+        group, after = shard_group(archive.shard), archive.read if kept is None else kept
+        kept = archive.kept if kept is None else kept
+        answer = await ask_leader(
+            self._client,
             archive.shard,
             LOG,
-            lambda left: calls.encode(
-                LogCall(group, archive.read, archive.kept, archive.kept_until, ASKED_BYTES, left)
-            ),
-            LogAnswer,
+            lambda left: calls.encode(LogCall(group, after, kept, archive.kept_until, most, left)),
+            CALL_SECONDS,
         )
-
-    async def _ask(
-        self, shard: int, method: str, body: Callable[[float], bytes], kind: type[A], timeout: float = CALL_SECONDS
-    ) -> A:
-        return calls.decode(await ask_leader(self._client, shard, method, body, timeout), kind)
+        return calls.decode(answer, LogAnswer)
 
     async def _put(self, name: str, data: bytes) -> None:
         await self._around.blocking(self._store.put, name, data)
         self.written += len(data)
 
     # --- whole states ------------------------------------------------------------------------------------------------
-    async def _base_anew(self) -> None:
-        """Copy the state of the shard whose last one is the oldest, if that is old and the log went on since."""
-        now = self._around.micros()
+    async def _base_anew(self) -> NeedleError | None:
+        """Copy the states of shards that lack one, and the one that is the oldest, if it is old and the log went on
+        since. Those that were tried last come last: one that cannot be copied keeps no other one waiting. The first
+        error."""
+        now, serving = self._around.micros(), sorted(self._serving(), key=lambda one: max(one.tried, one.based_at))
+        lacking = [one for one in serving if one.lacks_state]
         due = [
-            one for one in self.shards.values()
-            if one.based is not None and one.kept > one.based[0] and now - one.based[1] >= self._base_every * 1e6
+            one for one in serving
+            if not one.lacks_state and one.based is not None and one.kept > one.based[0]
+            and now - one.based_at >= self._base_every * 1e6
         ]  # fmt: skip
-        if due:
-            oldest = min(due, key=lambda one: one.based[1] if one.based is not None else 0)
-            try:
-                base = await self._base(oldest.shard, oldest)
-            except NeedleError as error:
-                _log.warning("shard %d: its state is not copied now: %s", oldest.shard, error.message)
-            else:
-                oldest.based = (base.index, base.at)
+        done = await asyncio.gather(*map(self._copied, [*lacking[:AT_ONCE], *due[:1]]))
+        return next((error for error in done if error is not None), None)
 
-    async def _base(self, shard: int, behind: ShardArchive | None = None) -> Base:
-        """Copy a shard's state, piece by piece. behind: it is told of when all entries up to it are kept. Raises
-        Unavailable while somebody prunes, or if the shard's leader changed meanwhile."""
-        around, store = self._around, self._store
-        group = shard_group(shard)
+    async def _copied(self, archive: ShardArchive) -> NeedleError | None:
+        archive.tried = self._around.micros()
+        try:
+            base = await self._base(archive)
+        except NeedleError as error:
+            _log.warning("shard %d: its state is not copied now: %s", archive.shard, error.message)
+            return error
+        finally:
+            archive.copied = 0
+        if archive.lacks_state:
+            archive.begin_at(base)
+        else:
+            archive.based = (base.index, base.at)
+        return None
+
+    async def _base(self, archive: ShardArchive) -> Base:
+        """Copy a shard's state, and tell of it when all entries up to it are kept that can be had. Raises Unavailable
+        while somebody prunes, or if the shard's leader changed meanwhile."""
+        around, store, shard = self._around, self._store, archive.shard
         async with Mark(
             store, f"{MAKING}base-{around.rng.getrandbits(64):016x}", PRUNING, "somebody prunes", around
         ) as mark:
             there = {name: stat.size for name, stat in (await around.blocking(store.names, PIECES)).items()}
-            after = 0 if behind is None else behind.kept
-            image = await self._ask(
-                shard, IMAGE, lambda left: calls.encode(ImageCall(group, after, left)), ImageAnswer, IMAGE_SECONDS
-            )
-            files = [await self._copy(shard, image, file, there) for file in image.files]
-            while behind is not None and behind.kept < image.index:
+            image = await image_of(self._client, shard, 0 if archive.lacks_state else archive.kept)
+            archive.copied = image.index
+            files = await copied(self._client, shard, image, there, self._put)
+            while archive.serves and not archive.lacks_state and archive.kept < image.index:
                 await around.rest(LOOK_SECONDS)
             await mark.check()
-            base = Base(index=image.index, at=image.at, files=files)
+            if not archive.serves:
+                raise Unavailable(f"the cluster has no shard {shard} any more")
+            base = Base(index=image.index, at=image.at, files=files, term=image.term)
             await self._put(base_name(self._founding, shard, image.index), encode(base))
         return base
-
-    async def _copy(self, shard: int, image: ImageAnswer, file: ImageFile, there: dict[str, int]) -> BaseFile:
-        group, pieces, at, whole = shard_group(shard), list[PieceRef](), 0, xxhash.xxh3_128()
-        while at < file.size:
-            block = bytearray()
-            while len(block) < min(BLOCK_BYTES, file.size - at):
-                left = min(BLOCK_BYTES, file.size - at) - len(block)
-                call = calls.encode(ImageChunkCall(group, image.snapshot, file.name, at + len(block), left))
-                data = await ask_leader(
-                    self._client, shard, IMAGE_CHUNK, partial(_same, call), CALL_SECONDS, (Unavailable,)
-                )
-                if not data:
-                    raise Unavailable(f"the state of shard {shard} ends before {file.name} does: it is copied anew")
-                block += data
-            whole.update(block)
-            ref = PieceRef(hashlib.sha256(block).hexdigest(), len(block), 0)
-            if there.get(ref.name) != ref.size:
-                await self._put(ref.name, bytes(block))
-                there[ref.name] = ref.size
-            pieces.append(ref)
-            at += len(block)
-        if whole.hexdigest() != file.checksum:
-            raise Unavailable(f"{file.name} of the state of shard {shard} fails its checksum: it is copied anew")
-        return BaseFile(file.name, file.size, pieces)
 
 
 def _told(topology: Topology) -> object:
     """What of a topology has to be archived when it changes."""
     shards = [(info.shard, info.retired) for info in topology.shards]
     return topology.collections, topology.aliases, topology.dropped, shards
-
-
-def _same(body: bytes, _: float) -> bytes:
-    return body
 
 
 async def archive(
@@ -383,4 +383,5 @@ async def archive(
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
     with contextlib.suppress(NeedleError):
-        await archiver.look(flush=True)
+        await archiver.read(flush=True)
+    await archiver.close()

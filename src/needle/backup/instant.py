@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,7 @@ from needle.backup.restoring import Progress, Restored, restore
 from needle.backup.store import DirectoryStore, Store
 from needle.base.decoding import routed_metadata
 from needle.base.errors import InvalidArgument, StorageError, invalid
+from needle.base.file_errors import os_failure
 from needle.base.instants import rfc3339
 from needle.base.model import CollectionSpec
 from needle.client import Client
@@ -73,14 +75,25 @@ async def restore_at(
 
     archive: the founding of the cluster, in hex, if several are archived at the target. scratch: a directory with room
     for all documents twice. told: of what is done. progress, timeout: as in `restore`. Raises InvalidArgument for an
-    instant that the archive does not reach, CorruptBackup, RestoreDiffers, and what `restore` raises.
+    instant that the archive does not reach, CorruptBackup, RestoreDiffers, DiskFull and DiskFailed of the scratch
+    directory, and what `restore` raises.
     """
     if (at is None) == (indexes is None):
         raise InvalidArgument("give one of at and index", field="at")
-    with tempfile.TemporaryDirectory(prefix="needle-restore-", dir=scratch) as directory:
+    with _scratch(scratch) as directory:
         made = Making(store, Path(directory), told)
         backup = await around.blocking(made.run, at, dict(indexes or {}), archive)
         return await restore(client, made.local, backup, timeout=timeout, progress=progress, around=around)
+
+
+@contextmanager
+def _scratch(where: str | None) -> Iterator[str]:
+    """A directory in `where`, that is gone afterwards. Raises DiskFull, DiskFailed, also for what is done in it."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="needle-restore-", dir=where) as directory:
+            yield directory
+    except OSError as error:
+        raise os_failure(error, str(error.filename or where or tempfile.gettempdir())) from error
 
 
 class Making:

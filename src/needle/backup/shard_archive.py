@@ -14,30 +14,40 @@ POINTS_MAX: Final = 64
 
 
 class ShardArchive:
-    """One shard's. read: the last entry that was read; kept: that is in the store. until: a clock of its leader
-    before which nothing but these was acknowledged. based: the index, and the clock, of the last state; None if there
-    is none."""
+    """One shard's. read: the last entry that was read, and its term, 0 if it is not known; kept: that is in the store.
+    until: a clock of its leader before which nothing but these was acknowledged. based: the index, and the clock, of
+    the last state; None if there is none. lacks_state: the log does not lead on from what is kept, so nothing is read
+    before a state is copied. copied: the index of the one that is being copied, 0 for none; tried: when that was begun
+    last (microseconds since 1970). serves: the cluster has this shard."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
-        self.read = self.kept = 0
+        self.read = self.kept = self.term = 0
         self.until = self.kept_until = 0
         self.based: tuple[int, int] | None = None
         self.entries: list[LoggedEntry] = []
         self.points: list[tuple[int, str]] = []
         self.bytes = 0
+        self.copied = self.tried = 0
+        self.lacks_state, self.serves = False, True
+
+    @property
+    def based_at(self) -> int:
+        """The clock of the last state, 0 without one."""
+        return 0 if self.based is None else self.based[1]
 
     def take(self, answer: LogAnswer) -> bool:
         """Entries that follow; whether that was all there is. Raises StorageError if the log lost what is archived."""
-        if answer.upto < self.kept:
+        if answer.upto < self.read or (self.term and answer.term and answer.term != self.term):
             raise StorageError(
-                f"shard {self.shard}: its leader confirms {answer.upto} entries, and {self.kept} are archived: the "
-                "cluster lost writes that were acknowledged. Archive it into another target, and keep this one"
+                f"shard {self.shard}: its leader confirms {answer.upto} entries, and not entry {self.read} as it was "
+                "archived: the cluster lost writes that were acknowledged. Archive it into another target, and keep "
+                "this one"
             )
         for one in answer.entries or ():
             self.entries.append(one)
             self.bytes += len(one.data) + ENTRY_BYTES
-            self.read = one.index
+            self.read, self.term = one.index, one.term
         whole = self.read >= answer.upto
         if whole:  # not the latest of all: the clock of the next leader, or one that was put back, may say less
             self.until = answer.until
@@ -47,6 +57,7 @@ class ShardArchive:
 
     def begin_at(self, base: Base) -> None:
         """Go on behind a state."""
-        self.read = self.kept = base.index
+        self.lacks_state = False
+        self.read, self.kept, self.term = base.index, base.index, base.term
         self.entries, self.points, self.bytes = [], [], 0
         self.based = (base.index, base.at)

@@ -292,6 +292,11 @@ class Host:
             return [Entry(BOOTSTRAP_AT.index, BOOTSTRAP_AT.term, int(EntryKind.CONF_CHANGE), b"")]
         return None if after < log.start.index else log.entries(after + 1, upto + 1, bytes_max)
 
+    def term_of(self, group: GroupId, index: int) -> int:
+        """The term of an entry; 0 if the log does not have it."""
+        log = self.engine.find(group).log
+        return log.term(index) if log.start.index <= index <= log.last_index() else 0
+
     def note_archived(self, group: GroupId, index: int, until: int) -> None:
         """An archive has the log up to `index`; what comes behind is kept for it, within bounds (retention.py)."""
         compaction, now = self.engine.find(group).compaction, self.engine.clock.monotonic()

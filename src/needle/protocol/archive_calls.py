@@ -44,13 +44,15 @@ class LogCall(msgspec.Struct, frozen=True, array_like=True):
 
 class LogAnswer(msgspec.Struct, frozen=True, array_like=True):
     """upto: everything that was acknowledged before the clock of the leader was `until` has this index or a lower one.
-    entries: None if the log does not go back to `after`. digest: of all documents at the index digest_at."""
+    entries: None if the log does not go back to `after`. digest: of all documents at the index digest_at. term: of the
+    entry `after`, 0 if the log does not say."""
 
     upto: int
     until: int
     entries: list[LoggedEntry] | None
     digest_at: int
     digest: str
+    term: int = 0
 
 
 class ImageCall(msgspec.Struct, frozen=True, array_like=True):

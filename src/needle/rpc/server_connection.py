@@ -236,15 +236,14 @@ class ServerConnection(FrameConnection):
             log.exception("one-way frame from %s (%s) failed", peer.node_id or "a client", self.remote)
 
     def _request(self, peer: Peer, request_id: int, payload: Payload) -> None:
+        about = None
         if payload and not payload[0]:
             about, payload = split_about(payload)
-            token = current.set(about)  # what it begins has it, too; `_done` as well
-            try:
-                self._begin(peer, request_id, payload)
-            finally:
-                current.reset(token)
-        else:
+        token = current.set(about)  # what it begins has it, too, and `_done`: not that of one behind which it waited
+        try:
             self._begin(peer, request_id, payload)
+        finally:
+            current.reset(token)
 
     def _begin(self, peer: Peer, request_id: int, payload: Payload) -> None:
         method, body = split_request(payload)

@@ -120,7 +120,8 @@ class RpcClient:
         if connection.slow:
             await connection.writable(deadline)
         about = current.get()
-        if about is not None and connection.takes_about and size + ABOUT_BYTES_MAX <= self._limits.frame_bytes_max:
+        room = size + ABOUT_BYTES_MAX <= self._limits.frame_bytes_max
+        if about is not None and not about.over and connection.takes_about and room:
             head = about_head(about) + head
         return await connection.request(head, body, deadline)
 

@@ -47,13 +47,15 @@ class Archiving:
             raise not_leader(node, group)
         until = micros_of(node.ports.clock)
         upto = await self._host.read_index(group, call_timeout(call.timeout))
-        self._host.note_archived(group, call.kept, call.until)
+        # Not what is said of the time to come: the leader before had a clock that ran ahead, and it would hide a lag.
+        self._host.note_archived(group, call.kept, call.until if call.until <= until else 0)
         found = self._host.committed(group, call.after, upto, max(1, min(call.bytes_max, BYTES_MAX)))
+        term = self._host.term_of(group, call.after)
         entries = None if found is None else [
             LoggedEntry(one.index, one.term, one.data if one.kind == _NORMAL else b"") for one in found
         ]  # fmt: skip
         at, digest = await node.blocking(hosted.replica.look, _digest)
-        return LogAnswer(upto, until, entries, at, digest)
+        return LogAnswer(upto, until, entries, at, digest, term)
 
     async def image(self, call: ImageCall) -> ImageAnswer:
         """A copy of the shard's state, which stays while it is read. Raises NotLeader, StorageError."""
