@@ -88,6 +88,18 @@ def test_one_long_fsync_is_enough_if_it_takes_half_of_the_timeout() -> None:
     assert {one.name for one in told} == {"election-timeout", "disk-slow"}
 
 
+@pytest.mark.parametrize("reached", [False, True])
+def test_a_link_is_cut_if_the_node_behind_it_is_there_for_anybody(reached: bool) -> None:
+    other = [Link("node-3", [0.001] * 20 if reached else [], "" if reached else "Connection refused")]
+    told = {
+        "node-1": probe("node-1", links=[Link("node-2", [0.001] * 20), Link("node-3", [], "Connection refused")]),
+        "node-2": probe("node-2", links=[Link("node-1", [0.001] * 20), *other]),
+    }
+    found = diagnose(topology(shards=1, nodes=3), told, {"node-3": "Connection refused"}, {}, []).findings
+    cut = [("link-cut", "node-1 to node-3")] if reached else []
+    assert [(one.name, one.subject) for one in found] == [*cut, ("not-probed", "node-3")]
+
+
 def test_few_files_left_are_critical() -> None:
     told = findings(probe("node-2", facts=Facts(files=9000, files_max=10_000)))
     assert [(one.severity, one.name) for one in told] == [("critical", "few-descriptors")]

@@ -50,7 +50,7 @@ class FakeShards:
         self.without: dict[int, int] = {}
         """How often a shard still refuses a write for want of the collection."""
         self.limits: Limits | None = None
-        """What inserts are checked with, as by a node; None: not at all."""
+        """What commands are checked with, as by a node; None: not at all."""
         self.lies: dict[int, int] = {}
         """Shards that answer with another fingerprint."""
         self.before_answer: Callable[[int], None] = lambda _: None
@@ -128,7 +128,7 @@ class FakeGroup:
         shards.without[self.shard] = missing = shards.without.get(self.shard, 0) - 1
         if command.collection != "default@7" or missing >= 0:
             raise CollectionNotFound(f"no {command.collection}")
-        if shards.limits is not None and isinstance(command, Insert):
+        if shards.limits is not None:
             check_command(command, lambda _: spec("default", 2), shards.limits)
         held = shards.data[self.shard]
         shards.log[self.shard] = index = shards.log[self.shard] + 1

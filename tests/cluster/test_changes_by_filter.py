@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 
 from cluster.fake_shards import FakeShards, virtually
-from needle.base.config import RaftConfig
+from needle.base.config import Limits, RaftConfig
 from needle.base.errors import InvalidArgument, NoQuorum, OutcomeUnknown, VersionMismatch
 from needle.base.model import WriteResult
 from needle.client.router.router import Router
 from needle.client.where import MakePart, WhereWork
 from needle.protocol.calls import WriteCall
 from needle.protocol.commands import NO_SESSION, Change, ChangeWhere, OpenSession, Session, encode
-from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy
+from needle.routing.strategy import CONSISTENT_HASH, ShardStrategy, routing_key
 from needle.server.service import numbered_writes
 from needle.server.service.proxy import Proxy
 
 COUNT = 40
 IDS = [f"doc-{n:03}" for n in range(COUNT)]
 TAGGED = Change(append=[("tags", b'["x"]')])
+MANY_CONDITIONS = msgspec.json.encode({"$or": [{"a": n} for n in range(300)]})
 
 
 async def filled(shards: FakeShards) -> Router:
@@ -204,5 +205,52 @@ def test_under_a_custom_strategy_the_version_is_asked_of_the_shard_that_has_the_
             await router.patch("default", ["doc-003"], Change(append=[("tenant.x", b"[1]")]), None, b"", 5)
         with pytest.raises(InvalidArgument, match="if_version"):
             await router.patch("default", IDS[:2], TAGGED, version, b"", 5)
+
+    virtually(work())
+
+
+@pytest.mark.parametrize(("many", "rest"), [(1100, 100), (600, 500)])
+def test_a_change_of_too_many_documents_changes_none_however_many_each_shard_has(many: int, rest: int) -> None:
+    async def work() -> None:
+        shards = FakeShards(shards=2)
+        shards.limits = Limits()
+        router = Router(shards)
+        owned, held = shards.owned(), dict[int, list[str]]({0: [], 1: []})
+        for n in range(5000):
+            held[owned.map.owner(routing_key(CONSISTENT_HASH, 2, f"d{n}", None))].append(f"d{n}")
+        names = held[0][:many] + held[1][:rest]
+        for shard, data in shards.data.items():
+            data.update({name: (1, bytes(8), b"{}") for name in held[shard]})
+        ask = (
+            lambda: router.patch("default", names, TAGGED, None, b"", 5),
+            lambda: router.update_vectors("default", names, np.ones(2 * len(names), "<f4").tobytes(), None, b"", 5),
+            lambda: router.delete("default", names, 5, b'{"a": 1}'),
+            lambda: router.patch("default", names[-500:], TAGGED, None, MANY_CONDITIONS, 5),
+        )
+        for one in ask:
+            before = {shard: dict(data) for shard, data in shards.data.items()}
+            with pytest.raises(InvalidArgument, match="at most"):
+                await one()
+            assert shards.data == before
+
+    virtually(work())
+
+
+def test_what_one_shard_is_sure_to_refuse_is_done_by_none() -> None:
+    async def work() -> None:
+        shards = FakeShards()
+        router = await filled(shards)
+        shards.limits = Limits()
+        before = {shard: dict(data) for shard, data in shards.data.items()}
+        long, zero = [*IDS, "x" * 513], np.ones((COUNT, 2), "<f4")
+        zero[7] = 0
+        for asked in (
+            router.patch("default", long, TAGGED, None, b"", 5),
+            router.delete("default", long, 5),
+            router.update_vectors("default", IDS, zero.tobytes(), None, b"", 5),
+        ):
+            with pytest.raises(InvalidArgument, match=r"512 bytes|all zeros"):
+                await asked
+            assert shards.data == before
 
     virtually(work())

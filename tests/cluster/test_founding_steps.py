@@ -19,6 +19,7 @@ from needle.protocol import calls, catalog_commands
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
 from needle.routing.strategy import RANGE
 from needle.routing.topology import Topology
+from needle.server.catalog.belonging import Belonging
 from needle.server.catalog.settings_founding import PATIENCE_SECONDS, SettingsFounding, cluster_uid, seeds_of
 from needle.server.cluster_files import ClusterFile
 
@@ -129,6 +130,29 @@ def test_who_begins(others: tuple[WhoAnswer, ...], begins: bool) -> None:
     node = ran(FakeNode(*others))
     assert node.begun == ([FoundCall(UID, CONFIG.founders)] if begins else [])
     assert node.created == []
+
+
+@pytest.mark.parametrize("uid", [0, UID])
+def test_nothing_is_founded_where_a_node_of_another_cluster_speaks_to_one(uid: int) -> None:
+    spoken_to = msgspec.structs.replace(who("n2", uid), strangers=["n1", "n9"])
+    node = ran(FakeNode(spoken_to, who("n3", uid), uid=uid, leads=bool(uid)))
+    assert node.begun == [] and node.created == []
+    told = msgspec.structs.replace(spoken_to, strangers=["n1", "n3"])  # they are founded with it
+    node = ran(FakeNode(told, who("n3", uid), uid=uid, leads=bool(uid)))
+    assert node.begun if uid == 0 else node.created
+
+
+def test_until_its_cluster_is_made_a_node_remembers_who_else_speaks_to_it() -> None:
+    node: Any = SimpleNamespace(topology=Topology(), cluster=ClusterFile(incarnation=1))
+    belonging = Belonging(node, SimpleNamespace())  # type: ignore[arg-type]
+    belonging.heard_from("n2")
+    assert belonging.strange() == ["n2"]
+    node.cluster = ClusterFile(incarnation=1, uid=UID, voters=CONFIG.founders)
+    belonging.heard_from("n9")  # it has begun its catalog, and leads it before long
+    belonging.heard_from("n3")
+    assert belonging.strange() == ["n9"]
+    node.cluster = ClusterFile(incarnation=1, uid=UID)  # it has joined: these are the nodes of its cluster
+    assert belonging.strange() == []
 
 
 def test_the_leader_makes_a_cluster_of_all_that_answer() -> None:

@@ -7,7 +7,7 @@ of the alert table. The conditions of `needle status` are findings, too, by the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import chain
 
 from needle.base.ids import NodeId
@@ -63,10 +63,12 @@ def diagnose(
     conditions: Sequence[Condition],
 ) -> Diagnosis:
     """silent: nodes without an answer, and why. conditions: that `needle status` tells."""
+    reached = {link.node for answer in probes.values() for link in answer.links if link.pings}
+    down = silent.keys() - reached
     findings = chain(
         map(_of_condition, conditions),
         (found("not-probed", node, why) for node, why in silent.items()),
-        *(_links(answer) for answer in probes.values()),
+        *(_links(answer, down) for answer in probes.values()),
         *(_timeouts(answer, probes) for answer in probes.values()),
         *(_clock(probes[node], clock) for node, clock in clocks.items() if node in probes),
         *(_machine(answer) for answer in probes.values()),
@@ -112,9 +114,12 @@ def _of_condition(condition: Condition) -> Finding:
 
 
 # --- links and timeouts ----------------------------------------------------------------------------------------------
-def _links(answer: ProbeAnswer) -> Iterator[Finding]:
+def _links(answer: ProbeAnswer, down: Set[NodeId]) -> Iterator[Finding]:
+    """down: nodes that nobody reaches. They are told of once; no link to them is at fault as far as can be known."""
     for link in answer.links:
         subject, middle = f"{answer.node_id} to {link.node}", percentile(link.pings, 0.5)
+        if middle is None and link.node in down:
+            continue
         if middle is None:
             yield found("link-cut", subject, link.error)
         elif middle > LINK_SECONDS:

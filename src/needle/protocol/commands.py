@@ -45,6 +45,9 @@ class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 NO_SESSION = Session()
 AS_IT_IS: Final = 0
 NEVER: Final = -1
+JUDGED_MAX: Final = 1000
+JUDGEMENTS_MAX: Final = 1 << 17
+"""Documents of one write that needs what is stored of them, and these times the conditions that they are judged by."""
 """In place of an instant, which is microseconds since 1970, at which a document expires. The leader that proposes a
 write puts the collection's time to live in the place of AS_IT_IS, if it has one."""
 

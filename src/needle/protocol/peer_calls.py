@@ -169,11 +169,11 @@ class Levels(msgspec.Struct, frozen=True, array_like=True):
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     """uid: 0 while the node belongs to no cluster. version: of the topology that it has. routers: the custom routing
-    callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: while it belongs to no
-    cluster, the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if
-    they describe none. disk: None of nodes that do not say. life: drawn when the process began; 0 of nodes that do not
-    say. knows: the version of commands and formats up to which it can read them. given_up: shards that it holds no more
-    and has files of, and why these may not be deleted; some of them. levels: None of nodes that do not say."""
+    callables that it knows. lost: why no replica of it may go on, "" if they may. strangers: until its cluster is made,
+    the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if they
+    describe none. disk: None of nodes that do not say. life: drawn when the process began; 0 of nodes that do not say.
+    knows: the version of commands and formats up to which it can read them. given_up: shards that it holds no more and
+    has files of, and why these may not be deleted; some of them. levels: None of nodes that do not say."""
 
     node_id: NodeId
     address: str
@@ -202,6 +202,6 @@ def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:
     if strangers:
         raise InvalidArgument(
             f"node {node} is one of the cluster of {', '.join(sorted(strangers))}, and its data directory knows of "
-            f"none: was it emptied? {remedy}",
+            f"none: was it emptied, or is its address one of theirs? {remedy}",
             field="nodes",
         )

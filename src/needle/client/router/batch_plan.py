@@ -19,6 +19,7 @@ from needle.routing.topology import Ownership
 
 SQUARE_MAX = float(np.finfo(np.float32).max) / 16
 """A vector whose square is larger may be refused: no metric takes one that is longer."""
+DEFAULTS = Limits()
 
 
 class BatchPlan(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, OutcomeUnknown
 from needle.base.model import WriteResult
 from needle.client.router.merge import by_owner
 from needle.protocol.commands import Command, Session, Spread, UpdateVectors
@@ -87,6 +87,11 @@ class Deletion:
     def _changed(self) -> bool:
         """Whether anything was written: a shard that has none of the documents has done its part, and nothing."""
         return any(result.count for result in self._done)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a shard has said that what it was asked is not allowed."""
+        return any(isinstance(error, InvalidArgument) for error in self._failures)
 
     def done(self, result: WriteResult) -> None:
         """A shard has done a part."""

@@ -18,7 +18,7 @@ from needle.base.runtime import Blocking
 from needle.client.document_calls import BatchPart, Found
 from needle.client.router import searching
 from needle.client.router.by_filter import change_in_shards
-from needle.client.router.by_ids import spread_by_ids
+from needle.client.router.by_ids import doubtful_ids, spread_by_ids
 from needle.client.router.deletion import Deletion
 from needle.client.router.fan_out import FanOutStats
 from needle.client.router.getting import get_documents
@@ -197,12 +197,15 @@ class Router(OfCollections):
         return await self._by_ids(command, timeout)
 
     async def _by_ids(self, command: Spread, timeout: float) -> WriteResult:
-        deletion, ownership = Deletion(command.ids), self._routes.fan_out.ownership
+        routes, write = self._routes, self._write
+        size = len(command.matches) + (len(command.vectors) if isinstance(command, UpdateVectors) else 0)
+        odd = await routes.beside(size, doubtful_ids, command)
+        deletion, ownership, (_, most) = Deletion(command.ids), routes.fan_out.ownership, routes.part_max
         try:
-            return await self._routes.named(
+            return await routes.named(
                 command.collection,
                 timeout,
-                lambda stored, left: spread_by_ids(deletion, command, stored, left, ownership, self._write),
+                lambda stored, left: spread_by_ids(deletion, command, stored, left, ownership, write, odd, most),
             )
         except CollectionNotFound as error:
             raise deletion.gone(error) from error

@@ -21,7 +21,7 @@ from needle.client.router.fan_out import FanOut, ShardGroup
 from needle.protocol import catalog_commands
 from needle.protocol.bounds import bound_command
 from needle.protocol.calls import Freshness
-from needle.protocol.commands import Bound, Command, Session
+from needle.protocol.commands import JUDGED_MAX, Bound, Command, Session
 from needle.protocol.peer_calls import IndexRoom
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.strategy import routing_key
@@ -31,8 +31,7 @@ BATCH_BYTES_MAX = 1 << 20
 PAUSE_SECONDS = 0.02
 LOOK_SECONDS = 0.1
 BATCH_DOCUMENTS_MAX = 10_000
-JUDGED_MAX = 1000
-"""Documents of one entry, and of one that each shard judges by what it has stored."""
+"""Documents of one entry."""
 BESIDE_BYTES = 64 * 1024
 """What takes time by the byte is done in a thread from this size on."""
 

@@ -11,19 +11,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import WriteResult
 from needle.client.document_calls import BatchPart
 from needle.client.meaning import switched
-from needle.client.router.batch_plan import doubtful, plan_batch
+from needle.client.router.batch_plan import DEFAULTS, doubtful, plan_batch
 from needle.client.router.by_filter import Write
 from needle.client.router.routes import Scattered, owner_of, said_of
 from needle.protocol.commands import Insert
 from needle.routing.topology import CollectionInfo, Ownership
 
 BATCHES_IN_FLIGHT = 4
-DEFAULTS = Limits()
 
 
 class RowInserts:

@@ -54,13 +54,22 @@ class Belonging:
         self._hosting = hosting
         self._changing = asyncio.Lock()
         self._strangers: set[NodeId] = set()
-        """Nodes that spoke Raft to this one before it belonged to a cluster; the first few."""
+        """Nodes that spoke Raft to this one before its cluster was made; the first few."""
 
     def heard_from(self, node: NodeId) -> None:
-        """A node speaks to this one. Before this node belongs to a cluster, nobody but those it is founded with has
-        anything to say to it: who does knew another directory under its name."""
-        if self._node.cluster.uid == 0 and len(self._strangers) < STRANGERS_MAX:
+        """A node speaks to this one. Before the cluster of this node is made, nobody but those it is founded with has
+        anything to say to it: who does knew another directory under its name, or its address."""
+        unmade = self._node.topology.settings is None
+        if unmade and len(self._strangers) < STRANGERS_MAX and node not in self._node.cluster.voters:
             self._strangers.add(node)
+
+    def strange(self) -> list[NodeId]:
+        """Who spoke to this node, before its cluster is made, and is not founded with it."""
+        node = self._node
+        joined = node.cluster.uid != 0 and not node.cluster.voters  # these are nodes of its cluster, not known here yet
+        return (
+            [] if joined or node.topology.settings is not None else sorted(self._strangers - node.cluster.voters.keys())
+        )
 
     async def join(self, uid: int) -> None:
         """Write down which cluster this node joins. Raises InvalidArgument if its directory holds data of another."""
@@ -120,7 +129,7 @@ class Belonging:
             node.topology.version,
             router_names(),
             node.host.lost,
-            [] if node.cluster.uid else sorted(self._strangers),
+            self.strange(),
             cluster_uid(node.config) if node.config.founders else 0,
             node.space.room(),
             node.host.engine.lives.nonce,

@@ -6,7 +6,8 @@ Invariants: that is one command, so a crash at any step leaves the catalog empty
 nodes with other lists do not get into one cluster, for the list gives the cluster its uid, and nothing is written down
 while one that answers has another list; a node that comes when the cluster is there begins nothing; one that was silent
 is a node of it all the same: the first directory that registers. Nor does one found anything that has heard of a
-cluster of this list which its own catalog does not hold: then directories were emptied, and the other has the data.
+cluster of this list which its own catalog does not hold: then directories were emptied, and the other has the data; nor
+one that a node speaks to which is not of the list: clients of that node's cluster would take it for theirs.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ class SettingsFounding:
 
     def _check(self, who: Mapping[NodeId, WhoAnswer]) -> None:
         for name, answer in who.items():
-            check_fresh(name, answer.lost, set())
+            check_fresh(name, answer.lost, set(answer.strangers) - self._node.config.founders.keys())
             if answer.uid not in (0, cluster_uid(self._node.config)):
                 raise InvalidArgument(
                     f"node {name} at {answer.address} was not started with the same cluster_nodes and cluster_id as "

@@ -23,6 +23,8 @@ from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
 from needle.base.filters.builder import Filter, conditions, field_path
 from needle.base.model import CollectionSpec, IndexKind, Metric, SearchRequest
 from needle.protocol.commands import (
+    JUDGED_MAX,
+    JUDGEMENTS_MAX,
     NO_SESSION,
     ById,
     Change,
@@ -56,14 +58,10 @@ PART_BYTES_MAX: Final = 1 << 26
 PART_IDS_MAX: Final = 256
 """Of one entry that changes documents by a filter: touched, looked at, their metadata's bytes, and ids that its answer
 may have, which is kept."""
-JUDGEMENTS_MAX: Final = 1 << 17
 JUDGED_METADATA_MAX: Final = PART_BYTES_MAX
-"""Of one entry, documents, and of those that a filter chooses bytes of metadata, times the conditions that they are
-judged by."""
+"""Of one entry, bytes of metadata of the documents that a filter chooses, times the conditions that judge them."""
 FIELD_COST: Final = 64
 """To change a field of a document costs about as much as to write so many bytes."""
-JUDGED_MAX: Final = 1000
-"""Documents of one write that needs their stored metadata."""
 TTL_MAX: Final = 100 * 366 * 86_400
 """Seconds."""
 CHECKSUM: Final = re.compile("[0-9a-f]{32}")
