@@ -35,6 +35,10 @@ Where = Annotated[str | None, typer.Option("--where", help='Only documents that 
 Consistent = Annotated[
     bool, typer.Option("--consistent", help="Show each shard as it was at one moment, however long it takes.")
 ]
+OrderBy = Annotated[
+    str | None, typer.Option("--order-by", metavar="FIELD", help="In the order of a field of the metadata.")
+]
+Descending = Annotated[bool, typer.Option("--descending", help="From the greatest value of --order-by.")]
 
 
 def scan(
@@ -44,9 +48,8 @@ def scan(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="Documents at most.")] = 20,
     cursor: Annotated[str | None, typer.Option("--cursor", help="Go on behind an earlier page, which told it.")] = None,
-    order_by: Annotated[
-        str | None, typer.Option("--order-by", metavar="FIELD", help="In the order of a field of the metadata.")
-    ] = None,
+    order_by: OrderBy = None,
+    descending: Descending = False,
     consistent: Consistent = False,
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="With --json: the vectors too.")] = False,
     collection: Collection = "default",
@@ -69,6 +72,7 @@ def scan(
                 with_vectors=with_vectors and json,
                 fields=paths,
                 order_by=order_by,
+                descending=descending,
                 consistent=consistent and at == cursor,
                 collection=collection,
                 timeout=timeout,
@@ -93,6 +97,8 @@ def scan(
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to: a .jsonl or .parquet file.")],
     where: Where = None,
+    order_by: OrderBy = None,
+    descending: Descending = False,
     consistent: Consistent = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     collection: Collection = "default",
@@ -110,7 +116,15 @@ def export(
     condition = filter_option("--where", where)
 
     async def documents(client: needle.Client) -> AsyncIterator[Document]:
-        scan = client.scan(condition, with_vectors=True, consistent=consistent, collection=collection, timeout=timeout)
+        scan = client.scan(
+            condition,
+            with_vectors=True,
+            order_by=order_by,
+            descending=descending,
+            consistent=consistent,
+            collection=collection,
+            timeout=timeout,
+        )
         async for document in scan:
             yield document
 
