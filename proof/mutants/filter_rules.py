@@ -28,6 +28,24 @@ MUTANTS = (
         tests=(_ORDERED + "test_every_kind_of_value_has_its_place",),
     ),
     Mutant(
+        name="a-page-from-the-greatest-goes-by-the-least",
+        breaks="from the greatest value on, a document with several stands where its least one has it",
+        edits=(
+            Edit(
+                "base.filters.ordering:key_of",
+                "max(keys, default=LAST) if descending else min(keys, default=LAST)",
+                "min(keys, default=LAST)",
+            ),
+        ),
+        tests=(_ORDERED + "test_every_kind_of_value_has_its_place",),
+    ),
+    Mutant(
+        name="shards-pages-merged-upwards",
+        breaks="pages of several shards, from the greatest value on, are put together from the least",
+        edits=(Edit("client.router.merge:merge_pages", "turned(key) if descending else key), name", "key), name"),),
+        tests=("tests/client/test_scans.py::test_pages_in_the_order_of_a_field_lose_and_repeat_nothing",),
+    ),
+    Mutant(
         name="a-filter-by-ids-sees-another-moment",
         breaks="a search by ids misses a document that was replaced while it ran",
         edits=(

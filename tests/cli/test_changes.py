@@ -125,6 +125,17 @@ def test_scan_goes_on_where_it_stopped(needle, tmp_path: Path) -> None:
     assert [one["metadata"]["n"] for one in back["documents"]] == sorted(
         one["metadata"]["n"] for one in back["documents"] + rest["documents"]
     )[:3]
+    down = needle.json("scan", "--order-by", "n", "--descending", "--limit", "100")
+    assert [one["metadata"]["n"] for one in down["documents"]] == list(range(11, -1, -1))
+    file = tmp_path / "down.jsonl"
+    assert needle.json("export", str(file), "--order-by", "n", "--descending")["exported"] == 12
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == [f"d{n:02}" for n in range(11, -1, -1)]
+    shares = [needle.json("scan", "--slice", f"{n}/3", "--limit", "100")["documents"] for n in range(3)]
+    assert sorted(one["id"] for share in shares for one in share) == [f"d{n:02}" for n in range(12)]
+    assert needle.json("export", str(file), "--slice", "1/3", "--force")["exported"] == len(shares[1]) < 12
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == [one["id"] for one in shares[1]]
+    needle.run("scan", "--descending", expect=1)
+    assert "descending" in needle.notes
     needle.run("scan", "--order-by", "a..b", expect=1)
     assert "[invalid_argument]" in needle.notes
 

@@ -70,6 +70,13 @@ def test_search_in_every_mode(needle, tmp_path: Path, monkeypatch: pytest.Monkey
         ("even", "s4"),
     ]
     assert needle.run(*query, "--group-by", "kind").split()[0] == "kind"
+    like = needle.json("search", "--like", "s3", "-k", "2", "--fields", "kind,absent", "--exact")
+    assert [(hit["id"], hit["metadata"]) for hit in like] == [("s2", {"kind": "even"}), ("s4", {"kind": "even"})]
+    bounds = ["--offset", "1", "--max-distance", "1.5", "--exact"]
+    assert [hit["id"] for hit in needle.json(*query, *bounds)] == ["s2", "s4"]
+    assert [hit["id"] for hit in needle.json(*query, "--min-score", "-0.5", "--exact")] == ["s3"]
+    needle.run("search", "--like", "nobody", expect=1)
+    assert "[document_not_found]" in needle.notes
     ordered = needle.json(*query, "--order-by", "kind", "--descending", "--exact")
     assert [hit["id"] for hit in ordered] == ["s3", "s2", "s4"]
     unlike = needle.json(*query[:3], "-k", "2", "--diversify", "1", "--exact")

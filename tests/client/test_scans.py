@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import ClusterTooOld, InvalidArgument
-from needle.base.filters.ordering import START, Key
+from needle.base.filters.ordering import START, Key, ScanOrder
 from needle.client import cursor as cursors
 from needle.client import values
 from needle.client.cursor import Place
@@ -53,7 +53,7 @@ def test_a_cursor_of_an_ordered_scan_leads_behind_its_key(key: Key) -> None:
 @pytest.mark.parametrize("wrong", ["$id", "a..b", "", 5])
 def test_what_is_no_field_to_order_by_is_refused_by_that_name(wrong: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        values.order_by(wrong)
+        values.order_by(wrong, False)
     assert caught.value.details["field"] == "order_by" and "Filter.ids" not in caught.value.message
 
 
@@ -95,36 +95,40 @@ def test_pages_of_shards_lose_and_repeat_nothing(shards: list[list[int]], limit:
     ),
     st.integers(1, 6),
     st.integers(0, 2**32),
+    st.booleans(),
 )
 def test_pages_in_the_order_of_a_field_lose_and_repeat_nothing(
-    shards: list[list[tuple[int, int]]], limit: int, seed: int
+    shards: list[list[tuple[int, int]]], limit: int, seed: int, descending: bool
 ) -> None:
-    rng, held = random.Random(seed), [sorted((key, f"d{n:02}") for key, n in shard) for shard in shards]
+    sign = -1 if descending else 1  # ids ascend either way
+    rng, held = random.Random(seed), [sorted((sign * key, f"d{n:02}") for key, n in shard) for shard in shards]
     seen: list[tuple[Key, str]] = []
     at: tuple[Key, str] | None = (START, "")
     while at is not None:
         pages = []
         for shard in held:
-            left = [((0, key), name) for key, name in shard if ((0, key), name) > at]
-            shown = left[: rng.randint(1, limit)]
+            left = [(key, name) for key, name in shard if at[0] == START or (key, name) > (sign * at[0][1], at[1])]
+            shown = [((0, sign * key), name) for key, name in left[: rng.randint(1, limit)]]
             last = shown[-1] if len(shown) < len(left) else (None, None)
             names = [name for _, name in shown]
             batch = DocumentBatch(names, [1] * len(names), [b""] * len(names), b"", 5)
             pages.append(ScanAnswer(batch, last[1], keys=[key for key, _ in shown], key=last[0]))
-        found = merge_pages(pages, limit)
+        found = merge_pages(pages, limit, descending=descending)
+        assert at[0] == START or found.documents.ids or found.reached is None, "it goes on for ever"
+        assert len(seen) <= sum(map(len, held)), "it gives documents twice"
         assert len(found.keys) == len(found.documents.ids) < limit + len(shards)
         seen += zip(found.keys, found.documents.ids, strict=True)
         at = None if found.reached is None or found.key is None else (found.key, found.reached)
-    assert seen == sorted(((0, key), name) for shard in held for key, name in shard)
+    assert seen == [((0, sign * key), name) for key, name in sorted(one for shard in held for one in shard)]
 
 
 def test_a_page_of_a_node_that_knows_no_order_is_not_taken_for_ordered() -> None:
     batch = DocumentBatch(["a"], [1], [b""], b"", 5)
     with pytest.raises(ClusterTooOld, match="order of a field"):
-        merged_pages({0: calls.encode(ScanAnswer(batch, None))}, 5, True)
+        merged_pages({0: calls.encode(ScanAnswer(batch, None))}, 5, ScanOrder("n"))
     with pytest.raises(ClusterTooOld):
-        merged_pages({0: calls.encode(ScanAnswer(batch, "a", keys=[(0, 1)]))}, 5, True)
-    assert merged_pages({0: calls.encode(ScanAnswer(batch, None))}, 5, False)[1].documents == batch
+        merged_pages({0: calls.encode(ScanAnswer(batch, "a", keys=[(0, 1)]))}, 5, ScanOrder("n"))
+    assert merged_pages({0: calls.encode(ScanAnswer(batch, None))}, 5, None)[1].documents == batch
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,8 @@ async def ordered_scans(client: Client) -> None:
     wanted = [one for n in (4, 3, 2, 1) for one in ids[n::5] if one != "d001"] + ids[5::5] + ids[:2]
     assert await scanned(client, order_by="rank") == wanted
     assert await scanned(client, {"$ids": ids[:20]}, order_by="rank") == [one for one in wanted if one < "d020"]
+    down = [*ids[5::5], *(one for n in (1, 2, 3, 4) for one in ids[n::5] if one != "d001"), *ids[:2]]
+    assert await scanned(client, order_by="rank", descending=True) == down
     shares = [await scanned(client, order_by="rank", slice=(n, 2)) for n in range(2)]
     assert sorted(shares[0] + shares[1]) == ids and all(
         share == [one for one in wanted if one in share] for share in shares
@@ -127,7 +129,12 @@ async def ordered_scans(client: Client) -> None:
     assert found == wanted
     await client.insert(ids[3], vector(3), {"n": 3, "odd": True, "in": {"side": "x"}, "tags": ["a"]})
     first = await client.scan_page(order_by="rank", limit=5)
-    for options in ({}, {"order_by": "n"}, {"order_by": "rank", "filter": {"odd": True}}):
+    for options in (
+        {},
+        {"order_by": "n"},
+        {"order_by": "rank", "filter": {"odd": True}},
+        {"order_by": "rank", "descending": True},
+    ):
         with pytest.raises(InvalidArgument, match="cursor"):
             await client.scan_page(cursor=first.cursor, **options)
     await client.patch_where({}, unset=["rank"])

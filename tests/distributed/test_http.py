@@ -321,6 +321,11 @@ async def test_what_is_exported_is_what_is_there(world: World) -> None:
     assert [line["id"] for line in lines] == ids
     assert np.array_equal(np.array([line["vector"] for line in lines], np.float32), rows)
     assert [line["metadata"]["n"] for line in lines] == list(range(2500))
+    turned = await world.doors[1](
+        "POST", f"{path}/export", {"order_by": "n", "descending": True, "with_vectors": False}
+    )
+    *lines, end = [json.loads(line) for line in turned.body.splitlines()]
+    assert ([line["id"] for line in lines], end["documents"]) == (ids[::-1], 2500)
     part = await world.doors[1]("POST", f"{path}/export", {"filter": {"n": {"$lt": 3}}, "with_vectors": False})
     assert [json.loads(line)["id"] for line in part.body.splitlines()[:-1]] == ids[:3]
     pages, cursor, seen = 0, None, []
@@ -355,6 +360,12 @@ async def test_consistent_pages_are_of_one_moment(world: World) -> None:
     assert [one["id"] for one in first["documents"]] == ids[:70]
     then = (await world.doors[1]("POST", f"{path}/scan", {**by, "cursor": first["cursor"]})).json
     assert [one["id"] for one in then["documents"]] == [*ids[70:100], *ids[200:240]]
+    down = {"order_by": "n", "descending": True}
+    back = (await world.doors[0]("POST", f"{path}/scan", {**down, "limit": 70})).json
+    turned = await world.doors[0]("POST", f"{path}/scan", {"order_by": "n", "cursor": back["cursor"]})
+    assert (turned.status, turned.json["field"]) == (400, "cursor")
+    odd = await world.doors[0]("POST", f"{path}/export", {"descending": True})
+    assert (odd.status, odd.json["field"]) == (400, "descending")
     odd = await world.doors[1]("POST", f"{path}/scan", {"order_by": "$id"})
     assert (odd.status, odd.json["code"]) == (400, "invalid_argument")
     seen, pages, cursor = page["documents"], 0, ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import sys
 import urllib.request
@@ -21,6 +22,11 @@ from opentelemetry.trace import SpanKind, StatusCode
 import needle
 from needle.base.config import SegmentConfig, ShardingConfig
 from needle.base.request import Request, current
+from needle.client.changes import ChangeMethods
+from needle.client.documents import DocumentMethods
+from needle.client.router.router import Router
+from needle.client.searches import SearchMethods
+from needle.client.traced import CALLS, ROUTED
 from needle.distributed import RaftCluster, RaftConfig
 from needle.local.free_ports import free_ports
 from needle.tracing import spans
@@ -136,6 +142,14 @@ async def test_a_search_is_one_trace_through_client_router_shards_and_segments(
         await client.search([1.0] * 4, 3)
         current.reset(token)
         assert exported.get_finished_spans() == ()
+
+
+def test_every_call_about_documents_has_a_span() -> None:
+    for kind in (DocumentMethods, ChangeMethods, SearchMethods):
+        calls = {name for name, call in vars(kind).items() if inspect.iscoroutinefunction(call) and name[0] != "_"}
+        assert calls <= {*CALLS}, kind
+    routed = {name for name, call in vars(Router).items() if inspect.iscoroutinefunction(call) and name[0] != "_"}
+    assert routed <= {*ROUTED}
 
 
 def test_without_a_tracer_nothing_is_made_and_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,9 @@ from needle.shard.state_machine import Replica
 from shard.replica_util import Log, open_replica, put, spec
 
 
-def stands(metadata: Any, path: str) -> tuple[Any, ...]:
+def stands(metadata: Any, path: str, *, descending: bool = False) -> tuple[Any, ...]:
     """What docs/documents.md says of a document's place, once more."""
-    places: list[tuple[Any, ...]] = [(3,)]
+    places: list[tuple[Any, ...]] = []
     for value in filter_reference._find(metadata, path.split("."))[1]:
         if isinstance(value, bool):
             places.append((2, value))
@@ -38,24 +38,33 @@ def stands(metadata: Any, path: str) -> tuple[Any, ...]:
                 places.append((0, float(value) if large else value))
             except OverflowError:
                 places.append((0, float("inf") if value > 0 else float("-inf")))
-    return min(places)
+    return max(places, default=(-1,)) if descending else min(places, default=(3,))
+
+
+def in_order(rows: dict[str, Any], path: str, descending: bool) -> list[str]:
+    """Ids: by the values of a field, from the greatest on if descending; ties by id either way."""
+    places = {id_: stands(one, path, descending=descending) for id_, one in rows.items()}
+    return sorted(sorted(rows), key=places.__getitem__, reverse=descending)  # which keeps the order of equal ones
 
 
 def pages(
-    replica: Replica, field: str, where: bytes = b"", limit: int = 7, pin: Any = None, of: int = 1, which: int = 0
-) -> Any:
+    replica: Replica, field: str, where: bytes = b"", limit: int = 7, pin: Any = None, of: int = 1, which: int = 0,
+    descending: bool = False,
+) -> Any:  # fmt: skip
     """Each page's documents; between two of them the test may write."""
-    order, after = ScanOrder(field), ""
+    order, after = ScanOrder(field, START, descending), ""
     while True:
         found = replica.scan(Page("c", where, after, limit, False, (which, of), 0, b"", pin, order))
         assert len(found.keys) == len(found.documents) <= limit
         path = field.split(".")
-        assert list(found.keys) == [key_of(json.loads(one.metadata or b"null"), path) for one in found.documents]
+        metadata = [json.loads(one.metadata or b"null") for one in found.documents]
+        assert list(found.keys) == [key_of(one, path, descending=descending) for one in metadata]
         yield found.documents
         if found.reached is None:
             return
-        assert found.key is not None and (found.key, found.reached) > (order.key, after)
-        order, after = ScanOrder(field, found.key), found.reached
+        assert found.key is not None and (found.key, found.reached) != (order.key, after)
+        assert descending or (found.key, found.reached) > (order.key, after)
+        order, after = ScanOrder(field, found.key, descending), found.reached
         assert order.known()
 
 
@@ -68,6 +77,7 @@ sorted_by = st.sampled_from(["a", "a", "a", "b", "a.b", "straße", "absent"])
     st.lists(documents, min_size=1, max_size=30),
     st.lists(st.tuples(st.sampled_from(IDS), documents | st.just("gone")), max_size=10),
     sorted_by, st.none() | conditions, st.integers(1, 9), small, st.sampled_from([1, 1, 3]), st.booleans(),
+    st.booleans(),
 )  # fmt: skip
 def test_pages_are_what_sorting_gives(
     first: list[Any],
@@ -78,8 +88,9 @@ def test_pages_are_what_sorting_gives(
     bounds: tuple[int, int, int, int],
     of: int,
     pinned: bool,
+    descending: bool,
 ) -> None:
-    """With the index and without, by parts of every size; as of now, and as of an earlier moment by a pin."""
+    """With the index and without, by parts of every size, up and down; as of now, and of an earlier moment by a pin."""
     try:
         where = b"" if condition is None else Filter.parse(condition).to_json()
     except InvalidArgument:
@@ -109,11 +120,10 @@ def test_pages_are_what_sorting_gives(
         for one in then[:half]:
             write(*one)
         pin = None
-        wanted = sorted(
-            (stands(one, field), id_)
-            for id_, one in model.items()
-            if condition is None or filter_reference.matches(condition, one, id_)
-        )
+        matching = {
+            id_: one for id_, one in model.items() if condition is None or filter_reference.matches(condition, one, id_)
+        }
+        wanted = in_order(matching, field, descending)
         if pinned:
             replica.apply(log.add(PinScan("c", 5, 0, 1 << 60, 9)))
             pin = (len(log.entries), 5)
@@ -121,10 +131,11 @@ def test_pages_are_what_sorting_gives(
                 write(*one)
         found = []
         for which in range(of):
-            share = [one.id for page in pages(replica, field, where, limit, pin, of, which) for one in page]
-            assert share == [id_ for _, id_ in wanted if id_ in set(share)]
+            read = pages(replica, field, where, limit, pin, of, which, descending)
+            share = [one.id for page in read for one in page]
+            assert share == [id_ for id_ in wanted if id_ in set(share)]
             found += share
-        assert sorted(found) == sorted(id_ for _, id_ in wanted)
+        assert sorted(found) == sorted(wanted)
         replica.close()
 
 
@@ -136,8 +147,11 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
 @pytest.mark.parametrize("bounds", [(0, 1, 0), (0, 2, 3), (0, 1000, 1000), (1000, 1, 1)])
-def test_every_kind_of_value_has_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounds: Any) -> None:
+def test_every_kind_of_value_has_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bounds: Any, descending: bool
+) -> None:
     monkeypatch.setattr(ordered_scan, "READ_ALL", bounds[0])
     monkeypatch.setattr(ordered_scan, "PART_MAX", bounds[1])
     monkeypatch.setattr(scans, "READ_MAX", bounds[2])
@@ -148,9 +162,10 @@ def test_every_kind_of_value_has_its_place(tmp_path: Path, monkeypatch: pytest.M
         "null": None,
     }
     replica.apply(log.add(put(list(rows), [[1, 2, 3]] * len(rows), list(rows.values()))))
-    wanted = [id_ for _, id_ in sorted((stands(one, "a"), id_) for id_, one in rows.items())]
+    wanted = in_order(rows, "a", descending)
     for limit in (1, 4, 1000):
-        assert [one.id for page in pages(replica, "a", limit=limit) for one in page] == wanted
+        read = pages(replica, "a", limit=limit, descending=descending)
+        assert [one.id for page in read for one in page] == wanted
     replica.close()
 
 
@@ -201,7 +216,10 @@ def test_what_changes_between_choosing_and_reading_is_read_as_it_is_then(
     assert json.loads(page[0].metadata)["other"] == "new"
 
 
-def test_a_page_reads_about_what_it_holds(filled: tuple[Replica, Log], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
+def test_a_page_reads_about_what_it_holds(
+    filled: tuple[Replica, Log], monkeypatch: pytest.MonkeyPatch, descending: bool
+) -> None:
     replica, _ = filled
     list(pages(replica, "n", limit=300))
     read = []
@@ -212,7 +230,7 @@ def test_a_page_reads_about_what_it_holds(filled: tuple[Replica, Log], monkeypat
         return by_ordinal(store, collection, ordinals, **how)
 
     monkeypatch.setattr(type(replica.view.store), "by_ordinal", noted)
-    assert len(next(pages(replica, "n", limit=10))) == 10
+    assert len(next(pages(replica, "n", limit=10, descending=descending))) == 10
     assert len(read) <= 40
     read.clear()
     only = Filter.parse({"other": {"$lt": 15}}).to_json()
@@ -220,6 +238,7 @@ def test_a_page_reads_about_what_it_holds(filled: tuple[Replica, Log], monkeypat
     assert len(read) == 15
 
 
+@pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
 @pytest.mark.parametrize(
     "value",
     [
@@ -230,7 +249,7 @@ def test_a_page_reads_about_what_it_holds(filled: tuple[Replica, Log], monkeypat
     ids=["odd", "several", "several kinds"],
 )
 def test_a_page_reads_nobody_twice_whatever_values_there_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: Any, descending: bool
 ) -> None:
     monkeypatch.setattr(ordered_scan, "READ_ALL", 20)
     monkeypatch.setattr(ordered_scan, "PART_MAX", 16)
@@ -238,8 +257,8 @@ def test_a_page_reads_nobody_twice_whatever_values_there_are(
     replica.apply(log.add(CreateCollection(spec())))
     rows = {f"d{n:03}": {"n": value(n)} for n in range(300)}
     replica.apply(log.add(put(list(rows), [[1, 2, 3]] * 300, list(rows.values()))))
-    wanted = [id_ for _, id_ in sorted((stands(one, "n"), id_) for id_, one in rows.items())]
-    assert [one.id for one in next(pages(replica, "n", limit=300))] == wanted
+    wanted = in_order(rows, "n", descending)
+    assert [one.id for one in next(pages(replica, "n", limit=300, descending=descending))] == wanted
     read = []
     by_ordinal = type(replica.view.store).by_ordinal
 
@@ -249,7 +268,7 @@ def test_a_page_reads_nobody_twice_whatever_values_there_are(
 
     monkeypatch.setattr(type(replica.view.store), "by_ordinal", noted)
     found = []
-    for page in pages(replica, "n", limit=100):
+    for page in pages(replica, "n", limit=100, descending=descending):
         found += [one.id for one in page]
         assert len(read) <= 300
         read.clear()

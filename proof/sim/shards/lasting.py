@@ -153,15 +153,17 @@ class Lasting:
     # --- reads -------------------------------------------------------------------------------------------------------
     async def _scan(self, held: Held) -> None:
         """Pages of any length, with rests between them; a page that fails is asked for again, by any client. Some are
-        in the order of a field, which stays as it is in all documents that are sure to be there."""
-        by = "of" if self._number % 2 else None
+        in the order of a field, up or down, which stays as it is in all documents that are sure to be there."""
+        by, down = "of" if self._number % 2 else None, self._number % 4 == 3
         cursor: str | None = None
         seen: list[Document] = []
         tries, client = 0, self._client
         while not self.stopping:
             limit = self._rng.randint(1, 9)
             page = await self._asked(
-                client.scan_page(cursor=cursor, limit=limit, order_by=by, collection=held.name, timeout=CALL_TIMEOUT)
+                client.scan_page(
+                    cursor=cursor, limit=limit, order_by=by, descending=down, collection=held.name, timeout=CALL_TIMEOUT
+                )
             )
             if page is None:
                 tries += 1

@@ -36,6 +36,10 @@ Cluster = Annotated[
     str,
     typer.Option("--cluster", envvar="NEEDLE_CLUSTER", help="Addresses of nodes, host:port, separated by commas."),
 ]
+Fields = Annotated[str | None, typer.Option("--fields", help="Paths of the metadata to show, separated by commas.")]
+Slice = Annotated[
+    str | None, typer.Option("--slice", metavar="I/N", help="Only this one of N shares of the ids, such as 0/4.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of the collection.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds to wait for the answer.")]
@@ -132,6 +136,19 @@ def filter_option(option: str, text: str | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise typer.BadParameter(f'{option} must be an object such as {{"lang": "en"}}')
     return value
+
+
+def paths_option(text: str | None) -> list[str] | None:
+    """The paths of `Fields`; None if they were not given."""
+    return None if text is None else [path.strip() for path in text.split(",") if path.strip()]
+
+
+def slice_option(text: str | None) -> tuple[int, int]:
+    """The share of `Slice`; all if it was not given."""
+    which, _, of = (text or "0/1").partition("/")
+    if not (which.isdecimal() and of.isdecimal() and int(which) < int(of)):
+        raise typer.BadParameter(f"--slice is I/N with I from 0 to N - 1, such as 0/4, not {text}")
+    return int(which), int(of)
 
 
 def table(*columns: str) -> Table:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 import typer
@@ -24,12 +24,14 @@ from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
     Collection,
+    Fields,
     Json,
     Timeout,
     brief,
     console,
     filter_option,
     notes,
+    paths_option,
     print_json,
     run,
     table,
@@ -52,6 +54,12 @@ Diversify = Annotated[
 OrderBy = Annotated[
     str | None, typer.Option("--order-by", help="Show the hits in the order of this field; see --descending.")
 ]
+Like = Annotated[
+    str | None, typer.Option("--like", metavar="ID", help="Search by the vector of this document, without itself.")
+]
+Offset = Annotated[int, typer.Option("--offset", min=0, help="Leave out the nearest so many.")]
+MaxDistance = Annotated[float | None, typer.Option("--max-distance", help="Leave out hits that are farther.")]
+MinScore = Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less.")]
 BATCH_BYTES = 512 * 1024
 BATCHES_IN_FLIGHT = 4
 SOON_SECONDS = 5.0
@@ -64,9 +72,14 @@ def search(
     vector: Annotated[
         str | None, typer.Option("--vector", help="Search by the vector in this .npy file; - reads standard input.")
     ] = None,
+    like: Like = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
+    offset: Offset = 0,
     mode: Annotated[ReadMode, typer.Option("--mode", help="What the read promises.")] = ReadMode.STRONG,
     filter: Annotated[str | None, typer.Option("--filter", help='Condition on metadata: \'{"lang": "en"}\'.')] = None,
+    fields: Fields = None,
+    max_distance: MaxDistance = None,
+    min_score: MinScore = None,
     group_by: GroupBy = None,
     group_size: Annotated[int, typer.Option("--group-size", min=1, help="How many of each with --group-by.")] = 1,
     diversify: Diversify = None,
@@ -79,37 +92,36 @@ def search(
     timeout: Timeout = 10.0,
     json: Json = False,
 ) -> None:
-    """Find the documents nearest to words or to a vector."""
-    if (words is None) == (vector is None):
-        raise typer.BadParameter("give either words or --vector FILE")
-    condition = filter_option("--filter", filter)
-    query = read_query_vector(vector) if vector is not None else Embedder().embed([words or ""])[0]
+    """Find the documents nearest to words, to a vector or to a document."""
+    if [words, vector, like].count(None) != 2:
+        raise typer.BadParameter("give either words or --vector FILE, or --like ID")
+    condition, paths = filter_option("--filter", filter), paths_option(fields)
+    options: dict[str, Any] = {
+        "like": like, "offset": offset, "max_distance": max_distance, "min_score": min_score, "fields": paths,
+        "group_by": group_by, "group_size": group_size, "diversify": diversify, "order_by": order_by,
+        "descending": descending, "exact": exact, "explain": explain,
+    }  # fmt: skip
+    query = None if like is not None else _query_vector(words, vector)
 
     async def work(client: needle.Client) -> tuple[needle.Hits, float]:
         if words is not None:
             await _check_dimensions(client, collection)
         started = time.perf_counter()
-        hits = await client.search(
-            query,
-            k,
-            condition,
-            mode=mode,
-            collection=collection,
-            group_by=group_by,
-            group_size=group_size,
-            diversify=diversify,
-            order_by=order_by,
-            descending=descending,
-            exact=exact,
-            explain=explain,
-            timeout=timeout,
-        )
+        hits = await client.search(query, k, condition, mode=mode, collection=collection, timeout=timeout, **options)
         return hits, time.perf_counter() - started
 
     hits, seconds = run(cluster, work)
     if json:
         print_json({"hits": hits, "explained": hits.explained} if explain else hits)
-        return
+    else:
+        _show(hits, group_by, mode, seconds, explain=explain)
+
+
+def _query_vector(words: str | None, vector: str | None) -> Any:
+    return read_query_vector(vector) if vector is not None else Embedder().embed([words or ""])[0]
+
+
+def _show(hits: needle.Hits, group_by: str | None, mode: ReadMode, seconds: float, *, explain: bool) -> None:
     console.print(_table_of(hits, group_by))
     if explain:
         console.print(explained(hits.explained))

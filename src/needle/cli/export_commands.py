@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,14 +17,18 @@ from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
     Collection,
+    Fields,
     Json,
+    Slice,
     Timeout,
     brief,
     console,
     filter_option,
     notes,
+    paths_option,
     print_json,
     run,
+    slice_option,
     table,
     visible,
 )
@@ -35,18 +40,20 @@ Where = Annotated[str | None, typer.Option("--where", help='Only documents that 
 Consistent = Annotated[
     bool, typer.Option("--consistent", help="Show each shard as it was at one moment, however long it takes.")
 ]
+OrderBy = Annotated[
+    str | None, typer.Option("--order-by", metavar="FIELD", help="In the order of a field of the metadata.")
+]
+Descending = Annotated[bool, typer.Option("--descending", help="From the greatest value of --order-by.")]
 
 
 def scan(
     where: Where = None,
-    fields: Annotated[
-        str | None, typer.Option("--fields", help="Paths of the metadata to show, separated by commas.")
-    ] = None,
+    fields: Fields = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="Documents at most.")] = 20,
     cursor: Annotated[str | None, typer.Option("--cursor", help="Go on behind an earlier page, which told it.")] = None,
-    order_by: Annotated[
-        str | None, typer.Option("--order-by", metavar="FIELD", help="In the order of a field of the metadata.")
-    ] = None,
+    order_by: OrderBy = None,
+    descending: Descending = False,
+    slice_: Slice = None,
     consistent: Consistent = False,
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="With --json: the vectors too.")] = False,
     collection: Collection = "default",
@@ -56,7 +63,7 @@ def scan(
 ) -> None:
     """List documents in the order of their ids, or of a field."""
     condition = filter_option("--where", where)
-    paths = None if fields is None else [path.strip() for path in fields.split(",") if path.strip()]
+    paths, share = paths_option(fields), slice_option(slice_)
 
     async def work(client: needle.Client) -> ScanPage:
         found: list[Document] = []
@@ -69,6 +76,8 @@ def scan(
                 with_vectors=with_vectors and json,
                 fields=paths,
                 order_by=order_by,
+                descending=descending,
+                slice=share,
                 consistent=consistent and at == cursor,
                 collection=collection,
                 timeout=timeout,
@@ -93,6 +102,9 @@ def scan(
 def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="Where to: a .jsonl or .parquet file.")],
     where: Where = None,
+    order_by: OrderBy = None,
+    descending: Descending = False,
+    slice_: Slice = None,
     consistent: Consistent = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     collection: Collection = "default",
@@ -107,22 +119,29 @@ def export(
     with an error if it takes longer than limits.pinned_scan_seconds. The file appears under its name when it is whole.
     When documents expire is in it, too.
     """
-    condition = filter_option("--where", where)
+    condition, share = filter_option("--where", where), slice_option(slice_)
 
-    async def documents(client: needle.Client) -> AsyncIterator[Document]:
-        scan = client.scan(condition, with_vectors=True, consistent=consistent, collection=collection, timeout=timeout)
-        async for document in scan:
-            yield document
+    async def read(client: needle.Client, done: Callable[[Document], None]) -> None:
+        order: dict[str, Any] = {"order_by": order_by, "descending": descending, "slice": share}
+        scan = client.scan(
+            condition, with_vectors=True, **order, consistent=consistent, collection=collection, timeout=timeout
+        )
+        async with aclosing(scan):  # what is kept for it is given back also where the file cannot be written
+            async for document in scan:
+                done(document)
 
     async def write(client: needle.Client, made: Export) -> float:
         total = await client.count(condition, collection=collection, timeout=timeout)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         started = time.perf_counter()
         with Progress(*columns, console=notes, disable=json) as progress:
-            task = progress.add_task(file.name, total=total)
-            async for document in documents(client):
+            task = progress.add_task(file.name, total=total // share[1])  # a share holds about as many
+
+            def done(document: Document) -> None:
                 made.add(document)
                 progress.advance(task)
+
+            await read(client, done)
             made.finish()
         return time.perf_counter() - started
 

@@ -229,6 +229,7 @@ class ChangeMethods(OverDocuments):
         fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
         order_by: str | None = None,
+        descending: bool = False,
         consistent: bool = False,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
@@ -240,12 +241,14 @@ class ChangeMethods(OverDocuments):
         change and ranges of keys move; one that is written meanwhile may be in none. A page may hold fewer than `limit`
         documents, or none, and not be the last one. slice: (i, n) gives the i-th of n shares of the ids, for readers
         side by side. cursor: of the page before, also from another process. fields: as in `search`. order_by: a field
-        of metadata in whose order they come instead (docs/documents.md); a document whose field is changed meanwhile
-        may be in two pages or in none. Raises InvalidArgument where many match and no memory is left for the field's
-        index. consistent: all pages show each shard as it was at one moment, when the first one was read; its cursors
-        go on so. Raises ScanEnded once that is not kept any more, after `limits.pinned_scan_seconds` at the latest.
+        of metadata in whose order they come instead, or from its greatest value (docs/documents.md); a document whose
+        field is changed meanwhile may be in two pages or in none. Raises InvalidArgument where many match and no memory
+        is left for the field's index. consistent: all pages show each shard as it was at one moment, when the first one
+        was read; its cursors go on so. Raises ScanEnded once that is not kept any more, after
+        `limits.pinned_scan_seconds` at the latest.
         """
-        place, how = _asked(filter, limit, with_vectors, fields, slice, order_by, consistent, mode, collection, timeout)
+        order = (order_by, descending)
+        place, how = _asked(filter, limit, with_vectors, fields, slice, order, consistent, mode, collection, timeout)
         batch = await read_batch(await self._documents(), place, cursor, how)
         return ScanPage(documents=answers.documents(batch.documents), cursor=batch.cursor)
 
@@ -259,6 +262,7 @@ class ChangeMethods(OverDocuments):
         fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
         order_by: str | None = None,
+        descending: bool = False,
         consistent: bool = False,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
@@ -269,16 +273,17 @@ class ChangeMethods(OverDocuments):
         consistent: as there; who does not read to the end, or to `limit`, gives back what is kept with
         `await scan.aclose()` (`close()` without asyncio)."""
 
+        order = (order_by, descending)
         most = None if limit is None else values.check_count(limit, "limit")
 
         async def read(at: str | None, most: int | None) -> Batch:
             begins = consistent and at in (None, cursor)
             page = PAGE if most is None else most
-            place, how = _asked(filter, page, with_vectors, fields, slice, order_by, begins, mode, collection, timeout)
+            place, how = _asked(filter, page, with_vectors, fields, slice, order, begins, mode, collection, timeout)
             return await read_batch(await self._documents(), place, at, how)
 
         async def end(at: str) -> None:
-            place, _ = _asked(filter, PAGE, with_vectors, fields, slice, order_by, False, mode, collection, timeout)
+            place, _ = _asked(filter, PAGE, with_vectors, fields, slice, order, False, mode, collection, timeout)
             await end_scan(await self._documents(), place, at, timeout)
 
         return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end)
@@ -290,7 +295,7 @@ def _asked(
     with_vectors: bool,
     fields: Iterable[str] | None,
     slice: Sequence[int],
-    order_by: str | None,
+    order: tuple[str | None, bool],
     consistent: bool,
     mode: ReadMode | str,
     collection: str,
@@ -298,7 +303,8 @@ def _asked(
 ) -> tuple[Place, Reading]:
     """What is scanned, and how. Raises InvalidArgument."""
     where, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
-    place = Place(where, values.filter_bytes(filter), values.check_slice(slice), "", order_by=values.order_by(order_by))
+    share, (order_by, descending) = values.check_slice(slice), values.order_by(*order)
+    place = Place(where, values.filter_bytes(filter), share, "", order_by=order_by, descending=descending)
     count = min(values.check_count(limit, "limit"), PAGE)
     wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
     pinned = values.check_flag(consistent, "consistent")

@@ -22,7 +22,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     """What is scanned (a collection, a filter as JSON, a share of the ids), and the id behind which it goes on.
     collection_id: tells the collection from others that had or will have its name; 0 if it is not known. token, pins:
     of a consistent scan (protocol.calls.ScanPin); no pins for another one. order_by: the field in whose order it is
-    read, "" for ids; key: the last one there."""
+    read, "" for ids; descending: from its greatest value; key: the last one there."""
 
     collection: str
     filter: bytes
@@ -33,11 +33,12 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     pins: tuple[tuple[int, int], ...] = ()
     order_by: str = ""
     key: Key = START
+    descending: bool = False
 
     @property
     def order(self) -> ScanOrder | None:
         """As a shard is asked."""
-        return ScanOrder(self.order_by, self.key) if self.order_by else None
+        return ScanOrder(self.order_by, self.key, self.descending) if self.order_by else None
 
 
 class Kept(msgspec.Struct, frozen=True, array_like=True):
@@ -99,5 +100,6 @@ def kept_in(text: object) -> Kept:
 
 
 def _hash(place: Place) -> int:
-    scanned = [place.filter, place.slice, *([place.order_by] if place.order_by else [])]
+    order = [place.order_by, *(["descending"] if place.descending else [])] if place.order_by else []
+    scanned = [place.filter, place.slice, *order]
     return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(scanned))

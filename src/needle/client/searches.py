@@ -331,14 +331,12 @@ def search_request(
 
 
 def _ordered(narrow: Narrow) -> dict[str, Any]:
-    descending = values.check_flag(narrow.descending, "descending")
-    if narrow.order_by is None:
-        if descending:
-            raise invalid("descending", True, "left out without order_by")
+    order_by, descending = values.order_by(narrow.order_by, narrow.descending)
+    if not order_by:
         return {}
     if narrow.group_by is not None:
         raise invalid("order_by", narrow.order_by, "left out with group_by")
-    return {"order_by": ".".join(field_path(narrow.order_by, "order_by")), "descending": descending}
+    return {"order_by": order_by, "descending": descending}
 
 
 def _diversified(request: SearchRequest, narrow: Narrow) -> SearchRequest:

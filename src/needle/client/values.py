@@ -187,9 +187,13 @@ def field_paths(value: Any) -> tuple[str, ...] | None:
     return paths
 
 
-def order_by(value: Any) -> str:
-    """The path of a field in whose order documents are read; "" for None, which is the order of their ids."""
-    return "" if value is None else ".".join(field_path(text(value, "order_by"), "order_by"))
+def order_by(value: Any, descending: Any) -> tuple[str, bool]:
+    """The path of a field in whose order documents are read, "" for None, which is the order of their ids; and whether
+    from its greatest value."""
+    turned = check_flag(descending, "descending")
+    if value is None and turned:
+        raise invalid("descending", True, "left out without order_by")
+    return "" if value is None else ".".join(field_path(text(value, "order_by"), "order_by")), turned
 
 
 def change(set: Any, unset: Any, append: Any, remove: Any, expires_at: Any = None) -> Change:

@@ -19,7 +19,7 @@ from pyroaring import BitMap
 from needle.base.errors import invalid
 from needle.base.filters.builder import field_path
 from needle.base.filters.nodes import Compare, Node
-from needle.base.filters.ordering import START, Key, ScanOrder, key_of
+from needle.base.filters.ordering import START, Key, ScanOrder, Turned, key_of, turned, turned_back
 from needle.shard.documents import scans
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import StoredDocument
@@ -52,7 +52,7 @@ class Asked(Protocol):
 class Chosen(NamedTuple):
     """Where a document stands, and its version then."""
 
-    key: Key
+    key: Turned
     id: str
     ordinal: int
     size: int
@@ -76,8 +76,9 @@ class Ordered:
         self._shows, self._size_max, self._go_on = shows, size_max, go_on
         self._path = field_path(order.field)
         self._field = ".".join(self._path)
-        self._behind = (order.key, page.after)
-        self._start = order.key
+        self._descending = order.descending
+        self._start: Turned = turned(order.key) if order.descending else order.key
+        self._behind = (self._start, page.after)
 
     def chosen(self, universe: BitMap, builders: Builders | None) -> tuple[list[Chosen], bool]:
         """The next ones of a universe, whose documents were visible at one moment and are not purged; and whether there
@@ -100,7 +101,7 @@ class Ordered:
             )
         some = self._page.limit + self._page.limit // 8 + 8  # some are before the page, and one behind it
         odd = undecided(state, allowed)
-        found = parts(state, self._start, allowed - odd, some, PART_MAX)
+        found = parts(state, self._start, allowed - odd, some, PART_MAX, descending=self._descending)
         read = nsmallest(self._page.limit + 1, self._read(odd, None))  # one more says that there are more
         return self._cut(merge(read, (one for part in found for run in self._of_part(part) for one in run)))
 
@@ -143,14 +144,19 @@ class Ordered:
             size += one.size
         return found, True
 
-    def key(self, document: StoredDocument) -> Key:
-        """Where a document stands."""
-        return key_of(decode_metadata(document.metadata), self._path)
+    def key(self, document: StoredDocument) -> Turned:
+        """Where a document stands; turned if the order is descending, as all keys in here."""
+        key = key_of(decode_metadata(document.metadata), self._path, descending=self._descending)
+        return turned(key) if self._descending else key
 
-    def as_now(self, chosen: Sequence[Chosen], now: Iterable[StoredDocument]) -> list[tuple[Key, StoredDocument]]:
+    def told(self, key: Turned) -> Key:
+        """As it is told to who asks, who may give it back."""
+        return turned_back(key) if self._descending else key
+
+    def as_now(self, chosen: Sequence[Chosen], now: Iterable[StoredDocument]) -> list[tuple[Turned, StoredDocument]]:
         """The current documents of the chosen ids, where they belong to the page. now: those that are there."""
         ordinals = {one.id: one for one in chosen}
-        upto = chosen[-1][:2] if chosen else (START, "")
+        upto: tuple[Turned, str] = chosen[-1][:2] if chosen else (START, "")
         kept = []
         for document in now:
             was = ordinals[document.id]
@@ -162,7 +168,7 @@ class Ordered:
                 kept.append((key, document))
         return sorted(kept, key=lambda one: (one[0], one[1].id))
 
-    def as_pinned(self, chosen: Sequence[Chosen], pin: tuple[int, int]) -> list[tuple[Key, StoredDocument]]:
+    def as_pinned(self, chosen: Sequence[Chosen], pin: tuple[int, int]) -> list[tuple[Turned, StoredDocument]]:
         """The chosen documents as they were at a pin. Raises ScanEnded if it is not open any more."""
         ordinals = [one.ordinal for one in chosen]
         vectors = self._page.with_vectors

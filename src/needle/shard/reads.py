@@ -292,10 +292,10 @@ class Reads:
             fence = None if holdings is None else self._fence_of(holdings)
             check_claim(fence, claim, index)
             found = ordered.as_now(chosen, now)
-        documents, keys = [document for _, document in found], [key for key, _ in found]
+        documents, keys = [document for _, document in found], [ordered.told(key) for key, _ in found]
         if whole:
             return Scanned(documents, None, index, keys)
-        return Scanned(documents, chosen[-1].id, index, keys, chosen[-1].key)
+        return Scanned(documents, chosen[-1].id, index, keys, ordered.told(chosen[-1].key))
 
     def _fence_of(self, held: bytes) -> Fence:
         """Of holdings as stored; the last one is kept, for they rarely change."""

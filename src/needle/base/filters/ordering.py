@@ -2,8 +2,9 @@
 
 A document counts with the least of the values that its field stands for, as a filter sees them: numbers come first,
 then texts by code point, then false and true, and at the end all documents without any of these (missing, null,
-objects, arrays of nothing else). Ties are by id. Keys are bounded, for they travel in cursors: a text counts with its
-first bytes, a whole number of more than 64 bits as a float. Pure.
+objects, arrays of nothing else). Ties are by id. Descending, the greatest value counts, and all of that is turned round
+but for the documents without a value and the ids (`turned`). Keys are bounded, for they travel in cursors: a text
+counts with its first bytes, a whole number of more than 64 bits as a float. Pure.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from needle.base.plain import INT_MAX, INT_MIN
 Key = tuple[int, int | float | bytes | None]
 """The rank, and the value in it: a number; bytes of UTF-8; 0 or 1; None."""
 
+Turned = tuple[int, Any]
+
 FIRST: Final = -1
 NUMBERS, TEXTS, FLAGS, REST = range(4)
 START: Final[Key] = (FIRST, None)
@@ -29,10 +32,12 @@ HEAD_BYTES: Final = 47
 
 
 class ScanOrder(msgspec.Struct, frozen=True, array_like=True):
-    """field: a path of metadata. key: of the document behind which a scan goes on; START for the first page."""
+    """field: a path of metadata. key: of the document behind which a scan goes on; START for the first page.
+    descending: from the greatest value."""
 
     field: str
     key: Key = START
+    descending: bool = False
 
     def known(self) -> bool:
         """Whether the key is one that `key_of` gives, or START."""
@@ -44,9 +49,34 @@ class ScanOrder(msgspec.Struct, frozen=True, array_like=True):
         return value in (0, 1) if rank == FLAGS else rank in (FIRST, REST) and value is None
 
 
-def key_of(metadata: object, path: Sequence[str]) -> Key:
+def key_of(metadata: object, path: Sequence[str], *, descending: bool = False) -> Key:
     """Where a document with this decoded JSON metadata stands."""
-    return min((_key(value) for value in lookup(metadata, path)[1] if value is not None), default=LAST)
+    keys = (_key(value) for value in lookup(metadata, path)[1] if value is not None)
+    return max(keys, default=LAST) if descending else min(keys, default=LAST)
+
+
+def turned(key: Key) -> Turned:
+    """What ascends where keys descend; START is before it, and LAST behind, as ever. For comparisons only: not every
+    number has one that travels."""
+    rank, value = key
+    if not FIRST < rank < REST:
+        return key
+    return REST - 1 - rank, _turned(rank, value)
+
+
+def turned_back(turned: Turned) -> Key:
+    """The key that was turned."""
+    rank, value = turned
+    if not FIRST < rank < REST:
+        return turned
+    rank = REST - 1 - rank
+    return rank, bytes(-byte for byte in value[:-1]) if rank == TEXTS else _turned(rank, value)
+
+
+def _turned(rank: int, value: Any) -> Any:
+    if rank == TEXTS:
+        return *(-byte for byte in value), 1  # a text comes behind those that it begins
+    return 1 - value if rank == FLAGS else -value
 
 
 def _key(value: Any) -> Key:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from needle.base.errors import ClusterTooOld, ProtocolError
-from needle.base.filters.ordering import START
+from needle.base.filters.ordering import START, Key, ScanOrder, Turned, turned, turned_back
 from needle.base.filters.values import Mark, Value, in_order, marked
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
@@ -96,16 +96,20 @@ def merge_documents(batches: Sequence[DocumentBatch], asked: Sequence[str]) -> D
     )
 
 
-def merge_pages(pages: Sequence[ScanAnswer], limit: int) -> ScanAnswer:
+def merge_pages(pages: Sequence[ScanAnswer], limit: int, *, descending: bool = False) -> ScanAnswer:
     """The next documents of all pages in the order of their keys, if they have any, and ids: up to the place that all
     of them have reached, and at most `limit` but for documents of several shards that share the last place, which no
-    later page would bring."""
-    reached = ((page.key or START, page.reached) for page in pages if page.reached is not None)
+    later page would bring. descending: their keys do, as shards have them; the ids do not."""
+
+    def stands(key: Key, name: str) -> tuple[Turned, str]:
+        return (turned(key) if descending else key), name
+
+    reached = (stands(page.key or START, page.reached) for page in pages if page.reached is not None)
     bound = min(reached, default=None)
     rows = sorted(
         (place, which, row)
         for which, page in enumerate(pages)
-        for row, place in enumerate(zip(page.keys or repeat(START), page.documents.ids, strict=False))
+        for row, place in enumerate(map(stands, page.keys or repeat(START), page.documents.ids))
         if bound is None or place <= bound
     )
     if len(rows) > limit:
@@ -124,8 +128,11 @@ def merge_pages(pages: Sequence[ScanAnswer], limit: int) -> ScanAnswer:
     pin = ScanPin(pins[0].token, [one for found in pins for one in found.open]) if pins else None
     if not any(page.keys or page.key for page in pages):
         return ScanAnswer(documents, None if bound is None else bound[1], pin=pin)
-    keys = [key for (key, _), _, _ in rows]
-    return ScanAnswer(documents, None if bound is None else bound[1], pin=pin, keys=keys, key=bound and bound[0])
+    keys = [turned_back(key) if descending else key for (key, _), _, _ in rows]
+    if bound is None:
+        return ScanAnswer(documents, None, pin=pin, keys=keys)
+    key, name = bound
+    return ScanAnswer(documents, name, pin=pin, keys=keys, key=turned_back(key) if descending else key)
 
 
 def _row(batch: DocumentBatch, row: int) -> bytes:
@@ -190,14 +197,14 @@ def of_shard(shard: int, batch: HitBatch) -> HitBatch:
     return msgspec.structs.replace(batch, explained=told)
 
 
-def merged_pages(answers: dict[int, Payload], limit: int, ordered: bool) -> tuple[dict[int, int], ScanAnswer]:
-    """The log index at which each shard was read; and one page of all. ordered: by a field. Raises ClusterTooOld."""
+def merged_pages(answers: dict[int, Payload], limit: int, order: ScanOrder | None) -> tuple[dict[int, int], ScanAnswer]:
+    """The log index at which each shard was read; and one page of all. order: as asked for. Raises ClusterTooOld."""
     pages = {shard: calls.decode(body, ScanAnswer) for shard, body in answers.items()}
-    for page in pages.values() if ordered else ():
+    for page in pages.values() if order is not None else ():
         if len(page.keys) != len(page.documents.ids) or (page.reached is not None and page.key is None):
             raise ClusterTooOld("a node runs a release that knows no scans in the order of a field: upgrade it first")
     seen = {shard: page.documents.applied_index for shard, page in pages.items()}
-    return seen, merge_pages(list(pages.values()), limit)
+    return seen, merge_pages(list(pages.values()), limit, descending=order is not None and order.descending)
 
 
 def merged_facets(answers: dict[int, Payload], limit: int) -> tuple[dict[int, int], FacetAnswer]:

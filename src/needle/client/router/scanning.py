@@ -118,7 +118,7 @@ async def scan_page(
         timeout,
     )
     page: ScanAnswer
-    seen, page = await beside(answers.size(), merged_pages, answers.by_shard, asked.limit, asked.order is not None)
+    seen, page = await beside(answers.size(), merged_pages, answers.by_shard, asked.limit, asked.order)
     for shard, index in seen.items():
         saw(shard, index)
     return msgspec.structs.replace(page, collection_id=here)
@@ -141,8 +141,7 @@ async def _pinned_page(
     else:
         bodies = await _opened(inner, pin.token, timeout, fan_out)
     page: ScanAnswer
-    ordered = asked.order is not None
-    _, page = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit, ordered)
+    _, page = await beside(sum(map(len, bodies.values())), merged_pages, bodies, asked.limit, asked.order)
     found = page.pin
     if found is None or {shard for shard, _ in found.open} != set(bodies):
         raise ClusterTooOld("a node runs a release that knows no consistent scans: upgrade all nodes first")

@@ -354,8 +354,8 @@ class CountValues(ReadBody, frozen=True, kw_only=True):
 
 class Scan(ReadBody, frozen=True, kw_only=True):
     """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids. order_by: a field of metadata in
-    whose order documents come, instead of that of their ids. consistent: of a scan that begins: all its pages show each
-    shard as it was at one moment."""
+    whose order documents come, instead of that of their ids; descending: from its greatest value. consistent: of a scan
+    that begins: all its pages show each shard as it was at one moment."""
 
     filter: Filter = None
     cursor: str | None = None
@@ -365,6 +365,7 @@ class Scan(ReadBody, frozen=True, kw_only=True):
     fields: Fields | None = None
     slice: tuple[Whole, Positive] = (0, 1)
     order_by: str | None = None
+    descending: bool = False
     consistent: bool = False
 
 
@@ -376,11 +377,13 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Export(ReadBody, frozen=True, kw_only=True):
-    """All documents, or those that match, one JSON object a line. timeout: of each page that is read. consistent: as in
-    Scan."""
+    """All documents, or those that match, one JSON object a line. timeout: of each page that is read. order_by,
+    descending, consistent: as in Scan."""
 
     filter: Filter = None
     with_vectors: bool = True
     vector_format: VectorFormat = "numbers"
     fields: Fields | None = None
+    order_by: str | None = None
+    descending: bool = False
     consistent: bool = False

@@ -329,8 +329,9 @@ async def scan(call: Call) -> bodies.Page:
 
 async def _place(call: Call, body: bodies.Scan | bodies.Export, slice_: tuple[int, int]) -> Place:
     where = values.check_name(call.collection)
-    order_by = values.order_by(body.order_by) if isinstance(body, bodies.Scan) else ""
-    return Place(where, await call.beside(lambda: values.filter_bytes(body.filter)), slice_, "", order_by=order_by)
+    order_by, descending = values.order_by(body.order_by, body.descending)
+    wanted = await call.beside(lambda: values.filter_bytes(body.filter))
+    return Place(where, wanted, slice_, "", order_by=order_by, descending=descending)
 
 
 async def _page(
