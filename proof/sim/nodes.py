@@ -216,6 +216,9 @@ class _Listener:
     def refuse_older(self, version: int) -> None:
         """All nodes of a run are of one release."""
 
+    def of_founding(self, founding: int) -> None:
+        """And of one cluster."""
+
     @property
     def address(self) -> str:
         return self._machine.address

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import ssl
-from collections.abc import Coroutine, Generator, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -171,7 +171,7 @@ async def connected(addresses: list[str], cluster_id: str, batch_bytes_max: int,
     except BaseException:
         await caller.close()
         raise
-    return cluster_client(caller, addresses, topology, batch_bytes_max)
+    return cluster_client(caller, addresses, topology, batch_bytes_max, founded=caller.of_founding)
 
 
 def connect_sync(
@@ -194,11 +194,12 @@ def cluster_client(
     topology: Topology,
     batch_bytes_max: int = BATCH_BYTES_MAX,
     prefer: str | None = None,
+    founded: Callable[[int], None] = lambda founding: None,
 ) -> Client:
     """A client over `caller`. topology: what is known of the cluster, if anything. prefer: the address that eventual
-    reads ask first."""
+    reads ask first. founded: see AskedTopology."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    shards = ClusterShards(caller, AskedTopology(caller, addresses, topology), rng=rng, prefer=prefer)
+    shards = ClusterShards(caller, AskedTopology(caller, addresses, topology, founded), rng=rng, prefer=prefer)
     monotonic = SystemClock().monotonic
     router = router_of(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
     return client_of(caller, shards, router)

@@ -93,6 +93,9 @@ class _Nowhere(Listener):
     def refuse_older(self, version: int) -> None:
         """There is no other node."""
 
+    def of_founding(self, founding: int) -> None:
+        """Nor a client of another cluster."""
+
     @property
     def address(self) -> str:
         return NOWHERE

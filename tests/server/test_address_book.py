@@ -62,7 +62,7 @@ def n9(path: Path) -> Any:
         groups={},
         maintenance=SimpleNamespace(follow=lambda: None),
         access=Access(required=False),
-        refuse_older=lambda version: None,
+        refuse_others=lambda topology: None,
     )
 
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from needle.base.errors import NeedleError, NoQuorum, Overloaded, ProtocolError, Unauthenticated, UnknownMethod
+from needle.base.errors import (
+    NeedleError,
+    NoQuorum,
+    Overloaded,
+    ProtocolError,
+    Unauthenticated,
+    UnknownMethod,
+    WrongCluster,
+)
 from needle.client.directory import Caller
 from needle.protocol import calls
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.routing.topology import Topology
 
 ASK_SECONDS = 1.0
+OTHERS_SECONDS = 0.1
+"""So long the other nodes are listened to when one has answered: one that was founded anew knows a cluster, too."""
 PAUSE_SECONDS = 0.02
 
 
@@ -24,8 +34,9 @@ async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float
 async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float) -> Topology:
     """As `find_topology`, but asks until a node answers; an empty Topology of a cluster that is not made yet.
 
-    Raises what the nodes answer if all refuse to talk (WrongCluster, UnsupportedVersion, Unauthenticated), Overloaded
-    when all that answer have no room for another connection until the end, NoQuorum when none answers in time.
+    Raises WrongCluster if the nodes belong to two clusters, what they answer if all refuse to talk (WrongCluster,
+    UnsupportedVersion, Unauthenticated), Overloaded when all that answer have no room for another connection until the
+    end, NoQuorum when none answers in time.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -45,7 +56,8 @@ async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float)
 async def _ask_all(
     caller: Caller, addresses: Iterable[str], timeout: float
 ) -> tuple[Topology | None, list[NeedleError]]:
-    """The first topology of a made cluster, else of one that is not made yet; and why others have none."""
+    """The topology of a made cluster, else of one that is not made yet; and why others have none.
+    Raises WrongCluster if they belong to two clusters."""
     body = calls.encode(TopologyCall(0))
 
     async def ask(address: str) -> Topology | NeedleError:
@@ -59,19 +71,36 @@ async def _ask_all(
     loop = asyncio.get_running_loop()
     waiting = {loop.create_task(ask(address)) for address in addresses}
     failures: list[NeedleError] = []
+    found: Topology | None = None
     unmade: Topology | None = None
+    until = float("inf")
     try:
-        while waiting:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        while waiting and (left := until - loop.time()) > 0:
+            most = None if found is None else left
+            done, waiting = await asyncio.wait(waiting, timeout=most, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 answer = task.result()
                 if isinstance(answer, NeedleError):
                     failures.append(answer)
                 elif answer.settings is not None:
-                    return answer, failures
+                    if found is not None and found.founding != answer.founding:
+                        raise two_clusters(found.founding, answer.founding)
+                    if found is None:
+                        until = loop.time() + OTHERS_SECONDS
+                    found = answer if found is None or answer.version > found.version else found
                 else:
                     unmade = answer  # another one may know more
     finally:
         for task in waiting:
             task.cancel()
-    return unmade, failures
+    return unmade if found is None else found, failures
+
+
+def two_clusters(one: int, other: int) -> WrongCluster:
+    """The refusal of a client that hears of both. one, other: their foundings."""
+    return WrongCluster(
+        f"nodes at the known addresses belong to two clusters with one cluster_id (foundings {one:x} and {other:x}): a "
+        "node was founded anew there. Stop it, or connect without its address",
+        theirs=other,
+        ours=one,
+    )

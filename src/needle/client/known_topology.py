@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError, Unauthenticated, in_seconds
 from needle.client.directory import Caller
+from needle.client.finding import two_clusters
 from needle.client.group import GroupClient
 from needle.protocol import calls
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
@@ -62,12 +63,22 @@ class Turn:
 class AskedTopology:
     """`KnownTopology` that asks one node after the other."""
 
-    def __init__(self, caller: Caller, addresses: Iterable[str], topology: Topology) -> None:
-        """addresses: where to ask when no node of the topology answers."""
+    def __init__(
+        self,
+        caller: Caller,
+        addresses: Iterable[str],
+        topology: Topology,
+        founded: Callable[[int], None] = lambda founding: None,
+    ) -> None:
+        """addresses: where to ask when no node of the topology answers. founded: told the founding of the cluster once
+        it is known."""
         self._caller = caller
         self._turn = Turn(addresses)
         self._now = topology
         self._asking: asyncio.Task[None] | None = None
+        self._founded = founded
+        if topology.founding:
+            founded(topology.founding)
 
     def topology(self) -> Topology:
         """The newest known here."""
@@ -78,8 +89,14 @@ class AskedTopology:
         return self._turn.of(self._now)
 
     def _offer(self, topology: Topology | None) -> None:
-        if topology is not None and topology.version > self._now.version:
-            self._now = topology
+        """Raises WrongCluster for that of another one."""
+        if topology is None or topology.version <= self._now.version:
+            return
+        if self._now.settings is not None and topology.founding != self._now.founding:
+            raise two_clusters(self._now.founding, topology.founding)
+        if topology.founding != self._now.founding:
+            self._founded(topology.founding)
+        self._now = topology
 
     async def refresh(self, version: int, timeout: float) -> Topology:
         """See KnownTopology."""
@@ -113,7 +130,7 @@ class AskedTopology:
                 body = calls.encode(TopologyCall(self._now.version))
                 try:
                     data = await self._caller.call(address, TOPOLOGY, body, ASK_SECONDS)
-                    found = calls.decode(data, TopologyAnswer).topology
+                    self._offer(calls.decode(data, TopologyAnswer).topology)
                 except ClientClosed:
                     raise
                 except Unauthenticated as error:
@@ -121,7 +138,6 @@ class AskedTopology:
                     continue
                 except NeedleError:
                     continue  # the next node will know
-                self._offer(found)
                 return
             if refused is not None:
                 raise refused

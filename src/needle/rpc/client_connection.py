@@ -57,6 +57,8 @@ class ClientConnection(FrameConnection):
         self.ready: asyncio.Future[Hello] = self.loop.create_future()
         self.takes_about = False
         """Whether the node understands what is told of a request before its head."""
+        self.founding = 0
+        """Of the cluster of which the node said to be."""
         self._pending: dict[int, tuple[asyncio.Future[Payload], float]] = {}
         self._next_id = 0
         self._sweep: asyncio.TimerHandle | None = None
@@ -153,7 +155,7 @@ class ClientConnection(FrameConnection):
                 shown = self.transport.get_extra_info("peercert")
                 check_node_name(shown, theirs.node_id, f"the node at {self._link.address}")
             self._prove(theirs)
-            self.takes_about = theirs.knows >= ABOUT_SINCE
+            self.takes_about, self.founding = theirs.knows >= ABOUT_SINCE, theirs.founding
             self.ready.set_result(theirs)
         else:
             raise ProtocolError(f"{self._link.address} sent frame kind {kind}, which a client does not take")

@@ -31,7 +31,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     node. key: a client's API key. nonce: of who can prove that it knows the cluster's secret; the answer to it has one
     too, unless the node has no secret, and a proof. The caller then says hello once more, with its own proof
     (rpc/proof.py). knows: of a node, the version of commands and formats up to which it can read them. within: of the
-    client in a node's process, that node: who asked it is written down there."""
+    client in a node's process, that node: who asked it is written down there. founding: of the cluster that a node
+    belongs to, or that a client works with (Topology.founding); 0 of who knows none, and of nodes that call others:
+    they are told apart by their directories."""
 
     version: int
     cluster_id: str
@@ -42,6 +44,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     proof: bytes = b""
     knows: int = FIRST
     within: str = ""
+    founding: int = 0
 
 
 class _WireError(msgspec.Struct, frozen=True, array_like=True):
@@ -92,6 +95,13 @@ def check_hello(
             f"{there} belongs to cluster {theirs.cluster_id!r}, {here} to {mine.cluster_id!r}: check cluster_id",
             theirs=theirs.cluster_id,
             ours=mine.cluster_id,
+        )
+    if mine.founding and theirs.founding and mine.founding != theirs.founding:
+        raise WrongCluster(
+            f"{there} belongs to another cluster, which is called {mine.cluster_id!r}, too (founding "
+            f"{theirs.founding:x}, here {mine.founding:x}): check the addresses, and which nodes were founded anew",
+            theirs=theirs.founding,
+            ours=mine.founding,
         )
     if expected_node and theirs.node_id != expected_node:
         raise ProtocolError(

@@ -15,10 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from needle.base.errors import TlsFailed, Unavailable
+import msgspec
+
+from needle.base.errors import ProtocolError, TlsFailed, Unavailable
 from needle.base.news import News
 from needle.base.versions import FIRST, KNOWN
-from needle.rpc.codec import PROTOCOL_VERSION, Hello, parse_endpoint
+from needle.rpc.codec import PROTOCOL_VERSION, Hello, check_hello, parse_endpoint
 from needle.rpc.connection import RpcLimits, RpcStats
 from needle.rpc.handler import Handler
 from needle.rpc.server_connection import ServerConnection
@@ -85,6 +87,18 @@ class RpcServer:
     def refuse_older(self, version: int) -> None:
         """From now on refuse nodes that do not know commands and formats of `version`. Clients write none."""
         self.least = version
+
+    def of_founding(self, founding: int) -> None:
+        """This node belongs to the cluster of that founding: clients that work with another one are sent away."""
+        if founding == self.hello.founding:
+            return
+        self.hello = msgspec.structs.replace(self.hello, founding=founding)
+        for connection in list(self.connections):
+            try:
+                if connection.said is not None:
+                    check_hello(self.hello, connection.said, accepting=True)
+            except ProtocolError as error:
+                connection.refuse(error)
 
     async def start(self) -> None:
         """Listen. Raises Unavailable with the system's reason when the address cannot be bound."""

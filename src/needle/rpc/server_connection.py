@@ -75,6 +75,7 @@ class ServerConnection(FrameConnection):
         self.peer: Peer | None = None
         self._greeting = Greeting(server, lambda node: check_caller(server.door, self.transport, node))
         self._only_tls = only_tls
+        self.said: Hello | None = None
         self.inflight = self.inflight_bytes = 0
         self._reading, self._draining = True, False
         self._backlog: deque[Frame] = deque()
@@ -98,7 +99,7 @@ class ServerConnection(FrameConnection):
         if self in passing:
             self.server.connections[self] = None
         if self._only_tls:
-            self._refuse(TlsFailed(ONLY_TLS))
+            self.refuse(TlsFailed(ONLY_TLS))
 
     def drain(self) -> None:
         """Take no more requests; those running may still answer."""
@@ -113,7 +114,7 @@ class ServerConnection(FrameConnection):
         else:
             self._serve(frames)
         if self.decoder.error is not None:
-            self._refuse(self.decoder.error)
+            self.refuse(self.decoder.error)
         elif not self.decoder.buffered:
             self._frame_since = None
         elif frames or self._frame_since is None:
@@ -121,7 +122,7 @@ class ServerConnection(FrameConnection):
         if self._held.now or self.decoder.buffered or self._backlog or self.inflight_bytes > SMALL_ANSWER_BYTES:
             self.account()
             if self.decoder.buffered and self._held.are_greedy():
-                self._refuse(self._held.overloaded("this frame"))
+                self.refuse(self._held.overloaded("this frame"))
 
     def _keep(self, frames: Sequence[Frame]) -> None:
         self._backlog.extend(frames)
@@ -149,7 +150,7 @@ class ServerConnection(FrameConnection):
         size = self.decoder.expected
         allowed = self.limits.frame_timeout + size / self.limits.frame_bytes_per_second
         if now - self._frame_since > allowed:
-            self._refuse(ProtocolError(f"a frame of {size} bytes was not complete after {allowed:.3g} s"))
+            self.refuse(ProtocolError(f"a frame of {size} bytes was not complete after {allowed:.3g} s"))
 
     def _serve(self, frames: Sequence[Frame]) -> None:
         for position, frame in enumerate(frames):
@@ -179,7 +180,7 @@ class ServerConnection(FrameConnection):
             else:
                 self._handshake(kind, payload)
         except ProtocolError as error:
-            self._refuse(error)
+            self.refuse(error)
 
     def _handshake(self, kind: int, payload: Payload) -> None:
         if kind != HELLO or self.peer is not None:
@@ -187,7 +188,7 @@ class ServerConnection(FrameConnection):
         try:
             found = self._greeting.hear(payload, self.remote)
         except NeedleError as error:
-            self._refuse(error)
+            self.refuse(error)
             return
         if isinstance(found, Hello):
             self.write_frame(HELLO_ACK, 0, (encode(found),))
@@ -196,19 +197,19 @@ class ServerConnection(FrameConnection):
         full = no_room(self.server.known, self.limits.connections_max, found.hello.node_id)
         if full is not None:
             del self.server.connections[self]
-            self._refuse(full)
+            self.refuse(full)
             return
         self.server.known += 1
         del self.server.passing[self]
         self.decoder.frame_bytes_max = self.limits.frame_bytes_max
-        self.peer = found.peer(self.remote)
+        self.peer, self.said = found.peer(self.remote), found.hello
         if not found.proven:
             self.write_frame(HELLO_ACK, 0, (encode(self.server.hello),))
 
     def _no_hello(self) -> None:
-        self._refuse(ProtocolError(f"no hello within {self.limits.hello_timeout:g} s"))
+        self.refuse(ProtocolError(f"no hello within {self.limits.hello_timeout:g} s"))
 
-    def _refuse(self, error: NeedleError) -> None:
+    def refuse(self, error: NeedleError) -> None:
         """Tell the peer why by name, then close."""
         if self.closing:
             return

@@ -17,6 +17,8 @@ import ssl
 from collections.abc import Sequence
 from typing import cast
 
+import msgspec
+
 from needle.base.errors import (
     ClientClosed,
     ConnectionLost,
@@ -162,6 +164,14 @@ class RpcClient:
     def refuse_older(self, version: int) -> None:
         """From now on refuse nodes that do not know commands and formats of `version`."""
         self._least = version
+
+    def of_founding(self, founding: int) -> None:
+        """This client works with the cluster of that founding: from now on it has nothing to do with nodes of another
+        one, nor with connections to nodes that belonged to none when they were made."""
+        self._hello = msgspec.structs.replace(self._hello, founding=founding)
+        for link in self._links.values():
+            if link.connecting is not None or (link.connection is not None and link.connection.founding != founding):
+                link.drop()
 
     def forget(self, address: str, node: str = "") -> None:
         """Close the connection to `address` and drop all that is known of it; calls in flight get ConnectionLost."""

@@ -171,8 +171,8 @@ class Node:
             hosted.start()
         self.service = Service(self)
         self.listener = ports.listen(self.service)
-        self.listener.refuse_older(self.topology.cluster_version)
         self._running = True  # what calls open from now on is begun at once
+        self.refuse_others(self.topology)
         await self.listener.start()
         self._undo.append(self.listener.stop)
         self._background_works()
@@ -344,12 +344,12 @@ class Node:
         self._belonging.heard_from(node)
         self._news.heard_from(node)
 
-    def refuse_older(self, version: int) -> None:
-        """From now on have nothing to do with nodes that do not know commands and formats of `version`: they would pass
-        over what is written for that."""
-        self.peers.refuse_older(version)
+    def refuse_others(self, topology: Topology) -> None:
+        """From now on refuse nodes that would pass over this cluster's commands, and clients of another cluster."""
+        self.peers.refuse_older(topology.cluster_version)
         if self._running:
-            self.listener.refuse_older(version)
+            self.listener.refuse_older(topology.cluster_version)
+            self.listener.of_founding(topology.founding)
 
     # --- the catalog -------------------------------------------------------------------------------------------------
     async def wait_topology(self, version: int, timeout: float) -> bool:

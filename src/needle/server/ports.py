@@ -83,6 +83,10 @@ class Listener(Protocol):
         """From now on refuse nodes that do not know commands and formats of `version`."""
         ...
 
+    def of_founding(self, founding: int) -> None:
+        """This node belongs to the cluster of that founding."""
+        ...
+
     @property
     def address(self) -> str: ...
 

@@ -56,7 +56,7 @@ class AdoptingNode(Protocol):
 
     def now(self) -> float: ...
     def alive(self) -> bool: ...
-    def refuse_older(self, version: int) -> None: ...
+    def refuse_others(self, topology: Topology) -> None: ...
 
 
 class Adoption:
@@ -112,7 +112,7 @@ class Adoption:
             if topology.map is not None and (self._node.ownership is None or self._node.ownership.map != topology.map):
                 self._node.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
             self._node.maintenance.follow()
-            self._node.refuse_older(topology.cluster_version)
+            self._node.refuse_others(topology)
             await self._open_what_is_due()
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
