@@ -130,6 +130,7 @@ class SimNode:
                 machine.log_disk, process, lambda place: stage.fleet.failpoint(name, process, place)
             ),
             disk=SimReplicaDisk(machine, process),
+            volume=lambda _: machine.volume,
             files=SimFiles(machine, process),
             claim=lambda directory, node_id, cluster_id: lambda: None,
             failpoint=lambda place: stage.fleet.failpoint(name, process, place),

@@ -516,6 +516,33 @@ def test_a_move_that_copies_gives_way_to_one_whose_ranges_are_frozen(tmp_path: P
     virtually(work())
 
 
+def test_a_move_that_rests_between_two_batches_holds_up_no_other(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = World(tmp_path, random.Random(3))
+        world.writes = False
+        for _ in range(60):
+            world.write()
+        await world.command(StartMove(1, 1, [(b"m", b"m\xff")], 0, 1, batch_size=1, throttle_rate=3600), 1.0)
+        slow = world.topology.moves[0].id
+        mover = Mover(world.node(), 100)
+        running = asyncio.create_task(mover.run())
+        await until(lambda: mover.copied(1).get(slow) == 1)
+        assert world.topology.map is not None
+        await world.command(StartMove(2, world.topology.map.epoch, [(b"n", b"n\xff")], 0, 1), 1.0)
+        fast = world.topology.moves[1].id
+        await until(lambda: world.topology.move(fast) is None)
+        left = world.topology.move(slow)
+        assert left is not None and left.state is MoveState.COPYING
+        assert mover.copied(1)[slow] == 1
+        assert {name for name in world.truth if name.startswith("n")} == set(world.visible(2))
+        await world.command(CancelMove(slow), 1.0)  # nor does its own end wait for the next batch
+        await until(lambda: not world.topology.moves)
+        assert set(world.visible(1)) == {name for name in world.truth if name.startswith("m")}
+        running.cancel()
+
+    virtually(work())
+
+
 def test_a_move_that_copies_keeps_its_pace_whatever_is_frozen_on_other_nodes(tmp_path: Path) -> None:
     """Of a shard without a replica here nobody here is the leader."""
 
