@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,8 @@ class World:
         self.writes = True
         self.silent = False
         """Whether the target answers."""
+        self.searches = 0.0
+        """Of the source, a second."""
         self.given_up = False
         """Whether the driver's node holds the source no more."""
         self.seen: Callable[[object, bool], None] = lambda command, done: None
@@ -108,7 +111,8 @@ class World:
 
             @property
             def groups(self) -> dict[int, Any]:
-                return {} if world.given_up else {1: SimpleNamespace(replica=world.replicas[1])}
+                rates = SimpleNamespace(writes=lambda now: 0.0, searches=lambda now: world.searches)
+                return {} if world.given_up else {1: SimpleNamespace(replica=world.replicas[1], calls=rates)}
 
             @property
             def topology(self) -> Any:
@@ -562,5 +566,40 @@ def test_a_move_that_copies_keeps_its_pace_whatever_is_frozen_on_other_nodes(tmp
         await asyncio.sleep(600)
         running.cancel()
         assert len(copied) == 1  # the next one is due after an hour
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("searches", [0.0, 50.0])
+def test_while_there_are_callers_copies_and_clean_ups_take_half_of_the_time(tmp_path: Path, searches: float) -> None:
+    """Of all moves of a node together. Without callers nothing is put off."""
+
+    async def work() -> None:
+        world, loop = World(tmp_path, random.Random(3)), asyncio.get_running_loop()
+        world.searches, world.writes = searches, False
+        for _ in range(200):
+            world.write()
+        bulk: list[tuple[float, float]] = []
+        began: list[float] = []
+
+        def seen(command: object, done: bool) -> None:
+            if isinstance(command, Import | Forget):
+                (bulk.append((began.pop(), loop.time())) if done else began.append(loop.time()))
+
+        async def between() -> None:
+            await asyncio.sleep(0.05)
+
+        world.seen, world.between = seen, between  # type: ignore[method-assign]
+        for number, letter in enumerate("mn", 1):
+            assert world.topology.map is not None
+            start = StartMove(number, world.topology.map.epoch, [(letter.encode(), letter.encode() + b"\xff")], 0, 1)
+            await world.command(start, 1.0)
+        running = asyncio.create_task(Mover(world.node(), 2).run())
+        await until(lambda: not world.topology.moves)
+        running.cancel()
+        assert len(bulk) > 20
+        pauses = sorted(after[0] - before[1] for before, after in pairwise(bulk))
+        resting = [pause for pause in pauses if pause > 0.09]
+        assert (len(resting) > len(pauses) / 2) == bool(searches), pauses
 
     virtually(work())

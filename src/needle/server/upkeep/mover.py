@@ -23,6 +23,7 @@ from needle.base.ids import GroupId, shard_group
 from needle.protocol.catalog_commands import AdvanceMove, FinishMove, RestartMove
 from needle.protocol.move_commands import Confirm, Discard, Forget, Freeze, GiveUp, Own, Release, Thaw
 from needle.routing.topology import MoveInfo, MoveState, public_name
+from needle.server.upkeep.copy_turn import CopyTurn
 from needle.server.upkeep.lasting import next_beat
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
 from needle.server.upkeep.range_copy import Copy, RangeCopier
@@ -54,14 +55,13 @@ class Mover:
     """See the module."""
 
     def __init__(self, node: MovingNode, rows_max: int, freeze_seconds: float = 2.0) -> None:
-        """rows_max: documents looked at in one step; copied at once if a move does not say how many. freeze_seconds:
+        """rows_max: documents looked at in one step, and so copied at once at most. freeze_seconds:
         after which the source of a move that is not decided takes writes again."""
         self._node = node
         self._rows_max = rows_max
         self._freeze_seconds = freeze_seconds
         self._steps = MoveSteps(node)
-        self._turn = asyncio.Lock()
-        """Whose batch is copied or cleaned up: one at a time. Who waits does not have it."""
+        self._turn = CopyTurn(self._calls)
         self._copier = RangeCopier(node, self._steps, rows_max, self._turn, self._rest)
         self._driven: dict[int, asyncio.Task[None]] = {}
         self._held: dict[int, _Held] = {}
@@ -74,6 +74,11 @@ class Mover:
     def copied(self, group: GroupId) -> dict[int, int]:
         """Documents copied by moves of what this node's shard `group` owns, by move, since this node drives them."""
         return {move: copy.documents for move, copy in self._copier.copies.items() if copy.group == group}
+
+    def _calls(self) -> float:
+        """Of all shards that this node holds, a second."""
+        now, rates = self._node.now(), [hosted.calls for hosted in self._node.groups.values()]
+        return sum(one.writes(now) + one.searches(now) for one in rates)
 
     async def run(self) -> None:
         """Until the node stops: all moves side by side, but one batch after the other."""
@@ -165,12 +170,12 @@ class Mover:
 
     async def _discarded(self, info: MoveInfo) -> bool:
         """Have the target delete some of its copy; whether nothing is left."""
-        async with self._turn:
+        async with self._turn.batch():
             return (await self._steps.tell_target(info, Discard(info.id, self._rows_max))).phase == GIVEN_UP
 
     async def _forgotten(self, info: MoveInfo) -> bool:
         """Have the source delete some of what it has left behind; whether nothing is left."""
-        async with self._turn:
+        async with self._turn.batch():
             return not (await self._steps.propose(info, Forget(info.id, self._rows_max))).count
 
     # --- the steps ---------------------------------------------------------------------------------------------------
@@ -271,10 +276,12 @@ class Mover:
         this node does not lead its source any more. What is copied is known when it goes on."""
         loop, node, source = asyncio.get_running_loop(), self._node, shard_group(info.source)
         until = loop.time() + seconds
-        while (left := until - loop.time()) > 0:
-            await asyncio.sleep(min(left, LOOK_SECONDS))
+        while True:
             if node.topology.move(info.id) != info or source not in node.groups or not node.host.is_leader(source):
                 raise Unavailable(f"move {info.id} is not to be copied here any more")
+            if (left := until - loop.time()) <= 0:
+                return
+            await asyncio.sleep(min(left, LOOK_SECONDS))
 
 
 def _hurried(info: MoveInfo) -> bool:
