@@ -458,6 +458,36 @@ def test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted(
     virtually(work())
 
 
+def test_a_move_that_would_lose_one_of_two_documents_can_be_given_up(tmp_path: Path) -> None:
+    """As what it waits for says: both documents stay, and the next move of the same keys begins from nothing."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(1), CUSTOM)
+        world.writes = False
+        goes, stays = keyed(world)
+        theirs = world.apply(2, put(["m1"], [[2, 2, 2]], [stays], collection=MADE.stored_name)).version
+        ours = world.apply(1, put(["m3", "m1"], [[1, 1, 1]] * 2, [goes] * 2, collection=MADE.stored_name)).version
+        assert world.topology.map is not None
+        ranges = list(world.topology.map.ranges(0))
+        await world.command(StartMove(1, 1, ranges, 0, 1), 1.0)
+        mover = Mover(world.node(), 1)
+        running = asyncio.create_task(mover.run())
+        await until(lambda: bool(mover.held(1)))
+        assert "`needle rebalance --cancel`" in mover.held(1)[0]
+        await world.command(CancelMove(world.topology.moves[0].id), 1.0)
+        await until(lambda: not world.topology.moves)
+        assert mover.held(1) == []
+        assert (world.visible(1), world.visible(2)) == ({"m3": ours, "m1": ours}, {"m1": theirs})
+        assert world.replicas[2].count() == 1
+        world.apply(2, Delete(MADE.stored_name, ["m1"]))
+        await world.command(StartMove(2, world.topology.map.epoch, ranges, 0, 1), 1.0)
+        await until(lambda: not world.topology.moves)
+        assert world.visible(2) == {"m3": ours, "m1": ours}
+        running.cancel()
+
+    virtually(work())
+
+
 def test_what_a_waiting_move_has_copied_can_be_deleted(tmp_path: Path) -> None:
     """The target refuses to delete a copy as long as it has one, so deletes must not wait with the move."""
 

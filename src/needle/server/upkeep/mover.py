@@ -38,6 +38,7 @@ HELD_SECONDS = 2.0
 HELD_SECONDS_MAX = 30.0
 LOOK_SECONDS = 2.0
 """Between two looks, while a copy rests, whether it is still to be made."""
+WAY_OUT = "or give the move up by `needle rebalance --cancel`, which leaves all documents of its keys where they are"
 AGAIN_SECONDS = 0.05
 """Between two tries to finish a copy while its ranges are frozen."""
 
@@ -121,7 +122,7 @@ class Mover:
                 await self._advance(now)
             except AlreadyExists as error:  # under custom routing: see docs/sharding.md, "Which strategy"
                 where = public_name(str(error.details.get("collection")))
-                self._hold(now, f"({now.state}), collection {where!r}: {error.message}", HELD_SECONDS)
+                self._hold(now, f"({now.state}), collection {where!r}: {error.message}; {WAY_OUT}", HELD_SECONDS)
                 return
             except NeedleError as error:
                 log.info("move %d (%s) does not advance: %s", info.id, now.state, error)
