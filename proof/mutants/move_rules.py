@@ -152,11 +152,26 @@ MUTANTS = (
         edits=(
             Edit(
                 _DRIVER + "_advance",
-                "while (await self._steps.propose(info, Forget(info.id, self._rows_max))).count:",
+                "while not await self._forgotten(info):",
                 "while False:",
             ),
         ),
         tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
+        name="refused-for-want-of-room-and-taken-for-copied",
+        breaks="what a target without room refuses to import counts as copied, and is lost at the switch",
+        edits=(
+            Edit(
+                "server.upkeep.range_copy:RangeCopier._copy_page",
+                "await self._import(info, copy, name, part, [])",
+                "try:\n            await self._import(info, copy, name, part, [])\n"
+                "        except __import__('needle.base.errors').base.errors.DiskFull:\n            pass",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
     ),
     Mutant(
         name="frozen-until-the-target-is-back",
