@@ -159,21 +159,6 @@ MUTANTS = (
         tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
     ),
     Mutant(
-        name="refused-for-want-of-room-and-taken-for-copied",
-        breaks="what a target without room refuses to import counts as copied, and is lost at the switch",
-        edits=(
-            Edit(
-                "server.upkeep.range_copy:RangeCopier._copy_page",
-                "await self._import(info, copy, name, part, [])",
-                "try:\n            await self._import(info, copy, name, part, [])\n"
-                "        except __import__('needle.base.errors').base.errors.DiskFull:\n            pass",
-            ),
-        ),
-        sim=True,
-        sharded=True,
-        minutes=1.0,
-    ),
-    Mutant(
         name="frozen-until-the-target-is-back",
         breaks="writes of a range wait as long as the target has no majority",
         edits=(Edit(_DRIVER + "_confirmed", "loop.time() + self._freeze_seconds", "loop.time() + 3600"),),

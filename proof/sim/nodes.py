@@ -183,6 +183,10 @@ class SimNode:
         """Of the catalog, as this node knows it."""
         return self._node.topology.version if self._node is not None else 0
 
+    def refuses_data(self) -> bool:
+        """Because its disk was low when it looked last."""
+        return getattr(self._node, "space", None) is not None and cast("Node", self._node).space.low
+
     def left_behind(self) -> list[str]:
         """What it has on its disk of replicas that it does not hold."""
         node, directory = self._node, shards_directory(self._machine.data_dir)
