@@ -30,6 +30,15 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="no-room-for-ever",
+        breaks="a node whose disk was low once refuses data for good, and what is to come to it waits",
+        edits=(Edit("server.upkeep.disk_space:DiskSpace._judge", "self._change(False)", "pass"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=("tests/server/test_disk_space.py::test_it_takes_more_room_to_begin_again_than_to_stop",),
+    ),
+    Mutant(
         name="full-disk-passes-for-written",
         breaks="what found no room in the log counts as durable: votes and acknowledgements are forgotten",
         edits=(

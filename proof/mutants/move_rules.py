@@ -152,7 +152,7 @@ MUTANTS = (
         edits=(
             Edit(
                 _DRIVER + "_advance",
-                "while (await self._steps.propose(info, Forget(info.id, self._rows_max))).count:",
+                "while not await self._forgotten(info):",
                 "while False:",
             ),
         ),

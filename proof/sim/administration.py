@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from needle.base.errors import InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
+from needle.base.errors import DiskFull, InvalidArgument, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import ReadMode
 from needle.client.client import Client
@@ -173,7 +173,7 @@ class Operator:
     async def _told(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except (Unavailable, OutcomeUnknown, InvalidArgument, StorageError) as error:
+        except (Unavailable, OutcomeUnknown, InvalidArgument, StorageError, DiskFull) as error:
             self._stage.trace.note(f"{what}: {error}")
         else:
             self._stage.trace.tell(f"{what} is done")

@@ -17,6 +17,7 @@ from needle.base.errors import DiskFailed, DiskFull
 from needle.catalog import machine as catalog_machine
 from needle.multiraft.files import Files
 from needle.server.files import GONE
+from needle.server.upkeep.disk_space import Endless, Room
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import sqlite_file
 from needle.shard.segments.files import FILE_NAME
@@ -30,6 +31,16 @@ from proof.sim.unsynced import Unsynced
 _DATABASES = (catalog_machine.FILE_NAME, sqlite_file.FILE_NAME)
 
 
+class SimVolume(Endless):
+    """A file system without end, or with so little room that a node is to refuse data."""
+
+    is_low = False
+
+    def room(self) -> Room:
+        """As much as the fault says."""
+        return Room(1 << 62, 1 << 28) if self.is_low else super().room()
+
+
 class SimMachine:
     """Machine `name`; its processes come and go."""
 
@@ -39,6 +50,7 @@ class SimMachine:
         self.rng = stream(seed, "machine", name)
         self.log_disk = LogDisk(stream(seed, "disk", name))
         self.device = DiskDevice(stream(seed, "device", name))
+        self.volume = SimVolume()
         self._loop = loop
         self._clock_error = clock_error
         self._root = os.path.join(root, name)

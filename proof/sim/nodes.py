@@ -130,6 +130,7 @@ class SimNode:
                 machine.log_disk, process, lambda place: stage.fleet.failpoint(name, process, place)
             ),
             disk=SimReplicaDisk(machine, process),
+            volume=lambda _: machine.volume,
             files=SimFiles(machine, process),
             claim=lambda directory, node_id, cluster_id: lambda: None,
             failpoint=lambda place: stage.fleet.failpoint(name, process, place),
@@ -181,6 +182,10 @@ class SimNode:
     def topology_version(self) -> int:
         """Of the catalog, as this node knows it."""
         return self._node.topology.version if self._node is not None else 0
+
+    def refuses_data(self) -> bool:
+        """Because its disk was low when it looked last."""
+        return getattr(self._node, "space", None) is not None and cast("Node", self._node).space.low
 
     def left_behind(self) -> list[str]:
         """What it has on its disk of replicas that it does not hold."""

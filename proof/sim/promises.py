@@ -20,7 +20,8 @@ from needle.base.model import ReadMode
 
 def surely_without_effect(error: NeedleError) -> bool:
     """The client's promise: a write whose fate is open raises OutcomeUnknown, or breaks off with ConnectionLost."""
-    return (error.retryable and not isinstance(error, ConnectionLost)) or is_of_the_past(error)
+    refused = (error.retryable and not isinstance(error, ConnectionLost)) or isinstance(error, DiskFull)
+    return refused or is_of_the_past(error)
 
 
 def is_of_the_past(error: NeedleError) -> bool:

@@ -129,6 +129,11 @@ LOSS_KINDS = {"die": 1, "wipe": 1}
 in which no other machine loses anything."""
 LOSS_SHARE = 0.5
 LOSS_NUMBER = 10000
+TROUBLE_KINDS = {"links-at-a-step": 1, "disks-at-a-step": 1}
+"""At a step of a change, who takes part in it hears nobody, or is not heard, or its disk is slow, stalled or full
+(shards/troubles.py); in every sharded run, under numbers of their own."""
+TROUBLE_SHARE, TROUBLE_MIN = 0.4, 2
+TROUBLE_FROM = 11000
 HEALING_SHARE = 0.5
 """Of the runs in which shards come and go."""
 
@@ -220,6 +225,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             back = math.ceil(self.seconds * rate * WAY_BACK_SHARE) if self.sharded else 0
             numbers = range(WAY_BACK_FROM, WAY_BACK_FROM + back)
             made += [_draw(self.seed, number, self.seconds, WAY_BACK_KINDS) for number in numbers]
+            troubles = max(TROUBLE_MIN, math.ceil(self.seconds * rate * TROUBLE_SHARE)) if self.sharded else 0
+            numbers = range(TROUBLE_FROM, TROUBLE_FROM + troubles)
+            made += [_draw(self.seed, number, self.seconds, TROUBLE_KINDS) for number in numbers]
             sizes = max(4, math.ceil(self.seconds * rate * RESIZE_SHARE)) if self.resizes else 0
             numbers = range(RESIZE_FROM, RESIZE_FROM + sizes)
             made += [_draw(self.seed, number, self.seconds, RESIZE_KINDS) for number in numbers]

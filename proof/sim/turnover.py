@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from needle.base.errors import InvalidArgument, OutcomeUnknown, StorageError, Unavailable
+from needle.base.errors import DiskFull, InvalidArgument, OutcomeUnknown, StorageError, Unavailable
 from needle.client.client import Client
 from needle.routing.jobs import JobState
 from needle.routing.topology import NodeState
@@ -181,7 +181,7 @@ class Turnover:
 
         try:
             done = await client.rolling_restart(restart, told=self._stage.trace.note, timeout=RESTART_SECONDS)
-        except (Unavailable, InvalidArgument, OutcomeUnknown) as error:
+        except (Unavailable, InvalidArgument, OutcomeUnknown, DiskFull) as error:
             self._stage.trace.tell(f"rolling restart ends after {', '.join(began) or 'no node'}: {error}")
             if began and not self.ending:
                 await self._repeated(lambda: client.exit_maintenance_mode(began[-1], timeout=ADMIN_SECONDS))
@@ -202,7 +202,7 @@ class Turnover:
         for tries in range(TRIES):
             try:
                 await ask()  # type: ignore[misc]
-            except (Unavailable, OutcomeUnknown, StorageError, InvalidArgument) as error:
+            except (Unavailable, OutcomeUnknown, StorageError, DiskFull, InvalidArgument) as error:
                 other = isinstance(error, InvalidArgument) and error.details.get("field") != "rebalance"
                 if other or tries == TRIES - 1:
                     raise

@@ -355,7 +355,7 @@ class World:
 
     async def _converge(self) -> None:
         """Moves end, all replicas hold the same, shards have the catalog's collections, nodes its topology."""
-        await self.stage.until("every move to end", LIVENESS_SECONDS, self._settled)
+        await self.stage.until("every move to end, and all nodes to take data", LIVENESS_SECONDS, self._settled)
         self.truth.logs.check_map(self.truth.map)
         await self.stage.until("every replica to catch up", LIVENESS_SECONDS, self._equal)
         await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
@@ -364,7 +364,7 @@ class World:
         self.stage.observer.compare_digests(self.fleet.replicas())
 
     async def _settled(self) -> bool:
-        return not self.truth.now.moves
+        return not self.truth.now.moves and not any(node.refuses_data() for node in self._nodes())
 
     async def _equal(self) -> bool:
         if not await self.operator.restored():  # an operator's earlier command may have come behind "restore"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from needle.base.errors import InvalidArgument
-from needle.catalog.planning.placement import Assignment, PlacementNode, check_invariants, place
+from needle.catalog.planning.placement import Assignment, Need, PlacementNode, arrange, check_invariants, place
 
 
 def nodes(count: int, zones: int = 1, first: int = 1) -> list[PlacementNode]:
@@ -99,3 +99,34 @@ def _leaders_even(placed: Assignment) -> bool:
     """No single hand-over could make two nodes' numbers of leads more even."""
     leads = Counter(replicas[0] for replicas in placed.values())
     return all(leads[r[0]] - leads[other] <= 1 for r in placed.values() for other in r[1:])
+
+
+def test_where_shards_differ_leaders_are_spread_by_what_they_have_to_do() -> None:
+    """A node that leads the one shard that everybody calls leads no other, though that is fewer than the rest lead."""
+    held = dict.fromkeys(range(5), ("node-1", "node-2"))
+    needs = {shard: Need(replicas=2, lead=lead) for shard, lead in enumerate((100, 30, 25, 25, 20))}
+    placed = arrange(needs, nodes(2), held, goal=0.02)
+    assert {shard for shard, replicas in placed.items() if replicas[0] == placed[0][0]} == {0}
+    assert arrange(needs, nodes(2), placed, goal=0.02) == placed
+    a_bit_different = {shard: Need(replicas=2, lead=need.lead + (shard == 1)) for shard, need in needs.items()}
+    assert arrange(a_bit_different, nodes(2), placed, goal=0.02) == placed
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=12), st.integers(1, 6), st.integers(1, 3), st.data())
+@settings(max_examples=150, deadline=None)
+def test_leaders_of_any_shards_are_even_and_settle(
+    leads: list[int], count: int, factor: int, data: st.DataObject
+) -> None:
+    known = [PlacementNode(id=f"node-{n}", weight=data.draw(st.sampled_from([0.5, 1, 2]))) for n in range(count)]
+    needs = {shard: Need(replicas=factor, lead=lead) for shard, lead in enumerate(leads)}
+    goal = data.draw(st.sampled_from([0.0, 0.02]))
+    placed = arrange(needs, known, {}, goal=goal)
+    load = {node.id: sum(needs[s].lead for s, r in placed.items() if r[0] == node.id) / node.weight for node in known}
+    weight = {node.id: node.weight for node in known}
+    gain = goal * sum(leads) / sum(weight.values()) + 1e-6
+    for shard, replicas in placed.items():
+        busy, lead = replicas[0], needs[shard].lead
+        for other in replicas[1:]:
+            fuller = max(load[busy] - lead / weight[busy], load[other] + lead / weight[other])
+            assert fuller >= load[busy] - gain, (placed, load)
+    assert arrange(needs, known, placed, goal=goal) == placed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 import msgspec
@@ -14,7 +15,7 @@ from cluster.test_any_plan import clusters
 from needle.catalog.planning.heat import calls_of, warmed
 from needle.catalog.planning.planner import plan
 from needle.routing.key_space import KeySpace
-from needle.routing.planned_moves import MoveRange, MoveReplicas
+from needle.routing.planned_moves import MoveRange, MoveReplicas, PreferLeader
 from needle.routing.plans import Wish
 from needle.routing.ranges import intersection
 from needle.routing.shard_map import KeyRange
@@ -154,3 +155,18 @@ def test_a_shard_that_cannot_be_cut_leaves_its_node_to_itself() -> None:
     made.run(first.moves)
     after = {one.shard: one.replicas[0] for one in made.topology.serving}
     assert after[0] != after[2]
+
+
+def test_leaders_are_evened_out_by_calls_where_these_count() -> None:
+    made = world(shards=4, nodes=2, factor=2)
+    rates = {n: (300.0 if n == 0 else 100.0, 0.0) for n in range(4)}
+    made.calls = calls_of(made.topology, called(made, rates, {}))
+    assert sorted(Counter(one.replicas[0] for one in made.topology.serving).values()) == [2, 2]
+    assert plan(made.topology, made.stats()).moves == ()
+    wish = Wish(heat=1.0, range_threshold=1000.0)
+    first = plan(made.topology, made.stats(), wish)
+    assert {type(move) for move in first.moves} == {PreferLeader}
+    made.run(first.moves)
+    leader = {one.shard: one.replicas[0] for one in made.topology.serving}
+    assert {shard for shard, node in leader.items() if node == leader[0]} == {0}
+    assert plan(made.topology, made.stats(), wish).moves == ()

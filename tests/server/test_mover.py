@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,8 @@ class World:
         self.writes = True
         self.silent = False
         """Whether the target answers."""
+        self.searches = 0.0
+        """Of the source, a second."""
         self.given_up = False
         """Whether the driver's node holds the source no more."""
         self.seen: Callable[[object, bool], None] = lambda command, done: None
@@ -108,7 +111,8 @@ class World:
 
             @property
             def groups(self) -> dict[int, Any]:
-                return {} if world.given_up else {1: SimpleNamespace(replica=world.replicas[1])}
+                rates = SimpleNamespace(writes=lambda now: 0.0, searches=lambda now: world.searches)
+                return {} if world.given_up else {1: SimpleNamespace(replica=world.replicas[1], calls=rates)}
 
             @property
             def topology(self) -> Any:
@@ -454,6 +458,36 @@ def test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted(
     virtually(work())
 
 
+def test_a_move_that_would_lose_one_of_two_documents_can_be_given_up(tmp_path: Path) -> None:
+    """As what it waits for says: both documents stay, and the next move of the same keys begins from nothing."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(1), CUSTOM)
+        world.writes = False
+        goes, stays = keyed(world)
+        theirs = world.apply(2, put(["m1"], [[2, 2, 2]], [stays], collection=MADE.stored_name)).version
+        ours = world.apply(1, put(["m3", "m1"], [[1, 1, 1]] * 2, [goes] * 2, collection=MADE.stored_name)).version
+        assert world.topology.map is not None
+        ranges = list(world.topology.map.ranges(0))
+        await world.command(StartMove(1, 1, ranges, 0, 1), 1.0)
+        mover = Mover(world.node(), 1)
+        running = asyncio.create_task(mover.run())
+        await until(lambda: bool(mover.held(1)))
+        assert "`needle rebalance --cancel`" in mover.held(1)[0]
+        await world.command(CancelMove(world.topology.moves[0].id), 1.0)
+        await until(lambda: not world.topology.moves)
+        assert mover.held(1) == []
+        assert (world.visible(1), world.visible(2)) == ({"m3": ours, "m1": ours}, {"m1": theirs})
+        assert world.replicas[2].count() == 1
+        world.apply(2, Delete(MADE.stored_name, ["m1"]))
+        await world.command(StartMove(2, world.topology.map.epoch, ranges, 0, 1), 1.0)
+        await until(lambda: not world.topology.moves)
+        assert world.visible(2) == {"m3": ours, "m1": ours}
+        running.cancel()
+
+    virtually(work())
+
+
 def test_what_a_waiting_move_has_copied_can_be_deleted(tmp_path: Path) -> None:
     """The target refuses to delete a copy as long as it has one, so deletes must not wait with the move."""
 
@@ -516,6 +550,33 @@ def test_a_move_that_copies_gives_way_to_one_whose_ranges_are_frozen(tmp_path: P
     virtually(work())
 
 
+def test_a_move_that_rests_between_two_batches_holds_up_no_other(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = World(tmp_path, random.Random(3))
+        world.writes = False
+        for _ in range(60):
+            world.write()
+        await world.command(StartMove(1, 1, [(b"m", b"m\xff")], 0, 1, batch_size=1, throttle_rate=3600), 1.0)
+        slow = world.topology.moves[0].id
+        mover = Mover(world.node(), 100)
+        running = asyncio.create_task(mover.run())
+        await until(lambda: mover.copied(1).get(slow) == 1)
+        assert world.topology.map is not None
+        await world.command(StartMove(2, world.topology.map.epoch, [(b"n", b"n\xff")], 0, 1), 1.0)
+        fast = world.topology.moves[1].id
+        await until(lambda: world.topology.move(fast) is None)
+        left = world.topology.move(slow)
+        assert left is not None and left.state is MoveState.COPYING
+        assert mover.copied(1)[slow] == 1
+        assert {name for name in world.truth if name.startswith("n")} == set(world.visible(2))
+        await world.command(CancelMove(slow), 1.0)  # nor does its own end wait for the next batch
+        await until(lambda: not world.topology.moves)
+        assert set(world.visible(1)) == {name for name in world.truth if name.startswith("m")}
+        running.cancel()
+
+    virtually(work())
+
+
 def test_a_move_that_copies_keeps_its_pace_whatever_is_frozen_on_other_nodes(tmp_path: Path) -> None:
     """Of a shard without a replica here nobody here is the leader."""
 
@@ -535,5 +596,40 @@ def test_a_move_that_copies_keeps_its_pace_whatever_is_frozen_on_other_nodes(tmp
         await asyncio.sleep(600)
         running.cancel()
         assert len(copied) == 1  # the next one is due after an hour
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("searches", [0.0, 50.0])
+def test_while_there_are_callers_copies_and_clean_ups_take_half_of_the_time(tmp_path: Path, searches: float) -> None:
+    """Of all moves of a node together. Without callers nothing is put off."""
+
+    async def work() -> None:
+        world, loop = World(tmp_path, random.Random(3)), asyncio.get_running_loop()
+        world.searches, world.writes = searches, False
+        for _ in range(200):
+            world.write()
+        bulk: list[tuple[float, float]] = []
+        began: list[float] = []
+
+        def seen(command: object, done: bool) -> None:
+            if isinstance(command, Import | Forget):
+                (bulk.append((began.pop(), loop.time())) if done else began.append(loop.time()))
+
+        async def between() -> None:
+            await asyncio.sleep(0.05)
+
+        world.seen, world.between = seen, between  # type: ignore[method-assign]
+        for number, letter in enumerate("mn", 1):
+            assert world.topology.map is not None
+            start = StartMove(number, world.topology.map.epoch, [(letter.encode(), letter.encode() + b"\xff")], 0, 1)
+            await world.command(start, 1.0)
+        running = asyncio.create_task(Mover(world.node(), 2).run())
+        await until(lambda: not world.topology.moves)
+        running.cancel()
+        assert len(bulk) > 20
+        pauses = sorted(after[0] - before[1] for before, after in pairwise(bulk))
+        resting = [pause for pause in pauses if pause > 0.09]
+        assert (len(resting) > len(pauses) / 2) == bool(searches), pauses
 
     virtually(work())

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
 
+import msgspec
 import pytest
 
 from proof.mutants.planting import Edit, _bugged
@@ -26,6 +27,7 @@ from proof.sim.spec import (
     MORE_SHARD_KINDS,
     REPLICA_KINDS,
     STRANGER_KINDS,
+    TROUBLE_KINDS,
     WAY_BACK_KINDS,
     Spec,
 )
@@ -59,7 +61,7 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     kinds = {fault.kind for seed in range(1, 60) for fault in Spec(seed=seed, sharded=True).schedule()}
     assert {"catalog-leader", "client-off-catalog", "node-off-shard", "move", "join"} <= kinds
     later = {*MORE_SHARD_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS, *LATE_KINDS, *REPLICA_KINDS}
-    later |= {*WAY_BACK_KINDS, *FIELD_KINDS}
+    later |= {*WAY_BACK_KINDS, *FIELD_KINDS, *TROUBLE_KINDS}
     assert later <= kinds
     plain = Spec(seed=9, sharded=True, plain=True)
     assert not {fault.kind for fault in plain.schedule()} & later
@@ -68,6 +70,16 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     single = {*KINDS, *MORE_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS, *FIELD_KINDS}
     assert not {fault.kind for fault in Spec(seed=9).schedule()} - single
     assert "--sharded" in Spec(seed=9, sharded=True).replay_command()
+
+
+def test_who_takes_part_in_a_move_may_hear_nobody_or_have_a_slow_or_full_disk() -> None:
+    spec = Spec(seed=15, nodes=3, seconds=30, sharded=True)
+    kinds = {*TROUBLE_KINDS, "move-range", "move-replica"}
+    numbers = tuple(fault.number for fault in spec.schedule() if fault.kind in kinds)
+    report, trace = run(msgspec.structs.replace(spec, faults=numbers), keep_trace=True)
+    assert report.failure is None
+    for how in ("with a disk that is slow", "mute to the others' leaders", "without room"):
+        assert any("after " in line and line.endswith(how) for line in trace), how
 
 
 @pytest.mark.parametrize(("seed", "kind"), [(8, "rollback"), (17, "rollback"), (66, "wipe")])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, StorageError, Unavailable
+from needle.base.errors import CollectionNotFound, DiskFull, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.model import Hit, WriteResult
 from needle.client.client import Client
 from needle.routing.topology import Topology
@@ -81,7 +81,7 @@ class Churn:
                 await ask()
             except CollectionNotFound:
                 return True
-            except (Unavailable, OutcomeUnknown, StorageError) as error:
+            except (Unavailable, OutcomeUnknown, StorageError, DiskFull) as error:
                 self._stage.trace.note(f"churn: {error.code}")
                 await asyncio.sleep(0.2)
             else:
@@ -141,7 +141,7 @@ class Churn:
             )
 
     def _judge(self, error: NeedleError) -> None:
-        if not isinstance(error, Unavailable | OutcomeUnknown | StorageError):
+        if not isinstance(error, Unavailable | OutcomeUnknown | StorageError | DiskFull):
             self.broken = self.broken or Violation("expected errors", f"{NAME}: {error!r}: {error}")
 
     def _vector(self) -> Any:

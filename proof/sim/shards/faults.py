@@ -21,6 +21,7 @@ from proof.sim.administration import Operator
 from proof.sim.faults import Handler, both, each
 from proof.sim.machine import stream
 from proof.sim.shards.phases import PhaseFaults
+from proof.sim.shards.troubles import Troubles
 from proof.sim.shards.truth import Truth
 from proof.sim.spec import BY_HAND_KINDS, RESIZE_KINDS, TURNOVER_KINDS, Fault
 from proof.sim.stage import Stage
@@ -74,6 +75,7 @@ class ShardFaults:
             **dict.fromkeys((*RESIZE_KINDS, *BY_HAND_KINDS), self._resize),
             **dict.fromkeys(TURNOVER_KINDS, self._turn_over),
             "at-a-step": PhaseFaults(self._stage, self._truth).at_a_step,
+            **Troubles(self._stage, self._truth).handlers(),
         }
 
     # --- processes ----------------------------------------------------------------------------------------------------

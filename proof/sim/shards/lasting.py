@@ -19,6 +19,7 @@ from needle.base.errors import (
     ClusterTooOld,
     CollectionNotFound,
     ConditionFailed,
+    DiskFull,
     InvalidArgument,
     NeedleError,
     OutcomeUnknown,
@@ -378,7 +379,9 @@ class Lasting:
             return None
 
     def _judge(self, error: NeedleError) -> None:
-        passing = isinstance(error, Unavailable | OutcomeUnknown | StorageError | CollectionNotFound | ClusterTooOld)
+        passing = isinstance(
+            error, Unavailable | OutcomeUnknown | StorageError | DiskFull | CollectionNotFound | ClusterTooOld
+        )
         if not passing or isinstance(error, InvalidArgument):
             self._break("expected errors", f"{ALIAS}: {error!r}: {error}")
         self._stage.trace.note(f"lasting: {error.code}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from needle.base.errors import ClusterTooOld, CollectionNotFound, NeedleError, ScanEnded, StorageError
+from needle.base.errors import ClusterTooOld, CollectionNotFound, DiskFull, NeedleError, ScanEnded, StorageError
 from needle.client.client import Client
 from needle.client.cursor import kept_in
 from needle.routing.topology import Topology
@@ -79,7 +79,8 @@ class PinnedReader:
             except NeedleError as error:
                 if LOST in error.message:
                     raise Violation(NAME, f"a version that a scan may see is gone: {error.message}") from error
-                if not error.retryable and not isinstance(error, StorageError | CollectionNotFound | ClusterTooOld):
+                passing = isinstance(error, StorageError | DiskFull | CollectionNotFound | ClusterTooOld)
+                if not error.retryable and not passing:
                     raise Violation("expected errors", f"a consistent scan: {error!r}: {error}") from error
                 tries += 1
                 if tries > TRIES:

@@ -39,7 +39,9 @@ DryRun = Annotated[
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Return once it is decided; --status shows how far it is.")]
 Moves = Annotated[int, typer.Option("--moves", min=1, max=100, help="Moves at a time.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Documents copied at once.")]
+Batch = Annotated[
+    int, typer.Option("--batch", min=1, max=10_000, help="Documents of a move copied between two pauses.")
+]
 Throttle = Annotated[float, typer.Option("--throttle", min=0, max=3600, help="Seconds between two batches of a move.")]
 Lost = Annotated[
     list[str] | None,

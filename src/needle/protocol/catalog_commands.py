@@ -230,7 +230,7 @@ class RevokeKey(Versioned, frozen=True, tag="revoke-key"):
 class StartMove(Versioned, frozen=True, tag="move"):
     """Move ranges, all of which `source` owns by the map of `epoch`, to `target`; refused if the map has changed since,
     so that a command that comes late starts nothing. The answer's version is the move's id. nonce: random. batch_size:
-    documents copied at once, 0 for as many as nodes like; throttle_rate: seconds between two batches."""
+    documents copied between two pauses, 0 for as many as nodes like; throttle_rate: how long these are, in seconds."""
 
     nonce: int
     epoch: int

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from needle.catalog.planning.heat import warmed
 from needle.routing.key_space import KeySpace
@@ -16,13 +17,14 @@ from needle.routing.shard_map import KeyRange
 from needle.routing.stats import ClusterStats, RangeStats, ShardStats
 from needle.routing.topology import ENDING, MoveState, Topology
 
+_replace = msgspec.structs.replace
+
 EMPTY_SPACE_BYTES = 256 << 20
 """What the whole key space weighs without a document, spread evenly: so an empty cluster is spread by keys, and a few
 documents do not move half of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """weight: what is evened out. cut: whether it may be cut in two. held: a move that is under way is about it, so it
     stays where that brings it. home: who owned it when planning began."""
 
@@ -37,7 +39,7 @@ class Piece:
 
     def to(self, shard: int) -> Piece:
         """The same, of another owner."""
-        return replace(self, owner=shard)
+        return _replace(self, owner=shard)
 
 
 def pieces_of(topology: Topology, stats: ClusterStats, heat: float = 0.0) -> list[Piece]:
@@ -46,7 +48,8 @@ def pieces_of(topology: Topology, stats: ClusterStats, heat: float = 0.0) -> lis
     shard_map = topology.map
     if shard_map is None:
         return []
-    space, made = KeySpace(shard_map), []
+    space = KeySpace(shard_map)
+    made: list[Piece] = []
     total = sum(one.bytes for one in stats.shards) + EMPTY_SPACE_BYTES
     moving = [
         (info.source if info.state in ENDING else info.target, list(info.ranges))
@@ -65,8 +68,9 @@ def pieces_of(topology: Topology, stats: ClusterStats, heat: float = 0.0) -> lis
     for info in topology.serving:
         for part in parts[info.shard]:
             spread = EMPTY_SPACE_BYTES * space.length(part.span) // space.size if space.even else 0
-            weight = round((1 - heat) * (part.bytes + spread))
-            weight += round(heat * total * part.heat / calls) if calls else 0
+            weight = part.bytes + spread
+            if heat:
+                weight = round((1 - heat) * weight) + round(heat * total * part.heat / calls)
             piece = Piece(
                 span=part.span,
                 owner=info.shard,
@@ -76,7 +80,7 @@ def pieces_of(topology: Topology, stats: ClusterStats, heat: float = 0.0) -> lis
                 weight=weight,
                 cut=space.even and not part.whole,
             )
-            made += _under_way(space, piece, moving)
+            made += _under_way(space, piece, moving) if moving else (piece,)
     return sorted(made, key=lambda piece: piece.span[0])
 
 
@@ -101,20 +105,22 @@ def _clipped(space: KeySpace, stats: RangeStats, spans: Sequence[KeyRange], whol
     """The parts of `stats` that are `spans`; whole: these are all of it."""
     lengths = [space.length(span) if space.even else 1 for span in spans]
     size = sum(lengths) if whole else max(sum(lengths), space.length(stats.span) if space.even else len(spans))
-    made, at = [], 0
+    made, at, size = [], 0, max(1, size)
+    documents = size_bytes = 0  # up to `at`, so that parts add up to the whole
     for span, length in zip(spans, lengths, strict=True):
-        share = length / size if size else 0.0
+        share, at = length / size, at + length
+        before, before_bytes = documents, size_bytes
+        documents, size_bytes = stats.documents * at // size, stats.bytes * at // size
         made.append(
             RangeStats(
                 span=span,
-                documents=_part(stats.documents, at, length, size),
-                bytes=_part(stats.bytes, at, length, size),
+                documents=documents - before,
+                bytes=size_bytes - before_bytes,
                 writes=stats.writes * share,
                 searches=stats.searches * share,
                 whole=stats.whole,
             )
         )
-        at += length
     return made
 
 
@@ -130,7 +136,7 @@ def _under_way(space: KeySpace, piece: Piece, moving: Iterable[tuple[int, list[K
         if inside:
             made, rest = [], difference([piece.span], inside)
             for span, part in _parts(space, piece, sorted([*inside, *rest], key=lambda one: one[0])):
-                made.append(replace(part, owner=target, held=True) if span in inside else part)
+                made.append(_replace(part, owner=target, held=True) if span in inside else part)
             return [one for part in made for one in ([part] if part.held else _under_way(space, part, moving))]
     return [piece]
 
@@ -143,7 +149,7 @@ def _parts(space: KeySpace, piece: Piece, spans: Sequence[KeyRange]) -> list[tup
         documents, size_bytes, weight = (
             _part(amount, at, length, size) for amount in (piece.documents, piece.bytes, piece.weight)
         )
-        made.append((span, replace(piece, span=span, documents=documents, bytes=size_bytes, weight=weight)))
+        made.append((span, _replace(piece, span=span, documents=documents, bytes=size_bytes, weight=weight)))
         at += length
     return made
 

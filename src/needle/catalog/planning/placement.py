@@ -40,12 +40,13 @@ class PlacementNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):
-    """What a shard wants. size: of a replica, for the balance. bytes: of a replica, for the room. settled: nothing of
-    it moves but what is on unusable nodes."""
+    """What a shard wants. size: of a replica, for the balance. bytes: of a replica, for the room. lead: what its leader
+    has to do beside the others', above 0. settled: nothing of it moves but what is on unusable nodes."""
 
     replicas: int
     size: int = 1
     bytes: int = 0
+    lead: int = 1
     settled: bool = False
 
 
@@ -83,7 +84,7 @@ def arrange(
     if board.uneven(threshold):
         while board.spread_zones() or board.even_out(goal):
             pass
-    return _order_by_leader(board, current)
+    return _order_by_leader(board, current, goal)
 
 
 def check_invariants(assignment: Assignment, nodes: Sequence[PlacementNode]) -> None:
@@ -223,25 +224,22 @@ class _Board:
         return new.zone == old.zone or new.zone not in others
 
 
-def _order_by_leader(board: _Board, current: Mapping[int, Sequence[NodeId]]) -> Assignment:
-    """Put each shard's preferred leader first, so that leaders are spread as evenly as the replicas allow. Who is
-    preferred now stays so unless that is uneven.
+def _order_by_leader(board: _Board, current: Mapping[int, Sequence[NodeId]], goal: float) -> Assignment:
+    """Put each shard's preferred leader first, so that what leaders have to do is spread as evenly as the replicas
+    allow. Who is preferred now stays so unless that is uneven; by more than `goal`, where shards differ.
 
     Greedy, then improved along chains of hand-overs (an augmenting path in the bipartite graph shards x nodes).
     """
-    by_id, kept = board.by_id, {shard: replicas for shard, replicas in board.kept.items() if replicas}
+    kept = {shard: replicas for shard, replicas in board.kept.items() if replicas}
     leader = {shard: nodes[0] for shard, nodes in current.items() if nodes and nodes[0] in kept.get(shard, ())}
     able = {shard: _able(board, shard, replicas, leader.get(shard)) for shard, replicas in kept.items()}
-    leads = Counter(leader.values())
+    leads = _Leads(board, able, leader, goal)
     for shard, replicas in able.items():
         if shard not in leader:
-            leader[shard] = min(replicas, key=lambda node: leads[node] / by_id[node].weight)
-            leads[leader[shard]] += 1
-    while chain := _relief(able, leader, leads, by_id):
+            leads.give(shard, min(replicas, key=leads.fill))
+    while chain := leads.relief():
         for shard, node in chain:
-            leads[leader[shard]] -= 1
-            leader[shard] = node
-            leads[node] += 1
+            leads.give(shard, node)
     return {s: (leader[s], *(node for node in kept[s] if node != leader[s])) for s in kept}
 
 
@@ -252,26 +250,63 @@ def _able(board: _Board, shard: int, replicas: list[NodeId], leader: NodeId | No
     return [node for node in replicas if board.by_id[node].open] or replicas
 
 
-def _relief(
-    able: dict[int, list[NodeId]],
-    leader: dict[int, NodeId],
-    leads: Counter[NodeId],
-    by_id: dict[NodeId, PlacementNode],
-) -> list[tuple[int, NodeId]] | None:
-    """Hand-overs that take one lead from a busy node and give one to a node that is idler even after it."""
-    led: dict[NodeId, list[int]] = {node: [] for node in by_id}
-    for shard, node in leader.items():
-        led[node].append(shard)
-    for busy in sorted(by_id, key=lambda node: -leads[node] / by_id[node].weight):
-        frontier: deque[tuple[NodeId, list[tuple[int, NodeId]]]] = deque([(busy, [])])
-        seen = {busy}
-        while frontier:
-            node, chain = frontier.popleft()
-            if (leads[node] + 1) / by_id[node].weight < leads[busy] / by_id[busy].weight - 1e-9 and chain:
-                return chain
-            for shard in sorted(led[node]):
-                for other in able[shard]:
-                    if other not in seen:
-                        seen.add(other)
-                        frontier.append((other, [*chain, (shard, other)]))
-    return None
+Chain = tuple[tuple[int, NodeId], ...]
+"""Hand-overs: a shard, and who leads it then."""
+
+
+class _Leads:
+    """Who leads what, while that is decided. able: by shard, who may. leader: by shard, changed in place."""
+
+    def __init__(self, board: _Board, able: Mapping[int, list[NodeId]], leader: dict[int, NodeId], goal: float) -> None:
+        self._by_id, self._able, self._leader = board.by_id, able, leader
+        self._size = {shard: board.needs[shard].lead for shard in able}
+        self._load: Counter[NodeId] = Counter()
+        for shard, node in leader.items():
+            self._load[node] += self._size[shard]
+        mean = sum(self._size.values()) / sum(node.weight for node in board.usable)
+        self._differ = len(set(self._size.values())) > 1
+        self._gain = max(1e-9, goal * mean) if self._differ else 1e-9
+
+    def fill(self, node: NodeId, more: int = 0) -> float:
+        return (self._load[node] + more) / self._by_id[node].weight
+
+    def give(self, shard: int, node: NodeId) -> None:
+        """From whoever has it."""
+        if (before := self._leader.get(shard)) is not None:
+            self._load[before] -= self._size[shard]
+        self._leader[shard] = node
+        self._load[node] += self._size[shard]
+
+    def relief(self) -> Chain | None:
+        """Hand-overs that take a lead from a busy node, and leave nobody who gets one as busy as that was. So the
+        fills in descending order get less with each, and there is an end."""
+        led: dict[NodeId, list[int]] = {node: [] for node in self._by_id}
+        for shard, node in self._leader.items():
+            led[node].append(shard)
+        for busy in sorted(self._by_id, key=lambda node: -self.fill(node)):
+            if self._differ and (best := self._best(busy, led[busy])) is not None:
+                return (best,)
+            frontier: deque[tuple[NodeId, int, Chain]] = deque([(busy, 0, ())])
+            seen, most = {busy}, self.fill(busy) - self._gain
+            while frontier:
+                node, more, chain = frontier.popleft()
+                if chain and self.fill(node, more) < most:
+                    return chain
+                for shard in sorted(led[node], key=lambda shard: (self._size[shard], shard)):
+                    rises = chain and more > self._size[shard] and self.fill(node, more - self._size[shard]) >= most
+                    for other in self._able[shard] if not rises else ():
+                        if other not in seen:
+                            seen.add(other)
+                            frontier.append((other, self._size[shard], (*chain, (shard, other))))
+        return None
+
+    def _best(self, busy: NodeId, led: Sequence[int]) -> tuple[int, NodeId] | None:
+        """The one hand-over after which the fuller of the two nodes has least, if that is less than the busy one."""
+        best, chosen = self.fill(busy) - self._gain, None
+        for shard in led:
+            for other in self._able[shard]:
+                size = self._size[shard]
+                fuller = max(self.fill(busy, -size), self.fill(other, size))
+                if other != busy and fuller < best:
+                    best, chosen = fuller, (shard, other)
+        return chosen

@@ -242,8 +242,9 @@ class _Planning:
         needs = {
             shard: Need(
                 replicas=self._factor,
-                size=max(0, likely if shard in unknown else weighs[shard]) + EMPTY_REPLICA_BYTES,
+                size=(size := max(0, likely if shard in unknown else weighs[shard]) + EMPTY_REPLICA_BYTES),
                 bytes=max(0, final[shard]),
+                lead=size if self._wish.heat else 1,
                 settled=still or bool(self._unsettled(shard_group(shard), self._factor)),
             )
             for shard in shards

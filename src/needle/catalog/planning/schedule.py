@@ -153,9 +153,10 @@ def schedule(state: State, goal: Goal) -> tuple[list[Move], list[str]]:
     """The moves in order, and why what is left of the goal cannot be reached. Changes both arguments."""
     made: list[Move] = []
     ways: Ways = {}
+    unsettled = {group for group in goal.replicas if _is_unsettled(state, goal, group)}
     while True:
         reasons: dict[str, list[Move]] = {}
-        for move in _candidates(state, goal, ways):
+        for move in _candidates(state, goal, sorted(unsettled), ways):
             why = state.why_not(move)
             if why:
                 reasons.setdefault(why, []).append(move)
@@ -163,9 +164,16 @@ def schedule(state: State, goal: Goal) -> tuple[list[Move], list[str]]:
             state.apply(move)
             _done(goal, move)
             made.append(move)
+            for group in move.groups:
+                (unsettled.add if _is_unsettled(state, goal, group) else unsettled.discard)(group)
             break
         else:
             return made, [_said(moves, why) for why, moves in reasons.items()]
+
+
+def _is_unsettled(state: State, goal: Goal, group: GroupId) -> bool:
+    """Whether other nodes hold a group, or in another order, than are to."""
+    return group in goal.replicas and state.holders.get(group, goal.replicas[group]) != goal.replicas[group]
 
 
 def _said(moves: list[Move], why: str) -> str:
@@ -194,13 +202,8 @@ def _ways(state: State, group: GroupId, target: Replicas, known: Ways) -> list[M
     return known[group][1]
 
 
-def _candidates(state: State, goal: Goal, ways: Ways) -> Iterator[Move]:
-    """What could come next, the most urgent first."""
-    groups = [
-        group
-        for group in sorted(goal.replicas)
-        if state.holders.get(group, goal.replicas[group]) != goal.replicas[group]
-    ]
+def _candidates(state: State, goal: Goal, groups: Sequence[GroupId], ways: Ways) -> Iterator[Move]:
+    """What could come next, the most urgent first. groups: that are not held as they are to be."""
     moves = [(group, _ways(state, group, goal.replicas[group], ways)) for group in groups]
     yield from _of(moves, lambda group, move: _urgency(state, move) == 0)
     yield from goal.founded[:1]  # their numbers ascend

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from needle.base.errors import AlreadyExists, DeadlineExceeded, Internal, NeedleError, Unavailable
@@ -22,6 +23,7 @@ from needle.base.ids import GroupId, shard_group
 from needle.protocol.catalog_commands import AdvanceMove, FinishMove, RestartMove
 from needle.protocol.move_commands import Confirm, Discard, Forget, Freeze, GiveUp, Own, Release, Thaw
 from needle.routing.topology import MoveInfo, MoveState, public_name
+from needle.server.upkeep.copy_turn import CopyTurn
 from needle.server.upkeep.lasting import next_beat
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
 from needle.server.upkeep.range_copy import Copy, RangeCopier
@@ -34,6 +36,9 @@ ROUNDS_MAX = 8
 HELD_SECONDS = 2.0
 """Between two attempts of a move that waits for somebody: each is an entry in the target's log."""
 HELD_SECONDS_MAX = 30.0
+LOOK_SECONDS = 2.0
+"""Between two looks, while a copy rests, whether it is still to be made."""
+WAY_OUT = "or give the move up by `needle rebalance --cancel`, which leaves all documents of its keys where they are"
 AGAIN_SECONDS = 0.05
 """Between two tries to finish a copy while its ranges are frozen."""
 
@@ -51,17 +56,17 @@ class Mover:
     """See the module."""
 
     def __init__(self, node: MovingNode, rows_max: int, freeze_seconds: float = 2.0) -> None:
-        """rows_max: documents looked at in one step; copied at once if a move does not say how many. freeze_seconds:
+        """rows_max: documents looked at in one step, and so copied at once at most. freeze_seconds:
         after which the source of a move that is not decided takes writes again."""
         self._node = node
         self._rows_max = rows_max
         self._freeze_seconds = freeze_seconds
         self._steps = MoveSteps(node)
-        self._copier = RangeCopier(node, self._steps, rows_max, self._rest)
+        self._turn = CopyTurn(self._calls)
+        self._copier = RangeCopier(node, self._steps, rows_max, self._turn, self._rest)
+        self._driven: dict[int, asyncio.Task[None]] = {}
         self._held: dict[int, _Held] = {}
-        """By move, of those that this node drives."""
-        self._tried: dict[int, float] = {}
-        """By move: when it was looked at last, by the loop's time."""
+        """Both by move, of those that this node drives."""
 
     def held(self, group: GroupId) -> list[str]:
         """Why moves of what this node's shard `group` owns wait."""
@@ -71,27 +76,45 @@ class Mover:
         """Documents copied by moves of what this node's shard `group` owns, by move, since this node drives them."""
         return {move: copy.documents for move, copy in self._copier.copies.items() if copy.group == group}
 
+    def _calls(self) -> float:
+        """Of all shards that this node holds, a second."""
+        now, rates = self._node.now(), [hosted.calls for hosted in self._node.groups.values()]
+        return sum(one.writes(now) + one.searches(now) for one in rates)
+
     async def run(self) -> None:
-        """Until the node stops: one move after the other."""
+        """Until the node stops: all moves side by side, but one batch after the other."""
         node = self._node
-        while not node.host.stopped:
-            moves = node.topology.moves
-            copies = self._copier.copies
-            self._copier.copies = {info.id: copy for info in moves if (copy := copies.get(info.id)) is not None}
-            self._held = {info.id: self._held[info.id] for info in moves if info.id in self._held}
-            self._tried = {info.id: self._tried[info.id] for info in moves if info.id in self._tried}
-            for info in sorted(moves, key=_hurried, reverse=True):
-                held = self._held.get(info.id)
-                waits = held is not None and asyncio.get_running_loop().time() < held.again
-                if not waits or info.state is MoveState.CANCELLING:
-                    await self._drive(info)
-            await next_beat(node.now(), PAUSE_SECONDS)
+        try:
+            while not node.host.stopped:
+                moves = node.topology.moves
+                copies = self._copier.copies
+                self._copier.copies = {info.id: copy for info in moves if (copy := copies.get(info.id)) is not None}
+                self._held = {info.id: self._held[info.id] for info in moves if info.id in self._held}
+                self._begin(moves)
+                await next_beat(node.now(), PAUSE_SECONDS)
+        finally:
+            driven = list(self._driven.values())
+            self._driven.clear()
+            for task in driven:
+                task.cancel()
+            await asyncio.gather(*driven, return_exceptions=True)
+
+    def _begin(self, moves: Sequence[MoveInfo]) -> None:
+        """Go on with those that are due. Raises what one ended with that this driver does not know."""
+        for move, task in list(self._driven.items()):
+            if task.done():
+                del self._driven[move]
+                task.result()
+        for info in moves:
+            held = self._held.get(info.id)
+            waits = held is not None and asyncio.get_running_loop().time() < held.again
+            if info.id not in self._driven and (not waits or info.state is MoveState.CANCELLING):
+                self._driven[info.id] = asyncio.create_task(self._drive(info))
 
     async def _drive(self, info: MoveInfo) -> None:
         """From one state to the next, as long as that works and this node leads the source."""
         node, group = self._node, shard_group(info.source)
         now: MoveInfo | None = info
-        self._tried[info.id] = asyncio.get_running_loop().time()
         if group not in node.groups or not node.host.is_leader(group):
             self._held.pop(info.id, None)
         while now is not None and group in node.groups and node.host.is_leader(group):
@@ -99,7 +122,7 @@ class Mover:
                 await self._advance(now)
             except AlreadyExists as error:  # under custom routing: see docs/sharding.md, "Which strategy"
                 where = public_name(str(error.details.get("collection")))
-                self._hold(now, f"({now.state}), collection {where!r}: {error.message}", HELD_SECONDS)
+                self._hold(now, f"({now.state}), collection {where!r}: {error.message}; {WAY_OUT}", HELD_SECONDS)
                 return
             except NeedleError as error:
                 log.info("move %d (%s) does not advance: %s", info.id, now.state, error)
@@ -138,13 +161,23 @@ class Mover:
             await self._give_up(info)
         elif info.state is MoveState.GIVEN_UP:
             await self._steps.tell_target(info, self._steps.prepare(info, info.target))
-            while (await self._steps.tell_target(info, Discard(info.id, self._rows_max))).phase != GIVEN_UP:
+            while not await self._discarded(info):
                 pass
             await self._steps.tell_catalog(FinishMove(info.id))
         else:
-            while (await self._steps.propose(info, Forget(info.id, self._rows_max))).count:
+            while not await self._forgotten(info):
                 pass
             await self._steps.tell_catalog(FinishMove(info.id))
+
+    async def _discarded(self, info: MoveInfo) -> bool:
+        """Have the target delete some of its copy; whether nothing is left."""
+        async with self._turn.batch():
+            return (await self._steps.tell_target(info, Discard(info.id, self._rows_max))).phase == GIVEN_UP
+
+    async def _forgotten(self, info: MoveInfo) -> bool:
+        """Have the source delete some of what it has left behind; whether nothing is left."""
+        async with self._turn.batch():
+            return not (await self._steps.propose(info, Forget(info.id, self._rows_max))).count
 
     # --- the steps ---------------------------------------------------------------------------------------------------
     async def _prepare(self, info: MoveInfo) -> Copy:
@@ -239,22 +272,17 @@ class Mover:
         else:
             await self._switch(info)
 
-    async def _rest(self, seconds: float) -> None:
-        """Between two batches of a copy. Raises Unavailable as soon as another move has frozen its ranges, which this
-        node has to go on with: their writes wait. What is copied is known when this one goes on."""
-        loop = asyncio.get_running_loop()
+    async def _rest(self, info: MoveInfo, seconds: float) -> None:
+        """Between two batches of a copy. Raises Unavailable as soon as the catalog says something else of the move, or
+        this node does not lead its source any more. What is copied is known when it goes on."""
+        loop, node, source = asyncio.get_running_loop(), self._node, shard_group(info.source)
         until = loop.time() + seconds
         while True:
-            node, now = self._node, loop.time()
-            for other in node.topology.moves:
-                if not _hurried(other) or other.id in self._held or now - self._tried.get(other.id, 0.0) < HELD_SECONDS:
-                    continue
-                source = shard_group(other.source)
-                if source in node.groups and node.host.is_leader(source):
-                    raise Unavailable(f"move {other.id} goes first: its ranges are frozen")
-            if now >= until:
+            if node.topology.move(info.id) != info or source not in node.groups or not node.host.is_leader(source):
+                raise Unavailable(f"move {info.id} is not to be copied here any more")
+            if (left := until - loop.time()) <= 0:
                 return
-            await asyncio.sleep(min(until - now, HELD_SECONDS))
+            await asyncio.sleep(min(left, LOOK_SECONDS))
 
 
 def _hurried(info: MoveInfo) -> bool:

@@ -8,6 +8,7 @@ where the target says that it is. Memory: one page. It must not know when the ra
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from needle.protocol.calls import expiries
 from needle.protocol.move_commands import Import, ImportRequests, Mark
 from needle.protocol.peer_calls import MoveAnswer
 from needle.routing.topology import MoveInfo, MoveState, Topology
+from needle.server.upkeep.copy_turn import CopyTurn
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
 from needle.shard.apply import copying
 from needle.shard.documents.records import StoredDocument
@@ -46,12 +48,19 @@ class RangeCopier:
     """See the module."""
 
     def __init__(
-        self, node: MovingNode, steps: MoveSteps, rows_max: int, rest: Callable[[float], Awaitable[None]]
+        self,
+        node: MovingNode,
+        steps: MoveSteps,
+        rows_max: int,
+        turn: CopyTurn,
+        rest: Callable[[MoveInfo, float], Awaitable[None]],
     ) -> None:
-        """rest: waits so many seconds between two batches, and raises if another move must go first."""
+        """turn: taken for each step while nothing is frozen. rest: waits so many seconds between two pages, and
+        raises if the move is not to go on."""
         self._node = node
         self._steps = steps
         self._rows_max = rows_max
+        self._turn = turn
         self._rest = rest
         self.copies: dict[int, Copy] = {}
         """By move, of those that this node drives or drove."""
@@ -85,12 +94,13 @@ class RangeCopier:
         """All of the shard's: which ranges they were about is not kept. The target leaves out those that it has."""
         while True:
             known = self._source(info).sessions.once
-            rows, last = await self._node.blocking(known.rows_after, copy.requests, BYTES_MAX)
-            if not rows:
-                return
-            await self._steps.tell_target(info, ImportRequests(info.id, copy.step, rows))
-            copy.step += 1
-            copy.requests = last
+            async with self._step(info):
+                rows, last = await self._node.blocking(known.rows_after, copy.requests, BYTES_MAX)
+                if not rows:
+                    return
+                await self._steps.tell_target(info, ImportRequests(info.id, copy.step, rows))
+                copy.step += 1
+                copy.requests = last
 
     async def mark(self, info: MoveInfo, copy: Copy) -> None:
         """Have the source know what it will have to hide, while it is in no hurry."""
@@ -102,37 +112,51 @@ class RangeCopier:
             while at < upto:
                 at = min(upto, at + MARKS * self._rows_max)
                 try:
-                    await self._steps.propose(info, Mark(info.id, name, at))
+                    async with self._step(info):
+                        await self._steps.propose(info, Mark(info.id, name, at))
                 except CollectionNotFound:
                     break  # dropped meanwhile
 
     async def _copy_collection(self, info: MoveInfo, copy: Copy, name: str) -> int:
-        rows_max, end = info.batch_size or self._rows_max, copying.last_ordinal(self._steps.replica(info).view, name)
-        copied, more, refused = 0, True, None
+        end, rows_max = copying.last_ordinal(self._steps.replica(info).view, name), self._rows_max
+        copied, more, refused, left = 0, True, None, info.batch_size
         # What is written meanwhile is for the next round: who writes faster than this copies must not hold it up.
         while more and (after := copy.cursors.get(name, -1)) < end:
-            rows, cursor, more = await self._look(info, copying.page, name, info.ranges, after, rows_max)
             try:
-                for part in _parts(rows):
-                    await self._import(info, copy, name, part, [])
-                    copy.cursors[name] = part[-1].ordinal
+                async with self._step(info):
+                    rows, more = await self._copy_page(info, copy, name, after, min(left or rows_max, rows_max))
             except AlreadyExists as error:
                 refused = error  # the deletes go on: the target does not take any of what it has a copy of
                 break
-            copy.cursors[name] = cursor
-            copied += len(rows)
-            copy.documents += len(rows)
+            copied += rows
+            left -= min(left, rows_max)
             if more and info.state is MoveState.COPYING:
-                await self._rest(info.throttle_rate)
+                await self._rest(info, 0.0 if left else info.throttle_rate)
+                left = left or info.batch_size
         known = copy.known.get(name, BitMap())
         upto = copy.cursors.get(name, -1)
         deleted, known = await self._look(info, copying.deleted, name, info.ranges, upto, known)
         for first in range(0, len(deleted), self._rows_max):
-            await self._import(info, copy, name, [], deleted[first : first + self._rows_max])
+            async with self._step(info):
+                await self._import(info, copy, name, [], deleted[first : first + self._rows_max])
         copy.known[name] = known
         if refused is not None:
             raise refused
         return copied + len(deleted)
+
+    def _step(self, info: MoveInfo) -> AbstractAsyncContextManager[None]:
+        """Around each step: those of frozen ranges wait for no others."""
+        return self._turn.batch() if info.state is MoveState.COPYING else nullcontext()
+
+    async def _copy_page(self, info: MoveInfo, copy: Copy, name: str, after: int, rows_max: int) -> tuple[int, bool]:
+        """The next documents; how many, and whether there may be more."""
+        rows, cursor, more = await self._look(info, copying.page, name, info.ranges, after, rows_max)
+        for part in _parts(rows):
+            await self._import(info, copy, name, part, [])
+            copy.cursors[name] = part[-1].ordinal
+        copy.cursors[name] = cursor
+        copy.documents += len(rows)
+        return len(rows), more
 
     def _source(self, info: MoveInfo) -> Replica:
         """The source as it is now. Raises Unavailable once this node leads it no more."""
