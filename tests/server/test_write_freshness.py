@@ -13,10 +13,10 @@ from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Delete, Session, decode, encode
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
+from needle.server.machine.disk_space import DiskSpace, Endless
 from needle.server.replica import HostedReplica
 from needle.server.service.documents import ShardDocuments
 from needle.server.service.served import decoded_command
-from needle.server.upkeep.disk_space import DiskSpace, Endless
 from needle.shard.catalog_known import ANY, CatalogKnown
 
 CALL = WriteCall(1, encode(Delete("books", ["a"], None, Session())), 5.0)

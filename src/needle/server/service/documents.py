@@ -30,6 +30,7 @@ from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import MoveAnswer, MoveCall
 from needle.routing.topology import Ownership, Topology, public_name
 from needle.rpc.promise import Promise
+from needle.server.chores.expiry import micros_of, timed
 from needle.server.replica import HostedReplica
 from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
 from needle.server.service.reads import Reads
@@ -45,7 +46,6 @@ from needle.server.service.served import (
     not_leader,
 )
 from needle.server.service.watched import Watch, Watched
-from needle.server.upkeep.expiry import micros_of, timed
 from needle.shard.apply.once import HASH_BYTES
 
 Run = Callable[[Any], Awaitable[Any]]

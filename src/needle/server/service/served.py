@@ -26,10 +26,10 @@ from needle.routing.topology import Ownership, Topology
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.catalog.collections import Reconciler
+from needle.server.machine.disk_space import DiskSpace
 from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.server.upkeep.coordinator import Coordinator
-from needle.server.upkeep.disk_space import DiskSpace
 
 T = TypeVar("T")
 LARGE_ROWS = 1000

@@ -20,7 +20,7 @@ from needle.protocol.move_commands import Import, ImportRequests, Mark
 from needle.protocol.peer_calls import MoveAnswer
 from needle.routing.topology import MoveInfo, MoveState, Topology
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
-from needle.shard.apply import copying
+from needle.shard import copying
 from needle.shard.documents.records import StoredDocument
 from needle.shard.state_machine import Replica
 
