@@ -300,8 +300,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "server.service.documents:ShardDocuments._write",
-                "return await host.propose(group, data, timeout)",
-                "return await host.propose(group, call.command, timeout)",
+                "return await host.propose(group, data, deadline.left())",
+                "return await host.propose(group, call.command, deadline.left())",
             ),
         ),
         tests=("tests/server/test_write_freshness.py::test_what_is_proposed_holds_nothing_beyond_its_fields",),

@@ -110,6 +110,25 @@ def call_timeout(seconds: float) -> float:
     return seconds
 
 
+class Deadline:
+    """When the time of one call is over that waits for several things, by the node's clock: what waits last has what
+    the others left."""
+
+    __slots__ = ("_end", "_now")
+
+    def __init__(self, node: ServedNode, timeout: float) -> None:
+        """timeout: as the caller gives it. Raises what `call_timeout` does."""
+        self._now = node.now
+        self._end = self._now() + call_timeout(timeout)
+
+    def left(self) -> float:
+        """Seconds, more than 0. Raises DeadlineExceeded: what was to be done next is not done."""
+        left = self._end - self._now()
+        if left <= 0:
+            raise DeadlineExceeded("the call's time was over before it could be executed; nothing was done")
+        return left
+
+
 async def judge(node: ServedNode, size: int, fn: Callable[..., T], *arguments: object) -> T:
     """Run what takes long for a command of `size` bytes if that is large: in a thread, if it is."""
     return await beside(node.blocking if size > JUDGED_BYTES_MAX else None, fn, *arguments)
