@@ -300,23 +300,31 @@ def search_request(
     narrow: Narrow = EVERYTHING,
 ) -> SearchRequest:
     """A search as the wire has it. Raises InvalidArgument."""
-    like = "" if narrow.like is None else values.check_id(narrow.like, "like")
-    if like and query is not None:
+    if narrow.like is not None and query is not None and values.check_id(narrow.like, "like"):
         raise InvalidArgument("give either a query, or the id of a document that hits are to be like", field="like")
+    request = SearchRequest(
+        collection=values.check_name(collection),
+        vector=b"" if narrow.like is not None else values.vector_bytes(query, "query"),
+        k=values.check_count(k, "k"),
+        filter=b"" if filter is None else values.filter_bytes(filter),
+        with_metadata=values.check_flag(with_metadata, "with_metadata"),
+        with_vectors=values.check_flag(with_vectors, "with_vectors"),
+        exact=values.check_flag(exact, "exact"),
+        ef_search=values.check_count(ef_search, "ef_search", 0),
+    )
+    return request if narrow is EVERYTHING else _narrowed(request, narrow)
+
+
+def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
+    like = "" if narrow.like is None else values.check_id(narrow.like, "like")
     offset = values.check_count(narrow.offset, "offset", 0)
     group_by = "" if narrow.group_by is None else ".".join(field_path(narrow.group_by, "group_by"))
     size = values.check_count(narrow.group_size, "group_size")
     if size > 1 and not group_by:
         raise invalid("group_size", size, "left out without group_by")
-    request = SearchRequest(
-        collection=values.check_name(collection),
-        vector=b"" if like else values.vector_bytes(query, "query"),
-        k=values.check_count(k, "k") + offset + bool(like and not group_by),
-        filter=values.filter_bytes(filter),
-        with_metadata=values.check_flag(with_metadata, "with_metadata"),
-        with_vectors=values.check_flag(with_vectors, "with_vectors"),
-        exact=values.check_flag(exact, "exact"),
-        ef_search=values.check_count(ef_search, "ef_search", 0),
+    request = msgspec.structs.replace(
+        request,
+        k=request.k + offset + bool(like and not group_by),
         max_distance=_bound(narrow.max_distance, "max_distance"),
         min_score=_bound(narrow.min_score, "min_score"),
         fields=values.field_paths(narrow.fields),
