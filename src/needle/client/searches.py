@@ -20,7 +20,7 @@ from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
-from needle.client.values import Reading
+from needle.client.values import Reading, Seconds
 from needle.protocol import calls
 
 BESIDE_BYTES = 256 * 1024
@@ -61,8 +61,8 @@ class SearchMethods(OverDocuments):
         ef_search: int = 0,
         explain: bool = False,
         session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
+        max_staleness: Seconds | None = None,
+        timeout: Seconds = TIMEOUT,
     ) -> Hits:
         """The k nearest documents, nearest first, ties by id; fewer if fewer match.
 
@@ -115,8 +115,8 @@ class SearchMethods(OverDocuments):
         ef_search: int = 0,
         explain: bool = False,
         session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
+        max_staleness: Seconds | None = None,
+        timeout: Seconds = TIMEOUT,
     ) -> list[Hits]:
         """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order."""
         rows = values.as_array(queries, "queries", 2)
@@ -144,7 +144,7 @@ class SearchMethods(OverDocuments):
         with_vectors: bool = False,
         exact: bool = False,
         ef_search: int = 0,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> Hits:
         """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
@@ -161,7 +161,7 @@ class SearchMethods(OverDocuments):
         with_vectors: bool = False,
         exact: bool = False,
         ef_search: int = 0,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> Hits:
         """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
         the configured bound."""
@@ -180,8 +180,8 @@ class SearchMethods(OverDocuments):
         exact: bool = False,
         ef_search: int = 0,
         session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
+        max_staleness: Seconds | None = None,
+        timeout: Seconds = TIMEOUT,
     ) -> Hits:
         """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
         session, max_staleness."""
@@ -212,7 +212,7 @@ class SearchMethods(OverDocuments):
         exact: bool = False,
         ef_search: int = 0,
         explain: bool = False,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> PartialHits:
         """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
         narrow = Narrow(
@@ -236,14 +236,14 @@ class SearchMethods(OverDocuments):
         missing = {shard: error.message for shard, error in found.missing.items()}
         return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
 
-    async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> Hits:
+    async def _search(self, request: SearchRequest, reading: Reading, timeout: Seconds) -> Hits:
         documents, found = await self._find(request, reading, timeout)
         if found.size < BESIDE_BYTES:
             return _hits(found.batch)
         return await self._hits(documents, found)
 
     async def _find(
-        self, request: SearchRequest, reading: Reading, timeout: float, *, partial: bool = False
+        self, request: SearchRequest, reading: Reading, timeout: Seconds, *, partial: bool = False
     ) -> tuple[DocumentCalls, Found]:
         seconds = values.check_timeout(timeout)
         documents = await self._documents()
