@@ -307,6 +307,13 @@ MUTANTS = (
         tests=("tests/server/test_write_freshness.py::test_what_is_proposed_holds_nothing_beyond_its_fields",),
     ),
     Mutant(
+        name="proposed-after-its-time",
+        breaks="a write is proposed after its caller has given up: it waited for several things, and each had all the "
+        "time there was",
+        edits=(Edit("server.service.served:Deadline.left", "if left <= 0:", "if False:"),),
+        tests=("tests/server/test_write_freshness.py::test_all_that_a_write_waits_for_has_one_deadline",),
+    ),
+    Mutant(
         name="a-leaders-bug-ends-its-followers",
         breaks="a leader that answers a follower with an error of its own ends it: one node after the other goes",
         edits=(

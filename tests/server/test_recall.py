@@ -189,7 +189,7 @@ def test_a_search_that_cannot_be_asked_again_ends_nothing(
     def fails(*_: object) -> float:
         raise MemoryError
 
-    monkeypatch.setattr("needle.server.upkeep.recall.recall_of", fails)
+    monkeypatch.setattr("needle.server.chores.recall.recall_of", fails)
 
     async def work() -> None:
         world = World(replica)
