@@ -84,8 +84,8 @@ MUTANTS: tuple[Mutant, ...] = (
         edits=(
             Edit(
                 "client.group:GroupClient._ask_leader",
-                "if (left := attempts.left()) <= 0:\n                continue",
-                "if (left := attempts.left()) < -99:\n                continue",
+                "if left <= 0:\n                continue",
+                "if left < -99:\n                continue",
             ),
         ),
         tests=(_UNANSWERED + "test_a_search_for_the_leader_that_takes_all_the_time_sends_no_negative_timeout",),

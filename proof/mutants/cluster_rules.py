@@ -300,11 +300,18 @@ MUTANTS = (
         edits=(
             Edit(
                 "server.service.documents:ShardDocuments._write",
-                "return await host.propose(group, data, timeout)",
-                "return await host.propose(group, call.command, timeout)",
+                "return await host.propose(group, data, deadline.left())",
+                "return await host.propose(group, call.command, deadline.left())",
             ),
         ),
         tests=("tests/server/test_write_freshness.py::test_what_is_proposed_holds_nothing_beyond_its_fields",),
+    ),
+    Mutant(
+        name="proposed-after-its-time",
+        breaks="a write is proposed after its caller has given up: it waited for several things, and each had all the "
+        "time there was",
+        edits=(Edit("server.service.served:Deadline.left", "if left <= 0:", "if False:"),),
+        tests=("tests/server/test_write_freshness.py::test_all_that_a_write_waits_for_has_one_deadline",),
     ),
     Mutant(
         name="a-leaders-bug-ends-its-followers",

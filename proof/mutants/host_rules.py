@@ -32,7 +32,7 @@ MUTANTS = (
     Mutant(
         name="no-room-for-ever",
         breaks="a node whose disk was low once refuses data for good, and what is to come to it waits",
-        edits=(Edit("server.upkeep.disk_space:DiskSpace._judge", "self._change(False)", "pass"),),
+        edits=(Edit("server.machine.disk_space:DiskSpace._judge", "self._change(False)", "pass"),),
         sim=True,
         sharded=True,
         minutes=1.0,

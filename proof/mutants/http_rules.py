@@ -136,7 +136,7 @@ MUTANTS = (
     Mutant(
         name="endless-history",
         breaks="what was seen of the cluster is kept until the memory is full",
-        edits=(Edit("server.upkeep.history:History.__init__", "deque(maxlen=MOMENTS)", "deque()"),),
+        edits=(Edit("server.history:History.__init__", "deque(maxlen=MOMENTS)", "deque()"),),
         tests=(_HISTORY + "test_it_is_bounded_and_regular",),
     ),
     Mutant(

@@ -207,7 +207,7 @@ MUTANTS = (
     Mutant(
         name="replicas-are-not-compared",
         breaks="a leader takes whatever digests its replicas have for the same",
-        edits=(Edit("server.upkeep.comparing:Comparing._judge", "if len(set(digests.values())) > 1:", "if False:"),),
+        edits=(Edit("server.chores.comparing:Comparing._judge", "if len(set(digests.values())) > 1:", "if False:"),),
         tests=(
             "tests/server/test_comparing.py::test_a_replica_that_differs_is_told_of_until_it_is_as_the_others",
             "tests/sim/test_runs.py::test_the_product_finds_a_replica_that_applies_an_entry_otherwise",

@@ -285,7 +285,7 @@ MUTANTS = (
     Mutant(
         name="recall-is-measured-whatever-else-waits",
         breaks="exact searches are asked in the background while callers wait for theirs",
-        edits=(Edit("server.upkeep.recall:Recall.run", " or self._busy()", ""),),
+        edits=(Edit("server.chores.recall:Recall.run", " or self._busy()", ""),),
         tests=("tests/server/test_recall.py::test_it_takes_a_hundredth_of_a_core_and_waits_while_the_node_is_busy",),
     ),
 )

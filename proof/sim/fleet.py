@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from needle.base.errors import CorruptLog, InvalidArgument, NeedleError
 from needle.base.ids import GroupId
 from needle.multiraft.log.log_records import IDENTITY_KEY, PEER_PREFIX, Identity, Life, decode_record, entry_key
-from needle.server.upkeep.comparing import Comparing
+from needle.server.chores.comparing import Comparing
 from proof.checkers.violation import Violation
 from proof.sim.event_loop import SimLoop
 from proof.sim.machines import SimMachine

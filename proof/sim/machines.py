@@ -17,7 +17,7 @@ from needle.base.errors import DiskFailed, DiskFull
 from needle.catalog import machine as catalog_machine
 from needle.multiraft.files import Files
 from needle.server.files import GONE
-from needle.server.upkeep.disk_space import Endless, Room
+from needle.server.machine.disk_space import Endless, Room
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import sqlite_file
 from needle.shard.segments.files import FILE_NAME

@@ -18,10 +18,10 @@ from needle.base.ids import GroupId
 from needle.base.model import IndexParams
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
+from needle.server.chores.comparing import Comparing
 from needle.server.files import shards_directory
 from needle.server.node import Node
 from needle.server.ports import NodePorts
-from needle.server.upkeep.comparing import Comparing
 from needle.shard.fields.index_budget import IndexRows
 from needle.shard.upkeep import PURGE_ROWS
 from proof.sim.disk import SimStore

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from needle.server.process.loop_watch import innermost
+from needle.server.machine.loop_watch import innermost
 
 STALL_SECONDS = 0.05
 LOOK_SECONDS = 0.01
-OURS = ("proof.sim.", "needle.server.process.loop_watch")
+OURS = ("proof.sim.", "needle.server.machine.loop_watch")
 
 
 class StallMeter:

@@ -23,7 +23,7 @@ from needle.client.changes import TIMEOUT
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls, PartialHits
 from needle.client.health import ClusterHealth, ShardHealth
-from needle.client.values import check_count
+from needle.client.values import Seconds, check_count, check_timeout
 from needle.connecting import Credentials, cluster_client, connect, connect_sync, system_caller
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import ReplicaMove, ShardSplit, Wish
@@ -105,12 +105,12 @@ class RaftCluster(BatchMethods):
         others = [address for address in (*config.founders.values(), *config.sharding.join) if address != own]
         self._client = cluster_client(caller, [own, *others], node.topology, prefer=own)
 
-    async def wait_ready(self, timeout: float = TIMEOUT) -> None:
+    async def wait_ready(self, timeout: Seconds = TIMEOUT) -> None:
         """Wait until this node knows a leader and has caught up with it. Raises DeadlineExceeded that says what is
         missing."""
-        node = self._running()
-        if not await node.maintenance.until(lambda: not node.not_ready(), timeout):
-            raise DeadlineExceeded(f"not ready after {timeout:g} s: {node.not_ready()}")
+        node, seconds = self._running(), check_timeout(timeout)
+        if not await node.maintenance.until(lambda: not node.not_ready(), seconds):
+            raise DeadlineExceeded(f"not ready after {seconds:g} s: {node.not_ready()}")
 
     async def stop(self) -> None:
         """Hand leadership over, stop serving, close everything. Idempotent."""
@@ -172,7 +172,7 @@ class RaftCluster(BatchMethods):
         node.hosted(group)
         return node.status(group)
 
-    async def step_down(self, to: NodeId | None = None, *, shard: int = 0, timeout: float = TIMEOUT) -> NodeId:
+    async def step_down(self, to: NodeId | None = None, *, shard: int = 0, timeout: Seconds = TIMEOUT) -> NodeId:
         """Transfer a shard's leadership to `to`, or to the most caught-up voter, from whoever leads; writes in flight
         are not lost. Returns who leads now. After a while the shard's preferred leader leads again."""
         return await self.client.step_down(to, shard=shard, timeout=timeout)
@@ -183,16 +183,16 @@ class RaftCluster(BatchMethods):
         node.hosted(group)
         node.host.force_election(group)
 
-    async def enter_maintenance_mode(self, *, timeout: float = TIMEOUT) -> None:
+    async def enter_maintenance_mode(self, *, timeout: Seconds = TIMEOUT) -> None:
         """Give leadership away and take none; eventual reads go to other nodes. Returns when drained."""
-        await self._running().set_maintenance(True, timeout)
+        await self._running().set_maintenance(True, check_timeout(timeout))
 
-    async def exit_maintenance_mode(self, *, timeout: float = TIMEOUT) -> None:
+    async def exit_maintenance_mode(self, *, timeout: Seconds = TIMEOUT) -> None:
         """End maintenance; returns when this node has caught up."""
-        await self._running().set_maintenance(False, timeout)
+        await self._running().set_maintenance(False, check_timeout(timeout))
 
     # --- membership --------------------------------------------------------------------------------------------------
-    async def change_membership(self, nodes: Iterable[NodeId], *, shard: int = 0, timeout: float = 60.0) -> None:
+    async def change_membership(self, nodes: Iterable[NodeId], *, shard: int = 0, timeout: Seconds = 60.0) -> None:
         """Have exactly these nodes hold a shard, while it serves; as `Client.set_replicas`. A node that is new joins
         the cluster first: it is started with `join` in [sharding]."""
         await self.client.set_replicas(shard, nodes, timeout=timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -19,6 +20,8 @@ from needle.base.errors import (
     StaleEpoch,
 )
 from needle.base.model import ReadMode
+from needle.client.changes import ChangeMethods
+from needle.client.document_calls import DocumentCalls
 from needle.client.router.router import Router
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, ScanAnswer, ScanCall, ScanPin
@@ -155,3 +158,16 @@ async def test_shards_that_know_no_pins_and_shards_that_are_gone_are_named() -> 
     with pytest.raises(ScanEnded, match="shard 1 was removed"):
         await shards.scan(ScanPin(5, [(0, 10), (1, 11)]), "")
     assert len(shards.asked) == asked
+
+
+async def test_a_timeout_may_be_a_timedelta_until_the_scan_is_given_back() -> None:
+    shards = Shards()
+
+    class Documents(ChangeMethods):
+        async def _documents(self) -> DocumentCalls:
+            return Router(shards)
+
+    scan = Documents().scan(consistent=True, limit=2, collection="docs", timeout=timedelta(seconds=5))
+    assert [document.id async for document in scan] == ["a", "b"]
+    ends = [(shard, call.freshness.timeout) for shard, call in shards.asked if call.pin and call.pin.ends]
+    assert sorted(shard for shard, _ in ends) == [0, 1] and all(0 < seconds <= 5 for _, seconds in ends)

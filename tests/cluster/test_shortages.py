@@ -29,8 +29,8 @@ from needle.routing.strategy import CONSISTENT_HASH
 from needle.routing.topology import MoveState
 from needle.server.address_book import AddressBook
 from needle.server.cluster_files import load_topology
+from needle.server.machine.disk_space import DiskSpace, Room
 from needle.server.node import Node
-from needle.server.upkeep.disk_space import DiskSpace, Room
 from needle.server.upkeep.leaders import LeaderSpread
 from needle.server.upkeep.roomier_leaders import PACE_SECONDS, RoomierLeaders
 

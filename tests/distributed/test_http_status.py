@@ -14,7 +14,7 @@ import needle
 from harness.marked_documents import CALM
 from needle.client.alerts import ROWS
 from needle.local.process_cluster import ProcessCluster, wait_for
-from needle.server.upkeep.history import EVERY_SECONDS
+from needle.server.history import EVERY_SECONDS
 
 pytestmark = pytest.mark.asyncio
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from needle.routing.topology import Topology
 from needle.server.access import Access
+from needle.server.history import History
 from needle.server.http import listener
 from needle.server.http.listener import HttpServer
 from needle.server.http.routes import Route
 from needle.server.service.watched import Watch
-from needle.server.upkeep.history import History
 
 
 class Idle:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from multiraft.harness import FAST, Cluster, Node, ThreadPool, until
 from needle.base.errors import CorruptSnapshot, InvalidArgument, NeedleError, StorageError
+from needle.multiraft.blocks import BLOCK_BYTES, HASH_BYTES, hashes_of
 from needle.multiraft.codec import BlocksRequest, HashesRequest, encode_file_request
 from needle.multiraft.files import Files
 from needle.multiraft.ports import SnapshotFile
 from needle.multiraft.snapshots import receiver as receiver
-from needle.multiraft.snapshots.blocks import BLOCK_BYTES, HASH_BYTES, hashes_of
 from needle.multiraft.snapshots.snapshot_blocks import SharedFile, find_donors
 
 QUICK = replace(FAST, election_timeout=0.6, snapshot_threshold=8, snapshot_chunk_bytes=4 * BLOCK_BYTES)

@@ -38,9 +38,9 @@ from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CreateCollection, Identity, encode
 from needle.protocol.peer_calls import TOPOLOGY, CatalogCall, TopologyAnswer
+from needle.server.chores.field_upkeep import FieldUpkeep
 from needle.server.replica import HostedReplica
 from needle.server.service.catalog import CatalogCalls
-from needle.server.upkeep.field_upkeep import FieldUpkeep
 from needle.server.upkeep.leaders import LeaderSpread
 
 GARBAGE = b"\xc1what is this"

@@ -18,8 +18,8 @@ from needle.client.conditions import NodeView, conditions
 from needle.client.divergence import differing, strays
 from needle.protocol import calls, commands
 from needle.routing.topology import Topology
+from needle.server.chores.comparing import COMPARE_SECONDS, DIGEST_AT, Comparing
 from needle.server.service.documents import judged
-from needle.server.upkeep.comparing import COMPARE_SECONDS, DIGEST_AT, Comparing
 from needle.shard.compared import KEPT, Compared
 from shard.replica_util import Log, open_replica, put, spec
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from needle.server.process import computer
-from needle.server.process.computer import SystemComputer, timed_writes
+from needle.server.machine import computer
+from needle.server.machine.computer import SystemComputer, timed_writes
 
 
 def test_this_machine_is_known() -> None:

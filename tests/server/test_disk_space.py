@@ -13,7 +13,7 @@ import pytest
 from needle.base.errors import DiskFull
 from needle.base.model import CollectionSpec
 from needle.protocol.commands import CreateCollection, Delete, DropCollection, Insert
-from needle.server.upkeep.disk_space import COUNT_LOOKS, FILE_NAME, Directory, DiskSpace, Room, low_bytes
+from needle.server.machine.disk_space import COUNT_LOOKS, FILE_NAME, Directory, DiskSpace, Room, low_bytes
 
 LIMIT = 1000
 

@@ -24,9 +24,9 @@ from needle.protocol.calls import WriteCall
 from needle.protocol.catalog_commands import AlterCollection, CreateCollection, decode, encode
 from needle.protocol.commands import NEVER, Change, ChangeWhere, Delete, Insert, Patch, UpdateVectors
 from needle.routing.topology import Topology
+from needle.server.chores.expiry import LOOK_SECONDS, MORE_SECONDS, ROWS_MAX, Expiry, timed
 from needle.server.service.documents import judged
 from needle.server.service.proxy import Proxy
-from needle.server.upkeep.expiry import LOOK_SECONDS, MORE_SECONDS, ROWS_MAX, Expiry, timed
 from shard.replica_util import Log, open_replica, put
 from shard.replica_util import spec as shard_spec
 

@@ -14,7 +14,7 @@ from cluster.fake_shards import virtually
 from needle.base.errors import DiskFailed, DiskFull
 from needle.base.model import CollectionSpec
 from needle.routing.topology import CollectionInfo, Topology
-from needle.server.upkeep.field_upkeep import AGAIN_SECONDS, SETTLED_SECONDS, FieldUpkeep
+from needle.server.chores.field_upkeep import AGAIN_SECONDS, SETTLED_SECONDS, FieldUpkeep
 from needle.shard.fields.index_budget import IndexRows
 
 ROWS = IndexRows(few=0, kept=100, settled=7)

@@ -9,7 +9,7 @@ import pytest
 from needle.base.model import PeerStatus, RaftStatus
 from needle.client.health import ReplicaStatus
 from needle.protocol.probe_calls import Facts, LoadAnswer
-from needle.server.upkeep.history import COUNTED_MIN, EVERY_SECONDS, MOMENTS, History
+from needle.server.history import COUNTED_MIN, EVERY_SECONDS, MOMENTS, History
 
 
 def replica(node: str, shard: int = 0, state: str = "Follower", lag: float = 0.0, **more: object) -> ReplicaStatus:

@@ -12,7 +12,7 @@ import pytest
 from needle.base.ids import CATALOG_GROUP
 from needle.protocol import calls
 from needle.protocol.calls import LeaderAnswer
-from needle.server.upkeep.lasting import next_beat
+from needle.server.lasting import next_beat
 from needle.server.upkeep.leaders import LeaderSpread
 from proof.sim.event_loop import SimLoop
 

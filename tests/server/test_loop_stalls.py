@@ -27,9 +27,9 @@ from needle.protocol.calls import WriteCall
 from needle.protocol.commands import Delete, Insert
 from needle.routing.strategy import ShardStrategy
 from needle.rpc.transport import RpcClient
+from needle.server.machine.loop_watch import LoopWatch
 from needle.server.node import Node
 from needle.server.ports import system_ports
-from needle.server.process.loop_watch import LoopWatch
 from needle.server.system_node import system_node
 from needle.shard.apply.validation import check_command
 from needle.system import SystemClock

@@ -16,9 +16,9 @@ from needle.base.errors import DiskFull, InvalidArgument, NotLeader
 from needle.base.versions import KNOWN
 from needle.protocol import commands
 from needle.routing.topology import Topology
+from needle.server.chores.pinned_scans import LOOK_SECONDS, PinnedScans, kept_bytes
+from needle.server.machine.disk_space import DiskSpace, Endless
 from needle.server.service.documents import judged
-from needle.server.upkeep.disk_space import DiskSpace, Endless
-from needle.server.upkeep.pinned_scans import LOOK_SECONDS, PinnedScans, kept_bytes
 from shard.replica_util import Log, open_replica, put, spec
 
 

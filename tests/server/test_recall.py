@@ -18,7 +18,7 @@ from needle.base.errors import CollectionNotFound, Unavailable
 from needle.base.model import CollectionSpec, IndexParams, Metric, RaftStatus, SearchRequest
 from needle.client.conditions import NodeView, conditions
 from needle.protocol.commands import CreateCollection, PublishSegment
-from needle.server.upkeep.recall import COLLECTIONS_MAX, CPU_SHARE, KEPT_SECONDS, SAMPLES_MAX, SAMPLES_MIN, Recall
+from needle.server.chores.recall import COLLECTIONS_MAX, CPU_SHARE, KEPT_SECONDS, SAMPLES_MAX, SAMPLES_MIN, Recall
 from needle.shard import recall
 from needle.shard.recall import recall_of
 from needle.shard.segments.sealed import SealedSegment
@@ -189,7 +189,7 @@ def test_a_search_that_cannot_be_asked_again_ends_nothing(
     def fails(*_: object) -> float:
         raise MemoryError
 
-    monkeypatch.setattr("needle.server.upkeep.recall.recall_of", fails)
+    monkeypatch.setattr("needle.server.chores.recall.recall_of", fails)
 
     async def work() -> None:
         world = World(replica)

@@ -38,7 +38,7 @@ from needle.protocol.move_commands import Forget, Freeze, Import, Own, PrepareMo
 from needle.routing.ranges import KeySet
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import RANGE, ShardStrategy, routing_key
-from needle.shard.apply import copying
+from needle.shard import copying
 from needle.shard.documents.row_check import verify_image_file
 from needle.shard.documents.sqlite_file import FILE_NAME, connect
 from needle.shard.state_machine import Replica

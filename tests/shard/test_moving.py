@@ -50,7 +50,7 @@ from needle.protocol.move_commands import (
 from needle.routing.ranges import KeySet, difference, fingerprint, union
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routing_key
-from needle.shard.apply import copying
+from needle.shard import copying
 from needle.shard.apply.holdings import decode_holdings, encode_holdings
 from needle.shard.disk import cut_power
 from needle.shard.documents.writer import DocumentWriter, Doomed

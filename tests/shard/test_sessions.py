@@ -13,6 +13,7 @@ from needle.protocol.commands import Session
 from needle.shard.apply import sessions
 from needle.shard.apply.sessions import Changed, SessionTable
 from needle.shard.apply.stored_answers import ANSWER_BYTES
+from needle.shard.documents.old_formats import rows_of_old_state
 
 DONE = WriteResult(version=5, index=5, existed=True, count=3)
 
@@ -133,7 +134,7 @@ def test_all_answers_together_are_bounded_in_bytes_and_a_restart_changes_nothing
 
 def test_sessions_of_an_older_file_are_read() -> None:
     state = msgspec.msgpack.encode([3, {2: [1, 1, False, 1], 4: [5, 5, True, 3], 3: ["version_mismatch", "no", {}]}])
-    session, answers = sessions.rows_of_old_state(7, (5).to_bytes(16, "little"), 9, state)
+    session, answers = rows_of_old_state(7, (5).to_bytes(16, "little"), 9, state)
     table = SessionTable([session], answers)
     assert table.find(Session(7, 4, 0), 10) == DONE
     assert isinstance(table.find(Session(7, 3, 0), 11), VersionMismatch)

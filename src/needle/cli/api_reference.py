@@ -16,12 +16,39 @@ from typing import Any
 import needle
 from needle import distributed
 from needle.base.errors import NeedleError
+from needle.base.model import FieldIndex
 from needle.client import SyncClient
+from needle.client.activity import Activity, CallsNow, MoveNow, NodeNow, ShardNow
+from needle.client.alerts import Condition
 from needle.client.batches import BatchMethods
 from needle.client.changes import ChangeMethods
+from needle.client.document_calls import ValueCount
 from needle.client.documents import DocumentMethods
+from needle.client.fitness import Diagnosis, Finding, LinkFound, NodeFound
+from needle.client.health import ReplicaStatus
 from needle.client.naming import NamingMethods
+from needle.client.restarting import Restart
+from needle.client.scanning import Scan
 from needle.client.searches import SearchMethods
+from needle.protocol.calls import DigestAnswer
+from needle.protocol.peer_calls import DiskRoom, WhoAnswer
+from needle.protocol.probe_calls import Facts, LoadAnswer
+from needle.routing.jobs import JobState, Phase, Progress
+from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas, PreferLeader
+from needle.routing.plans import Balance, Plan
+from needle.routing.shard_map import ShardMap
+from needle.routing.stats import HotRange, NodeLoad, RebalanceStats, ShardSize
+from needle.routing.topology import (
+    AliasInfo,
+    ClusterSettings,
+    CollectionInfo,
+    MoveInfo,
+    MoveState,
+    NodeInfo,
+    NodeState,
+    ShardInfo,
+    Topology,
+)
 
 PACKAGE = Path(str(needle.__file__)).parent
 STUB = PACKAGE / "__init__.pyi"
@@ -29,10 +56,13 @@ PAGE = PACKAGE.parents[1] / "docs" / "api.md"
 
 HEAD = """# Python
 
-Made from the code by `python -m needle.cli.api_reference`; do not edit. Every call that takes a `timeout` (seconds, or
-a timedelta) raises DeadlineExceeded, NoQuorum or OutcomeUnknown after it.
+Made from the code by `python -m needle.cli.api_reference`; do not edit. Every call that takes a `timeout` raises
+DeadlineExceeded, NoQuorum or OutcomeUnknown after it. `Seconds` is a number of seconds or a `datetime.timedelta`;
+`Documents` are (id, vector[, metadata]) tuples, or a table: of pyarrow, pandas, polars, anything with the Arrow
+PyCapsule protocol.
 
-Names in the first part come from `needle`, those in the second from `needle.distributed`. The methods for documents and
+Names in the first part come from `needle`, those in the second from `needle.distributed`; what methods return is
+described in the third, each with the module that has it. The methods for documents and
 collections are written once: `Client`, `RaftCluster`, `DistributedCluster` and `ShardRouter` have those of
 `SearchMethods`, `ChangeMethods`, `NamingMethods` and `DocumentMethods` (in `needle.client`); `Client` and `RaftCluster`
 have `BatchMethods`, too.
@@ -44,6 +74,29 @@ STUB_HEAD = '''"""Made by `python -m needle.cli.api_reference` from the table in
 
 SHARED: tuple[type, ...] = (DocumentMethods, SearchMethods, ChangeMethods, NamingMethods, BatchMethods)
 """Bases whose methods are described once."""
+
+
+RESULTS: tuple[type, ...] = (
+    *(
+        Topology,
+        ClusterSettings,
+        NodeInfo,
+        NodeState,
+        ShardInfo,
+        CollectionInfo,
+        AliasInfo,
+        ShardMap,
+        MoveInfo,
+        MoveState,
+    ),
+    *(ReplicaStatus, WhoAnswer, DiskRoom, DigestAnswer, LoadAnswer, Facts),
+    *(Diagnosis, Finding, NodeFound, LinkFound),
+    *(Activity, NodeNow, ShardNow, CallsNow, MoveNow, Condition),
+    *(RebalanceStats, ShardSize, NodeLoad, HotRange),
+    *(Plan, Balance, MoveRange, MoveReplicas, PreferLeader, FoundShard, GiveUpShard, Progress, JobState, Phase),
+    *(Restart, FieldIndex, ValueCount, Scan),
+)
+"""What public methods return, and what that holds, without a public name of its own."""
 
 
 SHOWN_MAX = 100
@@ -158,17 +211,24 @@ def _fields(kind: type) -> list[str]:
 
 def _class(name: str, kind: type) -> str:
     parts = [f"### {name}", description(kind)]
+    if kind in RESULTS:
+        parts.insert(1, f"In `{kind.__module__}`.")
     if issubclass(kind, enum.Enum):
         parts.append("One of " + ", ".join(f"`{one.name}` (`{one.value!r}`)" for one in kind) + ".")
         return "\n\n".join(parts)
     if hasattr(kind, "__dataclass_fields__") or hasattr(kind, "__struct_fields__"):
         parts.append("```python\n" + "\n".join(_fields(kind)) + "\n```")
-    elif kind not in SHARED and not re.search(r"Made by|Build it with", parts[1]):
+    elif kind not in SHARED and kind not in RESULTS and not re.search(r"Made by|Build it with", parts[1]):
         parts.append(f"`{signature(name, kind).removesuffix(' -> None')}`")
     if issubclass(kind, SyncClient):
         parts.append("It has the methods of `Client`, called without `await`.")
         return "\n\n".join(parts)
-    lines = [_method(each, member) for each, member in members(kind)]
+    record = kind in RESULTS and hasattr(kind, "__struct_fields__")  # what else it can do is for Needle itself
+    lines = [
+        _method(each, one)
+        for each, one in members(kind)
+        if not record or isinstance(one, property) or each == "in_words"
+    ]
     return "\n\n".join([*parts, *(["\n".join(lines)] if lines else [])])
 
 
@@ -189,18 +249,19 @@ def entries() -> list[tuple[str, str, Any]]:
     described = [("needle", name, getattr(needle, name)) for name in sorted(needle.__all__)]
     described += [("needle", kind.__name__, kind) for kind in SHARED]
     again = set(needle.__all__)
-    return described + [
+    described += [
         ("needle.distributed", name, getattr(distributed, name))
         for name in sorted(distributed.__all__)
         if name not in again
     ]
+    return described + [("results", kind.__name__, kind) for kind in RESULTS]
 
 
 def render() -> str:
     """The page as Markdown."""
     parts = [HEAD]
-    for module in ("needle", "needle.distributed"):
-        parts.append(f"## {module}\n")
+    for module, title in (("needle", "needle"), ("needle.distributed", "needle.distributed"), ("results", "Results")):
+        parts.append(f"## {title}\n")
         mine = [(name, thing) for home, name, thing in entries() if home == module]
         for name, thing in mine:
             if not isinstance(thing, type):

@@ -12,7 +12,7 @@ import importlib
 import json
 from collections.abc import Iterator, Sequence
 from datetime import date, time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,6 +27,14 @@ JSON = {MARK: b"json"}
 INSTANT = {MARK: b"instant"}
 INSTANT_OR_NEVER = {MARK: b"instant, or never"}
 """Documents without an instant do not expire, also where a collection's ttl says otherwise."""
+
+
+class Table(Protocol):
+    """What has the Arrow PyCapsule protocol: a table of pyarrow, a data frame of pandas or polars, and others."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """See the Arrow PyCapsule protocol."""
+        ...
 
 
 class Row(NamedTuple):

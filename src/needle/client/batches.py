@@ -8,9 +8,10 @@ from typing import Any
 from needle.base.errors import NeedleError, OutcomeUnknown
 from needle.base.model import WriteResult
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
-from needle.client.columns import as_columns
+from needle.client.columns import Documents, as_columns
 from needle.client.document_calls import BatchPart
 from needle.client.documents import DocumentMethods, insert_parts
+from needle.client.values import Seconds
 
 
 class BatchMethods(DocumentMethods):
@@ -18,14 +19,14 @@ class BatchMethods(DocumentMethods):
 
     async def insert_batch(
         self,
-        documents: Iterable[Sequence[Any]] | None = None,
+        documents: Documents | None = None,
         *,
         ids: Iterable[str] | None = None,
         vectors: Any = None,
         metadatas: Sequence[Any] | None = None,
         expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> list[WriteResult]:
         """Insert or replace many documents, given as to `insert_each`, which tells the outcome of each id instead of
         raising.

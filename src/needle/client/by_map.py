@@ -35,7 +35,9 @@ class ByMap:
     def body(self, group: GroupId, command: Command) -> MakeBody:
         """A write with the newest epoch known at each attempt."""
         data, topology = encode_body(command), self._known.topology
-        asked = asking.get() if isinstance(command, DOCUMENT_WRITES) else None
+        asked = asking.get()
+        if asked is not None and not isinstance(command, DOCUMENT_WRITES):
+            asked = None
 
         def body(seconds: float) -> Body:
             now, meaning = topology(), meant.get()

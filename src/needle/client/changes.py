@@ -18,6 +18,7 @@ from needle.client import answers, values
 from needle.client.cursor import Place
 from needle.client.document_calls import OverDocuments
 from needle.client.scanning import Batch, Reading, Scan, end_scan, read_batch
+from needle.client.values import Seconds
 from needle.client.where import OnProgress
 from needle.protocol.commands import Change, ChangeWhere
 
@@ -49,7 +50,7 @@ class ChangeMethods(OverDocuments):
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Change fields of the metadata of one document or several, all or nothing in each shard; vectors stay.
 
@@ -73,7 +74,7 @@ class ChangeMethods(OverDocuments):
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Give a document this vector in place of its own; the metadata stays. count: 0 if it is absent. if_version,
         if_matches, expires_at: see `patch`."""
@@ -90,7 +91,7 @@ class ChangeMethods(OverDocuments):
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """`update_vector` of up to 1000 documents, all or nothing in each shard. vectors: 2-d, one row for each id."""
         names = values.check_ids(ids)
@@ -110,7 +111,7 @@ class ChangeMethods(OverDocuments):
         if_version: int | None,
         if_matches: FilterLike,
         collection: str,
-        timeout: float,
+        timeout: Seconds,
         expires_at: Any,
     ) -> WriteResult:
         expires = values.expiry(expires_at)
@@ -128,7 +129,7 @@ class ChangeMethods(OverDocuments):
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Give one document or several this metadata in place of theirs; vectors stay. See `patch`."""
         check_ids_are_meant(ids)
@@ -143,7 +144,7 @@ class ChangeMethods(OverDocuments):
         if_version: int | None,
         if_matches: FilterLike,
         collection: str,
-        timeout: float,
+        timeout: Seconds,
     ) -> WriteResult:
         expected = None if if_version is None else values.check_count(if_version, "if_version")
         matches, seconds = values.filter_bytes(if_matches, "if_matches"), values.check_timeout(timeout)
@@ -162,7 +163,7 @@ class ChangeMethods(OverDocuments):
         dry_run: bool = False,
         on_progress: OnProgress | None = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """`patch` of all documents that match a filter; {} matches all.
 
@@ -183,7 +184,7 @@ class ChangeMethods(OverDocuments):
         dry_run: bool = False,
         on_progress: OnProgress | None = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Delete all documents that match a filter; {} matches all. See `patch_where`."""
         return await self._change_where(filter, None, return_ids, dry_run, on_progress, collection, timeout)
@@ -196,7 +197,7 @@ class ChangeMethods(OverDocuments):
         dry_run: bool,
         on_progress: OnProgress | None,
         collection: str,
-        timeout: float,
+        timeout: Seconds,
     ) -> WriteResult:
         if not isinstance(filter, Filter | Mapping):
             raise InvalidArgument(
@@ -233,7 +234,7 @@ class ChangeMethods(OverDocuments):
         consistent: bool = False,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> ScanPage:
         """The next documents that match a filter, in the order of their ids, and where the page after them begins.
 
@@ -266,7 +267,7 @@ class ChangeMethods(OverDocuments):
         consistent: bool = False,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> Scan:
         """All documents that match a filter, one after the other, as `scan_page` reads them: an async iterator.
         `to_arrow()` of it gives them as an Arrow table instead. limit: the first so many. timeout: of each page.
@@ -283,8 +284,8 @@ class ChangeMethods(OverDocuments):
             return await read_batch(await self._documents(), place, at, how)
 
         async def end(at: str) -> None:
-            place, _ = _asked(filter, PAGE, with_vectors, fields, slice, order, False, mode, collection, timeout)
-            await end_scan(await self._documents(), place, at, timeout)
+            place, how = _asked(filter, PAGE, with_vectors, fields, slice, order, False, mode, collection, timeout)
+            await end_scan(await self._documents(), place, at, how.timeout)
 
         return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end)
 
@@ -299,7 +300,7 @@ def _asked(
     consistent: bool,
     mode: ReadMode | str,
     collection: str,
-    timeout: float,
+    timeout: Seconds,
 ) -> tuple[Place, Reading]:
     """What is scanned, and how. Raises InvalidArgument."""
     where, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")

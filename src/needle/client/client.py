@@ -32,6 +32,7 @@ from needle.client.replacing import ReplaceMethods
 from needle.client.replicas import ask_replicas
 from needle.client.restarting import RestartMethods
 from needle.client.shards import ClusterShards
+from needle.client.values import Seconds
 from needle.protocol import calls
 from needle.protocol.calls import (
     DigestAnswer,
@@ -79,7 +80,7 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         return self._shards.topology()
 
     async def refresh_topology(
-        self, version: int | None = None, *, confirmed: bool = False, timeout: float = STATUS_SECONDS
+        self, version: int | None = None, *, confirmed: bool = False, timeout: Seconds = STATUS_SECONDS
     ) -> Topology:
         """Ask for a newer topology; `topology` is at least as new from then on.
 
@@ -93,7 +94,7 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         wanted = self.topology().version + 1 if version is None else values.check_count(version, "version", 0)
         return await self._shards.refresh(wanted, seconds)
 
-    async def change_catalog(self, command: CatalogCommand, *, timeout: float = TIMEOUT) -> WriteResult:
+    async def change_catalog(self, command: CatalogCommand, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Execute a command of needle.protocol.catalog_commands, once: which nodes there are, which of them hold a
         shard, which ranges move. For operators; the catalog refuses what cannot be. Raises OutcomeUnknown when it was
         sent and no answer came in time."""
@@ -103,19 +104,19 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         """The nodes of the cluster that this client knows of, and their addresses."""
         return self.topology().addresses()
 
-    async def cluster_status(self, *, timeout: float = STATUS_SECONDS) -> list[ReplicaStatus]:
+    async def cluster_status(self, *, timeout: Seconds = STATUS_SECONDS) -> list[ReplicaStatus]:
         """Every replica of every shard as its own node sees it, in order; `status` is None where none answered.
         Raises Forbidden for a key of some collections only."""
         seconds = values.check_timeout(timeout)
         topology = await self._shards.refresh(self.topology().version + 1, min(0.2, seconds / 4))
         return await ask_replicas(self._caller, topology, seconds, for_client=True)
 
-    async def health_check(self, *, timeout: float = STATUS_SECONDS) -> ClusterHealth:
+    async def health_check(self, *, timeout: Seconds = STATUS_SECONDS) -> ClusterHealth:
         """Whether every shard has a leader and all its replicas, what is not redundant, and the alert conditions that
         hold now, as `needle status` says them. Raises Forbidden for a key of some collections only."""
         return (await look(self, values.check_timeout(timeout))).health
 
-    async def doctor(self, *, timeout: float = 15.0) -> Diagnosis:
+    async def doctor(self, *, timeout: Seconds = 15.0) -> Diagnosis:
         """Measure links, clocks, disks and machines of all nodes, for some two seconds, and say what is not fit for a
         cluster, as `needle doctor` does; all conditions of `health_check` are among it. timeout: seconds for each
         answer of a node. Needs the role admin; raises Forbidden for another one, Unavailable if the cluster is not
@@ -125,13 +126,13 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
             raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
         return await examine(self, self._caller, seconds)
 
-    async def node_loads(self, *, timeout: float = STATUS_SECONDS) -> dict[NodeId, LoadAnswer]:
+    async def node_loads(self, *, timeout: Seconds = STATUS_SECONDS) -> dict[NodeId, LoadAnswer]:
         """How much each node has done since its start, and what it uses; nodes that do not answer are left out. Raises
         Forbidden for a key of some collections only."""
         await self._founded()
         return await loads(self.topology(), self._caller, values.check_timeout(timeout))
 
-    async def activity(self, since: Activity | None = None, *, timeout: float = STATUS_SECONDS) -> Activity:
+    async def activity(self, since: Activity | None = None, *, timeout: Seconds = STATUS_SECONDS) -> Activity:
         """What the cluster does now, as `needle top` shows it: shards, leaders, lags, calls, nodes, moves. since: an
         earlier one, of which on calls and CPU are counted; without it these are not known. Raises Forbidden for a key
         of some collections only; Unavailable if the cluster is not made yet."""
@@ -142,13 +143,13 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         return activity(found, since.looked if since is not None else None)
 
     # --- the catalog's group -----------------------------------------------------------------------------------------
-    async def catalog_leader(self, *, timeout: float = 1.0) -> NodeId | None:
+    async def catalog_leader(self, *, timeout: Seconds = 1.0) -> NodeId | None:
         """The node that leads the catalog; None if none says so in time."""
         group = await self._catalog()
         group.forget_leader()
         return await self._led_by(group, values.check_timeout(timeout))
 
-    async def catalog_status(self, *, timeout: float = TIMEOUT) -> RaftStatus:
+    async def catalog_status(self, *, timeout: Seconds = TIMEOUT) -> RaftStatus:
         """The view of the catalog's leader: term, commit, and every peer's lag."""
         seconds = values.check_timeout(timeout)
         return await (await self._catalog()).leaders_status(seconds)
@@ -181,21 +182,21 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
             raise invalid("shard", shard, f"the number of a shard, from 0 to {shards[-1].shard}")
         return found
 
-    async def leader(self, shard: int | None = None, *, timeout: float = 1.0) -> NodeId | None:
+    async def leader(self, shard: int | None = None, *, timeout: Seconds = 1.0) -> NodeId | None:
         """The node that leads a shard; None if its replicas name none in time. shard: may be left out if there is only
         one. Raises Unavailable while the cluster is not made yet, and what nodes answer if all refuse to talk."""
         group = self._shards.group((await self._shard(shard)).shard)
         group.forget_leader()
         return await self._led_by(group, values.check_timeout(timeout))
 
-    async def status(self, shard: int | None = None, *, timeout: float = TIMEOUT) -> RaftStatus:
+    async def status(self, shard: int | None = None, *, timeout: Seconds = TIMEOUT) -> RaftStatus:
         """The view of a shard's leader: term, commit, and every peer's lag. shard: may be left out if there is only
         one."""
         seconds = values.check_timeout(timeout)
         return await self._shards.group((await self._shard(shard)).shard).leaders_status(seconds)
 
     async def step_down(
-        self, to: NodeId | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
+        self, to: NodeId | None = None, *, shard: int | None = None, timeout: Seconds = TIMEOUT
     ) -> NodeId:
         """Hand the leadership of a shard to `to`, or to its most caught-up voter; writes in flight are not lost.
         Returns who leads. Of several shards, each goes back to the preferred leader after a while. shard: may be left
@@ -215,7 +216,7 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         return calls.decode(answer, LeaderAnswer).leader or ""
 
     async def force_new_election(
-        self, node: str | None = None, *, shard: int | None = None, timeout: float = TIMEOUT
+        self, node: str | None = None, *, shard: int | None = None, timeout: Seconds = TIMEOUT
     ) -> None:
         """Make `node`, one with a replica of the shard (default: one that does not lead), campaign now. shard: may be
         left out if there is only one. Safe: a live leader with a quorum stays unless it is outvoted by Raft's rules,
@@ -233,7 +234,7 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         await self._caller.call(await address_of(self._shards, node), calls.FORCE_ELECTION, body, seconds)
         self._shards.group(number).forget_leader()
 
-    async def digests(self, shard: int | None = None, *, timeout: float = TIMEOUT) -> dict[NodeId, DigestAnswer]:
+    async def digests(self, shard: int | None = None, *, timeout: Seconds = TIMEOUT) -> dict[NodeId, DigestAnswer]:
         """A digest of the documents of each member of a shard, with the log index it stands for; equal indexes mean
         equal digests. shard: may be left out if there is only one. Raises if a member does not answer; nodes that were
         removed, whose addresses are still known, are not asked."""
@@ -246,7 +247,7 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         )
         return dict(zip(nodes, (calls.decode(answer, DigestAnswer) for answer in answers), strict=True))
 
-    async def set_replicas(self, shard: int | None, nodes: Iterable[NodeId], *, timeout: float = 60.0) -> None:
+    async def set_replicas(self, shard: int | None, nodes: Iterable[NodeId], *, timeout: Seconds = 60.0) -> None:
         """Have `nodes`, the preferred leader first, hold the replicas of a shard, while it serves: a new one fetches
         its data before it counts, then the one that it replaces goes. Returns when it is done. Raises InvalidArgument
         for nodes that the cluster does not have; DeadlineExceeded when it takes longer: the cluster goes on with it,
@@ -254,18 +255,18 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         group = shard_group((await self._shard(shard)).shard)
         await assign(self._shards, group, nodes, values.check_timeout(timeout))
 
-    async def set_catalog_nodes(self, nodes: Iterable[NodeId], *, timeout: float = 60.0) -> None:
+    async def set_catalog_nodes(self, nodes: Iterable[NodeId], *, timeout: Seconds = 60.0) -> None:
         """Have `nodes` hold the catalog; as `set_replicas`."""
         await assign(self._shards, CATALOG_GROUP, nodes, values.check_timeout(timeout))
 
-    async def remove_node(self, node: NodeId, *, timeout: float = TIMEOUT) -> None:
+    async def remove_node(self, node: NodeId, *, timeout: Seconds = TIMEOUT) -> None:
         """Have the cluster forget a node that holds nothing any more; its id is never used again. Raises
         InvalidArgument for a node that holds a replica of a shard or of the catalog: `set_replicas` moves them."""
         await self._shards.command(RemoveNode(values.check_id(node, "node")), values.check_timeout(timeout))
 
     # --- a node ------------------------------------------------------------------------------------------------------
     async def node_status(
-        self, node: str, *, digest: bool = False, shard: int | None = None, timeout: float = TIMEOUT
+        self, node: str, *, digest: bool = False, shard: int | None = None, timeout: Seconds = TIMEOUT
     ) -> RaftStatus:
         """One node's own view of a shard of which it holds a replica. node: its id or its address. digest: also of all
         its documents. shard: may be left out if there is only one."""

@@ -17,6 +17,9 @@ from needle.client import arrow_tables
 from needle.client.values import FLOAT32, Vectors, as_array, check_ids, expiries, metadata_bytes
 from needle.protocol.commands import last_of_each_id
 
+Documents = Iterable[Sequence[Any]] | arrow_tables.Table
+"""A batch of documents: (id, vector[, metadata]) tuples, or a table with the columns id and vector."""
+
 
 class Columns(msgspec.Struct, frozen=True):
     """A batch of documents as columns; vectors has one row a document. expires: as in `commands.Insert`."""

@@ -24,10 +24,11 @@ from needle.base.model import (
 )
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
-from needle.client.columns import Columns, as_columns
+from needle.client.columns import Columns, Documents, as_columns
 from needle.client.document_calls import BatchPart, DocumentCalls, Facet
 from needle.client.naming import NamingMethods, find_collection
 from needle.client.searches import SearchMethods, made
+from needle.client.values import Seconds
 from needle.protocol import calls
 
 
@@ -44,7 +45,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         expires_at: Any = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Insert a document, or replace the one with this id.
 
@@ -63,7 +64,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         *,
         expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Insert a document; raises AlreadyExists (details["version"]) if there is one with this id. expires_at: see
         `insert`."""
@@ -79,7 +80,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         expires_at: Any = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Replace a document only if its version is `expected_version` (0: only if there is none); raises
         VersionMismatch (details["actual"]) or AlreadyExists otherwise. if_matches, expires_at: see `insert`."""
@@ -93,7 +94,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         metadata: Any,
         expected: int | None,
         collection: str,
-        timeout: float,
+        timeout: Seconds,
         if_matches: FilterLike = None,
         expires_at: Any = None,
     ) -> WriteResult:
@@ -105,14 +106,14 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
 
     async def insert_each(
         self,
-        documents: Any = None,
+        documents: Documents | None = None,
         *,
         ids: Iterable[str] | None = None,
         vectors: Any = None,
         metadatas: Sequence[Any] | None = None,
         expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> dict[str, WriteResult | NeedleError]:
         """Insert or replace many documents: (id, vector[, metadata]) tuples; or a table with the columns id and vector,
         all others being metadata, which is anything with the Arrow PyCapsule protocol; or ids, a 2-d array of vectors
@@ -137,7 +138,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         *,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Delete one document or several, all or nothing in each shard; absent ids are fine. existed: whether any was
         there; count: how many were. if_matches: only if all that are there match this filter, as they are stored;
@@ -159,8 +160,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         with_vectors: bool = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
-        max_staleness: float | None = ...,
-        timeout: float = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
     ) -> Document | None: ...
     @overload
     async def get(
@@ -172,8 +173,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         with_vectors: bool = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
-        max_staleness: float | None = ...,
-        timeout: float = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
     ) -> list[Document]: ...
     async def get(
         self,
@@ -184,8 +185,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         with_vectors: bool = True,
         fields: Iterable[str] | None = None,
         session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
+        max_staleness: Seconds | None = None,
+        timeout: Seconds = TIMEOUT,
     ) -> Document | list[Document] | None:
         """One document, or None; or for several ids a list of those that exist, in the order asked. An id that is too
         long for a document is one that none has. See `search` for mode, fields, session and max_staleness."""
@@ -218,8 +219,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         with_vectors: bool = True,
         fields: Iterable[str] | None = None,
         session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
+        max_staleness: Seconds | None = None,
+        timeout: Seconds = TIMEOUT,
     ) -> list[Document]:
         """`get` of several ids: those that exist, in the order asked."""
         return await self.get(
@@ -244,7 +245,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         ttl: Any = None,
         like: str | None = None,
         if_absent: bool = False,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Create a collection. metric: cosine if none is named. index: parameters, or in words a kind such as
         "hnsw_sq8", a preset such as "high_recall", or both as "hnsw_sq8:high_recall" (docs/index-selection.md). ttl:
@@ -273,14 +274,14 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         spec = msgspec.structs.replace(found.spec, name=named, **said)
         return await documents.create_collection(spec, absent, seconds, found.fields)
 
-    async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:
+    async def drop_collection(self, name: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Delete a collection and all its documents. Raises CollectionNotFound; OutcomeUnknown when it is gone from the
         catalog and shards, which it names, have not confirmed that yet (docs/sharding.md)."""
         checked, seconds = values.check_name(name, "name"), values.check_timeout(timeout)
         return await (await self._documents()).drop_collection(checked, seconds)
 
     async def collections(
-        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: Seconds = TIMEOUT
     ) -> list[CollectionSpec]:
         """All collections, by name."""
         wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
@@ -292,7 +293,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         *,
         collection: str = DEFAULT_COLLECTION,
         mode: ReadMode | str = ReadMode.STRONG,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> int:
         """How many documents a collection holds that match a filter, all shards together. Raises
         CollectionNotFound."""
@@ -308,7 +309,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         limit: int = 10,
         collection: str = DEFAULT_COLLECTION,
         mode: ReadMode | str = ReadMode.STRONG,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> Facet:
         """How many documents that match a filter have each value of a field, exactly, all shards together. field: a
         path; of an array each element counts. limit: of the values with the most documents, how many to tell. Raises
@@ -321,7 +322,11 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         return Facet.of(await documents.facet(name, path, matches, most, wanted, seconds))
 
     async def counts(
-        self, *, collection: str = DEFAULT_COLLECTION, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+        self,
+        *,
+        collection: str = DEFAULT_COLLECTION,
+        mode: ReadMode | str = ReadMode.STRONG,
+        timeout: Seconds = TIMEOUT,
     ) -> dict[int, int]:
         """How many documents of a collection each shard holds. Raises CollectionNotFound."""
         wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
@@ -336,7 +341,7 @@ async def insert_parts(
     documents: Callable[[], Awaitable[DocumentCalls]],
     batch: Columns,
     collection: str,
-    timeout: float,
+    timeout: Seconds,
     *,
     whole: bool = False,
 ) -> list[BatchPart]:

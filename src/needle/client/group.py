@@ -202,6 +202,7 @@ class GroupClient:
             address = directory.leader
             if address is None:
                 address = await directory.find_leader(left)
+                left = attempts.left()
             if address is None:
                 self._check_refusal()
                 await self._unreached(attempts)
@@ -209,8 +210,9 @@ class GroupClient:
             attempts.sent = False
             try:
                 if not self._caller.connected(address):
-                    await self._caller.connect(address, min(max(0.0, attempts.left()), CONNECT_SECONDS_MAX))
-                if (left := attempts.left()) <= 0:
+                    await self._caller.connect(address, min(max(0.0, left), CONNECT_SECONDS_MAX))
+                    left = attempts.left()
+                if left <= 0:
                     continue  # finding the leader and connecting took all the time there was
                 body = make_body(left)
                 attempts.sent = True

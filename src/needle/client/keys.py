@@ -20,6 +20,7 @@ from needle.base.rates import WHAT, Rates, check_rates
 from needle.client import values
 from needle.client.changes import TIMEOUT, FilterLike
 from needle.client.shards import OverShards
+from needle.client.values import Seconds
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
@@ -68,7 +69,7 @@ class KeyMethods(OverShards):
         requests: float = 0.0,
         documents: float = 0.0,
         bytes: float = 0.0,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> NewApiKey:
         """Make an API key. role: reader, writer or admin. collections: the only ones that it may use, by their own
         names, whether they are there already or not; None for all. filter: documents that do not match it are not there
@@ -86,7 +87,7 @@ class KeyMethods(OverShards):
         made = _shown(KeyInfo(check_key, b"", kind, None if given is None else tuple(given), 0, bound, rates))
         return NewApiKey(**msgspec.structs.asdict(made), key=key)
 
-    async def keys(self, *, timeout: float = TIMEOUT) -> list[ApiKey]:
+    async def keys(self, *, timeout: Seconds = TIMEOUT) -> list[ApiKey]:
         """The API keys of the cluster, by name; what they are is not kept."""
         return [_shown(key) for key in (await self._shards.confirmed(values.check_timeout(timeout))).keys]
 
@@ -97,7 +98,7 @@ class KeyMethods(OverShards):
         requests: float = 0.0,
         documents: float = 0.0,
         bytes: float = 0.0,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> list[NodeId]:
         """How much a key may ask of each node in a second, from now on, also on connections that are open; 0 for as
         much as the node can. documents: that are written or asked for. bytes: of requests and answers. What is more is
@@ -108,7 +109,7 @@ class KeyMethods(OverShards):
         command = LimitKey(check_key_name(name), _rates(requests, documents, bytes))
         return await self._told(await self._shards.command(command, seconds), seconds)
 
-    async def revoke_key(self, name: str, *, timeout: float = TIMEOUT) -> list[NodeId]:
+    async def revoke_key(self, name: str, *, timeout: Seconds = TIMEOUT) -> list[NodeId]:
         """Take an API key back: calls with it are refused from now on, also on connections that are open. Returns the
         nodes that did not confirm it, [] as a rule: each refuses the key as soon as it hears from the others. Raises
         InvalidArgument if there is no such key, Forbidden."""

@@ -16,6 +16,7 @@ from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric, R
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.document_calls import Held, OverDocuments
+from needle.client.values import Seconds
 from needle.routing.topology import CollectionInfo
 
 
@@ -51,7 +52,7 @@ def find_collection(name: str, collections: Sequence[CollectionInfo], aliases: M
 class NamingMethods(OverDocuments):
     """Aliases, and what collections are like."""
 
-    async def set_alias(self, alias: str, collection: str, *, timeout: float = TIMEOUT) -> WriteResult:
+    async def set_alias(self, alias: str, collection: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Make `alias` another name of a collection, or let it lead to another one than before. Every call takes it for
         a name. A call does all its work in one collection: that of before, if it began before this returned, or the new
         one. Raises CollectionNotFound, CollectionExists (a collection has this name); InvalidArgument for an alias of
@@ -59,12 +60,12 @@ class NamingMethods(OverDocuments):
         name, leads_to = values.check_name(alias, "alias"), values.check_name(collection)
         return await (await self._documents()).set_alias(name, leads_to, values.check_timeout(timeout))
 
-    async def remove_alias(self, alias: str, *, timeout: float = TIMEOUT) -> WriteResult:
+    async def remove_alias(self, alias: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Remove an alias; its collection stays. Raises CollectionNotFound, and OutcomeUnknown as `set_alias`."""
         name, seconds = values.check_name(alias, "alias"), values.check_timeout(timeout)
         return await (await self._documents()).remove_alias(name, seconds)
 
-    async def aliases(self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT) -> dict[str, str]:
+    async def aliases(self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: Seconds = TIMEOUT) -> dict[str, str]:
         """The collection of each alias."""
         wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
         return (await (await self._documents()).described(wanted, seconds))[1]
@@ -74,7 +75,7 @@ class NamingMethods(OverDocuments):
         collection: str = DEFAULT_COLLECTION,
         *,
         mode: ReadMode | str = ReadMode.STRONG,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> CollectionDescription:
         """What a collection is like, by its name or an alias. Raises CollectionNotFound."""
         wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
@@ -84,7 +85,7 @@ class NamingMethods(OverDocuments):
         return _description(found, aliases, await documents.sizes(wanted, seconds, found))
 
     async def describe_collections(
-        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: float = TIMEOUT
+        self, *, mode: ReadMode | str = ReadMode.STRONG, timeout: Seconds = TIMEOUT
     ) -> list[CollectionDescription]:
         """What all collections are like, by name; with one call of each shard."""
         wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
@@ -99,7 +100,7 @@ class NamingMethods(OverDocuments):
         *,
         ef_search: int | None = None,
         ttl: Any = None,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Change a collection. ef_search: how accurate searches are that do not say it themselves. ttl: seconds (or a
         timedelta) that a document lives after its last write, 0 for no end; it counts for writes from now on, documents
@@ -112,7 +113,7 @@ class NamingMethods(OverDocuments):
         lives = -1.0 if ttl is None else values.check_ttl(ttl, 0.0)
         return await (await self._documents()).alter_collection(name, effort, lives, seconds)
 
-    async def create_field_index(self, collection: str, field: str, *, timeout: float = TIMEOUT) -> WriteResult:
+    async def create_field_index(self, collection: str, field: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Have every replica keep an index of a field of metadata ("a.b" for one inside another): it is made in the
         background, also after a restart, and stays where others make place for new ones. Filters give the same answers
         with and without it. `describe_collection` tells when it is ready; `existed`: it was declared before. Raises
@@ -120,12 +121,12 @@ class NamingMethods(OverDocuments):
         changed."""
         return await self._declare(collection, field, True, timeout)
 
-    async def drop_field_index(self, collection: str, field: str, *, timeout: float = TIMEOUT) -> WriteResult:
+    async def drop_field_index(self, collection: str, field: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Take a declaration back: the field is indexed only while searches filter on it. Raises CollectionNotFound;
         InvalidArgument for a field that is not declared."""
         return await self._declare(collection, field, False, timeout)
 
-    async def _declare(self, collection: str, field: str, declared: bool, timeout: float) -> WriteResult:
+    async def _declare(self, collection: str, field: str, declared: bool, timeout: Seconds) -> WriteResult:
         name, seconds = values.check_name(collection), values.check_timeout(timeout)
         path = ".".join(field_path(field, "field"))
         return await (await self._documents()).declare_field(name, path, declared, seconds)

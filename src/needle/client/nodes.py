@@ -10,6 +10,7 @@ from needle.client import values
 from needle.client.changes import TIMEOUT
 from needle.client.directory import Caller
 from needle.client.shards import ClusterShards, OverShards
+from needle.client.values import Seconds
 from needle.protocol import calls
 from needle.protocol.calls import MaintenanceCall
 from needle.protocol.catalog_commands import MaintainNode
@@ -21,18 +22,18 @@ STATUS_SECONDS = 2.0
 class NodeMethods(OverShards):
     """See the module."""
 
-    async def describe_node(self, node: str, *, timeout: float = STATUS_SECONDS) -> WhoAnswer:
+    async def describe_node(self, node: str, *, timeout: Seconds = STATUS_SECONDS) -> WhoAnswer:
         """What a node says of itself: its id, its cluster, its failure domain. node: its id or its address."""
         seconds = values.check_timeout(timeout)
         return await self._shards.describe(await address_of(self._shards, node), seconds)
 
-    async def enter_maintenance_mode(self, node: str, *, timeout: float = TIMEOUT) -> None:
+    async def enter_maintenance_mode(self, node: str, *, timeout: Seconds = TIMEOUT) -> None:
         """Move leadership off `node` and keep it off, also after its restart, until `exit_maintenance_mode`; its reads
         drain. It still replicates and votes. Raises InvalidArgument if nobody else could lead one of its shards;
         Unavailable if the node does not answer: it will be in maintenance all the same."""
         await maintain(self._caller, self._shards, node, True, values.check_timeout(timeout))
 
-    async def exit_maintenance_mode(self, node: str, *, timeout: float = TIMEOUT) -> None:
+    async def exit_maintenance_mode(self, node: str, *, timeout: Seconds = TIMEOUT) -> None:
         """End maintenance; returns once the node has caught up. Raises Unavailable if the node does not answer: it will
         be out of maintenance all the same."""
         await maintain(self._caller, self._shards, node, False, values.check_timeout(timeout))

@@ -15,6 +15,7 @@ from needle.client.changes import TIMEOUT
 from needle.client.directory import Caller
 from needle.client.measuring import measure
 from needle.client.shards import ClusterShards, OverShards
+from needle.client.values import Seconds
 from needle.protocol import calls
 from needle.protocol.catalog_commands import AskRebalance, DrainNode, StartRebalance
 from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
@@ -32,7 +33,7 @@ PAUSE_SECONDS = 0.05
 class RebalanceMethods(OverShards):
     """See the module."""
 
-    async def get_stats(self, *, timeout: float = TIMEOUT) -> RebalanceStats:
+    async def get_stats(self, *, timeout: Seconds = TIMEOUT) -> RebalanceStats:
         """What each shard holds, in documents and bytes, which share of the keys it owns, how often it is called, and
         what each node holds and has room for. imbalance_ratio: the largest shard over the mean, minus 1, by bytes: 0.2
         says that it is 20 % larger than a fair share. unknown: shards of which no leader answers, also not after an
@@ -40,7 +41,7 @@ class RebalanceMethods(OverShards):
         collections only."""
         return await stats_of(self._caller, self._shards, values.check_timeout(timeout))
 
-    async def plan_rebalance(self, wish: Wish | None = None, *, timeout: float = TIMEOUT) -> Plan:
+    async def plan_rebalance(self, wish: Wish | None = None, *, timeout: Seconds = TIMEOUT) -> Plan:
         """What would move so that the cluster is as wished (by default: even), in order. Nothing does. Raises
         InvalidArgument for a wish that names what is not there."""
         seconds = values.check_timeout(timeout)
@@ -52,7 +53,7 @@ class RebalanceMethods(OverShards):
         return calls.decode(data, Plan)
 
     async def start_rebalance(
-        self, config: RebalanceConfig | None = None, *, wish: Wish | None = None, timeout: float = TIMEOUT
+        self, config: RebalanceConfig | None = None, *, wish: Wish | None = None, timeout: Seconds = TIMEOUT
     ) -> int:
         """Have the cluster move what must move so that it is as wished (by default: even); returns the rebalance's id
         once it is decided. It goes on without who asked for it. Raises InvalidArgument for a wish that cannot be, and
@@ -70,14 +71,16 @@ class RebalanceMethods(OverShards):
         command = StartRebalance(wish, config or RebalanceConfig())
         return (await self._shards.command(command, seconds)).version
 
-    async def add_shard(self, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
+    async def add_shard(self, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT) -> int:
         """Have the cluster serve one shard more, with its fair share of the keys; under the strategy range, of what can
         be cut between known ids. As `start_rebalance`."""
         seconds = values.check_timeout(timeout)
         serving = len((await self._shards.confirmed(seconds)).serving)
         return await self._start(Wish(shards=serving + 1), config, seconds)
 
-    async def remove_shard(self, shard: int, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
+    async def remove_shard(
+        self, shard: int, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
+    ) -> int:
         """Have the other shards take over all that a shard owns, then give it up; its number is not used again. As
         `start_rebalance`."""
         seconds = values.check_timeout(timeout)
@@ -88,7 +91,9 @@ class RebalanceMethods(OverShards):
             raise invalid("shard", shard, "one of several: the last shard cannot be removed")
         return await self._start(Wish(retire=(shard,)), config, seconds)
 
-    async def split_shard(self, shard: int, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
+    async def split_shard(
+        self, shard: int, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
+    ) -> int:
         """Have a new shard take over about half of what a shard owns; nothing else moves. As `start_rebalance`; raises
         Unavailable, and changes nothing, if it cannot be cut, or no nodes can take the new one."""
         seconds = values.check_timeout(timeout)
@@ -102,7 +107,7 @@ class RebalanceMethods(OverShards):
         target: NodeId,
         config: RebalanceConfig | None = None,
         *,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> int:
         """Have the node `target` hold a shard in the place of the node `source`, which may be dead; nothing else
         moves. As `start_rebalance`; raises Unavailable, and changes nothing, if `target` does not answer, has no room,
@@ -121,7 +126,9 @@ class RebalanceMethods(OverShards):
             raise Unavailable(f"{refused}: {why}")
         return await self._start(wish, config, seconds)
 
-    async def drain_node(self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> int:
+    async def drain_node(
+        self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
+    ) -> int:
         """Have other nodes take over all that a node holds, and give it nothing new from now on; when it is done,
         `remove_node` has the cluster forget it, `undrain_node` use it again. As `start_rebalance`; raises Unavailable,
         and changes nothing, if no other node can take a replica."""
@@ -137,28 +144,28 @@ class RebalanceMethods(OverShards):
             left = f"{error.message}; {name} is to be emptied from now on, until `needle node drain {name} --undo`"
             raise InvalidArgument(left, **error.details) from error
 
-    async def undrain_node(self, node: NodeId, *, timeout: float = TIMEOUT) -> None:
+    async def undrain_node(self, node: NodeId, *, timeout: Seconds = TIMEOUT) -> None:
         """Use a node again that was to be emptied. A rebalance brings it replicas back."""
         command = DrainNode(values.check_id(node, "node"), False)
         await self._shards.command(command, values.check_timeout(timeout))
 
-    async def rebalance_progress(self, *, timeout: float = TIMEOUT) -> Progress | None:
+    async def rebalance_progress(self, *, timeout: Seconds = TIMEOUT) -> Progress | None:
         """How far the last rebalance is, also one that another client started; None if there never was one."""
         group = self._shards.group(CATALOG)
         seconds = values.check_timeout(timeout)
         data = await group.ask_leader(PROGRESS, lambda left: calls.encode(ProgressCall(left)), seconds)
         return calls.decode(data, ProgressAnswer).progress
 
-    async def pause_rebalance(self, id: int | None = None, *, timeout: float = TIMEOUT) -> None:
+    async def pause_rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> None:
         """Start no more moves; those that are under way end. id: by default the last rebalance. Raises InvalidArgument
         if it is over, or not the last one."""
         await self._ask("pause", id, values.check_timeout(timeout))
 
-    async def resume_rebalance(self, id: int | None = None, *, timeout: float = TIMEOUT) -> None:
+    async def resume_rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> None:
         """Go on with a rebalance that was paused. As `pause_rebalance`."""
         await self._ask("resume", id, values.check_timeout(timeout))
 
-    async def cancel_rebalance(self, id: int | None = None, *, timeout: float = TIMEOUT) -> None:
+    async def cancel_rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> None:
         """End a rebalance: replicas and key ranges that are on their way are taken back, unless their switch is
         decided, and nothing else moves. What was moved before stays where it is. As `pause_rebalance`."""
         await self._ask("cancel", id, values.check_timeout(timeout))

@@ -17,6 +17,7 @@ from needle.client import values
 from needle.client.assigning import assign
 from needle.client.rebalancing import check_idle, stats_of
 from needle.client.shards import OverShards
+from needle.client.values import Seconds
 from needle.protocol.catalog_commands import AssignReplicas, RemoveNode, WeighNode, ZoneNode
 from needle.routing.planned_moves import MoveReplicas, size_in_words
 from needle.routing.stats import RebalanceStats
@@ -26,7 +27,7 @@ from needle.routing.topology import NodeState, Topology
 class ReplaceMethods(OverShards):
     """A part of `Client`."""
 
-    async def weigh_node(self, node: NodeId, weight: float | None, *, timeout: float = 10.0) -> None:
+    async def weigh_node(self, node: NodeId, weight: float | None, *, timeout: Seconds = 10.0) -> None:
         """Have a node's share of replicas be `weight` beside that of others, 0 for none, whatever its own setting says;
         None: its setting counts again. Nothing moves until the next rebalance."""
         if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
@@ -34,7 +35,7 @@ class ReplaceMethods(OverShards):
         command = WeighNode(values.check_id(node, "node"), None if weight is None else float(weight))
         await self._shards.command(command, values.check_timeout(timeout))
 
-    async def zone_node(self, node: NodeId, zone: str | None, *, timeout: float = 10.0) -> None:
+    async def zone_node(self, node: NodeId, zone: str | None, *, timeout: Seconds = 10.0) -> None:
         """Have a node be in this zone, its failure domain, whatever its own setting says; None: its setting counts
         again. Nothing moves until the next rebalance."""
         if zone is not None and not isinstance(zone, str):
@@ -42,7 +43,7 @@ class ReplaceMethods(OverShards):
         command = ZoneNode(values.check_id(node, "node"), zone)
         await self._shards.command(command, values.check_timeout(timeout))
 
-    async def plan_replacement(self, old: NodeId, new: NodeId, *, timeout: float = 10.0) -> list[MoveReplicas]:
+    async def plan_replacement(self, old: NodeId, new: NodeId, *, timeout: Seconds = 10.0) -> list[MoveReplicas]:
         """What `replace_node` would move. Nothing does. Raises what it would raise."""
         seconds = values.check_timeout(timeout)
         now = await self._shards.confirmed(seconds)
@@ -67,7 +68,7 @@ class ReplaceMethods(OverShards):
         new: NodeId,
         *,
         told: Callable[[str], None] | None = None,
-        timeout: float = 3600.0,
+        timeout: Seconds = 3600.0,
     ) -> None:
         """Have `new`, which has joined, hold all that `old` holds, dead or alive, and the cluster forget `old`. Returns
         when that is so. told: called with what has happened, for people.

@@ -20,6 +20,7 @@ from needle.client import values
 from needle.client.directory import Caller
 from needle.client.nodes import address_of, maintain
 from needle.client.shards import ClusterShards, OverShards
+from needle.client.values import Seconds
 from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.topology import Topology
 
@@ -49,7 +50,7 @@ class RestartMethods(OverShards):
     """A part of `Client`."""
 
     async def plan_rolling_restart(
-        self, nodes: Iterable[NodeId] | None = None, *, timeout: float = 10.0
+        self, nodes: Iterable[NodeId] | None = None, *, timeout: Seconds = 10.0
     ) -> list[Restart]:
         """The order in which `rolling_restart` takes the nodes (default: all), and what stands against it now. Nothing
         is changed."""
@@ -61,7 +62,7 @@ class RestartMethods(OverShards):
         *,
         nodes: Iterable[NodeId] | None = None,
         told: Callable[[str], None] | None = None,
-        timeout: float = 600.0,
+        timeout: Seconds = 600.0,
     ) -> list[Restart]:
         """Restart nodes (default: all), one at a time, those that lead least first and the catalog's leader last.
 

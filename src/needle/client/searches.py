@@ -20,7 +20,7 @@ from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
-from needle.client.values import Reading
+from needle.client.values import Reading, Seconds
 from needle.protocol import calls
 
 BESIDE_BYTES = 256 * 1024
@@ -61,8 +61,8 @@ class SearchMethods(OverDocuments):
         ef_search: int = 0,
         explain: bool = False,
         session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
+        max_staleness: Seconds | None = None,
+        timeout: Seconds = TIMEOUT,
     ) -> Hits:
         """The k nearest documents, nearest first, ties by id; fewer if fewer match.
 
@@ -115,8 +115,8 @@ class SearchMethods(OverDocuments):
         ef_search: int = 0,
         explain: bool = False,
         session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
+        max_staleness: Seconds | None = None,
+        timeout: Seconds = TIMEOUT,
     ) -> list[Hits]:
         """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order."""
         rows = values.as_array(queries, "queries", 2)
@@ -144,7 +144,7 @@ class SearchMethods(OverDocuments):
         with_vectors: bool = False,
         exact: bool = False,
         ef_search: int = 0,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> Hits:
         """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
@@ -161,7 +161,7 @@ class SearchMethods(OverDocuments):
         with_vectors: bool = False,
         exact: bool = False,
         ef_search: int = 0,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> Hits:
         """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
         the configured bound."""
@@ -180,8 +180,8 @@ class SearchMethods(OverDocuments):
         exact: bool = False,
         ef_search: int = 0,
         session: bool = False,
-        max_staleness: float | None = None,
-        timeout: float = TIMEOUT,
+        max_staleness: Seconds | None = None,
+        timeout: Seconds = TIMEOUT,
     ) -> Hits:
         """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
         session, max_staleness."""
@@ -212,7 +212,7 @@ class SearchMethods(OverDocuments):
         exact: bool = False,
         ef_search: int = 0,
         explain: bool = False,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> PartialHits:
         """`search` that answers after `timeout` seconds without the shards that cannot, and says which."""
         narrow = Narrow(
@@ -236,14 +236,14 @@ class SearchMethods(OverDocuments):
         missing = {shard: error.message for shard, error in found.missing.items()}
         return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
 
-    async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> Hits:
+    async def _search(self, request: SearchRequest, reading: Reading, timeout: Seconds) -> Hits:
         documents, found = await self._find(request, reading, timeout)
         if found.size < BESIDE_BYTES:
             return _hits(found.batch)
         return await self._hits(documents, found)
 
     async def _find(
-        self, request: SearchRequest, reading: Reading, timeout: float, *, partial: bool = False
+        self, request: SearchRequest, reading: Reading, timeout: Seconds, *, partial: bool = False
     ) -> tuple[DocumentCalls, Found]:
         seconds = values.check_timeout(timeout)
         documents = await self._documents()
@@ -300,23 +300,31 @@ def search_request(
     narrow: Narrow = EVERYTHING,
 ) -> SearchRequest:
     """A search as the wire has it. Raises InvalidArgument."""
-    like = "" if narrow.like is None else values.check_id(narrow.like, "like")
-    if like and query is not None:
+    if narrow.like is not None and query is not None and values.check_id(narrow.like, "like"):
         raise InvalidArgument("give either a query, or the id of a document that hits are to be like", field="like")
+    request = SearchRequest(
+        collection=values.check_name(collection),
+        vector=b"" if narrow.like is not None else values.vector_bytes(query, "query"),
+        k=values.check_count(k, "k"),
+        filter=b"" if filter is None else values.filter_bytes(filter),
+        with_metadata=values.check_flag(with_metadata, "with_metadata"),
+        with_vectors=values.check_flag(with_vectors, "with_vectors"),
+        exact=values.check_flag(exact, "exact"),
+        ef_search=values.check_count(ef_search, "ef_search", 0),
+    )
+    return request if narrow is EVERYTHING else _narrowed(request, narrow)
+
+
+def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
+    like = "" if narrow.like is None else values.check_id(narrow.like, "like")
     offset = values.check_count(narrow.offset, "offset", 0)
     group_by = "" if narrow.group_by is None else ".".join(field_path(narrow.group_by, "group_by"))
     size = values.check_count(narrow.group_size, "group_size")
     if size > 1 and not group_by:
         raise invalid("group_size", size, "left out without group_by")
-    request = SearchRequest(
-        collection=values.check_name(collection),
-        vector=b"" if like else values.vector_bytes(query, "query"),
-        k=values.check_count(k, "k") + offset + bool(like and not group_by),
-        filter=values.filter_bytes(filter),
-        with_metadata=values.check_flag(with_metadata, "with_metadata"),
-        with_vectors=values.check_flag(with_vectors, "with_vectors"),
-        exact=values.check_flag(exact, "exact"),
-        ef_search=values.check_count(ef_search, "ef_search", 0),
+    request = msgspec.structs.replace(
+        request,
+        k=request.k + offset + bool(like and not group_by),
         max_distance=_bound(narrow.max_distance, "max_distance"),
         min_score=_bound(narrow.min_score, "min_score"),
         fields=values.field_paths(narrow.fields),

@@ -11,6 +11,7 @@ from needle.base.model import CollectionSpec, Document, IndexParams, Metric, Raf
 from needle.client.activity import Activity
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
+from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
@@ -19,6 +20,7 @@ from needle.client.loop_thread import LoopThread
 from needle.client.naming import CollectionDescription
 from needle.client.restarting import Doing, Restart
 from needle.client.scanning import SyncScan
+from needle.client.values import Seconds
 from needle.client.where import OnProgress
 from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand
@@ -52,7 +54,7 @@ class SyncClient:
         if_version: int | None = ...,
         if_matches: FilterLike = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def update_vector(
         self,
@@ -63,7 +65,7 @@ class SyncClient:
         if_version: int | None = ...,
         if_matches: FilterLike = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def update_vectors(
         self,
@@ -74,7 +76,7 @@ class SyncClient:
         if_version: int | None = ...,
         if_matches: FilterLike = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def replace_metadata(
         self,
@@ -85,7 +87,7 @@ class SyncClient:
         if_version: int | None = ...,
         if_matches: FilterLike = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def patch_where(
         self,
@@ -100,7 +102,7 @@ class SyncClient:
         dry_run: bool = ...,
         on_progress: OnProgress | None = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def delete_where(
         self,
@@ -110,7 +112,7 @@ class SyncClient:
         dry_run: bool = ...,
         on_progress: OnProgress | None = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def scan_page(
         self,
@@ -126,7 +128,7 @@ class SyncClient:
         consistent: bool = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> ScanPage: ...
     def scan(
         self,
@@ -142,7 +144,7 @@ class SyncClient:
         consistent: bool = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> SyncScan: ...
     def search(
         self,
@@ -169,8 +171,8 @@ class SyncClient:
         ef_search: int = ...,
         explain: bool = ...,
         session: bool = ...,
-        max_staleness: float | None = ...,
-        timeout: float = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
     ) -> Hits: ...
     def search_many(
         self,
@@ -190,8 +192,8 @@ class SyncClient:
         ef_search: int = ...,
         explain: bool = ...,
         session: bool = ...,
-        max_staleness: float | None = ...,
-        timeout: float = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
     ) -> list[Hits]: ...
     def search_strong(
         self,
@@ -204,7 +206,7 @@ class SyncClient:
         with_vectors: bool = ...,
         exact: bool = ...,
         ef_search: int = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> Hits: ...
     def search_leased(
         self,
@@ -217,7 +219,7 @@ class SyncClient:
         with_vectors: bool = ...,
         exact: bool = ...,
         ef_search: int = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> Hits: ...
     def search_eventual(
         self,
@@ -231,8 +233,8 @@ class SyncClient:
         exact: bool = ...,
         ef_search: int = ...,
         session: bool = ...,
-        max_staleness: float | None = ...,
-        timeout: float = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
     ) -> Hits: ...
     def search_partial(
         self,
@@ -258,39 +260,39 @@ class SyncClient:
         exact: bool = ...,
         ef_search: int = ...,
         explain: bool = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> PartialHits: ...
     def set_alias(
         self,
         alias: str,
         collection: str,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def remove_alias(
         self,
         alias: str,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def aliases(
         self,
         *,
         mode: ReadMode | str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> dict[str, str]: ...
     def describe_collection(
         self,
         collection: str = ...,
         *,
         mode: ReadMode | str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> CollectionDescription: ...
     def describe_collections(
         self,
         *,
         mode: ReadMode | str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[CollectionDescription]: ...
     def alter_collection(
         self,
@@ -298,21 +300,21 @@ class SyncClient:
         *,
         ef_search: int | None = ...,
         ttl: Any = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def create_field_index(
         self,
         collection: str,
         field: str,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def drop_field_index(
         self,
         collection: str,
         field: str,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def insert(
         self,
@@ -323,7 +325,7 @@ class SyncClient:
         expires_at: Any = ...,
         if_matches: FilterLike = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def insert_if_absent(
         self,
@@ -333,7 +335,7 @@ class SyncClient:
         *,
         expires_at: Any = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def compare_and_set(
         self,
@@ -345,18 +347,18 @@ class SyncClient:
         expires_at: Any = ...,
         if_matches: FilterLike = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def insert_each(
         self,
-        documents: Any = ...,
+        documents: Documents | None = ...,
         *,
         ids: Iterable[str] | None = ...,
         vectors: Any = ...,
         metadatas: Sequence[Any] | None = ...,
         expires_at: Any = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> dict[str, WriteResult | NeedleError]: ...
     def delete(
         self,
@@ -364,7 +366,7 @@ class SyncClient:
         *,
         if_matches: FilterLike = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     @overload
     def get(  # type: ignore[overload-overlap]
@@ -376,8 +378,8 @@ class SyncClient:
         with_vectors: bool = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
-        max_staleness: float | None = ...,
-        timeout: float = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
     ) -> Document | None: ...
     @overload
     def get(
@@ -389,8 +391,8 @@ class SyncClient:
         with_vectors: bool = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
-        max_staleness: float | None = ...,
-        timeout: float = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
     ) -> list[Document]: ...
     def get_many(
         self,
@@ -401,8 +403,8 @@ class SyncClient:
         with_vectors: bool = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
-        max_staleness: float | None = ...,
-        timeout: float = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
     ) -> list[Document]: ...
     def create_collection(
         self,
@@ -414,19 +416,19 @@ class SyncClient:
         ttl: Any = ...,
         like: str | None = ...,
         if_absent: bool = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def drop_collection(
         self,
         name: str,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def collections(
         self,
         *,
         mode: ReadMode | str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[CollectionSpec]: ...
     def count(
         self,
@@ -434,7 +436,7 @@ class SyncClient:
         *,
         collection: str = ...,
         mode: ReadMode | str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> int: ...
     def facet(
         self,
@@ -444,63 +446,63 @@ class SyncClient:
         limit: int = ...,
         collection: str = ...,
         mode: ReadMode | str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> Facet: ...
     def counts(
         self,
         *,
         collection: str = ...,
         mode: ReadMode | str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> dict[int, int]: ...
     def insert_batch(
         self,
-        documents: Iterable[Sequence[Any]] | None = ...,
+        documents: Documents | None = ...,
         *,
         ids: Iterable[str] | None = ...,
         vectors: Any = ...,
         metadatas: Sequence[Any] | None = ...,
         expires_at: Any = ...,
         collection: str = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[WriteResult]: ...
     def get_stats(
         self,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> RebalanceStats: ...
     def plan_rebalance(
         self,
         wish: Wish | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> Plan: ...
     def start_rebalance(
         self,
         config: RebalanceConfig | None = ...,
         *,
         wish: Wish | None = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> int: ...
     def add_shard(
         self,
         config: RebalanceConfig | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> int: ...
     def remove_shard(
         self,
         shard: int,
         config: RebalanceConfig | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> int: ...
     def split_shard(
         self,
         shard: int,
         config: RebalanceConfig | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> int: ...
     def move_replica(
         self,
@@ -509,64 +511,64 @@ class SyncClient:
         target: NodeId,
         config: RebalanceConfig | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> int: ...
     def drain_node(
         self,
         node: NodeId,
         config: RebalanceConfig | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> int: ...
     def undrain_node(
         self,
         node: NodeId,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def rebalance_progress(
         self,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> Progress | None: ...
     def pause_rebalance(
         self,
         id: int | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def resume_rebalance(
         self,
         id: int | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def cancel_rebalance(
         self,
         id: int | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def weigh_node(
         self,
         node: NodeId,
         weight: float | None,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def zone_node(
         self,
         node: NodeId,
         zone: str | None,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def plan_replacement(
         self,
         old: NodeId,
         new: NodeId,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[MoveReplicas]: ...
     def replace_node(
         self,
@@ -574,25 +576,25 @@ class SyncClient:
         new: NodeId,
         *,
         told: Callable[[str], None] | None = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def describe_node(
         self,
         node: str,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WhoAnswer: ...
     def enter_maintenance_mode(
         self,
         node: str,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def exit_maintenance_mode(
         self,
         node: str,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def create_key(
         self,
@@ -604,12 +606,12 @@ class SyncClient:
         requests: float = ...,
         documents: float = ...,
         bytes: float = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> NewApiKey: ...
     def keys(
         self,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[ApiKey]: ...
     def limit_key(
         self,
@@ -618,19 +620,19 @@ class SyncClient:
         requests: float = ...,
         documents: float = ...,
         bytes: float = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[NodeId]: ...
     def revoke_key(
         self,
         name: str,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[NodeId]: ...
     def plan_rolling_restart(
         self,
         nodes: Iterable[NodeId] | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[Restart]: ...
     def rolling_restart(
         self,
@@ -638,7 +640,7 @@ class SyncClient:
         *,
         nodes: Iterable[NodeId] | None = ...,
         told: Callable[[str], None] | None = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[Restart]: ...
     def topology(
         self,
@@ -648,13 +650,13 @@ class SyncClient:
         version: int | None = ...,
         *,
         confirmed: bool = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> Topology: ...
     def change_catalog(
         self,
         command: CatalogCommand,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> WriteResult: ...
     def nodes(
         self,
@@ -662,89 +664,89 @@ class SyncClient:
     def cluster_status(
         self,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> list[ReplicaStatus]: ...
     def health_check(
         self,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> ClusterHealth: ...
     def doctor(
         self,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> Diagnosis: ...
     def node_loads(
         self,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> dict[NodeId, LoadAnswer]: ...
     def activity(
         self,
         since: Activity | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> Activity: ...
     def catalog_leader(
         self,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> NodeId | None: ...
     def catalog_status(
         self,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> RaftStatus: ...
     def leader(
         self,
         shard: int | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> NodeId | None: ...
     def status(
         self,
         shard: int | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> RaftStatus: ...
     def step_down(
         self,
         to: NodeId | None = ...,
         *,
         shard: int | None = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> NodeId: ...
     def force_new_election(
         self,
         node: str | None = ...,
         *,
         shard: int | None = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def digests(
         self,
         shard: int | None = ...,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> dict[NodeId, DigestAnswer]: ...
     def set_replicas(
         self,
         shard: int | None,
         nodes: Iterable[NodeId],
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def set_catalog_nodes(
         self,
         nodes: Iterable[NodeId],
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def remove_node(
         self,
         node: NodeId,
         *,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> None: ...
     def node_status(
         self,
@@ -752,5 +754,5 @@ class SyncClient:
         *,
         digest: bool = ...,
         shard: int | None = ...,
-        timeout: float = ...,
+        timeout: Seconds = ...,
     ) -> RaftStatus: ...

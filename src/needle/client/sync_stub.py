@@ -36,6 +36,7 @@ from needle.base.model import CollectionSpec, Document, IndexParams, Metric, Raf
 from needle.client.activity import Activity
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
+from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
@@ -44,6 +45,7 @@ from needle.client.loop_thread import LoopThread
 from needle.client.naming import CollectionDescription
 from needle.client.restarting import Doing, Restart
 from needle.client.scanning import SyncScan
+from needle.client.values import Seconds
 from needle.client.where import OnProgress
 from needle.protocol.calls import DigestAnswer
 from needle.protocol.catalog_commands import CatalogCommand

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -21,6 +22,8 @@ from needle.base.plain import converted, plain, refused, text
 from needle.protocol.commands import AS_IT_IS, NEVER, Change
 
 Vectors = npt.NDArray[np.float32]
+Seconds = float | timedelta
+"""How long, as callers say it."""
 T = TypeVar("T")
 
 _json = msgspec.json.Encoder()
@@ -313,7 +316,7 @@ class Reading(NamedTuple):
     session: bool = False
 
 
-def reading(mode: ReadMode | str, session: bool = False, max_staleness: float | None = None) -> Reading:
+def reading(mode: ReadMode | str, session: bool = False, max_staleness: Seconds | None = None) -> Reading:
     """What a caller asks of a read. Raises InvalidArgument for what only an eventual read can be asked."""
     wanted = choose(mode, ReadMode, "mode")
     session = check_flag(session, "session")

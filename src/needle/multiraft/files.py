@@ -15,7 +15,7 @@ import xxhash
 
 from needle.base.errors import StorageError
 from needle.base.file_errors import shortage
-from needle.multiraft.snapshots.blocks import BLOCK_BYTES, hashes_of
+from needle.multiraft.blocks import BLOCK_BYTES, hashes_of
 
 T = TypeVar("T")
 _READ_BYTES = 1 << 20

@@ -26,6 +26,7 @@ class FoundShard(msgspec.Struct, frozen=True, kw_only=True, tag="found-shard"):
         return frozenset({shard_group(self.shard)})
 
     def in_words(self) -> str:
+        """What it does, for people."""
         return f"add shard {self.shard} on {_listed(self.replicas)}"
 
 
@@ -44,6 +45,7 @@ class MoveRange(msgspec.Struct, frozen=True, kw_only=True, tag="move-range"):
         return frozenset({shard_group(self.source), shard_group(self.target)})
 
     def in_words(self) -> str:
+        """What it does, for people."""
         return (
             f"move {self.documents} documents ({size_in_words(self.bytes)}, {len(self.ranges)} key ranges) from shard "
             f"{self.source} to shard {self.target}"
@@ -77,6 +79,7 @@ class MoveReplicas(msgspec.Struct, frozen=True, kw_only=True, tag="move-replicas
         return frozenset({self.group})
 
     def in_words(self) -> str:
+        """What it does, for people."""
         what = f"replica of {group_name(self.group)}"
         why = f": {self.why}" if self.why else ""
         if not self.added:
@@ -100,6 +103,7 @@ class PreferLeader(msgspec.Struct, frozen=True, kw_only=True, tag="prefer-leader
         return frozenset({self.group})
 
     def in_words(self) -> str:
+        """What it does, for people."""
         return f"{group_name(self.group)} is to be led by {self.after[0]} instead of {self.before[0]}"
 
 
@@ -116,6 +120,7 @@ class GiveUpShard(msgspec.Struct, frozen=True, kw_only=True, tag="give-up-shard"
         return frozenset({shard_group(self.shard)})
 
     def in_words(self) -> str:
+        """What it does, for people."""
         return f"retire shard {self.shard}, which owns nothing any more"
 
 

@@ -193,15 +193,16 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
-    """See the module. Before the cluster is created: version 0, no settings, no map. dropped: ids of collections that
-    were dropped, the last ones; shards delete no other. founding: drawn when the cluster was made, to tell it from one
-    that is made again after its catalog was lost. catalog: the nodes that hold it; catalog_leaving and
-    catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over. aliases: by name, ascending; none
-    has the name of a collection, or leads to another alias. When one gets another meaning, the map gets the next epoch,
-    so that whoever goes by the old one is refused. keys: the API keys, by name; only nodes and admins are told them.
-    cluster_version: of commands and formats, which every node that was not removed knows; it never falls. recovered:
-    how often it was, the last one last. backed_up, archived: when the last backup that is told of began, and the last
-    time that an archive of the logs was told to be made (microseconds since 1970); 0 if none is expected."""
+    """What a cluster is made of, as its catalog says. Before the cluster is created: version 0, no settings, no map.
+    dropped: ids of collections that were dropped, the last ones; shards delete no other. founding: drawn when the
+    cluster was made, to tell it from one that is made again after its catalog was lost. catalog: the nodes that hold
+    it; catalog_leaving and catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over. aliases:
+    by name, ascending; none has the name of a collection, or leads to another alias. When one gets another meaning, the
+    map gets the next epoch, so that whoever goes by the old one is refused. keys: the API keys, by name; only nodes and
+    admins are told them. cluster_version: of commands and formats, which every node that was not removed knows; it
+    never falls. recovered: how often it was, the last one last. backed_up, archived: when the last backup that is told
+    of began, and the last time that an archive of the logs was told to be made (microseconds since 1970); 0 if none is
+    expected."""
 
     version: int = 0
     settings: ClusterSettings | None = None

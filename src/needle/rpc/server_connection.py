@@ -77,7 +77,7 @@ class ServerConnection(FrameConnection):
         self._only_tls = only_tls
         self.said: Hello | None = None
         self.inflight = self.inflight_bytes = 0
-        self._reading, self._draining = True, False
+        self._reading, self._draining, self._ending = True, False, False
         self._backlog: deque[Frame] = deque()
         self._backlog_bytes = 0
         self._held = HeldBytes(server)
@@ -291,7 +291,8 @@ class ServerConnection(FrameConnection):
                 self._answer_error(request_id, error or Internal("no answer"))
             else:
                 self._answer(request_id, answer if isinstance(answer, list) else (answer,))
-            if self.closing or not self._reading:
+            if (self.closing or not self._reading) and not self._ending:
+                self._ending = True  # answers of one turn come by the hundred
                 self.loop.call_soon(self._ended)
 
         promise.then(settled)
@@ -315,7 +316,8 @@ class ServerConnection(FrameConnection):
         self._ended()
 
     def _ended(self) -> None:
-        """A request that ran has been answered."""
+        """Requests that ran have been answered."""
+        self._ending = False
         if self.closing:
             self.account()
         elif not self._reading:

@@ -31,6 +31,7 @@ from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DocumentMethods
 from needle.client.finding import find_topology
 from needle.client.health import ClusterHealth
+from needle.client.values import Seconds, check_timeout
 from needle.connecting import Credentials, Tls, check_key, check_tls, cluster_client, system_caller
 from needle.protocol import calls
 from needle.protocol.catalog_commands import RegisterNode
@@ -181,9 +182,10 @@ class ShardManager:
         return found.owner(routing_key(found.strategy, found.shard_count, id, metadata))
 
     # --- life --------------------------------------------------------------------------------------------------------
-    async def start(self, timeout: float = 60.0) -> None:
+    async def start(self, timeout: Seconds = 60.0) -> None:
         """Make the cluster out of the nodes added, or find the one that they belong to. Raises ConfigError if that has
         other settings. Returns when every shard has a leader."""
+        seconds = check_timeout(timeout)
         if self._client is not None:
             return
         if not self._added:
@@ -197,7 +199,7 @@ class ShardManager:
                 self._added,
                 rng=self._rng,
                 boundaries=self.config.boundaries,
-                timeout=timeout,
+                timeout=seconds,
             )
         there = topology.settings
         if there != self.config.settings:
@@ -242,7 +244,7 @@ class ShardManager:
     ) -> None:
         await self.stop()
 
-    async def health_check(self, *, timeout: float = 2.0) -> ClusterHealth:
+    async def health_check(self, *, timeout: Seconds = 2.0) -> ClusterHealth:
         """Whether every shard has a leader and all its replicas, and what is not redundant."""
         return await (await self.client()).health_check(timeout=timeout)
 
@@ -262,7 +264,7 @@ class RoutedMethods(DocumentMethods):
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
         exact: bool = False,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> list[Hit]:
         """`search` that must have a filter. `search` has more options."""
         return await self.search(

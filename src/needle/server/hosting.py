@@ -20,9 +20,9 @@ from needle.routing.topology import Topology
 from needle.server import files as data_dir
 from needle.server.adapters import CatalogAdapter
 from needle.server.cluster_files import ClusterFile, catalog_directory
+from needle.server.machine.disk_space import DiskSpace
 from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
-from needle.server.upkeep.disk_space import DiskSpace
 from needle.shard.fields.builders import Builders
 from needle.shard.state_machine import Replica
 

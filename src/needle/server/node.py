@@ -48,17 +48,17 @@ from needle.server.catalog.registration import Registration
 from needle.server.catalog.settings_founding import SettingsFounding, seeds_of, settings_of
 from needle.server.cluster_files import ClusterFile, load_cluster, load_topology
 from needle.server.hosting import Hosting, host_config, open_log
+from needle.server.lasting import lasting
 from needle.server.local_caller import LocalCaller
+from needle.server.machine.disk_space import DiskSpace
 from needle.server.own_status import status_of, why_not_ready
 from needle.server.ports import Listener, NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.server.service.dispatch import Service
 from needle.server.upkeep.coordinator import Coordinator
-from needle.server.upkeep.disk_space import DiskSpace
 from needle.server.upkeep.given_up import GivenUp
 from needle.server.upkeep.healing import Healing
 from needle.server.upkeep.health import HealthWatch
-from needle.server.upkeep.lasting import lasting
 from needle.server.upkeep.leaders import LeaderSpread
 from needle.server.upkeep.maintenance import Maintenance
 from needle.server.upkeep.mover import Mover

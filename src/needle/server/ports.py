@@ -34,10 +34,10 @@ from needle.server.adapters import ReplicaMachine
 from needle.server.audit import Audit
 from needle.server.certificates import Certificates
 from needle.server.files import claim
-from needle.server.process.computer import SystemComputer
-from needle.server.process.descriptors import connections_max
-from needle.server.upkeep.disk_space import Directory, Endless, Volume
-from needle.server.upkeep.history import History
+from needle.server.history import History
+from needle.server.machine.computer import SystemComputer
+from needle.server.machine.descriptors import connections_max
+from needle.server.machine.disk_space import Directory, Endless, Volume
 from needle.shard.disk import ReplicaDisk
 from needle.shard.fields.index_budget import USUAL_ROWS, IndexRows
 from needle.shard.state_machine import Replica

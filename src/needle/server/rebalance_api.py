@@ -13,13 +13,16 @@ Invariant: nothing here carries anything out; the cluster does, and goes on when
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 from needle.base.errors import DeadlineExceeded, InvalidArgument
 from needle.base.ids import NodeId
 from needle.client.changes import TIMEOUT
 from needle.client.client import Client
 from needle.client.rebalancing import known_rebalance
+from needle.client.values import Seconds
 from needle.routing.jobs import Progress, RebalanceConfig
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import RebalanceStats
@@ -36,7 +39,7 @@ class RebalanceHandle:
         self.id = id
         self._last: Progress | None = None
 
-    async def progress(self, *, timeout: float = TIMEOUT) -> Progress:
+    async def progress(self, *, timeout: Seconds = TIMEOUT) -> Progress:
         """How far it is. Raises InvalidArgument once another one was started after its end."""
         found = await self._client.rebalance_progress(timeout=timeout)
         if found is None or found.id != self.id:
@@ -53,16 +56,18 @@ class RebalanceHandle:
         known = known_rebalance(self._client)
         return known is not None and (known.id > self.id or (known.id == self.id and known.over))
 
-    async def wait(self, timeout: float | None = None) -> Progress:
+    async def wait(self, timeout: Seconds | None = None) -> Progress:
         """Until it is over; how it ended. Raises DeadlineExceeded after `timeout` seconds: it goes on all the same."""
         loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else loop.time() + timeout
+        named = math.inf if timeout is None else timeout
+        seconds = named.total_seconds() if isinstance(named, timedelta) else named
+        deadline = loop.time() + seconds
         async for found in self:
             if found.is_complete:
                 return found
-            if deadline is not None and loop.time() >= deadline:
+            if loop.time() >= deadline:
                 raise DeadlineExceeded(
-                    f"rebalance {self.id} is {found.state} after {timeout:g} s, {int(found.percent_complete)} % done: "
+                    f"rebalance {self.id} is {found.state} after {seconds:g} s, {int(found.percent_complete)} % done: "
                     f"{found.why or 'it goes on'}"
                 )
         return await self.progress()
@@ -76,15 +81,15 @@ class RebalanceHandle:
                 return
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def pause(self, *, timeout: float = TIMEOUT) -> None:
+    async def pause(self, *, timeout: Seconds = TIMEOUT) -> None:
         """Start no more moves; those that are under way end."""
         await self._client.pause_rebalance(self.id, timeout=timeout)
 
-    async def resume(self, *, timeout: float = TIMEOUT) -> None:
+    async def resume(self, *, timeout: Seconds = TIMEOUT) -> None:
         """Go on."""
         await self._client.resume_rebalance(self.id, timeout=timeout)
 
-    async def cancel(self, *, timeout: float = TIMEOUT) -> None:
+    async def cancel(self, *, timeout: Seconds = TIMEOUT) -> None:
         """End it, see `Client.cancel_rebalance`; `wait` returns when what is under way has ended."""
         await self._client.cancel_rebalance(self.id, timeout=timeout)
 
@@ -99,35 +104,35 @@ class RebalanceCoordinator:
     async def _client(self) -> Client:
         return await self._cluster.client() if isinstance(self._cluster, ShardManager) else self._cluster
 
-    async def get_stats(self, *, timeout: float = TIMEOUT) -> RebalanceStats:
+    async def get_stats(self, *, timeout: Seconds = TIMEOUT) -> RebalanceStats:
         """See `Client.get_stats`."""
         return await (await self._client()).get_stats(timeout=timeout)
 
-    async def plan(self, wish: Wish | None = None, *, timeout: float = TIMEOUT) -> Plan:
+    async def plan(self, wish: Wish | None = None, *, timeout: Seconds = TIMEOUT) -> Plan:
         """See `Client.plan_rebalance`."""
         return await (await self._client()).plan_rebalance(wish, timeout=timeout)
 
     async def start_rebalance(
-        self, config: RebalanceConfig | None = None, *, wish: Wish | None = None, timeout: float = TIMEOUT
+        self, config: RebalanceConfig | None = None, *, wish: Wish | None = None, timeout: Seconds = TIMEOUT
     ) -> RebalanceHandle:
         """See `Client.start_rebalance`."""
         client = await self._client()
         return RebalanceHandle(client, await client.start_rebalance(config, wish=wish, timeout=timeout))
 
-    async def add_shard(self, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT) -> RebalanceHandle:
+    async def add_shard(self, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT) -> RebalanceHandle:
         """See `Client.add_shard`."""
         client = await self._client()
         return RebalanceHandle(client, await client.add_shard(config, timeout=timeout))
 
     async def remove_shard(
-        self, shard: int, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT
+        self, shard: int, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
     ) -> RebalanceHandle:
         """See `Client.remove_shard`."""
         client = await self._client()
         return RebalanceHandle(client, await client.remove_shard(shard, config, timeout=timeout))
 
     async def split_shard(
-        self, shard: int, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT
+        self, shard: int, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
     ) -> RebalanceHandle:
         """See `Client.split_shard`."""
         client = await self._client()
@@ -140,20 +145,20 @@ class RebalanceCoordinator:
         target: NodeId,
         config: RebalanceConfig | None = None,
         *,
-        timeout: float = TIMEOUT,
+        timeout: Seconds = TIMEOUT,
     ) -> RebalanceHandle:
         """See `Client.move_replica`."""
         client = await self._client()
         return RebalanceHandle(client, await client.move_replica(shard, source, target, config, timeout=timeout))
 
     async def drain_node(
-        self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: float = TIMEOUT
+        self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
     ) -> RebalanceHandle:
         """See `Client.drain_node`."""
         client = await self._client()
         return RebalanceHandle(client, await client.drain_node(node, config, timeout=timeout))
 
-    async def rebalance(self, *, timeout: float = TIMEOUT) -> RebalanceHandle | None:
+    async def rebalance(self, *, timeout: Seconds = TIMEOUT) -> RebalanceHandle | None:
         """The last rebalance, whoever started it; None if there never was one."""
         client = await self._client()
         found = await client.rebalance_progress(timeout=timeout)

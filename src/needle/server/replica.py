@@ -26,15 +26,15 @@ from needle.protocol.calls import GroupCall
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
 from needle.server.call_rates import CallRates
+from needle.server.chores.comparing import Comparing
+from needle.server.chores.expiry import Expiry, micros_of
+from needle.server.chores.field_upkeep import FieldUpkeep
+from needle.server.chores.pinned_scans import PinnedScans
+from needle.server.chores.recall import Recall
 from needle.server.known_parts import KnownParts
+from needle.server.lasting import lasting, next_beat
+from needle.server.machine.disk_space import DiskSpace
 from needle.server.ports import NodePorts
-from needle.server.upkeep.comparing import Comparing
-from needle.server.upkeep.disk_space import DiskSpace
-from needle.server.upkeep.expiry import Expiry, micros_of
-from needle.server.upkeep.field_upkeep import FieldUpkeep
-from needle.server.upkeep.lasting import lasting, next_beat
-from needle.server.upkeep.pinned_scans import PinnedScans
-from needle.server.upkeep.recall import Recall
 from needle.shard.caretaker import Caretaker
 from needle.shard.fields.builders import Builders
 from needle.shard.search_batcher import SearchBatcher

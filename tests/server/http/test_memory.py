@@ -19,6 +19,7 @@ from needle.base.access import everybody
 from needle.base.decoding import DECODE_ERRORS
 from needle.local.process_cluster import wait_for
 from needle.protocol.calls import DocumentBatch
+from needle.server.history import History
 from needle.server.http import documents, listener, memory, message
 from needle.server.http.bodies import Body
 from needle.server.http.call import Call
@@ -27,7 +28,6 @@ from needle.server.http.memory import Memory, Share, decoded_bytes
 from needle.server.http.message import Headers, body_of
 from needle.server.http.problems import HttpError
 from needle.server.http.routes import Route
-from needle.server.upkeep.history import History
 
 KIB = 1024
 TEXT = b'{"value":"' + b"a" * (300 * KIB) + b'"}'

@@ -152,7 +152,7 @@ class FanOut:
         failed for a reason that may pass are told in `missing`.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline, left = loop.time() + timeout, timeout
         last: StaleEpoch | None = None
         while True:
             try:
@@ -160,9 +160,9 @@ class FanOut:
                 shards = choose(owned)
                 if len(shards) == 1 and not partial:
                     [shard] = shards
-                    body = await self._ask(owned, shard, method, make, fresh(shard), deadline)
+                    body = await self._ask(owned, shard, method, make, fresh(shard), left)
                     return Answers({shard: body}, {}, [], owned.epoch)
-                return await self._many(owned, shards, method, make, fresh, deadline, partial)
+                return await self._many(owned, shards, method, make, fresh, left, partial)
             except StaleEpoch as stale:
                 last = stale
             except DeadlineExceeded:
@@ -171,6 +171,7 @@ class FanOut:
             if (left := deadline - loop.time()) <= 0.001:
                 raise DeadlineExceeded(f"no agreement on the shard map within {in_seconds(timeout)}: {last.message}")
             await self.renew(last, left)
+            left = max(0.001, deadline - loop.time())
 
     async def renew(self, stale: StaleEpoch, timeout: float) -> None:
         """Get the newer map that a shard told of."""
@@ -186,10 +187,10 @@ class FanOut:
         method: str,
         make: MakeCall,
         fresh: Callable[[int], Freshness],
-        deadline: float,
+        timeout: float,
         partial: bool,
     ) -> Answers:
-        asking = {s: self._ask(owned, s, method, make, fresh(s), deadline) for s in shards}
+        asking = {s: self._ask(owned, s, method, make, fresh(s), timeout) for s in shards}
         answered, missing = await _gather(asking, partial)
         self._prove(owned, shards, answered, missing)
         gaps = uncovered([r for s in owned.owners if s not in missing for r in owned.ranges(s)]) if missing else []
@@ -203,10 +204,9 @@ class FanOut:
             raise ProtocolError(f"the map of epoch {owned.epoch} or its answers do not cover the key space")
 
     async def _ask(
-        self, owned: Ownership, shard: int, method: str, make: MakeCall, fresh: Freshness, deadline: float
+        self, owned: Ownership, shard: int, method: str, make: MakeCall, fresh: Freshness, timeout: float
     ) -> Payload:
         """One shard's answer, computed on exactly the ranges of `owned`. Raises StaleEpoch otherwise."""
-        loop = asyncio.get_running_loop()
 
         def body(left: float) -> bytes:
             asked = Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)
@@ -214,11 +214,10 @@ class FanOut:
             return calls.encode(call if self._bound is None else bound_call(method, call, self._bound))
 
         group = self._group(shard)
-        left = max(0.001, deadline - loop.time())
         if fresh.mode is _EVENTUAL:
-            data = await self._ask_any(shard, group, method, body, left)
+            data = await self._ask_any(shard, group, method, body, timeout)
         else:
-            data = await group.ask_leader(method, body, left)
+            data = await group.ask_leader(method, body, timeout)
         answer = calls.decode(data, ReceivedAnswer)
         if answer.epoch != owned.epoch or answer.fingerprint != owned.fingerprint(shard):
             raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)

@@ -122,13 +122,14 @@ class Router(OfCollections):
     async def _write(self, owner: Callable[[], int], make: Callable[[Session], Command], timeout: float) -> WriteResult:
         """Write to the owning shard. StaleEpoch means that nothing was done: route again by a newer map."""
         loop, make = asyncio.get_running_loop(), self._routes.binding(make)
-        deadline = loop.time() + timeout
-        while (left := deadline - loop.time()) > 0:
+        deadline, left = loop.time() + timeout, timeout
+        while left > 0:
             try:
                 shard = owner()
                 result = await self._routes.shards.group(shard).write(make, left)
             except StaleEpoch as stale:
                 await self._routes.fan_out.renew(stale, max(0.001, deadline - loop.time()))
+                left = deadline - loop.time()
             else:
                 self._routes.saw(shard, result.index)
                 return result

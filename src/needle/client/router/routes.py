@@ -163,38 +163,45 @@ class Routes:
         meanwhile, or its alias got another meaning, or a shard does not have it yet. Raises CollectionNotFound once the
         catalog confirms it."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        tried = 0
+        deadline, left, tried = loop.time() + timeout, timeout, 0
         while True:
-            now = self.shards.topology()
-            info = now.collection(collection)
-            if info is None:  # any node may know it, also while the catalog cannot confirm anything
-                newer = await self.shards.refresh(now.version + 1, min(LOOK_SECONDS, timeout / 4))
-                info = newer.collection(collection)
+            info = self.shards.topology().collection(collection)
             if info is None or info.id == tried:
-                confirmed = await self.shards.confirmed(max(0.001, deadline - loop.time()))
-                info = confirmed.collection(collection)
-            if info is None:
-                raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
-            if info.id == tried:
-                if loop.time() >= deadline - PAUSE_SECONDS:
-                    named = f"collection {collection[:80]!r} of the catalog"
-                    raise DeadlineExceeded(f"a shard does not have {named} after {in_seconds(timeout)}")
-                await asyncio.sleep(PAUSE_SECONDS)
+                info = await self._looked_up(collection, tried, timeout, deadline)
+                left = max(0.001, deadline - loop.time())
             tried = info.id
             alias = info.spec.name != collection
             meaning = Meaning(collection, info.id) if alias else None
             token = meant.set(meaning) if alias or meant.get() is not None else None
             try:
-                return await run(info.stored_name, max(0.001, deadline - loop.time()))
+                return await run(info.stored_name, left)
             except CollectionNotFound:
-                continue
+                pass
             except NeedleError as error:
-                if alias and switched(error) and loop.time() < deadline:
-                    tried = 0
-                    continue
-                said_of(error, info)
-                raise
+                if not alias or not switched(error) or loop.time() >= deadline:
+                    said_of(error, info)
+                    raise
+                tried = 0
             finally:
                 if token is not None:
                     meant.reset(token)
+            left = max(0.001, deadline - loop.time())
+
+    async def _looked_up(self, collection: str, tried: int, timeout: float, deadline: float) -> CollectionInfo:
+        """One that is not known here, or whose shard did not have it, as nodes know it. tried: its id then, or 0."""
+        loop, now = asyncio.get_running_loop(), self.shards.topology()
+        info = now.collection(collection)
+        if info is None:  # any node may know it, also while the catalog cannot confirm anything
+            newer = await self.shards.refresh(now.version + 1, min(LOOK_SECONDS, timeout / 4))
+            info = newer.collection(collection)
+        if info is None or info.id == tried:
+            confirmed = await self.shards.confirmed(max(0.001, deadline - loop.time()))
+            info = confirmed.collection(collection)
+        if info is None:
+            raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
+        if info.id == tried:
+            if loop.time() >= deadline - PAUSE_SECONDS:
+                named = f"collection {collection[:80]!r} of the catalog"
+                raise DeadlineExceeded(f"a shard does not have {named} after {in_seconds(timeout)}")
+            await asyncio.sleep(PAUSE_SECONDS)
+        return info

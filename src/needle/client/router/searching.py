@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -38,9 +38,9 @@ async def search(
     partial: bool,
 ) -> Found:
     """saw: told of the log index at which each shard was searched. partial: answer without shards that cannot."""
-    asked, deadline = request, monotonic() + timeout
+    asked, left, began = request, timeout, monotonic()
     for _ in range(ROUNDS_MAX):
-        answers = await _asked(fan_out, asked, fresh, max(0.001, deadline - monotonic()), partial)
+        answers = await _asked(fan_out, asked, fresh, left, partial)
         start, size = monotonic(), answers.size()
         merge = merged_groups if asked.group_by else merged_hits
         if size <= BESIDE_BYTES:
@@ -49,7 +49,7 @@ async def search(
             batches, merged, lacking = await beside(size, merge, answers.by_shard, asked)
         if not lacking:
             break
-        asked = asking(request, lacking)
+        asked, left = asking(request, lacking), max(0.001, timeout - (monotonic() - began))
     else:
         raise Unavailable(f"documents changed while their groups were put together, {ROUNDS_MAX} times; ask again")
     applied = {shard: batch.applied_index for shard, batch in batches.items()}
@@ -60,10 +60,10 @@ async def search(
     return Found(merged, answers.missing, answers.gaps, applied, fanout, answers.epoch, size)
 
 
-async def _asked(
+def _asked(
     fan_out: FanOut, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
-) -> Answers:
-    return await fan_out.read(
+) -> Coroutine[Any, Any, Answers]:
+    return fan_out.read(
         calls.SEARCH,
         lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
         lambda owned: matching_shards(owned, request.filter),

@@ -27,12 +27,12 @@ from needle.base.errors import (
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.parts import as_bytes
 from needle.base.runtime import Pool
+from needle.multiraft.blocks import BLOCK_BYTES
 from needle.multiraft.codec import BlocksRequest, ChunkRequest, HashesRequest, decode_manifest, encode_file_request
 from needle.multiraft.config import HostConfig
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.ports import SnapshotFile, Transport
-from needle.multiraft.snapshots.blocks import BLOCK_BYTES
 from needle.multiraft.snapshots.snapshot_blocks import SharedFile, find_donors
 
 CHUNK_METHOD: Final = "raft.snapshot_chunk"

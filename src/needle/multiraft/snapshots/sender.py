@@ -13,11 +13,11 @@ from needle.base.errors import NeedleError, Unavailable, invalid
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, group_name
 from needle.base.runtime import Pool, Rng
+from needle.multiraft.blocks import BLOCK_BYTES, TABLE_BLOCKS, block_count
 from needle.multiraft.codec import BlocksRequest, ChunkRequest, HashesRequest, Manifest, decode_conf, encode_manifest
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.ports import SnapshotFile, StateMachine
-from needle.multiraft.snapshots.blocks import BLOCK_BYTES, TABLE_BLOCKS, block_count
 from needle.raft.messages import SnapshotMeta
 
 _log = logging.getLogger("needle.multiraft")

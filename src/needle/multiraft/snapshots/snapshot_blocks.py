@@ -17,9 +17,7 @@ from typing import Final
 from needle.base.errors import CorruptSnapshot, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.base.runtime import Pool
-from needle.multiraft.files import Files
-from needle.multiraft.ports import SnapshotFile
-from needle.multiraft.snapshots.blocks import (
+from needle.multiraft.blocks import (
     HASH_BYTES,
     TABLE_BLOCKS,
     BlockIndex,
@@ -27,6 +25,8 @@ from needle.multiraft.snapshots.blocks import (
     block_size,
     hash_of,
 )
+from needle.multiraft.files import Files
+from needle.multiraft.ports import SnapshotFile
 
 DONOR_BLOCKS_MAX: Final = 4 << 20
 """Of a donor only so many blocks (16 GiB) are looked at: 50 MB of hashes."""

@@ -27,9 +27,9 @@ from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.cluster_files import ClusterFile, check_founding, save_topology
 from needle.server.hosting import Hosting
+from needle.server.lasting import SHORTAGE_SECONDS, next_beat
 from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
-from needle.server.upkeep.lasting import SHORTAGE_SECONDS, next_beat
 from needle.server.upkeep.maintenance import Maintenance
 
 log = logging.getLogger("needle.server")

@@ -21,12 +21,12 @@ from needle.routing.strategy import router_names
 from needle.routing.topology import NodeInfo, Topology
 from needle.server.address_book import AddressBook
 from needle.server.catalog.settings_founding import cluster_uid
+from needle.server.chores.expiry import micros_of
 from needle.server.cluster_files import ClusterFile, check_unused, save_cluster
 from needle.server.hosting import Hosting
+from needle.server.machine.disk_space import DiskSpace
 from needle.server.ports import NodePorts
 from needle.server.upkeep.archives import archive_lags
-from needle.server.upkeep.disk_space import DiskSpace
-from needle.server.upkeep.expiry import micros_of
 from needle.server.upkeep.given_up import GivenUp
 
 STRANGERS_MAX = 16

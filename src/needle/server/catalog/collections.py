@@ -16,11 +16,11 @@ from needle.base.ids import GroupId, NodeId
 from needle.multiraft.host import Host
 from needle.protocol import commands
 from needle.routing.topology import Topology, collection_id
+from needle.server.chores.expiry import micros_of
 from needle.server.cluster_files import check_founding
+from needle.server.lasting import next_beat
 from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
-from needle.server.upkeep.expiry import micros_of
-from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 

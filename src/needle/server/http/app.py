@@ -35,6 +35,7 @@ from needle.client.asking import asked_by, check_known
 from needle.client.client import Client
 from needle.server.access import check_collection, refusal
 from needle.server.audit import REFUSALS
+from needle.server.history import History
 from needle.server.http import idempotency, session
 from needle.server.http.browsers import check_host
 from needle.server.http.call import BESIDE_BYTES, Call, subject_of
@@ -66,7 +67,6 @@ from needle.server.http.queries import from_query, no_query
 from needle.server.http.routes import BASE, Route
 from needle.server.http.streams import stream
 from needle.server.service.watched import Subject
-from needle.server.upkeep.history import History
 
 log = logging.getLogger("needle.server")
 

@@ -18,10 +18,10 @@ from needle.client import answers, values
 from needle.client.client import Client
 from needle.client.router.router import Router
 from needle.protocol.commands import Asked
+from needle.server.history import History
 from needle.server.http import bodies
 from needle.server.http.memory import Share
 from needle.server.service.watched import Subject
-from needle.server.upkeep.history import History
 
 T = TypeVar("T")
 BESIDE_BYTES: Final = 64 * 1024

@@ -30,8 +30,8 @@ from needle.server.http.message import Scope
 from needle.server.http.no_requests import LAST_SECONDS, OnlyTls, bad_request, is_news, tls_failed
 from needle.server.http.probes import Health, probes
 from needle.server.http.routes import ROUTES
+from needle.server.machine.descriptors import http_max
 from needle.server.ports import Exposition
-from needle.server.process.descriptors import http_max
 
 log = logging.getLogger("needle.server")
 

@@ -16,11 +16,11 @@ from needle.client.health import ReplicaStatus, by_shard
 from needle.protocol.peer_calls import WhoAnswer
 from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.topology import NodeInfo, NodeState, Topology
+from needle.server.history import EVERY_SECONDS, Moment
 from needle.server.http.bodies import Body
 from needle.server.http.call import Call
 from needle.server.http.cluster import node_of
 from needle.server.http.cluster_bodies import Node
-from needle.server.upkeep.history import EVERY_SECONDS, Moment
 
 STATUS_SECONDS = 2.0
 

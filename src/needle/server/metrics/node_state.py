@@ -13,11 +13,11 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from needle.base.ids import CATALOG_GROUP
+from needle.server.machine.computer import resident_bytes
+from needle.server.machine.descriptors import connections_max, http_max
 from needle.server.metrics.families import read
 from needle.server.metrics.replica_state import COLLECTIONS_MAX
 from needle.server.node import Node
-from needle.server.process.computer import resident_bytes
-from needle.server.process.descriptors import connections_max, http_max
 from needle.server.system_node import Http
 from needle.server.upkeep.health import HealthWatch
 from needle.shard.documents.sqlite_file import memory_used

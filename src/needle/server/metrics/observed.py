@@ -17,14 +17,14 @@ from needle.base.errors import NeedleError
 from needle.base.runtime import Clock
 from needle.multiraft.ports import KeyValueStore, KeyValueTxn
 from needle.protocol import calls
+from needle.server.history import History
+from needle.server.machine.loop_watch import LoopWatch
 from needle.server.metrics.families import Durations, counted, observed, read
 from needle.server.metrics.node_state import NodeState
 from needle.server.metrics.replica_state import ReplicaState
 from needle.server.node import Node
 from needle.server.ports import NodePorts
-from needle.server.process.loop_watch import LoopWatch
 from needle.server.system_node import Http
-from needle.server.upkeep.history import History
 
 _SEARCHED, _WRITTEN = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
 """By replicas here."""

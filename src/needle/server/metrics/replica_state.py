@@ -12,11 +12,11 @@ from needle.base.ids import GroupId
 from needle.base.model import RaftStatus
 from needle.client.divergence import strays
 from needle.raft.causes import ELECTIONS, STEPDOWNS
+from needle.server.chores.expiry import micros_of
 from needle.server.metrics.families import read
 from needle.server.node import Node
 from needle.server.replica import HostedReplica
 from needle.server.upkeep.archives import archive_lags
-from needle.server.upkeep.expiry import micros_of
 
 COLLECTIONS_MAX = 100
 """Collections of a shard that have series of their own, the oldest ones: their labels stay the same while others come

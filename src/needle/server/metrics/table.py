@@ -65,9 +65,9 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "is fetched again from another.", "multiraft/ports.py"),
         gauge("needle_replica_divergence", "shard", "", "Replicas whose digest was not that of most at the last entry "
               "at which they were compared: 0 for ever; on the leader. It compares them some seconds after a change.",
-              "server/upkeep/comparing.py"),
+              "server/chores/comparing.py"),
         counter("needle_replica_comparisons_total", "shard", "", "How often the leader compared all its replicas.",
-                "server/upkeep/comparing.py"),
+                "server/chores/comparing.py"),
         gauge("needle_backup_archive_lag_seconds", "shard", SECONDS, "How far the archive of the shard's log is "
               "behind; on the leader, once logs were archived.", "server/upkeep/archives.py"),
         gauge("needle_replicas_waiting", "shard", "", "1 while the replicas are not where the catalog wants them; on "
@@ -100,9 +100,9 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
     "Answers": (
         gauge("needle_recall_sampled", "shard collection", "", "Mean share of the nearest documents that "
               "searches found through the index: of up to 200 that were asked again exactly, within an hour. Of a node "
-              "that is busy all the time there are none.", "server/upkeep/recall.py"),
+              "that is busy all the time there are none.", "server/chores/recall.py"),
         counter("needle_recall_samples_total", "shard", "", "Searches that were asked again exactly; `segments.recall_"
-                "share` says how many are.", "server/upkeep/recall.py"),
+                "share` says how many are.", "server/chores/recall.py"),
     ),
     "Moves": (
         gauge("needle_moves_running", "shard", "", "Moves of key ranges away from the shard that are under way; on its "
@@ -136,7 +136,7 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         histogram("needle_search_merge_time_ms", "", "milliseconds", "Time to make one answer of the shards' answers, "
                   "on that node.", "client/router/fan_out.py", "needle_search_merge_time_ms"),
         gauge("needle_connections", "door", "", "Connections that are open, by door.", "rpc/server.py"),
-        gauge("needle_connections_max", "door", "", "How many there may be.", "server/process/descriptors.py"),
+        gauge("needle_connections_max", "door", "", "How many there may be.", "server/machine/descriptors.py"),
         gauge("needle_rpc_held_bytes", "", BYTES, "Held for clients and nodes: unfinished requests, requests under "
               "way, unread answers.", "rpc/held_bytes.py"),
         counter("needle_rpc_dropped_frames_total", "", "", "Messages to other nodes that were not sent: queue full or "
@@ -161,12 +161,12 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
                 "that failed.", "multiraft/counters.py"),
         counter("needle_snapshot_bytes_total", "direction", BYTES, "Of snapshots: sent to other nodes, fetched from "
                 "them, and reused because they were here already.", "multiraft/snapshots/receiver.py"),
-        gauge("needle_disk_free_bytes", "", BYTES, "Room on the disk of `data_dir`.", "server/upkeep/disk_space.py"),
-        gauge("needle_disk_total_bytes", "", BYTES, "Size of that disk.", "server/upkeep/disk_space.py"),
-        gauge("needle_disk_used_bytes", "", BYTES, "What the node's own files take.", "server/upkeep/disk_space.py"),
+        gauge("needle_disk_free_bytes", "", BYTES, "Room on the disk of `data_dir`.", "server/machine/disk_space.py"),
+        gauge("needle_disk_total_bytes", "", BYTES, "Size of that disk.", "server/machine/disk_space.py"),
+        gauge("needle_disk_used_bytes", "", BYTES, "What the node's own files take.", "server/machine/disk_space.py"),
         gauge("needle_disk_kept_free_bytes", "", BYTES, "Below this much room data is refused; 0 for never.",
-              "server/upkeep/disk_space.py"),
-        gauge("needle_disk_low", "", "", "1 while data is refused for want of room.", "server/upkeep/disk_space.py"),
+              "server/machine/disk_space.py"),
+        gauge("needle_disk_low", "", "", "1 while data is refused for want of room.", "server/machine/disk_space.py"),
         gauge("needle_memory_bytes", "part", BYTES, "Memory by part: `process` is all of it that is in RAM; "
               "`documents` SQLite's pages; `vectors` those that no index file has; `index_files` mapped, of which the "
               "system may keep less in RAM; `field_indexes`; `requests` held for callers.",
@@ -182,13 +182,13 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
     ),
     "The event loop (only of `needle serve`)": (
         histogram("needle_loop_lag_seconds", "", SECONDS, "How long the event loop took to come to what was asked of "
-                  "it, four times a second.", "server/process/loop_watch.py"),
+                  "it, four times a second.", "server/machine/loop_watch.py"),
         counter("needle_loop_stalls_total", "function", "", "Times something held the loop for over 10 ms of CPU, by "
-                "function; at most 200 of them.", "server/process/loop_watch.py"),
+                "function; at most 200 of them.", "server/machine/loop_watch.py"),
         counter("needle_loop_stall_seconds_total", "function", SECONDS, "CPU time of these, by function.",
-                "server/process/loop_watch.py"),
+                "server/machine/loop_watch.py"),
         gauge("needle_loop_stall_longest_seconds", "", SECONDS, "CPU time of the longest of them.",
-              "server/process/loop_watch.py"),
+              "server/machine/loop_watch.py"),
     ),
 }  # fmt: skip
 

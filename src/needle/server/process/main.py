@@ -23,11 +23,11 @@ from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError
 from needle.base.events import NODE_STOPPED, NODE_STOPPING, tell
 from needle.multiraft.failpoints import Failpoint, no_failpoint
+from needle.server.machine.descriptors import raise_limit
+from needle.server.machine.loop_watch import LoopWatch
 from needle.server.metrics.observed import NodeMetrics
 from needle.server.ports import system_ports
-from needle.server.process.descriptors import raise_limit
 from needle.server.process.logs import write_logs
-from needle.server.process.loop_watch import LoopWatch
 from needle.server.system_node import Http, http_server, system_node
 from needle.system import share_one_heap
 

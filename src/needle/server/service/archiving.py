@@ -19,8 +19,8 @@ from needle.protocol.archive_calls import (
     LoggedEntry,
 )
 from needle.raft.messages import EntryKind
+from needle.server.chores.expiry import micros_of
 from needle.server.service.served import ServedNode, call_timeout, not_leader
-from needle.server.upkeep.expiry import micros_of
 from needle.shard.live_collection import ReplicaView
 
 BYTES_MAX: Final = 1 << 20

@@ -35,9 +35,9 @@ from needle.protocol.peer_calls import (
     WhoAnswer,
     WhoCall,
 )
+from needle.server.chores.expiry import micros_of
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
-from needle.server.upkeep.expiry import micros_of
 from needle.shard.apply.validation import GIVEN_NAME_BYTES_MAX, check_ef_search, check_name, check_spec, check_ttl
 
 HOPS_MAX = 2

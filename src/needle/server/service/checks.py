@@ -30,13 +30,13 @@ class Ownerships:
     def __init__(self, node: ServedNode) -> None:
         self._node = node
 
-    async def of(self, epoch: int) -> Ownership:
+    async def of(self, epoch: int, timeout: float = BEHIND_SECONDS) -> Ownership:
         """The map of the caller's epoch. Raises StaleEpoch if this node's is another one."""
         node = self._node
         owned = node.ownership
         if owned is None or owned.epoch < epoch:
             # The caller knows a newer map: this node will have it in a moment.
-            await node.wait_topology(node.topology.version + 1, BEHIND_SECONDS)
+            await node.wait_topology(node.topology.version + 1, min(timeout, BEHIND_SECONDS))
             owned = node.ownership
         if owned is None or owned.epoch < epoch:
             raise Unavailable(f"node {node.node_id} does not know the shard map of epoch {epoch} yet")

@@ -73,6 +73,8 @@ from needle.protocol.peer_calls import (
 )
 from needle.protocol.probe_calls import CLOCK, LOAD, PROBE, ClockCall, LoadCall, ProbeCall
 from needle.server.access import refusal
+from needle.server.chores.comparing import DIGEST_AT
+from needle.server.chores.field_upkeep import FILTERED_FIELDS
 from needle.server.ports import LOCAL, PeerLike
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
 from needle.server.service import rebalancing
@@ -87,8 +89,6 @@ from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
 from needle.server.service.served import ServedNode, add_address, encoded, judge
 from needle.server.service.watched import Watch
-from needle.server.upkeep.comparing import DIGEST_AT
-from needle.server.upkeep.field_upkeep import FILTERED_FIELDS
 from needle.tracing import spans
 
 ROUTED = frozenset({

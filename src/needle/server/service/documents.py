@@ -30,11 +30,13 @@ from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import MoveAnswer, MoveCall
 from needle.routing.topology import Ownership, Topology, public_name
 from needle.rpc.promise import Promise
+from needle.server.chores.expiry import micros_of, timed
 from needle.server.replica import HostedReplica
 from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
 from needle.server.service.reads import Reads
 from needle.server.service.served import (
     JUDGED_BYTES_MAX,
+    Deadline,
     ServedNode,
     add_address,
     call_timeout,
@@ -45,7 +47,6 @@ from needle.server.service.served import (
     not_leader,
 )
 from needle.server.service.watched import Watch, Watched
-from needle.server.upkeep.expiry import micros_of, timed
 from needle.shard.apply.once import HASH_BYTES
 
 Run = Callable[[Any], Awaitable[Any]]
@@ -108,38 +109,38 @@ class ShardDocuments:
         return answer
 
     async def _shard_write(self, call: WriteCall) -> object:
-        owned = await self._owners.of(call.epoch)
+        deadline = Deadline(self._node, call.timeout)
+        owned = await self._owners.of(call.epoch, deadline.left())
         command = await judge(self._node, len(call.command), self._owners.checked, owned, call)
         if (request := current.get()) is not None:
             request.command = command
-        await self._hold(owned, call, command)
+        await self._hold(owned, call, command, deadline)
         try:
-            answer = await self._write(call, command)
+            answer = await self._write(call, command, deadline)
         except CollectionNotFound:
             collection = getattr(command, "collection", "")
-            await self._catch_up(call.group, collection, call.timeout)
-            answer = await self._write(call, command)
+            await self._catch_up(call.group, collection, deadline)
+            answer = await self._write(call, command, deadline)
         if (hosted := self._node.groups.get(call.group)) is not None:
             hosted.calls.wrote(self._node.now(), owned.map, command)
         return answer
 
-    async def _write(self, call: WriteCall, command: commands.Command) -> object:
+    async def _write(self, call: WriteCall, command: commands.Command, deadline: Deadline) -> object:
         hosted, host, group = self._node.hosted(call.group), self._host, call.group
         if not host.is_leader(group):
             raise not_leader(self._node, group)
-        timeout = call_timeout(call.timeout)
-        await hosted.be_up_to_date(timeout)
+        await hosted.be_up_to_date(deadline.left())
         if self._owners.lacks(group):
-            await self._owners.learn(group, timeout)
-            await self._owners.of(call.epoch)
+            await self._owners.learn(group, deadline.left())
+            await self._owners.of(call.epoch, deadline.left())
         if call.asked is not None:
             done = await judge(self._node, len(call.command), known, hosted, call.asked, command)
             if done is not None:
                 return done
         data = await judge(self._node, len(call.command), judged, self._node, hosted, command, call.asked)
-        return await host.propose(group, data, timeout)
+        return await host.propose(group, data, deadline.left())
 
-    async def _hold(self, owned: Ownership, call: WriteCall, command: commands.Command) -> None:
+    async def _hold(self, owned: Ownership, call: WriteCall, command: commands.Command, deadline: Deadline) -> None:
         """A write that the shard's log would refuse waits here until the map changes, and is denied then: its range is
         moving. What gets past this is judged by the log."""
         hosted = self._node.groups.get(call.group)
@@ -147,7 +148,7 @@ class ShardDocuments:
         if fence is None or agrees(fence, owned, call.group):
             return  # the log owns what the map says, and that is checked already
         if not await judge(self._node, len(call.command), takes, fence, command):
-            await self._owners.moving(owned, call_timeout(call.timeout))
+            await self._owners.moving(owned, deadline.left())
             text = f"shard {call.group - 1} does not take this write while its key moves"
             raise self._owners.stale(text, self._node.ownership or owned, owned=False)
 
@@ -205,7 +206,7 @@ class ShardDocuments:
             try:
                 answer = await run(call, claim)
             except CollectionNotFound:
-                await self._catch_up(call.group, _named_in(call), fresh.timeout)
+                await self._catch_up(call.group, _named_in(call), Deadline(self._node, fresh.timeout))
                 answer = await run(call, claim)
         except StaleEpoch as stale:
             await self._owners.moving(owned, call_timeout(fresh.timeout))
@@ -232,65 +233,67 @@ class ShardDocuments:
         if pin.open:
             answer = await self._reads.scan(call)
             return calls.encode_body((call.epoch, 0, body := await encoded(self._node, answer)), body)
-        owned = await self._owners.of(call.epoch)
+        deadline = Deadline(self._node, call.freshness.timeout)
+        owned = await self._owners.of(call.epoch, deadline.left())
         try:
             try:
-                index = await self._open_pin(owned, call, pin)
+                index = await self._open_pin(owned, call, pin, deadline)
             except CollectionNotFound:
-                await self._catch_up(call.group, call.collection, call.freshness.timeout)
-                index = await self._open_pin(owned, call, pin)
+                await self._catch_up(call.group, call.collection, deadline)
+                index = await self._open_pin(owned, call, pin, deadline)
         except StaleEpoch as stale:
-            await self._owners.moving(owned, call_timeout(call.freshness.timeout))
+            await self._owners.moving(owned, deadline.left())
             raise self._owners.stale(stale.message, self._node.ownership or owned) from stale
         opened = msgspec.structs.replace(call, pin=ScanPin(pin.token, [(call.group - 1, index)]))
         body = await encoded(self._node, await self._reads.scan(opened))
         return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)
 
-    async def _open_pin(self, owned: Ownership, call: ScanCall, pin: ScanPin) -> int:
+    async def _open_pin(self, owned: Ownership, call: ScanCall, pin: ScanPin, deadline: Deadline) -> int:
         """The index at which the shard's log has the pin."""
         limits, group = self._node.config.limits, call.group
         until = micros_of(self._node.ports.clock) + int(limits.pinned_scan_seconds * 1_000_000)
         fingerprint = owned.fingerprint(group - 1)
         command = commands.PinScan(call.collection, pin.token, fingerprint, until, limits.pinned_scans_max)
-        result = await self._by_log(group, command, call_timeout(call.freshness.timeout), call.epoch)
+        result = await self._by_log(group, command, deadline, call.epoch)
         return result.version
 
     async def _end_pin(self, call: ScanCall, pin: ScanPin) -> None:
         here = {index for shard, index in pin.open if shard == call.group - 1}
         open_ = [one.index for one in self._node.hosted(call.group).replica.view.pins.open if one.token == pin.token]
         if found := [index for index in open_ if index in here or calls.ANY_INDEX in here]:
-            await self._by_log(call.group, commands.EndPins(found), call_timeout(call.freshness.timeout), 0)
+            deadline = Deadline(self._node, call.freshness.timeout)
+            await self._by_log(call.group, commands.EndPins(found), deadline, 0)
 
-    async def _by_log(self, group: GroupId, command: commands.Command, timeout: float, epoch: int) -> WriteResult:
+    async def _by_log(self, group: GroupId, command: commands.Command, deadline: Deadline, epoch: int) -> WriteResult:
         """Propose what a read needs. epoch: of the map by which it was routed, 0 if it does not matter."""
         hosted = self._node.hosted(group)
         if not self._host.is_leader(group):
             raise not_leader(self._node, group)
-        await hosted.be_up_to_date(timeout)
+        await hosted.be_up_to_date(deadline.left())
         if epoch and self._owners.lacks(group):
-            await self._owners.learn(group, timeout)
-            await self._owners.of(epoch)
+            await self._owners.learn(group, deadline.left())
+            await self._owners.of(epoch, deadline.left())
         hosted.space.check(command)
         data = commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))
         try:
-            result: WriteResult = await self._host.propose(group, data, timeout)
+            result: WriteResult = await self._host.propose(group, data, deadline.left())
         except OutcomeUnknown as error:  # to repeat it is harmless: it is known by its token
             raise Unavailable(f"whether the consistent scan was opened, or ended, is not known: {error}") from error
         return result
 
-    async def _catch_up(self, group: GroupId, collection: str, timeout: float) -> None:
+    async def _catch_up(self, group: GroupId, collection: str, deadline: Deadline) -> None:
         """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the
         catalog confirms that it does not have it, Unavailable on a replica that does not lead."""
-        node, seconds = self._node, call_timeout(timeout)
+        node = self._node
         if not _lists(node.topology, collection):
-            newest = await node.confirmed(min(seconds, BEHIND_SECONDS))
+            newest = await node.confirmed(min(deadline.left(), BEHIND_SECONDS))
             if not _lists(newest, collection):
                 raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
-            if not await node.wait_topology(newest.version, min(seconds, BEHIND_SECONDS)):
+            if not await node.wait_topology(newest.version, min(deadline.left(), BEHIND_SECONDS)):
                 raise Unavailable(f"node {node.node_id} does not know version {newest.version} of the catalog yet")
         if not self._host.is_leader(group):
             raise Unavailable(f"this replica of shard {group - 1} does not have collection {collection[:80]!r} yet")
-        await node.reconciler.reconcile(group, seconds)
+        await node.reconciler.reconcile(group, deadline.left())
 
 
 class WriteAnswer(Promise[bytes]):

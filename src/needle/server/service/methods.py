@@ -32,10 +32,10 @@ from needle.protocol.probe_calls import CLOCK, LOAD, PROBE
 from needle.protocol.rebalance_calls import PLAN, PROGRESS
 from needle.routing.topology import Topology, public_name
 from needle.server.access import check_collection
+from needle.server.chores.comparing import DIGEST_AT
+from needle.server.chores.field_upkeep import FILTERED_FIELDS
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
 from needle.server.service.served import decoded_command
-from needle.server.upkeep.comparing import DIGEST_AT
-from needle.server.upkeep.field_upkeep import FILTERED_FIELDS
 
 OWNED_SINCE: Final = 4
 """Since this version of the cluster keys for some collections have sessions of their own: a leader of a release before

@@ -23,10 +23,10 @@ from needle.protocol.calls import (
 from needle.protocol.peer_calls import IndexRoom, IndexRoomCall
 from needle.routing.key_space import KeySpace
 from needle.server.announced import Announced
+from needle.server.chores.comparing import APPLY_SECONDS
+from needle.server.chores.expiry import micros_of
 from needle.server.replica import PROPOSE_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
-from needle.server.upkeep.comparing import APPLY_SECONDS
-from needle.server.upkeep.expiry import micros_of
 from needle.shard.fields.index_budget import FieldName
 from needle.shard.segments.builds import Progress
 

@@ -26,10 +26,10 @@ from needle.routing.topology import Ownership, Topology
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.catalog.collections import Reconciler
+from needle.server.machine.disk_space import DiskSpace
 from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.server.upkeep.coordinator import Coordinator
-from needle.server.upkeep.disk_space import DiskSpace
 
 T = TypeVar("T")
 LARGE_ROWS = 1000
@@ -108,6 +108,25 @@ def call_timeout(seconds: float) -> float:
     if not 0 < seconds <= 86_400:
         raise invalid("timeout", seconds, "seconds, more than 0 and at most 86400")
     return seconds
+
+
+class Deadline:
+    """When the time of one call is over that waits for several things, by the node's clock: what waits last has what
+    the others left."""
+
+    __slots__ = ("_end", "_now")
+
+    def __init__(self, node: ServedNode, timeout: float) -> None:
+        """timeout: as the caller gives it. Raises what `call_timeout` does."""
+        self._now = node.now
+        self._end = self._now() + call_timeout(timeout)
+
+    def left(self) -> float:
+        """Seconds, more than 0. Raises DeadlineExceeded: what was to be done next is not done."""
+        left = self._end - self._now()
+        if left <= 0:
+            raise DeadlineExceeded("the call's time was over before it could be executed; nothing was done")
+        return left
 
 
 async def judge(node: ServedNode, size: int, fn: Callable[..., T], *arguments: object) -> T:

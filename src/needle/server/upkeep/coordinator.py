@@ -35,8 +35,8 @@ from needle.routing.planned_moves import Move, MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats
 from needle.routing.topology import Topology
+from needle.server.lasting import next_beat
 from needle.server.ports import Catalog
-from needle.server.upkeep.lasting import next_beat
 from needle.server.upkeep.lasting_calls import LastingCalls
 
 log = logging.getLogger("needle.server")

@@ -30,9 +30,9 @@ from needle.multiraft.host import Host
 from needle.routing.topology import NodeState, ShardInfo, Topology
 from needle.server.cluster_files import ClusterFile, check_founding
 from needle.server.files import GONE, shards_directory
+from needle.server.lasting import next_beat
 from needle.server.ports import NodePorts
 from needle.server.replica import HostedReplica
-from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 

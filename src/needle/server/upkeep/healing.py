@@ -27,8 +27,8 @@ from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import NodeState, Topology
+from needle.server.lasting import next_beat
 from needle.server.ports import Catalog
-from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 

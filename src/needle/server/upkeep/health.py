@@ -18,7 +18,7 @@ from needle.client.health import ClusterHealth, judge
 from needle.client.replicas import ask_replicas
 from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.topology import Topology
-from needle.server.upkeep.history import History
+from needle.server.history import History
 
 LOOK_SECONDS = 2.0
 ASK_SECONDS = 1.0

@@ -20,9 +20,9 @@ from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
 from needle.routing.topology import Topology
+from needle.server.lasting import next_beat
 from needle.server.ports import Peers
 from needle.server.replica import HostedReplica
-from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 

@@ -18,9 +18,9 @@ from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.move_commands import STEPS, MoveCommand, PrepareMove, Side
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.topology import MoveInfo, Topology
+from needle.server.chores.expiry import micros_of
 from needle.server.ports import Catalog, NodePorts
 from needle.server.replica import HostedReplica
-from needle.server.upkeep.expiry import micros_of
 from needle.shard.apply.holdings import Transfer
 from needle.shard.state_machine import Replica
 

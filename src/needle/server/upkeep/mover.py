@@ -23,8 +23,8 @@ from needle.base.ids import GroupId, shard_group
 from needle.protocol.catalog_commands import AdvanceMove, FinishMove, RestartMove
 from needle.protocol.move_commands import Confirm, Discard, Forget, Freeze, GiveUp, Own, Release, Thaw
 from needle.routing.topology import MoveInfo, MoveState, public_name
+from needle.server.lasting import next_beat
 from needle.server.upkeep.copy_turn import CopyTurn
-from needle.server.upkeep.lasting import next_beat
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
 from needle.server.upkeep.range_copy import Copy, RangeCopier
 from needle.shard.apply.holdings import FROZEN, GIVEN_UP, OPEN, OVER, RELEASED

@@ -22,7 +22,7 @@ from needle.protocol.peer_calls import MoveAnswer
 from needle.routing.topology import MoveInfo, MoveState, Topology
 from needle.server.upkeep.copy_turn import CopyTurn
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
-from needle.shard.apply import copying
+from needle.shard import copying
 from needle.shard.documents.records import StoredDocument
 from needle.shard.state_machine import Replica
 

@@ -25,8 +25,8 @@ from needle.protocol.catalog_commands import ConfirmReplicas
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.raft.messages import ConfState
 from needle.routing.topology import Holders, Topology
+from needle.server.lasting import next_beat
 from needle.server.ports import Catalog, Peers
-from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 

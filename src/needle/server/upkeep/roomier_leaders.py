@@ -16,9 +16,9 @@ from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
+from needle.server.lasting import next_beat
+from needle.server.machine.disk_space import DiskSpace
 from needle.server.ports import Peers
-from needle.server.upkeep.disk_space import DiskSpace
-from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 

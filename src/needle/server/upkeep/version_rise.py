@@ -24,8 +24,8 @@ from needle.protocol import calls, catalog_commands
 from needle.protocol.catalog_commands import RaiseVersion
 from needle.protocol.peer_calls import WHO, WhoAnswer, WhoCall
 from needle.routing.topology import NodeInfo, NodeState, Topology
+from needle.server.lasting import next_beat
 from needle.server.ports import NodePorts, Peers
-from needle.server.upkeep.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 

@@ -23,7 +23,8 @@ import msgspec
 from needle.base.errors import CollectionNotFound, KeyReused, NeedleError, OutcomeForgotten
 from needle.base.model import WriteResult
 from needle.protocol.commands import Asked, ChangeWhere, Command, Insert, Once, Spread
-from needle.shard.apply.stored_answers import AnswerRow, pack, unpack
+from needle.shard.apply.stored_answers import pack, unpack
+from needle.shard.documents.records import AnswerRow
 
 SESSION: Final = 0
 SECONDS_MAX: Final = 24 * 3600

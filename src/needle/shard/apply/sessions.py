@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
@@ -21,14 +20,12 @@ from needle.base.errors import NeedleError, SessionExpired
 from needle.base.model import WriteResult
 from needle.protocol.commands import Session
 from needle.shard.apply.once import SESSION, OnceTable
-from needle.shard.apply.stored_answers import ANSWER_BYTES, AnswerRow, pack, unpack
+from needle.shard.apply.stored_answers import ANSWER_BYTES, pack, unpack
+from needle.shard.documents.records import AnswerRow, SessionRow
 
 SESSIONS_MAX = 10_000
 ANSWERS_MAX = 4096
 ANSWERS_BYTES_MAX = 64 << 20
-
-SessionRow = tuple[int, bytes, int, int]
-"""(session id, nonce and owner of 8 bytes each, index of the last entry that used it, acked)."""
 
 NONCE_MAX = 2**64 - 1
 
@@ -40,13 +37,6 @@ class _State(msgspec.Struct):
     answers: dict[int, bytes] = {}  # msgspec copies the default
 
 
-class _OldState(msgspec.Struct, array_like=True):
-    """What the row of a session held before answers had rows of their own."""
-
-    acked: int = 1
-    answers: dict[int, Any] = {}
-
-
 class Changed(msgspec.Struct, frozen=True):
     """What is to be stored. sessions: by id. evicted: sessions, to be deleted with all of their answers. answers: by
     (session, seq); None: to be deleted."""
@@ -54,17 +44,6 @@ class Changed(msgspec.Struct, frozen=True):
     sessions: dict[int, SessionRow]
     evicted: list[int]
     answers: dict[tuple[int, int], bytes | None]
-
-
-_encoder = msgspec.msgpack.Encoder()
-_old_decoder = msgspec.msgpack.Decoder(_OldState)
-
-
-def rows_of_old_state(session: int, nonce: bytes, used: int, state: bytes) -> tuple[SessionRow, list[AnswerRow]]:
-    """The rows of a session that was stored as one. Raises DECODE_ERRORS."""
-    old = _old_decoder.decode(state)
-    answers = [(session, seq, _encoder.encode(answer)) for seq, answer in old.answers.items() if seq >= old.acked]
-    return (session, nonce, used, old.acked), answers
 
 
 class SessionTable:

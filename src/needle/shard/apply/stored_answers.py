@@ -12,9 +12,6 @@ from needle.base.model import WriteResult
 ANSWER_BYTES: Final = 160
 """What an answer is counted with, in addition to its own bytes: about what Python and SQLite need for it."""
 
-AnswerRow = tuple[int, int, bytes]
-"""(session id, seq, answer as MessagePack)."""
-
 _encoder = msgspec.msgpack.Encoder()
 
 

@@ -6,9 +6,7 @@ from typing import NamedTuple
 
 import apsw
 
-from needle.shard.apply.sessions import SessionRow
-from needle.shard.apply.stored_answers import AnswerRow
-from needle.shard.documents.records import AppliedAt, CollectionRecord
+from needle.shard.documents.records import AnswerRow, AppliedAt, CollectionRecord, SessionRow
 from needle.shard.documents.row_check import check_sum, stored_position, stored_records, sum_of_ids
 from needle.shard.plan import PublishedSegment
 

@@ -6,14 +6,14 @@ document expired."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import apsw
+import msgspec
 
 from needle.base.errors import CorruptDocuments
-from needle.shard.apply.sessions import rows_of_old_state
 from needle.shard.documents.digest import MODULUS, document_hash, hash_of_format_3
-from needle.shard.documents.records import DEAD_DOCUMENT, DEAD_VECTOR, ORDINAL_BITS
+from needle.shard.documents.records import DEAD_DOCUMENT, DEAD_VECTOR, ORDINAL_BITS, AnswerRow, SessionRow
 
 CHECKSUMS: Final = 3
 """The first format with checksums on all pages, and with answers of sessions as rows of their own."""
@@ -33,6 +33,24 @@ _ROWS: Final = (
     f"LEFT JOIN main.documents d ON d.row = (i.collection_id << {ORDINAL_BITS} | i.ordinal) "
     "LEFT JOIN main.vectors v ON v.row = d.row WHERE i.collection_id = ?"
 )
+
+
+class _OldState(msgspec.Struct, array_like=True):
+    """What the row of a session held before answers had rows of their own."""
+
+    acked: int = 1
+    answers: dict[int, Any] = {}
+
+
+_encoder = msgspec.msgpack.Encoder()
+_old_decoder = msgspec.msgpack.Decoder(_OldState)
+
+
+def rows_of_old_state(session: int, nonce: bytes, used: int, state: bytes) -> tuple[SessionRow, list[AnswerRow]]:
+    """The rows of a session that was stored as one. Raises DECODE_ERRORS."""
+    old = _old_decoder.decode(state)
+    answers = [(session, seq, _encoder.encode(answer)) for seq, answer in old.answers.items() if seq >= old.acked]
+    return (session, nonce, used, old.acked), answers
 
 
 def copy_old_sessions(connection: apsw.Connection) -> None:

@@ -10,7 +10,6 @@ from typing import Final
 import msgspec
 
 from needle.base.model import CollectionSpec
-from needle.shard.apply.sessions import SessionRow
 from needle.shard.plan import PublishedSegment
 
 ORDINAL_BITS: Final = 40
@@ -24,6 +23,14 @@ DocumentRow = tuple[int, str, int, bytes, int]
 DEAD_DOCUMENT: Final = 1
 DEAD_VECTOR: Final = 2
 """Of a row: its version of a document, and the vector that came with it, which later versions may go on having."""
+
+
+SessionRow = tuple[int, bytes, int, int]
+"""(session id, nonce and owner of 8 bytes each, index of the last entry that used it, acked)."""
+
+
+AnswerRow = tuple[int, int, bytes]
+"""(session id, seq, answer as MessagePack)."""
 
 
 KeptRow = tuple[int, str, int, int, int, int, int]

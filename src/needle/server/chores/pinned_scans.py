@@ -17,8 +17,8 @@ from needle.base.runtime import Clock, Pool
 from needle.multiraft.host import Host
 from needle.protocol import commands
 from needle.routing.topology import Topology
-from needle.server.upkeep.expiry import micros_of
-from needle.server.upkeep.lasting import next_beat
+from needle.server.chores.expiry import micros_of
+from needle.server.lasting import next_beat
 from needle.shard.live_collection import ReplicaView
 from needle.shard.pins import Pin
 from needle.shard.state_machine import Replica

@@ -21,8 +21,8 @@ from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall
 from needle.routing.topology import Topology
-from needle.server.upkeep.disk_space import DiskSpace
-from needle.server.upkeep.lasting import next_beat
+from needle.server.lasting import next_beat
+from needle.server.machine.disk_space import DiskSpace
 from needle.shard.fields.index_budget import RECENT_MAX, FieldName
 from needle.shard.state_machine import Replica
 

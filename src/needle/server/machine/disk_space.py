@@ -26,7 +26,7 @@ from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Ins
 from needle.protocol.move_commands import Import, MoveCommand, PrepareMove
 from needle.protocol.peer_calls import DiskRoom
 from needle.routing.topology import MoveState
-from needle.server.upkeep.lasting import next_beat
+from needle.server.lasting import next_beat
 
 log = logging.getLogger("needle.server")
 

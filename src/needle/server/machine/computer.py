@@ -15,7 +15,7 @@ from contextlib import suppress
 import msgspec
 
 from needle.protocol.probe_calls import Facts
-from needle.server.process.descriptors import limit
+from needle.server.machine.descriptors import limit
 
 FILE_NAME = "probe"
 WRITE_BYTES = 4096

@@ -23,7 +23,7 @@ from needle.protocol import commands
 from needle.protocol.commands import AS_IT_IS, NEVER
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
-from needle.server.upkeep.lasting import next_beat
+from needle.server.lasting import next_beat
 from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")

@@ -18,7 +18,7 @@ from needle.base.ids import GroupId, group_name
 from needle.base.model import SearchRequest
 from needle.base.runtime import Clock, Pool, Rng
 from needle.multiraft.host import Host
-from needle.server.upkeep.lasting import next_beat
+from needle.server.lasting import next_beat
 from needle.shard.recall import recall_of
 from needle.shard.state_machine import Replica
 

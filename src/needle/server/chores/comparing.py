@@ -25,8 +25,8 @@ from needle.client.divergence import differing, strays
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
 from needle.routing.topology import Topology
-from needle.server.upkeep.expiry import micros_of
-from needle.server.upkeep.lasting import next_beat
+from needle.server.chores.expiry import micros_of
+from needle.server.lasting import next_beat
 from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")
