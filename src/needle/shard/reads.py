@@ -210,7 +210,7 @@ class Reads:
                 check_claim(view.fence, claim, view.at.index)
                 found = view.collection(collection)
                 allowed = allowed_ordinals(found, filter_json, self._limits, builders, go_on, bound)
-                among = visible_ordinals(found) if allowed is None else allowed
+                among = visible_ordinals(found) if allowed is None else allowed.bitmap
                 end = found.record.next_ordinal
                 return value_counts(found.payload, path, end, among, builders, go_on), view.at.index
         except CorruptDocuments as error:

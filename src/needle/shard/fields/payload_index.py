@@ -29,6 +29,8 @@ from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import FieldIndex
 from needle.shard.documents.metadata_rows import Stored, decode_rows
 from needle.shard.documents.tail import TAIL_BYTES, Tail
+from needle.shard.fields.allow_lists import Asked as AskedFilter
+from needle.shard.fields.allow_lists import Moment
 from needle.shard.fields.builders import BeingIndexed, Builders
 from needle.shard.fields.field import EMPTY_BYTES, Field, needed, refused
 from needle.shard.fields.field_files import FieldFiles, Place, place_of
@@ -37,6 +39,7 @@ from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_o
 from needle.shard.fields.index_budget import IndexBudget
 from needle.shard.fields.reader import Reader
 from needle.shard.fields.run_making import run_of
+from needle.shard.segments.allowed import Allowed
 
 log = logging.getLogger("needle.shard")
 
@@ -107,6 +110,7 @@ class PayloadIndex:
             self._budget.release(field)
         self._budget.release(self._tail)
         self._budget.forget(self)
+        self._budget.lists.forget(self)
 
     # --- apply -------------------------------------------------------------------------------------------------------
     def add(self, documents: Sequence[tuple[int, bytes]]) -> None:
@@ -115,6 +119,25 @@ class PayloadIndex:
         self._tail.add(documents)
 
     # --- searches ----------------------------------------------------------------------------------------------------
+    def allowed(
+        self,
+        asked: AskedFilter,
+        moment: Moment,
+        parse: Callable[[], Node],
+        builders: Builders | None,
+        go_on: Callable[[], None],
+    ) -> Allowed:
+        """Those that match of the documents that live at a moment, remembered for the next time that a filter is asked.
+        parse: of the filter. The rest, and what it raises, as of `within`."""
+
+        def judge(node: Node, among: BitMap, live: int) -> BitMap:
+            return self.within(node, moment.end, among, builders, go_on, live=live)
+
+        found = self._budget.lists.find(self, asked, moment, parse, judge, self._use)
+        if self._closed:  # meanwhile
+            self._budget.lists.forget(self)
+        return found
+
     def within(
         self,
         node: Node,
@@ -122,17 +145,15 @@ class PayloadIndex:
         universe: BitMap,
         builders: Builders | None = None,
         go_on: Callable[[], None] = lambda: None,
+        *,
+        live: int | None = None,
     ) -> BitMap:
         """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly. builders:
         who may make an index here and now; anybody may without. go_on: called every now and then; what it raises ends
-        the work. Raises StorageError, BeingIndexed."""
+        the work. live: how many documents there are, if these are some of them. Raises StorageError, BeingIndexed."""
         node = placed(node, lambda ids: self._stored.placed(ids, universe))
-        fields = self._wanted(node)
-        self._end, self._live = max(self._end, end), len(universe)
-        if fields:
-            self._budget.use([*fields.values(), self._tail])
-            self._keep_tail()
-            self._budget.note([(self._id, *key) for key, one in fields.items() if one.nbytes > 2 * EMPTY_BYTES])
+        fields = self._use(node)
+        self._end, self._live = max(self._end, end), len(universe) if live is None else live
         made = False
         while True:
             states = {key: field.state for key, field in fields.items()}
@@ -149,6 +170,15 @@ class PayloadIndex:
         if lacking or any(one.state.due() or self._bloated(one) for one in fields.values()):
             self._budget.ask(self)
         return (found.sure & universe) | (self._decided(node, maybe, go_on) if maybe else BitMap())
+
+    def _use(self, node: Node) -> dict[Key, Field]:
+        """The fields that a filter needs; they are kept rather than those that were not asked for as lately."""
+        fields = self._wanted(node)
+        if fields:
+            self._budget.use([*fields.values(), self._tail])
+            self._keep_tail()
+            self._budget.note([(self._id, *key) for key, one in fields.items() if one.nbytes > 2 * EMPTY_BYTES])
+        return fields
 
     def _make(self, lacking: Sequence[Field], end: int, builders: Builders | None, go_on: Callable[[], None]) -> None:
         """Make the indexes whole. Raises BeingIndexed if others do such work; the background begins meanwhile."""
