@@ -164,13 +164,19 @@ def allowed_ordinals(
     (SearchRequest)."""
     if not filter_json and not bound:
         return Allowed(visible_ordinals(collection)) if collection.hidden else None
-    moment = Moment(collection.changes, collection.record.next_ordinal, collection.live.bitmap)
+    payload, end = collection.payload, collection.record.next_ordinal
 
     def parse() -> Node:
         return both(filter_json, bound, limits) or And(())
 
+    def judge(node: Node, among: BitMap, live: int) -> BitMap:
+        return payload.within(node, end, among, builders, go_on, live=live)
+
     # Of what is hidden some may be shown again, so it is not left out of what is remembered.
-    found = collection.payload.allowed((filter_json, bound), moment, parse, builders, go_on)
+    moment = Moment(collection.changes, end, collection.live.bitmap)
+    found = payload.lists.find(payload, (filter_json, bound), moment, parse, judge, payload.use)
+    if payload.closed:  # meanwhile
+        payload.lists.forget(payload)
     return Allowed(found.bitmap - collection.hidden) if collection.hidden else found
 
 

@@ -91,6 +91,12 @@ class AllowLists:
         self._keep(owner, asked, _Kept(node, moment.changes, moment.end, found))
         return found
 
+    def peek(self, owner: object, asked: Asked, changes: int) -> Allowed | None:
+        """The list of just that moment, if it is remembered."""
+        with self._lock:
+            kept = self._kept.get((owner, asked))
+        return kept.list if kept is not None and kept.changes == changes else None
+
     @staticmethod
     def _since(kept: _Kept, moment: Moment, judge: Judge) -> Allowed:
         live = moment.live()

@@ -29,8 +29,7 @@ from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import FieldIndex
 from needle.shard.documents.metadata_rows import Stored, decode_rows
 from needle.shard.documents.tail import TAIL_BYTES, Tail
-from needle.shard.fields.allow_lists import Asked as AskedFilter
-from needle.shard.fields.allow_lists import Moment
+from needle.shard.fields.allow_lists import AllowLists
 from needle.shard.fields.builders import BeingIndexed, Builders
 from needle.shard.fields.field import EMPTY_BYTES, Field, needed, refused
 from needle.shard.fields.field_files import FieldFiles, Place, place_of
@@ -39,7 +38,6 @@ from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_o
 from needle.shard.fields.index_budget import IndexBudget
 from needle.shard.fields.reader import Reader
 from needle.shard.fields.run_making import run_of
-from needle.shard.segments.allowed import Allowed
 
 log = logging.getLogger("needle.shard")
 
@@ -83,6 +81,11 @@ class PayloadIndex:
             fields = list(self._fields.values())
         return [".".join(one.key[0]) for one in fields if not one.refused and one.state.end >= self._end]
 
+    @property
+    def lists(self) -> AllowLists:
+        """Of filters that were asked before, of all collections of the replica; this one's are owned by this."""
+        return self._budget.lists
+
     def state_of(self, path: Path) -> FieldState | None:
         """The index of a field's values; None where there is no room for one."""
         with self._lock:
@@ -95,6 +98,10 @@ class PayloadIndex:
         with self._lock:
             held = [self._fields.get(key) for key in keys]
         return bool(held) and all(one and not one.refused and one.state.end > end - LACKING_MAX for one in held)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def bytes_held(self) -> int:
         """Memory that the indexes take."""
@@ -110,7 +117,7 @@ class PayloadIndex:
             self._budget.release(field)
         self._budget.release(self._tail)
         self._budget.forget(self)
-        self._budget.lists.forget(self)
+        self.lists.forget(self)
 
     # --- apply -------------------------------------------------------------------------------------------------------
     def add(self, documents: Sequence[tuple[int, bytes]]) -> None:
@@ -119,25 +126,6 @@ class PayloadIndex:
         self._tail.add(documents)
 
     # --- searches ----------------------------------------------------------------------------------------------------
-    def allowed(
-        self,
-        asked: AskedFilter,
-        moment: Moment,
-        parse: Callable[[], Node],
-        builders: Builders | None,
-        go_on: Callable[[], None],
-    ) -> Allowed:
-        """Those that match of the documents that live at a moment, remembered for the next time that a filter is asked.
-        parse: of the filter. The rest, and what it raises, as of `within`."""
-
-        def judge(node: Node, among: BitMap, live: int) -> BitMap:
-            return self.within(node, moment.end, among, builders, go_on, live=live)
-
-        found = self._budget.lists.find(self, asked, moment, parse, judge, self._use)
-        if self._closed:  # meanwhile
-            self._budget.lists.forget(self)
-        return found
-
     def within(
         self,
         node: Node,
@@ -152,7 +140,7 @@ class PayloadIndex:
         who may make an index here and now; anybody may without. go_on: called every now and then; what it raises ends
         the work. live: how many documents there are, if these are some of them. Raises StorageError, BeingIndexed."""
         node = placed(node, lambda ids: self._stored.placed(ids, universe))
-        fields = self._use(node)
+        fields = self.use(node)
         self._end, self._live = max(self._end, end), len(universe) if live is None else live
         made = False
         while True:
@@ -171,7 +159,7 @@ class PayloadIndex:
             self._budget.ask(self)
         return (found.sure & universe) | (self._decided(node, maybe, go_on) if maybe else BitMap())
 
-    def _use(self, node: Node) -> dict[Key, Field]:
+    def use(self, node: Node) -> dict[Key, Field]:
         """The fields that a filter needs; they are kept rather than those that were not asked for as lately."""
         fields = self._wanted(node)
         if fields:
