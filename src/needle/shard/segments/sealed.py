@@ -199,6 +199,10 @@ class SealedSegment:
         if ways is not None:
             ways.exactly()
         scan = Scan(self.metric, queries, k, self.norm_max)
+        keys = self._index.keys(queries, local)  # rows are nodes: `scores` says so
+        if keys is not None:
+            scan.add_keys(keys, lambda places: self.vectors(local[places]), self.ordinals(local))
+            return scan.found
         for at in range(0, len(local), SCAN_ROWS):
             part = local[at : at + SCAN_ROWS]
             scan.add(self.vectors(part), self.ordinals(part))
