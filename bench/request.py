@@ -9,6 +9,8 @@ same recall. Machines are shared, so the same by processor time: that of a faiss
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from statistics import median
@@ -215,3 +217,28 @@ async def _recall(kind: Kind, data: Dataset) -> float:
         nearest = allowed[np.argsort(-(data.vectors[allowed] @ data.queries[n]))[:10]]
         found += len({int(hit.id[1:]) for hit in await kind.explain(n)} & set(nearest.tolist()))
     return found / (10 * EXPLAINED)
+
+
+def section(rows: list[dict[str, object]]) -> str:
+    """What was measured, as a table of Markdown."""
+    lines = ["| what | Needle, 3 nodes | beside | ratio | goal |", "|---|---|---|---|---|"]
+    for row in rows:
+        missed = "" if row["ok"] is not False else ", missed"
+        goal = f"{row['goal']}{missed}" if row["goal"] else ""
+        lines.append(f"| {row['name']} | {row['needle']} | {row['other']} | {row['ratio']} | {goal} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print the table that docs/benchmarks.md has."""
+    parser = argparse.ArgumentParser(prog="python -m bench.request", description=main.__doc__)
+    parser.add_argument("--quick", action="store_true", help="5,000 documents and shorter runs")
+    parser.add_argument("--documents", type=int, help="20,000 unless said otherwise")
+    options = parser.parse_args()
+    report = Report()
+    asyncio.run(run(report, quick=options.quick, documents=options.documents))
+    print(section(report.rows))
+
+
+if __name__ == "__main__":
+    main()
