@@ -46,8 +46,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.segments.view:VectorsView._candidates",
-                "+= served.sealed.search(",
-                "+= 2 * served.sealed.search(",
+                "+= sealed.search(",
+                "+= 2 * sealed.search(",
             ),
         ),
         sim=True,
