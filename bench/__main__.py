@@ -1,8 +1,8 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup] [archive] [kinds]`: or all.
+[tls] [documents] [backup] [archive] [kinds] [request]`: or all.
 
---quick, --json; --documents N: how many the benchmarks of filters, replace, documents and backup have; 200,000,
-200,000, 20,000 and 20,000 unless said otherwise."""
+--quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
+200,000, 200,000, 20,000, 20,000 and 20,000 unless said otherwise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,27 @@ import sys
 
 from bench import archive as bench_archive
 from bench import backup as bench_backup
-from bench import busy, collections, failover, filters, http, kinds, moves, replace, search, shards, tls, writes
+from bench import (
+    busy,
+    collections,
+    failover,
+    filters,
+    http,
+    kinds,
+    moves,
+    replace,
+    request,
+    search,
+    shards,
+    tls,
+    writes,
+)
 from bench import documents as bench_documents
 from bench.report import Report
 
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
-    "documents", "backup", "archive", "kinds",
+    "documents", "backup", "archive", "kinds", "request",
 )  # fmt: skip
 
 
@@ -56,6 +70,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await bench_archive.run(report, quick=quick, documents=documents)
     if "kinds" in parts:
         await asyncio.to_thread(kinds.run, report, quick=quick)
+    if "request" in parts:
+        await request.run(report, quick=quick, documents=documents)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from bench.vectors import Floats
 from needle.base.config import SegmentConfig
@@ -28,6 +29,23 @@ IN_FLIGHT = 4
 QUIET_SECONDS = 3.0
 TIMING = {"election_timeout": 0.6, "heartbeat_interval": 0.1}
 """Many nodes share few cores here; searches of one replica need no heartbeat."""
+
+
+class Spent(NamedTuple):
+    """Processor seconds that a process has used: its event loop, and all its other threads."""
+
+    loop: float
+    threads: float
+
+    @staticmethod
+    def by(pid: int) -> Spent:
+        """As the scheduler counts it, in nanoseconds (Linux)."""
+        loop = threads = 0
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                spent = int((task / "schedstat").read_text(encoding="ascii").split()[0])
+                loop, threads = (loop + spent, threads) if task.name == str(pid) else (loop, threads + spent)
+        return Spent(loop / 1e9, threads / 1e9)
 
 
 class NeedleCluster:
@@ -54,6 +72,14 @@ class NeedleCluster:
         client: Client = await wait_for(self._nodes.connect, START_SECONDS, "a node that answers")
         await wait_for(client.leader, START_SECONDS, "a leader")
         return client
+
+    def address(self, node: str) -> str:
+        """Where a node listens."""
+        return self._nodes.addresses[node]
+
+    def spent(self) -> dict[str, Spent]:
+        """Processor time of each node so far."""
+        return {name: Spent.by(node.pid) for name, node in self._nodes.nodes.items()}
 
     def kill(self, node: str) -> None:
         self._nodes.kill(node)

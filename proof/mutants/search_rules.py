@@ -9,6 +9,7 @@ _KINDS = "tests/shard/test_index_kinds.py::"
 _SEGMENTS = "tests/shard/test_segment_set.py::"
 _KEEPER = "tests/shard/test_segment_keeper.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
+_LISTS = "tests/shard/test_allow_lists.py::"
 _FIELD_FILES = "tests/shard/test_field_files.py::"
 _DECLARED = "tests/shard/test_declared_fields.py::"
 _FIELD_DISK = "tests/shard/test_field_files_disk.py::"
@@ -45,8 +46,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.segments.view:VectorsView._candidates",
-                "+= served.sealed.search(",
-                "+= 2 * served.sealed.search(",
+                "+= sealed.search(",
+                "+= 2 * sealed.search(",
             ),
         ),
         sim=True,
@@ -101,6 +102,35 @@ MUTANTS = (
         sim=True,
         tests=(
             "tests/shard/test_payload_index.py::test_filtered_search_is_exact_and_sees_one_applied_index_while_writes_go_on",
+        ),
+    ),
+    Mutant(
+        name="allow-list-of-before",
+        breaks="a filter that was asked before does not find what was written since",
+        edits=(
+            Edit(
+                "shard.fields.allow_lists:AllowLists.find",
+                "elif kept.changes == moment.changes:",
+                "elif kept.changes <= moment.changes:",
+            ),
+        ),
+        sim=True,
+        tests=(_LISTS + "test_a_list_is_what_judging_anew_finds_at_any_moment",),
+    ),
+    Mutant(
+        name="allow-list-of-later",
+        breaks="a search by a former state is given a list without what died since",
+        edits=(
+            Edit(
+                "shard.fields.allow_lists:AllowLists.find",
+                "kept is None or kept.changes > moment.changes",
+                "kept is None",
+            ),
+        ),
+        sim=False,
+        tests=(
+            _LISTS + "test_a_list_is_what_judging_anew_finds_at_any_moment",
+            _LISTS + "test_a_replica_remembers_no_list_that_differs_from_judging_anew",
         ),
     ),
     Mutant(

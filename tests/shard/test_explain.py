@@ -14,6 +14,7 @@ from pyroaring import BitMap
 from needle.base.explain import SegmentExplanation, Way
 from needle.base.model import Metric, SearchRequest
 from needle.protocol.commands import CreateCollection, Delete
+from needle.shard.segments.allowed import Allowed
 from needle.shard.segments.opened import OpenIndex
 from needle.shard.segments.trace import Trace
 from shard.replica_util import Log, open_replica, put, spec
@@ -41,8 +42,9 @@ def vectors(tmp_path_factory: pytest.TempPathFactory):
 
 def explained(vectors, allow: BitMap | None = None, *, exact: bool = False, ef: int = 20) -> list[SegmentExplanation]:
     view, trace, query = vectors.view(), Trace(1, ticking()), clustered(1, 16, 2)
-    plain = view.nearest(query, 3, allow=allow, exact=exact, ef_search=ef)
-    assert view.nearest(query, 3, allow=allow, exact=exact, ef_search=ef, trace=trace) == plain
+    allowed = None if allow is None else Allowed(allow)
+    plain = view.nearest(query, 3, allow=allowed, exact=exact, ef_search=ef)
+    assert view.nearest(query, 3, allow=allowed, exact=exact, ef_search=ef, trace=trace) == plain
     return trace.segments(0)
 
 

@@ -20,7 +20,8 @@ from needle.shard.segments.files import finish_download
 from needle.shard.segments.format import TAIL_BYTES, verify_file
 from needle.shard.segments.graph import BuildCancelled
 from needle.shard.segments.growing import GrowingSegment
-from needle.shard.segments.scoring import top_k
+from needle.shard.segments.opened import KEYS_NODES
+from needle.shard.segments.scoring import pair_distances, top_k
 from needle.shard.segments.sealed import SealedSegment, segment_file
 from needle.shard.segments.view import Served, VectorsView
 from shard.vectors_util import brute, clustered, spec_of
@@ -69,6 +70,26 @@ def test_recall_under_a_random_mask(large, share: float) -> None:
     segment, data, queries = large
     mask = np.random.default_rng(3).random(segment.rows) < share
     assert recall(segment, data, queries, mask) >= 0.95
+
+
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.L2])
+def test_rows_that_are_scored_where_they_lie_have_the_same_distances(tmp_path: Path, metric: Metric) -> None:
+    """Bit by bit, for few rows and many, one query and several; among them rows that are all but equal."""
+    data = clustered(1500, 24, 4)
+    data[700:720] = data[3] * (1 + np.arange(1, 21, dtype=np.float32)[:, None] * np.float32(3e-7))
+    ordinals = np.sort(np.random.default_rng(5).choice(4000, 1500, replace=False))
+    segment, path, spec = build(tmp_path, data, ordinals, metric)
+    opened = SealedSegment(path, segment, spec)
+    assert opened.node_of is None
+    for count in (1, KEYS_NODES - 1, KEYS_NODES, 900):
+        local = np.sort(np.random.default_rng(count).choice(1500, count, replace=False))
+        for queries in (data[3:4], clustered(2, 24, 6), clustered(7, 24, 7)):
+            found, distances = top_k(opened.score(queries, 10, local), len(queries), 10)
+            for row, query in enumerate(queries):
+                exact = pair_distances(metric, np.repeat(query[None], count, axis=0), data[local])
+                order = np.lexsort((ordinals[local], exact))[:10]
+                assert found[row, : len(order)].tolist() == ordinals[local][order].tolist()
+                assert distances[row, : len(order)].tobytes() == exact[order].tobytes()
 
 
 def test_the_widened_beam_answers_without_scoring_everything(large, monkeypatch: pytest.MonkeyPatch) -> None:

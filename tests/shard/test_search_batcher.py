@@ -9,7 +9,7 @@ import pytest
 
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, Internal, Overloaded
 from needle.base.model import HitBatch, SearchRequest
-from needle.shard.search_batcher import SearchBatcher, Wanted
+from needle.shard.search_batcher import SHORT_MAX, SearchBatcher, Wanted
 
 
 def request(name: str) -> SearchRequest:
@@ -21,23 +21,38 @@ def answer(name: str) -> HitBatch:
 
 
 class GatedPool:
-    """Runs a batch inline once the gate is open, and records the batches."""
+    """Runs a batch inline once the gate is open, a quick one at once, and records the batches."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.batches: list[int] = []
+        self.quick: list[bool] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self.running = 0
         self.running_max = 0
 
-    async def run(self, fn, /, *args):
+    def call(self, done, fn, /, *args, quick: bool = False) -> None:
+        self.quick.append(quick)
         self.batches.append(len(args[0]))
         self.running += 1
         self.running_max = max(self.running_max, self.running)
+        if quick:
+            self._answer(done, fn, *args)
+        else:
+            self._tasks.append(asyncio.ensure_future(self._later(done, fn, *args)))
+
+    async def _later(self, done, fn, *args) -> None:
+        await self.gate.wait()
+        self._answer(done, fn, *args)
+
+    def _answer(self, done, fn, *args) -> None:
+        self.running -= 1
         try:
-            await self.gate.wait()
-            return fn(*args)
-        finally:
-            self.running -= 1
+            found = fn(*args)
+        except Exception as error:  # noqa: BLE001 - handed on
+            done(None, error)
+        else:
+            done(found, None)
 
     def close(self) -> None:
         pass
@@ -68,6 +83,40 @@ async def test_a_lone_search_goes_at_once() -> None:
     pool.gate.set()
     assert (await SearchBatcher(search_many, pool).search(request("x"))).ids == ["x"]
     assert pool.batches == [1]
+
+
+async def test_short_searches_are_made_at_once_but_not_many_together_nor_beside_long_ones() -> None:
+    pool = GatedPool()
+    batcher = SearchBatcher(search_many, pool, in_flight_max=1, short=lambda asked: asked.collection != "long")
+    for n in range(40):  # each ends while it is begun
+        assert (await batcher.search(request(f"x{n}"))).ids == [f"x{n}"]
+    assert pool.quick == [True] * 40
+    several = [asyncio.ensure_future(batcher.search(request("x"))) for _ in range(SHORT_MAX + 1)]
+    await begun(pool, 41)
+    pool.quick.clear()
+    mixed = [asyncio.ensure_future(batcher.search(request(name))) for name in ("x", "long")]
+    pool.gate.set()
+    await asyncio.gather(*several, *mixed)
+    assert pool.quick == [False]
+
+
+async def test_what_waits_is_begun_when_short_searches_end_and_closing_waits_for_what_runs() -> None:
+    pool = GatedPool()
+    pool.gate.set()
+    batcher = SearchBatcher(search_many, pool, batch_max=1, in_flight_max=1, short=lambda _: True)
+    found = await asyncio.gather(*(batcher.search(request(str(n))) for n in range(2000)))
+    assert [one.ids for one in found] == [[str(n)] for n in range(2000)]
+    assert pool.quick == [False] * 1999 + [True]  # while others wait, the event loop has to get its turn
+    pool.gate.clear()
+    slow = SearchBatcher(search_many, pool)
+    running = asyncio.ensure_future(slow.search(request("x")))
+    await begun(pool, 2001)
+    closing = asyncio.ensure_future(slow.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    pool.gate.set()
+    await closing
+    assert (await running).ids == ["x"]
 
 
 async def test_an_error_reaches_only_its_search() -> None:

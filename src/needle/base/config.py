@@ -98,7 +98,8 @@ class Limits(Settings, frozen=True, kw_only=True):
     uncommitted_bytes_max: Bytes of writes that wait for a majority; over it, writes are answered `overloaded`.
     append_bytes_max: Bytes of log entries in one message to a follower; a single larger entry still goes.
     commit_rows_max: Rows that may wait for their commit to SQLite; more cost less a write, and the next read more.
-    field_index_bytes_max: Bytes of a replica's indexes of metadata fields, in memory and on disk (docs/filters.md).
+    field_index_bytes_max: Bytes of a replica's indexes of metadata fields, in memory and on disk, and a sixteenth more
+        for what filters allowed lately (docs/filters.md).
     pinned_scans_max: Consistent scans that may be open in one shard; more are refused.
     pinned_scan_seconds: A consistent scan ends after so long, whoever reads it.
     pinned_scan_bytes_max: About so many bytes are kept in one shard for consistent scans; over it, the oldest end.

@@ -17,6 +17,7 @@ from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable, in_seconds
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.model import SearchRequest
 from needle.base.parts import Payload, as_bytes
 from needle.base.runtime import Clock
 from needle.multiraft.background import Background
@@ -80,9 +81,9 @@ class HostedReplica:
         self.replica = replica
         self.builders = builders
         search_many = partial(replica.search_many, builders=builders, clock=ports.clock.monotonic)
-        self.batcher = SearchBatcher(search_many, ports.search_pool, in_flight_max=ports.search_threads)
-        self.calls = CallRates()
-        self.parts = KnownParts()
+        pool, threads_max = ports.search_pool, ports.search_threads
+        self.batcher = SearchBatcher(search_many, pool, in_flight_max=threads_max, short=self._is_short)
+        self.calls, self.parts = CallRates(), KnownParts()
         self.collections = StoredCollections()
         self.caught_up = False
         """Whether this replica has had, since the start, all that was committed when it found a leader."""
@@ -153,6 +154,13 @@ class HostedReplica:
         if not self._host.stopped:
             log.error("background work of %s failed", group_name(self.group), exc_info=error)
             self._fatal(error if isinstance(error, NeedleError) else StorageError(f"background work failed: {error!r}"))
+
+    def _is_short(self, request: SearchRequest) -> bool:
+        """Whether a search takes less than to hand it to a thread and back."""
+        try:
+            return self.replica.reads().is_short(request)
+        except NeedleError:  # the search itself tells why nothing can be answered
+            return False
 
     def _others(self) -> Sequence[NodeId]:
         """The other replicas' nodes, leader first."""

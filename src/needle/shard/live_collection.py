@@ -45,7 +45,7 @@ log = logging.getLogger("needle.shard")
 class CollectionView:
     """One collection at one applied index. live: the ordinals that an id points at. hidden: those of them that must
     not be seen, because the shard does not own their keys (yet, or any more). places: the vectors of those that have
-    one of another ordinal."""
+    one of another ordinal. changes: grows with every view of an opened collection that shows something else."""
 
     record: CollectionRecord
     vectors: VectorsView
@@ -54,6 +54,7 @@ class CollectionView:
     hidden: BitMap = field(default_factory=BitMap)
     places: Places = field(default_factory=Places)
     document_bytes: int = 0
+    changes: int = 0
 
     @property
     def live_bytes(self) -> int:
@@ -163,6 +164,7 @@ class LiveCollection:
         self.manifest: list[PublishedSegment] = []
         self.first_expiry = 0
         """Nothing of it expires before this instant (microseconds since 1970); 0: nothing does."""
+        self._changes = 0
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
         self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget, record.id, files)
         self._weights = Weights(record.spec.dimensions)
@@ -217,6 +219,7 @@ class LiveCollection:
 
     def take(self, change: CollectionChange) -> None:
         """Bring it to where the batch has brought the file."""
+        self._changes += 1
         self.record = change.record
         self.vectors.begin()
         first, end, kept = change.first_ordinal, change.first_ordinal + len(change.rows), [at for at, _ in change.kept]
@@ -256,7 +259,8 @@ class LiveCollection:
 
     def view(self) -> CollectionView:
         vectors, size = self.vectors.view(), self._weights.document_bytes
-        return CollectionView(self.record, vectors, self.live, self.payload, self._invisible, self.places, size)
+        state = self.record, vectors, self.live, self.payload, self._invisible, self.places
+        return CollectionView(*state, size, self._changes)
 
 
 def _without(first: int, end: int, left_out: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -31,11 +31,13 @@ from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.projection import projection
 from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.store import DocumentStore
+from needle.shard.fields.allow_lists import Moment
 from needle.shard.fields.builders import Builders
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.grouping import Sources, nearest_groups, wish_of
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.places import Places
+from needle.shard.segments.allowed import Allowed
 from needle.shard.segments.trace import Trace
 from needle.shard.segments.view import VectorsView
 
@@ -60,6 +62,8 @@ class Collection(Protocol):
     def places(self) -> Places: ...
     @property
     def visible(self) -> int: ...
+    @property
+    def changes(self) -> int: ...
 
 
 def search_group(
@@ -155,15 +159,25 @@ def allowed_ordinals(
     builders: Builders | None,
     go_on: Callable[[], None],
     bound: bytes = b"",
-) -> BitMap | None:
+) -> Allowed | None:
     """The ordinals that a filter allows, without the hidden ones; None for all that are live. bound: another filter
     (SearchRequest)."""
-    node = both(filter_json, bound, limits)
-    if node is None:
-        return visible_ordinals(collection) if collection.hidden else None
-    return collection.payload.within(
-        node, collection.record.next_ordinal, visible_ordinals(collection), builders, go_on
-    )
+    if not filter_json and not bound:
+        return Allowed(visible_ordinals(collection)) if collection.hidden else None
+    payload, end = collection.payload, collection.record.next_ordinal
+
+    def parse() -> Node:
+        return both(filter_json, bound, limits) or And(())
+
+    def judge(node: Node, among: BitMap, live: int) -> BitMap:
+        return payload.within(node, end, among, builders, go_on, live=live)
+
+    # Of what is hidden some may be shown again, so it is not left out of what is remembered.
+    moment = Moment(collection.changes, end, collection.live.bitmap)
+    found = payload.lists.find(payload, (filter_json, bound), moment, parse, judge, payload.use)
+    if payload.closed:  # meanwhile
+        payload.lists.forget(payload)
+    return Allowed(found.bitmap - collection.hidden) if collection.hidden else found
 
 
 def visible_ordinals(collection: Collection) -> BitMap:
@@ -183,7 +197,7 @@ def _nearest(
     queries: npt.NDArray[np.float32],
     request: SearchRequest,
     k: int,
-    allow: BitMap | None,
+    allow: Allowed | None,
     trace: Trace | None,
 ) -> list[Nearest]:
     """For each query, the k nearest (fewer if there are fewer) and everything tied with the last of them."""
@@ -192,7 +206,7 @@ def _nearest(
         return [([], []) for _ in queries]
     places = collection.places
     if allow is not None and places:
-        allow = places.vectors_of(allow)
+        allow = Allowed(places.vectors_of(allow.bitmap))
     found = collection.vectors.nearest(
         queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search, trace=trace
     )
@@ -207,14 +221,14 @@ class _Grouped:
         collection: Collection,
         store: DocumentStore,
         request: SearchRequest,
-        allow: BitMap | None,
+        allow: Allowed | None,
         limits: Limits,
         builders: Builders | None,
         go_on: Callable[[], None],
     ) -> None:
         """allow: as of `allowed_ordinals`."""
         self._collection, self._store, self._request, self._go_on = collection, store, request, go_on
-        self._among = visible_ordinals(collection) if allow is None else allow
+        self._among = visible_ordinals(collection) if allow is None else allow.bitmap
         self._builders = builders
         self._wish = wish_of(request, limits)
 
@@ -224,7 +238,7 @@ class _Grouped:
         payload, end = self._collection.payload, self._collection.record.next_ordinal
 
         def nearest(k: int, among: BitMap) -> tuple[list[int], list[float], bool]:
-            ((ordinals, distances),) = _nearest(self._collection, query[None, :], request, k, among, trace)
+            ((ordinals, distances),) = _nearest(self._collection, query[None, :], request, k, Allowed(among), trace)
             near = near_enough(distances, record.spec.metric, request)
             return ordinals[:near], distances[:near], near == len(ordinals)
 

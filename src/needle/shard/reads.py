@@ -36,6 +36,10 @@ SCAN_LOOKS: Final = 10_000
 SCAN_LOOKS_BYTES: Final = 32 << 20
 SCAN_BYTES: Final = 8 << 20
 """One page of a scan looks at so many documents, or metadata of so many bytes, and holds so many bytes, about."""
+SHORT_BYTES: Final = 1 << 20
+SHORT_GROWING: Final = 4096
+SHORT_K: Final = 100
+"""A search among vectors of so many bytes, and beside so many that are in no index file yet, is short."""
 
 
 GoOn = Callable[[], None]
@@ -143,6 +147,25 @@ class Reads:
         except (NeedleError, BeingIndexed) as error:
             return [error] * len(asked)
 
+    def is_short(self, request: SearchRequest) -> bool:
+        """Whether a search scores few vectors, knows which these are, and reads no file of documents but perhaps for
+        some ids. Blocks for nothing."""
+        view = self._view()
+        held = view.collections.get(request.collection)
+        asks = request.with_metadata or request.with_vectors or request.group_by or request.order_by or request.explain
+        if (
+            held is None
+            or asks
+            or view.store.writer.waits
+            or sum(chunk.rows for chunk in held.vectors.growing.chunks) > SHORT_GROWING
+        ):
+            return False
+        count = held.record.documents
+        if request.filter or request.bound:
+            allowed = held.payload.lists.peek(held.payload, (request.filter, request.bound), held.changes)
+            count = SHORT_BYTES if allowed is None else len(allowed)
+        return 4 * held.record.spec.dimensions * count <= SHORT_BYTES and request.k <= SHORT_K
+
     def take_cut(self) -> list[str]:
         """Paths of index files that searches found shorter than they were; once each."""
         return [path for path in list(self._cut) if self._cut.pop(path, 0) is None]
@@ -210,7 +233,7 @@ class Reads:
                 check_claim(view.fence, claim, view.at.index)
                 found = view.collection(collection)
                 allowed = allowed_ordinals(found, filter_json, self._limits, builders, go_on, bound)
-                among = visible_ordinals(found) if allowed is None else allowed
+                among = visible_ordinals(found) if allowed is None else allowed.bitmap
                 end = found.record.next_ordinal
                 return value_counts(found.payload, path, end, among, builders, go_on), view.at.index
         except CorruptDocuments as error:

@@ -1,7 +1,9 @@
 """Micro-batching: concurrent searches of one replica become a few `search_many` calls in threads.
 
+A lone search waits for nothing, and a short one is made without a thread, which would take longer (adr/0088).
+
 Searches of one loop turn, and those that arrive while all workers are busy, are taken together: up to `batch_max` in a
-call, `in_flight_max` calls at once. A lone search waits for nothing. Measured on 4 shards, 64 in flight: 1,569
+call, `in_flight_max` calls at once. Measured on 4 shards, 64 in flight: 1,569
 searches/s with a thread each, 2,475 in micro-batches of 16.
 
 Collections take turns: a batch takes what one of them waits for, and others join it only if all that they wait for
@@ -33,6 +35,8 @@ _Waiting = tuple[SearchRequest, "asyncio.Future[HitBatch]", float]
 """The last: the loop time at which it is over."""
 _Queue = OrderedDict["asyncio.Future[HitBatch]", _Waiting]
 BATCHES_REMEMBERED = 4
+SHORT_MAX = 4
+"""So many short searches together are still short."""
 AGAIN_SECONDS = 0.05
 """How soon a search looks again for the index that it needs."""
 
@@ -49,17 +53,22 @@ class SearchBatcher:
         batch_max: int = 16,
         in_flight_max: int = 2,
         waiting_max: int = 4096,
+        short: Callable[[SearchRequest], bool] = lambda _: False,
     ) -> None:
+        """short: whether a search takes less than to hand it to a thread and back; then it may be made at once."""
         self._search_many = search_many
         self._pool = pool
         self._batch_max = batch_max
         self._in_flight_max = in_flight_max
         self._waiting_max = waiting_max
+        self._short = short
         self._waiting: dict[str, _Queue] = {}  # by collection; the first one's turn is next
         self._count = 0
         self._parked: dict[asyncio.Future[HitBatch], asyncio.TimerHandle] = {}
-        self._in_flight: set[asyncio.Task[None]] = set()
-        self._scheduled = self._closed = False
+        self._running = 0
+        self._ended: asyncio.Future[None] | None = None
+        """Who waits until nothing runs any more."""
+        self._scheduled = self._starting = self._closed = False
         self._took: deque[float] = deque(maxlen=BATCHES_REMEMBERED)  # seconds of the last batches
 
     async def search(self, request: SearchRequest, timeout: float = float("inf")) -> HitBatch:
@@ -88,7 +97,7 @@ class SearchBatcher:
         request, answer, _ = waiting
         self._waiting.setdefault(request.collection, OrderedDict())[answer] = waiting
         self._count += 1
-        if not self._scheduled and len(self._in_flight) < self._in_flight_max:
+        if not self._scheduled and self._running < self._in_flight_max:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._start)
 
@@ -127,10 +136,10 @@ class SearchBatcher:
 
     def _start(self) -> None:
         """Start as many batches as there are free workers, sharing what waits between them."""
-        self._scheduled = False
+        self._scheduled, self._starting = False, True  # a short batch has ended when `_run` returns
         now = asyncio.get_running_loop().time()
-        while self._waiting and len(self._in_flight) < self._in_flight_max:
-            free = self._in_flight_max - len(self._in_flight)
+        while self._waiting and self._running < self._in_flight_max:
+            free = self._in_flight_max - self._running
             batch: list[_Waiting] = []
             for waiting in self._take(min(self._batch_max, -(-self._count // free))):
                 if not waiting[1].done() and waiting[2] <= now:
@@ -138,9 +147,8 @@ class SearchBatcher:
                 if not waiting[1].done():
                     batch.append(waiting)
             if batch:
-                task = asyncio.ensure_future(self._run(batch))
-                self._in_flight.add(task)
-                task.add_done_callback(self._finished)
+                self._run(batch)
+        self._starting = False
 
     def _take(self, size: int) -> list[_Waiting]:
         """Up to `size` searches of the collection whose turn it is, and all those of others that fit beside them."""
@@ -157,29 +165,37 @@ class SearchBatcher:
         self._count -= len(taken)
         return taken
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._in_flight.discard(task)
-        self._start()
-
-    async def _run(self, batch: list[_Waiting]) -> None:
-        results: Sequence[SearchAnswer]
+    def _run(self, batch: list[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
+        start = loop.time()
+        requests = [waiting[0] for waiting in batch]
 
         def wanted(at: int) -> bool:
             return not batch[at][1].done() and batch[at][2] > loop.time()
 
-        start = loop.time()
+        def done(results: Sequence[SearchAnswer] | None, error: BaseException | None) -> None:
+            self._running -= 1
+            if results is not None:
+                self._took.append(loop.time() - start)
+                self._answer(batch, results)
+            else:
+                # Whatever went wrong, nobody may be left waiting.
+                for _, answer, _ in batch:
+                    if not answer.done():
+                        answer.set_exception(error or Overloaded("the node is stopping"))
+            if not self._running and self._ended is not None and not self._ended.done():
+                self._ended.set_result(None)
+            if not self._starting:
+                self._start()
+
+        self._running += 1
+        short = not self._waiting and len(batch) <= SHORT_MAX and all(map(self._short, requests))
         try:
-            results = await self._pool.run(self._search_many, [waiting[0] for waiting in batch], wanted)
-        except BaseException as error:
-            # Whatever went wrong, nobody may be left waiting; anything but a NeedleError is also raised here.
-            for _, answer, _ in batch:
-                if not answer.done():
-                    answer.cancel() if isinstance(error, asyncio.CancelledError) else answer.set_exception(error)
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            return
-        self._took.append(loop.time() - start)
+            self._pool.call(done, self._search_many, requests, wanted, quick=short)
+        except Exception as error:  # noqa: BLE001 - its threads are stopped: whoever asked is told
+            done(None, error)
+
+    def _answer(self, batch: list[_Waiting], results: Sequence[SearchAnswer]) -> None:
         for waiting, result in zip(batch, results, strict=True):
             answer = waiting[1]
             if answer.done():
@@ -202,5 +218,6 @@ class SearchBatcher:
         for answer in [*parked, *(answer for _, answer, _ in self._take(self._count))]:
             if not answer.done():
                 answer.set_exception(Overloaded("the node is stopping"))
-        if self._in_flight:
-            await asyncio.gather(*self._in_flight, return_exceptions=True)
+        if self._running:
+            self._ended = asyncio.get_running_loop().create_future()
+            await self._ended

@@ -22,7 +22,7 @@ It must not know what commands mean, faiss, or Raft.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -34,9 +34,10 @@ from pyroaring import BitMap
 
 from needle.base.errors import CorruptDocuments, StorageError
 from needle.shard.disk import ReplicaDisk, disk_errors
-from needle.shard.documents import scans
+from needle.shard.documents import rows, scans
 from needle.shard.documents.loading import Loaded, load
 from needle.shard.documents.metadata_rows import Rows
+from needle.shard.documents.names import Named, Names
 from needle.shard.documents.read_connections import ReadConnections
 from needle.shard.documents.records import ORDINAL_BITS, AppliedAt, StoredDocument, row_id
 from needle.shard.documents.row_check import (
@@ -75,6 +76,7 @@ class DocumentStore:
         self._on_damage = on_damage
         self._connections = ReadConnections(self.path, on_damage)
         self.writer = DocumentWriter(self.path, disk, failpoint, rows_max, on_damage)
+        self._names = Names(self._named_between)
 
     def close(self) -> None:
         """Close every connection. Waits for a write that is under way."""
@@ -148,36 +150,29 @@ class DocumentStore:
     ) -> dict[int, StoredDocument]:
         """Rows by ordinal, dead ones included until they are purged.
 
-        One aggregated row crosses from SQLite per chunk: APSW gives up the GIL for each row it returns, and getting
-        it back from a busy event loop can take a switch interval every time.
+        Ids and versions alone mostly come from memory.
         """
-        base = row_id(collection_id, 0)
-        found: dict[int, StoredDocument] = {}
-        column = "CAST(metadata AS TEXT)" if metadata else "''"
-        if ordinals:
-            self.writer.save_up_to(collection_id, base | max(ordinals))
-        with self._connections.one() as connection:
-            for start in range(0, len(ordinals), CHUNK):
-                part = padded([base | ordinal for ordinal in ordinals[start : start + CHUNK]])
-                marks = ",".join("?" * len(part))
-                (text,) = connection.execute(
-                    f"SELECT json_group_array(json_array(row, id, version, {column})) FROM documents "
-                    f"WHERE row IN ({marks})",
-                    part,
-                ).fetchone()
-                values = dict(
-                    connection.execute(
-                        f"SELECT d.row, v.vector FROM documents d JOIN vectors v ON v.row = {base} + d.vector "
-                        f"WHERE d.row IN ({marks})",
-                        part,
-                    ).fetchall()
-                    if vectors
-                    else ()
-                )
-                for row, id_, version, stored in _decode_rows(text):
-                    at = row - base
-                    found[at] = StoredDocument(id_, at, version, stored.encode(), values.get(row, b""))
+        if metadata or vectors:
+            return self._by_ordinal(collection_id, ordinals, metadata=metadata, vectors=vectors)
+        found = self._names.find(collection_id, ordinals)
+        if len(found) < len(ordinals):
+            rest = [ordinal for ordinal in ordinals if ordinal not in found]
+            read = self._by_ordinal(collection_id, rest, metadata=False, vectors=False)
+            self._names.missed(collection_id, read)
+            found.update(read)
         return found
+
+    def _named_between(self, collection_id: int, first: int, end: int) -> list[Named]:
+        with self._connections.one() as connection:
+            return rows.named_between(connection, collection_id, first, end)
+
+    def _by_ordinal(
+        self, collection_id: int, ordinals: Sequence[int], *, metadata: bool, vectors: bool
+    ) -> dict[int, StoredDocument]:
+        if ordinals:
+            self.writer.save_up_to(collection_id, row_id(collection_id, max(ordinals)))
+        with self._connections.one() as connection:
+            return rows.by_ordinal(connection, collection_id, ordinals, metadata=metadata, vectors=vectors)
 
     def by_id(self, collection_id: int, ids: Sequence[str], *, vectors: bool) -> list[StoredDocument]:
         """The current documents of `ids`, in the order asked for, from one consistent read; absent ids left out."""
@@ -389,10 +384,3 @@ class DocumentStore:
         except CorruptDocuments as error:
             self._on_damage(error)
             raise
-
-
-_row_decoder = msgspec.json.Decoder(list[tuple[int, str, int, str]])
-
-
-def _decode_rows(text: str) -> Iterable[tuple[int, str, int, str]]:
-    return _row_decoder.decode(text)

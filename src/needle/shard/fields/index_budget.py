@@ -11,9 +11,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from needle.shard.fields.allow_lists import AllowLists
+
 IDLE_USES: Final = 1000
 """A field that this many filtered searches did not ask for may lose its index to another one."""
 RECENT_MAX: Final = 256
+LISTS_SHARE: Final = 16
+"""Allow-lists may take one part in so many of what the indexes may take, beside them."""
 FieldName = tuple[int, tuple[str, ...], bool]
 """Of which collection, the path, and whether as instants."""
 
@@ -59,6 +63,7 @@ class IndexBudget:
     def __init__(self, bytes_max: int, rows: IndexRows = USUAL_ROWS) -> None:
         self.bytes_max = bytes_max
         self.rows = rows
+        self.lists = AllowLists(bytes_max // LISTS_SHARE)
         self.changes = 0
         """Grows with whatever may be worth saving, or deleting."""
         self.used = 0

@@ -29,6 +29,7 @@ from needle.base.filters.nodes import Node, evaluate
 from needle.base.model import FieldIndex
 from needle.shard.documents.metadata_rows import Stored, decode_rows
 from needle.shard.documents.tail import TAIL_BYTES, Tail
+from needle.shard.fields.allow_lists import AllowLists
 from needle.shard.fields.builders import BeingIndexed, Builders
 from needle.shard.fields.field import EMPTY_BYTES, Field, needed, refused
 from needle.shard.fields.field_files import FieldFiles, Place, place_of
@@ -80,6 +81,11 @@ class PayloadIndex:
             fields = list(self._fields.values())
         return [".".join(one.key[0]) for one in fields if not one.refused and one.state.end >= self._end]
 
+    @property
+    def lists(self) -> AllowLists:
+        """Of filters that were asked before, of all collections of the replica; this one's are owned by this."""
+        return self._budget.lists
+
     def state_of(self, path: Path) -> FieldState | None:
         """The index of a field's values; None where there is no room for one."""
         with self._lock:
@@ -92,6 +98,10 @@ class PayloadIndex:
         with self._lock:
             held = [self._fields.get(key) for key in keys]
         return bool(held) and all(one and not one.refused and one.state.end > end - LACKING_MAX for one in held)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def bytes_held(self) -> int:
         """Memory that the indexes take."""
@@ -107,6 +117,7 @@ class PayloadIndex:
             self._budget.release(field)
         self._budget.release(self._tail)
         self._budget.forget(self)
+        self.lists.forget(self)
 
     # --- apply -------------------------------------------------------------------------------------------------------
     def add(self, documents: Sequence[tuple[int, bytes]]) -> None:
@@ -122,17 +133,15 @@ class PayloadIndex:
         universe: BitMap,
         builders: Builders | None = None,
         go_on: Callable[[], None] = lambda: None,
+        *,
+        live: int | None = None,
     ) -> BitMap:
         """Those of the ordinals `universe`, all of which are below `end`, whose metadata matches: exactly. builders:
         who may make an index here and now; anybody may without. go_on: called every now and then; what it raises ends
-        the work. Raises StorageError, BeingIndexed."""
+        the work. live: how many documents there are, if these are some of them. Raises StorageError, BeingIndexed."""
         node = placed(node, lambda ids: self._stored.placed(ids, universe))
-        fields = self._wanted(node)
-        self._end, self._live = max(self._end, end), len(universe)
-        if fields:
-            self._budget.use([*fields.values(), self._tail])
-            self._keep_tail()
-            self._budget.note([(self._id, *key) for key, one in fields.items() if one.nbytes > 2 * EMPTY_BYTES])
+        fields = self.use(node)
+        self._end, self._live = max(self._end, end), len(universe) if live is None else live
         made = False
         while True:
             states = {key: field.state for key, field in fields.items()}
@@ -149,6 +158,15 @@ class PayloadIndex:
         if lacking or any(one.state.due() or self._bloated(one) for one in fields.values()):
             self._budget.ask(self)
         return (found.sure & universe) | (self._decided(node, maybe, go_on) if maybe else BitMap())
+
+    def use(self, node: Node) -> dict[Key, Field]:
+        """The fields that a filter needs; they are kept rather than those that were not asked for as lately."""
+        fields = self._wanted(node)
+        if fields:
+            self._budget.use([*fields.values(), self._tail])
+            self._keep_tail()
+            self._budget.note([(self._id, *key) for key, one in fields.items() if one.nbytes > 2 * EMPTY_BYTES])
+        return fields
 
     def _make(self, lacking: Sequence[Field], end: int, builders: Builders | None, go_on: Callable[[], None]) -> None:
         """Make the indexes whole. Raises BeingIndexed if others do such work; the background begins meanwhile."""

@@ -35,6 +35,10 @@ BEAM_ROWS: Final = 30
 CODE_ROWS: Final = 8
 """So many product codes are compared in the time of a full vector."""
 
+KEYS_QUERIES: Final = 2
+KEYS_NODES: Final = 256
+"""So few queries, and so many nodes, are scored in place."""
+
 LET_GO_BYTES: Final = 16 << 20
 FAULT_BYTES: Final = 64 << 10
 """What Linux maps around a byte that is asked for."""
@@ -53,7 +57,7 @@ class OpenIndex:
         apart = layout.apart
         self.kind = apart.kind
         self.stretch = apart.stretch
-        self._dimensions = dimensions
+        self._dimensions, self._metric = dimensions, metric
         self._finder: Walk | Probe | None = None
         self._mapping: mmap.mmap | None = None
         self._mapped = 0
@@ -117,6 +121,23 @@ class OpenIndex:
         if isinstance(nodes, slice) and self.kind is IndexKind.HNSW:
             rows = rows.copy()
         return rows.view(np.float32).reshape(-1, self._dimensions)
+
+    def keys(self, queries: Floats, nodes: Ints) -> Floats | None:
+        """(nq, n): what orders these nodes by their distance to each query, but for rounding, without a copy of their
+        vectors. None where a matrix product of a copy costs no more, or vectors are not in one file with their graph.
+        Measured, 2,000 nodes of 384 dimensions, one query: 149 us instead of 373; with 16 queries the copy pays."""
+        if self.kind is not IndexKind.HNSW or len(queries) > KEYS_QUERIES or len(nodes) < KEYS_NODES:
+            return None
+        faiss.omp_set_num_threads(1)
+        out = np.empty((len(queries), len(nodes)), np.float32)
+        at = faiss.cast_integer_to_float_ptr(self._raw.ctypes.data)
+        wanted = np.ascontiguousarray(nodes, np.int64)
+        squares = self._metric == Metric.L2
+        score = getattr(faiss, "fvec_L2sqr_by_idx" if squares else "fvec_inner_products_by_idx")
+        for query, row in zip(queries, out, strict=True):
+            asked, names = faiss.swig_ptr(query), faiss.swig_ptr(wanted)
+            score(faiss.swig_ptr(row), asked, at, names, self._dimensions, 1, len(wanted))
+        return out if squares else np.negative(out, out=out)
 
     def _let_go(self, mapped: int) -> None:
         """Of all vectors, once so much of them was mapped. Who reads them just now has them mapped again."""

@@ -8,6 +8,7 @@ within a proven rounding error of the k-th best are scored again (Higham 2002, s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -117,15 +118,31 @@ class Scan:
         keys = _keys(self._metric, self._queries, rows, norms)
         if mask is not None:
             keys[:, ~mask] = np.inf
-        if len(rows) > self.k:
-            kth = np.partition(keys, self.k - 1, axis=1)[:, self.k - 1 : self.k]
-            np.fmin(self._bound, kth, out=self._bound)
-        # "not greater" keeps NaN: overflowed scores are decided by the exact distance.
-        near = ~(keys > self._bound + self._slack)
+        near = self._near(keys)
         if mask is not None:
             near &= mask
         query, row = np.nonzero(near)
-        self.found.append(Candidates(query, ordinals[row], self._distances(rows, query, row)))
+        self._take(Candidates(query, ordinals[row], self._distances(rows, query, row)))
+
+    def add_keys(self, keys: Floats, rows: Callable[[Ints], Floats], ordinals: Ints) -> None:
+        """Score rows of which keys are known: the same for one scan, each a product or a squared distance by float32
+        in any order of its terms. keys: (nq, n). rows: their vectors, by place. ordinals: (n,)."""
+        query, row = np.nonzero(self._near(keys))
+        seen, place = np.unique(row, return_inverse=True)
+        self._take(Candidates(query, ordinals[row], self._distances(rows(seen), query, place.reshape(-1))))
+
+    def _near(self, keys: Floats) -> Bools:
+        """Which may be among the k nearest of all so far."""
+        if keys.shape[1] > self.k:
+            kth = np.partition(keys, self.k - 1, axis=1)[:, self.k - 1 : self.k]
+            np.fmin(self._bound, kth, out=self._bound)
+        # "not greater" keeps NaN: overflowed scores are decided by the exact distance.
+        near: Bools = ~(keys > self._bound + self._slack)
+        return near
+
+    def _take(self, found: Candidates) -> None:
+        self.found.append(found)
+        query = found.query
         self._pairs += len(query)
         if self._pairs > max(_PAIRS_HELD, 4 * len(self._queries) * (self.k + TIES_MAX)):
             self.found = [with_ties(self.found, len(self._queries), self.k)]

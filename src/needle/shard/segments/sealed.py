@@ -190,6 +190,29 @@ class SealedSegment:
             found = self._search_band(self._whole, queries, k, ef_search, counts, ways)
         return self._rows_of([Candidates(c.query, first_rows[c.ordinal], c.distance) for c in found], mask, k)
 
+    def scores(self, count: int, k: int, ef_search: int) -> bool:
+        """Whether a search among so many of the rows scores them exactly, so that `score` does the same."""
+        return self._shared is None and self._rather_exact(self._whole, count, k, max(ef_search, 2 * k))
+
+    def score(self, queries: Floats, k: int, local: Ints, ways: Ways | None = None) -> list[Candidates]:
+        """Candidates for the k nearest of these rows, exactly. What it costs goes with them, not with the file."""
+        if ways is not None:
+            ways.exactly()
+        scan = Scan(self.metric, queries, k, self.norm_max)
+        keys = self._index.keys(queries, local)  # rows are nodes: `scores` says so
+        if keys is not None:
+            scan.add_keys(keys, lambda places: self.vectors(local[places]), self.ordinals(local))
+            return scan.found
+        for at in range(0, len(local), SCAN_ROWS):
+            part = local[at : at + SCAN_ROWS]
+            scan.add(self.vectors(part), self.ordinals(part))
+        return scan.found
+
+    def _rather_exact(self, band: Band, count: int, k: int, base: int) -> bool:
+        """Whether to score `count` nodes of a band. base: so many of them are to be within the beam, about."""
+        dear = self._index.cost(band, -(-base * band.nodes // count)) >= count
+        return not band.even or not self._index.searches or dear or k + RESCORE_MARGIN >= count
+
     def _search_bands(
         self, queries: Floats, k: int, ef_search: int, counts: Bools | None, ways: Ways | None
     ) -> list[Candidates]:
@@ -220,8 +243,7 @@ class SealedSegment:
             return []
         # So many of the rows that count are to be within the beam, about; never fewer than 2k.
         base = max(ef_search, 2 * k)
-        dear = self._index.cost(band, -(-base * band.nodes // count)) >= count
-        if not band.even or not self._index.searches or dear or k + RESCORE_MARGIN >= count:
+        if self._rather_exact(band, count, k, base):
             return self._exact(band, queries, k, counts, ways)
         base = ceil(base * self._index.stretch)
         beam = -(-base * band.nodes // count)

@@ -13,6 +13,7 @@ import numpy as np
 from pyroaring import BitMap
 
 from needle.base.model import CollectionSpec
+from needle.shard.segments.allowed import Allowed
 from needle.shard.segments.growing import GrowingSegment
 from needle.shard.segments.scoring import Bools, Candidates, Floats, Ints, Scan, top_k, with_ties
 from needle.shard.segments.sealed import SealedSegment
@@ -46,23 +47,17 @@ class Served:
         mask[local] = True
         return replace(self, live=mask)
 
-    def mask(self, allowed: Ints | None) -> Bools | None:
-        """Rows that count for a search: live, and in the sorted `allowed`."""
+    def counted(self, allowed: Allowed | None) -> int:
+        """How many rows count for a search."""
         if allowed is None:
-            return self.live
-        mask = np.zeros(self.sealed.rows, np.bool_)
-        mask[self.sealed.locals_of(allowed)] = True
-        return mask if self.live is None else mask & self.live
+            return self.live_rows()
+        local = allowed.locals_of(self.sealed)
+        return len(local) if self.live is None else int(np.count_nonzero(self.live[local]))
 
 
 def between(ordinals: Ints, first: int, last: int) -> Ints:
     """The part of sorted `ordinals` within [first, last]."""
     return ordinals[np.searchsorted(ordinals, first) : np.searchsorted(ordinals, last, side="right")]
-
-
-def sorted_ordinals(bitmap: BitMap) -> Ints:
-    """A bitmap's members as ascending int64."""
-    return np.array(bitmap.to_array(), dtype=np.int64) if bitmap else np.empty(0, np.int64)
 
 
 class VectorsView:
@@ -107,14 +102,15 @@ class VectorsView:
         (nq, k) float32 (inf for none). Raises CorruptSegment if a file was made shorter.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        return top_k(self._candidates(queries, k, allow, exact, ef_search, None), len(queries), k)
+        allowed = None if allow is None else Allowed(allow)
+        return top_k(self._candidates(queries, k, allowed, exact, ef_search, None), len(queries), k)
 
     def nearest(
         self,
         queries: Floats,
         k: int,
         *,
-        allow: BitMap | None = None,
+        allow: Allowed | None = None,
         exact: bool = False,
         ef_search: int = 0,
         trace: Trace | None = None,
@@ -128,38 +124,40 @@ class VectorsView:
         return [(ordinals[a:b], distances[a:b]) for a, b in pairwise(ends)]
 
     def _candidates(
-        self, queries: Floats, k: int, allow: BitMap | None, exact: bool, ef_search: int, trace: Trace | None
+        self, queries: Floats, k: int, allowed: Allowed | None, exact: bool, ef_search: int, trace: Trace | None
     ) -> list[Candidates]:
         """What every place finds: the k nearest of each query are among them."""
-        allowed = None if allow is None else sorted_ordinals(allow)
         found: list[Candidates] = []
         scan = None
         growing, places = self._state
+        beam = ef_search or self.spec.index.ef_search
         for served in places:
             served.sealed.check_size()
         if exact or growing.chunks:
             norm_max = max([growing.norm_max, *(s.sealed.norm_max for s in places)])
             scan = Scan(self.spec.metric, queries, k, norm_max)
             since = 0.0 if trace is None else trace.clock()
-            growing.scan(scan, allowed)
+            growing.scan(scan, None if allowed is None else allowed.ordinals())
             if trace is not None and growing.chunks:
                 _trace_growing(trace, growing, allowed, since)
         for served in places:
             segment = served.sealed.segment
-            part = None if allowed is None else between(allowed, segment.first, segment.last)
             ways, since = (None, 0.0) if trace is None else (trace.ways(), trace.clock())
-            mask = None
-            if part is None or len(part):
-                mask = served.mask(part)
-                if exact and scan is not None:
-                    served.sealed.scan(scan, mask)
-                    if ways is not None:
-                        ways.exactly()
-                else:
-                    found += served.sealed.search(queries, k, ef_search or self.spec.index.ef_search, mask, ways)
+            sealed, live = served.sealed, served.live
+            few = None if allowed is None else allowed.locals_of(sealed)
+            if few is not None and not len(few):
+                pass
+            elif exact and scan is not None:
+                sealed.scan(scan, live if allowed is None else allowed.mask(sealed, live))
+                if ways is not None:
+                    ways.exactly()
+            elif few is not None and sealed.scores(len(few), k, beam):
+                found += sealed.score(queries, k, few if live is None else few[live[few]], ways)
+            else:
+                mask = live if allowed is None else allowed.mask(sealed, live)
+                found += sealed.search(queries, k, beam, mask, ways)
             if trace is not None:
-                rows = served.live_rows()
-                counted = rows if part is None else 0 if mask is None else int(np.count_nonzero(mask))
+                rows, counted = served.live_rows(), served.counted(allowed)
                 trace.searched(segment.first, segment.last, rows, counted, since, ways, served.sealed.way)
         return found + scan.found if scan is not None else found
 
@@ -180,7 +178,7 @@ class VectorsView:
             yield from blocks
 
 
-def _trace_growing(trace: Trace, growing: GrowingSegment, allowed: Ints | None, since: float) -> None:
+def _trace_growing(trace: Trace, growing: GrowingSegment, allowed: Allowed | None, since: float) -> None:
     rows = len(growing)
-    counted = rows if allowed is None else growing.count(allowed)
+    counted = rows if allowed is None else growing.count(allowed.ordinals())
     trace.searched(growing.chunks[0].first, growing.chunks[-1].last, rows, counted, since)
