@@ -15,13 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from needle.base.errors import (
-    FrameTooLarge,
-    Internal,
-    NeedleError,
-    ProtocolError,
-    TlsFailed,
-)
+from needle.base.errors import FrameTooLarge, Internal, NeedleError, ProtocolError, TlsFailed
 from needle.base.events import CONNECTION_REFUSED, tell
 from needle.base.parts import Payload
 from needle.base.request import current, over
