@@ -136,7 +136,9 @@ def test_copies_are_found_all_and_hide_nothing(tmp_path: Path, kind: IndexKind) 
 
 
 @pytest.mark.parametrize("kind", NEW)
-def test_bands_of_an_inner_product_are_searched_by_codes_and_lists(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
+def test_bands_of_an_inner_product_are_searched_by_codes_and_lists(
+    tmp_path: Path, kind: IndexKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(3)
     data, queries = clustered(14_000, DIMENSIONS, 1), clustered(50, DIMENSIONS, 2)
     data *= (rng.choice([1.0, 1.5, 4.0], (14_000, 1)) * rng.uniform(1, 1.04, (14_000, 1))).astype(np.float32)

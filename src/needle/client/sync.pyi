@@ -298,6 +298,7 @@ class SyncClient:
         *,
         ef_search: int | None = ...,
         ttl: Any = ...,
+        index: IndexParams | str | None = ...,
         timeout: float = ...,
     ) -> WriteResult: ...
     def create_field_index(

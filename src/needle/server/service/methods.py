@@ -32,7 +32,7 @@ from needle.protocol.probe_calls import CLOCK, LOAD, PROBE
 from needle.protocol.rebalance_calls import PLAN, PROGRESS
 from needle.routing.topology import Topology, public_name
 from needle.server.access import check_collection
-from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
+from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH, SEGMENT_STAGED
 from needle.server.service.served import decoded_command
 from needle.server.upkeep.comparing import DIGEST_AT
 from needle.server.upkeep.field_upkeep import FILTERED_FIELDS
@@ -103,6 +103,7 @@ NEEDS: Final[dict[str, Needs]] = {
     SEGMENT_CHUNK: Needs(NODE, ALL),
     SEGMENT_PUBLISH: Needs(NODE, ALL),
     SEGMENT_BUILDING: Needs(NODE, ALL),
+    SEGMENT_STAGED: Needs(NODE, ALL),
     DIGEST_AT: Needs(NODE, ALL),
     MOVE: Needs(NODE, ALL),
     **dict.fromkeys(CALL_METHODS, Needs(NODE, ALL)),
