@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from needle.base.errors import InvalidArgument
-from needle.base.model import ReadMode, WriteResult
+from needle.base.model import IndexParams, ReadMode, WriteResult
 from needle.routing.topology import CollectionInfo
 
 UNKNOWN = InvalidArgument("this client does not know the catalog")
@@ -12,7 +12,9 @@ UNKNOWN = InvalidArgument("this client does not know the catalog")
 class WithoutCatalog:
     """A part of `DocumentCalls`."""
 
-    async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
+    async def alter_collection(
+        self, name: str, ef_search: int, ttl: float, timeout: float, index: IndexParams | None = None
+    ) -> WriteResult:
         """Only who knows the catalog can."""
         raise UNKNOWN
 

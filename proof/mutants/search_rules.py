@@ -8,6 +8,7 @@ _BUILDER = "tests/shard/test_sealed_segment.py::"
 _KINDS = "tests/shard/test_index_kinds.py::"
 _SEGMENTS = "tests/shard/test_segment_set.py::"
 _KEEPER = "tests/shard/test_segment_keeper.py::"
+_CHANGES = "tests/shard/test_index_changes.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
 _LISTS = "tests/shard/test_allow_lists.py::"
 _FIELD_FILES = "tests/shard/test_field_files.py::"
@@ -54,6 +55,42 @@ MUTANTS = (
         tests=(_KINDS + "test_candidates_are_scored_from_full_vectors",),
     ),
     Mutant(
+        name="files-of-a-switch-one-by-one",
+        breaks="a replica that lacks files of the index that was switched to searches by some of each",
+        edits=(
+            Edit(
+                "shard.segments.collection_vectors:CollectionVectors._take_arrived", "if self._switching:", "if False:"
+            ),
+        ),
+        tests=(_CHANGES + "test_a_replica_without_all_files_never_mixes_the_two_indexes",),
+    ),
+    Mutant(
+        name="a-switch-that-mixes-two-indexes",
+        breaks="all replicas go over when the first file of the new index is there, and search by some of each",
+        edits=(
+            Edit(
+                "shard.index_change:is_staged",
+                "return covered(there) == covered(manifest)",
+                "return bool(there)",
+            ),
+            Edit("shard.index_change:next_stage", "covered(state.staged) if same else 0", "-1 if same else 0"),
+        ),
+        sim=True,
+        tests=(_CHANGES + "test_what_does_not_fit_is_refused",),
+    ),
+    Mutant(
+        name="a-file-of-the-index-of-before",
+        breaks="a build that began before a switch is published after it",
+        edits=(
+            Edit(
+                "shard.apply.indexing:_publish",
+                "manifest is None or generation != batch.indexing(change).generation",
+                "manifest is None",
+            ),
+        ),
+        tests=(_CHANGES + "test_a_file_of_the_index_of_before_is_not_published_after_the_switch",),
+    ),
+    Mutant(
         name="a-graph-extended-by-another-metric",
         breaks="a graph whose codes are compared otherwise than its vectors gets new vectors at the wrong places",
         edits=(
@@ -68,11 +105,7 @@ MUTANTS = (
     Mutant(
         name="deletes-lost-when-a-segment-arrives",
         breaks="a built or merged segment serves rows that were deleted meanwhile",
-        edits=(
-            Edit(
-                "shard.segments.collection_vectors:CollectionVectors._swap_in", "mask[local] = True", "mask[:] = True"
-            ),
-        ),
+        edits=(Edit("shard.segments.collection_vectors:CollectionVectors._replaced", ".only(part)", ""),),
         sim=True,
         tests=(_SEGMENTS + "test_results_do_not_depend_on_when_files_arrive",),
     ),

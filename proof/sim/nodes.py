@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -23,6 +23,7 @@ from needle.server.files import shards_directory
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.shard.fields.index_budget import IndexRows
+from needle.shard.segments.view import Served
 from needle.shard.upkeep import PURGE_ROWS
 from proof.sim.disk import SimStore
 from proof.sim.gone_for_good import REPLACE_SECONDS
@@ -178,6 +179,12 @@ class SimNode:
     def comparisons(self) -> dict[GroupId, Comparing]:
         """What its leaders found when they compared replicas."""
         return {group: hosted.comparing for group, hosted in (self._node.groups if self._node else {}).items()}
+
+    def served(self) -> Iterator[tuple[GroupId, int, tuple[Served, ...]]]:
+        """The index files that its searches use: group, collection id, files."""
+        for group, hosted in (self._node.groups if self._node else {}).items():
+            for held in hosted.replica.view.collections.values():
+                yield group, held.record.id, held.vectors.served
 
     def topology_version(self) -> int:
         """Of the catalog, as this node knows it."""

@@ -11,6 +11,7 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from needle.client.divergence import differing
@@ -29,7 +30,8 @@ T = TypeVar("T")
 
 
 class Stage:
-    """See the module. `broken` is asked after each step for a violation that others found."""
+    """See the module. `broken` is asked after each step for a violation that others found;
+    `on_step`, which is told after each step of which node it was, raises one."""
 
     def __init__(self, spec: Spec, profile: Profile, *, keep_trace: bool = False) -> None:
         self.spec = spec
@@ -46,6 +48,7 @@ class Stage:
         self.comparisons: set[tuple[int, int]] = set()
         """(group, index) of entries at which a leader compared replicas."""
         self.broken: Callable[[], Violation | None] = lambda: None
+        self.on_step: Callable[[str], None] | None = None
         self.loop.after_step = self._after_step
         self.loop.meter = StallMeter(self._stalled)
         self.loop.on_unhandled = self._unhandled
@@ -151,6 +154,8 @@ class Stage:
                 self.observer.look(process.name, process.incarnation, group, replica)
                 if replica.raft._s.retired:
                     self.fleet.noticed(process.name)
+            if self.on_step is not None:
+                self.guard(partial(self.on_step, process.name))
             if process.name in self.fleet.forgetful and node.lost():  # it may have no replica to say so for it
                 self.fleet.noticed(process.name)
         self._violation = self._violation or self.broken() or self.observer.broken

@@ -32,6 +32,7 @@ from needle.raft import lease
 from needle.raft.messages import ConfState
 from needle.routing.ranges import KeySet
 from proof.checkers.committed import CommittedEntry
+from proof.checkers.indexes import IndexFiles
 from proof.checkers.leases import Leases
 from proof.checkers.replay import LogModel, ModelDocument
 from proof.checkers.violation import Violation
@@ -60,6 +61,7 @@ class Watch:
         self.key_of: Callable[[str], bytes] = lambda name: b""
         self.frozen: Callable[[str], bool] = lambda name: False
         self.expire_copies: Callable[[GroupId, str, int], int] = lambda group, collection, before: 0
+        self.indexes = IndexFiles()
         stage.observer.committed.on_new = self._committed
 
     def model(self, group: GroupId, collection: str) -> LogModel:
@@ -168,6 +170,7 @@ class Watch:
             self.metrics[command.spec.name] = str(command.spec.metric)
         if not isinstance(result, WriteResult) or result.index != index:
             return  # refused, or a repeated write that is answered again
+        self.indexes.committed(group, command)
         if isinstance(command, Insert):
             model = self.model(group, command.collection)
             vectors = np.frombuffer(command.vectors, np.float32).reshape(len(command.ids), -1)

@@ -34,6 +34,7 @@ from proof.sim.nodes import SimNode, node_config
 from proof.sim.process import Process
 from proof.sim.report import Report, report_of
 from proof.sim.searches_seen import EVERYTHING
+from proof.sim.shards.altering import Altering, ServedIndexes
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.faults import ShardFaults
 from proof.sim.shards.lasting import Lasting
@@ -67,6 +68,7 @@ class World:
         fleet.make, fleet.lost_seconds = self._node, LOST_SECONDS
         self.watch = Watch(stage)
         self.truth = Truth(stage, self.watch)
+        self.indexes = ServedIndexes(stage, self.watch.indexes, lambda: self.truth.now)
         self.history = History()
         self.operator = Operator(stage, self.truth, self.shape, self.founders)
         self.injector = Injector(spec.seed, self.loop, stage.network, fleet, self.operator, stage.trace)
@@ -79,7 +81,7 @@ class World:
         self.work = work
         self.clients: list[Client] = []
         self._given_up = 0
-        self.others: list[Churn | Lasting | PinnedReader] = []
+        self.others: list[Altering | Churn | Lasting | PinnedReader] = []
         stage.broken = self._broken
 
     @property
@@ -201,8 +203,7 @@ class World:
             await self._catch_up()
         if self.spec.heals:
             await self._lose_a_node()
-        work.stopping = True
-        for one in self.others:
+        for one in (work, *self.others):
             one.stopping = True
         await self._recover()
         await asyncio.gather(*workers)
@@ -224,6 +225,9 @@ class World:
         if self.shape.lasting:
             self.others.append(lasting := Lasting(stage, self._lasting, lambda: self.truth.now))
             workers += [stage.ask("lasting", lasting.run()), stage.ask("lasting-reader", lasting.read())]
+        if self.shape.altering:
+            self.others.append(altering := Altering(stage, self._lasting("altering", self.truth.now)))
+            workers.append(stage.ask("altering", altering.run()))
         if self.shape.pinned:
             self.others.append(pinned := PinnedReader(stage, partial(self._lasting, "pinned"), self.truth))
             workers.append(stage.ask("pinned", pinned.run()))
@@ -337,14 +341,12 @@ class World:
 
     async def _read_everything(self) -> None:
         """Every acknowledged write must still be there, for gets and for an exact search of everything."""
-        reader = self.clients[0]
 
         async def read(key: str) -> bool:
-            return await self.stage.ask(reader.name, reader.get(key, ReadMode.STRONG))
+            return await self.stage.ask(self.clients[0].name, self.clients[0].get(key, ReadMode.STRONG))
 
         async def search(who: Client) -> bool:
-            work = who.find(ReadMode.STRONG, None, EVERYTHING, partial=False)
-            return await self.stage.ask(who.name, work)
+            return await self.stage.ask(who.name, who.find(ReadMode.STRONG, None, EVERYTHING, partial=False))
 
         for key in sorted(self.history.by_key()):
             await self.stage.until(f"a read of {key}", LIVENESS_SECONDS, partial(read, key))
@@ -357,6 +359,7 @@ class World:
         """Moves end, all replicas hold the same, shards have the catalog's collections, nodes its topology."""
         await self.stage.until("every move to end, and all nodes to take data", LIVENESS_SECONDS, self._settled)
         self.truth.logs.check_map(self.truth.map)
+        await self.stage.until("the catalog's indexes", LIVENESS_SECONDS, self.indexes.follow_the_catalog)
         await self.stage.until("every replica to catch up", LIVENESS_SECONDS, self._equal)
         await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
         await self.stage.until("files of replicas that were given up to be gone", LIVENESS_SECONDS, self._tidy)
@@ -370,17 +373,14 @@ class World:
         if not await self.operator.restored():  # an operator's earlier command may have come behind "restore"
             return False
         replicas, now = self.fleet.replicas(), self.truth.now
-        for group in self.truth.groups():
-            here = replicas.get(group, {})
-            if sorted(here) != sorted(set(self.truth.nodes_of(group)) - self.fleet.retired):
+        wanted = sorted(info.stored_name for info in now.collections)
+        for group, here in [(group, replicas.get(group, {})) for group in self.truth.groups()]:
+            applied = {replica.machine.applied_index() for replica in here.values()}
+            if len(applied) != 1 or sorted(here) != sorted(set(self.truth.nodes_of(group)) - self.fleet.retired):
                 return False
-            if len({replica.machine.applied_index() for replica in here.values()}) != 1:
+            shards = [replica.machine for replica in here.values() if group != CATALOG_GROUP]
+            if any(sorted(spec.name for spec in shard.collections()) != wanted for shard in shards):
                 return False
-            if group != CATALOG_GROUP:
-                wanted = sorted(info.stored_name for info in now.collections)
-                found = [sorted(spec.name for spec in replica.machine.collections()) for replica in here.values()]
-                if any(names != wanted for names in found):
-                    return False
         return all(node.topology_version() == now.version for node in self._nodes())
 
     async def _whole(self) -> bool:

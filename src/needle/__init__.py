@@ -28,8 +28,8 @@ _PUBLIC = {
     "needle.base.explain": "SegmentExplanation ShardExplanation Way",
     "needle.base.filters.builder": "Filter",
     "needle.base.model": (
-        "CollectionSize CollectionSpec Document Hit IndexKind IndexParams Metric PeerStatus RaftStatus ReadMode "
-        "WriteResult"
+        "CollectionSize CollectionSpec Document Hit IndexKind IndexParams IndexProgress Metric PeerStatus "
+        "RaftStatus ReadMode WriteResult"
     ),
     "needle.client": "ApiKey Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncClient",
     "needle.client.naming_requests": "request_id",

@@ -65,6 +65,7 @@ from needle.base.model import Document as Document
 from needle.base.model import Hit as Hit
 from needle.base.model import IndexKind as IndexKind
 from needle.base.model import IndexParams as IndexParams
+from needle.base.model import IndexProgress as IndexProgress
 from needle.base.model import Metric as Metric
 from needle.base.model import PeerStatus as PeerStatus
 from needle.base.model import RaftStatus as RaftStatus

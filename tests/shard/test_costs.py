@@ -159,7 +159,7 @@ def keeper_of(replica: Any) -> SegmentKeeper:
 
     return SegmentKeeper(
         replica.held, is_leader=lambda: True, publish=nothing,
-        ask_building=nothing, fetch_chunk=nothing, peers=list,
+        ask_building=nothing, ask_staged=nothing, fetch_chunk=nothing, peers=list,
         build_pool=InlinePool(), file_pool=InlinePool(), clock=StillClock(),
     )  # fmt: skip
 

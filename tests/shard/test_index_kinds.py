@@ -116,8 +116,8 @@ def test_files_are_of_the_kind_asked_for_and_the_same_each_time(tmp_path: Path) 
 def test_vectors_that_codes_cannot_tell_apart_are_found(tmp_path: Path, kind: IndexKind) -> None:
     """Half of them are one vector but for its last digits, and a single one is a million times longer."""
     rng = np.random.default_rng(1)
-    data = clustered(4000, DIMENSIONS, 1, normalise=False)
-    data[::2] = data[0] + 1e-4 * rng.standard_normal((2000, DIMENSIONS)).astype(np.float32)
+    data = clustered(6000, DIMENSIONS, 1, normalise=False)
+    data[::2] = data[0] + 1e-4 * rng.standard_normal((3000, DIMENSIONS)).astype(np.float32)
     data[1] *= 1e6
     segment = build(tmp_path, spec(kind, Metric.L2), data)
     near = data[0] + 1e-4 * rng.standard_normal((20, DIMENSIONS)).astype(np.float32)
@@ -127,11 +127,27 @@ def test_vectors_that_codes_cannot_tell_apart_are_found(tmp_path: Path, kind: In
 
 @pytest.mark.parametrize("kind", IndexKind)
 def test_copies_are_found_all_and_hide_nothing(tmp_path: Path, kind: IndexKind) -> None:
-    data = clustered(6000, DIMENSIONS, 1)
+    data = clustered(10_000, DIMENSIONS, 1)
     data[::2] = data[0]
     segment = halves(tmp_path, spec(kind), data)
+    assert segment.kind is kind
     assert recall(segment, data, clustered(20, DIMENSIONS, 2)) >= 0.97
     assert recall(segment, data, data[:1], k=1000) == 1
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_bands_of_an_inner_product_are_searched_by_codes_and_lists(
+    tmp_path: Path, kind: IndexKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    data, queries = clustered(14_000, DIMENSIONS, 1), clustered(50, DIMENSIONS, 2)
+    data *= (rng.choice([1.0, 1.5, 4.0], (14_000, 1)) * rng.uniform(1, 1.04, (14_000, 1))).astype(np.float32)
+    segment = halves(tmp_path, spec(kind, Metric.DOT), data)
+    assert segment.kind is kind and (kind is IndexKind.FLAT or [band.even for band in segment.bands] == [True] * 3)
+    monkeypatch.setattr(OpenIndex, "cost", lambda *_: 0)  # no way round the index
+    for share in (1.0, 0.9, 0.3, 0.01):
+        assert recall(segment, data, queries, rng.random(14_000) < share) >= 0.94
+    assert recall(segment, data, queries[:5], None, k=2000) >= 0.97
 
 
 @pytest.mark.parametrize("kind", NEW)
@@ -166,15 +182,20 @@ def test_codes_of_a_small_file_find_what_full_vectors_do(tmp_path: Path, kind: I
 
 @pytest.mark.parametrize("kind", NEW)
 def test_every_byte_counts(tmp_path: Path, kind: IndexKind) -> None:
-    segment = build(tmp_path, spec(kind), clustered(2500, DIMENSIONS, 1))
+    segment = build(tmp_path, spec(kind), clustered(4500, DIMENSIONS, 1))
+    assert segment.kind is kind
     path = Path(segment.path)
     whole = path.read_bytes()
     for at in np.linspace(0, len(whole) - 1, 20).astype(int):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(CorruptSegment):
             SealedSegment(str(path), segment.segment, spec(kind))
+    for size in np.linspace(0, len(whole) - 1, 20).astype(int):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CorruptSegment):
+            SealedSegment(str(path), segment.segment, spec(kind))
     path.write_bytes(whole)
-    assert SealedSegment(str(path), segment.segment, spec(kind)).kind is segment.kind
+    assert SealedSegment(str(path), segment.segment, spec(kind)).kind is kind
 
 
 @pytest.mark.parametrize("kind", CODES)

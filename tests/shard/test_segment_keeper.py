@@ -27,12 +27,18 @@ from needle.base.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from needle.base.model import Metric
-from needle.protocol.commands import PublishSegment, decode
+from needle.base.model import IndexParams, Metric
+from needle.protocol.commands import Command, decode
+from needle.shard import agenda
 from needle.shard import plan as segment_plan
+from needle.shard.apply.batch import Batch
+from needle.shard.apply.indexing import execute_index
+from needle.shard.apply.sessions import SessionTable
+from needle.shard.documents.records import AppliedAt, CollectionRecord
+from needle.shard.index_change import IndexState
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.plan import PublishedSegment, plan
-from needle.shard.segments import builds, downloads
+from needle.shard.segments import builds, downloads, index_changes
 from needle.shard.segments import keeper as segment_keeper
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.files import CHUNK_BYTES
@@ -88,11 +94,13 @@ class Replica:
             is_leader=lambda: self.cluster.leader == self.name,
             publish=self.cluster.propose,
             ask_building=self.cluster.ask_building,
+            ask_staged=self.cluster.ask_staged,
             fetch_chunk=self.cluster.fetch,
             peers=lambda: [n for n in sorted(self.cluster.replicas) if n != self.name],
             build_pool=ThreadPool(),
             file_pool=file_pool or ThreadPool(),
             clock=self.cluster.clock,
+            wish=lambda _: self.cluster.wish,
         )
 
     @property
@@ -119,7 +127,8 @@ class Replica:
         """As after a crash: memory is gone, files and documents are there."""
         old = self.vectors
         self.vectors = CollectionVectors(7, old.spec, old.directory, old.config)
-        self.vectors.load(old.next_ordinal, live_of(old.next_ordinal, self.dead), old.manifest(), self.rows)
+        live = live_of(old.next_ordinal, self.dead)
+        self.vectors.load(old.next_ordinal, live, old.manifest(), self.rows, old.indexing)
         self.start_keeper()
 
     def files(self) -> list[str]:
@@ -137,6 +146,8 @@ class Cluster:
         self.gone = False
         """Nobody has the files that are asked for."""
         self.rng = Random(1)
+        self.wish: IndexParams | None = None
+        """The index that the catalog names."""
         self.proposal_error: Exception | None = None
         self.replicas: dict[str, Replica] = {}
         for name in ("a", "b"):
@@ -154,14 +165,15 @@ class Cluster:
         if self.proposal_error is not None:
             raise self.proposal_error
         command = decode(data)
-        assert isinstance(command, PublishSegment)
-        segment = PublishedSegment(
-            command.collection_id, command.first, command.last, command.rows, command.size, command.checksum
-        )
         for replica in self.applied_at:
-            replica.vectors.publish(segment)
+            apply_to(replica.vectors, command)
             replica.keeper.kick()
         return None
+
+    async def ask_staged(self, peer: str, collection_id: int) -> list[str]:
+        if self.down:
+            raise ConnectionLost("lost")
+        return self.replicas[peer].keeper.staged(collection_id)
 
     async def ask_building(self, peer: str, collection_id: int) -> tuple[int, int, int] | None:
         if self.down:
@@ -183,6 +195,28 @@ class Cluster:
         return all(a[0].tobytes() == answers[0][0].tobytes() for a in answers) and all(
             a[1].tobytes() == answers[0][1].tobytes() for a in answers
         )
+
+
+def apply_to(vectors: CollectionVectors, command: Command) -> None:
+    """What applying an entry does to vectors. Raises InvalidArgument."""
+    spec, state, manifest = vectors.spec, vectors.indexing, vectors.manifest()
+    record = CollectionRecord(id=7, spec=spec, next_ordinal=vectors.next_ordinal)
+    batch = Batch(AppliedAt(), OneCollection(record, manifest, state), SessionTable([], []), lambda *_: {})
+    execute_index(batch, state.generation + 1, command)
+    change = batch.changes[7]
+    for segment in change.published:
+        vectors.publish(segment)
+    if change.indexing is not None:
+        vectors.reindex(change.indexing, change.record.spec, manifest if change.manifest is None else change.manifest)
+
+
+class OneCollection:
+    """What a batch asks of the collections before it."""
+
+    def __init__(self, record: CollectionRecord, manifest: list[PublishedSegment], state: IndexState) -> None:
+        self.numbered = lambda _: record
+        self.manifest = lambda _: manifest
+        self.indexing = lambda _: state
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -222,6 +256,7 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[None]:
 @pytest.fixture(autouse=True)
 def short_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_keeper, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(index_changes, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(downloads, "CHUNK_BYTES", 10_000)
     monkeypatch.setattr(segment_plan, "SEAL_BYTES", 1)  # so SEAL_ROWS_MIN counts
 
@@ -674,7 +709,7 @@ async def test_with_too_little_to_seal_no_timer_runs(tmp_path: Path, monkeypatch
     async def wait(_: asyncio.Event, timeout: float) -> None:
         waits.append(timeout)
 
-    monkeypatch.setattr(segment_keeper, "_wait", wait)
+    monkeypatch.setattr(agenda, "_wait", wait)
     cluster = Cluster(tmp_path, seal_rows=None)
     async with Running(cluster.a):
         cluster.a.vectors.append(0, DATA[:249])

@@ -43,7 +43,8 @@ def sizes(replica: Replica) -> dict[str, CollectionSize]:
 
 def test_counts_and_bytes(replica: Replica) -> None:
     found = sizes(replica)
-    assert found["empty"] == CollectionSize()
+    empty = found["empty"]
+    assert empty == CollectionSize(index=empty.index) and empty.index.now == ["hnsw m=16 ef_construction=100"]
     size = found["c"]
     assert size.documents == 200 and size.vector_bytes == 200 * 3 * 4 and size.index_bytes == 0
     assert 200 * 1000 < size.document_bytes < 200 * 1400

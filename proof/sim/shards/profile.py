@@ -21,6 +21,7 @@ VIRTUAL_NODES = 100
 """Of a cluster that settings describe."""
 MOVE_ROWS = 256
 CATCHING_UP_SHARE = 0.5
+ALTERING_SHARE = 0.4
 UNAWARE = ("c2", "c3")
 HOME = "home"
 """The metadata field that decides in runs with custom routing. It follows from the id: an id is one document."""
@@ -41,7 +42,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     the runs that end with a member that has to catch up while writes go on. unaware: clients that know nothing of
     shards; churn: whether somebody makes and drops collections all the time; lasting: whether
     somebody counts, scans and changes documents that stay (lasting.py); pinned: whether somebody reads the workload's
-    documents by consistent scans (pinned.py)."""
+    documents by consistent scans (pinned.py); altering: whether somebody changes the index of their collection
+    (altering.py)."""
 
     shards: int
     replicas: int
@@ -60,13 +62,15 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     churn: bool = False
     lasting: bool = False
     pinned: bool = False
+    altering: bool = False
 
 
 def shape_of(spec: Spec) -> Shape:
     """The shape of a run."""
     shape = sharded_shape(spec.seed) if spec.sharded else plain_shape(spec)
     pinned = not spec.plain and stream(spec.seed, "who reads consistently").random() < PINNED_SHARE
-    return msgspec.structs.replace(shape, pinned=pinned)
+    altering = not spec.plain and stream(spec.seed, "who alters").random() < ALTERING_SHARE
+    return msgspec.structs.replace(shape, pinned=pinned, altering=altering)
 
 
 def plain_shape(spec: Spec) -> Shape:

@@ -162,6 +162,21 @@ INDEX_PUBLISHED = Event(
     "%(group)s: the index file of %(collection)s over ordinals %(first)d to %(last)d is published",
     "The shard's log has it, so all replicas search by it.",
 )  # fmt: skip
+INDEX_STAGED = Event(
+    _INDEX, "index_staged", INFO,
+    "%(group)s: an index file of %(collection)s over ordinals %(first)d to %(last)d is there for its next index",
+    "Searches use it once all are there and the shard has switched.",
+)  # fmt: skip
+INDEX_SWITCHED = Event(
+    _INDEX, "index_switched", INFO,
+    "%(group)s: the index of %(collection)s is now %(index)s, not %(former)s: %(told)s",
+    "All replicas of the shard went over at one entry of its log. The files of before go.",
+)  # fmt: skip
+INDEX_KEPT = Event(
+    _INDEX, "index_kept", INFO,
+    "%(group)s: the index of %(collection)s stays %(index)s",
+    "A change of it was taken back before the shard had switched.",
+)  # fmt: skip
 INDEX_UNPUBLISHED = Event(
     _INDEX, "index_unpublished", WARNING,
     "%(group)s: segment [%(first)d, %(last)d] of %(collection)s not published: %(why)s",

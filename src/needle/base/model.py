@@ -64,6 +64,12 @@ class IndexParams(msgspec.Struct, frozen=True, kw_only=True):
     ef_search: int = 64
     kind: IndexKind = IndexKind.HNSW
 
+    @property
+    def built(self) -> str:
+        """What its files depend on, in words."""
+        graph = f" m={self.m} ef_construction={self.ef_construction}" if self.kind in GRAPHS else ""
+        return f"{self.kind}{graph}"
+
 
 PRESETS = {
     "high_recall": IndexParams(m=32, ef_construction=400, ef_search=200),
@@ -93,11 +99,13 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexParams = IndexParams()
     ttl: float = 0.0
 
-    def is_altered_from(self, made: CollectionSpec) -> bool:
-        """Whether a collection that was made as `made` may have become this: what AlterCollection changes is the
-        width of its searches and its ttl. So an application goes on that makes sure of its collection at each start."""
-        index = msgspec.structs.replace(self.index, ef_search=made.index.ef_search)
-        return msgspec.structs.replace(self, index=index, ttl=made.ttl) == made
+    def is_altered_from(self, made: CollectionSpec, index: IndexParams | None = None) -> bool:
+        """Whether a collection that was made as `made` may have become this: what AlterCollection changes is its index
+        and its ttl. So an application goes on that makes sure of its collection at each start. index: that it had when
+        it was made, None if that is only known to be built like now."""
+        known = {one.built for one in (self.index, index) if one is not None}
+        same = msgspec.structs.replace(self, index=made.index, ttl=made.ttl) == made
+        return same and made.index.built in known
 
 
 class FieldIndex(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,11 +125,44 @@ FIELD_STATES = ("ready", "building", "no_room")
 """From the best to the worst."""
 
 
+class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """The index of a collection's files in one shard, as its log says, or in all. now: what they are built as (see
+    IndexParams.built). wanted: what files are being built as, that will take their place. vectors: those that files
+    hold; done: of so many there is a file of the wanted index. recall_before, recall_after: of the former index and of
+    this one, at the switch, over so many queries; None without a switch, or with nothing to measure."""
+
+    now: list[str] = []
+    wanted: list[str] = []
+    vectors: int = 0
+    done: int = 0
+    recall_before: float | None = None
+    recall_after: float | None = None
+    queries: int = 0
+
+    def __add__(self, other: IndexProgress) -> IndexProgress:
+        queries = self.queries + other.queries
+        parts = [one for one in (self, other) if one.queries]
+
+        def mean(name: str) -> float | None:
+            return sum(getattr(one, name) * one.queries for one in parts) / queries if parts else None
+
+        return IndexProgress(
+            now=sorted({*self.now, *other.now}),
+            wanted=sorted({*self.wanted, *other.wanted}),
+            vectors=self.vectors + other.vectors,
+            done=self.done + other.done,
+            recall_before=mean("recall_before"),
+            recall_after=mean("recall_after"),
+            queries=queries,
+        )
+
+
 class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
     """How large a collection is in one shard, on the replica that answered, or in all. documents: exactly.
     document_bytes: of their rows with ids and metadata on disk, about. vector_bytes: of their vectors beside these.
     index_bytes: of the index files, which hold the vectors once more, and those of deleted documents until they are
-    made anew. field_index_bytes: of the indexes of metadata's fields. fields: those that are declared."""
+    made anew. field_index_bytes: of the indexes of metadata's fields. fields: those that are declared. index: of the
+    vectors."""
 
     documents: int = 0
     document_bytes: int = 0
@@ -129,6 +170,7 @@ class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
     index_bytes: int = 0
     field_index_bytes: int = 0
     fields: dict[str, FieldIndex] = {}
+    index: IndexProgress = IndexProgress()
 
     def __add__(self, other: CollectionSize) -> CollectionSize:
         mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)

@@ -36,7 +36,7 @@ def create(now: Topology, index: int, command: CreateCollection) -> Changed:
     if (alias := now.alias(name)) is not None:
         raise CollectionExists(f"{name!r} is an alias, of collection {alias.collection!r}", collection=name)
     if found is not None:
-        if found.nonce == command.nonce or (command.if_absent and found.spec.is_altered_from(command.spec)):
+        if found.nonce == command.nonce or (command.if_absent and found.is_made_as(command.spec)):
             return done(now, index, found.id, existed=found.nonce != command.nonce)
         raise CollectionExists(f"collection {name!r} exists{_difference(found, command)}", collection=name)
     if len(now.collections) >= COLLECTIONS_MAX:
@@ -89,10 +89,12 @@ def alter(now: Topology, index: int, command: AlterCollection) -> Changed:
     held = found.spec
     ef_search = command.ef_search or held.index.ef_search
     ttl = held.ttl if command.ttl < 0 else command.ttl
-    spec = _replace(held, index=_replace(held.index, ef_search=ef_search), ttl=ttl)
+    wanted = command.index or _replace(held.index, ef_search=ef_search)
+    spec = _replace(held, index=wanted, ttl=ttl)
     if spec == held:
         return done(now, index, now.version, existed=True)
-    made = _with(now, found, _replace(found, spec=spec))
+    first = held.index if found.made_index is None and wanted.built != held.index.built else found.made_index
+    made = _with(now, found, _replace(found, spec=spec, made_index=first))
     return done(made if ttl == held.ttl else _refusing_older(made), index, existed=True)
 
 

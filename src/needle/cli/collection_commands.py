@@ -9,7 +9,7 @@ import typer
 
 import needle
 from needle.base.errors import InvalidArgument, NeedleError
-from needle.base.model import GRAPHS, INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, Metric
+from needle.base.model import INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, IndexProgress, Metric
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 from needle.client import CollectionDescription
 from needle.client.values import check_index
@@ -56,8 +56,19 @@ def _bytes(count: int) -> str:
 
 
 def _in_words(index: IndexParams) -> str:
-    built = f" m={index.m} ef_construction={index.ef_construction}" if index.kind in GRAPHS else ""
-    return f"{index.kind}{built} ef_search={index.ef_search}"
+    return f"{index.built} ef_search={index.ef_search}"
+
+
+def _of_files(index: IndexParams, found: IndexProgress) -> list[tuple[str, str]]:
+    """What is to be said of files that are not of the index that the collection is to have, and of the last switch."""
+    rows = []
+    if set(found.now) - {index.built} or found.wanted:
+        percent = 100 * found.done // max(1, found.vectors)
+        rows.append(("index now", f"{', '.join(found.now)}; {percent} % of {found.vectors} vectors are built anew"))
+    if found.recall_after is not None and found.recall_before is not None:
+        by = f"by {found.queries} queries at the last change, {found.recall_before:.3f} before it"
+        rows.append(("recall", f"{found.recall_after:.3f} ({by})"))
+    return rows
 
 
 def create(
@@ -138,6 +149,7 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ("dimensions", str(found.dimensions)),
         ("metric", str(found.metric)),
         ("index", _in_words(found.index)),
+        *(_of_files(found.index, found.size.index) if found.size is not None else ()),
         ("ttl", "none" if found.ttl is None else f"{found.ttl:g} s"),
         ("documents", str(found.documents)),
         *(
@@ -159,6 +171,14 @@ def _in_all(size: CollectionSize | None) -> str:
 def alter(
     name: Name,
     ef_search: Annotated[int | None, typer.Option("--ef-search", min=1, help="Effort of a search.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--index",
+            metavar="KIND[:PRESET]",
+            help=f"{INDEX_WORDS}. Built in the background, then used; `describe` shows how far it is.",
+        ),
+    ] = None,
     ttl: Annotated[
         float | None,
         typer.Option(
@@ -172,7 +192,7 @@ def alter(
     """Change a collection. What is not named here cannot be changed: make another one, and use an alias."""
 
     async def work(client: needle.Client) -> None:
-        await client.alter_collection(name, ef_search=ef_search, ttl=ttl)
+        await client.alter_collection(name, ef_search=ef_search, ttl=ttl, index=kind)
 
     run(cluster, work)
     notes.print(f"altered {name}", markup=False)

@@ -15,7 +15,16 @@ import msgspec
 from needle.base.errors import NeedleError
 from needle.base.explain import ShardExplanation
 from needle.base.filters.ordering import ScanOrder
-from needle.base.model import CollectionSize, CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
+from needle.base.model import (
+    CollectionSize,
+    CollectionSpec,
+    Hit,
+    HitBatch,
+    IndexParams,
+    ReadMode,
+    SearchRequest,
+    WriteResult,
+)
 from needle.base.runtime import Blocking
 from needle.client.where import OnProgress
 from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, ScanPin
@@ -274,8 +283,10 @@ class DocumentCalls(Protocol):
         """Drop a collection and all its documents."""
         ...
 
-    async def alter_collection(self, name: str, ef_search: int, ttl: float, timeout: float) -> WriteResult:
-        """Change what may be changed of a collection; ef_search 0, ttl below 0: as they are."""
+    async def alter_collection(
+        self, name: str, ef_search: int, ttl: float, timeout: float, index: IndexParams | None = None
+    ) -> WriteResult:
+        """Change what may be changed of a collection; ef_search 0, ttl below 0, no index: as they are."""
         ...
 
     async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:

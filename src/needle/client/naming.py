@@ -25,7 +25,8 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     many documents each shard holds; sizes: how large it is in each, but for those whose node is of a release that does
     not say. size: in all shards, None if one did not say. aliases: its other names. ttl: seconds that a document lives
     after its last write, None if that has no end. fields: the declared indexes, by path, in all shards;
-    none where no shard says sizes, as to an API key for some documents only, which `documents` counts."""
+    none where no shard says sizes, as to an API key for some documents only, which `documents` counts. index: that
+    it is to have; `size.index` says what its files are built as now."""
 
     name: str
     id: int
@@ -100,18 +101,25 @@ class NamingMethods(OverDocuments):
         *,
         ef_search: int | None = None,
         ttl: Any = None,
+        index: IndexParams | str | None = None,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Change a collection. ef_search: how accurate searches are that do not say it themselves. ttl: seconds (or a
         timedelta) that a document lives after its last write, 0 for no end; it counts for writes from now on, documents
-        that are there keep their instant. Raises CollectionNotFound; OutcomeUnknown when a shard does not confirm that
-        it knows the new ttl."""
+        that are there keep their instant. index: parameters, or a kind such as "hnsw_sq8", a preset such as
+        "high_recall", or kind:preset: files of it are built in the background, and each shard goes over to them at one
+        entry of its log; `describe_collection` shows how far it is, in `size.index` (docs/index-selection.md). Its
+        ef_search counts at once; the former index brings it back, and whoever asks last is followed. Raises
+        CollectionNotFound; OutcomeUnknown when a shard does not confirm that it knows the new ttl."""
         name, seconds = values.check_name(collection), values.check_timeout(timeout)
-        if ef_search is None and ttl is None:
-            raise InvalidArgument("nothing is to be changed: give ef_search or ttl", field="ef_search")
+        if ef_search is None and ttl is None and index is None:
+            raise InvalidArgument("nothing is to be changed: give ef_search, ttl or index", field="ef_search")
         effort = 0 if ef_search is None else values.check_count(ef_search, "ef_search")
         lives = -1.0 if ttl is None else values.check_ttl(ttl, 0.0)
-        return await (await self._documents()).alter_collection(name, effort, lives, seconds)
+        wanted = None if index is None else values.check_index(index)
+        if wanted is not None and effort:
+            wanted = msgspec.structs.replace(wanted, ef_search=effort)
+        return await (await self._documents()).alter_collection(name, effort, lives, seconds, wanted)
 
     async def create_field_index(self, collection: str, field: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Have every replica keep an index of a field of metadata ("a.b" for one inside another): it is made in the

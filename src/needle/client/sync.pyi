@@ -300,6 +300,7 @@ class SyncClient:
         *,
         ef_search: int | None = ...,
         ttl: Any = ...,
+        index: IndexParams | str | None = ...,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
     def create_field_index(

@@ -15,7 +15,7 @@ from needle.base.access import Role
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import CollectionSpec
+from needle.base.model import CollectionSpec, IndexParams
 from needle.base.rates import Rates
 from needle.base.versions import SAID
 from needle.protocol.versioned import Versioned, check_known, shortened, written
@@ -160,14 +160,16 @@ class DropCollection(Versioned, frozen=True, tag="drop"):
 class AlterCollection(Versioned, frozen=True, tag="alter"):
     """Change what may be changed of the collection `name` with that id. ef_search: 0 leaves it as it is. ttl: so does a
     negative one; 0: documents written from then on expire only when they say so. Another ttl makes an epoch of the map:
-    who knows only the former one is refused."""
+    who knows only the former one is refused. index: what it is to have from now on, with its ef_search; each shard
+    builds the files and switches."""
 
-    NEWER: ClassVar[dict[str, int]] = {"ttl": 2}
+    NEWER: ClassVar[dict[str, int]] = {"ttl": 2, "index": 4}
 
     name: str
     id: int
     ef_search: int
     ttl: float = -1.0
+    index: IndexParams | None = None
 
 
 class DeclareField(Versioned, frozen=True, tag="declare-field"):

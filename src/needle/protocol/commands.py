@@ -20,9 +20,12 @@ from needle.protocol.stamps import HEAD_BYTES, STAMPED, STAMPED_SINCE, head
 from needle.protocol.upkeep_commands import Compare as Compare
 from needle.protocol.upkeep_commands import EndPins as EndPins
 from needle.protocol.upkeep_commands import Expire as Expire
+from needle.protocol.upkeep_commands import KeepIndex as KeepIndex
 from needle.protocol.upkeep_commands import KnowCatalog as KnowCatalog
 from needle.protocol.upkeep_commands import PinScan as PinScan
 from needle.protocol.upkeep_commands import PublishSegment as PublishSegment
+from needle.protocol.upkeep_commands import StageSegment as StageSegment
+from needle.protocol.upkeep_commands import SwitchIndex as SwitchIndex
 from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import Topology
@@ -280,6 +283,9 @@ Command = (
     | KnowCatalog
     | Compare
     | PublishSegment
+    | StageSegment
+    | SwitchIndex
+    | KeepIndex
     | MoveCommand
 )
 Spread = Delete | Patch | UpdateVectors

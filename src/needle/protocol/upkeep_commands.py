@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from needle.base.model import IndexParams
 from needle.protocol.versioned import Versioned
 
 
@@ -65,7 +66,10 @@ class Compare(Versioned, frozen=True, tag="compare"):
 class PublishSegment(Versioned, frozen=True, tag="segment"):
     """The leader built a segment of the ordinals [first, last] of a collection incarnation; all replicas switch to
     it at this log index. It replaces every segment inside that range. Derived data: a replica without the file
-    fetches it or rebuilds it, and scores those ordinals exactly meanwhile."""
+    fetches it or rebuilds it, and scores those ordinals exactly meanwhile. generation: the entry of the SwitchIndex
+    that the collection had when the build began, 0 for none: after another one it is of the index of before."""
+
+    NEWER: ClassVar[dict[str, int]] = {"generation": 4}
 
     collection_id: int
     first: int
@@ -73,3 +77,44 @@ class PublishSegment(Versioned, frozen=True, tag="segment"):
     rows: int
     size: int
     checksum: str
+    generation: int = 0
+
+
+class StageSegment(Versioned, frozen=True, tag="stage"):
+    """As PublishSegment, of another index that the collection is to get: replicas fetch the file, and no search uses it
+    before SwitchIndex. Files that were staged for yet another index are given up."""
+
+    SINCE: ClassVar[int] = 4
+
+    collection_id: int
+    index: IndexParams
+    first: int
+    last: int
+    rows: int
+    size: int
+    checksum: str
+
+
+class SwitchIndex(Versioned, frozen=True, tag="switch-index"):
+    """At this entry all replicas go over to `index`: the staged files, which must cover what the files of now do, take
+    their place. before, after: the recall of both indexes, measured by the leader over `queries` queries."""
+
+    SINCE: ClassVar[int] = 4
+
+    collection_id: int
+    index: IndexParams
+    before: float
+    after: float
+    queries: int
+
+
+class KeepIndex(Versioned, frozen=True, tag="keep-index"):
+    """The collection keeps the index that it has: what was staged is given up."""
+
+    SINCE: ClassVar[int] = 4
+
+    collection_id: int
+
+
+INDEX_COMMANDS = (PublishSegment, StageSegment, SwitchIndex, KeepIndex)
+"""What any replica that has led may have proposed by whoever leads: they name files, and write no documents."""

@@ -16,7 +16,7 @@ import msgspec
 from needle.base.access import ADMIN, Identity, KeyInfo
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.base.model import Claim, CollectionSpec
+from needle.base.model import Claim, CollectionSpec, IndexParams
 from needle.base.versions import FIRST
 from needle.routing.jobs import Job
 from needle.routing.ranges import check_ranges, contains, fingerprint
@@ -135,12 +135,18 @@ class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """id: tells a collection from an earlier one of the same name. nonce: of the call that created it. fields: paths
-    of metadata that every replica keeps an index of, ascending."""
+    of metadata that every replica keeps an index of, ascending. made_index: what it was made with, if its index was
+    altered since; shards follow the one of `spec`, each in its own time."""
 
     id: int
     spec: CollectionSpec
     nonce: int = 0
     fields: tuple[str, ...] = ()
+    made_index: IndexParams | None = None
+
+    def is_made_as(self, spec: CollectionSpec) -> bool:
+        """Whether it was made so, or altered to it."""
+        return self.spec.is_altered_from(spec, self.made_index)
 
     @property
     def stored_name(self) -> str:

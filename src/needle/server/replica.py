@@ -17,7 +17,7 @@ from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError, ReplicaDamaged, StorageError, TooStale, Unavailable, in_seconds
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
-from needle.base.model import SearchRequest
+from needle.base.model import IndexParams, SearchRequest
 from needle.base.parts import Payload, as_bytes
 from needle.base.runtime import Clock
 from needle.multiraft.background import Background
@@ -49,6 +49,7 @@ READ_INDEX = "raft.read_index"
 SEGMENT_CHUNK = "shard.segment_chunk"
 SEGMENT_PUBLISH = "shard.segment_publish"
 SEGMENT_BUILDING = "shard.segment_building"
+SEGMENT_STAGED = "shard.segment_staged"
 ASK_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 CATCH_UP_SECONDS = 1.0
@@ -99,25 +100,23 @@ class HostedReplica:
         self._fresh_index = 0
         self._asking: asyncio.Task[None] | None = None
         self._judged_term = 0
+        threads = ports.clock, ports.file_pool
+        self.recall = Recall(group, replica, host, *threads, ports.rng, config, lambda: reading() > 0)
         self.keeper = SegmentKeeper(
             replica.held,
             is_leader=lambda: not host.stopped and not space.low and host.is_leader(group),
             publish=self._publish,
             ask_building=self._ask_building,
+            ask_staged=self._ask_staged,
             fetch_chunk=self._fetch_chunk,
             peers=self._others,
-            build_pool=ports.build_pool,
-            file_pool=ports.file_pool,
-            clock=ports.clock,
-            disk=ports.disk,
-            name=group_name(group),
-        )
-        threads = ports.clock, ports.file_pool
+            build_pool=ports.build_pool, file_pool=ports.file_pool, clock=ports.clock, disk=ports.disk,
+            name=group_name(group), wish=self._wished, queries=self.recall.recorded,
+        )  # fmt: skip
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
         self._expiry = Expiry(group, replica, host, *threads, lambda: host.is_leader(group), topology)
         self._pinned = PinnedScans(group, replica, host, *threads, config.limits, lambda: space.low, topology)
         self.comparing = Comparing(group, replica, host, ports.clock, self._others, call, topology)
-        self.recall = Recall(group, replica, host, *threads, ports.rng, config, lambda: reading() > 0)
         self._fields = FieldUpkeep(group, replica, host, *threads, call, space, topology)
 
     def start(self) -> None:
@@ -169,7 +168,7 @@ class HostedReplica:
         return sorted(others, key=lambda node: node != status.leader)
 
     async def _publish(self, data: bytes) -> object:
-        """Have a PublishSegment proposed by whoever leads: this node may have led when it began to build."""
+        """Have one of INDEX_COMMANDS proposed by whoever leads: this node may have led when it began to build."""
         leader = self._host.leader(self.group)
         if self._host.is_leader(self.group):
             entry = commands.entry(commands.decode(data), self._topology(), micros_of(self._clock))
@@ -183,6 +182,15 @@ class HostedReplica:
         found = calls.decode(answer, list[Progress])  # none or one
         return found[0] if found else None
 
+    async def _ask_staged(self, peer: NodeId, collection_id: int) -> list[str]:
+        body = calls.encode((self.group, collection_id))
+        return calls.decode(await self._call(peer, SEGMENT_STAGED, body, ASK_SECONDS), list[str])
+
+    def _wished(self, stored: str) -> IndexParams | None:
+        """The index that the catalog names for a collection in the shard."""
+        info = self.collections.find(self._topology(), stored)
+        return None if info is None else info.spec.index
+
     async def _fetch_chunk(self, peer: NodeId, name: str, offset: int, length: int) -> bytes:
         body = calls.encode((self.group, name, offset, length))
         return as_bytes(await self._call(peer, SEGMENT_CHUNK, body, CHUNK_SECONDS))
@@ -192,7 +200,11 @@ class HostedReplica:
         """Tell the keeper what changed; have what was applied committed when no more comes; catch up once."""
         host, group = self._host, self.group
         seen: tuple[int, str | None] | None = None
+        known = None
         while not host.stopped:
+            if (collections := self._topology().collections) is not known:
+                known = collections
+                self._look_at_altered()
             now = (host.applied_index(group), host.leader(group))
             if now != seen:
                 seen = now
@@ -204,6 +216,12 @@ class HostedReplica:
             if not self.caught_up and now[1] is not None:
                 await self._catch_up()
             await next_beat(self._clock.monotonic(), LOOK_SECONDS)
+
+    def _look_at_altered(self) -> None:
+        """The catalog's collections changed."""
+        altered = [info.stored_name for info in self._topology().collections if info.made_index is not None]
+        here = self.replica.view.collections
+        self.keeper.look_again([here[name].record.id for name in altered if name in here])
 
     async def _save(self) -> None:
         try:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import threading
 from collections.abc import Collection, Iterable
+from contextlib import suppress
+from typing import Final
+
+from needle.base.runtime import Clock
+
+WAIT_MIN_SECONDS: Final = 0.001
+"""So that a date that rounding puts a moment ahead is not asked about again and again."""
 
 
 class Agenda:
@@ -71,3 +79,19 @@ class Changed:
         with self._lock:
             changed, self._ids = self._ids, set()
         return changed
+
+
+async def until_due(wanted: asyncio.Event, agenda: Agenda, clock: Clock) -> None:
+    """Wait until something on the agenda is due, or `wanted` is set; clears that."""
+    due = agenda.wait(clock.monotonic())
+    if due is None:
+        await wanted.wait()
+    elif due > 0:
+        await _wait(wanted, due)
+    wanted.clear()
+
+
+async def _wait(event: asyncio.Event, timeout: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(timeout, WAIT_MIN_SECONDS)):
+            await event.wait()

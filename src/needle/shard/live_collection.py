@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Final
 
 import immutables
 import numpy as np
@@ -17,7 +18,7 @@ from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
 from needle.base.errors import CollectionNotFound, StorageError
-from needle.base.model import CollectionSpec
+from needle.base.model import CollectionSpec, IndexProgress
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import called
 from needle.shard.apply.changes import CollectionChange
@@ -30,6 +31,7 @@ from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import FieldName, IndexBudget
 from needle.shard.fields.payload_index import PayloadIndex
+from needle.shard.index_change import AS_MADE, IndexState, progress_of
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.pins import NO_PINS, Pins
 from needle.shard.places import Places
@@ -39,6 +41,7 @@ from needle.shard.segments.view import VectorsView
 from needle.shard.weights import SAMPLE, Weights
 
 log = logging.getLogger("needle.shard")
+NOT_INDEXED: Final = IndexProgress()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class CollectionView:
     places: Places = field(default_factory=Places)
     document_bytes: int = 0
     changes: int = 0
+    index: IndexProgress = NOT_INDEXED
 
     @property
     def live_bytes(self) -> int:
@@ -162,6 +166,8 @@ class LiveCollection:
         self.marked: Mapping[int, BitMap] = {}
         """By move: what its Release will hide, as far as it was looked for; some of it may be dead by now."""
         self.manifest: list[PublishedSegment] = []
+        self.indexing = AS_MADE
+        self._index = NOT_INDEXED
         self.first_expiry = 0
         """Nothing of it expires before this instant (microseconds since 1970); 0: nothing does."""
         self._changes = 0
@@ -181,7 +187,7 @@ class LiveCollection:
         """Those that the vectors of all documents have."""
         return self.live if self._vector_ordinals is None else self._vector_ordinals
 
-    def load(self, manifest: list[PublishedSegment]) -> None:
+    def load(self, manifest: list[PublishedSegment], indexing: IndexState = AS_MADE) -> None:
         if self.record.documents:
             ordinals, vectors = self._store.live_ordinals(self.record.id)
             self.live, self.places = OrdinalSet.of(ordinals), Places.of(ordinals, vectors)
@@ -189,8 +195,9 @@ class LiveCollection:
                 self._vector_ordinals = OrdinalSet.of(vectors)
             self._weights.note(self._store.last_rows(self.record.id, SAMPLE))
             self.first_expiry = self._store.first_expiry(self.record.id)
-        self.manifest = manifest
-        self.vectors.load(self.record.next_ordinal, self.vector_ordinals, manifest, self.rows)
+        self.manifest, self.indexing = manifest, indexing
+        self._index = progress_of(indexing, self.record.spec.index, manifest)
+        self.vectors.load(self.record.next_ordinal, self.vector_ordinals, manifest, self.rows, indexing)
 
     def hide(self, fence: Fence | None) -> None:
         """Find out what must not be seen, when the file is opened."""
@@ -244,6 +251,11 @@ class LiveCollection:
             self.vectors.publish(segment)
         if change.manifest is not None:
             self.manifest = change.manifest
+        if change.indexing is not None:
+            self.indexing = change.indexing
+            self.vectors.reindex(change.indexing, change.record.spec, self.manifest)
+        if change.manifest is not None or change.indexing is not None:
+            self._index = progress_of(self.indexing, self.record.spec.index, self.manifest)
         if change.first_expiry and not 0 < self.first_expiry <= change.first_expiry:
             self.first_expiry = change.first_expiry
         if change.hidden is not None:
@@ -260,7 +272,7 @@ class LiveCollection:
     def view(self) -> CollectionView:
         vectors, size = self.vectors.view(), self._weights.document_bytes
         state = self.record, vectors, self.live, self.payload, self._invisible, self.places
-        return CollectionView(*state, size, self._changes)
+        return CollectionView(*state, size, self._changes, self._index)
 
 
 def _without(first: int, end: int, left_out: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -32,6 +32,7 @@ from needle.shard.documents.sqlite_file import FILE_NAME
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import IndexBudget
+from needle.shard.index_change import AS_MADE
 from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView
 from needle.shard.pins import decode_pins
 from needle.shard.segments.files import FILE_NAME as SEGMENT_FILE_NAME
@@ -90,7 +91,7 @@ class OpenedState:
             raise
 
     def _load(self) -> None:
-        at, records, manifests, sessions, answers = self.store.load()
+        at, records, manifests, sessions, answers, indexing = self.store.load()
         stored = self.store.named("holdings")
         fence = None if stored is None else Fence(decode_holdings(stored))
         around, ends = self._around, {record.id: record.next_ordinal for record in records}
@@ -99,7 +100,7 @@ class OpenedState:
         for record in records:
             live = self._collection(record)
             self.live.add(live)
-            live.load(manifests.get(record.id, []))
+            live.load(manifests.get(record.id, []), indexing.get(record.id, AS_MADE))
             live.hide(fence)
         self.sessions = SessionTable(sessions, answers)
         views = immutables.Map({name: live.view() for name, live in self.live.named.items()})

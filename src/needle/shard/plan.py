@@ -134,14 +134,18 @@ def plan(
     dimensions: int,
     quiet: bool,
     idle: bool = False,
+    apart: bool = False,
 ) -> BuildTask | None:
     """What the leader should build next, or None.
 
     loads: the manifest in order. next_ordinal: ordinals below it exist. waiting_rows: live rows that no segment covers.
-    quiet: no vector has come for a while. idle: nor for a much longer one.
+    quiet: no vector has come for a while. idle: nor for a much longer one. apart: what is indexed stays as it is, and
+    what waits becomes a file of its own.
     """
     if waiting_rows >= (seal_when_quiet_at if quiet else seal_at)(config, dimensions):
-        return _seal(loads, next_ordinal, waiting_rows, config)
+        return _seal(loads, next_ordinal, waiting_rows, config, apart=apart)
+    if apart:
+        return None
     growth = GROWTH_IDLE if idle and config.seal_rows is None else GROWTH
     return _purge(loads, config) or _merge(loads, config, growth)
 
@@ -154,7 +158,9 @@ def _extendable(load: SegmentLoad, config: SegmentConfig) -> bool:
     return load.here and load.dead <= config.dead_ratio_max * load.segment.rows
 
 
-def _seal(loads: Sequence[SegmentLoad], next_ordinal: int, waiting_rows: int, config: SegmentConfig) -> BuildTask:
+def _seal(
+    loads: Sequence[SegmentLoad], next_ordinal: int, waiting_rows: int, config: SegmentConfig, *, apart: bool
+) -> BuildTask:
     """Seal what waits, together with every tail segment that is at most GROWTH times what would be added to it."""
     first = covered([load.segment for load in loads])
     last = next_ordinal - 1
@@ -163,7 +169,7 @@ def _seal(loads: Sequence[SegmentLoad], next_ordinal: int, waiting_rows: int, co
         # Dead ordinals may make this range hold fewer rows; never more.
         last, waiting_rows = first + most - 1, most
     added, total, best = waiting_rows, waiting_rows, BuildTask(first, last, None, waiting_rows)
-    for load in reversed(loads):
+    for load in () if apart else reversed(loads):
         total += load.segment.rows
         if total > config.rows_max or not load.here:
             break

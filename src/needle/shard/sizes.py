@@ -18,4 +18,5 @@ def size_of(held: CollectionView) -> CollectionSize:
         index_bytes=sum(served.sealed.size for served in held.vectors.served),
         field_index_bytes=held.payload.bytes_held(),
         fields=held.payload.declared(),
+        index=held.index,
     )

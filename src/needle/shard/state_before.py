@@ -14,6 +14,7 @@ from needle.shard.apply.before import Bounds, Matched, Member, Stored
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.store import DocumentStore
+from needle.shard.index_change import AS_MADE, IndexState
 from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView
 from needle.shard.plan import PublishedSegment
 
@@ -39,6 +40,11 @@ class StateBefore:
         """Of one collection; empty if there is none."""
         live = self._by_id(collection_id)
         return [] if live is None else live.manifest
+
+    def indexing(self, collection_id: int) -> IndexState:
+        """So this."""
+        live = self._by_id(collection_id)
+        return AS_MADE if live is None else live.indexing
 
     def named(self, name: str) -> CollectionRecord | None:
         """The record of a collection; None if there is none. So `numbered`."""

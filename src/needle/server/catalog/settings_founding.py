@@ -114,7 +114,7 @@ def other_settings(config: RaftConfig, now: Topology) -> list[str]:
     held = now.collection(first.name) if first is not None else None
     if first is not None and held is None:
         found.append(f"dimensions = {first.dimensions}, it has no collection {first.name!r}")
-    elif first is not None and held is not None and not held.spec.is_altered_from(first):
+    elif first is not None and held is not None and not held.is_made_as(first):
         mine, its = ((spec.dimensions, spec.metric.value, spec.index) for spec in (first, held.spec))
         found.append(f"dimensions, metric and index = {mine}, the collection {first.name!r} has {its}")
     return found

@@ -31,6 +31,8 @@ SAMPLES_MIN: Final = 20
 """Of fewer searches nothing is told."""
 SAMPLES_MAX: Final = 200
 COLLECTIONS_MAX: Final = 100
+RECORDED_MAX: Final = 16
+"""Vectors of searches that are kept of a collection."""
 
 
 class _Samples:
@@ -78,6 +80,8 @@ class Recall:
         self.samples = 0
         self._found: dict[str, _Samples] = {}
         """By the collection's name in the shard."""
+        self._recorded: dict[str, deque[bytes]] = {}
+        """The vectors of some searches, by the collection's name in the shard."""
         self._waits: SearchRequest | None = None
         self._rests_until = 0.0
         self._left = self._draw() if share else 0
@@ -92,6 +96,16 @@ class Recall:
             self._left -= 1
             if not self._left:
                 self._left, self._waits = self._draw(), request
+                self._record(request)
+
+    def _record(self, request: SearchRequest) -> None:
+        if request.collection not in self._recorded and len(self._recorded) >= COLLECTIONS_MAX:
+            del self._recorded[next(iter(self._recorded))]
+        self._recorded.setdefault(request.collection, deque(maxlen=RECORDED_MAX)).append(bytes(request.vector))
+
+    def recorded(self, name: str) -> list[bytes]:
+        """The vectors of some searches of a collection, the latest last: float32 as they came."""
+        return list(self._recorded.get(name, ()))
 
     def told(self) -> dict[str, float]:
         """The mean of what was measured within the last hour, by the collection's name in the shard; of those with

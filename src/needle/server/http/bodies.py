@@ -72,8 +72,11 @@ class CreateCollection(Body, frozen=True, kw_only=True):
 
 class AlterCollection(Body, frozen=True, kw_only=True):
     """ef_search: of searches that do not say it. ttl: seconds that a document lives after its last write, 0 for no end;
-    for writes from now on. What is left out stays as it is."""
+    for writes from now on. index: its parameters, or a word as in creating: files of it are built in the background,
+    and then searches use these (`size.index` of the collection shows how far it is). What is left out stays as it
+    is."""
 
+    index: IndexParams | str | None = None
     ef_search: Positive | None = None
     ttl: Annotated[float, Meta(ge=0)] | None = None
 

@@ -91,7 +91,9 @@ def _collection(spec: CollectionSpec) -> bodies.Collection:
 
 async def alter_collection(call: Call) -> bodies.Collection:
     body: bodies.AlterCollection = call.body
-    await call.client.alter_collection(call.collection, ef_search=body.ef_search, ttl=body.ttl, timeout=body.timeout)
+    await call.client.alter_collection(
+        call.collection, ef_search=body.ef_search, ttl=body.ttl, index=body.index, timeout=body.timeout
+    )
     return _collection(await _spec(call))  # without counts: it is changed, also where a shard does not answer
 
 

@@ -33,7 +33,7 @@ NAMES: Final = (
     *("needle_replica_divergence", "needle_replica_comparisons_total"),
     *("needle_moves_running", "needle_move_copied_documents"),
     *("needle_shard_vector_count", "needle_collections", "needle_documents"),
-    *("needle_ordinals_used_ratio", "needle_segments"),
+    *("needle_ordinals_used_ratio", "needle_segments", "needle_index_change_left"),
     *("needle_segments_building", "needle_segment_events_total", "needle_segment_build_seconds_total"),
     *("needle_segment_shipped_bytes_total", "needle_field_index_bytes", "needle_field_index_evictions_total"),
 )
@@ -116,6 +116,9 @@ class ReplicaState:
             name = shown(held.record.spec.name)
             made["needle_documents"].add_metric([shard, name], held.visible)
             made["needle_segments"].add_metric([shard, name], len(held.vectors.served))
+            if held.index.wanted:
+                left = held.index.vectors - held.index.done
+                made["needle_index_change_left"].add_metric([shard, name], left)
 
     def _answers(self, made: Families, shard: str, hosted: HostedReplica, shown: Callable[[str], str]) -> None:
         made["needle_recall_samples_total"].add_metric([shard], hosted.recall.samples)

@@ -83,6 +83,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "collection can take that it has taken; of those above one half only.", "shard/held_collections.py"),
         gauge("needle_segments", "shard collection", "", "Index files open; of the 100 oldest collections of a shard.",
               "shard/segments/collection_vectors.py"),
+        gauge("needle_index_change_left", "shard collection", "", "Vectors that have no file yet of the index that the "
+              "collection is to get; of the 100 oldest collections, while that goes on.", "shard/index_change.py"),
         gauge("needle_segments_building", "shard", "", "Index files that are being built here.",
               "shard/segments/builds.py"),
         counter("needle_segment_events_total", "shard event", "", "Index files built, fetched from another node "

@@ -38,7 +38,14 @@ from needle.protocol.peer_calls import (
 from needle.server.chores.expiry import micros_of
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
-from needle.shard.apply.validation import GIVEN_NAME_BYTES_MAX, check_ef_search, check_name, check_spec, check_ttl
+from needle.shard.apply.validation import (
+    GIVEN_NAME_BYTES_MAX,
+    check_ef_search,
+    check_index,
+    check_name,
+    check_spec,
+    check_ttl,
+)
 
 HOPS_MAX = 2
 
@@ -125,6 +132,8 @@ class CatalogCalls:
                 check_ef_search(command.ef_search)
             if command.ttl >= 0:
                 check_ttl(command.ttl)
+            if command.index is not None:
+                check_index(command.index)
         elif isinstance(command, catalog_commands.DeclareField):
             field_path(command.path, "field")
         elif isinstance(command, catalog_commands.SetAlias):

@@ -76,7 +76,7 @@ from needle.server.access import refusal
 from needle.server.chores.comparing import DIGEST_AT
 from needle.server.chores.field_upkeep import FILTERED_FIELDS
 from needle.server.ports import LOCAL, PeerLike
-from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
+from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH, SEGMENT_STAGED
 from needle.server.service import rebalancing
 from needle.server.service.archiving import Archiving
 from needle.server.service.audited import Audited
@@ -135,6 +135,7 @@ class Service:
             SEGMENT_CHUNK: (tuple[int, str, int, int], operations.segment_chunk),
             SEGMENT_PUBLISH: (tuple[int, bytes], operations.segment_publish),
             SEGMENT_BUILDING: (tuple[int, int], operations.segment_building),
+            SEGMENT_STAGED: (tuple[int, int], operations.segment_staged),
             DIGEST_AT: (tuple[int, int], operations.digest_at),
             SHARD_LEADER: (GroupCall, operations.leader),
             TOPOLOGY: (TopologyCall, catalog.topology),

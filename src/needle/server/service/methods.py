@@ -34,7 +34,7 @@ from needle.routing.topology import Topology, public_name
 from needle.server.access import check_collection
 from needle.server.chores.comparing import DIGEST_AT
 from needle.server.chores.field_upkeep import FILTERED_FIELDS
-from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH
+from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH, SEGMENT_STAGED
 from needle.server.service.served import decoded_command
 
 OWNED_SINCE: Final = 4
@@ -103,6 +103,7 @@ NEEDS: Final[dict[str, Needs]] = {
     SEGMENT_CHUNK: Needs(NODE, ALL),
     SEGMENT_PUBLISH: Needs(NODE, ALL),
     SEGMENT_BUILDING: Needs(NODE, ALL),
+    SEGMENT_STAGED: Needs(NODE, ALL),
     DIGEST_AT: Needs(NODE, ALL),
     MOVE: Needs(NODE, ALL),
     **dict.fromkeys(CALL_METHODS, Needs(NODE, ALL)),

@@ -21,6 +21,7 @@ from needle.protocol.calls import (
     StepDownCall,
 )
 from needle.protocol.peer_calls import IndexRoom, IndexRoomCall
+from needle.protocol.upkeep_commands import INDEX_COMMANDS
 from needle.routing.key_space import KeySpace
 from needle.server.announced import Announced
 from needle.server.chores.comparing import APPLY_SECONDS
@@ -137,8 +138,8 @@ class Operations:
         """A node finished a build that it began while it led."""
         group, data = call
         command = decoded_command(data)
-        if not isinstance(command, commands.PublishSegment):
-            raise invalid("command", type(command).__name__, "PublishSegment")
+        if not isinstance(command, INDEX_COMMANDS):
+            raise invalid("command", type(command).__name__, "one that names index files")
         hosted = self._node.hosted(group)
         hosted.replica.validate(command)
         if not self._host.is_leader(group):
@@ -152,6 +153,11 @@ class Operations:
         group, collection_id = call
         found = self._node.hosted(group).keeper.building(collection_id)
         return [] if found is None else [found]
+
+    async def segment_staged(self, call: tuple[int, int]) -> list[str]:
+        """Which files of the index that a collection is to get this replica has: their checksums."""
+        group, collection_id = call
+        return self._node.hosted(group).keeper.staged(collection_id)
 
     async def digest_at(self, call: tuple[int, int]) -> list[str]:
         """The digest that this replica had at an entry, once it has applied that; none if it keeps none."""

@@ -22,6 +22,7 @@ from needle.protocol import calls, commands
 from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, SearchManyAnswer
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
+from needle.protocol.upkeep_commands import INDEX_COMMANDS
 from needle.routing.topology import Ownership, Topology
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
@@ -40,7 +41,7 @@ _OF_LEADERS = frozenset({
     commands.EndPins,
     commands.KnowCatalog,
     commands.Compare,
-    commands.PublishSegment,
+    *INDEX_COMMANDS,
     commands.Once,
     commands.Expire,
     *MOVE_COMMANDS,

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from pyroaring import BitMap
 
 from needle.base.errors import CollectionNotFound, Internal, InvalidArgument
-from needle.base.model import CollectionSpec
+from needle.base.model import CollectionSpec, IndexParams
 from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors, inner, is_by_id
 from needle.shard.apply.before import Collections, Find, Stored
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
@@ -31,6 +32,7 @@ from needle.shard.documents.records import (
     WriteSet,
     row_id,
 )
+from needle.shard.index_change import AS_MADE, IndexState
 from needle.shard.pins import encode_pins
 from needle.shard.plan import PublishedSegment
 
@@ -155,6 +157,18 @@ class Batch:
         if change.manifest is None and not change.created:
             return self._before.manifest(change.record.id)
         return change.manifest or []
+
+    def indexing(self, change: CollectionChange) -> IndexState:
+        """What the log says of a collection's index now."""
+        if change.indexing is None and not change.created:
+            return self._before.indexing(change.record.id)
+        return change.indexing or AS_MADE
+
+    def reindex(self, change: CollectionChange, index: IndexParams) -> None:
+        """From now on its files are of this index."""
+        spec = msgspec.structs.replace(change.record.spec, index=index)
+        change.record = msgspec.structs.replace(change.record, spec=spec)
+        self._records[spec.name] = change.record
 
     def put(
         self,

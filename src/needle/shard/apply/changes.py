@@ -21,6 +21,7 @@ from needle.shard.documents.records import (
     WriteSet,
     row_id,
 )
+from needle.shard.index_change import IndexState, encode_index_state
 from needle.shard.plan import PublishedSegment
 
 FLOAT_BYTES: Final = 4
@@ -33,6 +34,7 @@ class CollectionChange:
     of an earlier version. vectors: of the others. dead: ordinals of versions that are no more. held: those of them that
     an open pin may see, because they have ordinals below `pinned` (pins.Pins.below).
     hidden: by move, the ordinals that are invisible after it; marked: that will be (before.Stored); None: unchanged.
+    indexing: what the log says of its index, None: unchanged.
     first_expiry: the earliest instant at which something that it wrote expires, 0 for none."""
 
     record: CollectionRecord
@@ -49,6 +51,7 @@ class CollectionChange:
     kept: list[tuple[int, int]] = field(default_factory=list)
     manifest: list[PublishedSegment] | None = None
     published: list[PublishedSegment] = field(default_factory=list)
+    indexing: IndexState | None = None
     hidden: dict[int, BitMap] | None = None
     marked: dict[int, BitMap] | None = None
     touched: bool = False
@@ -72,6 +75,8 @@ class CollectionChange:
         out.collections[collection_id] = self.record
         if self.manifest is not None:
             out.manifests[collection_id] = self.manifest
+        if self.indexing is not None:
+            out.indexing[collection_id] = encode_index_state(self.indexing)
         if self.rows:
             out.documents.extend(self.rows)
             out.first_rows[collection_id] = self.rows[0][0]

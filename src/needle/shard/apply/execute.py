@@ -10,14 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import msgspec
-
 from needle.base.errors import (
     AlreadyExists,
     CollectionExists,
-    CollectionNotFound,
     ConditionFailed,
-    InvalidArgument,
     NeedleError,
     StaleEpoch,
     StorageError,
@@ -46,7 +42,6 @@ from needle.protocol.commands import (
     OpenSession,
     Patch,
     PinScan,
-    PublishSegment,
     Session,
     Spread,
     UpdateVectors,
@@ -56,20 +51,23 @@ from needle.protocol.commands import (
     without_repeats,
 )
 from needle.protocol.move_commands import MOVE_COMMANDS
+from needle.protocol.upkeep_commands import INDEX_COMMANDS, KeepIndex, StageSegment, SwitchIndex
 from needle.shard.apply.batch import Batch, check_room, instant_of
 from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
 from needle.shard.apply.expiry import expire
 from needle.shard.apply.holdings import moved, within
+from needle.shard.apply.indexing import execute_index
 from needle.shard.apply.moves import execute_move
 from needle.shard.apply.pins import end_pins, know_catalog, pin_scan
 from needle.shard.apply.visible import check_insert, parsed, seen
 from needle.shard.apply.where import amend, change_where
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import DocRef
-from needle.shard.plan import PublishedSegment, with_published
 
 Result = WriteResult | NeedleError
-ALONE = frozenset({*MOVE_COMMANDS, PinScan, EndPins, KnowCatalog, ChangeWhere, Expire, Compare})
+ALONE = frozenset({
+    *MOVE_COMMANDS, PinScan, EndPins, KnowCatalog, ChangeWhere, Expire, Compare, StageSegment, SwitchIndex, KeepIndex
+})  # fmt: skip
 """Commands that need the stored state right before them, or show the one right after them: each is a transaction of
 its own."""
 
@@ -160,8 +158,8 @@ def _run(batch: Batch, index: int, command: Command) -> Result:
             return _create(batch, index, command)
         if isinstance(command, DropCollection):
             return _drop(batch, index, command)
-        if isinstance(command, PublishSegment):
-            return _publish(batch, index, command)
+        if isinstance(command, INDEX_COMMANDS):
+            return execute_index(batch, index, command)
         if isinstance(command, Compare):
             return WriteResult(version=index, index=index)
         if isinstance(command, MOVE_COMMANDS):
@@ -266,21 +264,6 @@ def _addressed(batch: Batch, command: Spread) -> tuple[CollectionChange, list[st
     if batch.fence is not None and command.owned not in (0, batch.fence.fingerprint):
         raise moved(ids[0])
     return change, ids
-
-
-def _publish(batch: Batch, index: int, command: PublishSegment) -> WriteResult:
-    segment = PublishedSegment(*msgspec.structs.astuple(command))
-    record = batch.numbered(command.collection_id)
-    if record is None:
-        raise CollectionNotFound(f"there is no collection with id {command.collection_id}")
-    change = batch.change(record)
-    manifest = with_published(batch.manifest(change), segment, record.next_ordinal)
-    if manifest is None:
-        raise InvalidArgument(f"segment [{command.first}, {command.last}] does not fit the manifest any more")
-    change.manifest = manifest
-    change.published.append(segment)
-    change.touched = True
-    return WriteResult(version=index, index=index)
 
 
 def _check_shape(command: Insert, width: int) -> None:

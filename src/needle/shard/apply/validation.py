@@ -21,7 +21,7 @@ import numpy.typing as npt
 from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
 from needle.base.filters.builder import Filter, conditions, field_path
-from needle.base.model import CollectionSpec, IndexKind, Metric, SearchRequest
+from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric, SearchRequest
 from needle.protocol.commands import (
     JUDGED_MAX,
     JUDGEMENTS_MAX,
@@ -39,6 +39,8 @@ from needle.protocol.commands import (
     PublishSegment,
     Session,
     Spread,
+    StageSegment,
+    SwitchIndex,
     UpdateVectors,
     without_repeats,
 )
@@ -111,7 +113,15 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
     elif isinstance(command, ChangeWhere):
         _require(command.collection, find_spec)
         return _check_change_where(command, limits)
-    elif isinstance(command, PublishSegment):
+    elif isinstance(command, SwitchIndex):
+        check_index(command.index)
+        for name in ("before", "after"):
+            if not 0 <= getattr(command, name) <= 1:
+                raise invalid(name, getattr(command, name), "a share, from 0 to 1")
+        _check_int("queries", command.queries, 0, VERSION_MAX)
+    elif isinstance(command, PublishSegment | StageSegment):
+        if isinstance(command, StageSegment):
+            check_index(command.index)
         _check_int("first", command.first, 0, command.last)
         _check_int("rows", command.rows, 0, command.last - command.first + 1)
         _check_int("size", command.size, 0, 2**63 - 1)
@@ -174,12 +184,17 @@ def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     _check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
     if spec.metric not in list(Metric):
         raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
-    if spec.index.kind not in list(IndexKind):
-        raise invalid("index.kind", spec.index.kind, f"one of {', '.join(IndexKind)}")
-    _check_int("index.m", spec.index.m, 2, 256)
-    _check_int("index.ef_construction", spec.index.ef_construction, 1, EF_MAX)
-    check_ef_search(spec.index.ef_search)
+    check_index(spec.index)
     check_ttl(spec.ttl)
+
+
+def check_index(index: IndexParams) -> None:
+    """Of a collection."""
+    if index.kind not in list(IndexKind):
+        raise invalid("index.kind", index.kind, f"one of {', '.join(IndexKind)}")
+    _check_int("index.m", index.m, 2, 256)
+    _check_int("index.ef_construction", index.ef_construction, 1, EF_MAX)
+    check_ef_search(index.ef_search)
 
 
 def check_ttl(value: float) -> None:

@@ -6,19 +6,21 @@ from typing import NamedTuple
 
 import apsw
 
-from needle.shard.documents.records import AnswerRow, AppliedAt, CollectionRecord, SessionRow
+from needle.shard.documents.records import INDEXING, AnswerRow, AppliedAt, CollectionRecord, SessionRow
 from needle.shard.documents.row_check import check_sum, stored_position, stored_records, sum_of_ids
+from needle.shard.index_change import IndexState, decode_index_state
 from needle.shard.plan import PublishedSegment
 
 
 class Loaded(NamedTuple):
-    """See `load`. manifests: by collection id. sessions by last use, answers by session and seq."""
+    """See `load`. manifests, indexing: by collection id. sessions by last use, answers by session and seq."""
 
     at: AppliedAt
     records: list[CollectionRecord]
     manifests: dict[int, list[PublishedSegment]]
     sessions: list[SessionRow]
     answers: list[AnswerRow]
+    indexing: dict[int, IndexState]
 
 
 def load(connection: apsw.Connection, path: str) -> Loaded:
@@ -33,4 +35,6 @@ def load(connection: apsw.Connection, path: str) -> Loaded:
     records = stored_records(connection, path)
     for record in records:
         check_sum(path, record, *sum_of_ids(connection, record.id))
-    return Loaded(stored_position(connection, path), records, manifests, sessions, answers)
+    named = connection.execute("SELECT name, value FROM meta WHERE name GLOB ?", (f"{INDEXING}*",))
+    indexing = {int(name.removeprefix(INDEXING)): decode_index_state(bytes(value)) for name, value in named}
+    return Loaded(stored_position(connection, path), records, manifests, sessions, answers, indexing)

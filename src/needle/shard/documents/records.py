@@ -38,6 +38,10 @@ KeptRow = tuple[int, str, int, int, int, int, int]
 the index of the batch of entries in which it died."""
 
 
+INDEXING: Final = "indexing-"
+"""What rows of `meta` with a collection's IndexState are called, before its id."""
+
+
 class DocRef(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Where the current version of an id is. vector: the ordinal that its vector has: its own, or that of the version
     which brought it, if only metadata changed since. hash: digest.document_hash of it. expires: microseconds since
@@ -96,8 +100,8 @@ class WriteSet(msgspec.Struct):
     """What one batch of entries changes, or several of them after `merge`. Row ids as in the module docstring. ids: by
     collection id and document id, None for one that is deleted. vectors: of rows that brought one. graves: as in
     Doomed. first_rows: the first of `documents` of each collection. sessions: by id. answers: by session and seq, None
-    for one that is forgotten. size: bytes of the log entries. holdings, pins, catalog: None if unchanged. kept: see
-    KeptRow."""
+    for one that is forgotten. size: bytes of the log entries. holdings, pins, catalog: None if unchanged. indexing:
+    encoded IndexState, by collection. kept: see KeptRow."""
 
     at: AppliedAt
     collections: dict[int, CollectionRecord]
@@ -115,6 +119,7 @@ class WriteSet(msgspec.Struct):
     holdings: bytes | None = None
     pins: bytes | None = None
     catalog: bytes | None = None
+    indexing: dict[int, bytes] = msgspec.field(default_factory=dict)
     kept: list[KeptRow] = msgspec.field(default_factory=list)
 
     @property
@@ -126,7 +131,7 @@ class WriteSet(msgspec.Struct):
     def rare(self) -> bool:
         """Whether it changes what files and other shards are judged by when the replica is opened."""
         named = (self.holdings, self.pins, self.catalog)
-        return bool(self.manifests or self.removed) or any(one is not None for one in named)
+        return bool(self.manifests or self.removed or self.indexing) or any(one is not None for one in named)
 
     def merge(self, later: WriteSet) -> None:
         """Add what the entries right behind these change."""
@@ -140,8 +145,10 @@ class WriteSet(msgspec.Struct):
         self.ids.update(later.ids)
         self.graves += later.graves
         self.manifests.update(later.manifests)
+        self.indexing.update(later.indexing)
         for collection_id in later.removed:  # for want of room even a manifest may wait
             self.manifests.pop(collection_id, None)
+            self.indexing.pop(collection_id, None)
         self.sessions.update(later.sessions)
         for session in later.sessions_removed:
             self.sessions.pop(session, None)

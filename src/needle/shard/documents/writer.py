@@ -28,6 +28,7 @@ from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.documents import purging
 from needle.shard.documents.records import (
+    INDEXING,
     CollectionRecord,
     DocRef,
     Doomed,
@@ -186,6 +187,7 @@ class DocumentWriter:
             for collection_id in changes.removed:
                 run("DELETE FROM collections WHERE id = ?", (collection_id,))
                 run("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
+                run("DELETE FROM meta WHERE name = ?", (f"{INDEXING}{collection_id}",))
                 run("INSERT OR IGNORE INTO dropped VALUES (?)", (collection_id,))
             for collection_id, manifest in changes.manifests.items():
                 run("DELETE FROM segments WHERE collection_id = ?", (collection_id,))
@@ -201,6 +203,8 @@ class DocumentWriter:
             for name in ("holdings", "pins", "catalog"):
                 if (value := getattr(changes, name)) is not None:
                     run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+            for collection_id, state in changes.indexing.items():
+                run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{INDEXING}{collection_id}", state))
             self._failpoint("apply-before-commit")
             run("COMMIT")
         except BaseException:

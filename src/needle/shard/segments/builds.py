@@ -15,13 +15,17 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import asdict, replace
+
 from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError
-from needle.base.events import INDEX_BUILT, INDEX_PUBLISHED, INDEX_REBUILT, INDEX_UNPUBLISHED, tell
+from needle.base.events import INDEX_BUILT, INDEX_PUBLISHED, INDEX_REBUILT, INDEX_STAGED, INDEX_UNPUBLISHED, tell
 from needle.base.ids import NodeId
+from needle.base.model import IndexParams
 from needle.base.runtime import Clock, Pool
-from needle.protocol.commands import PublishSegment, encode
+from needle.protocol.commands import PublishSegment, StageSegment, encode
 from needle.routing.topology import called
 from needle.shard.disk import ReplicaDisk
+from needle.shard.index_change import with_staged
 from needle.shard.plan import BuildTask, PublishedSegment, may_publish
 from needle.shard.segments.builder import build_segment, give_back, unless_cancelled
 from needle.shard.segments.collection_vectors import CollectionVectors
@@ -63,7 +67,12 @@ class KeeperStats:
 
 @dataclass(slots=True)
 class _Running:
+    """index: that the file is staged for; None: it is published. generation: IndexState's at the beginning."""
+
     task: BuildTask
+    index: IndexParams | None
+    generation: int
+    asked: Callable[[], bool]
     steps: int = 0
 
 
@@ -147,10 +156,19 @@ class SegmentBuilds:
         self._seen[key] = (progress, since if before == progress else now)
         return now - self._seen[key][1] < STALLED_SECONDS
 
-    async def build_and_publish(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
-        """False: it was cancelled, or nobody took it. Raises CorruptSegment if the base is damaged."""
+    async def build_and_publish(
+        self,
+        vectors: CollectionVectors,
+        task: BuildTask,
+        view: VectorsView,
+        index: IndexParams | None = None,
+        asked: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """False: it was cancelled, or nobody took it. index: have it staged for this one. asked: whether it is still
+        wanted. Raises CorruptSegment if the base is damaged."""
         sealed: SealedSegment | None = None
-        running = self._running[vectors.collection_id] = _Running(task)
+        running = _Running(task, index, vectors.indexing.generation, asked)
+        self._running[vectors.collection_id] = running
         self._stats.building = len(self._running)
         try:
             started = self._clock.monotonic()
@@ -169,7 +187,7 @@ class SegmentBuilds:
             raise
         except NeedleError as error:
             self._failed(vectors, task, error)
-            if sealed is not None and sealed.segment not in vectors.manifest():
+            if sealed is not None and not vectors.names(sealed.segment):
                 vectors.forget(sealed.segment)
                 delete(sealed.path)
             return False
@@ -182,15 +200,19 @@ class SegmentBuilds:
         """Propose it until the log has decided about it, for a while. It may be proposed twice: the second changes
         nothing. Raises NeedleError if it was not taken, as far as this replica knows."""
         deadline, first = self._clock.monotonic() + PUBLISH_SECONDS, True
-        while segment not in vectors.manifest():
+        while not _taken(vectors, running, segment):
             try:
-                await self._publish(encode(PublishSegment(*_fields(segment))))
-                tell(INDEX_PUBLISHED, **about(self._name, vectors, segment))
+                await self._publish(encode(_command(running, segment)))
+                of = about(self._name, vectors, segment)
+                if running.index is None:
+                    tell(INDEX_PUBLISHED, **of)
+                else:
+                    tell(INDEX_STAGED, **of)
                 return
             except NeedleError as error:
                 # Refused at once, it came too late. Refused later, an earlier proposal may be what it collides with.
                 decided = first and isinstance(error, InvalidArgument)
-                if decided or not self._wanted(vectors, running.task) or self._clock.monotonic() >= deadline:
+                if decided or not self._wanted(vectors, running) or self._clock.monotonic() >= deadline:
                     raise
                 self._failed(vectors, running.task, error)
             first = False
@@ -205,9 +227,17 @@ class SegmentBuilds:
         of = about(self._name, vectors, segment)
         tell(INDEX_BUILT, bytes=segment.size, rows=segment.rows, seconds=seconds, own=own, **of)
 
-    def _wanted(self, vectors: CollectionVectors, task: BuildTask) -> bool:
-        fits = may_publish(vectors.manifest(), task.first, task.last, vectors.next_ordinal)
-        return fits and not vectors.closed and not self.stopping
+    def _wanted(self, vectors: CollectionVectors, running: _Running) -> bool:
+        task, state = running.task, vectors.indexing
+        if running.index is None:
+            fits = may_publish(vectors.manifest(), task.first, task.last, vectors.next_ordinal)
+        else:
+            fits = with_staged(
+                state, running.index, PublishedSegment(0, task.first, task.last, 0, 0, ""), vectors.manifest(),
+                vectors.next_ordinal,
+            ) is not None  # fmt: skip
+        same = state.generation == running.generation and running.asked()
+        return fits and same and not vectors.closed and not self.stopping
 
     def _build(self, vectors: CollectionVectors, running: _Running, view: VectorsView) -> SealedSegment:
         task = running.task
@@ -215,15 +245,16 @@ class SegmentBuilds:
 
         def cancelled() -> bool:
             running.steps += 1
-            return not self._wanted(vectors, task)
+            return not self._wanted(vectors, running)
 
+        spec = vectors.spec if running.index is None else replace(vectors.spec, index=running.index)
         segment, path = build_segment(
             vectors.directory,
             vectors.collection_id,
             task.first,
             task.last,
             view.live_blocks(base.segment.last + 1 if base else task.first, task.last),
-            vectors.spec,
+            spec,
             base=base,
             threads=vectors.config.build_threads,
             disk=self._disk,
@@ -249,18 +280,29 @@ class SegmentBuilds:
             segment.first,
             segment.last,
             view.live_blocks(segment.first, segment.last),
-            vectors.spec,
+            vectors.spec_of(segment),
             threads=vectors.config.build_threads,
             disk=self._disk,
-            cancelled=lambda: self.stopping or vectors.closed or segment not in vectors.manifest(),
+            cancelled=lambda: self.stopping or vectors.closed or not vectors.names(segment),
             own_for=segment,
         )
         give_back(built.size)
         return SealedSegment(path, segment, vectors.spec, own=True)
 
 
-def _fields(segment: PublishedSegment) -> tuple[int, int, int, int, int, str]:
-    return segment.collection_id, segment.first, segment.last, segment.rows, segment.size, segment.checksum
+def _taken(vectors: CollectionVectors, running: _Running, segment: PublishedSegment) -> bool:
+    """Whether the log has it for what it was built for: two indexes of few vectors may have the very same file."""
+    if running.index is None:
+        return segment in vectors.manifest()
+    wanted = vectors.indexing.wanted
+    return wanted is not None and wanted.built == running.index.built and segment in vectors.staged()
+
+
+def _command(running: _Running, segment: PublishedSegment) -> PublishSegment | StageSegment:
+    of = asdict(segment)
+    if running.index is None:
+        return PublishSegment(**of, generation=running.generation)
+    return StageSegment(**of, index=running.index)
 
 
 def about(name: str, vectors: CollectionVectors, part: BuildTask | PublishedSegment) -> dict[str, object]:

@@ -17,14 +17,16 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from threading import Lock
 
+import msgspec
 import numpy as np
 from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
 from needle.base.errors import CorruptSegment, Internal
 from needle.base.file_errors import SHORTAGES
-from needle.base.model import CollectionSpec
+from needle.base.model import CollectionSpec, IndexParams
 from needle.shard.disk import remove_file
+from needle.shard.index_change import AS_MADE, IndexState, is_staged
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.plan import PublishedSegment, SegmentLoad, check_manifest, covered, with_published
 from needle.shard.segments.growing import GrowingSegment
@@ -53,6 +55,9 @@ class CollectionVectors:
         self.config = config
         self._lock = Lock()
         self._manifest: list[PublishedSegment] = []
+        self._indexing = AS_MADE
+        self._switching = 0
+        """Until all files of ordinals below this are here, those of the index before the switch serve alone."""
         self._next_ordinal = 0
         self._growing = GrowingSegment(spec.dimensions)
         self._served: tuple[Served, ...] = ()
@@ -109,7 +114,25 @@ class CollectionVectors:
             self._refresh()
             return True
 
-    def load(self, next_ordinal: int, live: OrdinalSet, manifest: list[PublishedSegment], rows: Rows) -> None:
+    def reindex(self, state: IndexState, spec: CollectionSpec, manifest: list[PublishedSegment]) -> None:
+        """What the log says of the index changed. After a switch the manifest is another one: the files of before go
+        on serving until all of its are here, and then these take their place at once. No I/O, as `publish`."""
+        with self._lock:
+            gone = {*self._indexing.staged, *self._manifest} - {*state.staged, *manifest}
+            if state.generation != self._indexing.generation:
+                self.spec, self._manifest, self._switching = spec, list(manifest), covered(manifest)
+            self._indexing = state
+            self._arrived = [sealed for sealed in self._arrived if sealed.segment not in gone]
+            self._refresh()
+
+    def load(
+        self,
+        next_ordinal: int,
+        live: OrdinalSet,
+        manifest: list[PublishedSegment],
+        rows: Rows,
+        indexing: IndexState = AS_MADE,
+    ) -> None:
         """Fill an empty set at open: segments from their files, everything else from `rows`.
 
         A missing or damaged file is no error here: its range is served exactly, and `missing()` names it; a damaged
@@ -117,12 +140,13 @@ class CollectionVectors:
         """
         check_manifest(manifest)
         opened = [self._open_at_load(segment) for segment in manifest]
+        staged = [self._open_at_load(segment) for segment in indexing.staged if segment not in manifest]
         with self._lock:
             if self._next_ordinal or self._manifest:
                 raise Internal("load() of a set that is in use")
             self._rows = rows
             self._next_ordinal = next_ordinal
-            self._manifest = list(manifest)
+            self._manifest, self._indexing = list(manifest), indexing
             served = []
             for segment, sealed in zip(manifest, opened, strict=True):
                 if sealed is None:
@@ -131,6 +155,7 @@ class CollectionVectors:
                     served.append(Served(sealed, None).only(live.between(segment.first, segment.last)))
             self._growing = self._read_rows(self._growing, covered(manifest), next_ordinal - 1)
             self._served = tuple(served)
+            self._arrived = [sealed for sealed in staged if sealed is not None]
             self._refresh()
 
     # --- readers -----------------------------------------------------------------------------------------------------
@@ -158,11 +183,43 @@ class CollectionVectors:
         """The published segments, in order."""
         return list(self._manifest)
 
+    @property
+    def indexing(self) -> IndexState:
+        """What the log says of the index."""
+        return self._indexing
+
+    def staged(self) -> list[PublishedSegment]:
+        """The files of the index that is to come, in order."""
+        return list(self._indexing.staged)
+
+    def names(self, segment: PublishedSegment) -> bool:
+        """Whether the log names this file, for now or for later."""
+        return segment in self._manifest or segment in self._indexing.staged
+
+    def spec_of(self, segment: PublishedSegment) -> CollectionSpec:
+        """What a file that the log names is built by."""
+        wanted = self._indexing.wanted
+        if wanted is None or segment not in self._indexing.staged:
+            return self.spec
+        return msgspec.structs.replace(self.spec, index=wanted)
+
     def missing(self) -> list[PublishedSegment]:
-        """Published segments whose file is not attached."""
+        """Segments that the log names and whose file is not attached."""
         with self._lock:
-            here = {s.sealed.segment for s in self._served} | {a.segment for a in self._arrived}
-            return [segment for segment in self._manifest if segment not in here]
+            here = {sealed.segment for sealed in self._files()}
+            return [segment for segment in (*self._manifest, *self._indexing.staged) if segment not in here]
+
+    def beside(self, index: IndexParams) -> tuple[VectorsView, VectorsView] | None:
+        """The vectors of this moment, served by the index of now and by the staged one; None unless all files of both
+        are here."""
+        with self._lock:
+            here = {sealed.segment: sealed for sealed in self._files()}
+            staged = self._indexing.staged if self._manifest else []
+            complete = is_staged(self._indexing, index, self._manifest) and all(one in here for one in staged)
+            if not complete or self._in_batch or {s.sealed.segment for s in self._served} != set(self._manifest):
+                return None
+            growing, served = self._replaced([here[one] for one in staged])
+            return self._view.frozen(), VectorsView(msgspec.structs.replace(self.spec, index=index), growing, served)
 
     def attached(self) -> list[SealedSegment]:
         """The open segments that serve searches, in order."""
@@ -255,34 +312,53 @@ class CollectionVectors:
         self._view = VectorsView(self.spec, self._growing, self._served)
 
     def _take_arrived(self) -> None:
-        """Swap in every file that the manifest names."""
+        """Swap in every file that the manifest names; after a switch all of them together."""
+        if self._switching:
+            wanted = {segment for segment in self._manifest if segment.first < self._switching}
+            first = [sealed for sealed in self._files() if sealed.segment in wanted]
+            if {sealed.segment for sealed in first} != wanted or not self._swap_in(first):
+                return
+            self._switching = 0
         for sealed in [s for s in self._arrived if s.segment in self._manifest]:
-            self._arrived = [a for a in self._arrived if a is not sealed]
-            try:
-                self._swap_in(sealed)
-            except CorruptSegment:
-                # What served the range goes on; the keeper learns of it by take_corrupt().
-                self._corrupt.append(sealed.segment)
+            self._swap_in([sealed])
 
-    def _swap_in(self, sealed: SealedSegment) -> None:
-        """Replace what serves the segment's range by the segment."""
-        first, last = sealed.segment.first, sealed.segment.last
+    def _files(self) -> list[SealedSegment]:
+        """All that are open, each segment once: two indexes of few vectors may have the very same file."""
+        return list({s.segment: s for s in (*self._arrived, *(served.sealed for served in self._served))}.values())
+
+    def _swap_in(self, files: list[SealedSegment]) -> bool:
+        """Have files serve what they cover, all at once. False: one of them lacks a live vector. Then what served goes
+        on, and the keeper learns of it by take_corrupt()."""
+        rest = [sealed for sealed in self._arrived if sealed not in files]
+        try:
+            self._growing, self._served = self._replaced(files)
+        except CorruptSegment as error:
+            damaged = error.details.get("path")
+            self._corrupt += [sealed.segment for sealed in files if sealed.path == damaged]
+            serve = [served.sealed for served in self._served]
+            self._arrived = [*rest, *(one for one in files if one.path != damaged and one not in serve)]
+            return False
+        self._arrived = rest
+        return True
+
+    def _replaced(self, files: list[SealedSegment]) -> tuple[GrowingSegment, tuple[Served, ...]]:
+        """What serves once these files, whose ranges adjoin, do. Raises CorruptSegment."""
+        if not files:
+            return self._growing, self._served
+        first, last = min(s.segment.first for s in files), max(s.segment.last for s in files)
         inside = [s for s in self._served if first <= s.sealed.segment.first and s.sealed.segment.last <= last]
         live = [s.sealed.all_ordinals() if s.live is None else s.sealed.all_ordinals()[s.live] for s in inside]
         live += [ordinals for ordinals, _ in self._growing.blocks(first, last)]
         wanted = np.sort(np.concatenate([np.empty(0, np.int64), *live]))
-        local = sealed.locals_of(wanted)
-        if len(local) != len(wanted):
-            raise CorruptSegment(
-                f"segment [{first}, {last}] lacks {len(wanted) - len(local)} live vectors", path=sealed.path
-            )
-        mask = None
-        if len(local) < sealed.rows:
-            mask = np.zeros(sealed.rows, np.bool_)
-            mask[local] = True
-        rest = [s for s in self._served if s not in inside]
-        self._served = tuple(sorted([*rest, Served(sealed, mask)], key=lambda s: s.sealed.segment.first))
-        self._growing = self._growing.removed(first, last)
+        served = [s for s in self._served if s not in inside]
+        for sealed in files:
+            part = between(wanted, sealed.segment.first, sealed.segment.last)
+            lacks = len(part) - len(sealed.locals_of(part))
+            if lacks:
+                raise CorruptSegment(f"segment [{first}, {last}] lacks {lacks} live vectors", path=sealed.path)
+            served.append(Served(sealed, None).only(part))
+        ordered = tuple(sorted(served, key=lambda s: s.sealed.segment.first))
+        return self._growing.removed(first, last), ordered
 
     def _open_at_load(self, segment: PublishedSegment) -> SealedSegment | None:
         for own in (False, True):

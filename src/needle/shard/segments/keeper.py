@@ -16,18 +16,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from needle.base.errors import CorruptSegment, NeedleError
 from needle.base.events import INDEX_DAMAGED, tell
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
+from needle.base.model import IndexParams
 from needle.base.runtime import Clock, Pool
-from needle.shard.agenda import Agenda
+from needle.shard.agenda import Agenda, until_due
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.plan import BuildTask, PublishedSegment, plan
 from needle.shard.segments.builds import AskBuilding, KeeperStats, Progress, SegmentBuilds, about
@@ -35,8 +34,10 @@ from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.downloads import FetchChunk, SegmentDownloads
 from needle.shard.segments.files import SegmentFiles, delete, delete_all, read_chunk
 from needle.shard.segments.format import verify_file
+from needle.shard.segments.index_changes import AskStaged, IndexChanges
 from needle.shard.segments.lulls import Lulls
 from needle.shard.segments.sealed import SealedSegment, segment_file
+from needle.shard.segments.vectors_host import VectorsHost
 from needle.shard.segments.view import VectorsView
 
 log = logging.getLogger(__name__)
@@ -48,33 +49,6 @@ QUIET_SECONDS = 1.0
 """No vector has come for so long: what waits is indexed earlier."""
 IDLE_SECONDS = 30.0
 """And for so long: segments are joined that writing would soon have joined anyway."""
-WAIT_MIN_SECONDS = 0.001
-"""So that a date that rounding puts a moment ahead is not asked about again and again."""
-
-
-class VectorsHost(Protocol):
-    """The replica, as the keeper sees it."""
-
-    @property
-    def segment_directory(self) -> str:
-        """Where the files are; another one once a snapshot was installed."""
-        ...
-
-    def collection_vectors(self) -> Sequence[CollectionVectors]:
-        """The vectors of every collection that exists now, in a fixed order."""
-        ...
-
-    def vectors_of(self, collection_id: int) -> CollectionVectors | None:
-        """Of one collection, if it exists."""
-        ...
-
-    def was_dropped(self, collection_id: int) -> bool:
-        """Whether it existed and never will again."""
-        ...
-
-    def take_changed(self) -> Collection[int] | None:
-        """Ids of the collections that changed since the last call, dropped ones too; None: of all."""
-        ...
 
 
 @dataclass(slots=True)
@@ -95,6 +69,7 @@ class SegmentKeeper:
         is_leader: Callable[[], bool],
         publish: Callable[[bytes], Awaitable[object]],
         ask_building: AskBuilding,
+        ask_staged: AskStaged,
         fetch_chunk: FetchChunk,
         peers: Callable[[], Sequence[NodeId]],
         build_pool: Pool,
@@ -102,9 +77,13 @@ class SegmentKeeper:
         clock: Clock,
         disk: ReplicaDisk = REAL_DISK,
         name: str = "a shard",
+        wish: Callable[[str], IndexParams | None] = lambda _: None,
+        queries: Callable[[str], Sequence[bytes]] = lambda _: (),
     ) -> None:
-        """publish: has a PublishSegment proposed, by this node or by whichever leads. peers: the other replicas, leader
-        first. build_pool: for builds only (they take minutes). file_pool: of files. name: of the shard, in the log."""
+        """publish: has one of INDEX_COMMANDS proposed, by this node or by whichever leads. peers: the other replicas,
+        leader first. build_pool: for builds only (they take minutes). file_pool: of files. name: of the shard, in the
+        log. wish: the index that a collection, by its name in the shard, is to have. queries: some that searches of it
+        brought lately."""
         self._host, self._name = host, name
         self._is_leader, self._peers = is_leader, peers
         self._file_pool, self._clock = file_pool, clock
@@ -136,6 +115,10 @@ class SegmentKeeper:
             stats=self.stats,
             pause=lambda: asyncio.sleep(RETRY_SECONDS),
         )
+        self._changes = IndexChanges(
+            name=name, builds=self._builds, wish=wish, publish=publish, peers=peers,
+            ask_staged=ask_staged, queries=queries, pool=file_pool, clock=clock,
+        )  # fmt: skip
 
     def kick(self) -> None:
         """Something changed: an apply batch, the leader, a collection. Cheap; call it on the event loop's thread."""
@@ -157,6 +140,12 @@ class SegmentKeeper:
         self._build_wanted.set()
         self._files_wanted.set()
 
+    def look_again(self, collection_ids: Iterable[int]) -> None:
+        """The catalog may wish another index of these."""
+        if self._planned:
+            self._to_plan.add(collection_ids)
+            self._build_wanted.set()
+
     async def run(self) -> None:
         """Work until cancelled. An error that is not a NeedleError is a bug and ends it."""
         self._builds.stopping = False
@@ -176,16 +165,8 @@ class SegmentKeeper:
     # --- building, on the leader -------------------------------------------------------------------------------------
     async def _build_loop(self) -> None:
         while True:
-            await self._until_due(self._build_wanted, self._to_plan)
+            await until_due(self._build_wanted, self._to_plan, self._clock)
             await self._build_pass()
-
-    async def _until_due(self, wanted: asyncio.Event, agenda: Agenda) -> None:
-        due = agenda.wait(self._clock.monotonic())
-        if due is None:
-            await wanted.wait()
-        elif due > 0:
-            await _wait(wanted, due)
-        wanted.clear()
 
     async def _build_pass(self) -> None:
         """At most one build for each collection that is due, so that none waits for all of another's."""
@@ -206,17 +187,25 @@ class SegmentKeeper:
         loads, next_ordinal, waiting, view = vectors.loads()
         now = self._clock.monotonic()
         quiet_for = self._lulls.quiet_for(vectors, now)
-        decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=vectors.spec.dimensions)
+        changing = self._changes.pending(vectors)
+        rows = loads, next_ordinal, waiting, vectors.config
+        decide = partial(plan, *rows, dimensions=vectors.spec.dimensions, apart=changing)
         task = decide(quiet=quiet_for >= QUIET_SECONDS, idle=quiet_for >= IDLE_SECONDS)
         if task is not None:
-            if await self._build(vectors, task, view):
-                self._to_plan.add((vectors.collection_id,))
-            else:
-                self._to_plan.later(vectors.collection_id, self._clock.monotonic() + RETRY_SECONDS)
+            self._again(vectors, 0 if await self._build(vectors, task, view) else RETRY_SECONDS)
+        elif changing:
+            self._again(vectors, await self._changes.step(vectors, loads, view))
+            self._check(vectors)
         elif quiet_for < QUIET_SECONDS and decide(quiet=True) is not None:
             self._to_plan.later(vectors.collection_id, now + QUIET_SECONDS - quiet_for)
         elif quiet_for < IDLE_SECONDS and decide(quiet=True, idle=True) is not None:
             self._to_plan.later(vectors.collection_id, now + IDLE_SECONDS - quiet_for)
+
+    def _again(self, vectors: CollectionVectors, seconds: float) -> None:
+        if seconds:
+            self._to_plan.later(vectors.collection_id, self._clock.monotonic() + seconds)
+        else:
+            self._to_plan.add((vectors.collection_id,))
 
     async def _build(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
         if await self._builds.elsewhere(vectors.collection_id):
@@ -233,10 +222,16 @@ class SegmentKeeper:
         """What this node builds now in a collection, for a peer's ask_building."""
         return self._builds.building(collection_id)
 
+    def staged(self, collection_id: int) -> list[str]:
+        """The checksums of the files that are open here, of the index that a collection is to get."""
+        vectors = self._host.vectors_of(collection_id)
+        missing = () if vectors is None else vectors.missing()
+        return [] if vectors is None else [one.checksum for one in vectors.staged() if one not in missing]
+
     # --- files, on every replica -------------------------------------------------------------------------------------
     async def _files_loop(self) -> None:
         while True:
-            await self._until_due(self._files_wanted, self._to_check)
+            await until_due(self._files_wanted, self._to_check, self._clock)
             await self._files_pass()
 
     def _check(self, vectors: CollectionVectors) -> None:
@@ -297,7 +292,7 @@ class SegmentKeeper:
                 sealed = await self._downloads.get(vectors, segment, peer)
                 if sealed is not None:
                     return await self._attach(vectors, sealed)
-                if segment not in vectors.manifest() or vectors.closed:
+                if not vectors.names(segment) or vectors.closed:
                     return True
         if peers and self._clock.monotonic() - since < vectors.config.ship_timeout and segment not in self._distrusted:
             return False
@@ -306,7 +301,7 @@ class SegmentKeeper:
     async def _attach(self, vectors: CollectionVectors, sealed: SealedSegment) -> bool:
         self._files.added(sealed.path)
         await self._file_pool.run(vectors.attach, sealed)
-        if sealed.segment not in vectors.manifest():  # it came too late, and would be kept for ever
+        if not vectors.names(sealed.segment):  # it came too late, and would be kept for ever
             vectors.forget(sealed.segment)
         self._damaged.discard(sealed.segment)
         self._check(vectors)
@@ -326,13 +321,15 @@ class SegmentKeeper:
     async def _sweep(self, vectors: CollectionVectors) -> None:
         """Delete files that neither the manifest nor an open segment needs, when the manifest changed."""
         busy = self._builds.busy(vectors.collection_id)
-        manifest = vectors.manifest()
+        manifest = [*vectors.manifest(), *vectors.staged()]
         if vectors.closed or busy or self._manifests.get(vectors.collection_id) == manifest:
             return
         keep = {segment_file(segment, own=own) for segment in manifest for own in (False, True)}
-        keep |= {os.path.basename(sealed.path) for sealed in vectors.opened()}
+        opened = vectors.opened()
+        keep |= {os.path.basename(sealed.path) for sealed in opened}
         await self._delete(self._files.unneeded(vectors.collection_id, keep))
-        if not vectors.missing():
+        # Files of before a switch go once nothing serves by them any more, though the manifest stays.
+        if not vectors.missing() and all(sealed.segment in manifest for sealed in opened):
             self._manifests[vectors.collection_id] = manifest
 
     # --- damage ------------------------------------------------------------------------------------------------------
@@ -392,9 +389,3 @@ class SegmentKeeper:
             return None if vectors is None else vectors.directory
 
         return read_chunk(directory_of, name, offset, length)
-
-
-async def _wait(event: asyncio.Event, timeout: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(max(timeout, WAIT_MIN_SECONDS)):
-            await event.wait()

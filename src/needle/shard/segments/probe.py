@@ -13,7 +13,7 @@ import numpy as np
 
 from needle.base.model import Metric
 from needle.shard.segments.graph import Band
-from needle.shard.segments.scoring import Floats, Ints, square_norms
+from needle.shard.segments.scoring import PAIR_BLOCK, Floats, Ints, pair_distances, slack, square_norms
 
 SUB_DIMENSIONS: Final = 8
 """Components that one byte of a product code stands for; fewer where it would be fewer bytes than this number."""
@@ -93,7 +93,7 @@ class Probe:
         keys = centre_keys(self._metric, queries, self._centres[first:end])
         chosen = first + np.argpartition(keys, count - 1, axis=1)[:, :count]
         if self._index is None:
-            return np.stack([self._scan(query, lists, width) for query, lists in zip(queries, chosen, strict=True)])
+            return np.stack([self._scan(*one, width, band.longest) for one in zip(queries, chosen, strict=True)])
         # The OpenMP thread count belongs to the calling thread: searches run side by side, one thread each.
         faiss.omp_set_num_threads(1)
         near, distances = np.empty((len(queries), width), np.int64), np.empty((len(queries), width), np.float32)
@@ -104,7 +104,7 @@ class Probe:
         self._index.search_preassigned_c(len(queries), faiss.swig_ptr(asked), width, *arrays, False, parameters)
         return near
 
-    def _scan(self, query: Floats, chosen: Ints, width: int) -> Ints:
+    def _scan(self, query: Floats, chosen: Ints, width: int, longest: float) -> Ints:
         chosen = np.sort(chosen)
         starts, ends = self._lists.starts[chosen], self._lists.ends[chosen]
         sizes = ends - starts
@@ -116,10 +116,28 @@ class Probe:
             nodes = np.arange(len(keys)) + np.repeat(starts - behind + sizes, sizes)
             if self._lists.norms is None:
                 np.negative(keys, out=keys)
+                lengths: Floats | float = longest
             else:
+                norms = self._lists.norms[nodes]
                 keys *= np.float32(-2)
-                keys += self._lists.norms[nodes]
-        best = np.argpartition(keys, width - 1)[:width] if len(keys) > width else np.arange(len(keys))
+                keys += norms
+                lengths = np.sqrt(norms)
+            near = _within(keys, slack(self._metric, query[None], lengths)[0], width)
+        # Of vectors that are alike but for their last digits, a product tells no order.
+        order, nodes = np.empty(len(near), np.float32), nodes[near]
+        for at in range(0, len(near), PAIR_BLOCK):
+            block = slice(at, at + PAIR_BLOCK)
+            order[block] = pair_distances(self._metric, query[None], self._rows[nodes[block]])
         found = np.full(width, -1, np.int64)
-        found[: len(best)] = nodes[best[np.argsort(keys[best], kind="stable")]]
+        found[: len(nodes)] = nodes[np.argsort(order, kind="stable")][:width]
         return found
+
+
+def _within(keys: Floats, wide: Floats, width: int) -> Ints:
+    """Which rows may be among the `width` nearest. wide: (n,) or (1,) how far two such keys may be out of order. Each
+    row's own counts: one that is a million times longer than the rest would otherwise leave none out."""
+    if len(keys) <= width:
+        return np.arange(len(keys))
+    error = np.float32(0.5) * wide
+    bound = np.partition(keys + error, width - 1)[width - 1]
+    return np.flatnonzero(~(keys - error > bound))  # "not greater" keeps NaN

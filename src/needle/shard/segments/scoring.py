@@ -64,11 +64,12 @@ def square_norms(rows: Floats) -> Floats:
     return squares
 
 
-def slack(metric: Metric, queries: Floats, norm_max: float) -> Floats:
-    """(nq, 1): how far two `_keys` may be out of order against `pair_distances`, for rows no longer than norm_max."""
+def slack(metric: Metric, queries: Floats, norm_max: float | Floats) -> Floats:
+    """(nq, 1): how far two `_keys` may be out of order against `pair_distances`, for rows no longer than norm_max; with
+    lengths of n rows (nq, n), for each."""
     unit = 4.0 * (queries.shape[1] + 8) * UNIT_ROUNDOFF
     lengths = np.sqrt(square_norms(queries), dtype=np.float32)[:, None]
-    norm = np.float32(norm_max)
+    norm = np.asarray(norm_max, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         if metric == Metric.L2:
             return np.asarray(np.float32(4 * unit) * (lengths + norm) ** 2, np.float32)

@@ -162,12 +162,12 @@ class VectorsView:
         return found + scan.found if scan is not None else found
 
     def live_blocks(self, first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
-        """(ordinals, vectors) of the live rows of [first, last], ascending; segments lie wholly in or out."""
+        """(ordinals, vectors) of the live rows of [first, last], ascending."""
         growing, places = self._state
         parts: list[tuple[int, Iterator[tuple[Ints, Floats]]]] = [
-            (served.sealed.segment.first, served.sealed.blocks(served.live))
+            (served.sealed.segment.first, _clipped(served.sealed.blocks(served.live), first, last))
             for served in places
-            if first <= served.sealed.segment.first and served.sealed.segment.last <= last
+            if first <= served.sealed.segment.last and served.sealed.segment.first <= last
         ]
         parts += [
             (chunk.first, iter([chunk.rows_of(first, last)]))
@@ -176,6 +176,14 @@ class VectorsView:
         ]
         for _, blocks in sorted(parts, key=lambda part: part[0]):
             yield from blocks
+
+
+def _clipped(blocks: Iterator[tuple[Ints, Floats]], first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
+    """What of these blocks is within [first, last]: a file may hold more, where two were joined since."""
+    for ordinals, vectors in blocks:
+        inside = slice(*np.searchsorted(ordinals, (first, last + 1)).tolist())
+        if inside.start < inside.stop:
+            yield ordinals[inside], vectors[inside]
 
 
 def _trace_growing(trace: Trace, growing: GrowingSegment, allowed: Allowed | None, since: float) -> None:
