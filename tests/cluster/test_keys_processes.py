@@ -93,6 +93,7 @@ async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: Proce
                 (rules, lambda client=client, role=role: client.create_collection(f"of-{role}", dimensions=2)),
                 (rules, lambda client=client: client.create_field_index("default", "year")),
                 (rules, lambda client=client, role=role: client.create_key(f"by-{role}")),
+                (rules, client.keys),
                 (rules, client.step_down),
             ]
             for may, call in work:

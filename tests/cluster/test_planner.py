@@ -527,3 +527,39 @@ def test_a_silent_replica_that_goes_anyway_holds_up_no_move_for_the_balance() ->
     made.topology = msgspec.structs.replace(made.topology, catalog=("node-1", "node-2", "node-3"), shards=shards)
     made.dead = {"node-1"}
     assert carried_out(made, Wish(replicas=2)).moves
+
+
+def grown(nodes: int) -> World:
+    """A cluster that one node founded; then each of its shards was put on as many nodes."""
+    made = World(cluster(1, 1, [info(1)], HASH), world(shards=1, factor=1, nodes=1).documents)
+    join(made, *(info(n) for n in range(2, nodes + 1)))
+    everywhere = [f"node-{n}" for n in range(1, nodes + 1)]
+    for group in (0, 1):
+        held = made.topology.holders(group)
+        assert held is not None
+        made.topology = execute(made.topology, 800 + group, AssignReplicas(group, list(held.wanted), everywhere))[0]
+    return made
+
+
+@pytest.mark.parametrize("wish", [None, Wish(shards=2), Wish(split=ShardSplit(shard=0, into=1)), Wish(balance=False)])
+def test_no_plan_takes_away_replicas_that_a_cluster_was_given_after_one_node_founded_it(wish: Wish | None) -> None:
+    """One more shard took two of three replicas from the first, and had one itself: nothing was redundant any more."""
+    made = grown(3)
+    carried_out(made, wish)
+    assert [len(one.wanted) for one in made.topology.serving] == [3] * (1 if wish in (None, Wish(balance=False)) else 2)
+
+
+def test_replicas_that_no_node_can_take_any_more_go_with_theirs() -> None:
+    made = grown(3)
+    assert carried_out(made, Wish(drain=("node-3",), replicas=None, catalog_nodes=2)).unmet == ()
+    assert made.topology.shards[0].wanted == ("node-1", "node-2")
+    made = grown(3)
+    join(made, info(4))
+    assert carried_out(made, Wish(lost=("node-3",))).unmet == ()
+    assert set(made.topology.shards[0].wanted) == {"node-1", "node-2", "node-4"}
+
+
+def test_fewer_replicas_are_to_be_wished_for() -> None:
+    made = grown(3)
+    assert carried_out(made, Wish(replicas=1)).unmet == ()
+    assert len(made.topology.shards[0].wanted) == 1

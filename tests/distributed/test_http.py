@@ -405,7 +405,7 @@ BAD: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "fliter": {}}, 400, "fliter"),
     ("POST", "/search", {"vector": "!"}, 400, "vector"),
     ("POST", "/search", {"vector": "AAA="}, 400, "vector"),
-    ("POST", "/search", {}, 400, "query"),
+    ("POST", "/search", {}, 400, "vector"),
     ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "filter": {"n": {"$near": 1}}}, 400, "$near"),
     ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "mode": "weak"}, 400, "mode"),
     ("POST", "/search", {"vector": [1.0] * DIMENSIONS, "max_staleness": 1}, 400, "max_staleness"),

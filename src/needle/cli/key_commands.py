@@ -157,7 +157,7 @@ def _changed(how: str, name: str, silent: list[str]) -> None:
 def _in_words(key: NewApiKey) -> str:
     of = f" of {', '.join(key.collections)} only" if key.collections is not None else ""
     which = "" if key.filter is None else f", for documents that match {_documents(key)} only"
-    return f"a {key.role}{of}{which}"
+    return f"{'an' if key.role is Role.ADMIN else 'a'} {key.role}{of}{which}"
 
 
 def _limits(key: ApiKey) -> str:

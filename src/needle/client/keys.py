@@ -13,17 +13,18 @@ from typing import Any
 import msgspec
 
 from needle.base.access import KEY_BYTES, KeyInfo, Role, check_key_name, check_role, digest_of, new_key
-from needle.base.errors import NeedleError, Unauthenticated, invalid
+from needle.base.errors import Forbidden, NeedleError, Unauthenticated, invalid
 from needle.base.ids import NodeId
 from needle.base.model import WriteResult
 from needle.base.rates import WHAT, Rates, check_rates
 from needle.client import values
 from needle.client.changes import TIMEOUT, FilterLike
-from needle.client.shards import OverShards
+from needle.client.shards import OverShards, ask_leader
 from needle.client.values import Seconds
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
+from needle.protocol.probe_calls import CLOCK, ClockCall
 
 TOLD_SECONDS = 1.0
 """So long a node has to say that it has heard of a key, or of its end."""
@@ -88,8 +89,14 @@ class KeyMethods(OverShards):
         return NewApiKey(**msgspec.structs.asdict(made), key=key)
 
     async def keys(self, *, timeout: Seconds = TIMEOUT) -> list[ApiKey]:
-        """The API keys of the cluster, by name; what they are is not kept."""
-        return [_shown(key) for key in (await self._shards.confirmed(values.check_timeout(timeout))).keys]
+        """The API keys of the cluster, by name; what they are is not kept. Raises Forbidden."""
+        seconds = values.check_timeout(timeout)
+        found = (await self._shards.confirmed(seconds)).keys
+        if not found:  # others than admins are told of none, which is no answer: so ask what only admins may
+            await ask_leader(self, -1, CLOCK, lambda _: calls.encode(ClockCall()), seconds)
+        if not all(key.digest for key in found):
+            raise Forbidden("the keys of the cluster are listed with a key of the role admin", needs=Role.ADMIN.value)
+        return [_shown(key) for key in found]
 
     async def limit_key(
         self,

@@ -74,3 +74,16 @@ async def test_what_no_route_has_is_not_served(server: HttpServer) -> None:
     status, got = await ask(server, request("PUT", "/v1/collections/b%0A/documents/x%2Fy"))
     assert status == 405
     assert b"\r\nallow: DELETE, GET, HEAD\r\n" in got
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['content-length: 16\r\n\r\n{"if_version":3}', "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"],
+)
+@pytest.mark.parametrize("method", ["DELETE", "GET"])
+async def test_a_body_is_refused_where_the_query_says_all(server: HttpServer, method: str, body: str) -> None:
+    """A delete with a condition in its body was done without the condition."""
+    head = f"{method} /v1/collections/b/documents/a HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    status, got = await ask(server, (head + "connection: close\r\n" + body).encode())
+    assert status == 400
+    assert b'"field":"body"' in got and b"stands in its query" in got

@@ -26,4 +26,4 @@ def test_the_names_that_are_taken_are_looked_up_for_refusals_only(monkeypatch: p
     assert looked == []
     with pytest.raises(InvalidArgument, match="it may say ") as refused:
         from_query(GetDocument, b"no=1")
-    assert looked == [GetDocument] and refused.value.details["field"] == "query"
+    assert looked == [GetDocument] and refused.value.details["field"] == "no"

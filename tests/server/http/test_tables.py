@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 
 from needle.base import errors
 from needle.base.errors import InvalidArgument, NeedleError
+from needle.routing.jobs import RebalanceConfig
+from needle.routing.plans import ShardSplit, Wish
 from needle.server.http import openapi, session
+from needle.server.http.cluster_bodies import AskedPace, AskedWish, pace_of, wished
 from needle.server.http.problems import TITLES, HttpError, problem_of, status_of
-from needle.server.http.routes import ROUTES
+from needle.server.http.routes import ROUTES, Route
 
 
 def tree(kind: type[NeedleError]) -> list[type[NeedleError]]:
@@ -25,6 +29,30 @@ def refs(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [below for key, item in value.items() for below in ([item] if key == "$ref" else refs(item))]
     return [below for item in value for below in refs(item)] if isinstance(value, list) else []
+
+
+def structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
+    """All that a type is made of."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield kind
+        for field in msgspec.structs.fields(kind):
+            yield from structs(field.type)
+    for part in typing.get_args(kind):
+        yield from structs(part)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_unknown_fields_are_refused_also_in_objects_within_a_body(route: Route) -> None:
+    """`{"wish": {"drian": ["node-2"]}}` would begin a rebalance that empties nothing."""
+    assert [kind for kind in structs(route.body) if not kind.__struct_config__.forbid_unknown_fields] == []
+
+
+def test_what_was_asked_for_is_told_to_the_catalog_in_its_own_types() -> None:
+    said = b'{"split": {"shard": 0, "into": 1}, "zones": {"a": "z"}, "drain": ["b"]}'
+    asked = msgspec.json.decode(said, type=AskedWish)
+    assert wished(asked) == Wish(split=ShardSplit(shard=0, into=1), zones={"a": "z"}, drain=("b",))
+    assert pace_of(AskedPace(batch_size=7)) == RebalanceConfig(batch_size=7)
+    assert wished(None) is pace_of(None) is None
 
 
 def test_every_error_has_a_status_and_says_whether_to_retry() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
 import pytest
 
 from needle.base.decoding import DECODE_ERRORS
-from needle.server.http.bodies import PutDocument
-from needle.server.http.message import LOOKED_AT_BYTES, NEAR_BYTES, PIECE_BYTES, unreadable
+from needle.base.errors import InvalidArgument
+from needle.server.http.bodies import CreateCollection, GetDocument, InsertDocuments, PutDocument, Search
+from needle.server.http.message import PIECE_BYTES
+from needle.server.http.queries import from_query
+from needle.server.http.unreadable import LOOKED_AT_BYTES, NEAR_BYTES, unreadable
 
 DEEP = 20_000
 
@@ -76,3 +80,38 @@ def test_what_is_wrong_with_a_long_body_is_seen_at_once(filler: bytes) -> None:
     error = unreadable(failed.value, body, False)
     assert time.thread_time() - began < 0.1
     assert "too deep" in error.message
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "said", "field", "told"),
+    [
+        (Search, {"mode": "fast"}, "mode", "it may be strong, leased, eventual"),
+        (Search, {"vector_type": "float64"}, "vector_type", "it may be float32, float16"),
+        (CreateCollection, {"name": "a", "metric": 5}, "metric", "it may be cosine, l2, dot"),
+        (Search, {"kk": 1}, "kk", "it may say descending, diversify, ef_search, exact, explain, fields, filter, "),
+        (CreateCollection, {"index": {"n": 1}}, "index.n", "it may say ef_construction, ef_search, kind, m"),
+        (Search, {"k": 0}, "k", "it is 0"),
+        (InsertDocuments, {"ids": ["a"], "vectors": [["x"]]}, "vectors[0][0]", "Expected `float`, got `str`"),
+    ],
+)
+def test_what_may_stand_there_is_told(packed: bool, kind: type, said: dict[str, Any], field: str, told: str) -> None:
+    library = msgspec.msgpack if packed else msgspec.json
+    body = library.encode(said)
+    with pytest.raises(DECODE_ERRORS) as failed:
+        library.decode(body, type=kind)
+    error = unreadable(failed.value, body, packed, kind)
+    assert error.details["field"] == field
+    assert told in error.message
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "told"),
+    [(b"mode=fast", "mode", "it may be strong, leased, eventual"), (b"timeout=0", "timeout", "'0'"),
+     (b"nope=1", "nope", "it may say fields, max_staleness, mode, timeout, vector_format, with_vectors")],
+)  # fmt: skip
+def test_a_query_is_refused_as_a_body_is(query: bytes, field: str, told: str) -> None:
+    with pytest.raises(InvalidArgument) as failed:
+        from_query(GetDocument, query)
+    assert failed.value.details["field"] == field
+    assert told in failed.value.message

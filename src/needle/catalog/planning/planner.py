@@ -51,7 +51,10 @@ class _Planning:
         if topology.map is None or topology.settings is None:
             raise invalid("topology", topology.version, "a cluster that was made")
         self._space = KeySpace(topology.map)
-        self._factor = topology.settings.replication_factor if wish.replicas is None else wish.replicas
+        self._alive = stats.alive - set(wish.lost)
+        known = topology.addresses()
+        self._nodes = {info.id: self._node(info) for info in topology.nodes if info.id in known}
+        self._factor = self._copies(topology.settings.replication_factor) if wish.replicas is None else wish.replicas
         if not 1 <= self._factor <= REPLICAS_MAX:
             raise invalid("replicas", self._factor, f"a number from 1 to {REPLICAS_MAX}")
         self._apart = _apart(topology, stats)
@@ -61,7 +64,6 @@ class _Planning:
         """Of those that are to own something, the ones whose key ranges nothing is said of."""
         if not self._staying or (wish.split is not None and {wish.split.shard, wish.split.into} & self._apart):
             self._new = []
-        known = topology.addresses()
         for field, names in (
             ("drain", wish.drain),
             ("lost", wish.lost),
@@ -71,13 +73,17 @@ class _Planning:
             strange = sorted(set(names) - known.keys())
             if strange:
                 raise invalid(field, ", ".join(strange), f"nodes of this cluster: {', '.join(known)}")
-        self._alive = stats.alive - set(wish.lost)
-        self._nodes = {info.id: self._node(info) for info in topology.nodes if info.id in known}
         asked, measured = stats.by_node(), stats.by_shard()
         self._free = {node: asked[node].free if node in asked else None for node in self._nodes}
         self._measured = {
             info.shard: measured.get(info.shard, ShardStats(shard=info.shard)) for info in topology.serving
         }
+
+    def _copies(self, founded: int) -> int:
+        """Replicas of each shard: so many as in a new cluster, or as all shards have by now, if there are nodes for
+        them. A cluster that began with one node was given more by its operator, and must not lose them to a plan."""
+        least = min((len(info.wanted) for info in self._topology.serving), default=founded)
+        return max(founded, min(least, sum(node.usable for node in self._nodes.values()), REPLICAS_MAX))
 
     def _shards(self) -> tuple[list[int], list[int]]:
         """The shards that are to own something: those that are there, and new ones."""

@@ -54,9 +54,9 @@ from needle.server.http.message import (
     headers_of,
     is_taken,
     is_there,
+    no_body,
     pieces_of,
     told_of,
-    unreadable,
     write,
 )
 from needle.server.http.metered import documents_of, size_of
@@ -66,6 +66,7 @@ from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, 
 from needle.server.http.queries import from_query, no_query
 from needle.server.http.routes import BASE, Route
 from needle.server.http.streams import stream
+from needle.server.http.unreadable import unreadable
 from needle.server.service.watched import Subject
 
 log = logging.getLogger("needle.server")
@@ -325,6 +326,7 @@ class _Endpoint:
         path, data = scope["path_params"], b""
         key = idempotency.key_of(scope["headers"], self._route)
         if self._route.in_query:
+            no_body(scope, headers)
             body = from_query(self._route.body, scope["query_string"])
         else:
             no_query(scope["query_string"])
@@ -376,4 +378,4 @@ class _Endpoint:
             async with self._door.decoding:
                 return await blocking(decode if headers.packed else self._large, data)
         except DECODE_ERRORS as error:
-            raise unreadable(error, data, headers.packed) from None
+            raise unreadable(error, data, headers.packed, self._route.body) from None

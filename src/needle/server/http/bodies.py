@@ -55,6 +55,12 @@ class ReadBody(Body, frozen=True, kw_only=True):
 
 
 # --- collections ---------------------------------------------------------------------------------------------------
+class AskedIndex(IndexParams, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As it is asked for: logs of later releases may say more of it, requests may not."""
+
+    __doc__ = IndexParams.__doc__
+
+
 class CreateCollection(Body, frozen=True, kw_only=True):
     """dimensions: to be named without `like`. metric: cosine, if none is named. index: its parameters, or a word: a
     kind such as "hnsw_sq8", a preset such as "high_recall", or kind:preset. ttl: seconds that a document lives after
@@ -64,7 +70,7 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     name: str
     dimensions: Positive | None = None
     metric: Metric | None = None
-    index: IndexParams | str | None = None
+    index: AskedIndex | str | None = None
     ttl: Annotated[float, Meta(ge=0)] | None = None
     like: str | None = None
     if_absent: bool = False

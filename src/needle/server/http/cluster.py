@@ -115,13 +115,15 @@ async def set_replicas(call: Call) -> bodies.Done:
 
 
 async def split_shard(call: Call) -> bodies.StartedRebalance:
-    started = await call.client.split_shard(_number(call), call.body.config, timeout=call.body.timeout)
+    started = await call.client.split_shard(_number(call), bodies.pace_of(call.body.config), timeout=call.body.timeout)
     return bodies.StartedRebalance(id=started)
 
 
 async def move_replica(call: Call) -> bodies.StartedRebalance:
     body: bodies.MoveReplica = call.body
-    started = await call.client.move_replica(_number(call), body.source, body.target, body.config, timeout=body.timeout)
+    started = await call.client.move_replica(
+        _number(call), body.source, body.target, bodies.pace_of(body.config), timeout=body.timeout
+    )
     return bodies.StartedRebalance(id=started)
 
 
@@ -175,7 +177,7 @@ async def stats(call: Call) -> RebalanceStats:
 
 
 async def plan(call: Call) -> bodies.PlanView:
-    found = await call.client.plan_rebalance(call.body.wish, timeout=call.body.timeout)
+    found = await call.client.plan_rebalance(bodies.wished(call.body.wish), timeout=call.body.timeout)
     return bodies.PlanView(
         moves=[move.in_words() for move in found.moves],
         unmet=list(found.unmet),
@@ -188,7 +190,9 @@ async def plan(call: Call) -> bodies.PlanView:
 
 async def start_rebalance(call: Call) -> bodies.StartedRebalance:
     body: bodies.StartRebalance = call.body
-    started = await call.client.start_rebalance(body.config, wish=body.wish, timeout=body.timeout)
+    started = await call.client.start_rebalance(
+        bodies.pace_of(body.config), wish=bodies.wished(body.wish), timeout=body.timeout
+    )
     return bodies.StartedRebalance(id=started)
 
 

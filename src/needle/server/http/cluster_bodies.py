@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from needle.routing.jobs import Progress, RebalanceConfig
-from needle.routing.plans import Balance, Wish
+from needle.routing.plans import Balance, ReplicaMove, ShardSplit, Wish
 from needle.server.http.bodies import Body, Whole
 
 
@@ -125,10 +125,42 @@ class SetReplicas(Body, frozen=True, kw_only=True):
     nodes: list[str]
 
 
+class AskedPace(RebalanceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As it is asked for, and so below: catalogs of later releases may say more of it, requests may not. What is
+    spelled wrong would not be wished for."""
+
+    __doc__ = RebalanceConfig.__doc__
+
+
+class AskedMove(ReplicaMove, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    __doc__ = ReplicaMove.__doc__
+
+
+class AskedSplit(ShardSplit, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    __doc__ = ShardSplit.__doc__
+
+
+class AskedWish(Wish, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    __doc__ = Wish.__doc__
+
+    move: AskedMove | None = None
+    split: AskedSplit | None = None
+
+
+def wished(wish: AskedWish | None) -> Wish | None:
+    """What the catalog is told."""
+    return None if wish is None else msgspec.convert(msgspec.to_builtins(wish), Wish)
+
+
+def pace_of(config: AskedPace | None) -> RebalanceConfig | None:
+    """What the catalog is told."""
+    return None if config is None else msgspec.convert(msgspec.to_builtins(config), RebalanceConfig)
+
+
 class SplitShard(Body, frozen=True, kw_only=True):
     """config: its pace."""
 
-    config: RebalanceConfig | None = None
+    config: AskedPace | None = None
 
 
 class MoveReplica(SplitShard, frozen=True, kw_only=True):
@@ -153,7 +185,7 @@ class ReplaceNode(Body, frozen=True, kw_only=True):
 class PlanRebalance(Body, frozen=True, kw_only=True):
     """wish: how the cluster should be; even, if it is left out."""
 
-    wish: Wish | None = None
+    wish: AskedWish | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -165,7 +197,7 @@ class PlanRebalance(Body, frozen=True, kw_only=True):
 class StartRebalance(PlanRebalance, frozen=True, kw_only=True):
     """config: its pace."""
 
-    config: RebalanceConfig | None = None
+    config: AskedPace | None = None
 
 
 class StartedRebalance(msgspec.Struct, frozen=True, kw_only=True):

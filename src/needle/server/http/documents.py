@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from needle.base.errors import DocumentNotFound, NeedleError, invalid
+from needle.base.errors import DocumentNotFound, InvalidArgument, NeedleError, invalid
 from needle.base.filters.builder import field_path
 from needle.base.model import HitBatch, ReadMode, SearchRequest, score_of
 from needle.base.runtime import beside
@@ -208,6 +208,8 @@ def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> l
 
 async def search(call: Call) -> bodies.Hits:
     body: bodies.Search = call.body
+    if body.vector is None and body.like is None:
+        raise InvalidArgument("give a vector, or in `like` the id of a document", field="vector")
     narrow = Narrow(
         body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain, body.group_by,
         body.group_size, body.diversify, body.pool, body.order_by, body.descending,

@@ -10,13 +10,11 @@ import gzip
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from needle.base.errors import InvalidArgument
-from needle.base.plain import DEPTH_MAX
+from needle.base.errors import InvalidArgument, invalid
 from needle.base.request import as_trace
 from needle.server.http.browsers import browsed_host
 from needle.server.http.call import BESIDE_BYTES
@@ -34,13 +32,6 @@ GZIP_BYTES_MIN: Final = 1024
 PIECE_BYTES: Final = 1024 * 1024
 GIVEN_BYTES: Final = 4096
 """What a reader of gzip is given at once."""
-NEAR_BYTES: Final = 30
-"""Of a body that is no JSON: so much of it is shown before and behind the place."""
-LOOKED_AT_BYTES: Final = 128 * 1024
-LOOKED_AT_TOKENS: Final = 10_000
-"""Of a body that is nested too deep, to tell in which field: on the event loop."""
-_TOKENS: Final = re.compile(rb'[][{}]|"((?:[^"\\]++|\\.)*+)(?:"(\s*+:)?|\\?\Z)', re.DOTALL)
-"""A text that is cut off is one token too: looked for its end from each quote in it, a body would take minutes."""
 _MSGPACK_NAMES: Final = frozenset({MSGPACK, "application/x-msgpack", "application/vnd.msgpack"})
 _JSON_NAMES: Final = frozenset({JSON, "text/json"})
 
@@ -132,6 +123,15 @@ def check_body(method: str, headers: Headers) -> None:
         raise HttpError(415, "unsupported_media_type", text, field="content-encoding")
 
 
+def no_body(scope: Scope, headers: Headers) -> None:
+    """For a request whose query says all: a condition in a body would be passed over, and the rest be done without it.
+    Raises InvalidArgument."""
+    if headers.length or any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+        raise invalid(
+            "body", f"{headers.length or 'some'} bytes", f"none: what a {scope['method']} says stands in its query"
+        )
+
+
 async def body_of(receive: Receive, headers: Headers, bytes_max: int, blocking: Blocking, share: Share) -> bytes:
     """All of a request's body, unpacked. What it holds is counted as it comes, not as it is announced: who announces
     need not send. Raises HttpError, Gone."""
@@ -172,42 +172,6 @@ async def body_of(receive: Receive, headers: Headers, bytes_max: int, blocking: 
 def too_large(bytes_max: int) -> HttpError:
     """The refusal."""
     return HttpError(413, "content_too_large", f"a request may have at most {bytes_max} bytes of body", field="body")
-
-
-def place_of(why: str) -> str:
-    """The field that a decoder's refusal names; "" for none."""
-    found = re.search(r" - at `\$\.?([^`]*)`$", why)
-    return found[1] if found else ""
-
-
-def unreadable(error: Exception, data: bytes, packed: bool) -> InvalidArgument:
-    """Why a body is refused: which field it is about, or what stands where it ends to be JSON."""
-    why, field = str(error), "body"
-    if isinstance(error, RecursionError):
-        why = f"values are nested too deep: in metadata at most {DEPTH_MAX} deep, and filters less"
-        field = field if packed else _field_at(data, DEPTH_MAX) or field
-    elif place := place_of(why):
-        field = place
-    elif not packed and (byte := re.search(r"\(byte (\d+)\)$", why)):
-        at = int(byte[1])
-        why += f", near {data[max(0, at - NEAR_BYTES) : at + NEAR_BYTES].decode(errors='replace')!r}"
-        if data[at : at + 3] == b"NaN" or data[at : at + 8].lstrip(b"-").startswith(b"Inf"):
-            why += "; numbers have to be finite"
-    kind = "MessagePack" if packed else "JSON"
-    return InvalidArgument(f"the body is not what is taken here, as {kind}: {why}", field=field)
-
-
-def _field_at(data: bytes, depth: int) -> str:
-    """The first field of a JSON object whose value is nested deeper; "" if it is far behind the beginning."""
-    level, name = 0, b""
-    for token in islice(_TOKENS.finditer(data, 0, LOOKED_AT_BYTES), LOOKED_AT_TOKENS):
-        first = data[token.start()]
-        level += (first in b"[{") - (first in b"]}")
-        if level == 1 and token[2]:
-            name = token[1]
-        if level > depth:
-            return name.decode(errors="replace")
-    return ""
 
 
 async def _gunzip(data: bytes, bytes_max: int, blocking: Blocking, share: Share) -> bytes:

@@ -9,7 +9,7 @@ import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, invalid
-from needle.server.http.message import place_of
+from needle.server.http.unreadable import SHOWN_CHARACTERS, blamed
 
 QUERY_FIELDS_MAX: Final = 1000
 
@@ -38,6 +38,7 @@ def from_query(kind: type[msgspec.Struct], query: bytes) -> Any:
     try:
         return msgspec.convert(given, kind, strict=False)
     except DECODE_ERRORS as error:
-        allowed = ", ".join(field.encode_name for field in msgspec.structs.fields(kind)) or "nothing"
-        text = f"the query is wrong: {error}; it may say {allowed}"
-        raise InvalidArgument(text, field=place_of(str(error)) or "query") from None
+        field, allowed = blamed(str(error), kind)
+        value = f"; it is {str(given[field])[:SHOWN_CHARACTERS]!r}" if field in given else ""
+        text = f"the query is wrong: {error}{value}" + (f"; {allowed}" if allowed else "")
+        raise InvalidArgument(text, field=field or "query") from None
