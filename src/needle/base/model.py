@@ -85,19 +85,23 @@ def index_named(words: str) -> IndexParams | None:
 
 class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A named set of vectors of one dimension and metric. ttl: seconds after its last write at which a document
-    expires, 0 for never; the catalog's to say, shards keep collections without it."""
+    expires, 0 for never. model: whose vectors of texts these are, "" if it names none. Both are the catalog's to say,
+    shards keep collections without them."""
 
     name: str
     dimensions: int
     metric: Metric = Metric.COSINE
     index: IndexParams = IndexParams()
     ttl: float = 0.0
+    model: str = ""
 
     def is_altered_from(self, made: CollectionSpec) -> bool:
-        """Whether a collection that was made as `made` may have become this: what AlterCollection changes is the
-        width of its searches and its ttl. So an application goes on that makes sure of its collection at each start."""
+        """Whether a collection that was made as `made` may have become this: what AlterCollection changes is the width
+        of its searches and its ttl; and who names no model takes any. So an application goes on that makes sure of its
+        collection at each start."""
         index = msgspec.structs.replace(self.index, ef_search=made.index.ef_search)
-        return msgspec.structs.replace(self, index=index, ttl=made.ttl) == made
+        model = self.model if made.model else ""
+        return msgspec.structs.replace(self, index=index, ttl=made.ttl, model=model) == made
 
 
 class FieldIndex(msgspec.Struct, frozen=True, kw_only=True):

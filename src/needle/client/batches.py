@@ -22,6 +22,7 @@ class BatchMethods(DocumentMethods):
         *,
         ids: Iterable[str] | None = None,
         vectors: Any = None,
+        texts: Iterable[str] | None = None,
         metadatas: Sequence[Any] | None = None,
         expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
@@ -36,6 +37,7 @@ class BatchMethods(DocumentMethods):
         and so does details["documents_written"]; details["documents_unknown"] says how many may or may not be written;
         the others are not. It is OutcomeUnknown if there are any of those.
         """
+        vectors, timeout = await self._vectors(vectors, texts, collection, timeout)
         batch = as_columns(documents, ids, vectors, metadatas, expires_at)
         parts = await insert_parts(self._documents, batch, collection, timeout, whole=True)
         failures = [part.outcome for part in parts if isinstance(part.outcome, NeedleError)]

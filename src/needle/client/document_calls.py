@@ -7,12 +7,12 @@ become bytes in documents.py.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from needle.base.errors import NeedleError
+from needle.base.errors import CollectionNotFound, NeedleError
 from needle.base.explain import ShardExplanation
 from needle.base.filters.ordering import ScanOrder
 from needle.base.model import CollectionSize, CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
@@ -98,6 +98,14 @@ class Held(NamedTuple):
 
     documents: int
     size: CollectionSize | None
+
+
+def find_collection(name: str, collections: Sequence[CollectionInfo], aliases: Mapping[str, str]) -> CollectionInfo:
+    """Of a name or an alias. Raises CollectionNotFound."""
+    found = {info.spec.name: info for info in collections}.get(aliases.get(name, name))
+    if found is None:
+        raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+    return found
 
 
 class DocumentCalls(Protocol):

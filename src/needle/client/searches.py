@@ -19,7 +19,8 @@ from needle.base.plain import refused
 from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
-from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
+from needle.client.document_calls import DocumentCalls, Found, Hits, PartialHits
+from needle.client.texts import TextMethods
 from needle.client.values import Reading
 from needle.protocol import calls
 
@@ -33,7 +34,7 @@ _STRONG, _LEASED, _EVENTUAL = Reading(ReadMode.STRONG), Reading(ReadMode.LEASED)
 T = TypeVar("T")
 
 
-class SearchMethods(OverDocuments):
+class SearchMethods(TextMethods):
     """What finds documents by how near they are."""
 
     async def search(
@@ -43,6 +44,7 @@ class SearchMethods(OverDocuments):
         filter: FilterLike = None,
         *,
         like: str | None = None,
+        text: str | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -66,18 +68,18 @@ class SearchMethods(OverDocuments):
     ) -> Hits:
         """The k nearest documents, nearest first, ties by id; fewer if fewer match.
 
-        query: `dimensions` numbers. like: instead, the id of a document whose vector is meant; it is no hit itself;
-        DocumentNotFound if there is none. filter: a Filter or its dict form; one that pins the shard key asks the
-        owning shards only. fields: the paths of metadata that come back, such as ["title", "author.name"]; None for all
-        of it. max_distance, min_score: leave out hits that are farther, or score less (see Hit). offset: leave out the
-        first ones; with k at most 10,000 together. group_by: a field: the k values with the nearest documents, and of
-        each the group_size nearest that have it, group by group (Hit.group); k and offset count groups then.
-        diversify: hits that are unlike each other, chosen of the `pool` nearest: 0 is as without it, 1 as different as
-        can be. order_by: the hits that there are, in the order of a field, or from its greatest value.
-        exact: score every vector instead of using the index. ef_search: accuracy of the index, 0 for the collection's
-        own. explain: tell in `explained` of the hits how each shard found them. session: an eventual read that sees
-        this client's own writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise.
-        """
+        query: `dimensions` numbers. text: instead, what these are made of, by the model that the collection names, as
+        in `insert`. like: instead, the id of a document whose vector is meant; it is no hit itself; DocumentNotFound if
+        there is none. filter: a Filter or its dict form; one that pins the shard key asks the owning shards only.
+        fields: the paths of metadata that come back, such as ["title", "author.name"]; None for all of it.
+        max_distance, min_score: leave out hits that are farther, or score less (see Hit). offset: leave out the first
+        ones; with k at most 10,000 together. group_by: a field: the k values with the nearest documents, and of each
+        the group_size nearest that have it, group by group (Hit.group); k and offset count groups then. diversify: hits
+        that are unlike each other, chosen of the `pool` nearest: 0 is as without it, 1 as different as can be.
+        order_by: the hits that there are, in the order of a field, or from its greatest value. exact: score every
+        vector instead of using the index. ef_search: accuracy of the index, 0 for the collection's own. explain: tell
+        in `explained` of the hits how each shard found them. session: an eventual read that sees this client's own
+        writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise."""
         narrow = Narrow(
             fields,
             max_distance,
@@ -92,6 +94,7 @@ class SearchMethods(OverDocuments):
             order_by,
             descending,
         )
+        query, timeout = await self._vector(query, text, collection, timeout, mode, "query")
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -99,10 +102,11 @@ class SearchMethods(OverDocuments):
 
     async def search_many(
         self,
-        queries: Any,
+        queries: Any = None,
         k: int = 10,
         filter: FilterLike = None,
         *,
+        texts: Iterable[str] | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -118,7 +122,9 @@ class SearchMethods(OverDocuments):
         max_staleness: float | None = None,
         timeout: float = TIMEOUT,
     ) -> list[Hits]:
-        """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order."""
+        """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order.
+        texts: instead, one for each search."""
+        queries, timeout = await self._vectors(queries, texts, collection, timeout, mode, "queries")
         rows = values.as_array(queries, "queries", 2)
         narrow = Narrow(fields, max_distance, min_score, offset, None, explain)
         request = search_request(
@@ -135,10 +141,11 @@ class SearchMethods(OverDocuments):
 
     async def search_strong(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         filter: FilterLike = None,
         *,
+        text: str | None = None,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
         with_vectors: bool = False,
@@ -147,15 +154,17 @@ class SearchMethods(OverDocuments):
         timeout: float = TIMEOUT,
     ) -> Hits:
         """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
+        query, timeout = await self._vector(query, text, collection, timeout, ReadMode.STRONG, "query")
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, _STRONG, timeout)
 
     async def search_leased(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         filter: FilterLike = None,
         *,
+        text: str | None = None,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
         with_vectors: bool = False,
@@ -165,15 +174,17 @@ class SearchMethods(OverDocuments):
     ) -> Hits:
         """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
         the configured bound."""
+        query, timeout = await self._vector(query, text, collection, timeout, ReadMode.LEASED, "query")
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, _LEASED, timeout)
 
     async def search_eventual(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         filter: FilterLike = None,
         *,
+        text: str | None = None,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
         with_vectors: bool = False,
@@ -185,6 +196,7 @@ class SearchMethods(OverDocuments):
     ) -> Hits:
         """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
         session, max_staleness."""
+        query, timeout = await self._vector(query, text, collection, timeout, _EVENTUAL, "query")
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, values.reading(_EVENTUAL, session, max_staleness), timeout)
 
@@ -195,6 +207,7 @@ class SearchMethods(OverDocuments):
         filter: FilterLike = None,
         *,
         like: str | None = None,
+        text: str | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -229,6 +242,7 @@ class SearchMethods(OverDocuments):
             order_by,
             descending,
         )
+        query, timeout = await self._vector(query, text, collection, timeout, mode, "query")
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
