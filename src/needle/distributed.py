@@ -78,7 +78,7 @@ class RaftCluster(BatchMethods):
         `needle.connect`."""
         self.config = config
         self._ports = ports
-        self._embedder = check_embedder(embedder)
+        self.embedder = check_embedder(embedder)
         self._node: Node | None = None
         self._client: Client | None = None
         self._http: Http | None = None
@@ -106,7 +106,7 @@ class RaftCluster(BatchMethods):
         remote = system_caller(config.cluster_id, Credentials(secrets=config.secrets, dial=dial))
         caller = LocalCaller(node, own, remote)
         others = [address for address in (*config.founders.values(), *config.sharding.join) if address != own]
-        self._client = cluster_client(caller, [own, *others], node.topology, prefer=own, embedder=self._embedder)
+        self._client = cluster_client(caller, [own, *others], node.topology, prefer=own, embedder=self.embedder)
 
     async def wait_ready(self, timeout: float = TIMEOUT) -> None:
         """Wait until this node knows a leader and has caught up with it. Raises DeadlineExceeded that says what is

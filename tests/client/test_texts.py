@@ -87,7 +87,7 @@ async def test_a_collection_names_its_model(client: needle.Client) -> None:
         await client.create_collection("wrong", dimensions=3, model="wordllama")
     with pytest.raises(InvalidArgument, match="dimensions are to be named"):
         await client.create_collection("wrong", model="somebody's")
-    with pytest.raises(InvalidArgument, match="model = .* is not allowed: 1 to 128 bytes"):
+    with pytest.raises(InvalidArgument, match=r"model = .* is not allowed: 1 to 128 bytes"):
         await client.create_collection("wrong", dimensions=3, model="x" * 129)
 
 

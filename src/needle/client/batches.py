@@ -11,6 +11,7 @@ from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.columns import as_columns
 from needle.client.document_calls import BatchPart
 from needle.client.documents import DocumentMethods, insert_parts
+from needle.client.texts import vectors_of
 
 
 class BatchMethods(DocumentMethods):
@@ -37,7 +38,7 @@ class BatchMethods(DocumentMethods):
         and so does details["documents_written"]; details["documents_unknown"] says how many may or may not be written;
         the others are not. It is OutcomeUnknown if there are any of those.
         """
-        vectors, timeout = await self._vectors(vectors, texts, collection, timeout)
+        vectors, timeout = await vectors_of(self.embedder, self._documents, vectors, texts, collection, timeout)
         batch = as_columns(documents, ids, vectors, metadatas, expires_at)
         parts = await insert_parts(self._documents, batch, collection, timeout, whole=True)
         failures = [part.outcome for part in parts if isinstance(part.outcome, NeedleError)]

@@ -16,8 +16,9 @@ from needle.base.model import Document, ReadMode, WriteResult
 from needle.base.plain import refused
 from needle.client import answers, values
 from needle.client.cursor import Place
+from needle.client.document_calls import OverDocuments
 from needle.client.scanning import Batch, Reading, Scan, end_scan, read_batch
-from needle.client.texts import TextMethods
+from needle.client.texts import vector_of, vectors_of
 from needle.client.where import OnProgress
 from needle.protocol.commands import Change, ChangeWhere
 
@@ -34,7 +35,7 @@ class ScanPage(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None
 
 
-class ChangeMethods(TextMethods):
+class ChangeMethods(OverDocuments):
     """What changes or deletes documents without sending them again, and what reads them out."""
 
     async def patch(
@@ -79,7 +80,7 @@ class ChangeMethods(TextMethods):
         """Give a document this vector in place of its own; the metadata stays. text: instead, what it is made of, as in
         `insert`. count: 0 if it is absent. if_version, if_matches, expires_at: see `patch`."""
         name = values.check_id(id)
-        vector, timeout = await self._vector(vector, text, collection, timeout)
+        vector, timeout = await vector_of(self.embedder, self._documents, vector, text, collection, timeout)
         return await self._update_vectors(
             [name], values.vector_bytes(vector), if_version, if_matches, collection, timeout, expires_at
         )
@@ -99,7 +100,7 @@ class ChangeMethods(TextMethods):
         """`update_vector` of up to 1000 documents, all or nothing in each shard. vectors: 2-d, one row for each id.
         texts: instead, one for each id."""
         names = values.check_ids(ids)
-        vectors, timeout = await self._vectors(vectors, texts, collection, timeout)
+        vectors, timeout = await vectors_of(self.embedder, self._documents, vectors, texts, collection, timeout)
         rows = values.as_array(vectors, "vectors", 2)
         if len(rows) != len(names):
             raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")

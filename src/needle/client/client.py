@@ -61,7 +61,7 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
         self._caller = caller
         self._shards = shards
         self.documents = documents
-        self._embedder = embedder
+        self.embedder = embedder
 
     async def _documents(self) -> DocumentCalls:
         return self.documents

@@ -17,6 +17,7 @@ from needle.base.explain import ShardExplanation
 from needle.base.filters.ordering import ScanOrder
 from needle.base.model import CollectionSize, CollectionSpec, Hit, HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
+from needle.client.embedding import Embedder
 from needle.client.where import OnProgress
 from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, ScanPin
 from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
@@ -318,7 +319,11 @@ class DocumentCalls(Protocol):
 
 
 class OverDocuments(ABC):
-    """What the methods for documents need, and all that those who have them give: `_documents`."""
+    """What the methods for documents need: `_documents`, which those who have them give; and perhaps an embedder.
+
+    embedder: makes vectors of texts; None: WordLlama."""
+
+    embedder: Embedder | None = None
 
     @abstractmethod
     async def _documents(self) -> DocumentCalls:

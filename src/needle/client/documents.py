@@ -30,6 +30,7 @@ from needle.client.document_calls import BatchPart, DocumentCalls, Facet, find_c
 from needle.client.embedding import check_dimensions, check_model, dimensions_of
 from needle.client.naming import NamingMethods
 from needle.client.searches import SearchMethods, made
+from needle.client.texts import vector_of, vectors_of
 from needle.protocol import calls
 
 
@@ -111,7 +112,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         json, matches = values.metadata_bytes(metadata), values.filter_bytes(if_matches, "if_matches")
         expires = values.expiry(expires_at)
         if text is not None:  # last: what else is wrong is refused before the catalog is asked
-            vector, timeout = await self._vector(vector, text, collection, timeout)
+            vector, timeout = await vector_of(self.embedder, self._documents, vector, text, collection, timeout)
             data = values.vector_bytes(vector)
         seconds = values.check_timeout(timeout)
         return await (await self._documents()).insert(where, name, data, json, expected, seconds, matches, expires)
@@ -138,7 +139,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         Split into log entries of at most 1 MiB of one shard; each entry is all or nothing, and all its ids share one
         result object (`count` documents).
         """
-        vectors, timeout = await self._vectors(vectors, texts, collection, timeout)
+        vectors, timeout = await vectors_of(self.embedder, self._documents, vectors, texts, collection, timeout)
         batch = as_columns(documents, ids, vectors, metadatas, expires_at)
         names, parts = batch.ids, await insert_parts(self._documents, batch, collection, timeout)
         outcomes: dict[str, Any] = dict.fromkeys(names)
@@ -279,20 +280,20 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
             "model": None if model is None else check_model(model),
         }
         if given["dimensions"] is None and model and like is None:
-            given["dimensions"] = dimensions_of(model, self._embedder)
+            given["dimensions"] = dimensions_of(model, self.embedder)
         said = {field: value for field, value in given.items() if value is not None}
         absent, seconds = values.check_flag(if_absent, "if_absent"), values.check_timeout(timeout)
         if like is None:
             if "dimensions" not in said:
                 raise InvalidArgument("dimensions are to be named, or a collection to be `like`", field="dimensions")
             spec = CollectionSpec(name=named, **said)
-            check_dimensions(spec, self._embedder)
+            check_dimensions(spec, self.embedder)
             return await (await self._documents()).create_collection(spec, absent, seconds)
         other, documents = values.check_name(like, "like"), await self._documents()
         known, aliases = await documents.described(ReadMode.STRONG, seconds)
         found = find_collection(other, known, aliases)
         spec = msgspec.structs.replace(found.spec, name=named, **said)
-        check_dimensions(spec, self._embedder)
+        check_dimensions(spec, self.embedder)
         return await documents.create_collection(spec, absent, seconds, found.fields)
 
     async def drop_collection(self, name: str, *, timeout: float = TIMEOUT) -> WriteResult:

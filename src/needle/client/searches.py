@@ -19,8 +19,8 @@ from needle.base.plain import refused
 from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
-from needle.client.document_calls import DocumentCalls, Found, Hits, PartialHits
-from needle.client.texts import TextMethods
+from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
+from needle.client.texts import vector_of, vectors_of
 from needle.client.values import Reading
 from needle.protocol import calls
 
@@ -34,7 +34,7 @@ _STRONG, _LEASED, _EVENTUAL = Reading(ReadMode.STRONG), Reading(ReadMode.LEASED)
 T = TypeVar("T")
 
 
-class SearchMethods(TextMethods):
+class SearchMethods(OverDocuments):
     """What finds documents by how near they are."""
 
     async def search(
@@ -94,7 +94,9 @@ class SearchMethods(TextMethods):
             order_by,
             descending,
         )
-        query, timeout = await self._vector(query, text, collection, timeout, mode, "query")
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, mode, "query"
+        )
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -124,7 +126,9 @@ class SearchMethods(TextMethods):
     ) -> list[Hits]:
         """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order.
         texts: instead, one for each search."""
-        queries, timeout = await self._vectors(queries, texts, collection, timeout, mode, "queries")
+        queries, timeout = await vectors_of(
+            self.embedder, self._documents, queries, texts, collection, timeout, mode, "queries"
+        )
         rows = values.as_array(queries, "queries", 2)
         narrow = Narrow(fields, max_distance, min_score, offset, None, explain)
         request = search_request(
@@ -154,7 +158,9 @@ class SearchMethods(TextMethods):
         timeout: float = TIMEOUT,
     ) -> Hits:
         """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
-        query, timeout = await self._vector(query, text, collection, timeout, ReadMode.STRONG, "query")
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, ReadMode.STRONG, "query"
+        )
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, _STRONG, timeout)
 
@@ -174,7 +180,9 @@ class SearchMethods(TextMethods):
     ) -> Hits:
         """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
         the configured bound."""
-        query, timeout = await self._vector(query, text, collection, timeout, ReadMode.LEASED, "query")
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, ReadMode.LEASED, "query"
+        )
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, _LEASED, timeout)
 
@@ -196,7 +204,9 @@ class SearchMethods(TextMethods):
     ) -> Hits:
         """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
         session, max_staleness."""
-        query, timeout = await self._vector(query, text, collection, timeout, _EVENTUAL, "query")
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, _EVENTUAL, "query"
+        )
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, values.reading(_EVENTUAL, session, max_staleness), timeout)
 
@@ -242,13 +252,22 @@ class SearchMethods(TextMethods):
             order_by,
             descending,
         )
-        query, timeout = await self._vector(query, text, collection, timeout, mode, "query")
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, mode, "query"
+        )
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
         documents, found = await self._find(request, values.reading(mode), timeout, partial=True)
         missing = {shard: error.message for shard, error in found.missing.items()}
         return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
+
+    async def _query(
+        self, query: Any, text: str | None, collection: str, timeout: float, mode: ReadMode | str
+    ) -> tuple[Any, float]:
+        """As `vector_of`."""
+        asked = self.embedder, self._documents, query, text
+        return await vector_of(*asked, collection, timeout, mode, "query")
 
     async def _search(self, request: SearchRequest, reading: Reading, timeout: float) -> Hits:
         documents, found = await self._find(request, reading, timeout)

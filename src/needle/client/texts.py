@@ -7,6 +7,7 @@ began (for eventual reads: as any node has it).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from needle.base import plain
@@ -14,58 +15,63 @@ from needle.base.errors import InvalidArgument
 from needle.base.model import ReadMode
 from needle.base.runtime import Blocking, beside
 from needle.client import values
-from needle.client.document_calls import DocumentCalls, OverDocuments, find_collection
+from needle.client.document_calls import DocumentCalls, find_collection
 from needle.client.embedding import WORDLLAMA, Embedder, check_takes, check_texts, rows_of
 from needle.client.values import Vectors
 
+Documents = Callable[[], Awaitable[DocumentCalls]]
 
-class TextMethods(OverDocuments):
-    """What methods that take a text stand on. `_embedder`: what makes vectors of texts; None: WordLlama."""
 
-    _embedder: Embedder | None = None
+async def vector_of(
+    given: Embedder | None,
+    documents: Documents,
+    vector: Any,
+    text: Any,
+    collection: str,
+    timeout: float,
+    mode: ReadMode | str = ReadMode.STRONG,
+    field: str = "vector",
+) -> tuple[Any, float]:
+    """The vector that was given, or that of the text; and the seconds that are left. given: the embedder, if there is
+    one of the caller's own. Raises InvalidArgument for both, and as `embedded`."""
+    if text is None:
+        return vector, timeout
+    if vector is not None:
+        raise InvalidArgument(f"give either {field} or text, not both", field="text")
+    texts = [plain.text(text, "text", "a text that is not empty")]
+    rows, left = await _checked(given, documents, texts, collection, timeout, mode)
+    return rows[0], left
 
-    async def _vector(
-        self,
-        vector: Any,
-        text: Any,
-        collection: str,
-        timeout: float,
-        mode: ReadMode | str = ReadMode.STRONG,
-        field: str = "vector",
-    ) -> tuple[Any, float]:
-        """The vector that was given, or that of the text; and the seconds that are left. Raises InvalidArgument."""
-        if text is None:
-            return vector, timeout
-        if vector is not None:
-            raise InvalidArgument(f"give either {field} or text, not both", field="text")
-        rows, left = await self._embedded(
-            [plain.text(text, "text", "a text that is not empty")], collection, timeout, mode
-        )
-        return rows[0], left
 
-    async def _vectors(
-        self,
-        vectors: Any,
-        texts: Any,
-        collection: str,
-        timeout: float,
-        mode: ReadMode | str = ReadMode.STRONG,
-        field: str = "vectors",
-    ) -> tuple[Any, float]:
-        """`_vector` of many."""
-        if texts is None:
-            return vectors, timeout
-        if vectors is not None:
-            raise InvalidArgument(f"give either {field} or texts, not both", field="texts")
-        return await self._embedded(check_texts(texts, "texts"), collection, timeout, mode)
+async def vectors_of(
+    given: Embedder | None,
+    documents: Documents,
+    vectors: Any,
+    texts: Any,
+    collection: str,
+    timeout: float,
+    mode: ReadMode | str = ReadMode.STRONG,
+    field: str = "vectors",
+) -> tuple[Any, float]:
+    """`vector_of` of many."""
+    if texts is None:
+        return vectors, timeout
+    if vectors is not None:
+        raise InvalidArgument(f"give either {field} or texts, not both", field="texts")
+    return await _checked(given, documents, check_texts(texts, "texts"), collection, timeout, mode)
 
-    async def _embedded(
-        self, texts: list[str], collection: str, timeout: float, mode: ReadMode | str
-    ) -> tuple[Vectors, float]:
-        name, seconds = values.check_name(collection), values.check_timeout(timeout)
-        read, documents = values.choose(mode, ReadMode, "mode"), await self._documents()
-        maker = self._embedder or WORDLLAMA
-        return await embedded(documents, maker, texts, name, seconds, read, documents.blocking)
+
+async def _checked(
+    given: Embedder | None,
+    documents: Documents,
+    texts: list[str],
+    collection: str,
+    timeout: float,
+    mode: ReadMode | str,
+) -> tuple[Vectors, float]:
+    name, seconds = values.check_name(collection), values.check_timeout(timeout)
+    read, asked = values.choose(mode, ReadMode, "mode"), await documents()
+    return await embedded(asked, given or WORDLLAMA, texts, name, seconds, read, asked.blocking)
 
 
 async def embedded(

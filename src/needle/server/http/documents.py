@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from needle.base.errors import DocumentNotFound, NeedleError, invalid
+from needle.base.errors import DocumentNotFound, InvalidArgument, NeedleError, invalid
 from needle.base.filters.builder import field_path
 from needle.base.model import HitBatch, ReadMode, SearchRequest, score_of
 from needle.base.runtime import beside
@@ -39,6 +39,8 @@ _lines = msgspec.json.Encoder()
 # --- writes ----------------------------------------------------------------------------------------------------------
 async def put_document(call: Call) -> bodies.Written:
     body: bodies.PutDocument = call.body
+    if body.vector is None and body.text is None:
+        raise InvalidArgument("give a vector, or a text of which it is made", field="vector")
     vector, seconds = await of_text(call, body.vector, body.text)
     data, metadata, matches = await call.beside(
         lambda: (
@@ -66,7 +68,7 @@ async def insert_documents(call: Call) -> bodies.InsertedDocuments:
     vectors, seconds = await of_texts(call, body.vectors, body.texts)
 
     def columns() -> Columns:
-        rows = vectors_of(vectors, len(ids), body.vector_type)
+        rows = vectors if body.vectors is None else vectors_of(vectors, len(ids), body.vector_type)
         return as_columns(None, ids, rows, metadatas, body.expires_at)
 
     batch = await call.blocking(columns) if len(ids) > 100 else await call.beside(columns)
