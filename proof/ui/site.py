@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from needle.client.client import Client
+from needle.client.embedding import WORDLLAMA
 from needle.connecting import Credentials, check_tls, connected
 from needle.local.certificates import create_ca, create_node
 from needle.local.process_cluster import ProcessCluster
@@ -16,6 +17,8 @@ from needle.local.process_cluster import ProcessCluster
 SECRET: Final = "0123456789abcdef" * 4
 BATCH_BYTES: Final = 1 << 20
 BOOKS: Final = "books"
+NOTES: Final = "notes"
+"""A collection of texts."""
 HOSTILE: Final = '"><img src=x onerror="window.harmed=1"><script>window.harmed=1</script>'
 IDS: Final = (
     HOSTILE,
@@ -54,6 +57,10 @@ async def fill(client: Client) -> None:
     ]
     vectors = [[rng.random() for _ in range(4)] for _ in ids]
     await client.insert_batch(ids=ids, vectors=vectors, metadatas=metadatas, collection=BOOKS)
+    await client.create_collection(NOTES, model=WORDLLAMA.name)
+    texts = ["ants carry leaves", "clouds above the mountains", "how to repair an engine"]
+    metadatas = [{"text": text} for text in texts]
+    await client.insert_batch(ids=["ants", "sky", "car"], texts=texts, metadatas=metadatas, collection=NOTES)
     for _ in range(40):
         await client.search([rng.random() for _ in range(4)], 3, collection=BOOKS)
 

@@ -30,7 +30,7 @@ from needle.local.process_cluster import ProcessCluster
 KEPT_PORT = 5001
 KEPT_HTTP_PORT = 6001
 SEAL_ROWS = 2000
-SETTINGS: dict[str, Any] = {"segments": {"seal_rows": SEAL_ROWS}}
+SETTINGS: dict[str, Any] = {"dimensions": None, "segments": {"seal_rows": SEAL_ROWS}}
 FOUNDERS = 3
 VOTERS_MAX = 7
 
