@@ -18,7 +18,8 @@ SECRET: Final = "0123456789abcdef" * 4
 BATCH_BYTES: Final = 1 << 20
 BOOKS: Final = "books"
 NOTES: Final = "notes"
-"""A collection of texts."""
+"""A collection of TEXTS."""
+TEXTS: Final = {"ants": "ants carry leaves", "sky": "clouds above the mountains", "car": "how to repair an engine"}
 HOSTILE: Final = '"><img src=x onerror="window.harmed=1"><script>window.harmed=1</script>'
 IDS: Final = (
     HOSTILE,
@@ -58,9 +59,7 @@ async def fill(client: Client) -> None:
     vectors = [[rng.random() for _ in range(4)] for _ in ids]
     await client.insert_batch(ids=ids, vectors=vectors, metadatas=metadatas, collection=BOOKS)
     await client.create_collection(NOTES, model=WORDLLAMA.name)
-    texts = ["ants carry leaves", "clouds above the mountains", "how to repair an engine"]
-    metadatas = [{"text": text} for text in texts]
-    await client.insert_batch(ids=["ants", "sky", "car"], texts=texts, metadatas=metadatas, collection=NOTES)
+    await client.insert_batch(ids=list(TEXTS), texts=TEXTS.values(), collection=NOTES)
     for _ in range(40):
         await client.search([rng.random() for _ in range(4)], 3, collection=BOOKS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proof.ui.looking import Look
-from proof.ui.site import BIG, BOOKS, HOSTILE, IDS, MANY, NOTES, Closed
+from proof.ui.site import BIG, BOOKS, HOSTILE, IDS, MANY, NOTES, TEXTS, Closed
 
 BAD_VECTOR = "1, 2, x"
 
@@ -16,7 +16,7 @@ async def cluster(look: Look) -> None:
     assert await page.locator("table.nodes tbody tr").count() == 3
     assert await page.locator("table.shards tbody tr").count() == 1
     assert await page.locator("table.shards td.cell .mark").all_inner_texts() != []
-    assert str(MANY + len(IDS)) in await page.inner_text(".figures")
+    assert str(MANY + len(IDS) + len(TEXTS)) in await page.inner_text(".figures")
     plot = page.locator(".plot").last
     await plot.locator(".empty").wait_for(state="detached")
     await plot.scroll_into_view_if_needed()
