@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proof.ui.looking import Look
-from proof.ui.site import BIG, BOOKS, HOSTILE, IDS, MANY, Closed
+from proof.ui.site import BIG, BOOKS, HOSTILE, IDS, MANY, NOTES, TEXTS, Closed
 
 BAD_VECTOR = "1, 2, x"
 
@@ -16,7 +16,7 @@ async def cluster(look: Look) -> None:
     assert await page.locator("table.nodes tbody tr").count() == 3
     assert await page.locator("table.shards tbody tr").count() == 1
     assert await page.locator("table.shards td.cell .mark").all_inner_texts() != []
-    assert str(MANY + len(IDS)) in await page.inner_text(".figures")
+    assert str(MANY + len(IDS) + len(TEXTS)) in await page.inner_text(".figures")
     plot = page.locator(".plot").last
     await plot.locator(".empty").wait_for(state="detached")
     await plot.scroll_into_view_if_needed()
@@ -91,6 +91,15 @@ async def search(look: Look) -> None:
     await page.wait_for_selector("text=10 hits")
     look.quiet = True
     await look.sound("a search by vector")
+    assert await page.locator("[name=way] option[value=text]").count() == 0, "no model, and yet a text is asked for"
+    await look.go(f"#/collections/{NOTES}", "table.documents tbody tr")
+    await page.select_option("[name=way]", "text")
+    await page.fill("[name=text]", "insects at work")
+    await page.get_by_role("button", name="Show").click()
+    await page.wait_for_selector("text=3 hits")
+    assert (await page.locator("table.documents tbody th").all_inner_texts())[0] == "ants"
+    await look.shot("text", whole=False)
+    await look.sound("a search by text")
 
 
 async def keyboard(look: Look) -> None:

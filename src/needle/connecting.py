@@ -15,6 +15,7 @@ from needle.base.errors import ConnectionLost, NeedleError
 from needle.base.plain import text
 from needle.client import Client, SyncClient
 from needle.client.directory import Caller
+from needle.client.embedding import Embedder, check_embedder
 from needle.client.finding import find_cluster
 from needle.client.known_topology import AskedTopology
 from needle.client.router.routes import BATCH_BYTES_MAX
@@ -147,23 +148,32 @@ def connect(
     batch_bytes_max: int = BATCH_BYTES_MAX,
     api_key: str | None = None,
     tls: Tls = None,
+    embedder: Embedder | None = None,
 ) -> Connecting:
     """A client of the cluster with nodes at `addresses` ("host:port", some or all of them; in one string, by commas).
 
     `client = await needle.connect([...])` or `async with needle.connect([...]) as client`. api_key: for a cluster that
     asks for one; by default that of the variable NEEDLE_API_KEY, if there is one; "" for none. tls: for one that speaks
     TLS: the file of its authority's certificate, True for the system's authorities, or an ssl.SSLContext; by default
-    what NEEDLE_TLS_CA says, if it is set; False for none. Nodes' certificates must be for the hosts that are dialled.
-    Raises ConfigError for a bad address or file, WrongCluster if all nodes belong to another cluster, Unauthenticated
-    if they do not take the key, TlsFailed if they do not speak TLS (or nothing else) or a certificate is refused,
-    NoQuorum if no node answers within 5 seconds, Overloaded if those that answer have too many connections.
-    Other nodes that are down do not matter: calls say so.
-    """
+    what NEEDLE_TLS_CA says, if it is set; False for none. embedder: makes vectors of what is given as `text`: an object
+    with the `name` of its model, as collections name it, its `dimensions`, and `embed(texts)`, which gives an array of
+    one row for each and is called in threads; by default WordLlama, of the extra `demo`. Nodes' certificates must be
+    for the hosts that are dialled. Raises ConfigError for a bad address or file, WrongCluster if all nodes belong to
+    another cluster, Unauthenticated if they do not take the key, TlsFailed if they do not speak TLS (or nothing else)
+    or a certificate is refused, NoQuorum if no node answers within 5 seconds, Overloaded if those that answer have too
+    many connections. Other nodes that are down do not matter: calls say so."""
     arguments = check_arguments(addresses, cluster_id, batch_bytes_max)
-    return Connecting(connected(*arguments, check_key(api_key)._replace(dial=check_tls(tls))))
+    shown = check_key(api_key)._replace(dial=check_tls(tls))
+    return Connecting(connected(*arguments, shown, check_embedder(embedder)))
 
 
-async def connected(addresses: list[str], cluster_id: str, batch_bytes_max: int, shown: Credentials) -> Client:
+async def connected(
+    addresses: list[str],
+    cluster_id: str,
+    batch_bytes_max: int,
+    shown: Credentials,
+    embedder: Embedder | None = None,
+) -> Client:
     """A client that shows these credentials. Raises as `connect`."""
     caller = system_caller(cluster_id, shown)
     try:
@@ -171,7 +181,8 @@ async def connected(addresses: list[str], cluster_id: str, batch_bytes_max: int,
     except BaseException:
         await caller.close()
         raise
-    return cluster_client(caller, addresses, topology, batch_bytes_max, founded=caller.of_founding)
+    founded = caller.of_founding
+    return cluster_client(caller, addresses, topology, batch_bytes_max, embedder=embedder, founded=founded)
 
 
 def connect_sync(
@@ -181,11 +192,13 @@ def connect_sync(
     batch_bytes_max: int = BATCH_BYTES_MAX,
     api_key: str | None = None,
     tls: Tls = None,
+    embedder: Embedder | None = None,
 ) -> SyncClient:
     """`connect` for code without asyncio: the same methods, blocking; use with `with`."""
     arguments = check_arguments(addresses, cluster_id, batch_bytes_max)
     shown = check_key(api_key)._replace(dial=check_tls(tls))
-    return sync_client(lambda: connected(*arguments, shown))
+    maker = check_embedder(embedder)
+    return sync_client(lambda: connected(*arguments, shown, maker))
 
 
 def cluster_client(
@@ -195,14 +208,15 @@ def cluster_client(
     batch_bytes_max: int = BATCH_BYTES_MAX,
     prefer: str | None = None,
     founded: Callable[[int], None] = lambda founding: None,
+    embedder: Embedder | None = None,
 ) -> Client:
     """A client over `caller`. topology: what is known of the cluster, if anything. prefer: the address that eventual
-    reads ask first. founded: see AskedTopology."""
+    reads ask first. founded: see AskedTopology. embedder: makes vectors of texts."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
     shards = ClusterShards(caller, AskedTopology(caller, addresses, topology, founded), rng=rng, prefer=prefer)
     monotonic = SystemClock().monotonic
     router = router_of(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
-    return client_of(caller, shards, router)
+    return client_of(caller, shards, router, embedder)
 
 
 def system_caller(cluster_id: str, shown: Credentials = NOTHING) -> RpcClient:

@@ -22,6 +22,7 @@ from needle.client.batches import BatchMethods
 from needle.client.changes import TIMEOUT
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls, PartialHits
+from needle.client.embedding import Embedder, check_embedder
 from needle.client.health import ClusterHealth, ShardHealth
 from needle.client.values import Seconds, check_count, check_timeout
 from needle.connecting import Credentials, cluster_client, connect, connect_sync, system_caller
@@ -72,10 +73,12 @@ class RaftCluster(BatchMethods):
     made again with the same configuration, not started twice.
     """
 
-    def __init__(self, config: RaftConfig, *, ports: NodePorts | None = None) -> None:
-        """ports: for tests and simulation; the real clock, threads, network and disk by default."""
+    def __init__(self, config: RaftConfig, *, ports: NodePorts | None = None, embedder: Embedder | None = None) -> None:
+        """ports: for tests and simulation; the real clock, threads, network and disk by default. embedder: as for
+        `needle.connect`."""
         self.config = config
         self._ports = ports
+        self.embedder = check_embedder(embedder)
         self._node: Node | None = None
         self._client: Client | None = None
         self._http: Http | None = None
@@ -103,7 +106,7 @@ class RaftCluster(BatchMethods):
         remote = system_caller(config.cluster_id, Credentials(secrets=config.secrets, dial=dial))
         caller = LocalCaller(node, own, remote)
         others = [address for address in (*config.founders.values(), *config.sharding.join) if address != own]
-        self._client = cluster_client(caller, [own, *others], node.topology, prefer=own)
+        self._client = cluster_client(caller, [own, *others], node.topology, prefer=own, embedder=self.embedder)
 
     async def wait_ready(self, timeout: Seconds = TIMEOUT) -> None:
         """Wait until this node knows a leader and has caught up with it. Raises DeadlineExceeded that says what is

@@ -23,6 +23,7 @@ from needle.base.errors import ConfigError, DeadlineExceeded
 from needle.base.model import Metric
 from needle.base.schema import refuse
 from needle.client.client import Client
+from needle.client.embedding import Embedder, check_embedder
 from needle.client.sync import SyncClient, sync_client
 from needle.connecting import Connecting, cluster_client, system_caller
 from needle.routing.topology import Topology
@@ -43,24 +44,34 @@ ELECTION_SECONDS: Final = 0.1
 
 
 def open(
-    directory: str | os.PathLike[str], *, dimensions: int | None = None, metric: str = Metric.COSINE
+    directory: str | os.PathLike[str],
+    *,
+    dimensions: int | None = None,
+    metric: str = Metric.COSINE,
+    embedder: Embedder | None = None,
 ) -> Connecting:
     """A client of a database in `directory`, which is made if it is not there; ":memory:": in a temporary directory,
     which is removed when the client is closed. `await needle.open(...)` or `async with needle.open(...) as client`.
 
-    dimensions, metric: of the collection `default`, if the database is new; without dimensions it has none. Raises
+    dimensions, metric: of the collection `default`, if the database is new; without dimensions it has none. embedder:
+    as for `needle.connect`. Raises
     ConfigError for a directory of a cluster of several nodes, StorageError if another process has it open, and as
     `RaftCluster.start`.
     """
-    return Connecting(_opened(directory, dimensions, metric))
+    return Connecting(_opened(directory, dimensions, metric, check_embedder(embedder)))
 
 
 def open_sync(
-    directory: str | os.PathLike[str], *, dimensions: int | None = None, metric: str = Metric.COSINE
+    directory: str | os.PathLike[str],
+    *,
+    dimensions: int | None = None,
+    metric: str = Metric.COSINE,
+    embedder: Embedder | None = None,
 ) -> SyncClient:
     """`open` for code without asyncio: the same methods, blocking; use with `with`. In a process that is forked while
     it is open, its calls raise StorageError: the database belongs to the process that opened it."""
-    return sync_client(lambda: _opened(directory, dimensions, metric))
+    maker = check_embedder(embedder)
+    return sync_client(lambda: _opened(directory, dimensions, metric, maker))
 
 
 class _OwnNode(LocalCaller):
@@ -101,7 +112,9 @@ class _Nowhere(Listener):
         return NOWHERE
 
 
-async def _opened(directory: str | os.PathLike[str], dimensions: int | None, metric: str) -> Client:
+async def _opened(
+    directory: str | os.PathLike[str], dimensions: int | None, metric: str, embedder: Embedder | None
+) -> Client:
     if not isinstance(directory, str | os.PathLike) or not os.fspath(directory):
         raise refuse("directory", directory, f"the path of a directory, or {MEMORY!r}")
     path, removed = os.fspath(directory), _nothing
@@ -109,13 +122,15 @@ async def _opened(directory: str | os.PathLike[str], dimensions: int | None, met
         path = await asyncio.to_thread(tempfile.mkdtemp, prefix="needle-")
         removed = partial(shutil.rmtree, path, ignore_errors=True)
     try:
-        return await _started(path, dimensions, metric, removed)
+        return await _started(path, dimensions, metric, removed, embedder)
     except BaseException:
         await asyncio.to_thread(removed)
         raise
 
 
-async def _started(path: str, dimensions: int | None, metric: str, removed: Callable[[], None]) -> Client:
+async def _started(
+    path: str, dimensions: int | None, metric: str, removed: Callable[[], None], embedder: Embedder | None
+) -> Client:
     owner = await asyncio.to_thread(read_owner, path)
     known = Topology() if owner is None else await asyncio.to_thread(load_topology, path)
     if (others := len(known.nodes) - 1) > 0:
@@ -141,7 +156,7 @@ async def _started(path: str, dimensions: int | None, metric: str, removed: Call
     except BaseException:
         await caller.close()
         raise
-    return cluster_client(caller, [NOWHERE], node.topology, prefer=NOWHERE)
+    return cluster_client(caller, [NOWHERE], node.topology, prefer=NOWHERE, embedder=embedder)
 
 
 def _nothing() -> None:

@@ -88,13 +88,20 @@ def test_search_in_every_mode(needle, tmp_path: Path, monkeypatch: pytest.Monkey
     assert needle.json("search", "--vector", "-", "-k", "1")[0]["id"] == "s9"
 
 
-def test_words_need_the_models_dimensions(needle) -> None:
+def test_words_need_a_model_that_the_collection_names(needle, tmp_path: Path) -> None:
     needle.run("search", "any words", expect=1)
-    assert "words become vectors of 256 dimensions, but collection default has 4" in needle.notes
+    assert "collection 'default' names no model" in needle.notes
+    (tmp_path / "t.jsonl").write_text('{"id": "a", "text": "any words"}')
+    needle.run("insert", str(tmp_path / "t.jsonl"), expect=1)
+    assert "collection 'default' names no model" in needle.notes
+    needle.run("collections", "create", "odd", "--model", "wordllama", "--dimensions", "4", expect=1)
+    assert "dimensions = 4 is not allowed: 256, as the model 'wordllama' has" in needle.notes
 
 
 def test_words_are_found_by_words(needle, tmp_path: Path) -> None:
-    needle.run("collections", "create", "texts", "--dimensions", "256")
+    needle.run("collections", "create", "texts", "--model", "wordllama")
+    described = needle.json("collections", "describe", "texts")
+    assert (described["model"], described["dimensions"]) == ("wordllama", 256)
     texts = {"fruit": "a ripe red apple", "sky": "clouds above the mountains", "code": "parse the command line"}
     lines = [json.dumps({"id": name, "text": text}) for name, text in texts.items()]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))

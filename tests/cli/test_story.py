@@ -65,7 +65,7 @@ WRITES = ["live/1", "live/2"]
 
 def told(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> Story:
     monkeypatch.setattr(story, "READY_SECONDS", 0.2)
-    made = Story(FakeCluster(), client, None, Console(quiet=True))  # type: ignore[arg-type]
+    made = Story(FakeCluster(), client, Console(quiet=True))  # type: ignore[arg-type]
     made.outcome.passages = 10
     made.outcome.failover = Failover(
         killed="a",

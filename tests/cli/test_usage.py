@@ -11,6 +11,7 @@ from needle import connecting
 from needle.base.errors import NotLeader
 from needle.cli import common
 from needle.cli.app import main
+from needle.client.embedding import WORDLLAMA
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -94,6 +95,7 @@ def test_unreachable_nodes_are_a_condition_not_a_failure(
 
 def test_a_missing_model_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wordllama", None)
+    monkeypatch.setattr(WORDLLAMA, "_model", None)
     assert main(["search", "words"]) == 1
     (line,) = lines(capsys)
     assert "[invalid_config]" in line and "pip install 'needle-vdb[demo]'" in line and "--vector" in line
@@ -103,19 +105,20 @@ def test_embedding_gives_unit_vectors_without_network(monkeypatch: pytest.Monkey
     import socket
 
     from needle.base.errors import InvalidArgument
-    from needle.cli.embedding import DIMENSIONS, Embedder
 
     def refuse(*args: object) -> None:
         raise AssertionError("the model must not use the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    embedder = Embedder()
-    vectors = embedder.embed(["compress a file", "zip archive", "the colour of the sky"])
-    assert vectors.shape == (3, DIMENSIONS) and vectors.dtype == np.float32
+    monkeypatch.setattr(WORDLLAMA, "_model", None)
+    vectors = WORDLLAMA.embed(["compress a file", "zip archive", "the colour of the sky"])
+    assert vectors.shape == (3, WORDLLAMA.dimensions) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
     with pytest.raises(InvalidArgument, match="no word"):
-        embedder.embed(["fine", ""])
+        WORDLLAMA.embed(["fine", ""])
+    with pytest.raises(InvalidArgument, match="cut it into passages"):
+        WORDLLAMA.embed(["fine", "word " * 10_000])
 
 
 def test_json_holds_arrays(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ PROGRAM = """
 import sys
 for name in (
     *("apsw", "faiss", "httptools", "immutables", "prometheus_client"),
-    *("pyroaring", "sqlite3", "typer", "uvloop"),
+    *("pyroaring", "sqlite3", "typer", "uvloop", "wordllama"),
 ):
     sys.modules[name] = None  # importing it raises ImportError
 import needle
+assert not [name for name in sys.modules if name.startswith("needle.")]
 assert needle.connect and needle.connect_sync and needle.Client and needle.SyncClient
 loaded = [name for name in sys.modules if name.startswith("needle.")]
 of_a_node = {"catalog", "distributed", "multiraft", "raft", "server", "shard"}

@@ -13,8 +13,8 @@ from needle.base.errors import InvalidArgument
 from needle.base.explain import ShardExplanation
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough, score_of
 from needle.client import answers
+from needle.client.narrowed import Narrow, search_request
 from needle.client.router.merge import merged_hits, merged_searches, narrowed
-from needle.client.searches import Narrow, search_request
 from needle.protocol.calls import SearchManyAnswer, encode
 
 DISTANCES = [0.0, 0.1, 0.1, 0.25, 0.7, 1.5]

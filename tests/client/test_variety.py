@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.model import HitBatch, Metric
+from needle.client.narrowed import POOL_MAX, Narrow, search_request
 from needle.client.router.merge import merged_hits
 from needle.client.router.variety import varied
-from needle.client.searches import POOL_MAX, Narrow, search_request
 from needle.protocol.calls import encode
 
 SMALL = st.integers(-3, 3)

@@ -17,8 +17,8 @@ import numpy as np
 from cluster.processes import ShardedProcesses
 from needle.base.model import Hit
 from needle.cli.demo.corpus import read_corpus, stdlib_directory
-from needle.cli.embedding import Embedder
 from needle.client.client import Client
+from needle.client.embedding import WORDLLAMA
 from needle.local.process_cluster import wait_for
 
 LATENT = 32
@@ -64,9 +64,8 @@ def corpus(name: str, limit: int, queries: Sequence[str]) -> Collection:
     passages = read_corpus(stdlib_directory(), limit or None)
     beginnings = [" ".join(passage.text.split()[:6]) for passage in passages[:: max(1, len(passages) // 46)]]
     asked = [*queries, *beginnings]
-    embedder = Embedder()
-    vectors = embedder.embed([passage.sentence for passage in passages])
-    return Collection(name, [passage.id for passage in passages], vectors, embedder.embed(asked))
+    vectors = WORDLLAMA.embed([passage.sentence for passage in passages])
+    return Collection(name, [passage.id for passage in passages], vectors, WORDLLAMA.embed(asked))
 
 
 class Twelve:

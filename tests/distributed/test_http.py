@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,6 +20,11 @@ import pytest
 import pytest_asyncio
 
 from harness.marked_documents import CALM
+from needle.base.config import RaftConfig
+from needle.base.errors import InvalidArgument
+from needle.client.embedding import WORDLLAMA
+from needle.distributed import RaftCluster
+from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.server.http import session
 
@@ -575,3 +581,73 @@ async def test_writes_go_on_when_the_leader_dies(tmp_path: Path) -> None:
             assert answer.status in (200, 503, 504), answer.body
         found = (await doors[0]("POST", f"{path.removesuffix('/documents')}/get", {"ids": [str(n) for n in acknowledged], "timeout": 60})).json  # fmt: skip # noqa: E501
         assert len(found["documents"]) == len(acknowledged)
+
+
+async def test_texts_become_vectors_on_the_node(world: World) -> None:
+    """The same that the client makes of them; and one who has an old catalog asks for the newest first."""
+    name, (a, b, c) = f"c{next(COUNTER)}", world.doors
+    made = await a("POST", "/v1/collections", {"name": name, "model": "wordllama"})
+    assert (made.status, made.json["model"], made.json["dimensions"]) == (200, "wordllama", 256)
+    path = f"/v1/collections/{name}"
+    assert (await b("GET", path)).json["model"] == "wordllama"
+    fruit, sky = "a ripe red apple", "clouds above the mountains"
+    assert (await b("PUT", f"{path}/documents/fruit", {"text": fruit, "metadata": {"n": 1}})).status == 200
+    assert (await c("POST", f"{path}/insert", {"ids": ["sky"], "texts": [sky]})).json["written"] == 1
+    for told in await world.client.search_many(texts=[fruit, sky], k=1, collection=name):
+        assert abs(told[0].distance) < 1e-6
+    found = await a("POST", f"{path}/search", {"text": "pears and bananas", "k": 1, "mode": "leased"})
+    assert [hit["id"] for hit in found.json["hits"]] == ["fruit"]
+    many = (await c("POST", f"{path}/search_many", {"texts": [fruit, sky], "k": 1})).json["results"]
+    assert [[hit["id"] for hit in hits] for hits in many] == [["fruit"], ["sky"]]
+
+    vector = [1.0] * 256
+    for method, below, body, told in (
+        ("PUT", "documents/x", {}, "give a vector, or a text"),
+        ("PUT", "documents/x", {"vector": vector, "text": "a"}, "either a vector or a text"),
+        ("POST", "insert", {"ids": ["x"]}, "either vectors or texts"),
+        ("POST", "insert", {"ids": ["x", "y"], "texts": ["a"]}, "one row for each of the 2 ids"),
+        ("POST", "search", {"text": "a", "like": "sky"}, "either a query, or the id"),
+        ("POST", "search", {"text": ""}, "text"),
+        ("POST", "search", {"text": "word " * 10_000}, "cut it into passages"),
+        ("POST", "search_many", {"texts": ["word " * 5000] * 20}, "bytes together"),
+        ("POST", "search_many", {"texts": ["a"] * 1001}, "1000"),
+    ):
+        refused = await a(method, f"{path}/{below}", body)
+        assert refused.status == 400 and told in refused.json["detail"], refused.body
+
+    assert (await a("DELETE", path)).status == 200
+    plain = {"name": name, "dimensions": 256}
+    assert (await a("POST", "/v1/collections", plain)).json["model"] is None
+    for door in world.doors:
+        refused = await door("POST", f"{path}/search", {"text": "a"})
+        assert (refused.status, refused.json["field"]) == (400, "text") and "names no model" in refused.json["detail"]
+    with pytest.raises(InvalidArgument, match="names no model"):
+        await world.client.insert("x", text="a", collection=name)
+    await a("DELETE", path)
+    await a("POST", "/v1/collections", {**plain, "model": "another"})
+    refused = await b("PUT", f"{path}/documents/x", {"text": "a"})
+    assert (
+        refused.status == 400 and "the model 'another', and texts become those of 'wordllama'" in refused.json["detail"]
+    )
+    wrong = await a("POST", "/v1/collections", {**plain, "name": "wrong", "dimensions": 3, "model": "wordllama"})
+    assert wrong.status == 400 and "256, as the model 'wordllama' has" in wrong.json["detail"]
+
+
+async def test_a_node_without_the_extra_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    monkeypatch.setattr(WORDLLAMA, "_model", None)
+    (port, http) = free_ports(2)
+    config = RaftConfig(
+        node_id="n1",
+        cluster_nodes=[f"n1=127.0.0.1:{port}"],
+        data_dir=str(tmp_path),
+        http_address=f"127.0.0.1:{http}",
+    )
+    async with RaftCluster(config) as node:
+        await node.wait_ready()
+        door = Http(f"127.0.0.1:{http}")
+        assert (await door("POST", "/v1/collections", {"name": "a", "model": "wordllama"})).status == 200
+        refused = await door("PUT", "/v1/collections/a/documents/x", {"text": "words"})
+        assert (refused.status, refused.json["code"], refused.json["field"]) == (400, "invalid_config", "text")
+        assert "this node makes no vectors of texts" in refused.json["detail"]
+        assert (await door("PUT", "/v1/collections/a/documents/x", {"vector": [1.0] * 256})).status == 200

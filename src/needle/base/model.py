@@ -91,20 +91,23 @@ def index_named(words: str) -> IndexParams | None:
 
 class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A named set of vectors of one dimension and metric. ttl: seconds after its last write at which a document
-    expires, 0 for never; the catalog's to say, shards keep collections without it."""
+    expires, 0 for never. model: whose vectors of texts these are, "" if it names none. Both are the catalog's to say,
+    shards keep collections without them."""
 
     name: str
     dimensions: int
     metric: Metric = Metric.COSINE
     index: IndexParams = IndexParams()
     ttl: float = 0.0
+    model: str = ""
 
     def is_altered_from(self, made: CollectionSpec, index: IndexParams | None = None) -> bool:
         """Whether a collection that was made as `made` may have become this: what AlterCollection changes is its index
-        and its ttl. So an application goes on that makes sure of its collection at each start. index: that it had when
-        it was made, None if that is only known to be built like now."""
+        and its ttl; and who names no model takes any. So an application goes on that makes sure of its collection at
+        each start. index: that it had when it was made, None if that is only known to be built like now."""
         known = {one.built for one in (self.index, index) if one is not None}
-        same = msgspec.structs.replace(self, index=made.index, ttl=made.ttl) == made
+        model = self.model if made.model else ""
+        same = msgspec.structs.replace(self, index=made.index, ttl=made.ttl, model=model) == made
         return same and made.index.built in known
 
 

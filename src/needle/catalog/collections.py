@@ -58,7 +58,13 @@ def _difference(found: CollectionInfo, command: CreateCollection) -> str:
 def _settings(spec: CollectionSpec) -> dict[str, object]:
     """By the names that callers know."""
     index = {f"index.{name}": value for name, value in msgspec.structs.asdict(spec.index).items()}
-    return {"dimensions": spec.dimensions, "metric": str(spec.metric), **index, "ttl": f"{spec.ttl:g}"}
+    return {
+        "dimensions": spec.dimensions,
+        "metric": str(spec.metric),
+        **index,
+        "ttl": f"{spec.ttl:g}",
+        "model": repr(spec.model),
+    }
 
 
 def drop(now: Topology, index: int, command: DropCollection) -> Changed:

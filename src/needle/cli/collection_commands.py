@@ -74,7 +74,8 @@ def _of_files(index: IndexParams, found: IndexProgress) -> list[tuple[str, str]]
 def create(
     name: Name,
     dimensions: Annotated[
-        int | None, typer.Option("--dimensions", min=1, help="Length of the vectors; to be named without --like.")
+        int | None,
+        typer.Option("--dimensions", min=1, help="Length of the vectors; to be named without --like and --model."),
     ] = None,
     metric: Annotated[
         Metric | None, typer.Option("--metric", help="How distance is measured: cosine, if none is named.")
@@ -91,6 +92,12 @@ def create(
         float | None,
         typer.Option("--ttl", help="Seconds after its last write at which a document is deleted; with --like 0: none."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="Whose vectors of texts it holds, as wordllama; with --like '': none."
+        ),
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -100,8 +107,8 @@ def create(
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Create an empty collection."""
-    if dimensions is None and like is None:
-        raise typer.BadParameter("give --dimensions, or a collection to be --like")
+    if dimensions is None and like is None and not model:
+        raise typer.BadParameter("give --dimensions, a --model, or a collection to be --like")
     said = {"m": m, "ef_construction": ef_construction, "ef_search": ef_search}
     given = {name: value for name, value in said.items() if value is not None}
 
@@ -110,7 +117,9 @@ def create(
         if like is not None and kind is None and given:
             base = (await client.describe_collection(like)).index
         index = msgspec.structs.replace(base, **given) if given or kind else None
-        await client.create_collection(name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, like=like)
+        await client.create_collection(
+            name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, model=model, like=like
+        )
 
     run(cluster, work)
     notes.print(f"created {name}", markup=False)
@@ -150,6 +159,7 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ("metric", str(found.metric)),
         ("index", _in_words(found.index)),
         *(_of_files(found.index, found.size.index) if found.size is not None else ()),
+        ("model", found.model or "none"),
         ("ttl", "none" if found.ttl is None else f"{found.ttl:g} s"),
         ("documents", str(found.documents)),
         *(

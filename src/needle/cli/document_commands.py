@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import needle
-from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
 from needle.base.model import Document, ReadMode
 from needle.cli.common import (
     DEFAULT_CLUSTER,
@@ -37,10 +37,19 @@ from needle.cli.common import (
     table,
     visible,
 )
-from needle.cli.embedding import DIMENSIONS, Embedder
 from needle.cli.explained import explained, remarks
-from needle.cli.inputs import Record, check_record, count_records, read_query_vector, read_records, span
+from needle.cli.inputs import (
+    Embed,
+    Record,
+    check_record,
+    count_records,
+    may_hold_text,
+    read_query_vector,
+    read_records,
+    span,
+)
 from needle.client.arrow_tables import instant
+from needle.client.embedding import WORDLLAMA, check_takes
 
 T = TypeVar("T")
 
@@ -67,7 +76,8 @@ SOON_SECONDS = 5.0
 
 def search(
     words: Annotated[
-        str | None, typer.Argument(metavar="WORDS", help="What to look for, in words (needs the demo's model).")
+        str | None,
+        typer.Argument(metavar="WORDS", help="What to look for, in words, where the collection names a model."),
     ] = None,
     vector: Annotated[
         str | None, typer.Option("--vector", help="Search by the vector in this .npy file; - reads standard input.")
@@ -97,15 +107,15 @@ def search(
         raise typer.BadParameter("give either words or --vector FILE, or --like ID")
     condition, paths = filter_option("--filter", filter), paths_option(fields)
     options: dict[str, Any] = {
-        "like": like, "offset": offset, "max_distance": max_distance, "min_score": min_score, "fields": paths,
-        "group_by": group_by, "group_size": group_size, "diversify": diversify, "order_by": order_by,
+        "text": words, "like": like, "offset": offset, "max_distance": max_distance, "min_score": min_score,
+        "fields": paths, "group_by": group_by, "group_size": group_size, "diversify": diversify, "order_by": order_by,
         "descending": descending, "exact": exact, "explain": explain,
     }  # fmt: skip
-    query = None if like is not None else _query_vector(words, vector)
+    query = None if vector is None else read_query_vector(vector)
+    if words is not None:
+        WORDLLAMA.load()  # whoever lacks it hears so before the cluster is asked
 
     async def work(client: needle.Client) -> tuple[needle.Hits, float]:
-        if words is not None:
-            await _check_dimensions(client, collection)
         started = time.perf_counter()
         hits = await client.search(query, k, condition, mode=mode, collection=collection, timeout=timeout, **options)
         return hits, time.perf_counter() - started
@@ -115,10 +125,6 @@ def search(
         print_json({"hits": hits, "explained": hits.explained} if explain else hits)
     else:
         _show(hits, group_by, mode, seconds, explain=explain)
-
-
-def _query_vector(words: str | None, vector: str | None) -> Any:
-    return read_query_vector(vector) if vector is not None else Embedder().embed([words or ""])[0]
 
 
 def _show(hits: needle.Hits, group_by: str | None, mode: ReadMode, seconds: float, *, explain: bool) -> None:
@@ -137,16 +143,6 @@ def _table_of(hits: needle.Hits, group_by: str | None) -> Table:
         told = brief(hit.metadata, 200) if hit.metadata is not None else ""
         rows.add_row(*([brief(hit.group, 80)] if group_by else []), f"{hit.distance:.4f}", visible(hit.id), told)
     return rows
-
-
-async def _check_dimensions(client: needle.Client, collection: str) -> None:
-    """Words become vectors of 256; say so before the cluster refuses them."""
-    for spec in await client.collections():
-        if spec.name == collection and spec.dimensions != DIMENSIONS:
-            raise InvalidArgument(
-                f"words become vectors of {DIMENSIONS} dimensions, but collection {collection} has {spec.dimensions}; "
-                "search it with --vector FILE"
-            )
 
 
 def insert(
@@ -176,19 +172,26 @@ def insert(
 ) -> None:
     """Insert or replace the documents of a file.
 
-    .jsonl: one object a line with "id" and "vector" (or "text", which is embedded with the demo's model); other keys
-    become metadata. .npy: a 2-d array, ids are row numbers. .parquet, .arrow: columns id and vector, others become
-    metadata.
-    What `needle export` wrote comes back as it was, also when documents expire, if neither --ttl nor --expires-at says
-    otherwise; those that have expired by now are left out.
-    """
+    .jsonl: one object a line with "id" and "vector" (or "text", which is embedded where the collection names a model);
+    other keys become metadata. .npy: a 2-d array, ids are row numbers. .parquet, .arrow: columns id and vector, others
+    become metadata. What `needle export` wrote comes back as it was, also when documents expire, if neither --ttl nor
+    --expires-at says otherwise; those that have expired by now are left out."""
     if ttl is not None and expires_at is not None:
         raise typer.BadParameter("give --ttl or --expires-at, not both")
     until = expires_at if ttl is None else datetime.now(UTC) + timedelta(seconds=ttl)
     total, left_out = count_records(file), Counter[str]()
 
     async def work(client: needle.Client) -> tuple[int, float]:
-        records = read_records(file, lambda: Embedder().embed, id_prefix, batch)
+        specs = {spec.name: spec for spec in await client.collections()} if may_hold_text(file) else {}
+        aliases = await client.aliases() if specs else {}
+
+        def embed() -> Embed:
+            if (spec := specs.get(aliases.get(collection, collection))) is None:
+                raise CollectionNotFound(f"there is no collection {collection!r}", collection=collection)
+            check_takes(spec, WORDLLAMA)
+            return WORDLLAMA.embed
+
+        records = read_records(file, embed, id_prefix, batch)
         batches = by_bytes(records if until is not None else _without_expired(records, left_out))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=notes, disable=json) as progress:

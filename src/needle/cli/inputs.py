@@ -24,7 +24,8 @@ from needle.client.values import as_array, check_id, expiry, metadata_bytes
 
 Embed = Callable[[list[str]], NDArray[np.float32]]
 NPY_MAGIC = b"\x93NUMPY"
-SUFFIXES = (".jsonl", ".ndjson", ".npy", ".parquet", ".arrow")
+LINES = (".jsonl", ".ndjson")
+SUFFIXES = (*LINES, ".npy", ".parquet", ".arrow")
 
 
 class Record(NamedTuple):
@@ -71,11 +72,16 @@ def span(records: Sequence[Record]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
+def may_hold_text(path: Path) -> bool:
+    """Whether lines of a file may have a text in place of a vector."""
+    return path.suffix.lower() in LINES
+
+
 def read_records(path: Path, embed: Callable[[], Embed], id_prefix: str, batch: int) -> Iterator[list[Record]]:
     """The documents of a .jsonl, .npy, .parquet or .arrow file, `batch` at a time. embed: makes the embedder when
     the file holds text. Raises InvalidArgument naming file and line."""
     suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
+    if may_hold_text(path):
         return _read_jsonl(path, embed, batch)
     if suffix == ".npy":
         return _read_npy(path, id_prefix, batch)

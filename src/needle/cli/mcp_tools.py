@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final
 import needle
 from needle.base.errors import InvalidArgument
 from needle.cli.common import as_json
-from needle.cli.embedding import DIMENSIONS, Embedder
 
 HITS_MAX: Final = 100
 DOCUMENTS_MAX: Final = 100
@@ -27,12 +26,10 @@ Tool = Callable[..., Awaitable[Any]]
 
 
 class Tools:
-    """The tools of one client. words: makes vectors of texts; made at the first text."""
+    """The tools of one client, which makes vectors of texts."""
 
-    def __init__(self, client: needle.Client, words: Callable[[], Embedder] = Embedder) -> None:
+    def __init__(self, client: needle.Client) -> None:
         self._client = client
-        self._make = words
-        self._embedder: Embedder | None = None
 
     def reading(self) -> list[Tool]:
         """Those that change nothing."""
@@ -43,7 +40,7 @@ class Tools:
         return [self.insert, self.patch, self.delete]
 
     async def list_collections(self) -> list[dict[str, Any]]:
-        """The collections of this vector database: names, dimensions, metrics."""
+        """The collections of this vector database: names, dimensions, metrics, models."""
         found: list[dict[str, Any]] = as_json(await self._client.collections())
         return found
 
@@ -54,7 +51,7 @@ class Tools:
 
     async def search(
         self,
-        text: Annotated[str | None, "What to look for in words; for collections made with the built-in model."] = None,
+        text: Annotated[str | None, "What to look for in words; for collections that name a model."] = None,
         like: Annotated[str | None, "The id of a document; finds what is near to it."] = None,
         vector: Annotated[list[float] | None, "The vector to search for."] = None,
         k: Annotated[int, f"How many, at most {HITS_MAX}."] = 5,
@@ -66,8 +63,7 @@ class Tools:
         if sum(one is not None for one in (text, like, vector)) != 1:
             raise InvalidArgument("give one of text, like and vector", field="text")
         _check("k", k, HITS_MAX)
-        query = vector if text is None else await self._embedded(text, collection)
-        hits = await self._client.search(query, k, filter, like=like, fields=fields, collection=collection)
+        hits = await self._client.search(vector, k, filter, like=like, text=text, fields=fields, collection=collection)
         return [{"id": hit.id, "score": hit.score, "metadata": hit.metadata} for hit in hits]
 
     async def get(
@@ -101,7 +97,9 @@ class Tools:
     async def insert(
         self,
         id: str,
-        text: Annotated[str | None, "Embedded by the built-in model, and kept as the field `text`."] = None,
+        text: Annotated[
+            str | None, "Embedded by the model that the collection names, and kept as the field `text`."
+        ] = None,
         vector: Annotated[list[float] | None, "The document's vector, instead of a text."] = None,
         metadata: dict[str, Any] | None = None,
         collection: Collection = "default",
@@ -112,8 +110,7 @@ class Tools:
         kept = dict(metadata or {})
         if text is not None:
             kept["text"] = text
-        place = vector if text is None else await self._embedded(text, collection)
-        written = await self._client.insert(id, place, kept, collection=collection)
+        written = await self._client.insert(id, vector, kept, text=text, collection=collection)
         return {"id": id, "version": written.version, "replaced": written.existed}
 
     async def patch(
@@ -135,18 +132,6 @@ class Tools:
         _check("ids", len(ids), DOCUMENTS_MAX)
         written = await self._client.delete(ids, collection=collection)
         return {"deleted": written.count}
-
-    async def _embedded(self, text: str, collection: str) -> Any:
-        found = await self._client.describe_collection(collection)
-        if found.dimensions != DIMENSIONS:
-            raise InvalidArgument(
-                f"text is not allowed for {collection}: it has {found.dimensions} dimensions, the built-in model "
-                f"{DIMENSIONS}; give vector or like",
-                field="text",
-            )
-        if self._embedder is None:
-            self._embedder = self._make()
-        return self._embedder.embed([text])[0]
 
 
 def _shown(document: needle.Document) -> dict[str, Any]:

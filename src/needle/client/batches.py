@@ -11,6 +11,7 @@ from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.columns import Documents, as_columns
 from needle.client.document_calls import BatchPart
 from needle.client.documents import DocumentMethods, insert_parts
+from needle.client.texts import vectors_of
 from needle.client.values import Seconds
 
 
@@ -23,6 +24,7 @@ class BatchMethods(DocumentMethods):
         *,
         ids: Iterable[str] | None = None,
         vectors: Any = None,
+        texts: Iterable[str] | None = None,
         metadatas: Sequence[Any] | None = None,
         expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
@@ -37,6 +39,7 @@ class BatchMethods(DocumentMethods):
         and so does details["documents_written"]; details["documents_unknown"] says how many may or may not be written;
         the others are not. It is OutcomeUnknown if there are any of those.
         """
+        vectors, timeout = await vectors_of(self.embedder, self._documents, vectors, texts, collection, timeout)
         batch = as_columns(documents, ids, vectors, metadatas, expires_at)
         parts = await insert_parts(self._documents, batch, collection, timeout, whole=True)
         failures = [part.outcome for part in parts if isinstance(part.outcome, NeedleError)]

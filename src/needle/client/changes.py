@@ -18,6 +18,7 @@ from needle.client import answers, values
 from needle.client.cursor import Place
 from needle.client.document_calls import OverDocuments
 from needle.client.scanning import Batch, Reading, Scan, end_scan, read_batch
+from needle.client.texts import vector_of, vectors_of
 from needle.client.values import Seconds
 from needle.client.where import OnProgress
 from needle.protocol.commands import Change, ChangeWhere
@@ -68,33 +69,39 @@ class ChangeMethods(OverDocuments):
     async def update_vector(
         self,
         id: str,
-        vector: Any,
+        vector: Any = None,
         *,
+        text: str | None = None,
         expires_at: Any = None,
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
-        """Give a document this vector in place of its own; the metadata stays. count: 0 if it is absent. if_version,
-        if_matches, expires_at: see `patch`."""
+        """Give a document this vector in place of its own; the metadata stays. text: instead, what it is made of, as in
+        `insert`. count: 0 if it is absent. if_version, if_matches, expires_at: see `patch`."""
+        name = values.check_id(id)
+        vector, timeout = await vector_of(self.embedder, self._documents, vector, text, collection, timeout)
         return await self._update_vectors(
-            [values.check_id(id)], values.vector_bytes(vector), if_version, if_matches, collection, timeout, expires_at
+            [name], values.vector_bytes(vector), if_version, if_matches, collection, timeout, expires_at
         )
 
     async def update_vectors(
         self,
         ids: Iterable[str],
-        vectors: Any,
+        vectors: Any = None,
         *,
+        texts: Iterable[str] | None = None,
         expires_at: Any = None,
         if_version: int | None = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
-        """`update_vector` of up to 1000 documents, all or nothing in each shard. vectors: 2-d, one row for each id."""
+        """`update_vector` of up to 1000 documents, all or nothing in each shard. vectors: 2-d, one row for each id.
+        texts: instead, one for each id."""
         names = values.check_ids(ids)
+        vectors, timeout = await vectors_of(self.embedder, self._documents, vectors, texts, collection, timeout)
         rows = values.as_array(vectors, "vectors", 2)
         if len(rows) != len(names):
             raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")

@@ -21,6 +21,7 @@ from needle.client.changes import TIMEOUT
 from needle.client.cluster_conditions import look
 from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
+from needle.client.embedding import Embedder
 from needle.client.examining import examine, loads, look_at_activity
 from needle.client.fitness import Diagnosis
 from needle.client.group import GroupClient
@@ -53,12 +54,15 @@ CATALOG = -1
 class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
-    def __init__(self, caller: Caller, shards: ClusterShards, documents: DocumentCalls) -> None:
+    def __init__(
+        self, caller: Caller, shards: ClusterShards, documents: DocumentCalls, embedder: Embedder | None = None
+    ) -> None:
         """shards: who is asked about nodes and shards; documents: answers the methods for documents, the router to the
-        same shards."""
+        same shards. embedder: makes vectors of texts; None: WordLlama."""
         self._caller = caller
         self._shards = shards
         self.documents = documents
+        self.embedder = embedder
 
     async def _documents(self) -> DocumentCalls:
         return self.documents

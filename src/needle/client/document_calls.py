@@ -7,12 +7,12 @@ become bytes in documents.py.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from needle.base.errors import NeedleError
+from needle.base.errors import CollectionNotFound, NeedleError
 from needle.base.explain import ShardExplanation
 from needle.base.filters.ordering import ScanOrder
 from needle.base.model import (
@@ -26,6 +26,7 @@ from needle.base.model import (
     WriteResult,
 )
 from needle.base.runtime import Blocking
+from needle.client.embedding import Embedder
 from needle.client.where import OnProgress
 from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, ScanPin
 from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
@@ -107,6 +108,14 @@ class Held(NamedTuple):
 
     documents: int
     size: CollectionSize | None
+
+
+def find_collection(name: str, collections: Sequence[CollectionInfo], aliases: Mapping[str, str]) -> CollectionInfo:
+    """Of a name or an alias. Raises CollectionNotFound."""
+    found = {info.spec.name: info for info in collections}.get(aliases.get(name, name))
+    if found is None:
+        raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+    return found
 
 
 class DocumentCalls(Protocol):
@@ -321,7 +330,11 @@ class DocumentCalls(Protocol):
 
 
 class OverDocuments(ABC):
-    """What the methods for documents need, and all that those who have them give: `_documents`."""
+    """What the methods for documents need: `_documents`, which those who have them give; and perhaps an embedder.
+
+    embedder: makes vectors of texts; None: WordLlama."""
+
+    embedder: Embedder | None = None
 
     @abstractmethod
     async def _documents(self) -> DocumentCalls:

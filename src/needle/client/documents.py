@@ -1,7 +1,8 @@
 """The methods for documents and collections, written once: of the client, of the embedded clusters and of ShardRouter.
 
 Here values become bytes and answers become values; where they go is what `_documents` hands out, a `DocumentCalls`.
-Invariants: bad input raises InvalidArgument before anything is sent, or a cluster is started for it; writes are
+Invariants: bad input raises InvalidArgument before anything is sent, or a cluster is started for it (with texts, before
+any document is sent: what model the collection names is asked first); writes are
 acknowledged after quorum commit and apply, and executed exactly once even when they are repeated.
 """
 
@@ -25,9 +26,11 @@ from needle.base.model import (
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
 from needle.client.columns import Columns, Documents, as_columns
-from needle.client.document_calls import BatchPart, DocumentCalls, Facet
-from needle.client.naming import NamingMethods, find_collection
+from needle.client.document_calls import BatchPart, DocumentCalls, Facet, find_collection
+from needle.client.embedding import check_dimensions, check_model, dimensions_of
+from needle.client.naming import NamingMethods
 from needle.client.searches import SearchMethods, made
+from needle.client.texts import vector_of, vectors_of
 from needle.client.values import Seconds
 from needle.protocol import calls
 
@@ -39,9 +42,10 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
     async def insert(
         self,
         id: str,
-        vector: Any,
+        vector: Any = None,
         metadata: Any = None,
         *,
+        text: str | None = None,
         expires_at: Any = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
@@ -49,48 +53,53 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
     ) -> WriteResult:
         """Insert a document, or replace the one with this id.
 
-        vector: `dimensions` numbers, anything numpy makes a float32 array of. metadata: any JSON value. expires_at: a
-        datetime with a time zone, or RFC 3339 text, after which the document is deleted; "never"; None for what the
-        collection's ttl says. if_matches: if there is one, only if it matches this filter, as it is stored;
-        ConditionFailed otherwise.
-        """
-        return await self._put(id, vector, metadata, None, collection, timeout, if_matches, expires_at)
+        vector: `dimensions` numbers, anything numpy makes a float32 array of. text: instead, what the vector is made
+        of, by the model that the collection names; put it into the metadata, too, if it is to be kept. Raises
+        InvalidArgument if the collection names no model, or another one than the client's; ConfigError if the model is
+        not installed. metadata: any JSON value. expires_at: a datetime with a time zone, or RFC 3339 text, after which
+        the document is deleted; "never"; None for what the collection's ttl says. if_matches: if there is one, only if
+        it matches this filter, as it is stored; ConditionFailed otherwise."""
+        return await self._put(id, vector, text, metadata, None, collection, timeout, if_matches, expires_at)
 
     async def insert_if_absent(
         self,
         id: str,
-        vector: Any,
+        vector: Any = None,
         metadata: Any = None,
         *,
+        text: str | None = None,
         expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
-        """Insert a document; raises AlreadyExists (details["version"]) if there is one with this id. expires_at: see
-        `insert`."""
-        return await self._put(id, vector, metadata, 0, collection, timeout, None, expires_at)
+        """Insert a document; raises AlreadyExists (details["version"]) if there is one with this id. text,
+        expires_at: see `insert`."""
+        return await self._put(id, vector, text, metadata, 0, collection, timeout, None, expires_at)
 
     async def compare_and_set(
         self,
         id: str,
         expected_version: int,
-        vector: Any,
+        vector: Any = None,
         metadata: Any = None,
         *,
+        text: str | None = None,
         expires_at: Any = None,
         if_matches: FilterLike = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Replace a document only if its version is `expected_version` (0: only if there is none); raises
-        VersionMismatch (details["actual"]) or AlreadyExists otherwise. if_matches, expires_at: see `insert`."""
+        VersionMismatch (details["actual"]) or AlreadyExists otherwise. text, if_matches, expires_at: see
+        `insert`."""
         expected = values.check_count(expected_version, "expected_version", 0)
-        return await self._put(id, vector, metadata, expected, collection, timeout, if_matches, expires_at)
+        return await self._put(id, vector, text, metadata, expected, collection, timeout, if_matches, expires_at)
 
     async def _put(
         self,
         id: str,
         vector: Any,
+        text: str | None,
         metadata: Any,
         expected: int | None,
         collection: str,
@@ -99,9 +108,14 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         expires_at: Any = None,
     ) -> WriteResult:
         name, where = values.check_id(id), values.check_name(collection)
-        data, json = values.vector_bytes(vector), values.metadata_bytes(metadata)
-        seconds, matches = values.check_timeout(timeout), values.filter_bytes(if_matches, "if_matches")
+        if text is None:
+            data = values.vector_bytes(vector)
+        json, matches = values.metadata_bytes(metadata), values.filter_bytes(if_matches, "if_matches")
         expires = values.expiry(expires_at)
+        if text is not None:  # last: what else is wrong is refused before the catalog is asked
+            vector, timeout = await vector_of(self.embedder, self._documents, vector, text, collection, timeout)
+            data = values.vector_bytes(vector)
+        seconds = values.check_timeout(timeout)
         return await (await self._documents()).insert(where, name, data, json, expected, seconds, matches, expires)
 
     async def insert_each(
@@ -110,6 +124,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         *,
         ids: Iterable[str] | None = None,
         vectors: Any = None,
+        texts: Iterable[str] | None = None,
         metadatas: Sequence[Any] | None = None,
         expires_at: Any = None,
         collection: str = DEFAULT_COLLECTION,
@@ -117,14 +132,15 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
     ) -> dict[str, WriteResult | NeedleError]:
         """Insert or replace many documents: (id, vector[, metadata]) tuples; or a table with the columns id and vector,
         all others being metadata, which is anything with the Arrow PyCapsule protocol; or ids, a 2-d array of vectors
-        and optionally metadatas, one a row. expires_at: see `insert`; for all of them, or a list of one a document.
-        Returns the outcome of every id: the result of the log entry that carries it; OutcomeUnknown if it may or may
-        not be written; any other error if it is not. Of documents with one id the last one counts, as if written one by
-        one.
+        and optionally metadatas, one a row. texts: instead of vectors, what these are made of, as in `insert`.
+        expires_at: see `insert`; for all of them, or a list of one a document. Returns the outcome of every id: the
+        result of the log entry that carries it; OutcomeUnknown if it may or may not be written; any other error if it
+        is not. Of documents with one id the last one counts, as if written one by one.
 
         Split into log entries of at most 1 MiB of one shard; each entry is all or nothing, and all its ids share one
         result object (`count` documents).
         """
+        vectors, timeout = await vectors_of(self.embedder, self._documents, vectors, texts, collection, timeout)
         batch = as_columns(documents, ids, vectors, metadatas, expires_at)
         names, parts = batch.ids, await insert_parts(self._documents, batch, collection, timeout)
         outcomes: dict[str, Any] = dict.fromkeys(names)
@@ -243,6 +259,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         metric: Metric | str | None = None,
         index: IndexParams | str | None = None,
         ttl: Any = None,
+        model: str | None = None,
         like: str | None = None,
         if_absent: bool = False,
         timeout: Seconds = TIMEOUT,
@@ -250,28 +267,34 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         """Create a collection. metric: cosine if none is named. index: parameters, or in words a kind such as
         "hnsw_sq8", a preset such as "high_recall", or both as "hnsw_sq8:high_recall" (docs/index-selection.md). ttl:
         seconds (or a timedelta) after its last write at which a document is deleted, unless that write named an
-        `expires_at`. like: a collection, or an alias of one,
-        whose settings it gets where no other is named, with its declared indexes of fields; no documents. With it,
-        ttl=0 is none. Raises CollectionExists, unless if_absent and the one there is equal; CollectionNotFound for
-        `like`."""
+        `expires_at`. model: the name of the model whose vectors of texts it holds, such as "wordllama"; methods take
+        `text` then, and `dimensions` may be left out if the client knows the model. like: a collection, or an alias of
+        one, whose settings it gets where no other is named, with its declared indexes of fields; no documents. With it,
+        ttl=0 and model="" are none. Raises CollectionExists, unless if_absent and the one there is equal;
+        CollectionNotFound for `like`."""
         named = values.check_name(name, "name")
         given: dict[str, Any] = {
             "dimensions": None if dimensions is None else values.check_count(dimensions, "dimensions"),
             "metric": None if metric is None else values.choose(metric, Metric, "metric"),
             "index": None if index is None else values.check_index(index),
             "ttl": None if ttl is None else values.check_ttl(ttl, *([] if like is None else [0.0])),
+            "model": None if model is None else check_model(model),
         }
+        if given["dimensions"] is None and model and like is None:
+            given["dimensions"] = dimensions_of(model, self.embedder)
         said = {field: value for field, value in given.items() if value is not None}
         absent, seconds = values.check_flag(if_absent, "if_absent"), values.check_timeout(timeout)
         if like is None:
             if "dimensions" not in said:
                 raise InvalidArgument("dimensions are to be named, or a collection to be `like`", field="dimensions")
             spec = CollectionSpec(name=named, **said)
+            check_dimensions(spec, self.embedder)
             return await (await self._documents()).create_collection(spec, absent, seconds)
         other, documents = values.check_name(like, "like"), await self._documents()
         known, aliases = await documents.described(ReadMode.STRONG, seconds)
         found = find_collection(other, known, aliases)
         spec = msgspec.structs.replace(found.spec, name=named, **said)
+        check_dimensions(spec, self.embedder)
         return await documents.create_collection(spec, absent, seconds, found.fields)
 
     async def drop_collection(self, name: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:

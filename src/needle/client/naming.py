@@ -5,17 +5,17 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from needle.base.errors import CollectionNotFound, InvalidArgument
+from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import field_path
 from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric, ReadMode, WriteResult
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
-from needle.client.document_calls import Held, OverDocuments
+from needle.client.document_calls import Held, OverDocuments, find_collection
 from needle.client.values import Seconds
 from needle.routing.topology import CollectionInfo
 
@@ -24,9 +24,10 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to know of a collection. id: tells it from others of its name, before and after it. shards: how
     many documents each shard holds; sizes: how large it is in each, but for those whose node is of a release that does
     not say. size: in all shards, None if one did not say. aliases: its other names. ttl: seconds that a document lives
-    after its last write, None if that has no end. fields: the declared indexes, by path, in all shards;
-    none where no shard says sizes, as to an API key for some documents only, which `documents` counts. index: that
-    it is to have; `size.index` says what its files are built as now."""
+    after its last write, None if that has no end. model: whose vectors of texts it holds, None if it names none.
+    fields: the declared indexes, by path, in all shards; none where no shard says sizes, as to an API key for some
+    documents only, which `documents` counts. index: that it is to have; `size.index` says what its files are built as
+    now."""
 
     name: str
     id: int
@@ -40,14 +41,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     sizes: dict[int, CollectionSize] = {}
     size: CollectionSize | None = None
     fields: dict[str, FieldIndex] = {}
-
-
-def find_collection(name: str, collections: Sequence[CollectionInfo], aliases: Mapping[str, str]) -> CollectionInfo:
-    """Of a name or an alias. Raises CollectionNotFound."""
-    found = {info.spec.name: info for info in collections}.get(aliases.get(name, name))
-    if found is None:
-        raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
-    return found
+    model: str | None = None
 
 
 class NamingMethods(OverDocuments):
@@ -165,4 +159,5 @@ def _description(
         sizes=sizes,
         size=sum(sizes.values(), CollectionSize()) if len(sizes) == len(held) else None,
         fields=_fields(info.fields, held) if sizes or not held else {},
+        model=spec.model or None,
     )

@@ -5,29 +5,23 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 
 from __future__ import annotations
 
-import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
-from needle.base.errors import InvalidArgument, invalid
-from needle.base.filters.builder import Filter, field_path
 from needle.base.model import HitBatch, ReadMode, SearchRequest
-from needle.base.plain import refused
 from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
+from needle.client.narrowed import Narrow, search_request
+from needle.client.texts import vector_of, vectors_of
 from needle.client.values import Reading, Seconds
 from needle.protocol import calls
 
 BESIDE_BYTES = 256 * 1024
 """Answers from this size on become values in a thread."""
-
-POOL_MIN, POOL_MAX = 100, 1000
-"""Documents of which hits that are unlike each other are chosen: without a wish four times as many as are wanted."""
 
 _STRONG, _LEASED, _EVENTUAL = Reading(ReadMode.STRONG), Reading(ReadMode.LEASED), ReadMode.EVENTUAL
 T = TypeVar("T")
@@ -43,6 +37,7 @@ class SearchMethods(OverDocuments):
         filter: FilterLike = None,
         *,
         like: str | None = None,
+        text: str | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -66,18 +61,18 @@ class SearchMethods(OverDocuments):
     ) -> Hits:
         """The k nearest documents, nearest first, ties by id; fewer if fewer match.
 
-        query: `dimensions` numbers. like: instead, the id of a document whose vector is meant; it is no hit itself;
-        DocumentNotFound if there is none. filter: a Filter or its dict form; one that pins the shard key asks the
-        owning shards only. fields: the paths of metadata that come back, such as ["title", "author.name"]; None for all
-        of it. max_distance, min_score: leave out hits that are farther, or score less (see Hit). offset: leave out the
-        first ones; with k at most 10,000 together. group_by: a field: the k values with the nearest documents, and of
-        each the group_size nearest that have it, group by group (Hit.group); k and offset count groups then.
-        diversify: hits that are unlike each other, chosen of the `pool` nearest: 0 is as without it, 1 as different as
-        can be. order_by: the hits that there are, in the order of a field, or from its greatest value.
-        exact: score every vector instead of using the index. ef_search: accuracy of the index, 0 for the collection's
-        own. explain: tell in `explained` of the hits how each shard found them. session: an eventual read that sees
-        this client's own writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise.
-        """
+        query: `dimensions` numbers. text: instead, what these are made of, by the model that the collection names, as
+        in `insert`. like: instead, the id of a document whose vector is meant; it is no hit itself; DocumentNotFound if
+        there is none. filter: a Filter or its dict form; one that pins the shard key asks the owning shards only.
+        fields: the paths of metadata that come back, such as ["title", "author.name"]; None for all of it.
+        max_distance, min_score: leave out hits that are farther, or score less (see Hit). offset: leave out the first
+        ones; with k at most 10,000 together. group_by: a field: the k values with the nearest documents, and of each
+        the group_size nearest that have it, group by group (Hit.group); k and offset count groups then. diversify: hits
+        that are unlike each other, chosen of the `pool` nearest: 0 is as without it, 1 as different as can be.
+        order_by: the hits that there are, in the order of a field, or from its greatest value. exact: score every
+        vector instead of using the index. ef_search: accuracy of the index, 0 for the collection's own. explain: tell
+        in `explained` of the hits how each shard found them. session: an eventual read that sees this client's own
+        writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise."""
         narrow = Narrow(
             fields,
             max_distance,
@@ -92,6 +87,9 @@ class SearchMethods(OverDocuments):
             order_by,
             descending,
         )
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, mode, "query"
+        )
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -99,10 +97,11 @@ class SearchMethods(OverDocuments):
 
     async def search_many(
         self,
-        queries: Any,
+        queries: Any = None,
         k: int = 10,
         filter: FilterLike = None,
         *,
+        texts: Iterable[str] | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -118,7 +117,11 @@ class SearchMethods(OverDocuments):
         max_staleness: Seconds | None = None,
         timeout: Seconds = TIMEOUT,
     ) -> list[Hits]:
-        """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order."""
+        """`search` for each row of a 2-d array, at most 1000, in one call of each shard: the hits of each, in order.
+        texts: instead, one for each search."""
+        queries, timeout = await vectors_of(
+            self.embedder, self._documents, queries, texts, collection, timeout, mode, "queries"
+        )
         rows = values.as_array(queries, "queries", 2)
         narrow = Narrow(fields, max_distance, min_score, offset, None, explain)
         request = search_request(
@@ -135,10 +138,11 @@ class SearchMethods(OverDocuments):
 
     async def search_strong(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         filter: FilterLike = None,
         *,
+        text: str | None = None,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
         with_vectors: bool = False,
@@ -147,15 +151,19 @@ class SearchMethods(OverDocuments):
         timeout: Seconds = TIMEOUT,
     ) -> Hits:
         """`search` that sees every write acknowledged before it was called: one heartbeat round confirms the leader."""
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, ReadMode.STRONG, "query"
+        )
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, _STRONG, timeout)
 
     async def search_leased(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         filter: FilterLike = None,
         *,
+        text: str | None = None,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
         with_vectors: bool = False,
@@ -165,15 +173,19 @@ class SearchMethods(OverDocuments):
     ) -> Hits:
         """`search_strong` without the round while the leader's lease lasts: as fresh as long as clocks drift less than
         the configured bound."""
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, ReadMode.LEASED, "query"
+        )
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, _LEASED, timeout)
 
     async def search_eventual(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         filter: FilterLike = None,
         *,
+        text: str | None = None,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
         with_vectors: bool = False,
@@ -185,6 +197,9 @@ class SearchMethods(OverDocuments):
     ) -> Hits:
         """`search` on any replica, leader or not, that of this process first: sees some earlier state. See `search` for
         session, max_staleness."""
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, _EVENTUAL, "query"
+        )
         request = search_request(query, k, filter, collection, with_metadata, with_vectors, exact, ef_search)
         return await self._search(request, values.reading(_EVENTUAL, session, max_staleness), timeout)
 
@@ -195,6 +210,7 @@ class SearchMethods(OverDocuments):
         filter: FilterLike = None,
         *,
         like: str | None = None,
+        text: str | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -229,12 +245,22 @@ class SearchMethods(OverDocuments):
             order_by,
             descending,
         )
+        query, timeout = await vector_of(
+            self.embedder, self._documents, query, text, collection, timeout, mode, "query"
+        )
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
         documents, found = await self._find(request, values.reading(mode), timeout, partial=True)
         missing = {shard: error.message for shard, error in found.missing.items()}
         return PartialHits(hits=await self._hits(documents, found), missing=missing, gaps=found.gaps)
+
+    async def _query(
+        self, query: Any, text: str | None, collection: str, timeout: Seconds, mode: ReadMode | str
+    ) -> tuple[Any, Seconds]:
+        """As `vector_of`."""
+        asked = self.embedder, self._documents, query, text
+        return await vector_of(*asked, collection, timeout, mode, "query")
 
     async def _search(self, request: SearchRequest, reading: Reading, timeout: Seconds) -> Hits:
         documents, found = await self._find(request, reading, timeout)
@@ -267,126 +293,5 @@ def made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: 
     return beside(documents.blocking if size >= BESIDE_BYTES else None, fn, *arguments)
 
 
-class Narrow(NamedTuple):
-    """What is left of a search's hits, whether they are explained, and grouped; see `search`."""
-
-    fields: Any = None
-    max_distance: Any = None
-    min_score: Any = None
-    offset: Any = 0
-    like: Any = None
-    explain: Any = False
-    group_by: Any = None
-    group_size: Any = 1
-    diversify: Any = None
-    pool: Any = None
-    order_by: Any = None
-    descending: Any = False
-
-
-EVERYTHING = Narrow()
-
-
-def search_request(
-    query: Any,
-    k: int,
-    filter: Filter | Mapping[str, Any] | None,
-    collection: str,
-    with_metadata: bool,
-    with_vectors: bool,
-    exact: bool,
-    ef_search: int,
-    *,
-    narrow: Narrow = EVERYTHING,
-) -> SearchRequest:
-    """A search as the wire has it. Raises InvalidArgument."""
-    if narrow.like is not None and query is not None and values.check_id(narrow.like, "like"):
-        raise InvalidArgument("give either a query, or the id of a document that hits are to be like", field="like")
-    request = SearchRequest(
-        collection=values.check_name(collection),
-        vector=b"" if narrow.like is not None else values.vector_bytes(query, "query"),
-        k=values.check_count(k, "k"),
-        filter=b"" if filter is None else values.filter_bytes(filter),
-        with_metadata=values.check_flag(with_metadata, "with_metadata"),
-        with_vectors=values.check_flag(with_vectors, "with_vectors"),
-        exact=values.check_flag(exact, "exact"),
-        ef_search=values.check_count(ef_search, "ef_search", 0),
-    )
-    return request if narrow is EVERYTHING else _narrowed(request, narrow)
-
-
-def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
-    like = "" if narrow.like is None else values.check_id(narrow.like, "like")
-    offset = values.check_count(narrow.offset, "offset", 0)
-    group_by = "" if narrow.group_by is None else ".".join(field_path(narrow.group_by, "group_by"))
-    size = values.check_count(narrow.group_size, "group_size")
-    if size > 1 and not group_by:
-        raise invalid("group_size", size, "left out without group_by")
-    request = msgspec.structs.replace(
-        request,
-        k=request.k + offset + bool(like and not group_by),
-        max_distance=_bound(narrow.max_distance, "max_distance"),
-        min_score=_bound(narrow.min_score, "min_score"),
-        fields=values.field_paths(narrow.fields),
-        offset=offset,
-        like=like,
-        explain=values.check_flag(narrow.explain, "explain"),
-        group_by=group_by,
-        group_size=size,
-        **_ordered(narrow),
-    )
-    return _diversified(request, narrow)
-
-
-def _ordered(narrow: Narrow) -> dict[str, Any]:
-    order_by, descending = values.order_by(narrow.order_by, narrow.descending)
-    if not order_by:
-        return {}
-    if narrow.group_by is not None:
-        raise invalid("order_by", narrow.order_by, "left out with group_by")
-    return {"order_by": order_by, "descending": descending}
-
-
-def _diversified(request: SearchRequest, narrow: Narrow) -> SearchRequest:
-    """With a pool of candidates in place of the hits that are wanted, if they are to be unlike each other."""
-    weight = _bound(narrow.diversify, "diversify")
-    if weight is None:
-        if narrow.pool is not None:
-            raise invalid("pool", narrow.pool, "left out without diversify")
-        return request
-    if request.group_by:
-        raise invalid("diversify", weight, "left out with group_by")
-    if not 0 <= weight <= 1:
-        raise invalid("diversify", weight, "a number from 0, as without it, to 1, as different as can be")
-    take = request.k - bool(request.like)
-    if take > POOL_MAX:
-        raise invalid("k", take, f"with diversify and with offset at most {POOL_MAX}")
-    pool = pool_for(take) if narrow.pool is None else values.check_count(narrow.pool, "pool")
-    if not take <= pool <= POOL_MAX:
-        raise invalid("pool", pool, f"at least k and offset together ({take}), at most {POOL_MAX}")
-    return msgspec.structs.replace(
-        request,
-        k=pool + bool(request.like),
-        take=take,
-        diversify=weight,
-        with_vectors=True,
-        bare=not request.with_vectors,
-    )
-
-
-def pool_for(take: int) -> int:
-    """Candidates of so many hits, where nobody says how many."""
-    return min(POOL_MAX, max(POOL_MIN, 4 * take))
-
-
 def _hits(batch: HitBatch) -> Hits:
     return Hits(answers.hits(batch), batch.explained)
-
-
-def _bound(value: Any, field: str) -> float | None:
-    if value is None:
-        return None
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.timedelta64)
-    if not number or not math.isfinite(value):
-        raise refused(field, value, "a finite number")
-    return float(value)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from needle.client.client import Client
 from needle.client.directory import Caller
+from needle.client.embedding import Embedder
 from needle.client.router.router import Router
 from needle.client.router.routes import Shards
 from needle.client.shards import ClusterShards
@@ -64,10 +65,10 @@ def router_of(shards: Shards, **options: Any) -> Router:
     return made
 
 
-def client_of(caller: Caller, shards: ClusterShards, router: Router) -> Client:
+def client_of(caller: Caller, shards: ClusterShards, router: Router, embedder: Embedder | None = None) -> Client:
     """A Client of these; one that makes spans where there is a tracer."""
     if (found := spans()) is None:
-        return Client(caller, shards, router)
-    made = TracedClient(caller, shards, router)
+        return Client(caller, shards, router, embedder)
+    made = TracedClient(caller, shards, router, embedder)
     made.spans = found
     return made

@@ -10,7 +10,7 @@ import pytest
 from harness.door import Idle, ask, request, serving
 from needle.base.errors import Internal, InvalidArgument, NeedleError
 from needle.base.model import SearchRequest
-from needle.client.searches import Narrow, search_request
+from needle.client.narrowed import Narrow, search_request
 from needle.protocol.calls import SEARCH, Freshness, SearchCall
 from needle.server.http import bodies
 from needle.server.http.bodies import Body

@@ -22,7 +22,7 @@ from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
 from needle.cli.demo.growth import grow
 from needle.cli.demo.outcome import Outcome
 from needle.cli.demo.story import QUESTIONS, Story
-from needle.cli.embedding import DIMENSIONS, Embedder
+from needle.client.embedding import WORDLLAMA
 from needle.local.free_ports import free_ports
 from needle.local.kept import STATE_FILE, STOP_SECONDS, kept_pids, stop_kept
 from needle.local.process_cluster import ProcessCluster
@@ -30,7 +30,7 @@ from needle.local.process_cluster import ProcessCluster
 KEPT_PORT = 5001
 KEPT_HTTP_PORT = 6001
 SEAL_ROWS = 2000
-SETTINGS: dict[str, Any] = {"dimensions": DIMENSIONS, "metric": "cosine", "segments": {"seal_rows": SEAL_ROWS}}
+SETTINGS: dict[str, Any] = {"dimensions": None, "segments": {"seal_rows": SEAL_ROWS}}
 FOUNDERS = 3
 VOTERS_MAX = 7
 
@@ -124,25 +124,23 @@ def _prepare(directory: Path | None, keep: bool) -> Path:
 def _perform(cluster: ProcessCluster, limit: int | None, told: Console, nodes: int, shards: int) -> Outcome:
     began = time.perf_counter()
     cluster.start_nodes()  # they start while the corpus is read
-    passages, vectors, seconds, embedder = _corpus(limit)
+    passages, vectors, seconds = _corpus(limit)
     told.print(
         f"[bold]{len(passages)} passages[/] from the docstrings of {stdlib_directory()} read in {seconds[0]:.1f} s, "
-        f"embedded in {seconds[1]:.1f} s ({DIMENSIONS} dimensions)",
+        f"embedded in {seconds[1]:.1f} s ({WORDLLAMA.dimensions} dimensions)",
         soft_wrap=True,
     )
 
     async def tell() -> Outcome:
         async with cluster.connect() as client:
-            story = Story(cluster, client, embedder, told)
+            story = Story(cluster, client, told)
             await story.wait_ready()
             await story.load(passages, vectors)
             await story.wait_indexed(SEAL_ROWS)
             await story.ask()
             await story.prove(await story.lose_the_leader(vectors))
             if shards > 1:
-                story.outcome.growth = await grow(
-                    cluster, client, embedder, QUESTIONS, vectors, told, nodes=nodes, shards=shards
-                )
+                story.outcome.growth = await grow(cluster, client, QUESTIONS, vectors, told, nodes=nodes, shards=shards)
             return story.outcome
 
     outcome = asyncio.run(tell())
@@ -152,15 +150,15 @@ def _perform(cluster: ProcessCluster, limit: int | None, told: Console, nodes: i
     return outcome
 
 
-def _corpus(limit: int | None) -> tuple[list[Passage], NDArray[np.float32], tuple[float, float], Embedder]:
+def _corpus(limit: int | None) -> tuple[list[Passage], NDArray[np.float32], tuple[float, float]]:
     """Passages, their vectors, seconds to read and to embed."""
     started = time.perf_counter()
-    embedder = Embedder()
+    WORDLLAMA.load()
     loaded = time.perf_counter()
     passages = read_corpus(stdlib_directory(), limit)
     read = time.perf_counter()
-    vectors = embedder.embed([passage.sentence for passage in passages])
-    return passages, vectors, (read - loaded, time.perf_counter() - read + loaded - started), embedder
+    vectors = WORDLLAMA.embed([passage.sentence for passage in passages])
+    return passages, vectors, (read - loaded, time.perf_counter() - read + loaded - started)
 
 
 def _say_what_next(cluster: ProcessCluster, pids: dict[str, int], directory: Path | None, told: Console) -> None:

@@ -18,8 +18,8 @@ import needle
 from needle.base.errors import DeadlineExceeded, Internal, NeedleError
 from needle.cli.demo.outcome import Growth
 from needle.cli.demo.write_stream import WriteStream, missing_of
-from needle.cli.embedding import Embedder
 from needle.cli.status import look, status_table
+from needle.client.embedding import WORDLLAMA
 from needle.local.process_cluster import ProcessCluster
 from needle.routing.jobs import JobState
 from needle.routing.plans import Wish
@@ -33,7 +33,6 @@ GROW_SECONDS = 600.0
 async def grow(
     cluster: ProcessCluster,
     client: needle.Client,
-    embedder: Embedder,
     questions: tuple[str, ...],
     vectors: NDArray[np.float32],
     told: Console,
@@ -44,7 +43,7 @@ async def grow(
     """From the nodes and the one shard that there are to so many. vectors: what searches find in one of them they must
     find in all, and what is written meanwhile is made of."""
     await _join(cluster, client, nodes, told)
-    asked = [embedder.embed([question])[0] for question in questions]
+    asked = [WORDLLAMA.embed([question])[0] for question in questions]
     before = [await _exact(client, vector) for vector in asked]
     stream = WriteStream(client, vectors, "growing")
     started = time.perf_counter()

@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import needle
-from needle.base.errors import DeadlineExceeded, Internal, NeedleError
+from needle.base.errors import ClusterTooOld, DeadlineExceeded, Internal, NeedleError
 from needle.base.model import Hit, RaftStatus, ReadMode
 from needle.cli.common import brief
 from needle.cli.demo.corpus import Passage
 from needle.cli.demo.outcome import Answer, Failover, Outcome, Proof
 from needle.cli.demo.write_stream import WRITE_SECONDS, WRITES, WriteStream, missing_of
 from needle.cli.document_commands import insert_all
-from needle.cli.embedding import Embedder
 from needle.cli.inputs import Record
+from needle.client.embedding import WORDLLAMA
 from needle.local.process_cluster import ProcessCluster
 
 COLLECTION = "default"
@@ -47,10 +47,9 @@ READY_SECONDS = 30.0
 class Story:
     """One run. `outcome` fills while the steps go on."""
 
-    def __init__(self, cluster: ProcessCluster, client: needle.Client, embedder: Embedder, console: Console) -> None:
+    def __init__(self, cluster: ProcessCluster, client: needle.Client, console: Console) -> None:
         self._cluster = cluster
         self._client = client
-        self._embedder = embedder
         self._console = console
         self.outcome = Outcome(nodes=len(cluster.addresses))
 
@@ -72,6 +71,14 @@ class Story:
 
     async def load(self, passages: list[Passage], vectors: NDArray[np.float32]) -> None:
         """Insert every passage; each batch is one log entry that a majority has on disk before it is acknowledged."""
+
+        async def made() -> bool:
+            with suppress(ClusterTooOld):  # the catalog has not heard of all nodes yet
+                await self._client.create_collection(COLLECTION, model=WORDLLAMA.name, if_absent=True)
+                return True
+            return False
+
+        await self._until(made, READY_SECONDS, "the collection cannot be made")
         records = [
             Record(passage.id, vector, passage.metadata) for passage, vector in zip(passages, vectors, strict=True)
         ]
@@ -122,7 +129,7 @@ class Story:
         """A few questions in words, in each read mode; all replicas must give the same hits."""
         await self._settle(len(self._cluster.addresses))
         for question in QUESTIONS:
-            vector = self._embedder.embed([question])[0]
+            vector = WORDLLAMA.embed([question])[0]
             hits = await self._client.search_strong(vector, HITS)
             strong = await self._median_ms(ReadMode.STRONG, vector, hits)
             leased = await self._median_ms(ReadMode.LEASED, vector, hits)

@@ -26,7 +26,9 @@ Positive = Annotated[int, Meta(ge=1, le=INT_MAX)]
 PAGE_MAX = 1000
 IDS_MAX = 10_000
 FIELDS_MAX = 1000
+TEXTS_MAX = 1000
 Ids = Annotated[list[str], Meta(max_length=IDS_MAX)]
+Texts = Annotated[list[str], Meta(max_length=TEXTS_MAX)]
 Fields = Annotated[list[str], Meta(max_length=FIELDS_MAX)]
 _WITH_OFFSET = "k and offset are together at most `k_max` of the nodes' settings: 10,000 by default."
 Seconds = Annotated[float, Meta(ge=0.001, le=86_400, description="Seconds that the call may take.")]
@@ -64,14 +66,17 @@ class AskedIndex(IndexParams, frozen=True, kw_only=True, forbid_unknown_fields=T
 class CreateCollection(Body, frozen=True, kw_only=True):
     """dimensions: to be named without `like`. metric: cosine, if none is named. index: its parameters, or a word: a
     kind such as "hnsw_sq8", a preset such as "high_recall", or kind:preset. ttl: seconds that a document lives after
-    its last write. like: a collection, or an alias of one, whose settings it gets where no other is named, with its
-    declared indexes of fields; ttl 0 is none then. if_absent: no error if there is an equal one already."""
+    its last write. model: the name of the model whose vectors of texts it holds, such as "wordllama", of 256
+    dimensions, which need not be named then. like: a collection, or an alias of one, whose settings it gets where no
+    other is named, with its declared indexes of fields; ttl 0 and model "" are none then. if_absent: no error if there
+    is an equal one already."""
 
     name: str
     dimensions: Positive | None = None
     metric: Metric | None = None
     index: AskedIndex | str | None = None
     ttl: Annotated[float, Meta(ge=0)] | None = None
+    model: str | None = None
     like: str | None = None
     if_absent: bool = False
 
@@ -95,14 +100,15 @@ class ListCollections(Body, frozen=True, kw_only=True):
 
 class Collection(msgspec.Struct, frozen=True, kw_only=True):
     """A collection; documents: how many it holds, by shard. sizes: how large it is in each shard; size: in all of them.
-    ttl: seconds that a document lives after its last write. fields: the declared indexes of metadata's fields, in all
-    shards."""
+    ttl: seconds that a document lives after its last write. model: whose vectors of texts it holds. fields: the
+    declared indexes of metadata's fields, in all shards."""
 
     name: str
     dimensions: int
     metric: Metric
     index: IndexParams
     ttl: float | None = None
+    model: str | None = None
     documents: dict[int, int] | None = None
     sizes: dict[int, CollectionSize] | None = None
     size: CollectionSize | None = None
@@ -126,10 +132,12 @@ ExpiresAt = Annotated[
 
 
 class PutDocument(Body, frozen=True, kw_only=True):
-    """if_version: only if the document has this version, 0: only if there is none. if_matches: only if it matches this
-    filter as it is stored."""
+    """text: instead of a vector, what the node makes it of, by the model that the collection names. if_version: only
+    if the document has this version, 0: only if there is none. if_matches: only if it matches this filter as it is
+    stored."""
 
-    vector: Vector
+    vector: Vector | None = None
+    text: str | None = None
     vector_type: VectorType = "float32"
     metadata: Any = None
     expires_at: ExpiresAt = None
@@ -138,11 +146,13 @@ class PutDocument(Body, frozen=True, kw_only=True):
 
 
 class InsertDocuments(Body, frozen=True, kw_only=True):
-    """ids, vectors and metadatas have one entry for each document. vectors as bytes: all of them, one behind the
-    other. expires_at: for all of them, or one for each. Of documents with one id the last one counts."""
+    """ids, vectors and metadatas have one entry for each document. vectors as bytes: all of them, one behind the other.
+    texts: instead of vectors, as in PutDocument; of 256 KiB together. expires_at: for all of them, or one for each. Of
+    documents with one id the last one counts."""
 
     ids: list[str]
-    vectors: Vectors
+    vectors: Vectors | None = None
+    texts: Texts | None = None
     vector_type: VectorType = "float32"
     metadatas: list[Any] | None = None
     expires_at: str | list[str | None] | None = None
@@ -284,14 +294,16 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
 
 
 class Search(SearchOptions, frozen=True, kw_only=True):
-    """like: instead of a vector, the id of a document. partial: after `timeout` seconds answer without the shards that
-    cannot; `missing` names them. group_by: the path of a field: of each of the k values with the nearest documents the
-    `group_size` nearest; k and offset count groups then, and with group_size multiplied they are at most 10,000.
-    diversify: from 0, as without it, to 1: hits that are unlike each other, chosen of the `pool` nearest (at least k
-    and offset together, at most 1000). order_by: the hits that there are, in the order of a field."""
+    """text: instead of a vector, as in PutDocument. like: the id of a document. partial: after `timeout` seconds answer
+    without the shards that cannot; `missing` names them. group_by: the path of a field: of each of the k values with
+    the nearest documents the `group_size` nearest; k and offset count groups then, and with group_size multiplied they
+    are at most 10,000. diversify: from 0, as without it, to 1: hits that are unlike each other, chosen of the `pool`
+    nearest (at least k and offset together, at most 1000). order_by: the hits that there are, in the order of a
+    field."""
 
     vector: Vector | None = None
     vector_type: VectorType = "float32"
+    text: str | None = None
     like: str | None = None
     partial: bool = False
     group_by: str | None = None
@@ -303,9 +315,10 @@ class Search(SearchOptions, frozen=True, kw_only=True):
 
 
 class SearchMany(SearchOptions, frozen=True, kw_only=True):
-    """Up to 1000 searches at once."""
+    """Up to 1000 searches at once. texts: instead of vectors, as in PutDocument; of 256 KiB together."""
 
-    vectors: Annotated[list[Vector], Meta(max_length=1000)]
+    vectors: Annotated[list[Vector], Meta(max_length=1000)] | None = None
+    texts: Texts | None = None
     vector_type: VectorType = "float32"
 
 

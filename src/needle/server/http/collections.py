@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from needle.base.errors import CollectionNotFound
 from needle.base.model import CollectionSpec, Metric
+from needle.client.embedding import dimensions_of
 from needle.client.naming import CollectionDescription
 from needle.client.values import check_index
 from needle.server.http import bodies
@@ -16,13 +17,15 @@ async def create_collection(call: Call) -> bodies.Collection:
     ttl = body.ttl if other is None or body.ttl is not None else other.ttl
     index = check_index(body.index) if other is None or body.index is not None else other.index
     metric = body.metric or (Metric.COSINE if other is None else other.metric)
-    dimensions = body.dimensions if other is None else body.dimensions or other.dimensions
+    model = body.model if other is None or body.model is not None else other.model
+    dimensions = body.dimensions or (dimensions_of(model or "") if other is None else other.dimensions)
     await call.client.create_collection(
         body.name,
         dimensions=dimensions,
         metric=metric,
         index=index,
         ttl=ttl,
+        model=model,
         like=body.like,
         if_absent=body.if_absent,
         timeout=body.timeout,
@@ -34,6 +37,7 @@ async def create_collection(call: Call) -> bodies.Collection:
         metric=metric,
         index=index,
         ttl=ttl or None,
+        model=model or None,
     )
 
 
@@ -68,6 +72,7 @@ def _described(found: CollectionDescription) -> bodies.Collection:
         metric=found.metric,
         index=found.index,
         ttl=found.ttl,
+        model=found.model,
         documents=found.shards,
         sizes=found.sizes,
         size=found.size,
@@ -85,7 +90,12 @@ async def _spec(call: Call) -> CollectionSpec:
 
 def _collection(spec: CollectionSpec) -> bodies.Collection:
     return bodies.Collection(
-        name=spec.name, dimensions=spec.dimensions, metric=spec.metric, index=spec.index, ttl=spec.ttl or None
+        name=spec.name,
+        dimensions=spec.dimensions,
+        metric=spec.metric,
+        index=spec.index,
+        ttl=spec.ttl or None,
+        model=spec.model or None,
     )
 
 

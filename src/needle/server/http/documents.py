@@ -17,13 +17,14 @@ from needle.client import answers, values
 from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
 from needle.client.document_calls import Facet
+from needle.client.narrowed import Narrow, search_request
 from needle.client.scanning import Reading, end_scan, read_batch
-from needle.client.searches import Narrow, search_request
 from needle.client.where import TOLD_BYTES_MAX
 from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
 from needle.server.http import bodies
 from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_of, vectors_of
+from needle.server.http.texts import of_text, of_texts
 from needle.server.service.served import LARGE_ROWS
 
 PAGE = bodies.PAGE_MAX
@@ -38,9 +39,12 @@ _lines = msgspec.json.Encoder()
 # --- writes ----------------------------------------------------------------------------------------------------------
 async def put_document(call: Call) -> bodies.Written:
     body: bodies.PutDocument = call.body
-    vector, metadata, matches = await call.beside(
+    if body.vector is None and body.text is None:
+        raise InvalidArgument("give a vector, or a text of which it is made", field="vector")
+    vector, seconds = await of_text(call, body.vector, body.text)
+    data, metadata, matches = await call.beside(
         lambda: (
-            vector_of(body.vector, body.vector_type).tobytes(),
+            vector_of(vector, body.vector_type).tobytes(),
             values.metadata_bytes(body.metadata),
             values.filter_bytes(body.if_matches, "if_matches"),
         )
@@ -48,10 +52,10 @@ async def put_document(call: Call) -> bodies.Written:
     result = await call.router.insert(
         values.check_name(call.collection),
         values.check_id(call.path["id"]),
-        vector,
+        data,
         metadata,
         body.if_version,
-        body.timeout,
+        seconds,
         matches,
         values.expiry(body.expires_at),
     )
@@ -61,14 +65,15 @@ async def put_document(call: Call) -> bodies.Written:
 async def insert_documents(call: Call) -> bodies.InsertedDocuments:
     body: bodies.InsertDocuments = call.body
     ids, metadatas = body.ids, body.metadatas
+    vectors, seconds = await of_texts(call, body.vectors, body.texts)
 
     def columns() -> Columns:
-        rows = vectors_of(body.vectors, len(ids), body.vector_type)
+        rows = vectors if body.vectors is None else vectors_of(vectors, len(ids), body.vector_type)
         return as_columns(None, ids, rows, metadatas, body.expires_at)
 
     batch = await call.blocking(columns) if len(ids) > 100 else await call.beside(columns)
     parts = await call.router.insert_batch(
-        call.collection, batch.ids, batch.rows(), batch.metadata, body.timeout, batch.expires
+        call.collection, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires
     )
     fates = [
         bodies.Fate(
@@ -214,9 +219,10 @@ async def search(call: Call) -> bodies.Hits:
         body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain, body.group_by,
         body.group_size, body.diversify, body.pool, body.order_by, body.descending,
     )  # fmt: skip
+    vector, seconds = await of_text(call, body.vector, body.text, body.mode)
     request = await call.beside(
         lambda: search_request(
-            None if body.vector is None else vector_of(body.vector, body.vector_type),
+            None if vector is None else vector_of(vector, body.vector_type),
             body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact, body.ef_search,
             narrow=narrow,
         )
@@ -225,7 +231,7 @@ async def search(call: Call) -> bodies.Hits:
     found = await call.router.search(
         request,
         reading.mode,
-        body.timeout,
+        seconds,
         max_staleness=reading.max_staleness,
         session=reading.session,
         partial=body.partial,
@@ -244,9 +250,10 @@ async def search(call: Call) -> bodies.Hits:
 async def search_many(call: Call) -> bodies.ManyHits:
     body: bodies.SearchMany = call.body
     narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, None, body.explain)
+    vectors, seconds = await of_texts(call, body.vectors, body.texts, body.mode)
 
     def asked() -> tuple[SearchRequest, int]:
-        queries = [vector_of(one, body.vector_type, f"vectors[{n}]") for n, one in enumerate(body.vectors)]
+        queries = [vector_of(one, body.vector_type, f"vectors[{n}]") for n, one in enumerate(vectors)]
         rows = values.as_array(queries, "vectors", 2)
         request = search_request(
             rows[0], body.k, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact,
@@ -260,7 +267,7 @@ async def search_many(call: Call) -> bodies.ManyHits:
         request,
         count,
         reading.mode,
-        body.timeout,
+        seconds,
         max_staleness=reading.max_staleness,
         session=reading.session,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from needle.client.searches import pool_for
+from needle.client.narrowed import pool_for
 from needle.server.http import bodies
 
 

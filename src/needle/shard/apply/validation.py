@@ -50,6 +50,7 @@ from needle.shard.apply.sessions import NONCE_MAX
 NAME_BYTES_MAX: Final = 255
 GIVEN_NAME_BYTES_MAX: Final = NAME_BYTES_MAX - len(f"@{2**64}")
 """Of the names that people give: what the catalog adds must fit too (routing/topology.py, `stored_name`)."""
+MODEL_BYTES_MAX: Final = 128
 VERSION_MAX: Final = 2**63 - 1
 EF_MAX: Final = 100_000
 PATHS_MAX: Final = 256
@@ -186,6 +187,8 @@ def check_spec(spec: CollectionSpec, limits: Limits) -> None:
         raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
     check_index(spec.index)
     check_ttl(spec.ttl)
+    if spec.model:
+        check_name("model", spec.model, MODEL_BYTES_MAX)
 
 
 def check_index(index: IndexParams) -> None:

@@ -59,6 +59,7 @@ const facts = (one, aliases) => {
     fact("Documents", count(size.documents)),
     fact("Dimensions", count(one.dimensions)),
     fact("Metric", one.metric),
+    fact("Model of texts", one.model ? name(one.model) : "none"),
     fact("Time to live", one.ttl ? seconds(one.ttl) : "none"),
     fact("Rows", bytes(size.document_bytes)),
     fact("Vectors", bytes(size.vector_bytes)),

@@ -15,6 +15,8 @@ const WAYS = [
   ["vector", "Nearest to a vector"],
 ];
 
+const TEXT = ["text", "Nearest to a text"];
+
 const own = (collection, id) => `#/collections/${part(collection)}/documents/${part(id)}`;
 
 // What people paste: JSON, or numbers with anything between them that is none.
@@ -140,9 +142,10 @@ const field = (label, control, more) => h("label", { class: "field" }, h("span",
 export const finder = (one, asked) => {
   const path = `/v1/collections/${part(one.name)}`;
   const answer = h("div", { class: "answer", "aria-live": "polite" });
-  const way = h("select", { name: "way" }, WAYS.map(([value, text]) => h("option", { value }, text)));
+  const way = h("select", { name: "way" }, (one.model ? [...WAYS, TEXT] : WAYS).map(([value, text]) => h("option", { value }, text)));
   const id = h("input", { name: "id", autocomplete: "off", spellcheck: "false" });
   const vector = h("textarea", { name: "vector", rows: "3", spellcheck: "false", placeholder: "[0.1, 0.2, ...]" });
+  const text = h("textarea", { name: "text", rows: "3", placeholder: "what to look for, in words" });
   const k = h("input", { name: "k", type: "number", min: "1", max: String(K_MAX), value: "10" });
   const filter = h("textarea", { name: "filter", rows: "1", spellcheck: "false", placeholder: '{"year": {"$gte": 1970}}' });
   const mode = h("select", { name: "mode" }, ["strong", "leased", "eventual"].map((value) => h("option", { value }, value)));
@@ -150,14 +153,16 @@ export const finder = (one, asked) => {
   const explain = h("input", { name: "explain", type: "checkbox" });
   const idField = field("Id", id);
   const vectorField = field(`Vector of ${count(one.dimensions)} numbers`, vector);
+  const textField = field("Text", text);
   const kField = field("How many", k);
   const exactField = h("label", { class: "check" }, exactly, "exact");
   const explainField = h("label", { class: "check" }, explain, "explain");
   const filterField = field("Filter", filter);
   const fit = () => {
-    const near = way.value === "like" || way.value === "vector";
+    const near = way.value === "like" || way.value === "vector" || way.value === "text";
     idField.hidden = way.value !== "id" && way.value !== "like";
     vectorField.hidden = way.value !== "vector";
+    textField.hidden = way.value !== "text";
     filterField.hidden = way.value === "id";
     for (const part of [kField, exactField, explainField]) part.hidden = !near;
   };
@@ -188,6 +193,9 @@ export const finder = (one, asked) => {
     if (way.value === "like") {
       if (!id.value) throw new Error("say the id of a document");
       fields.like = id.value;
+    } else if (way.value === "text") {
+      if (!text.value.trim()) throw new Error("say a text");
+      fields.text = text.value;
     } else fields.vector = numbers(vector.value, one.dimensions);
     const begun = performance.now();
     const found = await post(`${path}/search`, request(fields, filterText(filter.value)), signal);
@@ -225,7 +233,7 @@ export const finder = (one, asked) => {
       },
     },
     h("div", { class: "line-of" }, field("Documents", way), idField, kField, field("Reads", mode), exactField, explainField, h("button", { type: "submit", class: "primary" }, "Show")),
-    h("div", { class: "line-of" }, vectorField, filterField),
+    h("div", { class: "line-of" }, vectorField, textField, filterField),
   );
   if (asked !== undefined) {
     way.value = "id";

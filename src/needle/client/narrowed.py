@@ -1,0 +1,142 @@
+"""What a search asks for, as the wire has it: the usual ones, and those that narrow, group or order their hits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from needle.base.errors import InvalidArgument, invalid
+from needle.base.filters.builder import Filter, field_path
+from needle.base.model import SearchRequest
+from needle.base.plain import refused
+from needle.client import values
+
+POOL_MIN, POOL_MAX = 100, 1000
+"""Documents of which hits that are unlike each other are chosen: without a wish four times as many as are wanted."""
+
+
+class Narrow(NamedTuple):
+    """What is left of a search's hits, whether they are explained, and grouped; see `search`."""
+
+    fields: Any = None
+    max_distance: Any = None
+    min_score: Any = None
+    offset: Any = 0
+    like: Any = None
+    explain: Any = False
+    group_by: Any = None
+    group_size: Any = 1
+    diversify: Any = None
+    pool: Any = None
+    order_by: Any = None
+    descending: Any = False
+
+
+EVERYTHING = Narrow()
+
+
+def search_request(
+    query: Any,
+    k: int,
+    filter: Filter | Mapping[str, Any] | None,
+    collection: str,
+    with_metadata: bool,
+    with_vectors: bool,
+    exact: bool,
+    ef_search: int,
+    *,
+    narrow: Narrow = EVERYTHING,
+) -> SearchRequest:
+    """A search as the wire has it. Raises InvalidArgument."""
+    if narrow.like is not None and query is not None and values.check_id(narrow.like, "like"):
+        raise InvalidArgument("give either a query, or the id of a document that hits are to be like", field="like")
+    if narrow.like is None and query is None:
+        raise InvalidArgument("give a vector, a text, or the id of a document that hits are to be like", field="query")
+    request = SearchRequest(
+        collection=values.check_name(collection),
+        vector=b"" if narrow.like is not None else values.vector_bytes(query, "query"),
+        k=values.check_count(k, "k"),
+        filter=b"" if filter is None else values.filter_bytes(filter),
+        with_metadata=values.check_flag(with_metadata, "with_metadata"),
+        with_vectors=values.check_flag(with_vectors, "with_vectors"),
+        exact=values.check_flag(exact, "exact"),
+        ef_search=values.check_count(ef_search, "ef_search", 0),
+    )
+    return request if narrow is EVERYTHING else _narrowed(request, narrow)
+
+
+def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
+    like = "" if narrow.like is None else values.check_id(narrow.like, "like")
+    offset = values.check_count(narrow.offset, "offset", 0)
+    group_by = "" if narrow.group_by is None else ".".join(field_path(narrow.group_by, "group_by"))
+    size = values.check_count(narrow.group_size, "group_size")
+    if size > 1 and not group_by:
+        raise invalid("group_size", size, "left out without group_by")
+    request = msgspec.structs.replace(
+        request,
+        k=request.k + offset + bool(like and not group_by),
+        max_distance=_bound(narrow.max_distance, "max_distance"),
+        min_score=_bound(narrow.min_score, "min_score"),
+        fields=values.field_paths(narrow.fields),
+        offset=offset,
+        like=like,
+        explain=values.check_flag(narrow.explain, "explain"),
+        group_by=group_by,
+        group_size=size,
+        **_ordered(narrow),
+    )
+    return _diversified(request, narrow)
+
+
+def _ordered(narrow: Narrow) -> dict[str, Any]:
+    order_by, descending = values.order_by(narrow.order_by, narrow.descending)
+    if not order_by:
+        return {}
+    if narrow.group_by is not None:
+        raise invalid("order_by", narrow.order_by, "left out with group_by")
+    return {"order_by": order_by, "descending": descending}
+
+
+def _diversified(request: SearchRequest, narrow: Narrow) -> SearchRequest:
+    """With a pool of candidates in place of the hits that are wanted, if they are to be unlike each other."""
+    weight = _bound(narrow.diversify, "diversify")
+    if weight is None:
+        if narrow.pool is not None:
+            raise invalid("pool", narrow.pool, "left out without diversify")
+        return request
+    if request.group_by:
+        raise invalid("diversify", weight, "left out with group_by")
+    if not 0 <= weight <= 1:
+        raise invalid("diversify", weight, "a number from 0, as without it, to 1, as different as can be")
+    take = request.k - bool(request.like)
+    if take > POOL_MAX:
+        raise invalid("k", take, f"with diversify and with offset at most {POOL_MAX}")
+    pool = pool_for(take) if narrow.pool is None else values.check_count(narrow.pool, "pool")
+    if not take <= pool <= POOL_MAX:
+        raise invalid("pool", pool, f"at least k and offset together ({take}), at most {POOL_MAX}")
+    return msgspec.structs.replace(
+        request,
+        k=pool + bool(request.like),
+        take=take,
+        diversify=weight,
+        with_vectors=True,
+        bare=not request.with_vectors,
+    )
+
+
+def pool_for(take: int) -> int:
+    """Candidates of so many hits, where nobody says how many."""
+    return min(POOL_MAX, max(POOL_MIN, 4 * take))
+
+
+def _bound(value: Any, field: str) -> float | None:
+    if value is None:
+        return None
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.timedelta64)
+    if not number or not math.isfinite(value):
+        raise refused(field, value, "a finite number")
+    return float(value)
