@@ -50,7 +50,7 @@ async def test_of_two_who_want_different_nodes_in_the_place_of_one_the_second_is
         after = ["node-4" if node == "node-1" else node for node in held.wanted]
         now, _ = execute(now, now.version + 1, AssignReplicas(group, list(held.wanted), after))
     assert await _planned(now, "node-1", "node-4") == []  # who repeats it goes on waiting
-    with pytest.raises(InvalidArgument, match="the catalog is on its way from node-1 to .*node-4.* already"):
+    with pytest.raises(InvalidArgument, match=r"the catalog is on its way from node-1 to .*node-4.* already"):
         await _planned(now, "node-1", "node-5")
     for group in (CATALOG_GROUP, shard_group(0)):
         held = now.holders(group)

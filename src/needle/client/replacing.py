@@ -138,8 +138,8 @@ def _moves(now: Topology, old: NodeId, new: NodeId) -> list[MoveReplicas]:
         held = now.holders(group)
         if held is not None and old in held.leaving and new not in held.wanted:
             raise InvalidArgument(
-                f"{group_name(group)} is on its way from {old} to {', '.join(held.wanted)} already, by another command; "
-                "repeat this one when that is done, for what is left",
+                f"{group_name(group)} is on its way from {old} to {', '.join(held.wanted)} already, by another "
+                "command; repeat this one when that is done, for what is left",
                 field="new",
             )
         if held is None or old not in held.wanted:
