@@ -22,6 +22,7 @@ from needle.protocol.catalog_commands import (
     CatalogCommand,
     ConfirmReplicas,
     CreateCluster,
+    DrainNode,
     RemoveNode,
     StartRebalance,
     WeighNode,
@@ -269,3 +270,37 @@ def test_a_command_whose_rebalance_somebody_cancelled_has_not_done_its_work(clie
     one.rebalance_progress = progress  # type: ignore[attr-defined]
     with pytest.raises(Unavailable, match=r"was cancelled: what was not moved yet stays"):
         node_commands.weight("node-1", "2", cluster="")
+
+
+@pytest.mark.parametrize("command", [node_commands.add, node_commands.remove], ids=["add", "remove"])
+def test_a_command_is_not_longer_than_its_timeout_while_somebody_has_it_paused(
+    client: Make, monkeypatch: pytest.MonkeyPatch, command: Callable[..., None]
+) -> None:
+    one, looks = client(founded(1, 3, 4)), 0
+
+    async def progress(*, timeout: float) -> Progress:
+        nonlocal looks
+        looks += 1
+        assert looks < 100, "it waits without end"
+        job = one.now.rebalance
+        assert job is not None
+        return rebalance.progress(msgspec.structs.replace(job, state=JobState.PAUSED), NOTHING, (), 0.0)
+
+    async def plan(wish: Wish | None = None, *, timeout: float = 1) -> Plan:
+        return NOTHING
+
+    async def drain(node: str, config: object) -> int:
+        return await one.start_rebalance(config, timeout=1)
+
+    monkeypatch.setattr(rebalance_commands, "LOOK_SECONDS", 0.001)
+    one.rebalance_progress, one.plan_rebalance, one.drain_node = progress, plan, drain  # type: ignore[attr-defined,method-assign,assignment]
+    with pytest.raises(DeadlineExceeded, match=r"is paused; `needle rebalance --resume`, then repeat"):
+        command("node-1", cluster="", timeout=0.02)
+
+
+def test_what_is_undone_has_no_plan_and_is_not_done_either(client: Make) -> None:
+    now, _ = execute(founded(1, 3, 4), 2, DrainNode("node-4", True))
+    one = client(now)
+    with pytest.raises(NeedleError, match=r"--undo = 'with --dry-run' is not allowed"):
+        node_commands.drain("node-4", undo=True, dry_run=True, cluster="")
+    assert one.now == now

@@ -80,7 +80,7 @@ def test_a_document_is_not_like_itself(like: str, ids: list[str]) -> None:
         ({"fields": [1]}, "fields"),
         ({"like": "d1"}, "either a query"),
         ({"query": None, "like": 7}, "like"),
-        ({"query": None}, "query"),
+        ({"query": None}, "give a vector"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any], field: str) -> None:

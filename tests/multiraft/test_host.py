@@ -304,6 +304,36 @@ async def test_maintenance_drains_and_takes_no_leadership(tmp_path: Path) -> Non
         await cluster.put("b", 1)
 
 
+async def test_leadership_is_offered_to_those_in_turn_who_may_lead(tmp_path: Path) -> None:
+    """Two of three are in maintenance, and the furthest of the others is one of them: the third one takes over."""
+    async with Cluster(str(tmp_path)) as cluster:
+        leader = await cluster.leader()
+        resting, free = (node for node in cluster.running() if node is not leader)
+        resting.host.set_maintenance(True)
+        leader.host.heirs.best = lambda group, but=(): next(
+            (n for n in (resting.name, free.name) if n not in but), None
+        )  # type: ignore[method-assign]
+        leader.host.set_maintenance(True)  # has not heard of the other one
+        await until(lambda: free.host.is_leader(0))
+
+
+async def test_nothing_is_offered_to_who_is_in_maintenance_and_writes_go_on(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=CALM) as cluster:
+        leader = await cluster.leader()
+        others = [node for node in cluster.running() if node is not leader]
+        for node in others:
+            node.host.set_maintenance(True)
+        leader.host.heirs.resting = frozenset(node.name for node in others)
+        leader.host.set_maintenance(True)
+        for n in range(20):
+            assert not leader.host.engine.groups[0].raft.is_transferring
+            await cluster.put("a", n)
+        assert leader.host.is_leader(0)
+        leader.host.heirs.resting = frozenset({others[0].name})
+        others[1].host.set_maintenance(False)
+        await until(lambda: others[1].host.is_leader(0))
+
+
 async def test_status_shows_lag(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), config=CALM) as cluster:
         leader = await cluster.leader()

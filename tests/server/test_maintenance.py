@@ -25,6 +25,7 @@ class Host:
     maintenance = False
 
     def __init__(self, *led: int) -> None:
+        self.heirs = SimpleNamespace(resting=frozenset())
         self.led = set(led)
         self.waited: list[int] = []
 

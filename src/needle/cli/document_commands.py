@@ -182,15 +182,7 @@ def insert(
     total, left_out = count_records(file), Counter[str]()
 
     async def work(client: needle.Client) -> tuple[int, float]:
-        specs = {spec.name: spec for spec in await client.collections()} if may_hold_text(file) else {}
-        aliases = await client.aliases() if specs else {}
-
-        def embed() -> Embed:
-            if (spec := specs.get(aliases.get(collection, collection))) is None:
-                raise CollectionNotFound(f"there is no collection {collection!r}", collection=collection)
-            check_takes(spec, WORDLLAMA)
-            return WORDLLAMA.embed
-
+        embed = await _embedding(client, file, collection)
         records = read_records(file, embed, id_prefix, batch)
         batches = by_bytes(records if until is not None else _without_expired(records, left_out))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -210,6 +202,20 @@ def insert(
         notes.print(f"{count} in {seconds:.1f} s, {inserted / max(seconds, 1e-9):,.0f} a second")
         if left_out["expired"]:
             notes.print(f"left out, for they have expired: {left_out['expired']}")
+
+
+async def _embedding(client: needle.Client, file: Path, collection: str) -> Callable[[], Embed]:
+    """Of the texts of a file, if it has any, for a collection that names a model."""
+    specs = {spec.name: spec for spec in await client.collections()} if may_hold_text(file) else {}
+    aliases = await client.aliases() if specs else {}
+
+    def embed() -> Embed:
+        if (spec := specs.get(aliases.get(collection, collection))) is None:
+            raise CollectionNotFound(f"there is no collection {collection!r}", collection=collection)
+        check_takes(spec, WORDLLAMA)
+        return WORDLLAMA.embed
+
+    return embed
 
 
 def _without_expired(batches: Iterator[list[Record]], left_out: Counter[str]) -> Iterator[list[Record]]:

@@ -60,6 +60,7 @@ def add(
     json: Json = False,
 ) -> None:
     """Wait until a node has joined and answers, then bring it its share of the replicas, and show how far that is."""
+    deadline = time.monotonic() + timeout
     run(cluster, lambda client: _joined(client, node, timeout))
     if everywhere:
 
@@ -68,7 +69,7 @@ def add(
             if dry_run:
                 _show(await _sized(client, decisions), json)
             else:
-                await _hold(client, decisions, time.monotonic() + timeout)
+                await _hold(client, decisions, deadline)
                 notes.print(f"{node} holds every shard", markup=False)
 
         run(cluster, work)
@@ -78,7 +79,7 @@ def add(
     async def start(client: needle.Client) -> int:
         return await client.start_rebalance(config, timeout=min(timeout, 10.0))
 
-    carry_out(cluster, lambda client: client.plan_rebalance(), start, dry_run, no_wait, json)
+    carry_out(cluster, lambda client: client.plan_rebalance(), start, dry_run, no_wait, json, deadline=deadline)
     if not dry_run and not no_wait:
         now = run(cluster, _confirmed)
         if not now.hosted_by(node):
@@ -126,6 +127,8 @@ def drain(
 ) -> None:
     """Have other nodes take over all that a node holds, and give it nothing new; then it can be removed."""
     config, wish = pace(moves, batch, throttle), Wish(drain=(node,), balance=False)
+    if undo and dry_run:
+        raise refuse("--undo", "with --dry-run", "one of them: it moves nothing, so there is no plan to print")
     if undo:
         run(cluster, lambda client: client.undrain_node(node, timeout=timeout))
         notes.print(f"{node} is used again; `needle node add {node}` brings it replicas", markup=False)
@@ -180,7 +183,7 @@ def remove(
             if not again:
                 check_over(job)  # what it moves would be told as what no other node can take
             id_ = job.id if again and job is not None else await _emptying(client, node, config)
-            ended = await followed(client, id_, False, json)
+            ended = await followed(client, id_, False, json, deadline)
             if ended.state is not JobState.DONE:
                 raise Unavailable(f"rebalance {id_} is {ended.state}: {ended.why or 'somebody ended it'}")
         await client.remove_node(node, timeout=max(1.0, deadline - time.monotonic()))

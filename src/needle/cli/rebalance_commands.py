@@ -7,6 +7,8 @@ is over; the cluster goes on without who watches.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
@@ -14,7 +16,7 @@ import typer
 
 import needle
 from needle.base.config import refuse
-from needle.base.errors import InvalidArgument, NeedleError, Unavailable
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -210,8 +212,10 @@ def carry_out(
     no_wait: bool,
     json: bool,
     refused: Callable[[Plan], str] = Plan.missing,
+    deadline: float = math.inf,
 ) -> None:
-    """refused: why a rebalance by this plan would not be begun, empty if it would; as the client's method asks."""
+    """refused: why a rebalance by this plan would not be begun, empty if it would; as the client's method asks.
+    deadline: see `followed`."""
     if dry_run:
         _show_only(cluster, planned, refused, json)
         return
@@ -220,7 +224,7 @@ def carry_out(
         id_ = await start(client)
         if not json:
             notes.print(f"rebalance {id_} has begun; it goes on if you stop watching", markup=False)
-        return await followed(client, id_, no_wait, json)
+        return await followed(client, id_, no_wait, json, deadline)
 
     found = run(cluster, work)
     show_progress(found, json)
@@ -245,14 +249,15 @@ def _show_only(
     check_over(job)
 
 
-async def followed(client: needle.Client, id_: int, no_wait: bool, json: bool) -> Progress:
-    """Until it is over; a line whenever something changes."""
+async def followed(client: needle.Client, id_: int, no_wait: bool, json: bool, deadline: float = math.inf) -> Progress:
+    """Until it is over; a line whenever something changes. Raises DeadlineExceeded at the deadline, by
+    time.monotonic(): somebody may have paused it, or it waits for a node that nobody starts."""
     last: tuple[str, ...] = ()
     while True:
         try:
-            found = await client.rebalance_progress(timeout=10.0)
+            found = await client.rebalance_progress(timeout=max(1.0, min(10.0, deadline - time.monotonic())))
         except NeedleError as error:  # the catalog's leader changes: it goes on all the same
-            if not error.retryable:
+            if not error.retryable or time.monotonic() >= deadline:
                 raise
             notes.print(f"no answer: {error.message}", markup=False)
             await asyncio.sleep(LOOK_SECONDS)
@@ -265,7 +270,17 @@ async def followed(client: needle.Client, id_: int, no_wait: bool, json: bool) -
         if not json and now != last:
             notes.print("\n".join(now), markup=False, soft_wrap=True)
         last = now
+        if time.monotonic() >= deadline:
+            raise DeadlineExceeded(_not_over(found))
         await asyncio.sleep(LOOK_SECONDS)
+
+
+def _not_over(found: Progress) -> str:
+    """What became of a command whose time is up."""
+    why = f": {found.why}" if found.why else ""
+    if found.state is JobState.PAUSED:
+        return f"rebalance {found.id} is paused{why}; `needle rebalance --resume`, then repeat this command"
+    return f"rebalance {found.id} is not over in time{why}; it goes on, and this command may be repeated"
 
 
 def show_progress(found: Progress, json: bool) -> None:

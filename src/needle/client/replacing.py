@@ -73,8 +73,9 @@ class ReplaceMethods(OverShards):
         """Have `new`, which has joined, hold all that `old` holds, dead or alive, and the cluster forget `old`. Returns
         when that is so. told: called with what has happened, for people.
 
-        Raises InvalidArgument for nodes that are not there, or if `new` holds a part of it already, or is in a zone
-        with another replica and `old` was not; Unavailable without room on the disk of `new`, or if it does not
+        Raises InvalidArgument for nodes that are not there, if `new` holds a part of it already, if another node is
+        taking the place of `old`, or did, and `new` holds nothing, or if `new` is in a zone with another replica and
+        `old` was not; Unavailable without room on the disk of `new`, or if it does not
         answer; DeadlineExceeded when it takes longer: the cluster goes on with the moves, and the same call goes on
         waiting, and has it forget `old` in the end.
         """
@@ -89,6 +90,9 @@ class ReplaceMethods(OverShards):
             command = AssignReplicas(move.group, list(move.before), list(move.after))
             await self._shards.command(command, left())
         now = await self._shards.confirmed(left())
+        gone = now.node(old)
+        if told is not None and gone is not None and gone.state is NodeState.REMOVED:
+            told(f"{old} was removed from this cluster before; nothing was changed")
         for group in _groups(now):
             held = now.holders(group)
             if held is None or not (old in held.leaving or any(move.group == group for move in moves)):
@@ -123,10 +127,22 @@ def _moves(now: Topology, old: NodeId, new: NodeId) -> list[MoveReplicas]:
         raise invalid("new", new, f"another node of this cluster, which has joined: {known}")
     if comes.state is NodeState.DRAINING:
         raise InvalidArgument(f"{new} is to be emptied: `needle node drain --undo` first", field="new")
+    if gone.state is NodeState.REMOVED and not now.hosted_by(new) and new not in now.catalog:
+        raise InvalidArgument(
+            f"{old} was removed from this cluster before, and not for {new}, which holds nothing: "
+            f"`needle node add {new}` brings it its share",
+            field="old",
+        )
     zones = {info.id: info.zone for info in now.nodes}
     moves = []
     for group in _groups(now):
         held = now.holders(group)
+        if held is not None and old in held.leaving and new not in held.wanted:
+            raise InvalidArgument(
+                f"{group_name(group)} is on its way from {old} to {', '.join(held.wanted)} already, by another "
+                "command; repeat this one when that is done, for what is left",
+                field="new",
+            )
         if held is None or old not in held.wanted:
             continue
         if new in held.all:

@@ -74,22 +74,10 @@ class SearchMethods(OverDocuments):
         in `explained` of the hits how each shard found them. session: an eventual read that sees this client's own
         writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise."""
         narrow = Narrow(
-            fields,
-            max_distance,
-            min_score,
-            offset,
-            like,
-            explain,
-            group_by,
-            group_size,
-            diversify,
-            pool,
-            order_by,
+            fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool, order_by,
             descending,
-        )
-        query, timeout = await vector_of(
-            self.embedder, self._documents, query, text, collection, timeout, mode, "query"
-        )
+        )  # fmt: skip
+        query, timeout = await self._query(query, text, collection, timeout, mode)
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )

@@ -18,7 +18,6 @@ from needle.base.errors import (
     NeedleError,
     Overloaded,
     TransferFailed,
-    Unavailable,
     in_seconds,
     invalid,
 )
@@ -28,6 +27,7 @@ from needle.multiraft.codec import ChunkRequest
 from needle.multiraft.engine import Engine
 from needle.multiraft.group import Group
 from needle.multiraft.group_compaction import Archived
+from needle.multiraft.heirs import Heirs, unheard
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.member_changes import change_members
 from needle.multiraft.proposals import Receiver
@@ -45,11 +45,12 @@ class Host:
     """All Raft groups of one node. Methods are called on the event loop; see the module.
 
     engine: runs the groups, from its `start` to its `stop`; who made it closes its pools, its store and the state
-    machines after that.
+    machines after that. heirs: who takes over what this node leads.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.heirs = Heirs(engine)
 
     @property
     def stopped(self) -> bool:
@@ -158,13 +159,13 @@ class Host:
         engine, within = self.engine, self.engine.config.election_timeout
         replica = engine.serving(group)
         raft, now = replica.raft, engine.clock.monotonic()
-        if to in raft.conf.voters and to in self._unheard(replica):
+        if to in raft.conf.voters and to in unheard(engine, replica):
             raise InvalidArgument(
                 f"to = {to!r} is not allowed: {to} has not answered {engine.node_id}, which leads, for {within:g} s; "
                 "start it, or name another voter",
                 field="to",
             )
-        target = raft.transfer_leadership(to, now)
+        target = raft.transfer_leadership(to or self.heirs.best(replica), now)
         engine.wake(replica)
         term = raft.term
 
@@ -189,18 +190,12 @@ class Host:
             )
         return target
 
-    def _unheard(self, replica: Group) -> list[NodeId]:
-        """On a leader: who has not answered it for an election timeout. One that has just begun knows of nobody yet."""
-        engine, found = self.engine, replica.raft.progress()
-        past = engine.clock.monotonic() - engine.config.election_timeout
-        return [node for node, of in found.items() if node != engine.node_id and of.contact < past]
-
     def _lacks(self, replica: Group, target: NodeId) -> str:
         """Why a transfer to `target` did not come about, as far as this node can tell."""
         of, last = replica.raft.progress().get(target), replica.log.last_index()
         if of is None:
             return f"{self.engine.node_id} does not lead any more, and no other leader is known"
-        if target in self._unheard(replica):
+        if target in unheard(self.engine, replica):
             return "it does not answer"
         if of.match < last:
             return f"it has the log up to {of.match} of {last}"
@@ -235,20 +230,7 @@ class Host:
             group.set_quiesced()
             self.engine.wake(group)
         if started:
-            self.engine.spawn(self._drain())
-
-    async def _drain(self) -> None:
-        """Offer leadership around until none is left here; a group whose only voter this is keeps it."""
-        while self.engine.maintenance:
-            for group in list(self.engine.groups.values()):
-                raft = group.raft
-                if raft.role is LEADER and len(raft.conf.voters) > 1:
-                    try:
-                        raft.transfer_leadership(None, self.engine.clock.monotonic())
-                    except (Unavailable, InvalidArgument):
-                        continue  # a transfer is under way or no voter is reachable: the next round tries again
-                    self.engine.wake(group)
-            await asyncio.sleep(min(self.engine.config.election_timeout, self.engine.config.lease_timeout))
+            self.engine.spawn(self.heirs.drain())
 
     async def leader_after(self, group: GroupId, term: int, timeout: float) -> None:
         """Wait until the leader of a later term than `term` is known here, for at most `timeout` seconds."""

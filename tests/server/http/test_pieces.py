@@ -33,7 +33,6 @@ BAD = [
     b'{"ids": ["a"], "vectors": [[1]], "metadatas": 7}',
     b'{"ids": ["a"], "vectors": [[1]], "metadatas": [{]}',
     b'{"ids": ["a"], "vectors": [[1]], "more": 1}',
-    b'{"ids": ["a"]}',
     b'{"ids": ["a"], "vectors": [[1]',
     b"[]",
 ]

@@ -10,7 +10,8 @@ import pytest
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument
-from needle.server.http.bodies import CreateCollection, GetDocument, InsertDocuments, PutDocument, Search
+from needle.server.http.bodies import GetDocument, InsertDocuments, PutDocument, Search
+from needle.server.http.collection_bodies import CreateCollection
 from needle.server.http.message import PIECE_BYTES
 from needle.server.http.queries import from_query
 from needle.server.http.unreadable import LOOKED_AT_BYTES, NEAR_BYTES, unreadable

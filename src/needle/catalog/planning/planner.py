@@ -92,7 +92,8 @@ class _Planning:
         there = [info.shard for info in self._topology.serving]
         strange = sorted(set(self._wish.retire) - {info.shard for info in self._topology.shards})
         if strange:
-            raise invalid("retire", strange, "shards of this cluster")
+            allowed = f"shards of this cluster: {', '.join(map(str, there))}"
+            raise invalid("retire", ", ".join(map(str, strange)), allowed)
         staying = [shard for shard in there if shard not in self._wish.retire]
         count = len(staying) if self._wish.shards is None else self._wish.shards
         used = len(self._topology.shards)

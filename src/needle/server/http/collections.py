@@ -7,12 +7,12 @@ from needle.base.model import CollectionSpec, Metric
 from needle.client.embedding import dimensions_of
 from needle.client.naming import CollectionDescription
 from needle.client.values import check_index
-from needle.server.http import bodies
+from needle.server.http import bodies, collection_bodies
 from needle.server.http.call import Call
 
 
-async def create_collection(call: Call) -> bodies.Collection:
-    body: bodies.CreateCollection = call.body
+async def create_collection(call: Call) -> collection_bodies.Collection:
+    body: collection_bodies.CreateCollection = call.body
     other = None if body.like is None else await _like(call, body.like)
     ttl = body.ttl if other is None or body.ttl is not None else other.ttl
     index = check_index(body.index) if other is None or body.index is not None else other.index
@@ -31,7 +31,7 @@ async def create_collection(call: Call) -> bodies.Collection:
         timeout=body.timeout,
     )
     # What was asked for is what there is. To ask anew might fail, and say that the collection was not made.
-    return bodies.Collection(
+    return collection_bodies.Collection(
         name=body.name,
         dimensions=dimensions or 0,  # there are some, or it was refused
         metric=metric,
@@ -50,23 +50,23 @@ async def _like(call: Call, name: str) -> CollectionSpec:
     raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
 
 
-async def list_collections(call: Call) -> bodies.Collections:
-    body: bodies.ListCollections = call.body
+async def list_collections(call: Call) -> collection_bodies.Collections:
+    body: collection_bodies.ListCollections = call.body
     if body.sizes:
         described = await call.client.describe_collections(timeout=body.timeout)
         found = [_described(one) for one in described]
     else:
         found = [_collection(spec) for spec in await call.client.collections(timeout=body.timeout)]
     allowed = call.caller.collections
-    return bodies.Collections(collections=[one for one in found if allowed is None or one.name in allowed])
+    return collection_bodies.Collections(collections=[one for one in found if allowed is None or one.name in allowed])
 
 
-async def describe_collection(call: Call) -> bodies.Collection:
+async def describe_collection(call: Call) -> collection_bodies.Collection:
     return _described(await call.client.describe_collection(call.collection, timeout=call.body.timeout))
 
 
-def _described(found: CollectionDescription) -> bodies.Collection:
-    return bodies.Collection(
+def _described(found: CollectionDescription) -> collection_bodies.Collection:
+    return collection_bodies.Collection(
         name=found.name,
         dimensions=found.dimensions,
         metric=found.metric,
@@ -88,8 +88,8 @@ async def _spec(call: Call) -> CollectionSpec:
     return spec
 
 
-def _collection(spec: CollectionSpec) -> bodies.Collection:
-    return bodies.Collection(
+def _collection(spec: CollectionSpec) -> collection_bodies.Collection:
+    return collection_bodies.Collection(
         name=spec.name,
         dimensions=spec.dimensions,
         metric=spec.metric,
@@ -99,8 +99,8 @@ def _collection(spec: CollectionSpec) -> bodies.Collection:
     )
 
 
-async def alter_collection(call: Call) -> bodies.Collection:
-    body: bodies.AlterCollection = call.body
+async def alter_collection(call: Call) -> collection_bodies.Collection:
+    body: collection_bodies.AlterCollection = call.body
     await call.client.alter_collection(
         call.collection, ef_search=body.ef_search, ttl=body.ttl, index=body.index, timeout=body.timeout
     )

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from needle.base.decoding import DECODE_ERRORS
-from needle.server.http.bodies import Body, InsertDocuments, VectorType
+from needle.server.http.bodies import Body, InsertDocuments, Texts, VectorType
 
 JSON_BYTES_MAX: Final = 16 * 1024 * 1024
 """Of a body of JSON: to pass over it takes some 2 ms a MiB."""
@@ -23,7 +23,8 @@ class PassedOver(Body, frozen=True, kw_only=True):
     """InsertDocuments, with what is long left as it is."""
 
     ids: list[str]
-    vectors: msgspec.Raw
+    vectors: msgspec.Raw = msgspec.Raw(b"null")
+    texts: Texts | None = None
     vector_type: VectorType = "float32"
     metadatas: msgspec.Raw = msgspec.Raw(b"null")
     expires_at: str | list[str | None] | None = None
@@ -46,7 +47,7 @@ def insert_documents(data: bytes) -> InsertDocuments:
     try:
         found = _passed_over.decode(data)
         if _start(found.vectors) != b"[":
-            return _whole.decode(data)  # binary: one long text
+            return _whole.decode(data)  # binary: one long text; or texts instead, which are few
         with np.errstate(over="ignore"):  # what becomes infinite is refused by its place
             rows: Any = [np.array(_row.decode(part), np.float32) for part in _parts.decode(found.vectors)]
         metadatas = None
@@ -60,6 +61,7 @@ def insert_documents(data: bytes) -> InsertDocuments:
         timeout=found.timeout,
         ids=found.ids,
         vectors=rows,
+        texts=found.texts,
         vector_type=found.vector_type,
         metadatas=metadatas,
         expires_at=found.expires_at,

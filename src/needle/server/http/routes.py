@@ -11,7 +11,17 @@ import msgspec
 from needle.client.document_calls import Facet
 from needle.client.keys import NewApiKey
 from needle.routing.stats import RebalanceStats
-from needle.server.http import aliases, bodies, cluster, cluster_bodies, collections, documents, keys, status
+from needle.server.http import (
+    aliases,
+    bodies,
+    cluster,
+    cluster_bodies,
+    collection_bodies,
+    collections,
+    documents,
+    keys,
+    status,
+)
 from needle.server.http.bodies import Nothing
 from needle.server.http.call import Call
 
@@ -123,19 +133,20 @@ ROUTES: Final = (
     # --- collections -------------------------------------------------------------------------------------------------
     Route(
         "GET", f"{BASE}/collections", collections.list_collections, "All collections",
-        bodies.ListCollections, bodies.Collections, "reader", tag="collections", filtered=True,
+        collection_bodies.ListCollections, collection_bodies.Collections, "reader", tag="collections", filtered=True,
     ),
     Route(
         "POST", f"{BASE}/collections", collections.create_collection, "Create a collection",
-        bodies.CreateCollection, bodies.Collection, "admin", {"name": "books", "dimensions": 4}, "collections",
+        collection_bodies.CreateCollection, collection_bodies.Collection, "admin", {"name": "books", "dimensions": 4},
+        "collections",
     ),
     Route(
-        "GET", _IN, collections.describe_collection, "A collection", Nothing, bodies.Collection, "reader",
+        "GET", _IN, collections.describe_collection, "A collection", Nothing, collection_bodies.Collection, "reader",
         tag="collections",
     ),
     Route(
         "PATCH", _IN, collections.alter_collection, "Change what may be changed of a collection",
-        bodies.AlterCollection, bodies.Collection, "admin", {"ttl": 86400}, "collections",
+        collection_bodies.AlterCollection, collection_bodies.Collection, "admin", {"ttl": 86400}, "collections",
     ),
     Route(
         "DELETE", _IN, collections.drop_collection, "Delete a collection and all its documents",

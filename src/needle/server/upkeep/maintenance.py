@@ -56,8 +56,9 @@ class Maintenance:
         """The maintenance (its index in the catalog) that this node was told to leave."""
 
     def follow(self) -> None:
-        """Be in maintenance if the catalog says so, as far as this node knows."""
+        """Be in maintenance if the catalog says so, as far as this node knows; offer leadership to nobody who is."""
         node, since = self._node, self._since()
+        node.host.heirs.resting = frozenset(info.id for info in node.topology.nodes if info.maintenance)
         wanted = self._stopping or since not in (0, self._left)
         if wanted != node.host.maintenance:
             node.host.set_maintenance(wanted)

@@ -1,0 +1,75 @@
+"""What requests about collections hold, and answers say: schemas of the OpenAPI document, as those of bodies.py."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric
+from needle.server.http.bodies import Body, Positive
+
+
+class AskedIndex(IndexParams, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As it is asked for: logs of later releases may say more of it, requests may not."""
+
+    __doc__ = IndexParams.__doc__
+
+
+class CreateCollection(Body, frozen=True, kw_only=True):
+    """dimensions: to be named without `like`. metric: cosine, if none is named. index: its parameters, or a word: a
+    kind such as "hnsw_sq8", a preset such as "high_recall", or kind:preset. ttl: seconds that a document lives after
+    its last write. model: the name of the model whose vectors of texts it holds, such as "wordllama", of 256
+    dimensions, which need not be named then. like: a collection, or an alias of one, whose settings it gets where no
+    other is named, with its declared indexes of fields; ttl 0 and model "" are none then. if_absent: no error if there
+    is an equal one already."""
+
+    name: str
+    dimensions: Positive | None = None
+    metric: Metric | None = None
+    index: AskedIndex | str | None = None
+    ttl: Annotated[float, Meta(ge=0)] | None = None
+    model: str | None = None
+    like: str | None = None
+    if_absent: bool = False
+
+
+class AlterCollection(Body, frozen=True, kw_only=True):
+    """ef_search: of searches that do not say it. ttl: seconds that a document lives after its last write, 0 for no end;
+    for writes from now on. index: its parameters, or a word as in creating: files of it are built in the background,
+    and then searches use these (`size.index` of the collection shows how far it is). What is left out stays as it
+    is."""
+
+    index: AskedIndex | str | None = None
+    ef_search: Positive | None = None
+    ttl: Annotated[float, Meta(ge=0)] | None = None
+
+
+class ListCollections(Body, frozen=True, kw_only=True):
+    """sizes: also ask all shards how many documents they hold, and how large these are."""
+
+    sizes: bool = False
+
+
+class Collection(msgspec.Struct, frozen=True, kw_only=True):
+    """A collection; documents: how many it holds, by shard. sizes: how large it is in each shard; size: in all of them.
+    ttl: seconds that a document lives after its last write. model: whose vectors of texts it holds. fields: the
+    declared indexes of metadata's fields, in all shards."""
+
+    name: str
+    dimensions: int
+    metric: Metric
+    index: IndexParams
+    ttl: float | None = None
+    model: str | None = None
+    documents: dict[int, int] | None = None
+    sizes: dict[int, CollectionSize] | None = None
+    size: CollectionSize | None = None
+    fields: dict[str, FieldIndex] | None = None
+
+
+class Collections(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them, by name."""
+
+    collections: list[Collection]
