@@ -34,8 +34,9 @@ async def test_a_node_that_dies_is_told_of_and_forgotten_when_it_is_back(tmp_pat
 
         async def well() -> Any:
             seen = await get(cluster, "node-1", "/v1/status")
-            if not seen["healthy"] or seen["conditions"]:
-                raise needle.Unavailable(str(seen["conditions"]))
+            behind = [one for shard in seen["shards"] for one in shard["replicas"] if one["lag_entries"] != 0]
+            if not seen["healthy"] or seen["conditions"] or behind:
+                raise needle.Unavailable(str(seen["conditions"] or behind))
             return seen
 
         seen = await wait_for(well, 90, "a healthy cluster")
@@ -43,7 +44,6 @@ async def test_a_node_that_dies_is_told_of_and_forgotten_when_it_is_back(tmp_pat
         assert shard["documents"] == 1 and shard["share"] == 1.0 and shard["state"] == "healthy"
         assert sorted(one["node"] for one in shard["replicas"]) == ["node-1", "node-2", "node-3"]
         assert [one["state"] for one in shard["replicas"] if one["node"] == shard["leader"]] == ["Leader"]
-        assert {one["lag_entries"] for one in shard["replicas"]} == {0}
         for node in seen["nodes"]:
             assert node["answers"] and node["catalog"] and node["certificate_seconds"] is None
             assert 0 < node["memory_used"] < node["memory_total"] and node["cpu_seconds"] > 0

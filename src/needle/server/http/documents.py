@@ -213,8 +213,8 @@ def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> l
 
 async def search(call: Call) -> bodies.Hits:
     body: bodies.Search = call.body
-    if body.vector is None and body.like is None:
-        raise InvalidArgument("give a vector, or in `like` the id of a document", field="vector")
+    if body.vector is None and body.like is None and body.text is None:
+        raise InvalidArgument("give a vector, a text, or in `like` the id of a document", field="vector")
     narrow = Narrow(
         body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain, body.group_by,
         body.group_size, body.diversify, body.pool, body.order_by, body.descending,
