@@ -5,6 +5,7 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _STEPS = "tests/cluster/test_founding_steps.py::"
+_FOUNDINGS = "tests/rpc/test_founding.py::"
 _FOUNDING = "server.catalog.settings_founding:SettingsFounding."
 
 MUTANTS = (
@@ -85,5 +86,23 @@ MUTANTS = (
             ),
         ),
         tests=("tests/server/test_recovery.py::test_it_is_a_cluster_of_one_node_that_nobody_takes_for_the_former",),
+    ),
+    Mutant(
+        name="another-cluster-is-spoken-to",
+        breaks="a client goes on with a node that was founded anew, and has writes acknowledged there",
+        edits=(Edit("rpc.codec:check_hello", "mine.founding and theirs.founding", "False"),),
+        tests=(_FOUNDINGS + "test_a_client_is_sent_away_by_a_node_of_another_founding",),
+    ),
+    Mutant(
+        name="who-founds-keeps-strangers",
+        breaks="a node that founds a cluster goes on with clients of another one that were connected before",
+        edits=(Edit("rpc.server:RpcServer.of_founding", "connection.refuse(error)", "pass"),),
+        tests=(_FOUNDINGS + "test_a_node_that_founds_a_cluster_sends_clients_of_another_one_away",),
+    ),
+    Mutant(
+        name="newest-topology-of-any-cluster",
+        breaks="a client takes the topology of another cluster with the same cluster_id for a newer one of its own",
+        edits=(Edit("client.known_topology:AskedTopology._offer", "self._now.settings is not None", "False"),),
+        tests=("tests/client/test_two_clusters.py::test_a_newer_topology_of_another_cluster_is_none",),
     ),
 )

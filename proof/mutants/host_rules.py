@@ -30,6 +30,18 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="leadership-for-who-rests",
+        breaks="a node in maintenance offers its groups to others in maintenance: they take no writes meanwhile",
+        edits=(Edit("multiraft.heirs:Heirs.best", "voter not in self.resting", "voter"),),
+        tests=("tests/multiraft/test_host.py::test_nothing_is_offered_to_who_is_in_maintenance_and_writes_go_on",),
+    ),
+    Mutant(
+        name="one-heir-for-ever",
+        breaks="who does not take a group's leadership is asked again and again, and nobody else",
+        edits=(Edit("multiraft.heirs:Heirs._offer", "asked.add(heir)", "pass"),),
+        tests=("tests/multiraft/test_host.py::test_leadership_is_offered_to_those_in_turn_who_may_lead",),
+    ),
+    Mutant(
         name="no-room-for-ever",
         breaks="a node whose disk was low once refuses data for good, and what is to come to it waits",
         edits=(Edit("server.machine.disk_space:DiskSpace._judge", "self._change(False)", "pass"),),
