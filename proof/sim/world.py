@@ -199,7 +199,7 @@ class World:
         await asyncio.sleep(self.spec.seconds)
         await self.injector.stop()
         self.fleet.disarm_all()
-        if stream(self.spec.seed, "catching-up").random() < self.shape.catching_up and not self.shape.altering:
+        if stream(self.spec.seed, "catching-up").random() < self.shape.catching_up:
             await self._catch_up()
         if self.spec.heals:
             await self._lose_a_node()

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Collection, Coroutine, Iterator, Sequence
+from typing import Any, Final, Protocol
 
 from needle.base.errors import (
     ConnectionLost,
@@ -40,6 +40,7 @@ HASHES_METHOD: Final = "raft.snapshot_hashes"
 BLOCKS_METHOD: Final = "raft.snapshot_blocks"
 SHARED_BYTES_MIN: Final = 8 * BLOCK_BYTES
 """A smaller file travels whole: one call instead of two."""
+FILES_AT_ONCE: Final = 8
 _log = logging.getLogger("needle.multiraft")
 
 
@@ -80,9 +81,12 @@ class SnapshotFetcher:
             similar = await self._pool.run(_similar, manifest.files, holder)
             former = await self._former(group, directory, list(similar))
             await self.discard_others(group, directory, former)
-            for file in manifest.files:
-                donors = [similar[file.name], f"{former}/{file.name}"] if file.name in similar else []
-                await self._fetch_file(group, frm, manifest.snapshot, directory, file, donors)
+            for files in _together(manifest.files, similar, self._config.snapshot_chunk_bytes):
+                fetches = []
+                for file in files:
+                    donors = [similar[file.name], f"{former}/{file.name}"] if file.name in similar else []
+                    fetches.append(self._fetch_file(group, frm, manifest.snapshot, directory, file, donors))
+                await _all_of(fetches)
             await self.discard_others(group, directory)
         except DiskFull:
             await self.discard_others(group)  # the log needs what is left of the disk
@@ -214,6 +218,39 @@ class SnapshotFetcher:
                 _log.info("snapshot chunk of %s from %s: %s; asking again", group_name(request.group), frm, error)
                 await asyncio.sleep(config.heartbeat_interval * 2**attempt)
         raise CorruptSnapshot("no attempt to fetch a snapshot chunk is allowed", group=request.group)
+
+
+def _together(
+    files: Sequence[SnapshotFile], similar: Collection[str], bytes_max: int
+) -> Iterator[Sequence[SnapshotFile]]:
+    """In their order, small ones at one time: behind a slow link each costs a round trip. What is on its way at a time
+    has no more than `bytes_max` bytes, as a part of a large file has."""
+    found: list[SnapshotFile] = []
+    size = 0
+    for file in files:
+        alone = file.name in similar or file.size > bytes_max
+        if found and (alone or len(found) == FILES_AT_ONCE or size + file.size > bytes_max):
+            yield found
+            found, size = [], 0
+        if alone:
+            yield [file]
+        else:
+            found.append(file)
+            size += file.size
+    if found:
+        yield found
+
+
+async def _all_of(fetches: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Raises what the first of them raises, once none is under way."""
+    tasks = [asyncio.create_task(fetch) for fetch in fetches]
+    try:
+        for task in tasks:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _similar(files: Sequence[SnapshotFile], holder: Holder) -> dict[str, str]:
