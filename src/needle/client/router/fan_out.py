@@ -237,7 +237,8 @@ class FanOut:
 
         async def ask(shard: int, index: int) -> Payload:
             def body(left: float) -> bytes:
-                return calls.encode(make(shard, index, Freshness(_EVENTUAL, index, 0.0, left)))
+                call = make(shard, index, Freshness(_EVENTUAL, index, 0.0, left))
+                return calls.encode(call if self._bound is None else bound_call(method, call, self._bound))
 
             data = await self._ask_any(shard, self._group(shard), method, body, timeout)
             return calls.decode(data, ReceivedAnswer).body
