@@ -37,8 +37,8 @@ MUTANTS: tuple[Mutant, ...] = (
         edits=(
             Edit(
                 "client.group:GroupClient._ask_leader",
-                "answer = await self._unanswered.call(address, method, body, left)",
-                "answer = await self._unanswered.call(address, method, body, attempts.whole / 500)",
+                "answer = await self.unanswered.call(address, method, body, left)",
+                "answer = await self.unanswered.call(address, method, body, attempts.whole / 500)",
             ),
         ),
         tests=(_UNANSWERED + "test_a_slow_search_is_asked_once_and_has_the_whole_time",),

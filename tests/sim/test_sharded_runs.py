@@ -123,7 +123,18 @@ PLANTED = {
         {"coverage", "search replay", "collections", "linearizability", *LASTING},
     ),
     "a shard's hits are merged twice": (
-        (Edit("client.router.merge:merged_hits", "list(batches.values())", "[*batches.values()] * 2"),),
+        (
+            Edit(
+                "server.service.node_searches:merged",
+                "list(answered), [found[at] for found in answered.values()]",
+                "2 * list(answered), 2 * [found[at] for found in answered.values()]",
+            ),
+            Edit(
+                "client.router.merge:merged_hits",
+                "list[Sequence[int] | int](by_shard)",
+                "list[Sequence[int] | int](by_shard); batches, owners = batches * 2, owners * 2",
+            ),
+        ),
         1,
         {"search replay", "collections", *LASTING},
     ),

@@ -194,6 +194,15 @@ class ShardDocuments:
             hosted.calls.searched(self._node.now())
 
     async def _shard_read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> Body:
+        owned, answer = await self.read(run, call)
+        encoding = Stopwatch(self._node.now)
+        body = await encoded(self._node, answer)
+        encoding.stop("encode")
+        return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
+
+    async def read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> tuple[Ownership, Any]:
+        """What `run` answers to a call that names the epoch of a map; and the map, which did not change meanwhile.
+        Raises StaleEpoch for another one, and what `run` does."""
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch:
             owned = await self._owners.of(call.epoch)
@@ -217,10 +226,7 @@ class ShardDocuments:
         after = self._node.ownership
         if after is not owned and (after is None or after.map != owned.map):
             raise self._owners.stale("the shard map changed during the read", after or owned)
-        encoding = Stopwatch(self._node.now)
-        body = await encoded(self._node, answer)
-        encoding.stop("encode")
-        return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
+        return owned, answer
 
     # --- consistent scans --------------------------------------------------------------------------------------------
     async def _scan(self, call: ScanCall) -> Body:
