@@ -1,5 +1,5 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup] [archive] [kinds] [request]`: or all.
+[tls] [documents] [backup] [archive] [kinds] [request] [neighbours]`: or all.
 
 --quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
 200,000, 200,000, 20,000, 20,000 and 20,000 unless said otherwise."""
@@ -21,6 +21,7 @@ from bench import (
     http,
     kinds,
     moves,
+    neighbours,
     replace,
     request,
     search,
@@ -33,7 +34,7 @@ from bench.report import Report
 
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
-    "documents", "backup", "archive", "kinds", "request",
+    "documents", "backup", "archive", "kinds", "request", "neighbours",
 )  # fmt: skip
 
 
@@ -72,6 +73,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await asyncio.to_thread(kinds.run, report, quick=quick)
     if "request" in parts:
         await request.run(report, quick=quick, documents=documents)
+    if "neighbours" in parts:
+        await neighbours.run(report, quick=quick)
 
 
 def main() -> None:
