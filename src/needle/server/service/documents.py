@@ -33,6 +33,7 @@ from needle.routing.topology import Ownership, Topology, public_name
 from needle.rpc.promise import Promise
 from needle.server.chores.expiry import timed
 from needle.server.replica import HostedReplica
+from needle.server.service.bulk_turns import BulkTurns
 from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
 from needle.server.service.reads import Reads
 from needle.server.service.served import (
@@ -47,6 +48,7 @@ from needle.server.service.served import (
     judge,
     not_leader,
 )
+from needle.server.service.shares import Work
 from needle.server.service.watched import Watch, Watched
 from needle.shard.apply.once import HASH_BYTES
 
@@ -62,6 +64,7 @@ class ShardDocuments:
         self._reads = reads
         self._owners = Ownerships(node)
         self.watch = Watch(node, 0.0, None)
+        self._bulk = BulkTurns(node.now)
         self.methods: dict[str, Run] = {
             calls.WRITE: self._shard_write,
             calls.SEARCH: lambda call: self._shard_read(reads.search, call),
@@ -81,6 +84,7 @@ class ShardDocuments:
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
+        self._bulk.called(Work.SMALL_WRITE)
         hosted = self._node.groups.get(call.group)
         if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
             return None
@@ -111,6 +115,13 @@ class ShardDocuments:
 
     async def _shard_write(self, call: WriteCall) -> object:
         deadline = Deadline(self._node, call.timeout)
+        if len(call.command) <= JUDGED_BYTES_MAX:
+            self._bulk.called(Work.SMALL_WRITE)
+            return await self._execute(call, deadline)
+        async with self._bulk.turn(deadline.left()):
+            return await self._execute(call, deadline)
+
+    async def _execute(self, call: WriteCall, deadline: Deadline) -> object:
         owned = await self._owners.of(call.epoch, deadline.left())
         command = await judge(self._node, len(call.command), self._owners.checked, owned, call)
         if (request := current.get()) is not None:
@@ -203,6 +214,8 @@ class ShardDocuments:
     async def read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> tuple[Ownership, Any]:
         """What `run` answers to a call that names the epoch of a map; and the map, which did not change meanwhile.
         Raises StaleEpoch for another one, and what `run` does."""
+        if not isinstance(call, ScanCall):  # who reads everything is in no hurry
+            self._bulk.called(Work.SEARCH)
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch:
             owned = await self._owners.of(call.epoch)
