@@ -52,6 +52,7 @@ from needle.protocol.calls import (
     StepDownCall,
     WriteCall,
 )
+from needle.protocol.change_calls import CHANGES, ChangesCall
 from needle.protocol.command_bounds import check_lists
 from needle.protocol.commands import Bound
 from needle.protocol.peer_calls import (
@@ -95,7 +96,7 @@ ROUTED = frozenset({
     calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.FACET, calls.SCAN
 })  # fmt: skip
 """Calls about documents: they may name the epoch of a shard map."""
-DROPPABLE = frozenset({*ROUTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
+DROPPABLE = frozenset({*ROUTED - {calls.WRITE}, CHANGES, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
 DECODED_BYTES_MAX = 1024 * 1024
 """A larger body is copied out of its frame in a thread."""
@@ -123,6 +124,7 @@ class Service:
             calls.COUNT: (CountCall, proxy.count),
             calls.FACET: (FacetCall, proxy.facet),
             calls.SCAN: (ScanCall, proxy.scan),
+            CHANGES: (ChangesCall, self.documents.changes),
             calls.LEADER: (GroupCall, operations.itself),
             calls.STATUS: (StatusCall, operations.status),
             calls.DIGEST: (GroupCall, operations.digest),
@@ -207,7 +209,7 @@ class Service:
         if found is None:
             raise unknown_method(method)
         large = len(body) > DECODED_BYTES_MAX
-        if caller.meter is not None and method in ROUTED:
+        if caller.meter is not None and (method in ROUTED or method == CHANGES):
             return self._serve_metered(caller, caller.meter, method, found[1], body)
         looked_at = caller.rank < ADMIN and (not caller.is_for_all or method not in OPENLY)
         if looked_at and (large or method != calls.WRITE or not caller.is_for_all):
