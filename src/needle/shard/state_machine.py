@@ -83,11 +83,13 @@ class Replica:
         self._in_flight = InFlight()
         changed = Changed()  # collections that the segment keeper has to look at
         around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes, changed)
+        self.effects = around.effects
         self._states = States(directory, around, self._in_flight)
         self.held = HeldCollections(self._states, changed, self._in_flight)
         """For those that look after the collections in the background."""
         self._reads = Reads(lambda: self.view, self._in_flight, limits, self._states.found_damage)
-        self._upkeep = Upkeep(lambda: self._store, lambda: self.view, self._applying, self._in_flight, purge_rows_min)
+        parts = (self._applying, self._in_flight, self.effects)
+        self._upkeep = Upkeep(lambda: self._store, lambda: self.view, *parts, purge_rows_min)
         self._usable = Usable(directory, self._states)
         self.compared = Compared()
         self._states.open()

@@ -53,6 +53,7 @@ from needle.protocol.calls import (
     StepDownCall,
     WriteCall,
 )
+from needle.protocol.change_calls import CHANGES, ChangesCall
 from needle.protocol.command_bounds import check_lists
 from needle.protocol.commands import Bound
 from needle.protocol.node_calls import SEARCH_SHARDS, SearchShardsCall
@@ -98,7 +99,7 @@ ROUTED = frozenset({
     calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.FACET, calls.SCAN
 })  # fmt: skip
 """Calls about documents: they may name the epoch of a shard map."""
-COUNTED = ROUTED | {SEARCH_SHARDS}
+COUNTED = ROUTED | {SEARCH_SHARDS, CHANGES}
 """What a key's rates bound."""
 DROPPABLE = frozenset({*COUNTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
@@ -130,6 +131,7 @@ class Service:
             calls.COUNT: (CountCall, proxy.count),
             calls.FACET: (FacetCall, proxy.facet),
             calls.SCAN: (ScanCall, proxy.scan),
+            CHANGES: (ChangesCall, self.documents.changes),
             calls.LEADER: (GroupCall, operations.itself),
             calls.STATUS: (StatusCall, operations.status),
             calls.DIGEST: (GroupCall, operations.digest),

@@ -27,6 +27,7 @@ from needle.base.request import Stopwatch, current
 from needle.base.runtime import micros_of
 from needle.protocol import calls, commands
 from needle.protocol.calls import ScanCall, ScanPin, WriteCall
+from needle.protocol.change_calls import ANY_EPOCH, ChangesCall
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import MoveAnswer, MoveCall
 from needle.routing.topology import Ownership, Topology, public_name
@@ -35,6 +36,7 @@ from needle.server.chores.expiry import timed
 from needle.server.replica import HostedReplica
 from needle.server.service.bulk_turns import BulkTurns
 from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
+from needle.server.service.feeding import Feeding
 from needle.server.service.reads import Reads
 from needle.server.service.served import (
     JUDGED_BYTES_MAX,
@@ -75,6 +77,7 @@ class ShardDocuments:
             calls.FACET: lambda call: self._shard_read(reads.facet, call),
             calls.SCAN: self._scan,
         }
+        self._feeding = Feeding(node, reads)
 
     # --- writes ------------------------------------------------------------------------------------------------------
     def at_once(self, call: WriteCall, key: str = "") -> Promise[bytes] | None:
@@ -300,6 +303,21 @@ class ShardDocuments:
         except OutcomeUnknown as error:  # to repeat it is harmless: it is known by its token
             raise Unavailable(f"whether the consistent scan was opened, or ended, is not known: {error}") from error
         return result
+
+    # --- change feeds ------------------------------------------------------------------------------------------------
+    async def changes(self, call: ChangesCall) -> Body:
+        """See protocol.change_calls. Raises InvalidArgument for a call that is not a shard's."""
+        if not call.epoch:
+            raise invalid("epoch", 0, "that of a shard map: changes are asked of a shard, not of a cluster")
+        if call.epoch != ANY_EPOCH:
+            return await self._shard_read(self._feeding.end, call)
+        try:
+            answer = await self._feeding.changes(call)
+        except CollectionNotFound:
+            await self._catch_up(call.group, call.collection, Deadline(self._node, call.freshness.timeout))
+            answer = await self._feeding.changes(call)
+        body = await encoded(self._node, answer)
+        return calls.encode_body((call.epoch, 0, body), body)
 
     async def _catch_up(self, group: GroupId, collection: str, deadline: Deadline) -> None:
         """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the

@@ -16,6 +16,7 @@ from needle.protocol import calls, commands
 from needle.protocol.archive_calls import BACKED_UP, IMAGE, IMAGE_CHUNK, LOG
 from needle.protocol.bounds import renamed
 from needle.protocol.calls import CollectionsAnswer
+from needle.protocol.change_calls import CHANGES
 from needle.protocol.node_calls import SEARCH_SHARDS
 from needle.protocol.peer_calls import (
     CATALOG,
@@ -77,6 +78,7 @@ NEEDS: Final[dict[str, Needs]] = {
     calls.FACET: Needs(READER, _named),
     calls.SCAN: Needs(READER, _named),
     calls.COLLECTIONS: Needs(READER, NONE),
+    CHANGES: Needs(READER, _named),
     calls.LEADER: Needs(READER, NONE),
     SHARD_LEADER: Needs(READER, NONE),
     TOPOLOGY: Needs(READER, NONE),
