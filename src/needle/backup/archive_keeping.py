@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from needle.backup.archive_format import CATALOG
+from needle.backup.archive_format import CATALOG, directory
 from needle.backup.archive_reading import (
     archived_shards,
     bases_of,
     catalogs_of,
     chunks_of,
     clusters,
+    files_of,
     gaps_of,
     number_of,
     reach,
@@ -54,9 +55,13 @@ def _check_shard(store: Store, founding: int, shard: int, kept: int, known: dict
             if ref.name not in known:
                 yield from _tried(known, ref.name, read_block, store, ref)
                 known.setdefault(ref.name, ref.size)
+    for span in chunks_of(store, founding, shard):
+        problems = list(_tried(known, span.name, read_chunk, store, span))
+        if problems and span.name in files_of(
+            store, directory(founding, shard)
+        ):  # else it was joined with others meanwhile
+            yield from problems
     chunks = chunks_of(store, founding, shard)
-    for span in chunks:
-        yield from _tried(known, span.name, read_chunk, store, span)
     reached = max([reach(chunks, index) for index, _ in bases], default=0)
     if reached < kept:
         yield f"shard {shard}: entries {reached + 1} to {kept} are missing"

@@ -214,14 +214,24 @@ def later_base(store: Store, founding: int, shard: int, at: int, index: int) -> 
 
 def entries(store: Store, founding: int, shard: int, after: int) -> Iterator[tuple[LoggedEntry, str | None]]:
     """The entries behind an index, as far as none is missing, each with the digest that was recorded there, if one
-    was. Memory: a file."""
-    for span in chain(chunks_of(store, founding, shard), after):
-        chunk = read_chunk(store, span)
-        points = dict(chunk.points)
-        for one in chunk.entries:
-            if one.index > after:
-                yield one, points.get(one.index)
-                after = one.index
+    was. Memory: a file. What an archiver joins meanwhile is found where it is then."""
+    lost: Span | None = None
+    while True:
+        for span in chain(chunks_of(store, founding, shard), after):
+            try:
+                chunk = read_chunk(store, span)
+            except CorruptBackup:
+                if span == lost or span.name in files_of(store, directory(founding, shard)):
+                    raise
+                lost = span
+                break
+            points = dict(chunk.points)
+            for one in chunk.entries:
+                if one.index > after:
+                    yield one, points.get(one.index)
+                    after = one.index
+        else:
+            return
 
 
 def list_archives(store: Store) -> list[Archived]:

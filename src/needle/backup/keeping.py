@@ -33,6 +33,7 @@ from needle.backup.format import (
     decode_piece,
     manifest_name,
 )
+from needle.backup.replaying import read_block
 from needle.backup.store import PARTIAL, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError, StorageError, Unavailable, invalid
 
@@ -124,7 +125,7 @@ def list_backups(store: Store) -> list[Listed]:
                 cluster=manifest.cluster,
                 collections=[one.spec.name for one in manifest.collections],
                 documents=manifest.documents,
-                bytes=sum(piece.size for piece in manifest.pieces()),
+                bytes=sum(ref.size for ref in manifest.refs()),
             )
         )
     return found
@@ -158,6 +159,13 @@ def _problems(store: Store, collection: CollectionBackup, known: dict[str, int])
         except CorruptBackup as error:
             whole = False
             yield f"collection {name}: {error.message}"
+    for ref in (ref for file in collection.indexes for ref in file.refs()):
+        if ref.name not in known:
+            try:
+                read_block(store, ref)
+                known[ref.name] = ref.size
+            except CorruptBackup as error:
+                yield f"collection {name}: {error.message}, a part of an index file: a restore builds that anew"
     if whole and (contents.documents, contents.digest) != (collection.documents, collection.digest):
         yield (
             f"collection {name}: {contents.documents} documents of digest {contents.digest}, and the manifest says "
@@ -261,7 +269,7 @@ async def prune(
 def _prune(store: Store, keep: int | None, before: int | None, mark: Mark) -> tuple[list[str], int]:
     ids = backup_ids(store)
     gone, stay = (ids[:-keep], ids[-keep:]) if keep else ([], ids)
-    named = {piece.name for backup in stay for piece in read_manifest(store, backup).pieces()}
+    named = {ref.name for backup in stay for ref in read_manifest(store, backup).refs()}
     old = [] if before is None else outdated(store, before)
     named |= pieces_of_archives(store, set(old))
     mark.own_time()
