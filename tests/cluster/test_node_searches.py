@@ -237,11 +237,11 @@ async def test_a_node_of_a_former_release_is_asked_for_each_shard(client: Client
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_is_wrong_with_a_search_is_said_once_by_name(client: Client) -> None:
-    with pytest.raises(InvalidArgument, match="dimensions"):
+    with pytest.raises(InvalidArgument, match="takes 4 float32 values"):
         await client.search([1.0] * 3, 10)
     topology = client.topology()
     assert topology.map is not None
-    request = SearchRequest(collection=topology.collections[0].stored_name, vector=b"\0" * 16, k=1)
+    request = SearchRequest(collection=topology.collections[0].stored_name, vector=np.ones(4, "<f4").tobytes(), k=1)
     address = next(iter(client.nodes().values()))
 
     async def ask(groups: list[int], epoch: int, **changes: Any) -> Any:

@@ -101,6 +101,7 @@ PLANTED = {
         (
             NO_EPOCHS,
             Edit("client.router.fan_out:FanOut._ask", "if answer.epoch != owned.epoch or", "if answer.epoch < 0 and"),
+            Edit("client.router.by_node:_told", "elif answer.epoch != owned.epoch or", "elif answer.epoch < 0 and"),
         ),
         4,
         {"read freshness", "linearizability", "search replay", "coverage", *LASTING},
@@ -118,7 +119,10 @@ PLANTED = {
         {"ownership"},
     ),
     "a shard that fails is left out": (
-        (Edit("client.router.fan_out:FanOut._many", "_gather(asking, partial)", "_gather(asking, True)"),),
+        (
+            Edit("client.router.fan_out:FanOut._many", "_gather(asking, partial)", "_gather(asking, True)"),
+            Edit("client.router.fan_out:FanOut._of_node", "_gather(again, partial)", "_gather(again, True)"),
+        ),
         8,
         {"coverage", "search replay", "collections", "linearizability", *LASTING},
     ),

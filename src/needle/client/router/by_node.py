@@ -93,7 +93,7 @@ class NodeCalls:
         try:
             data = await call_watched(watches, address, SEARCH_SHARDS, calls.encode(call), timeout)
             if data is not None:
-                return self._told(owned, shards, calls.decode(data, SearchShardsAnswer))
+                return _told(owned, shards, calls.decode(data, SearchShardsAnswer))
             why: NeedleError | None = None  # another leader was elected meanwhile
         except StaleEpoch:
             raise
@@ -104,19 +104,19 @@ class NodeCalls:
             why = error if error.retryable else None  # what is wrong with the call, each shard says better
         return None, dict.fromkeys(shards, why)
 
-    @staticmethod
-    def _told(
-        owned: Ownership, shards: list[int], answer: SearchShardsAnswer
-    ) -> tuple[NodePart | None, dict[int, NeedleError | None]]:
-        if len(answer.shards) != len(shards):
-            raise ProtocolError(f"a node was asked for {len(shards)} shards and answers for {len(answer.shards)}")
-        seen: dict[int, int] = {}
-        refused: dict[int, NeedleError | None] = {}
-        for shard, found in zip(shards, answer.shards, strict=True):
-            if found.refused is not None:
-                refused[shard] = found.refused.error()
-            elif answer.epoch != owned.epoch or found.fingerprint != owned.fingerprint(shard):
-                raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
-            else:
-                seen[shard] = found.applied_index
-        return (NodePart(shards, seen, answer.body) if seen else None), refused
+
+def _told(
+    owned: Ownership, shards: list[int], answer: SearchShardsAnswer
+) -> tuple[NodePart | None, dict[int, NeedleError | None]]:
+    if len(answer.shards) != len(shards):
+        raise ProtocolError(f"a node was asked for {len(shards)} shards and answers for {len(answer.shards)}")
+    seen: dict[int, int] = {}
+    refused: dict[int, NeedleError | None] = {}
+    for shard, found in zip(shards, answer.shards, strict=True):
+        if found.refused is not None:
+            refused[shard] = found.refused.error()
+        elif answer.epoch != owned.epoch or found.fingerprint != owned.fingerprint(shard):
+            raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
+        else:
+            seen[shard] = found.applied_index
+    return (NodePart(shards, seen, answer.body) if seen else None), refused

@@ -196,6 +196,10 @@ class ShardDocuments:
         return MoveAnswer(found.phase, found.step, found.at, found.cursors)
 
     # --- reads -------------------------------------------------------------------------------------------------------
+    def lacks(self, group: GroupId) -> bool:
+        """Whether the shard's log says that this node must know a newer catalog before it answers for it."""
+        return self._owners.lacks(group)
+
     def _count(self, owned: Ownership, call: Any) -> None:
         hosted = self._node.groups.get(call.group)
         if hosted is None:

@@ -8,20 +8,28 @@ do. It must not know how a shard is searched.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from needle.base.errors import NeedleError, invalid
 from needle.base.ids import GroupId
-from needle.base.model import HitBatch
+from needle.base.model import Claim, HitBatch, SearchRequest
 from needle.base.parts import Body
+from needle.client.router.hedging import forget
 from needle.client.router.merge import chosen, nearest, of_shard
 from needle.protocol import calls
 from needle.protocol.calls import Freshness, SearchCall, SearchManyCall, batch_bytes
-from needle.protocol.node_calls import NodeHits, Refused, SearchedShard, SearchShardsCall
+from needle.protocol.node_calls import AskedShard, NodeHits, Refused, SearchedShard, SearchShardsCall
+from needle.server.replica import HostedReplica
 from needle.server.service.documents import ShardDocuments
 from needle.server.service.reads import MANY_BYTES_MAX, Reads
-from needle.server.service.served import LARGE_ROWS, ServedNode, add_address, encoded
+from needle.server.service.served import LARGE_ROWS, ServedNode, add_address, call_timeout, encoded
+
+Told = tuple[SearchedShard, list[HitBatch]]
+_Begun = tuple[HostedReplica, SearchRequest, "asyncio.Future[int]", "asyncio.Future[HitBatch]"]
 
 
 class NodeSearches:
@@ -35,13 +43,18 @@ class NodeSearches:
     async def search(self, call: SearchShardsCall, key: str = "") -> Body:
         """key: the name of the caller's API key. Raises InvalidArgument for what no shard could answer."""
         _check(call)
-        loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(self._of_shard(call, one.group, one.min_index, key)) for one in call.shards]
+        loop, start = asyncio.get_running_loop(), self._node.now()
+        early = await self._early(call)
+        seconds = call.freshness.timeout - (self._node.now() - start)
+        left = {one.group: self._of_shard(call, one, seconds, key) for one in call.shards if one.group not in early}
+        tasks = {group: loop.create_task(work) for group, work in left.items()}
         try:
-            found = await asyncio.gather(*tasks)
+            if tasks:
+                early.update(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
         finally:
-            for task in tasks:
+            for task in tasks.values():
                 task.cancel()
+        found = [early[one.group] for one in call.shards]
         answered = {place: batches for place, (_, batches) in enumerate(found) if batches}
         rows = sum(len(batch.ids) for batches in answered.values() for batch in batches)
         count = max(1, call.count)
@@ -54,11 +67,65 @@ class NodeSearches:
         body = await encoded(self._node, hits)
         return calls.encode_body((call.epoch, [shard for shard, _ in found], body), body)  # a SearchShardsAnswer
 
-    async def _of_shard(
-        self, call: SearchShardsCall, group: GroupId, min_index: int, key: str
-    ) -> tuple[SearchedShard, list[HitBatch]]:
+    async def _early(self, call: SearchShardsCall) -> dict[GroupId, Told]:
+        """Strong searches that most likely see now what their rounds will ask for, without a task for each: all begin
+        before the first is waited for. Who is not in the answer has to be read as if this had not been: no error of
+        this counts. None if somebody follows the call: then each shard's part is told by itself."""
+        node, documents = self._node, self._documents
+        owned, begun = node.ownership, dict[GroupId, _Begun]()
+        if owned is None or owned.epoch != call.epoch or call.count or documents.watch.follows():
+            return {}
+        timeout, start = call_timeout(call.freshness.timeout), node.now()
+        told: dict[GroupId, Told] = {}
+        self._reads.reading += 1
+        try:
+            for one in call.shards:
+                with contextlib.suppress(NeedleError):
+                    one_begun = self._begin(call, one, owned.claim(one.group - 1), timeout)
+                    if one_begun is not None:
+                        begun[one.group] = one_begun
+            for group, (_, _, confirmed, found) in begun.items():
+                with contextlib.suppress(NeedleError):
+                    batch, index = await found, await confirmed
+                    if batch.applied_index >= index:
+                        shard = SearchedShard(owned.fingerprint(group - 1), batch.applied_index)
+                        told[group] = shard, [of_shard(group - 1, self._reads.told(batch))]
+        finally:
+            self._reads.reading -= 1
+            for hosted, request, confirmed, found in begun.values():
+                if not found.done():
+                    hosted.batcher.forget(request.collection, found)
+                forget((confirmed, found))  # whoever is asked again says why
+        if node.ownership is not owned:
+            return {}
+        for group in [group for group in told if documents.lacks(group)]:
+            del told[group]
+        seconds = node.now() - start
+        for group in told:
+            hosted, request, _, _ = begun[group]
+            hosted.calls.searched(node.now())
+            hosted.recall.saw(call.request)
+            node.observe("shard_search", seconds, None)
+        return told
+
+    def _begin(self, call: SearchShardsCall, one: AskedShard, claim: Claim, timeout: float) -> _Begun | None:
+        """None for a shard that must be waited for first. Raises what `Host.begin_read` and the batcher do."""
+        hosted = self._node.groups.get(one.group)
+        fresh = Freshness(call.freshness.mode, max(one.min_index, claim.since))
+        if hosted is None or not self._reads.may_search_early(one.group, fresh):
+            return None
+        request = msgspec.structs.replace(call.request, claim=claim)
+        confirmed = self._node.host.begin_read(one.group, timeout)
+        try:
+            return hosted, request, confirmed, hosted.batcher.begin(request, timeout)
+        except NeedleError:
+            confirmed.cancel()
+            raise
+
+    async def _of_shard(self, call: SearchShardsCall, asked: AskedShard, seconds: float, key: str) -> Told:
         """What one shard says of itself, and its hits for each vector; [] if it was not searched."""
-        fresh = Freshness(call.freshness.mode, min_index, call.freshness.max_staleness, call.freshness.timeout)
+        group = asked.group
+        fresh = Freshness(call.freshness.mode, asked.min_index, call.freshness.max_staleness, seconds)
         one: Any = SearchCall(group, call.request, fresh, call.epoch)
         run: Any = self._reads.search
         if call.count:
