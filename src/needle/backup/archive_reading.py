@@ -18,6 +18,7 @@ from needle.backup.archive_format import (
     CATALOG,
     HEAD,
     LOG,
+    TARGET,
     Base,
     Catalog,
     Chunk,
@@ -32,7 +33,7 @@ from needle.base.instants import rfc3339
 from needle.protocol.archive_calls import LoggedEntry
 
 _OURS: Final = re.compile(
-    rf"{ARCHIVES}[0-9a-f]+/({HEAD}|[0-9a-f]{{16}}{re.escape(CATALOG)}"
+    rf"{ARCHIVES}[0-9a-f]+/({HEAD}|{TARGET}|[0-9a-f]{{16}}{re.escape(CATALOG)}"
     rf"|[0-9]+/[0-9a-f]{{16}}({re.escape(BASE)}|-[0-9a-f]{{16}}{re.escape(LOG)}))"
 )
 
@@ -131,6 +132,14 @@ def read_head(store: Store, founding: int) -> Head:
     name = f"{directory(founding)}{HEAD}"
     data = store.get(name)
     return Head(shards={}, at=0) if data is None else decode(name, data, Head)
+
+
+def target_name(store: Store, founding: int, made: str) -> str:
+    """What the target is called; `made` if it has no name yet."""
+    name = f"{directory(founding)}{TARGET}"
+    if store.get(name) is None:
+        store.put(name, made.encode())
+    return (store.get(name) or made.encode()).decode("ascii", "replace")
 
 
 def chosen(store: Store, founding: int | None) -> int:
@@ -257,6 +266,7 @@ def list_archives(store: Store) -> list[Archived]:
             gaps.append(error.message)
         for shard in serving:
             gaps += (gap for gap, _ in gaps_of(store, founding, shard))
+        gaps += retired_of(store, founding, head)
         sizes = files_of(store, directory(founding))
         until = min([head.at, *(head.shards.get(shard, (0, 0))[1] for shard in serving)])
         found.append(
@@ -270,6 +280,26 @@ def list_archives(store: Store) -> list[Archived]:
             )
         )
     return found
+
+
+def retired_of(store: Store, founding: int, head: Head) -> Iterator[str]:
+    """Which shards were retired, in words, and the instants that cannot be had for want of the end of their logs."""
+    before: set[int] = set()
+    for name in catalogs_of(store, founding):
+        try:
+            catalog = read_catalog(store, name)
+        except (CorruptBackup, UnsupportedFormat):
+            continue  # told of already, or it is older than what is shown
+        serving = {info.shard for info in catalog.topology.serving}
+        for shard in sorted(before - serving):
+            until = head.shards.get(shard, (0, 0))[1]
+            if until < catalog.at:
+                since = f"from {rfc3339(until)} to" if until else "up to"
+                yield (
+                    f"shard {shard} was retired, and the end of its log is not archived: instants {since} "
+                    f"{rfc3339(catalog.at)} are refused"
+                )
+        before = serving
 
 
 def gaps_of(store: Store, founding: int, shard: int) -> list[tuple[str, int]]:

@@ -42,6 +42,7 @@ from needle.backup.archive_reading import (
     read_catalog,
     read_chunk,
     read_head,
+    target_name,
 )
 from needle.backup.around import REAL, Around
 from needle.backup.creating import tell
@@ -98,6 +99,7 @@ class Archiver:
         self._looked = 0
         self._founding = self._expected = 0
         self._told: object = None
+        self._target = ""
         self._basing: asyncio.Task[NeedleError | None] | None = None
         self._joining = Joining(store, around)
         self.shards: dict[int, ShardArchive] = {}
@@ -140,6 +142,8 @@ class Archiver:
             for one in self.shards.values():
                 one.serves = False
             self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
+            made = f"{self._around.rng.getrandbits(64):016x}"
+            self._target = await self._around.blocking(target_name, self._store, now.founding, made)
         if now.cluster_version < STAMPED_SINCE:
             raise ClusterTooOld(
                 f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
@@ -296,7 +300,7 @@ class Archiver:
             self._client,
             archive.shard,
             LOG,
-            lambda left: calls.encode(LogCall(group, after, kept, archive.kept_until, most, left)),
+            lambda left: calls.encode(LogCall(group, after, kept, archive.kept_until, most, left, self._target)),
             CALL_SECONDS,
         )
         return calls.decode(answer, LogAnswer)

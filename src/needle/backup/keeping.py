@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from needle.backup.archive_keeping import check_archives, outdated, pieces_of_archives
+from needle.backup.archive_keeping import check_archives, outdated, pieces_of_archives, whole_archive
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
     MANIFESTS,
@@ -245,13 +245,19 @@ class Mark:
 
 
 async def prune(
-    store: Store, keep: int | None = None, *, archive_hours: float | None = None, around: Around = REAL
+    store: Store,
+    keep: int | None = None,
+    *,
+    archive_hours: float | None = None,
+    drop_archive: str | None = None,
+    around: Around = REAL,
 ) -> tuple[list[str], int]:
-    """Delete all backups but the newest `keep`, of archives what leads to no instant of the last so many hours, and
-    pieces that nothing names: ids, and how many files these were. None: nothing of that kind. Raises InvalidArgument
-    if there is no backup to keep, Unavailable while a backup is being made, or a state copied, CorruptBackup if a
-    manifest that stays cannot be read."""
-    if keep is None and archive_hours is None:
+    """Delete all backups but the newest `keep`, of archives what leads to no instant of the last so many hours, all of
+    the archive of a former cluster (its founding in hex), and pieces that nothing names: ids, and how many files these
+    were. None: nothing of that kind. Raises InvalidArgument if there is no backup to keep, or no such archive, or it
+    goes on; Unavailable while a backup is being made, or a state copied, CorruptBackup if a manifest that stays cannot
+    be read."""
+    if keep is None and archive_hours is None and drop_archive is None:
         raise InvalidArgument("say how many backups, or how many hours of the archive, stay", field="keep")
     if keep is not None and keep < 1:
         raise invalid("keep", keep, "1 or more")
@@ -260,17 +266,23 @@ async def prune(
     before = None if archive_hours is None else around.micros() - int(archive_hours * 3.6e9)
     if keep is not None:
         await around.blocking(newest, store)  # before there is a mark: where no backup is nothing is changed
+    if drop_archive is not None:
+        await around.blocking(whole_archive, store, drop_archive, around.micros())
     name = f"{PRUNING}{around.rng.getrandbits(64):016x}"
     async with Mark(store, name, MAKING, "a backup is being made", around) as mark:
-        done: tuple[list[str], int] = await around.blocking(_prune, store, keep, before, mark)
+        dropped = [] if drop_archive is None else await around.blocking(
+            whole_archive, store, drop_archive, around.micros()
+        )  # fmt: skip
+        done: tuple[list[str], int] = await around.blocking(_prune, store, keep, before, dropped, mark)
         return done
 
 
-def _prune(store: Store, keep: int | None, before: int | None, mark: Mark) -> tuple[list[str], int]:
+def _prune(store: Store, keep: int | None, before: int | None, dropped: list[str], mark: Mark) -> tuple[list[str], int]:
     ids = backup_ids(store)
     gone, stay = (ids[:-keep], ids[-keep:]) if keep else ([], ids)
     named = {ref.name for backup in stay for ref in read_manifest(store, backup).refs()}
     old = [] if before is None else outdated(store, before)
+    old = [*dropped, *(name for name in old if name not in set(dropped))]
     named |= pieces_of_archives(store, set(old))
     mark.own_time()
     for backup in gone:

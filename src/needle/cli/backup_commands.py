@@ -184,12 +184,17 @@ def prune(
         float | None,
         typer.Option("--archive-hours", min=0.01, help="Of archived logs stays what leads to the last so many hours."),
     ] = None,
+    drop_archive: Annotated[
+        str | None,
+        typer.Option("--drop-archive", help="Delete all that is archived of this former cluster, as list shows it."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Delete older backups, older parts of the archive, and files that nothing needs any more."""
-    if keep is None and archive_hours is None:
-        raise typer.BadParameter("give --keep, --archive-hours, or both")
-    gone, files = asyncio.run(backups.prune(backups.open_store(target), keep, archive_hours=archive_hours))
+    if keep is None and archive_hours is None and drop_archive is None:
+        raise typer.BadParameter("give --keep, --archive-hours or --drop-archive")
+    store = backups.open_store(target)
+    gone, files = asyncio.run(backups.prune(store, keep, archive_hours=archive_hours, drop_archive=drop_archive))
     if json:
         print_json({"deleted": gone, "files": files})
     else:
