@@ -184,22 +184,25 @@ class Changes(AsyncIterator[Change]):
             await self._look_for_shards(await self._calls().look(PAUSE_SECONDS))
             self._looked = loop.time()
         for shard, hold in list(self._holds.items()):
-            await self._judge(shard, hold)
+            if self._whole:
+                await self._judge(shard, hold)
+        if not self._whole:
+            return
         for shard in self._read:
             if shard not in self._polls and shard not in self._holds:
                 self._polls[shard] = loop.create_task(self._poll(shard))
-        if not self._whole:
-            return
         waiting = [*self._polls.values(), *(hold.looking for hold in self._holds.values() if not hold.looking.done())]
+        if not waiting:
+            await asyncio.sleep(PAUSE_SECONDS)
+            return
         await asyncio.wait(waiting, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         for shard, task in list(self._polls.items()):
-            if task.done():
-                del self._polls[shard]
+            if task.done() and self._polls.pop(shard, None) is task:  # not of a feed that has begun anew since
                 await self._took(shard, task)
 
     async def _poll(self, shard: int) -> ChangesAnswer | None:
-        wait = WAIT_SECONDS
-        asked = Asked(self._stored, shard, self._read[shard], self._with_vectors, wait, self._past.get(shard, 0))
+        past = self._past.get(shard, 0)
+        asked = Asked(self._stored, shard, self._read[shard], self._with_vectors, WAIT_SECONDS, past)
         return await self._calls().page(asked, self._timeout)
 
     async def _took(self, shard: int, task: asyncio.Task[ChangesAnswer | None]) -> None:

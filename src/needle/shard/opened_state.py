@@ -60,15 +60,15 @@ class Entry(Protocol):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What every state of a replica is opened with. changed: is told which collections changed; effects: what entries
-    did."""
+    """What every state of a replica is opened with. changed: is told which collections the segment keeper has to look
+    at; effects: what entries did."""
 
     disk: ReplicaDisk
     failpoint: Callable[[str], None]
     commit_rows_max: int
     segments: SegmentConfig
     field_indexes: IndexBudget
-    changed: Changed
+    changed: Changed = field(default_factory=Changed)
     effects: EffectLog = field(default_factory=EffectLog)
 
 
