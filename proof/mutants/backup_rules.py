@@ -1,4 +1,4 @@
-"""Bugs of the archive of the log, of restoring an instant (docs/adr/0076), and of index files that come along."""
+"""Bugs of the archive of the log, of restoring an instant (docs/adr/0076), and of index files in backups (0093)."""
 
 from __future__ import annotations
 

@@ -86,6 +86,13 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     at: int
 
 
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """What a target is called by nodes that keep their logs for it."""
+
+    format: int = FORMAT
+    name: str
+
+
 class Span(NamedTuple):
     """A file of entries: their first and last index."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from needle.backup.archive_format import CATALOG, HEAD, directory
+from needle.backup.archive_format import CATALOG, HEAD, TARGET, directory
 from needle.backup.archive_reading import (
     archived_shards,
     bases_of,
@@ -23,6 +23,7 @@ from needle.backup.archive_reading import (
     read_catalog,
     read_chunk,
     read_head,
+    read_target,
 )
 from needle.backup.replaying import read_block
 from needle.backup.store import Store
@@ -37,6 +38,7 @@ def check_archives(store: Store, known: dict[str, int]) -> Iterator[str]:
     for founding in clusters(store):
         for name in catalogs_of(store, founding):
             yield from _tried(known, name, read_catalog, store, name)
+        yield from _tried(known, f"{directory(founding)}{TARGET}", read_target, store, founding)
         try:
             head = read_head(store, founding).shards
         except StorageError as error:

@@ -24,8 +24,10 @@ from needle.backup.archive_format import (
     Chunk,
     Head,
     Span,
+    Target,
     decode,
     directory,
+    encode,
 )
 from needle.backup.store import Stat, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, UnsupportedFormat, invalid
@@ -134,12 +136,22 @@ def read_head(store: Store, founding: int) -> Head:
     return Head(shards={}, at=0) if data is None else decode(name, data, Head)
 
 
-def target_name(store: Store, founding: int, made: str) -> str:
-    """What the target is called; `made` if it has no name yet."""
+def read_target(store: Store, founding: int) -> str:
+    """What the target is called; "" if it has no name yet."""
     name = f"{directory(founding)}{TARGET}"
-    if store.get(name) is None:
-        store.put(name, made.encode())
-    return (store.get(name) or made.encode()).decode("ascii", "replace")
+    data = store.get(name)
+    return "" if data is None else decode(name, data, Target).name
+
+
+def target_name(store: Store, founding: int, made: str) -> str:
+    """The same; where it has no name, or a damaged one, it is `made` from now on."""
+    try:
+        if found := read_target(store, founding):
+            return found
+    except CorruptBackup:
+        pass  # nothing depends on it but for how long nodes keep their logs
+    store.put(f"{directory(founding)}{TARGET}", encode(Target(name=made)))
+    return made
 
 
 def chosen(store: Store, founding: int | None) -> int:
