@@ -9,12 +9,14 @@ import pytest
 
 from needle.base.config import SegmentConfig
 from needle.base.dtypes import DType, VectorForm
-from needle.base.errors import CorruptSegment
+from needle.base.errors import CorruptSegment, InvalidArgument
 from needle.base.model import KINDS_OF, CollectionSpec, IndexKind, IndexParams, Metric
+from needle.protocol.commands import CreateCollection, Insert, UpdateVectors
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.scoring import pair_distances, top_k
 from needle.shard.segments.sealed import SealedSegment
+from shard.replica_util import Log, open_replica
 from shard.vectors_util import clustered
 
 ROWS, WIDTH = 5000, 24
@@ -99,6 +101,20 @@ def test_growing_rows_give_the_distances_of_files(tmp_path: Path, dtype: DType) 
     assert vectors.publish(segment)
     after = vectors.view().search(queries, 10, exact=True)
     assert before[0].tobytes() == after[0].tobytes() and before[1].tobytes() == after[1].tobytes()
+
+
+def test_a_command_of_another_type_is_refused(tmp_path: Path) -> None:
+    """As many bytes: 4 float16, or 8 int8."""
+    replica, log = open_replica(tmp_path), Log()
+    log.add(CreateCollection(CollectionSpec(name="c", dimensions=4, metric=Metric.L2, dtype=DType.FLOAT16)))
+    row = np.array([1, 2, 3, 4], "<f2").tobytes()
+    log.add(Insert("c", ["a"], row, [b""], dtype=DType.FLOAT16))
+    log.add(Insert("c", ["b"], row, [b""], dtype=DType.INT8))
+    log.add(UpdateVectors("c", ["a"], row, dtype=DType.INT8))
+    results = replica.apply(log.entries)
+    assert [isinstance(one, InvalidArgument) for one in results] == [False, False, True, True]
+    assert replica.view.count("c") == 1
+    replica.close()
 
 
 def test_one_row_is_scored_like_many() -> None:
