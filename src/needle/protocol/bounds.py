@@ -17,6 +17,7 @@ import msgspec
 
 from needle.base.errors import Forbidden
 from needle.protocol import calls, commands
+from needle.protocol.change_calls import CHANGES
 from needle.protocol.commands import Asked, Bound, Command, OfDocuments, OpenSession
 from needle.protocol.node_calls import SEARCH_SHARDS
 from needle.protocol.peer_calls import SHARD_LEADER, TOPOLOGY, WHO
@@ -58,6 +59,7 @@ BY_METHOD: Final[dict[str, Put]] = {
     calls.FACET: _in_call,
     calls.SCAN: _in_call,
     calls.COLLECTIONS: _in_call,
+    CHANGES: _in_call,
     calls.WRITE: _in_command,
     calls.LEADER: _as_it_is,
     SHARD_LEADER: _as_it_is,

@@ -141,6 +141,10 @@ class FanOut:
         other._bound = bound
         return other
 
+    def binding(self, method: str, call: Any) -> Any:
+        """The call, for the key that this works for."""
+        return call if self._bound is None else bound_call(method, call, self._bound)
+
     def ownership(self) -> Ownership:
         """Of the newest map known. Raises StaleEpoch without one; Unavailable if the call under way names an alias that
         has another meaning now."""
@@ -285,8 +289,7 @@ class FanOut:
 
         def body(left: float) -> bytes:
             asked = Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)
-            call = make(shard, asked, owned.epoch)
-            return calls.encode(call if self._bound is None else bound_call(method, call, self._bound))
+            return calls.encode(self.binding(method, make(shard, asked, owned.epoch)))
 
         group = self._group(shard)
         if fresh.mode is _EVENTUAL:
@@ -314,7 +317,7 @@ class FanOut:
 
         async def ask(shard: int, index: int) -> Payload:
             def body(left: float) -> bytes:
-                return calls.encode(make(shard, index, Freshness(_EVENTUAL, index, 0.0, left)))
+                return calls.encode(self.binding(method, make(shard, index, Freshness(_EVENTUAL, index, 0.0, left))))
 
             data = await self._ask_any(shard, self._group(shard), method, body, timeout)
             return calls.decode(data, ReceivedAnswer).body

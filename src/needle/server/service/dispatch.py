@@ -53,8 +53,23 @@ from needle.protocol.calls import (
     StepDownCall,
     WriteCall,
 )
+from needle.protocol.change_calls import CHANGES, ChangesCall
 from needle.protocol.command_bounds import check_lists
 from needle.protocol.commands import Bound
+from needle.protocol.index_file_calls import (
+    INDEX_ADOPT,
+    INDEX_BYTES,
+    INDEX_FILES,
+    INDEX_HASHES,
+    INDEX_HOLD,
+    INDEX_PUT,
+    IndexAdoptCall,
+    IndexBytesCall,
+    IndexFilesCall,
+    IndexHashesCall,
+    IndexHoldCall,
+    IndexPutCall,
+)
 from needle.protocol.node_calls import SEARCH_SHARDS, SearchShardsCall
 from needle.protocol.peer_calls import (
     CATALOG,
@@ -84,6 +99,7 @@ from needle.server.service.archiving import Archiving
 from needle.server.service.audited import Audited
 from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
+from needle.server.service.index_files import IndexFiles
 from needle.server.service.methods import NEEDS, OPENLY, documents_of, judge_call, numbers_its_own, told
 from needle.server.service.node_searches import NodeSearches
 from needle.server.service.operations import Operations
@@ -98,7 +114,7 @@ ROUTED = frozenset({
     calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.FACET, calls.SCAN
 })  # fmt: skip
 """Calls about documents: they may name the epoch of a shard map."""
-COUNTED = ROUTED | {SEARCH_SHARDS}
+COUNTED = ROUTED | {SEARCH_SHARDS, CHANGES}
 """What a key's rates bound."""
 DROPPABLE = frozenset({*COUNTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
@@ -119,6 +135,7 @@ class Service:
         self.node_searches = NodeSearches(node, self.documents, self.reads)
         self.proxy = proxy = Proxy(node, node.ports.rng, self._judge)
         operations, catalog, archiving = Operations(node), CatalogCalls(node), Archiving(node)
+        index_files = IndexFiles(node)
         self.probing = probing = Probing(node)
         self._methods: dict[str, tuple[Any, Run]] = {
             calls.WRITE: (WriteCall, proxy.write),
@@ -130,6 +147,7 @@ class Service:
             calls.COUNT: (CountCall, proxy.count),
             calls.FACET: (FacetCall, proxy.facet),
             calls.SCAN: (ScanCall, proxy.scan),
+            CHANGES: (ChangesCall, self.documents.changes),
             calls.LEADER: (GroupCall, operations.itself),
             calls.STATUS: (StatusCall, operations.status),
             calls.DIGEST: (GroupCall, operations.digest),
@@ -159,6 +177,12 @@ class Service:
             LOG: (LogCall, archiving.log),
             IMAGE: (ImageCall, archiving.image),
             IMAGE_CHUNK: (ImageChunkCall, archiving.image_chunk),
+            INDEX_FILES: (IndexFilesCall, index_files.files),
+            INDEX_BYTES: (IndexBytesCall, index_files.part),
+            INDEX_HASHES: (IndexHashesCall, index_files.hashes),
+            INDEX_HOLD: (IndexHoldCall, index_files.hold),
+            INDEX_PUT: (IndexPutCall, index_files.put),
+            INDEX_ADOPT: (IndexAdoptCall, index_files.adopt),
             **rebalancing.methods(node.coordinator),
         }
         ports = node.ports

@@ -16,6 +16,15 @@ from needle.protocol import calls, commands
 from needle.protocol.archive_calls import BACKED_UP, IMAGE, IMAGE_CHUNK, LOG
 from needle.protocol.bounds import renamed
 from needle.protocol.calls import CollectionsAnswer
+from needle.protocol.change_calls import CHANGES
+from needle.protocol.index_file_calls import (
+    INDEX_ADOPT,
+    INDEX_BYTES,
+    INDEX_FILES,
+    INDEX_HASHES,
+    INDEX_HOLD,
+    INDEX_PUT,
+)
 from needle.protocol.node_calls import SEARCH_SHARDS
 from needle.protocol.peer_calls import (
     CATALOG,
@@ -77,6 +86,7 @@ NEEDS: Final[dict[str, Needs]] = {
     calls.FACET: Needs(READER, _named),
     calls.SCAN: Needs(READER, _named),
     calls.COLLECTIONS: Needs(READER, NONE),
+    CHANGES: Needs(READER, _named),
     calls.LEADER: Needs(READER, NONE),
     SHARD_LEADER: Needs(READER, NONE),
     TOPOLOGY: Needs(READER, NONE),
@@ -92,6 +102,12 @@ NEEDS: Final[dict[str, Needs]] = {
     LOG: Needs(ADMIN, ALL),
     IMAGE: Needs(ADMIN, ALL),
     IMAGE_CHUNK: Needs(ADMIN, ALL),
+    INDEX_FILES: Needs(READER, ALL),
+    INDEX_BYTES: Needs(READER, ALL),
+    INDEX_HASHES: Needs(READER, ALL),
+    INDEX_HOLD: Needs(ADMIN, ALL),
+    INDEX_PUT: Needs(ADMIN, ALL),
+    INDEX_ADOPT: Needs(ADMIN, ALL),
     calls.STEP_DOWN: Needs(ADMIN, ALL),
     calls.FORCE_ELECTION: Needs(ADMIN, ALL),
     calls.MAINTENANCE: Needs(ADMIN, ALL),

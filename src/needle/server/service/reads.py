@@ -73,7 +73,7 @@ class Reads:
         self._host = node.host
         self.reading = 0
 
-    async def _fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
+    async def fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
         """Wait until this replica may answer a read of that freshness."""
         hosted, host, waiting = self._node.hosted(group), self._host, Stopwatch(self._node.now)
         timeout = call_timeout(fresh.timeout)
@@ -111,7 +111,7 @@ class Reads:
             if self.may_search_early(call.group, call.freshness):
                 found = await self._search_early(call, request)
             else:
-                hosted = await self._fresh(call.group, call.freshness)
+                hosted = await self.fresh(call.group, call.freshness)
                 found = await self._search(hosted, request, deadline - loop.time())
             if (answered := self._node.groups.get(call.group)) is not None:
                 answered.recall.saw(call.request)
@@ -142,7 +142,7 @@ class Reads:
         width, found, size = len(request.vector) // count, list[HitBatch](), 0
         self.reading += 1
         try:
-            hosted = await self._fresh(call.group, call.freshness)
+            hosted = await self.fresh(call.group, call.freshness)
             search = hosted.batcher.search
             for start in range(0, count, QUERIES_AT_ONCE):
                 places = range(start, min(start + QUERIES_AT_ONCE, count))
@@ -203,7 +203,7 @@ class Reads:
         deadline = loop.time() + call_timeout(call.freshness.timeout)
         self.reading += 1
         try:
-            hosted = await self._fresh(call.group, call.freshness)
+            hosted = await self.fresh(call.group, call.freshness)
             applied = self._host.applied_index(call.group)
 
             def read() -> DocumentBatch:
@@ -289,7 +289,7 @@ class Reads:
 
         self.reading += 1
         try:
-            hosted = await self._fresh(group, freshness)
+            hosted = await self.fresh(group, freshness)
 
             def run() -> Any:
                 go_on()
@@ -325,7 +325,7 @@ class Reads:
         if call.bound:
             answer: CollectionsAnswer = await self._counted(call, claim)
             return answer
-        hosted = await self._fresh(call.group, call.freshness)
+        hosted = await self.fresh(call.group, call.freshness)
         applied = self._host.applied_index(call.group)
         if call.sizes:
             sizes = await self._node.blocking(hosted.replica.sizes, claim, call.only)
