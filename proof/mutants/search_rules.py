@@ -375,7 +375,7 @@ MUTANTS = (
         breaks="an eventual read with a session answers from before the session's own writes",
         edits=(
             Edit(
-                "server.service.reads:Reads._fresh",
+                "server.service.reads:Reads.fresh",
                 "if fresh.min_index > host.applied_index(group):",
                 "if fresh.min_index < 0:",
             ),

@@ -67,12 +67,13 @@ async def client(module_path: Path) -> AsyncIterator[Client]:
 def between(
     client: Client, change: Callable[[Call, str, str, bytes], Awaitable[Any]] | None = None
 ) -> Iterator[list[str]]:
-    """The methods that a client asks for; change: what answers in place of the network."""
+    """The searches that a client asks for, by their methods; change: what answers in place of the network."""
     caller: Any = client._caller
     real, asked = caller.call, list[str]()
 
     async def call(address: str, method: str, body: Any, timeout: float, **more: Any) -> Any:
-        asked.append(method)
+        if method in (calls.SEARCH, calls.SEARCH_MANY, SEARCH_SHARDS):
+            asked.append(method)
 
         async def send(as_body: Any = body) -> Any:
             return await real(address, method, as_body, timeout, **more)

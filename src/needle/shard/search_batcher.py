@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 
 from needle.base.errors import DeadlineExceeded, NeedleError, Overloaded
 from needle.base.model import HitBatch, SearchRequest
-from needle.base.runtime import Pool
 from needle.shard.fields.builders import SearchAnswer
+from needle.shard.joined_calls import Calls
 
 Wanted = Callable[[int], bool]
 """Whether somebody still waits for the answer to the search at this place of the batch. Called in any thread."""
@@ -48,7 +48,7 @@ class SearchBatcher:
     def __init__(
         self,
         search_many: SearchMany,
-        pool: Pool,
+        pool: Calls,
         *,
         batch_max: int = 16,
         in_flight_max: int = 2,
