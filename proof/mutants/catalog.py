@@ -23,6 +23,7 @@ from proof.mutants import (
     request_rules,
     search_rules,
     shard_rules,
+    share_rules,
     snapshot_rules,
     tenant_rules,
     version_rules,
@@ -55,6 +56,7 @@ MUTANTS: dict[str, Mutant] = {
         backup_rules,
         tenant_rules,
         version_rules,
+        share_rules,
     )
     for mutant in rules.MUTANTS
 }

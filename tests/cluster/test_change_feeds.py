@@ -65,12 +65,13 @@ async def _some(feed: Changes, count: int) -> list[Change]:
         return [await anext(feed) for _ in range(count)]
 
 
-async def test_each_change_is_told_once_and_a_token_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+async def test_each_change_is_told_once_and_a_token_goes_on(tmp_path: Path, dtype: str) -> None:
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         await processes.create(2, 3)
         async with processes.connect() as client, processes.connect() as other:
             await healthy(client)
-            await client.create_collection("default", dimensions=2, metric="l2")
+            await client.create_collection("default", dimensions=2, metric="l2", dtype=dtype)
             async with client.changes() as feed:
                 first = await client.insert("a", [1, 2], {"n": 1})
                 await client.patch("a", set={"n": 2})

@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from needle.base.access import Role
+from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
@@ -437,6 +438,7 @@ class SyncClient:
         index: IndexParams | str | None = ...,
         ttl: Any = ...,
         model: str | None = ...,
+        dtype: DType | str | None = ...,
         like: str | None = ...,
         if_absent: bool = ...,
         timeout: Seconds = ...,

@@ -14,11 +14,11 @@ from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments
 from needle.base.filters.nodes import Node, evaluate
 from needle.shard.documents.metadata_rows import decode_metadata
-from needle.shard.documents.records import StoredDocument
+from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.effects import ABSENT, DELETED, OWNED, WRITTEN, Effect, EffectLog, Position
 from needle.shard.live_collection import ReplicaView
 from needle.shard.query import both
-from needle.shard.reads import not_served
+from needle.shard.reads import given, not_served
 
 INSERT, UPDATE, DELETE = "insert", "update", "delete"
 EFFECTS_MAX: Final = 10_000
@@ -82,21 +82,21 @@ def read_changes(view: ReplicaView, effects: EffectLog, wanted: Wanted, limits: 
             break
     if found and found[-1].entry >= reached.entry:  # applied since this view was taken
         reached = Position(found[-1].entry + 1)
-    return _read(view, record.id, found, wanted, Fed([], max(reached, wanted.position), owned), limits)
+    return _read(view, record, found, wanted, Fed([], max(reached, wanted.position), owned), limits)
 
 
 def _read(
-    view: ReplicaView, collection_id: int, found: list[Effect], wanted: Wanted, all_of_it: Fed, limits: Limits
+    view: ReplicaView, record: CollectionRecord, found: list[Effect], wanted: Wanted, all_of_it: Fed, limits: Limits
 ) -> Fed | None:
     node, size, told = both(b"", wanted.bound, limits), 0, list[Told]()
-    pending = _ones([effect for effect in found if effect.collection_id == collection_id], wanted.position)
+    pending = _ones([effect for effect in found if effect.collection_id == record.id], wanted.position)
     reached = wanted.position
     try:
         while True:
             part = [one for _, one in zip(range(min(CHUNK, wanted.limit - len(told))), pending, strict=False)]
             if not part:
                 return Fed(told, all_of_it.reached, all_of_it.owned)
-            documents = _documents(view, collection_id, part, wanted.with_vectors)
+            documents = _documents(view, record, part, wanted.with_vectors)
             if documents is None:
                 return None
             for one in part:
@@ -125,15 +125,17 @@ def _ones(effects: list[Effect], position: Position) -> Iterator[_One]:
 
 
 def _documents(
-    view: ReplicaView, collection_id: int, part: list[_One], vectors: bool
+    view: ReplicaView, record: CollectionRecord, part: list[_One], vectors: bool
 ) -> dict[int, StoredDocument] | None:
     """The rows that these changes name, by ordinal; None if some are gone."""
     new = [one.new for one in part if one.new != ABSENT]
     olds = [one.old for one in part if one.old != ABSENT]
-    found = view.store.by_ordinal(collection_id, olds, metadata=True, vectors=False)
-    found.update(view.store.by_ordinal(collection_id, new, metadata=True, vectors=vectors))
+    found = view.store.by_ordinal(record.id, olds, metadata=True, vectors=False)
+    found.update(view.store.by_ordinal(record.id, new, metadata=True, vectors=vectors))
     if any(ordinal not in found for ordinal in [*new, *olds]) or (vectors and any(not found[at].vector for at in new)):
         return None
+    if vectors:
+        found.update(zip(new, given(record, [found[at] for at in new]), strict=True))
     return found
 
 

@@ -34,6 +34,7 @@ from needle.routing.topology import Ownership, Topology, public_name
 from needle.rpc.promise import Promise
 from needle.server.chores.expiry import timed
 from needle.server.replica import HostedReplica
+from needle.server.service.bulk_turns import BulkTurns
 from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
 from needle.server.service.feeding import Feeding
 from needle.server.service.reads import Reads
@@ -49,6 +50,7 @@ from needle.server.service.served import (
     judge,
     not_leader,
 )
+from needle.server.service.shares import Work
 from needle.server.service.watched import Watch, Watched
 from needle.shard.apply.once import HASH_BYTES
 
@@ -64,6 +66,7 @@ class ShardDocuments:
         self._reads = reads
         self._owners = Ownerships(node)
         self.watch = Watch(node, 0.0, None)
+        self._bulk = BulkTurns(node.now)
         self.methods: dict[str, Run] = {
             calls.WRITE: self._shard_write,
             calls.SEARCH: lambda call: self._shard_read(reads.search, call),
@@ -84,6 +87,7 @@ class ShardDocuments:
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
+        self._bulk.called(Work.SMALL_WRITE)
         hosted = self._node.groups.get(call.group)
         if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
             return None
@@ -114,6 +118,13 @@ class ShardDocuments:
 
     async def _shard_write(self, call: WriteCall) -> object:
         deadline = Deadline(self._node, call.timeout)
+        if len(call.command) <= JUDGED_BYTES_MAX:
+            self._bulk.called(Work.SMALL_WRITE)
+            return await self._execute(call, deadline)
+        async with self._bulk.turn(deadline.left()):
+            return await self._execute(call, deadline)
+
+    async def _execute(self, call: WriteCall, deadline: Deadline) -> object:
         owned = await self._owners.of(call.epoch, deadline.left())
         command = await judge(self._node, len(call.command), self._owners.checked, owned, call)
         if (request := current.get()) is not None:
@@ -185,6 +196,10 @@ class ShardDocuments:
         return MoveAnswer(found.phase, found.step, found.at, found.cursors)
 
     # --- reads -------------------------------------------------------------------------------------------------------
+    def lacks(self, group: GroupId) -> bool:
+        """Whether the shard's log says that this node must know a newer catalog before it answers for it."""
+        return self._owners.lacks(group)
+
     def _count(self, owned: Ownership, call: Any) -> None:
         hosted = self._node.groups.get(call.group)
         if hosted is None:
@@ -197,6 +212,17 @@ class ShardDocuments:
             hosted.calls.searched(self._node.now())
 
     async def _shard_read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> Body:
+        owned, answer = await self.read(run, call)
+        encoding = Stopwatch(self._node.now)
+        body = await encoded(self._node, answer)
+        encoding.stop("encode")
+        return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
+
+    async def read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> tuple[Ownership, Any]:
+        """What `run` answers to a call that names the epoch of a map; and the map, which did not change meanwhile.
+        Raises StaleEpoch for another one, and what `run` does."""
+        if not isinstance(call, ScanCall):  # who reads everything is in no hurry
+            self._bulk.called(Work.SEARCH)
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch:
             owned = await self._owners.of(call.epoch)
@@ -220,10 +246,7 @@ class ShardDocuments:
         after = self._node.ownership
         if after is not owned and (after is None or after.map != owned.map):
             raise self._owners.stale("the shard map changed during the read", after or owned)
-        encoding = Stopwatch(self._node.now)
-        body = await encoded(self._node, answer)
-        encoding.stop("encode")
-        return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
+        return owned, answer
 
     # --- consistent scans --------------------------------------------------------------------------------------------
     async def _scan(self, call: ScanCall) -> Body:

@@ -22,6 +22,7 @@ from needle.protocol import calls, commands
 from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, SearchManyAnswer
 from needle.protocol.change_calls import ChangesAnswer
 from needle.protocol.move_commands import MOVE_COMMANDS
+from needle.protocol.node_calls import NodeHits
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
 from needle.protocol.upkeep_commands import INDEX_COMMANDS
 from needle.routing.topology import Ownership, Topology
@@ -145,7 +146,7 @@ async def encoded(node: ServedNode, answer: object) -> Body:
         told = (answer,)
     elif isinstance(answer, ScanAnswer | ChangesAnswer):
         told = (answer.documents,)
-    elif isinstance(answer, SearchManyAnswer):
+    elif isinstance(answer, SearchManyAnswer | NodeHits):
         told = answer.batches
     rows = counted or sum([len(one.ids) for one in told])
     if rows >= LARGE_ROWS or sum(map(calls.batch_bytes, told)) >= LARGE_BYTES:

@@ -18,7 +18,7 @@ from needle.base.errors import CollectionNotFound, Internal, InvalidArgument
 from needle.base.model import CollectionSpec, IndexParams
 from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors, inner, is_by_id
 from needle.shard.apply.before import Collections, Find, Stored
-from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
+from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
 from needle.shard.apply.sessions import SessionTable
 from needle.shard.catalog_known import encode_known
@@ -189,7 +189,7 @@ class Batch:
         if not ids:
             return 0
         record, refs, existed = change.record, change.refs, 0
-        width, ordinal, total = record.spec.dimensions * FLOAT_BYTES, record.next_ordinal, record.total
+        width, ordinal, total = record.spec.vector_bytes, record.next_ordinal, record.total
         base, vectors = row_id(record.id, 0), block if len(ids) == 1 else memoryview(block)
         olds: list[DocRef | None] = []
         for at, id_ in enumerate(ids):

@@ -31,7 +31,6 @@ from needle.protocol.move_commands import (
 from needle.shard import effects
 from needle.shard.apply.batch import Batch, check_room
 from needle.shard.apply.before import Member
-from needle.shard.apply.changes import FLOAT_BYTES
 from needle.shard.apply.holdings import (
     DISCARDING,
     ENDED,
@@ -213,7 +212,7 @@ def _delete_hidden(batch: Batch, move: int, limit: int) -> int:
 def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> WriteResult:
     _check_open(transfer, command.step)
     record = batch.record(command.collection)
-    width = record.spec.dimensions * FLOAT_BYTES
+    width = record.spec.vector_bytes
     count = len(command.ids)
     if not len(command.versions) == len(command.metadata) == count or len(command.vectors) != count * width:
         raise invalid("ids", f"{count} ids", "versions, metadata and vectors for each")
