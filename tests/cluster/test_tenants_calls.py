@@ -145,3 +145,35 @@ async def test_a_large_part_is_refused_by_whoever_does_not_cut_it(
     with pytest.raises(NeedleError, match="at most 1000 in a write"):
         await world.a.insert_batch(**rows)
     assert world.a.topology().keys[0].digest == b""
+
+
+async def test_later_pages_of_a_consistent_scan_are_bound_too(world: World, filled: dict[str, Any]) -> None:
+    """A node reads them at pins, not by the map: on the way on which it once left the key's filter out."""
+    found, cursor = [], None
+    while True:
+        body = {"limit": 2, "cursor": cursor} if cursor else {"limit": 2, "consistent": True}
+        status, answer = await ask(world, 0, "POST", f"{C}/scan", body)
+        assert status == 200
+        page = json.loads(answer)
+        found += [one["id"] for one in page["documents"]]
+        cursor = page.get("cursor")
+        if cursor is None:
+            break
+    assert found == MINE
+
+
+async def test_a_feed_tells_a_key_of_its_own_documents_only(world: World, filled: dict[str, Any]) -> None:
+    async with world.a.changes() as feed:
+        await world.b.insert("b0", V, {"tenant": "b", "n": 7})
+        await world.admin.patch("b1", set={"tenant": "a"})
+        await world.admin.patch("b1", set={"tenant": "b"})
+        await world.b.delete("b1")
+        await world.a.insert("a9", V, {"tenant": "a"})
+        async with asyncio.timeout(30):
+            told = [await anext(feed) for _ in range(3)]
+        kinds = sorted((one.kind, one.id) for one in told)
+        assert kinds == [("delete", "b1"), ("insert", "a9"), ("insert", "b1")]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(feed), 0.3)
+    async with world.a.changes(since="start") as feed, asyncio.timeout(30):
+        assert [(await anext(feed)).id for _ in range(7)] == ["", *sorted([*MINE, "a9"])]

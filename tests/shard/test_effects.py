@@ -179,6 +179,20 @@ def test_a_move_that_may_have_lost_a_document_cuts_what_was_before() -> None:
     assert [one.entry for one in found] == [7, 8]
 
 
+def test_who_waits_hears_of_its_collection_and_of_moves_only() -> None:
+    effects, heard = EffectLog(), list[int]()
+    ends = [effects.listen(collection, lambda of=collection: heard.append(of)) for collection in (1, 2)]  # type: ignore[misc]
+    effects.add([Effect(5, WRITTEN, 1, 5, 0, (ABSENT,))])
+    assert heard == [1]
+    effects.add([Effect(6, WRITTEN, 3, 6, 0, (ABSENT,))])
+    assert heard == [1]
+    effects.add([Effect(7, OWNED, first=3)])
+    assert heard == [1, 1, 2]
+    ends[0]()
+    effects.add([Effect(8, WRITTEN, 1, 8, 1, (ABSENT,)), Effect(9, WRITTEN, 2, 9, 0, (ABSENT,))])
+    assert heard == [1, 1, 2, 2]
+
+
 def test_what_is_remembered_has_a_bound_and_entries_stay_whole() -> None:
     effects = EffectLog(memory_max=1000)
     for entry in range(1, 50):

@@ -74,7 +74,7 @@ class EffectLog:
         self._bytes = self._dead = 0
         self._start = 1
         self._doubtful = False
-        self._told: dict[object, Callable[[], None]] = {}
+        self._told: dict[int, dict[object, Callable[[], None]]] = {}
 
     @property
     def start(self) -> int:
@@ -105,9 +105,17 @@ class EffectLog:
                     self._doubtful = False
             while self._bytes > self._memory_max:
                 self._cut(self._gone + 1)
-            told = list(self._told.values())
+            told = self._hearing(effects)
         for tell in told:
             tell()
+
+    def _hearing(self, effects: Sequence[Effect]) -> list[Callable[[], None]]:
+        """Who hears of these: of a collection's, those who read that; of a move's, everybody."""
+        if not self._told:
+            return []
+        all_of_them = any(effect.kind in (RELEASED, OWNED) for effect in effects)
+        about = self._told.keys() if all_of_them else {effect.collection_id for effect in effects} & self._told.keys()
+        return [tell for collection_id in about for tell in self._told[collection_id].values()]
 
     def _cut(self, end: int) -> None:
         """Forget the effects before `end`, and the others of the last one's entry."""
@@ -162,14 +170,18 @@ class EffectLog:
             return None
         return next((one.entry for one in found if one.kind == RELEASED and one.first == move), 0)
 
-    def listen(self, tell: Callable[[], None]) -> Callable[[], None]:
-        """Call it, from any thread, whenever effects were added. Returns what ends that."""
+    def listen(self, collection_id: int, tell: Callable[[], None]) -> Callable[[], None]:
+        """Call it, from any thread, whenever effects of the collection were added, or of a move. Returns what ends
+        that."""
         key = object()
         with self._lock:
-            self._told[key] = tell
+            self._told.setdefault(collection_id, {})[key] = tell
 
         def end() -> None:
             with self._lock:
-                self._told.pop(key, None)
+                here = self._told[collection_id]
+                del here[key]
+                if not here:
+                    del self._told[collection_id]
 
         return end

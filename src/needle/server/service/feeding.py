@@ -63,7 +63,8 @@ class Feeding:
             with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
                 loop.call_soon_threadsafe(news.set)
 
-        stop = hosted.replica.effects.listen(tell)  # before it is looked: what is added from then on is heard
+        about = hosted.replica.view.collection(call.collection).record.id
+        stop = hosted.replica.effects.listen(about, tell)  # before it is looked: what is added from then on is heard
         try:
             while True:
                 news.clear()
