@@ -219,4 +219,18 @@ MUTANTS = (
         edits=(Edit("shard.apply.execute:runs", "in ALONE:", "in ALONE - {Compare}:"),),
         tests=("tests/server/test_comparing.py::test_a_replica_keeps_a_few_notes_and_each_of_its_own_entry",),
     ),
+    Mutant(
+        name="closed-under-a-reader",
+        breaks="a shard that is given up while cancelled work still reads in its thread ends the node",
+        edits=(
+            Edit(
+                "shard.documents.read_connections:ReadConnections._idle_one",
+                "connection = connect(self._path)",
+                "connection = connect(self._path); self._idle.append(connection)",
+            ),
+        ),
+        tests=(
+            "tests/shard/test_read_connections.py::test_a_connection_that_a_thread_reads_by_is_closed_once_it_has_read",
+        ),
+    ),
 )

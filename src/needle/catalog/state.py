@@ -219,7 +219,10 @@ def _of_moves(
 
 def _start_rebalance(now: Topology, index: int, command: StartRebalance) -> Changed:
     need_cluster(now)
-    return done(_replace(now, rebalance=rebalances.started(now, index, command)), index)
+    job = rebalances.started(now, index, command)
+    if command.empty:
+        now, _ = nodes.drain(now, index, DrainNode(command.empty, True))
+    return done(_replace(now, rebalance=job), index)
 
 
 def _ask_rebalance(now: Topology, index: int, command: AskRebalance) -> Changed:

@@ -276,14 +276,22 @@ class FinishMove(Versioned, frozen=True, tag="finish"):
     move: int
 
 
+EMPTIES = 5
+"""The cluster's version from which on one entry has a node emptied and begins that."""
+
+
 class StartRebalance(Versioned, frozen=True, tag="rebalance"):
     """Have the catalog's leader move what must move until the cluster is as wished; refused while another rebalance is
     not over. The answer's version is its id. healing: the cluster does it by itself, for the nodes that the wish takes
-    for lost; refused if one of them holds nothing (any more) or is in maintenance."""
+    for lost; refused if one of them holds nothing (any more) or is in maintenance. empty: a node that is to be emptied
+    from now on, as by DrainNode; "" for none."""
+
+    NEWER: ClassVar[dict[str, int]] = {"empty": EMPTIES}
 
     wish: Wish
     config: RebalanceConfig
     healing: bool = False
+    empty: NodeId = ""
 
 
 class AskRebalance(Versioned, frozen=True, tag="ask-rebalance"):

@@ -24,15 +24,16 @@ class ReadConnections:
         self._path = path
         self._on_damage = on_damage
         self._idle: list[apsw.Connection] = []
-        self._all: list[apsw.Connection] = []
+        self._closed = False
         self._guard = threading.Lock()
 
     def close(self) -> None:
-        """Close every one."""
+        """Close those that nobody uses, and each of the others as soon as its thread has read: work that was cancelled
+        still ends what it does in its thread, and a connection cannot be closed under it."""
         with self._guard, disk_errors(self._path):
-            for connection in self._all:
+            self._closed = True
+            for connection in self._idle:
                 connection.close()
-            self._all.clear()
             self._idle.clear()
 
     @contextmanager
@@ -54,8 +55,6 @@ class ReadConnections:
                 connection = connect(self._path)
                 connection.execute("PRAGMA query_only=1")
                 connection.execute("PRAGMA cache_size=-8192")
-                with self._guard:
-                    self._all.append(connection)
             try:
                 with disk_errors(self._path, connection):
                     yield connection
@@ -63,4 +62,7 @@ class ReadConnections:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 with self._guard:
-                    self._idle.append(connection)
+                    if self._closed:
+                        connection.close()
+                    else:
+                        self._idle.append(connection)
