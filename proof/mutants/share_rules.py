@@ -1,9 +1,11 @@
-"""Bugs of how a node's time is shared between the calls of many and large writes (docs/adr/0097)."""
+"""Bugs of how a node's time is shared between the calls of many and large writes, and of what searches beside writers
+read from memory (docs/adr/0097)."""
 
 from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
+_WRITER = "tests/shard/test_document_writer.py::"
 _TURNS = "tests/server/test_bulk_turns.py::"
 
 MUTANTS = (
@@ -30,5 +32,17 @@ MUTANTS = (
         breaks="after one large write all others wait for a second, as if it never ended",
         edits=(Edit("server.service.bulk_turns:BulkTurns.turn", "self._lock.release()", "pass"),),
         tests=(_TURNS + "test_beside_searches_they_are_executed_one_at_a_time_and_have_the_share_of_their_weight",),
+    ),
+    Mutant(
+        name="newest-of-another-collection",
+        breaks="a hit among the documents that wait for their commit has the id of a document of another collection",
+        edits=(Edit("shard.documents.writer:DocumentWriter.newest", "row_id(collection_id, 0)", "row_id(1, 0)"),),
+        tests=(_WRITER + "test_ids_and_metadata_of_what_waits_need_no_commit",),
+    ),
+    Mutant(
+        name="newest-after-a-failed-commit",
+        breaks="searches go on answering from memory though the commit of what they found has failed for good",
+        edits=(Edit("shard.documents.writer:DocumentWriter.newest", " or self._failed is not None", ""),),
+        tests=(_WRITER + "test_after_a_failed_commit_nothing_is_read_from_memory",),
     ),
 )

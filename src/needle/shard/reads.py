@@ -157,7 +157,7 @@ class Reads:
         if (
             held is None
             or asks
-            or view.store.writer.waits
+            or view.store.writer.hides
             or sum(chunk.rows for chunk in held.vectors.growing.chunks) > SHORT_GROWING
         ):
             return False

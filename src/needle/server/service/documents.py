@@ -66,7 +66,7 @@ class ShardDocuments:
         self._reads = reads
         self._owners = Ownerships(node)
         self.watch = Watch(node, 0.0, None)
-        self._bulk = BulkTurns(node.now)
+        self.bulk = BulkTurns(node.now)
         self.methods: dict[str, Run] = {
             calls.WRITE: self._shard_write,
             calls.SEARCH: lambda call: self._shard_read(reads.search, call),
@@ -87,7 +87,7 @@ class ShardDocuments:
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
-        self._bulk.called(Work.SMALL_WRITE)
+        self.bulk.called(Work.SMALL_WRITE)
         hosted = self._node.groups.get(call.group)
         if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
             return None
@@ -119,9 +119,9 @@ class ShardDocuments:
     async def _shard_write(self, call: WriteCall) -> object:
         deadline = Deadline(self._node, call.timeout)
         if len(call.command) <= JUDGED_BYTES_MAX:
-            self._bulk.called(Work.SMALL_WRITE)
+            self.bulk.called(Work.SMALL_WRITE)
             return await self._execute(call, deadline)
-        async with self._bulk.turn(deadline.left()):
+        async with self.bulk.turn(deadline.left()):
             return await self._execute(call, deadline)
 
     async def _execute(self, call: WriteCall, deadline: Deadline) -> object:
@@ -222,7 +222,7 @@ class ShardDocuments:
         """What `run` answers to a call that names the epoch of a map; and the map, which did not change meanwhile.
         Raises StaleEpoch for another one, and what `run` does."""
         if not isinstance(call, ScanCall):  # who reads everything is in no hurry
-            self._bulk.called(Work.SEARCH)
+            self.bulk.called(Work.SEARCH)
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch:
             owned = await self._owners.of(call.epoch)

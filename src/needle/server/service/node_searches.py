@@ -27,6 +27,7 @@ from needle.server.replica import HostedReplica
 from needle.server.service.documents import ShardDocuments
 from needle.server.service.reads import MANY_BYTES_MAX, Reads
 from needle.server.service.served import LARGE_ROWS, ServedNode, add_address, call_timeout, encoded
+from needle.server.service.shares import Work
 
 Told = tuple[SearchedShard, list[HitBatch]]
 _Begun = tuple[HostedReplica, SearchRequest, "asyncio.Future[int]", "asyncio.Future[HitBatch]"]
@@ -43,6 +44,7 @@ class NodeSearches:
     async def search(self, call: SearchShardsCall, key: str = "") -> Body:
         """key: the name of the caller's API key. Raises InvalidArgument for what no shard could answer."""
         _check(call)
+        self._documents.bulk.called(Work.SEARCH)
         loop, start = asyncio.get_running_loop(), self._node.now()
         early = await self._early(call)
         seconds = call.freshness.timeout - (self._node.now() - start)

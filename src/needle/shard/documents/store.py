@@ -3,7 +3,7 @@
 This is the read side; writer.py writes, and may let batches of log entries wait in memory. Invariants:
 - A transaction takes whole batches of log entries, with the applied index, term and configuration inside it. So the
   file always holds exactly the state after some applied index.
-- Reads see every batch written before them: what waits is committed first.
+- Reads see every batch written before them: what waits is committed first, or read where it waits.
 - A row of `documents` and `vectors` never changes once written. A superseded or deleted document leaves `ids` in its
   batch; its row is named in `graves` and deleted later (`purge`). Ordinals whose id does not point at them are dead.
 - A change of metadata is a new row of `documents`, which names the row of `vectors` that the document keeps.
@@ -151,15 +151,17 @@ class DocumentStore:
     ) -> dict[int, StoredDocument]:
         """Rows by ordinal, dead ones included until they are purged.
 
-        Ids and versions alone mostly come from memory.
+        Ids and versions alone mostly come from memory, as does all but the vectors of what waits for its commit.
         """
-        if metadata or vectors:
-            return self._by_ordinal(collection_id, ordinals, metadata=metadata, vectors=vectors)
-        found = self._names.find(collection_id, ordinals)
+        if vectors:
+            return self._by_ordinal(collection_id, ordinals, metadata=metadata, vectors=True)
+        found = {} if metadata else self._names.find(collection_id, ordinals)
+        found.update(self.writer.newest(collection_id, ordinals, metadata=metadata))
         if len(found) < len(ordinals):
             rest = [ordinal for ordinal in ordinals if ordinal not in found]
-            read = self._by_ordinal(collection_id, rest, metadata=False, vectors=False)
-            self._names.missed(collection_id, read)
+            read = self._by_ordinal(collection_id, rest, metadata=metadata, vectors=False)
+            if not metadata:
+                self._names.missed(collection_id, read)
             found.update(read)
         return found
 

@@ -6,7 +6,7 @@ each table, whatever is in it. A crash loses what waits, as a power loss loses t
 
 Invariants:
 - One commit takes whole batches, and the applied index, term and configuration behind the last of them.
-- `find` knows the batches that wait. Every other read comes after a `save` (documents.DocumentStore.reading).
+- `find` and `newest` know the batches that wait. Every other read comes after a `save` (DocumentStore.reading).
 - After a failed commit nothing is committed any more: what memory holds may not be what the file holds.
 
 It must not know what commands mean, faiss, or Raft.
@@ -32,8 +32,11 @@ from needle.shard.documents.records import (
     INDEXING,
     CollectionRecord,
     DocRef,
+    DocumentRow,
     Doomed,
+    StoredDocument,
     WriteSet,
+    row_id,
 )
 from needle.shard.documents.row_check import verify_image_file
 from needle.shard.documents.sqlite_file import open_writer
@@ -83,6 +86,8 @@ class DocumentWriter:
         self._rows_max = rows_max
         self._on_damage = on_damage
         self._waiting: WriteSet | None = None
+        self._newest: dict[int, DocumentRow] = {}
+        """The documents that wait, by row; none once a commit has found no room. Replaced when they are committed."""
         self._failed: BaseException | None = None
         self._lock = threading.Lock()
         self._wal = WalCheck(path)
@@ -119,6 +124,7 @@ class DocumentWriter:
         """Make one batch of entries part of the state. Not durable yet (module docstring). Raises StorageError."""
         with self._alone():
             self._check()
+            hides = self.hides
             if self._waiting is None:
                 self._waiting = changes
             else:
@@ -129,6 +135,8 @@ class DocumentWriter:
                     self._save()
                 except SHORTAGES as error:
                     log.error("%s: what is applied waits to be committed: %s", self.path, error)
+            elif not hides:
+                self._newest.update((row[0], row) for row in changes.documents)
 
     @property
     def waits(self) -> bool:
@@ -153,6 +161,21 @@ class DocumentWriter:
         if waiting is not None and row >= waiting.first_rows.get(collection_id, row + 1):
             self.save()
 
+    def newest(self, collection_id: int, ordinals: Sequence[int], *, metadata: bool) -> dict[int, StoredDocument]:
+        """Those of these documents that wait, and need not be committed to be read; without their vectors. Waits for
+        nothing. The others are in the file, or want `save_up_to`."""
+        newest, base = self._newest, row_id(collection_id, 0)
+        if not newest or self._failed is not None:
+            return {}
+        found = ((ordinal, newest.get(base | ordinal)) for ordinal in ordinals)
+        return {at: StoredDocument(row[1], at, row[2], row[3] if metadata else b"") for at, row in found if row}
+
+    @property
+    def hides(self) -> bool:
+        """Whether there are documents that have to be committed before anything of them is read."""
+        waiting = self._waiting
+        return waiting is not None and len(self._newest) < len(waiting.documents)
+
     def _check(self) -> None:
         if isinstance(self._failed, StorageError):
             raise self._failed
@@ -167,12 +190,13 @@ class DocumentWriter:
             with disk_errors(self.path, self._connection):
                 self._commit(self._waiting)
         except SHORTAGES:
+            self._newest = {}
             raise  # it was rolled back, and waits on: the next attempt may find room
         except BaseException as error:
             self._failed = error
             raise
         # Only now: whoever sees that nothing waits must find everything in the file.
-        self._waiting = None
+        self._waiting, self._newest = None, {}
         self._failpoint("apply-after-commit")
 
     def _commit(self, changes: WriteSet) -> None:
