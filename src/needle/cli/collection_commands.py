@@ -10,6 +10,7 @@ import typer
 import needle
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.model import INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, IndexProgress, Metric
+from needle.base.text import LANGUAGES
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 from needle.client import CollectionDescription
 from needle.client.values import check_index
@@ -98,6 +99,13 @@ def create(
             "--model", metavar="MODEL", help="Whose vectors of texts it holds, as wordllama; with --like '': none."
         ),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="FIELD", help="By which text `--keywords` finds; with --like '': none."),
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help=f"Of --text (english): {', '.join(LANGUAGES)}.")
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -109,6 +117,9 @@ def create(
     """Create an empty collection."""
     if dimensions is None and like is None and not model:
         raise typer.BadParameter("give --dimensions, a --model, or a collection to be --like")
+    if language is not None and not text:
+        raise typer.BadParameter("--language is that of a --text")
+    field = {"field": text, "language": language} if text and language else text
     said = {"m": m, "ef_construction": ef_construction, "ef_search": ef_search}
     given = {name: value for name, value in said.items() if value is not None}
 
@@ -118,7 +129,7 @@ def create(
             base = (await client.describe_collection(like)).index
         index = msgspec.structs.replace(base, **given) if given or kind else None
         await client.create_collection(
-            name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, model=model, like=like
+            name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, model=model, text=field, like=like
         )
 
     run(cluster, work)
@@ -160,6 +171,7 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ("index", _in_words(found.index)),
         *(_of_files(found.index, found.size.index) if found.size is not None else ()),
         ("model", found.model or "none"),
+        ("text", "none" if found.text is None else f"{found.text.field} ({found.text.language})"),
         ("ttl", "none" if found.ttl is None else f"{found.ttl:g} s"),
         ("documents", str(found.documents)),
         *(

@@ -69,9 +69,10 @@ def hash_of_format_3(ordinal: int, version: int, id_: str, metadata: bytes, vect
 
 @lru_cache(maxsize=SPECS_KEPT)
 def _spec_bytes(spec: CollectionSpec) -> bytes:
-    """As earlier releases had it, which know no `ttl` and no `model`: they are the catalog's; and one kind of index."""
+    """As earlier releases had it, which know no `ttl`, no `model` and no `text`: they are the catalog's; and one kind
+    of index."""
     fields = msgspec.to_builtins(spec)
-    del fields["ttl"], fields["model"]
+    del fields["ttl"], fields["model"], fields["text"]
     if spec.index.kind is IndexKind.HNSW:
         del fields["index"]["kind"]
     return msgspec.json.encode(fields)
