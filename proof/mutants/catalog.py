@@ -25,6 +25,7 @@ from proof.mutants import (
     snapshot_rules,
     tenant_rules,
     version_rules,
+    word_rules,
 )
 from proof.mutants.planting import Mutant
 
@@ -53,6 +54,7 @@ MUTANTS: dict[str, Mutant] = {
         backup_rules,
         tenant_rules,
         version_rules,
+        word_rules,
     )
     for mutant in rules.MUTANTS
 }

@@ -8,6 +8,7 @@ import pytest
 
 from needle.base.errors import InvalidArgument
 from needle.base.model import HitBatch, Metric
+from needle.base.text import Statistics, added, weights_of
 from needle.client.hybrid import RRF, candidates, check_fusion, fused
 
 
@@ -60,3 +61,13 @@ def test_how_many_candidates_there_are() -> None:
     for k, offset, pool in ((1001, 0, None), (1000, 1, None), (10, 5, 14), (10, 0, 1001), (0, 0, None)):
         with pytest.raises(InvalidArgument):
             candidates(k, offset, pool)
+
+
+def test_statistics_of_shards_are_added() -> None:
+    parts = [Statistics(4, 20, [2, 0, 1]), Statistics(0, 0, [0, 0, 0]), Statistics(6, 10, [1, 0, 6])]
+    assert added(parts) == Statistics(10, 30, [3, 0, 7])
+    weights, average = weights_of(added(parts))
+    assert average == 3.0 and weights[1] == 0.0 and weights[0] > weights[2] > 0
+    assert weights_of(Statistics(0, 0, [0])) == ([0.0], 0.0)
+    with pytest.raises(ValueError, match="different words"):
+        added([Statistics(1, 1, [1]), Statistics(1, 1, [1, 1])])

@@ -256,7 +256,7 @@ class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the vector, and of those of the keywords."""
 
     k: float = 60.0
-    weights: Annotated[list[float], Meta(min_length=2, max_length=2)] = [1.0, 1.0]
+    weights: tuple[float, float] = (1.0, 1.0)
 
 
 class HybridSearch(ReadBody, frozen=True, kw_only=True):
