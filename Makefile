@@ -161,7 +161,7 @@ integrations: build/integrations/.installed
 	for one in $(INTEGRATIONS); do \
 		(cd integrations/$$one && ../../$(INTEGRATION_BIN)/pytest --verbosity=0) || exit 1; \
 	done
-	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack|fastmcp|mcp|chromadb|qdrant|lancedb|pymilvus|milvus)'
+	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack|fastmcp|mcp|chromadb|qdrant|lancedb|pymilvus|milvus|psycopg|pixeltable)'
 
 # The site of docs/, into build/site: fails for a link or an anchor that leads nowhere. Its tools have an environment of their own.
 build/docs-venv/.installed: docs-requirements.txt

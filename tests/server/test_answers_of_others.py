@@ -38,6 +38,7 @@ from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.catalog_commands import CreateCollection, Identity, encode
 from needle.protocol.peer_calls import TOPOLOGY, CatalogCall, TopologyAnswer
+from needle.server.chores.context import ChoreContext
 from needle.server.chores.field_upkeep import FieldUpkeep
 from needle.server.replica import HostedReplica
 from needle.server.service.catalog import CatalogCalls
@@ -80,10 +81,9 @@ async def test_background_work_goes_on_whatever_the_leader_answers(answer: Told)
     hosted._host = SimpleNamespace(leader=lambda _: "node-2", is_leader=lambda _: False)  # type: ignore[assignment]
     hosted._call = Caller(lambda *_: answer).call
     await hosted._catch_up()
-    upkeep = object.__new__(FieldUpkeep)  # the same
-    upkeep._group, upkeep._host, upkeep._call = 1, hosted._host, hosted._call
-    upkeep._replica = None  # type: ignore[assignment]
-    await upkeep._learn()
+    nothing: Any = None
+    at = ChoreContext(1, nothing, hosted._host, nothing, nothing, nothing)
+    await FieldUpkeep(at, hosted._call, nothing)._learn()
     assert not hosted.caught_up
 
 

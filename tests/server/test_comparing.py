@@ -19,6 +19,7 @@ from needle.client.divergence import differing, strays
 from needle.protocol import calls, commands
 from needle.routing.topology import Topology
 from needle.server.chores.comparing import COMPARE_SECONDS, DIGEST_AT, Comparing
+from needle.server.chores.context import ChoreContext
 from needle.server.service.documents import judged
 from needle.shard.compared import KEPT, Compared
 from shard.replica_util import Log, open_replica, put, spec
@@ -37,8 +38,8 @@ class World:
         clock: Any = SimpleNamespace(monotonic=now, wall=now)
         host: Any = self
         self.comparing = Comparing(
-            1, self.replicas["n1"], host, clock, lambda: ["n2", "n3"], self._call,
-            lambda: Topology(cluster_version=self.version),
+            ChoreContext(1, self.replicas["n1"], host, clock, host, lambda: Topology(cluster_version=self.version)),
+            lambda: ["n2", "n3"], self._call,
         )  # fmt: skip
         self.write(commands.CreateCollection(spec()))
 

@@ -15,6 +15,7 @@ from needle.base.errors import DiskFailed, DiskFull
 from needle.base.model import CollectionSpec
 from needle.base.text import TextField
 from needle.routing.topology import CollectionInfo, Topology
+from needle.server.chores.context import ChoreContext
 from needle.server.chores.field_upkeep import AGAIN_SECONDS, SETTLED_SECONDS, FieldUpkeep
 from needle.shard.fields.index_budget import IndexRows
 
@@ -38,7 +39,9 @@ class Around:
         self.topology = Topology()
         self.declared: list[tuple[float, dict[str, Any]]] = []
         self.texts: list[dict[str, Any]] = []
-        self.upkeep = FieldUpkeep(1, replica, self.host, clock, pool, self._call, self.space, lambda: self.topology)
+        self.upkeep = FieldUpkeep(
+            ChoreContext(1, replica, self.host, clock, pool, lambda: self.topology), self._call, self.space
+        )
 
     async def _run(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return call(*arguments)
@@ -140,7 +143,7 @@ def test_searches_that_always_find_something_lacking_keep_nothing_from_being_sav
         await asyncio.sleep(0.01)
         return call(*arguments)
 
-    around.indexes.waits, around.indexes.work, around.upkeep._pool.run = True, work, run  # type: ignore[method-assign]
+    around.indexes.waits, around.indexes.work, around.upkeep._at.pool.run = True, work, run  # type: ignore[method-assign]
     info = CollectionInfo(id=2, spec=CollectionSpec(name="a", dimensions=2), fields=fields)
     around.topology = Topology(version=5, collections=(info,))
     virtually(around.during((20.0, changed(around)), (5.0, lambda: None)))

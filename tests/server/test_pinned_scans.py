@@ -16,6 +16,7 @@ from needle.base.errors import DiskFull, InvalidArgument, NotLeader
 from needle.base.versions import KNOWN
 from needle.protocol import commands
 from needle.routing.topology import Topology
+from needle.server.chores.context import ChoreContext
 from needle.server.chores.pinned_scans import LOOK_SECONDS, PinnedScans, kept_bytes
 from needle.server.machine.disk_space import DiskSpace, Endless
 from needle.server.service.documents import judged
@@ -38,7 +39,9 @@ class World:
         host: Any = self
         pool: Any = SimpleNamespace(run=self._run)
         topology = Topology(cluster_version=KNOWN)
-        self.pinned = PinnedScans(1, self.replica, host, clock, pool, limits, lambda: self.low, lambda: topology)
+        self.pinned = PinnedScans(
+            ChoreContext(1, self.replica, host, clock, pool, lambda: topology), limits, lambda: self.low
+        )
 
     async def _run(self, call: Any, *arguments: Any) -> Any:
         return call(*arguments)

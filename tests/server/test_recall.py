@@ -18,6 +18,8 @@ from needle.base.errors import CollectionNotFound, Unavailable
 from needle.base.model import CollectionSpec, IndexParams, Metric, RaftStatus, SearchRequest
 from needle.client.conditions import NodeView, conditions
 from needle.protocol.commands import CreateCollection, PublishSegment
+from needle.routing.topology import Topology
+from needle.server.chores.context import ChoreContext
 from needle.server.chores.recall import COLLECTIONS_MAX, CPU_SHARE, KEPT_SECONDS, SAMPLES_MAX, SAMPLES_MIN, Recall
 from needle.shard import recall
 from needle.shard.recall import recall_of
@@ -101,7 +103,9 @@ class World:
         pool: Any = SimpleNamespace(run=self._run)
         host: Any = self
         config: Any = SimpleNamespace(segments=SimpleNamespace(recall_share=share), limits=Limits())
-        self.recall = Recall(1, replica, host, clock, pool, random.Random(1), config, lambda: self.busy)  # fmt: skip
+        self.recall = Recall(
+            ChoreContext(1, replica, host, clock, pool, Topology), random.Random(1), config, lambda: self.busy
+        )
 
     async def _run(self, call: Any, *arguments: Any) -> Any:
         self.measured.append(self.now())

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import re
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,76 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from importing import COUNT, DIMENSIONS, IDS, METADATA, VECTORS, Importing, check, documented
 from pymilvus import DataType, MilvusClient
 from qdrant_client import QdrantClient, models
 
 import needle
-from needle.cli.app import main
-from needle.local.process_cluster import ProcessCluster
 
-COUNT, DIMENSIONS = 1200, 16
-DOCS = (Path(__file__).resolve().parents[3] / "docs" / "importing.md").read_text()
 SETTINGS = chromadb.config.Settings(anonymized_telemetry=False)
-VECTORS = np.random.default_rng(7).normal(size=(COUNT, DIMENSIONS)).astype(np.float32)
-METADATA = [{"n": n, "half": n / 2, "odd": n % 2 == 1, "name": f"é{n}"} for n in range(COUNT)]
-IDS = [f"d{n}" for n in range(COUNT)]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The addresses of three nodes."""
-    started = ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3, dimensions=2)
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(started.start())
-        yield started.cluster
-    finally:
-        started.stop()
-        loop.close()
-
-
-def documented(start: str) -> list[str]:
-    """The words behind `needle import` of the only example of docs/importing.md that begins so."""
-    (found,) = re.findall(rf"`needle import ({re.escape(start)}[^`]*)`", DOCS)
-    return shlex.split(found)
-
-
-class Importing:
-    """Runs `needle import` in this process, which has loaded the databases' libraries."""
-
-    def __init__(self, cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
-        self.cluster = cluster
-        self._capsys = capsys
-
-    def _run(self, words: tuple[str, ...], expect: int) -> tuple[str, str]:
-        self._capsys.readouterr()
-        code = main(["import", *words, "--cluster", self.cluster, "--json"])
-        out, err = self._capsys.readouterr()
-        assert code == expect, out + err
-        return out, err
-
-    def __call__(self, *words: str, expect: int = 0) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._run(words, expect)[0])
-        return found
-
-    def refused(self, *words: str) -> str:
-        return " ".join(self._run(words, 1)[1].split())
-
-
-@pytest.fixture
-def imported(
-    cluster: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Importing:
-    monkeypatch.chdir(tmp_path)
-    return Importing(cluster, capsys)
-
-
-def check(found: dict[str, Any], metric: str, count: int = COUNT) -> None:
-    assert (found["metric"], found["dimensions"], found["written"]) == (metric, DIMENSIONS, count)
-    verified = found["verified"]
-    assert verified["source"] == verified["target"] == count and verified["differences"] == []
-    assert verified["source_digest"] == verified["target_digest"] and verified["sample"] == 16
-    assert verified["neighbours"] > 0.9
 
 
 def filled_chroma(client: Any, name: str, space: str, count: int = COUNT) -> None:

@@ -24,6 +24,11 @@ class Clock(Protocol):
         ...
 
 
+def micros_of(clock: Clock) -> int:
+    """Microseconds since 1970 by a node's clock."""
+    return int(clock.wall() * 1_000_000)
+
+
 class Rng(Protocol):
     """A seeded source of randomness; `random.Random` fits."""
 

@@ -49,7 +49,7 @@ def import_(
         typer.Argument(
             metavar="SOURCE",
             help="A .jsonl, .npy, .parquet or .arrow file; or chroma:, qdrant:, lancedb:, milvus: or faiss: before a "
-            "path, for chroma: and qdrant: also before a URL.",
+            "path; or chroma:, qdrant: or pgvector: before a URL.",
         ),
     ],
     from_collection: Annotated[
@@ -59,7 +59,8 @@ def import_(
         str | None, typer.Option("--vector", metavar="NAME", help="Which vector, if documents have several.")
     ] = None,
     id: Annotated[
-        str | None, typer.Option("--id", metavar="NAME", help="LanceDB: the column of ids, if not id.")
+        str | None,
+        typer.Option("--id", metavar="NAME", help="LanceDB, pgvector: the column of ids, if not the usual one."),
     ] = None,
     ids: Annotated[
         str | None, typer.Option("--ids", metavar="FILE", help="faiss: the vectors' ids, one a line, or a .npy file.")
@@ -78,8 +79,8 @@ def import_(
     """Copy a file's or another database's documents into a collection, and compare both afterwards.
 
     The collection is created if it is not there. What is in it already as in the source is not written again: after an
-    interruption the same command goes on. Exit code 1 if the comparison finds a difference. The source's API key is
-    taken from NEEDLE_SOURCE_API_KEY.
+    interruption the same command goes on. Exit code 1 if the comparison finds a difference. The source's API key, or
+    the password of its database, is taken from NEEDLE_SOURCE_API_KEY.
     """
     key = os.environ.get(KEY_VARIABLE) or None
     with closing(open_source(Asked(source, from_collection, vector, id, ids, key, batch))) as opened:

@@ -19,7 +19,7 @@ from needle.base.file_errors import SHORTAGES
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.model import IndexParams, SearchRequest
 from needle.base.parts import Payload, as_bytes
-from needle.base.runtime import Clock
+from needle.base.runtime import Clock, micros_of
 from needle.multiraft.background import Background
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
@@ -28,7 +28,8 @@ from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
 from needle.server.call_rates import CallRates
 from needle.server.chores.comparing import Comparing
-from needle.server.chores.expiry import Expiry, micros_of
+from needle.server.chores.context import ChoreContext
+from needle.server.chores.expiry import Expiry
 from needle.server.chores.field_upkeep import FieldUpkeep
 from needle.server.chores.pinned_scans import PinnedScans
 from needle.server.chores.recall import Recall
@@ -100,8 +101,8 @@ class HostedReplica:
         self._fresh_index = 0
         self._asking: asyncio.Task[None] | None = None
         self._judged_term = 0
-        threads = ports.clock, ports.file_pool
-        self.recall = Recall(group, replica, host, *threads, ports.rng, config, lambda: reading() > 0)
+        at = ChoreContext(group, replica, host, ports.clock, ports.file_pool, topology)
+        self.recall = Recall(at, ports.rng, config, lambda: reading() > 0)
         self.keeper = SegmentKeeper(
             replica.held,
             is_leader=lambda: not host.stopped and not space.low and host.is_leader(group),
@@ -114,10 +115,10 @@ class HostedReplica:
             name=group_name(group), wish=self._wished, queries=self.recall.recorded,
         )  # fmt: skip
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
-        self._expiry = Expiry(group, replica, host, *threads, lambda: host.is_leader(group), topology)
-        self._pinned = PinnedScans(group, replica, host, *threads, config.limits, lambda: space.low, topology)
-        self.comparing = Comparing(group, replica, host, ports.clock, self._others, call, topology)
-        self._fields = FieldUpkeep(group, replica, host, *threads, call, space, topology)
+        self._expiry = Expiry(at)
+        self._pinned = PinnedScans(at, config.limits, lambda: space.low)
+        self.comparing = Comparing(at, self._others, call)
+        self._fields = FieldUpkeep(at, call, space)
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""

@@ -9,6 +9,7 @@ from typing import Final
 from needle.base.errors import InvalidArgument
 from needle.cli.imports.databases import Chroma, LanceDB, Milvus, Qdrant
 from needle.cli.imports.files import FaissIndex, RecordFile
+from needle.cli.imports.postgres import PgVector
 from needle.cli.imports.source import Asked, Source, refuse_pickle
 from needle.cli.inputs import SUFFIXES, refuse
 
@@ -17,6 +18,7 @@ KINDS: Final[dict[str, Callable[[Asked], Source]]] = {
     "qdrant": Qdrant,
     "lancedb": LanceDB,
     "milvus": Milvus,
+    "pgvector": PgVector,
     "faiss": FaissIndex,
 }
 _TAKES: Final = {  # options beyond the place
@@ -24,6 +26,7 @@ _TAKES: Final = {  # options beyond the place
     "qdrant": {"collection", "vector"},
     "lancedb": {"collection", "vector", "id"},
     "milvus": {"collection", "vector"},
+    "pgvector": {"collection", "vector", "id"},
     "faiss": {"ids"},
     "file": set[str](),
 }

@@ -14,6 +14,7 @@ import msgspec
 from needle.base.config import RaftConfig
 from needle.base.errors import InvalidArgument
 from needle.base.ids import NodeId
+from needle.base.runtime import micros_of
 from needle.base.versions import FIRST, SAID
 from needle.multiraft.host import Host
 from needle.protocol.peer_calls import FoundCall, Levels, WhoAnswer, check_fresh
@@ -21,7 +22,6 @@ from needle.routing.strategy import router_names
 from needle.routing.topology import NodeInfo, Topology
 from needle.server.address_book import AddressBook
 from needle.server.catalog.settings_founding import cluster_uid
-from needle.server.chores.expiry import micros_of
 from needle.server.cluster_files import ClusterFile, check_unused, save_cluster
 from needle.server.hosting import Hosting
 from needle.server.machine.disk_space import DiskSpace

@@ -13,10 +13,10 @@ from typing import Protocol
 
 from needle.base.errors import NeedleError, Unavailable
 from needle.base.ids import GroupId, NodeId
+from needle.base.runtime import micros_of
 from needle.multiraft.host import Host
 from needle.protocol import commands
 from needle.routing.topology import Topology, collection_id
-from needle.server.chores.expiry import micros_of
 from needle.server.cluster_files import check_founding
 from needle.server.lasting import next_beat
 from needle.server.ports import NodePorts

@@ -18,23 +18,18 @@ from typing import Final
 
 from needle.base.errors import NeedleError
 from needle.base.events import REPLICAS_DIFFER, REPLICAS_EQUAL, tell
-from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.ids import NodeId
 from needle.base.parts import Payload
-from needle.base.runtime import Clock
 from needle.client.divergence import differing, strays
-from needle.multiraft.host import Host
 from needle.protocol import calls, commands
-from needle.routing.topology import Topology
-from needle.server.chores.expiry import micros_of
+from needle.server.chores.context import ChoreContext
 from needle.server.lasting import next_beat
-from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")
 
 DIGEST_AT: Final = "shard.digest_at"
 """Asks another replica: (group, index)."""
 COMPARE_SECONDS: Final = 10.0
-PROPOSE_SECONDS: Final = 10.0
 APPLY_SECONDS: Final = 4.0
 """So long a replica that is asked may take until it has applied the entry."""
 ASK_SECONDS: Final = 5.0
@@ -46,22 +41,14 @@ class Comparing:
 
     def __init__(
         self,
-        group: GroupId,
-        replica: Replica,
-        host: Host,
-        clock: Clock,
+        at: ChoreContext,
         others: Callable[[], Sequence[NodeId]],
         call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]],
-        topology: Callable[[], Topology],
     ) -> None:
-        """others: the nodes of the other replicas. call: asks another node. topology: the newest that the node has."""
-        self._group = group
-        self._replica = replica
-        self._host = host
-        self._clock = clock
+        """others: the nodes of the other replicas. call: asks another node."""
+        self._at = at
         self._others = others
         self._call = call
-        self._topology = topology
         self.index = self.whole = 0
         self.diverged: dict[NodeId, str] = {}
         self._digests: dict[NodeId, str] = {}
@@ -70,28 +57,23 @@ class Comparing:
 
     async def run(self) -> None:
         """Until the node stops."""
-        while not self._host.stopped:
-            await next_beat(self._clock.monotonic(), COMPARE_SECONDS)
-            if not self._host.is_leader(self._group):
+        while not self._at.host.stopped:
+            await next_beat(self._at.clock.monotonic(), COMPARE_SECONDS)
+            if not self._at.leads:
                 self._forget()
                 continue
-            try:
-                await self._look()
-            except NeedleError as error:
-                if self._replica.damage is not None:
-                    raise
-                log.debug("%s: its replicas are not compared now: %s", group_name(self._group), error)
+            await self._at.attempt(self._look(), "its replicas are not compared now")
 
     def _forget(self) -> None:
         """Another node leads, and compares."""
         self.index, self.diverged, self._digests, self._unheard = 0, {}, {}, set()
 
     async def _look(self) -> None:
-        others, known = set(self._others()), self._topology().cluster_version >= commands.Compare.SINCE
-        if not known or not others or not self._replica.view.collections:
+        others, known = set(self._others()), self._at.topology().cluster_version >= commands.Compare.SINCE
+        if not known or not others or not self._at.replica.view.collections:
             return
         # Replicas that differ are compared at entries of their own, until they do not differ any more.
-        if self.diverged or self._host.applied_index(self._group) > self.index:
+        if self.diverged or self._at.host.applied_index(self._at.group) > self.index:
             await self._begin(others)
         unheard = sorted(self._unheard & others)
         if unheard:
@@ -100,21 +82,20 @@ class Comparing:
 
     async def _begin(self, others: set[NodeId]) -> None:
         """Have all note the digest at a new entry."""
-        entry = commands.entry(commands.Compare(), self._topology(), micros_of(self._clock))
-        index: int = (await self._host.propose(self._group, entry, PROPOSE_SECONDS)).index
-        own = self._replica.compared.at(index)
+        index: int = (await self._at.propose(commands.Compare())).index
+        own = self._at.replica.compared.at(index)
         self.index, self._unheard = index, set(others)
-        self._digests = {} if own is None else {self._host.status(self._group).node_id: own}
+        self._digests = {} if own is None else {self._at.host.status(self._at.group).node_id: own}
 
     async def _ask(self, node: NodeId) -> None:
         """One that does not answer is asked again, as long as nothing else is written; one that has no digest of the
         entry is not: it was restarted since, or has its documents of a snapshot."""
         index = self.index
         try:
-            answer = await self._call(node, DIGEST_AT, calls.encode((self._group, index)), ASK_SECONDS)
+            answer = await self._call(node, DIGEST_AT, calls.encode((self._at.group, index)), ASK_SECONDS)
             found = calls.decode(answer, list[str])
         except NeedleError as error:
-            log.debug("%s: %s does not say what it has at %d: %s", group_name(self._group), node, index, error)
+            log.debug("%s: %s does not say what it has at %d: %s", self._at.name, node, index, error)
             return
         self._unheard.discard(node)
         if found:
@@ -122,7 +103,7 @@ class Comparing:
 
     def _gone(self, others: set[NodeId]) -> set[NodeId]:
         """Nodes that differed and hold no replica any more. Of one that does and is silent nothing new is known."""
-        return self.diverged.keys() - others - {self._host.status(self._group).node_id}
+        return self.diverged.keys() - others - {self._at.host.status(self._at.group).node_id}
 
     def _judge(self, others: set[NodeId]) -> None:
         digests = self._digests
@@ -135,8 +116,7 @@ class Comparing:
             self.diverged = dict(digests)
             if strays(before) != strays(digests):
                 told = differing(digests, self.index)
-                name = group_name(self._group)
-                tell(REPLICAS_DIFFER, group=name, why=told, index=self.index, digests=dict(digests))
+                tell(REPLICAS_DIFFER, group=self._at.name, why=told, index=self.index, digests=dict(digests))
         elif before and before.keys() - digests.keys() <= self._gone(others):
             self.diverged = {}
-            tell(REPLICAS_EQUAL, group=group_name(self._group), index=self.index)
+            tell(REPLICAS_EQUAL, group=self._at.name, index=self.index)

@@ -8,25 +8,19 @@ is done but a comparison of two numbers.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
 from typing import Final, TypeVar
 
 import msgspec
 
-from needle.base.errors import NeedleError, invalid
-from needle.base.ids import GroupId, group_name
+from needle.base.errors import invalid
 from needle.base.instants import MICROS_MAX, rfc3339
-from needle.base.runtime import Clock, Pool
-from needle.multiraft.host import Host
+from needle.base.runtime import Clock, micros_of
 from needle.protocol import commands
 from needle.protocol.commands import AS_IT_IS, NEVER
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
+from needle.server.chores.context import ChoreContext
 from needle.server.lasting import next_beat
-from needle.shard.state_machine import Replica
-
-log = logging.getLogger("needle.server")
 
 LOOK_SECONDS: Final = 1.0
 """A document is deleted about so long after its instant at the latest, if its shard has a leader."""
@@ -34,14 +28,8 @@ MORE_SECONDS: Final = 0.05
 """Between two entries while there is more to delete."""
 ROWS_MAX: Final = 1000
 """Documents of one entry."""
-PROPOSE_SECONDS: Final = 10.0
 
 C = TypeVar("C", bound=commands.Command)
-
-
-def micros_of(clock: Clock) -> int:
-    """Microseconds since 1970 by a node's clock."""
-    return int(clock.wall() * 1_000_000)
 
 
 def _ttl_of(topology: Topology, stored: str, known: StoredCollections) -> float:
@@ -104,47 +92,23 @@ def _check(said: int, now: int) -> None:
 class Expiry:
     """Has what has passed its instant deleted, while this node leads the group."""
 
-    def __init__(
-        self,
-        group: GroupId,
-        replica: Replica,
-        host: Host,
-        clock: Clock,
-        pool: Pool,
-        may: Callable[[], bool],
-        topology: Callable[[], Topology],
-    ) -> None:
-        """may: whether to do so now. topology: the newest that the node has."""
-        self._topology = topology
-        self._group = group
-        self._replica = replica
-        self._host = host
-        self._clock = clock
-        self._pool = pool
-        self._may = may
+    def __init__(self, at: ChoreContext) -> None:
+        self._at = at
 
     async def run(self) -> None:
         """Until the node stops."""
-        while not self._host.stopped:
+        at = self._at
+        while not at.host.stopped:
             more = False
-            if self._replica.may_expire(micros_of(self._clock)) and self._may():
-                try:
-                    more = await self._expire()
-                except NeedleError as error:
-                    if self._replica.damage is not None:
-                        raise
-                    log.debug("%s: what has expired stays for now: %s", group_name(self._group), error)
+            if at.replica.may_expire(micros_of(at.clock)) and at.leads:
+                more = bool(await at.attempt(self._expire(), "what has expired stays for now"))
             if more:
                 await asyncio.sleep(MORE_SECONDS)
             else:
-                await next_beat(self._clock.monotonic(), LOOK_SECONDS)
+                await next_beat(at.clock.monotonic(), LOOK_SECONDS)
 
     async def _expire(self) -> bool:
         """Have up to ROWS_MAX documents of one collection deleted; whether there may be more."""
-        now = micros_of(self._clock)
-        collection = await self._pool.run(self._replica.expired, now)
-        if not collection:
-            return False
-        command = commands.entry(commands.Expire(collection, now, ROWS_MAX), self._topology(), now)
-        result = await self._host.propose(self._group, command, PROPOSE_SECONDS)
-        return bool(result.count)
+        now = micros_of(self._at.clock)
+        collection = await self._at.pool.run(self._at.replica.expired, now)
+        return bool(collection) and bool((await self._at.propose(commands.Expire(collection, now, ROWS_MAX))).count)

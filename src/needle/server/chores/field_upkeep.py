@@ -14,18 +14,15 @@ from typing import Final
 
 from needle.base.errors import NeedleError, StorageError
 from needle.base.file_errors import SHORTAGES
-from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.ids import NodeId
 from needle.base.parts import Payload
-from needle.base.runtime import Clock, Pool
 from needle.base.text import TextField
-from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall
-from needle.routing.topology import Topology
+from needle.server.chores.context import ChoreContext
 from needle.server.lasting import next_beat
 from needle.server.machine.disk_space import DiskSpace
 from needle.shard.fields.index_budget import RECENT_MAX, FieldName
-from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")
 
@@ -46,25 +43,12 @@ class FieldUpkeep:
     """Of one replica."""
 
     def __init__(
-        self,
-        group: GroupId,
-        replica: Replica,
-        host: Host,
-        clock: Clock,
-        pool: Pool,
-        call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]],
-        space: DiskSpace,
-        topology: Callable[[], Topology],
+        self, at: ChoreContext, call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]], space: DiskSpace
     ) -> None:
-        """call: asks another node. topology: the newest that the node has."""
-        self._group = group
-        self._replica = replica
-        self._host = host
-        self._clock = clock
-        self._pool = pool
+        """call: asks another node."""
+        self._at = at
         self._call = call
         self._space = space
-        self._topology = topology
         self._declared: dict[str, tuple[str, ...]] = {}
         self._texts: dict[str, TextField] = {}
         self._declared_as_of = 0
@@ -75,22 +59,22 @@ class FieldUpkeep:
 
     async def run(self) -> None:
         """Until the node stops."""
-        asked_at = self._clock.monotonic()
-        while not self._host.stopped:
-            indexes, until = self._replica.field_indexes, self._clock.monotonic() + WORK_SECONDS
-            while indexes.waits and not self._host.stopped and self._clock.monotonic() < until:
-                await self._pool.run(indexes.work)
+        asked_at = self._at.clock.monotonic()
+        while not self._at.host.stopped:
+            indexes, until = self._at.replica.field_indexes, self._at.clock.monotonic() + WORK_SECONDS
+            while indexes.waits and not self._at.host.stopped and self._at.clock.monotonic() < until:
+                await self._at.pool.run(indexes.work)
             await self._save()
-            if self._clock.monotonic() - asked_at >= LEARN_SECONDS:
+            if self._at.clock.monotonic() - asked_at >= LEARN_SECONDS:
                 await self._declare()
                 await self._learn()
-                asked_at = self._clock.monotonic()
+                asked_at = self._at.clock.monotonic()
             if not indexes.waits:
-                await next_beat(self._clock.monotonic(), LOOK_SECONDS)
+                await next_beat(self._at.clock.monotonic(), LOOK_SECONDS)
 
     async def _save(self) -> None:
         """Save what is worth it. While nothing changes, this is a comparison of numbers."""
-        now, indexes = self._clock.monotonic(), self._replica.field_indexes
+        now, indexes = self._at.clock.monotonic(), self._at.replica.field_indexes
         changes = indexes.changes
         if changes != self._seen:
             self._seen, self._changed_at = changes, now
@@ -100,11 +84,11 @@ class FieldUpkeep:
         self._save_from = now + SAVE_SECONDS
         rows_min = indexes.rows.settled if settled else indexes.rows.kept
         try:
-            while not self._host.stopped and await self._pool.run(self._replica.held.save_fields, rows_min):
+            while not self._at.host.stopped and await self._at.pool.run(self._at.replica.held.save_fields, rows_min):
                 pass
         except (StorageError, *SHORTAGES) as error:
             self._save_from = now + AGAIN_SECONDS
-            log.warning("%s: field indexes are not saved for now: %s", group_name(self._group), error)
+            log.warning("%s: field indexes are not saved for now: %s", self._at.name, error)
             return
         self._saved = changes
         if settled:
@@ -113,26 +97,25 @@ class FieldUpkeep:
     async def _declare(self) -> None:
         """Keep the indexes that the catalog declares, of fields and of the words of texts, and have them take in what
         was written since."""
-        now = self._topology()
+        now = self._at.topology()
         before = self._declared or self._texts
         if now.version != self._declared_as_of:
             self._declared = {info.stored_name: info.fields for info in now.collections if info.fields}
             self._texts = {info.stored_name: info.spec.text for info in now.collections if info.spec.text is not None}
             self._declared_as_of = now.version
         if self._declared or self._texts or before:
-            await self._pool.run(self._replica.held.declare_fields, self._declared, self._texts)
+            await self._at.pool.run(self._at.replica.held.declare_fields, self._declared, self._texts)
 
     async def _learn(self) -> None:
         """On a follower: have the indexes that the leader's searches use, in case this node leads one day."""
-        leader = self._host.leader(self._group)
-        if leader is None or self._host.is_leader(self._group):
+        leader = self._at.host.leader(self._at.group)
+        if leader is None or self._at.leads:
             return
-        body = calls.encode(GroupCall(self._group, LEARN_SECONDS))
+        body = calls.encode(GroupCall(self._at.group, LEARN_SECONDS))
         try:
             answer = await self._call(leader, FILTERED_FIELDS, body, LEARN_SECONDS)
             fields = calls.decode(answer, list[FieldName])
         except NeedleError as error:
-            name = group_name(self._group)
-            log.debug("the leader of %s does not say which fields are filtered on: %s", name, error)
+            log.debug("the leader of %s does not say which fields are filtered on: %s", self._at.name, error)
         else:
-            self._replica.held.prepare_fields(fields[:RECENT_MAX])
+            self._at.replica.held.prepare_fields(fields[:RECENT_MAX])

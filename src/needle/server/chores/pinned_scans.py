@@ -11,22 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from needle.base.config import Limits
-from needle.base.errors import NeedleError
-from needle.base.ids import GroupId, group_name
-from needle.base.runtime import Clock, Pool
-from needle.multiraft.host import Host
+from needle.base.runtime import micros_of
 from needle.protocol import commands
-from needle.routing.topology import Topology
-from needle.server.chores.expiry import micros_of
+from needle.server.chores.context import ChoreContext
 from needle.server.lasting import next_beat
 from needle.shard.live_collection import ReplicaView
 from needle.shard.pins import Pin
-from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")
 
 LOOK_SECONDS: Final = 1.0
-PROPOSE_SECONDS: Final = 10.0
 ROWS_MAX: Final = 4_000_000
 """So many kept versions are too many, whatever they weigh: they are counted every second while a scan is open."""
 
@@ -42,52 +36,32 @@ def kept_bytes(view: ReplicaView, oldest: int, rows_max: int) -> int:
 class PinnedScans:
     """Of one replica, while this node leads its group."""
 
-    def __init__(
-        self,
-        group: GroupId,
-        replica: Replica,
-        host: Host,
-        clock: Clock,
-        pool: Pool,
-        limits: Limits,
-        low: Callable[[], bool],
-        topology: Callable[[], Topology],
-    ) -> None:
-        """low: whether the disk has too little room. topology: the newest that the node has."""
-        self._group = group
-        self._replica = replica
-        self._host = host
-        self._clock = clock
-        self._pool = pool
+    def __init__(self, at: ChoreContext, limits: Limits, low: Callable[[], bool]) -> None:
+        """low: whether the disk has too little room."""
+        self._at = at
         self._limits = limits
         self._low = low
-        self._topology = topology
 
     async def run(self) -> None:
         """Until the node stops."""
-        while not self._host.stopped:
-            if self._replica.view.pins.open and self._host.is_leader(self._group):
-                try:
-                    await self._look()
-                except NeedleError as error:
-                    if self._replica.damage is not None:
-                        raise
-                    log.debug("%s: consistent scans stay open for now: %s", group_name(self._group), error)
-            await next_beat(self._clock.monotonic(), LOOK_SECONDS)
+        at = self._at
+        while not at.host.stopped:
+            if at.replica.view.pins.open and at.leads:
+                await at.attempt(self._look(), "consistent scans stay open for now")
+            await next_beat(at.clock.monotonic(), LOOK_SECONDS)
 
     async def _look(self) -> None:
-        pins, now = self._replica.view.pins.open, micros_of(self._clock)
+        pins, now = self._at.replica.view.pins.open, micros_of(self._at.clock)
         over = [pin.index for pin in pins if pin.until <= now]
         if not over and await self._too_much(pins):
             over = [pins[0].index]
         if over:
-            log.info("%s: consistent scans end: %s", group_name(self._group), over)
-            command = commands.entry(commands.EndPins(over), self._topology(), now)
-            await self._host.propose(self._group, command, PROPOSE_SECONDS)
+            log.info("%s: consistent scans end: %s", self._at.name, over)
+            await self._at.propose(commands.EndPins(over))
 
     async def _too_much(self, pins: Sequence[Pin]) -> bool:
         """Counted from the oldest pin on: what was kept for those before it is given back already, or will be."""
         if self._low():
             return True
-        kept: int = await self._pool.run(self._replica.look, kept_bytes, pins[0].index, ROWS_MAX)
+        kept: int = await self._at.pool.run(self._at.replica.look, kept_bytes, pins[0].index, ROWS_MAX)
         return kept > self._limits.pinned_scan_bytes_max

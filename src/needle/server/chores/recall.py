@@ -14,13 +14,11 @@ from typing import Final
 
 from needle.base.config import RaftConfig
 from needle.base.errors import NeedleError, Unavailable
-from needle.base.ids import GroupId, group_name
 from needle.base.model import SearchRequest
-from needle.base.runtime import Clock, Pool, Rng
-from needle.multiraft.host import Host
+from needle.base.runtime import Rng
+from needle.server.chores.context import ChoreContext
 from needle.server.lasting import next_beat
 from needle.shard.recall import recall_of
-from needle.shard.state_machine import Replica
 
 log = logging.getLogger("needle.server")
 
@@ -56,23 +54,9 @@ class _Samples:
 class Recall:
     """Of one replica. samples: how many searches were measured so far."""
 
-    def __init__(
-        self,
-        group: GroupId,
-        replica: Replica,
-        host: Host,
-        clock: Clock,
-        pool: Pool,
-        rng: Rng,
-        config: RaftConfig,
-        busy: Callable[[], bool],
-    ) -> None:
+    def __init__(self, at: ChoreContext, rng: Rng, config: RaftConfig, busy: Callable[[], bool]) -> None:
         """config: says which share of the searches is measured. busy: whether this node answers searches now."""
-        self._group = group
-        self._replica = replica
-        self._host = host
-        self._clock = clock
-        self._pool = pool
+        self._at = at
         self._rng = rng
         self._share = share = config.segments.recall_share
         self._limits = config.limits
@@ -110,7 +94,7 @@ class Recall:
     def told(self) -> dict[str, float]:
         """The mean of what was measured within the last hour, by the collection's name in the shard; of those with
         enough of it, and that are still there."""
-        since, there = self._clock.monotonic() - KEPT_SECONDS, self._replica.view.collections
+        since, there = self._at.clock.monotonic() - KEPT_SECONDS, self._at.replica.view.collections
         found = {}
         for name, samples in list(self._found.items()):
             samples.drop(since)
@@ -122,23 +106,23 @@ class Recall:
 
     async def run(self) -> None:
         """Until the node stops."""
-        while self._share and not self._host.stopped:
-            await next_beat(self._clock.monotonic(), LOOK_SECONDS)
-            now = self._clock.monotonic()
+        while self._share and not self._at.host.stopped:
+            await next_beat(self._at.clock.monotonic(), LOOK_SECONDS)
+            now = self._at.clock.monotonic()
             if self._waits is None or now < self._rests_until or self._busy():
                 continue
             request, self._waits = self._waits, None
             try:
-                share = await self._pool.run(self._replica.look, recall_of, request, self._limits, self._go_on)
+                share = await self._at.pool.run(self._at.replica.look, recall_of, request, self._limits, self._go_on)
             except NeedleError as error:
-                if self._replica.damage is not None:
+                if self._at.replica.damage is not None:
                     raise
-                log.debug("%s: the recall of a search is not known: %s", group_name(self._group), error)
+                log.debug("%s: the recall of a search is not known: %s", self._at.name, error)
                 share = None
             except Exception:  # a search that meets a bug, or no memory, ends no node: nor does asking it again
-                log.exception("%s: the recall of a search cannot be measured", group_name(self._group))
+                log.exception("%s: the recall of a search cannot be measured", self._at.name)
                 share = None
-            took = self._clock.monotonic() - now
+            took = self._at.clock.monotonic() - now
             self._rests_until = now + took / CPU_SHARE
             if share is not None:
                 self._note(request.collection, share)
@@ -154,4 +138,4 @@ class Recall:
             self.told()  # which drops what is old
             if len(self._found) >= COLLECTIONS_MAX:
                 return
-        self._found.setdefault(name, _Samples()).add(self._clock.monotonic(), share)
+        self._found.setdefault(name, _Samples()).add(self._at.clock.monotonic(), share)

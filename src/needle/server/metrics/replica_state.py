@@ -10,9 +10,9 @@ from prometheus_client.core import Metric
 
 from needle.base.ids import GroupId
 from needle.base.model import RaftStatus
+from needle.base.runtime import micros_of
 from needle.client.divergence import strays
 from needle.raft.causes import ELECTIONS, STEPDOWNS
-from needle.server.chores.expiry import micros_of
 from needle.server.metrics.families import read
 from needle.server.node import Node
 from needle.server.replica import HostedReplica

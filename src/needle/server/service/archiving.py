@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from needle.base.runtime import micros_of
 from needle.multiraft.codec import ChunkRequest, decode_manifest
 from needle.protocol.archive_calls import (
     ImageAnswer,
@@ -19,7 +20,6 @@ from needle.protocol.archive_calls import (
     LoggedEntry,
 )
 from needle.raft.messages import EntryKind
-from needle.server.chores.expiry import micros_of
 from needle.server.service.served import ServedNode, call_timeout, not_leader
 from needle.shard.live_collection import ReplicaView
 

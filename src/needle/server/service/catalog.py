@@ -21,6 +21,7 @@ from needle.base.errors import (
 from needle.base.filters.builder import field_path
 from needle.base.ids import CATALOG_GROUP
 from needle.base.model import WriteResult
+from needle.base.runtime import micros_of
 from needle.protocol import calls, catalog_commands
 from needle.protocol.archive_calls import BackedUpCall
 from needle.protocol.catalog_commands import CatalogCommand
@@ -35,7 +36,6 @@ from needle.protocol.peer_calls import (
     WhoAnswer,
     WhoCall,
 )
-from needle.server.chores.expiry import micros_of
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
 from needle.shard.apply.validation import (

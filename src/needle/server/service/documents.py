@@ -24,13 +24,14 @@ from needle.base.ids import GroupId
 from needle.base.model import Claim, WriteResult
 from needle.base.parts import Body
 from needle.base.request import Stopwatch, current
+from needle.base.runtime import micros_of
 from needle.protocol import calls, commands
 from needle.protocol.calls import ScanCall, ScanPin, WriteCall
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import MoveAnswer, MoveCall
 from needle.routing.topology import Ownership, Topology, public_name
 from needle.rpc.promise import Promise
-from needle.server.chores.expiry import micros_of, timed
+from needle.server.chores.expiry import timed
 from needle.server.replica import HostedReplica
 from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
 from needle.server.service.reads import Reads

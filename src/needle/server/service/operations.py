@@ -10,6 +10,7 @@ import msgspec
 from needle.base.errors import invalid
 from needle.base.ids import GroupId
 from needle.base.model import RaftStatus
+from needle.base.runtime import micros_of
 from needle.protocol import commands
 from needle.protocol.calls import (
     AddressBook,
@@ -25,7 +26,6 @@ from needle.protocol.upkeep_commands import INDEX_COMMANDS
 from needle.routing.key_space import KeySpace
 from needle.server.announced import Announced
 from needle.server.chores.comparing import APPLY_SECONDS
-from needle.server.chores.expiry import micros_of
 from needle.server.replica import PROPOSE_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
 from needle.shard.fields.index_budget import FieldName

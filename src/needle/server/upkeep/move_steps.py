@@ -12,13 +12,13 @@ from typing import Any, Protocol
 from needle.base.errors import Internal, Unavailable
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import WriteResult
+from needle.base.runtime import micros_of
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
 from needle.protocol.catalog_commands import CatalogCommand
 from needle.protocol.move_commands import STEPS, MoveCommand, PrepareMove, Side
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.topology import MoveInfo, Topology
-from needle.server.chores.expiry import micros_of
 from needle.server.ports import Catalog, NodePorts
 from needle.server.replica import HostedReplica
 from needle.shard.apply.holdings import Transfer
