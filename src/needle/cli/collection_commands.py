@@ -117,9 +117,7 @@ def create(
     """Create an empty collection."""
     if dimensions is None and like is None and not model:
         raise typer.BadParameter("give --dimensions, a --model, or a collection to be --like")
-    if language is not None and not text:
-        raise typer.BadParameter("--language is that of a --text")
-    field = {"field": text, "language": language} if text and language else text
+    field = _text(text, language)
     said = {"m": m, "ef_construction": ef_construction, "ef_search": ef_search}
     given = {name: value for name, value in said.items() if value is not None}
 
@@ -134,6 +132,12 @@ def create(
 
     run(cluster, work)
     notes.print(f"created {name}", markup=False)
+
+
+def _text(field: str | None, language: str | None) -> dict[str, str] | str | None:
+    if language is not None and not field:
+        raise typer.BadParameter("--language is that of a --text")
+    return {"field": field, "language": language} if field and language else field
 
 
 def drop(

@@ -143,12 +143,8 @@ class CreateCollection(Versioned, frozen=True, tag="create"):
     from the beginning, as by DeclareField."""
 
     NEWER: ClassVar[dict[str, int]] = {
-        "spec.ttl": 2,
-        "spec.index.kind": 4,
-        "spec.model": 4,
-        "fields": 4,
-        "spec.text": 5,
-    }
+        "spec.ttl": 2, "spec.index.kind": 4, "spec.model": 4, "fields": 4, "spec.text": 5,
+    }  # fmt: skip
 
     spec: CollectionSpec
     if_absent: bool
