@@ -32,7 +32,10 @@ _PUBLIC = {
         "RaftStatus ReadMode WriteResult"
     ),
     "needle.base.text": "TextField",
-    "needle.client": "ApiKey Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncClient",
+    "needle.client": (
+        "ApiKey Change Changes Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncChanges "
+        "SyncClient"
+    ),
     "needle.client.hybrid": "RRF",
     "needle.client.naming_requests": "request_id",
     "needle.connecting": "connect connect_sync",

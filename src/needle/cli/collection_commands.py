@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 import needle
+from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.model import INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, IndexProgress, Metric
 from needle.base.text import LANGUAGES
@@ -106,6 +107,7 @@ def create(
     language: Annotated[
         str | None, typer.Option("--language", help=f"Of --text (english): {', '.join(LANGUAGES)}.")
     ] = None,
+    dtype: Annotated[DType | None, typer.Option("--dtype", help="As which numbers vectors are kept (float32).")] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +119,6 @@ def create(
     """Create an empty collection."""
     if dimensions is None and like is None and not model:
         raise typer.BadParameter("give --dimensions, a --model, or a collection to be --like")
-    field = _text(text, language)
     said = {"m": m, "ef_construction": ef_construction, "ef_search": ef_search}
     given = {name: value for name, value in said.items() if value is not None}
 
@@ -127,7 +128,15 @@ def create(
             base = (await client.describe_collection(like)).index
         index = msgspec.structs.replace(base, **given) if given or kind else None
         await client.create_collection(
-            name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, model=model, text=field, like=like
+            name,
+            dimensions=dimensions,
+            metric=metric,
+            index=index,
+            ttl=ttl,
+            model=model,
+            dtype=dtype,
+            text=_text(text, language),
+            like=like,
         )
 
     run(cluster, work)
@@ -172,6 +181,7 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ("aliases", ", ".join(found.aliases) or "none"),
         ("dimensions", str(found.dimensions)),
         ("metric", str(found.metric)),
+        ("dtype", str(found.dtype)),
         ("index", _in_words(found.index)),
         *(_of_files(found.index, found.size.index) if found.size is not None else ()),
         ("model", found.model or "none"),

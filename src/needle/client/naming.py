@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import field_path
 from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric, ReadMode, WriteResult
@@ -26,7 +27,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     many documents each shard holds; sizes: how large it is in each, but for those whose node is of a release that does
     not say. size: in all shards, None if one did not say. aliases: its other names. ttl: seconds that a document lives
     after its last write, None if that has no end. model: whose vectors of texts it holds, None if it names none. text:
-    by which documents are found with keywords, None if it has none.
+    by which documents are found with keywords, None if it has none. dtype: as which type of numbers vectors are kept.
     fields: the declared indexes, by path, in all shards; none where no shard says sizes, as to an API key for some
     documents only, which `documents` counts. index: that it is to have; `size.index` says what its files are built as
     now."""
@@ -45,6 +46,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, FieldIndex] = {}
     model: str | None = None
     text: TextField | None = None
+    dtype: DType = DType.FLOAT32
 
 
 class NamingMethods(OverDocuments):
@@ -164,4 +166,5 @@ def _description(
         fields=_fields(info.fields, held) if sizes or not held else {},
         model=spec.model or None,
         text=spec.text,
+        dtype=spec.dtype,
     )

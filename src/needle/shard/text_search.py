@@ -157,4 +157,5 @@ def _batch(
     documents = read_documents(record, store, ordinals, metadata=metadata, vectors=request.with_vectors)
     pairs = sorted((distance, documents[ordinal].id, ordinal) for distance, ordinal in found)
     listed, distances = [documents[ordinal] for _, _, ordinal in pairs], [distance for distance, _, _ in pairs]
-    return columns(listed, distances, request, applied, Metric.DOT, projection(request.fields))
+    made = columns(listed, distances, request, applied, record.spec, projection(request.fields))
+    return msgspec.structs.replace(made, metric=Metric.DOT)

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from needle.base.dtypes import DType
 from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric
 from needle.base.text import TextField
 from needle.server.http.bodies import Body, Positive
@@ -31,9 +32,9 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     kind such as "hnsw_sq8", a preset such as "high_recall", or kind:preset. ttl: seconds that a document lives after
     its last write. model: the name of the model whose vectors of texts it holds, such as "wordllama", of 256
     dimensions, which need not be named then. text: by which documents are found with `keywords`: a field of metadata,
-    or this with its language. like: a collection, or an alias of one, whose settings it gets where no
-    other is named, with its declared indexes of fields; ttl 0, model "" and text "" are none then. if_absent: no error
-    if there is an equal one already."""
+    or this with its language. dtype: as which numbers vectors are kept; float32, if none is named. like: a collection,
+    or an alias of one, whose settings it gets where no other is named, with its declared indexes of fields; ttl 0,
+    model "" and text "" are none then. if_absent: no error if there is an equal one already."""
 
     name: str
     dimensions: Positive | None = None
@@ -42,6 +43,7 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     ttl: Annotated[float, Meta(ge=0)] | None = None
     model: str | None = None
     text: AskedText | str | None = None
+    dtype: DType | None = None
     like: str | None = None
     if_absent: bool = False
 
@@ -66,7 +68,8 @@ class ListCollections(Body, frozen=True, kw_only=True):
 class Collection(msgspec.Struct, frozen=True, kw_only=True):
     """A collection; documents: how many it holds, by shard. sizes: how large it is in each shard; size: in all of them.
     ttl: seconds that a document lives after its last write. model: whose vectors of texts it holds. text: by which
-    documents are found with `keywords`. fields: the declared indexes of metadata's fields, in all shards."""
+    documents are found with `keywords`. dtype: as which numbers its vectors are kept. fields: the declared indexes of
+    metadata's fields, in all shards."""
 
     name: str
     dimensions: int
@@ -75,6 +78,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     ttl: float | None = None
     model: str | None = None
     text: TextField | None = None
+    dtype: DType = DType.FLOAT32
     documents: dict[int, int] | None = None
     sizes: dict[int, CollectionSize] | None = None
     size: CollectionSize | None = None
