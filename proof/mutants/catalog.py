@@ -27,6 +27,7 @@ from proof.mutants import (
     snapshot_rules,
     tenant_rules,
     version_rules,
+    word_rules,
 )
 from proof.mutants.planting import Mutant
 
@@ -56,6 +57,7 @@ MUTANTS: dict[str, Mutant] = {
         backup_rules,
         tenant_rules,
         version_rules,
+        word_rules,
         share_rules,
     )
     for mutant in rules.MUTANTS

@@ -366,7 +366,7 @@ MUTANTS = (
     Mutant(
         name="declared-index-is-ready-at-once",
         breaks="describe_collection calls a declared index ready that has no document yet",
-        edits=(Edit("shard.fields.payload_index:PayloadIndex.declared", "one.state.end >= one.goal", "True"),),
+        edits=(Edit("shard.fields.field:declared_of", "one.state.end >= one.goal", "True"),),
         sim=False,
         tests=(_DECLARED + "test_a_declared_field_is_indexed_without_a_search",),
     ),

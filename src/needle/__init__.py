@@ -31,10 +31,12 @@ _PUBLIC = {
         "CollectionSize CollectionSpec Document Hit IndexKind IndexParams IndexProgress Metric PeerStatus "
         "RaftStatus ReadMode WriteResult"
     ),
+    "needle.base.text": "TextField",
     "needle.client": (
         "ApiKey Change Changes Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncChanges "
         "SyncClient"
     ),
+    "needle.client.hybrid": "RRF",
     "needle.client.naming_requests": "request_id",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",

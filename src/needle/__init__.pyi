@@ -71,6 +71,7 @@ from needle.base.model import PeerStatus as PeerStatus
 from needle.base.model import RaftStatus as RaftStatus
 from needle.base.model import ReadMode as ReadMode
 from needle.base.model import WriteResult as WriteResult
+from needle.base.text import TextField as TextField
 from needle.client import ApiKey as ApiKey
 from needle.client import Change as Change
 from needle.client import Changes as Changes
@@ -83,6 +84,7 @@ from needle.client import PartialHits as PartialHits
 from needle.client import ScanPage as ScanPage
 from needle.client import SyncChanges as SyncChanges
 from needle.client import SyncClient as SyncClient
+from needle.client.hybrid import RRF as RRF
 from needle.client.naming_requests import request_id as request_id
 from needle.connecting import connect as connect
 from needle.connecting import connect_sync as connect_sync

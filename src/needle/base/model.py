@@ -11,6 +11,7 @@ import msgspec
 
 from needle.base.dtypes import DType, VectorForm
 from needle.base.explain import ShardExplanation
+from needle.base.text import Statistics, TextField, TextQuery
 
 
 class Metric(StrEnum):
@@ -99,8 +100,9 @@ def index_named(words: str) -> IndexParams | None:
 
 class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A named set of vectors of one dimension and metric. ttl: seconds after its last write at which a document
-    expires, 0 for never. model: whose vectors of texts these are, "" if it names none. Both are the catalog's to say,
-    shards keep collections without them. dtype: of the numbers that are stored."""
+    expires, 0 for never. model: whose vectors of texts these are, "" if it names none. text: by which documents are
+    found with words, if any. All three are the catalog's to say, shards keep collections without them. dtype: of the
+    numbers that are stored."""
 
     name: str
     dimensions: int
@@ -108,6 +110,7 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexParams = IndexParams()
     ttl: float = 0.0
     model: str = ""
+    text: TextField | None = None
     dtype: DType = DType.FLOAT32
 
     @property
@@ -122,11 +125,13 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_altered_from(self, made: CollectionSpec, index: IndexParams | None = None) -> bool:
         """Whether a collection that was made as `made` may have become this: what AlterCollection changes is its index
-        and its ttl; and who names no model takes any. So an application goes on that makes sure of its collection at
-        each start. index: that it had when it was made, None if that is only known to be built like now."""
+        and its ttl; and who names no model, or no text, takes any. So an application goes on that makes sure of its
+        collection at each start. index: that it had when it was made, None if that is only known to be built like
+        now."""
         known = {one.built for one in (self.index, index) if one is not None}
         model = self.model if made.model else ""
-        same = msgspec.structs.replace(self, index=made.index, ttl=made.ttl, model=model) == made
+        text = self.text if made.text else None
+        same = msgspec.structs.replace(self, index=made.index, ttl=made.ttl, model=model, text=text) == made
         return same and made.index.built in known
 
 
@@ -204,7 +209,8 @@ class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """One search result. distance: lower is nearer (see Metric). score: higher is nearer
     (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for.
-    group: of a search by groups, the value of the field that this hit is grouped by."""
+    group: of a search by groups, the value of the field that this hit is grouped by. ranks: of a hybrid search, its
+    places, from 1 on, among the nearest and among those with the words; None where it is not among the candidates."""
 
     id: str
     distance: float
@@ -213,6 +219,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     vector: Any = None
     group: Any = None
+    ranks: tuple[int | None, int | None] | None = None
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,7 +267,8 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     groups: a JSON list of values whose groups are wanted beside the k nearest, b"" for none. diversify: for who merges:
     of the k nearest, `take` hits, `offset` included, that are unlike each other, by this weight; bare: without the
     vectors, which are there for that only. order_by: the field by whose values who merges orders the hits in the end,
-    "" for none; descending: from the greatest."""
+    "" for none; descending: from the greatest. keywords: words to find instead of a vector; words: what a shard is
+    asked of them, by who routes."""
 
     collection: str
     vector: bytes
@@ -286,6 +294,8 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     bare: bool = False
     order_by: str = ""
     descending: bool = False
+    keywords: str = ""
+    words: TextQuery | None = None
 
 
 def score_of(distance: float, metric: Metric) -> float:
@@ -314,7 +324,8 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     had applied when it searched: exactly that state was searched. metric: the collection's, which tells the score.
     explained: if asked for, of each shard. groups: of a search by groups, the value of each hit's group: the groups are
     behind each other, by their nearest hits. order: with order_by, the value by which each hit is ordered, None for a
-    document without one. A node of a release that knows no groups, or no order, gives none of these."""
+    document without one. A node of a release that knows no groups, or no order, gives none of these. statistics: of
+    words, in place of hits. Hits of words have the metric dot: their scores are what they are."""
 
     ids: list[str]
     distances: list[float]
@@ -326,6 +337,7 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     explained: list[ShardExplanation] = []
     groups: list[str | int | float | bool] = []
     order: list[str | int | float | bool | None] = []
+    statistics: Statistics | None = None
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -65,6 +65,7 @@ def _settings(spec: CollectionSpec) -> dict[str, object]:
         **index,
         "ttl": f"{spec.ttl:g}",
         "model": repr(spec.model),
+        "text": "none" if spec.text is None else f"{spec.text.field!r} ({spec.text.language})",
     }
 
 

@@ -11,6 +11,7 @@ import needle
 from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.model import INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, IndexProgress, Metric
+from needle.base.text import LANGUAGES
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 from needle.client import CollectionDescription
 from needle.client.values import check_index
@@ -99,6 +100,13 @@ def create(
             "--model", metavar="MODEL", help="Whose vectors of texts it holds, as wordllama; with --like '': none."
         ),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="FIELD", help="By which text `--keywords` finds; with --like '': none."),
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help=f"Of --text (english): {', '.join(LANGUAGES)}.")
+    ] = None,
     dtype: Annotated[DType | None, typer.Option("--dtype", help="As which numbers vectors are kept (float32).")] = None,
     like: Annotated[
         str | None,
@@ -127,11 +135,18 @@ def create(
             ttl=ttl,
             model=model,
             dtype=dtype,
+            text=_text(text, language),
             like=like,
         )
 
     run(cluster, work)
     notes.print(f"created {name}", markup=False)
+
+
+def _text(field: str | None, language: str | None) -> dict[str, str] | str | None:
+    if language is not None and not field:
+        raise typer.BadParameter("--language is that of a --text")
+    return {"field": field, "language": language} if field and language else field
 
 
 def drop(
@@ -170,6 +185,7 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ("index", _in_words(found.index)),
         *(_of_files(found.index, found.size.index) if found.size is not None else ()),
         ("model", found.model or "none"),
+        ("text", "none" if found.text is None else f"{found.text.field} ({found.text.language})"),
         ("ttl", "none" if found.ttl is None else f"{found.ttl:g} s"),
         ("documents", str(found.documents)),
         *(

@@ -34,6 +34,7 @@ from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
@@ -42,6 +43,7 @@ from needle.client.document_calls import Facet, Hits, PartialHits
 from needle.client.feed_sync import SyncChanges
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
+from needle.client.hybrid import RRF
 from needle.client.keys import ApiKey, NewApiKey
 from needle.client.loop_thread import LoopThread
 from needle.client.naming import CollectionDescription

@@ -143,7 +143,7 @@ class CreateCollection(Versioned, frozen=True, tag="create"):
     from the beginning, as by DeclareField."""
 
     NEWER: ClassVar[dict[str, int]] = {
-        "spec.ttl": 2, "spec.index.kind": 4, "spec.model": 4, "spec.dtype": 5, "fields": 4
+        "spec.ttl": 2, "spec.index.kind": 4, "spec.model": 4, "fields": 4, "spec.dtype": 5, "spec.text": 5,
     }  # fmt: skip
 
     spec: CollectionSpec

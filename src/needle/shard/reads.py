@@ -18,7 +18,7 @@ from needle.base.dtypes import DType
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
 from needle.base.filters.nodes import Node, evaluate, named
 from needle.base.filters.ordering import Key, ScanOrder
-from needle.base.model import Claim, SearchRequest
+from needle.base.model import Claim, HitBatch, SearchRequest
 from needle.routing.strategy import key_hash
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
 from needle.shard.documents import scans
@@ -32,6 +32,7 @@ from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import CollectionView, ReplicaView
 from needle.shard.ordered_scan import Ordered
 from needle.shard.query import allowed_ordinals, both, search_group, visible_ordinals
+from needle.shard.text_search import search_words
 
 SCAN_LOOKS: Final = 10_000
 SCAN_LOOKS_BYTES: Final = 32 << 20
@@ -45,6 +46,7 @@ SHORT_K: Final = 100
 
 GoOn = Callable[[], None]
 """Called every now and then; what it raises ends the work."""
+Clock = Callable[[], float]
 
 
 def on() -> None:
@@ -108,7 +110,7 @@ class Reads:
         requests: list[SearchRequest],
         wanted: Callable[[int], bool],
         builders: Builders | None,
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> list[SearchAnswer]:
         """See Replica.search_many."""
         groups: dict[tuple[object, ...], list[int]] = {}
@@ -132,7 +134,7 @@ class Reads:
         asked: list[SearchRequest],
         builders: Builders | None,
         go_on: Callable[[], None],
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> Sequence[SearchAnswer]:
         """Of requests that differ in their vectors only."""
         try:
@@ -238,6 +240,20 @@ class Reads:
                 among = visible_ordinals(found) if allowed is None else allowed.bitmap
                 end = found.record.next_ordinal
                 return value_counts(found.payload, path, end, among, builders, go_on), view.at.index
+        except CorruptDocuments as error:
+            self._found_damage(error, os.path.dirname(view.store.path))
+            raise not_served(error) from error
+
+    def words(
+        self, request: SearchRequest, claim: Claim | None, go_on: GoOn, builders: Builders | None, clock: Clock
+    ) -> HitBatch:
+        """A shard's part of a search by words; see search_words. The rest as of Replica.count_matching."""
+        try:
+            with self._in_flight.enter():
+                view = self._view()
+                check_claim(view.fence, claim, view.at.index)
+                found, store, at = view.collection(request.collection), view.store, view.at.index
+                return search_words(found, store, request, at, self._limits, builders, go_on, clock)
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             raise not_served(error) from error

@@ -19,6 +19,7 @@ from needle.client.document_calls import BatchPart, Found
 from needle.client.router import searching
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import doubtful_ids, spread_by_ids
+from needle.client.router.by_words import search_words
 from needle.client.router.deletion import Deletion
 from needle.client.router.fan_out import FanOutStats
 from needle.client.router.feeding import Feeding
@@ -323,6 +324,9 @@ class Router(OfCollections):
 
         def run(stored: str, left: float) -> Awaitable[Found]:
             inner = self._routes.as_stored(request, stored)
+            if request.keywords:
+                text, monotonic = self._routes.text_of(stored), self._clock()
+                return search_words(self._routes, inner, text, fresh, left, monotonic, partial=partial)
             if request.like:
                 return self._search_like(inner, stored, fresh, left, partial)
             return self._search(inner, fresh, left, partial)
@@ -364,10 +368,13 @@ class Router(OfCollections):
     def _search(
         self, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
     ) -> Awaitable[Found]:
-        routes, monotonic = self._routes, self._monotonic or asyncio.get_running_loop().time
+        routes, monotonic = self._routes, self._clock()
         return searching.search(
             routes.fan_out, request, fresh, timeout, routes.beside, routes.saw, monotonic, partial=partial
         )
+
+    def _clock(self) -> Callable[[], float]:
+        return self._monotonic or asyncio.get_running_loop().time
 
     async def get(
         self,

@@ -73,7 +73,8 @@ def _asked(
         fresh,
         timeout,
         partial=partial,
-        together=None if request.group_by else together,  # which groups are nearest, all shards must say
+        # Which groups are nearest, all shards must say; searches by words are a shard's each.
+        together=None if request.group_by or request.keywords else together,
     )
 
 

@@ -108,12 +108,14 @@ class Reads:
             about, asked = current.get(), call.request
             explains = asked.explain or (about is not None and about.explains and not asked.bound)
             request = msgspec.structs.replace(asked, claim=claim, explain=explains)
-            if self.may_search_early(call.group, call.freshness):
+            if asked.keywords:
+                found = await self._words(call, request)
+            elif self.may_search_early(call.group, call.freshness):
                 found = await self._search_early(call, request)
             else:
                 hosted = await self.fresh(call.group, call.freshness)
                 found = await self._search(hosted, request, deadline - loop.time())
-            if (answered := self._node.groups.get(call.group)) is not None:
+            if not asked.keywords and (answered := self._node.groups.get(call.group)) is not None:
                 answered.recall.saw(call.request)
             found = self.told(found)
             if about is not None and found.explained:
@@ -130,11 +132,22 @@ class Reads:
         searching.stop("search")
         return found
 
+    async def _words(self, call: SearchCall, request: SearchRequest) -> HitBatch:
+        builders, clock = self._node.hosted(call.group).builders, self._node.now
+
+        def read(replica: Replica, go_on: Callable[[], None]) -> HitBatch:
+            return replica.reads().words(request, request.claim, go_on, builders, clock)
+
+        found: HitBatch = await self._read(call.group, call.freshness, read)
+        return found
+
     async def search_many(self, call: SearchManyCall, claim: Claim | None = None) -> SearchManyAnswer:
         """Raises what `search` does; a few at a time, so that others get their turn and the answer has a bound."""
         request, count = call.request, call.count
         if not 1 <= count <= QUERIES_MAX:
             raise invalid("queries", f"{count} vectors", f"1 to {QUERIES_MAX} in one call")
+        if request.keywords:
+            raise invalid("keywords", request.keywords, "one search in a call")
         if len(request.vector) % count:
             raise invalid("queries", f"{len(request.vector)} bytes", f"{count} vectors of equal length")
         loop = asyncio.get_running_loop()

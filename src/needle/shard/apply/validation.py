@@ -18,6 +18,7 @@ from needle.base.dtypes import DType, Floats
 from needle.base.errors import CollectionNotFound, invalid
 from needle.base.filters.builder import Filter, conditions, field_path
 from needle.base.model import KINDS_OF, CollectionSpec, IndexParams, Metric, SearchRequest
+from needle.base.text_checks import check_text
 from needle.protocol.commands import (
     JUDGED_MAX,
     JUDGEMENTS_MAX,
@@ -41,6 +42,7 @@ from needle.protocol.commands import (
     without_repeats,
 )
 from needle.shard.apply.metadata import METADATA_DEPTH_MAX, check_metadata, depth
+from needle.shard.apply.patching import change_bytes, named_paths
 from needle.shard.apply.sessions import NONCE_MAX
 from needle.shard.apply.vectors import query_of, to_log
 
@@ -162,7 +164,7 @@ def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
     if command.change is None:
         return command
     change = _checked_change(command.change, limits)
-    limit = max(1, min(most, whole // (1 + _change_bytes(change) + FIELD_COST * len(_named(change)))))
+    limit = max(1, min(most, whole // (1 + change_bytes(change) + FIELD_COST * len(named_paths(change)))))
     return msgspec.structs.replace(command, limit=limit, change=change)
 
 
@@ -178,6 +180,8 @@ def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     check_ttl(spec.ttl)
     if spec.model:
         check_name("model", spec.model, MODEL_BYTES_MAX)
+    if spec.text is not None:
+        check_text(spec.text)
 
 
 def check_index(index: IndexParams, dtype: DType = DType.FLOAT32) -> None:
@@ -209,13 +213,18 @@ def check_name(field: str, name: str, most: int = NAME_BYTES_MAX) -> None:
 
 def check_search(request: SearchRequest, spec: CollectionSpec, limits: Limits) -> Floats:
     """The query as (dimensions,) float32, normalised for cosine."""
+    check_hits(request, limits)
+    return query_of(request.vector, spec)
+
+
+def check_hits(request: SearchRequest, limits: Limits) -> None:
+    """How many are asked for, and how accurately."""
     most = limits.k_max + bool(request.like)
     if request.offset and request.k > most:
         raise invalid("offset", request.offset, f"with k at most {limits.k_max} together")
     _check_int("k", request.k, 1, most)
     _check_int("offset", request.offset, 0, request.k - 1)
     _check_int("ef_search", request.ef_search, 0, EF_MAX)
-    return query_of(request.vector, spec)
 
 
 def _require(name: str, find_spec: FindSpec) -> CollectionSpec:
@@ -280,25 +289,16 @@ def _check_filter(field: str, text: bytes, limits: Limits) -> Filter:
     return Filter.from_json(text, limits)
 
 
-def _change_bytes(change: Change) -> int:
-    values = sum(len(data) for _, data in [*change.set, *change.append, *change.remove])
-    return values + len(change.whole or b"")
-
-
-def _named(change: Change) -> list[str]:
-    return [*(path for path, _ in change.set), *change.unset, *(path for path, _ in [*change.append, *change.remove])]
-
-
 def _checked_change(change: Change, limits: Limits) -> Change:
     """With the bound that holds here: what is refused at apply must not depend on a replica's configuration."""
-    named = _named(change)
+    named = named_paths(change)
     if change.whole is None and not named and not change.expires:
         raise invalid("change", "nothing", "at least one field to set, unset, append to or remove from")
     if change.whole is not None and named:
         raise invalid("change", named[0], "either the whole metadata, or fields of it")
     if len(named) > PATHS_MAX:
         raise invalid("change", f"{len(named)} fields", f"at most {PATHS_MAX}")
-    size = _change_bytes(change)
+    size = change_bytes(change)
     if change.whole is None and size > limits.metadata_bytes_max:
         raise invalid("change", f"{size} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
     paths = sorted(field_path(path, "change") for path in named)

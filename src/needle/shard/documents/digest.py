@@ -70,10 +70,10 @@ def hash_of_format_3(ordinal: int, version: int, id_: str, metadata: bytes, vect
 
 @lru_cache(maxsize=SPECS_KEPT)
 def _spec_bytes(spec: CollectionSpec) -> bytes:
-    """As earlier releases had it, which know no `ttl` and no `model`: they are the catalog's; one kind of index and
-    one type of vectors."""
+    """As earlier releases had it, which know no `ttl`, no `model` and no `text`: they are the catalog's; one kind of
+    index and one type of vectors."""
     fields = msgspec.to_builtins(spec)
-    del fields["ttl"], fields["model"]
+    del fields["ttl"], fields["model"], fields["text"]
     if spec.dtype is DType.FLOAT32:
         del fields["dtype"]
     if spec.index.kind is IndexKind.HNSW:
