@@ -56,6 +56,7 @@ MUTANTS: dict[str, Mutant] = {
         access_rules,
         backup_rules,
         tenant_rules,
+        vector_rules,
         version_rules,
         word_rules,
         share_rules,
