@@ -29,11 +29,13 @@ async def _run_after(more: list[bool]) -> int:
 
 
 @pytest.mark.parametrize(("more", "turn"), [([], 0), ([True], 1), ([True, True], 2), ([True] * 100, LOOP_TURNS_MAX)])
-async def test_a_turn_runs_once_no_request_waits_and_never_waits_longer_than_the_bound(more, turn):
+async def test_a_turn_runs_once_no_request_waits_and_never_waits_longer_than_the_bound(
+    more: list[bool], turn: int
+) -> None:
     assert await _run_after(more) == turn
 
 
-async def test_every_turn_has_a_bound_of_its_own():
+async def test_every_turn_has_a_bound_of_its_own() -> None:
     runs: list[int] = []
     gathering = Gathering(lambda: runs.append(1))
     gathering.more = lambda: True

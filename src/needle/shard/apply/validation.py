@@ -261,7 +261,9 @@ def _utf8(field: str, text: str) -> bytes:
 
 def _check_ids(ids: list[str], limits: Limits) -> None:
     for id_ in ids:
-        if not 0 < (len(id_) if id_.isascii() else len(_utf8("id", id_))) <= limits.id_bytes_max:
+        if id_ and len(id_) <= limits.id_bytes_max and id_.isascii():
+            continue  # as most are: as many bytes as characters
+        if not id_ or len(id_) > limits.id_bytes_max or len(_utf8("id", id_)) > limits.id_bytes_max:
             raise invalid("id", id_, f"1 to {limits.id_bytes_max} bytes of UTF-8")
 
 
