@@ -8,6 +8,7 @@ from proof.mutants import (
     client_rules,
     cluster_rules,
     expiry_rules,
+    feed_rules,
     filter_rules,
     founding_rules,
     host_rules,
@@ -22,6 +23,7 @@ from proof.mutants import (
     request_rules,
     search_rules,
     shard_rules,
+    share_rules,
     snapshot_rules,
     tenant_rules,
     version_rules,
@@ -40,6 +42,7 @@ MUTANTS: dict[str, Mutant] = {
         search_rules,
         cluster_rules,
         expiry_rules,
+        feed_rules,
         filter_rules,
         move_rules,
         founding_rules,
@@ -53,6 +56,7 @@ MUTANTS: dict[str, Mutant] = {
         backup_rules,
         tenant_rules,
         version_rules,
+        share_rules,
     )
     for mutant in rules.MUTANTS
 }

@@ -122,7 +122,7 @@ class Making:
         return None
 
     async def _scan(self, info: CollectionInfo, progress: Progress) -> CollectionBackup:
-        spec, contents, cutter = info.spec, Contents(), Cutter(info.spec.dimensions)
+        spec, contents, cutter = info.spec, Contents(), Cutter(info.spec.form.numbers)
         pieces: list[PieceRef] = []
         cuts: list[tuple[int, int]] = []
         async with aclosing(pages(self._client, spec, info.id, self._timeout)) as scan:

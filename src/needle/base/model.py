@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from needle.base.dtypes import DType, VectorForm
 from needle.base.explain import ShardExplanation
 
 
@@ -51,6 +52,13 @@ class IndexKind(StrEnum):
 GRAPHS = (IndexKind.HNSW, IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ)
 """Kinds of index that are a graph."""
 
+KINDS_OF = {
+    DType.FLOAT32: tuple(IndexKind),
+    DType.FLOAT16: (IndexKind.FLAT, *GRAPHS),
+    DType.INT8: (IndexKind.FLAT, *GRAPHS),
+}
+"""Which kinds of index vectors of a type can have."""
+
 CODES = (IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ, IndexKind.IVF_PQ)
 """Kinds that compare codes: everything that these find is scored from full vectors."""
 
@@ -92,7 +100,7 @@ def index_named(words: str) -> IndexParams | None:
 class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A named set of vectors of one dimension and metric. ttl: seconds after its last write at which a document
     expires, 0 for never. model: whose vectors of texts these are, "" if it names none. Both are the catalog's to say,
-    shards keep collections without them."""
+    shards keep collections without them. dtype: of the numbers that are stored."""
 
     name: str
     dimensions: int
@@ -100,6 +108,17 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexParams = IndexParams()
     ttl: float = 0.0
     model: str = ""
+    dtype: DType = DType.FLOAT32
+
+    @property
+    def form(self) -> VectorForm:
+        """How its vectors are stored."""
+        return VectorForm(self.dimensions, self.dtype, self.metric is Metric.COSINE)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Of one stored vector."""
+        return self.form.row_bytes
 
     def is_altered_from(self, made: CollectionSpec, index: IndexParams | None = None) -> bool:
         """Whether a collection that was made as `made` may have become this: what AlterCollection changes is its index

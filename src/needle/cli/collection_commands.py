@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 import needle
+from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.model import INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, IndexProgress, Metric
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
@@ -98,6 +99,7 @@ def create(
             "--model", metavar="MODEL", help="Whose vectors of texts it holds, as wordllama; with --like '': none."
         ),
     ] = None,
+    dtype: Annotated[DType | None, typer.Option("--dtype", help="As which numbers vectors are kept (float32).")] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +120,14 @@ def create(
             base = (await client.describe_collection(like)).index
         index = msgspec.structs.replace(base, **given) if given or kind else None
         await client.create_collection(
-            name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, model=model, like=like
+            name,
+            dimensions=dimensions,
+            metric=metric,
+            index=index,
+            ttl=ttl,
+            model=model,
+            dtype=dtype,
+            like=like,
         )
 
     run(cluster, work)
@@ -157,6 +166,7 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ("aliases", ", ".join(found.aliases) or "none"),
         ("dimensions", str(found.dimensions)),
         ("metric", str(found.metric)),
+        ("dtype", str(found.dtype)),
         ("index", _in_words(found.index)),
         *(_of_files(found.index, found.size.index) if found.size is not None else ()),
         ("model", found.model or "none"),

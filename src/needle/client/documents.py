@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import msgspec
 
+from needle.base.dtypes import DType
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
 from needle.base.filters.builder import field_path
 from needle.base.model import (
@@ -260,6 +261,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         index: IndexParams | str | None = None,
         ttl: Any = None,
         model: str | None = None,
+        dtype: DType | str | None = None,
         like: str | None = None,
         if_absent: bool = False,
         timeout: Seconds = TIMEOUT,
@@ -268,9 +270,10 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         "hnsw_sq8", a preset such as "high_recall", or both as "hnsw_sq8:high_recall" (docs/index-selection.md). ttl:
         seconds (or a timedelta) after its last write at which a document is deleted, unless that write named an
         `expires_at`. model: the name of the model whose vectors of texts it holds, such as "wordllama"; methods take
-        `text` then, and `dimensions` may be left out if the client knows the model. like: a collection, or an alias of
-        one, whose settings it gets where no other is named, with its declared indexes of fields; no documents. With it,
-        ttl=0 and model="" are none. Raises CollectionExists, unless if_absent and the one there is equal;
+        `text` then, and `dimensions` may be left out if the client knows the model. dtype: as which numbers vectors are
+        kept: "float32", which is usual, "float16" or "int8" (docs/index-selection.md). like: a collection, or an alias
+        of one, whose settings it gets where no other is named, with its declared indexes of fields; no documents. With
+        it, ttl=0 and model="" are none. Raises CollectionExists, unless if_absent and the one there is equal;
         CollectionNotFound for `like`."""
         named = values.check_name(name, "name")
         given: dict[str, Any] = {
@@ -279,6 +282,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
             "index": None if index is None else values.check_index(index),
             "ttl": None if ttl is None else values.check_ttl(ttl, *([] if like is None else [0.0])),
             "model": None if model is None else check_model(model),
+            "dtype": None if dtype is None else values.choose(dtype, DType, "dtype"),
         }
         if given["dimensions"] is None and model and like is None:
             given["dimensions"] = dimensions_of(model, self.embedder)

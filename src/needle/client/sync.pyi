@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from needle.base.access import Role
+from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
@@ -13,6 +14,7 @@ from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
 from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
+from needle.client.feed_sync import SyncChanges
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import ApiKey, NewApiKey
@@ -148,6 +150,14 @@ class SyncClient:
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> SyncScan: ...
+    def changes(
+        self,
+        collection: str = ...,
+        *,
+        since: str = ...,
+        with_vectors: bool = ...,
+        timeout: Seconds = ...,
+    ) -> SyncChanges: ...
     def search(
         self,
         query: Any = ...,
@@ -428,6 +438,7 @@ class SyncClient:
         index: IndexParams | str | None = ...,
         ttl: Any = ...,
         model: str | None = ...,
+        dtype: DType | str | None = ...,
         like: str | None = ...,
         if_absent: bool = ...,
         timeout: Seconds = ...,

@@ -142,7 +142,13 @@ class CreateCollection(Versioned, frozen=True, tag="create"):
     """nonce: random; tells a call repeated without an identity, as long as its collection is there. fields: declared
     from the beginning, as by DeclareField."""
 
-    NEWER: ClassVar[dict[str, int]] = {"spec.ttl": 2, "spec.index.kind": 4, "spec.model": 4, "fields": 4}
+    NEWER: ClassVar[dict[str, int]] = {
+        "spec.ttl": 2,
+        "spec.index.kind": 4,
+        "spec.model": 4,
+        "fields": 4,
+        "spec.dtype": 5,
+    }
 
     spec: CollectionSpec
     if_absent: bool

@@ -24,7 +24,7 @@ from needle.base.filters.builder import Filter, field_path
 from needle.base.filters.nodes import And, Node, compares
 from needle.base.filters.reserved import instead
 from needle.base.filters.values import Value, first, values_of
-from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
+from needle.base.model import CollectionSpec, HitBatch, SearchRequest, near_enough
 from needle.routing.topology import called
 from needle.shard.apply.validation import check_search
 from needle.shard.documents.metadata_rows import decode_metadata
@@ -255,7 +255,7 @@ class _Grouped:
             documents = _read(record, self._store, wanted, metadata=request.with_metadata, vectors=True)
         members = [member for group in groups for member in group.members]
         listed, distances = [documents[one.ordinal] for one in members], [one.distance for one in members]
-        columns = _columns(listed, distances, request, applied, record.spec.metric, projection(request.fields))
+        columns = _columns(listed, distances, request, applied, record.spec, projection(request.fields))
         values = [group.value for group in groups for _ in group.members]
         return msgspec.structs.replace(columns, groups=values)
 
@@ -276,7 +276,7 @@ def _batches(
     metadata = request.with_metadata or bool(request.order_by)
     documents = _read(record, store, wanted, metadata=metadata, vectors=request.with_vectors)
     return [
-        _batch([documents[o] for o in ordinals], distances, request, applied, record.spec.metric, shown)
+        _batch([documents[o] for o in ordinals], distances, request, applied, record.spec, shown)
         for ordinals, distances in found
     ]
 
@@ -317,13 +317,13 @@ def _batch(
     distances: list[float],
     request: SearchRequest,
     applied: int,
-    metric: Metric,
+    spec: CollectionSpec,
     shown: Callable[[bytes], bytes],
 ) -> HitBatch:
     if len(set(distances)) < len(distances):  # ties stand in the order of their ordinals so far
         pairs = sorted(zip(distances, documents, strict=True), key=lambda pair: (pair[0], pair[1].id))
         distances, documents = [distance for distance, _ in pairs], [document for _, document in pairs]
-    return _columns(documents, distances, request, applied, metric, shown)
+    return _columns(documents, distances, request, applied, spec, shown)
 
 
 def _columns(
@@ -331,7 +331,7 @@ def _columns(
     distances: list[float],
     request: SearchRequest,
     applied: int,
-    metric: Metric,
+    spec: CollectionSpec,
     shown: Callable[[bytes], bytes],
 ) -> HitBatch:
     return HitBatch(
@@ -339,9 +339,9 @@ def _columns(
         distances=distances,
         versions=[document.version for document in documents],
         metadata=[shown(document.metadata) or b"null" for document in documents] if request.with_metadata else [],
-        vectors=b"".join([document.vector for document in documents]) if request.with_vectors else b"",
+        vectors=spec.form.given(b"".join([one.vector for one in documents])) if request.with_vectors else b"",
         applied_index=applied,
-        metric=metric,
+        metric=spec.metric,
         order=_order(documents, request) if request.order_by else [],
     )
 

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from needle.base.config import Limits
+from needle.base.dtypes import DType
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
 from needle.base.filters.nodes import Node, evaluate, named
 from needle.base.filters.ordering import Key, ScanOrder
@@ -22,7 +23,7 @@ from needle.routing.strategy import key_hash
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
 from needle.shard.documents import scans
 from needle.shard.documents.metadata_rows import decode_metadata
-from needle.shard.documents.records import StoredDocument
+from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.scans import Seen
 from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.fields.counting import Counts, value_counts
@@ -188,12 +189,13 @@ class Reads:
             view = self._view()
             record = view.collection(collection).record
             if claim is None and view.fence is None:
-                return view.store.by_id(record.id, ids, vectors=with_vectors)
+                return given(record, view.store.by_id(record.id, ids, vectors=with_vectors))
             # What is read may be newer than the view: judge it by the holdings of the same moment.
             found, index, held = view.store.by_id_held(record.id, ids, vectors=with_vectors)
             fence = None if held is None else self._fence_of(held)
             check_claim(fence, claim, index)
-            return found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
+            found = found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
+            return given(record, found)
 
     def count(
         self,
@@ -253,7 +255,8 @@ class Reads:
     def _scan(
         self, view: ReplicaView, page: Page, claim: Claim | None, go_on: GoOn, builders: Builders | None
     ) -> Scanned:
-        collection_id = view.collection(page.collection).record.id
+        record = view.collection(page.collection).record
+        collection_id = record.id
         node = both(page.filter, page.bound, self._limits)
         found: list[StoredDocument] = []
         looked, read, size, fence, index = 0, 0, 0, view.fence, view.at.index
@@ -287,6 +290,7 @@ class Reads:
         if page.with_vectors and found:
             whole = view.store.by_ordinal(collection_id, [one.ordinal for one in found], metadata=True, vectors=True)
             found = [msgspec.structs.replace(whole[one.ordinal], expires=one.expires) for one in found]
+            found = given(record, found)
         return Scanned(found, reached, index)
 
     def _scan_in_order(
@@ -315,7 +319,10 @@ class Reads:
             fence = None if holdings is None else self._fence_of(holdings)
             check_claim(fence, claim, index)
             found = ordered.as_now(chosen, now)
-        documents, keys = [document for _, document in found], [ordered.told(key) for key, _ in found]
+        documents, keys = (
+            given(held.record, [document for _, document in found]),
+            [ordered.told(key) for key, _ in found],
+        )
         if whole:
             return Scanned(documents, None, index, keys)
         return Scanned(documents, chosen[-1].id, index, keys, ordered.told(chosen[-1].key))
@@ -380,3 +387,11 @@ def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None
 def not_served(error: CorruptDocuments) -> ReplicaDamaged:
     """What who asks gets to know of damage."""
     return ReplicaDamaged(f"this replica's data is damaged and is fetched again: {error.message}")
+
+
+def given(record: CollectionRecord, found: list[StoredDocument]) -> list[StoredDocument]:
+    """With their vectors as callers get them."""
+    if record.spec.dtype is DType.FLOAT32:
+        return found
+    form = record.spec.form
+    return [msgspec.structs.replace(one, vector=form.given(one.vector)) for one in found]

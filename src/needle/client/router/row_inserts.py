@@ -11,14 +11,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from needle.base.dtypes import VectorForm
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import WriteResult
 from needle.client.document_calls import BatchPart
 from needle.client.meaning import switched
 from needle.client.router.batch_plan import DEFAULTS, doubtful, plan_batch
 from needle.client.router.by_filter import Write
+from needle.client.router.packing import packed, unsayable
 from needle.client.router.routes import Scattered, owner_of, said_of
-from needle.protocol.commands import Insert
+from needle.protocol.commands import Insert, Session
 from needle.routing.topology import CollectionInfo, Ownership
 
 BATCHES_IN_FLIGHT = 4
@@ -50,14 +52,19 @@ class RowInserts:
         expires: Sequence[int] = (),
         *,
         whole: bool = False,
+        form: VectorForm | None = None,
     ) -> list[BatchPart]:
         """What became of each part. collection: by its name inside the shards. expires: as in `commands.Insert`. whole:
-        where one document is refused, the others are of no use, so what can be known of it is known first."""
+        where one document is refused, the others are of no use, so what can be known of it is known first. form: of
+        the collection's vectors, None for float32."""
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, *self._part_max)
         done = [BatchPart([at], error) for at, error in plan.homeless.items()]
-        first = await self._beside(weight, doubtful, ids, rows, metadata, DEFAULTS) if whole else set()
+        first: set[int] = set()
+        if whole:
+            first |= await self._beside(weight, doubtful, ids, rows, metadata, DEFAULTS)
+            first.update(await self._beside(weight, unsayable, rows, len(ids), form))
         refused: NeedleError | None = next(iter(plan.homeless.values()), None) if whole else None
         permits, failed = asyncio.Semaphore(BATCHES_IN_FLIGHT), dict[int, NeedleError]()
         loop = asyncio.get_running_loop()
@@ -77,16 +84,19 @@ class RowInserts:
                 if (before := refused or failed.get(shard)) is not None:
                     done.append(BatchPart(part, _not_sent(before)))
                     return
+                sent, dtype = await self._beside(len(data), packed, data, len(names), form)
                 left = max(0.001, deadline - loop.time())
+
+                def insert(session: Session) -> Insert:
+                    return Insert(collection, names, sent, json, None, session, b"", instants, dtype=dtype)
+
                 try:
-                    result: WriteResult | NeedleError = await self._write(
-                        owner, lambda session: Insert(collection, names, data, json, None, session, b"", instants), left
-                    )
+                    result: WriteResult | NeedleError = await self._write(owner, insert, left)
                 except NeedleError as error:
                     result = failed[shard] = error
                 except Scattered:  # the map changed and the part no longer has one owner: route it again
                     left = max(0.001, deadline - loop.time())
-                    again = await self._again(part, collection, names, memoryview(data), json, left, instants)
+                    again = await self._again(part, collection, names, memoryview(data), json, left, instants, form)
                     if not isinstance(again, NeedleError):
                         done.extend(again)
                         return
@@ -101,10 +111,12 @@ class RowInserts:
         await asyncio.gather(*(send(*one) for one in parts))
         return done
 
-    async def _again(self, part: list[int], *rest: Any) -> list[BatchPart] | NeedleError:
-        """Write the rows of a part by a newer map. rest: as for `run`. An error: its alias means something else now."""
+    async def _again(self, part: list[int], *asked: Any) -> list[BatchPart] | NeedleError:
+        """Write the rows of a part by a newer map. asked: as for `run`, and the form. An error: its alias means
+        something else now."""
         try:
-            done = await self.run(*rest)
+            *rest, form = asked
+            done = await self.run(*rest, form=form)
         except NeedleError as error:
             return error
         return [BatchPart([part[at] for at in some.rows], some.outcome) for some in done]

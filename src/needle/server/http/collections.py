@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from needle.base.dtypes import DType
 from needle.base.errors import CollectionNotFound
 from needle.base.model import CollectionSpec, Metric
 from needle.client.embedding import dimensions_of
@@ -18,6 +19,7 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
     index = check_index(body.index) if other is None or body.index is not None else other.index
     metric = body.metric or (Metric.COSINE if other is None else other.metric)
     model = body.model if other is None or body.model is not None else other.model
+    dtype = body.dtype or (DType.FLOAT32 if other is None else other.dtype)
     dimensions = body.dimensions or (dimensions_of(model or "") if other is None else other.dimensions)
     await call.client.create_collection(
         body.name,
@@ -26,6 +28,7 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
         index=index,
         ttl=ttl,
         model=model,
+        dtype=dtype,
         like=body.like,
         if_absent=body.if_absent,
         timeout=body.timeout,
@@ -38,6 +41,7 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
         index=index,
         ttl=ttl or None,
         model=model or None,
+        dtype=dtype,
     )
 
 
@@ -73,6 +77,7 @@ def _described(found: CollectionDescription) -> collection_bodies.Collection:
         index=found.index,
         ttl=found.ttl,
         model=found.model,
+        dtype=found.dtype,
         documents=found.shards,
         sizes=found.sizes,
         size=found.size,
@@ -96,6 +101,7 @@ def _collection(spec: CollectionSpec) -> collection_bodies.Collection:
         index=spec.index,
         ttl=spec.ttl or None,
         model=spec.model or None,
+        dtype=spec.dtype,
     )
 
 

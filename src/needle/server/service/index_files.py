@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from needle.base.dtypes import DType
 from needle.base.errors import ClusterTooOld, CollectionNotFound, Unavailable, invalid
 from needle.base.ids import GroupId
 from needle.base.vector_hashes import row_hashes
@@ -94,6 +95,8 @@ class IndexFiles:
         vectors = hosted.replica.held.vectors_of(_id_of(hosted.replica.view, stored))
         if vectors is None:
             raise _unknown(stored)
+        if vectors.spec.dtype is not DType.FLOAT32:
+            raise invalid("collection", stored, f"one of float32: index files of {vectors.spec.dtype} are built anew")
         return hosted, vectors
 
     def _led(self, group: GroupId) -> HostedReplica:
@@ -116,6 +119,8 @@ def _id_of(view: ReplicaView, stored: str) -> int:
 def _sealed(view: ReplicaView, stored: str) -> dict[str, tuple[SealedSegment, int]]:
     """Those that serve by the published file, by its checksum, and how many live rows each has."""
     _id_of(view, stored)
+    if view.collections[stored].record.spec.dtype is not DType.FLOAT32:
+        return {}  # their vectors are found again by the bytes of float32 only
     served = view.collections[stored].vectors.served
     return {one.sealed.segment.checksum: (one.sealed, one.live_rows()) for one in served if not one.sealed.own}
 

@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
+from needle.base.dtypes import StoredRows, VectorForm
 from needle.base.errors import CorruptDocuments, StorageError
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.documents import rows, scans
@@ -313,9 +314,9 @@ class DocumentStore:
         return Rows(msgspec.json.decode(rows, type=list[int]), f"[{text or ''}]")
 
     def vectors_of(
-        self, collection_id: int, dimensions: int, ordinals: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Rows by ascending ordinals (n,): (those that are stored, vectors (n, dimensions))."""
+        self, collection_id: int, form: VectorForm, ordinals: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], StoredRows]:
+        """Rows by ascending ordinals (n,): (those that are there, their vectors as they are stored)."""
         base, found = row_id(collection_id, 0), []
         with self.reading() as connection:
             for start in range(0, len(ordinals), CHUNK):
@@ -332,8 +333,7 @@ class DocumentStore:
                         marks,
                     )
         there = np.fromiter((row for row, _ in found), np.int64, len(found)) - base
-        vectors = np.frombuffer(b"".join(vector for _, vector in found), "<f4").reshape(len(found), dimensions)
-        return there, vectors.astype(np.float32, copy=False)
+        return there, form.rows(b"".join(vector for _, vector in found))
 
     def graves(self, collection_id: int, upto: int) -> list[int]:
         """See scans.graves."""

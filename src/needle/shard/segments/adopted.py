@@ -53,7 +53,7 @@ def fit(
         sealed = SealedSegment(path, footer.segment, spec)
     except CorruptSegment as error:
         raise InvalidArgument(f"this index file cannot serve the collection: {error.message}", field="file") from error
-    layout = read_layout(path, footer)
+    layout = read_layout(path, footer, spec.dtype)
     _check_tables(path, sealed, layout)
     nodes = sealed.nodes
     hashes = np.empty(nodes, np.uint64)
