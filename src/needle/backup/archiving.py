@@ -142,13 +142,15 @@ class Archiver:
             for one in self.shards.values():
                 one.serves = False
             self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
-            made = f"{self._around.rng.getrandbits(64):016x}"
-            self._target = await self._around.blocking(target_name, self._store, now.founding, made)
+            self._target = ""
         if now.cluster_version < STAMPED_SINCE:
             raise ClusterTooOld(
                 f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
                 "something was written: the archive begins when all nodes run this release"
             )
+        if not self._target:
+            made = f"{self._around.rng.getrandbits(64):016x}"
+            self._target = await self._around.blocking(target_name, self._store, now.founding, made)
         await self._note_catalog(self._around.micros(), now)  # what was dropped meanwhile was there `before`
         self._looked = before
         room, elapsed = asyncio.Semaphore(AT_ONCE), self._around.clock.monotonic() - self._flushed
