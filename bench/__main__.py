@@ -1,5 +1,5 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup] [archive] [kinds] [request]`: or all.
+[tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours]`: or all.
 
 --quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
 200,000, 200,000, 20,000, 20,000 and 20,000 unless said otherwise."""
@@ -18,9 +18,11 @@ from bench import (
     collections,
     failover,
     filters,
+    growth,
     http,
     kinds,
     moves,
+    neighbours,
     replace,
     request,
     search,
@@ -33,7 +35,7 @@ from bench.report import Report
 
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
-    "documents", "backup", "archive", "kinds", "request",
+    "documents", "backup", "archive", "kinds", "request", "growth", "neighbours",
 )  # fmt: skip
 
 
@@ -72,6 +74,10 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await asyncio.to_thread(kinds.run, report, quick=quick)
     if "request" in parts:
         await request.run(report, quick=quick, documents=documents)
+    if "growth" in parts:
+        await growth.run(report, quick=quick)
+    if "neighbours" in parts:
+        await neighbours.run(report, quick=quick)
 
 
 def main() -> None:

@@ -108,6 +108,15 @@ class NeedleCluster:
             self._nodes.check_alive()
             await asyncio.sleep(0.02)
 
+    async def quiet(self, seconds: float = 2.0, share: float = 0.1) -> None:
+        """Returns when the nodes together took less than this share of a core for so long: nothing is built then."""
+        while True:
+            before = sum(one.loop + one.threads for one in self.spent().values())
+            await asyncio.sleep(seconds)
+            if sum(one.loop + one.threads for one in self.spent().values()) - before < share * seconds:
+                return
+            self._nodes.check_alive()
+
     def memory_mb(self) -> list[float]:
         """Resident memory of each node."""
         return [node.memory_mb() for node in self._nodes.nodes.values()]

@@ -7,7 +7,9 @@ from proof.mutants import (
     backup_rules,
     client_rules,
     cluster_rules,
+    dtype_rules,
     expiry_rules,
+    feed_rules,
     filter_rules,
     founding_rules,
     host_rules,
@@ -22,6 +24,7 @@ from proof.mutants import (
     request_rules,
     search_rules,
     shard_rules,
+    share_rules,
     snapshot_rules,
     tenant_rules,
     version_rules,
@@ -39,7 +42,9 @@ MUTANTS: dict[str, Mutant] = {
         shard_rules,
         search_rules,
         cluster_rules,
+        dtype_rules,
         expiry_rules,
+        feed_rules,
         filter_rules,
         move_rules,
         founding_rules,
@@ -53,6 +58,7 @@ MUTANTS: dict[str, Mutant] = {
         backup_rules,
         tenant_rules,
         version_rules,
+        share_rules,
     )
     for mutant in rules.MUTANTS
 }

@@ -31,7 +31,10 @@ _PUBLIC = {
         "CollectionSize CollectionSpec Document Hit IndexKind IndexParams IndexProgress Metric PeerStatus "
         "RaftStatus ReadMode WriteResult"
     ),
-    "needle.client": "ApiKey Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncClient",
+    "needle.client": (
+        "ApiKey Change Changes Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncChanges "
+        "SyncClient"
+    ),
     "needle.client.naming_requests": "request_id",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",

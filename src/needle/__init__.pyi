@@ -72,6 +72,8 @@ from needle.base.model import RaftStatus as RaftStatus
 from needle.base.model import ReadMode as ReadMode
 from needle.base.model import WriteResult as WriteResult
 from needle.client import ApiKey as ApiKey
+from needle.client import Change as Change
+from needle.client import Changes as Changes
 from needle.client import Client as Client
 from needle.client import CollectionDescription as CollectionDescription
 from needle.client import Facet as Facet
@@ -79,6 +81,7 @@ from needle.client import Hits as Hits
 from needle.client import NewApiKey as NewApiKey
 from needle.client import PartialHits as PartialHits
 from needle.client import ScanPage as ScanPage
+from needle.client import SyncChanges as SyncChanges
 from needle.client import SyncClient as SyncClient
 from needle.client.naming_requests import request_id as request_id
 from needle.connecting import connect as connect

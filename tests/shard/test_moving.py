@@ -120,6 +120,11 @@ def prepare(move: int, incoming: bool, owned: list[KeyRange], strategy: ShardStr
 
 @pytest.fixture
 def shards(tmp_path: Path) -> tuple[Shard, Shard]:
+    """See `shards_of`."""
+    return shards_of(tmp_path)
+
+
+def shards_of(tmp_path: Path) -> tuple[Shard, Shard]:
     """A source that owns everything and has written, and a target that owns nothing and is younger."""
     source, target = Shard(tmp_path, "source"), Shard(tmp_path, "target")
     for shard in (source, target):

@@ -27,6 +27,7 @@ from needle.base.model import (
 )
 from needle.base.runtime import Blocking
 from needle.client.embedding import Embedder
+from needle.client.feed_calls import FeedCalls
 from needle.client.where import OnProgress
 from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, ScanPin
 from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
@@ -238,6 +239,10 @@ class DocumentCalls(Protocol):
         session: bool = False,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids, or of a field; see `calls.ScanCall`."""
+        ...
+
+    def feeding(self) -> FeedCalls:
+        """What a change feed asks of the shards."""
         ...
 
     async def get(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import is_
 from typing import Any, NamedTuple
 
 import msgspec
@@ -66,7 +67,8 @@ def search_request(
         exact=values.check_flag(exact, "exact"),
         ef_search=values.check_count(ef_search, "ef_search", 0),
     )
-    return request if narrow is EVERYTHING else _narrowed(request, narrow)
+    # By identity: what is only equal to a default, as False to 0, is still to be judged.
+    return request if all(map(is_, narrow, EVERYTHING)) else _narrowed(request, narrow)
 
 
 def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:

@@ -77,7 +77,8 @@ class SearchMethods(OverDocuments):
             fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool, order_by,
             descending,
         )  # fmt: skip
-        query, timeout = await self._query(query, text, collection, timeout, mode)
+        if text is not None:
+            query, timeout = await self._query(query, text, collection, timeout, mode)
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )

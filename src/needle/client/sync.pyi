@@ -14,6 +14,7 @@ from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
 from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
+from needle.client.feed_sync import SyncChanges
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import ApiKey, NewApiKey
@@ -149,6 +150,14 @@ class SyncClient:
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> SyncScan: ...
+    def changes(
+        self,
+        collection: str = ...,
+        *,
+        since: str = ...,
+        with_vectors: bool = ...,
+        timeout: Seconds = ...,
+    ) -> SyncChanges: ...
     def search(
         self,
         query: Any = ...,

@@ -39,6 +39,7 @@ from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
 from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
+from needle.client.feed_sync import SyncChanges
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import ApiKey, NewApiKey
@@ -109,7 +110,7 @@ def _is_overload(node: ast.AsyncFunctionDef | ast.FunctionDef) -> bool:
 def _stub(node: ast.AsyncFunctionDef | ast.FunctionDef) -> list[str]:
     arguments = node.args
     returns = ast.unparse(node.returns) if node.returns is not None else "None"
-    returns = "SyncScan" if returns == "Scan" else returns
+    returns = {"Scan": "SyncScan", "Changes": "SyncChanges"}.get(returns, returns)
     open_line = f"    def {node.name}("
     if _is_overload(node):
         # As in documents.py: a str is an iterable of str, but it means one id.

@@ -364,7 +364,7 @@ class Engine:
     @property
     def lost(self) -> str:
         """Why no replica of this node may go on; "" if they may."""
-        return self.lives.identity.lost
+        return self.store.identity.lost
 
     def lose(self, reason: str) -> None:
         """This node lost what others count on: none of its replicas goes on, now or after a restart."""
@@ -384,7 +384,8 @@ class Engine:
 
     def find(self, group: GroupId) -> Group:
         """The replica. Raises Unavailable if it is not open here, or this stops; LostState."""
-        self._check_running()
+        if self.stopped:
+            self._check_running()
         found = self.groups.get(group)
         if found is None and self.lost:  # it may have had one before
             raise LostState(f"node {self.node_id} does not go on: {self.lost}", group=group)

@@ -189,13 +189,13 @@ class Reads:
             view = self._view()
             record = view.collection(collection).record
             if claim is None and view.fence is None:
-                return _given(record, view.store.by_id(record.id, ids, vectors=with_vectors))
+                return given(record, view.store.by_id(record.id, ids, vectors=with_vectors))
             # What is read may be newer than the view: judge it by the holdings of the same moment.
             found, index, held = view.store.by_id_held(record.id, ids, vectors=with_vectors)
             fence = None if held is None else self._fence_of(held)
             check_claim(fence, claim, index)
             found = found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
-            return _given(record, found)
+            return given(record, found)
 
     def count(
         self,
@@ -290,7 +290,7 @@ class Reads:
         if page.with_vectors and found:
             whole = view.store.by_ordinal(collection_id, [one.ordinal for one in found], metadata=True, vectors=True)
             found = [msgspec.structs.replace(whole[one.ordinal], expires=one.expires) for one in found]
-            found = _given(record, found)
+            found = given(record, found)
         return Scanned(found, reached, index)
 
     def _scan_in_order(
@@ -320,7 +320,7 @@ class Reads:
             check_claim(fence, claim, index)
             found = ordered.as_now(chosen, now)
         documents, keys = (
-            _given(held.record, [document for _, document in found]),
+            given(held.record, [document for _, document in found]),
             [ordered.told(key) for key, _ in found],
         )
         if whole:
@@ -389,7 +389,7 @@ def not_served(error: CorruptDocuments) -> ReplicaDamaged:
     return ReplicaDamaged(f"this replica's data is damaged and is fetched again: {error.message}")
 
 
-def _given(record: CollectionRecord, found: list[StoredDocument]) -> list[StoredDocument]:
+def given(record: CollectionRecord, found: list[StoredDocument]) -> list[StoredDocument]:
     """With their vectors as callers get them."""
     if record.spec.dtype is DType.FLOAT32:
         return found

@@ -29,7 +29,6 @@ from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError, 
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSize, CollectionSpec, HitBatch, SearchRequest
 from needle.protocol.commands import Command, Compare
-from needle.shard.agenda import Changed
 from needle.shard.apply.execute import decode_entry, runs
 from needle.shard.apply.holdings import Fence, check_claim
 from needle.shard.apply.sessions import SessionTable
@@ -81,13 +80,14 @@ class Replica:
         self.field_indexes = IndexBudget(limits.field_index_bytes_max, index_rows)
         self._applying = threading.Lock()
         self._in_flight = InFlight()
-        changed = Changed()  # collections that the segment keeper has to look at
-        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes, changed)
+        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes)
+        self.effects = around.effects
         self._states = States(directory, around, self._in_flight)
-        self.held = HeldCollections(self._states, changed, self._in_flight)
+        self.held = HeldCollections(self._states, around.changed, self._in_flight)
         """For those that look after the collections in the background."""
         self._reads = Reads(lambda: self.view, self._in_flight, limits, self._states.found_damage)
-        self._upkeep = Upkeep(lambda: self._store, lambda: self.view, self._applying, self._in_flight, purge_rows_min)
+        parts = (self._applying, self._in_flight, self.effects)
+        self._upkeep = Upkeep(lambda: self._store, lambda: self.view, *parts, purge_rows_min)
         self._usable = Usable(directory, self._states)
         self.compared = Compared()
         self._states.open()

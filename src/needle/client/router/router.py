@@ -21,6 +21,7 @@ from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import doubtful_ids, spread_by_ids
 from needle.client.router.deletion import Deletion
 from needle.client.router.fan_out import FanOutStats
+from needle.client.router.feeding import Feeding
 from needle.client.router.getting import get_documents
 from needle.client.router.of_collections import OfCollections
 from needle.client.router.packing import packed, packed_update
@@ -86,6 +87,10 @@ class Router(OfCollections):
     def shard_of(self, name: str, metadata: bytes = b"") -> int:
         """The shard that owns a document. metadata: JSON bytes, needed for custom strategies."""
         return self._routes.owner(name, metadata)
+
+    def feeding(self) -> Feeding:
+        """What a change feed asks of the shards."""
+        return Feeding(self._routes)
 
     @property
     def seen(self) -> dict[int, int]:

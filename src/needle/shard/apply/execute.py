@@ -135,6 +135,7 @@ def _run_once(batch: Batch, index: int, command: Command, once: Once | None) -> 
 
 
 def _run(batch: Batch, index: int, command: Command) -> Result:
+    batch.telling = 0 if isinstance(command, MOVE_COMMANDS) else index
     try:
         if isinstance(command, Insert):
             return _insert(batch, index, command)

@@ -28,6 +28,7 @@ from needle.protocol.move_commands import (
     Release,
     Thaw,
 )
+from needle.shard import effects
 from needle.shard.apply.batch import Batch, check_room
 from needle.shard.apply.before import Member
 from needle.shard.apply.holdings import (
@@ -41,6 +42,7 @@ from needle.shard.apply.holdings import (
     Transfer,
     prepared,
 )
+from needle.shard.effects import Effect
 
 IDS_SHOWN = 20
 
@@ -163,6 +165,7 @@ def _release(batch: Batch, index: int, command: Release, transfer: Transfer) -> 
         if left:
             batch.hide(batch.change(record), transfer.move, left)
     batch.change_transfer(_changed(transfer, phase=RELEASED, at=index), owned=fence.holdings.giving(transfer.ranges))
+    batch.effects.append(Effect(index, effects.RELEASED, first=transfer.move))
     return WriteResult(version=index, index=index)
 
 
@@ -320,4 +323,5 @@ def _own(batch: Batch, index: int, command: Own, transfer: Transfer) -> WriteRes
         owned=holdings.taking(transfer.ranges),
         base=max(holdings.base, command.floor),
     )
+    batch.effects.append(Effect(index, effects.OWNED, first=transfer.move))
     return WriteResult(version=index, index=index)

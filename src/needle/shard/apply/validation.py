@@ -252,6 +252,8 @@ def _utf8(field: str, text: str) -> bytes:
 
 def _check_ids(ids: list[str], limits: Limits) -> None:
     for id_ in ids:
+        if id_ and len(id_) <= limits.id_bytes_max and id_.isascii():
+            continue  # as most are: as many bytes as characters
         if not id_ or len(id_) > limits.id_bytes_max or len(_utf8("id", id_)) > limits.id_bytes_max:
             raise invalid("id", id_, f"1 to {limits.id_bytes_max} bytes of UTF-8")
 
@@ -325,7 +327,7 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
         raise invalid("metadata", f"{len(command.metadata)} values", f"one for each of {count} ids")
     if command.expires and len(command.expires) != count:
         raise invalid("expires_at", f"{len(command.expires)} instants", f"one for each of {count} ids")
-    if len(command.vectors) % count == 0:
+    if count > 1 and len(command.vectors) % count == 0:
         command = without_repeats(command)
         count = len(command.ids)
     size = len(command.vectors) + sum(map(len, command.metadata))
@@ -336,6 +338,7 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
             check_metadata(id_, metadata, limits)
     if command.expected is not None:
         _check_int("expected", command.expected, 0, VERSION_MAX)
-    _check_condition(command, limits)
+    if command.matches or command.bound:
+        _check_condition(command, limits)
     vectors, dtype = to_log(command, spec)
     return command if vectors is command.vectors else msgspec.structs.replace(command, vectors=vectors, dtype=dtype)

@@ -27,6 +27,7 @@ from needle.base.errors import CorruptDocuments, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.documents import purging
+from needle.shard.documents.purging import Held
 from needle.shard.documents.records import (
     INDEXING,
     CollectionRecord,
@@ -291,16 +292,18 @@ class DocumentWriter:
             self._disk.sync(self.path)
         return index
 
-    def doomed(self, at_least: int, rows_max: int) -> Doomed:
+    def doomed(self, at_least: int, rows_max: int, held: Callable[[], Held] = dict) -> Doomed:
         """What `purge` may delete: superseded and deleted rows, the first `rows_max` of them, unless there are fewer
-        than `at_least`; and dropped collections; as of now."""
+        than `at_least`; and dropped collections; as of now. held: by collection, ordinals of rows that are to stay."""
         with self._alone():
             self._save()
             # Counted first: what stays for now is looked at often, and apply waits meanwhile.
             some = "SELECT count(*) FROM (SELECT 1 FROM graves LIMIT ?)"
             enough = rows_max > 0 and self._connection.execute(some, (at_least,)).fetchone()[0] >= at_least
             rows, self._looked_at = (
-                purging.unpinned(self._connection, self._looked_at, rows_max) if enough else ([], self._looked_at)
+                purging.unpinned(self._connection, self._looked_at, rows_max, held())
+                if enough
+                else ([], self._looked_at)
             )
             dropped = self._connection.execute("SELECT collection_id FROM dropped ORDER BY 1").fetchall()
         return Doomed(rows, [collection_id for (collection_id,) in dropped])

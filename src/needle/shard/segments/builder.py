@@ -26,7 +26,7 @@ from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
 from needle.shard.segments.codes import coded, coding
-from needle.shard.segments.format import Contents, checksum_of, verify_file, write_tail
+from needle.shard.segments.format import Contents, checksum_of, copy_head, verify_file, write_tail
 from needle.shard.segments.graph import BuildCancelled, GraphBuilder, graph_over, nodes_of
 from needle.shard.segments.lists import LISTED, listed
 from needle.shard.segments.opened import wanting
@@ -70,11 +70,7 @@ def build_segment(
     held = _contents(builder, spec, cancelled)
     offsets = np.concatenate(ordinals)
     draft = PublishedSegment(collection_id, first, last, len(offsets), 0, "")
-    try:
-        return _write(directory, draft, held, offsets, spec, own_for, disk)
-    except (OSError, RuntimeError) as error:
-        missing = shortage(error, directory) if isinstance(error, OSError) else None
-        raise missing or StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
+    return write_segment(directory, draft, held, offsets, spec, own_for, disk)
 
 
 def _start(
@@ -144,6 +140,25 @@ def _contents(builder: GraphBuilder, spec: CollectionSpec, cancelled: Callable[[
     return Contents(of.kind, codes.index, node_of, bands, longest, vectors, codes.stretch, keeps=keeps)
 
 
+def write_segment(
+    directory: str,
+    draft: PublishedSegment,
+    held: Contents,
+    offsets: Ints,
+    spec: CollectionSpec,
+    own_for: PublishedSegment | None,
+    disk: ReplicaDisk,
+) -> tuple[PublishedSegment, str]:
+    """Write what was made. draft: without size and checksum. offsets: (rows,) ordinals less draft.first, ascending.
+    Raises DiskFull, TooManyFiles or another StorageError."""
+    try:
+        return _write(directory, draft, held, offsets, spec, own_for, disk)
+    except (OSError, RuntimeError) as error:
+        missing = shortage(error, directory) if isinstance(error, OSError) else None
+        text = f"segment [{draft.first}, {draft.last}] cannot be written to {directory}: {error}"
+        raise missing or StorageError(text) from error
+
+
 def _write(
     directory: str,
     draft: PublishedSegment,
@@ -158,6 +173,8 @@ def _write(
     if held.index is not None:
         faiss.write_index(held.index, temporary)
     with open(temporary, "wb+" if held.index is None else "r+b") as file:
+        if held.head is not None:
+            copy_head(*held.head, file)
         faiss_bytes = file.seek(0, os.SEEK_END)
         write_tail(file, draft, offsets, spec, held, faiss_bytes)
         checksum = checksum_of(file, file.tell())

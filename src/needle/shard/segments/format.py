@@ -89,7 +89,8 @@ class Layout(NamedTuple):
 class Contents(NamedTuple):
     """What a file is to hold. index: a faiss index, or None. node_of, bands: as in Layout. longest: no vector is
     longer. vectors: of the nodes, the full ones as they are stored, None where the index has them; order: which of them
-    each node is, None for as they stand. keeps: what owns the memory of these."""
+    each node is, None for as they stand. keeps: what owns the memory of these. head: a file whose first so many bytes
+    are the faiss index as it is written, instead of `index`."""
 
     kind: IndexKind
     index: Any
@@ -101,6 +102,7 @@ class Contents(NamedTuple):
     order: Ints | None = None
     lists: Lists | None = None
     keeps: object = None
+    head: tuple[str, int] | None = None
 
 
 def write_tail(
@@ -170,6 +172,14 @@ def _read_lists(file: BinaryIO, lists: int, bands: int, efforts: int, norms: int
 
     starts, ends, of_bands = numbers(lists), numbers(lists), numbers(bands + 1)
     return Lists(starts, ends, of_bands, table(efforts), table(efforts), table(norms) if norms else None)
+
+
+def copy_head(path: str, size: int, out: BinaryIO) -> None:
+    """The first `size` bytes of a file."""
+    with open(path, "rb") as file:
+        while size and (block := file.read(min(_READ_BYTES, size))):
+            out.write(block)
+            size -= len(block)
 
 
 def checksum_of(file: BinaryIO, size: int) -> str:

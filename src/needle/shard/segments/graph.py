@@ -176,14 +176,14 @@ class GraphBuilder:
                 place[order] = np.arange(len(order))
                 return Graph(self._index, place[node_of], bands, longest)
             self._insert(nodes[self._index.ntotal :])
-        return Graph(self._index, node_of if len(node_of) != len(nodes) else None, (), longest)
+        return Graph(self._index, _named(node_of, len(nodes)), (), longest)
 
     def rows(self) -> Rows:
         """Everything that was added, where no graph is made of it."""
         nodes = self._nodes()
         node_of = np.concatenate([np.empty(0, np.int64), *self._node_of])
         longest = float(np.sqrt(square_norms(nodes).max(initial=0.0))) * ROUNDING
-        return Rows(nodes, node_of if len(node_of) != len(nodes) else None, longest)
+        return Rows(nodes, _named(node_of, len(nodes)), longest)
 
     def _build_bands(self, nodes: Floats, order: Ints, bands: tuple[Band, ...]) -> None:
         self._index = _empty_graph(self._spec)
@@ -201,6 +201,11 @@ class GraphBuilder:
     def _go_on(self) -> None:
         if self._cancelled():
             raise BuildCancelled
+
+
+def _named(node_of: Ints, nodes: int) -> Ints | None:
+    """As in Graph. The base may have rows in another order than nodes, and nodes without a row (docs/adr/0093)."""
+    return None if len(node_of) == nodes and np.array_equal(node_of, np.arange(nodes)) else node_of
 
 
 def _empty_graph(spec: CollectionSpec) -> Any:

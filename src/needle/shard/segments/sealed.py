@@ -71,7 +71,7 @@ class SealedSegment:
         expected = segment if not own else PublishedSegment(*_identity(segment), held.rows, held.size, held.checksum)
         if held != expected or footer.dimensions != spec.dimensions or footer.metric != spec.metric:
             raise CorruptSegment(f"segment file {os.path.basename(path)} holds {held}, expected {expected}", path=path)
-        self.rows = held.rows
+        self.rows, self.dimensions = held.rows, spec.dimensions
         self.norm_max = footer.longest
         layout = read_layout(path, footer, spec.dtype)
         self._offsets = layout.offsets
@@ -102,6 +102,15 @@ class SealedSegment:
                 f"segment file {name} has {size} of {self._file_bytes} bytes: it was made shorter while it was in use"
             )
             raise CorruptSegment(self._damage, path=self.path)
+
+    @property
+    def nodes(self) -> int:
+        """How many vectors it has; of some there may be no row."""
+        return self._index.nodes
+
+    def node_vectors(self, nodes: Ints | slice) -> Floats:
+        """(n, d) float32: an aligned copy of those of nodes."""
+        return self._index.vectors(nodes)
 
     @property
     def kind(self) -> IndexKind:
@@ -191,7 +200,7 @@ class SealedSegment:
             found = self._search_band(self._whole, queries, k, ef_search, mask, ways)
             return [Candidates(c.query, self.ordinals(c.ordinal), c.distance) for c in found]
         first_rows = self._shared.representatives(mask)
-        counts = None if mask is None else first_rows >= 0
+        counts = None if mask is None and self._shared.whole else first_rows >= 0
         if self.bands:
             found = self._search_bands(queries, k, ef_search, counts, ways)
         else:
