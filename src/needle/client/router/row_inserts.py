@@ -55,8 +55,8 @@ class RowInserts:
         whole: bool = False,
         form: VectorForm | None = None,
     ) -> list[BatchPart]:
-        """What became of each part. collection: by its name inside the shards. expires: as in `commands.Insert`. form: of
-        its vectors, None for float32. whole: without one document the others are no use: doubts are cleared first."""
+        """What became of each part. collection: by its name inside the shards. form: of its vectors, None for float32.
+        expires: as in `commands.Insert`. whole: without one document the others are no use: doubts come first."""
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, *self._part_max)
@@ -64,8 +64,7 @@ class RowInserts:
         first: set[int] = await self._beside(weight, _doubts, ids, rows, metadata, form) if whole else set()
         refused: NeedleError | None = next(iter(plan.homeless.values()), None) if whole else None
         permits, failed = asyncio.Semaphore(BATCHES_IN_FLIGHT), dict[int, NeedleError]()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = (loop := asyncio.get_running_loop()).time() + timeout
 
         async def send(shard: int, part: list[int]) -> None:
             names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
