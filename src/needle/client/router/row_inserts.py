@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
-from needle.base.dtypes import VectorForm
+from needle.base.dtypes import DType, VectorForm
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import WriteResult
 from needle.client.document_calls import BatchPart
@@ -54,21 +55,16 @@ class RowInserts:
         whole: bool = False,
         form: VectorForm | None = None,
     ) -> list[BatchPart]:
-        """What became of each part. collection: by its name inside the shards. expires: as in `commands.Insert`. whole:
-        where one document is refused, the others are of no use, so what can be known of it is known first. form: of
-        the collection's vectors, None for float32."""
+        """What became of each part. collection: by its name inside the shards. form: of its vectors, None for float32.
+        expires: as in `commands.Insert`. whole: without one document the others are no use: doubts come first."""
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, *self._part_max)
         done = [BatchPart([at], error) for at, error in plan.homeless.items()]
-        first: set[int] = set()
-        if whole:
-            first |= await self._beside(weight, doubtful, ids, rows, metadata, DEFAULTS)
-            first.update(await self._beside(weight, unsayable, rows, len(ids), form))
+        first: set[int] = await self._beside(weight, _doubts, ids, rows, metadata, form) if whole else set()
         refused: NeedleError | None = next(iter(plan.homeless.values()), None) if whole else None
         permits, failed = asyncio.Semaphore(BATCHES_IN_FLIGHT), dict[int, NeedleError]()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = (loop := asyncio.get_running_loop()).time() + timeout
 
         async def send(shard: int, part: list[int]) -> None:
             names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
@@ -84,13 +80,10 @@ class RowInserts:
                 if (before := refused or failed.get(shard)) is not None:
                     done.append(BatchPart(part, _not_sent(before)))
                     return
-                sent, dtype = await self._beside(len(data), packed, data, len(names), form)
-                left = max(0.001, deadline - loop.time())
-
-                def insert(session: Session) -> Insert:
-                    return Insert(collection, names, sent, json, None, session, b"", instants, dtype=dtype)
-
+                sent = await self._beside(len(data), packed, data, len(names), form)
+                insert = partial(_insert, collection, names, sent, json, instants)
                 try:
+                    left = max(0.001, deadline - loop.time())
                     result: WriteResult | NeedleError = await self._write(owner, insert, left)
                 except NeedleError as error:
                     result = failed[shard] = error
@@ -120,6 +113,16 @@ class RowInserts:
         except NeedleError as error:
             return error
         return [BatchPart([part[at] for at in some.rows], some.outcome) for some in done]
+
+
+def _insert(
+    collection: str, names: list[str], rows: tuple[bytes, DType], metadata: list[bytes], expires: list[int], by: Session
+) -> Insert:
+    return Insert(collection, names, rows[0], metadata, None, by, b"", expires, dtype=rows[1])
+
+
+def _doubts(ids: list[str], rows: memoryview, metadata: list[bytes], form: VectorForm | None) -> set[int]:
+    return doubtful(ids, rows, metadata, DEFAULTS) | set(unsayable(rows, len(ids), form))
 
 
 def _owners(owned: Ownership, names: Sequence[str], metadata: Sequence[bytes]) -> set[int]:
