@@ -34,7 +34,8 @@ from needle.base.parts import Payload
 from needle.client.attempts import Unanswered
 from needle.client.meaning import meant
 from needle.client.router.by_node import MakeTogether, NodeCalls, NodePart
-from needle.client.router.hedging import Hedging, Replicas, forget
+from needle.client.router.gathering import gather
+from needle.client.router.hedging import Hedging, Replicas
 from needle.client.waiting import waited_for
 from needle.protocol import calls
 from needle.protocol.bounds import bound_call
@@ -223,7 +224,7 @@ class FanOut:
         for address, found in nodes.items():
             ask = (method, make, fresh, timeout, partial, together)
             asking[found[0]] = self._of_node(owned, address, found, *ask)
-        told, missing = await _gather(asking, partial)
+        told, missing = await gather(asking, partial)
         answered, parts = dict[int, Payload](), list[NodePart]()
         for shard, one in told.items():
             if not isinstance(one, _OfNode):
@@ -265,7 +266,7 @@ class FanOut:
             shard: self._ask(owned, shard, method, make, asked[shard], left, (why, address))
             for shard, why in refused.items()
         }
-        alone, missing = await _gather(again, partial)
+        alone, missing = await gather(again, partial)
         return _OfNode(part, alone, missing)
 
     def _prove(self, owned: Ownership, shards: Sequence[int], told: Sequence[int]) -> None:
@@ -322,7 +323,7 @@ class FanOut:
             data = await self._ask_any(shard, self._group(shard), method, body, timeout)
             return calls.decode(data, ReceivedAnswer).body
 
-        answered, _ = await _gather({shard: ask(shard, index) for shard, index in pins}, False)
+        answered, _ = await gather({shard: ask(shard, index) for shard, index in pins}, False)
         return answered
 
     async def _check_shards(self, named: Sequence[int]) -> None:
@@ -378,30 +379,3 @@ class FanOut:
         raise DeadlineExceeded(
             f"no replica of shard {shard} answered within {in_seconds(timeout)} ({told or 'none reached'})"
         )
-
-
-async def _gather(
-    asking: dict[int, Coroutine[Any, Any, T]], partial: bool
-) -> tuple[dict[int, T], dict[int, NeedleError]]:
-    """All results by shard; the first error ends it, unless `partial` and the error may pass."""
-    if len(asking) == 1 and not partial:  # without a task
-        [(shard, work)] = asking.items()
-        return {shard: await work}, {}
-    loop = asyncio.get_running_loop()
-    tasks = {loop.create_task(work): shard for shard, work in asking.items()}
-    waiting, failed = set(tasks), dict[int, NeedleError]()
-    try:
-        while waiting:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: tasks[task]):
-                error = task.exception()
-                if error is None:
-                    continue
-                if not partial or not isinstance(error, NeedleError) or isinstance(error, StaleEpoch):
-                    raise error
-                if not error.retryable:
-                    raise error
-                failed[tasks[task]] = error
-    finally:
-        forget(tasks)
-    return {shard: task.result() for task, shard in tasks.items() if shard not in failed}, dict(sorted(failed.items()))

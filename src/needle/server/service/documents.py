@@ -30,12 +30,12 @@ from needle.protocol.calls import ScanCall, ScanPin, WriteCall
 from needle.protocol.change_calls import ANY_EPOCH, ChangesCall
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import MoveAnswer, MoveCall
-from needle.routing.topology import Ownership, Topology, public_name
+from needle.routing.topology import Ownership
 from needle.rpc.promise import Promise
 from needle.server.chores.expiry import timed
 from needle.server.replica import HostedReplica
 from needle.server.service.bulk_turns import BulkTurns
-from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
+from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, lists, named_in, takes
 from needle.server.service.feeding import Feeding
 from needle.server.service.reads import Reads
 from needle.server.service.served import (
@@ -236,7 +236,7 @@ class ShardDocuments:
             try:
                 answer = await run(call, claim)
             except CollectionNotFound:
-                await self._catch_up(call.group, _named_in(call), Deadline(self._node, fresh.timeout))
+                await self._catch_up(call.group, named_in(call), Deadline(self._node, fresh.timeout))
                 answer = await run(call, claim)
         except StaleEpoch as stale:
             await self._owners.moving(owned, call_timeout(fresh.timeout))
@@ -327,9 +327,9 @@ class ShardDocuments:
         """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the
         catalog confirms that it does not have it, Unavailable on a replica that does not lead."""
         node = self._node
-        if not _lists(node.topology, collection):
+        if not lists(node.topology, collection):
             newest = await node.confirmed(min(deadline.left(), BEHIND_SECONDS))
-            if not _lists(newest, collection):
+            if not lists(newest, collection):
                 raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
             if not await node.wait_topology(newest.version, min(deadline.left(), BEHIND_SECONDS)):
                 raise Unavailable(f"node {node.node_id} does not know version {newest.version} of the catalog yet")
@@ -391,15 +391,3 @@ def judged(
             raise invalid("asked", type(command).__name__, f"a write of documents, with two hashes of {HASH_BYTES}")
         command = commands.Once(asked, micros_of(node.ports.clock), command)
     return commands.entry(command, node.topology, micros_of(node.ports.clock))
-
-
-def _lists(topology: Topology, collection: str) -> bool:
-    info = topology.collection(public_name(collection))
-    return info is not None and info.stored_name == collection
-
-
-def _named_in(call: Any) -> str:
-    """The collection that a read is about."""
-    request = getattr(call, "request", None)
-    name: str = request.collection if request is not None else getattr(call, "collection", "")
-    return name
