@@ -6,6 +6,8 @@ the epoch that the caller routed by. It must not know the wire, nor how a write 
 
 from __future__ import annotations
 
+from typing import Any
+
 from needle.base.decoding import routed_metadata
 from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable, invalid
 from needle.base.ids import GroupId
@@ -145,3 +147,10 @@ def takes(fence: Fence, command: commands.Command) -> bool:
     if command.within:
         return fence.takes(command.within)
     return command.owned == fence.fingerprint and not fence.freezes
+
+
+def named_in(call: Any) -> str:
+    """The collection that a read is about."""
+    request = getattr(call, "request", None)
+    name: str = request.collection if request is not None else getattr(call, "collection", "")
+    return name

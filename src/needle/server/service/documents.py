@@ -35,7 +35,7 @@ from needle.rpc.promise import Promise
 from needle.server.chores.expiry import timed
 from needle.server.replica import HostedReplica
 from needle.server.service.bulk_turns import BulkTurns
-from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
+from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, named_in, takes
 from needle.server.service.feeding import Feeding
 from needle.server.service.reads import Reads
 from needle.server.service.served import (
@@ -236,7 +236,7 @@ class ShardDocuments:
             try:
                 answer = await run(call, claim)
             except CollectionNotFound:
-                await self._catch_up(call.group, _named_in(call), Deadline(self._node, fresh.timeout))
+                await self._catch_up(call.group, named_in(call), Deadline(self._node, fresh.timeout))
                 answer = await run(call, claim)
         except StaleEpoch as stale:
             await self._owners.moving(owned, call_timeout(fresh.timeout))
@@ -396,10 +396,3 @@ def judged(
 def _lists(topology: Topology, collection: str) -> bool:
     info = topology.collection(public_name(collection))
     return info is not None and info.stored_name == collection
-
-
-def _named_in(call: Any) -> str:
-    """The collection that a read is about."""
-    request = getattr(call, "request", None)
-    name: str = request.collection if request is not None else getattr(call, "collection", "")
-    return name
