@@ -25,11 +25,11 @@ _PUBLIC = {
         "TransferFailed Unauthenticated Unavailable "
         "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"
     ),
+    "needle.base.collection_sizes": "CollectionSize IndexProgress",
     "needle.base.explain": "SegmentExplanation ShardExplanation Way",
     "needle.base.filters.builder": "Filter",
     "needle.base.model": (
-        "CollectionSize CollectionSpec Document Hit IndexKind IndexParams IndexProgress Metric PeerStatus "
-        "RaftStatus ReadMode WriteResult"
+        "CollectionSpec Document Hit IndexKind IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult"
     ),
     "needle.base.text": "TextField",
     "needle.client": (

@@ -1,6 +1,8 @@
 """Made by `python -m needle.cli.api_reference` from the table in `__init__.py`. Do not edit."""
 
 from needle.base.access import Role as Role
+from needle.base.collection_sizes import CollectionSize as CollectionSize
+from needle.base.collection_sizes import IndexProgress as IndexProgress
 from needle.base.config import RaftConfig as RaftConfig
 from needle.base.config import SegmentConfig as SegmentConfig
 from needle.base.errors import AlreadyExists as AlreadyExists
@@ -59,13 +61,11 @@ from needle.base.explain import SegmentExplanation as SegmentExplanation
 from needle.base.explain import ShardExplanation as ShardExplanation
 from needle.base.explain import Way as Way
 from needle.base.filters.builder import Filter as Filter
-from needle.base.model import CollectionSize as CollectionSize
 from needle.base.model import CollectionSpec as CollectionSpec
 from needle.base.model import Document as Document
 from needle.base.model import Hit as Hit
 from needle.base.model import IndexKind as IndexKind
 from needle.base.model import IndexParams as IndexParams
-from needle.base.model import IndexProgress as IndexProgress
 from needle.base.model import Metric as Metric
 from needle.base.model import PeerStatus as PeerStatus
 from needle.base.model import RaftStatus as RaftStatus

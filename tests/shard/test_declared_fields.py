@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from needle.base.collection_sizes import FieldIndex
 from needle.base.errors import CollectionNotFound
 from needle.base.filters.builder import Filter
-from needle.base.model import FieldIndex
 from needle.protocol.commands import CreateCollection
 from needle.shard.fields import index_budget, payload_index
 from needle.shard.fields.filter_match import Key

@@ -34,12 +34,10 @@ from needle.protocol.catalog_commands import (
     ConfirmReplicas,
     CreateCluster,
     CreateCollection,
-    CreateKey,
     DeclareField,
     DrainNode,
     DropCollection,
     FinishMove,
-    LimitKey,
     MaintainNode,
     NoteBackup,
     RaiseVersion,
@@ -48,7 +46,6 @@ from needle.protocol.catalog_commands import (
     RemoveNode,
     RestartMove,
     RetireShard,
-    RevokeKey,
     SetAlias,
     SetReplicas,
     StartMove,
@@ -57,6 +54,7 @@ from needle.protocol.catalog_commands import (
     WeighNode,
     ZoneNode,
 )
+from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.routing.plans import REPLICAS_MAX
 from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.topology import (

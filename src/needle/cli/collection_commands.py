@@ -8,9 +8,10 @@ import msgspec
 import typer
 
 import needle
+from needle.base.collection_sizes import CollectionSize, IndexProgress
 from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument, NeedleError
-from needle.base.model import INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, IndexProgress, Metric
+from needle.base.model import INDEX_WORDS, CollectionSpec, IndexParams, Metric
 from needle.base.text import LANGUAGES
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 from needle.client import CollectionDescription

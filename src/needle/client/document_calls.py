@@ -12,19 +12,11 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from needle.base.collection_sizes import CollectionSize
 from needle.base.errors import CollectionNotFound, NeedleError
 from needle.base.explain import ShardExplanation
 from needle.base.filters.ordering import ScanOrder
-from needle.base.model import (
-    CollectionSize,
-    CollectionSpec,
-    Hit,
-    HitBatch,
-    IndexParams,
-    ReadMode,
-    SearchRequest,
-    WriteResult,
-)
+from needle.base.model import CollectionSpec, Hit, HitBatch, IndexParams, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.embedding import Embedder
 from needle.client.feed_calls import FeedCalls

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
+from needle.base.collection_sizes import CollectionSize, FieldIndex
 from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import field_path
-from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric, ReadMode, WriteResult
+from needle.base.model import IndexParams, Metric, ReadMode, WriteResult
 from needle.base.text import TextField
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT

@@ -11,13 +11,12 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from needle.base.access import Role
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, IndexParams
-from needle.base.rates import Rates
 from needle.base.versions import SAID
+from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import Move
@@ -196,39 +195,6 @@ class SetAlias(Versioned, frozen=True, tag="alias"):
 
 class RemoveAlias(Versioned, frozen=True, tag="remove-alias"):
     alias: str
-
-
-class CreateKey(Versioned, frozen=True, tag="create-key"):
-    """Let in who has the API key with this SHA-256. collections, filter, rates: as in KeyInfo. Refused if the name is
-    in use."""
-
-    SINCE: ClassVar[int] = 2
-    NEWER: ClassVar[dict[str, int]] = {"filter": 3, "rates": 3}
-    FILTERS: ClassVar[tuple[str, ...]] = ("filter",)
-
-    name: str
-    digest: bytes
-    role: Role
-    collections: list[str] | None = None
-    filter: bytes = b""
-    rates: Rates = Rates()
-
-
-class LimitKey(Versioned, frozen=True, tag="limit-key"):
-    """Let the key of this name ask for so much from now on. Refused if there is none, and for an admin's."""
-
-    SINCE: ClassVar[int] = 3
-
-    name: str
-    rates: Rates
-
-
-class RevokeKey(Versioned, frozen=True, tag="revoke-key"):
-    """Let nobody in any more with the key of this name; fine if there is none."""
-
-    SINCE: ClassVar[int] = 2
-
-    name: str
 
 
 class StartMove(Versioned, frozen=True, tag="move"):

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
+from needle.base.collection_sizes import IndexProgress
 from needle.base.config import SegmentConfig
 from needle.base.dtypes import StoredRows
 from needle.base.errors import CollectionNotFound, StorageError
-from needle.base.model import CollectionSpec, IndexProgress
+from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import called
 from needle.shard.apply.changes import CollectionChange

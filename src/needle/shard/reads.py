@@ -16,7 +16,7 @@ import msgspec
 from needle.base.config import Limits
 from needle.base.dtypes import DType
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
-from needle.base.filters.nodes import Node, evaluate, named
+from needle.base.filters.nodes import Node, evaluate
 from needle.base.filters.ordering import Key, ScanOrder
 from needle.base.model import Claim, HitBatch, SearchRequest
 from needle.routing.strategy import key_hash
@@ -29,7 +29,8 @@ from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.fields.counting import Counts, value_counts
 from needle.shard.fields.field_index import Path
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import CollectionView, ReplicaView
+from needle.shard.live_collection import ReplicaView
+from needle.shard.narrowing import few_of, matching_of
 from needle.shard.ordered_scan import Ordered
 from needle.shard.query import allowed_ordinals, both, search_group, visible_ordinals
 from needle.shard.text_search import search_words
@@ -358,40 +359,10 @@ def _rows(
     held, store = view.collection(page.collection), view.store
     if page.pin is not None:
         return store.scan_pinned(held.record.id, page.after, *page.pin)
-    few = _few(held, node, go_on)
+    few = few_of(held, node, SCAN_LOOKS, go_on)
     if few is not None:
         return store.scan_some(held.record.id, page.after, few, held.record.next_ordinal)
-    return store.scan(held.record.id, page.after, _matching(held, node, builders, go_on) if page.bound else None)
-
-
-def _matching(
-    collection: CollectionView, node: Node | None, builders: Builders | None, go_on: GoOn
-) -> Callable[[int], bool]:
-    """Which ordinals may match, by the indexes of fields: to look at every document for a key that sees few of them
-    takes as long as there are many. Documents newer than the view have to be looked at."""
-    upto, looked = collection.record.next_ordinal, 0
-    found = collection.payload.within(node, upto, collection.live.bitmap(), builders, go_on) if node else None
-
-    def matching(ordinal: int) -> bool:
-        nonlocal looked
-        looked += 1
-        if not looked % 4096:
-            go_on()
-        return found is None or ordinal >= upto or ordinal in found
-
-    return matching
-
-
-def _few(held: CollectionView, node: Node | None, go_on: GoOn) -> Sequence[int] | None:
-    """The ordinals of what a filter allows, if it names ids or indexes that are there tell it, and it is no more than a
-    page looks at; else None. Not yet or no longer visible ones included."""
-    record = held.record
-    if node is None or record.documents <= SCAN_LOOKS:
-        return None
-    if named(node) is None and not held.payload.whole(node, record.next_ordinal):
-        return None
-    found = held.payload.within(node, record.next_ordinal, held.live.bitmap(), None, go_on)
-    return list(found) if len(found) <= SCAN_LOOKS else None
+    return store.scan(held.record.id, page.after, matching_of(held, node, builders, go_on) if page.bound else None)
 
 
 def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None:

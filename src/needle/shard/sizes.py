@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from needle.base.model import CollectionSize
+from needle.base.collection_sizes import CollectionSize
 from needle.shard.live_collection import CollectionView
 
 

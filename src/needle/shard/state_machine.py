@@ -24,10 +24,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from needle.base.collection_sizes import CollectionSize
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError, Unavailable
 from needle.base.file_errors import SHORTAGES
-from needle.base.model import Claim, CollectionSize, CollectionSpec, HitBatch, SearchRequest
+from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
 from needle.protocol.commands import Command, Compare
 from needle.shard.apply.execute import decode_entry, runs
 from needle.shard.apply.holdings import Fence, check_claim

@@ -7,8 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from needle.base.collection_sizes import CollectionSize, FieldIndex
 from needle.base.dtypes import DType
-from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric
+from needle.base.model import IndexParams, Metric
 from needle.base.text import TextField
 from needle.server.http.bodies import Body, Positive
 

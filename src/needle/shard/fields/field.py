@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from needle.base.model import FieldIndex
+from needle.base.collection_sizes import FieldIndex
 from needle.shard.documents.metadata_rows import Rows, decode_rows
 from needle.shard.fields.field_index import RUN_BYTES, FieldState, Path
 from needle.shard.fields.filter_match import Key

@@ -23,10 +23,10 @@ from typing import Any, Final
 
 from pyroaring import BitMap
 
+from needle.base.collection_sizes import FieldIndex
 from needle.base.errors import StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.base.filters.nodes import Node, evaluate
-from needle.base.model import FieldIndex
 from needle.shard.documents.metadata_rows import Stored, decode_rows
 from needle.shard.documents.tail import TAIL_BYTES, Tail
 from needle.shard.fields.allow_lists import AllowLists
