@@ -21,7 +21,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.documents.purging:unpinned",
-                'if not connection.execute("SELECT 1 FROM kept LIMIT 1").fetchone():',
+                'if not held and not connection.execute("SELECT 1 FROM kept LIMIT 1").fetchone():',
                 "if True:",
             ),
         ),

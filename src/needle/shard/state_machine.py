@@ -164,8 +164,7 @@ class Replica:
         self._store.writer.save()
 
     def checkpoint(self) -> int:
-        """Make everything applied durable; returns the applied index that is safe to compact below. Also purges rows
-        that nothing points at any more."""
+        """Make all that was applied durable, and purge unused rows; returns the index that is safe to compact below."""
         self._usable.check()
         self._failpoint("checkpoint-before")
         self._upkeep.purge()
