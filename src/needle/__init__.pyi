@@ -1,6 +1,8 @@
 """Made by `python -m needle.cli.api_reference` from the table in `__init__.py`. Do not edit."""
 
 from needle.base.access import Role as Role
+from needle.base.collection_sizes import CollectionSize as CollectionSize
+from needle.base.collection_sizes import IndexProgress as IndexProgress
 from needle.base.config import RaftConfig as RaftConfig
 from needle.base.config import SegmentConfig as SegmentConfig
 from needle.base.errors import AlreadyExists as AlreadyExists
@@ -55,8 +57,6 @@ from needle.base.errors import UnsupportedFormat as UnsupportedFormat
 from needle.base.errors import UnsupportedVersion as UnsupportedVersion
 from needle.base.errors import VersionMismatch as VersionMismatch
 from needle.base.errors import WrongCluster as WrongCluster
-from needle.base.collection_sizes import CollectionSize as CollectionSize
-from needle.base.collection_sizes import IndexProgress as IndexProgress
 from needle.base.explain import SegmentExplanation as SegmentExplanation
 from needle.base.explain import ShardExplanation as ShardExplanation
 from needle.base.explain import Way as Way

@@ -124,24 +124,25 @@ def create(
     given = {name: value for name, value in said.items() if value is not None}
 
     async def work(client: needle.Client) -> None:
-        base = check_index(kind)
-        if like is not None and kind is None and given:
-            base = (await client.describe_collection(like)).index
-        index = msgspec.structs.replace(base, **given) if given or kind else None
+        index = await _index(client, kind, given, like)
+        field = _text(text, language)
         await client.create_collection(
-            name,
-            dimensions=dimensions,
-            metric=metric,
-            index=index,
-            ttl=ttl,
-            model=model,
-            dtype=dtype,
-            text=_text(text, language),
+            name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, model=model, dtype=dtype, text=field,
             like=like,
-        )
+        )  # fmt: skip
 
     run(cluster, work)
     notes.print(f"created {name}", markup=False)
+
+
+async def _index(
+    client: needle.Client, kind: str | None, given: dict[str, int], like: str | None
+) -> IndexParams | None:
+    """Of a new collection; None: as usual, or as that of the other."""
+    base = check_index(kind)
+    if like is not None and kind is None and given:
+        base = (await client.describe_collection(like)).index
+    return msgspec.structs.replace(base, **given) if given or kind else None
 
 
 def _text(field: str | None, language: str | None) -> dict[str, str] | str | None:

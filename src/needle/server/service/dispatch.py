@@ -56,20 +56,6 @@ from needle.protocol.calls import (
 from needle.protocol.change_calls import CHANGES, ChangesCall
 from needle.protocol.command_bounds import check_lists
 from needle.protocol.commands import Bound
-from needle.protocol.index_file_calls import (
-    INDEX_ADOPT,
-    INDEX_BYTES,
-    INDEX_FILES,
-    INDEX_HASHES,
-    INDEX_HOLD,
-    INDEX_PUT,
-    IndexAdoptCall,
-    IndexBytesCall,
-    IndexFilesCall,
-    IndexHashesCall,
-    IndexHoldCall,
-    IndexPutCall,
-)
 from needle.protocol.node_calls import SEARCH_SHARDS, SearchShardsCall
 from needle.protocol.peer_calls import (
     CATALOG,
@@ -94,7 +80,7 @@ from needle.server.chores.comparing import DIGEST_AT
 from needle.server.chores.field_upkeep import FILTERED_FIELDS
 from needle.server.ports import LOCAL, PeerLike
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH, SEGMENT_STAGED
-from needle.server.service import rebalancing
+from needle.server.service import index_files, rebalancing
 from needle.server.service.archiving import Archiving
 from needle.server.service.audited import Audited
 from needle.server.service.catalog import CatalogCalls
@@ -135,7 +121,6 @@ class Service:
         self.node_searches = NodeSearches(node, self.documents, self.reads)
         self.proxy = proxy = Proxy(node, node.ports.rng, self._judge)
         operations, catalog, archiving = Operations(node), CatalogCalls(node), Archiving(node)
-        index_files = IndexFiles(node)
         self.probing = probing = Probing(node)
         self._methods: dict[str, tuple[Any, Run]] = {
             calls.WRITE: (WriteCall, proxy.write),
@@ -177,12 +162,7 @@ class Service:
             LOG: (LogCall, archiving.log),
             IMAGE: (ImageCall, archiving.image),
             IMAGE_CHUNK: (ImageChunkCall, archiving.image_chunk),
-            INDEX_FILES: (IndexFilesCall, index_files.files),
-            INDEX_BYTES: (IndexBytesCall, index_files.part),
-            INDEX_HASHES: (IndexHashesCall, index_files.hashes),
-            INDEX_HOLD: (IndexHoldCall, index_files.hold),
-            INDEX_PUT: (IndexPutCall, index_files.put),
-            INDEX_ADOPT: (IndexAdoptCall, index_files.adopt),
+            **index_files.methods(IndexFiles(node)),
             **rebalancing.methods(node.coordinator),
         }
         ports = node.ports

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 from needle.base.dtypes import DType
 from needle.base.errors import ClusterTooOld, CollectionNotFound, Unavailable, invalid
@@ -16,6 +17,12 @@ from needle.protocol.index_file_calls import (
     BYTES_MAX,
     HASHES_MAX,
     HOLD_SECONDS_MAX,
+    INDEX_ADOPT,
+    INDEX_BYTES,
+    INDEX_FILES,
+    INDEX_HASHES,
+    INDEX_HOLD,
+    INDEX_PUT,
     IndexAdoptAnswer,
     IndexAdoptCall,
     IndexBytesCall,
@@ -104,6 +111,18 @@ class IndexFiles:
         if not self._node.host.is_leader(group):
             raise not_leader(self._node, group)
         return hosted
+
+
+def methods(files: IndexFiles) -> dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]]:
+    """By name: what a call's body is, and what answers it."""
+    return {
+        INDEX_FILES: (IndexFilesCall, files.files),
+        INDEX_BYTES: (IndexBytesCall, files.part),
+        INDEX_HASHES: (IndexHashesCall, files.hashes),
+        INDEX_HOLD: (IndexHoldCall, files.hold),
+        INDEX_PUT: (IndexPutCall, files.put),
+        INDEX_ADOPT: (IndexAdoptCall, files.adopt),
+    }
 
 
 def _unknown(stored: str) -> CollectionNotFound:
