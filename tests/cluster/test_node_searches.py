@@ -40,6 +40,7 @@ from needle.protocol.node_calls import (
     SearchShardsAnswer,
     SearchShardsCall,
 )
+from needle.server.service import node_searches
 
 SHARDS, NODES, DOCUMENTS = 6, 2, 120
 Call = Callable[..., Awaitable[Any]]
@@ -290,3 +291,23 @@ def test_it_does_not_matter_which_shards_were_merged_before() -> None:
             owners.append([shards[which] for which, _ in chosen])
         again = merge_hits(parts, k, owners)
         assert (again.ids, again.distances, again.versions) == (whole.ids, whole.distances, whole.versions)
+
+
+@pytest.mark.parametrize(
+    ("change", "request_change", "field"),
+    [
+        ({"count": 10**9}, {}, "count"),
+        ({"count": -1}, {}, "count"),
+        ({}, {"k": -(10**10)}, "k"),
+        ({}, {"keywords": "fox"}, "keywords"),
+    ],
+)
+def test_what_no_shard_could_answer_is_refused_before_anything_is_done(
+    change: dict[str, Any], request_change: dict[str, Any], field: str
+) -> None:
+    """The node merges as many answers as `count` says, and a key pays for k."""
+    request = msgspec.structs.replace(SearchRequest(collection="c", vector=b"", k=3), **request_change)
+    call = SearchShardsCall([AskedShard(1)], request, Freshness(), 7)
+    with pytest.raises(InvalidArgument) as raised:
+        node_searches._check(msgspec.structs.replace(call, **change))
+    assert raised.value.details["field"] == field

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from needle.base.config import Limits
 from needle.protocol.commands import (
@@ -116,6 +117,36 @@ def test_rows_that_a_feed_may_read_are_not_purged_and_others_are(tmp_path: Path)
         pass
     assert shard.page(start) is None
     assert not shard.replica._store.writer.doomed(0, 100).rows
+
+
+def test_while_several_moves_come_none_is_trusted_after_a_copy_was_lost() -> None:
+    effects = EffectLog()
+    effects.add([Effect(1, WRITTEN, 1, 1, 0, (ABSENT,))])
+    effects.doubt()
+    effects.add([Effect(2, OWNED, version=1, first=7), Effect(3, WRITTEN, 1, 3, 1, (ABSENT,))])
+    assert effects.start == 3
+    effects.add([Effect(4, OWNED, first=8), Effect(5, WRITTEN, 1, 5, 2, (ABSENT,))])
+    assert effects.start == 5
+    effects.add([Effect(6, OWNED, first=9)])
+    assert effects.start == 5
+
+
+def test_a_page_looks_at_a_bounded_number_of_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("needle.shard.feeding.DOCUMENTS_MAX", 256)
+    shard = Shard(tmp_path)
+    names = [f"d{n}" for n in range(600)]
+    shard.done(put(names, [[1, 2, 3]] * 600, [{"mine": n == 599} for n in range(600)]))
+    position, pages = Position(1), 0
+    while True:
+        page = shard.page(position, bound=b'{"mine":true}')
+        assert page is not None
+        pages += 1
+        if page.told:
+            break
+        assert page.more
+        position = page.reached
+    assert [one.document.id for one in page.told] == ["d599"]
+    assert pages == 2  # of 300, for a hundred are read at once
 
 
 def test_a_replica_that_was_opened_again_says_that_it_does_not_know(tmp_path: Path) -> None:

@@ -101,9 +101,11 @@ class Changes(AsyncIterator[Change]):
         self._polls: dict[int, asyncio.Task[ChangesAnswer | None]] = {}
         self._holds: dict[int, _Hold] = {}
         self._past: dict[int, int] = {}
-        self._empty: set[int] = set()
-        """Shards that owned nothing, and had nothing more to tell."""
         self._anew: AsyncIterator[Change] | None = None
+        self._ends: dict[int, Position] = {}
+        """Where changes go on behind these."""
+        self._pending: asyncio.Task[Change | None] | None = None
+        """The next of these. It goes on when the reader gives up waiting for it, as with a timeout."""
         self._looked = 0.0
 
     # --- for the reader ----------------------------------------------------------------------------------------------
@@ -127,12 +129,12 @@ class Changes(AsyncIterator[Change]):
         begun = await feeding.begin(self._collection, self._timeout)
         founding = feeding.topology.founding
         if self._since in (NOW, START):
-            self._told = dict(begun.ends)
+            self._told = {**_retired(feeding.topology), **begun.ends}
         else:
             token = feed_token.decode(self._since)
             feed_token.check(token, self._collection, begun.collection_id, founding)
             self._told, self._whole = dict(token.positions), token.whole
-        self._read = dict(self._told)
+        self._read = {shard: position for shard, position in self._told.items() if position != OVER}
         self._stored, self._id, self._founding = begun.stored, begun.collection_id, founding
         self._feeding = feeding
         return self
@@ -151,10 +153,7 @@ class Changes(AsyncIterator[Change]):
         while True:
             while self._left:
                 shard, position, change = self._left.popleft()
-                if position == OVER:
-                    self._told.pop(shard, None)
-                else:
-                    self._told[shard] = position
+                self._told[shard] = position
                 if change is not None:
                     return change
             if not self._whole:
@@ -165,8 +164,9 @@ class Changes(AsyncIterator[Change]):
 
     async def aclose(self) -> None:
         """Read no more. Idempotent."""
-        tasks = [*self._polls.values(), *(hold.looking for hold in self._holds.values())]
-        self._polls, self._holds = {}, {}
+        tasks: list[asyncio.Task[Any]] = [*self._polls.values(), *(hold.looking for hold in self._holds.values())]
+        tasks += [] if self._pending is None else [self._pending]
+        self._polls, self._holds, self._pending = {}, {}, None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -190,7 +190,8 @@ class Changes(AsyncIterator[Change]):
             return
         for shard in self._read:
             if shard not in self._polls and shard not in self._holds:
-                self._polls[shard] = loop.create_task(self._poll(shard))
+                self._polls[shard] = task = loop.create_task(self._poll(shard))
+                task.add_done_callback(_heard)
         waiting = [*self._polls.values(), *(hold.looking for hold in self._holds.values() if not hold.looking.done())]
         if not waiting:
             await asyncio.sleep(PAUSE_SECONDS)
@@ -226,7 +227,6 @@ class Changes(AsyncIterator[Change]):
         )
         self._left.append((shard, page.reached, None))
         self._read[shard] = page.reached
-        (self._empty.discard if page.owns or page.kinds else self._empty.add)(shard)
         if page.owned:
             self._holds[shard] = _Hold(page.owned, asyncio.create_task(self._given_away(shard, page.owned)))
 
@@ -235,16 +235,11 @@ class Changes(AsyncIterator[Change]):
             self._read.setdefault(info.shard, FIRST)
 
     async def _look_for_shards(self, topology: Topology) -> None:
-        self._add_shards(topology)
-        for info in topology.shards:
-            if info.retired and info.shard in self._read:
-                if info.shard not in self._empty:
-                    await self._begin_anew()
-                    return
-                self._read.pop(info.shard)
-                if (poll := self._polls.pop(info.shard, None)) is not None:
-                    poll.cancel()
-                self._left.append((info.shard, OVER, None))
+        """A shard that was removed tells nothing any more, and what it told last may not have been read."""
+        if any(self._told.get(shard) != OVER for shard in _retired(topology)):
+            await self._begin_anew()
+        else:
+            self._add_shards(topology)
 
     # --- moves of ranges ---------------------------------------------------------------------------------------------
     async def _given_away(self, owner: int, move: int) -> dict[int, int] | None:
@@ -296,14 +291,21 @@ class Changes(AsyncIterator[Change]):
     async def _next_anew(self) -> Change | None:
         if self._anew is None:
             self._anew = self._all_documents()
+        if self._pending is None:
+            self._pending = asyncio.create_task(_next(self._anew))
+        pending = self._pending
         try:
-            return await anext(self._anew)
-        except StopAsyncIteration:
-            self._anew = None
-            return None
+            change = await asyncio.shield(pending)
+        except asyncio.CancelledError:
+            raise  # the reader gave up waiting: the next step takes what comes
         except BaseException:
-            self._anew = None  # also when the reader gave up waiting: what was told is no whole
+            self._anew = self._pending = None  # what was told is no whole
             raise
+        self._pending = None
+        if change is not None and change.kind == "ready":  # not before it is handed out: a token would say so
+            self._told = {**_retired(self._calls().topology), **self._ends}
+            self._read, self._whole, self._anew = dict(self._ends), True, None
+        return change
 
     async def _all_documents(self) -> AsyncIterator[Change]:
         """All that there are at one index of each shard, between "reset" and "ready"; changes go on behind that."""
@@ -327,8 +329,7 @@ class Changes(AsyncIterator[Change]):
             except ScanEnded as error:
                 ended = error
                 continue
-            self._told, self._read, self._whole = dict(positions), dict(positions), True
-            self._empty.clear()
+            self._ends = positions
             yield Change(kind="ready")
             return
         if ended is not None:
@@ -375,3 +376,18 @@ def _changes(shard: int, page: ChangesAnswer) -> list[Change]:
                 )
             )  # fmt: skip
     return found
+
+
+async def _next(changes: AsyncIterator[Change]) -> Change | None:
+    return await anext(changes, None)
+
+
+def _retired(topology: Topology) -> dict[int, Position]:
+    """The shards that were removed, as what was read to its end."""
+    return {info.shard: OVER for info in topology.shards if info.retired}
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """A feed that is given up without `aclose` leaves no task whose error nobody took."""
+    if not task.cancelled():
+        task.exception()

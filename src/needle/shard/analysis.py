@@ -27,6 +27,10 @@ _TOKEN: Final = re.compile(r"\w+")
 _PARTS: Final = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _LONG: Final = 64
 """Longer words have no endings to take off."""
+_MARKS_MAX: Final = 30
+"""On one letter, as in Unicode's stream-safe form (UAX 15, section 13); more are left out. To normalise sorts them, in
+a time that grows with the square of their number, and no other thread runs meanwhile."""
+_FOREIGN: Final = re.compile(rf"[^\x00-\x7f]{{{_MARKS_MAX + 1},}}")
 STEMS_MAX: Final = 1 << 16
 """Words of which the stem is remembered: some 15 MB at most."""
 
@@ -46,8 +50,17 @@ def asked_words(keywords: str, text: TextField) -> list[tuple[bytes, int]]:
     return sorted((word.encode(), count) for word, count in Counter(analyzed(keywords, text)).items())
 
 
+def _without_heaps(found: re.Match[str]) -> str:
+    kept, marks = [], 0
+    for letter in found.group():
+        marks = marks + 1 if unicodedata.combining(letter) else 0
+        if marks <= _MARKS_MAX:
+            kept.append(letter)
+    return "".join(kept)
+
+
 def _words(text: str, language: str) -> Iterable[str]:
-    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    text = text if text.isascii() else unicodedata.normalize("NFKC", _FOREIGN.sub(_without_heaps, text))
     for token in _TOKEN.findall(text):
         if token.isalpha() and (token.islower() or token[1:].islower() or token.isupper()):
             yield _stem(token.lower(), language)
@@ -61,10 +74,13 @@ def _words(text: str, language: str) -> Iterable[str]:
             yield _stem(part.lower(), language)
 
 
-@lru_cache(maxsize=STEMS_MAX)
 def _stem(word: str, language: str) -> str:
-    if language == NO_LANGUAGE or len(word) > _LONG or not word.isalpha():
-        return word
+    # Long words must not be remembered: a query has 4 KB, and there may be as many as are remembered.
+    return word if language == NO_LANGUAGE or len(word) > _LONG or not word.isalpha() else _stemmed(word, language)
+
+
+@lru_cache(maxsize=STEMS_MAX)
+def _stemmed(word: str, language: str) -> str:
     stemmed: str = _stemmer(language)().stemWord(word)  # one has a state of its own, so no two threads share one
     return stemmed or word
 

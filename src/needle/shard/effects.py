@@ -35,7 +35,8 @@ WRITTEN, DELETED, RELEASED, OWNED = 0, 1, 2, 3
 class Effect(NamedTuple):
     """Of one entry of the log. WRITTEN: rows with consecutive ordinals from `first` on; olds: the ordinals of what each
     took the place of, or ABSENT. DELETED: olds. version: of these documents, or of their deletion. vectors: ordinals of
-    vectors that died with them and are not in olds. RELEASED, OWNED: a move of ranges left, or came; first: its id."""
+    vectors that died with them and are not in olds. RELEASED, OWNED: a move of ranges left, or came; first: its id;
+    version: how many other moves were coming then."""
 
     entry: int
     kind: int
@@ -102,7 +103,8 @@ class EffectLog:
                 self._dead += effect.dead
                 if effect.kind == OWNED and self._doubtful:
                     self._cut(len(self._effects))
-                    self._doubtful = False
+                    # Which of those that come has lost it is not known: each of them cuts.
+                    self._doubtful = effect.version > 0
             while self._bytes > self._memory_max:
                 self._cut(self._gone + 1)
             told = self._hearing(effects)

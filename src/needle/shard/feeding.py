@@ -22,8 +22,9 @@ from needle.shard.reads import given, not_served
 
 INSERT, UPDATE, DELETE = "insert", "update", "delete"
 EFFECTS_MAX: Final = 10_000
+DOCUMENTS_MAX: Final = 10_000
 BYTES_MAX: Final = 4 << 20
-"""A page looks at so many effects, and holds so many bytes, about."""
+"""A page looks at so many effects and documents, and holds so many bytes, about."""
 CHUNK: Final = 256
 """So many changes are read at once."""
 
@@ -39,11 +40,13 @@ class Told(NamedTuple):
 
 class Fed(NamedTuple):
     """told: in the order of the log. reached: up to where was looked. owned: the move of ranges that is the next thing
-    there; 0 if it is not. None in the place of a page: what comes next is not known here any more."""
+    there; 0 if it is not. more: there is more to look at. None in the place of a page: what comes next is not known
+    here any more."""
 
     told: list[Told]
     reached: Position
     owned: int
+    more: bool = False
 
 
 class Wanted(NamedTuple):
@@ -73,29 +76,30 @@ def read_changes(view: ReplicaView, effects: EffectLog, wanted: Wanted, limits: 
     if found is None:
         return None
     owned, reached = 0, Position(max(view.at.index + 1, wanted.position.entry))
-    if len(found) == EFFECTS_MAX:
+    more = len(found) == EFFECTS_MAX
+    if more:
         reached = Position(found[-1].entry)  # its other effects may not be among these
         found = [effect for effect in found if effect.entry < reached.entry]
     for at, effect in enumerate(found):
         if effect.kind == OWNED and effect.first != wanted.past:
-            owned, reached, found = effect.first, Position(effect.entry), found[:at]
+            owned, reached, found, more = effect.first, Position(effect.entry), found[:at], False
             break
     if found and found[-1].entry >= reached.entry:  # applied since this view was taken
         reached = Position(found[-1].entry + 1)
-    return _read(view, record, found, wanted, Fed([], max(reached, wanted.position), owned), limits)
+    return _read(view, record, found, wanted, Fed([], max(reached, wanted.position), owned, more), limits)
 
 
 def _read(
     view: ReplicaView, record: CollectionRecord, found: list[Effect], wanted: Wanted, all_of_it: Fed, limits: Limits
 ) -> Fed | None:
-    node, size, told = both(b"", wanted.bound, limits), 0, list[Told]()
+    node, size, looked, told = both(b"", wanted.bound, limits), 0, 0, list[Told]()
     pending = _ones([effect for effect in found if effect.collection_id == record.id], wanted.position)
     reached = wanted.position
     try:
         while True:
             part = [one for _, one in zip(range(min(CHUNK, wanted.limit - len(told))), pending, strict=False)]
             if not part:
-                return Fed(told, all_of_it.reached, all_of_it.owned)
+                return Fed(told, all_of_it.reached, all_of_it.owned, all_of_it.more)
             documents = _documents(view, record, part, wanted.with_vectors)
             if documents is None:
                 return None
@@ -104,8 +108,9 @@ def _read(
                 if (change := _told(one, documents, node)) is not None:
                     told.append(change)
                     size += len(change.document.metadata) + len(change.document.vector) + len(change.document.id)
-            if len(told) >= wanted.limit or size > BYTES_MAX:
-                return Fed(told, reached, 0)
+            looked += len(part)
+            if len(told) >= wanted.limit or size > BYTES_MAX or looked >= DOCUMENTS_MAX:
+                return Fed(told, reached, 0, True)
     except CorruptDocuments as error:
         raise not_served(error) from error  # the store has told of it
 

@@ -217,7 +217,10 @@ class FanOut:
         partial: bool,
         together: MakeTogether | None,
     ) -> Answers:
-        nodes = {} if together is None else self._nodes.of_leaders(shards, self._group, fresh(shards[0]).mode)
+        # One shard that is late would keep the answers of its node from a partial search.
+        nodes = (
+            {} if together is None or partial else self._nodes.of_leaders(shards, self._group, fresh(shards[0]).mode)
+        )
         with_others = {shard for found in nodes.values() for shard in found}
         alone = {s: self._ask(owned, s, method, make, fresh(s), timeout) for s in shards if s not in with_others}
         asking: dict[int, Coroutine[Any, Any, Payload | _OfNode]] = {**alone}

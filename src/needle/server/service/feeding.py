@@ -73,7 +73,8 @@ class Feeding:
                 if fed is None or fed.told or fed.owned or left <= 0:
                     break
                 wanted = wanted._replace(position=fed.reached)
-                await self._wait(news, left)
+                if not fed.more:
+                    await self._wait(news, left)
         finally:
             stop()
         if fed is None:

@@ -189,6 +189,8 @@ def documents_of(method: str, call: Any, answer: Any) -> int:
     if method in (calls.SEARCH, calls.SEARCH_MANY, SEARCH_SHARDS):
         asked, shards = call.request, len(call.shards) if method == SEARCH_SHARDS else 1
         return int(asked.k * (asked.group_size if asked.group_by else 1) * (getattr(call, "count", 1) or 1) * shards)
+    if method == CHANGES:
+        return len(answer.kinds)
     return int(call.limit) if method == calls.SCAN else 0
 
 

@@ -21,7 +21,7 @@ from needle.base.parts import Body
 from needle.client.router.hedging import forget
 from needle.client.router.merge import chosen, nearest, of_shard
 from needle.protocol import calls
-from needle.protocol.calls import Freshness, SearchCall, SearchManyCall, batch_bytes
+from needle.protocol.calls import QUERIES_MAX, Freshness, SearchCall, SearchManyCall, batch_bytes
 from needle.protocol.node_calls import AskedShard, NodeHits, Refused, SearchedShard, SearchShardsCall
 from needle.server.replica import HostedReplica
 from needle.server.service.documents import ShardDocuments
@@ -59,7 +59,7 @@ class NodeSearches:
         found = [early[one.group] for one in call.shards]
         answered = {place: batches for place, (_, batches) in enumerate(found) if batches}
         rows = sum(len(batch.ids) for batches in answered.values() for batch in batches)
-        count = max(1, call.count)
+        count = max(1, call.count) if answered else 0
         if rows >= LARGE_ROWS:
             hits = await self._node.blocking(merged, answered, call.request.k, count)
         else:
@@ -168,5 +168,11 @@ def _check(call: SearchShardsCall) -> None:
         raise invalid("shards", groups, "each shard once")
     if not call.epoch:
         raise invalid("epoch", call.epoch, "of the shard map by which the shards were chosen")
+    if call.request.k < 1:
+        raise invalid("k", call.request.k, "1 or more")
+    if not 0 <= call.count <= QUERIES_MAX:
+        raise invalid("count", call.count, f"0 to {QUERIES_MAX}")
+    if call.request.keywords or call.request.words is not None:
+        raise invalid("keywords", call.request.keywords, "in a call of one shard")
     if call.request.group_by:
         raise invalid("group_by", call.request.group_by, "in a call of one shard")

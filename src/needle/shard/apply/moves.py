@@ -323,5 +323,6 @@ def _own(batch: Batch, index: int, command: Own, transfer: Transfer) -> WriteRes
         owned=holdings.taking(transfer.ranges),
         base=max(holdings.base, command.floor),
     )
-    batch.effects.append(Effect(index, effects.OWNED, first=transfer.move))
+    others = sum(one.incoming and one.hides and one.move != transfer.move for one in holdings.transfers)
+    batch.effects.append(Effect(index, effects.OWNED, version=others, first=transfer.move))
     return WriteResult(version=index, index=index)
