@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing soak soak-http restore-drill fuzz-http typescript platforms alerts deployment packages real-s3 ui docs integrations clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms alerts deployment packages real-s3 ui docs integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -81,6 +81,11 @@ chaos-shards: $(STAMP)
 # Shards and nodes come and go while processes are killed: make chaos-growing MINUTES=5
 chaos-growing: $(STAMP)
 	$(BIN)/python -m proof.chaos --growing --minutes $(MINUTES) --seed $(SEED) --verbose
+
+# kill -9 of the coordinator, the source's and the target's leader at each phase of a move: make chaos-phases ROUNDS=3
+ROUNDS ?= 1
+chaos-phases: $(STAMP)
+	$(BIN)/python -m proof.chaos.at_phases --rounds $(ROUNDS) --seed $(SEED)
 
 # No election without a fault: a bulk load at the guide's timeouts: make soak SOAK_SECONDS=60
 SOAK_SECONDS ?= 60

@@ -1,5 +1,5 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup] [archive] [kinds] [request] [growth]`: or all.
+[tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours]`: or all.
 
 --quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
 200,000, 200,000, 20,000, 20,000 and 20,000 unless said otherwise."""
@@ -22,6 +22,7 @@ from bench import (
     http,
     kinds,
     moves,
+    neighbours,
     replace,
     request,
     search,
@@ -34,7 +35,7 @@ from bench.report import Report
 
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
-    "documents", "backup", "archive", "kinds", "request", "growth",
+    "documents", "backup", "archive", "kinds", "request", "growth", "neighbours",
 )  # fmt: skip
 
 
@@ -75,6 +76,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await request.run(report, quick=quick, documents=documents)
     if "growth" in parts:
         await growth.run(report, quick=quick)
+    if "neighbours" in parts:
+        await neighbours.run(report, quick=quick)
 
 
 def main() -> None:

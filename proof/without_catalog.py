@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from needle.base.errors import InvalidArgument
 from needle.base.model import IndexParams, ReadMode, WriteResult
+from needle.client.feed_calls import FeedCalls
 from needle.routing.topology import CollectionInfo
 
 UNKNOWN = InvalidArgument("this client does not know the catalog")
@@ -11,6 +12,10 @@ UNKNOWN = InvalidArgument("this client does not know the catalog")
 
 class WithoutCatalog:
     """A part of `DocumentCalls`."""
+
+    def feeding(self) -> FeedCalls:
+        """Only who knows the catalog can."""
+        raise UNKNOWN
 
     async def alter_collection(
         self, name: str, ef_search: int, ttl: float, timeout: float, index: IndexParams | None = None

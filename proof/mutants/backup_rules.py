@@ -1,10 +1,12 @@
-"""Bugs of the archive of the log, and of restoring an instant (docs/adr/0076)."""
+"""Bugs of the archive of the log, of restoring an instant (docs/adr/0076), and of index files in backups (0093)."""
 
 from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
 _ARCHIVE = "tests/backup/test_archive.py::"
+_JOINING = "tests/backup/test_archive_joining.py::"
+_ADOPTED = "tests/shard/test_adopted.py::"
 
 MUTANTS = (
     Mutant(
@@ -40,5 +42,43 @@ MUTANTS = (
         breaks="documents of a range that one shard gave up and the other has not taken yet are not restored",
         edits=(Edit("backup.instant:owners", 'transfer.phase == "released" and', 'transfer.phase == "gone" and'),),
         tests=(_ARCHIVE + "test_a_range_that_is_on_its_way_has_one_owner",),
+    ),
+    Mutant(
+        name="joined-file-lacks-an-entry",
+        breaks="where files of the archive overlap, the joined one lacks entries, and its parts are deleted",
+        edits=(
+            Edit("backup.archive_joining:Joining._join", "if one.index > at]\n", "if one.index > at + (at > 0)]\n"),
+        ),
+        tests=(_JOINING + "test_they_are_joined_and_every_index_comes_back",),
+    ),
+    Mutant(
+        name="damaged-file-takes-what-it-holds-with-it",
+        breaks="the parts of a damaged joined file are deleted, though nobody has their entries any more",
+        edits=(Edit("backup.archive_joining:Joining._is_whole", "return False", "return True"),),
+        tests=(_JOINING + "test_what_a_damaged_file_holds_too_is_not_deleted",),
+    ),
+    Mutant(
+        name="index-file-adopted-without-comparing",
+        breaks="searches are answered by vectors that the documents do not have",
+        edits=(Edit("shard.segments.adopted:fit", "if not nodes or not same_rows", "if not nodes and not same_rows"),),
+        tests=(_ADOPTED + "test_what_does_not_fit_is_refused",),
+    ),
+    Mutant(
+        name="rows-in-another-order-taken-for-nodes",
+        breaks="once a file that was adopted is built upon, documents have each other's vectors in searches",
+        edits=(
+            Edit(
+                "shard.segments.graph:_named", "len(node_of) == nodes and np.array", "len(node_of) == nodes or np.array"
+            ),
+        ),
+        tests=(_ADOPTED + "test_nodes_as_many_as_rows_in_another_order_are_told_apart_by_a_later_build",),
+    ),
+    Mutant(
+        name="node-of-nobody-found",
+        breaks="a search finds another document in the place of one that is not there",
+        edits=(
+            Edit("shard.segments.sealed:SealedSegment.search", "mask is None and self._shared.whole", "mask is None"),
+        ),
+        tests=(_ADOPTED + "test_rows_in_another_order_and_fewer_are_found_as_exactly_as_before[hnsw-l2]",),
     ),
 )

@@ -7,13 +7,16 @@ from proof.mutants import (
     backup_rules,
     client_rules,
     cluster_rules,
+    dtype_rules,
     expiry_rules,
+    feed_rules,
     filter_rules,
     founding_rules,
     host_rules,
     http_rules,
     leases_and_reads,
     move_rules,
+    node_search_rules,
     pinned_rules,
     planner_rules,
     raft_rules,
@@ -22,9 +25,11 @@ from proof.mutants import (
     request_rules,
     search_rules,
     shard_rules,
+    share_rules,
     snapshot_rules,
     tenant_rules,
     version_rules,
+    word_rules,
 )
 from proof.mutants.planting import Mutant
 
@@ -39,7 +44,9 @@ MUTANTS: dict[str, Mutant] = {
         shard_rules,
         search_rules,
         cluster_rules,
+        dtype_rules,
         expiry_rules,
+        feed_rules,
         filter_rules,
         move_rules,
         founding_rules,
@@ -52,7 +59,10 @@ MUTANTS: dict[str, Mutant] = {
         access_rules,
         backup_rules,
         tenant_rules,
+        node_search_rules,
         version_rules,
+        word_rules,
+        share_rules,
     )
     for mutant in rules.MUTANTS
 }

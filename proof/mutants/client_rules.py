@@ -37,8 +37,8 @@ MUTANTS: tuple[Mutant, ...] = (
         edits=(
             Edit(
                 "client.group:GroupClient._ask_leader",
-                "answer = await self._unanswered.call(address, method, body, left)",
-                "answer = await self._unanswered.call(address, method, body, attempts.whole / 500)",
+                "answer = await self.unanswered.call(address, method, body, left)",
+                "answer = await self.unanswered.call(address, method, body, attempts.whole / 500)",
             ),
         ),
         tests=(_UNANSWERED + "test_a_slow_search_is_asked_once_and_has_the_whole_time",),
@@ -150,7 +150,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="overload-not-refused",
         breaks="searches that cannot begin in their time are queued, and fail when it is over",
-        edits=(Edit("shard.search_batcher:SearchBatcher.search", "> timeout:", "> timeout + 1e9:"),),
+        edits=(Edit("shard.search_batcher:SearchBatcher.begin", "> timeout:", "> timeout + 1e9:"),),
         tests=(_BATCHER + "test_a_search_that_cannot_begin_in_its_time_is_refused_at_once",),
     ),
     Mutant(

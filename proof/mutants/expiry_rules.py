@@ -67,7 +67,7 @@ MUTANTS = (
         breaks="documents that moved to another shard never expire",
         edits=(
             Edit(
-                "server.upkeep.range_copy:RangeCopier._import",
+                "server.upkeep.range_copy:_command",
                 "expires=expiries([row.expires for row in rows])",
                 "expires=[]",
             ),

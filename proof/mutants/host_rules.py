@@ -30,6 +30,23 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="writes-wait-for-quiet",
+        breaks="while callers keep asking, writes that were proposed are neither sent nor written",
+        edits=(
+            Edit("multiraft.gathering:Gathering.due", "self._waited < LOOP_TURNS_MAX and self.more()", "self.more()"),
+        ),
+        tests=("tests/multiraft/test_gathering.py::test_every_turn_has_a_bound_of_its_own",),
+    ),
+    Mutant(
+        name="each-turn-an-append",
+        breaks="the writes of one client become several small appends, each with a frame and a sync of its own",
+        edits=(Edit("multiraft.gathering:Gathering.due", "self._waited < LOOP_TURNS_MAX and self.more()", "False"),),
+        tests=(
+            "tests/multiraft/test_gathering.py::"
+            "test_writes_that_begin_in_several_turns_of_the_event_loop_are_one_append",
+        ),
+    ),
+    Mutant(
         name="leadership-for-who-rests",
         breaks="a node in maintenance offers its groups to others in maintenance: they take no writes meanwhile",
         edits=(Edit("multiraft.heirs:Heirs.best", "voter not in self.resting", "voter"),),

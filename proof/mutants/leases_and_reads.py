@@ -169,6 +169,14 @@ MUTANTS = (
         tests=("tests/server/test_early_search.py::test_what_was_seen_too_early_is_searched_again",),
     ),
     Mutant(
+        name="early-search-of-a-node-counts-anyway",
+        breaks="of a call for several shards, what one found during its round counts although it saw less",
+        edits=(
+            Edit("server.service.node_searches:NodeSearches._early", "if batch.applied_index >= index:", "if True:"),
+        ),
+        tests=("tests/server/test_early_node_search.py::test_only_what_the_round_confirms_counts",),
+    ),
+    Mutant(
         name="writes-during-transfer",
         breaks="writes are accepted while leadership is handed over (hashicorp#581): the target never catches up",
         edits=(

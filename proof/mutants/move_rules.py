@@ -15,9 +15,45 @@ _BOUND = _MOVER + "test_writes_wait_for_a_silent_target_no_longer_than_the_bound
 
 MUTANTS = (
     Mutant(
-        name="no-copy-after-the-freeze",
-        breaks="what was written between the last copy and the freeze of a move is missing at the target",
-        edits=(Edit(_DRIVER + "_confirmed", "await self._copier.copy(info, copy, topology)", "pass"),),
+        name="collections-of-before-the-freeze",
+        breaks="a collection that the driver heard of too late is not copied: its documents are lost",
+        edits=(Edit(_DRIVER + "_confirmed", "newest.version != known.version and", "False and"),),
+        tests=(_MOVER + "test_a_collection_of_which_the_driver_hears_after_the_freeze_is_copied",),
+    ),
+    Mutant(
+        name="the-catalog-is-not-asked-after-the-freeze",
+        breaks="a move that was cancelled goes on to its end as long as its driver has not heard of it",
+        edits=(Edit(_DRIVER + "_confirmed", "newest.move(info.id) != info", "False"),),
+        tests=(_MOVER + "test_a_cancel_of_which_the_driver_has_not_heard_is_heard_after_the_freeze",),
+    ),
+    Mutant(
+        name="a-copy-that-failed-goes-on",
+        breaks="after a rest that failed, another driver's import is taken for one's own: what that lacks is lost",
+        edits=(Edit("server.upkeep.range_copy:RangeCopier.rest", "self.copies.pop(info.id, None)", "pass"),),
+        tests=(_MOVER + "test_another_drivers_import_is_not_taken_for_one_that_failed",),
+    ),
+    Mutant(
+        name="deletes-of-the-rest-are-forgotten",
+        breaks="what was deleted between the copy and the freeze comes back in the target",
+        edits=(
+            Edit(
+                "server.upkeep.range_copy:_of_rest",
+                "zip_longest(_parts(one.rows), gone)",
+                "zip_longest(_parts(one.rows), [])",
+            ),
+        ),
+        tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
+    ),
+    Mutant(
+        name="unchanged-collections-by-their-size",
+        breaks="a collection that has as many documents as when it was copied is taken for unchanged",
+        edits=(
+            Edit(
+                "shard.copying:rest",
+                "copied.get(name) == held.record",
+                "name in copied and copied[name].documents == held.record.documents",
+            ),
+        ),
         tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
     ),
     Mutant(
@@ -108,8 +144,8 @@ MUTANTS = (
         edits=(
             Edit(
                 _DRIVER + "_confirmed",
-                "await self._copier.copy(info, copy, topology)",
-                "pass",
+                "self._copy_rest(info, copy, known)",
+                "self._steps.tell_target(info, Confirm(info.id, copy.step, info.attempt))",
             ),
         ),
         sim=True,

@@ -21,7 +21,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.documents.purging:unpinned",
-                'if not connection.execute("SELECT 1 FROM kept LIMIT 1").fetchone():',
+                'if not held and not connection.execute("SELECT 1 FROM kept LIMIT 1").fetchone():',
                 "if True:",
             ),
         ),
@@ -76,9 +76,8 @@ MUTANTS = (
         name="a-reader-is-not-held-to-the-catalog",
         breaks="such a leader refuses writes only, and answers reads by the former meaning",
         edits=(
-            Edit(
-                "server.service.documents:ShardDocuments._shard_read", "if self._owners.lacks(call.group):", "if False:"
-            ),
+            Edit("server.service.documents:ShardDocuments.read", "if self._owners.lacks(call.group):", "if False:"),
+            Edit("server.service.node_searches:NodeSearches._early", "if documents.lacks(group)", "if False"),
         ),
         tests=(_LEADERS,),
     ),

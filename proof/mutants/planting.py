@@ -70,6 +70,7 @@ def _bugged(edit: Edit) -> tuple[FunctionType, CodeType]:
     except Exception as error:
         raise PlantingFailed(f"{edit.where} does not compile with {edit.new!r}: {error!r}") from error
     made = names.get(function.__name__)
+    made = made.fget if isinstance(made, property) else made
     made = inspect.unwrap(made) if isinstance(made, FunctionType) else None
     code = made.__code__ if isinstance(made, FunctionType) else None
     if code is None or code.co_freevars != function.__code__.co_freevars:

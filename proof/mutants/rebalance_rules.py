@@ -200,4 +200,21 @@ MUTANTS = (
         edits=(Edit("catalog.rebalances:_check_done", "not JobState.DONE", "not None"),),
         tests=(_COMMANDS + "test_it_is_not_done_if_a_node_to_be_emptied_was_given_something_after_the_look",),
     ),
+    Mutant(
+        name="drained-before-it-is-begun",
+        breaks="a drain that is refused has the node emptied by the next rebalance all the same",
+        edits=(Edit("client.rebalancing:RebalanceMethods.drain_node", "now.cluster_version >= EMPTIES", "False"),),
+        tests=(
+            "tests/client/test_rebalancing.py::test_a_drain_is_one_command_so_that_one_that_is_refused_changes_nothing",
+        ),
+    ),
+    Mutant(
+        name="drained-by-nobody",
+        breaks="a rebalance that is to empty a node begins, and nothing leaves the node",
+        edits=(Edit("catalog.state:_start_rebalance", "if command.empty:", "if False:"),),
+        tests=(
+            "tests/cluster/test_rebalance_commands.py"
+            "::test_a_node_is_emptied_from_the_entry_on_that_begins_it_and_not_by_one_that_is_refused",
+        ),
+    ),
 )

@@ -20,7 +20,10 @@ MUTANTS = (
     Mutant(
         name="requests-stay-behind",
         breaks="a request is executed again by the shard that its documents have moved to",
-        edits=(Edit("server.upkeep.range_copy:RangeCopier.copy", "await self._copy_requests(info, copy)", "pass"),),
+        edits=(
+            Edit("server.upkeep.range_copy:RangeCopier.copy", "await self._copy_requests(info, copy)", "pass"),
+            Edit("server.upkeep.range_copy:_of_rest", "if rows:", "if False:"),
+        ),
         tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),
     ),
     Mutant(
@@ -28,9 +31,9 @@ MUTANTS = (
         breaks="what was executed between the copy and the freeze is executed again where it has moved to",
         edits=(
             Edit(
-                "server.upkeep.range_copy:RangeCopier._copy_requests",
-                "while True:",
-                "while info.state is MoveState.COPYING:",
+                "server.upkeep.range_copy:_of_rest",
+                "if rows:",
+                "if False:",
             ),
         ),
         tests=(_MOVER + "test_a_move_copies_all_whatever_happens_meanwhile",),

@@ -22,8 +22,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "client.router.merge:merged_searches",
-                "batches[at] for batches in decoded.values()",
-                "batches[0] for batches in decoded.values()",
+                "each[at] for each in decoded.values()",
+                "each[0] for each in decoded.values()",
             ),
         ),
         sim=True,
@@ -288,7 +288,7 @@ MUTANTS = (
     Mutant(
         name="declared-index-is-ready-at-once",
         breaks="describe_collection calls a declared index ready that has no document yet",
-        edits=(Edit("shard.fields.payload_index:PayloadIndex.declared", "one.state.end >= one.goal", "True"),),
+        edits=(Edit("shard.fields.field:declared_of", "one.state.end >= one.goal", "True"),),
         sim=False,
         tests=(_DECLARED + "test_a_declared_field_is_indexed_without_a_search",),
     ),
@@ -297,7 +297,7 @@ MUTANTS = (
         breaks="an eventual read with a session answers from before the session's own writes",
         edits=(
             Edit(
-                "server.service.reads:Reads._fresh",
+                "server.service.reads:Reads.fresh",
                 "if fresh.min_index > host.applied_index(group):",
                 "if fresh.min_index < 0:",
             ),

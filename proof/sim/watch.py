@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import numpy as np
 
+from needle.base.dtypes import DType, numbers_of
 from needle.base.filters.builder import Filter
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import WriteResult
@@ -41,11 +41,11 @@ from proof.sim.stage import Stage
 
 
 class Watch:
-    """models: by group and by the collection's name inside it. metrics: of collections, by that name. on_catalog: told
-    of each committed command of the catalog; on_document: of each document that is written, and its version; on_move:
-    of each step of a move of key ranges that took effect; on_members: of each configuration of a group; on_expired: of
-    each document that expired. key_of: a document's routing key. frozen: whether a move has frozen it. expire_copies:
-    what an Expire takes of the copies that a move has brought to a group; how many."""
+    """models: by group and by the collection's name inside it. metrics, dtypes: of collections, by that name.
+    on_catalog: told of each committed command of the catalog; on_document: of each document that is written, and its
+    version; on_move: of each step of a move of key ranges that took effect; on_members: of each configuration of a
+    group; on_expired: of each document that expired. key_of: a document's routing key. frozen: whether a move has
+    frozen it. expire_copies: what an Expire takes of the copies that a move has brought to a group; how many."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -53,6 +53,7 @@ class Watch:
         self._leases = Leases()
         self.models: dict[tuple[GroupId, str], LogModel] = {}
         self.metrics: dict[str, str] = {}
+        self.dtypes: dict[str, DType] = {}
         self.on_catalog: Callable[[int, bytes], None] = lambda index, data: None
         self.on_document: Callable[[GroupId, str, str, int], None] = lambda group, collection, key, version: None
         self.on_move: Callable[[GroupId, int, MoveCommand], None] = lambda group, index, command: None
@@ -120,7 +121,7 @@ class Watch:
 
     def _updated(self, group: GroupId, index: int, command: UpdateVectors, version: int) -> None:
         within, model = KeySet(command.within), self.model(group, command.collection)
-        vectors = np.frombuffer(command.vectors, np.float32).reshape(len(command.ids), -1)
+        vectors = numbers_of(command.vectors, command.dtype).reshape(len(command.ids), -1)
         for key, vector in zip(command.ids, vectors, strict=True):
             document = model.now(key)
             if document is None or (command.within and self.key_of(key) not in within):
@@ -168,12 +169,13 @@ class Watch:
         command = inner(decode_logged(entry.data))
         if isinstance(command, CreateCollection):
             self.metrics[command.spec.name] = str(command.spec.metric)
+            self.dtypes[command.spec.name] = command.spec.dtype
         if not isinstance(result, WriteResult) or result.index != index:
             return  # refused, or a repeated write that is answered again
         self.indexes.committed(group, command)
         if isinstance(command, Insert):
             model = self.model(group, command.collection)
-            vectors = np.frombuffer(command.vectors, np.float32).reshape(len(command.ids), -1)
+            vectors = numbers_of(command.vectors, command.dtype).reshape(len(command.ids), -1)
             instants = command.expires or [0] * len(command.ids)
             for key, vector, metadata, at in zip(command.ids, vectors, command.metadata, instants, strict=True):
                 value = msgspec.json.decode(metadata) if metadata else None

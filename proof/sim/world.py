@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -34,11 +35,9 @@ from proof.sim.nodes import SimNode, node_config
 from proof.sim.process import Process
 from proof.sim.report import Report, report_of
 from proof.sim.searches_seen import EVERYTHING
-from proof.sim.shards.altering import Altering, ServedIndexes
-from proof.sim.shards.churn import Churn
+from proof.sim.shards.altering import ServedIndexes
 from proof.sim.shards.faults import ShardFaults
-from proof.sim.shards.lasting import Lasting
-from proof.sim.shards.pinned import PinnedReader
+from proof.sim.shards.others import Other, Others
 from proof.sim.shards.profile import shape_of
 from proof.sim.shards.truth import Truth
 from proof.sim.spec import Spec, profile
@@ -81,7 +80,7 @@ class World:
         self.work = work
         self.clients: list[Client] = []
         self._given_up = 0
-        self.others: list[Altering | Churn | Lasting | PinnedReader] = []
+        self.beside: Others | None = None
         stage.broken = self._broken
 
     @property
@@ -99,6 +98,11 @@ class World:
             op = self.history.invoke("expiry", "delete", key, self.loop.time())
             self.history.finish(op, "unknown", self.loop.time())
             self.trace.note(f"{key} expired")
+
+    @property
+    def others(self) -> Sequence[Other]:
+        """Who works beside the clients."""
+        return () if self.beside is None else self.beside.all
 
     def _broken(self) -> Violation | None:
         for name in self.fleet.observer.emptied & self.fleet.nodes.keys():
@@ -219,18 +223,8 @@ class World:
         if self.shape.bursts:
             together = [self._client(f"b{number}") for number in range(stage.profile.burst_clients)]
             workers += [stage.ask(client.name, client.run_in_bursts()) for client in together]
-        if self.shape.churn:
-            self.others.append(churn := Churn(stage, self._churning, self.truth.now))
-            workers.append(stage.ask("churn", churn.run()))
-        if self.shape.lasting:
-            self.others.append(lasting := Lasting(stage, self._lasting, lambda: self.truth.now))
-            workers += [stage.ask("lasting", lasting.run()), stage.ask("lasting-reader", lasting.read())]
-        if self.shape.altering:
-            self.others.append(altering := Altering(stage, self._lasting("altering", self.truth.now)))
-            workers.append(stage.ask("altering", altering.run()))
-        if self.shape.pinned:
-            self.others.append(pinned := PinnedReader(stage, partial(self._lasting, "pinned"), self.truth))
-            workers.append(stage.ask("pinned", pinned.run()))
+        self.beside = Others(stage, self.shape, self.truth, self._churning, self._lasting)
+        workers += self.beside.work
         return workers
 
     async def _catch_up(self) -> None:
@@ -363,6 +357,8 @@ class World:
         await self.stage.until("every replica to catch up", LIVENESS_SECONDS, self._equal)
         await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
         await self.stage.until("files of replicas that were given up to be gone", LIVENESS_SECONDS, self._tidy)
+        if self.beside is not None:
+            await self.stage.until("a feed to tell everything", LIVENESS_SECONDS, self.beside.told_everything)
         self.stage.observer.compare_logs(self.fleet.replicas())
         self.stage.observer.compare_digests(self.fleet.replicas())
 

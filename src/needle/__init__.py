@@ -12,6 +12,7 @@ from typing import Any
 
 _PUBLIC = {
     "needle.base.access": "Role",
+    "needle.base.collection_sizes": "CollectionSize IndexProgress",
     "needle.base.config": "RaftConfig SegmentConfig",
     "needle.base.errors": (
         "AlreadyExists ClientClosed "
@@ -28,10 +29,14 @@ _PUBLIC = {
     "needle.base.explain": "SegmentExplanation ShardExplanation Way",
     "needle.base.filters.builder": "Filter",
     "needle.base.model": (
-        "CollectionSize CollectionSpec Document Hit IndexKind IndexParams IndexProgress Metric PeerStatus "
-        "RaftStatus ReadMode WriteResult"
+        "CollectionSpec Document Hit IndexKind IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult"
     ),
-    "needle.client": "ApiKey Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncClient",
+    "needle.base.text": "TextField",
+    "needle.client": (
+        "ApiKey Change Changes Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncChanges "
+        "SyncClient"
+    ),
+    "needle.client.hybrid": "RRF",
     "needle.client.naming_requests": "request_id",
     "needle.connecting": "connect connect_sync",
     "needle.distributed": "RaftCluster",

@@ -1,6 +1,8 @@
 """Made by `python -m needle.cli.api_reference` from the table in `__init__.py`. Do not edit."""
 
 from needle.base.access import Role as Role
+from needle.base.collection_sizes import CollectionSize as CollectionSize
+from needle.base.collection_sizes import IndexProgress as IndexProgress
 from needle.base.config import RaftConfig as RaftConfig
 from needle.base.config import SegmentConfig as SegmentConfig
 from needle.base.errors import AlreadyExists as AlreadyExists
@@ -59,19 +61,20 @@ from needle.base.explain import SegmentExplanation as SegmentExplanation
 from needle.base.explain import ShardExplanation as ShardExplanation
 from needle.base.explain import Way as Way
 from needle.base.filters.builder import Filter as Filter
-from needle.base.model import CollectionSize as CollectionSize
 from needle.base.model import CollectionSpec as CollectionSpec
 from needle.base.model import Document as Document
 from needle.base.model import Hit as Hit
 from needle.base.model import IndexKind as IndexKind
 from needle.base.model import IndexParams as IndexParams
-from needle.base.model import IndexProgress as IndexProgress
 from needle.base.model import Metric as Metric
 from needle.base.model import PeerStatus as PeerStatus
 from needle.base.model import RaftStatus as RaftStatus
 from needle.base.model import ReadMode as ReadMode
 from needle.base.model import WriteResult as WriteResult
+from needle.base.text import TextField as TextField
 from needle.client import ApiKey as ApiKey
+from needle.client import Change as Change
+from needle.client import Changes as Changes
 from needle.client import Client as Client
 from needle.client import CollectionDescription as CollectionDescription
 from needle.client import Facet as Facet
@@ -79,7 +82,9 @@ from needle.client import Hits as Hits
 from needle.client import NewApiKey as NewApiKey
 from needle.client import PartialHits as PartialHits
 from needle.client import ScanPage as ScanPage
+from needle.client import SyncChanges as SyncChanges
 from needle.client import SyncClient as SyncClient
+from needle.client.hybrid import RRF as RRF
 from needle.client.naming_requests import request_id as request_id
 from needle.connecting import connect as connect
 from needle.connecting import connect_sync as connect_sync

@@ -101,6 +101,10 @@ class _Nowhere(Listener):
     async def stop(self) -> None:
         """Nothing to do."""
 
+    def more(self) -> bool:
+        """Nothing is read."""
+        return False
+
     def refuse_older(self, version: int) -> None:
         """There is no other node."""
 

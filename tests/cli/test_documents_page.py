@@ -1,17 +1,20 @@
-"""The examples of docs/documents.md run as they stand, against a real cluster, and print what their comments say."""
+"""The examples of pages run as they stand, against a real cluster, and print what their comments say."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "documents.md"
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_the_examples_do_what_they_say(needle) -> None:
-    program = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+@pytest.mark.parametrize(("page", "least"), [("documents.md", 14), ("text-search.md", 3)])
+def test_the_examples_do_what_they_say(needle, page: str, least: int) -> None:
+    program = "\n".join(re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL))
     expected = re.findall(r"^ *print\(.*\)  # (.+)$", program, re.MULTILINE)
-    assert len(expected) == program.count("print(") >= 14
+    assert len(expected) == program.count("print(") >= least
     for port, address in zip((5001, 5002, 5003), needle.cluster.addresses.values(), strict=True):
         assert program.count(f"127.0.0.1:{port}") == 1
         program = program.replace(f"127.0.0.1:{port}", address)

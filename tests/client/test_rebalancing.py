@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster.catalog_util import topology
@@ -13,8 +14,9 @@ from needle.base.errors import InvalidArgument, Unavailable
 from needle.catalog.planning.rebalance import NOTHING
 from needle.client.rebalancing import RebalanceMethods
 from needle.protocol import calls
-from needle.protocol.catalog_commands import CatalogCommand, DrainNode, StartRebalance
-from needle.routing.plans import Plan
+from needle.protocol.catalog_commands import EMPTIES, CatalogCommand, DrainNode, StartRebalance
+from needle.routing.jobs import RebalanceConfig
+from needle.routing.plans import Plan, Wish
 from needle.routing.topology import Topology
 
 WAITING = "no leader of shard 1 answers, so what it holds is not known: it is left as it is until then"
@@ -27,9 +29,10 @@ class Fake(RebalanceMethods):
         self._shards: Any = self
         self.made = made
         self.told: list[CatalogCommand] = []
+        self.version = EMPTIES
 
     async def confirmed(self, timeout: float) -> Topology:
-        return topology()
+        return msgspec.structs.replace(topology(), cluster_version=self.version)
 
     def group(self, shard: int) -> Any:
         async def ask_leader(method: str, body: Any, timeout: float) -> bytes:
@@ -56,14 +59,28 @@ def test_what_waits_for_a_shard_alone_is_refused_before_anything_is_decided(what
     assert not fake.told
 
 
-def test_a_drain_that_comes_a_moment_after_another_rebalance_says_what_it_has_changed() -> None:
-    class Slower(Fake):
-        async def command(self, command: CatalogCommand, timeout: float) -> Any:
-            if isinstance(command, StartRebalance):
-                raise InvalidArgument("rebalance 7 is running", field="rebalance")
-            return await super().command(command, timeout)
+class Slower(Fake):
+    """Somebody else begins a rebalance after this client has looked."""
 
+    async def command(self, command: CatalogCommand, timeout: float) -> Any:
+        if isinstance(command, StartRebalance):
+            raise InvalidArgument("rebalance 7 is running", field="rebalance")
+        return await super().command(command, timeout)
+
+
+def test_a_drain_is_one_command_so_that_one_that_is_refused_changes_nothing() -> None:
+    fake = Fake(NOTHING)
+    assert asyncio.run(fake.drain_node("node-1")) == 7
+    assert fake.told == [StartRebalance(Wish(balance=False), RebalanceConfig(), empty="node-1")]
+    slower = Slower(NOTHING)
+    with pytest.raises(InvalidArgument, match="rebalance 7 is running") as caught:
+        asyncio.run(slower.drain_node("node-1"))
+    assert not slower.told and "--undo" not in caught.value.message
+
+
+def test_a_drain_that_comes_too_late_in_an_older_cluster_says_what_it_has_changed() -> None:
     fake = Slower(NOTHING)
+    fake.version = EMPTIES - 1
     with pytest.raises(InvalidArgument, match=r"rebalance 7 is running; node-1 is to be emptied.*--undo") as caught:
         asyncio.run(fake.drain_node("node-1"))
     assert fake.told == [DrainNode("node-1", True)] and caught.value.details == {"field": "rebalance"}

@@ -14,6 +14,7 @@ from needle.base.explain import ShardExplanation
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough, score_of
 from needle.client import answers
 from needle.client.narrowed import Narrow, search_request
+from needle.client.router.fan_out import Answers
 from needle.client.router.merge import merged_hits, merged_searches, narrowed
 from needle.protocol.calls import SearchManyAnswer, encode
 
@@ -96,11 +97,11 @@ def test_each_shard_is_named_in_what_explains_a_search() -> None:
     asked = request(k=2, explain=True)
     explaining = msgspec.structs.replace(batch(), explained=[told])
     encoded = {4: encode(explaining), 7: encode(explaining), 9: encode(batch())}
-    by_shard, merged, _ = merged_hits(encoded, asked)
+    applied, merged, _ = merged_hits(Answers(encoded, {}, [], 1), asked)
     assert merged.ids == ["d0", "d0"] and [one.shard for one in merged.explained] == [4, 7]
-    assert [one.shard for one in by_shard[7].explained] == [7] and by_shard[9].explained == []
+    assert applied == dict.fromkeys((4, 7, 9), batch().applied_index)
     many = {4: encode(SearchManyAnswer([explaining, batch()])), 7: encode(SearchManyAnswer([batch(), explaining]))}
-    _, merged_many = merged_searches(many, asked, 2)
+    _, merged_many = merged_searches(Answers(many, {}, [], 1), asked, 2)
     assert [[one.shard for one in found.explained] for found in merged_many] == [[4], [7]]
     with pytest.raises(InvalidArgument, match="explain"):
         request(explain="yes")
@@ -109,5 +110,5 @@ def test_each_shard_is_named_in_what_explains_a_search() -> None:
 def test_each_search_of_many_gets_its_own_hits() -> None:
     near, far = batch(2), msgspec.structs.replace(batch(2), ids=["e0", "e1"])
     answers = {shard: encode(SearchManyAnswer([near, far])) for shard in (4, 7)}
-    _, merged = merged_searches(answers, request(k=4), 2)
+    _, merged = merged_searches(Answers(answers, {}, [], 1), request(k=4), 2)
     assert [found.ids for found in merged] == [["d0", "d0", "d1", "d1"], ["e0", "e0", "e1", "e1"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 
@@ -29,6 +30,7 @@ from needle.base.errors import (
 )
 from needle.client import Client
 from needle.client import attempts as attempts_of_calls
+from needle.client.attempts import Unanswered, call_watched
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls
 from needle.protocol.calls import SearchCall, WriteCall
@@ -286,3 +288,30 @@ async def test_replicas_that_are_all_too_old_are_told_by_that_name_and_are_not_t
         await client.search_eventual(VECTOR, 1, max_staleness=0.5, timeout=0.3)
     assert told.value.details["applied"] == 4
     assert not group_of(client)._directory._suspect
+
+
+async def test_shards_that_wait_for_one_node_are_given_up_together_when_others_lead_them() -> None:
+    class Directory:
+        term, leader = 1, "h:1"
+
+        def __init__(self, elected: bool) -> None:
+            self.elected, self.caller = elected, self
+
+        async def call(self, *_: object) -> bytes:
+            await asyncio.Event().wait()
+            return b""
+
+        def addresses(self) -> list[str]:
+            return []
+
+        async def await_leader(self, seconds: float) -> None:
+            if self.elected:
+                self.term, self.leader = 2, "h:2"
+
+    for elected in ((True, True), (False, True)):
+        watches = [Unanswered(cast("Any", Directory(one))) for one in elected]
+        async with asyncio.timeout(30):
+            assert await call_watched(watches, "h:1", "search_shards", b"", 20) is None
+        task = asyncio.current_task()
+        assert task is not None and not task.cancelling()
+        assert not any(watch._asked for watch in watches)

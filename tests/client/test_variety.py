@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.model import HitBatch, Metric
 from needle.client.narrowed import POOL_MAX, Narrow, search_request
+from needle.client.router.fan_out import Answers
 from needle.client.router.merge import merged_hits
 from needle.client.router.variety import varied
 from needle.protocol.calls import encode
@@ -63,7 +64,7 @@ def test_equal_vectors_are_taken_last_and_in_the_order_of_their_ids_from_all_sha
 
     def ids(**options: Any) -> list[str]:
         request = search_request([1, 0], 3, None, "c", True, False, False, 0, narrow=Narrow(**options))
-        merged = merged_hits(answers, request).merged
+        merged = merged_hits(Answers(answers, {}, [], 1), request).merged
         assert merged.vectors == b"" and [b"12?45"["abcde".index(name) :][:1] for name in merged.ids] == merged.metadata
         return merged.ids
 
@@ -72,10 +73,10 @@ def test_equal_vectors_are_taken_last_and_in_the_order_of_their_ids_from_all_sha
     assert ids(diversify=0.9, offset=1) == ["e", "b", "d"]
     assert ids(diversify=0.9, max_distance=0.5) == ["a", "b", "d"]
     whole = search_request([1, 0], 2, None, "c", True, True, False, 0, narrow=Narrow(diversify=1))
-    assert merged_hits(answers, whole).merged.vectors == np.array([near, other], "<f4").tobytes()
+    assert merged_hits(Answers(answers, {}, [], 1), whole).merged.vectors == np.array([near, other], "<f4").tobytes()
     liked = search_request(None, 2, None, "c", True, True, False, 0, narrow=Narrow(diversify=1, like="a"))
-    assert merged_hits(answers, liked).merged.ids == ["b", "e"]
-    assert merged_hits({0: encode(HitBatch([], [], [], [], b"", 5))}, whole).merged.ids == []
+    assert merged_hits(Answers(answers, {}, [], 1), liked).merged.ids == ["b", "e"]
+    assert merged_hits(Answers({0: encode(HitBatch([], [], [], [], b"", 5))}, {}, [], 1), whole).merged.ids == []
 
 
 ORDERED = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 2**60, float(2**60), "", "a", "b"])
@@ -101,7 +102,7 @@ def test_hits_come_in_the_order_of_a_field_and_equal_ones_as_near_as_they_are(
         own = [row for row in nearest if isinstance(row[2], kind) and isinstance(row[2], bool) == (kind == (bool,))]
         wanted += sorted(own, key=lambda row: row[2], reverse=descending)
     wanted += [row for row in nearest if row[2] is None]
-    merged = merged_hits(answers, request).merged
+    merged = merged_hits(Answers(answers, {}, [], 1), request).merged
     assert list(zip(merged.distances, merged.ids, strict=True)) == [row[:2] for row in wanted]
     assert merged.order == []
 
@@ -109,7 +110,7 @@ def test_hits_come_in_the_order_of_a_field_and_equal_ones_as_near_as_they_are(
 def test_a_node_that_knows_no_order_is_named_not_believed() -> None:
     request = search_request([1, 0], 5, None, "c", False, False, False, 0, narrow=Narrow(order_by="a"))
     with pytest.raises(ClusterTooOld, match=r"order_by .* shard 4"):
-        merged_hits({4: encode(HitBatch(["x"], [0.1], [1], [], b"", 5))}, request)
+        merged_hits(Answers({4: encode(HitBatch(["x"], [0.1], [1], [], b"", 5))}, {}, [], 1), request)
 
 
 def test_the_pool() -> None:

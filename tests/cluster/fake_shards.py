@@ -109,6 +109,10 @@ class FakeGroup:
         self.all = shards
         self.shard = shard
 
+    def leads_at(self) -> str | None:
+        """Each is asked alone."""
+        return None
+
     def _check(self, epoch: int) -> None:
         owned = self.all.owned()
         if epoch != owned.epoch:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from cluster.catalog_util import spec, topology
+from needle.base.collection_sizes import IndexProgress
 from needle.base.errors import ClusterTooOld, CollectionExists, InvalidArgument, NeedleError
-from needle.base.model import IndexKind, IndexParams, IndexProgress, WriteResult
+from needle.base.model import IndexKind, IndexParams, WriteResult
 from needle.catalog.state import execute
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import AlterCollection, CatalogCommand, CreateCollection

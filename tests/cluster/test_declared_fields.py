@@ -11,6 +11,7 @@ import pytest
 
 from cluster.catalog_util import spec, topology
 from cluster.processes import ShardedProcesses, healthy
+from needle.base.collection_sizes import CollectionSize, FieldIndex
 from needle.base.errors import (
     ClusterTooOld,
     CollectionExists,
@@ -19,7 +20,7 @@ from needle.base.errors import (
     NeedleError,
     Unavailable,
 )
-from needle.base.model import CollectionSize, CollectionSpec, FieldIndex, IndexParams, Metric, WriteResult
+from needle.base.model import CollectionSpec, IndexParams, Metric, WriteResult
 from needle.base.versions import KNOWN
 from needle.catalog.collections import FIELDS_MAX
 from needle.catalog.state import execute

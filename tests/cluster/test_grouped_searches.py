@@ -15,6 +15,7 @@ from cluster.fake_shards import FakeShards, ask, vector, virtually
 from needle.base.errors import ClusterTooOld, Unavailable
 from needle.base.model import HitBatch, ReadMode, SearchRequest
 from needle.client.router import searching
+from needle.client.router.fan_out import Answers
 from needle.client.router.merge import merged_facets, merged_hits
 from needle.client.router.router import Router
 from needle.protocol import calls
@@ -106,8 +107,9 @@ def test_documents_that_change_for_ever_end_in_an_error_that_may_be_repeated(mon
 def test_a_node_that_knows_no_groups_is_named_not_believed() -> None:
     old = HitBatch(["a"], [0.0], [1], [b"{}"], b"", 1)
     with pytest.raises(ClusterTooOld, match="shard 3"):
-        searching.merged_groups({3: calls.encode(old)}, by_groups(1, 1))
-    assert searching.merged_groups({3: calls.encode(HitBatch([], [], [], [], b"", 1))}, by_groups(1, 1)).lacking == []
+        searching.merged_groups(Answers({3: calls.encode(old)}, {}, [], 1), by_groups(1, 1))
+    none = Answers({3: calls.encode(HitBatch([], [], [], [], b"", 1))}, {}, [], 1)
+    assert searching.merged_groups(none, by_groups(1, 1)).lacking == []
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,7 +13,8 @@ from needle.base.model import WriteResult
 from needle.base.rates import Rates
 from needle.catalog import keys
 from needle.catalog.state import execute
-from needle.protocol.catalog_commands import CreateKey, LimitKey, RevokeKey, decode, encode
+from needle.protocol.catalog_commands import decode, encode
+from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.routing.topology import Topology
 
 DIGEST = digest_of("a key")

@@ -15,6 +15,7 @@ from needle.catalog.planning.planner import plan
 from needle.catalog.rebalances import CHECKED, WHY_CHARS_MAX, WISHED_MAX
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (
+    EMPTIES,
     AskRebalance,
     AssignReplicas,
     CatalogCommand,
@@ -28,7 +29,7 @@ from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
 from needle.routing.planned_moves import FoundShard, MoveRange, MoveReplicas
 from needle.routing.plans import Wish
 from needle.routing.stats import ClusterStats
-from needle.routing.topology import Topology
+from needle.routing.topology import NodeState, Topology
 
 replace = msgspec.structs.replace
 
@@ -56,6 +57,20 @@ def started(**config: object) -> Catalog:
     made = Catalog()
     made.tell(StartRebalance(Wish(), RebalanceConfig(**config)))  # type: ignore[arg-type]
     return made
+
+
+def test_a_node_is_emptied_from_the_entry_on_that_begins_it_and_not_by_one_that_is_refused() -> None:
+    made = started()
+    begin = StartRebalance(Wish(balance=False), RebalanceConfig(), empty="node-2")
+    assert begin.needs() == EMPTIES
+    with pytest.raises(NeedleError, match="rebalance 2 is pending"):
+        made.tell(begin)
+    made.tell(StepRebalance(replace(made.job, state=JobState.DONE), made.job.revision))
+    with pytest.raises(NeedleError, match="'node-9'"):
+        made.tell(StartRebalance(Wish(balance=False), RebalanceConfig(), empty="node-9"))
+    assert made.job.id == 2 and all(info.state is NodeState.ACTIVE for info in made.now.nodes)
+    assert made.tell(begin).version == made.job.id == made.index
+    assert [info.id for info in made.now.nodes if info.state is NodeState.DRAINING] == ["node-2"]
 
 
 def running(made: Catalog) -> Job:

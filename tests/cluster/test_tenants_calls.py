@@ -160,3 +160,20 @@ async def test_later_pages_of_a_consistent_scan_are_bound_too(world: World, fill
         if cursor is None:
             break
     assert found == MINE
+
+
+async def test_a_feed_tells_a_key_of_its_own_documents_only(world: World, filled: dict[str, Any]) -> None:
+    async with world.a.changes() as feed:
+        await world.b.insert("b0", V, {"tenant": "b", "n": 7})
+        await world.admin.patch("b1", set={"tenant": "a"})
+        await world.admin.patch("b1", set={"tenant": "b"})
+        await world.b.delete("b1")
+        await world.a.insert("a9", V, {"tenant": "a"})
+        async with asyncio.timeout(30):
+            told = [await anext(feed) for _ in range(3)]
+        kinds = sorted((one.kind, one.id) for one in told)
+        assert kinds == [("delete", "b1"), ("insert", "a9"), ("insert", "b1")]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(feed), 0.3)
+    async with world.a.changes(since="start") as feed, asyncio.timeout(30):
+        assert [(await anext(feed)).id for _ in range(7)] == ["", *sorted([*MINE, "a9"])]

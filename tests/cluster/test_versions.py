@@ -34,8 +34,9 @@ from needle.distributed import RaftCluster
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls, catalog_commands, commands, versioned
-from needle.protocol.catalog_commands import CatalogCommand, CreateKey, Identity, RaiseVersion, RegisterNode, RemoveNode
+from needle.protocol.catalog_commands import CatalogCommand, Identity, RaiseVersion, RegisterNode, RemoveNode
 from needle.protocol.commands import Command, Patch
+from needle.protocol.key_commands import CreateKey
 from needle.protocol.move_commands import Mark
 from needle.protocol.peer_calls import CATALOG, CatalogCall, WhoAnswer
 from needle.protocol.versioned import Versioned, check_known

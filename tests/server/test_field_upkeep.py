@@ -13,6 +13,7 @@ import pytest
 from cluster.fake_shards import virtually
 from needle.base.errors import DiskFailed, DiskFull
 from needle.base.model import CollectionSpec
+from needle.base.text import TextField
 from needle.routing.topology import CollectionInfo, Topology
 from needle.server.chores.context import ChoreContext
 from needle.server.chores.field_upkeep import AGAIN_SECONDS, SETTLED_SECONDS, FieldUpkeep
@@ -37,6 +38,7 @@ class Around:
         pool: Any = SimpleNamespace(run=self._run)
         self.topology = Topology()
         self.declared: list[tuple[float, dict[str, Any]]] = []
+        self.texts: list[dict[str, Any]] = []
         self.upkeep = FieldUpkeep(
             ChoreContext(1, replica, self.host, clock, pool, lambda: self.topology), self._call, self.space
         )
@@ -54,8 +56,9 @@ class Around:
         self.saved.append((asyncio.get_running_loop().time(), rows_min))
         return False
 
-    def _declare(self, declared: dict[str, Any]) -> None:
+    def _declare(self, declared: dict[str, Any], texts: dict[str, Any]) -> None:
         self.declared.append((asyncio.get_running_loop().time(), declared))
+        self.texts.append(texts)
 
     async def during(self, *steps: tuple[float, Callable[[], None]]) -> None:
         """Let it run, doing something after so many seconds each."""
@@ -112,6 +115,7 @@ def test_the_replica_is_told_again_and_again_what_the_catalog_declares_and_once_
     made = [
         CollectionInfo(id=2, spec=CollectionSpec(name="a", dimensions=2), fields=fields),
         CollectionInfo(id=3, spec=CollectionSpec(name="b", dimensions=2)),
+        CollectionInfo(id=4, spec=CollectionSpec(name="c", dimensions=2, text=TextField(field="t"))),
     ]
 
     def declared() -> None:
@@ -124,6 +128,7 @@ def test_the_replica_is_told_again_and_again_what_the_catalog_declares_and_once_
     virtually(around.during((10.0, declared), (10.0, no_more), (20.0, lambda: None)))
     told = [one for _, one in around.declared]
     assert 3 <= len(told) <= 6 and told[:-1] == [{"a@2": fields}] * (len(told) - 1) and told[-1] == {}
+    assert around.texts == [{"c@4": TextField(field="t")}] * (len(told) - 1) + [{}]
 
 
 def test_searches_that_always_find_something_lacking_keep_nothing_from_being_saved_or_declared() -> None:

@@ -25,7 +25,7 @@ from needle.protocol.commands import Asked, Command, CreateCollection, Delete, O
 from needle.protocol.move_commands import Confirm, Forget, Freeze, Import, Mark, Own, PrepareMove, Release
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.strategy import RANGE, ShardStrategy, routing_key
-from needle.routing.topology import CollectionInfo, MoveState
+from needle.routing.topology import CollectionInfo, MoveState, Topology
 from needle.server.upkeep.mover import Mover
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, open_replica, put
@@ -56,6 +56,10 @@ class World:
         """Of the source, a second."""
         self.given_up = False
         """Whether the driver's node holds the source no more."""
+        self.known: Topology | None = None
+        """What the driver's node has heard of the catalog, if that is not the newest."""
+        self.round = 0.001
+        """Seconds that each entry of a log takes, and asking the catalog."""
         self.seen: Callable[[object, bool], None] = lambda command, done: None
         """Told of each command to a shard, before and after it is executed."""
         for group in (1, 2):
@@ -83,8 +87,12 @@ class World:
         except NeedleError as error:
             assert error.details["owned"] is False
 
+    async def confirming(self) -> None:
+        """Until the catalog has confirmed what it says."""
+        await asyncio.sleep(self.round)
+
     async def between(self) -> None:
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(self.round)
         for _ in range(self.rng.choice([0, 0, 1, 3]) if self.writes else 0):
             self.write()
         if self.rng.random() < 0.1:
@@ -105,6 +113,8 @@ class World:
 
         class Node:
             node_id = "node-1"
+            looks = 0
+            """How often it has used a thread."""
 
             def now(self) -> float:
                 return asyncio.get_running_loop().time()
@@ -116,12 +126,14 @@ class World:
 
             @property
             def topology(self) -> Any:
-                return world.topology
+                return world.topology if world.known is None else world.known
 
             async def blocking(self, work: Callable[..., Any], *arguments: Any) -> Any:
+                self.looks += 1
                 return work(*arguments)
 
             async def confirmed(self, timeout: float) -> Any:
+                await world.confirming()
                 return world.topology
 
         node: Any = Node()
@@ -261,6 +273,141 @@ def test_who_gives_the_source_up_while_it_copies_stops_and_the_next_one_goes_on(
     assert [one["phase"] for one in told(caplog, "move_phase")] == ["freezing", "switched", "done"]
 
 
+@pytest.mark.parametrize("others", [0, 30])
+def test_writes_wait_for_four_rounds_of_a_switch_however_many_collections_there_are(
+    tmp_path: Path, others: int
+) -> None:
+    """The rest of the copy with its confirmation, beside a look at the catalog; the release; the target's; the map."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(2))
+        made = [CollectionInfo(id=100 + n, spec=spec(f"other{n}", 3)) for n in range(others)]
+        world.topology = msgspec.structs.replace(world.topology, collections=(MADE, *made))
+        for group in (1, 2):
+            for one in made:
+                world.apply(group, CreateCollection(one.stored_spec))
+        for one in made:
+            world.apply(1, put(["m1"], [[1, 1, 1]], collection=one.stored_name))
+        for _ in range(60):
+            world.write()
+        world.round = 0.1
+        frozen: list[float] = []
+        loop, looked = asyncio.get_running_loop(), [0, 0]
+
+        def seen(command: object, done: bool) -> None:
+            if isinstance(command, Freeze) and not done:
+                world.writes = True
+                while len(world.truth) < 20:  # there is a rest, with documents and deletes
+                    world.write()
+                world.writes = False
+            elif isinstance(command, Freeze):
+                frozen.append(loop.time())
+                looked[0] = node.looks
+            elif isinstance(command, Confirm) and done:
+                looked[1] = node.looks
+
+        world.seen = seen
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        node = world.node()
+        running = asyncio.create_task(Mover(node, 100).run())
+        await until(lambda: not world.topology.moves or world.topology.moves[0].state is MoveState.SWITCHED, 0.001)
+        assert loop.time() - frozen[0] < 4.5 * world.round
+        assert looked[1] - looked[0] == 1, "one look at the source finds the rest of all collections"
+        await _ended(world)
+        running.cancel()
+        assert world.visible(2) == world.truth
+
+    virtually(work())
+
+
+def test_a_collection_of_which_the_driver_hears_after_the_freeze_is_copied(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = World(tmp_path, random.Random(3))
+        world.writes = False
+        late = CollectionInfo(id=8, spec=spec("late", 3))
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+
+        def made() -> None:
+            world.known = world.topology
+            newest = world.topology
+            world.topology = msgspec.structs.replace(
+                newest, version=newest.version + 1, collections=(*newest.collections, late)
+            )
+            for group in (1, 2):
+                world.apply(group, CreateCollection(late.stored_spec))
+            world.apply(1, put(["m1"], [[1, 1, 1]], collection=late.stored_name))
+
+        def heard(command: object, done: bool) -> None:
+            if isinstance(command, Freeze) and not done:
+                made()
+            elif isinstance(command, Own):
+                world.known = None
+
+        world.seen = heard
+        running = asyncio.create_task(Mover(world.node(), 3).run())
+        await _ended(world)
+        running.cancel()
+        assert [one.id for one in world.replicas[2].get(late.stored_name, ["m1"], False)] == ["m1"]
+
+    virtually(work())
+
+
+def test_a_cancel_of_which_the_driver_has_not_heard_is_heard_after_the_freeze(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = World(tmp_path, random.Random(4))
+        for _ in range(40):
+            world.write()
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        move = world.topology.moves[0].id
+
+        def cancelled(command: object, done: bool) -> None:
+            if isinstance(command, Freeze) and not done:
+                world.known = world.topology
+                world.index += 1
+                world.topology, _ = execute(world.topology, world.index, CancelMove(move))
+            elif isinstance(command, Confirm) and done:
+                asyncio.get_running_loop().call_later(1.0, setattr, world, "known", None)
+
+        world.seen = cancelled
+        running = asyncio.create_task(Mover(world.node(), 3).run())
+        await _ended(world)
+        running.cancel()
+        assert not world.arrived(move)
+        assert (world.visible(1), world.visible(2)) == (world.truth, {})
+
+    virtually(work())
+
+
+def test_another_drivers_import_is_not_taken_for_one_that_failed(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = World(tmp_path, random.Random(5))
+        world.writes = False
+        world.apply(1, put(["m1"], [[1, 1, 1]], collection=MADE.stored_name))
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        move, troubled = world.topology.moves[0].id, []
+
+        def seen(command: object, done: bool) -> None:
+            if isinstance(command, Freeze) and not done:
+                version = world.apply(1, put(["m2"], [[1, 1, 1]], collection=MADE.stored_name)).version
+                world.truth = {"m2": version, "m1": world.visible(1)["m1"]}
+            fence = world.replicas[1].fence
+            frozen = fence is not None and fence.freezes
+            if isinstance(command, Import) and frozen and not done and not troubled:
+                troubled.append(command)
+                transfer = world.replicas[2].fence
+                assert transfer is not None
+                world.apply(2, Import(move, command.step, command.collection, 0, [], [], b"", [], []))
+                raise ConnectionLost("it did not arrive")
+
+        world.seen = seen
+        running = asyncio.create_task(Mover(world.node(), 100).run())
+        await _ended(world)
+        running.cancel()
+        assert troubled and world.visible(2) == world.truth
+
+    virtually(work())
+
+
 STEPS = [PrepareMove, Import, Mark, Freeze, Confirm, Release, Own, Forget]
 
 
@@ -385,11 +532,11 @@ def test_writes_wait_for_a_silent_target_no_longer_than_the_bound(
 CUSTOM = ShardStrategy.custom("tenant")
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[[], bool], every: float = 0.05) -> None:
     deadline = asyncio.get_running_loop().time() + 100
     while not holds():
         assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(every)
 
 
 def keyed(world: World) -> tuple[dict[str, int], dict[str, int]]:

@@ -6,9 +6,10 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from needle.base.errors import DiskFull, VersionMismatch
+from needle.base.errors import DiskFull, StorageError, VersionMismatch
 from needle.base.model import SearchRequest
 from needle.protocol.commands import CreateCollection, Delete, DropCollection, PublishSegment
 from needle.shard.documents.sqlite_file import connect
@@ -57,6 +58,48 @@ def test_a_search_waits_for_the_commit_of_what_it_found_only(tmp_path: Path) -> 
     replica.apply(log.add(put(["near"], [[1, 2, 3]], [{"n": 1}]), Delete("c", ["a"])))
     replica.apply(log.add(put(["y"], [[1, 2, 3]], collection="k")))
     assert replica.search(nearest).ids == ["near"] and committed(tmp_path) == 8
+
+
+def test_ids_and_metadata_of_what_waits_need_no_commit(tmp_path: Path) -> None:
+    replica, log = filled(tmp_path)
+    replica.apply(log.add(CreateCollection(spec("k")), put(["x"], [[1, 2, 3]], collection="k")))
+    replica.save()
+    replica.apply(log.add(put(["near", "a"], [[1, 2, 3], [1, 2, 4]], [{"n": 1}, None])))
+    replica.apply(log.add(put(["y"], [[1, 2, 3]], [{"n": 2}], collection="k")))
+    before = committed(tmp_path)
+
+    def told(collection: str, *, metadata: bool) -> list[tuple[str, int, bytes]]:
+        request = SearchRequest(collection=collection, vector=floats([1, 2, 3]), k=5, exact=True)
+        found = replica.search(msgspec.structs.replace(request, with_metadata=metadata))
+        assert replica.reads().is_short(msgspec.structs.replace(request, with_metadata=False))
+        return list(zip(found.ids, found.versions, found.metadata or [b""] * 5, strict=False))
+
+    shown = [told(name, metadata=metadata) for name in "ck" for metadata in (True, False)]
+    assert committed(tmp_path) == before < replica.applied_index()
+    assert shown[0] == [("near", before + 1, b'{"n": 1}'), ("a", before + 1, b"null"), ("b", 2, b"null")]
+    assert {entry[0] for entry in shown[2]} == {"x", "y"}
+    replica.save()
+    assert committed(tmp_path) == replica.applied_index()
+    assert [told(name, metadata=metadata) for name in "ck" for metadata in (True, False)] == shown
+
+
+def test_after_a_failed_commit_nothing_is_read_from_memory(tmp_path: Path) -> None:
+    """What memory holds may not be what the file holds."""
+    broken: list[str] = []
+
+    def failpoint(name: str) -> None:
+        if name in broken:
+            raise StorageError("the disk fails")
+
+    replica, log = open_replica(tmp_path, failpoint=failpoint), Log()
+    replica.apply(log.add(CreateCollection(spec()), put(["a", "b"], [[1, 2, 3], [4, 5, 6]])))
+    assert search(replica) == ["a", "b"]
+    broken.append("apply-before-commit")
+    with pytest.raises(StorageError):
+        replica.save()
+    broken.clear()
+    with pytest.raises(StorageError):
+        search(replica)
 
 
 def test_many_rows_or_bytes_do_not_wait(tmp_path: Path) -> None:
@@ -131,12 +174,17 @@ def test_what_finds_no_room_waits_for_it_and_is_not_read_before(tmp_path: Path) 
     writer = replica._store.writer._connection
     writer.execute(f"PRAGMA max_page_count={writer.execute('PRAGMA page_count').fetchone()[0]}")
     replica.apply(log.add(put([f"x{at}" for at in range(500)], [[1, 2, 3]] * 500)))
+    assert len(search(replica)) == 5  # nobody has tried yet
+    with pytest.raises(DiskFull, match="no space left"):
+        replica.save()
     with pytest.raises(DiskFull, match="no space left"):
         search(replica)
     assert replica.waits
     replica.apply(log.add(put(["y"], [[1, 2, 3]])))  # it waits, too: nothing may be committed before it
     with pytest.raises(DiskFull, match="no space left"):
         replica.save()
+    with pytest.raises(DiskFull, match="no space left"):
+        search(replica)
     writer.execute("PRAGMA max_page_count=1000000")  # there is room again
     replica.apply(log.add(put(["z"], [[1, 2, 3]])))
     assert {document.id for document in replica.get("c", ["x0", "x499", "y", "z"], False)} == {"x0", "x499", "y", "z"}

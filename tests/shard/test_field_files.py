@@ -76,7 +76,7 @@ def save(replica: Replica) -> int:
 def of(values: list[Any], first: int = 0, key: Key = KEY) -> Run:
     documents = [{"n": value} for value in values]
     ordinals = list(range(first, first + len(values)))
-    return run_of(key[0], first, first + len(values), ordinals, documents, instants=key[1])
+    return run_of(key[0], first, first + len(values), ordinals, documents, kind=key[1])
 
 
 @pytest.fixture

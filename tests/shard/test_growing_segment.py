@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from needle.base.dtypes import VectorForm
 from needle.base.errors import Internal
 from needle.base.model import Metric
 from needle.shard.segments.growing import CHUNK_ROWS_MAX, CHUNK_ROWS_MIN, GrowingSegment
@@ -21,7 +22,7 @@ def search(growing: GrowingSegment, metric: Metric, queries: np.ndarray, k: int,
 
 
 def filled(data: np.ndarray, step: int) -> GrowingSegment:
-    growing = GrowingSegment(data.shape[1])
+    growing = GrowingSegment(VectorForm(data.shape[1]))
     for at in range(0, len(data), step):
         part = data[at : at + step]
         growing = growing.appended(np.arange(at, at + len(part)), part)
@@ -103,7 +104,7 @@ def test_ordinals_must_grow() -> None:
 def test_rows_come_back_between_others_but_never_twice() -> None:
     data = clustered(90, 4, 1)
     growing = filled(data, 90).removed(30, 59)
-    back = GrowingSegment(4).appended(np.arange(30, 60), data[30:60])
+    back = GrowingSegment(VectorForm(4)).appended(np.arange(30, 60), data[30:60])
     assert [o for ordinals, _ in growing.inserted(back).blocks(0, 89) for o in ordinals.tolist()] == list(range(90))
     with pytest.raises(Internal, match="overlap"):
         growing.inserted(back).inserted(back)
@@ -128,7 +129,7 @@ def test_compacting_changes_nothing_but_the_memory(rows: int, step: int, shares:
 
 
 def test_overwriting_for_ever_fills_no_memory() -> None:
-    growing = GrowingSegment(8)
+    growing = GrowingSegment(VectorForm(8))
     keys, data = 1000, clustered(100, 8, 1)
     for first in range(0, 200_000, 100):
         growing = growing.appended(np.arange(first, first + 100), data)
@@ -151,7 +152,7 @@ def test_compacting_keeps_out_of_the_ranges_of_segments() -> None:
 
 def test_few_rows_take_little_memory_and_readers_keep_what_they_saw() -> None:
     data = clustered(70, 384, 5)
-    growing = GrowingSegment(384).appended(np.arange(5), data[:5])
+    growing = GrowingSegment(VectorForm(384)).appended(np.arange(5), data[:5])
     assert growing.bytes_held() == 5 * 384 * 4
     seen = growing.without(np.array([2]))
     before = [block.tobytes() for _, block in seen.blocks(0, 4)]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from harness.told import told
+from needle.base.collection_sizes import IndexProgress
 from needle.base.errors import CollectionNotFound, InvalidArgument
-from needle.base.model import IndexKind, IndexParams, IndexProgress, SearchRequest, WriteResult
+from needle.base.model import IndexKind, IndexParams, SearchRequest, WriteResult
 from needle.protocol.commands import (
     CreateCollection,
     DropCollection,

@@ -74,6 +74,7 @@ def test_hits_of_which_only_ids_are_asked_for_are_found_without_sqlite(tmp_path:
     log, replica = Log(), open_replica(tmp_path)
     ids = [f"d{n}" for n in range(40)]
     replica.apply(log.add(CreateCollection(spec()), put(ids, [[float(n), 0.0, 0.0] for n in range(40)])))
+    replica.save()
 
     def search(**asked: Any) -> list[str]:
         asked = {"with_metadata": False, **asked}

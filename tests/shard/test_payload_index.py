@@ -21,6 +21,7 @@ from needle.base.filters.operators import OPERATORS
 from needle.base.model import HitBatch, SearchRequest
 from needle.protocol.commands import CreateCollection
 from needle.shard.documents.metadata_rows import Rows, rows_of
+from needle.shard.fields import field as field_module
 from needle.shard.fields import field_index, filter_match, index_budget, payload_index, reader
 from needle.shard.fields.field_index import IMPLIED, MATCHERS
 from needle.shard.fields.index_budget import IndexBudget, IndexRows
@@ -132,7 +133,7 @@ def test_whatever_is_indexed_the_answer_is_what_the_docs_say(
         budget.rows = IndexRows(few=reading[0])
         patch.setattr(payload_index, "READ_SHARE", reading[1])
         patch.setattr(filter_match, "READ_COST", reading[0])
-        patch.setattr(payload_index, "BLOAT_ROWS", 2)
+        patch.setattr(field_module, "BLOAT_ROWS", 2)
         patch.setattr(index_budget, "IDLE_USES", 3)
         for what, value in [*course, *(("ask", condition) for condition in asked)]:
             end = len(store.rows)
@@ -310,7 +311,7 @@ def test_an_index_that_is_taken_back_while_it_is_made_lacks_nothing(monkeypatch:
 
 def test_an_index_that_only_the_background_made_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A follower was never searched: that is no sign that its documents are dead."""
-    monkeypatch.setattr(payload_index, "BLOAT_ROWS", 50)
+    monkeypatch.setattr(field_module, "BLOAT_ROWS", 50)
     store, index, budget = made(*({"k": n} for n in range(1_000)))
     index._tail.give_back()
     index.prepare([(("k",), False)], 1_000, 1_000)
@@ -321,7 +322,7 @@ def test_an_index_that_only_the_background_made_is_made_once(monkeypatch: pytest
 
 def test_replaced_documents_leave_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small collection that is updated for ever keeps a small index, and is asked all the while."""
-    monkeypatch.setattr(payload_index, "BLOAT_ROWS", 500)
+    monkeypatch.setattr(field_module, "BLOAT_ROWS", 500)
     store, index, budget = made(*({"k": n} for n in range(100)))
     dead, held = BitMap(), []
     for turn in range(100):

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from needle.base.dtypes import VectorForm
 from needle.base.errors import CorruptSegment, StorageError, TooManyFiles
 from needle.base.model import CollectionSpec, Metric
 from needle.shard.disk import ReplicaDisk
@@ -210,7 +211,7 @@ def test_a_file_that_was_made_shorter_is_not_read(tmp_path: Path) -> None:
     data = clustered(300, 8, 1)
     segment, path, spec = build(tmp_path, data)
     opened = SealedSegment(path, segment, spec)
-    view = VectorsView(spec, GrowingSegment(8), (Served(opened, None),))
+    view = VectorsView(spec, GrowingSegment(VectorForm(8)), (Served(opened, None),))
     whole = Path(path).read_bytes()
     os.truncate(path, len(whole) - 1)  # in its last page: nothing ends a process that reads it all the same
     for reading in (opened.check_size, lambda: list(opened.blocks(None)), lambda: view.search(data[:1], 3)):
@@ -226,7 +227,7 @@ def test_a_file_without_a_name_is_read_unless_it_was_condemned(tmp_path: Path) -
     data = clustered(300, 8, 1)
     segment, path, spec = build(tmp_path, data)
     opened = SealedSegment(path, segment, spec)
-    view = VectorsView(spec, GrowingSegment(8), (Served(opened, None),))
+    view = VectorsView(spec, GrowingSegment(VectorForm(8)), (Served(opened, None),))
     os.unlink(path)
     assert view.search(data[:1], 3)[0].tolist()[0][0] == 0, "what has no name cannot be made shorter"
     opened.condemn("damaged")

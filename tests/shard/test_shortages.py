@@ -97,6 +97,8 @@ def test_a_write_that_cannot_be_judged_now_is_executed_once_later(tmp_path: Path
     )
     with no_room(replica):
         assert len(replica.apply(entries)) == 2
+        with pytest.raises(DiskFull):
+            replica.save()  # until then it could be judged from memory
         before = (replica.sessions.rows(), replica.sessions.answers())
         done = replica.apply(later)
         assert [result.count for result in done] == [1]

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from needle.base.model import CollectionSize, SearchRequest
+from needle.base.collection_sizes import CollectionSize
+from needle.base.model import SearchRequest
 from needle.client.document_calls import Held
 from needle.client.naming import _description
 from needle.multiraft.ports import Applied

@@ -38,7 +38,7 @@ def test_what_documents_weigh_follows_each_batch(tmp_path: Path) -> None:
 
 
 def test_what_was_written_long_ago_counts_less() -> None:
-    weights = Weights(1)
+    weights = Weights(4)
     for _ in range(4):
         weights.note([("", b"x" * 1000)] * FORGETS)
     for _ in range(16):

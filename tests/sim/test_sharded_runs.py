@@ -101,6 +101,7 @@ PLANTED = {
         (
             NO_EPOCHS,
             Edit("client.router.fan_out:FanOut._ask", "if answer.epoch != owned.epoch or", "if answer.epoch < 0 and"),
+            Edit("client.router.by_node:_told", "elif answer.epoch != owned.epoch or", "elif answer.epoch < 0 and"),
         ),
         4,
         {"read freshness", "linearizability", "search replay", "coverage", *LASTING},
@@ -118,12 +119,26 @@ PLANTED = {
         {"ownership"},
     ),
     "a shard that fails is left out": (
-        (Edit("client.router.fan_out:FanOut._many", "_gather(asking, partial)", "_gather(asking, True)"),),
+        (
+            Edit("client.router.fan_out:FanOut._many", "gather(asking, partial)", "gather(asking, True)"),
+            Edit("client.router.fan_out:FanOut._of_node", "gather(again, partial)", "gather(again, True)"),
+        ),
         8,
         {"coverage", "search replay", "collections", "linearizability", *LASTING},
     ),
     "a shard's hits are merged twice": (
-        (Edit("client.router.merge:merged_hits", "list(batches.values())", "[*batches.values()] * 2"),),
+        (
+            Edit(
+                "server.service.node_searches:merged",
+                "list(answered), [found[at] for found in answered.values()]",
+                "2 * list(answered), 2 * [found[at] for found in answered.values()]",
+            ),
+            Edit(
+                "client.router.merge:merged_hits",
+                "list[Sequence[int] | int](by_shard)",
+                "list[Sequence[int] | int](by_shard); batches, owners = batches * 2, owners * 2",
+            ),
+        ),
         1,
         {"search replay", "collections", *LASTING},
     ),

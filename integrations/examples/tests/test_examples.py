@@ -48,6 +48,12 @@ def test_first_steps(where: str, request: pytest.FixtureRequest) -> None:
     assert gone > 0 and stored == gone + left
 
 
+@pytest.mark.parametrize("where", ["memory", "cluster"])
+def test_follow_changes(where: str, request: pytest.FixtureRequest) -> None:
+    lines = run("follow_changes.py", *([request.getfixturevalue("cluster")] if where == "cluster" else []))
+    assert lines == ["at first: ['nails', 'screws']", "later: ['bolts', 'nails'], nails left: {'left': 39}"]
+
+
 def test_langchain() -> None:
     lines = run("langchain_retriever.py")
     assert "smtplib" in below(lines, "long modules about e-mail:")

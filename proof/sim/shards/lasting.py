@@ -34,6 +34,7 @@ from proof.sim.databases import CALL_TIMEOUT
 from proof.sim.machine import instant_at, stream
 from proof.sim.promises import is_of_the_past, surely_without_effect
 from proof.sim.shards.profile import metadata_of
+from proof.sim.shards.typed import dtype_of, vector_of, wrong_hit
 from proof.sim.stage import Stage
 
 NAMES, COUNTS = ("lasting-a", "lasting-b"), (14, 21)
@@ -78,6 +79,7 @@ class Lasting:
         self._declaring = stream(stage.spec.seed, "declared fields")
         self._number = 0
         self._held = [Held(name) for name in NAMES]
+        self._width, self._types = stage.profile.dimensions, {name: dtype_of(stage.spec.seed, name) for name in NAMES}
         self._alias = ALIAS
         self._meanings: list[tuple[str, frozenset[str]]] = []
         """(alias, what it may mean), from each change on."""
@@ -110,11 +112,13 @@ class Lasting:
             if not self._meanings:
                 continue
             first, alias = len(self._meanings) - 1, self._alias
-            hits = await self._asked(
-                self._reader.search(self._vector(), 200, STABLE, exact=True, collection=alias, timeout=CALL_TIMEOUT)
-            )
+            query = self._vector()
+            how: Any = {"exact": True, "with_vectors": True, "timeout": CALL_TIMEOUT}
+            hits = await self._asked(self._reader.search(query, 200, STABLE, collection=alias, **how))
             if hits is None:
                 continue
+            if wrong := wrong_hit(hits, query, self._types):
+                self._break("types of vectors", wrong)
             allowed = {name for of, names in self._meanings[first:] if of == alias for name in names}
             found = {hit.id for hit in hits}
             if not any(held.sure <= found <= held.sure | held.possible for held in self._held if held.name in allowed):
@@ -124,9 +128,8 @@ class Lasting:
     async def _fill(self, held: Held, count: int) -> None:
         """As many documents as it says are surely there."""
         while not self.stopping:
-            made = self._client.create_collection(
-                held.name, dimensions=self._stage.profile.dimensions, if_absent=True, timeout=CALL_TIMEOUT
-            )
+            how: Any = {"dimensions": self._width, "dtype": self._types[held.name], "timeout": CALL_TIMEOUT}
+            made = self._client.create_collection(held.name, if_absent=True, **how)
             if await self._asked(made) is not None:
                 break
             await asyncio.sleep(0.3)
@@ -139,7 +142,8 @@ class Lasting:
         self, held: Held, keys: list[str], metadata: dict[str, Any], sure: set[str], possible: set[str]
     ) -> None:
         """New documents; those of unknown fate are possible, and nothing else of them is known ever."""
-        documents = [(key, self._vector(), metadata | {"of": held.name} | metadata_of(key)) for key in keys]
+        of = metadata | {"of": held.name}
+        documents = [(key, vector_of(key, self._width, self._types), of | metadata_of(key)) for key in keys]
         fates = await self._asked(self._client.insert_each(documents, collection=held.name, timeout=CALL_TIMEOUT))
         for key in keys:
             fate = fates[key] if fates is not None else None
@@ -335,11 +339,9 @@ class Lasting:
         number = self._next()
         key, wanted = f"{held.name}.x{number}", {"brief": number}
         at = instant_at(self._stage.loop.time() + self._rng.uniform(0.3, 4))
-        metadata = wanted | metadata_of(key)
+        metadata, vector = wanted | metadata_of(key), vector_of(key, self._width, self._types)
         try:
-            await self._client.insert(
-                key, self._vector(), metadata, expires_at=at, collection=held.name, timeout=CALL_TIMEOUT
-            )
+            await self._client.insert(key, vector, metadata, expires_at=at, collection=held.name, timeout=CALL_TIMEOUT)
         except NeedleError as error:
             if not is_of_the_past(error):  # a node's clock may be ahead by a day
                 self._judge(error)
@@ -390,4 +392,4 @@ class Lasting:
         self.broken = self.broken or Violation(checker, why)
 
     def _vector(self) -> Any:
-        return np.array([self._rng.gauss(0, 1) for _ in range(self._stage.profile.dimensions)], np.float32)
+        return np.array([self._rng.gauss(0, 1) for _ in range(self._width)], np.float32)

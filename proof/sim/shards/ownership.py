@@ -9,12 +9,13 @@ the models, so that a move is a change of two shards' contents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from needle.base.dtypes import DType, numbers_of
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.move_commands import (
     Confirm,
@@ -47,10 +48,15 @@ class Ownerships:
     any more at a move's Own, because its copy expired."""
 
     def __init__(
-        self, first: ShardMap, model: Callable[[GroupId, str], LogModel], collections: Callable[[], Iterable[str]]
+        self,
+        first: ShardMap,
+        model: Callable[[GroupId, str], LogModel],
+        collections: Callable[[], Iterable[str]],
+        dtypes: Mapping[str, DType],
     ) -> None:
         """first: who owns what when the cluster is made. model: by group and collection. collections: those there are,
-        by their names inside the shards."""
+        by their names inside the shards; dtypes: of these."""
+        self._dtypes = dtypes
         self._writable = first
         self._first = first
         self._model = model
@@ -126,7 +132,8 @@ class Ownerships:
         held = self._copied.setdefault(command.move, {}).setdefault(command.collection, {})
         for name in command.deleted:
             held.pop(name, None)
-        vectors: Any = np.frombuffer(command.vectors, np.float32).reshape(len(command.ids), -1) if command.ids else []
+        numbers = numbers_of(command.vectors, self._dtypes[command.collection])
+        vectors: Any = numbers.reshape(len(command.ids), -1) if command.ids else []
         instants = command.expires or [0] * len(command.ids)
         for name, version, vector, metadata, at in zip(
             command.ids, command.versions, vectors, command.metadata, instants, strict=True

@@ -17,6 +17,7 @@ LATE_SHARE = 0.4
 ONE_SHARD_SHARE = 0.5
 LASTING_SHARE = 0.6
 PINNED_SHARE = 0.5
+FEEDS_SHARE = 0.5
 VIRTUAL_NODES = 100
 """Of a cluster that settings describe."""
 MOVE_ROWS = 256
@@ -42,7 +43,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     the runs that end with a member that has to catch up while writes go on. unaware: clients that know nothing of
     shards; churn: whether somebody makes and drops collections all the time; lasting: whether
     somebody counts, scans and changes documents that stay (lasting.py); pinned: whether somebody reads the workload's
-    documents by consistent scans (pinned.py); altering: whether somebody changes the index of their collection
+    documents by consistent scans (pinned.py); feeds: whether somebody mirrors them by a change feed
+    (feeds.py); altering: whether somebody changes the index of their collection
     (altering.py)."""
 
     shards: int
@@ -62,6 +64,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     churn: bool = False
     lasting: bool = False
     pinned: bool = False
+    feeds: bool = False
     altering: bool = False
 
 
@@ -69,8 +72,9 @@ def shape_of(spec: Spec) -> Shape:
     """The shape of a run."""
     shape = sharded_shape(spec.seed) if spec.sharded else plain_shape(spec)
     pinned = not spec.plain and stream(spec.seed, "who reads consistently").random() < PINNED_SHARE
+    feeds = not spec.plain and stream(spec.seed, "who reads a feed").random() < FEEDS_SHARE
     altering = not spec.plain and stream(spec.seed, "who alters").random() < ALTERING_SHARE
-    return msgspec.structs.replace(shape, pinned=pinned, altering=altering)
+    return msgspec.structs.replace(shape, pinned=pinned, altering=altering, feeds=feeds)
 
 
 def plain_shape(spec: Spec) -> Shape:

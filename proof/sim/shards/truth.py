@@ -143,7 +143,7 @@ class Truth:
                 first = self._identities[identity.nonce]
                 raise Violation("catalog commands are executed once", f"the one of {first} again at {index}")
             if self.now.map is None and changed.map is not None:
-                self.logs = Ownerships(changed.map, self._watch.model, self._stored)
+                self.logs = Ownerships(changed.map, self._watch.model, self._stored, self._watch.dtypes)
                 self.logs.on_expired = self._watch.on_expired
                 self._watch.frozen, self._watch.expire_copies = self.logs.frozen, self.logs.expire_copies
                 self.members.founded(CATALOG_GROUP, changed.catalog)

@@ -3,6 +3,7 @@
 - `SHARD/FIRST-LAST.log`: entries of a shard's log, with digests that its leader had at some indexes;
 - `SHARD/INDEX.base`: a shard's whole state at an index, its files as pieces, from which the log goes on;
 - `AT.catalog`: which shards, collections and aliases there were at an instant;
+- `target`: what this target is called where several are archived to at a time;
 - `head`: up to which index, and which clock of its leader, each shard is archived.
 
 Invariants: an entry of an index is the same in every file that has it; a changed bit of any file is noticed when it is
@@ -25,6 +26,7 @@ from needle.routing.topology import Topology
 FORMAT: Final = 1
 ARCHIVES: Final = "archive/"
 HEAD: Final = "head"
+TARGET: Final = "target"
 LOG, BASE, CATALOG = ".log", ".base", ".catalog"
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -82,6 +84,13 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     shards: dict[int, tuple[int, int]]
     at: int
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """What a target is called by nodes that keep their logs for it."""
+
+    format: int = FORMAT
+    name: str
 
 
 class Span(NamedTuple):

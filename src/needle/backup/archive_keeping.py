@@ -6,14 +6,16 @@ Blocking; it must not know clusters. Invariant: what is needed for an instant th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
-from needle.backup.archive_format import CATALOG
+from needle.backup.archive_format import CATALOG, HEAD, TARGET, directory
 from needle.backup.archive_reading import (
     archived_shards,
     bases_of,
     catalogs_of,
     chunks_of,
     clusters,
+    files_of,
     gaps_of,
     number_of,
     reach,
@@ -21,10 +23,13 @@ from needle.backup.archive_reading import (
     read_catalog,
     read_chunk,
     read_head,
+    read_target,
 )
 from needle.backup.replaying import read_block
 from needle.backup.store import Store
-from needle.base.errors import StorageError
+from needle.base.errors import StorageError, invalid
+
+GOES_ON_SECONDS: Final = 3600.0
 
 
 def check_archives(store: Store, known: dict[str, int]) -> Iterator[str]:
@@ -33,6 +38,7 @@ def check_archives(store: Store, known: dict[str, int]) -> Iterator[str]:
     for founding in clusters(store):
         for name in catalogs_of(store, founding):
             yield from _tried(known, name, read_catalog, store, name)
+        yield from _tried(known, f"{directory(founding)}{TARGET}", read_target, store, founding)
         try:
             head = read_head(store, founding).shards
         except StorageError as error:
@@ -54,9 +60,13 @@ def _check_shard(store: Store, founding: int, shard: int, kept: int, known: dict
             if ref.name not in known:
                 yield from _tried(known, ref.name, read_block, store, ref)
                 known.setdefault(ref.name, ref.size)
+    for span in chunks_of(store, founding, shard):
+        problems = list(_tried(known, span.name, read_chunk, store, span))
+        if problems and span.name in files_of(
+            store, directory(founding, shard)
+        ):  # else it was joined with others meanwhile
+            yield from problems
     chunks = chunks_of(store, founding, shard)
-    for span in chunks:
-        yield from _tried(known, span.name, read_chunk, store, span)
     reached = max([reach(chunks, index) for index, _ in bases], default=0)
     if reached < kept:
         yield f"shard {shard}: entries {reached + 1} to {kept} are missing"
@@ -79,16 +89,46 @@ def outdated(store: Store, before: int) -> list[str]:
     deleted. Raises CorruptBackup if a state cannot be read."""
     found: list[str] = []
     for founding in clusters(store):
-        for shard in archived_shards(store, founding):
+        shards = archived_shards(store, founding)  # what comes later than this is named by a later catalog
+        names = catalogs_of(store, founding)
+        old = [name for name in names if number_of(name, CATALOG) <= before]
+        needed = _served(store, names[len(old[:-1]) :])
+        for shard in shards:
             bases = bases_of(store, founding, shard)
+            chunks = chunks_of(store, founding, shard)
+            if needed is not None and shard not in needed:  # it was retired, and no instant that stays needs it
+                found += [name for _, name in bases] + [span.name for span in chunks]
+                continue
             first = next((one for one in reversed(bases) if read_base(store, one[1]).since <= before), None)
             if first is not None:
                 found += [name for index, name in bases if index < first[0]]
-                found += [span.name for span in chunks_of(store, founding, shard) if span.last <= first[0]]
-        names = catalogs_of(store, founding)
-        old = [name for name in names if number_of(name, CATALOG) <= before]
+                found += [span.name for span in chunks if span.last <= first[0]]
         found += old[:-1]
     return found
+
+
+def _served(store: Store, names: list[str]) -> set[int] | None:
+    """The shards that these catalogs name; None if there is none of them. Raises CorruptBackup."""
+    if not names:
+        return None
+    return {info.shard for name in names for info in read_catalog(store, name).topology.serving}
+
+
+def whole_archive(store: Store, archive: str, now: int) -> list[str]:
+    """All files of the archive of one cluster, by its founding in hex, in the order in which they are to be deleted:
+    what says that instants can be had goes first. Raises InvalidArgument if there is none, or it goes on: something was
+    archived within the last hour by this machine's clock (microseconds since 1970)."""
+    found = {f"{founding:x}": founding for founding in clusters(store)}
+    if archive not in found:
+        raise invalid("drop_archive", archive, ", ".join(found) or "nothing: no logs are archived at this target")
+    files = files_of(store, directory(found[archive]))
+    newest = max(stat.modified for stat in files.values())
+    if now / 1e6 - newest < GOES_ON_SECONDS:
+        raise invalid(
+            "drop_archive", archive, "a cluster of which nothing was archived within the last hour: end its archiver"
+        )
+    head = f"{directory(found[archive])}{HEAD}"
+    return sorted(files, key=lambda name: (name != head, not name.endswith(CATALOG), name))
 
 
 def pieces_of_archives(store: Store, without: set[str]) -> set[str]:

@@ -18,13 +18,16 @@ from needle.backup.archive_format import (
     CATALOG,
     HEAD,
     LOG,
+    TARGET,
     Base,
     Catalog,
     Chunk,
     Head,
     Span,
+    Target,
     decode,
     directory,
+    encode,
 )
 from needle.backup.store import Stat, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, UnsupportedFormat, invalid
@@ -32,7 +35,7 @@ from needle.base.instants import rfc3339
 from needle.protocol.archive_calls import LoggedEntry
 
 _OURS: Final = re.compile(
-    rf"{ARCHIVES}[0-9a-f]+/({HEAD}|[0-9a-f]{{16}}{re.escape(CATALOG)}"
+    rf"{ARCHIVES}[0-9a-f]+/({HEAD}|{TARGET}|[0-9a-f]{{16}}{re.escape(CATALOG)}"
     rf"|[0-9]+/[0-9a-f]{{16}}({re.escape(BASE)}|-[0-9a-f]{{16}}{re.escape(LOG)}))"
 )
 
@@ -133,6 +136,24 @@ def read_head(store: Store, founding: int) -> Head:
     return Head(shards={}, at=0) if data is None else decode(name, data, Head)
 
 
+def read_target(store: Store, founding: int) -> str:
+    """What the target is called; "" if it has no name yet."""
+    name = f"{directory(founding)}{TARGET}"
+    data = store.get(name)
+    return "" if data is None else decode(name, data, Target).name
+
+
+def target_name(store: Store, founding: int, made: str) -> str:
+    """The same; where it has no name, or a damaged one, it is `made` from now on."""
+    try:
+        if found := read_target(store, founding):
+            return found
+    except CorruptBackup:
+        pass  # nothing depends on it but for how long nodes keep their logs
+    store.put(f"{directory(founding)}{TARGET}", encode(Target(name=made)))
+    return made
+
+
 def chosen(store: Store, founding: int | None) -> int:
     """The cluster that is meant. Raises InvalidArgument if there is none, or several and none is named."""
     found = clusters(store)
@@ -214,14 +235,24 @@ def later_base(store: Store, founding: int, shard: int, at: int, index: int) -> 
 
 def entries(store: Store, founding: int, shard: int, after: int) -> Iterator[tuple[LoggedEntry, str | None]]:
     """The entries behind an index, as far as none is missing, each with the digest that was recorded there, if one
-    was. Memory: a file."""
-    for span in chain(chunks_of(store, founding, shard), after):
-        chunk = read_chunk(store, span)
-        points = dict(chunk.points)
-        for one in chunk.entries:
-            if one.index > after:
-                yield one, points.get(one.index)
-                after = one.index
+    was. Memory: a file. What an archiver joins meanwhile is found where it is then."""
+    lost: Span | None = None
+    while True:
+        for span in chain(chunks_of(store, founding, shard), after):
+            try:
+                chunk = read_chunk(store, span)
+            except CorruptBackup:
+                if span == lost or span.name in files_of(store, directory(founding, shard)):
+                    raise
+                lost = span
+                break
+            points = dict(chunk.points)
+            for one in chunk.entries:
+                if one.index > after:
+                    yield one, points.get(one.index)
+                    after = one.index
+        else:
+            return
 
 
 def list_archives(store: Store) -> list[Archived]:
@@ -247,6 +278,7 @@ def list_archives(store: Store) -> list[Archived]:
             gaps.append(error.message)
         for shard in serving:
             gaps += (gap for gap, _ in gaps_of(store, founding, shard))
+        gaps += retired_of(store, founding, head)
         sizes = files_of(store, directory(founding))
         until = min([head.at, *(head.shards.get(shard, (0, 0))[1] for shard in serving)])
         found.append(
@@ -260,6 +292,26 @@ def list_archives(store: Store) -> list[Archived]:
             )
         )
     return found
+
+
+def retired_of(store: Store, founding: int, head: Head) -> Iterator[str]:
+    """Which shards were retired, in words, and the instants that cannot be had for want of the end of their logs."""
+    before: set[int] = set()
+    for name in catalogs_of(store, founding):
+        try:
+            catalog = read_catalog(store, name)
+        except (CorruptBackup, UnsupportedFormat):
+            continue  # told of already, or it is older than what is shown
+        serving = {info.shard for info in catalog.topology.serving}
+        for shard in sorted(before - serving):
+            until = head.shards.get(shard, (0, 0))[1]
+            if until < catalog.at:
+                since = f"from {rfc3339(until)} to" if until else "up to"
+                yield (
+                    f"shard {shard} was retired, and the end of its log is not archived: instants {since} "
+                    f"{rfc3339(catalog.at)} are refused"
+                )
+        before = serving
 
 
 def gaps_of(store: Store, founding: int, shard: int) -> list[tuple[str, int]]:

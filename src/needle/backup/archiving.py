@@ -32,6 +32,7 @@ from needle.backup.archive_format import (
     directory,
     encode,
 )
+from needle.backup.archive_joining import Joining
 from needle.backup.archive_reading import (
     bases_of,
     catalogs_of,
@@ -41,6 +42,7 @@ from needle.backup.archive_reading import (
     read_catalog,
     read_chunk,
     read_head,
+    target_name,
 )
 from needle.backup.around import REAL, Around
 from needle.backup.creating import tell
@@ -97,7 +99,9 @@ class Archiver:
         self._looked = 0
         self._founding = self._expected = 0
         self._told: object = None
+        self._target = ""
         self._basing: asyncio.Task[NeedleError | None] | None = None
+        self._joining = Joining(store, around)
         self.shards: dict[int, ShardArchive] = {}
         self.written = 0
 
@@ -117,7 +121,8 @@ class Archiver:
             await self.close()
 
     async def close(self) -> None:
-        """Break off what is copied beside the looks."""
+        """Break off what is copied, and joined, beside the looks."""
+        await self._joining.close()
         if self._basing is not None:
             self._basing.cancel()
             await asyncio.gather(self._basing, return_exceptions=True)
@@ -137,11 +142,15 @@ class Archiver:
             for one in self.shards.values():
                 one.serves = False
             self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
+            self._target = ""
         if now.cluster_version < STAMPED_SINCE:
             raise ClusterTooOld(
                 f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
                 "something was written: the archive begins when all nodes run this release"
             )
+        if not self._target:
+            made = f"{self._around.rng.getrandbits(64):016x}"
+            self._target = await self._around.blocking(target_name, self._store, now.founding, made)
         await self._note_catalog(self._around.micros(), now)  # what was dropped meanwhile was there `before`
         self._looked = before
         room, elapsed = asyncio.Semaphore(AT_ONCE), self._around.clock.monotonic() - self._flushed
@@ -160,6 +169,7 @@ class Archiver:
             self._flushed = self._around.clock.monotonic()
             await self._note_head()
             await self._tell()
+        self._joining.go_on(now.founding, [one.shard for one in self._serving()])
         if self._basing is None or self._basing.done():
             self._basing = asyncio.create_task(self._base_anew())
         for said in done:
@@ -278,6 +288,7 @@ class Archiver:
             points = [one for one in archive.points if one[0] <= last]
             data = await self._around.blocking(encode, Chunk(entries=entries, points=points))
             await self._put(chunk_name(self._founding, archive.shard, entries[0].index, last), data)
+            self._joining.wrote(archive.shard, entries[0].index, last, len(data))
             archive.points = [one for one in archive.points if one[0] > last]
             archive.kept, archive.entries, archive.bytes = last, [], 0
         if archive.kept == archive.read:
@@ -291,7 +302,7 @@ class Archiver:
             self._client,
             archive.shard,
             LOG,
-            lambda left: calls.encode(LogCall(group, after, kept, archive.kept_until, most, left)),
+            lambda left: calls.encode(LogCall(group, after, kept, archive.kept_until, most, left, self._target)),
             CALL_SECONDS,
         )
         return calls.decode(answer, LogAnswer)

@@ -8,6 +8,7 @@ PIECE_BYTES_MAX at most.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from typing import Final
@@ -29,7 +30,8 @@ from needle.backup.format import (
     encode_piece,
     manifest_name,
 )
-from needle.backup.keeping import MAKING, PRUNING, Mark
+from needle.backup.index_copying import IndexCopying
+from needle.backup.keeping import MAKING, PRUNING, Mark, backup_ids, read_manifest
 from needle.backup.restoring import MARK
 from needle.backup.scanning import pages
 from needle.backup.store import Store
@@ -58,13 +60,24 @@ Progress = Callable[[int, int], None]
 
 
 class Making:
-    """One backup that is being made. read, shipped: bytes of pieces, all and those that the store did not have."""
+    """One backup that is being made. read, shipped: bytes, all and those that the store did not have. left_out: index
+    files that could not be had."""
 
-    def __init__(self, client: Client, store: Store, rate: float, timeout: float, around: Around) -> None:
+    def __init__(
+        self, client: Client, store: Store, rate: float, timeout: float, around: Around, *, indexes: bool = True
+    ) -> None:
         self._client, self._store, self._rate, self._timeout, self._around = client, store, rate, timeout, around
         self._known: dict[str, int] = {}
         self._began = around.clock.monotonic()
         self.read = self.shipped = 0
+        self._with_indexes = indexes
+        self._shards: list[int] = []
+        self._indexes: IndexCopying | None = None
+
+    @property
+    def left_out(self) -> list[str]:
+        """One line for each shard and collection."""
+        return [] if self._indexes is None else self._indexes.left_out
 
     async def run(self, mark: Mark, backup: str, began: str, progress: Progress) -> Manifest:
         """See `create`."""
@@ -72,6 +85,10 @@ class Making:
         self._known = {name: stat.size for name, stat in (await blocking(self._store.names, PIECES)).items()}
         now = await client.refresh_topology(confirmed=True, timeout=self._timeout)
         _check_none_restores(now)
+        self._shards = [info.shard for info in now.serving]
+        if self._with_indexes:
+            former = await blocking(_former, self._store)
+            self._indexes = IndexCopying(client, self._known, self._store_part, self._pace, former)
         found = [await self._collection(info, progress) for info in now.collections]
         collections = [one for one in found if one is not None]
         names = {one.spec.name for one in collections}
@@ -105,7 +122,7 @@ class Making:
         return None
 
     async def _scan(self, info: CollectionInfo, progress: Progress) -> CollectionBackup:
-        spec, contents, cutter = info.spec, Contents(), Cutter(info.spec.dimensions)
+        spec, contents, cutter = info.spec, Contents(), Cutter(info.spec.form.numbers)
         pieces: list[PieceRef] = []
         cuts: list[tuple[int, int]] = []
         async with aclosing(pages(self._client, spec, info.id, self._timeout)) as scan:
@@ -116,6 +133,7 @@ class Making:
                 await self._pace(batch_bytes(batch))
                 progress(len(batch.ids), self.shipped)
         pieces += await self._put_all(cutter.rest())
+        indexes = [] if self._indexes is None else await self._indexes.copied(info, self._shards)
         return CollectionBackup(
             spec=spec,
             fields=info.fields,
@@ -124,6 +142,7 @@ class Making:
             digest=contents.digest,
             cuts=cuts,
             pieces=pieces,
+            indexes=indexes,
         )
 
     async def _put_all(self, pieces: Iterator[Piece]) -> list[PieceRef]:
@@ -137,11 +156,14 @@ class Making:
     async def _put(self, piece: Piece) -> PieceRef:
         ref, data = await self._around.blocking(encode_piece, piece)
         if self._known.get(ref.name) != ref.size:
-            await self._around.blocking(self._store.put, ref.name, data)
-            self._known[ref.name] = ref.size
-            self.shipped += ref.size
+            await self._store_part(ref.name, data)
         made: PieceRef = ref
         return made
+
+    async def _store_part(self, name: str, data: bytes) -> None:
+        await self._around.blocking(self._store.put, name, data)
+        self._known[name] = len(data)
+        self.shipped += len(data)
 
     async def _pace(self, size: int) -> None:
         """Wait until so much may have been read."""
@@ -154,9 +176,17 @@ class Making:
     def _check_whole(self, manifest: Manifest) -> None:
         """Somebody may have deleted files of the store meanwhile."""
         there = self._store.names(PIECES)
-        for piece in manifest.pieces():
-            if piece.name not in there or there[piece.name].size != piece.size:
-                raise StorageError(f"{piece.name} was deleted while the backup was made: make it again")
+        for ref in manifest.refs():
+            if ref.name not in there or there[ref.name].size != ref.size:
+                raise StorageError(f"{ref.name} was deleted while the backup was made: make it again")
+
+
+def _former(store: Store) -> Manifest | None:
+    """The newest one that can be read."""
+    for backup in reversed(backup_ids(store)):
+        with contextlib.suppress(StorageError):
+            return read_manifest(store, backup)
+    return None
 
 
 def _check_none_restores(now: Topology) -> None:
@@ -171,13 +201,16 @@ def _check_none_restores(now: Topology) -> None:
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """A backup that was made. read: bytes of documents that were read; shipped: bytes that the store did not have.
-    told: whether the cluster knows of it, for the alert of backups that are too old."""
+    """A backup that was made. read: bytes that were read; shipped: bytes that the store did not have. told: whether the
+    cluster knows of it, for the alert of backups that are too old. indexes: how many index files came along; left_out:
+    of which shards and collections they did not, and why: a restore builds these."""
 
     manifest: Manifest
     read: int
     shipped: int
     told: bool
+    indexes: int = 0
+    left_out: list[str] = []
 
 
 async def create(
@@ -185,12 +218,14 @@ async def create(
     store: Store,
     *,
     rate: float = 0.0,
+    indexes: bool = True,
     timeout: float = 30.0,
     progress: Progress = lambda _documents, _shipped: None,
     around: Around = REAL,
 ) -> Made:
-    """Make a backup while the cluster serves. rate: bytes a second that are read at most, 0 for no bound. timeout:
-    seconds for one call. progress: told documents of a page, and bytes written so far.
+    """Make a backup while the cluster serves. rate: bytes a second that are read at most, 0 for no bound. indexes:
+    whether index files come along, which a restore has to build else. timeout: seconds for one call. progress: told
+    documents of a page, and bytes written so far.
 
     Raises Forbidden for a key of some collections or documents only, Unavailable while somebody prunes or restores,
     ScanEnded when a collection takes longer than limits.pinned_scan_seconds, StorageError.
@@ -202,11 +237,14 @@ async def create(
     began = rfc3339(at)
     stamp = rfc3339(at // 1_000_000 * 1_000_000).replace("-", "").replace(":", "")
     backup = f"{stamp}-{at % 1_000_000:06}-{around.rng.getrandbits(16):04x}"
-    making = Making(client, store, rate, timeout, around)
+    making = Making(client, store, rate, timeout, around, indexes=indexes)
     async with Mark(store, f"{MAKING}{backup}", PRUNING, "somebody prunes", around) as mark:
         manifest = await making.run(mark, backup, began, progress)
     told = await tell(client, BackedUpCall(backup=at, timeout=timeout))
-    return Made(manifest=manifest, read=making.read, shipped=making.shipped, told=told)
+    count = sum(len(one.indexes) for one in manifest.collections)
+    return Made(
+        manifest=manifest, read=making.read, shipped=making.shipped, told=told, indexes=count, left_out=making.left_out
+    )
 
 
 async def tell(client: Client, call: BackedUpCall) -> bool:

@@ -53,9 +53,26 @@ class PieceRef(msgspec.Struct, frozen=True, array_like=True):
         return f"{PIECES}{self.sha256[:2]}/{self.sha256}"
 
 
+class IndexFile(msgspec.Struct, frozen=True, kw_only=True):
+    """An index file of a shard, by its own checksum (docs/segments.md). nodes: vectors that it has. parts: what it is
+    made of, in order. hashes: 8 bytes for each of its vectors, by which its documents are found (vector_hashes.py)."""
+
+    shard: int
+    checksum: str
+    size: int
+    nodes: int
+    parts: list[PieceRef]
+    hashes: list[PieceRef]
+
+    def refs(self) -> list[PieceRef]:
+        """All that has to be there."""
+        return [*self.parts, *self.hashes]
+
+
 class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     """A collection. fields: declared indexes. documents: how many, of which `expiring` expire some day. digest: of its
-    contents (Contents). cuts: each shard and the index of its log at which the documents are."""
+    contents (Contents). cuts: each shard and the index of its log at which the documents are. indexes: index files, in
+    the order of shards and of the ordinals that they serve; a restore is right without them (docs/adr/0093)."""
 
     spec: CollectionSpec
     fields: tuple[str, ...]
@@ -64,6 +81,7 @@ class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     cuts: list[tuple[int, int]]
     pieces: list[PieceRef]
+    indexes: list[IndexFile] = []
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +107,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Of all collections."""
         for one in self.collections:
             yield from one.pieces
+
+    def refs(self) -> Iterator[PieceRef]:
+        """All that has to be there: pieces, and parts of index files."""
+        yield from self.pieces()
+        for one in self.collections:
+            for file in one.indexes:
+                yield from file.refs()
 
 
 class _Version(msgspec.Struct):

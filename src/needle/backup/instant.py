@@ -38,6 +38,7 @@ from needle.backup.replaying import Place, Replay, Replayed
 from needle.backup.restoring import Progress, Restored, restore
 from needle.backup.store import DirectoryStore, Store
 from needle.base.decoding import routed_metadata
+from needle.base.dtypes import VectorForm
 from needle.base.errors import InvalidArgument, StorageError, invalid
 from needle.base.file_errors import os_failure
 from needle.base.instants import rfc3339
@@ -282,24 +283,28 @@ def documents(replay: Replay, stored: str, owned: list[KeyRange], shard_map: Sha
             return True
         return routing_key(strategy, count, id_, routed_metadata(metadata) if custom else None) in keys
 
+    def batch(rows: list[StoredDocument]) -> DocumentBatch:
+        vectors = store.by_ordinal(record.id, [row.ordinal for row in rows], metadata=False, vectors=True)
+        return _batch(vectors, rows, record.spec.form)
+
     rows = []
     for seen in store.scan(record.id, ""):
         one = seen.document
         if one is not None and counts(one.id, one.metadata):
             rows.append(one)
         if len(rows) == ROWS:
-            yield _batch(store.by_ordinal(record.id, [row.ordinal for row in rows], metadata=False, vectors=True), rows)
+            yield batch(rows)
             rows = []
     if rows:
-        yield _batch(store.by_ordinal(record.id, [row.ordinal for row in rows], metadata=False, vectors=True), rows)
+        yield batch(rows)
 
 
-def _batch(vectors: Mapping[int, StoredDocument], rows: list[StoredDocument]) -> DocumentBatch:
+def _batch(vectors: Mapping[int, StoredDocument], rows: list[StoredDocument], form: VectorForm) -> DocumentBatch:
     return DocumentBatch(
         ids=[row.id for row in rows],
         versions=[row.version for row in rows],
         metadata=[row.metadata for row in rows],
-        vectors=b"".join(vectors[row.ordinal].vector for row in rows),
+        vectors=form.given(b"".join(vectors[row.ordinal].vector for row in rows)),
         applied_index=0,
         expires=[row.expires for row in rows] if any(row.expires for row in rows) else [],
     )

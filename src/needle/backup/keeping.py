@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from needle.backup.archive_keeping import check_archives, outdated, pieces_of_archives
+from needle.backup.archive_keeping import check_archives, outdated, pieces_of_archives, whole_archive
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
     MANIFESTS,
@@ -33,6 +33,7 @@ from needle.backup.format import (
     decode_piece,
     manifest_name,
 )
+from needle.backup.replaying import read_block
 from needle.backup.store import PARTIAL, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError, StorageError, Unavailable, invalid
 
@@ -124,7 +125,7 @@ def list_backups(store: Store) -> list[Listed]:
                 cluster=manifest.cluster,
                 collections=[one.spec.name for one in manifest.collections],
                 documents=manifest.documents,
-                bytes=sum(piece.size for piece in manifest.pieces()),
+                bytes=sum(ref.size for ref in manifest.refs()),
             )
         )
     return found
@@ -158,6 +159,13 @@ def _problems(store: Store, collection: CollectionBackup, known: dict[str, int])
         except CorruptBackup as error:
             whole = False
             yield f"collection {name}: {error.message}"
+    for ref in (ref for file in collection.indexes for ref in file.refs()):
+        if ref.name not in known:
+            try:
+                read_block(store, ref)
+                known[ref.name] = ref.size
+            except CorruptBackup as error:
+                yield f"collection {name}: {error.message}, a part of an index file: a restore builds that anew"
     if whole and (contents.documents, contents.digest) != (collection.documents, collection.digest):
         yield (
             f"collection {name}: {contents.documents} documents of digest {contents.digest}, and the manifest says "
@@ -237,13 +245,19 @@ class Mark:
 
 
 async def prune(
-    store: Store, keep: int | None = None, *, archive_hours: float | None = None, around: Around = REAL
+    store: Store,
+    keep: int | None = None,
+    *,
+    archive_hours: float | None = None,
+    drop_archive: str | None = None,
+    around: Around = REAL,
 ) -> tuple[list[str], int]:
-    """Delete all backups but the newest `keep`, of archives what leads to no instant of the last so many hours, and
-    pieces that nothing names: ids, and how many files these were. None: nothing of that kind. Raises InvalidArgument
-    if there is no backup to keep, Unavailable while a backup is being made, or a state copied, CorruptBackup if a
-    manifest that stays cannot be read."""
-    if keep is None and archive_hours is None:
+    """Delete all backups but the newest `keep`, of archives what leads to no instant of the last so many hours, all of
+    the archive of a former cluster (its founding in hex), and pieces that nothing names: ids, and how many files these
+    were. None: nothing of that kind. Raises InvalidArgument if there is no backup to keep, or no such archive, or it
+    goes on; Unavailable while a backup is being made, or a state copied, CorruptBackup if a manifest that stays cannot
+    be read."""
+    if keep is None and archive_hours is None and drop_archive is None:
         raise InvalidArgument("say how many backups, or how many hours of the archive, stay", field="keep")
     if keep is not None and keep < 1:
         raise invalid("keep", keep, "1 or more")
@@ -252,17 +266,23 @@ async def prune(
     before = None if archive_hours is None else around.micros() - int(archive_hours * 3.6e9)
     if keep is not None:
         await around.blocking(newest, store)  # before there is a mark: where no backup is nothing is changed
+    if drop_archive is not None:
+        await around.blocking(whole_archive, store, drop_archive, around.micros())
     name = f"{PRUNING}{around.rng.getrandbits(64):016x}"
     async with Mark(store, name, MAKING, "a backup is being made", around) as mark:
-        done: tuple[list[str], int] = await around.blocking(_prune, store, keep, before, mark)
+        dropped = [] if drop_archive is None else await around.blocking(
+            whole_archive, store, drop_archive, around.micros()
+        )  # fmt: skip
+        done: tuple[list[str], int] = await around.blocking(_prune, store, keep, before, dropped, mark)
         return done
 
 
-def _prune(store: Store, keep: int | None, before: int | None, mark: Mark) -> tuple[list[str], int]:
+def _prune(store: Store, keep: int | None, before: int | None, dropped: list[str], mark: Mark) -> tuple[list[str], int]:
     ids = backup_ids(store)
     gone, stay = (ids[:-keep], ids[-keep:]) if keep else ([], ids)
-    named = {piece.name for backup in stay for piece in read_manifest(store, backup).pieces()}
+    named = {ref.name for backup in stay for ref in read_manifest(store, backup).refs()}
     old = [] if before is None else outdated(store, before)
+    old = [*dropped, *(name for name in old if name not in set(dropped))]
     named |= pieces_of_archives(store, set(old))
     mark.own_time()
     for backup in gone:

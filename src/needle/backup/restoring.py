@@ -10,15 +10,16 @@ what was killed anywhere may be run again. Memory: a few pieces.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from needle.backup.around import REAL, Around
 from needle.backup.format import CollectionBackup, Contents, Manifest, Piece, PieceRef
+from needle.backup.index_restoring import IndexRestoring, part_of, rounds_of
 from needle.backup.keeping import newest, read_manifest, read_piece
 from needle.backup.scanning import pages
 from needle.backup.store import Store
@@ -48,12 +49,16 @@ Progress = Callable[[int], None]
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
-    """What was restored. digests: of each collection, as read back from the cluster; resumed: somebody had begun."""
+    """What was restored. digests: of each collection, as read back from the cluster; resumed: somebody had begun.
+    indexed: documents that are searched by index files of the backup; built: which shards build theirs though the
+    backup has some, and why."""
 
     backup: str
     documents: int
     digests: dict[str, str]
     resumed: bool
+    indexed: int = 0
+    built: list[str] = []
 
 
 async def restore(
@@ -61,29 +66,33 @@ async def restore(
     store: Store,
     backup: str | None = None,
     *,
+    indexes: bool = True,
     timeout: float = 30.0,
     progress: Progress = lambda _documents: None,
     around: Around = REAL,
 ) -> Restored:
     """Restore a backup, by default the newest, into a cluster that has none of its collections (or empty ones, made
-    alike). progress: told how many documents were written.
+    alike). indexes: whether index files of the backup are used, which takes as many shards as it was made of. progress:
+    told how many documents were written.
 
     Raises CollectionExists for a cluster that has something of that name, CorruptBackup, UnsupportedFormat for a backup
     of a later release, RestoreDiffers if what was read back is not what the backup holds.
     """
     await client.catalog_status(timeout=timeout)  # whoever may not see everything would compare less
     manifest = await around.blocking(read_manifest, store, backup or await around.blocking(newest, store))
-    restoring = _Restoring(client, store, manifest, timeout, progress, around)
+    restoring = _Restoring(client, store, manifest, timeout, progress, around, indexes=indexes)
     return await restoring.run()
 
 
 class _Restoring:
     def __init__(
-        self, client: Client, store: Store, manifest: Manifest, timeout: float, progress: Progress, around: Around
-    ) -> None:
+        self, client: Client, store: Store, manifest: Manifest, timeout: float, progress: Progress, around: Around, *,
+        indexes: bool,
+    ) -> None:  # fmt: skip
         self._client, self._store, self._manifest = client, store, manifest
         self._timeout, self._progress, self._around = timeout, progress, around
-        self._mark = f"{MARK}{manifest.id}"
+        self._mark, self._with_indexes = f"{MARK}{manifest.id}", indexes
+        self._indexed, self._built = 0, list[str]()
 
     async def run(self) -> Restored:
         client, manifest = self._client, self._manifest
@@ -98,7 +107,10 @@ class _Restoring:
         for alias, name in manifest.aliases.items():
             await client.set_alias(alias, name, timeout=self._timeout)
         await client.drop_collection(self._mark, timeout=self._timeout)
-        return Restored(backup=manifest.id, documents=manifest.documents, digests=digests, resumed=resumed)
+        return Restored(
+            backup=manifest.id, documents=manifest.documents, digests=digests, resumed=resumed, indexed=self._indexed,
+            built=self._built,
+        )  # fmt: skip
 
     async def _check_room(self, now: Topology) -> None:
         """Raises CollectionExists for what is in the way."""
@@ -133,18 +145,64 @@ class _Restoring:
 
     async def _fill(self, collection: CollectionBackup) -> None:
         """Write all that is not noted yet."""
-        client, spec, name = self._client, collection.spec, collection.spec.name
+        client, name = self._client, collection.spec.name
         await self._made(collection)
         noted = await client.get(name, collection=self._mark, timeout=self._timeout)
-        done = int(noted.metadata["pieces"]) if noted is not None else 0
-        self._progress(sum(piece.documents for piece in collection.pieces[:done]))
+        note = {} if noted is None else noted.metadata
+        # Who began without index files, or by an earlier release, goes on so.
+        rounds = await self._rounds(collection, note) if self._with_indexes and (not note or "round" in note) else None
+        if rounds is not None:
+            await self._fill_in_rounds(collection, rounds, int(note.get("round", 0)), int(note.get("of_round", 0)))
+            return
+        await self._write_from(collection, int(note.get("pieces", 0)), lambda done: {"pieces": done}, self._write)
+
+    async def _rounds(self, collection: CollectionBackup, note: Mapping[str, Any]) -> IndexRestoring | None:
+        """How its index files can be brought, if they can. note: how far a restore came that was broken off."""
+        now = await self._client.refresh_topology(confirmed=True, timeout=self._timeout)
+        rounds = rounds_of(collection, now)
+        info = next((one for one in now.collections if one.spec.name == collection.spec.name), None)
+        if not rounds or info is None:
+            return None
+        return IndexRestoring(
+            self._client, self._store, self._around, collection, rounds, info.stored_name,
+            left=dict(note.get("left", ())), begun=int(note["round"]) if note else -1,
+        )  # fmt: skip
+
+    async def _fill_in_rounds(
+        self, collection: CollectionBackup, indexes: IndexRestoring, number: int, done: int
+    ) -> None:
+        """The same in rounds. number, done: of the first round that is not whole, and how many pieces of it were looked
+        through; what was written before is found again by looking through them."""
+        async with indexes:
+            for one in range(len(indexes.rounds) + 1):
+                await indexes.begin(one)
+                known = len(collection.pieces) if one < number else done if one == number else 0
+                for at, ref in enumerate(collection.pieces[:known]):
+                    await self._around.blocking(self._read, ref, at, indexes)
+                note = partial(_note_of_round, one, indexes.left)
+                await self._write_from(collection, known, note, partial(self._write, indexes=indexes))
+                if one >= number:
+                    await indexes.end(one)
+        self._indexed += indexes.adopted
+        self._built += indexes.left_out
+
+    async def _write_from(
+        self,
+        collection: CollectionBackup,
+        done: int,
+        note: Callable[[int], dict[str, Any]],
+        write: Callable[..., Coroutine[Any, Any, int]],
+    ) -> None:
+        """Have `write` write all pieces but the first `done`, and put down how far it is."""
+        name, lives = collection.spec.name, bool(collection.spec.ttl)
+        if not note(0).get("round", 0):
+            self._progress(sum(piece.documents for piece in collection.pieces[:done]))
         for start in range(done, len(collection.pieces), AT_ONCE):
             some = collection.pieces[start : start + AT_ONCE]
-            await self._write_all(name, some, lives=bool(spec.ttl))
-            self._progress(sum(piece.documents for piece in some))
+            self._progress(await _all(write(name, at, ref, lives=lives) for at, ref in enumerate(some, start)))
             if (start // AT_ONCE + 1) % (NOTED // AT_ONCE) == 0:
-                note = {"pieces": start + len(some)}
-                await self._patiently(partial(client.insert, name, [1.0], note, collection=self._mark))
+                noted = note(start + len(some))
+                await self._patiently(partial(self._client.insert, name, [1.0], noted, collection=self._mark))
 
     async def _made(self, collection: CollectionBackup) -> None:
         client, spec = self._client, collection.spec
@@ -164,17 +222,18 @@ class _Restoring:
                     raise
             await self._around.rest(AGAIN_SECONDS)
 
-    async def _write_all(self, name: str, some: list[PieceRef], *, lives: bool) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for ref in some:
-                    group.create_task(self._write(name, ref, lives=lives))
-        except* NeedleError as errors:
-            raise errors.exceptions[0] from None
+    def _read(self, ref: PieceRef, at: int, indexes: IndexRestoring | None) -> Piece:
+        piece = read_piece(self._store, ref)
+        return piece if indexes is None else part_of(piece, indexes.chosen(at, piece))
 
-    async def _write(self, name: str, ref: PieceRef, *, lives: bool) -> None:
-        """lives: the collection has a time to live, which must not be given to documents that had none."""
-        piece: Piece = await self._around.blocking(read_piece, self._store, ref)
+    async def _write(
+        self, name: str, at: int, ref: PieceRef, *, lives: bool, indexes: IndexRestoring | None = None
+    ) -> int:
+        """The piece of that number, or what of it is of this round; how many documents. lives: the collection has a
+        time to live, which must not be given to documents that had none."""
+        piece: Piece = await self._around.blocking(self._read, ref, at, indexes)
+        if not piece.ids:
+            return 0
         expires: Sequence[int] = [one or NEVER for one in piece.expires]
         if lives and not expires:
             expires = [NEVER] * len(piece.ids)
@@ -188,6 +247,7 @@ class _Restoring:
                 raise failed
 
         await self._patiently(write)
+        return len(piece.ids)
 
     # --- what is there now -------------------------------------------------------------------------------------------
     async def _compare(self, collection: CollectionBackup) -> str:
@@ -227,3 +287,18 @@ class _Restoring:
             async for batch, _ in scan:
                 await self._around.blocking(found.add, batch)
         return found
+
+
+def _note_of_round(number: int, left: Mapping[int, int], done: int) -> dict[str, Any]:
+    """How far it is. pieces: for a release that knows no rounds, and has to begin anew. left: see IndexRestoring."""
+    return {"pieces": 0, "round": number, "of_round": done, "left": sorted(left.items())}
+
+
+async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> int:
+    """Do these at a time; the sum. Raises the first error, when none goes on."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in writes]
+    except* NeedleError as errors:
+        raise errors.exceptions[0] from None
+    return sum(task.result() for task in tasks)

@@ -157,6 +157,12 @@ INDEX_BUILT = Event(
     "%(seconds).3f s",
     "By this node; the other replicas will fetch it.", "rows", "own",
 )  # fmt: skip
+INDEX_ADOPTED = Event(
+    _INDEX, "index_adopted", INFO,
+    "%(group)s: an index file of %(collection)s came with a restore: ordinals %(first)d to %(last)d, %(bytes)d bytes, "
+    "%(seconds).3f s",
+    "It has each of their vectors, so none was inserted; the other replicas will fetch it.", "rows",
+)  # fmt: skip
 INDEX_PUBLISHED = Event(
     _INDEX, "index_published", INFO,
     "%(group)s: the index file of %(collection)s over ordinals %(first)d to %(last)d is published",

@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
+from needle.base.dtypes import DType, VectorForm
 from needle.base.explain import ShardExplanation
+from needle.base.text import Statistics, TextField, TextQuery
 
 
 class Metric(StrEnum):
@@ -51,6 +53,13 @@ class IndexKind(StrEnum):
 GRAPHS = (IndexKind.HNSW, IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ)
 """Kinds of index that are a graph."""
 
+KINDS_OF = {
+    DType.FLOAT32: tuple(IndexKind),
+    DType.FLOAT16: (IndexKind.FLAT, *GRAPHS),
+    DType.INT8: (IndexKind.FLAT, *GRAPHS),
+}
+"""Which kinds of index vectors of a type can have."""
+
 CODES = (IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ, IndexKind.IVF_PQ)
 """Kinds that compare codes: everything that these find is scored from full vectors."""
 
@@ -91,8 +100,9 @@ def index_named(words: str) -> IndexParams | None:
 
 class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A named set of vectors of one dimension and metric. ttl: seconds after its last write at which a document
-    expires, 0 for never. model: whose vectors of texts these are, "" if it names none. Both are the catalog's to say,
-    shards keep collections without them."""
+    expires, 0 for never. model: whose vectors of texts these are, "" if it names none. text: by which documents are
+    found with words, if any. All three are the catalog's to say, shards keep collections without them. dtype: of the
+    numbers that are stored."""
 
     name: str
     dimensions: int
@@ -100,92 +110,36 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexParams = IndexParams()
     ttl: float = 0.0
     model: str = ""
+    text: TextField | None = None
+    dtype: DType = DType.FLOAT32
+
+    @property
+    def form(self) -> VectorForm:
+        """How its vectors are stored."""
+        return VectorForm(self.dimensions, self.dtype, self.metric is Metric.COSINE)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Of one stored vector."""
+        return self.form.row_bytes
 
     def is_altered_from(self, made: CollectionSpec, index: IndexParams | None = None) -> bool:
         """Whether a collection that was made as `made` may have become this: what AlterCollection changes is its index
-        and its ttl; and who names no model takes any. So an application goes on that makes sure of its collection at
-        each start. index: that it had when it was made, None if that is only known to be built like now."""
+        and its ttl; and who names no model, or no text, takes any. So an application goes on that makes sure of its
+        collection at each start. index: that it had when it was made, None if that is only known to be built like
+        now."""
         known = {one.built for one in (self.index, index) if one is not None}
         model = self.model if made.model else ""
-        same = msgspec.structs.replace(self, index=made.index, ttl=made.ttl, model=model) == made
+        text = self.text if made.text else None
+        same = msgspec.structs.replace(self, index=made.index, ttl=made.ttl, model=model, text=text) == made
         return same and made.index.built in known
-
-
-class FieldIndex(msgspec.Struct, frozen=True, kw_only=True):
-    """The index of a declared field in one shard, on the replica that answered, or in all. state: ready: it has all
-    documents, but for those of the last seconds; building: not yet, or a shard has not heard of it; no_room: the bound
-    of memory does not hold it, so it is not kept. bytes: of memory that it takes."""
-
-    state: str
-    bytes: int = 0
-
-    def __add__(self, other: FieldIndex) -> FieldIndex:
-        worse = max(self.state, other.state, key=FIELD_STATES.index)
-        return FieldIndex(state=worse, bytes=self.bytes + other.bytes)
-
-
-FIELD_STATES = ("ready", "building", "no_room")
-"""From the best to the worst."""
-
-
-class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """The index of a collection's files in one shard, as its log says, or in all. now: what they are built as (see
-    IndexParams.built). wanted: what files are being built as, that will take their place. vectors: those that files
-    hold; done: of so many there is a file of the wanted index. recall_before, recall_after: of the former index and of
-    this one, at the switch, over so many queries; None without a switch, or with nothing to measure."""
-
-    now: list[str] = []
-    wanted: list[str] = []
-    vectors: int = 0
-    done: int = 0
-    recall_before: float | None = None
-    recall_after: float | None = None
-    queries: int = 0
-
-    def __add__(self, other: IndexProgress) -> IndexProgress:
-        queries = self.queries + other.queries
-        parts = [one for one in (self, other) if one.queries]
-
-        def mean(name: str) -> float | None:
-            return sum(getattr(one, name) * one.queries for one in parts) / queries if parts else None
-
-        return IndexProgress(
-            now=sorted({*self.now, *other.now}),
-            wanted=sorted({*self.wanted, *other.wanted}),
-            vectors=self.vectors + other.vectors,
-            done=self.done + other.done,
-            recall_before=mean("recall_before"),
-            recall_after=mean("recall_after"),
-            queries=queries,
-        )
-
-
-class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a collection is in one shard, on the replica that answered, or in all. documents: exactly.
-    document_bytes: of their rows with ids and metadata on disk, about. vector_bytes: of their vectors beside these.
-    index_bytes: of the index files, which hold the vectors once more, and those of deleted documents until they are
-    made anew. field_index_bytes: of the indexes of metadata's fields. fields: those that are declared. index: of the
-    vectors."""
-
-    documents: int = 0
-    document_bytes: int = 0
-    vector_bytes: int = 0
-    index_bytes: int = 0
-    field_index_bytes: int = 0
-    fields: dict[str, FieldIndex] = {}
-    index: IndexProgress = IndexProgress()
-
-    def __add__(self, other: CollectionSize) -> CollectionSize:
-        mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
-        fields, more = mine.pop("fields"), theirs["fields"]
-        both = {name: one + more[name] if name in more else one for name, one in fields.items()}
-        return CollectionSize(**{name: mine[name] + theirs[name] for name in mine}, fields=more | both)
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """One search result. distance: lower is nearer (see Metric). score: higher is nearer
     (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for.
-    group: of a search by groups, the value of the field that this hit is grouped by."""
+    group: of a search by groups, the value of the field that this hit is grouped by. ranks: of a hybrid search, its
+    places, from 1 on, among the nearest and among those with the words; None where it is not among the candidates."""
 
     id: str
     distance: float
@@ -194,6 +148,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     vector: Any = None
     group: Any = None
+    ranks: tuple[int | None, int | None] | None = None
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -241,7 +196,8 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     groups: a JSON list of values whose groups are wanted beside the k nearest, b"" for none. diversify: for who merges:
     of the k nearest, `take` hits, `offset` included, that are unlike each other, by this weight; bare: without the
     vectors, which are there for that only. order_by: the field by whose values who merges orders the hits in the end,
-    "" for none; descending: from the greatest."""
+    "" for none; descending: from the greatest. keywords: words to find instead of a vector; words: what a shard is
+    asked of them, by who routes."""
 
     collection: str
     vector: bytes
@@ -267,6 +223,8 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     bare: bool = False
     order_by: str = ""
     descending: bool = False
+    keywords: str = ""
+    words: TextQuery | None = None
 
 
 def score_of(distance: float, metric: Metric) -> float:
@@ -295,7 +253,8 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     had applied when it searched: exactly that state was searched. metric: the collection's, which tells the score.
     explained: if asked for, of each shard. groups: of a search by groups, the value of each hit's group: the groups are
     behind each other, by their nearest hits. order: with order_by, the value by which each hit is ordered, None for a
-    document without one. A node of a release that knows no groups, or no order, gives none of these."""
+    document without one. A node of a release that knows no groups, or no order, gives none of these. statistics: of
+    words, in place of hits. Hits of words have the metric dot: their scores are what they are."""
 
     ids: list[str]
     distances: list[float]
@@ -307,6 +266,7 @@ class HitBatch(msgspec.Struct, frozen=True, array_like=True):
     explained: list[ShardExplanation] = []
     groups: list[str | int | float | bool] = []
     order: list[str | int | float | bool | None] = []
+    statistics: Statistics | None = None
 
 
 class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,8 +77,8 @@ class Meter:
 
     def pay(self, documents: int, size: int) -> None:
         """For a request that was admitted. size: bytes."""
-        self._left[1] -= documents
-        self._left[2] -= size
+        self._left[1] -= max(0, documents)
+        self._left[2] -= max(0, size)
 
 
 def _most(rate: float) -> float:

@@ -14,7 +14,7 @@ FIRST: Final = 1
 """Of nodes of releases that said nothing of it."""
 SAID: Final = 2
 """Since this one the catalog keeps what each node knows; while a cluster is at an older one, nodes are asked."""
-KNOWN: Final = 4
+KNOWN: Final = 5
 """What this release knows. Raise it by one with every new log command, every new field of one, and every new format of
 a file that goes from node to node (docs/versions.md says how)."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from needle.base.errors import CollectionExists, CollectionNotFound, invalid
-from needle.base.model import CollectionSpec
+from needle.base.model import KINDS_OF, CollectionSpec
 from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
     AlterCollection,
@@ -61,9 +61,11 @@ def _settings(spec: CollectionSpec) -> dict[str, object]:
     return {
         "dimensions": spec.dimensions,
         "metric": str(spec.metric),
+        "dtype": str(spec.dtype),
         **index,
         "ttl": f"{spec.ttl:g}",
         "model": repr(spec.model),
+        "text": "none" if spec.text is None else f"{spec.text.field!r} ({spec.text.language})",
     }
 
 
@@ -96,6 +98,8 @@ def alter(now: Topology, index: int, command: AlterCollection) -> Changed:
     ef_search = command.ef_search or held.index.ef_search
     ttl = held.ttl if command.ttl < 0 else command.ttl
     wanted = command.index or _replace(held.index, ef_search=ef_search)
+    if wanted.kind not in KINDS_OF[held.dtype]:
+        raise invalid("index.kind", wanted.kind, f"one of {', '.join(KINDS_OF[held.dtype])} for dtype {held.dtype}")
     spec = _replace(held, index=wanted, ttl=ttl)
     if spec == held:
         return done(now, index, now.version, existed=True)

@@ -11,7 +11,7 @@ from needle.base.config import Limits
 from needle.base.errors import AlreadyExists, invalid
 from needle.base.filters.builder import Filter
 from needle.base.rates import Rates, check_rates
-from needle.protocol.catalog_commands import CreateKey, LimitKey
+from needle.protocol.key_commands import CreateKey, LimitKey
 
 KEYS_MAX = 1000
 COLLECTIONS_MAX = 100

@@ -34,12 +34,10 @@ from needle.protocol.catalog_commands import (
     ConfirmReplicas,
     CreateCluster,
     CreateCollection,
-    CreateKey,
     DeclareField,
     DrainNode,
     DropCollection,
     FinishMove,
-    LimitKey,
     MaintainNode,
     NoteBackup,
     RaiseVersion,
@@ -48,7 +46,6 @@ from needle.protocol.catalog_commands import (
     RemoveNode,
     RestartMove,
     RetireShard,
-    RevokeKey,
     SetAlias,
     SetReplicas,
     StartMove,
@@ -57,6 +54,7 @@ from needle.protocol.catalog_commands import (
     WeighNode,
     ZoneNode,
 )
+from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.routing.plans import REPLICAS_MAX
 from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.topology import (
@@ -219,7 +217,10 @@ def _of_moves(
 
 def _start_rebalance(now: Topology, index: int, command: StartRebalance) -> Changed:
     need_cluster(now)
-    return done(_replace(now, rebalance=rebalances.started(now, index, command)), index)
+    job = rebalances.started(now, index, command)
+    if command.empty:
+        now, _ = nodes.drain(now, index, DrainNode(command.empty, True))
+    return done(_replace(now, rebalance=job), index)
 
 
 def _ask_rebalance(now: Topology, index: int, command: AskRebalance) -> Changed:

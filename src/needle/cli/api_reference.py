@@ -15,8 +15,8 @@ from typing import Any
 
 import needle
 from needle import distributed
+from needle.base.collection_sizes import FieldIndex
 from needle.base.errors import NeedleError
-from needle.base.model import FieldIndex
 from needle.client import SyncClient
 from needle.client.activity import Activity, CallsNow, MoveNow, NodeNow, ShardNow
 from needle.client.alerts import Condition

@@ -24,6 +24,7 @@ from needle.cli import (
     doctor_command,
     document_commands,
     export_commands,
+    feed_command,
     import_command,
     key_commands,
     maintenance_commands,
@@ -177,6 +178,7 @@ _add(app, "count", change_commands.count, 'needle count --where \'{"lang": "en"}
 _add(app, "facet", change_commands.facet, "needle facet lang --limit 20")
 _add(app, "scan", export_commands.scan, "needle scan --limit 100 --fields title,author.name")
 _add(app, "export", export_commands.export, "needle export documents.jsonl")
+_add(app, "changes", feed_command.changes, "needle changes articles --json")
 _add(app, "import", import_command.import_, "needle import chroma:./chroma --from-collection articles --dry-run")
 _add(backup_app, "create", backup_commands.create, "needle backup create /backups/shop --rate 20")
 _add(backup_app, "archive", backup_commands.archive, "needle backup archive s3://backups/shop --every 5")

@@ -31,6 +31,10 @@ def create(
     rate: Annotated[
         float, typer.Option("--rate", min=0, help="Megabytes a second that are read at most; 0 for no bound.")
     ] = 0.0,
+    indexes: Annotated[
+        bool,
+        typer.Option("--indexes/--no-indexes", help="Take index files along: a restore need not build them."),
+    ] = True,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,
     json: Json = False,
@@ -48,7 +52,9 @@ def create(
                 total += documents
                 shown.update(task, description=f"{total} documents, {shipped / 1e6:,.1f} MB written")
 
-            return await backups.create(client, store, rate=rate * 1e6, timeout=timeout, progress=progress)
+            return await backups.create(
+                client, store, rate=rate * 1e6, indexes=indexes, timeout=timeout, progress=progress
+            )
 
     made = run(cluster, work)
     seconds = time.perf_counter() - started
@@ -59,6 +65,8 @@ def create(
                 "documents": made.manifest.documents,
                 "read_bytes": made.read,
                 "written_bytes": made.shipped,
+                "indexes": made.indexes,
+                "left_out": made.left_out,
                 "told": made.told,
                 "digests": {one.spec.name: one.digest for one in made.manifest.collections},
                 "seconds": round(seconds, 3),
@@ -66,10 +74,13 @@ def create(
         )
         return
     notes.print(
-        f"backup {made.manifest.id}: {made.manifest.documents} documents, {made.read / 1e6:,.1f} MB read, "
+        f"backup {made.manifest.id}: {made.manifest.documents} documents, {made.indexes} index files, "
+        f"{made.read / 1e6:,.1f} MB read, "
         f"{made.shipped / 1e6:,.1f} MB written, in {seconds:.1f} s",
         markup=False,
     )
+    for line in made.left_out:
+        notes.print(f"no index files of {line}", markup=False, soft_wrap=True)
     if not made.told:
         notes.print("the cluster could not be told of it: its alert goes by the backup before", markup=False)
 
@@ -173,12 +184,17 @@ def prune(
         float | None,
         typer.Option("--archive-hours", min=0.01, help="Of archived logs stays what leads to the last so many hours."),
     ] = None,
+    drop_archive: Annotated[
+        str | None,
+        typer.Option("--drop-archive", help="Delete all that is archived of this former cluster, as list shows it."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Delete older backups, older parts of the archive, and files that nothing needs any more."""
-    if keep is None and archive_hours is None:
-        raise typer.BadParameter("give --keep, --archive-hours, or both")
-    gone, files = asyncio.run(backups.prune(backups.open_store(target), keep, archive_hours=archive_hours))
+    if keep is None and archive_hours is None and drop_archive is None:
+        raise typer.BadParameter("give --keep, --archive-hours or --drop-archive")
+    store = backups.open_store(target)
+    gone, files = asyncio.run(backups.prune(store, keep, archive_hours=archive_hours, drop_archive=drop_archive))
     if json:
         print_json({"deleted": gone, "files": files})
     else:
@@ -219,6 +235,9 @@ def restore(
     archive: Annotated[
         str | None, typer.Option("--archive", help="Which cluster's, if several are archived at the target.")
     ] = None,
+    indexes: Annotated[
+        bool, typer.Option("--indexes/--no-indexes", help="Use the backup's index files, for as many shards as it had.")
+    ] = True,
     scratch: Annotated[
         str | None,
         typer.Option("--scratch", help="A directory with room for all documents twice, for --at and --index."),
@@ -243,7 +262,7 @@ def restore(
         with _shown(json) as shown:
             task, progress = _counting(shown)
             if instant is None and not index:
-                return await backups.restore(client, store, backup, timeout=timeout, progress=progress)
+                return await backups.restore(client, store, backup, indexes=indexes, timeout=timeout, progress=progress)
             return await backups.restore_at(
                 client, store, instant, indexes=_indexes(index) if index else None, archive=archive, scratch=scratch,
                 timeout=timeout, told=lambda text: shown.update(task, description=text), progress=progress,
@@ -255,8 +274,16 @@ def restore(
         print_json({**msgspec.structs.asdict(done), "seconds": round(seconds, 3)})
     else:
         what = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
-        notes.print(
-            f"{what} is restored: {done.documents} documents in {seconds:.1f} s; every collection has "
-            "the digest that was recorded",
-            markup=False,
-        )
+        _told_of(done, what, seconds)
+
+
+def _told_of(done: backups.Restored, what: str, seconds: float) -> None:
+    notes.print(
+        f"{what} is restored: {done.documents} documents in {seconds:.1f} s; every collection has "
+        "the digest that was recorded",
+        markup=False,
+    )
+    if done.indexed:
+        notes.print(f"{done.indexed} of them are searched by index files of the backup", markup=False)
+    for line in done.built:
+        notes.print(f"built anew is the index of {line}", markup=False, soft_wrap=True)

@@ -8,8 +8,11 @@ import msgspec
 import typer
 
 import needle
+from needle.base.collection_sizes import CollectionSize, IndexProgress
+from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument, NeedleError
-from needle.base.model import INDEX_WORDS, CollectionSize, CollectionSpec, IndexParams, IndexProgress, Metric
+from needle.base.model import INDEX_WORDS, CollectionSpec, IndexParams, Metric
+from needle.base.text import LANGUAGES
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 from needle.client import CollectionDescription
 from needle.client.values import check_index
@@ -98,6 +101,14 @@ def create(
             "--model", metavar="MODEL", help="Whose vectors of texts it holds, as wordllama; with --like '': none."
         ),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="FIELD", help="By which text `--keywords` finds; with --like '': none."),
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help=f"Of --text (english): {', '.join(LANGUAGES)}.")
+    ] = None,
+    dtype: Annotated[DType | None, typer.Option("--dtype", help="As which numbers vectors are kept (float32).")] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -113,16 +124,31 @@ def create(
     given = {name: value for name, value in said.items() if value is not None}
 
     async def work(client: needle.Client) -> None:
-        base = check_index(kind)
-        if like is not None and kind is None and given:
-            base = (await client.describe_collection(like)).index
-        index = msgspec.structs.replace(base, **given) if given or kind else None
+        index = await _index(client, kind, given, like)
+        field = _text(text, language)
         await client.create_collection(
-            name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, model=model, like=like
-        )
+            name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, model=model, dtype=dtype, text=field,
+            like=like,
+        )  # fmt: skip
 
     run(cluster, work)
     notes.print(f"created {name}", markup=False)
+
+
+async def _index(
+    client: needle.Client, kind: str | None, given: dict[str, int], like: str | None
+) -> IndexParams | None:
+    """Of a new collection; None: as usual, or as that of the other."""
+    base = check_index(kind)
+    if like is not None and kind is None and given:
+        base = (await client.describe_collection(like)).index
+    return msgspec.structs.replace(base, **given) if given or kind else None
+
+
+def _text(field: str | None, language: str | None) -> dict[str, str] | str | None:
+    if language is not None and not field:
+        raise typer.BadParameter("--language is that of a --text")
+    return {"field": field, "language": language} if field and language else field
 
 
 def drop(
@@ -157,9 +183,11 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ("aliases", ", ".join(found.aliases) or "none"),
         ("dimensions", str(found.dimensions)),
         ("metric", str(found.metric)),
+        ("dtype", str(found.dtype)),
         ("index", _in_words(found.index)),
         *(_of_files(found.index, found.size.index) if found.size is not None else ()),
         ("model", found.model or "none"),
+        ("text", "none" if found.text is None else f"{found.text.field} ({found.text.language})"),
         ("ttl", "none" if found.ttl is None else f"{found.ttl:g} s"),
         ("documents", str(found.documents)),
         *(

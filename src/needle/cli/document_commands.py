@@ -82,6 +82,9 @@ def search(
     vector: Annotated[
         str | None, typer.Option("--vector", help="Search by the vector in this .npy file; - reads standard input.")
     ] = None,
+    keywords: Annotated[
+        str | None, typer.Option("--keywords", help="Find documents that have these words, where there is a text.")
+    ] = None,
     like: Like = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
     offset: Offset = 0,
@@ -102,14 +105,14 @@ def search(
     timeout: Timeout = 10.0,
     json: Json = False,
 ) -> None:
-    """Find the documents nearest to words, to a vector or to a document."""
-    if [words, vector, like].count(None) != 2:
-        raise typer.BadParameter("give either words or --vector FILE, or --like ID")
+    """Find the documents nearest to words by their meaning, to a vector or to a document, or those that have words."""
+    if [words, vector, keywords, like].count(None) != 3:
+        raise typer.BadParameter("give either words, --keywords WORDS, --vector FILE, or --like ID")
     condition, paths = filter_option("--filter", filter), paths_option(fields)
     options: dict[str, Any] = {
-        "text": words, "like": like, "offset": offset, "max_distance": max_distance, "min_score": min_score,
-        "fields": paths, "group_by": group_by, "group_size": group_size, "diversify": diversify, "order_by": order_by,
-        "descending": descending, "exact": exact, "explain": explain,
+        "text": words, "keywords": keywords, "like": like, "offset": offset, "max_distance": max_distance,
+        "min_score": min_score, "fields": paths, "group_by": group_by, "group_size": group_size,
+        "diversify": diversify, "order_by": order_by, "descending": descending, "exact": exact, "explain": explain,
     }  # fmt: skip
     query = None if vector is None else read_query_vector(vector)
     if words is not None:
@@ -124,11 +127,13 @@ def search(
     if json:
         print_json({"hits": hits, "explained": hits.explained} if explain else hits)
     else:
-        _show(hits, group_by, mode, seconds, explain=explain)
+        _show(hits, group_by, mode, seconds, explain=explain, scores=keywords is not None)
 
 
-def _show(hits: needle.Hits, group_by: str | None, mode: ReadMode, seconds: float, *, explain: bool) -> None:
-    console.print(_table_of(hits, group_by))
+def _show(
+    hits: needle.Hits, group_by: str | None, mode: ReadMode, seconds: float, *, explain: bool, scores: bool
+) -> None:
+    console.print(_table_of(hits, group_by, scores=scores))
     if explain:
         console.print(explained(hits.explained))
         for one in remarks(hits.explained):
@@ -137,11 +142,16 @@ def _show(hits: needle.Hits, group_by: str | None, mode: ReadMode, seconds: floa
     notes.print(f"{found}, {mode} read, {seconds * 1000:.1f} ms", markup=False)
 
 
-def _table_of(hits: needle.Hits, group_by: str | None) -> Table:
-    rows = table(*([group_by] if group_by else []), "distance", "id", "metadata")
+def _table_of(hits: needle.Hits, group_by: str | None, *, scores: bool) -> Table:
+    rows = table(*([group_by] if group_by else []), "score" if scores else "distance", "id", "metadata")
     for hit in hits:
         told = brief(hit.metadata, 200) if hit.metadata is not None else ""
-        rows.add_row(*([brief(hit.group, 80)] if group_by else []), f"{hit.distance:.4f}", visible(hit.id), told)
+        rows.add_row(
+            *([brief(hit.group, 80)] if group_by else []),
+            f"{hit.score if scores else hit.distance:.4f}",
+            visible(hit.id),
+            told,
+        )
     return rows
 
 

@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 import needle
+from needle.base.dtypes import DType
 from needle.base.errors import CollectionNotFound, InvalidArgument
 from needle.base.model import Metric
 from needle.cli.common import (
@@ -150,6 +151,12 @@ def _check_fits(there: CollectionDescription | None, source: Source, metric: Met
     if metric is not None and there.metric != metric:
         raise InvalidArgument(
             f"the source's metric is {metric}; that of collection {there.name} is {there.metric}", field="collection"
+        )
+    if there.dtype is not DType.FLOAT32:
+        raise InvalidArgument(
+            f"collection {there.name} keeps vectors as {there.dtype}, which are not those of the source any more: "
+            "import into one of float32",
+            field="collection",
         )
     if there.ttl is not None:
         raise InvalidArgument(

@@ -3,12 +3,16 @@
 from needle.client.changes import ScanPage
 from needle.client.client import Client
 from needle.client.document_calls import Facet, Hits, PartialHits
+from needle.client.feed import Change, Changes
+from needle.client.feed_sync import SyncChanges
 from needle.client.keys import ApiKey, NewApiKey
 from needle.client.naming import CollectionDescription
 from needle.client.sync import SyncClient
 
 __all__ = [
     "ApiKey",
+    "Change",
+    "Changes",
     "Client",
     "CollectionDescription",
     "Facet",
@@ -16,5 +20,6 @@ __all__ = [
     "NewApiKey",
     "PartialHits",
     "ScanPage",
+    "SyncChanges",
     "SyncClient",
 ]

@@ -27,15 +27,19 @@ def hits(batch: HitBatch) -> list[Hit]:
     """The rows of a search's answer. The score follows from the distance and the metric."""
     count, parse = len(batch.ids), _parse.decode
     metadata: list[Any] = [parse(one) if one else None for one in batch.metadata] or [None] * count
+    scores = scores_of(batch.distances, batch.metric)
+    columns = zip(batch.ids, batch.distances, scores, metadata, batch.versions, strict=True)
+    if not batch.vectors and not batch.groups:  # as most are: what each hit has by default costs time, too
+        return [
+            Hit(id=name, distance=distance, score=score, metadata=told, version=version)
+            for name, distance, score, told, version in columns
+        ]
     vectors: Any = _rows(batch.vectors, count)
     groups: list[Any] = batch.groups or [None] * count
-    columns = zip(
-        batch.ids, batch.distances, scores_of(batch.distances, batch.metric), metadata, batch.versions,
-        [None] * count if vectors is None else vectors, groups, strict=True,
-    )  # fmt: skip
+    more = zip(columns, [None] * count if vectors is None else vectors, groups, strict=True)
     return [
         Hit(id=name, distance=distance, score=score, metadata=told, version=version, vector=vector, group=group)
-        for name, distance, score, told, version, vector, group in columns
+        for (name, distance, score, told, version), vector, group in more
     ]
 
 

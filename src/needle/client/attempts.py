@@ -7,7 +7,7 @@ twice. It is given up for another leader that was elected after it was sent. Kno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from needle.base.errors import NeedleError
@@ -81,29 +81,27 @@ class Unanswered:
     old, the nodes are asked what became of the leader, once for all that wait."""
 
     def __init__(self, directory: Directory) -> None:
+        self.caller = directory.caller
         self._directory = directory
         self._asked: dict[_Asked, None] = {}  # the oldest first
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
 
-    async def call(self, address: str, method: str, body: Body, seconds: float) -> Payload | None:
+    def call(self, address: str, method: str, body: Body, seconds: float) -> Coroutine[Any, Any, Payload | None]:
         """The answer of the node at `address`, the leader. None if it was given up: another node was elected leader."""
-        loop, directory = asyncio.get_running_loop(), self._directory
-        task = asyncio.current_task(loop)
-        cancelled = 0 if task is None else task.cancelling()
-        asked = _Asked(address, loop.time(), directory.term, task)
+        return call_watched((self,), address, method, body, seconds)
+
+    def begin(self, address: str, task: asyncio.Task[Any] | None, now: float, seconds: float) -> _Asked:
+        """A request is sent to the node at `address`, the leader, by `task`. Call `end` once it was answered."""
+        asked = _Asked(address, now, self._directory.term, task)
         self._asked[asked] = None
         if self._timer is None and self._watch is None and seconds > PATIENCE_SECONDS:
-            self._timer = loop.call_later(PATIENCE_SECONDS, self._look)
-        try:
-            return await directory.caller.call(address, method, body, seconds)
-        except asyncio.CancelledError:
-            # As asyncio.timeout(None) tells its own end from that of its caller, for a tenth of the time.
-            if asked.given_up and task is not None and task.uncancel() <= cancelled:
-                return None
-            raise
-        finally:
-            self._asked.pop(asked, None)
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._look)
+        return asked
+
+    def end(self, asked: _Asked) -> None:
+        """It is not waited for any more."""
+        self._asked.pop(asked, None)
 
     def _look(self) -> None:
         """Watch over the oldest request, or come back when it is old."""
@@ -136,3 +134,25 @@ class Unanswered:
             if asked in self._asked and directory.leader not in (None, asked.address) and directory.term > asked.term:
                 del self._asked[asked]
                 asked.give_up()
+
+
+async def call_watched(
+    watches: Sequence[Unanswered], address: str, method: str, body: Body, seconds: float
+) -> Payload | None:
+    """The answer of the node at `address`, which leads the groups of all `watches`. None if it was given up: another
+    node was elected leader of one of them."""
+    loop = asyncio.get_running_loop()
+    task, now = asyncio.current_task(loop), loop.time()
+    cancelled = 0 if task is None else task.cancelling()
+    asked = [watch.begin(address, task, now, seconds) for watch in watches]
+    try:
+        return await watches[0].caller.call(address, method, body, seconds)
+    except asyncio.CancelledError:
+        # As asyncio.timeout(None) tells its own end from that of its caller, for a tenth of the time.
+        given_up = sum(one.given_up for one in asked)
+        if given_up and task is not None and [task.uncancel() for _ in range(given_up)][-1] <= cancelled:
+            return None
+        raise
+    finally:
+        for watch, one in zip(watches, asked, strict=True):
+            watch.end(one)

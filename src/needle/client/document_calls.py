@@ -12,21 +12,14 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from needle.base.collection_sizes import CollectionSize
 from needle.base.errors import CollectionNotFound, NeedleError
 from needle.base.explain import ShardExplanation
 from needle.base.filters.ordering import ScanOrder
-from needle.base.model import (
-    CollectionSize,
-    CollectionSpec,
-    Hit,
-    HitBatch,
-    IndexParams,
-    ReadMode,
-    SearchRequest,
-    WriteResult,
-)
+from needle.base.model import CollectionSpec, Hit, HitBatch, IndexParams, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.embedding import Embedder
+from needle.client.feed_calls import FeedCalls
 from needle.client.where import OnProgress
 from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, ScanPin
 from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
@@ -238,6 +231,10 @@ class DocumentCalls(Protocol):
         session: bool = False,
     ) -> ScanAnswer:
         """A page of documents in the order of their ids, or of a field; see `calls.ScanCall`."""
+        ...
+
+    def feeding(self) -> FeedCalls:
+        """What a change feed asks of the shards."""
         ...
 
     async def get(

@@ -8,11 +8,12 @@ acknowledged after quorum commit and apply, and executed exactly once even when 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import msgspec
 
+from needle.base.dtypes import DType
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
 from needle.base.filters.builder import field_path
 from needle.base.model import (
@@ -23,6 +24,8 @@ from needle.base.model import (
     ReadMode,
     WriteResult,
 )
+from needle.base.text import TextField
+from needle.base.text_checks import text_field
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
 from needle.client.columns import Columns, Documents, as_columns
@@ -260,6 +263,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         index: IndexParams | str | None = None,
         ttl: Any = None,
         model: str | None = None,
+        text: TextField | Mapping[str, Any] | str | None = None,
+        dtype: DType | str | None = None,
         like: str | None = None,
         if_absent: bool = False,
         timeout: Seconds = TIMEOUT,
@@ -268,10 +273,12 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         "hnsw_sq8", a preset such as "high_recall", or both as "hnsw_sq8:high_recall" (docs/index-selection.md). ttl:
         seconds (or a timedelta) after its last write at which a document is deleted, unless that write named an
         `expires_at`. model: the name of the model whose vectors of texts it holds, such as "wordllama"; methods take
-        `text` then, and `dimensions` may be left out if the client knows the model. like: a collection, or an alias of
-        one, whose settings it gets where no other is named, with its declared indexes of fields; no documents. With it,
-        ttl=0 and model="" are none. Raises CollectionExists, unless if_absent and the one there is equal;
-        CollectionNotFound for `like`."""
+        `text` then, and `dimensions` may be left out if the client knows the model. text: by which text documents
+        are found with `search(keywords=...)`: a field of metadata, or {"field": ..., "language": ...}. dtype: as which
+        numbers vectors are kept: "float32", which is usual, "float16" or "int8" (docs/index-selection.md). like: a
+        collection, or an alias of one, whose settings it gets where no other is named, with its declared indexes of
+        fields; no documents. With it, ttl=0, model="" and text="" are none. Raises CollectionExists, unless if_absent
+        and the one there is equal; CollectionNotFound for `like`."""
         named = values.check_name(name, "name")
         given: dict[str, Any] = {
             "dimensions": None if dimensions is None else values.check_count(dimensions, "dimensions"),
@@ -279,10 +286,13 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
             "index": None if index is None else values.check_index(index),
             "ttl": None if ttl is None else values.check_ttl(ttl, *([] if like is None else [0.0])),
             "model": None if model is None else check_model(model),
+            "dtype": None if dtype is None else values.choose(dtype, DType, "dtype"),
         }
         if given["dimensions"] is None and model and like is None:
             given["dimensions"] = dimensions_of(model, self.embedder)
         said = {field: value for field, value in given.items() if value is not None}
+        if text is not None:
+            said["text"] = text_field(text)
         absent, seconds = values.check_flag(if_absent, "if_absent"), values.check_timeout(timeout)
         if like is None:
             if "dimensions" not in said:

@@ -106,7 +106,7 @@ class GroupClient:
         self._directory = directory
         self._caller = directory.caller
         self._rng = rng
-        self._unanswered = Unanswered(directory)
+        self.unanswered = Unanswered(directory)
         self._numbers: WriteNumbers | None = None
         self._opening: asyncio.Task[WriteNumbers] | None = None
 
@@ -120,6 +120,11 @@ class GroupClient:
     def forget_leader(self) -> None:
         """Ask who leads before the next call."""
         self._directory.leader = None
+
+    def leads_at(self) -> str | None:
+        """The address of the leader, if it is known and connected: it can be asked without waiting for anything."""
+        address = self._directory.leader
+        return address if address is not None and self._caller.connected(address) else None
 
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult:
@@ -181,6 +186,17 @@ class GroupClient:
         answers."""
         return self._ask_leader(method, make_body, Attempts(timeout, final))
 
+    async def ask_leader_after(
+        self, error: NeedleError | None, address: str, method: str, make_body: MakeBody, timeout: float
+    ) -> Payload:
+        """As `ask_leader`, after the node at `address` was asked together with other groups and has not answered for
+        this one. error: why; None if that says nothing."""
+        attempts = Attempts(timeout)
+        attempts.sent = True
+        if error is not None:
+            await self._after(error, address, attempts)
+        return await self._ask_leader(method, make_body, attempts)
+
     async def leaders_status(self, timeout: float) -> RaftStatus:
         """How the group is, as its leader says. Any node answers, so who leads no more is not taken for the leader;
         while nobody leads until the end of `timeout`, what was heard last is returned. Raises as `ask_leader`."""
@@ -216,7 +232,7 @@ class GroupClient:
                     continue  # finding the leader and connecting took all the time there was
                 body = make_body(left)
                 attempts.sent = True
-                answer = await self._unanswered.call(address, method, body, left)
+                answer = await self.unanswered.call(address, method, body, left)
                 if answer is not None:
                     return answer
                 attempts.unknown = True
@@ -236,8 +252,8 @@ class GroupClient:
         if isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded | StorageError | Internal):
             attempts.unknown |= attempts.sent
         attempts.last = error
-        if isinstance(error, attempts.final):
-            raise error
+        if isinstance(error, attempts.final) and not isinstance(error, NotLeader):
+            raise error  # who does not lead has no answer
         if not error.retryable and not isinstance(error, OutcomeUnknown | DiskFailed):
             raise error  # a node whose disk failed ends; another will lead
         if isinstance(error, DeadlineExceeded) and attempts.sent:

@@ -22,7 +22,7 @@ from needle.client.changes import TIMEOUT, FilterLike
 from needle.client.shards import OverShards, ask_leader
 from needle.client.values import Seconds
 from needle.protocol import calls
-from needle.protocol.catalog_commands import CreateKey, LimitKey, RevokeKey
+from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
 from needle.protocol.probe_calls import CLOCK, ClockCall
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import msgspec
 
+from needle.base.collection_sizes import CollectionSize, FieldIndex
+from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import field_path
-from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric, ReadMode, WriteResult
+from needle.base.model import IndexParams, Metric, ReadMode, WriteResult
+from needle.base.text import TextField
 from needle.client import values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.document_calls import Held, OverDocuments, find_collection
@@ -24,7 +27,8 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What there is to know of a collection. id: tells it from others of its name, before and after it. shards: how
     many documents each shard holds; sizes: how large it is in each, but for those whose node is of a release that does
     not say. size: in all shards, None if one did not say. aliases: its other names. ttl: seconds that a document lives
-    after its last write, None if that has no end. model: whose vectors of texts it holds, None if it names none.
+    after its last write, None if that has no end. model: whose vectors of texts it holds, None if it names none. text:
+    by which documents are found with keywords, None if it has none. dtype: as which type of numbers vectors are kept.
     fields: the declared indexes, by path, in all shards; none where no shard says sizes, as to an API key for some
     documents only, which `documents` counts. index: that it is to have; `size.index` says what its files are built as
     now."""
@@ -42,6 +46,8 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     size: CollectionSize | None = None
     fields: dict[str, FieldIndex] = {}
     model: str | None = None
+    text: TextField | None = None
+    dtype: DType = DType.FLOAT32
 
 
 class NamingMethods(OverDocuments):
@@ -160,4 +166,6 @@ def _description(
         size=sum(sizes.values(), CollectionSize()) if len(sizes) == len(held) else None,
         fields=_fields(info.fields, held) if sizes or not held else {},
         model=spec.model or None,
+        text=spec.text,
+        dtype=spec.dtype,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import is_
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,7 +13,8 @@ import numpy as np
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.builder import Filter, field_path
 from needle.base.model import SearchRequest
-from needle.base.plain import refused
+from needle.base.plain import refused, text
+from needle.base.text import KEYWORDS_BYTES_MAX
 from needle.client import values
 
 POOL_MIN, POOL_MAX = 100, 1000
@@ -34,6 +36,7 @@ class Narrow(NamedTuple):
     pool: Any = None
     order_by: Any = None
     descending: Any = False
+    keywords: Any = None
 
 
 EVERYTHING = Narrow()
@@ -52,13 +55,18 @@ def search_request(
     narrow: Narrow = EVERYTHING,
 ) -> SearchRequest:
     """A search as the wire has it. Raises InvalidArgument."""
+    if narrow.keywords is not None:
+        _check_by_words(query, exact, ef_search, narrow)
+        query = ()
     if narrow.like is not None and query is not None and values.check_id(narrow.like, "like"):
         raise InvalidArgument("give either a query, or the id of a document that hits are to be like", field="like")
     if narrow.like is None and query is None:
-        raise InvalidArgument("give a vector, a text, or the id of a document that hits are to be like", field="query")
+        raise InvalidArgument(
+            "give a vector, a text, keywords, or the id of a document that hits are to be like", field="query"
+        )
     request = SearchRequest(
         collection=values.check_name(collection),
-        vector=b"" if narrow.like is not None else values.vector_bytes(query, "query"),
+        vector=b"" if narrow.like is not None or narrow.keywords is not None else values.vector_bytes(query, "query"),
         k=values.check_count(k, "k"),
         filter=b"" if filter is None else values.filter_bytes(filter),
         with_metadata=values.check_flag(with_metadata, "with_metadata"),
@@ -66,7 +74,8 @@ def search_request(
         exact=values.check_flag(exact, "exact"),
         ef_search=values.check_count(ef_search, "ef_search", 0),
     )
-    return request if narrow is EVERYTHING else _narrowed(request, narrow)
+    # By identity: what is only equal to a default, as False to 0, is still to be judged.
+    return request if all(map(is_, narrow, EVERYTHING)) else _narrowed(request, narrow)
 
 
 def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
@@ -87,9 +96,27 @@ def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
         explain=values.check_flag(narrow.explain, "explain"),
         group_by=group_by,
         group_size=size,
+        keywords="" if narrow.keywords is None else _keywords(narrow.keywords),
         **_ordered(narrow),
     )
     return _diversified(request, narrow)
+
+
+def _check_by_words(query: Any, exact: bool, ef_search: int, narrow: Narrow) -> None:
+    """What is about distances, or vectors, means nothing for words."""
+    beside = {"query": query, "like": narrow.like, "max_distance": narrow.max_distance, "group_by": narrow.group_by,
+              "diversify": narrow.diversify, "exact": exact or None, "ef_search": ef_search or None}  # fmt: skip
+    for field, value in beside.items():
+        if value is not None:
+            shown = "given" if field == "query" else value
+            raise invalid(field, shown, "left out with keywords, which find by words and not by a vector")
+
+
+def _keywords(value: Any) -> str:
+    words = text(value, "keywords", "a text that is not empty")
+    if len(words.encode()) > KEYWORDS_BYTES_MAX:
+        raise invalid("keywords", words, f"at most {KEYWORDS_BYTES_MAX} bytes of UTF-8")
+    return words
 
 
 def _ordered(narrow: Narrow) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from needle.client.measuring import measure
 from needle.client.shards import ClusterShards, OverShards
 from needle.client.values import Seconds
 from needle.protocol import calls
-from needle.protocol.catalog_commands import AskRebalance, DrainNode, StartRebalance
+from needle.protocol.catalog_commands import EMPTIES, AskRebalance, DrainNode, StartRebalance
 from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
 from needle.routing.jobs import Job, Progress, RebalanceConfig, check_over
 from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
@@ -62,14 +62,12 @@ class RebalanceMethods(OverShards):
         return await self._start(_checked(wish), config, seconds)
 
     async def _start(self, wish: Wish, config: RebalanceConfig | None, seconds: float) -> int:
-        if config is not None and not isinstance(config, RebalanceConfig):
-            raise InvalidArgument(f"config is a RebalanceConfig, not a {type(config).__name__}", field="config")
+        made = _config(config)
         await check_idle(self._shards, seconds)
         plan = await self._plan(wish, seconds)
         if why := plan.missing():
             raise Unavailable(f"nothing can be moved now: {why}")
-        command = StartRebalance(wish, config or RebalanceConfig())
-        return (await self._shards.command(command, seconds)).version
+        return (await self._shards.command(StartRebalance(wish, made), seconds)).version
 
     async def add_shard(self, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT) -> int:
         """Have the cluster serve one shard more, with its fair share of the keys; under the strategy range, of what can
@@ -133,13 +131,18 @@ class RebalanceMethods(OverShards):
         `remove_node` has the cluster forget it, `undrain_node` use it again. As `start_rebalance`; raises Unavailable,
         and changes nothing, if no other node can take a replica."""
         seconds, name = values.check_timeout(timeout), values.check_id(node, "node")
-        await check_idle(self._shards, seconds)
+        made = _config(config)
+        now = await self._shards.confirmed(seconds)
+        check_over(now.rebalance)
         plan = await self._plan(Wish(drain=(name,), balance=False), seconds)
         if why := plan.missing(unmet=True):
             raise Unavailable(f"{name} cannot be emptied: {why}")
+        if now.cluster_version >= EMPTIES:
+            start = StartRebalance(Wish(balance=False), made, empty=name)
+            return (await self._shards.command(start, seconds)).version
         await self._shards.command(DrainNode(name, True), seconds)
         try:
-            return await self._start(Wish(balance=False), config, seconds)
+            return await self._start(Wish(balance=False), made, seconds)
         except InvalidArgument as error:  # somebody else was quicker, and that one empties the node, too
             left = f"{error.message}; {name} is to be emptied from now on, until `needle node drain {name} --undo`"
             raise InvalidArgument(left, **error.details) from error
@@ -195,6 +198,13 @@ async def stats_of(caller: Caller, shards: ClusterShards, seconds: float) -> Reb
 async def check_idle(shards: ClusterShards, seconds: float) -> None:
     """Raises InvalidArgument while a rebalance is not over."""
     check_over((await shards.confirmed(seconds)).rebalance)
+
+
+def _config(config: RebalanceConfig | None) -> RebalanceConfig:
+    """Raises InvalidArgument."""
+    if config is not None and not isinstance(config, RebalanceConfig):
+        raise InvalidArgument(f"config is a RebalanceConfig, not a {type(config).__name__}", field="config")
+    return config or RebalanceConfig()
 
 
 def wish_to_split(now: Topology, shard: int) -> Wish:

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from needle.base.errors import InvalidArgument
 from needle.base.model import HitBatch, ReadMode, SearchRequest
 from needle.base.runtime import beside
 from needle.client import answers, values
 from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
+from needle.client.hybrid import EVEN, RRF, candidates, check_fusion, fused, together
 from needle.client.narrowed import Narrow, search_request
 from needle.client.texts import vector_of, vectors_of
 from needle.client.values import Reading, Seconds
@@ -38,6 +40,7 @@ class SearchMethods(OverDocuments):
         *,
         like: str | None = None,
         text: str | None = None,
+        keywords: str | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -62,26 +65,75 @@ class SearchMethods(OverDocuments):
         """The k nearest documents, nearest first, ties by id; fewer if fewer match.
 
         query: `dimensions` numbers. text: instead, what these are made of, by the model that the collection names, as
-        in `insert`. like: instead, the id of a document whose vector is meant; it is no hit itself; DocumentNotFound if
-        there is none. filter: a Filter or its dict form; one that pins the shard key asks the owning shards only.
-        fields: the paths of metadata that come back, such as ["title", "author.name"]; None for all of it.
-        max_distance, min_score: leave out hits that are farther, or score less (see Hit). offset: leave out the first
-        ones; with k at most 10,000 together. group_by: a field: the k values with the nearest documents, and of each
-        the group_size nearest that have it, group by group (Hit.group); k and offset count groups then. diversify: hits
-        that are unlike each other, chosen of the `pool` nearest: 0 is as without it, 1 as different as can be.
-        order_by: the hits that there are, in the order of a field, or from its greatest value. exact: score every
-        vector instead of using the index. ef_search: accuracy of the index, 0 for the collection's own. explain: tell
-        in `explained` of the hits how each shard found them. session: an eventual read that sees this client's own
-        writes and never goes back. max_staleness: seconds, for eventual reads; TooStale otherwise."""
+        in `insert`. keywords: instead, words: the documents whose text has them, by BM25, which is Hit.score; of a
+        collection that names a `text` (docs/text-search.md). like: instead, the id of a document whose vector is meant;
+        it is no hit itself; DocumentNotFound if there is none. filter: a Filter or its dict form; one that pins the
+        shard key asks the owning shards only. fields: the paths of metadata that come back, such as ["title",
+        "author.name"]; None for all of it. max_distance, min_score: leave out hits that are farther, or score less (see
+        Hit). offset: leave out the first ones; with k at most 10,000 together. group_by: a field: the k values with the
+        nearest documents, and of each the group_size nearest that have it, group by group (Hit.group); k and offset
+        count groups then. diversify: hits that are unlike each other, chosen of the `pool` nearest: 0 is as without it,
+        1 as different as can be. order_by: the hits that there are, in the order of a field, or from its greatest
+        value. exact: score every vector instead of using the index. ef_search: accuracy of the index, 0 for the
+        collection's own. explain: tell in `explained` of the hits how each shard found them. session: an eventual read
+        that sees this client's own writes and never goes back. max_staleness: seconds, for eventual reads; TooStale
+        otherwise."""
         narrow = Narrow(
             fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool, order_by,
-            descending,
+            descending, keywords,
         )  # fmt: skip
-        query, timeout = await self._query(query, text, collection, timeout, mode)
+        if text is not None:
+            query, timeout = await self._query(query, text, collection, timeout, mode)
         request = search_request(
             query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
         return await self._search(request, values.reading(mode, session, max_staleness), timeout)
+
+    async def hybrid_search(
+        self,
+        vector: Any = None,
+        keywords: str | None = None,
+        k: int = 10,
+        filter: FilterLike = None,
+        *,
+        text: str | None = None,
+        fusion: RRF = EVEN,
+        pool: int | None = None,
+        mode: ReadMode | str = ReadMode.STRONG,
+        collection: str = DEFAULT_COLLECTION,
+        with_metadata: bool = True,
+        with_vectors: bool = False,
+        fields: Iterable[str] | None = None,
+        offset: int = 0,
+        exact: bool = False,
+        ef_search: int = 0,
+        explain: bool = False,
+        session: bool = False,
+        max_staleness: Seconds | None = None,
+        timeout: Seconds = TIMEOUT,
+    ) -> Hits:
+        """The k best of two searches at once, for the documents near to a vector and for those with the words of
+        `keywords`: by reciprocal rank fusion, which makes Hit.score; ties by id. Hit.ranks is where a hit stands among
+        the `pool` first of each, by the vector and by the words (docs/text-search.md). text: instead of the vector.
+        fusion: its k, and the weights of both. filter: of both searches. The rest as of `search`; explain: of both, the
+        vector's first."""
+        weighed, (count, left_out, size) = check_fusion(fusion), candidates(k, offset, pool)
+        if keywords is None:
+            raise InvalidArgument("give keywords, or search by the vector alone", field="keywords")
+        vector, timeout = await vector_of(
+            self.embedder, self._documents, vector, text, collection, timeout, mode, "vector"
+        )
+        asked = size, filter, collection, with_metadata, with_vectors
+        near = search_request(vector, *asked, exact, ef_search, narrow=Narrow(fields, explain=explain))
+        words = search_request(None, *asked, False, 0, narrow=Narrow(fields, explain=explain, keywords=keywords))
+        reading = values.reading(mode, session, max_staleness)
+        (documents, one), (_, other) = await together(
+            self._find(near, reading, timeout), self._find(words, reading, timeout)
+        )
+        found = fused(one.batch, other.batch, weighed, count, left_out)
+        hits = await made(documents, one.size + other.size, _hits, found.batch)
+        ranked = [msgspec.structs.replace(hit, ranks=ranks) for hit, ranks in zip(hits, found.ranks, strict=True)]
+        return Hits(ranked, [*one.batch.explained, *other.batch.explained])
 
     async def search_many(
         self,
@@ -199,6 +251,7 @@ class SearchMethods(OverDocuments):
         *,
         like: str | None = None,
         text: str | None = None,
+        keywords: str | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -232,6 +285,7 @@ class SearchMethods(OverDocuments):
             pool,
             order_by,
             descending,
+            keywords,
         )
         query, timeout = await vector_of(
             self.embedder, self._documents, query, text, collection, timeout, mode, "query"

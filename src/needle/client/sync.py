@@ -17,6 +17,7 @@ from typing import Any
 
 from needle.base.errors import ClientClosed
 from needle.client.client import Client
+from needle.client.feed_sync import SyncChanges
 from needle.client.loop_thread import LoopThread
 from needle.client.scanning import Batch, SyncScan
 
@@ -121,6 +122,11 @@ class SyncClient:
 
         return SyncScan(read, begun.place, end)
 
+    def changes(self, *args: Any, **options: Any) -> SyncChanges:
+        """See Client.changes, whose signature and docstring this gets below."""
+        client, thread = self._here()
+        return SyncChanges(client.changes(*args, **options), thread)
+
     def __enter__(self) -> SyncClient:
         return self
 
@@ -137,8 +143,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+_ITERATORS = {"scan": SyncClient.scan, "changes": SyncClient.changes}
+
 for _name in method_names():
-    setattr(SyncClient, _name, _as(_name, SyncClient.scan) if _name == "scan" else _face(_name))
+    setattr(SyncClient, _name, _as(_name, _ITERATORS[_name]) if _name in _ITERATORS else _face(_name))
 
 
 def sync_client(make: Callable[[], Coroutine[Any, Any, Client]]) -> SyncClient:

@@ -4,17 +4,21 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from needle.base.access import Role
+from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
 from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
+from needle.client.feed_sync import SyncChanges
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
+from needle.client.hybrid import RRF
 from needle.client.keys import ApiKey, NewApiKey
 from needle.client.loop_thread import LoopThread
 from needle.client.naming import CollectionDescription
@@ -148,6 +152,14 @@ class SyncClient:
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> SyncScan: ...
+    def changes(
+        self,
+        collection: str = ...,
+        *,
+        since: str = ...,
+        with_vectors: bool = ...,
+        timeout: Seconds = ...,
+    ) -> SyncChanges: ...
     def search(
         self,
         query: Any = ...,
@@ -156,6 +168,7 @@ class SyncClient:
         *,
         like: str | None = ...,
         text: str | None = ...,
+        keywords: str | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_metadata: bool = ...,
@@ -170,6 +183,29 @@ class SyncClient:
         pool: int | None = ...,
         order_by: str | None = ...,
         descending: bool = ...,
+        exact: bool = ...,
+        ef_search: int = ...,
+        explain: bool = ...,
+        session: bool = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
+    ) -> Hits: ...
+    def hybrid_search(
+        self,
+        vector: Any = ...,
+        keywords: str | None = ...,
+        k: int = ...,
+        filter: FilterLike = ...,
+        *,
+        text: str | None = ...,
+        fusion: RRF = ...,
+        pool: int | None = ...,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_metadata: bool = ...,
+        with_vectors: bool = ...,
+        fields: Iterable[str] | None = ...,
+        offset: int = ...,
         exact: bool = ...,
         ef_search: int = ...,
         explain: bool = ...,
@@ -251,6 +287,7 @@ class SyncClient:
         *,
         like: str | None = ...,
         text: str | None = ...,
+        keywords: str | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_metadata: bool = ...,
@@ -428,6 +465,8 @@ class SyncClient:
         index: IndexParams | str | None = ...,
         ttl: Any = ...,
         model: str | None = ...,
+        text: TextField | Mapping[str, Any] | str | None = ...,
+        dtype: DType | str | None = ...,
         like: str | None = ...,
         if_absent: bool = ...,
         timeout: Seconds = ...,

@@ -29,17 +29,21 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from needle.base.access import Role
+from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import FilterLike, ScanPage
 from needle.client.client import Client
 from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
+from needle.client.feed_sync import SyncChanges
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
+from needle.client.hybrid import RRF
 from needle.client.keys import ApiKey, NewApiKey
 from needle.client.loop_thread import LoopThread
 from needle.client.naming import CollectionDescription
@@ -108,7 +112,7 @@ def _is_overload(node: ast.AsyncFunctionDef | ast.FunctionDef) -> bool:
 def _stub(node: ast.AsyncFunctionDef | ast.FunctionDef) -> list[str]:
     arguments = node.args
     returns = ast.unparse(node.returns) if node.returns is not None else "None"
-    returns = "SyncScan" if returns == "Scan" else returns
+    returns = {"Scan": "SyncScan", "Changes": "SyncChanges"}.get(returns, returns)
     open_line = f"    def {node.name}("
     if _is_overload(node):
         # As in documents.py: a str is an iterable of str, but it means one id.

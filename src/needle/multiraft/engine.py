@@ -29,6 +29,7 @@ from needle.multiraft.config import HostConfig
 from needle.multiraft.counters import Counters
 from needle.multiraft.failpoints import Failpoint, no_failpoint
 from needle.multiraft.files import Files
+from needle.multiraft.gathering import Gathering
 from needle.multiraft.group import Group, Turn, Work, lost_state
 from needle.multiraft.inbound import Inbound
 from needle.multiraft.lives import Lives
@@ -105,6 +106,7 @@ class Engine:
         self._again = False
         self._timers = Timers(config.heartbeat_interval / _QUANTA_PER_HEARTBEAT)
         self._alarm = Alarm(self._on_alarm)
+        self.gathering = Gathering(self._run_turn)
         self._background = Background(self.background_failed)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -150,19 +152,14 @@ class Engine:
         self._check_running()
         if group in self.groups:
             raise invalid("group", group, "a group that is not open on this node yet")
-        opened = Opener(self.store, group, machine, self.node_id, self._files, self.failpoint).open(tuple(voters))
+        found = Opener(self.store, group, machine, self.node_id, self._files, self.failpoint).open(tuple(voters))
         log = self.store.group(group)
+        core, now, draw = self.config.core(self.node_id), self.clock.monotonic(), self._rng.random
         raft = Raft(
-            self.config.core(self.node_id),
-            log,
-            hard_state=opened.hard_state,
-            conf=opened.conf,
-            applied=opened.applied,
-            now=self.clock.monotonic(),
-            random_timeout=self._rng.random,
+            core, log, hard_state=found.hard_state, conf=found.conf, applied=found.applied, now=now, random_timeout=draw
         )
         replica = self.groups[group] = Group(self, group, raft, log, machine)
-        self._opened[group] = (opened.hard_state.term, log.last_index())
+        self._opened[group] = (found.hard_state.term, log.last_index())
         replica.set_quiesced()
         if replica.lost:
             replica.retire(self.clock.monotonic())
@@ -191,7 +188,7 @@ class Engine:
             self._again = True
         elif not self._scheduled and self._loop is not None:
             self._scheduled = True
-            self._loop.call_soon(self._run_turn)
+            self._loop.call_soon(self.gathering.due, self._loop)
 
     def post(self, group: GroupId, messages: tuple[Message, ...]) -> None:
         """Send these with the next loop turn."""
@@ -293,7 +290,7 @@ class Engine:
             self._after_sending(group.apply, batch)
         if self._in_turn:
             self._again = True
-        else:
+        elif not self._scheduled:  # else that turn takes this, too
             self._run_turn()
 
     def is_news(self, *what: object) -> bool:
@@ -364,7 +361,7 @@ class Engine:
     @property
     def lost(self) -> str:
         """Why no replica of this node may go on; "" if they may."""
-        return self.lives.identity.lost
+        return self.store.identity.lost
 
     def lose(self, reason: str) -> None:
         """This node lost what others count on: none of its replicas goes on, now or after a restart."""
@@ -384,11 +381,12 @@ class Engine:
 
     def find(self, group: GroupId) -> Group:
         """The replica. Raises Unavailable if it is not open here, or this stops; LostState."""
-        self._check_running()
+        if self.stopped:
+            self._check_running()
         found = self.groups.get(group)
-        if found is None and self.lost:  # it may have had one before
-            raise LostState(f"node {self.node_id} does not go on: {self.lost}", group=group)
         if found is None:
+            if self.lost:  # it may have had one before
+                raise LostState(f"node {self.node_id} does not go on: {self.lost}", group=group)
             raise Unavailable(f"{group_name(group)} has no replica on node {self.node_id}", group=group)
         return found
 

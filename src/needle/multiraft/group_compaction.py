@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Final, NamedTuple
 
 from needle.base.errors import NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import group_name
+from needle.multiraft.archives import Archives
 from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_records import StartRecord
@@ -25,27 +25,15 @@ from needle.multiraft.surroundings import Surroundings
 from needle.raft.state import Role
 
 _log = logging.getLogger("needle.multiraft")
-ARCHIVE_ACTIVE_SECONDS: Final = 60.0
-ARCHIVE_SECONDS: Final = 3600.0
-"""For an archive that has not asked for so long nothing is kept."""
-
-
-class Archived(NamedTuple):
-    """Up to where an archive of the log has it, until which clock of the leader that is all there was (microseconds
-    since 1970; 0: not yet), and when it said so (monotonic seconds)."""
-
-    last: int
-    until: int
-    asked: float
 
 
 class Compaction:
-    """See the module. running: the log is being cut. archived: what whoever archives the log told last."""
+    """See the module. running: the log is being cut. archives: what whoever archives the log told."""
 
     def __init__(self, group: Replica, host: Surroundings, snapshots: SnapshotTraffic, rebuild: Rebuild) -> None:
         """snapshots: keeps the log behind what it has exported. rebuild: is told of damage that a checkpoint finds."""
         self.running = False
-        self.archived: Archived | None = None
+        self.archives = Archives()
         self._group = group
         self._host = host
         self._snapshots = snapshots
@@ -98,14 +86,12 @@ class Compaction:
         return min(target, keep_after(self._members(), sizes, host.bounds), self._snapshots.floor)
 
     def _members(self) -> Iterator[Member]:
-        """Who may need the leader's log, other than itself: members, and an archive."""
+        """Who may need the leader's log, other than itself: members, and archives."""
         host, raft = self._host, self._group.raft
         if raft.role is not Role.LEADER:
             return
         now, within = host.clock.monotonic(), 2 * host.config.election_timeout
-        archived = self.archived
-        if archived is not None and now - archived.asked <= ARCHIVE_SECONDS:
-            yield Member(archived.last, -1, now - archived.asked <= ARCHIVE_ACTIVE_SECONDS)
+        yield from self.archives.members(now)
         exported = host.shelf.current(self._group.id)
         for node, progress in raft.progress().items():
             if node != host.node_id:

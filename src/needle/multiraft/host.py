@@ -26,7 +26,6 @@ from needle.base.model import RaftStatus
 from needle.multiraft.codec import ChunkRequest
 from needle.multiraft.engine import Engine
 from needle.multiraft.group import Group
-from needle.multiraft.group_compaction import Archived
 from needle.multiraft.heirs import Heirs, unheard
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.member_changes import change_members
@@ -279,17 +278,15 @@ class Host:
         log = self.engine.find(group).log
         return log.term(index) if log.start.index <= index <= log.last_index() else 0
 
-    def note_archived(self, group: GroupId, index: int, until: int) -> None:
-        """An archive has the log up to `index`; what comes behind is kept for it, within bounds (retention.py)."""
-        compaction, now = self.engine.find(group).compaction, self.engine.clock.monotonic()
-        before = compaction.archived
-        compaction.archived = Archived(index, max(until, 0 if before is None else before.until), now)
+    def note_archived(self, group: GroupId, target: str, index: int, until: int) -> None:
+        """The archive at a target has the log up to `index`; what comes behind is kept for it, within bounds
+        (retention.py)."""
+        self.engine.find(group).compaction.archives.note(target, index, until, self.engine.clock.monotonic())
 
     def archived_until(self, group: GroupId) -> int:
-        """The clock of its leader up to which an archive has said to have the log (microseconds since 1970); 0 if none
+        """The clock of its leader up to which archives have said to have the log (microseconds since 1970); 0 if none
         has since this replica was opened."""
-        archived = self.engine.find(group).compaction.archived
-        return 0 if archived is None else archived.until
+        return self.engine.find(group).compaction.archives.until(self.engine.clock.monotonic())
 
     async def image(self, group: GroupId, after: int) -> Exported:
         """The files of the group's state at index `after` or later, from which its log goes on; for `image_chunk`.

@@ -32,7 +32,9 @@ class LoggedEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class LogCall(msgspec.Struct, frozen=True, array_like=True):
     """The committed entries behind the index `after`, about bytes_max of them at most. kept, until: up to where the
-    archive has the log durably, and by which clock of a leader that was all there was (microseconds since 1970)."""
+    archive has the log durably, and by which clock of a leader that was all there was (microseconds since 1970).
+    target: where the archive is, by a name of its own: each has a place, so that none loses its hold on the log by what
+    another one has."""
 
     group: GroupId
     after: int
@@ -40,6 +42,7 @@ class LogCall(msgspec.Struct, frozen=True, array_like=True):
     until: int
     bytes_max: int
     timeout: float = 10.0
+    target: str = ""
 
 
 class LogAnswer(msgspec.Struct, frozen=True, array_like=True):

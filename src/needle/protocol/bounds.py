@@ -17,7 +17,9 @@ import msgspec
 
 from needle.base.errors import Forbidden
 from needle.protocol import calls, commands
+from needle.protocol.change_calls import CHANGES
 from needle.protocol.commands import Asked, Bound, Command, OfDocuments, OpenSession
+from needle.protocol.node_calls import SEARCH_SHARDS
 from needle.protocol.peer_calls import SHARD_LEADER, TOPOLOGY, WHO
 
 _KEY_BYTES: Final = 16
@@ -51,11 +53,13 @@ def _as_it_is(call: Any, _: Bound) -> Any:
 BY_METHOD: Final[dict[str, Put]] = {
     calls.SEARCH: _in_request,
     calls.SEARCH_MANY: _in_request,
+    SEARCH_SHARDS: _in_request,
     calls.GET: _in_call,
     calls.COUNT: _in_call,
     calls.FACET: _in_call,
     calls.SCAN: _in_call,
     calls.COLLECTIONS: _in_call,
+    CHANGES: _in_call,
     calls.WRITE: _in_command,
     calls.LEADER: _as_it_is,
     SHARD_LEADER: _as_it_is,

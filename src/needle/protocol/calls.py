@@ -28,12 +28,13 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from needle.base.collection_sizes import CollectionSize
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import ProtocolError
 from needle.base.filters.ordering import Key, ScanOrder
 from needle.base.filters.values import Value, rank
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import CollectionSize, CollectionSpec, HitBatch, ReadMode, SearchRequest
+from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest
 from needle.base.parts import Body, encode_parts
 from needle.protocol.commands import Asked
 

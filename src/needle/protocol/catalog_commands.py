@@ -11,13 +11,12 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from needle.base.access import Role
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, IndexParams
-from needle.base.rates import Rates
 from needle.base.versions import SAID
+from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import Move
@@ -142,7 +141,9 @@ class CreateCollection(Versioned, frozen=True, tag="create"):
     """nonce: random; tells a call repeated without an identity, as long as its collection is there. fields: declared
     from the beginning, as by DeclareField."""
 
-    NEWER: ClassVar[dict[str, int]] = {"spec.ttl": 2, "spec.index.kind": 4, "spec.model": 4, "fields": 4}
+    NEWER: ClassVar[dict[str, int]] = {
+        "spec.ttl": 2, "spec.index.kind": 4, "spec.model": 4, "fields": 4, "spec.dtype": 5, "spec.text": 5,
+    }  # fmt: skip
 
     spec: CollectionSpec
     if_absent: bool
@@ -196,39 +197,6 @@ class RemoveAlias(Versioned, frozen=True, tag="remove-alias"):
     alias: str
 
 
-class CreateKey(Versioned, frozen=True, tag="create-key"):
-    """Let in who has the API key with this SHA-256. collections, filter, rates: as in KeyInfo. Refused if the name is
-    in use."""
-
-    SINCE: ClassVar[int] = 2
-    NEWER: ClassVar[dict[str, int]] = {"filter": 3, "rates": 3}
-    FILTERS: ClassVar[tuple[str, ...]] = ("filter",)
-
-    name: str
-    digest: bytes
-    role: Role
-    collections: list[str] | None = None
-    filter: bytes = b""
-    rates: Rates = Rates()
-
-
-class LimitKey(Versioned, frozen=True, tag="limit-key"):
-    """Let the key of this name ask for so much from now on. Refused if there is none, and for an admin's."""
-
-    SINCE: ClassVar[int] = 3
-
-    name: str
-    rates: Rates
-
-
-class RevokeKey(Versioned, frozen=True, tag="revoke-key"):
-    """Let nobody in any more with the key of this name; fine if there is none."""
-
-    SINCE: ClassVar[int] = 2
-
-    name: str
-
-
 class StartMove(Versioned, frozen=True, tag="move"):
     """Move ranges, all of which `source` owns by the map of `epoch`, to `target`; refused if the map has changed since,
     so that a command that comes late starts nothing. The answer's version is the move's id. nonce: random. batch_size:
@@ -274,14 +242,22 @@ class FinishMove(Versioned, frozen=True, tag="finish"):
     move: int
 
 
+EMPTIES = 5
+"""The cluster's version from which on one entry has a node emptied and begins that."""
+
+
 class StartRebalance(Versioned, frozen=True, tag="rebalance"):
     """Have the catalog's leader move what must move until the cluster is as wished; refused while another rebalance is
     not over. The answer's version is its id. healing: the cluster does it by itself, for the nodes that the wish takes
-    for lost; refused if one of them holds nothing (any more) or is in maintenance."""
+    for lost; refused if one of them holds nothing (any more) or is in maintenance. empty: a node that is to be emptied
+    from now on, as by DrainNode; "" for none."""
+
+    NEWER: ClassVar[dict[str, int]] = {"empty": EMPTIES}
 
     wish: Wish
     config: RebalanceConfig
     healing: bool = False
+    empty: NodeId = ""
 
 
 class AskRebalance(Versioned, frozen=True, tag="ask-rebalance"):

@@ -12,6 +12,7 @@ from typing import ClassVar, Final, TypeGuard, get_args
 import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
+from needle.base.dtypes import DType
 from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
@@ -82,7 +83,7 @@ class OpenSession(Versioned, frozen=True, tag="open"):
 class CreateCollection(Versioned, frozen=True, tag="create"):
     """if_absent: answer instead of failing when an equal collection exists."""
 
-    NEWER: ClassVar[dict[str, int]] = {"spec.index.kind": 4}
+    NEWER: ClassVar[dict[str, int]] = {"spec.index.kind": 4, "spec.dtype": 5}
 
     spec: CollectionSpec
     if_absent: bool = False
@@ -95,15 +96,15 @@ class DropCollection(Versioned, frozen=True, tag="drop"):
 
 
 class Insert(Versioned, frozen=True, tag="put"):
-    """Insert or replace documents, all or none. vectors: len(ids) x dimensions little-endian float32 (already
-    normalised by the proposer for cosine). metadata: JSON bytes each (b"" for null).
+    """Insert or replace documents, all or none. vectors: len(ids) rows of numbers, little-endian, of the type `dtype`;
+    in the log that is the collection's, and float32 is normalised for cosine. metadata: JSON bytes each (b"" for null).
     expected: None: upsert. 0: only if absent (AlreadyExists). n > 0: only if the current version is n
     (VersionMismatch). A condition applies to every id of the batch. Of documents with one id the last one counts.
     matches: a filter as JSON that every document of the batch which is there must match, as it is stored
     (ConditionFailed); b"" for none. expires: when each expires, [] for AS_IT_IS, which is never: a document that is
     replaced leaves nothing."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5}
     FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
@@ -115,6 +116,7 @@ class Insert(Versioned, frozen=True, tag="put"):
     matches: bytes = b""
     expires: list[int] = []
     bound: Bound | None = None
+    dtype: DType = DType.FLOAT32
 
 
 def last_of_each_id(ids: Sequence[str]) -> list[int] | None:
@@ -196,11 +198,11 @@ class Patch(Versioned, frozen=True, tag="patch"):
 
 
 class UpdateVectors(Versioned, frozen=True, tag="vectors"):
-    """Give documents other vectors, all or none; they keep their metadata. vectors: as in Insert, one for each id. Ids
-    that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in Delete.
-    expires: when they expire."""
+    """Give documents other vectors, all or none; they keep their metadata. vectors, dtype: as in Insert, one for each
+    id. Ids that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in
+    Delete. expires: when they expire."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5}
     FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
@@ -213,6 +215,7 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     matches: bytes = b""
     expires: int = AS_IT_IS
     bound: Bound | None = None
+    dtype: DType = DType.FLOAT32
 
 
 class ChangeWhere(Versioned, frozen=True, tag="where"):

@@ -156,7 +156,7 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stored_spec(self) -> CollectionSpec:
         """What the shards create."""
-        return msgspec.structs.replace(self.spec, name=self.stored_name, ttl=0.0, model="")
+        return msgspec.structs.replace(self.spec, name=self.stored_name, ttl=0.0, model="", text=None)
 
 
 def public_name(stored: str) -> str:

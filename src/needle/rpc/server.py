@@ -75,6 +75,7 @@ class RpcServer:
         self.known = 0
         self.tasks: dict[asyncio.Future[Any], None] = {}
         self.turns = Turns(clock)
+        self.more = self.turns.more
         self.held = 0
         """Bytes held for all peers; since unsent answers leave without a word, at most these."""
         self._looked_at = float("-inf")

@@ -41,6 +41,10 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._next)
         return now >= self._until
 
+    def more(self) -> bool:
+        """Whether requests that were read wait for the next turn."""
+        return bool(self._waiting)
+
     def wait(self, connection: Waiting) -> None:
         """Serve more of it in the next turn, after those that wait already."""
         self._waiting.setdefault(connection)

@@ -24,6 +24,7 @@ from needle.server.machine.disk_space import DiskSpace
 from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.shard.fields.builders import Builders
+from needle.shard.joined_calls import JoinedCalls
 from needle.shard.state_machine import Replica
 
 
@@ -51,7 +52,9 @@ class Hosting:
         """fatal: stops the node."""
         self._node = node
         self._fatal = fatal
-        self._builders = Builders(node.ports.search_threads)
+        ports = node.ports
+        self._builders = Builders(ports.search_threads)
+        self._searching = JoinedCalls(ports.search_pool, ports.clock.monotonic, lambda: len(node.groups) < 2)
         # What is neither in use any more nor closed yet. The node may be stopped meanwhile, and closes it then.
         self._closing: list[HostedReplica] = []
         self._closing_catalogs: list[CatalogMachine] = []
@@ -108,6 +111,7 @@ class Hosting:
             fatal=self._fatal,
             space=node.space,
             builders=self._builders,
+            searching=self._searching,
             topology=lambda: node.topology,
             reading=node.reading,
         )

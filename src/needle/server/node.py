@@ -105,8 +105,7 @@ class Node:
         self.shards: ClusterShards
         self.router: Router
         # --- its parts
-        self.reconciler = Reconciler(self)
-        self.maintenance = Maintenance(self)
+        self.reconciler, self.maintenance = Reconciler(self), Maintenance(self)
         self._hosting = Hosting(self, self._fatal)
         self._adoption = Adoption(self, self._hosting)
         self._belonging, self._news = Belonging(self, self._hosting), AddressNews(self)
@@ -171,6 +170,7 @@ class Node:
             hosted.start()
         self.service = Service(self)
         self.listener = ports.listen(self.service)
+        engine.gathering.more = self.listener.more
         self._running = True  # what calls open from now on is begun at once
         self.refuse_others(self.topology)
         await self.listener.start()

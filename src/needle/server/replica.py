@@ -39,6 +39,7 @@ from needle.server.machine.disk_space import DiskSpace
 from needle.server.ports import NodePorts
 from needle.shard.caretaker import Caretaker
 from needle.shard.fields.builders import Builders
+from needle.shard.joined_calls import JoinedCalls
 from needle.shard.search_batcher import SearchBatcher
 from needle.shard.segments.builds import Progress
 from needle.shard.segments.keeper import SegmentKeeper
@@ -73,18 +74,19 @@ class HostedReplica:
         fatal: Callable[[NeedleError], None],
         space: DiskSpace,
         builders: Builders,
+        searching: JoinedCalls,
         topology: Callable[[], Topology],
         reading: Callable[[], int],
     ) -> None:
-        """call: asks another node. fatal: stops this node. space: of its disk. builders: of all replicas' searches.
-        topology: the newest that the node has. reading: how many searches and gets it answers now."""
+        """call: asks another node. fatal: stops this node. space: of its disk. builders, searching: of all replicas'
+        searches. topology: the newest that the node has. reading: how many searches and gets it answers now."""
         self.group = group
         self.space = space
         self.replica = replica
         self.builders = builders
         search_many = partial(replica.search_many, builders=builders, clock=ports.clock.monotonic)
-        pool, threads_max = ports.search_pool, ports.search_threads
-        self.batcher = SearchBatcher(search_many, pool, in_flight_max=threads_max, short=self._is_short)
+        threads_max = ports.search_threads
+        self.batcher = SearchBatcher(search_many, searching, in_flight_max=threads_max, short=self._is_short)
         self.calls, self.parts = CallRates(), KnownParts()
         self.collections = StoredCollections()
         self.caught_up = False

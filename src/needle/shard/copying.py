@@ -1,4 +1,5 @@
-"""What the driver of a move reads from the source's replica: pages of documents, and what was deleted meanwhile.
+"""What the driver of a move reads from the source's replica: pages of documents, what was deleted meanwhile, and the
+rest of ranges that take no writes any more.
 
 Each function works on one view (`Replica.view`), and may find documents that are newer. It must not know targets, logs
 or pace.
@@ -6,20 +7,34 @@ or pace.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 from pyroaring import BitMap
 
 from needle.base.errors import CollectionNotFound
 from needle.routing.shard_map import KeyRange
-from needle.shard.documents.records import ORDINAL_MAX, StoredDocument
+from needle.shard.documents.records import ORDINAL_MAX, CollectionRecord, StoredDocument
 from needle.shard.live_collection import CollectionView, ReplicaView
 
 
-def last_ordinal(view: ReplicaView, collection: str) -> int:
-    """The highest ordinal that there is, -1 for none. Raises CollectionNotFound."""
-    return _collection(view, collection).record.next_ordinal - 1
+@dataclass(frozen=True)
+class Rest:
+    """What the target lacks of one collection. rows, cursor: as of `page`. deleted, known: as of `deleted`; of a page
+    behind which there may be more, none yet and None. record: the collection as it was when this was looked at."""
+
+    name: str
+    rows: list[StoredDocument]
+    cursor: int
+    deleted: list[str]
+    known: BitMap | None
+    record: CollectionRecord
+
+
+def record(view: ReplicaView, collection: str) -> CollectionRecord:
+    """How a collection is. It is another one after each change of a document. Raises CollectionNotFound."""
+    return _collection(view, collection).record
 
 
 def page(
@@ -60,6 +75,35 @@ def deleted(
     # Of these the newer document is not copied yet. Should it be deleted before it is, nothing but the older one tells.
     again = [ordinal for ordinal, name in names.items() if name in here and here[name].ordinal > upto]
     return [name for name in dict.fromkeys(names.values()) if name not in here], (dead | known) - BitMap(again)
+
+
+def rest(
+    view: ReplicaView,
+    collections: Iterable[str],
+    ranges: Sequence[KeyRange],
+    copied: Mapping[str, CollectionRecord],
+    cursors: Mapping[str, int],
+    known: Mapping[str, BitMap],
+    rows_max: int,
+) -> tuple[list[Rest], bool]:
+    """What the target lacks of ranges that are frozen, of those of `collections` that are here and were changed since
+    they were `copied`; and whether there is more, as after about `rows_max` rows. Nothing of these ranges changes
+    meanwhile, so a page and what was deleted are of the same state."""
+    found: list[Rest] = []
+    left = rows_max
+    for name in collections:
+        held = view.collections.get(name)
+        if held is None or copied.get(name) == held.record:
+            continue
+        if left <= 0:
+            return found, True
+        rows, cursor, more = page(view, name, ranges, cursors.get(name, -1), left)
+        gone, dead = ([], None) if more else deleted(view, name, ranges, cursor, known.get(name, BitMap()))
+        found.append(Rest(name, rows, cursor, gone, dead, held.record))
+        if more:
+            return found, True
+        left -= len(rows) + len(gone)
+    return found, False
 
 
 def _collection(view: ReplicaView, name: str) -> CollectionView:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from needle.base.model import IndexParams, IndexProgress
+from needle.base.collection_sizes import IndexProgress
+from needle.base.model import IndexParams
 from needle.shard.plan import BuildTask, PublishedSegment, SegmentLoad, covered, with_published
 
 

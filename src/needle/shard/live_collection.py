@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
+from needle.base.collection_sizes import IndexProgress
 from needle.base.config import SegmentConfig
+from needle.base.dtypes import StoredRows
 from needle.base.errors import CollectionNotFound, StorageError
-from needle.base.model import CollectionSpec, IndexProgress
+from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import called
 from needle.shard.apply.changes import CollectionChange
@@ -173,14 +175,14 @@ class LiveCollection:
         self._changes = 0
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
         self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget, record.id, files)
-        self._weights = Weights(record.spec.dimensions)
+        self._weights = Weights(record.spec.vector_bytes)
         self._store = store
 
-    def rows(self, first: int, last: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """Live vectors of [first, last] from SQLite, a page at a time: (ordinals (n,) ascending, vectors (n, d)
-        float32)."""
+    def rows(self, first: int, last: int) -> Iterator[tuple[npt.NDArray[np.int64], StoredRows]]:
+        """Live vectors of [first, last] from SQLite, a page at a time: (ordinals (n,) ascending, vectors as they
+        are stored)."""
         for page in self.vector_ordinals.pages(first, last, LOAD_ROWS):
-            yield self._store.vectors_of(self.record.id, self.record.spec.dimensions, page)
+            yield self._store.vectors_of(self.record.id, self.record.spec.form, page)
 
     @property
     def vector_ordinals(self) -> OrdinalSet:
@@ -232,7 +234,7 @@ class LiveCollection:
         first, end, kept = change.first_ordinal, change.first_ordinal + len(change.rows), [at for at, _ in change.kept]
         if change.vectors:
             block = b"".join(change.vectors) if len(change.vectors) > 1 else change.vectors[0]
-            vectors = np.frombuffer(block, "<f4").reshape(-1, change.record.spec.dimensions)
+            vectors = change.record.spec.form.rows(block)
             self.vectors.append_at(_without(first, end, kept), vectors)
         if change.rows:
             self.payload.add([(first + at, row[3]) for at, row in enumerate(change.rows)])

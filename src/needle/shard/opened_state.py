@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import immutables
@@ -30,6 +30,7 @@ from needle.shard.documents.image import SEGMENTS, write_image
 from needle.shard.documents.records import CollectionRecord, WriteSet
 from needle.shard.documents.sqlite_file import FILE_NAME
 from needle.shard.documents.store import DocumentStore
+from needle.shard.effects import EffectLog
 from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import IndexBudget
 from needle.shard.index_change import AS_MADE
@@ -59,14 +60,16 @@ class Entry(Protocol):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What every state of a replica is opened with. changed: is told which collections changed."""
+    """What every state of a replica is opened with. changed: is told which collections the segment keeper has to look
+    at; effects: what entries did."""
 
     disk: ReplicaDisk
     failpoint: Callable[[str], None]
     commit_rows_max: int
     segments: SegmentConfig
     field_indexes: IndexBudget
-    changed: Changed
+    changed: Changed = field(default_factory=Changed)
+    effects: EffectLog = field(default_factory=EffectLog)
 
 
 class OpenedState:
@@ -107,6 +110,8 @@ class OpenedState:
         visible, size = sum(view.visible for view in views.values()), sum(view.live_bytes for view in views.values())
         pins, catalog = decode_pins(self.store.named("pins")), decode_known(self.store.named("catalog"))
         self.view = ReplicaView(at, views, self.store, fence, visible, size, pins, catalog)
+        comes = fence is not None and any(one.incoming and one.hides for one in fence.holdings.transfers)
+        around.effects.begin(at.index, doubtful=comes)
 
     def _collection(self, record: CollectionRecord) -> LiveCollection:
         around = self._around
@@ -145,6 +150,9 @@ class OpenedState:
             changes.size = sum(len(entry.data) for entry in entries)
             # Waiting saves the fixed cost of a commit: little next to large entries, for whose commit searches wait.
             self.store.writer.write(changes, may_wait=changes.size < SMALL_BYTES * len(entries))
+            if batch.copies_expired:
+                self._around.effects.doubt()
+            self._around.effects.add(batch.effects)  # before the view: who sees that index sees what it did
             self._swap(batch, changes)
         return results
 

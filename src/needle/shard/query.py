@@ -24,7 +24,7 @@ from needle.base.filters.builder import Filter, field_path
 from needle.base.filters.nodes import And, Node, compares
 from needle.base.filters.reserved import instead
 from needle.base.filters.values import Value, first, values_of
-from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
+from needle.base.model import CollectionSpec, HitBatch, SearchRequest, near_enough
 from needle.routing.topology import called
 from needle.shard.apply.validation import check_search
 from needle.shard.documents.metadata_rows import decode_metadata
@@ -244,7 +244,7 @@ class _Grouped:
 
         sources = Sources(
             nearest,
-            lambda ordinals: _read(record, self._store, ordinals, metadata=True, vectors=False),
+            lambda ordinals: read_documents(record, self._store, ordinals, metadata=True, vectors=False),
             lambda node, among: payload.within(node, end, among, self._builders, self._go_on),
             lambda among: among & payload.several(wish.path, end),
             self._go_on,
@@ -252,12 +252,12 @@ class _Grouped:
         groups, documents = nearest_groups(wish, self._among, sources)
         if request.with_vectors:
             wanted = sorted(documents)
-            documents = _read(record, self._store, wanted, metadata=request.with_metadata, vectors=True)
+            documents = read_documents(record, self._store, wanted, metadata=request.with_metadata, vectors=True)
         members = [member for group in groups for member in group.members]
         listed, distances = [documents[one.ordinal] for one in members], [one.distance for one in members]
-        columns = _columns(listed, distances, request, applied, record.spec.metric, projection(request.fields))
+        found = columns(listed, distances, request, applied, record.spec, projection(request.fields))
         values = [group.value for group in groups for _ in group.members]
-        return msgspec.structs.replace(columns, groups=values)
+        return msgspec.structs.replace(found, groups=values)
 
 
 def _batches(
@@ -274,16 +274,17 @@ def _batches(
     found = _k_each(record, store, request.k, found)
     wanted = sorted({ordinal for ordinals, _ in found for ordinal in ordinals})
     metadata = request.with_metadata or bool(request.order_by)
-    documents = _read(record, store, wanted, metadata=metadata, vectors=request.with_vectors)
+    documents = read_documents(record, store, wanted, metadata=metadata, vectors=request.with_vectors)
     return [
-        _batch([documents[o] for o in ordinals], distances, request, applied, record.spec.metric, shown)
+        _batch([documents[o] for o in ordinals], distances, request, applied, record.spec, shown)
         for ordinals, distances in found
     ]
 
 
-def _read(
+def read_documents(
     record: CollectionRecord, store: DocumentStore, ordinals: list[int], *, metadata: bool, vectors: bool
 ) -> dict[int, StoredDocument]:
+    """By ordinal. Raises CorruptDocuments if one is not there."""
     documents = store.by_ordinal(record.id, ordinals, metadata=metadata, vectors=vectors)
     if len(documents) != len(ordinals):
         missing = len(ordinals) - len(documents)
@@ -296,7 +297,7 @@ def _k_each(record: CollectionRecord, store: DocumentStore, k: int, found: list[
     tied = {o for ordinals, distances in found if len(ordinals) > k for o in _tied(ordinals, distances)}
     if not tied:
         return found
-    ids = _read(record, store, sorted(tied), metadata=False, vectors=False)
+    ids = read_documents(record, store, sorted(tied), metadata=False, vectors=False)
     kept = []
     for ordinals, distances in found:
         if len(ordinals) > k:
@@ -317,31 +318,32 @@ def _batch(
     distances: list[float],
     request: SearchRequest,
     applied: int,
-    metric: Metric,
+    spec: CollectionSpec,
     shown: Callable[[bytes], bytes],
 ) -> HitBatch:
     if len(set(distances)) < len(distances):  # ties stand in the order of their ordinals so far
         pairs = sorted(zip(distances, documents, strict=True), key=lambda pair: (pair[0], pair[1].id))
         distances, documents = [distance for distance, _ in pairs], [document for _, document in pairs]
-    return _columns(documents, distances, request, applied, metric, shown)
+    return columns(documents, distances, request, applied, spec, shown)
 
 
-def _columns(
+def columns(
     documents: list[StoredDocument],
     distances: list[float],
     request: SearchRequest,
     applied: int,
-    metric: Metric,
+    spec: CollectionSpec,
     shown: Callable[[bytes], bytes],
 ) -> HitBatch:
+    """An answer, of documents in its order."""
     return HitBatch(
         ids=[document.id for document in documents],
         distances=distances,
         versions=[document.version for document in documents],
         metadata=[shown(document.metadata) or b"null" for document in documents] if request.with_metadata else [],
-        vectors=b"".join([document.vector for document in documents]) if request.with_vectors else b"",
+        vectors=spec.form.given(b"".join([one.vector for one in documents])) if request.with_vectors else b"",
         applied_index=applied,
-        metric=metric,
+        metric=spec.metric,
         order=_order(documents, request) if request.order_by else [],
     )
 

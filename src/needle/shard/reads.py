@@ -14,23 +14,26 @@ from typing import Final, NamedTuple
 import msgspec
 
 from needle.base.config import Limits
+from needle.base.dtypes import DType
 from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
-from needle.base.filters.nodes import Node, evaluate, named
+from needle.base.filters.nodes import Node, evaluate
 from needle.base.filters.ordering import Key, ScanOrder
-from needle.base.model import Claim, SearchRequest
+from needle.base.model import Claim, HitBatch, SearchRequest
 from needle.routing.strategy import key_hash
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
 from needle.shard.documents import scans
 from needle.shard.documents.metadata_rows import decode_metadata
-from needle.shard.documents.records import StoredDocument
+from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.scans import Seen
 from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.fields.counting import Counts, value_counts
 from needle.shard.fields.field_index import Path
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import CollectionView, ReplicaView
+from needle.shard.live_collection import ReplicaView
+from needle.shard.narrowing import few_of, matching_of
 from needle.shard.ordered_scan import Ordered
 from needle.shard.query import allowed_ordinals, both, search_group, visible_ordinals
+from needle.shard.text_search import search_words
 
 SCAN_LOOKS: Final = 10_000
 SCAN_LOOKS_BYTES: Final = 32 << 20
@@ -44,6 +47,7 @@ SHORT_K: Final = 100
 
 GoOn = Callable[[], None]
 """Called every now and then; what it raises ends the work."""
+Clock = Callable[[], float]
 
 
 def on() -> None:
@@ -107,7 +111,7 @@ class Reads:
         requests: list[SearchRequest],
         wanted: Callable[[int], bool],
         builders: Builders | None,
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> list[SearchAnswer]:
         """See Replica.search_many."""
         groups: dict[tuple[object, ...], list[int]] = {}
@@ -131,7 +135,7 @@ class Reads:
         asked: list[SearchRequest],
         builders: Builders | None,
         go_on: Callable[[], None],
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> Sequence[SearchAnswer]:
         """Of requests that differ in their vectors only."""
         try:
@@ -156,7 +160,7 @@ class Reads:
         if (
             held is None
             or asks
-            or view.store.writer.waits
+            or view.store.writer.hides
             or sum(chunk.rows for chunk in held.vectors.growing.chunks) > SHORT_GROWING
         ):
             return False
@@ -188,12 +192,13 @@ class Reads:
             view = self._view()
             record = view.collection(collection).record
             if claim is None and view.fence is None:
-                return view.store.by_id(record.id, ids, vectors=with_vectors)
+                return given(record, view.store.by_id(record.id, ids, vectors=with_vectors))
             # What is read may be newer than the view: judge it by the holdings of the same moment.
             found, index, held = view.store.by_id_held(record.id, ids, vectors=with_vectors)
             fence = None if held is None else self._fence_of(held)
             check_claim(fence, claim, index)
-            return found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
+            found = found if fence is None else [one for one in found if fence.shows(one.id, one.metadata)]
+            return given(record, found)
 
     def count(
         self,
@@ -240,6 +245,20 @@ class Reads:
             self._found_damage(error, os.path.dirname(view.store.path))
             raise not_served(error) from error
 
+    def words(
+        self, request: SearchRequest, claim: Claim | None, go_on: GoOn, builders: Builders | None, clock: Clock
+    ) -> HitBatch:
+        """A shard's part of a search by words; see search_words. The rest as of Replica.count_matching."""
+        try:
+            with self._in_flight.enter():
+                view = self._view()
+                check_claim(view.fence, claim, view.at.index)
+                found, store, at = view.collection(request.collection), view.store, view.at.index
+                return search_words(found, store, request, at, self._limits, builders, go_on, clock)
+        except CorruptDocuments as error:
+            self._found_damage(error, os.path.dirname(view.store.path))
+            raise not_served(error) from error
+
     def scan(self, page: Page, claim: Claim | None, go_on: Callable[[], None], builders: Builders | None) -> Scanned:
         """See Replica.scan."""
         try:
@@ -253,7 +272,8 @@ class Reads:
     def _scan(
         self, view: ReplicaView, page: Page, claim: Claim | None, go_on: GoOn, builders: Builders | None
     ) -> Scanned:
-        collection_id = view.collection(page.collection).record.id
+        record = view.collection(page.collection).record
+        collection_id = record.id
         node = both(page.filter, page.bound, self._limits)
         found: list[StoredDocument] = []
         looked, read, size, fence, index = 0, 0, 0, view.fence, view.at.index
@@ -287,6 +307,7 @@ class Reads:
         if page.with_vectors and found:
             whole = view.store.by_ordinal(collection_id, [one.ordinal for one in found], metadata=True, vectors=True)
             found = [msgspec.structs.replace(whole[one.ordinal], expires=one.expires) for one in found]
+            found = given(record, found)
         return Scanned(found, reached, index)
 
     def _scan_in_order(
@@ -315,7 +336,10 @@ class Reads:
             fence = None if holdings is None else self._fence_of(holdings)
             check_claim(fence, claim, index)
             found = ordered.as_now(chosen, now)
-        documents, keys = [document for _, document in found], [ordered.told(key) for key, _ in found]
+        documents, keys = (
+            given(held.record, [document for _, document in found]),
+            [ordered.told(key) for key, _ in found],
+        )
         if whole:
             return Scanned(documents, None, index, keys)
         return Scanned(documents, chosen[-1].id, index, keys, ordered.told(chosen[-1].key))
@@ -335,40 +359,10 @@ def _rows(
     held, store = view.collection(page.collection), view.store
     if page.pin is not None:
         return store.scan_pinned(held.record.id, page.after, *page.pin)
-    few = _few(held, node, go_on)
+    few = few_of(held, node, SCAN_LOOKS, go_on)
     if few is not None:
         return store.scan_some(held.record.id, page.after, few, held.record.next_ordinal)
-    return store.scan(held.record.id, page.after, _matching(held, node, builders, go_on) if page.bound else None)
-
-
-def _matching(
-    collection: CollectionView, node: Node | None, builders: Builders | None, go_on: GoOn
-) -> Callable[[int], bool]:
-    """Which ordinals may match, by the indexes of fields: to look at every document for a key that sees few of them
-    takes as long as there are many. Documents newer than the view have to be looked at."""
-    upto, looked = collection.record.next_ordinal, 0
-    found = collection.payload.within(node, upto, collection.live.bitmap(), builders, go_on) if node else None
-
-    def matching(ordinal: int) -> bool:
-        nonlocal looked
-        looked += 1
-        if not looked % 4096:
-            go_on()
-        return found is None or ordinal >= upto or ordinal in found
-
-    return matching
-
-
-def _few(held: CollectionView, node: Node | None, go_on: GoOn) -> Sequence[int] | None:
-    """The ordinals of what a filter allows, if it names ids or indexes that are there tell it, and it is no more than a
-    page looks at; else None. Not yet or no longer visible ones included."""
-    record = held.record
-    if node is None or record.documents <= SCAN_LOOKS:
-        return None
-    if named(node) is None and not held.payload.whole(node, record.next_ordinal):
-        return None
-    found = held.payload.within(node, record.next_ordinal, held.live.bitmap(), None, go_on)
-    return list(found) if len(found) <= SCAN_LOOKS else None
+    return store.scan(held.record.id, page.after, matching_of(held, node, builders, go_on) if page.bound else None)
 
 
 def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None:
@@ -380,3 +374,11 @@ def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None
 def not_served(error: CorruptDocuments) -> ReplicaDamaged:
     """What who asks gets to know of damage."""
     return ReplicaDamaged(f"this replica's data is damaged and is fetched again: {error.message}")
+
+
+def given(record: CollectionRecord, found: list[StoredDocument]) -> list[StoredDocument]:
+    """With their vectors as callers get them."""
+    if record.spec.dtype is DType.FLOAT32:
+        return found
+    form = record.spec.form
+    return [msgspec.structs.replace(one, vector=form.given(one.vector)) for one in found]

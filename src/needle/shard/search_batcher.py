@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 
 from needle.base.errors import DeadlineExceeded, NeedleError, Overloaded
 from needle.base.model import HitBatch, SearchRequest
-from needle.base.runtime import Pool
 from needle.shard.fields.builders import SearchAnswer
+from needle.shard.joined_calls import Calls
 
 Wanted = Callable[[int], bool]
 """Whether somebody still waits for the answer to the search at this place of the batch. Called in any thread."""
@@ -48,7 +48,7 @@ class SearchBatcher:
     def __init__(
         self,
         search_many: SearchMany,
-        pool: Pool,
+        pool: Calls,
         *,
         batch_max: int = 16,
         in_flight_max: int = 2,
@@ -74,6 +74,16 @@ class SearchBatcher:
     async def search(self, request: SearchRequest, timeout: float = float("inf")) -> HitBatch:
         """The answer to one search. timeout: seconds within which it must have begun. Raises its NeedleError,
         DeadlineExceeded, or Overloaded."""
+        answer = self.begin(request, timeout)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.forget(request.collection, answer)
+            raise
+
+    def begin(self, request: SearchRequest, timeout: float) -> asyncio.Future[HitBatch]:
+        """`search`, without waiting for the answer; who does not wait for it any more calls `forget`. Raises
+        Overloaded."""
         own = len(self._waiting.get(request.collection, ()))
         # A quarter of the room is never taken by one collection alone.
         if self._count + len(self._parked) >= self._waiting_max or own >= self._waiting_max - self._waiting_max // 4:
@@ -87,11 +97,7 @@ class SearchBatcher:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[HitBatch] = loop.create_future()
         self._enqueue((request, answer, loop.time() + timeout))
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            self._forget(request.collection, answer)
-            raise
+        return answer
 
     def _enqueue(self, waiting: _Waiting) -> None:
         request, answer, _ = waiting
@@ -116,8 +122,9 @@ class SearchBatcher:
             text = "the index of a field that the search filters on was not made in its time; it is made meanwhile"
             answer.set_exception(DeadlineExceeded(text))
 
-    def _forget(self, collection: str, answer: asyncio.Future[HitBatch]) -> None:
+    def forget(self, collection: str, answer: asyncio.Future[HitBatch]) -> None:
         """Its caller has gone: it must take no room from others until a worker comes by."""
+        answer.cancel()
         if (timer := self._parked.pop(answer, None)) is not None:
             timer.cancel()
         queue = self._waiting.get(collection)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from needle.base.model import CollectionSize
+from needle.base.collection_sizes import CollectionSize
 from needle.shard.live_collection import CollectionView
-from needle.shard.weights import FLOAT_BYTES
 
 
 def size_of(held: CollectionView) -> CollectionSize:
     """See the module."""
-    vector = FLOAT_BYTES * held.record.spec.dimensions
+    vector = held.record.spec.vector_bytes
     documents = held.visible
     return CollectionSize(
         documents=documents,

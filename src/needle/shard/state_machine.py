@@ -24,12 +24,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from needle.base.collection_sizes import CollectionSize
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError, Unavailable
 from needle.base.file_errors import SHORTAGES
-from needle.base.model import Claim, CollectionSize, CollectionSpec, HitBatch, SearchRequest
+from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
 from needle.protocol.commands import Command, Compare
-from needle.shard.agenda import Changed
 from needle.shard.apply.execute import decode_entry, runs
 from needle.shard.apply.holdings import Fence, check_claim
 from needle.shard.apply.sessions import SessionTable
@@ -81,13 +81,14 @@ class Replica:
         self.field_indexes = IndexBudget(limits.field_index_bytes_max, index_rows)
         self._applying = threading.Lock()
         self._in_flight = InFlight()
-        changed = Changed()  # collections that the segment keeper has to look at
-        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes, changed)
+        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes)
+        self.effects = around.effects
         self._states = States(directory, around, self._in_flight)
-        self.held = HeldCollections(self._states, changed, self._in_flight)
+        self.held = HeldCollections(self._states, around.changed, self._in_flight)
         """For those that look after the collections in the background."""
         self._reads = Reads(lambda: self.view, self._in_flight, limits, self._states.found_damage)
-        self._upkeep = Upkeep(lambda: self._store, lambda: self.view, self._applying, self._in_flight, purge_rows_min)
+        parts = (self._applying, self._in_flight, self.effects)
+        self._upkeep = Upkeep(lambda: self._store, lambda: self.view, *parts, purge_rows_min)
         self._usable = Usable(directory, self._states)
         self.compared = Compared()
         self._states.open()
@@ -163,8 +164,7 @@ class Replica:
         self._store.writer.save()
 
     def checkpoint(self) -> int:
-        """Make everything applied durable; returns the applied index that is safe to compact below. Also purges rows
-        that nothing points at any more."""
+        """Make all that was applied durable, and purge unused rows; returns the index that is safe to compact below."""
         self._usable.check()
         self._failpoint("checkpoint-before")
         self._upkeep.purge()

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from needle.base.errors import StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.shard.documents.store import DocumentStore
+from needle.shard.effects import EffectLog
 from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView
 
@@ -36,6 +37,7 @@ class Upkeep:
         view: Callable[[], ReplicaView],
         applying: threading.Lock,
         in_flight: InFlight,
+        effects: EffectLog,
         purge_rows_min: int,
     ) -> None:
         """store, view: the current ones. applying: held by whoever applies or installs."""
@@ -44,6 +46,7 @@ class Upkeep:
         self._applying = applying
         self._in_flight = in_flight
         self._purge_rows_min = purge_rows_min
+        self._effects = effects
         self._wal_kept = 0
         """So long the write-ahead log was after it was last emptied: more than nothing if somebody read for long."""
         self._tidied = True
@@ -84,7 +87,9 @@ class Upkeep:
             fence = self._view().fence
             # Who copies a range to another shard learns from dead rows what was deleted since.
             most = 0 if fence is not None and fence.copies else DOOMED_ROWS
-            doomed = self._with_room(lambda: self._store().writer.doomed(enough, most))
+            # Half as many again as stay for being few may stay for change feeds.
+            at_least = enough + self._effects.hold(enough // 2)
+            doomed = self._with_room(lambda: self._store().writer.doomed(at_least, most, self._effects.held))
         if not doomed:
             return False
         self._in_flight.drain()

@@ -15,14 +15,13 @@ FORGETS: Final = 4096
 """Of so many documents seen, those seen earlier count half."""
 ROW_BYTES: Final = 160
 """Of tables, indexes and the graph around a document, whatever is in it."""
-FLOAT_BYTES: Final = 4
 
 
 class Weights:
-    """Of one collection."""
+    """Of one collection. vector_bytes: of a stored vector."""
 
-    def __init__(self, dimensions: int) -> None:
-        self._fixed = 2 * FLOAT_BYTES * dimensions + ROW_BYTES
+    def __init__(self, vector_bytes: int) -> None:
+        self._fixed = 2 * vector_bytes + ROW_BYTES
         self._seen = 0
         self._bytes = 0
 

@@ -58,8 +58,12 @@ async def test_an_administrators_call_that_fails_is_written_down(body: bytes, st
 def test_what_a_search_passes_over_costs_as_much_as_what_it_shows() -> None:
     one = bodies.Search(vector=[1.0], k=2, offset=9000)
     many = bodies.SearchMany(vectors=[[1.0], [2.0]], k=2, offset=10)
+    texts = bodies.SearchMany(texts=["a", "b"], k=2, offset=10)
+    both = bodies.HybridSearch(keywords="a", vector=[1.0], k=2, pool=150)
     assert documents_of({}, one, bodies.Hits(hits=[], applied_index={}, epoch=1)) == 9002
-    assert documents_of({}, many, bodies.ManyHits(results=[[], []])) == 24
+    for asked in (many, texts):
+        assert documents_of({}, asked, bodies.ManyHits(results=[[], []])) == 24
+    assert documents_of({}, both, bodies.Hits(hits=[], applied_index={}, epoch=1)) == 300
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from needle.base.dtypes import VectorForm
 from needle.base.errors import NeedleError, VersionMismatch, invalid
 from needle.base.filters.builder import Filter, conditions
 from needle.base.model import WriteResult
 from needle.client.router.batch_plan import DEFAULTS, doubtful
 from needle.client.router.by_filter import Write
 from needle.client.router.deletion import Deletion, Part
+from needle.client.router.packing import unsayable
 from needle.client.router.routes import Scattered
 from needle.protocol.commands import JUDGED_MAX, JUDGEMENTS_MAX, Delete, Spread, UpdateVectors
 from needle.routing.topology import Ownership
 
 
-def doubtful_ids(command: Spread) -> set[str]:
-    """Ids of documents that a shard may refuse for themselves. Raises InvalidArgument for what one shard would refuse
-    if it had all documents: of several, those with few of them would do their part."""
+def doubtful_ids(command: Spread, form: VectorForm | None) -> set[str]:
+    """Ids of documents that a shard may refuse for themselves. form: of the collection, if it is known. Raises
+    InvalidArgument for what one shard would refuse if it had all documents: of several, those with few of them would do
+    their part."""
     count = len(command.ids)
     if (command.matches or not isinstance(command, Delete)) and count > JUDGED_MAX:
         raise invalid("ids", f"{count} ids", f"at most {JUDGED_MAX} in a write that is judged by what is stored")
@@ -30,7 +33,8 @@ def doubtful_ids(command: Spread) -> set[str]:
         allowed = f"a filter whose conditions, times the ids, are {JUDGEMENTS_MAX} at most"
         raise invalid("if_matches", f"{size} conditions for {count} ids", allowed)
     rows = memoryview(command.vectors if isinstance(command, UpdateVectors) else b"")
-    return {command.ids[at] for at in doubtful(command.ids, rows, (), DEFAULTS)}
+    odd = {*doubtful(command.ids, rows, (), DEFAULTS), *unsayable(rows, len(command.ids), form)}
+    return {command.ids[at] for at in odd}
 
 
 async def spread_by_ids(

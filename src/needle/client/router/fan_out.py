@@ -31,8 +31,11 @@ from needle.base.errors import (
 )
 from needle.base.model import ReadMode, WriteResult
 from needle.base.parts import Payload
+from needle.client.attempts import Unanswered
 from needle.client.meaning import meant
-from needle.client.router.hedging import Hedging, Replicas, forget
+from needle.client.router.by_node import MakeTogether, NodeCalls, NodePart
+from needle.client.router.gathering import gather
+from needle.client.router.hedging import Hedging, Replicas
 from needle.client.waiting import waited_for
 from needle.protocol import calls
 from needle.protocol.bounds import bound_call
@@ -55,6 +58,12 @@ class ShardGroup(Replicas, Protocol):
 
     async def write(self, make: Callable[[Session], Command], timeout: float) -> WriteResult: ...
     async def ask_leader(self, method: str, make_body: Callable[[float], bytes], timeout: float) -> Payload: ...
+    async def ask_leader_after(
+        self, error: NeedleError | None, address: str, method: str, make_body: Callable[[float], bytes], timeout: float
+    ) -> Payload: ...
+    def leads_at(self) -> str | None: ...
+    @property
+    def unanswered(self) -> Unanswered: ...
     def replicas(self) -> list[str]:
         """Addresses, the one to ask first at the front."""
         ...
@@ -81,17 +90,27 @@ class FanOutStats:
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """by_shard: bodies of the shards that answered, in order. missing: why others did not. gaps: the ranges of the key
-    space without an answer (only when partial answers were asked for). epoch: of the map all were computed on."""
+    """by_shard: bodies of the shards that answered alone, in order. parts: of those that answered together. missing:
+    why others did not. gaps: the ranges of the key space without an answer (only when partial answers were asked for).
+    epoch: of the map all were computed on."""
 
     by_shard: dict[int, Payload]
     missing: dict[int, NeedleError]
     gaps: list[KeyRange]
     epoch: int
+    parts: list[NodePart] = []
 
     def size(self) -> int:
         """Bytes of all bodies."""
-        return sum(map(len, self.by_shard.values()))
+        return sum(map(len, self.by_shard.values())) + sum(len(part.body) for part in self.parts)
+
+
+class _OfNode(msgspec.Struct, frozen=True):
+    """What shards that were asked together have answered: together, or alone in the end; and why others did not."""
+
+    part: NodePart | None
+    alone: dict[int, Payload]
+    missing: dict[int, NeedleError]
 
 
 class FanOut:
@@ -110,6 +129,7 @@ class FanOut:
         self._owned: Ownership | None = None
         self._covers: bool = False
         self._hedging = Hedging()
+        self._nodes = NodeCalls()
         self.latencies = self._hedging.latencies
         self.stats = FanOutStats()
         self._bound: Bound | None = None
@@ -121,6 +141,10 @@ class FanOut:
         other = copy.copy(self)
         other._bound = bound
         return other
+
+    def binding(self, method: str, call: Any) -> Any:
+        """The call, for the key that this works for."""
+        return call if self._bound is None else bound_call(method, call, self._bound)
 
     def ownership(self) -> Ownership:
         """Of the newest map known. Raises StaleEpoch without one; Unavailable if the call under way names an alias that
@@ -145,8 +169,10 @@ class FanOut:
         timeout: float,
         *,
         partial: bool = False,
+        together: MakeTogether | None = None,
     ) -> Answers:
-        """Ask the shards that `choose` names (they own all that is read) in parallel, and prove coverage.
+        """Ask the shards that `choose` names (they own all that is read) in parallel, and prove coverage. together:
+        makes the call by which several shards of one node are asked at once; None if there is none.
 
         Retries with a newer map when one is stale. Raises the first error of a shard unless `partial`; then shards that
         failed for a reason that may pass are told in `missing`.
@@ -162,7 +188,7 @@ class FanOut:
                     [shard] = shards
                     body = await self._ask(owned, shard, method, make, fresh(shard), left)
                     return Answers({shard: body}, {}, [], owned.epoch)
-                return await self._many(owned, shards, method, make, fresh, left, partial)
+                return await self._many(owned, shards, method, make, fresh, left, partial, together)
             except StaleEpoch as stale:
                 last = stale
             except DeadlineExceeded:
@@ -189,35 +215,93 @@ class FanOut:
         fresh: Callable[[int], Freshness],
         timeout: float,
         partial: bool,
+        together: MakeTogether | None,
     ) -> Answers:
-        asking = {s: self._ask(owned, s, method, make, fresh(s), timeout) for s in shards}
-        answered, missing = await _gather(asking, partial)
-        self._prove(owned, shards, answered, missing)
+        # One shard that is late would keep the answers of its node from a partial search.
+        nodes = (
+            {} if together is None or partial else self._nodes.of_leaders(shards, self._group, fresh(shards[0]).mode)
+        )
+        with_others = {shard for found in nodes.values() for shard in found}
+        alone = {s: self._ask(owned, s, method, make, fresh(s), timeout) for s in shards if s not in with_others}
+        asking: dict[int, Coroutine[Any, Any, Payload | _OfNode]] = {**alone}
+        for address, found in nodes.items():
+            ask = (method, make, fresh, timeout, partial, together)
+            asking[found[0]] = self._of_node(owned, address, found, *ask)
+        told, missing = await gather(asking, partial)
+        answered, parts = dict[int, Payload](), list[NodePart]()
+        for shard, one in told.items():
+            if not isinstance(one, _OfNode):
+                answered[shard] = one
+                continue
+            answered |= one.alone
+            missing |= one.missing
+            parts += [] if one.part is None else [one.part]
+        if nodes:
+            answered, missing = dict(sorted(answered.items())), dict(sorted(missing.items()))
+        self._prove(owned, shards, [*answered, *missing, *(shard for part in parts for shard in part.seen)])
         gaps = uncovered([r for s in owned.owners if s not in missing for r in owned.ranges(s)]) if missing else []
-        return Answers(answered, missing, gaps, owned.epoch)
+        return Answers(answered, missing, gaps, owned.epoch, parts)
 
-    def _prove(
-        self, owned: Ownership, shards: Sequence[int], answered: dict[int, Payload], missing: dict[int, NeedleError]
-    ) -> None:
-        """Every shard asked has answered on its ranges, or is named as missing; and the map itself has no hole."""
-        if not self._covers or sorted([*answered, *missing]) != sorted(shards):
+    async def _of_node(
+        self,
+        owned: Ownership,
+        address: str,
+        shards: Sequence[int],
+        method: str,
+        make: MakeCall,
+        fresh: Callable[[int], Freshness],
+        timeout: float,
+        partial: bool,
+        together: MakeTogether | None,
+    ) -> _OfNode:
+        """Of shards that one node leads, in one call; who does not answer there is asked alone."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        asked = {shard: fresh(shard) for shard in shards}
+        watches = [self._group(shard).unanswered for shard in shards]
+        if together is None:
+            raise ValueError("there is no call for several shards")
+        part, refused = await self._nodes.ask(watches, address, owned, asked, together, timeout, self._bound)
+        if not refused:
+            return _OfNode(part, {}, {})
+        left = deadline - loop.time()
+        again = {
+            shard: self._ask(owned, shard, method, make, asked[shard], left, (why, address))
+            for shard, why in refused.items()
+        }
+        alone, missing = await gather(again, partial)
+        return _OfNode(part, alone, missing)
+
+    def _prove(self, owned: Ownership, shards: Sequence[int], told: Sequence[int]) -> None:
+        """Every shard asked has answered on its ranges, once, or is named as missing; and the map itself has no
+        hole."""
+        if not self._covers or sorted(told) != sorted(shards):
             raise ProtocolError(f"the map of epoch {owned.epoch} or its answers do not cover the key space")
 
     async def _ask(
-        self, owned: Ownership, shard: int, method: str, make: MakeCall, fresh: Freshness, timeout: float
+        self,
+        owned: Ownership,
+        shard: int,
+        method: str,
+        make: MakeCall,
+        fresh: Freshness,
+        timeout: float,
+        after: tuple[NeedleError | None, str] | None = None,
     ) -> Payload:
-        """One shard's answer, computed on exactly the ranges of `owned`. Raises StaleEpoch otherwise."""
+        """One shard's answer, computed on exactly the ranges of `owned`. Raises StaleEpoch otherwise. after: why the
+        node at an address, which was asked for several shards, has not answered for this one."""
 
         def body(left: float) -> bytes:
             asked = Freshness(fresh.mode, fresh.min_index, fresh.max_staleness, left)
-            call = make(shard, asked, owned.epoch)
-            return calls.encode(call if self._bound is None else bound_call(method, call, self._bound))
+            return calls.encode(self.binding(method, make(shard, asked, owned.epoch)))
 
         group = self._group(shard)
         if fresh.mode is _EVENTUAL:
             data = await self._ask_any(shard, group, method, body, timeout)
-        else:
+        elif after is None:
             data = await group.ask_leader(method, body, timeout)
+        else:
+            data = await group.ask_leader_after(*after, method, body, timeout)
         answer = calls.decode(data, ReceivedAnswer)
         if answer.epoch != owned.epoch or answer.fingerprint != owned.fingerprint(shard):
             raise StaleEpoch(f"shard {shard} answered for other ranges (epoch {answer.epoch})", epoch=answer.epoch)
@@ -237,13 +321,12 @@ class FanOut:
 
         async def ask(shard: int, index: int) -> Payload:
             def body(left: float) -> bytes:
-                call = make(shard, index, Freshness(_EVENTUAL, index, 0.0, left))
-                return calls.encode(call if self._bound is None else bound_call(method, call, self._bound))
+                return calls.encode(self.binding(method, make(shard, index, Freshness(_EVENTUAL, index, 0.0, left))))
 
             data = await self._ask_any(shard, self._group(shard), method, body, timeout)
             return calls.decode(data, ReceivedAnswer).body
 
-        answered, _ = await _gather({shard: ask(shard, index) for shard, index in pins}, False)
+        answered, _ = await gather({shard: ask(shard, index) for shard, index in pins}, False)
         return answered
 
     async def _check_shards(self, named: Sequence[int]) -> None:
@@ -299,27 +382,3 @@ class FanOut:
         raise DeadlineExceeded(
             f"no replica of shard {shard} answered within {in_seconds(timeout)} ({told or 'none reached'})"
         )
-
-
-async def _gather(
-    asking: dict[int, Coroutine[Any, Any, T]], partial: bool
-) -> tuple[dict[int, T], dict[int, NeedleError]]:
-    """All results by shard; the first error ends it, unless `partial` and the error may pass."""
-    loop = asyncio.get_running_loop()
-    tasks = {loop.create_task(work): shard for shard, work in asking.items()}
-    waiting, failed = set(tasks), dict[int, NeedleError]()
-    try:
-        while waiting:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: tasks[task]):
-                error = task.exception()
-                if error is None:
-                    continue
-                if not partial or not isinstance(error, NeedleError) or isinstance(error, StaleEpoch):
-                    raise error
-                if not error.retryable:
-                    raise error
-                failed[tasks[task]] = error
-    finally:
-        forget(tasks)
-    return {shard: task.result() for task, shard in tasks.items() if shard not in failed}, dict(sorted(failed.items()))

@@ -13,17 +13,17 @@ import msgspec
 
 from needle.base.filters.values import Mark, Value, marked, rank
 from needle.base.model import HitBatch, SearchRequest
-from needle.base.parts import Payload
-from needle.client.router.merge import Merged, chosen, of_shard, too_old
+from needle.client.router.fan_out import Answers
+from needle.client.router.merge import Merged, chosen, indices, of_shard, too_old
 from needle.protocol import calls
 
 Row = tuple[float, str, int, int]
 """Of a hit: its distance and id, by which hits are ordered; which batch, and its place in that."""
 
 
-def merged_groups(answers: dict[int, Payload], request: SearchRequest) -> Merged:
-    """Raises ClusterTooOld for the answer of a node that knows no groups."""
-    by_shard = {shard: of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.items()}
+def merged_groups(answers: Answers, request: SearchRequest) -> Merged:
+    """Each shard has answered alone. Raises ClusterTooOld for the answer of a node that knows no groups."""
+    by_shard = {shard: of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.by_shard.items()}
     for shard, batch in by_shard.items():
         if len(batch.groups) != len(batch.ids):
             raise too_old(shard, "group_by")
@@ -41,7 +41,7 @@ def merged_groups(answers: dict[int, Payload], request: SearchRequest) -> Merged
     shown = [(mark, row) for mark in best[request.offset :] for row in whole[mark]]
     merged = chosen(batches, [(which, at) for _, (_, _, which, at) in shown])
     merged = msgspec.structs.replace(merged, groups=[values[mark] for mark, _ in shown])
-    return Merged(by_shard, merged, [values[mark] for mark in best] if lacking else [])
+    return Merged(indices(by_shard), merged, [values[mark] for mark in best] if lacking else [])
 
 
 def asking(request: SearchRequest, groups: Sequence[Value]) -> SearchRequest:

@@ -17,6 +17,8 @@ from needle.base.filters.ordering import START, Key, ScanOrder, Turned, turned, 
 from needle.base.filters.values import Mark, Value, in_order, marked
 from needle.base.model import HitBatch, Metric, SearchRequest, near_enough
 from needle.base.parts import Payload
+from needle.client.router.by_node import NodePart
+from needle.client.router.fan_out import Answers
 from needle.client.router.variety import varied
 from needle.protocol import calls
 from needle.protocol.calls import (
@@ -28,18 +30,27 @@ from needle.protocol.calls import (
     expiries,
     told_counts,
 )
+from needle.protocol.node_calls import NodeHits
 
 
-def merge_hits(batches: Sequence[HitBatch], k: int) -> HitBatch:
-    """The k nearest of all batches. applied_index is the largest; it means something only for one batch."""
+def merge_hits(batches: Sequence[HitBatch], k: int, owners: Sequence[Sequence[int] | int] = ()) -> HitBatch:
+    """The k nearest of all batches. applied_index is the largest; it means something only for one batch. owners: of
+    each batch the shard of its hits, or that of each hit."""
     if len(batches) == 1:
         return batches[0]
-    order = sorted(
-        (distance, name, which, row)
-        for which, batch in enumerate(batches)
-        for row, (distance, name) in enumerate(zip(batch.distances, batch.ids, strict=True))
-    )[:k]
-    return chosen(batches, [(which, row) for _, _, which, row in order])
+    return chosen(batches, nearest(batches, k, owners or range(len(batches))))
+
+
+def nearest(batches: Sequence[HitBatch], k: int, owners: Sequence[Sequence[int] | int]) -> list[tuple[int, int]]:
+    """The k nearest hits, each by its batch and its place there: by distance, then id, then shard, so that it does not
+    matter which of them were merged before. owners: as of `merge_hits`."""
+    rows: list[tuple[float, str, int, int, int]] = []
+    for which, (batch, of) in enumerate(zip(batches, owners, strict=True)):
+        shards = repeat(of) if isinstance(of, int) else of
+        places = range(len(batch.ids))
+        rows += zip(batch.distances, batch.ids, shards, repeat(which), places, strict=False)
+    rows.sort()
+    return [(which, row) for _, _, _, which, row in rows[:k]]
 
 
 def chosen(batches: Sequence[HitBatch], rows: Sequence[tuple[int, int]]) -> HitBatch:
@@ -149,36 +160,67 @@ def by_owner(owners: Sequence[int]) -> Mapping[int, list[int]]:
 
 
 class Merged(NamedTuple):
-    """by_shard: the answers. merged: what the request asks for of all. lacking: groups to ask for by name, because
-    `merged` is not proven to be right; [] if it is."""
+    """applied: by shard, the log index at which it was searched. merged: what the request asks for of all. lacking:
+    groups to ask for by name, because `merged` is not proven to be right; [] if it is."""
 
-    by_shard: dict[int, HitBatch]
+    applied: dict[int, int]
     merged: HitBatch
     lacking: Sequence[Value] = ()
 
 
-def merged_hits(answers: dict[int, Payload], request: SearchRequest) -> Merged:
-    """Of each shard's answer."""
-    batches = {shard: of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.items()}
-    for shard, batch in batches.items():
+def indices(by_shard: Mapping[int, HitBatch]) -> dict[int, int]:
+    """At which log index each shard was searched."""
+    return {shard: batch.applied_index for shard, batch in by_shard.items()}
+
+
+def merged_hits(answers: Answers, request: SearchRequest) -> Merged:
+    """Of what each shard, and each node, has answered."""
+    by_shard = {shard: of_shard(shard, calls.decode(body, HitBatch)) for shard, body in answers.by_shard.items()}
+    for shard, batch in by_shard.items():
         if request.order_by and len(batch.order) != len(batch.ids):
             raise too_old(shard, "order_by")
-    return Merged(batches, narrowed(merge_hits(list(batches.values()), request.k), request))
+    applied, batches, owners = indices(by_shard), list(by_shard.values()), list[Sequence[int] | int](by_shard)
+    for part in answers.parts:
+        [(batch, of)] = hits_of(part, 1)
+        batches.append(batch)
+        owners.append(of)
+        applied.update(part.seen)
+    return Merged(applied, narrowed(merge_hits(batches, request.k, owners), request))
 
 
-def merged_searches(
-    answers: dict[int, Payload], request: SearchRequest, count: int
-) -> tuple[dict[int, int], list[HitBatch]]:
-    """Of each shard's answer to `count` searches: the index that it surely saw, and what is asked for of all."""
+def merged_searches(answers: Answers, request: SearchRequest, count: int) -> tuple[dict[int, int], list[HitBatch]]:
+    """Of each answer to `count` searches: the index that each shard surely saw, and what is asked for of all."""
     decoded = {
         shard: [of_shard(shard, batch) for batch in calls.decode(body, SearchManyAnswer).batches]
-        for shard, body in answers.items()
+        for shard, body in answers.by_shard.items()
     }
     if any(len(batches) != count for batches in decoded.values()):
         raise ProtocolError(f"a shard has not answered {count} searches")
     seen = {shard: min(batch.applied_index for batch in batches) for shard, batches in decoded.items()}
-    of_all = [merge_hits([batches[at] for batches in decoded.values()], request.k) for at in range(count)]
-    return seen, [narrowed(batch, request) for batch in of_all]
+    told = [hits_of(part, count) for part in answers.parts]
+    for part in answers.parts:
+        seen.update(part.seen)
+    found: list[HitBatch] = []
+    for at in range(count):
+        batches = [each[at] for each in decoded.values()] + [each[at][0] for each in told]
+        owners: list[Sequence[int] | int] = [*decoded, *(each[at][1] for each in told)]
+        found.append(narrowed(merge_hits(batches, request.k, owners), request))
+    return seen, found
+
+
+def hits_of(part: NodePart, count: int) -> list[tuple[HitBatch, list[int]]]:
+    """What a node has found for each of `count` vectors, and the shard of each hit. Raises ProtocolError for hits of
+    shards that it does not say to have searched."""
+    hits = calls.decode(part.body, NodeHits)
+    if len(hits.batches) != count or len(hits.places) != count:
+        raise ProtocolError(f"a node has not answered {count} searches")
+    found: list[tuple[HitBatch, list[int]]] = []
+    for batch, places in zip(hits.batches, hits.places, strict=True):
+        of = [part.shards[place] if 0 <= place < len(part.shards) else -1 for place in places]
+        if len(of) != len(batch.ids) or not part.seen.keys() >= {*of}:
+            raise ProtocolError("a node's hits are of other shards than it has searched")
+        found.append((batch, of))
+    return found
 
 
 def too_old(shard: int, asked: str) -> ClusterTooOld:

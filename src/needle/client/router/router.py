@@ -19,10 +19,13 @@ from needle.client.document_calls import BatchPart, Found
 from needle.client.router import searching
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import doubtful_ids, spread_by_ids
+from needle.client.router.by_words import search_words
 from needle.client.router.deletion import Deletion
 from needle.client.router.fan_out import FanOutStats
+from needle.client.router.feeding import Feeding
 from needle.client.router.getting import get_documents
 from needle.client.router.of_collections import OfCollections
+from needle.client.router.packing import packed, packed_update
 from needle.client.router.routes import BATCH_BYTES_MAX, Routes, Shards
 from needle.client.router.row_inserts import RowInserts, in_callers_words
 from needle.client.router.scanning import count_in_shards, facet_in_shards, scan_page
@@ -86,6 +89,10 @@ class Router(OfCollections):
         """The shard that owns a document. metadata: JSON bytes, needed for custom strategies."""
         return self._routes.owner(name, metadata)
 
+    def feeding(self) -> Feeding:
+        """What a change feed asks of the shards."""
+        return Feeding(self._routes)
+
     @property
     def seen(self) -> dict[int, int]:
         """The log index of each shard that this session has seen."""
@@ -112,8 +119,10 @@ class Router(OfCollections):
         instants = [expires] if expires else []
 
         def run(stored: str, left: float) -> Awaitable[WriteResult]:
+            data, dtype = packed(vector, 1, self._routes.form(stored))
+
             def make(session: Session) -> Command:
-                return Insert(stored, [name], vector, [metadata], expected, session, matches, instants)
+                return Insert(stored, [name], data, [metadata], expected, session, matches, instants, dtype=dtype)
 
             return self._write(lambda: self._routes.owner(name, metadata), make, left)
 
@@ -162,7 +171,8 @@ class Router(OfCollections):
         async def run(stored: str, left: float) -> list[BatchPart]:
             routes = self._routes
             inserts = RowInserts(routes.fan_out.ownership, self._write, routes.beside, routes.part_max)
-            parts = await inserts.run(stored, ids, rows, metadata, left, expires, whole=whole)
+            form = routes.form(stored)
+            parts = await inserts.run(stored, ids, rows, metadata, left, expires, whole=whole, form=form)
             return in_callers_words(parts, routes.shards.topology().collection(collection))
 
         return await self._routes.named(collection, timeout, run)
@@ -200,14 +210,16 @@ class Router(OfCollections):
     async def _by_ids(self, command: Spread, timeout: float) -> WriteResult:
         routes, write = self._routes, self._write
         size = len(command.matches) + (len(command.vectors) if isinstance(command, UpdateVectors) else 0)
-        odd = await routes.beside(size, doubtful_ids, command)
+        info = routes.shards.topology().collection(command.collection)
+        odd = await routes.beside(size, doubtful_ids, command, None if info is None else info.spec.form)
         deletion, ownership, (_, most) = Deletion(command.ids), routes.fan_out.ownership, routes.part_max
         try:
-            return await routes.named(
-                command.collection,
-                timeout,
-                lambda stored, left: spread_by_ids(deletion, command, stored, left, ownership, write, odd, most),
-            )
+
+            async def run(stored: str, left: float) -> WriteResult:
+                what = packed_update(command, routes.form(stored)) if isinstance(command, UpdateVectors) else command
+                return await spread_by_ids(deletion, what, stored, left, ownership, write, odd, most)
+
+            return await routes.named(command.collection, timeout, run)
         except CollectionNotFound as error:
             raise deletion.gone(error) from error
 
@@ -312,6 +324,9 @@ class Router(OfCollections):
 
         def run(stored: str, left: float) -> Awaitable[Found]:
             inner = self._routes.as_stored(request, stored)
+            if request.keywords:
+                text, monotonic = self._routes.text_of(stored), self._clock()
+                return search_words(self._routes, inner, text, fresh, left, monotonic, partial=partial)
             if request.like:
                 return self._search_like(inner, stored, fresh, left, partial)
             return self._search(inner, fresh, left, partial)
@@ -353,10 +368,13 @@ class Router(OfCollections):
     def _search(
         self, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
     ) -> Awaitable[Found]:
-        routes, monotonic = self._routes, self._monotonic or asyncio.get_running_loop().time
+        routes, monotonic = self._routes, self._clock()
         return searching.search(
             routes.fan_out, request, fresh, timeout, routes.beside, routes.saw, monotonic, partial=partial
         )
+
+    def _clock(self) -> Callable[[], float]:
+        return self._monotonic or asyncio.get_running_loop().time
 
     async def get(
         self,

@@ -13,9 +13,11 @@ from typing import Protocol, Self, TypeVar
 import msgspec
 
 from needle.base.decoding import routed_metadata
+from needle.base.dtypes import DType, VectorForm
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, in_seconds
 from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking, beside
+from needle.base.text import TextField
 from needle.client.meaning import Meaning, meant, switched
 from needle.client.router.fan_out import FanOut, ShardGroup
 from needle.protocol import catalog_commands
@@ -157,6 +159,16 @@ class Routes:
         info = self._collections.find(self.shards.topology(), stored)
         ef_search = request.ef_search or (0 if info is None else info.spec.index.ef_search)
         return msgspec.structs.replace(request, collection=stored, ef_search=ef_search)
+
+    def text_of(self, stored: str) -> TextField | None:
+        """By which text the documents of a collection are found with words, if any: the same as long as it is there."""
+        info = self._collections.find(self.shards.topology(), stored)
+        return None if info is None else info.spec.text
+
+    def form(self, stored: str) -> VectorForm | None:
+        """How the vectors of a collection are stored; None for float32, and where it is not known here."""
+        info = self._collections.find(self.shards.topology(), stored)
+        return None if info is None or info.spec.dtype is DType.FLOAT32 else info.spec.form
 
     async def named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
         """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made again

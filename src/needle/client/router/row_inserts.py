@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
+from needle.base.dtypes import DType, VectorForm
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import WriteResult
 from needle.client.document_calls import BatchPart
 from needle.client.meaning import switched
 from needle.client.router.batch_plan import DEFAULTS, doubtful, plan_batch
 from needle.client.router.by_filter import Write
+from needle.client.router.packing import packed, unsayable
 from needle.client.router.routes import Scattered, owner_of, said_of
-from needle.protocol.commands import Insert
+from needle.protocol.commands import Insert, Session
 from needle.routing.topology import CollectionInfo, Ownership
 
 BATCHES_IN_FLIGHT = 4
@@ -50,18 +53,18 @@ class RowInserts:
         expires: Sequence[int] = (),
         *,
         whole: bool = False,
+        form: VectorForm | None = None,
     ) -> list[BatchPart]:
-        """What became of each part. collection: by its name inside the shards. expires: as in `commands.Insert`. whole:
-        where one document is refused, the others are of no use, so what can be known of it is known first."""
+        """What became of each part. collection: by its name inside the shards. form: of its vectors, None for float32.
+        expires: as in `commands.Insert`. whole: without one document the others are no use: doubts come first."""
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, *self._part_max)
         done = [BatchPart([at], error) for at, error in plan.homeless.items()]
-        first = await self._beside(weight, doubtful, ids, rows, metadata, DEFAULTS) if whole else set()
+        first: set[int] = await self._beside(weight, _doubts, ids, rows, metadata, form) if whole else set()
         refused: NeedleError | None = next(iter(plan.homeless.values()), None) if whole else None
         permits, failed = asyncio.Semaphore(BATCHES_IN_FLIGHT), dict[int, NeedleError]()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = (loop := asyncio.get_running_loop()).time() + timeout
 
         async def send(shard: int, part: list[int]) -> None:
             names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
@@ -77,16 +80,16 @@ class RowInserts:
                 if (before := refused or failed.get(shard)) is not None:
                     done.append(BatchPart(part, _not_sent(before)))
                     return
-                left = max(0.001, deadline - loop.time())
+                sent = await self._beside(len(data), packed, data, len(names), form)
+                insert = partial(_insert, collection, names, sent, json, instants)
                 try:
-                    result: WriteResult | NeedleError = await self._write(
-                        owner, lambda session: Insert(collection, names, data, json, None, session, b"", instants), left
-                    )
+                    left = max(0.001, deadline - loop.time())
+                    result: WriteResult | NeedleError = await self._write(owner, insert, left)
                 except NeedleError as error:
                     result = failed[shard] = error
                 except Scattered:  # the map changed and the part no longer has one owner: route it again
                     left = max(0.001, deadline - loop.time())
-                    again = await self._again(part, collection, names, memoryview(data), json, left, instants)
+                    again = await self._again(part, collection, names, memoryview(data), json, left, instants, form)
                     if not isinstance(again, NeedleError):
                         done.extend(again)
                         return
@@ -101,13 +104,25 @@ class RowInserts:
         await asyncio.gather(*(send(*one) for one in parts))
         return done
 
-    async def _again(self, part: list[int], *rest: Any) -> list[BatchPart] | NeedleError:
-        """Write the rows of a part by a newer map. rest: as for `run`. An error: its alias means something else now."""
+    async def _again(self, part: list[int], *asked: Any) -> list[BatchPart] | NeedleError:
+        """Write the rows of a part by a newer map. asked: as for `run`, and the form. An error: its alias means
+        something else now."""
         try:
-            done = await self.run(*rest)
+            *rest, form = asked
+            done = await self.run(*rest, form=form)
         except NeedleError as error:
             return error
         return [BatchPart([part[at] for at in some.rows], some.outcome) for some in done]
+
+
+def _insert(
+    collection: str, names: list[str], rows: tuple[bytes, DType], metadata: list[bytes], expires: list[int], by: Session
+) -> Insert:
+    return Insert(collection, names, rows[0], metadata, None, by, b"", expires, dtype=rows[1])
+
+
+def _doubts(ids: list[str], rows: memoryview, metadata: list[bytes], form: VectorForm | None) -> set[int]:
+    return doubtful(ids, rows, metadata, DEFAULTS) | set(unsayable(rows, len(ids), form))
 
 
 def _owners(owned: Ownership, names: Sequence[str], metadata: Sequence[bytes]) -> set[int]:

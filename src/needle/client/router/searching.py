@@ -13,11 +13,12 @@ from needle.base.model import HitBatch, SearchRequest
 from needle.client.document_calls import Found
 from needle.client.router.fan_out import Answers, FanOut
 from needle.client.router.grouping import asking, merged_groups
-from needle.client.router.merge import merged_hits, merged_searches
+from needle.client.router.merge import Merged, merged_hits, merged_searches
 from needle.client.router.pruning import matching_shards
 from needle.client.router.routes import BESIDE_BYTES
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, Freshness, SearchCall, SearchManyCall
+from needle.protocol.node_calls import AskedShard, SearchShardsCall
 
 ROUNDS_MAX = 8
 """Of a search by groups: how often all shards are asked."""
@@ -42,20 +43,19 @@ async def search(
     for _ in range(ROUNDS_MAX):
         answers = await _asked(fan_out, asked, fresh, left, partial)
         start, size = monotonic(), answers.size()
-        merge = merged_groups if asked.group_by else merged_hits
+        merge: Callable[[Answers, SearchRequest], Merged] = merged_groups if asked.group_by else merged_hits
         if size <= BESIDE_BYTES:
-            batches, merged, lacking = merge(answers.by_shard, asked)
+            applied, merged, lacking = merge(answers, asked)
         else:
-            batches, merged, lacking = await beside(size, merge, answers.by_shard, asked)
+            applied, merged, lacking = await beside(size, merge, answers, asked)
         if not lacking:
             break
         asked, left = asking(request, lacking), max(0.001, timeout - (monotonic() - began))
     else:
         raise Unavailable(f"documents changed while their groups were put together, {ROUNDS_MAX} times; ask again")
-    applied = {shard: batch.applied_index for shard, batch in batches.items()}
     for shard, index in applied.items():
         saw(shard, index)
-    fanout = len(batches) + len(answers.missing)
+    fanout = len(applied) + len(answers.missing)
     fan_out.stats.searched(fanout, monotonic() - start)
     return Found(merged, answers.missing, answers.gaps, applied, fanout, answers.epoch, size)
 
@@ -63,6 +63,9 @@ async def search(
 def _asked(
     fan_out: FanOut, request: SearchRequest, fresh: Callable[[int], Freshness], timeout: float, partial: bool
 ) -> Coroutine[Any, Any, Answers]:
+    def together(shards: list[AskedShard], fresh: Freshness, epoch: int) -> SearchShardsCall:
+        return SearchShardsCall(shards, request, fresh, epoch)
+
     return fan_out.read(
         calls.SEARCH,
         lambda shard, fresh, epoch: SearchCall(shard_group(shard), request, fresh, epoch),
@@ -70,6 +73,8 @@ def _asked(
         fresh,
         timeout,
         partial=partial,
+        # Which groups are nearest, all shards must say; searches by words are a shard's each.
+        together=None if request.group_by or request.keywords else together,
     )
 
 
@@ -89,8 +94,9 @@ async def search_many(
         lambda owned: matching_shards(owned, request.filter),
         fresh,
         timeout,
+        together=lambda shards, fresh, epoch: SearchShardsCall(shards, request, fresh, epoch, count),
     )
-    seen, batches = await beside(answers.size(), merged_searches, answers.by_shard, request, count)
+    seen, batches = await beside(answers.size(), merged_searches, answers, request, count)
     return seen, batches
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from needle.base.collection_sizes import CollectionSize
 from needle.base.ids import shard_group
-from needle.base.model import CollectionSize
 from needle.client.document_calls import Held
 from needle.client.router.fan_out import FanOut
 from needle.protocol import calls

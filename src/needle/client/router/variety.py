@@ -24,6 +24,8 @@ def varied(
     weight * (distance to the nearest that was taken) - (1 - weight) * (distance to what was asked for). vectors: of
     shape (n, d). distances: of each, ascending."""
     rows, far = vectors.astype(np.float64), np.asarray(distances, np.float64)
+    if metric is Metric.COSINE:  # those of some types come as they were given, of any length
+        rows /= np.sqrt(np.square(rows).sum(axis=1))[:, None]
     apart, taken = np.full(len(rows), np.inf), list(range(min(1, take, len(rows))))
     while 0 < len(taken) < min(take, len(rows)):
         apart = np.minimum(apart, _distances(rows, rows[taken[-1]], metric))

@@ -16,6 +16,7 @@ from needle.base.errors import NeedleError, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import NodeId
 from needle.base.parts import Payload
+from needle.base.text import TextField
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall
 from needle.server.chores.context import ChoreContext
@@ -49,6 +50,7 @@ class FieldUpkeep:
         self._call = call
         self._space = space
         self._declared: dict[str, tuple[str, ...]] = {}
+        self._texts: dict[str, TextField] = {}
         self._declared_as_of = 0
         self._seen = self._saved = self._settled = -1
         """Of IndexBudget.changes: at the last look; when all was saved but what is little; when that was, too."""
@@ -93,14 +95,16 @@ class FieldUpkeep:
             self._settled = changes
 
     async def _declare(self) -> None:
-        """Keep the indexes that the catalog declares, and have them take in what was written since."""
+        """Keep the indexes that the catalog declares, of fields and of the words of texts, and have them take in what
+        was written since."""
         now = self._at.topology()
-        before = self._declared
+        before = self._declared or self._texts
         if now.version != self._declared_as_of:
             self._declared = {info.stored_name: info.fields for info in now.collections if info.fields}
+            self._texts = {info.stored_name: info.spec.text for info in now.collections if info.spec.text is not None}
             self._declared_as_of = now.version
-        if self._declared or before:
-            await self._at.pool.run(self._at.replica.held.declare_fields, self._declared)
+        if self._declared or self._texts or before:
+            await self._at.pool.run(self._at.replica.held.declare_fields, self._declared, self._texts)
 
     async def _learn(self) -> None:
         """On a follower: have the indexes that the leader's searches use, in case this node leads one day."""

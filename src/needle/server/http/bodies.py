@@ -229,16 +229,18 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
 
 
 class Search(SearchOptions, frozen=True, kw_only=True):
-    """text: instead of a vector, as in PutDocument. like: the id of a document. partial: after `timeout` seconds answer
-    without the shards that cannot; `missing` names them. group_by: the path of a field: of each of the k values with
-    the nearest documents the `group_size` nearest; k and offset count groups then, and with group_size multiplied they
-    are at most 10,000. diversify: from 0, as without it, to 1: hits that are unlike each other, chosen of the `pool`
-    nearest (at least k and offset together, at most 1000). order_by: the hits that there are, in the order of a
-    field."""
+    """text: instead of a vector, as in PutDocument. keywords: instead of a vector, words that the documents have, of a
+    collection that names a `text` to search; the score is that of BM25 then. like: the id of a document. partial: after
+    `timeout` seconds answer without the shards that cannot; `missing` names them. group_by: the path of a field: of
+    each of the k values with the nearest documents the `group_size` nearest; k and offset count groups then, and with
+    group_size multiplied they are at most 10,000. diversify: from 0, as without it, to 1: hits that are unlike each
+    other, chosen of the `pool` nearest (at least k and offset together, at most 1000). order_by: the hits that there
+    are, in the order of a field."""
 
     vector: Vector | None = None
     vector_type: VectorType = "float32"
     text: str | None = None
+    keywords: str | None = None
     like: str | None = None
     partial: bool = False
     group_by: str | None = None
@@ -247,6 +249,36 @@ class Search(SearchOptions, frozen=True, kw_only=True):
     pool: Positive | None = None
     order_by: str | None = None
     descending: bool = False
+
+
+class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Reciprocal rank fusion. k: the larger, the less the first ranks count beside the others. weights: of the hits of
+    the vector, and of those of the keywords."""
+
+    k: float = 60.0
+    weights: tuple[float, float] = (1.0, 1.0)
+
+
+class HybridSearch(ReadBody, frozen=True, kw_only=True):
+    """Two searches, whose hits become one list. text: instead of a vector, as in PutDocument. pool: of the first so
+    many hits of each (at least k and offset together, at most 1000)."""
+
+    keywords: str
+    vector: Vector | None = None
+    vector_type: VectorType = "float32"
+    text: str | None = None
+    fusion: Fusion = Fusion()
+    pool: Positive | None = None
+    k: Positive = 10
+    filter: Filter = None
+    with_metadata: bool = True
+    with_vectors: bool = False
+    vector_format: VectorFormat = "numbers"
+    fields: Fields | None = None
+    exact: bool = False
+    ef_search: Whole = 0
+    offset: Whole = 0
+    explain: bool = False
 
 
 class SearchMany(SearchOptions, frozen=True, kw_only=True):
@@ -258,7 +290,8 @@ class SearchMany(SearchOptions, frozen=True, kw_only=True):
 
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """distance: lower is nearer; score: higher is nearer. group: with group_by, the value that it is grouped by."""
+    """distance: lower is nearer; score: higher is nearer. group: with group_by, the value that it is grouped by.
+    ranks: of a hybrid search, its places among the hits of the vector and of the keywords."""
 
     id: str
     distance: float
@@ -267,6 +300,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: Any = None
     vector: list[float] | bytes | None = None
     group: str | int | float | bool | None = None
+    ranks: tuple[int | None, int | None] | None = None
 
 
 class Hits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

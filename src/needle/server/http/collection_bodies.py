@@ -7,7 +7,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from needle.base.model import CollectionSize, FieldIndex, IndexParams, Metric
+from needle.base.collection_sizes import CollectionSize, FieldIndex
+from needle.base.dtypes import DType
+from needle.base.model import IndexParams, Metric
+from needle.base.text import TextField
 from needle.server.http.bodies import Body, Positive
 
 
@@ -17,13 +20,22 @@ class AskedIndex(IndexParams, frozen=True, kw_only=True, forbid_unknown_fields=T
     __doc__ = IndexParams.__doc__
 
 
+class AskedText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """field: the path of a field of metadata with a text, or a list of texts. language: whose endings are taken off
+    words, `none` for nobody's."""
+
+    field: str
+    language: str = "english"
+
+
 class CreateCollection(Body, frozen=True, kw_only=True):
     """dimensions: to be named without `like`. metric: cosine, if none is named. index: its parameters, or a word: a
     kind such as "hnsw_sq8", a preset such as "high_recall", or kind:preset. ttl: seconds that a document lives after
     its last write. model: the name of the model whose vectors of texts it holds, such as "wordllama", of 256
-    dimensions, which need not be named then. like: a collection, or an alias of one, whose settings it gets where no
-    other is named, with its declared indexes of fields; ttl 0 and model "" are none then. if_absent: no error if there
-    is an equal one already."""
+    dimensions, which need not be named then. text: by which documents are found with `keywords`: a field of metadata,
+    or this with its language. dtype: as which numbers vectors are kept; float32, if none is named. like: a collection,
+    or an alias of one, whose settings it gets where no other is named, with its declared indexes of fields; ttl 0,
+    model "" and text "" are none then. if_absent: no error if there is an equal one already."""
 
     name: str
     dimensions: Positive | None = None
@@ -31,6 +43,8 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     index: AskedIndex | str | None = None
     ttl: Annotated[float, Meta(ge=0)] | None = None
     model: str | None = None
+    text: AskedText | str | None = None
+    dtype: DType | None = None
     like: str | None = None
     if_absent: bool = False
 
@@ -54,8 +68,9 @@ class ListCollections(Body, frozen=True, kw_only=True):
 
 class Collection(msgspec.Struct, frozen=True, kw_only=True):
     """A collection; documents: how many it holds, by shard. sizes: how large it is in each shard; size: in all of them.
-    ttl: seconds that a document lives after its last write. model: whose vectors of texts it holds. fields: the
-    declared indexes of metadata's fields, in all shards."""
+    ttl: seconds that a document lives after its last write. model: whose vectors of texts it holds. text: by which
+    documents are found with `keywords`. dtype: as which numbers its vectors are kept. fields: the declared indexes of
+    metadata's fields, in all shards."""
 
     name: str
     dimensions: int
@@ -63,6 +78,8 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexParams
     ttl: float | None = None
     model: str | None = None
+    text: TextField | None = None
+    dtype: DType = DType.FLOAT32
     documents: dict[int, int] | None = None
     sizes: dict[int, CollectionSize] | None = None
     size: CollectionSize | None = None

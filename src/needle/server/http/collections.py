@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from needle.base.dtypes import DType
 from needle.base.errors import CollectionNotFound
 from needle.base.model import CollectionSpec, Metric
+from needle.base.text_checks import text_field
 from needle.client.embedding import dimensions_of
 from needle.client.naming import CollectionDescription
 from needle.client.values import check_index
@@ -18,7 +22,9 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
     index = check_index(body.index) if other is None or body.index is not None else other.index
     metric = body.metric or (Metric.COSINE if other is None else other.metric)
     model = body.model if other is None or body.model is not None else other.model
+    dtype = body.dtype or (DType.FLOAT32 if other is None else other.dtype)
     dimensions = body.dimensions or (dimensions_of(model or "") if other is None else other.dimensions)
+    text = msgspec.structs.asdict(body.text) if isinstance(body.text, msgspec.Struct) else body.text
     await call.client.create_collection(
         body.name,
         dimensions=dimensions,
@@ -26,6 +32,8 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
         index=index,
         ttl=ttl,
         model=model,
+        text=text,
+        dtype=dtype,
         like=body.like,
         if_absent=body.if_absent,
         timeout=body.timeout,
@@ -38,6 +46,8 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
         index=index,
         ttl=ttl or None,
         model=model or None,
+        text=(None if other is None else other.text) if text is None else text_field(text),
+        dtype=dtype,
     )
 
 
@@ -73,6 +83,8 @@ def _described(found: CollectionDescription) -> collection_bodies.Collection:
         index=found.index,
         ttl=found.ttl,
         model=found.model,
+        text=found.text,
+        dtype=found.dtype,
         documents=found.shards,
         sizes=found.sizes,
         size=found.size,
@@ -96,6 +108,8 @@ def _collection(spec: CollectionSpec) -> collection_bodies.Collection:
         index=spec.index,
         ttl=spec.ttl or None,
         model=spec.model or None,
+        text=spec.text,
+        dtype=spec.dtype,
     )
 
 

@@ -213,11 +213,11 @@ def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> l
 
 async def search(call: Call) -> bodies.Hits:
     body: bodies.Search = call.body
-    if body.vector is None and body.like is None and body.text is None:
-        raise InvalidArgument("give a vector, a text, or in `like` the id of a document", field="vector")
+    if body.vector is None and body.like is None and body.text is None and body.keywords is None:
+        raise InvalidArgument("give a vector, a text, keywords, or in `like` the id of a document", field="vector")
     narrow = Narrow(
         body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain, body.group_by,
-        body.group_size, body.diversify, body.pool, body.order_by, body.descending,
+        body.group_size, body.diversify, body.pool, body.order_by, body.descending, body.keywords,
     )  # fmt: skip
     vector, seconds = await of_text(call, body.vector, body.text, body.mode)
     request = await call.beside(
@@ -237,7 +237,7 @@ async def search(call: Call) -> bodies.Hits:
         partial=body.partial,
     )
     missing = {shard: error.message for shard, error in found.missing.items()}
-    hits = await _hits_beside(call, found.batch, body.vector_format)
+    hits = await hits_beside(call, found.batch, body.vector_format)
     return bodies.Hits(
         hits=hits,
         applied_index=found.applied,
@@ -271,11 +271,13 @@ async def search_many(call: Call) -> bodies.ManyHits:
         max_staleness=reading.max_staleness,
         session=reading.session,
     )
-    results = [await _hits_beside(call, batch, body.vector_format) for batch in batches]
+    results = [await hits_beside(call, batch, body.vector_format) for batch in batches]
     return bodies.ManyHits(results=results, explained=[batch.explained for batch in batches] if body.explain else [])
 
 
-async def _hits_beside(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies.Hit]:
+async def hits_beside(call: Call, batch: HitBatch, form: bodies.VectorFormat) -> list[bodies.Hit]:
+    """Of an answer; in a thread if it is large. Raises HttpError where the node's memory of requests does not hold
+    them."""
     if _hold(call, batch, form) < BESIDE_BYTES:
         return _hits(call, batch, form)
     made: list[bodies.Hit] = await call.blocking(_hits, call, batch, form)

@@ -17,9 +17,9 @@ def documents_of(path: Mapping[str, str], body: Any, answer: Any) -> int:
     if isinstance(answer, bodies.InsertedDocuments):
         return answer.written
     if isinstance(answer, bodies.ManyHits):
-        return int(body.k + body.offset) * len(body.vectors)
+        return int(body.k + body.offset) * len(body.vectors or body.texts or ())
     if isinstance(answer, bodies.Hits):
-        return _searched(body)
+        return _fused(body) if isinstance(body, bodies.HybridSearch) else _searched(body)
     if isinstance(answer, bodies.Page):
         return int(body.limit)
     if isinstance(answer, bodies.Documents):
@@ -32,6 +32,11 @@ def _searched(body: bodies.Search) -> int:
     if body.diversify is not None:
         return max(most, body.pool or pool_for(most))
     return most * body.group_size
+
+
+def _fused(body: bodies.HybridSearch) -> int:
+    most = body.k + body.offset
+    return 2 * max(most, body.pool or pool_for(most))
 
 
 def size_of(answer: Any) -> int:

@@ -19,6 +19,7 @@ from needle.server.http import (
     collection_bodies,
     collections,
     documents,
+    hybrid,
     keys,
     status,
 )
@@ -105,6 +106,10 @@ ROUTES: Final = (
     Route(
         "POST", f"{_IN}/search_many", documents.search_many, "The nearest documents of many vectors",
         bodies.SearchMany, bodies.ManyHits, "reader", {"vectors": [_VECTOR, _VECTOR], "k": 3},
+    ),
+    Route(
+        "POST", f"{_IN}/hybrid_search", hybrid.hybrid_search, "The best documents by a vector and by words",
+        bodies.HybridSearch, bodies.Hits, "reader", {"vector": _VECTOR, "keywords": "ring world", "k": 3},
     ),
     Route(
         "POST", f"{_IN}/patch", documents.patch_documents, "Change the metadata of documents, by ids or by a filter",

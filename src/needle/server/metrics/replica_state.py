@@ -21,7 +21,7 @@ from needle.server.upkeep.archives import archive_lags
 COLLECTIONS_MAX = 100
 """Collections of a shard that have series of their own, the oldest ones: their labels stay the same while others come
 and go, and a scrape takes the same time however many there are."""
-SEGMENT_EVENTS: Final = ("built", "shipped", "rebuilt", "corrupt", "unpublished", "deleted")
+SEGMENT_EVENTS: Final = ("built", "shipped", "rebuilt", "adopted", "corrupt", "unpublished", "deleted")
 NAMES: Final = (
     *("raft_term", "raft_commit_index", "raft_apply_index", "raft_lease_seconds", "raft_leader_changes_total"),
     *("raft_replication_lag", "raft_replication_lag_seconds", "needle_replication_lag_ms"),

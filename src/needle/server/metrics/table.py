@@ -88,7 +88,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_segments_building", "shard", "", "Index files that are being built here.",
               "shard/segments/builds.py"),
         counter("needle_segment_events_total", "shard event", "", "Index files built, fetched from another node "
-                "(shipped), built because no node had them (rebuilt), found corrupt, not published, deleted.",
+                "(shipped), built because no node had them (rebuilt), brought by a restore (adopted), found corrupt, "
+                "not published, deleted.",
                 "shard/segments/builds.py"),
         counter("needle_segment_build_seconds_total", "shard", SECONDS, "Time spent on building index files.",
                 "shard/segments/builds.py"),

@@ -25,6 +25,7 @@ from needle.shard.live_collection import ReplicaView
 
 BYTES_MAX: Final = 1 << 20
 """Entries of one answer have about so many: they are read on the event loop, as those for a member that is behind."""
+TARGET_CHARS: Final = 64
 _NORMAL: Final = int(EntryKind.NORMAL)
 
 
@@ -48,7 +49,7 @@ class Archiving:
         until = micros_of(node.ports.clock)
         upto = await self._host.read_index(group, call_timeout(call.timeout))
         # Not what is said of the time to come: the leader before had a clock that ran ahead, and it would hide a lag.
-        self._host.note_archived(group, call.kept, call.until if call.until <= until else 0)
+        self._host.note_archived(group, call.target[:TARGET_CHARS], call.kept, call.until if call.until <= until else 0)
         found = self._host.committed(group, call.after, upto, max(1, min(call.bytes_max, BYTES_MAX)))
         term = self._host.term_of(group, call.after)
         entries = None if found is None else [

@@ -20,6 +20,7 @@ from needle.base.runtime import Clock, Rng
 from needle.protocol import calls, catalog_commands, commands
 from needle.protocol.archive_calls import IMAGE_CHUNK, LOG
 from needle.protocol.calls import WriteCall
+from needle.protocol.index_file_calls import INDEX_HOLD, INDEX_PUT
 from needle.protocol.peer_calls import CATALOG, INDEX_ROOM, SYNC, CatalogCall
 from needle.protocol.probe_calls import CLOCK, PROBE
 from needle.rpc.promise import Promise
@@ -40,8 +41,8 @@ STEPS: Final = (
     catalog_commands.RaiseVersion,
 )
 """What nodes do by themselves with what was asked for before."""
-ASKING: Final = (SYNC, INDEX_ROOM, CLOCK, PROBE, LOG, IMAGE_CHUNK)
-"""Calls of an administrator's client that change nothing."""
+ASKING: Final = (SYNC, INDEX_ROOM, CLOCK, PROBE, LOG, IMAGE_CHUNK, INDEX_HOLD, INDEX_PUT)
+"""Calls of an administrator's client that change nothing yet."""
 UNTOLD: Final = frozenset({"nonce", "epoch", "id"})
 
 _TAGS: Final = {b"create": "CreateCollection", b"drop": "DropCollection"}

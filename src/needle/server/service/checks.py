@@ -6,6 +6,8 @@ the epoch that the caller routed by. It must not know the wire, nor how a write 
 
 from __future__ import annotations
 
+from typing import Any
+
 from needle.base.decoding import routed_metadata
 from needle.base.errors import InvalidArgument, StaleEpoch, Unavailable, invalid
 from needle.base.ids import GroupId
@@ -13,7 +15,7 @@ from needle.protocol import commands
 from needle.protocol.calls import WriteCall
 from needle.routing.ranges import check_ranges
 from needle.routing.strategy import ShardStrategy, routing_key
-from needle.routing.topology import Ownership
+from needle.routing.topology import Ownership, Topology, public_name
 from needle.server.service.served import ServedNode, decoded_command
 from needle.shard.apply.holdings import Fence
 from needle.shard.live_collection import ReplicaView
@@ -145,3 +147,16 @@ def takes(fence: Fence, command: commands.Command) -> bool:
     if command.within:
         return fence.takes(command.within)
     return command.owned == fence.fingerprint and not fence.freezes
+
+
+def lists(topology: Topology, collection: str) -> bool:
+    """Whether the catalog has a collection, which is named as inside the shards."""
+    info = topology.collection(public_name(collection))
+    return info is not None and info.stored_name == collection
+
+
+def named_in(call: Any) -> str:
+    """The collection that a read is about."""
+    request = getattr(call, "request", None)
+    name: str = request.collection if request is not None else getattr(call, "collection", "")
+    return name

@@ -7,6 +7,7 @@ documents that name the epoch of a shard map are a shard's; the others mean the 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -52,8 +53,10 @@ from needle.protocol.calls import (
     StepDownCall,
     WriteCall,
 )
+from needle.protocol.change_calls import CHANGES, ChangesCall
 from needle.protocol.command_bounds import check_lists
 from needle.protocol.commands import Bound
+from needle.protocol.node_calls import SEARCH_SHARDS, SearchShardsCall
 from needle.protocol.peer_calls import (
     CATALOG,
     FOUND,
@@ -77,12 +80,14 @@ from needle.server.chores.comparing import DIGEST_AT
 from needle.server.chores.field_upkeep import FILTERED_FIELDS
 from needle.server.ports import LOCAL, PeerLike
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH, SEGMENT_STAGED
-from needle.server.service import rebalancing
+from needle.server.service import index_files, rebalancing
 from needle.server.service.archiving import Archiving
 from needle.server.service.audited import Audited
 from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
+from needle.server.service.index_files import IndexFiles
 from needle.server.service.methods import NEEDS, OPENLY, documents_of, judge_call, numbers_its_own, told
+from needle.server.service.node_searches import NodeSearches
 from needle.server.service.operations import Operations
 from needle.server.service.probing import Probing
 from needle.server.service.proxy import Proxy
@@ -95,7 +100,9 @@ ROUTED = frozenset({
     calls.WRITE, calls.SEARCH, calls.SEARCH_MANY, calls.GET, calls.COLLECTIONS, calls.COUNT, calls.FACET, calls.SCAN
 })  # fmt: skip
 """Calls about documents: they may name the epoch of a shard map."""
-DROPPABLE = frozenset({*ROUTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
+COUNTED = ROUTED | {SEARCH_SHARDS, CHANGES}
+"""What a key's rates bound."""
+DROPPABLE = frozenset({*COUNTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
 DECODED_BYTES_MAX = 1024 * 1024
 """A larger body is copied out of its frame in a thread."""
@@ -111,6 +118,7 @@ class Service:
         self._host, self._engine = node.host, node.host.engine
         self.reads = Reads(node)
         self.documents = ShardDocuments(node, self.reads)
+        self.node_searches = NodeSearches(node, self.documents, self.reads)
         self.proxy = proxy = Proxy(node, node.ports.rng, self._judge)
         operations, catalog, archiving = Operations(node), CatalogCalls(node), Archiving(node)
         self.probing = probing = Probing(node)
@@ -118,11 +126,13 @@ class Service:
             calls.WRITE: (WriteCall, proxy.write),
             calls.SEARCH: (SearchCall, proxy.search),
             calls.SEARCH_MANY: (SearchManyCall, proxy.search_many),
+            SEARCH_SHARDS: (SearchShardsCall, self.node_searches.search),
             calls.GET: (GetCall, proxy.get),
             calls.COLLECTIONS: (CollectionsCall, proxy.collections),
             calls.COUNT: (CountCall, proxy.count),
             calls.FACET: (FacetCall, proxy.facet),
             calls.SCAN: (ScanCall, proxy.scan),
+            CHANGES: (ChangesCall, self.documents.changes),
             calls.LEADER: (GroupCall, operations.itself),
             calls.STATUS: (StatusCall, operations.status),
             calls.DIGEST: (GroupCall, operations.digest),
@@ -152,6 +162,7 @@ class Service:
             LOG: (LogCall, archiving.log),
             IMAGE: (ImageCall, archiving.image),
             IMAGE_CHUNK: (ImageChunkCall, archiving.image_chunk),
+            **index_files.methods(IndexFiles(node)),
             **rebalancing.methods(node.coordinator),
         }
         ports = node.ports
@@ -207,7 +218,7 @@ class Service:
         if found is None:
             raise unknown_method(method)
         large = len(body) > DECODED_BYTES_MAX
-        if caller.meter is not None and method in ROUTED:
+        if caller.meter is not None and method in COUNTED:
             return self._serve_metered(caller, caller.meter, method, found[1], body)
         looked_at = caller.rank < ADMIN and (not caller.is_for_all or method not in OPENLY)
         if looked_at and (large or method != calls.WRITE or not caller.is_for_all):
@@ -258,16 +269,18 @@ class Service:
     async def _judge(self, size: int, fn: Callable[..., Any], *arguments: object) -> Any:
         return await judge(self._node, size, fn, *arguments)
 
-    def _road(self, method: str, run: Run, call: Any) -> tuple[Run, str]:
+    def _road(self, method: str, run: Run, call: Any, key: str) -> tuple[Run, str]:
         """What answers a call, and under which name it is observed: what a shard's replica answers is told apart from
         what is routed."""
         if method in ROUTED and call.epoch:
             return self.documents.methods[method], f"shard_{method}"
+        if method == SEARCH_SHARDS:
+            return partial(self.node_searches.search, key=key), method
         return run, method
 
     async def _serve(self, method: str, run: Run, call: Any, caller: Identity | None = None, key: str = "") -> Body:
         """caller: of whom is to be thought in what the answer tells. key: the name of its API key."""
-        run, observed = self._road(method, run, call)
+        run, observed = self._road(method, run, call, key)
         watched = self.watch.begin(observed, call, key) if method in ROUTED else None  # others wait on purpose
         start = self._node.now()
         failure: NeedleError | None = None
@@ -281,7 +294,7 @@ class Service:
                 await self._node.blocking(self._node.space.look)
                 answer = await run(call)
             if caller is not None:
-                if caller.meter is not None and method in ROUTED:
+                if caller.meter is not None and method in COUNTED:
                     caller.meter.pay(documents_of(method, call, answer), 0)
                 answer = told(caller, method, call, answer)
             return answer if isinstance(answer, bytes | Pieces) else await encoded(self._node, answer)

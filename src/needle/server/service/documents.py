@@ -27,13 +27,16 @@ from needle.base.request import Stopwatch, current
 from needle.base.runtime import micros_of
 from needle.protocol import calls, commands
 from needle.protocol.calls import ScanCall, ScanPin, WriteCall
+from needle.protocol.change_calls import ANY_EPOCH, ChangesCall
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.peer_calls import MoveAnswer, MoveCall
-from needle.routing.topology import Ownership, Topology, public_name
+from needle.routing.topology import Ownership
 from needle.rpc.promise import Promise
 from needle.server.chores.expiry import timed
 from needle.server.replica import HostedReplica
-from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, takes
+from needle.server.service.bulk_turns import BulkTurns
+from needle.server.service.checks import BEHIND_SECONDS, Ownerships, agrees, lists, named_in, takes
+from needle.server.service.feeding import Feeding
 from needle.server.service.reads import Reads
 from needle.server.service.served import (
     JUDGED_BYTES_MAX,
@@ -47,6 +50,7 @@ from needle.server.service.served import (
     judge,
     not_leader,
 )
+from needle.server.service.shares import Work
 from needle.server.service.watched import Watch, Watched
 from needle.shard.apply.once import HASH_BYTES
 
@@ -62,6 +66,7 @@ class ShardDocuments:
         self._reads = reads
         self._owners = Ownerships(node)
         self.watch = Watch(node, 0.0, None)
+        self.bulk = BulkTurns(node.now)
         self.methods: dict[str, Run] = {
             calls.WRITE: self._shard_write,
             calls.SEARCH: lambda call: self._shard_read(reads.search, call),
@@ -72,6 +77,7 @@ class ShardDocuments:
             calls.FACET: lambda call: self._shard_read(reads.facet, call),
             calls.SCAN: self._scan,
         }
+        self._feeding = Feeding(node, reads)
 
     # --- writes ------------------------------------------------------------------------------------------------------
     def at_once(self, call: WriteCall, key: str = "") -> Promise[bytes] | None:
@@ -81,6 +87,7 @@ class ShardDocuments:
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
+        self.bulk.called(Work.SMALL_WRITE)
         hosted = self._node.groups.get(call.group)
         if hosted is None or not hosted.up_to_date or not self._host.is_leader(call.group):
             return None
@@ -111,6 +118,13 @@ class ShardDocuments:
 
     async def _shard_write(self, call: WriteCall) -> object:
         deadline = Deadline(self._node, call.timeout)
+        if len(call.command) <= JUDGED_BYTES_MAX:
+            self.bulk.called(Work.SMALL_WRITE)
+            return await self._execute(call, deadline)
+        async with self.bulk.turn(deadline.left()):
+            return await self._execute(call, deadline)
+
+    async def _execute(self, call: WriteCall, deadline: Deadline) -> object:
         owned = await self._owners.of(call.epoch, deadline.left())
         command = await judge(self._node, len(call.command), self._owners.checked, owned, call)
         if (request := current.get()) is not None:
@@ -182,6 +196,10 @@ class ShardDocuments:
         return MoveAnswer(found.phase, found.step, found.at, found.cursors)
 
     # --- reads -------------------------------------------------------------------------------------------------------
+    def lacks(self, group: GroupId) -> bool:
+        """Whether the shard's log says that this node must know a newer catalog before it answers for it."""
+        return self._owners.lacks(group)
+
     def _count(self, owned: Ownership, call: Any) -> None:
         hosted = self._node.groups.get(call.group)
         if hosted is None:
@@ -194,6 +212,17 @@ class ShardDocuments:
             hosted.calls.searched(self._node.now())
 
     async def _shard_read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> Body:
+        owned, answer = await self.read(run, call)
+        encoding = Stopwatch(self._node.now)
+        body = await encoded(self._node, answer)
+        encoding.stop("encode")
+        return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
+
+    async def read(self, run: Callable[[Any, Claim], Awaitable[Any]], call: Any) -> tuple[Ownership, Any]:
+        """What `run` answers to a call that names the epoch of a map; and the map, which did not change meanwhile.
+        Raises StaleEpoch for another one, and what `run` does."""
+        if not isinstance(call, ScanCall):  # who reads everything is in no hurry
+            self.bulk.called(Work.SEARCH)
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch:
             owned = await self._owners.of(call.epoch)
@@ -207,7 +236,7 @@ class ShardDocuments:
             try:
                 answer = await run(call, claim)
             except CollectionNotFound:
-                await self._catch_up(call.group, _named_in(call), Deadline(self._node, fresh.timeout))
+                await self._catch_up(call.group, named_in(call), Deadline(self._node, fresh.timeout))
                 answer = await run(call, claim)
         except StaleEpoch as stale:
             await self._owners.moving(owned, call_timeout(fresh.timeout))
@@ -217,10 +246,7 @@ class ShardDocuments:
         after = self._node.ownership
         if after is not owned and (after is None or after.map != owned.map):
             raise self._owners.stale("the shard map changed during the read", after or owned)
-        encoding = Stopwatch(self._node.now)
-        body = await encoded(self._node, answer)
-        encoding.stop("encode")
-        return calls.encode_body((owned.epoch, owned.fingerprint(call.group - 1), body), body)  # a ShardAnswer
+        return owned, answer
 
     # --- consistent scans --------------------------------------------------------------------------------------------
     async def _scan(self, call: ScanCall) -> Body:
@@ -282,13 +308,28 @@ class ShardDocuments:
             raise Unavailable(f"whether the consistent scan was opened, or ended, is not known: {error}") from error
         return result
 
+    # --- change feeds ------------------------------------------------------------------------------------------------
+    async def changes(self, call: ChangesCall) -> Body:
+        """See protocol.change_calls. Raises InvalidArgument for a call that is not a shard's."""
+        if not call.epoch:
+            raise invalid("epoch", 0, "that of a shard map: changes are asked of a shard, not of a cluster")
+        if call.epoch != ANY_EPOCH:
+            return await self._shard_read(self._feeding.end, call)
+        try:
+            answer = await self._feeding.changes(call)
+        except CollectionNotFound:
+            await self._catch_up(call.group, call.collection, Deadline(self._node, call.freshness.timeout))
+            answer = await self._feeding.changes(call)
+        body = await encoded(self._node, answer)
+        return calls.encode_body((call.epoch, 0, body), body)
+
     async def _catch_up(self, group: GroupId, collection: str, deadline: Deadline) -> None:
         """A collection that the catalog has but this shard has not yet: make it. Raises CollectionNotFound if the
         catalog confirms that it does not have it, Unavailable on a replica that does not lead."""
         node = self._node
-        if not _lists(node.topology, collection):
+        if not lists(node.topology, collection):
             newest = await node.confirmed(min(deadline.left(), BEHIND_SECONDS))
-            if not _lists(newest, collection):
+            if not lists(newest, collection):
                 raise CollectionNotFound(f"there is no collection {collection[:80]!r}", collection=collection[:80])
             if not await node.wait_topology(newest.version, min(deadline.left(), BEHIND_SECONDS)):
                 raise Unavailable(f"node {node.node_id} does not know version {newest.version} of the catalog yet")
@@ -350,15 +391,3 @@ def judged(
             raise invalid("asked", type(command).__name__, f"a write of documents, with two hashes of {HASH_BYTES}")
         command = commands.Once(asked, micros_of(node.ports.clock), command)
     return commands.entry(command, node.topology, micros_of(node.ports.clock))
-
-
-def _lists(topology: Topology, collection: str) -> bool:
-    info = topology.collection(public_name(collection))
-    return info is not None and info.stored_name == collection
-
-
-def _named_in(call: Any) -> str:
-    """The collection that a read is about."""
-    request = getattr(call, "request", None)
-    name: str = request.collection if request is not None else getattr(call, "collection", "")
-    return name

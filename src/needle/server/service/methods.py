@@ -16,6 +16,16 @@ from needle.protocol import calls, commands
 from needle.protocol.archive_calls import BACKED_UP, IMAGE, IMAGE_CHUNK, LOG
 from needle.protocol.bounds import renamed
 from needle.protocol.calls import CollectionsAnswer
+from needle.protocol.change_calls import CHANGES
+from needle.protocol.index_file_calls import (
+    INDEX_ADOPT,
+    INDEX_BYTES,
+    INDEX_FILES,
+    INDEX_HASHES,
+    INDEX_HOLD,
+    INDEX_PUT,
+)
+from needle.protocol.node_calls import SEARCH_SHARDS
 from needle.protocol.peer_calls import (
     CATALOG,
     FOUND,
@@ -70,11 +80,13 @@ NEEDS: Final[dict[str, Needs]] = {
     calls.WRITE: Needs(WRITER, _written),
     calls.SEARCH: Needs(READER, _request),
     calls.SEARCH_MANY: Needs(READER, _request),
+    SEARCH_SHARDS: Needs(READER, _request),
     calls.GET: Needs(READER, _named),
     calls.COUNT: Needs(READER, _named),
     calls.FACET: Needs(READER, _named),
     calls.SCAN: Needs(READER, _named),
     calls.COLLECTIONS: Needs(READER, NONE),
+    CHANGES: Needs(READER, _named),
     calls.LEADER: Needs(READER, NONE),
     SHARD_LEADER: Needs(READER, NONE),
     TOPOLOGY: Needs(READER, NONE),
@@ -90,6 +102,12 @@ NEEDS: Final[dict[str, Needs]] = {
     LOG: Needs(ADMIN, ALL),
     IMAGE: Needs(ADMIN, ALL),
     IMAGE_CHUNK: Needs(ADMIN, ALL),
+    INDEX_FILES: Needs(READER, ALL),
+    INDEX_BYTES: Needs(READER, ALL),
+    INDEX_HASHES: Needs(READER, ALL),
+    INDEX_HOLD: Needs(ADMIN, ALL),
+    INDEX_PUT: Needs(ADMIN, ALL),
+    INDEX_ADOPT: Needs(ADMIN, ALL),
     calls.STEP_DOWN: Needs(ADMIN, ALL),
     calls.FORCE_ELECTION: Needs(ADMIN, ALL),
     calls.MAINTENANCE: Needs(ADMIN, ALL),
@@ -168,9 +186,11 @@ def documents_of(method: str, call: Any, answer: Any) -> int:
         return answer.count if isinstance(answer, WriteResult) else 0
     if method == calls.GET:
         return len(call.ids)
-    if method in (calls.SEARCH, calls.SEARCH_MANY):
-        asked = call.request
-        return int(asked.k * (asked.group_size if asked.group_by else 1) * getattr(call, "count", 1))
+    if method in (calls.SEARCH, calls.SEARCH_MANY, SEARCH_SHARDS):
+        asked, shards = call.request, len(call.shards) if method == SEARCH_SHARDS else 1
+        return int(asked.k * (asked.group_size if asked.group_by else 1) * (getattr(call, "count", 1) or 1) * shards)
+    if method == CHANGES:
+        return len(answer.kinds)
     return int(call.limit) if method == calls.SCAN else 0
 
 

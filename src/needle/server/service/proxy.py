@@ -16,6 +16,7 @@ import msgspec
 
 from needle.base.access import Identity
 from needle.base.config import RaftConfig
+from needle.base.dtypes import DType
 from needle.base.errors import (
     InvalidArgument,
     NeedleError,
@@ -127,9 +128,13 @@ class Proxy:
         if isinstance(command, commands.Delete | commands.UpdateVectors | commands.Patch) and len(command.ids) > limit:
             # Any shard would refuse them; whose they are is found out on the event loop.
             raise invalid("ids", f"{len(command.ids)} documents", f"1 to {limit} in a batch")
+        if isinstance(command, commands.UpdateVectors) and command.dtype is not DType.FLOAT32:
+            raise invalid("dtype", command.dtype, "float32 in a call that is not for a shard")
         if not isinstance(command, commands.Insert):
             return command
         count = len(command.ids)
+        if command.dtype is not DType.FLOAT32:
+            raise invalid("dtype", command.dtype, "float32 in a call that is not for a shard")
         if count != len(command.metadata) or not count or len(command.vectors) % count:
             raise InvalidArgument("ids, vectors and metadata have different lengths", field="ids")
         if command.expires and len(command.expires) != count:

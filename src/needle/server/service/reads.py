@@ -73,7 +73,7 @@ class Reads:
         self._host = node.host
         self.reading = 0
 
-    async def _fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
+    async def fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
         """Wait until this replica may answer a read of that freshness."""
         hosted, host, waiting = self._node.hosted(group), self._host, Stopwatch(self._node.now)
         timeout = call_timeout(fresh.timeout)
@@ -108,14 +108,16 @@ class Reads:
             about, asked = current.get(), call.request
             explains = asked.explain or (about is not None and about.explains and not asked.bound)
             request = msgspec.structs.replace(asked, claim=claim, explain=explains)
-            if self._may_search_early(call):
+            if asked.keywords:
+                found = await self._words(call, request)
+            elif self.may_search_early(call.group, call.freshness):
                 found = await self._search_early(call, request)
             else:
-                hosted = await self._fresh(call.group, call.freshness)
+                hosted = await self.fresh(call.group, call.freshness)
                 found = await self._search(hosted, request, deadline - loop.time())
-            if (answered := self._node.groups.get(call.group)) is not None:
+            if not asked.keywords and (answered := self._node.groups.get(call.group)) is not None:
                 answered.recall.saw(call.request)
-            found = self._told(found)
+            found = self.told(found)
             if about is not None and found.explained:
                 about.explained = found.explained
                 if not asked.explain:
@@ -130,11 +132,22 @@ class Reads:
         searching.stop("search")
         return found
 
+    async def _words(self, call: SearchCall, request: SearchRequest) -> HitBatch:
+        builders, clock = self._node.hosted(call.group).builders, self._node.now
+
+        def read(replica: Replica, go_on: Callable[[], None]) -> HitBatch:
+            return replica.reads().words(request, request.claim, go_on, builders, clock)
+
+        found: HitBatch = await self._read(call.group, call.freshness, read)
+        return found
+
     async def search_many(self, call: SearchManyCall, claim: Claim | None = None) -> SearchManyAnswer:
         """Raises what `search` does; a few at a time, so that others get their turn and the answer has a bound."""
         request, count = call.request, call.count
         if not 1 <= count <= QUERIES_MAX:
             raise invalid("queries", f"{count} vectors", f"1 to {QUERIES_MAX} in one call")
+        if request.keywords:
+            raise invalid("keywords", request.keywords, "one search in a call")
         if len(request.vector) % count:
             raise invalid("queries", f"{len(request.vector)} bytes", f"{count} vectors of equal length")
         loop = asyncio.get_running_loop()
@@ -142,7 +155,7 @@ class Reads:
         width, found, size = len(request.vector) // count, list[HitBatch](), 0
         self.reading += 1
         try:
-            hosted = await self._fresh(call.group, call.freshness)
+            hosted = await self.fresh(call.group, call.freshness)
             search = hosted.batcher.search
             for start in range(0, count, QUERIES_AT_ONCE):
                 places = range(start, min(start + QUERIES_AT_ONCE, count))
@@ -161,18 +174,18 @@ class Reads:
                     hosted.recall.saw(one)
         finally:
             self.reading -= 1
-        return SearchManyAnswer([self._told(batch) for batch in found])
+        return SearchManyAnswer([self.told(batch) for batch in found])
 
-    def _told(self, batch: HitBatch) -> HitBatch:
+    def told(self, batch: HitBatch) -> HitBatch:
         """If it explains itself, with the name of this node."""
         if not batch.explained:
             return batch
         told = [msgspec.structs.replace(one, node=self._node.node_id) for one in batch.explained]
         return msgspec.structs.replace(batch, explained=told)
 
-    def _may_search_early(self, call: SearchCall) -> bool:
+    def may_search_early(self, group: GroupId, fresh: Freshness) -> bool:
         """Whether a strong search will most likely see now what its round will ask for: no write is under way."""
-        fresh, group, host = call.freshness, call.group, self._host
+        host = self._host
         return fresh.mode is _STRONG and host.is_at_rest(group) and fresh.min_index <= host.applied_index(group)
 
     async def _search_early(self, call: SearchCall, request: SearchRequest) -> HitBatch:
@@ -203,7 +216,7 @@ class Reads:
         deadline = loop.time() + call_timeout(call.freshness.timeout)
         self.reading += 1
         try:
-            hosted = await self._fresh(call.group, call.freshness)
+            hosted = await self.fresh(call.group, call.freshness)
             applied = self._host.applied_index(call.group)
 
             def read() -> DocumentBatch:
@@ -289,7 +302,7 @@ class Reads:
 
         self.reading += 1
         try:
-            hosted = await self._fresh(group, freshness)
+            hosted = await self.fresh(group, freshness)
 
             def run() -> Any:
                 go_on()
@@ -325,7 +338,7 @@ class Reads:
         if call.bound:
             answer: CollectionsAnswer = await self._counted(call, claim)
             return answer
-        hosted = await self._fresh(call.group, call.freshness)
+        hosted = await self.fresh(call.group, call.freshness)
         applied = self._host.applied_index(call.group)
         if call.sizes:
             sizes = await self._node.blocking(hosted.replica.sizes, claim, call.only)

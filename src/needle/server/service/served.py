@@ -20,7 +20,9 @@ from needle.client.router.router import Router
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
 from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, SearchManyAnswer
+from needle.protocol.change_calls import ChangesAnswer
 from needle.protocol.move_commands import MOVE_COMMANDS
+from needle.protocol.node_calls import NodeHits
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
 from needle.protocol.upkeep_commands import INDEX_COMMANDS
 from needle.routing.topology import Ownership, Topology
@@ -142,9 +144,9 @@ async def encoded(node: ServedNode, answer: object) -> Body:
     counted = len(answer.values) if isinstance(answer, FacetAnswer) else 0
     if isinstance(answer, HitBatch) or isinstance(answer, DocumentBatch):  # noqa: SIM101 - a tuple is slower
         told = (answer,)
-    elif isinstance(answer, ScanAnswer):
+    elif isinstance(answer, ScanAnswer | ChangesAnswer):
         told = (answer.documents,)
-    elif isinstance(answer, SearchManyAnswer):
+    elif isinstance(answer, SearchManyAnswer | NodeHits):
         told = answer.batches
     rows = counted or sum([len(one.ids) for one in told])
     if rows >= LARGE_ROWS or sum(map(calls.batch_bytes, told)) >= LARGE_BYTES:

@@ -59,12 +59,16 @@ class Watch:
         """Whether any call may leave a line."""
         return self.slow < NEVER
 
+    def follows(self) -> bool:
+        """Whether anybody wants to know of a call that begins here."""
+        return current.get() is not None or self._always
+
     def begin(self, method: str, asked: Any, key: str, command: Any = None) -> Watched | None:
         """None if nobody wants to know. asked: a Subject, or a call. key: the name of the caller's API key. command:
         the call's, if it is decoded."""
-        outer = current.get()
-        if outer is None and not self._always:
+        if not self.follows():
             return None
+        outer = current.get()
         return Watched(self, method, asked, key, outer or Request(), command)
 
     def now(self) -> float:

@@ -6,10 +6,11 @@ what comes after what.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
-from needle.base.errors import Internal, Unavailable
+from needle.base.errors import Internal, Unavailable, VersionMismatch
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import WriteResult
 from needle.base.runtime import micros_of
@@ -25,6 +26,10 @@ from needle.shard.apply.holdings import Transfer
 from needle.shard.state_machine import Replica
 
 STEP_SECONDS = 5.0
+AT_ONCE = 8
+"""So many commands are on their way to a target: a move of which much was deleted has hundreds."""
+T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Groups(Catalog, Protocol):
@@ -104,6 +109,18 @@ class MoveSteps:
         answer = await self._node.shards.group(info.target).ask_leader(MOVE, body, STEP_SECONDS)
         return calls.decode(answer, MoveAnswer)
 
+    async def tell_target_all(self, info: MoveInfo, told: Sequence[MoveCommand]) -> None:
+        """Commands of which the log refuses each (VersionMismatch) before it has the one before: several are sent at
+        once, and those again that were faster than the one before."""
+        for first in range(0, len(told), AT_ONCE):
+            some = told[first : first + AT_ONCE]
+            answers = await asyncio.gather(*(self.tell_target(info, one) for one in some), return_exceptions=True)
+            for one, answer in zip(some, answers, strict=True):
+                if isinstance(answer, VersionMismatch):
+                    await self.tell_target(info, one)
+                elif isinstance(answer, BaseException):
+                    raise answer
+
     async def tell_catalog(self, command: CatalogCommand) -> None:
         """Returns once it is executed."""
         await self._node.shards.command(command, STEP_SECONDS)
@@ -112,3 +129,14 @@ class MoveSteps:
 def _check_step(info: MoveInfo, side: Side, command: MoveCommand) -> None:
     if (side, type(command)) not in STEPS[info.state]:
         raise Internal(f"move {info.id} is {info.state}: a {type(command).__name__} is not for its {side}")
+
+
+async def side_by_side(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, S]) -> tuple[T, S]:
+    """What both return. The first error of either is raised, once the other one has ended, too."""
+    tasks = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,9 +5,10 @@ this one stops; two drivers at once disturb each other, but nothing else: import
 
     source: Freeze - rest of the copy - target: Confirm - source: Release - target: Own - catalog: the map's next epoch
 
-is kept by every driver, as each step begins after the one before it is committed (`move_commands.STEPS`). Until Release
-there is a way back: a target that does not confirm in time has the source thaw and the next attempt begin, and a move
-that the catalog has cancelled is given up. See docs/adr/0010. It must not know clients.
+is kept by every driver, as each step begins after the one before it is committed (`move_commands.STEPS`), but for the
+rest and its Confirm, whose order the target's log keeps (docs/adr/0092). Until Release there is a way back: a target
+that does not confirm in time has the source thaw and the next attempt begin, and a move that the catalog has cancelled
+is given up. See docs/adr/0010. It must not know clients.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from needle.base.events import MOVE_PHASE, MOVE_STUCK, tell
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.catalog_commands import AdvanceMove, FinishMove, RestartMove
 from needle.protocol.move_commands import Confirm, Discard, Forget, Freeze, GiveUp, Own, Release, Thaw
-from needle.routing.topology import MoveInfo, MoveState, public_name
+from needle.routing.topology import MoveInfo, MoveState, Topology, public_name
 from needle.server.lasting import next_beat
 from needle.server.upkeep.copy_turn import CopyTurn
-from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
+from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode, side_by_side
 from needle.server.upkeep.range_copy import Copy, RangeCopier
 from needle.shard.apply.holdings import FROZEN, GIVEN_UP, OPEN, OVER, RELEASED
 
@@ -222,13 +223,16 @@ class Mover:
         while loop.time() < until:
             try:
                 async with asyncio.timeout_at(until):
-                    # Whatever has documents of these ranges was created before they froze.
-                    topology = await self._node.confirmed(STEP_SECONDS)
-                    if topology.move(info.id) != info:
-                        raise Unavailable(f"the catalog has changed move {info.id}")
                     copy = copy or await self._prepare_target(info)
-                    await self._copier.copy(info, copy, topology)
-                    await self._steps.tell_target(info, Confirm(info.id, copy.step, info.attempt))
+                    # The catalog is asked beside the copy, but after the freeze: it may have cancelled the move, and
+                    # whatever has documents of these ranges was created before they froze.
+                    known = self._node.topology
+                    asked = self._node.confirmed(STEP_SECONDS)
+                    newest, _ = await side_by_side(asked, self._copy_rest(info, copy, known))
+                    if newest.move(info.id) != info:
+                        raise Unavailable(f"the catalog has changed move {info.id}")
+                    if newest.version != known.version and newest.collections != known.collections:
+                        await self._copy_rest(info, copy, newest)
                 return copy
             except AlreadyExists:
                 raise
@@ -243,6 +247,10 @@ class Mover:
             f"begins anew: its target did not confirm within {self._freeze_seconds:g} s, so writes go on ({why})"
         )
 
+    async def _copy_rest(self, info: MoveInfo, copy: Copy, topology: Topology) -> None:
+        """Copy what is left, of frozen ranges, and have the target confirm it."""
+        await self._copier.rest(info, copy, topology, lambda step: Confirm(info.id, step, info.attempt))
+
     async def _switch(self, info: MoveInfo, copy: Copy | None = None) -> None:
         """Release the ranges, from where there is no way back, and have the target own them. copy: that the target has
         confirmed just now; None of a driver that finds them released."""
@@ -254,8 +262,7 @@ class Mover:
             target = await self._steps.tell_target(info, self._steps.prepare(info, info.target))
             if target.phase != OVER:
                 copy = self._copier.reached(info, target)
-                await self._copier.copy(info, copy, await self._node.confirmed(STEP_SECONDS))
-                await self._steps.tell_target(info, Confirm(info.id, copy.step, info.attempt))
+                await self._copy_rest(info, copy, await self._node.confirmed(STEP_SECONDS))
         if copy is not None:
             target = await self._steps.tell_target(info, Own(info.id, copy.step, source.floor, info.attempt))
         await self._steps.tell_catalog(

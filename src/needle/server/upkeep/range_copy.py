@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from pyroaring import BitMap
@@ -17,29 +18,35 @@ from pyroaring import BitMap
 from needle.base.errors import AlreadyExists, CollectionNotFound, Unavailable
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.calls import expiries
-from needle.protocol.move_commands import Import, ImportRequests, Mark
+from needle.protocol.move_commands import Import, ImportRequests, Mark, MoveCommand
 from needle.protocol.peer_calls import MoveAnswer
 from needle.routing.topology import MoveInfo, MoveState, Topology
 from needle.server.upkeep.copy_turn import CopyTurn
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
 from needle.shard import copying
-from needle.shard.documents.records import StoredDocument
+from needle.shard.copying import Rest
+from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.state_machine import Replica
 
 BYTES_MAX = 512 << 10
 MARKS = 16
 """Marking looks at ids only: so many times more in one step."""
 
+Requests = tuple[list[bytes], int]
+"""As of `OnceTable.rows_after`."""
+
 
 @dataclass
 class Copy:
     """How far one driver's copy is. step, cursors: as in holdings.Transfer. known: dead ordinals it has looked at.
-    group: the source's. documents: that this driver has copied. requests: number of the last one that it has."""
+    seen: collections as they were when all of them was copied. group: the source's. documents: that this driver has
+    copied. requests: number of the last one that it has."""
 
     group: GroupId
     step: int
     cursors: dict[str, int]
     known: dict[str, BitMap] = field(default_factory=dict)
+    seen: dict[str, CollectionRecord] = field(default_factory=dict)
     documents: int = 0
     requests: int = -1
 
@@ -73,22 +80,51 @@ class RangeCopier:
         return copy
 
     async def copy(self, info: MoveInfo, copy: Copy, topology: Topology) -> int:
-        """All that the target does not have yet; how many documents that were."""
-        here = {spec.name for spec in self._steps.replica(info).collections()}
+        """All that the target does not have yet, while the source takes writes; how many documents that were."""
+        here = self._steps.replica(info).view.collections
         copied, refused = 0, None
         for name in sorted(one.stored_name for one in topology.collections):
-            if name in here:
+            if name in here and copy.seen.get(name) != here[name].record:
                 try:
                     copied += await self._copy_collection(info, copy, name)
                 except AlreadyExists as error:
                     refused = refused or error
-                except CollectionNotFound:  # the target does not have it yet, or it is being dropped
-                    await self._node.shards.sync(info.target, topology.version, STEP_SECONDS)
+                except CollectionNotFound:
+                    await self._sync(info, topology)
                     raise
         if refused is not None:
             raise refused
         await self._copy_requests(info, copy)
         return copied
+
+    async def rest(self, info: MoveInfo, copy: Copy, topology: Topology, then: Callable[[int], MoveCommand]) -> None:
+        """All that the target does not have yet of ranges that take no writes, and what is to follow it, once so many
+        imports are applied. What one look finds is sent at once, for writes wait meanwhile."""
+        names = sorted(one.stored_name for one in topology.collections)
+        more = True
+        try:
+            while more:
+                found, requests, more = await self._node.blocking(self._look_at_rest, info, copy, names)
+                told: list[MoveCommand] = list(_of_rest(info, copy, found, requests, self._rows_max))
+                await self._steps.tell_target_all(info, told if more else [*told, then(copy.step)])
+        except BaseException as error:
+            self.copies.pop(info.id, None)  # it is ahead of the target
+            if isinstance(error, CollectionNotFound):
+                await self._sync(info, topology)
+            raise
+
+    def _look_at_rest(self, info: MoveInfo, copy: Copy, names: list[str]) -> tuple[list[Rest], Requests, bool]:
+        """One look for all: each waits for a thread."""
+        replica = self._source(info)
+        found, more = replica.look(
+            copying.rest, names, info.ranges, copy.seen, copy.cursors, copy.known, self._rows_max
+        )
+        requests, last = replica.sessions.once.rows_after(copy.requests, BYTES_MAX)
+        return found, (requests, last), more or sum(map(len, requests)) >= BYTES_MAX
+
+    async def _sync(self, info: MoveInfo, topology: Topology) -> None:
+        """The target does not have a collection yet, or it is being dropped."""
+        await self._node.shards.sync(info.target, topology.version, STEP_SECONDS)
 
     async def _copy_requests(self, info: MoveInfo, copy: Copy) -> None:
         """All of the shard's: which ranges they were about is not kept. The target leaves out those that it has."""
@@ -118,7 +154,8 @@ class RangeCopier:
                     break  # dropped meanwhile
 
     async def _copy_collection(self, info: MoveInfo, copy: Copy, name: str) -> int:
-        end, rows_max = copying.last_ordinal(self._steps.replica(info).view, name), self._rows_max
+        record, rows_max = copying.record(self._steps.replica(info).view, name), self._rows_max
+        end = record.next_ordinal - 1
         copied, more, refused, left = 0, True, None, info.batch_size
         # What is written meanwhile is for the next round: who writes faster than this copies must not hold it up.
         while more and (after := copy.cursors.get(name, -1)) < end:
@@ -142,6 +179,7 @@ class RangeCopier:
         copy.known[name] = known
         if refused is not None:
             raise refused
+        copy.seen[name] = record
         return copied + len(deleted)
 
     def _step(self, info: MoveInfo) -> AbstractAsyncContextManager[None]:
@@ -172,21 +210,48 @@ class RangeCopier:
     async def _import(
         self, info: MoveInfo, copy: Copy, name: str, rows: Sequence[StoredDocument], deleted: list[str]
     ) -> None:
-        command = Import(
-            info.id,
-            copy.step,
-            name,
-            rows[-1].ordinal if rows else copy.cursors.get(name, -1),
-            [row.id for row in rows],
-            [row.version for row in rows],
-            b"".join(row.vector for row in rows),
-            [row.metadata for row in rows],
-            deleted,
-            whole=True,
-            expires=expiries([row.expires for row in rows]),
-        )
-        await self._steps.tell_target(info, command)
+        cursor = rows[-1].ordinal if rows else copy.cursors.get(name, -1)
+        await self._steps.tell_target(info, _command(info, copy.step, name, cursor, rows, deleted))
         copy.step += 1
+
+
+def _of_rest(
+    info: MoveInfo, copy: Copy, found: Sequence[Rest], requests: Requests, rows_max: int
+) -> Iterator[Import | ImportRequests]:
+    """The imports of what was found. `copy` is behind each of them once it is sent."""
+    for one in found:
+        gone = [one.deleted[at : at + rows_max] for at in range(0, len(one.deleted), rows_max)]
+        # Rows and what was deleted are of one state, so no id is in both, and one import may have some of each.
+        for part, ids in zip_longest(_parts(one.rows), gone):
+            cursor = part[-1].ordinal if part else one.cursor
+            yield _command(info, copy.step, one.name, cursor, part or [], ids or [])
+            copy.step += 1
+        copy.cursors[one.name] = one.cursor
+        copy.documents += len(one.rows)
+        if one.known is not None:
+            copy.known[one.name], copy.seen[one.name] = one.known, one.record
+    rows, copy.requests = requests
+    if rows:
+        yield ImportRequests(info.id, copy.step, rows)
+        copy.step += 1
+
+
+def _command(
+    info: MoveInfo, step: int, name: str, cursor: int, rows: Sequence[StoredDocument], deleted: list[str]
+) -> Import:
+    return Import(
+        info.id,
+        step,
+        name,
+        cursor,
+        [row.id for row in rows],
+        [row.version for row in rows],
+        b"".join(row.vector for row in rows),
+        [row.metadata for row in rows],
+        deleted,
+        whole=True,
+        expires=expiries([row.expires for row in rows]),
+    )
 
 
 def _parts(rows: Sequence[StoredDocument]) -> Iterator[list[StoredDocument]]:

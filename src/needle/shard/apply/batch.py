@@ -18,7 +18,7 @@ from needle.base.errors import CollectionNotFound, Internal, InvalidArgument
 from needle.base.model import CollectionSpec, IndexParams
 from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors, inner, is_by_id
 from needle.shard.apply.before import Collections, Find, Stored
-from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
+from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
 from needle.shard.apply.sessions import SessionTable
 from needle.shard.catalog_known import encode_known
@@ -32,6 +32,7 @@ from needle.shard.documents.records import (
     WriteSet,
     row_id,
 )
+from needle.shard.effects import ABSENT, DELETED, WRITTEN, Effect
 from needle.shard.index_change import AS_MADE, IndexState
 from needle.shard.pins import encode_pins
 from needle.shard.plan import PublishedSegment
@@ -64,6 +65,11 @@ class Batch:
         """By ordinal: what the command in hand needs."""
         self._reads = False
         """Whether it needs that."""
+        self.effects: list[Effect] = []
+        self.telling = 0
+        """The entry whose writes are changes; 0 for one whose writes are not: those of moves."""
+        self.copies_expired = False
+        """Whether copies of another shard's documents, which this one does not own yet, were deleted for their age."""
 
     def prefetch(self, commands: Sequence[Command | None]) -> None:
         """Look up the ids of all commands with few queries."""
@@ -183,10 +189,12 @@ class Batch:
         if not ids:
             return 0
         record, refs, existed = change.record, change.refs, 0
-        width, ordinal, total = record.spec.dimensions * FLOAT_BYTES, record.next_ordinal, record.total
+        width, ordinal, total = record.spec.vector_bytes, record.next_ordinal, record.total
         base, vectors = row_id(record.id, 0), block if len(ids) == 1 else memoryview(block)
+        olds: list[DocRef | None] = []
         for at, id_ in enumerate(ids):
             old = refs[id_]
+            olds.append(old)
             if old is not None:
                 existed += 1
                 change.dies(id_, old)
@@ -201,6 +209,7 @@ class Batch:
             change.written[id_] = None
             ordinal += 1
         change.vectors.append(block)
+        self._tell(change, WRITTEN, versions[0], olds)
         if expires:
             change.expire(expires)
         documents = record.documents + len(ids) - existed
@@ -219,6 +228,7 @@ class Batch:
         they have. expires: as in commands.Change."""
         record = change.record
         base, ordinal, total = row_id(record.id, 0), record.next_ordinal, record.total
+        olds = [change.refs[id_] for id_ in metadata]
         for id_, data in metadata.items():
             old = change.refs[id_]
             if old is None:
@@ -233,6 +243,7 @@ class Batch:
             change.rows.append((base | ordinal, id_, version, data, old.vector))
             ordinal += 1
         change.written.update(dict.fromkeys(metadata))
+        self._tell(change, WRITTEN, version, olds, keep_vectors=True)
         change.expire([expires])
         self._set(change, next_ordinal=ordinal, documents=record.documents, total=total % MODULUS)
 
@@ -240,19 +251,39 @@ class Batch:
         """Delete documents whose ids were looked up; how many of them were there."""
         record = change.record
         total, deleted = record.total, 0
+        olds: list[DocRef | None] = []
         for id_ in ids:
             old = change.refs[id_]
             if old is not None:
                 deleted += 1
+                olds.append(old)
                 change.dies(id_, old)
                 change.dead_vectors.append(old.vector)
                 total -= int.from_bytes(old.hash, "little")
                 change.refs[id_] = None
                 change.written[id_] = None
         if deleted:
+            self._tell(change, DELETED, self.version(self.telling), olds)
             documents = record.documents - deleted
             self._set(change, next_ordinal=record.next_ordinal, documents=documents, total=total % MODULUS)
         return deleted
+
+    def _tell(
+        self,
+        change: CollectionChange,
+        kind: int,
+        version: int,
+        olds: Sequence[DocRef | None],
+        *,
+        keep_vectors: bool = False,
+    ) -> None:
+        """Of what is written from the next ordinal on, or deleted. keep_vectors: those of olds live on."""
+        if not self.telling:
+            return
+        dead = () if keep_vectors else tuple(old.vector for old in olds if old and old.vector != old.ordinal)
+        ordinals = tuple(ABSENT if old is None else old.ordinal for old in olds)
+        record = change.record
+        self.effects.append(Effect(self.telling, kind, record.id, version, record.next_ordinal, ordinals, dead))
 
     # --- what the shard owns -----------------------------------------------------------------------------------------
     @property

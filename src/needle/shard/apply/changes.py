@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
 
 from pyroaring import BitMap
 
@@ -23,8 +22,6 @@ from needle.shard.documents.records import (
 )
 from needle.shard.index_change import IndexState, encode_index_state
 from needle.shard.plan import PublishedSegment
-
-FLOAT_BYTES: Final = 4
 
 
 @dataclass
@@ -94,7 +91,7 @@ class CollectionChange:
         out.ids.update(((collection_id, id_), refs[id_]) for id_ in self.written)
 
     def _vector_rows(self) -> list[tuple[int, bytes | memoryview]]:
-        width = self.record.spec.dimensions * FLOAT_BYTES
+        width = self.record.spec.vector_bytes
         kept = {ordinal for ordinal, _ in self.kept}
         base = row_id(self.record.id, 0)
         rows = iter([row for row in self.rows if row[0] - base not in kept] if kept else self.rows)

@@ -23,7 +23,7 @@ from needle.base.errors import (
 )
 from needle.base.file_errors import SHORTAGES
 from needle.base.filters.nodes import evaluate
-from needle.base.model import WriteResult
+from needle.base.model import CollectionSpec, WriteResult
 from needle.protocol.commands import (
     NO_SESSION,
     Bound,
@@ -53,7 +53,7 @@ from needle.protocol.commands import (
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.upkeep_commands import INDEX_COMMANDS, KeepIndex, StageSegment, SwitchIndex
 from needle.shard.apply.batch import Batch, check_room, instant_of
-from needle.shard.apply.changes import FLOAT_BYTES, CollectionChange
+from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.expiry import expire
 from needle.shard.apply.holdings import moved, within
 from needle.shard.apply.indexing import execute_index
@@ -135,6 +135,7 @@ def _run_once(batch: Batch, index: int, command: Command, once: Once | None) -> 
 
 
 def _run(batch: Batch, index: int, command: Command) -> Result:
+    batch.telling = 0 if isinstance(command, MOVE_COMMANDS) else index
     try:
         if isinstance(command, Insert):
             return _insert(batch, index, command)
@@ -191,8 +192,7 @@ def _drop(batch: Batch, index: int, command: DropCollection) -> WriteResult:
 
 def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
     record = batch.record(command.collection)
-    width = record.spec.dimensions * FLOAT_BYTES
-    _check_shape(command, width)
+    _check_shape(command, record.spec)
     command = without_repeats(command)
     ids = command.ids
     check_room(record, len(ids))
@@ -235,11 +235,8 @@ def _patch(batch: Batch, index: int, command: Patch) -> WriteResult:
 
 def _update_vectors(batch: Batch, index: int, command: UpdateVectors) -> WriteResult:
     change, ids = _addressed(batch, command)
-    width = change.record.spec.dimensions * FLOAT_BYTES
-    if len(command.vectors) != len(command.ids) * width:
-        raise invalid(
-            "vectors", f"{len(command.vectors)} bytes", f"{len(command.ids)} x {width // FLOAT_BYTES} float32"
-        )
+    width = change.record.spec.vector_bytes
+    _check_rows(command, change.record.spec)
     refs = seen(batch, change, ids, command.bound)
     here = [id_ for id_ in ids if refs[id_] is not None]
     _check_versions(command, refs, here if command.owned or command.within else ids)
@@ -266,12 +263,16 @@ def _addressed(batch: Batch, command: Spread) -> tuple[CollectionChange, list[st
     return change, ids
 
 
-def _check_shape(command: Insert, width: int) -> None:
+def _check_rows(command: Insert | UpdateVectors, spec: CollectionSpec) -> None:
+    count, form = len(command.ids), spec.form
+    if command.dtype != form.dtype or len(command.vectors) != count * form.row_bytes:
+        there = f"{len(command.vectors)} bytes of {command.dtype}"
+        raise invalid("vectors", there, f"{count} documents x {form.numbers} {form.dtype} values")
+
+
+def _check_shape(command: Insert, spec: CollectionSpec) -> None:
     count = len(command.ids)
-    if len(command.vectors) != count * width:
-        raise invalid(
-            "vectors", f"{len(command.vectors)} bytes", f"{count} documents x {width // FLOAT_BYTES} float32 values"
-        )
+    _check_rows(command, spec)
     if len(command.metadata) != count:
         raise invalid("ids", f"{count} ids", f"one for each of {len(command.metadata)} metadata")
     if command.expires and len(command.expires) != count:

@@ -28,9 +28,13 @@ def expire(batch: Batch, index: int, command: Expire) -> WriteResult:
         change = batch.change(record)
         ids = [document.id for document in found]
         batch.lookup(change, ids)
-        gone = BitMap([document.ordinal for document in found])
+        gone, copies = BitMap([document.ordinal for document in found]), BitMap()
         for move, ordinals in batch.stored.hidden(record.id).items():
             if ordinals.intersect(gone):
                 batch.hide(change, move, ordinals - gone)
-        batch.remove(change, ids)
+                copies |= ordinals & gone
+        batch.remove(change, [document.id for document in found if document.ordinal not in copies])
+        if copies:
+            batch.copies_expired, batch.telling = True, 0  # nobody was told of them here
+            batch.remove(change, [document.id for document in found if document.ordinal in copies])
     return WriteResult(version=batch.version(index), index=index, existed=bool(found), count=len(found))

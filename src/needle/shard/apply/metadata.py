@@ -16,6 +16,7 @@ METADATA_DEPTH_MAX: Final = 64
 
 _DIGITS_ALIKE: Final = bytes.maketrans(b"123456789", b"0" * 9)
 _MANY_DIGITS: Final = b"0" * 19
+_NOTHING: Final = b"{}"
 _json: Final = msgspec.json.Decoder()
 _NO_BRACKET: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
@@ -24,15 +25,18 @@ def check_metadata(id_: str, metadata: bytes, limits: Limits) -> None:
     """JSON. Raises InvalidArgument. id_: what the error is to name."""
     if len(metadata) > limits.metadata_bytes_max:
         raise _bad_metadata(id_, f"{len(metadata)} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
-    # The cheap bound first: only text with many brackets can be deep.
-    if metadata.count(b"[") + metadata.count(b"{") > METADATA_DEPTH_MAX and depth(metadata) > METADATA_DEPTH_MAX:
+    if metadata == _NOTHING:
+        return
+    # The cheap bounds first: only text with many brackets can be deep.
+    deep = len(metadata) > METADATA_DEPTH_MAX and metadata.count(b"[") + metadata.count(b"{") > METADATA_DEPTH_MAX
+    if deep and depth(metadata) > METADATA_DEPTH_MAX:
         raise _bad_metadata(id_, metadata[:40], f"JSON nested at most {METADATA_DEPTH_MAX} deep")
     try:
         value = _json.decode(metadata)
         metadata.decode()
     except DECODE_ERRORS as error:
         raise _bad_metadata(id_, metadata[:60], f"JSON ({error})") from None
-    if _MANY_DIGITS in metadata.translate(_DIGITS_ALIKE):
+    if len(metadata) >= len(_MANY_DIGITS) and _MANY_DIGITS in metadata.translate(_DIGITS_ALIKE):
         _check_numbers(id_, value)
 
 

@@ -28,9 +28,9 @@ from needle.protocol.move_commands import (
     Release,
     Thaw,
 )
+from needle.shard import effects
 from needle.shard.apply.batch import Batch, check_room
 from needle.shard.apply.before import Member
-from needle.shard.apply.changes import FLOAT_BYTES
 from needle.shard.apply.holdings import (
     DISCARDING,
     ENDED,
@@ -42,6 +42,7 @@ from needle.shard.apply.holdings import (
     Transfer,
     prepared,
 )
+from needle.shard.effects import Effect
 
 IDS_SHOWN = 20
 
@@ -164,6 +165,7 @@ def _release(batch: Batch, index: int, command: Release, transfer: Transfer) -> 
         if left:
             batch.hide(batch.change(record), transfer.move, left)
     batch.change_transfer(_changed(transfer, phase=RELEASED, at=index), owned=fence.holdings.giving(transfer.ranges))
+    batch.effects.append(Effect(index, effects.RELEASED, first=transfer.move))
     return WriteResult(version=index, index=index)
 
 
@@ -210,7 +212,7 @@ def _delete_hidden(batch: Batch, move: int, limit: int) -> int:
 def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> WriteResult:
     _check_open(transfer, command.step)
     record = batch.record(command.collection)
-    width = record.spec.dimensions * FLOAT_BYTES
+    width = record.spec.vector_bytes
     count = len(command.ids)
     if not len(command.versions) == len(command.metadata) == count or len(command.vectors) != count * width:
         raise invalid("ids", f"{count} ids", "versions, metadata and vectors for each")
@@ -321,4 +323,6 @@ def _own(batch: Batch, index: int, command: Own, transfer: Transfer) -> WriteRes
         owned=holdings.taking(transfer.ranges),
         base=max(holdings.base, command.floor),
     )
+    others = sum(one.incoming and one.hides and one.move != transfer.move for one in holdings.transfers)
+    batch.effects.append(Effect(index, effects.OWNED, version=others, first=transfer.move))
     return WriteResult(version=index, index=index)

@@ -119,3 +119,14 @@ def _key(value: Any) -> tuple[str, Any]:
 
 def _refused(id_: str, why: str) -> InvalidArgument:
     return InvalidArgument(f"document {id_[:80]!r} cannot be changed: {why}", field="change", id=id_[:80])
+
+
+def change_bytes(change: Change) -> int:
+    """What a change holds, about."""
+    values = sum(len(data) for _, data in [*change.set, *change.append, *change.remove])
+    return values + len(change.whole or b"")
+
+
+def named_paths(change: Change) -> list[str]:
+    """The fields that it names."""
+    return [*(path for path, _ in change.set), *change.unset, *(path for path, _ in [*change.append, *change.remove])]

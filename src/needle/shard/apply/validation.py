@@ -1,27 +1,24 @@
 """What a proposer checks before a command goes into the log, and a replica before it searches.
 
 Everything that does not depend on state is checked here, once, on the leader; `execute` re-checks on every replica what
-does. Errors name the field, the value and what is allowed. Cosine vectors leave here normalised to length 1, so that
-all replicas store the same bytes (a float computation repeated elsewhere might round differently).
+does. Errors name the field, the value and what is allowed.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Final
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from needle.base.config import Limits
-from needle.base.errors import CollectionNotFound, InvalidArgument, invalid
+from needle.base.dtypes import DType, Floats
+from needle.base.errors import CollectionNotFound, invalid
 from needle.base.filters.builder import Filter, conditions, field_path
-from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric, SearchRequest
+from needle.base.model import KINDS_OF, CollectionSpec, IndexParams, Metric, SearchRequest
+from needle.base.text_checks import check_text
 from needle.protocol.commands import (
     JUDGED_MAX,
     JUDGEMENTS_MAX,
@@ -45,7 +42,9 @@ from needle.protocol.commands import (
     without_repeats,
 )
 from needle.shard.apply.metadata import METADATA_DEPTH_MAX, check_metadata, depth
+from needle.shard.apply.patching import change_bytes, named_paths
 from needle.shard.apply.sessions import NONCE_MAX
+from needle.shard.apply.vectors import query_of, to_log
 
 NAME_BYTES_MAX: Final = 255
 GIVEN_NAME_BYTES_MAX: Final = NAME_BYTES_MAX - len(f"@{2**64}")
@@ -68,14 +67,6 @@ FIELD_COST: Final = 64
 TTL_MAX: Final = 100 * 366 * 86_400
 """Seconds."""
 CHECKSUM: Final = re.compile("[0-9a-f]{32}")
-SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
-
-UNIT_ERROR: Final = 2.0**-22
-"""A vector whose square is 1 but for this is of length 1 as exactly as float32 can say it, and stays as it is: so what
-was read is written back as the same bytes."""
-
-_COSINE: Final = Metric.COSINE
-_FLOAT32: Final = np.dtype("<f4")
 
 FindSpec = Callable[[str], CollectionSpec | None]
 
@@ -146,10 +137,8 @@ def _check_update(command: UpdateVectors, spec: CollectionSpec, limits: Limits) 
         raise invalid("ids", f"{len(command.ids)} ids", "each id once")
     if len(command.vectors) > limits.batch_bytes_max:
         raise invalid("batch", f"{len(command.vectors)} bytes", f"at most {limits.batch_bytes_max} bytes of vectors")
-    vectors = _vectors(command.vectors, len(command.ids), spec, command.ids)
-    if spec.metric != _COSINE:
-        return command
-    return msgspec.structs.replace(command, vectors=vectors.astype(_FLOAT32, copy=False).tobytes())
+    vectors, dtype = to_log(command, spec)
+    return command if vectors is command.vectors else msgspec.structs.replace(command, vectors=vectors, dtype=dtype)
 
 
 def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
@@ -175,7 +164,7 @@ def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
     if command.change is None:
         return command
     change = _checked_change(command.change, limits)
-    limit = max(1, min(most, whole // (1 + _change_bytes(change) + FIELD_COST * len(_named(change)))))
+    limit = max(1, min(most, whole // (1 + change_bytes(change) + FIELD_COST * len(named_paths(change)))))
     return msgspec.structs.replace(command, limit=limit, change=change)
 
 
@@ -185,16 +174,21 @@ def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     _check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
     if spec.metric not in list(Metric):
         raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
-    check_index(spec.index)
+    if spec.dtype not in list(DType):
+        raise invalid("dtype", spec.dtype, f"one of {', '.join(DType)}")
+    check_index(spec.index, spec.dtype)
     check_ttl(spec.ttl)
     if spec.model:
         check_name("model", spec.model, MODEL_BYTES_MAX)
+    if spec.text is not None:
+        check_text(spec.text)
 
 
-def check_index(index: IndexParams) -> None:
-    """Of a collection."""
-    if index.kind not in list(IndexKind):
-        raise invalid("index.kind", index.kind, f"one of {', '.join(IndexKind)}")
+def check_index(index: IndexParams, dtype: DType = DType.FLOAT32) -> None:
+    """Of a collection with vectors of a type."""
+    if index.kind not in KINDS_OF[dtype]:
+        of = "" if dtype is DType.FLOAT32 else f" for dtype {dtype}"
+        raise invalid("index.kind", index.kind, f"one of {', '.join(KINDS_OF[dtype])}{of}")
     _check_int("index.m", index.m, 2, 256)
     _check_int("index.ef_construction", index.ef_construction, 1, EF_MAX)
     check_ef_search(index.ef_search)
@@ -217,16 +211,20 @@ def check_name(field: str, name: str, most: int = NAME_BYTES_MAX) -> None:
         raise invalid(field, name, f"1 to {most} bytes of printable text, no space at either end")
 
 
-def check_search(request: SearchRequest, spec: CollectionSpec, limits: Limits) -> npt.NDArray[np.float32]:
+def check_search(request: SearchRequest, spec: CollectionSpec, limits: Limits) -> Floats:
     """The query as (dimensions,) float32, normalised for cosine."""
+    check_hits(request, limits)
+    return query_of(request.vector, spec)
+
+
+def check_hits(request: SearchRequest, limits: Limits) -> None:
+    """How many are asked for, and how accurately."""
     most = limits.k_max + bool(request.like)
     if request.offset and request.k > most:
         raise invalid("offset", request.offset, f"with k at most {limits.k_max} together")
     _check_int("k", request.k, 1, most)
     _check_int("offset", request.offset, 0, request.k - 1)
     _check_int("ef_search", request.ef_search, 0, EF_MAX)
-    query: npt.NDArray[np.float32] = _vectors(request.vector, 1, spec)[0]
-    return query
 
 
 def _require(name: str, find_spec: FindSpec) -> CollectionSpec:
@@ -263,6 +261,8 @@ def _utf8(field: str, text: str) -> bytes:
 
 def _check_ids(ids: list[str], limits: Limits) -> None:
     for id_ in ids:
+        if id_ and len(id_) <= limits.id_bytes_max and id_.isascii():
+            continue  # as most are: as many bytes as characters
         if not id_ or len(id_) > limits.id_bytes_max or len(_utf8("id", id_)) > limits.id_bytes_max:
             raise invalid("id", id_, f"1 to {limits.id_bytes_max} bytes of UTF-8")
 
@@ -291,25 +291,16 @@ def _check_filter(field: str, text: bytes, limits: Limits) -> Filter:
     return Filter.from_json(text, limits)
 
 
-def _change_bytes(change: Change) -> int:
-    values = sum(len(data) for _, data in [*change.set, *change.append, *change.remove])
-    return values + len(change.whole or b"")
-
-
-def _named(change: Change) -> list[str]:
-    return [*(path for path, _ in change.set), *change.unset, *(path for path, _ in [*change.append, *change.remove])]
-
-
 def _checked_change(change: Change, limits: Limits) -> Change:
     """With the bound that holds here: what is refused at apply must not depend on a replica's configuration."""
-    named = _named(change)
+    named = named_paths(change)
     if change.whole is None and not named and not change.expires:
         raise invalid("change", "nothing", "at least one field to set, unset, append to or remove from")
     if change.whole is not None and named:
         raise invalid("change", named[0], "either the whole metadata, or fields of it")
     if len(named) > PATHS_MAX:
         raise invalid("change", f"{len(named)} fields", f"at most {PATHS_MAX}")
-    size = _change_bytes(change)
+    size = change_bytes(change)
     if change.whole is None and size > limits.metadata_bytes_max:
         raise invalid("change", f"{size} bytes", f"at most {limits.metadata_bytes_max} bytes of JSON")
     paths = sorted(field_path(path, "change") for path in named)
@@ -336,7 +327,7 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
         raise invalid("metadata", f"{len(command.metadata)} values", f"one for each of {count} ids")
     if command.expires and len(command.expires) != count:
         raise invalid("expires_at", f"{len(command.expires)} instants", f"one for each of {count} ids")
-    if len(command.vectors) % count == 0:
+    if count > 1 and len(command.vectors) % count == 0:
         command = without_repeats(command)
         count = len(command.ids)
     size = len(command.vectors) + sum(map(len, command.metadata))
@@ -347,53 +338,7 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
             check_metadata(id_, metadata, limits)
     if command.expected is not None:
         _check_int("expected", command.expected, 0, VERSION_MAX)
-    _check_condition(command, limits)
-    vectors = _vectors(command.vectors, count, spec, command.ids)
-    if spec.metric != _COSINE:
-        return command
-    return msgspec.structs.replace(command, vectors=vectors.astype(_FLOAT32, copy=False).tobytes())
-
-
-def _vectors(data: bytes, count: int, spec: CollectionSpec, ids: list[str] | None = None) -> npt.NDArray[np.float32]:
-    """(count, dimensions) float32, checked; normalised for cosine."""
-    width = 4 * spec.dimensions
-    if len(data) != count * width:
-        text = (
-            f"a vector of {len(data) / (4 * count):g} values is not allowed: collection {spec.name!r} takes "
-            f"{spec.dimensions} float32 values"
-        )
-        raise InvalidArgument(text, field="vector")
-    vectors: npt.NDArray[np.float32] = np.frombuffer(data, _FLOAT32)
-    if count == 1:
-        # Most writes carry one vector: the same arithmetic without the passes that find the offender among many.
-        wide = vectors.astype(np.float64)
-        square = float(np.add.reduce(wide * wide))  # not dot: it lets go of the GIL, and others take it
-        if 0 < square <= SQUARE_MAX:
-            if spec.metric == _COSINE and abs(square - 1) > UNIT_ERROR:
-                wide /= math.sqrt(square)
-                unit: npt.NDArray[np.float32] = wide.astype(np.float32).reshape(1, -1)
-                return unit
-            return vectors.astype(np.float32, copy=sys.byteorder == "big").reshape(1, -1)
-    vectors = vectors.reshape(count, spec.dimensions)
-    # Squares in float64: the sum of 8192 squares of the largest float32 does not overflow.
-    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64, casting="safe")
-    bad = np.flatnonzero(~np.isfinite(squares))
-    if len(bad):
-        raise _bad_vector(vectors, int(bad[0]), ids, "finite float32 values (no NaN, no infinity)")
-    if spec.metric == _COSINE:
-        zero = np.flatnonzero(squares == 0)
-        if len(zero):
-            raise _bad_vector(vectors, int(zero[0]), ids, "not all zeros: the cosine of a zero vector is undefined")
-        lengths = np.where(np.abs(squares - 1) > UNIT_ERROR, np.sqrt(squares), 1.0)
-        vectors = (vectors / lengths[:, None]).astype(np.float32)
-    # A distance must be finite in float32, too.
-    huge = np.flatnonzero(squares > SQUARE_MAX)
-    if spec.metric != _COSINE and len(huge):
-        raise _bad_vector(vectors, int(huge[0]), ids, "shorter than 6e18, so that distances fit float32")
-    return vectors.astype(np.float32, copy=sys.byteorder == "big")
-
-
-def _bad_vector(vectors: npt.NDArray[np.float32], row: int, ids: list[str] | None, allowed: str) -> InvalidArgument:
-    field = "vector" if ids is None else f"vector of {ids[row][:80]!r}"
-    shown = [float(value) for value in vectors[row, :4]]
-    return invalid(field, shown, allowed)
+    if command.matches or command.bound:
+        _check_condition(command, limits)
+    vectors, dtype = to_log(command, spec)
+    return command if vectors is command.vectors else msgspec.structs.replace(command, vectors=vectors, dtype=dtype)

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 import xxhash
 
+from needle.base.dtypes import DType
 from needle.base.model import CollectionSpec, IndexKind
 
 MODULUS = 1 << 128
@@ -38,7 +39,7 @@ def document_hash(
     vector: bytes | memoryview,
     expires: int = 0,
 ) -> bytes:
-    """16 bytes that identify one stored document version. vector: little-endian float32 bytes."""
+    """16 bytes that identify one stored document version. vector: as it is stored."""
     total = _head_hash(id_, ordinal, version, metadata, expires)
     total += xxhash.xxh3_128_intdigest(_place.pack(vector_ordinal, 3) + vector)
     return (total % MODULUS).to_bytes(16, "little")
@@ -69,9 +70,12 @@ def hash_of_format_3(ordinal: int, version: int, id_: str, metadata: bytes, vect
 
 @lru_cache(maxsize=SPECS_KEPT)
 def _spec_bytes(spec: CollectionSpec) -> bytes:
-    """As earlier releases had it, which know no `ttl` and no `model`: they are the catalog's; and one kind of index."""
+    """As earlier releases had it, which know no `ttl`, no `model` and no `text`: they are the catalog's; one kind of
+    index and one type of vectors."""
     fields = msgspec.to_builtins(spec)
-    del fields["ttl"], fields["model"]
+    del fields["ttl"], fields["model"], fields["text"]
+    if spec.dtype is DType.FLOAT32:
+        del fields["dtype"]
     if spec.index.kind is IndexKind.HNSW:
         del fields["index"]["kind"]
     return msgspec.json.encode(fields)

@@ -7,13 +7,16 @@ replicas, and nothing else depends on it. It must not know what commands mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import apsw
+from pyroaring import BitMap
 
 from needle.shard.documents.records import DEAD_DOCUMENT, DEAD_VECTOR, ORDINAL_BITS, Doomed, row_id
 
+Held = Mapping[int, BitMap]
+"""By collection, ordinals of rows."""
 _EVER: Final = 1 << 62
 _PLACE: Final = f"collection_id = row >> {ORDINAL_BITS} AND {{}} = row & {(1 << ORDINAL_BITS) - 1}"
 _LOOKED_AT: Final = (
@@ -22,13 +25,20 @@ _LOOKED_AT: Final = (
 )
 
 
-def unpinned(connection: apsw.Connection, after: int, rows_max: int) -> tuple[list[tuple[int, int]], int]:
-    """Rows of graves that no pinned scan sees, and behind which row to go on the next time. While some are kept for
-    scans, those of the next `rows_max` only: what is looked at stays bounded, however much is kept."""
-    if not connection.execute("SELECT 1 FROM kept LIMIT 1").fetchone():
+def unpinned(connection: apsw.Connection, after: int, rows_max: int, held: Held) -> tuple[list[tuple[int, int]], int]:
+    """Rows of graves that no pinned scan sees and that are not held, and behind which row to go on the next time. held:
+    ordinals by collection. While some are kept, those of the next `rows_max` only: what is looked at stays bounded,
+    however much is kept."""
+    if not held and not connection.execute("SELECT 1 FROM kept LIMIT 1").fetchone():
         return connection.execute("SELECT row, what FROM graves ORDER BY row LIMIT ?", (rows_max,)).fetchall(), -1
     rows = connection.execute(_LOOKED_AT, (after, rows_max)).fetchall()
-    return [(row, what) for row, what, kept in rows if not kept], rows[-1][0] if len(rows) == rows_max else -1
+    free = [(row, what) for row, what, kept in rows if not kept and not _is_held(row, held)]
+    return free, rows[-1][0] if len(rows) == rows_max else -1
+
+
+def _is_held(row: int, held: Held) -> bool:
+    ordinals = held.get(row >> ORDINAL_BITS)
+    return ordinals is not None and row & ((1 << ORDINAL_BITS) - 1) in ordinals
 
 
 def release(connection: apsw.Connection, oldest: int | None, rows_max: int) -> bool:

@@ -65,7 +65,7 @@ class CollectionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredDocument(msgspec.Struct, frozen=True, gc=False):
-    """One document as stored. metadata: JSON bytes (b"" for null). vector: little-endian float32 bytes, or b"".
+    """One document as stored. metadata: JSON bytes (b"" for null). vector: as it is stored, or b"".
     expires: as in DocRef, where it was read by id; 0 otherwise."""
 
     id: str

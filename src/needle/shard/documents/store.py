@@ -3,7 +3,7 @@
 This is the read side; writer.py writes, and may let batches of log entries wait in memory. Invariants:
 - A transaction takes whole batches of log entries, with the applied index, term and configuration inside it. So the
   file always holds exactly the state after some applied index.
-- Reads see every batch written before them: what waits is committed first.
+- Reads see every batch written before them: what waits is committed first, or read where it waits.
 - A row of `documents` and `vectors` never changes once written. A superseded or deleted document leaves `ids` in its
   batch; its row is named in `graves` and deleted later (`purge`). Ordinals whose id does not point at them are dead.
 - A change of metadata is a new row of `documents`, which names the row of `vectors` that the document keeps.
@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
+from needle.base.dtypes import StoredRows, VectorForm
 from needle.base.errors import CorruptDocuments, StorageError
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.documents import rows, scans
@@ -150,15 +151,17 @@ class DocumentStore:
     ) -> dict[int, StoredDocument]:
         """Rows by ordinal, dead ones included until they are purged.
 
-        Ids and versions alone mostly come from memory.
+        Ids and versions alone mostly come from memory, as does all but the vectors of what waits for its commit.
         """
-        if metadata or vectors:
-            return self._by_ordinal(collection_id, ordinals, metadata=metadata, vectors=vectors)
-        found = self._names.find(collection_id, ordinals)
+        if vectors:
+            return self._by_ordinal(collection_id, ordinals, metadata=metadata, vectors=True)
+        found = {} if metadata else self._names.find(collection_id, ordinals)
+        found.update(self.writer.newest(collection_id, ordinals, metadata=metadata))
         if len(found) < len(ordinals):
             rest = [ordinal for ordinal in ordinals if ordinal not in found]
-            read = self._by_ordinal(collection_id, rest, metadata=False, vectors=False)
-            self._names.missed(collection_id, read)
+            read = self._by_ordinal(collection_id, rest, metadata=metadata, vectors=False)
+            if not metadata:
+                self._names.missed(collection_id, read)
             found.update(read)
         return found
 
@@ -313,9 +316,9 @@ class DocumentStore:
         return Rows(msgspec.json.decode(rows, type=list[int]), f"[{text or ''}]")
 
     def vectors_of(
-        self, collection_id: int, dimensions: int, ordinals: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Rows by ascending ordinals (n,): (those that are stored, vectors (n, dimensions))."""
+        self, collection_id: int, form: VectorForm, ordinals: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], StoredRows]:
+        """Rows by ascending ordinals (n,): (those that are there, their vectors as they are stored)."""
         base, found = row_id(collection_id, 0), []
         with self.reading() as connection:
             for start in range(0, len(ordinals), CHUNK):
@@ -332,8 +335,7 @@ class DocumentStore:
                         marks,
                     )
         there = np.fromiter((row for row, _ in found), np.int64, len(found)) - base
-        vectors = np.frombuffer(b"".join(vector for _, vector in found), "<f4").reshape(len(found), dimensions)
-        return there, vectors.astype(np.float32, copy=False)
+        return there, form.rows(b"".join(vector for _, vector in found))
 
     def graves(self, collection_id: int, upto: int) -> list[int]:
         """See scans.graves."""

@@ -6,7 +6,7 @@ each table, whatever is in it. A crash loses what waits, as a power loss loses t
 
 Invariants:
 - One commit takes whole batches, and the applied index, term and configuration behind the last of them.
-- `find` knows the batches that wait. Every other read comes after a `save` (documents.DocumentStore.reading).
+- `find` and `newest` know the batches that wait. Every other read comes after a `save` (DocumentStore.reading).
 - After a failed commit nothing is committed any more: what memory holds may not be what the file holds.
 
 It must not know what commands mean, faiss, or Raft.
@@ -27,12 +27,16 @@ from needle.base.errors import CorruptDocuments, StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.documents import purging
+from needle.shard.documents.purging import Held
 from needle.shard.documents.records import (
     INDEXING,
     CollectionRecord,
     DocRef,
+    DocumentRow,
     Doomed,
+    StoredDocument,
     WriteSet,
+    row_id,
 )
 from needle.shard.documents.row_check import verify_image_file
 from needle.shard.documents.sqlite_file import open_writer
@@ -82,6 +86,8 @@ class DocumentWriter:
         self._rows_max = rows_max
         self._on_damage = on_damage
         self._waiting: WriteSet | None = None
+        self._newest: dict[int, DocumentRow] = {}
+        """The documents that wait, by row; none once a commit has found no room. Replaced when they are committed."""
         self._failed: BaseException | None = None
         self._lock = threading.Lock()
         self._wal = WalCheck(path)
@@ -118,6 +124,7 @@ class DocumentWriter:
         """Make one batch of entries part of the state. Not durable yet (module docstring). Raises StorageError."""
         with self._alone():
             self._check()
+            hides = self.hides
             if self._waiting is None:
                 self._waiting = changes
             else:
@@ -128,6 +135,8 @@ class DocumentWriter:
                     self._save()
                 except SHORTAGES as error:
                     log.error("%s: what is applied waits to be committed: %s", self.path, error)
+            elif not hides:
+                self._newest.update((row[0], row) for row in changes.documents)
 
     @property
     def waits(self) -> bool:
@@ -152,6 +161,21 @@ class DocumentWriter:
         if waiting is not None and row >= waiting.first_rows.get(collection_id, row + 1):
             self.save()
 
+    def newest(self, collection_id: int, ordinals: Sequence[int], *, metadata: bool) -> dict[int, StoredDocument]:
+        """Those of these documents that wait, and need not be committed to be read; without their vectors. Waits for
+        nothing. The others are in the file, or want `save_up_to`."""
+        newest, base = self._newest, row_id(collection_id, 0)
+        if not newest or self._failed is not None:
+            return {}
+        found = ((ordinal, newest.get(base | ordinal)) for ordinal in ordinals)
+        return {at: StoredDocument(row[1], at, row[2], row[3] if metadata else b"") for at, row in found if row}
+
+    @property
+    def hides(self) -> bool:
+        """Whether there are documents that have to be committed before anything of them is read."""
+        waiting = self._waiting
+        return waiting is not None and len(self._newest) < len(waiting.documents)
+
     def _check(self) -> None:
         if isinstance(self._failed, StorageError):
             raise self._failed
@@ -166,12 +190,13 @@ class DocumentWriter:
             with disk_errors(self.path, self._connection):
                 self._commit(self._waiting)
         except SHORTAGES:
+            self._newest = {}
             raise  # it was rolled back, and waits on: the next attempt may find room
         except BaseException as error:
             self._failed = error
             raise
         # Only now: whoever sees that nothing waits must find everything in the file.
-        self._waiting = None
+        self._waiting, self._newest = None, {}
         self._failpoint("apply-after-commit")
 
     def _commit(self, changes: WriteSet) -> None:
@@ -291,16 +316,18 @@ class DocumentWriter:
             self._disk.sync(self.path)
         return index
 
-    def doomed(self, at_least: int, rows_max: int) -> Doomed:
+    def doomed(self, at_least: int, rows_max: int, held: Callable[[], Held] = dict) -> Doomed:
         """What `purge` may delete: superseded and deleted rows, the first `rows_max` of them, unless there are fewer
-        than `at_least`; and dropped collections; as of now."""
+        than `at_least`; and dropped collections; as of now. held: by collection, ordinals of rows that are to stay."""
         with self._alone():
             self._save()
             # Counted first: what stays for now is looked at often, and apply waits meanwhile.
             some = "SELECT count(*) FROM (SELECT 1 FROM graves LIMIT ?)"
             enough = rows_max > 0 and self._connection.execute(some, (at_least,)).fetchone()[0] >= at_least
             rows, self._looked_at = (
-                purging.unpinned(self._connection, self._looked_at, rows_max) if enough else ([], self._looked_at)
+                purging.unpinned(self._connection, self._looked_at, rows_max, held())
+                if enough
+                else ([], self._looked_at)
             )
             dropped = self._connection.execute("SELECT collection_id FROM dropped ORDER BY 1").fetchall()
         return Doomed(rows, [collection_id for (collection_id,) in dropped])

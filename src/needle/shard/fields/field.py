@@ -5,13 +5,16 @@ It must not know budgets or other fields.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
+from needle.base.collection_sizes import FieldIndex
 from needle.shard.documents.metadata_rows import Rows, decode_rows
 from needle.shard.fields.field_index import RUN_BYTES, FieldState, Path
 from needle.shard.fields.filter_match import Key
 from needle.shard.fields.run_making import run_of
 
+BLOAT_ROWS: Final = 1 << 16
 EMPTY_BYTES: Final = 2000
 """A field without any value takes about that much."""
 
@@ -39,6 +42,17 @@ class Field:
         """Let searches see another state."""
         self.state, self.fresh = state, fresh
 
+    def bloated(self, live: int) -> bool:
+        """Whether most of what it holds is dead, and may have been purged since it was last made again. live: how many
+        documents there are."""
+        return self.state.rows > max(2 * live, 2 * self.tried) + BLOAT_ROWS
+
+
+def least_used(fields: Mapping[Key, Field], wanted: Collection[Key]) -> Field | None:
+    """Which one makes place for those that are wanted, if one can."""
+    others = [one for key, one in fields.items() if key not in wanted and not one.declared]
+    return min(others, key=lambda one: (one.state.found, one.used_at), default=None)
+
 
 def refused(key: Key) -> Field:
     """One that there is no room for."""
@@ -50,6 +64,18 @@ def refused(key: Key) -> Field:
 def needed(path: Path, rows: Rows, end: int, live: int) -> int:
     """Bytes that the indexes of a field of `live` documents would take, judged by some of them. end: of ordinals."""
     documents = decode_rows(rows, frozenset((path[0],)))
-    runs = [run_of(path, 0, end, rows.ordinals, documents, instants=instants) for instants in (False, True)]
+    runs = [run_of(path, 0, end, rows.ordinals, documents, kind=kind) for kind in (False, True)]
     share = live / max(1, len(rows.ordinals))
     return sum(EMPTY_BYTES + RUN_BYTES + int((run.nbytes - RUN_BYTES) * share) for run in runs)
+
+
+def declared_of(fields: Iterable[Field]) -> dict[str, FieldIndex]:
+    """The indexes of declared fields, by path; that of the words of a text by path and analyzer."""
+    found: dict[str, FieldIndex] = {}
+    for one in fields:
+        if one.declared:
+            state = "no_room" if one.refused else "ready" if one.state.end >= one.goal else "building"
+            index, (path, kind) = FieldIndex(state=state, bytes=one.nbytes), one.key
+            name = ".".join(path) + (f" ({kind})" if isinstance(kind, str) else "")
+            found[name] = found[name] + index if name in found else index
+    return found

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pyroaring import BitMap
 
 from needle.base.errors import Internal
@@ -27,6 +28,7 @@ from needle.shard.fields.value_columns import (
     Match,
     Texts,
     Times,
+    Words,
     bitmap,
 )
 
@@ -41,6 +43,7 @@ COLUMNS: Final[dict[str, type[Column]]] = {
     "floats": Floats,
     "texts": Texts,
     "times": Times,
+    "words": Words,
 }
 
 
@@ -56,8 +59,10 @@ class Run:
         self.odd = odd
         self.columns = columns
         self._several: BitMap | None = None
+        self._lengths: npt.NDArray[np.int32] | None = None
         sets = sum(_set_bytes(found) for found in (*marks, odd))
-        self.nbytes = RUN_BYTES + sets + sum(column.nbytes for column in columns.values())
+        lengths = 4 * (end - first) if "words" in columns else 0
+        self.nbytes = RUN_BYTES + sets + lengths + sum(column.nbytes for column in columns.values())
 
     @property
     def size(self) -> int:
@@ -72,6 +77,22 @@ class Run:
             owners.sort()
             self._several = bitmap(owners[1:][owners[1:] == owners[:-1]], ascending=True) | self.odd
         return self._several
+
+    @property
+    def words(self) -> int:
+        """Of all its documents, each as often as it is there."""
+        column = self.columns.get("words")
+        return 0 if column is None else len(column.ordinals)
+
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """How many words each document has, by its ordinal's place in the run."""
+        if self._lengths is None:
+            found, column = np.zeros(self.end - self.first, np.int32), self.columns.get("words")
+            if column is not None:
+                counts = np.bincount(column.ordinals - np.uint32(self.first))
+                found[: len(counts)] = counts
+            self._lengths = found
+        return self._lengths
 
 
 PRESENT, NULL, TRUE, FALSE = range(4)

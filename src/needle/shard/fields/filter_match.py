@@ -32,11 +32,12 @@ from needle.shard.fields.value_columns import Match
 READ_COST: Final = 64
 """To read a document costs about as much as to look at so many different values of an index."""
 
-Key = tuple[Path, bool]
-"""A field, and whether its texts are indexed as instants."""
+Key = tuple[Path, bool | str]
+"""A field, and what of it is indexed: False: its values; True: its texts as instants; a name: the words of its
+texts, by the analyzer of this name (run_making.analyzer_of)."""
 
 
-def keys_of(node: Compare) -> list[Key]:
+def keys_of(node: Compare) -> Sequence[Key]:
     """The indexes that a comparison needs: of the values, of the instants, or both; none for ids."""
     if node.op == IDS:
         return []

@@ -18,8 +18,8 @@ IDLE_USES: Final = 1000
 RECENT_MAX: Final = 256
 LISTS_SHARE: Final = 16
 """Allow-lists may take one part in so many of what the indexes may take, beside them."""
-FieldName = tuple[int, tuple[str, ...], bool]
-"""Of which collection, the path, and whether as instants."""
+FieldName = tuple[int, tuple[str, ...], bool | str]
+"""Of which collection, the path, and what of it is indexed (filter_match.Key)."""
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
 
 from pyroaring import BitMap
 
+from needle.base.collection_sizes import FieldIndex
 from needle.base.errors import StorageError
 from needle.base.file_errors import SHORTAGES
 from needle.base.filters.nodes import Node, evaluate
-from needle.base.model import FieldIndex
 from needle.shard.documents.metadata_rows import Stored, decode_rows
 from needle.shard.documents.tail import TAIL_BYTES, Tail
 from needle.shard.fields.allow_lists import AllowLists
 from needle.shard.fields.builders import BeingIndexed, Builders
-from needle.shard.fields.field import EMPTY_BYTES, Field, needed, refused
+from needle.shard.fields.field import EMPTY_BYTES, Field, declared_of, least_used, needed, refused
 from needle.shard.fields.field_files import FieldFiles, Place, place_of
 from needle.shard.fields.field_index import FieldState, Path, merged
 from needle.shard.fields.filter_match import Asked, Key, compares, judge, keys_of, placed
@@ -48,7 +48,6 @@ MERGE_MAX: Final = 1 << 15
 """Larger runs are merged in the background."""
 READ_SHARE: Final = 8
 """Undecided documents are read if they are fewer than this part of what an index still lacks, or few (IndexRows)."""
-BLOAT_ROWS: Final = 1 << 16
 SAMPLE_ROWS: Final = 1000
 """Documents by which it is judged what an index would take."""
 LACKING_MAX: Final = 4096
@@ -155,13 +154,13 @@ class PayloadIndex:
             made = True
         for one in lacking:
             one.asked = True
-        if lacking or any(one.state.due() or self._bloated(one) for one in fields.values()):
+        if lacking or any(one.state.due() or one.bloated(self._live) for one in fields.values()):
             self._budget.ask(self)
         return (found.sure & universe) | (self._decided(node, maybe, go_on) if maybe else BitMap())
 
     def use(self, node: Node) -> dict[Key, Field]:
         """The fields that a filter needs; they are kept rather than those that were not asked for as lately."""
-        fields = self._wanted(node)
+        fields = self._wanted(key for compare in compares(node) for key in keys_of(compare))
         if fields:
             self._budget.use([*fields.values(), self._tail])
             self._keep_tail()
@@ -180,21 +179,31 @@ class PayloadIndex:
             self._budget.ask(self)
             raise
 
-    def _wanted(self, node: Node) -> dict[Key, Field]:
-        """The fields that a filter needs, in the table from now on."""
-        keys = dict.fromkeys(key for compare in compares(node) for key in keys_of(compare))
-        dropped = []
+    def words(self, key: Key, end: int, live: int, builders: Builders | None, go_on: Callable[[], None]) -> FieldState:
+        """The words of a text, of all documents below `end` but a few, or of those that there is room for; the others
+        are for who asks to read (`documents`). live, builders, go_on: as of `within`. Raises BeingIndexed."""
+        field = self._wanted([key])[key]
+        self._budget.use([field, self._tail])
+        self._keep_tail()
+        self._end, self._live = max(self._end, end), live
+        if not field.refused and end - field.state.end > self._budget.rows.few:
+            self._make([field], end, builders, go_on)
+        state = field.state
+        field.asked = field.asked or state.end < end
+        if state.end < end or state.due() or field.bloated(self._live):
+            self._budget.ask(self)
+        return state
+
+    def _wanted(self, wanted: Iterable[Key]) -> dict[Key, Field]:
+        """These fields, in the table from now on."""
+        keys, dropped = dict.fromkeys(wanted), list[Field]()
         with self._lock:
             if self._closed:
                 return {key: refused(key) for key in keys}
             fields = {key: self._fields.get(key) or Field(key) for key in keys}
             self._fields.update(fields)
-            while len(self._fields) > max(FIELDS_MAX, len(fields)):
-                others = [one for key, one in self._fields.items() if key not in fields and not one.declared]
-                if not others:
-                    break
-                dropped.append(min(others, key=lambda one: (one.state.found, one.used_at)))
-                del self._fields[dropped[-1].key]
+            while len(self._fields) > max(FIELDS_MAX, len(fields)) and (other := least_used(self._fields, fields)):
+                dropped.append(self._fields.pop(other.key))
         for one in dropped:
             self._budget.release(one)
         for one in fields.values():
@@ -239,14 +248,8 @@ class PayloadIndex:
 
     def declared(self) -> dict[str, FieldIndex]:
         """The indexes of declared fields, by path."""
-        found: dict[str, FieldIndex] = {}
         with self._lock:
-            fields = [one for one in self._fields.values() if one.declared]
-        for one in fields:
-            state = "no_room" if one.refused else "ready" if one.state.end >= one.goal else "building"
-            index, path = FieldIndex(state=state, bytes=one.nbytes), ".".join(one.key[0])
-            found[path] = found[path] + index if path in found else index
-        return found
+            return declared_of(self._fields.values())
 
     def room(self, path: Path, end: int, live: int) -> tuple[int, int]:
         """Bytes that an index of this field of `live` documents would take, judged by the last of them, and those that
@@ -300,7 +303,7 @@ class PayloadIndex:
             )
             documents = decode_rows(rows, frozenset(one.key[0][0] for one in behind))
             for one in behind:
-                run = run_of(one.key[0], first, upto, rows.ordinals, documents, instants=one.key[1])
+                run = run_of(one.key[0], first, upto, rows.ordinals, documents, kind=one.key[1])
                 self._hold(one, states[one].with_run(run, MERGE_MAX), one.fresh)
             return True
 
@@ -373,14 +376,10 @@ class PayloadIndex:
                 self._hold(field, field.state.with_merged(pair, run), field.fresh)
         return True
 
-    def _bloated(self, field: Field) -> bool:
-        """Whether most of what it holds is dead, and may have been purged since it was last made again."""
-        return field.state.rows > max(2 * self._live, 2 * field.tried) + BLOAT_ROWS
-
     def _renew(self, field: Field) -> bool:
         """Make it again, from what is still stored: rows that no search can see any more are not."""
         if field.fresh is None:
-            if not self._bloated(field):
+            if not field.bloated(self._live):
                 return False
             field.fresh, field.tried = FieldState(), field.state.rows
         with self._building:
@@ -394,6 +393,6 @@ class PayloadIndex:
                 return True
             rows, upto = self._reader.next(fresh.end, state.end)
             documents = decode_rows(rows, frozenset((field.key[0][0],)))
-            run = run_of(field.key[0], fresh.end, upto, rows.ordinals, documents, instants=field.key[1])
+            run = run_of(field.key[0], fresh.end, upto, rows.ordinals, documents, kind=field.key[1])
             self._hold(field, state, fresh.with_run(run, MERGE_MAX))
         return True

@@ -33,7 +33,8 @@ class _Column(msgspec.Struct, array_like=True):
 class _Head(msgspec.Struct, array_like=True):
     collection_id: int
     path: tuple[str, ...]
-    instants: bool
+    instants: bool | str
+    """What of the field is indexed, as in Key."""
     applied: int
     first: int
     end: int

@@ -13,8 +13,10 @@ from pyroaring import BitMap
 
 from needle.base.filters.nodes import lookup
 from needle.base.instants import instant_key
+from needle.base.text import TextField
+from needle.shard.analysis import analyzed
 from needle.shard.fields.field_index import COLUMNS, FALSE, NULL, PRESENT, TRUE, Path, Run
-from needle.shard.fields.value_columns import Floats, Integers, LargeIntegers, Texts, Times
+from needle.shard.fields.value_columns import Column, Floats, Integers, LargeIntegers, Texts, Times, Words
 
 
 class _Collector:
@@ -74,14 +76,16 @@ class _Collector:
 
 
 def run_of(
-    path: Path, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any], *, instants: bool
+    path: Path, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any], *, kind: bool | str
 ) -> Run:
-    """The field in decoded documents, whose ordinals ascend in [first, end). instants: of the texts that are RFC 3339
-    date-times, as such; nothing else."""
-    if not instants and len(path) == 1 and (alike := _alike(path[0], first, end, ordinals, documents)) is not None:
+    """The field in decoded documents, whose ordinals ascend in [first, end). kind: what of it, as in Key: of instants
+    the texts that are RFC 3339 date-times, as such; nothing else."""
+    if isinstance(kind, str):
+        return _words_run(path, first, end, ordinals, documents, kind)
+    if not kind and len(path) == 1 and (alike := _alike(path[0], first, end, ordinals, documents)) is not None:
         return alike
     to = _Collector()
-    take = to.instant if instants else to.value
+    take = to.instant if kind else to.value
     for ordinal, document in zip(ordinals, documents, strict=True):
         present, found = lookup(document, path)
         if present:
@@ -119,3 +123,32 @@ def _alike(key: str, first: int, end: int, ordinals: Sequence[int], documents: S
         return None
     marks = [BitMap(ordinals), BitMap(), BitMap(), BitMap()]
     return Run(first, end, len(ordinals), marks, BitMap(), columns)
+
+
+def kind_of(text: TextField) -> str:
+    """How the analyzer of a text is called among the kinds of a field's indexes."""
+    return f"{text.language}-{text.version}"
+
+
+def analyzer_of(path: Path, kind: str) -> TextField:
+    """What `kind_of` named."""
+    language, _, version = kind.rpartition("-")
+    return TextField(field=".".join(path), language=language, version=int(version))
+
+
+def _words_run(path: Path, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any], kind: str) -> Run:
+    """Of the words of a text: present are documents with one at least."""
+    text, present = analyzer_of(path, kind), list[int]()
+    words, owners = list[bytes](), list[int]()
+    for ordinal, document in zip(ordinals, documents, strict=True):
+        if found := words_in(document, path, text):
+            present.append(ordinal)
+            words += found
+            owners += [ordinal] * len(found)
+    columns: dict[str, Column] = {"words": Words.made(words, owners)} if words else {}
+    return Run(first, end, len(ordinals), [BitMap(present), BitMap(), BitMap(), BitMap()], BitMap(), columns)
+
+
+def words_in(document: Any, path: Path, text: TextField) -> list[bytes]:
+    """The words of one decoded document, as the index has them, in their order."""
+    return [Texts.key(word.encode()) for value in lookup(document, path)[1] for word in analyzed(value, text)]

@@ -83,6 +83,8 @@ class Column(ABC):
     """keys: (n,) ascending, different. starts: (n + 1,) int64; key i is had by ordinals[starts[i]:starts[i + 1]]."""
 
     dtype: ClassVar[Any]
+    once: ClassVar[bool] = True
+    """Whether an ordinal stands once for a key that it has several times."""
 
     def __init__(self, keys: npt.NDArray[Any], starts: npt.NDArray[np.int64], ordinals: Ordinals) -> None:
         self.keys, self.starts, self.ordinals = keys, starts, ordinals
@@ -95,7 +97,7 @@ class Column(ABC):
         order = np.argsort(plain, kind="stable")
         plain, owners = plain[order], owners[order]
         fresh = _fresh(plain)
-        if len(owners) > 1:  # an array may have one value twice
+        if cls.once and len(owners) > 1:  # an array may have one value twice
             keep = fresh | np.concatenate(([True], owners[1:] != owners[:-1]))
             plain, owners, fresh = plain[keep], owners[keep], fresh[keep]
         starts = np.append(np.flatnonzero(fresh), len(plain))
@@ -352,3 +354,9 @@ class Texts(Column):
 
     def _where(self, keys: npt.NDArray[np.bool_]) -> BitMap:
         return bitmap(self.ordinals[np.repeat(keys, np.diff(self.starts))])
+
+
+class Words(Texts):
+    """The words of texts: an ordinal stands as often for a word as its document has it."""
+
+    once = False

@@ -18,18 +18,19 @@ import faiss
 import msgspec
 import numpy as np
 
+from needle.base.dtypes import DType, StoredRows
 from needle.base.errors import CorruptSegment, StorageError
 from needle.base.file_errors import shortage
 from needle.base.model import GRAPHS, CollectionSpec, IndexKind
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments import page_cache
-from needle.shard.segments.codes import CODED, coded
-from needle.shard.segments.format import Contents, checksum_of, verify_file, write_tail
+from needle.shard.segments.codes import coded, coding
+from needle.shard.segments.format import Contents, checksum_of, copy_head, verify_file, write_tail
 from needle.shard.segments.graph import BuildCancelled, GraphBuilder, graph_over, nodes_of
 from needle.shard.segments.lists import LISTED, listed
 from needle.shard.segments.opened import wanting
-from needle.shard.segments.scoring import Floats, Ints
+from needle.shard.segments.scoring import Ints
 from needle.shard.segments.sealed import SealedSegment, segment_file
 
 TRIM_BYTES = 8 << 20
@@ -37,7 +38,7 @@ TRIM_BYTES = 8 << 20
 TEMPORARY = ".tmp"
 
 T = TypeVar("T")
-Blocks = Iterable[tuple[Ints, Floats]]
+Blocks = Iterable[tuple[Ints, StoredRows]]
 
 
 def build_segment(
@@ -56,7 +57,7 @@ def build_segment(
 ) -> tuple[PublishedSegment, str]:
     """Build [first, last] and return (what to publish, path of the file).
 
-    blocks: (ordinals (n,) int64, vectors (n, d) float32) of the live rows, ascending; with a base only those after it.
+    blocks: (ordinals (n,) int64, vectors as they are stored) of the live rows, ascending; with a base those after it.
     own_for: the manifest entry that this build stands in for (the published file is not to be had).
     Raises BuildCancelled, CorruptSegment (the base's file is damaged), DiskFull, TooManyFiles or another StorageError.
     """
@@ -69,11 +70,7 @@ def build_segment(
     held = _contents(builder, spec, cancelled)
     offsets = np.concatenate(ordinals)
     draft = PublishedSegment(collection_id, first, last, len(offsets), 0, "")
-    try:
-        return _write(directory, draft, held, offsets, spec, own_for, disk)
-    except (OSError, RuntimeError) as error:
-        missing = shortage(error, directory) if isinstance(error, OSError) else None
-        raise missing or StorageError(f"segment [{first}, {last}] cannot be written to {directory}: {error}") from error
+    return write_segment(directory, draft, held, offsets, spec, own_for, disk)
 
 
 def _start(
@@ -97,7 +94,11 @@ def _start(
         raise CorruptSegment(f"faiss cannot read {base.path}: {error}", path=base.path) from error
     if base.kind is not IndexKind.HNSW:
         index = graph_over(spec, index.hnsw, base.node_blocks())
-    return GraphBuilder(spec, cancelled, (index, base.rows, base.node_of)), offsets
+    builder = GraphBuilder(spec, cancelled, (index, base.rows, base.node_of))
+    if builder.keeps_stored:
+        for rows in base.stored_nodes():
+            builder.keep(rows)
+    return builder, offsets
 
 
 def _contents(builder: GraphBuilder, spec: CollectionSpec, cancelled: Callable[[], bool]) -> Contents:
@@ -105,7 +106,7 @@ def _contents(builder: GraphBuilder, spec: CollectionSpec, cancelled: Callable[[
     kind = spec.index.kind
     if kind is IndexKind.FLAT:
         rows = builder.rows()
-        return Contents(kind, None, rows.node_of, (), rows.longest, rows.vectors, keeps=builder)
+        return Contents(kind, None, rows.node_of, (), rows.longest, builder.stored(rows.vectors), keeps=builder)
     if kind in LISTED:
         rows = builder.rows()
         made = listed(kind, spec.metric, rows.vectors, cancelled)
@@ -126,11 +127,36 @@ def _contents(builder: GraphBuilder, spec: CollectionSpec, cancelled: Callable[[
             keeps=builder,
         )
     index, node_of, bands, longest = graph = builder.finish()
-    codes = coded(kind, spec.metric, index, bands, cancelled) if kind in CODED and index.ntotal else None
-    if codes is None:  # full vectors are always right
+    of, codes = coding(spec), None
+    if of is not None and index.ntotal:
+        codes = coded(of, spec.metric, index, bands, cancelled)
+    if codes is None and spec.form.unit and spec.dtype is not DType.FLOAT32:
+        # What is stored does not follow from what is scored: it has to lie beside the graph over full vectors.
+        vectors = builder.stored(nodes_of(index))
+        return Contents(IndexKind.HNSW_SQ8, index, node_of, bands, longest, vectors, keeps=(builder, graph))
+    if of is None or codes is None:  # full vectors are always right
         return Contents(IndexKind.HNSW, index, node_of, bands, longest)
-    vectors = nodes_of(index)
-    return Contents(kind, codes.index, node_of, bands, longest, vectors, codes.stretch, keeps=(graph, codes))
+    vectors, keeps = builder.stored(nodes_of(index)), (builder, graph, codes)
+    return Contents(of.kind, codes.index, node_of, bands, longest, vectors, codes.stretch, keeps=keeps)
+
+
+def write_segment(
+    directory: str,
+    draft: PublishedSegment,
+    held: Contents,
+    offsets: Ints,
+    spec: CollectionSpec,
+    own_for: PublishedSegment | None,
+    disk: ReplicaDisk,
+) -> tuple[PublishedSegment, str]:
+    """Write what was made. draft: without size and checksum. offsets: (rows,) ordinals less draft.first, ascending.
+    Raises DiskFull, TooManyFiles or another StorageError."""
+    try:
+        return _write(directory, draft, held, offsets, spec, own_for, disk)
+    except (OSError, RuntimeError) as error:
+        missing = shortage(error, directory) if isinstance(error, OSError) else None
+        text = f"segment [{draft.first}, {draft.last}] cannot be written to {directory}: {error}"
+        raise missing or StorageError(text) from error
 
 
 def _write(
@@ -147,6 +173,8 @@ def _write(
     if held.index is not None:
         faiss.write_index(held.index, temporary)
     with open(temporary, "wb+" if held.index is None else "r+b") as file:
+        if held.head is not None:
+            copy_head(*held.head, file)
         faiss_bytes = file.seek(0, os.SEEK_END)
         write_tail(file, draft, offsets, spec, held, faiss_bytes)
         checksum = checksum_of(file, file.tell())

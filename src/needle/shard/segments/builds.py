@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from msgspec.structs import asdict, replace
 
 from needle.base.errors import CorruptSegment, InvalidArgument, NeedleError
-from needle.base.events import INDEX_BUILT, INDEX_PUBLISHED, INDEX_REBUILT, INDEX_STAGED, INDEX_UNPUBLISHED, tell
+from needle.base.events import (
+    INDEX_ADOPTED,
+    INDEX_BUILT,
+    INDEX_PUBLISHED,
+    INDEX_REBUILT,
+    INDEX_STAGED,
+    INDEX_UNPUBLISHED,
+    tell,
+)
 from needle.base.ids import NodeId
 from needle.base.model import IndexParams
 from needle.base.runtime import Clock, Pool
@@ -42,6 +50,8 @@ STALLED_SECONDS = 60.0
 
 Progress = tuple[int, int, int]
 """First and last ordinal of a build, and a number that grows while it goes on."""
+Make = Callable[[], tuple[PublishedSegment, str]]
+"""Writes a file: what to publish, and its path. Blocking."""
 AskBuilding = Callable[[NodeId, int], Awaitable[Progress | None]]
 """ask_building(peer, collection id): the peer's `building`. Raises NeedleError."""
 
@@ -49,8 +59,9 @@ AskBuilding = Callable[[NodeId, int], Awaitable[Progress | None]]
 @dataclass(slots=True)
 class KeeperStats:
     """Counters since start. built: segments built to be published. shipped: files fetched. rebuilt: own builds because
-    nobody offered the published file. corrupt: damaged files found. unpublished: proposals of builds that failed.
-    awaited: builds not begun because another node was at it. building: files that are being built now."""
+    nobody offered the published file. adopted: files that a restore brought. corrupt: damaged files found. unpublished:
+    proposals of builds that failed. awaited: builds not begun because another node was at it. building: files that are
+    being built now."""
 
     built: int = 0
     build_seconds: float = 0.0
@@ -58,6 +69,7 @@ class KeeperStats:
     shipped: int = 0
     shipped_bytes: int = 0
     rebuilt: int = 0
+    adopted: int = 0
     corrupt: int = 0
     unpublished: int = 0
     awaited: int = 0
@@ -73,6 +85,7 @@ class _Running:
     index: IndexParams | None
     generation: int
     asked: Callable[[], bool]
+    made: Make | None = None
     steps: int = 0
 
 
@@ -163,11 +176,12 @@ class SegmentBuilds:
         view: VectorsView,
         index: IndexParams | None = None,
         asked: Callable[[], bool] = lambda: True,
+        made: Make | None = None,
     ) -> bool:
         """False: it was cancelled, or nobody took it. index: have it staged for this one. asked: whether it is still
-        wanted. Raises CorruptSegment if the base is damaged."""
+        wanted. made: writes the file, instead of a build. Raises CorruptSegment if the base is damaged."""
         sealed: SealedSegment | None = None
-        running = _Running(task, index, vectors.indexing.generation, asked)
+        running = _Running(task, index, vectors.indexing.generation, asked, made)
         self._running[vectors.collection_id] = running
         self._stats.building = len(self._running)
         try:
@@ -178,10 +192,7 @@ class SegmentBuilds:
             seconds = self._clock.monotonic() - started
             self._files.added(sealed.path)
             await self._file_pool.run(vectors.attach, sealed)
-            self._stats.built += 1
-            self._stats.build_seconds += seconds
-            self._stats.inserted_rows += task.inserts
-            self._tell_built(vectors, sealed.segment, seconds, own=False)
+            self._count(vectors, running, sealed.segment, seconds)
             await self._offer(vectors, running, sealed.segment)
         except CorruptSegment:
             raise
@@ -219,6 +230,17 @@ class SegmentBuilds:
             running.steps += 1
             await self._pause()
 
+    def _count(self, vectors: CollectionVectors, running: _Running, segment: PublishedSegment, seconds: float) -> None:
+        if running.made is not None:
+            self._stats.adopted += 1
+            of = about(self._name, vectors, segment)
+            tell(INDEX_ADOPTED, bytes=segment.size, rows=segment.rows, seconds=seconds, **of)
+            return
+        self._stats.built += 1
+        self._stats.build_seconds += seconds
+        self._stats.inserted_rows += running.task.inserts
+        self._tell_built(vectors, segment, seconds, own=False)
+
     def _failed(self, vectors: CollectionVectors, task: BuildTask, error: NeedleError) -> None:
         self._stats.unpublished += 1
         tell(INDEX_UNPUBLISHED, why=error, **about(self._name, vectors, task))
@@ -241,6 +263,9 @@ class SegmentBuilds:
 
     def _build(self, vectors: CollectionVectors, running: _Running, view: VectorsView) -> SealedSegment:
         task = running.task
+        if running.made is not None:
+            segment, path = running.made()
+            return SealedSegment(path, segment, vectors.spec)
         base = next((s.sealed for s in view.served if task.base and s.sealed.segment == task.base), None)
 
         def cancelled() -> bool:

@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple
 import faiss
 import numpy as np
 
-from needle.base.model import IndexKind, Metric
+from needle.base.dtypes import DType
+from needle.base.model import CollectionSpec, IndexKind, Metric
 from needle.shard.segments.graph import SLICE_ROWS, Band, BuildCancelled, faiss_metric, nodes_of
 from needle.shard.segments.scoring import Floats, Ints, Scan, square_norms, top_k
 from needle.shard.segments.walk import Walk, as_coded, divisor
@@ -33,6 +34,23 @@ _OUTSIDE: Final = 0.0005
 _MARGIN: Final = 0.02
 
 
+class Coding(NamedTuple):
+    """Which codes. half: of each component two bytes (float16) instead of one."""
+
+    kind: IndexKind
+    half: bool = False
+
+
+def coding(spec: CollectionSpec) -> Coding | None:
+    """Of a collection's graphs; None for full vectors. A graph over more digits than are stored would be a waste, so
+    `hnsw` means two bytes a component for float16 and one for int8."""
+    if spec.index.kind in CODED:
+        return Coding(spec.index.kind)
+    if spec.index.kind is not IndexKind.HNSW or spec.dtype is DType.FLOAT32:
+        return None
+    return Coding(IndexKind.HNSW_SQ8, half=spec.dtype is DType.FLOAT16)
+
+
 class Coded(NamedTuple):
     """A graph over codes. storage: is kept alive beside it, the graph does not own it. stretch: so many times wider its
     beam is to be than that of a graph over full vectors."""
@@ -43,11 +61,11 @@ class Coded(NamedTuple):
 
 
 def coded(
-    kind: IndexKind, metric: Metric, index: Any, bands: tuple[Band, ...], cancelled: Callable[[], bool]
+    of: Coding, metric: Metric, index: Any, bands: tuple[Band, ...], cancelled: Callable[[], bool]
 ) -> Coded | None:
-    """A graph over full vectors with codes of `kind` instead; None where these do not do. Raises BuildCancelled."""
-    nodes = nodes_of(index)
-    storage = _empty_storage(kind, metric, nodes, bands)
+    """A graph over full vectors with codes instead; None where these do not do. Raises BuildCancelled."""
+    nodes, kind = nodes_of(index), of.kind
+    storage = _empty_storage(of, metric, nodes, bands)
     if storage is None:
         return None
     for rows in _scaled(nodes, bands):
@@ -63,8 +81,13 @@ def coded(
     return None if stretch is None else Coded(made, storage, stretch)
 
 
-def _empty_storage(kind: IndexKind, metric: Metric, nodes: Floats, bands: tuple[Band, ...]) -> Any | None:
+def _empty_storage(of: Coding, metric: Metric, nodes: Floats, bands: tuple[Band, ...]) -> Any | None:
     """Trained on some of the vectors."""
+    kind = of.kind
+    if of.half:
+        halves: Any = faiss.IndexScalarQuantizer(nodes.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss_metric(metric))
+        halves.is_trained = True
+        return halves
     sample = _sample(nodes, bands)
     if kind is IndexKind.HNSW_RABITQ:
         rows = as_coded(kind, metric, sample)

@@ -22,6 +22,7 @@ import numpy as np
 from pyroaring import BitMap
 
 from needle.base.config import SegmentConfig
+from needle.base.dtypes import StoredRows
 from needle.base.errors import CorruptSegment, Internal
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import CollectionSpec, IndexParams
@@ -59,7 +60,7 @@ class CollectionVectors:
         self._switching = 0
         """Until all files of ordinals below this are here, those of the index before the switch serve alone."""
         self._next_ordinal = 0
-        self._growing = GrowingSegment(spec.dimensions)
+        self._growing = GrowingSegment(spec.form)
         self._served: tuple[Served, ...] = ()
         self._staged_dead: list[int] = []
         self._arrived: list[SealedSegment] = []
@@ -81,17 +82,17 @@ class CollectionVectors:
             self._in_batch = False
             self._refresh()
 
-    def append(self, first_ordinal: int, vectors: Floats) -> None:
-        """Add vectors (n, d) float32, C-contiguous, as ordinals first_ordinal, first_ordinal + 1, ..."""
+    def append(self, first_ordinal: int, vectors: StoredRows) -> None:
+        """Add vectors, as they are stored, C-contiguous, as ordinals first_ordinal, first_ordinal + 1, ..."""
         self.append_at(np.arange(first_ordinal, first_ordinal + len(vectors), dtype=np.int64), vectors)
 
-    def append_at(self, ordinals: Ints, vectors: Floats) -> None:
+    def append_at(self, ordinals: Ints, vectors: StoredRows) -> None:
         """The same as these ordinals, which ascend."""
         if not len(ordinals):
             return
         with self._lock:
             first = int(ordinals[0])
-            if first < self._next_ordinal or vectors.shape != (len(ordinals), self.spec.dimensions):
+            if first < self._next_ordinal or vectors.shape != (len(ordinals), self.spec.form.numbers):
                 raise Internal(f"append of {vectors.shape} at ordinal {first}, next is {self._next_ordinal}")
             self._growing = self._growing.appended(ordinals, vectors)
             self._next_ordinal = int(ordinals[-1]) + 1
@@ -269,7 +270,7 @@ class CollectionVectors:
         if self._rows is None:
             return False
         # Read outside the lock: the documents have locks of their own, which the apply thread may hold.
-        restored = self._read_rows(GrowingSegment(self.spec.dimensions), segment.first, segment.last).closed()
+        restored = self._read_rows(GrowingSegment(self.spec.form), segment.first, segment.last).closed()
         with self._lock:
             served = next((s for s in self._served if s.sealed.segment == segment), None)
             if served is None:
@@ -293,7 +294,7 @@ class CollectionVectors:
         with self._lock:
             self._closed = True
             self._served, self._arrived = (), []
-            self._growing = GrowingSegment(self.spec.dimensions)
+            self._growing = GrowingSegment(self.spec.form)
             self._view = VectorsView(self.spec, self._growing, ())
 
     # --- inside the lock ---------------------------------------------------------------------------------------------
@@ -378,5 +379,5 @@ class CollectionVectors:
         if self._rows is None:
             raise Internal("no documents to read vectors from")
         for ordinals, vectors in self._rows(first, last):
-            growing = growing.appended(np.asarray(ordinals, np.int64), np.asarray(vectors, np.float32))
+            growing = growing.appended(np.asarray(ordinals, np.int64), np.asarray(vectors, self.spec.form.array))
         return growing

@@ -3,38 +3,18 @@
 Why: an HNSW graph links a node to its nearest neighbours. Where many rows are equal (the vector of an empty text), all
 their links go to each other, and what lies behind them cannot be reached any more.
 
-Hashes only propose (a multilinear hash over 32-bit words, mod 2^64; Dietzfelbinger 1996); bytes decide, so that rows
-made to collide cost nothing but their place in the graph. It does not know graphs, files or ordinals.
+Hashes only propose; bytes decide, so that rows made to collide cost nothing but their place in the graph. It does not
+know graphs, files or ordinals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from needle.base.vector_hashes import Hashes, row_hashes
 from needle.shard.arrays import Bools, Floats, Ints
-
-_SEED: Final = 0x6E65_6564_6C65
-_BLOCK: Final = 1024
-
-Hashes = npt.NDArray[np.uint64]
-
-
-def row_hashes(rows: Floats) -> Hashes:
-    """(n,) uint64: equal for rows with equal bytes. rows: (n, d) float32."""
-    factors = np.random.Generator(np.random.PCG64(_SEED)).integers(0, 2**64, rows.shape[1], dtype=np.uint64) | 1
-    words = np.ascontiguousarray(rows).view(np.uint32)
-    hashes = np.empty(len(rows), np.uint64)
-    for at in range(0, len(rows), _BLOCK):
-        block = words[at : at + _BLOCK].astype(np.uint64)
-        block *= factors
-        # The high bits of each product depend on all bits of the word.
-        block ^= block >> np.uint64(29)
-        hashes[at : at + _BLOCK] = block.sum(axis=1, dtype=np.uint64)
-    return hashes
 
 
 def same_rows(left: Floats, right: Floats) -> Bools:

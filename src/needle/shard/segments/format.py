@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import numpy as np
 import xxhash
 
+from needle.base.dtypes import DType, StoredRows, itemsize
 from needle.base.errors import CorruptSegment
 from needle.base.file_errors import shortage
 from needle.base.model import CODES, CollectionSpec, IndexKind, Metric
@@ -27,7 +28,7 @@ WITH_NODES: Final = b"NDLSEG02"
 WITH_VECTORS: Final = b"NDLSEG03"
 # magic, faiss bytes, collection id, first, last, rows, dimensions, metric, longest vector, bands
 _FOOTER = struct.Struct("<8sQQQQQIIfI")
-# Of NDLSEG03, before the footer: kind, tables, nodes, where their vectors begin, stretch of beams, lists, efforts, zero
+# Of NDLSEG03, before the footer: kind, tables, nodes, where their vectors begin, stretch, lists, efforts, dtype
 _APART = struct.Struct("<IIQQfIII")
 _HAS_ORDINALS, _HAS_NODES, _HAS_NORMS = 1, 2, 4
 PAGE_BYTES: Final = 4096
@@ -44,6 +45,7 @@ _KINDS = (
     IndexKind.IVF_FLAT,
     IndexKind.IVF_PQ,
 )
+_DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.INT8)
 _READ_BYTES = 1 << 20
 _WRITE_ROWS = 4096
 
@@ -86,19 +88,21 @@ class Layout(NamedTuple):
 
 class Contents(NamedTuple):
     """What a file is to hold. index: a faiss index, or None. node_of, bands: as in Layout. longest: no vector is
-    longer. vectors: (nodes, d) the full ones, None where the index has them; order: which of them each node is, None
-    for as they stand. keeps: what owns the memory of these."""
+    longer. vectors: of the nodes, the full ones as they are stored, None where the index has them; order: which of them
+    each node is, None for as they stand. keeps: what owns the memory of these. head: a file whose first so many bytes
+    are the faiss index as it is written, instead of `index`."""
 
     kind: IndexKind
     index: Any
     node_of: Ints | None
     bands: tuple[Band, ...]
     longest: float
-    vectors: Floats | None = None
+    vectors: StoredRows | None = None
     stretch: float = 1.0
     order: Ints | None = None
     lists: Lists | None = None
     keeps: object = None
+    head: tuple[str, int] | None = None
 
 
 def write_tail(
@@ -123,7 +127,8 @@ def write_tail(
             counts = len(held.lists.starts), len(held.lists.efforts)
             _write_lists(file, held.lists)
         nodes = len(held.vectors)
-        file.write(_APART.pack(_KINDS.index(held.kind), tables, nodes, vectors_at, held.stretch, *counts, 0))
+        dtype = _DTYPES.index(spec.dtype)
+        file.write(_APART.pack(_KINDS.index(held.kind), tables, nodes, vectors_at, held.stretch, *counts, dtype))
     footer = _FOOTER.pack(
         magic,
         faiss_bytes,
@@ -139,14 +144,14 @@ def write_tail(
     file.write(footer)
 
 
-def _write_vectors(file: BinaryIO, vectors: Floats, order: Ints | None) -> int:
+def _write_vectors(file: BinaryIO, vectors: StoredRows, order: Ints | None) -> int:
     """Where they begin."""
     at = -(-file.tell() // PAGE_BYTES) * PAGE_BYTES
     file.write(bytes(at - file.tell()))
     for first in range(0, len(vectors), _WRITE_ROWS):
         part: slice | Ints = slice(first, first + _WRITE_ROWS)
         rows = vectors[part if order is None else order[part]]
-        file.write(rows.astype("<f4").tobytes())
+        file.write(rows.tobytes())
     return at
 
 
@@ -167,6 +172,14 @@ def _read_lists(file: BinaryIO, lists: int, bands: int, efforts: int, norms: int
 
     starts, ends, of_bands = numbers(lists), numbers(lists), numbers(bands + 1)
     return Lists(starts, ends, of_bands, table(efforts), table(efforts), table(norms) if norms else None)
+
+
+def copy_head(path: str, size: int, out: BinaryIO) -> None:
+    """The first `size` bytes of a file."""
+    with open(path, "rb") as file:
+        while size and (block := file.read(min(_READ_BYTES, size))):
+            out.write(block)
+            size -= len(block)
 
 
 def checksum_of(file: BinaryIO, size: int) -> str:
@@ -224,8 +237,9 @@ def searched_bytes(path: str) -> int:
     return vectors_at if kind < len(_KINDS) and _KINDS[kind] in CODES else size
 
 
-def read_layout(path: str, footer: Footer) -> Layout:
-    """The tables of a verified file. Raises CorruptSegment for what this release does not know."""
+def read_layout(path: str, footer: Footer, dtype: DType) -> Layout:
+    """The tables of a verified file of vectors of a type. Raises CorruptSegment for what this release does not know,
+    and for another type."""
     rows = footer.segment.rows
     with open(path, "rb") as file:
         apart, tables, at = TOGETHER, _HAS_ORDINALS | _HAS_NODES, footer.faiss_bytes
@@ -234,11 +248,15 @@ def read_layout(path: str, footer: Footer) -> Layout:
             tables = _HAS_ORDINALS if rows != footer.segment.last - footer.segment.first + 1 else 0
         elif footer.magic == WITH_VECTORS:
             file.seek(footer.segment.size - TAIL_BYTES - _APART.size)
-            kind, tables, nodes, vectors_at, stretch, lists, efforts, _ = _APART.unpack(file.read(_APART.size))
+            kind, tables, nodes, vectors_at, stretch, lists, efforts, of = _APART.unpack(file.read(_APART.size))
             if kind >= len(_KINDS):
                 raise CorruptSegment(f"segment file {os.path.basename(path)} is of an unknown kind, {kind}", path=path)
+            if of != _DTYPES.index(dtype):
+                raise CorruptSegment(f"segment file {os.path.basename(path)} is not of {dtype}: {of}", path=path)
             apart = Apart(_KINDS[kind], nodes, vectors_at, stretch)
-            at = vectors_at + 4 * nodes * footer.dimensions
+            at = vectors_at + nodes * footer.dimensions * itemsize(dtype)
+        if max(at, rows, footer.bands, lists) > footer.segment.size:
+            raise CorruptSegment(f"segment file {os.path.basename(path)} is shorter than it says", path=path)
         file.seek(at)
         offsets = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64) if tables & _HAS_ORDINALS else None
         if not tables & _HAS_NODES:

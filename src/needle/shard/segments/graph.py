@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import faiss
 import numpy as np
 
+from needle.base.dtypes import DType, StoredRows
 from needle.base.model import GRAPHS, CollectionSpec, Metric
 from needle.shard.segments.distinct import DistinctRows
 from needle.shard.segments.scoring import Floats, Ints, square_norms
@@ -112,6 +113,11 @@ class GraphBuilder:
         self._held = faiss.IndexFlat(spec.dimensions) if waits else None
         self._distinct = DistinctRows(lambda nodes: self._nodes()[nodes])
         self._node_of: list[Ints] = []
+        self._form = spec.form
+        self._kept: list[StoredRows] | None = None
+        """Of each node, where that does not follow from what is scored."""
+        if self._form.unit and self._form.dtype is not DType.FLOAT32:
+            self._kept = []
         if base is not None:
             self._start_from(*base)
 
@@ -126,12 +132,31 @@ class GraphBuilder:
                 self._held.add(part)
         self._node_of.append(np.arange(rows) if node_of is None else node_of)
 
-    def add(self, rows: Floats) -> None:
-        """rows: (n, d) float32, of the next ordinals."""
-        for part in _slices(rows):
+    @property
+    def keeps_stored(self) -> bool:
+        """Whether it has to be told what is stored of each node of the base."""
+        return self._kept is not None
+
+    def keep(self, rows: StoredRows) -> None:
+        """The next nodes of the base, as they are stored."""
+        if self._kept is not None:
+            self._kept.append(rows)
+
+    def stored(self, nodes: Floats) -> StoredRows:
+        """All nodes, as they are stored, in their order."""
+        if self._kept is None:
+            return self._form.stored(nodes)
+        return np.concatenate(self._kept) if self._kept else self._form.rows(b"")
+
+    def add(self, rows: StoredRows) -> None:
+        """rows: of the next ordinals, as they are stored."""
+        for at in range(0, len(rows), SLICE_ROWS):
             self._go_on()
+            given = rows[at : at + SLICE_ROWS]
+            part = np.ascontiguousarray(self._form.scored(given))
             nodes, new = self._distinct.add(part)
             self._node_of.append(nodes)
+            self.keep(given[new])
             if len(new):
                 (self._index if self._held is None else self._held).add(part[new])
 
@@ -151,14 +176,14 @@ class GraphBuilder:
                 place[order] = np.arange(len(order))
                 return Graph(self._index, place[node_of], bands, longest)
             self._insert(nodes[self._index.ntotal :])
-        return Graph(self._index, node_of if len(node_of) != len(nodes) else None, (), longest)
+        return Graph(self._index, _named(node_of, len(nodes)), (), longest)
 
     def rows(self) -> Rows:
         """Everything that was added, where no graph is made of it."""
         nodes = self._nodes()
         node_of = np.concatenate([np.empty(0, np.int64), *self._node_of])
         longest = float(np.sqrt(square_norms(nodes).max(initial=0.0))) * ROUNDING
-        return Rows(nodes, node_of if len(node_of) != len(nodes) else None, longest)
+        return Rows(nodes, _named(node_of, len(nodes)), longest)
 
     def _build_bands(self, nodes: Floats, order: Ints, bands: tuple[Band, ...]) -> None:
         self._index = _empty_graph(self._spec)
@@ -176,6 +201,11 @@ class GraphBuilder:
     def _go_on(self) -> None:
         if self._cancelled():
             raise BuildCancelled
+
+
+def _named(node_of: Ints, nodes: int) -> Ints | None:
+    """As in Graph. The base may have rows in another order than nodes, and nodes without a row (docs/adr/0093)."""
+    return None if len(node_of) == nodes and np.array_equal(node_of, np.arange(nodes)) else node_of
 
 
 def _empty_graph(spec: CollectionSpec) -> Any:

@@ -1,4 +1,4 @@
-"""Vectors that no index covers yet: preallocated float32 chunks, searched exactly.
+"""Vectors that no index covers yet: preallocated chunks of what is stored, searched exactly.
 
 Invariant: a `Chunk` never changes once a reader can see it. Rows are appended behind the part that published chunks
 count (`rows`); a tombstone or a removal makes a new Chunk that shares the memory. So a reader holds a consistent set
@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from needle.base.dtypes import StoredRows, VectorForm
 from needle.base.errors import Internal
 from needle.shard.segments.scoring import Bools, Floats, Ints, Scan, square_norms
 
@@ -30,7 +31,7 @@ class Chunk:
     """`rows` vectors with ascending ordinals. Arrays may be longer than `rows`. live: None when no row is dead. grows:
     once it is full it may be replaced by a larger copy."""
 
-    vectors: Floats
+    vectors: StoredRows
     ordinals: Ints
     norms: Floats
     rows: int
@@ -84,7 +85,7 @@ class Chunk:
         start, stop = self.span(first, last)
         return stop - start if self.live is None else int(np.count_nonzero(self.live[start:stop]))
 
-    def rows_of(self, first: int, last: int) -> tuple[Ints, Floats]:
+    def rows_of(self, first: int, last: int) -> tuple[Ints, StoredRows]:
         """Live rows with ordinals in [first, last]: (ordinals, vectors)."""
         ordinals = self.ordinals[: self.rows]
         start, stop = self.span(first, last)
@@ -101,8 +102,8 @@ class GrowingSegment:
     Only the newest one may be appended to, by one thread at a time.
     """
 
-    def __init__(self, dimensions: int, chunks: tuple[Chunk, ...] = ()) -> None:
-        self._dimensions = dimensions
+    def __init__(self, form: VectorForm, chunks: tuple[Chunk, ...] = ()) -> None:
+        self._form = form
         self.chunks = chunks
 
     def __len__(self) -> int:
@@ -125,8 +126,8 @@ class GrowingSegment:
         """Live rows of the sorted ordinals `allowed`."""
         return sum(chunk.count(allowed) for chunk in self.chunks)
 
-    def appended(self, ordinals: Ints, vectors: Floats) -> GrowingSegment:
-        """With rows added. ordinals: (n,) ascending, above every ordinal held. vectors: (n, d) float32."""
+    def appended(self, ordinals: Ints, vectors: StoredRows) -> GrowingSegment:
+        """With rows added. ordinals: (n,) ascending, above every ordinal held. vectors: as they are stored."""
         if self.chunks and len(ordinals) and int(ordinals[0]) <= self.chunks[-1].last:
             raise Internal(f"ordinal {int(ordinals[0])} appended after {self.chunks[-1].last}")
         chunks, done = list(self.chunks), 0
@@ -139,9 +140,9 @@ class GrowingSegment:
             else:
                 tail = self._new_chunk(chunks, left)
             take = min(len(tail.vectors) - tail.rows, len(ordinals) - done)
-            chunks.append(_fill(tail, ordinals[done : done + take], vectors[done : done + take]))
+            chunks.append(_fill(self._form, tail, ordinals[done : done + take], vectors[done : done + take]))
             done += take
-        return GrowingSegment(self._dimensions, tuple(chunks))
+        return GrowingSegment(self._form, tuple(chunks))
 
     def _new_chunk(self, chunks: list[Chunk], wanted: int) -> Chunk:
         """Doubling up to CHUNK_ROWS_MAX, so that thousands of small collections stay small."""
@@ -149,7 +150,7 @@ class GrowingSegment:
         return self._empty_chunk(min(max(doubled, min(wanted, CHUNK_ROWS_MIN)), CHUNK_ROWS_MAX))
 
     def _empty_chunk(self, capacity: int) -> Chunk:
-        vectors, ordinals = _room(capacity, self._dimensions), np.empty(capacity, np.int64)
+        vectors, ordinals = _room(capacity, self._form), np.empty(capacity, np.int64)
         grows = capacity < CHUNK_ROWS_MIN
         return Chunk(vectors, ordinals, np.empty(capacity, np.float32), 0, None, 0.0, grows)
 
@@ -172,7 +173,7 @@ class GrowingSegment:
             start, stop = np.searchsorted(dead, chunk.first), np.searchsorted(dead, chunk.last, side="right")
             if stop > start:
                 chunks[at] = chunk.without(dead[start:stop])
-        return GrowingSegment(self._dimensions, tuple(chunks))
+        return GrowingSegment(self._form, tuple(chunks))
 
     def compacted(self, first: int) -> GrowingSegment:
         """With full chunks from ordinal `first` on copied without their dead rows once these are more than half, so
@@ -191,7 +192,7 @@ class GrowingSegment:
                 before = chunks[-1] if chunks else None
                 joins = before is not None and before.first >= first and before.live_rows() + live <= CHUNK_ROWS_MAX
                 chunks.append(_copied(*((chunks.pop(), chunk) if joins else (chunk,))))
-        return GrowingSegment(self._dimensions, tuple(chunks))
+        return GrowingSegment(self._form, tuple(chunks))
 
     def removed(self, first: int, last: int) -> GrowingSegment:
         """Without the rows [first, last], which an index serves now."""
@@ -205,7 +206,7 @@ class GrowingSegment:
                 chunks.append(chunk.slice(0, start))
             if stop < chunk.rows:
                 chunks.append(chunk.slice(stop, chunk.rows))
-        return GrowingSegment(self._dimensions, tuple(chunks))
+        return GrowingSegment(self._form, tuple(chunks))
 
     def closed(self) -> GrowingSegment:
         """With no room left in the last chunk: the next rows start a chunk of their own, so that no chunk spans the
@@ -214,7 +215,7 @@ class GrowingSegment:
             return self
         tail = self.chunks[-1]
         tail = replace(tail, vectors=tail.vectors[: tail.rows], grows=False)
-        return GrowingSegment(self._dimensions, (*self.chunks[:-1], tail))
+        return GrowingSegment(self._form, (*self.chunks[:-1], tail))
 
     def inserted(self, other: GrowingSegment) -> GrowingSegment:
         """With the chunks of `other`, whose ordinal range lies between two chunks of this one (rows that come back
@@ -223,9 +224,9 @@ class GrowingSegment:
         for left, right in pairwise(chunks):
             if left.last >= right.first:
                 raise Internal(f"growing chunks overlap at ordinal {right.first}")
-        return GrowingSegment(self._dimensions, tuple(chunks))
+        return GrowingSegment(self._form, tuple(chunks))
 
-    def blocks(self, first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
+    def blocks(self, first: int, last: int) -> Iterator[tuple[Ints, StoredRows]]:
         """Live rows of [first, last] in order, a chunk at a time."""
         for chunk in self.chunks:
             if chunk.last >= first and chunk.first <= last:
@@ -242,24 +243,24 @@ class GrowingSegment:
                     continue
                 inside = _member(ordinals, allowed[start:stop])
                 mask = inside if mask is None else mask & inside
-            scan.add(chunk.vectors[: chunk.rows], ordinals, mask, chunk.norms[: chunk.rows])
+            scan.add(self._form.scored(chunk.vectors[: chunk.rows]), ordinals, mask, chunk.norms[: chunk.rows])
 
 
-def _room(rows: int, dimensions: int) -> Floats:
-    """(rows, dimensions) float32 to be filled. Large ones are pages of their own, which go back to the system the
+def _room(rows: int, form: VectorForm) -> StoredRows:
+    """(rows, numbers) to be filled. Large ones are pages of their own, which go back to the system the
     moment an index serves the rows; the C library would keep them, in pieces, for as long as the process lives."""
-    size = 4 * rows * dimensions
+    size = rows * form.row_bytes
     if size < PAGES_BYTES:
-        return np.empty((rows, dimensions), np.float32)
+        return np.empty((rows, form.numbers), form.array)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return np.frombuffer(pages, np.float32).reshape(rows, dimensions)
+    return form.rows(pages)
 
 
-def _fill(chunk: Chunk, ordinals: Ints, vectors: Floats) -> Chunk:
+def _fill(form: VectorForm, chunk: Chunk, ordinals: Ints, vectors: StoredRows) -> Chunk:
     rows = chunk.rows + len(ordinals)
     chunk.vectors[chunk.rows : rows] = vectors
     chunk.ordinals[chunk.rows : rows] = ordinals
-    norms = square_norms(vectors)
+    norms = square_norms(form.scored(vectors))
     chunk.norms[chunk.rows : rows] = norms
     live = chunk.live
     if live is not None:

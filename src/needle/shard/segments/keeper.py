@@ -29,6 +29,7 @@ from needle.base.runtime import Clock, Pool
 from needle.shard.agenda import Agenda, until_due
 from needle.shard.disk import REAL_DISK, ReplicaDisk
 from needle.shard.plan import BuildTask, PublishedSegment, plan
+from needle.shard.segments.adoption import Adoption
 from needle.shard.segments.builds import AskBuilding, KeeperStats, Progress, SegmentBuilds, about
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.downloads import FetchChunk, SegmentDownloads
@@ -115,6 +116,7 @@ class SegmentKeeper:
             stats=self.stats,
             pause=lambda: asyncio.sleep(RETRY_SECONDS),
         )
+        self.adoption = Adoption(self._builds, is_leader, build_pool, file_pool, clock, disk)
         self._changes = IndexChanges(
             name=name, builds=self._builds, wish=wish, publish=publish, peers=peers,
             ask_staged=ask_staged, queries=queries, pool=file_pool, clock=clock,
@@ -145,6 +147,7 @@ class SegmentKeeper:
         if self._planned:
             self._to_plan.add(collection_ids)
             self._build_wanted.set()
+            self._files_wanted.set()
 
     async def run(self) -> None:
         """Work until cancelled. An error that is not a NeedleError is a bug and ends it."""
@@ -184,6 +187,9 @@ class SegmentKeeper:
 
     async def _look_at(self, vectors: CollectionVectors) -> None:
         """Build what one collection needs now, and put down when to look again though nothing changes."""
+        if held := await self.adoption.held_until(vectors.collection_id):
+            self._to_plan.later(vectors.collection_id, held)
+            return
         loads, next_ordinal, waiting, view = vectors.loads()
         now = self._clock.monotonic()
         quiet_for = self._lulls.quiet_for(vectors, now)
@@ -208,7 +214,7 @@ class SegmentKeeper:
             self._to_plan.add((vectors.collection_id,))
 
     async def _build(self, vectors: CollectionVectors, task: BuildTask, view: VectorsView) -> bool:
-        if await self._builds.elsewhere(vectors.collection_id):
+        if await self._builds.elsewhere(vectors.collection_id) or await self.adoption.held_until(vectors.collection_id):
             return False
         try:
             return await self._builds.build_and_publish(vectors, task, view)
@@ -242,6 +248,8 @@ class SegmentKeeper:
         """Of the collections that are due, get every missing file and delete what is not needed."""
         if await self._files.follow(lambda: self._host.segment_directory, self._host.was_dropped, self._file_pool):
             self._manifests.clear()
+        for collection_id, until in await self.adoption.tidy():
+            self._to_check.later(collection_id, until)
         for at, collection_id in enumerate(self._to_check.take(self._clock.monotonic())):
             if at % PASS_SLICE == PASS_SLICE - 1:
                 await asyncio.sleep(0)
@@ -276,6 +284,7 @@ class SegmentKeeper:
             known.pop(collection_id, None)
         self._lulls.forget(collection_id)
         self._builds.forget(collection_id)
+        await self.adoption.forget(collection_id)
         for marked in (self._distrusted, self._damaged):
             marked.difference_update([one for one in marked if one.collection_id == collection_id])
         await self._delete(self._files.unneeded(collection_id, ()))

@@ -18,6 +18,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from needle.base.dtypes import StoredRows, VectorForm
 from needle.base.errors import CorruptSegment, NeedleError
 from needle.base.file_errors import shortage
 from needle.base.model import CODES, GRAPHS, IndexKind, Metric
@@ -53,19 +54,19 @@ class OpenIndex:
     it has. stretch: so many times wider a beam is than for full vectors. Any number of threads may ask. Raises
     CorruptSegment for what does not fit together."""
 
-    def __init__(self, path: str, dimensions: int, metric: Metric, faiss_bytes: int, layout: Layout) -> None:
+    def __init__(self, path: str, form: VectorForm, metric: Metric, faiss_bytes: int, layout: Layout) -> None:
         apart = layout.apart
         self.kind = apart.kind
         self.stretch = apart.stretch
-        self._dimensions, self._metric = dimensions, metric
+        self._form, self._dimensions, self._metric = form, form.dimensions, metric
         self._finder: Walk | Probe | None = None
         self._mapping: mmap.mmap | None = None
         self._mapped = 0
         if apart.kind is IndexKind.HNSW:
-            index, self._raw = map_index(path, dimensions)
+            index, self._raw = map_index(path, form.dimensions)
         else:
             index = _map(path) if faiss_bytes else None
-            self._raw, mapping = _map_vectors(path, dimensions, apart.at, apart.nodes)
+            self._raw, mapping = _map_vectors(path, form.row_bytes, apart.at, apart.nodes)
             if self.kind in CODES and mapping is not None:
                 self._mapping = mapping
                 _advise(mapping, "MADV_RANDOM")
@@ -111,6 +112,19 @@ class OpenIndex:
 
     def vectors(self, nodes: Ints | slice) -> Floats:
         """(n, d) float32: an aligned copy of these nodes' vectors; of a slice, where they stand apart, no copy."""
+        rows = self._raw_rows(nodes)
+        if self.kind is IndexKind.HNSW:
+            return rows.view(np.float32).reshape(-1, self._dimensions)
+        return self._form.scored(rows.view(self._form.array).reshape(-1, self._form.numbers))
+
+    def stored(self, nodes: Ints | slice) -> StoredRows:
+        """(n, numbers): these nodes' vectors as they are stored. A graph over full vectors holds them as they are
+        scored: only files have one where the one follows from the other."""
+        if self.kind is IndexKind.HNSW:
+            return self._form.stored(self.vectors(nodes))
+        return self._raw_rows(nodes).view(self._form.array).reshape(-1, self._form.numbers)
+
+    def _raw_rows(self, nodes: Ints | slice) -> Raw:
         # Indexing by few numbers keeps the interpreter's lock, also while the disk is waited for; `take` never does.
         rows = self._raw[nodes] if isinstance(nodes, slice) else self._raw.take(nodes)
         if self._mapping is not None:
@@ -120,7 +134,7 @@ class OpenIndex:
                 _read_ahead(self._mapping, before + nodes.indices(self.nodes)[0] * self._raw.itemsize, rows.nbytes)
         if isinstance(nodes, slice) and self.kind is IndexKind.HNSW:
             rows = rows.copy()
-        return rows.view(np.float32).reshape(-1, self._dimensions)
+        return rows
 
     def keys(self, queries: Floats, nodes: Ints) -> Floats | None:
         """(nq, n): what orders these nodes by their distance to each query, but for rounding, without a copy of their
@@ -178,17 +192,16 @@ def map_index(path: str, dimensions: int) -> tuple[Any, Raw]:
     return index, raw
 
 
-def _map_vectors(path: str, dimensions: int, at: int, nodes: int) -> tuple[Raw, mmap.mmap | None]:
-    """Those that stand apart, from byte `at` on, and the mapping that they are the end of."""
-    row = np.dtype((np.void, 4 * dimensions))
+def _map_vectors(path: str, size: int, at: int, nodes: int) -> tuple[Raw, mmap.mmap | None]:
+    """Those that stand apart, from byte `at` on, each of so many bytes, and the mapping that they are the end of."""
+    row = np.dtype((np.void, size))
     if not nodes:
         return np.empty(0, row), None
     # A file is read on machines with larger pages than those that it was laid out for, too.
     before = at % mmap.ALLOCATIONGRANULARITY
     try:
         with open(path, "rb") as file:
-            size = before + nodes * row.itemsize
-            mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=at - before)
+            mapping = mmap.mmap(file.fileno(), before + nodes * size, access=mmap.ACCESS_READ, offset=at - before)
     except (OSError, ValueError) as error:
         raise _refused(path, error) from error
     return np.frombuffer(mapping, row, offset=before), mapping

@@ -18,6 +18,7 @@ from math import ceil
 
 import numpy as np
 
+from needle.base.dtypes import StoredRows
 from needle.base.errors import CorruptSegment
 from needle.base.explain import Way
 from needle.base.model import CollectionSpec, IndexKind
@@ -66,15 +67,16 @@ class SealedSegment:
         self._file_bytes = os.path.getsize(path)
         self._damage = ""
         self.metric = spec.metric
+        self._form = spec.form
         expected = segment if not own else PublishedSegment(*_identity(segment), held.rows, held.size, held.checksum)
         if held != expected or footer.dimensions != spec.dimensions or footer.metric != spec.metric:
             raise CorruptSegment(f"segment file {os.path.basename(path)} holds {held}, expected {expected}", path=path)
-        self.rows = held.rows
+        self.rows, self.dimensions = held.rows, spec.dimensions
         self.norm_max = footer.longest
-        layout = read_layout(path, footer)
+        layout = read_layout(path, footer, spec.dtype)
         self._offsets = layout.offsets
         self.bands = layout.bands
-        self._index = OpenIndex(path, spec.dimensions, spec.metric, footer.faiss_bytes, layout)
+        self._index = OpenIndex(path, spec.form, spec.metric, footer.faiss_bytes, layout)
         nodes = self._index.nodes
         if layout.node_of is None and nodes != held.rows:
             raise CorruptSegment(f"{path}: index of {nodes} nodes for {held.rows} rows", path=path)
@@ -100,6 +102,15 @@ class SealedSegment:
                 f"segment file {name} has {size} of {self._file_bytes} bytes: it was made shorter while it was in use"
             )
             raise CorruptSegment(self._damage, path=self.path)
+
+    @property
+    def nodes(self) -> int:
+        """How many vectors it has; of some there may be no row."""
+        return self._index.nodes
+
+    def node_vectors(self, nodes: Ints | slice) -> Floats:
+        """(n, d) float32: an aligned copy of those of nodes."""
+        return self._index.vectors(nodes)
 
     @property
     def kind(self) -> IndexKind:
@@ -139,20 +150,26 @@ class SealedSegment:
         """(n, d) float32: an aligned copy of these rows."""
         return self._index.vectors(local if self._shared is None else self._shared.node_of[local])
 
-    def blocks(self, mask: Bools | None) -> Iterator[tuple[Ints, Floats]]:
-        """(ordinals, vectors) of the rows that count, a block at a time. Raises CorruptSegment."""
+    def blocks(self, mask: Bools | None) -> Iterator[tuple[Ints, StoredRows]]:
+        """(ordinals, vectors as they are stored) of the rows that count, a block at a time. Raises CorruptSegment."""
         for at in range(0, self.rows, SCAN_ROWS):
             local = np.arange(at, min(at + SCAN_ROWS, self.rows))
             if mask is not None:
                 local = local[mask[at : at + SCAN_ROWS]]
             self.check_size()
-            yield self.ordinals(local), self.vectors(local)
+            nodes = local if self._shared is None else self._shared.node_of[local]
+            yield self.ordinals(local), self._index.stored(nodes)
 
     def node_blocks(self) -> Iterator[Floats]:
         """The vectors of all nodes in order, a block at a time. Raises CorruptSegment."""
+        for rows in self.stored_nodes():
+            yield self._form.scored(rows)
+
+    def stored_nodes(self) -> Iterator[StoredRows]:
+        """The same, as they are stored."""
         for at in range(0, self._index.nodes, SCAN_ROWS):
             self.check_size()
-            yield self._index.vectors(slice(at, at + SCAN_ROWS))
+            yield self._index.stored(slice(at, at + SCAN_ROWS))
 
     def scan(self, scan: Scan, mask: Bools | None) -> None:
         """Score every row that counts exactly."""
@@ -183,7 +200,7 @@ class SealedSegment:
             found = self._search_band(self._whole, queries, k, ef_search, mask, ways)
             return [Candidates(c.query, self.ordinals(c.ordinal), c.distance) for c in found]
         first_rows = self._shared.representatives(mask)
-        counts = None if mask is None else first_rows >= 0
+        counts = None if mask is None and self._shared.whole else first_rows >= 0
         if self.bands:
             found = self._search_bands(queries, k, ef_search, counts, ways)
         else:

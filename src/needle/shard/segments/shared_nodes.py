@@ -15,14 +15,19 @@ SHARE = 8
 
 
 class SharedNodes:
-    """node_of: (rows,) int64, the node of each row; every node has a row."""
+    """node_of: (rows,) int64, the node of each row. whole: every node has a row; where an index came with a restore
+    (docs/adr/0093), some may have none."""
 
     def __init__(self, node_of: Ints, nodes: int) -> None:
         self.node_of = node_of
         self._nodes = nodes
         self._order = np.argsort(node_of, kind="stable")
         self._starts = np.searchsorted(node_of[self._order], np.arange(nodes + 1))
-        self._last: tuple[Bools | None, Ints] = None, self._order[self._starts[:-1]]
+        counts = self._starts[1:] > self._starts[:-1]
+        self.whole = bool(counts.all())
+        self._first = np.full(nodes, -1, np.int64)
+        self._first[counts] = self._order[self._starts[:-1][counts]]
+        self._last: tuple[Bools | None, Ints] = None, self._first
         self._counting: tuple[Bools | None, Ints, Ints] = None, self._order, self._starts
 
     def representatives(self, mask: Bools | None) -> Ints:
@@ -32,7 +37,7 @@ class SharedNodes:
         if last[0] is mask:
             return last[1]
         if mask is None:
-            return self._order[self._starts[:-1]]
+            return self._first
         rows = np.flatnonzero(mask)[::-1]
         first = np.full(self._nodes, -1, np.int64)
         first[self.node_of[rows]] = rows  # of several, the last one written stays: the lowest row

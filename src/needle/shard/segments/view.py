@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 from pyroaring import BitMap
 
+from needle.base.dtypes import StoredRows
 from needle.base.model import CollectionSpec
 from needle.shard.segments.allowed import Allowed
 from needle.shard.segments.growing import GrowingSegment
@@ -161,10 +162,10 @@ class VectorsView:
                 trace.searched(segment.first, segment.last, rows, counted, since, ways, served.sealed.way)
         return found + scan.found if scan is not None else found
 
-    def live_blocks(self, first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
-        """(ordinals, vectors) of the live rows of [first, last], ascending."""
+    def live_blocks(self, first: int, last: int) -> Iterator[tuple[Ints, StoredRows]]:
+        """(ordinals, vectors as they are stored) of the live rows of [first, last], ascending."""
         growing, places = self._state
-        parts: list[tuple[int, Iterator[tuple[Ints, Floats]]]] = [
+        parts: list[tuple[int, Iterator[tuple[Ints, StoredRows]]]] = [
             (served.sealed.segment.first, _clipped(served.sealed.blocks(served.live), first, last))
             for served in places
             if first <= served.sealed.segment.last and served.sealed.segment.first <= last
@@ -178,7 +179,7 @@ class VectorsView:
             yield from blocks
 
 
-def _clipped(blocks: Iterator[tuple[Ints, Floats]], first: int, last: int) -> Iterator[tuple[Ints, Floats]]:
+def _clipped(blocks: Iterator[tuple[Ints, StoredRows]], first: int, last: int) -> Iterator[tuple[Ints, StoredRows]]:
     """What of these blocks is within [first, last]: a file may hold more, where two were joined since."""
     for ordinals, vectors in blocks:
         inside = slice(*np.searchsorted(ordinals, (first, last + 1)).tolist())

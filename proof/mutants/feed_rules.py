@@ -1,0 +1,69 @@
+"""Bugs of change feeds (docs/adr/0098)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_TESTS = "tests/shard/test_effects.py::"
+_MOVED = (_TESTS + "test_what_a_move_brings_and_takes_is_no_change_and_a_page_ends_before_it",)
+
+MUTANTS = (
+    Mutant(
+        name="a-restarted-replica-claims-to-know-all-changes",
+        breaks="a feed that goes to a replica which was opened lately loses the changes that it does not remember",
+        edits=(
+            Edit(
+                "shard.effects:EffectLog.begin",
+                "self._start, self._doubtful = applied + 1, doubtful",
+                "self._start, self._doubtful = 1, doubtful",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        tests=(_TESTS + "test_a_replica_that_was_opened_again_says_that_it_does_not_know",),
+    ),
+    Mutant(
+        name="what-a-move-brings-is-told-again",
+        breaks="a feed tells the documents of a range a second time when it moves, and that its source deleted them",
+        edits=(
+            Edit(
+                "shard.apply.execute:_run",
+                "batch.telling = 0 if isinstance(command, MOVE_COMMANDS) else index",
+                "batch.telling = index",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        tests=_MOVED,
+    ),
+    Mutant(
+        name="a-feed-does-not-wait-at-a-move",
+        breaks="what the new owner of a range changed is told before what the former one did",
+        edits=(
+            Edit(
+                "shard.feeding:read_changes",
+                "if effect.kind == OWNED and effect.first != wanted.past:",
+                "if False:",
+            ),
+        ),
+        tests=_MOVED,
+    ),
+    Mutant(
+        name="copies-that-expire-are-never-told-of",
+        breaks="a document that expired while its range moved stays in a consumer's copy",
+        edits=(Edit("shard.effects:EffectLog.doubt", "self._doubtful = True", "pass"),),
+        tests=(_TESTS + "test_a_copy_that_expires_before_it_is_owned_makes_a_feed_begin_anew",),
+    ),
+    Mutant(
+        name="a-purge-takes-what-a-feed-may-read",
+        breaks="a feed begins anew whenever rows are purged",
+        edits=(Edit("shard.documents.purging:_is_held", "return ordinals is not None and", "return False and"),),
+        tests=(_TESTS + "test_rows_that_a_feed_may_read_are_not_purged_and_others_are",),
+    ),
+    Mutant(
+        name="a-token-is-ahead-of-what-was-handed-out",
+        breaks="who goes on from a token misses the changes that were read, and not handed out",
+        edits=(Edit("client.feed:Changes.token", "dict(self._told)", "dict(self._read)"),),
+        tests=("tests/cluster/test_change_feeds.py::test_each_change_is_told_once_and_a_token_goes_on",),
+    ),
+)

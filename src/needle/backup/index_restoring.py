@@ -1,0 +1,230 @@
+"""Brings index files back with the documents that they serve, so that no vector is inserted into a graph again
+(docs/adr/0093).
+
+A shard's files serve ranges of ordinals, one behind the other. So the documents are written in rounds: first those
+whose vectors the first file of each shard has, then these files are adopted, then those of the second, and at the end
+what no file has. Which file has a document says the hash of its vector; the shard's leader compares the vectors
+themselves, and refuses a file that does not have all that it would serve. A shard of which a file is refused builds
+its index as ever. Memory: 8 bytes for each vector of one round, a byte for each document, and a few pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from needle.backup.around import Around
+from needle.backup.format import CollectionBackup, IndexFile, Piece
+from needle.backup.replaying import read_block
+from needle.backup.store import Store
+from needle.base.errors import NeedleError, StorageError, Unavailable, UnknownMethod
+from needle.base.ids import shard_group
+from needle.base.parts import Payload
+from needle.base.vector_hashes import row_hashes
+from needle.client import Client
+from needle.client.shards import ask_leader, tell_replicas
+from needle.protocol import calls
+from needle.protocol.index_file_calls import (
+    INDEX_ADOPT,
+    INDEX_HOLD,
+    INDEX_PUT,
+    IndexAdoptAnswer,
+    IndexAdoptCall,
+    IndexHoldCall,
+    IndexPutCall,
+)
+from needle.routing.topology import Topology
+
+CALL_SECONDS: Final = 30.0
+ADOPT_SECONDS: Final = 600.0
+HOLD_SECONDS: Final = 60.0
+RENEW_SECONDS: Final = 2.0
+ATTEMPTS: Final = 10
+AGAIN_SECONDS: Final = 1.0
+Bools = npt.NDArray[np.bool_]
+Call = IndexHoldCall | IndexPutCall | IndexAdoptCall
+Hashes = npt.NDArray[np.uint64]
+NOTHING_LEFT: Final[Mapping[int, int]] = {}
+
+
+def rounds_of(collection: CollectionBackup, now: Topology) -> list[list[IndexFile]]:
+    """The files of each round; none if they are of a cluster of other shards."""
+    serving = sorted(info.shard for info in now.serving)
+    if serving != sorted(shard for shard, _ in collection.cuts):
+        return []
+    rounds: list[list[IndexFile]] = []
+    for shard in serving:
+        for at, file in enumerate(one for one in collection.indexes if one.shard == shard):
+            if at == len(rounds):
+                rounds.append([])
+            rounds[at].append(file)
+    return rounds
+
+
+def part_of(piece: Piece, chosen: list[int]) -> Piece:
+    """These of its documents."""
+    if len(chosen) == len(piece.ids):
+        return piece
+    width = len(piece.vectors) // max(1, len(piece.ids))
+    return Piece(
+        [piece.ids[at] for at in chosen],
+        [piece.metadata[at] for at in chosen],
+        b"".join(piece.vectors[at * width : (at + 1) * width] for at in chosen),
+        [piece.expires[at] for at in chosen] if piece.expires else [],
+    )
+
+
+class IndexRestoring:
+    """One collection's. stored: what it is called in shards. left: of shards that build their index themselves, the
+    first round that was begun without their file; what each round wrote follows from it. begun: the round that was
+    broken off, if it goes on. left_out: why shards build. adopted: documents that are served by files that came."""
+
+    def __init__(
+        self, client: Client, store: Store, around: Around, collection: CollectionBackup, rounds: list[list[IndexFile]],
+        stored: str, *, left: Mapping[int, int] = NOTHING_LEFT, begun: int = -1,
+    ) -> None:  # fmt: skip
+        self._client, self._store, self._around, self._stored = client, store, around, stored
+        self._dimensions, self._name = collection.spec.dimensions, collection.spec.name
+        self.rounds = rounds
+        self._firsts = np.cumsum([0, *(piece.documents for piece in collection.pieces)])
+        self._written: Bools = np.zeros(int(self._firsts[-1]), np.bool_)
+        self._table: Hashes | None = np.empty(0, np.uint64)
+        self.left = dict(left)
+        self._begun, self._next = begun, begun + 1
+        self._waits = {file.shard for file in (rounds[0] if rounds else [])} - self.left.keys()
+        self._renewal: asyncio.Task[None] | None = None
+        self.left_out: list[str] = []
+        self.adopted = 0
+
+    async def __aenter__(self) -> IndexRestoring:
+        if self._waits:
+            await self._hold_all()
+            self._renewal = asyncio.create_task(self._renew())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            await asyncio.gather(self._renewal, return_exceptions=True)
+        for shard in sorted(self._waits):
+            with contextlib.suppress(NeedleError):  # it is over by itself in a minute
+                await self._hold(shard, 0.0)
+
+    async def begin(self, number: int) -> None:
+        """The next round; behind the last one comes what no file has."""
+        if number == len(self.rounds):
+            self._table = None
+            return
+        parts = [np.empty(0, np.uint64)]
+        for file in self.rounds[number]:
+            if self.left.get(file.shard, len(self.rounds)) <= number:
+                continue
+            try:
+                parts.append(await self._around.blocking(self._hashes, file))
+            except StorageError as error:
+                if number <= self._begun:
+                    raise StorageError(
+                        f"{error.message}; without it nobody can tell what was written before this restore was broken "
+                        "off: run it again without index files (--no-indexes)"
+                    ) from error
+                await self._give_up(file.shard, error.message)
+        self._next = max(self._next, number + 1)
+        self._table = np.sort(np.concatenate(parts))
+
+    def _hashes(self, file: IndexFile) -> Hashes:
+        found = np.frombuffer(b"".join(read_block(self._store, ref) for ref in file.hashes), "<u8").astype(np.uint64)
+        if len(found) != file.nodes:
+            raise StorageError(f"the hashes of index file {file.checksum} are {len(found)}, not {file.nodes}")
+        return found
+
+    def chosen(self, at: int, piece: Piece) -> list[int]:
+        """Which documents of the piece of that number are of this round; they count as written from now on."""
+        written = self._written[self._firsts[at] : self._firsts[at + 1]]
+        mine = ~written
+        if self._table is not None:
+            hashes = row_hashes(np.frombuffer(piece.vectors, "<f4").reshape(-1, self._dimensions))
+            place = np.searchsorted(self._table, hashes)
+            inside = place < len(self._table)
+            inside[inside] = self._table[place[inside]] == hashes[inside]
+            mine &= inside
+        written |= mine
+        found: list[int] = np.flatnonzero(mine).tolist()
+        return found
+
+    async def end(self, number: int) -> None:
+        """All documents of the round are written: bring its files."""
+        for file in self.rounds[number] if number < len(self.rounds) else []:
+            if file.shard in self._waits:
+                try:
+                    self.adopted += await self._adopted(file)
+                except NeedleError as error:
+                    await self._give_up(file.shard, error.message)
+
+    async def _adopted(self, file: IndexFile) -> int:
+        """How many documents it serves. A new leader knows nothing of what came before, and may build just now."""
+        for attempt in range(ATTEMPTS):
+            try:
+                await self._hold(file.shard, HOLD_SECONDS)
+                return await self._brought(file)
+            except Unavailable:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            await self._around.rest(AGAIN_SECONDS)
+        raise AssertionError  # the last attempt raises
+
+    async def _brought(self, file: IndexFile) -> int:
+        group, at = shard_group(file.shard), 0
+        for ref in file.parts:
+            data = await self._around.blocking(read_block, self._store, ref)
+            put = IndexPutCall(group, self._stored, file.checksum, file.size, at, data)
+            await self._ask(file.shard, INDEX_PUT, put)
+            at += len(data)
+        call = IndexAdoptCall(group, self._stored, file.checksum, ADOPT_SECONDS)
+        return calls.decode(await self._ask(file.shard, INDEX_ADOPT, call, ADOPT_SECONDS), IndexAdoptAnswer).rows
+
+    async def _give_up(self, shard: int, why: str) -> None:
+        """What follows cannot be adopted either: files serve ordinals without a gap."""
+        self._leave_out(shard, why)
+        with contextlib.suppress(NeedleError):
+            await self._hold(shard, 0.0)
+
+    def _leave_out(self, shard: int, why: str) -> None:
+        self.left_out.append(f"shard {shard}, collection {self._name}: {why}")
+        self._waits.discard(shard)
+        self.left.setdefault(shard, self._next)
+
+    async def _renew(self) -> None:
+        while True:
+            await self._around.rest(RENEW_SECONDS)
+            for shard in sorted(self._waits):
+                with contextlib.suppress(NeedleError):  # the worst that comes of it is that the shard builds
+                    await self._hold(shard, HOLD_SECONDS)
+
+    async def _hold_all(self) -> None:
+        for shard in sorted(self._waits):
+            try:
+                await self._hold(shard, HOLD_SECONDS)
+            except UnknownMethod:
+                self._leave_out(shard, "its leader is of an earlier release")
+            except NeedleError as error:
+                self._leave_out(shard, error.message)
+
+    async def _hold(self, shard: int, seconds: float) -> None:
+        """Have its leader build nothing, and who may lead next."""
+        call = IndexHoldCall(shard_group(shard), self._stored, seconds)
+        await self._ask(shard, INDEX_HOLD, call)
+        await tell_replicas(self._client, shard, INDEX_HOLD, calls.encode(call), RENEW_SECONDS)
+
+    async def _ask(self, shard: int, method: str, call: Call, seconds: float = CALL_SECONDS) -> Payload:
+        body = partial(_same, calls.encode(call))
+        return await ask_leader(self._client, shard, method, body, seconds, (Unavailable,))
+
+
+def _same(body: bytes, _: float) -> bytes:
+    return body

@@ -1,0 +1,76 @@
+"""How large a collection is, and how far its indexes are. Those of all shards are the sums of those of each."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class FieldIndex(msgspec.Struct, frozen=True, kw_only=True):
+    """The index of a declared field in one shard, on the replica that answered, or in all. state: ready: it has all
+    documents, but for those of the last seconds; building: not yet, or a shard has not heard of it; no_room: the bound
+    of memory does not hold it, so it is not kept. bytes: of memory that it takes."""
+
+    state: str
+    bytes: int = 0
+
+    def __add__(self, other: FieldIndex) -> FieldIndex:
+        worse = max(self.state, other.state, key=FIELD_STATES.index)
+        return FieldIndex(state=worse, bytes=self.bytes + other.bytes)
+
+
+FIELD_STATES = ("ready", "building", "no_room")
+"""From the best to the worst."""
+
+
+class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """The index of a collection's files in one shard, as its log says, or in all. now: what they are built as (see
+    IndexParams.built). wanted: what files are being built as, that will take their place. vectors: those that files
+    hold; done: of so many there is a file of the wanted index. recall_before, recall_after: of the former index and of
+    this one, at the switch, over so many queries; None without a switch, or with nothing to measure."""
+
+    now: list[str] = []
+    wanted: list[str] = []
+    vectors: int = 0
+    done: int = 0
+    recall_before: float | None = None
+    recall_after: float | None = None
+    queries: int = 0
+
+    def __add__(self, other: IndexProgress) -> IndexProgress:
+        queries = self.queries + other.queries
+        parts = [one for one in (self, other) if one.queries]
+
+        def mean(name: str) -> float | None:
+            return sum(getattr(one, name) * one.queries for one in parts) / queries if parts else None
+
+        return IndexProgress(
+            now=sorted({*self.now, *other.now}),
+            wanted=sorted({*self.wanted, *other.wanted}),
+            vectors=self.vectors + other.vectors,
+            done=self.done + other.done,
+            recall_before=mean("recall_before"),
+            recall_after=mean("recall_after"),
+            queries=queries,
+        )
+
+
+class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a collection is in one shard, on the replica that answered, or in all. documents: exactly.
+    document_bytes: of their rows with ids and metadata on disk, about. vector_bytes: of their vectors beside these.
+    index_bytes: of the index files, which hold the vectors once more, and those of deleted documents until they are
+    made anew. field_index_bytes: of the indexes of metadata's fields. fields: those that are declared. index: of the
+    vectors."""
+
+    documents: int = 0
+    document_bytes: int = 0
+    vector_bytes: int = 0
+    index_bytes: int = 0
+    field_index_bytes: int = 0
+    fields: dict[str, FieldIndex] = {}
+    index: IndexProgress = IndexProgress()
+
+    def __add__(self, other: CollectionSize) -> CollectionSize:
+        mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
+        fields, more = mine.pop("fields"), theirs["fields"]
+        both = {name: one + more[name] if name in more else one for name, one in fields.items()}
+        return CollectionSize(**{name: mine[name] + theirs[name] for name in mine}, fields=more | both)

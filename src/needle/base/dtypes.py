@@ -1,0 +1,108 @@
+"""In which type a collection keeps its vectors: in the log, in the file of documents and in index files. Pure.
+
+Invariant: what is scored follows from the stored bytes alone, row by row, so it is the same on all replicas and
+wherever a vector lies. float16 and int8 widen to float32 exactly; under cosine they are divided by their length then,
+while what is stored stays as it was given. Bits become zeros and ones, whose squared distance is the Hamming distance.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+StoredRows = npt.NDArray[Any]
+
+
+class DType(StrEnum):
+    """float32, float16 (IEEE 754: what is given is rounded to 11 bits), int8 (whole numbers from -128 to 127)."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+
+_ARRAYS: Final[dict[DType, np.dtype[Any]]] = {
+    DType.FLOAT32: np.dtype("<f4"),
+    DType.FLOAT16: np.dtype("<f2"),
+    DType.INT8: np.dtype("i1"),
+}
+FLOAT16_MAX: Final = 65504.0
+_FLOAT16_END: Final = 65520.0
+"""From here on numbers are rounded to infinity."""
+_BLOCK_ROWS: Final = 1024
+"""So many are widened at a time."""
+
+
+class VectorForm(NamedTuple):
+    """How a collection's vectors are stored. unit: they are scored at length 1."""
+
+    dimensions: int
+    dtype: DType = DType.FLOAT32
+    unit: bool = False
+
+    @property
+    def numbers(self) -> int:
+        """Of a stored vector, and of one as callers give it."""
+        return self.dimensions
+
+    @property
+    def array(self) -> np.dtype[Any]:
+        """Of stored numbers."""
+        return _ARRAYS[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a stored vector."""
+        return self.numbers * self.array.itemsize
+
+    def rows(self, data: Any) -> StoredRows:
+        """Stored bytes as (n, numbers)."""
+        return np.frombuffer(data, self.array).reshape(-1, self.numbers)
+
+    def scored(self, rows: StoredRows) -> Floats:
+        """(n, dimensions) float32: stored rows as distances are computed from them."""
+        if self.dtype is DType.FLOAT32:
+            return rows.astype(np.float32, copy=False)
+        if not self.unit:
+            return rows.astype(np.float32)
+        out = np.empty((len(rows), self.dimensions), np.float32)
+        for at in range(0, len(rows), _BLOCK_ROWS):
+            wide = rows[at : at + _BLOCK_ROWS].astype(np.float64, order="C")
+            # The sum of a row does not depend on how many there are (see shard/segments/scoring.py).
+            lengths = np.sqrt(np.multiply(wide, wide).sum(axis=1))
+            out[at : at + _BLOCK_ROWS] = wide / np.where(lengths > 0, lengths, 1)[:, None]
+        return out
+
+    def unsayable(self, floats: Floats) -> Bools:
+        """Which of these numbers, as callers give them, the type cannot say: they are to be refused."""
+        if self.dtype is DType.FLOAT16:
+            fits: Bools = np.abs(floats) < _FLOAT16_END
+        elif self.dtype is DType.INT8:
+            fits = (floats >= -128) & (floats <= 127) & (floats == np.rint(floats))
+        else:
+            fits = np.isfinite(floats)
+        return ~fits  # NaN does not fit
+
+    def stored(self, floats: Floats) -> StoredRows:
+        """Numbers as callers give them (n, numbers), which are in the range of the type, as stored rows. Of a form
+        that is not `unit` it is the way back from `scored`, too."""
+        return floats.astype(self.array)
+
+    def given(self, data: Any) -> bytes:
+        """Stored bytes as callers get them: float32 bytes of the same numbers."""
+        return bytes(data) if self.dtype is DType.FLOAT32 else self.rows(data).astype("<f4").tobytes()
+
+
+def numbers_of(data: Any, dtype: DType) -> Floats:
+    """Bytes of a type as float32 numbers: (n,). Their number must fit."""
+    return np.frombuffer(data, _ARRAYS[dtype]).astype(np.float32, copy=False)
+
+
+def itemsize(dtype: DType) -> int:
+    """Bytes of a number of the type."""
+    return _ARRAYS[dtype].itemsize

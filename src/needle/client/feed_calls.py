@@ -1,0 +1,64 @@
+"""What a change feed asks of the shards: a few calls in the values of the wire. The router makes them
+(router/feeding.py)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from needle.protocol.change_calls import ChangesAnswer, Position
+from needle.routing.topology import Topology
+
+
+class Begun(NamedTuple):
+    """stored: the collection's name inside the shards. ends: by shard, where its changes end; all of one map."""
+
+    stored: str
+    collection_id: int
+    ends: dict[int, Position]
+
+
+class Asked(NamedTuple):
+    """Of one shard. past: as in ChangesCall."""
+
+    stored: str
+    shard: int
+    position: Position
+    with_vectors: bool
+    wait: float
+    past: int = 0
+
+
+class FeedCalls(Protocol):
+    """Of one cluster. Safe to call concurrently on one event loop."""
+
+    @property
+    def topology(self) -> Topology:
+        """The newest known here."""
+        ...
+
+    async def renewed(self, timeout: float) -> Topology:
+        """As the catalog confirms it."""
+        ...
+
+    async def look(self, timeout: float) -> Topology:
+        """A newer topology, if a node tells of one in time."""
+        ...
+
+    async def begin(self, collection: str, timeout: float) -> Begun:
+        """Where the changes of all shards end. No move of a range is half before that and half behind: all shards own
+        there what one map says."""
+        ...
+
+    async def ends(self, stored: str, timeout: float) -> dict[int, Position]:
+        """By shard; see `begin`."""
+        ...
+
+    async def page(self, asked: Asked, timeout: float) -> ChangesAnswer | None:
+        """The next changes of a shard; None if no replica knows all of them any more. Raises the last error of a
+        replica if none answers in time; CollectionNotFound."""
+        ...
+
+    async def released(self, stored: str, shard: int, position: Position, move: int, timeout: float) -> int | None:
+        """The entry behind `position` by which a move took ranges away from a shard, 0 if none did; None if its leader
+        does not know. It sees all that was committed before the call."""
+        ...

@@ -1,0 +1,96 @@
+"""Hits of a vector and hits of words as one list: reciprocal rank fusion (Cormack et al. 2009).
+
+A document's score is the sum of weight / (k + its rank) over both lists, whose ranks begin at 1; where it is not among
+the candidates of a list, that adds nothing. So distances and scores, which have no common measure, are not compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from needle.base.errors import invalid
+from needle.base.model import HitBatch, Metric
+from needle.base.plain import refused
+from needle.client import values
+from needle.client.narrowed import POOL_MAX, pool_for
+from needle.client.router.merge import chosen
+
+T = TypeVar("T")
+K_MAX: Final = 1_000_000.0
+
+
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """The results of all; the first error ends the others."""
+    tasks = [asyncio.get_running_loop().create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class RRF(msgspec.Struct, frozen=True, kw_only=True):
+    """Reciprocal rank fusion. k: the larger, the less the first ranks count beside the others. weights: of the hits of
+    the vector, and of those of the words."""
+
+    k: float = 60.0
+    weights: Sequence[float] = (1.0, 1.0)
+
+
+EVEN: Final = RRF()
+
+
+class Fused(msgspec.Struct, frozen=True):
+    """batch: the metric is dot, so that the score is what fusion made. ranks: of each hit among the candidates of the
+    vector and of the words, from 1 on; None where it is not among them."""
+
+    batch: HitBatch
+    ranks: list[tuple[int | None, int | None]]
+
+
+def check_fusion(value: Any) -> RRF:
+    """Raises InvalidArgument."""
+    if not isinstance(value, RRF):
+        raise refused("fusion", value, "RRF(k=60, weights=(1, 1))")
+    weights = list(value.weights) if isinstance(value.weights, list | tuple) else []
+    if len(weights) != 2 or not all(map(_is_number, weights)) or min(weights) < 0 or not max(weights):
+        raise refused("fusion.weights", value.weights, "two numbers that are not negative, and not both 0")
+    if not _is_number(value.k) or not 0 <= value.k <= K_MAX:
+        raise refused("fusion.k", value.k, f"a number from 0 to {K_MAX:,.0f}")
+    return RRF(k=float(value.k), weights=tuple(map(float, weights)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def candidates(k: Any, offset: Any, pool: Any) -> tuple[int, int, int]:
+    """k, offset, and how many hits of each list are fused. Raises InvalidArgument."""
+    count, left_out = values.check_count(k, "k"), values.check_count(offset, "offset", 0)
+    take = count + left_out
+    if take > POOL_MAX:
+        raise invalid("k", take, f"with offset at most {POOL_MAX} in a hybrid search")
+    size = pool_for(take) if pool is None else values.check_count(pool, "pool")
+    if not take <= size <= POOL_MAX:
+        raise invalid("pool", size, f"at least k and offset together ({take}), at most {POOL_MAX}")
+    return count, left_out, size
+
+
+def fused(near: HitBatch, words: HitBatch, fusion: RRF, k: int, offset: int) -> Fused:
+    """The k best of both after the first `offset`, by (score, id). A document that changed between both searches is
+    shown as the search of words saw it."""
+    lists = (near, words)
+    ranks = [{name: rank for rank, name in enumerate(batch.ids, start=1)} for batch in lists]
+    scores: dict[str, float] = {}
+    for places, weight in zip(ranks, fusion.weights, strict=True):
+        for name, rank in places.items():
+            scores[name] = scores.get(name, 0.0) + weight / (fusion.k + rank)
+    best = sorted(scores, key=lambda name: (-scores[name], name))[offset : offset + k]
+    rows = [(1, ranks[1][name] - 1) if name in ranks[1] else (0, ranks[0][name] - 1) for name in best]
+    batch = msgspec.structs.replace(chosen(lists, rows), distances=[-scores[name] for name in best], metric=Metric.DOT)
+    return Fused(batch, [(ranks[0].get(name), ranks[1].get(name)) for name in best])

@@ -1,0 +1,116 @@
+"""What a change feed asks of the shards: where their changes end, the next ones, and which moves of ranges have left.
+
+Any replica that has applied a position may tell what is behind it, for only what is committed is applied. It must not
+know what becomes of the changes (client/feed.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from needle.base.errors import NeedleError, StaleEpoch, TooStale, Unavailable
+from needle.base.ids import shard_group
+from needle.base.model import ReadMode
+from needle.client.feed_calls import Asked, Begun
+from needle.client.router.routes import Routes
+from needle.protocol import calls
+from needle.protocol.calls import Freshness
+from needle.protocol.change_calls import ANY_EPOCH, CHANGES, LIMIT_MAX, ChangesAnswer, ChangesCall, Position
+from needle.protocol.peer_calls import ReceivedAnswer
+from needle.routing.topology import Topology, collection_id
+
+ANSWER_SECONDS = 2.0
+"""For a replica's answer, beyond the time that it may wait for a change."""
+_NOW: Position = (1, 0)
+
+
+class Feeding:
+    """The calls of one router."""
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+
+    @property
+    def topology(self) -> Topology:
+        """The newest known here."""
+        return self._routes.shards.topology()
+
+    async def renewed(self, timeout: float) -> Topology:
+        """As the catalog confirms it."""
+        return await self._routes.shards.confirmed(timeout)
+
+    async def look(self, timeout: float) -> Topology:
+        """A newer topology, if a node tells of one in time."""
+        return await self._routes.shards.refresh(self.topology.version + 1, timeout)
+
+    async def begin(self, collection: str, timeout: float) -> Begun:
+        """Where the changes of all shards end. No move of a range is half before that and half behind: all shards own
+        there what one map says."""
+
+        async def run(stored: str, left: float) -> Begun:
+            return Begun(stored, collection_id(stored) or 0, await self.ends(stored, left))
+
+        return await self._routes.named(collection, timeout, run)
+
+    async def ends(self, stored: str, timeout: float) -> dict[int, Position]:
+        """By shard; see `begin`."""
+        answers = await self._routes.fan_out.read(
+            CHANGES,
+            lambda shard, fresh, epoch: ChangesCall(shard_group(shard), stored, _NOW, 1, False, fresh, epoch),
+            lambda _: [info.shard for info in self.topology.serving],
+            lambda _: Freshness(ReadMode.STRONG),
+            timeout,
+        )
+        return {shard: calls.decode(body, ChangesAnswer).reached for shard, body in answers.by_shard.items()}
+
+    async def page(self, asked: Asked, timeout: float) -> ChangesAnswer | None:
+        """The next changes of a shard; None if no replica knows all of them any more. Raises the last error of a
+        replica if none answers in time; CollectionNotFound."""
+        loop, group = asyncio.get_running_loop(), self._routes.shards.group(asked.shard)
+        deadline, rounds = loop.time() + timeout, 0
+        last: NeedleError = Unavailable(f"no replica of shard {asked.shard} is known")
+        while True:
+            forgot = failed = 0
+            for address in group.replicas():
+                try:
+                    answer = await self._ask(address, asked)
+                except NeedleError as error:
+                    if (not error.retryable and not error.of_the_node) or isinstance(error, StaleEpoch):
+                        raise
+                    last, failed = error, failed + 1
+                    if not isinstance(error, TooStale):
+                        group.suspect(address)
+                    continue
+                if answer.known:
+                    return answer
+                forgot += 1
+            rounds += 1
+            if forgot and (not failed or rounds >= 3):
+                return None
+            if loop.time() > deadline:
+                raise last
+            await self._routes.shards.refresh(self.topology.version + 1, 0.1 * rounds)
+
+    async def _ask(self, address: str, asked: Asked) -> ChangesAnswer:
+        seconds = asked.wait + ANSWER_SECONDS
+        fresh = Freshness(ReadMode.EVENTUAL, asked.position[0] - 1, 0.0, seconds)
+        call = ChangesCall(
+            shard_group(asked.shard), asked.stored, asked.position, LIMIT_MAX, asked.with_vectors, fresh, ANY_EPOCH,
+            asked.wait, asked.past,
+        )  # fmt: skip
+        body = calls.encode(self._routes.fan_out.binding(CHANGES, call))
+        data = await self._routes.shards.group(asked.shard).ask_replica(address, CHANGES, body, seconds)
+        return calls.decode(calls.decode(data, ReceivedAnswer).body, ChangesAnswer)
+
+    async def released(self, stored: str, shard: int, position: Position, move: int, timeout: float) -> int | None:
+        """The entry behind `position` by which a move took ranges away from a shard, 0 if none did; None if its leader
+        does not know. It sees all that was committed before the call."""
+
+        def body(left: float) -> bytes:
+            fresh = Freshness(ReadMode.STRONG, position[0] - 1, 0.0, left)
+            call = ChangesCall(shard_group(shard), stored, position, 1, False, fresh, ANY_EPOCH, move=move)
+            return calls.encode(self._routes.fan_out.binding(CHANGES, call))
+
+        data = await self._routes.shards.group(shard).ask_leader(CHANGES, body, timeout)
+        answer = calls.decode(calls.decode(data, ReceivedAnswer).body, ChangesAnswer)
+        return answer.released if answer.known else None

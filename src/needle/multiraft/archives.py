@@ -1,0 +1,49 @@
+"""What archives of a group's log told its leader last: a place for each target, so that none hides another's. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from needle.multiraft.retention import Member
+
+ACTIVE_SECONDS: Final = 60.0
+SECONDS: Final = 3600.0
+"""For an archive that has not asked for so long nothing is kept."""
+TARGETS_MAX: Final = 8
+"""Of more, the one that asked the longest time ago is forgotten."""
+
+
+class Archived(NamedTuple):
+    """Up to where an archive of the log has it, until which clock of the leader that is all there was (microseconds
+    since 1970; 0: not yet), and when it said so (monotonic seconds)."""
+
+    last: int
+    until: int
+    asked: float
+
+
+class Archives:
+    """Of one group, by target; "" is one that does not say which."""
+
+    def __init__(self) -> None:
+        self._targets: dict[str, Archived] = {}
+
+    def note(self, target: str, last: int, until: int, now: float) -> None:
+        """It has the log up to there."""
+        before = self._targets.pop(target, None)
+        self._targets[target] = Archived(last, max(until, 0 if before is None else before.until), now)
+        if len(self._targets) > TARGETS_MAX:
+            del self._targets[next(iter(self._targets))]
+
+    def members(self, now: float) -> Iterator[Member]:
+        """For whom the log is kept."""
+        for one in self._targets.values():
+            if now - one.asked <= SECONDS:
+                yield Member(one.last, -1, now - one.asked <= ACTIVE_SECONDS)
+
+    def until(self, now: float) -> int:
+        """The clock up to which all have it that ask now; if none does, the one that asked last. 0 if none ever has."""
+        found = list(self._targets.values())
+        asking = [one for one in found if now - one.asked <= ACTIVE_SECONDS] or found[-1:]
+        return min((one.until for one in asking), default=0)

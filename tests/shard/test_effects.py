@@ -1,0 +1,236 @@
+"""What entries did, as change feeds are told it: derived from applying, bounded, never with a gap."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from needle.base.config import Limits
+from needle.protocol.commands import (
+    Change,
+    ChangeWhere,
+    Command,
+    CreateCollection,
+    Delete,
+    Expire,
+    Patch,
+    UpdateVectors,
+)
+from needle.protocol.move_commands import Forget, Freeze, Own, Release
+from needle.shard import copying
+from needle.shard.effects import ABSENT, DELETED, OWNED, WRITTEN, Effect, EffectLog, Position
+from needle.shard.feeding import Fed, Wanted, read_changes
+from shard.replica_util import Log, floats, open_replica, put, spec
+from shard.test_moving import ALL, MOVED, handed_over, imported, prepare, shards_of
+
+START = Position(1)
+
+
+def _page(shard: Any, position: Position, limit: int = 100, bound: bytes = b"", past: int = 0) -> Fed | None:
+    wanted = Wanted("c", position, limit, True, bound, past)
+    found: Fed | None = shard.replica.look(read_changes, shard.replica.effects, wanted, Limits())
+    return found
+
+
+def _told(shard: Any) -> list[tuple[str, str]]:
+    page = _page(shard, START)
+    assert page is not None
+    return [(one.kind, one.document.id) for one in page.told]
+
+
+class Shard:
+    """A replica with its log."""
+
+    def __init__(self, directory: Path) -> None:
+        self.replica = open_replica(directory)
+        self.log = Log()
+        self.done(CreateCollection(spec()))
+
+    def done(self, *commands: Command) -> None:
+        self.replica.apply(self.log.add(*commands))
+
+    def page(self, position: Position = START, limit: int = 100, bound: bytes = b"") -> Fed | None:
+        return _page(self, position, limit, bound)
+
+    def told(self, position: Position = START, bound: bytes = b"") -> list[tuple[str, str, int]]:
+        page = self.page(position, bound=bound)
+        assert page is not None
+        return [(one.kind, one.document.id, one.document.version) for one in page.told]
+
+
+def test_each_kind_of_write_is_told_as_what_it_did(tmp_path: Path) -> None:
+    shard = Shard(tmp_path)
+    shard.done(put(["a"], [[1, 2, 3]], [{"n": 1}]), put(["b"], [[4, 5, 6]], [{"n": 2}]))
+    shard.done(Patch("c", ["a", "nobody"], Change(set=[("n", b"3")])), UpdateVectors("c", ["b"], floats([7, 8, 9])))
+    shard.done(Delete("c", ["b", "nobody"]), Delete("c", ["b"]))
+    shard.done(ChangeWhere("c", b'{"n":3}', None))
+    page = shard.page()
+    assert page is not None
+    assert [(one.kind, one.document.id) for one in page.told] == [
+        ("insert", "a"), ("insert", "b"), ("update", "a"), ("update", "b"), ("delete", "b"), ("delete", "a"),
+    ]  # fmt: skip
+    assert [one.document.vector for one in page.told] == [
+        floats([1, 2, 3]), floats([4, 5, 6]), floats([1, 2, 3]), floats([7, 8, 9]), b"", b"",
+    ]  # fmt: skip
+    assert page.told[2].document.metadata == b'{"n":3}'
+    assert [one.document.version for one in page.told] == [2, 3, 4, 5, 6, 8]
+
+
+def test_pages_of_any_size_tell_the_same_once(tmp_path: Path) -> None:
+    shard, rng = Shard(tmp_path), random.Random(3)
+    for number in range(60):
+        name = f"d{rng.randrange(12)}"
+        shard.done(Delete("c", [name, f"d{rng.randrange(12)}"]) if number % 3 == 0 else put([name], [[1, 2, number]]))
+    whole = shard.told()
+    for limit in (1, 2, 7):
+        position, found = START, []
+        while (page := shard.page(position, limit)) is not None and page.told:
+            found += [(one.kind, one.document.id, one.document.version) for one in page.told]
+            position = page.told[-1].after
+        assert found == whole
+
+
+def test_who_sees_some_documents_hears_of_their_coming_and_going(tmp_path: Path) -> None:
+    shard = Shard(tmp_path)
+    shard.done(put(["a"], [[1, 2, 3]], [{"mine": True}]), put(["b"], [[1, 2, 3]], [{"mine": False}]))
+    shard.done(put(["a"], [[1, 2, 3]], [{"mine": False}]), put(["b"], [[1, 2, 3]], [{"mine": True}]))
+    shard.done(Delete("c", ["a"]), Delete("c", ["b"]))
+    kinds = [(kind, name) for kind, name, _ in shard.told(bound=b'{"mine":true}')]
+    assert kinds == [("insert", "a"), ("delete", "a"), ("insert", "b"), ("delete", "b")]
+
+
+def test_rows_that_a_feed_may_read_are_not_purged_and_others_are(tmp_path: Path) -> None:
+    shard = Shard(tmp_path)
+    shard.replica._upkeep._purge_rows_min = 20
+    for number in range(40):
+        shard.done(put(["a"], [[1, 2, number]]))
+    shard.replica.checkpoint()
+    assert shard.page() is None  # the oldest are forgotten, and their rows are gone
+    start = Position(shard.replica.effects.start)
+    assert len(shard.told(start)) in range(10, 12)
+    assert len(shard.replica._store.writer.doomed(0, 100).rows) == 10
+    while shard.replica.tidy(all_of_it=True):
+        pass
+    assert shard.page(start) is None
+    assert not shard.replica._store.writer.doomed(0, 100).rows
+
+
+def test_while_several_moves_come_none_is_trusted_after_a_copy_was_lost() -> None:
+    effects = EffectLog()
+    effects.add([Effect(1, WRITTEN, 1, 1, 0, (ABSENT,))])
+    effects.doubt()
+    effects.add([Effect(2, OWNED, version=1, first=7), Effect(3, WRITTEN, 1, 3, 1, (ABSENT,))])
+    assert effects.start == 3
+    effects.add([Effect(4, OWNED, first=8), Effect(5, WRITTEN, 1, 5, 2, (ABSENT,))])
+    assert effects.start == 5
+    effects.add([Effect(6, OWNED, first=9)])
+    assert effects.start == 5
+
+
+def test_a_page_looks_at_a_bounded_number_of_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("needle.shard.feeding.DOCUMENTS_MAX", 256)
+    shard = Shard(tmp_path)
+    names = [f"d{n}" for n in range(600)]
+    shard.done(put(names, [[1, 2, 3]] * 600, [{"mine": n == 599} for n in range(600)]))
+    position, pages = Position(1), 0
+    while True:
+        page = shard.page(position, bound=b'{"mine":true}')
+        assert page is not None
+        pages += 1
+        if page.told:
+            break
+        assert page.more
+        position = page.reached
+    assert [one.document.id for one in page.told] == ["d599"]
+    assert pages == 2  # of 300, for a hundred are read at once
+
+
+def test_a_replica_that_was_opened_again_says_that_it_does_not_know(tmp_path: Path) -> None:
+    shard = Shard(tmp_path)
+    shard.done(put(["a"], [[1, 2, 3]]))
+    shard.replica.checkpoint()
+    shard.replica.close()
+    shard.replica = open_replica(tmp_path)
+    assert shard.page() is None
+    shard.done(put(["b"], [[1, 2, 3]]))
+    assert [name for _, name, _ in shard.told(Position(3))] == ["b"]
+
+
+def test_what_a_move_brings_and_takes_is_no_change_and_a_page_ends_before_it(tmp_path: Path) -> None:
+    source, target = shards_of(tmp_path)
+    handed_over(source, target)
+    assert [one for one in _told(source) if one[1].startswith("m")] == [("insert", f"m{n}") for n in range(10)]
+    target.done(put(["m3"], [[1, 1, 1]]))
+    while source.done(Forget(9, 4)).count:
+        pass
+    assert len(_told(source)) == 20  # what it gave away, and forgot, it did not delete
+    page = _page(target, START)
+    assert page is not None
+    assert (page.told, page.owned) == ([], 9)
+    own = page.reached
+    page = _page(target, own, past=9)
+    assert page is not None
+    assert [(one.kind, one.document.id) for one in page.told] == [("update", "m3")]
+    released = source.replica.effects.released(9, START)
+    assert released
+    assert source.replica.effects.released(9, Position(released + 1)) == 0
+
+
+def test_a_copy_that_expires_before_it_is_owned_makes_a_feed_begin_anew(tmp_path: Path) -> None:
+    source, target = shards_of(tmp_path)
+    source.done(put(["m99"], [[1, 1, 1]], expires=[100]))
+    source.done(prepare(9, False, ALL))
+    target.done(prepare(9, True, []))
+    floor = source.done(Freeze(9)).version
+    rows, reached, _ = copying.page(source.replica.view, "c", MOVED, -1, 1000)
+    brought = msgspec.structs.replace(imported(9, 0, reached, rows), expires=[row.expires for row in rows])
+    target.done(brought, Expire("c", 200, 10))
+    page = _page(target, START)
+    assert page is not None
+    assert not page.told  # it is not the target's to tell
+    source.done(Release(9))
+    target.done(Own(9, 1, floor))
+    assert _page(target, START) is None
+    assert _page(target, Position(target.replica.effects.start)) is not None
+
+
+def test_a_move_that_may_have_lost_a_document_cuts_what_was_before() -> None:
+    effects = EffectLog()
+    effects.add([Effect(5, WRITTEN, 1, 5, 0, (ABSENT,))])
+    effects.doubt()
+    effects.add([Effect(6, OWNED, first=3)])
+    effects.add([Effect(7, WRITTEN, 1, 7, 1, (ABSENT,)), Effect(8, OWNED, first=4)])
+    assert effects.after(Position(6), 10) is None
+    found = effects.after(Position(7), 10)
+    assert found is not None
+    assert [one.entry for one in found] == [7, 8]
+
+
+def test_who_waits_hears_of_its_collection_and_of_moves_only() -> None:
+    effects, heard = EffectLog(), list[int]()
+    ends = [effects.listen(collection, lambda of=collection: heard.append(of)) for collection in (1, 2)]  # type: ignore[misc]
+    effects.add([Effect(5, WRITTEN, 1, 5, 0, (ABSENT,))])
+    assert heard == [1]
+    effects.add([Effect(6, WRITTEN, 3, 6, 0, (ABSENT,))])
+    assert heard == [1]
+    effects.add([Effect(7, OWNED, first=3)])
+    assert heard == [1, 1, 2]
+    ends[0]()
+    effects.add([Effect(8, WRITTEN, 1, 8, 1, (ABSENT,)), Effect(9, WRITTEN, 2, 9, 0, (ABSENT,))])
+    assert heard == [1, 1, 2, 2]
+
+
+def test_what_is_remembered_has_a_bound_and_entries_stay_whole() -> None:
+    effects = EffectLog(memory_max=1000)
+    for entry in range(1, 50):
+        effects.add([Effect(entry, WRITTEN, 1, entry, entry, (ABSENT,)), Effect(entry, DELETED, 1, entry, 0, (entry,))])
+    assert effects.start in range(46, 50)
+    found = effects.after(Position(effects.start), 100)
+    assert found is not None
+    assert [one.entry for one in found] == [entry for entry in range(effects.start, 50) for _ in range(2)]
+    assert effects.hold(1) == 1
+    assert len(effects.held()[1]) == 1
