@@ -91,7 +91,7 @@ class PlainGroup(GroupClient):
 
     def __init__(self, nodes: AnyNode, rng: Rng) -> None:
         super().__init__(nodes, rng, Anywhere())
-        self._unanswered = Waiting(nodes)
+        self.unanswered = Waiting(nodes)
 
     def saw(self, index: int) -> None:
         """An answer carried this log index."""

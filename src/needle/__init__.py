@@ -12,6 +12,7 @@ from typing import Any
 
 _PUBLIC = {
     "needle.base.access": "Role",
+    "needle.base.collection_sizes": "CollectionSize IndexProgress",
     "needle.base.config": "RaftConfig SegmentConfig",
     "needle.base.errors": (
         "AlreadyExists ClientClosed "
@@ -25,7 +26,6 @@ _PUBLIC = {
         "TransferFailed Unauthenticated Unavailable "
         "UnknownMethod UnsupportedFormat UnsupportedVersion VersionMismatch WrongCluster"
     ),
-    "needle.base.collection_sizes": "CollectionSize IndexProgress",
     "needle.base.explain": "SegmentExplanation ShardExplanation Way",
     "needle.base.filters.builder": "Filter",
     "needle.base.model": (

@@ -83,9 +83,10 @@ def test_the_page_from_the_first_backup_to_the_restore(
     page = Page(tmp_path / "target", capsys)
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     assert [line.split()[1:3] for line in lines if "backup" in line.split()[1]] == [
-        ["backup", verb] for verb in ("create", "create", "archive", "list", "list", "verify", "prune", "prune")
+        ["backup", verb] for verb in ("create", "create", "archive", "list", "list", "verify", "prune", "prune", "prune")
     ]
-    archive, at = lines.pop(2), lines.pop()
+    archive, at, former = lines.pop(2), lines.pop(), "needle backup prune /backups/shop --drop-archive 7f3a9c"
+    lines.remove(former)
     assert at == "needle restore /backups/shop --at 2026-11-26T14:03:06Z"
     first = started(tmp_path / "first", monkeypatch)
     until(page.ready)
@@ -103,6 +104,7 @@ def test_the_page_from_the_first_backup_to_the_restore(
         page.line("needle backup list /backups/shop --newer-than 26", expect=1)
         page.line(f"needle insert {tmp_path / 'documents.jsonl'} --timeout 60")
         said = [page.line(line) for line in lines[:-1]]
+        assert "'7f3a9c' is not allowed" in page.line(former, expect=1)
         until(lambda: archived_until(page) > instant)
         archiving.send_signal(signal.SIGTERM)
         assert b"is at the target" in archiving.communicate(timeout=60)[1] and archiving.returncode == 0

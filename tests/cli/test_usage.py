@@ -25,8 +25,8 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     [
         (["serach"], "Did you mean 'search'?"),
         (["maintenance", "entr", "x"], "Did you mean 'enter'?"),
-        (["search"], "either words or --vector"),
-        (["search", "words", "--vector", "v.npy"], "either words or --vector"),
+        (["search"], "either words, --keywords WORDS, --vector FILE, or --like ID"),
+        (["search", "words", "--vector", "v.npy"], "either words, --keywords WORDS, --vector FILE, or --like ID"),
         (["search", "words", "--mode", "lazy"], "'strong', 'leased', 'eventual'"),
         (["search", "words", "--filter", "{"], "--filter is not JSON"),
         (["search", "words", "--filter", "[]"], "--filter must be an object"),

@@ -42,6 +42,15 @@ async def pages(client: Client, **kw: Any) -> list[Any]:
             return found
 
 
+async def followed(client: Client) -> list[Any]:
+    """What a feed tells there is."""
+    async with client.changes(since="start") as feed:
+        told = [await anext(feed)]
+        while told[-1].kind != "ready":
+            told.append(await anext(feed))
+    return [one for one in told if one.kind == "insert"]
+
+
 # Each: what is called, and what must come of it: a value, a function of the answer, or kinds of errors.
 BATCH = {"ids": ["a0", "b1"], "vectors": [V, V], "metadatas": [A, A]}
 READS: dict[str, list[Row]] = table(
@@ -63,7 +72,14 @@ READS: dict[str, list[Row]] = table(
         (lambda c: c.search(V, 100, group_by="tenant", group_size=100), lambda f: ids(f) == MINE),
         (lambda c: c.search(V, 100, diversify=0.5, pool=200), lambda f: ids(f) == MINE),
         (lambda c: c.search(V, 100, order_by="n"), lambda f: ids(f) == MINE),
+        (lambda c: c.search(keywords=f"{HUSH} mine", k=100), lambda f: ids(f) == MINE),
+        (lambda c: c.search(keywords=HUSH, k=100), lambda f: ids(f) == []),
     ],
+    hybrid_search=[
+        (lambda c: c.hybrid_search(V, f"{HUSH} mine", 100), lambda f: ids(f) == MINE),
+        (lambda c: c.hybrid_search(V, HUSH, 100, filter=B), lambda f: ids(f) == []),
+    ],
+    changes=[(followed, lambda f: ids(f) == MINE)],
     search_many=[(lambda c: c.search_many([V, V], 100), lambda found: [ids(f) for f in found] == [MINE, MINE])],
     search_strong=[(lambda c: c.search_strong(V, 100), lambda f: ids(f) == MINE)],
     search_leased=[(lambda c: c.search_leased(V, 100), lambda f: ids(f) == MINE)],
@@ -203,6 +219,10 @@ HTTP: dict[str, list[tuple[str, str, Any, int, str]]] = {
         ("POST", f"{C}/search", {"vector": V, "k": 100}, 200, '"a4"'),
         ("POST", f"{C}/search", {"like": "b0"}, 404, ""),
         ("POST", f"{C}/search", {"vector": V, "explain": True}, 403, ""),
+    ],
+    "hybrid_search": [
+        ("POST", f"{C}/hybrid_search", {"vector": V, "keywords": f"{HUSH} mine", "k": 100}, 200, '"a4"'),
+        ("POST", f"{C}/hybrid_search", {"vector": V, "keywords": HUSH, "filter": B}, 200, '"hits":[]'),
     ],
     "search_many": [("POST", f"{C}/search_many", {"vectors": [V], "k": 100}, 200, '"a4"')],
     "put_document": [

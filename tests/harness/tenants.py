@@ -48,6 +48,8 @@ async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
 async def world(cluster: ProcessCluster) -> AsyncIterator[World]:
     addresses = [node.address for node in cluster.nodes.values()]
     async with await connected(addresses, "needle", BATCH_BYTES_MAX, Credentials(secrets=(SECRET,))) as first:
+        await first.drop_collection("default")
+        await first.create_collection("default", dimensions=len(V), text="of")
         keys = {"admin": (await first.create_key("ops", "admin")).key}
         for name, bound in (("a", A), ("b", B)):
             keys[name] = (await first.create_key(name, "writer", filter=bound)).key

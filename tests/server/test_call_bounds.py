@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from needle.base.config import Limits
+from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument, ProtocolError
 from needle.base.model import IndexParams, Metric
 from needle.protocol import calls, commands
@@ -128,8 +129,8 @@ def _full(kind: Any) -> Any:
 LARGE = "x" * (ELEMENTS_MAX + 1)
 FILLED: dict[Any, object] = {
     str: LARGE, int: 3, bytes: b"y" * ELEMENTS_MAX, bool: True, float: 0.5, int | None: 4, bytes | None: b"z",
-    Metric: Metric.DOT, IndexParams: IndexParams(), ShardStrategy: parse_strategy("strategy", "custom:tenant"),
-    KeyRange: (b"a" * ELEMENTS_MAX, None),
+    Metric: Metric.DOT, DType: DType.INT8, IndexParams: IndexParams(), KeyRange: (b"a" * ELEMENTS_MAX, None),
+    ShardStrategy: parse_strategy("strategy", "custom:tenant"),
 }  # fmt: skip
 
 

@@ -83,7 +83,8 @@ class Node:
 
     def asked(self, groups: tuple[int, ...] = GROUPS, **fresh: Any) -> asyncio.Task[Any]:
         watch = SimpleNamespace(follows=lambda: self.follows, begin=lambda *_: None)
-        documents = SimpleNamespace(watch=watch, read=self.read, lacks=self.lacking.__contains__)
+        bulk = SimpleNamespace(called=lambda work: None)
+        documents = SimpleNamespace(watch=watch, read=self.read, lacks=self.lacking.__contains__, bulk=bulk)
         searches = NodeSearches(self, documents, self.reads)  # type: ignore[arg-type]
         assert self.ownership is not None
         epoch = self.ownership.epoch
@@ -93,8 +94,11 @@ class Node:
 
 
 async def begun(node: Node, count: int) -> None:
-    while len(node.rounds) < count:  # noqa: ASYNC110 - the next turns of the loop
+    for _ in range(100):  # the next turns of the loop
+        if len(node.rounds) >= count:
+            return
         await asyncio.sleep(0)
+    raise AssertionError(f"{len(node.rounds)} rounds have begun, not {count}")
 
 
 def told(body: Any) -> tuple[dict[int, int], list[str]]:

@@ -51,6 +51,7 @@ def with_collections(directory: Path, count: int) -> tuple[Any, Log]:
     replica, log = open_replica(directory), Log()
     replica.apply(log.add(*[CreateCollection(spec(f"c{at}")) for at in range(count)]))
     replica.apply(log.add(put(["a", "b"], [[1, 2, 3], [4, 5, 6]], collection="c3")))
+    replica.save()  # a commit has as many rows as have waited for it
     return replica, log
 
 

@@ -10,6 +10,7 @@ from threading import Lock, Thread
 import numpy as np
 import pytest
 
+from needle.base.dtypes import DType
 from needle.base.errors import CorruptSegment
 from needle.base.model import CODES, CollectionSpec, IndexKind, IndexParams, Metric
 from needle.shard.segments import format as format_
@@ -239,7 +240,7 @@ def test_vectors_need_not_begin_where_a_page_of_this_machine_does(tmp_path: Path
     monkeypatch.setattr(format_, "PAGE_BYTES", 64)
     data = clustered(5000, DIMENSIONS, 1)
     segment = build(tmp_path, spec(kind), data)
-    at = format_.read_layout(segment.path, format_.verify_file(segment.path)).apart.at
+    at = format_.read_layout(segment.path, format_.verify_file(segment.path), DType.FLOAT32).apart.at
     assert at % 4096 or kind is IndexKind.FLAT
     assert b"".join(rows.tobytes() for _, rows in segment.blocks(None)) == data.tobytes()
     assert recall(segment, data, clustered(20, DIMENSIONS, 2)) >= 0.97

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from needle.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routi
 from needle.shard import copying
 from needle.shard.apply.holdings import decode_holdings, encode_holdings
 from needle.shard.disk import cut_power
+from needle.shard.documents.purging import Held
 from needle.shard.documents.writer import DocumentWriter, Doomed
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -181,8 +183,8 @@ def test_while_a_range_is_copied_what_is_dead_is_not_even_named(
     source.done(Delete("c", ["m0", "m9"]))
     named, name = [], DocumentWriter.doomed
 
-    def doomed(writer: DocumentWriter, at_least: int, rows_max: int) -> Doomed:
-        found = name(writer, at_least, rows_max)
+    def doomed(writer: DocumentWriter, at_least: int, rows_max: int, held: Callable[[], Held]) -> Doomed:
+        found = name(writer, at_least, rows_max, held)
         named.append(len(found.rows))
         return found
 

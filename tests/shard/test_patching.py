@@ -125,7 +125,8 @@ def test_what_is_patched_survives_purges_and_its_vector_goes_with_it(tmp_path: P
         replica.verify()
         assert found(replica, {"n": {"$gte": 200}}) == ["d1", "d2"]
     replica.apply(log.add(Delete("c", ["d1"]), put(["d2"], [[7, 7, 7]])))
-    replica.checkpoint()
+    while replica.tidy(all_of_it=True):
+        pass
     replica.verify()
     with replica._store.reading() as connection:
         rows = [

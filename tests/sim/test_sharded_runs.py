@@ -120,7 +120,7 @@ PLANTED = {
     ),
     "a shard that fails is left out": (
         (
-            Edit("client.router.fan_out:FanOut._many", "_gather(asking, partial)", "_gather(asking, True)"),
+            Edit("client.router.fan_out:FanOut._many", "gather(asking, partial)", "_gather(asking, True)"),
             Edit("client.router.fan_out:FanOut._of_node", "_gather(again, partial)", "_gather(again, True)"),
         ),
         8,
