@@ -83,7 +83,8 @@ def test_the_page_from_the_first_backup_to_the_restore(
     page = Page(tmp_path / "target", capsys)
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     assert [line.split()[1:3] for line in lines if "backup" in line.split()[1]] == [
-        ["backup", verb] for verb in ("create", "create", "archive", "list", "list", "verify", "prune", "prune", "prune")
+        ["backup", verb]
+        for verb in ("create", "create", "archive", "list", "list", "verify", "prune", "prune", "prune")
     ]
     archive, at, former = lines.pop(2), lines.pop(), "needle backup prune /backups/shop --drop-archive 7f3a9c"
     lines.remove(former)

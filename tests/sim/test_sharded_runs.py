@@ -120,8 +120,8 @@ PLANTED = {
     ),
     "a shard that fails is left out": (
         (
-            Edit("client.router.fan_out:FanOut._many", "gather(asking, partial)", "_gather(asking, True)"),
-            Edit("client.router.fan_out:FanOut._of_node", "_gather(again, partial)", "_gather(again, True)"),
+            Edit("client.router.fan_out:FanOut._many", "gather(asking, partial)", "gather(asking, True)"),
+            Edit("client.router.fan_out:FanOut._of_node", "gather(again, partial)", "gather(again, True)"),
         ),
         8,
         {"coverage", "search replay", "collections", "linearizability", *LASTING},
