@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,14 +17,8 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The addresses of three nodes."""
-    started = ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3)
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(started.start())
+    with ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3).running() as started:
         yield started.cluster
-    finally:
-        started.stop()
-        loop.close()
 
 
 def run(name: str, *arguments: str) -> list[str]:

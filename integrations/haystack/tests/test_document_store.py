@@ -64,16 +64,10 @@ def here() -> Iterator[NeedleDocumentStore]:
 @pytest.fixture(scope="module")
 def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NeedleDocumentStore]:
     """Over three nodes, each a process."""
-    nodes = ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3)
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(nodes.start())
+    with ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3).running() as nodes:
         store = NeedleDocumentStore([node.address for node in nodes.nodes.values()])
         yield store
         store.close()
-    finally:
-        nodes.stop()
-        loop.close()
 
 
 class _Policy:

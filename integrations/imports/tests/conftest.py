@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +12,8 @@ from needle.local.process_cluster import ProcessCluster
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The addresses of three nodes."""
-    started = ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3, dimensions=2)
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(started.start())
+    with ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3, dimensions=2).running() as started:
         yield started.cluster
-    finally:
-        started.stop()
-        loop.close()
 
 
 @pytest.fixture

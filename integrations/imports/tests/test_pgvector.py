@@ -108,6 +108,10 @@ def test_what_is_refused(imported: Importing, database: str, connection: psycopg
     connection.execute("CREATE INDEX ON a USING hnsw (e vector_l1_ops)")
     assert "its metric l1 has no counterpart" in imported.refused(*words)
     connection.execute("DROP SCHEMA other CASCADE")
-    assert "NEEDLE_SOURCE_API_KEY" in imported.refused("pgvector:postgresql://me:secret@127.0.0.1/db")
+    for url in ("me:secret@127.0.0.1/db", "me@127.0.0.1/db?sslpassword=secret", "me@127.0.0.1/db?p%61ssword=secret"):
+        told = imported.refused(f"pgvector:postgresql://{url}")
+        assert "NEEDLE_SOURCE_API_KEY" in told and "secret" not in told
+    told = imported.refused("pgvector:postgresql://me:secret%zz@127.0.0.1/db")
+    assert "is no URL" in told and "secret" not in told
     assert "a URL such as pgvector:postgresql://" in imported.refused("pgvector:./somewhere")
     assert "cannot be read: " in imported.refused("pgvector:postgresql://me@127.0.0.1:1/db")

@@ -3,7 +3,6 @@ it does not ask."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -50,14 +49,8 @@ class TestOneNode(VectorStoreIntegrationTests):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The addresses of three nodes, each a process."""
-    nodes = ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3)
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(nodes.start())
+    with ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3).running() as nodes:
         yield [node.address for node in nodes.nodes.values()]
-    finally:
-        nodes.stop()
-        loop.close()
 
 
 class TestThreeNodes(VectorStoreIntegrationTests):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -178,14 +177,8 @@ def test_nodes_are_read_and_deleted(store: NeedleVectorStore) -> None:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The addresses of three nodes, each a process."""
-    started = ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3)
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(started.start())
+    with ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3).running() as started:
         yield [node.address for node in started.nodes.values()]
-    finally:
-        started.stop()
-        loop.close()
 
 
 @pytest.fixture(params=["threads", "own client"])

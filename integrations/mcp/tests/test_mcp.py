@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -20,18 +19,12 @@ from needle.local.process_cluster import ProcessCluster
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The addresses of three nodes, with ten documents."""
-    started = ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3, dimensions=2)
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(started.start())
+    with ProcessCluster(Path(tmp_path_factory.mktemp("cluster")), 3, dimensions=2).running() as started:
         with needle.connect_sync(started.cluster) as client:
             ids = [f"d{n}" for n in range(10)]
             vectors = [[1.0, n / 10] for n in range(10)]
             client.insert_batch(ids=ids, vectors=vectors, metadatas=[{"n": n, "odd": n % 2 == 1} for n in range(10)])
         yield started.cluster
-    finally:
-        started.stop()
-        loop.close()
 
 
 @asynccontextmanager

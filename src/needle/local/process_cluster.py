@@ -145,6 +145,15 @@ class ProcessCluster:
                 error.add_note(f"--- {name}, {node.state()}; the end of {node.log}:\n{node.tail()}")
         await self.close()
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        """For code without an event loop, and clusters without links: started, and stopped at the end."""
+        try:
+            asyncio.run(self.start())
+            yield self
+        finally:
+            self.stop()
+
     async def start(self) -> None:
         """Start links and nodes; returns once all nodes are ready, those that wait for `create` at once."""
         await self.launch()

@@ -55,12 +55,17 @@ class PgVector:
         if not asked.place.startswith(("postgresql://", "postgres://")):
             raise refuse("pgvector:", "a URL such as pgvector:postgresql://user@host:5432/database comes after it")
         psycopg = library("psycopg", "import-pgvector")
-        with in_words("pgvector:", psycopg.Error):
+        try:
             parts = library("psycopg.conninfo", "import-pgvector").conninfo_to_dict(asked.place)
-        if parts.get("password"):
+        except psycopg.ProgrammingError:
+            # What libpq says repeats parts of the URL, and a password may be among them.
+            raise refuse("pgvector:", "what comes after it is no URL that PostgreSQL's libpq can read") from None
+        if parts.get("password") or parts.get("sslpassword"):
             # Command lines are seen by everybody on the machine, and this one would be shown.
             raise InvalidArgument(
-                f"the password of a database goes into {KEY_VARIABLE}, not into its URL", field="SOURCE"
+                f"the password of a database goes into {KEY_VARIABLE}, that of a key into no command line: leave it "
+                "out of the URL",
+                field="SOURCE",
             )
         self._sql = library("psycopg.sql", "import-pgvector")
         self._errors = (psycopg.Error, OSError)
