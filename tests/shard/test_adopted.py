@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import xxhash
 
+from needle.base.dtypes import DType
 from needle.base.errors import CorruptSegment, InvalidArgument
 from needle.base.model import IndexKind, Metric
 from needle.shard.disk import REAL_DISK
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.adopted import fit, write_fitted
 from needle.shard.segments.builder import build_segment
+from needle.shard.segments.format import _BAND, read_layout, verify_file
 from needle.shard.segments.graph import BuildCancelled
+from needle.shard.segments.made_elsewhere import CHECKED
 from needle.shard.segments.scoring import Scan, top_k
 from needle.shard.segments.sealed import SealedSegment
 from shard.vectors_util import check_against_brute, clustered, spec_of
@@ -58,7 +61,7 @@ def recall(segment: SealedSegment, mask: np.ndarray | None = None) -> float:
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-@pytest.mark.parametrize("kind", list(IndexKind))
+@pytest.mark.parametrize("kind", CHECKED)
 def test_rows_in_another_order_and_fewer_are_found_as_exactly_as_before(
     tmp_path: Path, metric: Metric, kind: IndexKind
 ) -> None:
@@ -134,22 +137,69 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     fitted(data)
 
 
-@pytest.mark.parametrize("kind", [IndexKind.HNSW, IndexKind.HNSW_SQ8])
-def test_links_that_lead_nowhere_are_found_though_the_checksum_is_right(tmp_path: Path, kind: IndexKind) -> None:
-    """Searches would read behind the end of the file, and the node would end."""
-    data = clustered(500, WIDTH, 1)
-    path = Path(built(tmp_path, data, Metric.L2, kind))
+def rewritten(path: Path, old: bytes, new: bytes) -> None:
+    """With other bytes in place of some, and the checksum of all."""
+    raw = path.read_bytes()[:-16]
+    assert raw.count(old) == 1 and len(old) == len(new)
+    raw = raw.replace(old, new)
+    path.write_bytes(raw + xxhash.xxh3_128_digest(raw))
+
+
+def links_of(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     index = faiss.read_index(str(path))
-    links = faiss.vector_to_array(faiss.downcast_index(index).hnsw.neighbors)
+    hnsw = faiss.downcast_index(index).hnsw
+    names = ("neighbors", "levels", "offsets", "cum_nneighbor_per_level")
+    links, levels, offsets, room = (faiss.vector_to_array(getattr(hnsw, name)) for name in names)
+    return links, levels, offsets, room
+
+
+def refused(path: Path, data: np.ndarray, match: str, metric: Metric = Metric.L2) -> None:
+    with pytest.raises((InvalidArgument, CorruptSegment), match=match):
+        fit(str(path), 0, len(data) - 1, [(np.arange(len(data)), data)], spec_of(metric, WIDTH), lambda: False)
+
+
+def test_a_link_to_no_node_is_found_though_the_checksum_is_right(tmp_path: Path) -> None:
+    data = clustered(500, WIDTH, 1)
+    path = Path(built(tmp_path, data, Metric.L2))
+    links = links_of(path)[0]
     wrong = links.copy()
     wrong[3] = 70_000_000
-    raw = path.read_bytes()[:-16]
-    assert raw.count(links.tobytes()) == 1
-    raw = raw.replace(links.tobytes(), wrong.tobytes())
-    path.write_bytes(raw + xxhash.xxh3_128_digest(raw))
-    blocks = [(np.arange(500), data)]
-    with pytest.raises(InvalidArgument, match="70000000 out of range"):
-        fit(str(path), 0, 499, blocks, spec_of(Metric.L2, WIDTH, kind=kind), lambda: False)
+    rewritten(path, links.tobytes(), wrong.tobytes())
+    refused(path, data, "70000000 out of range")
+
+
+def test_an_upper_link_to_a_node_that_is_not_up_there_is_found(tmp_path: Path) -> None:
+    """faiss opens such a file, and a search of it ends the process."""
+    data = clustered(2000, WIDTH, 1)
+    path = Path(built(tmp_path, data, Metric.L2))
+    links, levels, offsets, room = links_of(path)
+    high, low = int(np.argmax(levels)), int(np.argmin(levels))
+    wrong = links.copy()
+    wrong[int(offsets[high]) + int(room[1])] = low
+    assert levels[high] > 1 and levels[low] == 1
+    rewritten(path, links.tobytes(), wrong.tobytes())
+    refused(path, data, "has links that lead nowhere")
+
+
+@pytest.mark.parametrize("change", ["first", "nodes", "longest"])
+def test_bands_that_would_hide_vectors_are_found(tmp_path: Path, change: str) -> None:
+    data = data_of(Metric.DOT, 6000)
+    path = Path(built(tmp_path, data, Metric.DOT))
+    bands = read_layout(str(path), verify_file(str(path)), DType.FLOAT32).bands
+    assert len(bands) > 1
+    table = np.array([tuple(band) for band in bands], _BAND)
+    wrong = table.copy()
+    wrong[change][-1] -= 1 if change != "longest" else wrong["longest"][-1] / 2
+    rewritten(path, table.tobytes(), wrong.tobytes())
+    refused(path, data, "longer vectors" if change == "longest" else "leave nodes out", Metric.DOT)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in IndexKind if kind not in CHECKED])
+def test_kinds_that_cannot_be_checked_are_not_taken(tmp_path: Path, kind: IndexKind) -> None:
+    data, spec, rows = clustered(5000, 64, 1), spec_of(Metric.L2, 64, kind=kind), np.arange(5000)
+    path = build_segment(str(tmp_path), 3, 0, 4999, [(rows, data)], spec)[1]
+    with pytest.raises(InvalidArgument, match="are built anew, not taken"):
+        fit(path, 0, 4999, [(rows, data)], spec, lambda: False)
 
 
 def test_tables_that_lead_nowhere_are_found(tmp_path: Path) -> None:

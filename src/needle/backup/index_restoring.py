@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
@@ -50,6 +51,7 @@ AGAIN_SECONDS: Final = 1.0
 Bools = npt.NDArray[np.bool_]
 Call = IndexHoldCall | IndexPutCall | IndexAdoptCall
 Hashes = npt.NDArray[np.uint64]
+NOTHING_LEFT: Final[Mapping[int, int]] = {}
 
 
 def rounds_of(collection: CollectionBackup, now: Topology) -> list[list[IndexFile]]:
@@ -80,12 +82,13 @@ def part_of(piece: Piece, chosen: list[int]) -> Piece:
 
 
 class IndexRestoring:
-    """One collection's. stored: what it is called in shards. left_out: why a shard builds its index itself. adopted:
-    documents that are served by files that came."""
+    """One collection's. stored: what it is called in shards. left: of shards that build their index themselves, the
+    first round that was begun without their file; what each round wrote follows from it. begun: the round that was
+    broken off, if it goes on. left_out: why shards build. adopted: documents that are served by files that came."""
 
     def __init__(
         self, client: Client, store: Store, around: Around, collection: CollectionBackup, rounds: list[list[IndexFile]],
-        stored: str,
+        stored: str, *, left: Mapping[int, int] = NOTHING_LEFT, begun: int = -1,
     ) -> None:  # fmt: skip
         self._client, self._store, self._around, self._stored = client, store, around, stored
         self._dimensions, self._name = collection.spec.dimensions, collection.spec.name
@@ -93,7 +96,9 @@ class IndexRestoring:
         self._firsts = np.cumsum([0, *(piece.documents for piece in collection.pieces)])
         self._written: Bools = np.zeros(int(self._firsts[-1]), np.bool_)
         self._table: Hashes | None = np.empty(0, np.uint64)
-        self._waits = {file.shard for file in (rounds[0] if rounds else [])}
+        self.left = dict(left)
+        self._begun, self._next = begun, begun + 1
+        self._waits = {file.shard for file in (rounds[0] if rounds else [])} - self.left.keys()
         self._renewal: asyncio.Task[None] | None = None
         self.left_out: list[str] = []
         self.adopted = 0
@@ -119,11 +124,18 @@ class IndexRestoring:
             return
         parts = [np.empty(0, np.uint64)]
         for file in self.rounds[number]:
-            if file.shard in self._waits:
-                try:
-                    parts.append(await self._around.blocking(self._hashes, file))
-                except StorageError as error:
-                    await self._give_up(file.shard, error.message)
+            if self.left.get(file.shard, len(self.rounds)) <= number:
+                continue
+            try:
+                parts.append(await self._around.blocking(self._hashes, file))
+            except StorageError as error:
+                if number <= self._begun:
+                    raise StorageError(
+                        f"{error.message}; without it nobody can tell what was written before this restore was broken "
+                        "off: run it again without index files (--no-indexes)"
+                    ) from error
+                await self._give_up(file.shard, error.message)
+        self._next = max(self._next, number + 1)
         self._table = np.sort(np.concatenate(parts))
 
     def _hashes(self, file: IndexFile) -> Hashes:
@@ -179,10 +191,14 @@ class IndexRestoring:
 
     async def _give_up(self, shard: int, why: str) -> None:
         """What follows cannot be adopted either: files serve ordinals without a gap."""
-        self.left_out.append(f"shard {shard}, collection {self._name}: {why}")
-        self._waits.discard(shard)
+        self._leave_out(shard, why)
         with contextlib.suppress(NeedleError):
             await self._hold(shard, 0.0)
+
+    def _leave_out(self, shard: int, why: str) -> None:
+        self.left_out.append(f"shard {shard}, collection {self._name}: {why}")
+        self._waits.discard(shard)
+        self.left.setdefault(shard, self._next)
 
     async def _renew(self) -> None:
         while True:
@@ -196,11 +212,9 @@ class IndexRestoring:
             try:
                 await self._hold(shard, HOLD_SECONDS)
             except UnknownMethod:
-                self._waits.discard(shard)
-                self.left_out.append(f"shard {shard}, collection {self._name}: its leader is of an earlier release")
+                self._leave_out(shard, "its leader is of an earlier release")
             except NeedleError as error:
-                self._waits.discard(shard)
-                self.left_out.append(f"shard {shard}, collection {self._name}: {error.message}")
+                self._leave_out(shard, error.message)
 
     async def _hold(self, shard: int, seconds: float) -> None:
         await self._ask(shard, INDEX_HOLD, IndexHoldCall(shard_group(shard), self._stored, seconds))

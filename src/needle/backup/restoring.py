@@ -10,7 +10,7 @@ what was killed anywhere may be run again. Memory: a few pieces.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
@@ -150,20 +150,23 @@ class _Restoring:
         noted = await client.get(name, collection=self._mark, timeout=self._timeout)
         note = {} if noted is None else noted.metadata
         # Who began without index files, or by an earlier release, goes on so.
-        rounds = await self._rounds(collection) if self._with_indexes and (not note or "round" in note) else None
+        rounds = await self._rounds(collection, note) if self._with_indexes and (not note or "round" in note) else None
         if rounds is not None:
             await self._fill_in_rounds(collection, rounds, int(note.get("round", 0)), int(note.get("of_round", 0)))
             return
         await self._write_from(collection, int(note.get("pieces", 0)), lambda done: {"pieces": done}, self._write)
 
-    async def _rounds(self, collection: CollectionBackup) -> IndexRestoring | None:
-        """How its index files can be brought, if they can."""
+    async def _rounds(self, collection: CollectionBackup, note: Mapping[str, Any]) -> IndexRestoring | None:
+        """How its index files can be brought, if they can. note: how far a restore came that was broken off."""
         now = await self._client.refresh_topology(confirmed=True, timeout=self._timeout)
         rounds = rounds_of(collection, now)
         info = next((one for one in now.collections if one.spec.name == collection.spec.name), None)
         if not rounds or info is None:
             return None
-        return IndexRestoring(self._client, self._store, self._around, collection, rounds, info.stored_name)
+        return IndexRestoring(
+            self._client, self._store, self._around, collection, rounds, info.stored_name,
+            left=dict(note.get("left", ())), begun=int(note["round"]) if note else -1,
+        )  # fmt: skip
 
     async def _fill_in_rounds(
         self, collection: CollectionBackup, indexes: IndexRestoring, number: int, done: int
@@ -176,7 +179,7 @@ class _Restoring:
                 known = len(collection.pieces) if one < number else done if one == number else 0
                 for at, ref in enumerate(collection.pieces[:known]):
                     await self._around.blocking(self._read, ref, at, indexes)
-                note = partial(_note_of_round, one)
+                note = partial(_note_of_round, one, indexes.left)
                 await self._write_from(collection, known, note, partial(self._write, indexes=indexes))
                 if one >= number:
                     await indexes.end(one)
@@ -187,7 +190,7 @@ class _Restoring:
         self,
         collection: CollectionBackup,
         done: int,
-        note: Callable[[int], dict[str, int]],
+        note: Callable[[int], dict[str, Any]],
         write: Callable[..., Coroutine[Any, Any, int]],
     ) -> None:
         """Have `write` write all pieces but the first `done`, and put down how far it is."""
@@ -286,9 +289,9 @@ class _Restoring:
         return found
 
 
-def _note_of_round(number: int, done: int) -> dict[str, int]:
-    """How far it is. pieces: for a release that knows no rounds, and has to begin anew."""
-    return {"pieces": 0, "round": number, "of_round": done}
+def _note_of_round(number: int, left: Mapping[int, int], done: int) -> dict[str, Any]:
+    """How far it is. pieces: for a release that knows no rounds, and has to begin anew. left: see IndexRestoring."""
+    return {"pieces": 0, "round": number, "of_round": done, "left": sorted(left.items())}
 
 
 async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> int:

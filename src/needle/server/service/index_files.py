@@ -37,6 +37,7 @@ from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, not_leader
 from needle.shard.live_collection import ReplicaView
 from needle.shard.segments.collection_vectors import CollectionVectors
+from needle.shard.segments.made_elsewhere import CHECKED
 from needle.shard.segments.sealed import SealedSegment
 
 HASHED_BYTES: Final = 4 << 20
@@ -139,9 +140,9 @@ def _sealed(view: ReplicaView, stored: str) -> dict[str, tuple[SealedSegment, in
     """Those that serve by the published file, by its checksum, and how many live rows each has."""
     _id_of(view, stored)
     if view.collections[stored].record.spec.dtype is not DType.FLOAT32:
-        return {}  # their vectors are found again by the bytes of float32 only
-    served = view.collections[stored].vectors.served
-    return {one.sealed.segment.checksum: (one.sealed, one.live_rows()) for one in served if not one.sealed.own}
+        return {}  # their vectors are found again by the bytes of float32 only; other kinds are not taken anywhere
+    served = [one for one in view.collections[stored].vectors.served if not one.sealed.own]
+    return {one.sealed.segment.checksum: (one.sealed, one.live_rows()) for one in served if one.sealed.kind in CHECKED}
 
 
 def _files(view: ReplicaView, call: IndexFilesCall) -> IndexFilesAnswer:

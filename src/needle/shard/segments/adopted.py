@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from needle.base.errors import CorruptSegment, InvalidArgument
 from needle.base.model import CollectionSpec, IndexKind
@@ -22,6 +23,7 @@ from needle.shard.segments.builder import write_segment
 from needle.shard.segments.distinct import same_rows
 from needle.shard.segments.format import Contents, Footer, Layout, read_layout, verify_file
 from needle.shard.segments.graph import BuildCancelled
+from needle.shard.segments.made_elsewhere import CHECKED, check_bands, check_graph
 from needle.shard.segments.scoring import Floats, Ints
 from needle.shard.segments.sealed import SealedSegment
 
@@ -50,18 +52,23 @@ def fit(
     CorruptSegment, InvalidArgument if the file does not have them all or is of another collection, BuildCancelled."""
     footer = verify_file(path)
     try:
+        layout = read_layout(path, footer, spec.dtype)
+        if layout.apart.kind not in CHECKED or layout.lists is not None:
+            raise InvalidArgument(f"index files of {layout.apart.kind} are built anew, not taken", field="file")
         sealed = SealedSegment(path, footer.segment, spec)
     except CorruptSegment as error:
         raise InvalidArgument(f"this index file cannot serve the collection: {error.message}", field="file") from error
-    layout = read_layout(path, footer, spec.dtype)
     _check_tables(path, sealed, layout)
+    check_graph(path, spec, footer.faiss_bytes, layout)
     nodes = sealed.nodes
-    hashes = np.empty(nodes, np.uint64)
+    hashes, lengths = np.empty(nodes, np.uint64), np.empty(nodes, np.float64)
     at = 0
     for vectors in sealed.node_blocks():
         hashes[at : at + len(vectors)] = row_hashes(vectors)
+        lengths[at : at + len(vectors)] = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
         at += len(vectors)
         _ask(cancelled)
+    _check_lengths(path, lengths, footer, layout)
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
     offsets, node_of = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -79,6 +86,13 @@ def fit(
     return found
 
 
+def _check_lengths(path: str, lengths: npt.NDArray[np.float64], footer: Footer, layout: Layout) -> None:
+    """Whether nothing is longer than the file says: a search stops early by that. Raises CorruptSegment."""
+    most = [(footer.longest, lengths), *((b.longest, lengths[b.first : b.first + b.nodes]) for b in layout.bands)]
+    if any(not said >= found.max(initial=0.0) for said, found in most):
+        raise CorruptSegment(f"segment file {os.path.basename(path)} has longer vectors than it says", path=path)
+
+
 def _ask(cancelled: Callable[[], bool]) -> None:
     if cancelled():
         raise BuildCancelled
@@ -86,11 +100,10 @@ def _ask(cancelled: Callable[[], bool]) -> None:
 
 def _check_tables(path: str, sealed: SealedSegment, layout: Layout) -> None:
     """Whether all of its tables lead to nodes: the file was not built in this cluster, and its checksum is its own.
-    (The links of a graph are checked by faiss when it is opened.) Raises CorruptSegment."""
-    nodes, lists = sealed.nodes, layout.lists
-    whole = lists is None or bool(np.all(lists.starts <= lists.ends) and np.all(lists.ends <= nodes))
-    whole = whole and (layout.node_of is None or bool(np.all(layout.node_of < nodes)))
-    if not whole or any(band.first + band.nodes > nodes for band in layout.bands):
+    Raises CorruptSegment."""
+    nodes = sealed.nodes
+    check_bands(path, layout.bands, nodes)
+    if layout.node_of is not None and not np.all(layout.node_of < nodes):
         raise CorruptSegment(f"segment file {os.path.basename(path)} has tables that lead nowhere", path=path)
 
 

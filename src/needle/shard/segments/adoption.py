@@ -130,6 +130,8 @@ class Adoption:
             )  # fmt: skip
             if fitted is None:
                 raise Unavailable("the collection was dropped, or this node stops")
+            if fitted.footer.segment.checksum != checksum:
+                raise invalid("checksum", checksum, fitted.footer.segment.checksum)
             write = partial(write_fitted, vectors.directory, vectors.collection_id, vectors.spec, fitted, self._disk)
             task = BuildTask(first, last, None, 0)
             if not await self._builds.build_and_publish(vectors, task, view, made=write):

@@ -255,6 +255,8 @@ def read_layout(path: str, footer: Footer, dtype: DType) -> Layout:
                 raise CorruptSegment(f"segment file {os.path.basename(path)} is not of {dtype}: {of}", path=path)
             apart = Apart(_KINDS[kind], nodes, vectors_at, stretch)
             at = vectors_at + nodes * footer.dimensions * itemsize(dtype)
+        if max(at, rows, footer.bands, lists) > footer.segment.size:
+            raise CorruptSegment(f"segment file {os.path.basename(path)} is shorter than it says", path=path)
         file.seek(at)
         offsets = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64) if tables & _HAS_ORDINALS else None
         if not tables & _HAS_NODES:
