@@ -206,6 +206,38 @@ async def test_killed_it_goes_on(
         assert await found(client) > 0.97
 
 
+async def test_killed_after_a_file_was_refused_it_goes_on(
+    tmp_path: Path, target: tuple[Store, backups.Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a round wrote follows from which shards had a file then: the next run took them all for written."""
+    store, made = target
+    monkeypatch.setattr("needle.backup.restoring.AT_ONCE", 1)
+    monkeypatch.setattr("needle.backup.restoring.NOTED", 2)
+    adopted, end = IndexRestoring._adopted, IndexRestoring.end
+
+    async def refuses(self: IndexRestoring, file: IndexFile) -> int:
+        if file.shard == 1:
+            raise InvalidArgument("this index file is refused")
+        return await adopted(self, file)
+
+    async def ends(self: IndexRestoring, number: int) -> None:
+        if number == 1:
+            raise Ends
+        await end(self, number)
+
+    async with cluster_of(tmp_path / "to", 2, 1) as (_, client):
+        with monkeypatch.context() as patched:
+            patched.setattr(IndexRestoring, "_adopted", refuses)
+            patched.setattr(IndexRestoring, "end", ends)
+            with pytest.raises(Ends):
+                await backups.restore(client, store, made.manifest.id)
+        noted = await client.get("books", collection=f"{MARK}{made.manifest.id}")
+        assert noted is not None and (noted.metadata["round"], noted.metadata["left"]) == (1, [[1, 1]])
+        done = await backups.restore(client, store, made.manifest.id)
+        assert done.resumed and done.digests == {one.spec.name: one.digest for one in made.manifest.collections}
+        assert done.documents == await client.count(collection="books")
+
+
 async def test_a_backup_that_is_killed_leaves_no_file_out(tmp_path: Path, target: tuple[Store, backups.Made]) -> None:
     async with cluster_of(tmp_path / "first", 1, 1) as (_, client):
         await client.create_collection("books", dimensions=WIDTH, metric="l2")

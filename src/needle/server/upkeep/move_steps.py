@@ -26,6 +26,8 @@ from needle.shard.apply.holdings import Transfer
 from needle.shard.state_machine import Replica
 
 STEP_SECONDS = 5.0
+AT_ONCE = 8
+"""So many commands are on their way to a target: a move of which much was deleted has hundreds."""
 T = TypeVar("T")
 S = TypeVar("S")
 
@@ -108,14 +110,16 @@ class MoveSteps:
         return calls.decode(answer, MoveAnswer)
 
     async def tell_target_all(self, info: MoveInfo, told: Sequence[MoveCommand]) -> None:
-        """Commands of which the log refuses each (VersionMismatch) before it has the one before: all are sent at once,
-        and those again that were faster than the one before."""
-        answers = await asyncio.gather(*(self.tell_target(info, one) for one in told), return_exceptions=True)
-        for one, answer in zip(told, answers, strict=True):
-            if isinstance(answer, VersionMismatch):
-                await self.tell_target(info, one)
-            elif isinstance(answer, BaseException):
-                raise answer
+        """Commands of which the log refuses each (VersionMismatch) before it has the one before: several are sent at
+        once, and those again that were faster than the one before."""
+        for first in range(0, len(told), AT_ONCE):
+            some = told[first : first + AT_ONCE]
+            answers = await asyncio.gather(*(self.tell_target(info, one) for one in some), return_exceptions=True)
+            for one, answer in zip(some, answers, strict=True):
+                if isinstance(answer, VersionMismatch):
+                    await self.tell_target(info, one)
+                elif isinstance(answer, BaseException):
+                    raise answer
 
     async def tell_catalog(self, command: CatalogCommand) -> None:
         """Returns once it is executed."""

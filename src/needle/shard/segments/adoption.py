@@ -27,6 +27,8 @@ from needle.shard.segments.files import delete, write_chunk
 
 ROW_BYTES_MAX: Final = 2048
 """What an index file has for a vector beside the vector, at most: its links, codes and ordinal."""
+BUSY_SECONDS: Final = 1.0
+"""While something is done with a file it is looked at so often."""
 SMALL_BYTES: Final = 1 << 20
 _CHECKSUM: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -56,24 +58,34 @@ class Adoption:
 
     async def held_until(self, collection_id: int) -> float:
         """Until when nothing is to be built; 0.0: build. Deletes what nobody asked for again."""
-        held = self._held.get(collection_id)
+        held, now = self._held.get(collection_id), self._clock.monotonic()
         if held is None:
             return 0.0
-        if held.busy or held.until > self._clock.monotonic():
-            return max(held.until, self._clock.monotonic() + 1.0 if held.busy else 0.0)
+        if held.busy:
+            return max(held.until, now + BUSY_SECONDS)
+        if held.until > now and self._is_leader():
+            return held.until
         del self._held[collection_id]
         await self._discard(held)
         return 0.0
 
+    async def tidy(self) -> list[tuple[int, float]]:
+        """Delete what nobody asked for again, and all of it where this node does not lead, or its disk is nearly full.
+        Of what is left: the collection, and when to look again."""
+        untils = [(one, await self.held_until(one)) for one in list(self._held)]
+        return [(one, until) for one, until in untils if until]
+
     async def forget(self, collection_id: int) -> None:
         """It was dropped."""
-        held = self._held.pop(collection_id, None)
+        held = self._held.get(collection_id)
         if held is not None:
-            await self._discard(held)
+            held.until = 0.0  # what is at work deletes the file, or the next look does
+            await self.held_until(collection_id)
 
     async def hold(self, vectors: CollectionVectors, seconds: float) -> None:
         """Begin no build for so many seconds from now on."""
-        self._check_leads()
+        if seconds:
+            self._check_leads()
         held = self._held.get(vectors.collection_id)
         until = self._clock.monotonic() + seconds
         if held is not None:
@@ -92,15 +104,15 @@ class Adoption:
             raise invalid("size", size, f"1 to {most} bytes for the {waiting} vectors that no index file serves")
         directory = vectors.directory
         path = os.path.join(directory, f"{vectors.collection_id}-0-0.put-{checksum}{TEMPORARY}")
-        if offset == 0 and held.path != path:
-            await self._discard(held)
-            held.path, held.size, held.here = path, size, 0
-        if held.path != path or held.size != size or offset > held.here:
-            raise Unavailable("the parts of this index file before this one are not here: begin anew")
         if offset + len(data) > size:
             raise invalid("offset", offset, f"up to {size - len(data)}, for {len(data)} of {size} bytes")
         held.busy = True
         try:
+            if offset == 0 and held.path != path:
+                await self._discard(held)
+                held.path, held.size, held.here = path, size, 0
+            if held.path != path or held.size != size or offset > held.here:
+                raise Unavailable("the parts of this index file before this one are not here: begin anew")
             await self._file_pool.run(write_chunk, path, offset, data)
             held.here = max(held.here, offset + len(data)) if offset else len(data)
         finally:

@@ -147,6 +147,7 @@ class SegmentKeeper:
         if self._planned:
             self._to_plan.add(collection_ids)
             self._build_wanted.set()
+            self._files_wanted.set()
 
     async def run(self) -> None:
         """Work until cancelled. An error that is not a NeedleError is a bug and ends it."""
@@ -247,6 +248,8 @@ class SegmentKeeper:
         """Of the collections that are due, get every missing file and delete what is not needed."""
         if await self._files.follow(lambda: self._host.segment_directory, self._host.was_dropped, self._file_pool):
             self._manifests.clear()
+        for collection_id, until in await self.adoption.tidy():
+            self._to_check.later(collection_id, until)
         for at, collection_id in enumerate(self._to_check.take(self._clock.monotonic())):
             if at % PASS_SLICE == PASS_SLICE - 1:
                 await asyncio.sleep(0)
