@@ -7,7 +7,7 @@ Checked at each change of the topology:
 - What runs goes on until it has ended: a move of ranges when its record is gone or says that it was given up, one of
   replicas when nobody is leaving, or others were decided on. Only who is cancelled and waits for a shard that stays
   silent leaves it to end by itself, and says so, after many looks.
-- Who is cancelled runs nothing: the next one would begin beside it.
+- Who is cancelled or has failed runs nothing: the next one would begin beside it.
 - Who says `done` has what was wished: retired shards are gone, as many serve as were asked for, each owns something,
   and nodes that are to be emptied hold nothing.
 - A retired shard owned nothing, by the shards' logs.
@@ -59,6 +59,8 @@ class Rebalances:
         if was is not None and was.id == job.id and was.state in _OVER:
             raise Violation(NAME, f"rebalance {job.id} was {was.state} and becomes {job.state}")
         self._at_once(job)
+        if job.state is JobState.FAILED and job.running:
+            raise Violation(NAME, f"rebalance {job.id} has failed, and still runs: {job.running[0].move.in_words()}")
         known = {one.id for one in was.running} if was is not None and was.id == job.id else set()
         for one in job.running:
             if one.id not in known:

@@ -30,8 +30,64 @@ MUTANTS = (
     Mutant(
         name="healed-by-who-is-cut-off",
         breaks="a leader on the small side of the nodes takes the others for gone and rebuilds their replicas",
-        edits=(Edit("server.upkeep.healing:due", "2 * len(gone) >= nodes", "False"),),
+        edits=(Edit("routing.gone:too_many", "return 2 * len(held) >= ", "return 0 * "),),
         tests=(_HEALING + "test_nothing_is_done_while_half_of_the_nodes_are_gone",),
+    ),
+    Mutant(
+        name="dead-nodes-that-were-replaced-count",
+        breaks="when half of the nodes have died one after the other, and were replaced, no more are",
+        edits=(Edit("routing.gone:too_many", "held = missed(topology, known)", "held = sorted(known)"),),
+        tests=(_HEALING + "test_dead_nodes_that_were_replaced_do_not_keep_the_next_one_from_being_replaced",),
+    ),
+    Mutant(
+        name="healing-fails-by-a-removal",
+        breaks="of two nodes that are healed one is removed, and the other one's replicas are not rebuilt",
+        edits=(
+            Edit(
+                "server.upkeep.coordinator:Coordinator._planned_with_healing",
+                "rebalance.of_now(wish, topology)",
+                "wish",
+            ),
+        ),
+        tests=(_COORDINATOR + "test_healing_of_two_nodes_goes_on_when_one_is_removed_meanwhile",),
+    ),
+    Mutant(
+        name="removed-nodes-are-back",
+        breaks="healing is cancelled when one of its nodes is removed, as if that were back",
+        edits=(Edit("server.upkeep.healing:Healing._stop", "node in there and", ""),),
+        tests=(_HEALING + "test_healing_goes_on_when_one_of_its_nodes_is_removed",),
+    ),
+    Mutant(
+        name="failed-while-it-moves",
+        breaks="a rebalance that cannot go on is over while its moves go on: nobody can cancel them or sees how far",
+        edits=(
+            Edit(
+                "catalog.planning.rebalance:impossible",
+                "job.state if job.running else JobState.FAILED",
+                "JobState.FAILED",
+            ),
+            Edit(
+                "catalog.planning.rebalance:refused",
+                "job.running and job.state is not JobState.CANCELLING",
+                "False",
+            ),
+        ),
+        tests=(
+            _COORDINATOR + "test_one_that_cannot_be_any_more_fails_when_what_it_has_begun_is_over",
+            _COORDINATOR + "test_a_move_that_is_refused_neither_holds_up_others_nor_fails_what_goes_on",
+        ),
+    ),
+    Mutant(
+        name="one-refusal-holds-up-all",
+        breaks="a move that the catalog refuses keeps all others of its rebalance from beginning",
+        edits=(Edit("server.upkeep.coordinator:Coordinator._take", "continue", "break"),),
+        tests=(_COORDINATOR + "test_a_move_that_is_refused_neither_holds_up_others_nor_fails_what_goes_on",),
+    ),
+    Mutant(
+        name="restarted-in-words-only",
+        breaks="a function that gives a coroutine is called, and the coroutine never runs",
+        edits=(Edit("client.restarting:_Rolling._restarted", "inspect.isawaitable(doing)", "False"),),
+        tests=("tests/cluster/test_rolling_restart.py::test_no_call_fails_while_all_nodes_are_restarted",),
     ),
     Mutant(
         name="healing-counts-while-it-does-not-lead",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster.fake_shards import virtually
@@ -16,6 +17,7 @@ from cluster.planned_world import MIB, Begun, World, world
 from needle.base.errors import ConnectionLost, Internal, InvalidArgument, NeedleError, NotLeader
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import RaftStatus, WriteResult
+from needle.catalog.nodes import LEADABLE
 from needle.catalog.planning import planner
 from needle.catalog.planning.planner import plan
 from needle.catalog.planning.rebalance import STUCK_MAX, check_invariants
@@ -29,6 +31,7 @@ from needle.protocol.catalog_commands import (
     CatalogCommand,
     DrainNode,
     FinishMove,
+    RemoveNode,
     StartMove,
     StartRebalance,
     StepRebalance,
@@ -579,5 +582,141 @@ def test_a_defect_of_the_planner_ends_the_rebalance_and_no_node(
         await paper.coordinator()._round()
         assert paper.job.state is JobState.FAILED
         assert "float infinity" in paper.job.why
+
+    _run(work())
+
+
+def _healing_of(made: World, *lost: NodeId) -> Paper:
+    """A rebalance that rebuilds what these nodes hold, one move at a time."""
+    paper = Paper(made, random.Random(1))
+    made.dead = set(lost)
+    paper.silent = set(lost)
+    made.index += 1
+    start = StartRebalance(Wish(lost=lost, balance=False), RebalanceConfig(max_concurrent_moves=1), True)
+    made.topology, result = execute(made.topology, made.index, start)
+    assert not isinstance(result, NeedleError)
+    return paper
+
+
+def _holds(topology: Topology, node: NodeId) -> bool:
+    return bool(topology.hosted_by(node)) or node in topology.catalog
+
+
+def test_healing_of_two_nodes_goes_on_when_one_is_removed_meanwhile() -> None:
+    async def work() -> None:
+        made = world(nodes=7, documents=400)
+        paper = _healing_of(made, "node-2", "node-5")
+        coordinator = paper.coordinator()
+        for _ in range(100):
+            if not all(_holds(made.topology, node) for node in ("node-2", "node-5")):
+                break
+            await coordinator._round()
+            while paper.started:
+                paper.finish()
+        empty, left = sorted(("node-2", "node-5"), key=lambda node: _holds(made.topology, node))
+        assert not _holds(made.topology, empty) and _holds(made.topology, left)
+        paper.tell(RemoveNode(empty))
+        for _ in range(100):
+            if paper.job.over:
+                break
+            await coordinator._round()
+            while paper.started:
+                paper.finish()
+        assert paper.job.state is JobState.DONE, paper.job.why
+        assert not _holds(made.topology, left)
+        with pytest.raises(InvalidArgument, match="lost"):  # who asks anew is told
+            await coordinator.plan(Wish(lost=(empty,), balance=False), 1.0)
+
+    _run(work())
+
+
+def test_one_that_cannot_be_any_more_fails_when_what_it_has_begun_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        paper = await _ranges_under_way()
+        count, before = len(paper.job.running), paper.job.revision
+
+        def impossible(*_: object) -> Plan:
+            raise InvalidArgument("a shard that it names is gone", field="retire")
+
+        monkeypatch.setattr(planner, "plan", impossible)
+        for _ in range(3):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.RUNNING and "is gone" in paper.job.why
+        assert paper.job.revision == before + 1  # it is said once
+        told = await paper.coordinator().progress(1.0)
+        assert told is not None and len(told.phases) == count and "is gone" in told.why
+        while paper.started:
+            paper.finish()
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.FAILED and "is gone" in paper.job.why
+        assert not paper.job.running and paper.job.moves == count
+
+    _run(work())
+
+
+def test_one_that_cannot_be_any_more_can_be_cancelled_while_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        paper = await _ranges_under_way()
+
+        def impossible(*_: object) -> Plan:
+            raise InvalidArgument("a shard that it names is gone", field="retire")
+
+        monkeypatch.setattr(planner, "plan", impossible)
+        await paper.coordinator()._round()
+        paper.tell(AskRebalance(paper.job.id, "cancel"))
+        await paper.coordinator()._round()
+        assert {one.state for one in paper.made.topology.moves} == {MoveState.CANCELLING}
+
+    _run(work())
+
+
+def test_a_move_that_is_refused_neither_holds_up_others_nor_fails_what_goes_on() -> None:
+    async def work() -> None:
+        paper = _started(Wish(retire=(0,)))
+        refused: list[MoveRange] = []
+        told = paper.tell
+
+        def tell(command: CatalogCommand) -> None:
+            start = command.start if isinstance(command, StepRebalance) else None
+            if isinstance(start, MoveRange) and start.target == 1:
+                refused.append(start)
+                raise InvalidArgument("shard 1 takes nothing now", field="target")
+            told(command)
+
+        paper.tell = tell  # type: ignore[method-assign]
+        for _ in range(2 * STUCK_MAX):
+            await paper.coordinator()._round()
+        assert len(refused) > STUCK_MAX
+        assert {move.target for move in paper.seen} == {2, 3}
+        assert paper.job.state is JobState.RUNNING and paper.job.running
+        while paper.started:
+            paper.finish()
+        for _ in range(2 * STUCK_MAX):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.FAILED and "takes nothing now" in paper.job.why
+        assert not paper.job.running
+
+    _run(work())
+
+
+def test_what_cannot_be_given_up_is_left_in_the_end() -> None:
+    """Replicas that the catalog does not take back, because nobody could lead them."""
+
+    async def work() -> None:
+        paper, move = await asyncio.to_thread(_moved_by_hand)
+        paper.tell(AskRebalance(paper.job.id, "cancel"))
+        held = paper.made.topology
+        resting = [1 if info.id in move.before else 0 for info in held.nodes]
+        infos = tuple(
+            msgspec.structs.replace(info, maintenance=rests, knows=LEADABLE)
+            for info, rests in zip(held.nodes, resting, strict=True)
+        )
+        paper.made.topology = msgspec.structs.replace(held, nodes=infos, cluster_version=LEADABLE)
+        for _ in range(STUCK_MAX - 1):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.CANCELLING and "maintenance" in paper.job.why
+        await paper.coordinator()._round()
+        assert paper.job.state is JobState.CANCELLED and "left to end by itself" in paper.job.why
+        assert not paper.job.running
 
     _run(work())

@@ -112,6 +112,15 @@ def test_who_is_cancelled_runs_nothing_and_has_waited() -> None:
             checker.changed(runs, left)
 
 
+def test_who_has_failed_runs_nothing() -> None:
+    judged(with_job(NOW), with_job(NOW, state=JobState.FAILED, why="a shard is gone"))
+    assert NOW.map is not None
+    moving = execute(NOW, 7, StartMove(1, NOW.map.epoch, NOW.map.ranges(0)[:1], 0, 1))[0]
+    runs = with_job(moving, running=(of_ranges(7),))
+    with pytest.raises(Violation, match="has failed, and still runs"):
+        judged(runs, with_job(moving, running=(of_ranges(7),), state=JobState.FAILED))
+
+
 def test_done_is_what_was_wished() -> None:
     done = JobState.DONE
     judged(with_job(NOW, wish=Wish(shards=4)), with_job(NOW, state=done, wish=Wish(shards=4)))
