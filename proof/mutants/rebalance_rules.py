@@ -11,6 +11,7 @@ _ANY = _COORDINATOR + "test_whoever_dies_whenever_it_comes_to_its_end"
 _STEPPED = "catalog.rebalances:stepped"
 
 _HEALING = "tests/server/test_healing.py::"
+_REPLACING = "tests/client/test_replacing.py::"
 
 MUTANTS = (
     Mutant(
@@ -98,7 +99,7 @@ MUTANTS = (
     Mutant(
         name="nobody-is-ever-replaced",
         breaks="a shard stays one failure nearer to standing still until somebody types a command",
-        edits=(Edit("server.upkeep.healing:due", "if now - since >= after and", "if now - since < 0 and"),),
+        edits=(Edit("server.upkeep.healing:ripe", "now - gone[node] >= after", "now - gone[node] < 0"),),
         tests=(
             "tests/sim/test_gone_for_good.py::test_the_cluster_makes_up_for_a_machine_that_is_gone",
             _HEALING + "test_a_node_that_is_gone_is_replaced_once_and_not_before_its_time",
@@ -267,10 +268,46 @@ MUTANTS = (
     Mutant(
         name="drained-by-nobody",
         breaks="a rebalance that is to empty a node begins, and nothing leaves the node",
-        edits=(Edit("catalog.state:_start_rebalance", "if command.empty:", "if False:"),),
+        edits=(Edit("catalog.state:_start_rebalance", "if empty:", "if False:"),),
         tests=(
             "tests/cluster/test_rebalance_commands.py"
             "::test_a_node_is_emptied_from_the_entry_on_that_begins_it_and_not_by_one_that_is_refused",
         ),
+    ),
+    Mutant(
+        name="replaced-and-not-forgotten",
+        breaks="a node that was replaced stays in the cluster, and the next rebalance gives it replicas again",
+        edits=(Edit(_STEPPED, "and made.wish.replace is not None:", "and False:"),),
+        tests=(_REPLACING + "test_from_one_entry_on_the_old_node_gets_nothing_new_and_at_the_end_it_is_removed",),
+    ),
+    Mutant(
+        name="replaced-node-takes-replicas",
+        breaks="a node that is being replaced is given replicas by who plans meanwhile, or after a cancel",
+        edits=(
+            Edit(
+                "catalog.state:_start_rebalance",
+                "command.empty if command.wish.replace is None else command.wish.replace.old",
+                "command.empty",
+            ),
+        ),
+        tests=(_REPLACING + "test_from_one_entry_on_the_old_node_gets_nothing_new_and_at_the_end_it_is_removed",),
+    ),
+    Mutant(
+        name="healed-beside-its-replacement",
+        breaks="what a dead node held goes to nodes that nobody named, while another one is to take its place",
+        edits=(
+            Edit(
+                "server.upkeep.coordinator:Coordinator._planned_with_healing",
+                "wish.replace.new in found.stats.alive",
+                "not wish.replace.new",
+            ),
+        ),
+        tests=(_COORDINATOR + "test_a_node_is_replaced_whoever_dies_whenever",),
+    ),
+    Mutant(
+        name="weighed-before-it-is-begun",
+        breaks="a weight or zone is changed although the rebalance that was to follow is refused",
+        edits=(Edit("client.node_shares:ShareMethods._rebalance_by", "now.cluster_version >= EMPTIES", "False"),),
+        tests=(_REPLACING + "test_a_weight_or_zone_that_begins_a_rebalance_is_changed_with_it_or_not_at_all",),
     ),
 )

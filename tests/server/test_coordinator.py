@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from cluster.fake_shards import virtually
-from cluster.planned_world import MIB, Begun, World, world
+from cluster.planned_world import MIB, Begun, World, info, join, world
 from needle.base.errors import ConnectionLost, Internal, InvalidArgument, NeedleError, NotLeader
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import RaftStatus, WriteResult
@@ -39,9 +39,9 @@ from needle.protocol.catalog_commands import (
 from needle.protocol.peer_calls import WHO, DiskRoom, WhoAnswer
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
 from needle.routing.planned_moves import MoveRange, MoveReplicas
-from needle.routing.plans import Plan, ReplicaMove, Wish
+from needle.routing.plans import Plan, Replacement, ReplicaMove, Wish
 from needle.routing.stats import ClusterStats, imbalance
-from needle.routing.topology import MoveState, Topology
+from needle.routing.topology import MoveState, NodeState, Topology
 from needle.server.upkeep.coordinator import Coordinator
 from needle.server.upkeep.lasting_calls import RATE_SECONDS
 
@@ -718,5 +718,57 @@ def test_what_cannot_be_given_up_is_left_in_the_end() -> None:
         await paper.coordinator()._round()
         assert paper.job.state is JobState.CANCELLED and "left to end by itself" in paper.job.why
         assert not paper.job.running
+
+    _run(work())
+
+
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_node_is_replaced_whoever_dies_whenever(seed: int, dead: bool) -> None:
+    """Nobody takes part but the coordinators, which die. What is lost of a dead node is not rebuilt elsewhere."""
+
+    async def work() -> None:
+        made = world(documents=400)
+        join(made, info(9))
+        paper = Paper(made, random.Random(seed))
+        paper.made.dead = paper.silent = {"node-2"} if dead else set()
+        paper.due = tuple(paper.silent)
+        held = {one.shard for one in made.topology.hosted_by("node-2")}
+        made.index += 1
+        wish = Wish(replace=Replacement(old="node-2", new="node-9"))
+        made.topology = execute(made.topology, made.index, StartRebalance(wish, RebalanceConfig()))[0]
+        known = made.topology.node("node-2")
+        assert known is not None and known.state is NodeState.DRAINING
+        await _to_its_end(paper, deaths=0.15, pauses=0.05)
+        assert paper.job.state is JobState.DONE, paper.job.why
+        known = made.topology.node("node-2")
+        assert known is not None and known.state is NodeState.REMOVED
+        assert held and {one.shard for one in made.topology.hosted_by("node-9")} == held
+        assert all(move.added == ("node-9",) for move in paper.seen if isinstance(move, MoveReplicas))
+
+    _run(work())
+
+
+def test_a_replacement_waits_for_its_new_node_and_what_is_lost_is_rebuilt_elsewhere_if_that_is_gone_too() -> None:
+    async def work() -> None:
+        made = world(documents=400)
+        join(made, info(9))
+        wish = Wish(replace=Replacement(old="node-2", new="node-9"))
+        paper = _started(wish, made)
+        made.dead = paper.silent = {"node-2", "node-9"}
+        for _ in range(2 * STUCK_MAX):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.RUNNING and not paper.seen
+        assert "node-9, which is to replace node-2, does not answer" in paper.job.why
+        paper.due = ("node-2", "node-9")
+        for _ in range(60):
+            await paper.coordinator()._round()
+            while paper.started:
+                paper.finish()
+            if paper.job.over:
+                break
+        assert paper.job.state is JobState.DONE and not made.topology.hosted_by("node-9")
+        known = made.topology.node("node-2")
+        assert known is not None and known.state is NodeState.REMOVED
 
     _run(work())

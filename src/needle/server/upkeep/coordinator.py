@@ -259,7 +259,8 @@ class Coordinator:
         what is lost meanwhile, and does not fail where that cannot be."""
         job, wish = topology.rebalance.id if topology.rebalance is not None else 0, rebalance.of_now(wish, topology)
         plan = await self._planned(topology, found, wish, job)
-        lost = sorted(set(self._node.due_to_heal(topology)) - found.stats.alive - set(wish.lost))
+        replaced = wish.replace.old if wish.replace is not None and wish.replace.new in found.stats.alive else ""
+        lost = sorted(set(self._node.due_to_heal(topology)) - found.stats.alive - {*wish.lost, replaced})
         if not lost:
             return plan
         healing = await self._planned(topology, found, Wish(lost=tuple(lost), balance=False))
