@@ -275,6 +275,12 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="replicas-that-count-when-they-are-there",
+        breaks="a move of replicas shows no progress, no rate and no time left while it copies",
+        edits=(Edit("catalog.planning.running:_now", "min(1.0, known.get(node, 0.0))", "0.0"),),
+        tests=(_JOB + "test_replicas_on_their_way_count_by_what_their_leader_has_sent",),
+    ),
+    Mutant(
         name="replaced-and-not-forgotten",
         breaks="a node that was replaced stays in the cluster, and the next rebalance gives it replicas again",
         edits=(Edit(_STEPPED, "and made.wish.replace is not None:", "and False:"),),

@@ -246,7 +246,7 @@ def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float, held
         id=job.id,
         state=job.state,
         percent_complete=100.0 if job.state is JobState.DONE else min(99.9, 100 * part),
-        moved_documents=job.moved_documents,
+        moved_documents=job.moved_documents + sum(map(_documents, running)),
         total_documents=documents,
         moved_bytes=copied,
         total_bytes=total,
@@ -256,6 +256,12 @@ def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float, held
         moves={one.id: one.move.in_words() for one in running},
         why=job.why or "; ".join([*plan.waiting, *held, *_waiting(job, plan, running)]),
     )
+
+
+def _documents(one: Running) -> int:
+    """About so many a move has copied so far, by the bytes."""
+    move = one.move
+    return move.documents * min(one.copied, move.bytes) // move.bytes if move.bytes else 0
 
 
 def _waiting(job: Job, plan: Plan, running: Sequence[Running]) -> list[str]:

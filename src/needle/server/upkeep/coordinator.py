@@ -248,11 +248,21 @@ class Coordinator:
         learners = {shard_group(shard): frozenset(one.learners) for shard, one in found.leaders.items()}
         catalog = self._node.status(CATALOG_GROUP)
         voters[CATALOG_GROUP], learners[CATALOG_GROUP] = frozenset(catalog.voters), frozenset(catalog.learners)
+        fetched = {shard_group(shard): one.fetched for shard, one in found.leaders.items()}
+        fetched[CATALOG_GROUP] = catalog.fetched
         copied = {move: count for one in found.leaders.values() for move, count in one.copied.items()}
         held = tuple(why for one in found.leaders.values() for why in one.held_moves)
         lacking = {shard_group(shard): one.waits_for for shard, one in found.leaders.items()}
         lacking[CATALOG_GROUP] = catalog.waits_for
-        return Seen(topology=topology, voters=voters, learners=learners, copied=copied, held=held, lacking=lacking)
+        return Seen(
+            topology=topology,
+            voters=voters,
+            learners=learners,
+            copied=copied,
+            fetched=fetched,
+            held=held,
+            lacking=lacking,
+        )
 
     async def _planned_with_healing(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
         """A rebalance may wait for long, for a node in maintenance say, and there is one at a time: so it also rebuilds
