@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 import typer
@@ -91,46 +92,53 @@ def search(
 
     With --keywords beside one of the others both are asked, and their hits become one list by their ranks, which are
     shown: by nearness, and by words."""
-    by_both = _by_both([words, vector, like], keywords)
-    if by_both:
-        beside = {
-            "--max-distance": max_distance, "--min-score": min_score, "--group-by": group_by,
-            "--group-size": group_size if group_size > 1 else None, "--diversify": diversify, "--order-by": order_by,
-            "--descending": descending or None,
-        }  # fmt: skip
-        if given := [option for option, value in beside.items() if value is not None]:
-            raise typer.BadParameter(f"{given[0]} does not go with a search by both: its hits have ranks only")
-    elif weights is not None:
-        raise typer.BadParameter("--weights are those of a search by both: give --keywords beside what is to be near")
-    condition, paths = filter_option("--filter", filter), paths_option(fields)
-    options: dict[str, Any] = {
-        "text": words, "like": like, "offset": offset, "fields": paths, "exact": exact, "explain": explain,
+    narrow = {
+        "max_distance": max_distance, "min_score": min_score, "group_by": group_by, "group_size": group_size,
+        "diversify": diversify, "order_by": order_by, "descending": descending,
     }  # fmt: skip
-    if by_both:
-        options["fusion"] = needle.RRF(weights=_weights(weights))
-    else:
-        options |= {
-            "max_distance": max_distance, "min_score": min_score, "group_by": group_by, "group_size": group_size,
-            "diversify": diversify, "order_by": order_by, "descending": descending, "keywords": keywords,
-        }  # fmt: skip
-    query = None if vector is None else read_query_vector(vector)
+    by_both = _by_both([words, vector, like], keywords)
+    where = {"mode": mode, "collection": collection, "timeout": timeout, "text": words, "like": like}
+    shown = {"offset": offset, "fields": paths_option(fields), "exact": exact, "explain": explain}
+    asked = _fusion(narrow, weights) if by_both else _no_fusion(narrow, weights)
+    condition, query = filter_option("--filter", filter), None if vector is None else read_query_vector(vector)
     if words is not None:
         WORDLLAMA.load()  # whoever lacks it hears so before the cluster is asked
-
-    async def work(client: needle.Client) -> tuple[needle.Hits, float]:
-        started = time.perf_counter()
-        where: dict[str, Any] = {"mode": mode, "collection": collection, "timeout": timeout}
-        if by_both:
-            hits = await client.hybrid_search(query, keywords, k, condition, **where, **options)
-        else:
-            hits = await client.search(query, k, condition, **where, **options)
-        return hits, time.perf_counter() - started
-
-    hits, seconds = run(cluster, work)
+    hits, seconds = run(cluster, _asking(by_both, query, keywords, k, condition, where | shown | asked))
     if json:
         print_json({"hits": hits, "explained": hits.explained} if explain else hits)
     else:
         _show(hits, group_by, mode, seconds, explain=explain, scores=keywords is not None)
+
+
+def _asking(
+    by_both: bool, query: Any, keywords: str | None, k: int, condition: Any, options: dict[str, Any]
+) -> Callable[[needle.Client], Coroutine[Any, Any, tuple[needle.Hits, float]]]:
+    """What the search is, and the seconds that it takes."""
+
+    async def work(client: needle.Client) -> tuple[needle.Hits, float]:
+        started = time.perf_counter()
+        if by_both:
+            hits = await client.hybrid_search(query, keywords, k, condition, **options)
+        else:
+            hits = await client.search(query, k, condition, keywords=keywords, **options)
+        return hits, time.perf_counter() - started
+
+    return work
+
+
+def _fusion(narrow: dict[str, Any], weights: str | None) -> dict[str, Any]:
+    """Of a search by both, which has no other narrowing than a filter."""
+    usual = {"group_size": 1, "descending": False}
+    if given := [name for name, value in narrow.items() if value != usual.get(name)]:
+        option = "--" + given[0].replace("_", "-")
+        raise typer.BadParameter(f"{option} does not go with a search by both: its hits have ranks only")
+    return {"fusion": needle.RRF(weights=_weights(weights))}
+
+
+def _no_fusion(narrow: dict[str, Any], weights: str | None) -> dict[str, Any]:
+    if weights is not None:
+        raise typer.BadParameter("--weights are those of a search by both: give --keywords beside what is to be near")
+    return narrow
 
 
 def _by_both(near: list[str | None], keywords: str | None) -> bool:
