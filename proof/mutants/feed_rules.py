@@ -49,6 +49,12 @@ MUTANTS = (
         tests=_MOVED,
     ),
     Mutant(
+        name="nobody-hears-at-once-that-ranges-left",
+        breaks="a reader that opens its feed anew each second stands still after a move, for the answer waits longer",
+        edits=(Edit("shard.feeding:read_changes", "effect.kind == RELEASED for effect", "False for effect"),),
+        tests=_MOVED,
+    ),
+    Mutant(
         name="copies-that-expire-are-never-told-of",
         breaks="a document that expired while its range moved stays in a consumer's copy",
         edits=(Edit("shard.effects:EffectLog.doubt", "self._doubtful = True", "pass"),),
