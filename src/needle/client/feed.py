@@ -311,7 +311,8 @@ def _insert(one: Any) -> Change:
 
 def _changes(shard: int, page: ChangesAnswer) -> list[Change]:
     documents = answers.documents(page.documents)
-    written = iter(zip(documents, page.distances or [None] * len(documents), strict=True))
+    distances: list[float | None] = [*page.distances] or [None] * len(documents)
+    written = iter(zip(documents, distances, strict=True))
     gone = iter(zip(page.deleted, page.versions, strict=True))
     found = list[Change]()
     for kind in page.kinds:

@@ -80,11 +80,9 @@ class Replica:
         self.limits = limits
         self._failpoint = failpoint
         self.field_indexes = IndexBudget(limits.field_index_bytes_max, index_rows)
-        self._applying = threading.Lock()
-        self._in_flight = InFlight()
-        effects = EffectLog(limits.feed_bytes_max)
-        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes, effects=effects)
-        self.effects = effects
+        self._applying, self._in_flight = threading.Lock(), InFlight()
+        self.effects = log = EffectLog(limits.feed_bytes_max)
+        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes, effects=log)
         self._states = States(directory, around, self._in_flight)
         self.held = HeldCollections(self._states, around.changed, self._in_flight)
         """For those that look after the collections in the background."""
