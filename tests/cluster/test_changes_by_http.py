@@ -72,15 +72,18 @@ async def events(address: str, query: str = "", *headers: str) -> AsyncIterator[
         writer.close()
 
 
-async def _started(processes: ShardedProcesses, client: Client, shards: int) -> None:
-    await processes.create(shards, 3)
-    await healthy(client)
-    await client.create_collection("default", dimensions=2, metric="l2")
+@asynccontextmanager
+async def _started(directory: Path, shards: int, nodes: int) -> AsyncIterator[tuple[ShardedProcesses, Client]]:
+    async with ShardedProcesses(directory, nodes=nodes) as processes:
+        await processes.create(shards, nodes)
+        async with processes.connect() as client:
+            await healthy(client)
+            await client.create_collection("default", dimensions=2, metric="l2")
+            yield processes, client
 
 
 async def test_a_reader_goes_on_at_another_node_when_its_own_is_killed(tmp_path: Path) -> None:
-    async with ShardedProcesses(tmp_path, nodes=3) as processes, processes.connect() as client:
-        await _started(processes, client, 2)
+    async with _started(tmp_path, 2, 3) as (processes, client):
         await client.insert_batch([(f"a{n}", [n, 0.5], {"n": n}) for n in range(3)])
         async with events(processes.nodes["node-1"].http, "?since=start") as stream:
             told = await stream.some(5)
@@ -111,8 +114,7 @@ async def test_a_reader_goes_on_at_another_node_when_its_own_is_killed(tmp_path:
 
 
 async def test_it_has_a_filter_refuses_what_is_wrong_and_ends_in_good_order(tmp_path: Path) -> None:
-    async with ShardedProcesses(tmp_path, nodes=3) as processes, processes.connect() as client:
-        await _started(processes, client, 1)
+    async with _started(tmp_path, 1, 3) as (processes, client):
         at = processes.nodes["node-3"].http
         for wrong in ("?since=nonsense", "?filter=7", "?filter=" + quote('{"n": {"$no": 1}}'), "?other=1"):
             async with events(at, wrong) as stream:
@@ -146,10 +148,7 @@ async def test_it_has_a_filter_refuses_what_is_wrong_and_ends_in_good_order(tmp_
 
 
 async def test_a_stopped_node_ends_its_feeds_and_a_revoked_key_too(tmp_path: Path) -> None:
-    async with ShardedProcesses(tmp_path, nodes=1) as processes, processes.connect() as client:
-        await processes.create(1, 1)
-        await healthy(client)
-        await client.create_collection("default", dimensions=2, metric="l2")
+    async with _started(tmp_path, 1, 1) as (processes, client):
         key = await client.create_key("reader", "reader", filter={"mine": True})
         at = processes.nodes["node-1"].http
         async with events(at, "", f"api-key: {key.key}") as bound, events(at) as stream:
