@@ -85,7 +85,7 @@ def _searched(
     after = before
     for mask in masks:
         start = time.process_time()
-        found = [opened.search(query[None], K, spec.index.ef_search, mask) for query in queries]
+        found = [opened.search(query[None], K, spec.index.ef_search, mask, measured=True) for query in queries]
         microseconds.append(1e6 * (time.process_time() - start) / len(queries))
         answers.append([top_k(one, 1, K)[0][0] for one in found])
         after = _resident() if mask is None else after
