@@ -53,7 +53,8 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
 
 def asked(seed: int, **options: Any) -> SearchRequest:
     vector = np.random.default_rng(seed).standard_normal(WIDTH).astype("<f4").tobytes()
-    return SearchRequest(**{"collection": "c", "vector": vector, "k": K, **options})
+    narrow = {"collection": "c", "vector": vector, "k": K, "ef_search": NARROW.ef_search}
+    return SearchRequest(**{**narrow, **options})
 
 
 def nothing() -> None:
