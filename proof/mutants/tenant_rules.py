@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant(
         name="rates-without-debts",
         breaks="what a request is beyond a second's worth is given to it",
-        edits=(Edit("base.rates:Meter.pay", "-= documents", "-= min(documents, self._left[1])"),),
+        edits=(Edit("base.rates:Meter.pay", "-= max(0, documents)", "-= min(max(0, documents), self._left[1])"),),
         tests=(_RATES + "test_what_is_larger_than_a_second_passes_and_is_waited_for",),
     ),
     Mutant(

@@ -15,6 +15,7 @@ import pytest_asyncio
 import needle
 from backup.killing import Counted, Killed
 from needle import backup as backups
+from needle.backup.format import IndexFile
 from needle.backup.index_restoring import IndexRestoring
 from needle.backup.restoring import MARK
 from needle.backup.store import DirectoryStore, Store
@@ -204,6 +205,25 @@ async def test_killed_it_goes_on(
         assert done.documents == await client.count(collection="books")
         await wait_for(lambda: searched(client, done.documents - 480), 60, "index files")
         assert await found(client) > 0.97
+
+
+async def test_a_leader_that_is_new_waits_for_files_too(
+    tmp_path: Path, target: tuple[Store, backups.Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, made = target
+    brought, moved = IndexRestoring._brought, set[int]()
+
+    async def elsewhere(self: IndexRestoring, file: IndexFile) -> int:
+        if file.shard not in moved:
+            moved.add(file.shard)
+            await self._client.step_down(shard=file.shard)
+        return await brought(self, file)
+
+    async with cluster_of(tmp_path / "to", 2, 3) as (cluster, client):
+        monkeypatch.setattr(IndexRestoring, "_brought", elsewhere)
+        done = await backups.restore(client, store, made.manifest.id)
+        assert done.built == [] and moved == {0, 1}
+        assert await events(cluster, "adopted") == made.indexes
 
 
 async def test_killed_after_a_file_was_refused_it_goes_on(

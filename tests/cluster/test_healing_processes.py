@@ -26,49 +26,54 @@ async def _write(client: Client, there: list[str], ending: asyncio.Event) -> Non
         there.append(name)
 
 
+async def _rebuilt_elsewhere(processes: ShardedProcesses, client: Client) -> None:
+    await healthy(client)
+    await client.create_collection("default", dimensions=8, metric="l2")
+    await client.insert_batch(ids=[f"doc-{n}" for n in range(400)], vectors=ROWS, timeout=30)
+    now = await client.refresh_topology(confirmed=True)
+    leader = await client.catalog_leader()
+    gone = next(name for name in now.catalog if name != leader and now.hosted_by(name))
+    there, ending = list[str](), asyncio.Event()
+    load = asyncio.create_task(_write(client, there, ending))
+    processes.kill(gone)
+
+    async def replaced() -> Topology | None:
+        found = await client.refresh_topology(confirmed=True)
+        left = gone in found.catalog or found.hosted_by(gone)
+        return None if left or found.rebalance is None or not found.rebalance.over else found
+
+    found = await wait_for(replaced, 60, f"others in the place of {gone}")
+    assert found.rebalance.state is JobState.DONE and found.rebalance.healing
+    assert [len(info.wanted) for info in found.serving] == [3, 3] and len(found.catalog) == 3
+    await healthy(client)
+    processes.restart(gone)
+
+    async def told() -> bool:
+        who = await client.describe_node(gone)
+        return who.version >= found.version and not who.lost
+
+    await wait_for(told, 30, f"{gone} hearing what it holds")
+    await wait_for(
+        lambda: "deletes its files of shard" in processes.nodes[gone].output(), 30, "its shards being given up"
+    )
+    ending.set()
+    await load
+    assert set(there) <= {hit.id for hit in await client.search(ROWS[0], 9999, exact=True)}
+    job = (await client.refresh_topology(confirmed=True)).rebalance
+    assert job is not None and job.id == found.rebalance.id  # nothing was begun twice
+    other = next(name for name in found.addresses() if name not in (gone, leader))
+    await client.drain_node(other)  # it takes replicas again
+
+    async def holds() -> bool:
+        return bool((await client.refresh_topology(confirmed=True)).hosted_by(gone))
+
+    await wait_for(holds, 60, f"{gone} holding replicas again")
+
+
 @pytest.mark.alone
 async def test_the_replicas_of_a_node_that_is_gone_are_rebuilt_and_it_is_told_when_it_is_back(tmp_path: Path) -> None:
     processes = ShardedProcesses(tmp_path, nodes=4, replace_after=SOON)
-    async with processes, processes.connect() as client:
-        await processes.create(2, 3)
-        await healthy(client)
-        await client.create_collection("default", dimensions=8, metric="l2")
-        await client.insert_batch(ids=[f"doc-{n}" for n in range(400)], vectors=ROWS, timeout=30)
-        now = await client.refresh_topology(confirmed=True)
-        leader = await client.catalog_leader()
-        gone = next(name for name in now.catalog if name != leader and now.hosted_by(name))
-        there, ending = list[str](), asyncio.Event()
-        load = asyncio.create_task(_write(client, there, ending))
-        processes.kill(gone)
-
-        async def replaced() -> Topology | None:
-            found = await client.refresh_topology(confirmed=True)
-            left = gone in found.catalog or found.hosted_by(gone)
-            return None if left or found.rebalance is None or not found.rebalance.over else found
-
-        found = await wait_for(replaced, 60, f"others in the place of {gone}")
-        assert found.rebalance.state is JobState.DONE and found.rebalance.healing
-        assert [len(info.wanted) for info in found.serving] == [3, 3] and len(found.catalog) == 3
-        await healthy(client)
-        processes.restart(gone)
-
-        async def told() -> bool:
-            who = await client.describe_node(gone)
-            return who.version >= found.version and not who.lost
-
-        await wait_for(told, 30, f"{gone} hearing what it holds")
-        await wait_for(
-            lambda: "deletes its files of shard" in processes.nodes[gone].output(), 30, "its shards being given up"
-        )
-        ending.set()
-        await load
-        assert set(there) <= {hit.id for hit in await client.search(ROWS[0], 9999, exact=True)}
-        job = (await client.refresh_topology(confirmed=True)).rebalance
-        assert job is not None and job.id == found.rebalance.id  # nothing was begun twice
-        other = next(name for name in found.addresses() if name not in (gone, leader))
-        await client.drain_node(other)  # it takes replicas again
-
-        async def holds() -> bool:
-            return bool((await client.refresh_topology(confirmed=True)).hosted_by(gone))
-
-        await wait_for(holds, 60, f"{gone} holding replicas again")
+    async with processes:
+        await processes.create(2, 3)  # waits for nodes that start slowly
+        async with processes.connect() as client:
+            await _rebuilt_elsewhere(processes, client)

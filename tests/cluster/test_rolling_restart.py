@@ -72,8 +72,7 @@ class Load:
             self.calls += 2
 
 
-async def _loaded(processes: ShardedProcesses, client: Client) -> None:
-    await processes.create(SHARDS, 3)
+async def _loaded(client: Client) -> None:
     await healthy(client)
     await client.create_collection("default", dimensions=8, metric="l2")
     for first in range(0, LOADED, 500):
@@ -81,38 +80,44 @@ async def _loaded(processes: ShardedProcesses, client: Client) -> None:
         await client.insert_batch(ids=names, vectors=ROWS, timeout=30)
 
 
+async def _all_restarted(processes: ShardedProcesses, client: Client, operator: Client) -> None:
+    await _loaded(client)
+    load, before = Load(client), processes.pids()
+    work = asyncio.create_task(load.run())
+    planned = await operator.plan_rolling_restart()
+    leader = await operator.catalog_leader()
+    assert [one.why_not for one in planned] == [""] * NODES
+    led_then: list[str] = []
+
+    def restart(node: str, address: str) -> None:
+        assert processes.nodes[node].address == address
+        led_then.append(node)
+        processes.terminate(node)
+        processes.restart(node)
+
+    begun, done = time.monotonic(), []
+    restarting = asyncio.create_task(operator.rolling_restart(restart, timeout=120))
+    await asyncio.wait([work, restarting], return_when=asyncio.FIRST_COMPLETED)
+    assert not work.done(), work.exception()
+    done = await restarting
+    took, load.ending = time.monotonic() - begun, True
+    await work
+    assert sorted(led_then) == sorted(processes.nodes) and led_then == [one.node for one in done]
+    assert planned[-1].node == leader and "the catalog" in planned[-1].leads
+    assert not any(before[name] == pid for name, pid in processes.pids().items())
+    await healthy(client)
+    found = {hit.id for hit in await client.search(ROWS[0], 9999, exact=True, timeout=20)}
+    assert found == set(load.there) | {f"doc-{n}" for n in range(LOADED)}
+    sys.stdout.write(f"{NODES} processes, {SHARDS} x 3 replicas: {took:.1f} s, {load.calls} calls, none failed\n")
+
+
 @pytest.mark.alone
 async def test_no_call_fails_while_all_nodes_are_restarted(tmp_path: Path) -> None:
     processes = ShardedProcesses(tmp_path, nodes=NODES)
-    async with processes, processes.connect() as client, processes.connect() as operator:
-        await _loaded(processes, client)
-        load, before = Load(client), processes.pids()
-        work = asyncio.create_task(load.run())
-        planned = await operator.plan_rolling_restart()
-        leader = await operator.catalog_leader()
-        assert [one.why_not for one in planned] == [""] * NODES
-        led_then: list[str] = []
-
-        def restart(node: str, address: str) -> None:
-            assert processes.nodes[node].address == address
-            led_then.append(node)
-            processes.terminate(node)
-            processes.restart(node)
-
-        begun, done = time.monotonic(), []
-        restarting = asyncio.create_task(operator.rolling_restart(restart, timeout=120))
-        await asyncio.wait([work, restarting], return_when=asyncio.FIRST_COMPLETED)
-        assert not work.done(), work.exception()
-        done = await restarting
-        took, load.ending = time.monotonic() - begun, True
-        await work
-        assert sorted(led_then) == sorted(processes.nodes) and led_then == [one.node for one in done]
-        assert planned[-1].node == leader and "the catalog" in planned[-1].leads
-        assert not any(before[name] == pid for name, pid in processes.pids().items())
-        await healthy(client)
-        found = {hit.id for hit in await client.search(ROWS[0], 9999, exact=True, timeout=20)}
-        assert found == set(load.there) | {f"doc-{n}" for n in range(LOADED)}
-        sys.stdout.write(f"{NODES} processes, {SHARDS} x 3 replicas: {took:.1f} s, {load.calls} calls, none failed\n")
+    async with processes:
+        await processes.create(SHARDS, 3)  # waits for nodes that start slowly
+        async with processes.connect() as client, processes.connect() as operator:
+            await _all_restarted(processes, client, operator)
 
 
 @pytest.mark.alone

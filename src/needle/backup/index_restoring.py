@@ -28,7 +28,7 @@ from needle.base.ids import shard_group
 from needle.base.parts import Payload
 from needle.base.vector_hashes import row_hashes
 from needle.client import Client
-from needle.client.shards import ask_leader
+from needle.client.shards import ask_leader, tell_replicas
 from needle.protocol import calls
 from needle.protocol.index_file_calls import (
     INDEX_ADOPT,
@@ -45,7 +45,6 @@ CALL_SECONDS: Final = 30.0
 ADOPT_SECONDS: Final = 600.0
 HOLD_SECONDS: Final = 60.0
 RENEW_SECONDS: Final = 2.0
-"""A new leader builds until it is told."""
 ATTEMPTS: Final = 10
 AGAIN_SECONDS: Final = 1.0
 Bools = npt.NDArray[np.bool_]
@@ -217,7 +216,10 @@ class IndexRestoring:
                 self._leave_out(shard, error.message)
 
     async def _hold(self, shard: int, seconds: float) -> None:
-        await self._ask(shard, INDEX_HOLD, IndexHoldCall(shard_group(shard), self._stored, seconds))
+        """Have its leader build nothing, and who may lead next."""
+        call = IndexHoldCall(shard_group(shard), self._stored, seconds)
+        await self._ask(shard, INDEX_HOLD, call)
+        await tell_replicas(self._client, shard, INDEX_HOLD, calls.encode(call), RENEW_SECONDS)
 
     async def _ask(self, shard: int, method: str, call: Call, seconds: float = CALL_SECONDS) -> Payload:
         body = partial(_same, calls.encode(call))

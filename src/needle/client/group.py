@@ -252,8 +252,8 @@ class GroupClient:
         if isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded | StorageError | Internal):
             attempts.unknown |= attempts.sent
         attempts.last = error
-        if isinstance(error, attempts.final):
-            raise error
+        if isinstance(error, attempts.final) and not isinstance(error, NotLeader):
+            raise error  # who does not lead has no answer
         if not error.retryable and not isinstance(error, OutcomeUnknown | DiskFailed):
             raise error  # a node whose disk failed ends; another will lead
         if isinstance(error, DeadlineExceeded) and attempts.sent:

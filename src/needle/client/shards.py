@@ -186,3 +186,12 @@ async def ask_leader(
 ) -> Payload:
     """Ask a shard's leader, whoever that is by then. final: errors that are answers. Raises as `GroupClient`."""
     return await client._shards.group(shard).ask_leader(method, body, timeout, final)
+
+
+async def tell_replicas(client: OverShards, shard: int, method: str, body: bytes, timeout: float) -> None:
+    """Tell all of a shard's replicas; whom it does not reach, or who refuses, is left out."""
+    group = client._shards.group(shard)
+    calls = (group.ask_replica(address, method, body, timeout) for address in group.replicas())
+    for done in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(done, BaseException) and not isinstance(done, NeedleError):
+            raise done

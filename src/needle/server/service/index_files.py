@@ -70,10 +70,10 @@ class IndexFiles:
 
     # --- a restore ---------------------------------------------------------------------------------------------------
     async def hold(self, call: IndexHoldCall) -> bytes:
-        """Have nothing built for a while."""
+        """Have nothing built for a while. Any replica: it may lead soon."""
         if not 0 <= call.seconds <= HOLD_SECONDS_MAX:
             raise invalid("seconds", call.seconds, f"0 to {HOLD_SECONDS_MAX:g}")
-        hosted, vectors = self._taking(call.group, call.collection)
+        hosted, vectors = self._taking(self._node.hosted(call.group), call.collection)
         await hosted.keeper.adoption.hold(vectors, call.seconds)
         hosted.keeper.look_again((vectors.collection_id,))
         return b""
@@ -84,17 +84,17 @@ class IndexFiles:
             raise invalid(
                 "data", f"{len(call.data)} bytes", f"1 to {BYTES_MAX}, from an offset on that is not negative"
             )
-        hosted, vectors = self._taking(call.group, call.collection)
+        hosted, vectors = self._taking(self._led(call.group), call.collection)
         await hosted.keeper.adoption.put(vectors, call.checksum, call.size, call.offset, call.data)
         return b""
 
     async def adopt(self, call: IndexAdoptCall) -> IndexAdoptAnswer:
         """Serve by it what no file serves."""
-        hosted, vectors = self._taking(call.group, call.collection)
+        hosted, vectors = self._taking(self._led(call.group), call.collection)
         return IndexAdoptAnswer(await hosted.keeper.adoption.adopt(vectors, call.checksum))
 
-    def _taking(self, group: GroupId, stored: str) -> tuple[HostedReplica, CollectionVectors]:
-        hosted, now = self._led(group), self._node.topology
+    def _taking(self, hosted: HostedReplica, stored: str) -> tuple[HostedReplica, CollectionVectors]:
+        now = self._node.topology
         if now.cluster_version < ADOPTED_SINCE:
             raise ClusterTooOld(
                 f"the cluster has version {now.cluster_version}, and takes index files from {ADOPTED_SINCE} on: "

@@ -1,8 +1,9 @@
 """Has a collection's vectors served by an index file that somebody brings, instead of building one (docs/adr/0093).
 
 Who brings it says first that nothing is to be built meanwhile, for a time; then comes the file, part by part, then the
-word to adopt it. Only on the leader, and in memory: a new leader knows nothing of it, and builds. Invariants: at most
-one file a collection is on its way, of a size that what waits can need; what is left of it goes when the time is over.
+word to adopt it. All in memory. Every replica waits, so that a new leader does, too; the file comes to the leader
+only. Invariants: at most one file a collection is on its way, of a size that what waits can need; what is left of it
+goes when the time is over, or this replica leads no more.
 On the event loop, one call at a time for each collection. It does not know who brings files.
 """
 
@@ -63,7 +64,9 @@ class Adoption:
             return 0.0
         if held.busy:
             return max(held.until, now + BUSY_SECONDS)
-        if held.until > now and self._is_leader():
+        if held.until > now:
+            if held.path and not self._is_leader():
+                await self._discard(held)
             return held.until
         del self._held[collection_id]
         await self._discard(held)
@@ -84,8 +87,6 @@ class Adoption:
 
     async def hold(self, vectors: CollectionVectors, seconds: float) -> None:
         """Begin no build for so many seconds from now on."""
-        if seconds:
-            self._check_leads()
         held = self._held.get(vectors.collection_id)
         until = self._clock.monotonic() + seconds
         if held is not None:
