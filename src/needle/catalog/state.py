@@ -218,8 +218,11 @@ def _of_moves(
 def _start_rebalance(now: Topology, index: int, command: StartRebalance) -> Changed:
     need_cluster(now)
     job = rebalances.started(now, index, command)
-    if command.empty:
-        now, _ = nodes.drain(now, index, DrainNode(command.empty, True))
+    empty = command.empty if command.wish.replace is None else command.wish.replace.old
+    if command.first is not None:
+        now, _ = _EXECUTE[type(command.first)](now, index, command.first)
+    if empty:
+        now, _ = nodes.drain(now, index, DrainNode(empty, True))
     return done(_replace(now, rebalance=job), index)
 
 

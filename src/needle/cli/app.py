@@ -31,6 +31,7 @@ from needle.cli import (
     mcp_command,
     node_commands,
     node_list,
+    node_share_commands,
     plan_command,
     rebalance_commands,
     recover_command,
@@ -215,8 +216,8 @@ _add(node_app, "add", node_commands.add, "needle node add node-4")
 _add(node_app, "drain", node_commands.drain, "needle node drain node-2")
 _add(node_app, "remove", node_commands.remove, "needle node remove node-2")
 _add(node_app, "replace", node_commands.replace, "needle node replace node-2 node-7")
-_add(node_app, "weight", node_commands.weight, "needle node weight node-2 2.5")
-_add(node_app, "zone", node_commands.zone, "needle node zone node-2 rack-2")
+_add(node_app, "weight", node_share_commands.weight, "needle node weight node-2 2.5")
+_add(node_app, "zone", node_share_commands.zone, "needle node zone node-2 rack-2")
 _add(
     cluster_app,
     "create",

@@ -27,6 +27,7 @@ from needle.client.fitness import Diagnosis
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import KeyMethods
+from needle.client.node_shares import ShareMethods
 from needle.client.nodes import NodeMethods, address_of
 from needle.client.rebalancing import RebalanceMethods
 from needle.client.replacing import ReplaceMethods
@@ -51,7 +52,7 @@ MADE_SECONDS = 0.2
 CATALOG = -1
 
 
-class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):
+class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
     def __init__(

@@ -617,6 +617,22 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> None: ...
+    def rebalance_by_weight(
+        self,
+        node: NodeId,
+        weight: float | None,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: Seconds = ...,
+    ) -> int: ...
+    def rebalance_by_zone(
+        self,
+        node: NodeId,
+        zone: str | None,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: Seconds = ...,
+    ) -> int: ...
     def plan_replacement(
         self,
         old: NodeId,
@@ -624,6 +640,14 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> list[MoveReplicas]: ...
+    def start_replacement(
+        self,
+        old: NodeId,
+        new: NodeId,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: Seconds = ...,
+    ) -> int | None: ...
     def replace_node(
         self,
         old: NodeId,

@@ -372,4 +372,6 @@ class Host:
         engine = self.engine
         now, active = engine.clock.monotonic(), 2 * engine.config.election_timeout
         replica, refused = engine.find(group), engine.lives.refused()
-        return group_status(replica, engine.node_id, engine.maintenance, now, active, refused)
+        exported = engine.shelf.current(group)
+        shares = exported.shares() if exported is not None else {}
+        return group_status(replica, engine.node_id, engine.maintenance, now, active, refused, shares)

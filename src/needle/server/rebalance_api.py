@@ -151,6 +151,14 @@ class RebalanceCoordinator:
         client = await self._client()
         return RebalanceHandle(client, await client.move_replica(shard, source, target, config, timeout=timeout))
 
+    async def replace_node(
+        self, old: NodeId, new: NodeId, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
+    ) -> RebalanceHandle | None:
+        """See `Client.start_replacement`: None if it was done before."""
+        client = await self._client()
+        id_ = await client.start_replacement(old, new, config, timeout=timeout)
+        return None if id_ is None else RebalanceHandle(client, id_)
+
     async def drain_node(
         self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
     ) -> RebalanceHandle:
