@@ -37,6 +37,7 @@ from needle.cli import (
     recover_command,
     repair_commands,
     restart_commands,
+    search_command,
     serve_command,
     shard_commands,
     top_command,
@@ -170,7 +171,7 @@ _add(app, "plan", plan_command.plan, "needle plan --vectors 50M --dimensions 768
 _add(app, "top", top_command.top, "needle top")
 _add(app, "mcp", mcp_command.mcp, "needle mcp --cluster 127.0.0.1:5001")
 _add(app, "leader", cluster_commands.leader, "needle leader")
-_add(app, "search", document_commands.search, 'needle search "parse a date" -k 5 --mode leased')
+_add(app, "search", search_command.search, 'needle search "parse a date" -k 5 --mode leased')
 _add(app, "insert", document_commands.insert, "needle insert documents.jsonl")
 _add(app, "get", document_commands.get, "needle get json.dumps shlex.split --json")
 _add(app, "patch", change_commands.patch, "needle patch doc-1 --set year=2024 --append tags=new")

@@ -78,6 +78,26 @@ def search_request(
     return request if all(map(is_, narrow, EVERYTHING)) else _narrowed(request, narrow)
 
 
+def hybrid_requests(
+    vector: Any,
+    keywords: Any,
+    pool: int,
+    filter: Filter | Mapping[str, Any] | None,
+    collection: str,
+    with_metadata: bool,
+    with_vectors: bool,
+    exact: bool,
+    ef_search: int,
+    narrow: Narrow,
+) -> tuple[SearchRequest, SearchRequest]:
+    """The two searches of a hybrid one, by the vector or by a document that hits are to be like, and by words: the
+    first `pool` of each, and of words one more, which may be that document. narrow: of both. Raises InvalidArgument."""
+    asked = filter, collection, with_metadata, with_vectors
+    near = search_request(vector, pool, *asked, exact, ef_search, narrow=narrow)
+    by_words = narrow._replace(keywords=keywords, like=None)
+    return near, search_request(None, pool + bool(near.like), *asked, False, 0, narrow=by_words)
+
+
 def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
     like = "" if narrow.like is None else values.check_id(narrow.like, "like")
     offset = values.check_count(narrow.offset, "offset", 0)

@@ -197,6 +197,7 @@ class SyncClient:
         k: int = ...,
         filter: FilterLike = ...,
         *,
+        like: str | None = ...,
         text: str | None = ...,
         fusion: RRF = ...,
         pool: int | None = ...,
