@@ -19,10 +19,10 @@ from needle.base.filters.builder import Filter
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.client.batches import BatchMethods
-from needle.client.changes import TIMEOUT
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls, PartialHits
 from needle.client.embedding import Embedder, check_embedder
+from needle.client.feeds import TIMEOUT
 from needle.client.health import ClusterHealth, ShardHealth
 from needle.client.values import Seconds, check_count, check_timeout
 from needle.connecting import Credentials, cluster_client, connect, connect_sync, system_caller

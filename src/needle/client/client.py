@@ -17,12 +17,12 @@ from needle.client import values
 from needle.client.activity import Activity, activity
 from needle.client.assigning import assign
 from needle.client.batches import BatchMethods
-from needle.client.changes import TIMEOUT
 from needle.client.cluster_conditions import look
 from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
 from needle.client.embedding import Embedder
 from needle.client.examining import examine, loads, look_at_activity
+from needle.client.feeds import TIMEOUT
 from needle.client.fitness import Diagnosis
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus

@@ -11,8 +11,8 @@ from typing import Literal
 from needle.base.errors import InvalidArgument, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.client import values
-from needle.client.changes import TIMEOUT
 from needle.client.directory import Caller
+from needle.client.feeds import TIMEOUT
 from needle.client.measuring import measure
 from needle.client.shards import ClusterShards, OverShards
 from needle.client.values import Seconds

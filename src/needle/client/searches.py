@@ -14,8 +14,8 @@ from needle.base.errors import InvalidArgument
 from needle.base.model import HitBatch, ReadMode, SearchRequest
 from needle.base.runtime import beside
 from needle.client import answers, values
-from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
+from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.hybrid import EVEN, RRF, candidates, check_fusion, fused, together
 from needle.client.narrowed import Narrow, hybrid_requests, search_request
 from needle.client.texts import vector_of, vectors_of

@@ -13,6 +13,7 @@ from needle.client import (
     changes,
     client,
     documents,
+    feeds,
     keys,
     naming,
     node_shares,
@@ -37,7 +38,8 @@ from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
 from needle.base.text import TextField
 from needle.client.activity import Activity
-from needle.client.changes import FilterLike, ScanPage
+from needle.client.changes import ScanPage
+from needle.client.feeds import FilterLike
 from needle.client.client import Client
 from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
@@ -76,6 +78,7 @@ class SyncClient:
 
 
 SOURCES = (
+    (feeds, "FeedMethods"),
     (changes, "ChangeMethods"),
     (searches, "SearchMethods"),
     (naming, "NamingMethods"),

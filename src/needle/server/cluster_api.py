@@ -25,10 +25,10 @@ from needle.base.errors import ConfigError, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.model import Hit, IndexParams, Metric, ReadMode
 from needle.base.versions import FIRST, SAID
-from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DocumentMethods
+from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.finding import find_topology
 from needle.client.health import ClusterHealth
 from needle.client.values import Seconds, check_timeout

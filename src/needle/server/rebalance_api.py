@@ -19,8 +19,8 @@ from datetime import timedelta
 
 from needle.base.errors import DeadlineExceeded, InvalidArgument
 from needle.base.ids import NodeId
-from needle.client.changes import TIMEOUT
 from needle.client.client import Client
+from needle.client.feeds import TIMEOUT
 from needle.client.rebalancing import known_rebalance
 from needle.client.values import Seconds
 from needle.routing.jobs import Progress, RebalanceConfig
