@@ -66,7 +66,8 @@ CODES = (IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ, IndexKind.IVF_PQ)
 
 class IndexParams(msgspec.Struct, frozen=True, kw_only=True):
     """The index of a collection. m: links of a vector in a graph, ef_construction: effort of building it (Malkov and
-    Yashunin 2016). ef_search: effort of a search: about so many of the nearest vectors are looked at, by every kind."""
+    Yashunin 2016). ef_search: effort of a search: about so many of the nearest vectors are looked at, by every kind,
+    or more in a file whose graph needs that."""
 
     m: int = 16
     ef_construction: int = 100
