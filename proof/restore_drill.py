@@ -1,7 +1,7 @@
 """`python -m proof.restore_drill [--minutes 3] [--seed 1]`: do backups and the archive bring back what there was?
 
 Documents are written and deleted on real processes, while backups are made every 30 seconds, the logs are archived by a
-process that is killed again and again, nodes are killed, leaders step down, and shards come and go. Then each backup,
+archiver that is broken off again and again, nodes are killed, leaders step down, shards come and go. Then each backup,
 and the archive at many instants, is taken out and judged by a model: of each document there is a state that was
 acknowledged before, or was under way then; nothing that was asked for later, and no id twice.
 """

@@ -15,6 +15,7 @@ import pytest_asyncio
 import needle
 from backup.killing import Counted, Killed
 from needle import backup as backups
+from needle.backup.around import Around
 from needle.backup.format import IndexFile
 from needle.backup.index_restoring import IndexRestoring
 from needle.backup.restoring import MARK
@@ -226,6 +227,27 @@ async def test_a_leader_that_is_new_waits_for_files_too(
         assert await events(cluster, "adopted") == made.indexes
 
 
+async def test_a_shard_that_says_nothing_holds_up_no_other(
+    target: tuple[Store, backups.Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, made = target
+    [collection] = made.manifest.collections
+    held = list[int]()
+
+    async def hold(_: IndexRestoring, shard: int, __: float) -> None:
+        if shard == 0:
+            await asyncio.Event().wait()
+        held.append(shard)
+
+    monkeypatch.setattr(IndexRestoring, "_hold", hold)
+    async with needle.open(":memory:") as client:
+        restoring = IndexRestoring(client, store, Around(), collection, [collection.indexes], "books")
+        asking = asyncio.create_task(restoring._hold_each(60))
+        await wait_for(lambda: held == [1], 20, "shard 1 being asked")
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
 async def test_killed_after_a_file_was_refused_it_goes_on(
     tmp_path: Path, target: tuple[Store, backups.Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +299,8 @@ async def test_a_backup_that_is_killed_leaves_no_file_out(tmp_path: Path, target
 async def test_what_a_leader_is_not_to_take_changes_nothing(tmp_path: Path) -> None:
     async with cluster_of(tmp_path / "one", 1, 1) as (cluster, client):
         await client.create_collection("books", dimensions=WIDTH, metric="l2")
-        await client.insert_batch(ids=NAMES[:500], vectors=VECTORS[:500], collection="books")
+        # Too few for an index file, so that none is being built when it is said that none is to be.
+        await client.insert_batch(ids=NAMES[:200], vectors=VECTORS[:200], collection="books")
         info = next(one for one in client.topology().collections if one.spec.name == "books")
         group, stored, name = shard_group(0), info.stored_name, "0" * 32
 
@@ -291,7 +314,7 @@ async def test_what_a_leader_is_not_to_take_changes_nothing(tmp_path: Path) -> N
             await ask(INDEX_HOLD, IndexHoldCall(group, stored, 61.0))
         await ask(INDEX_HOLD, IndexHoldCall(group, stored, 60.0))
         for wrong, match in (
-            (IndexPutCall(group, stored, name, 1 << 40, 0, b"x"), "size = .*for the 500 vectors"),
+            (IndexPutCall(group, stored, name, 1 << 40, 0, b"x"), "size = .*for the 200 vectors"),
             (IndexPutCall(group, stored, "../../x", 100, 0, b"x"), "checksum = .*32 hex digits"),
             (IndexPutCall(group, stored, name, 100, 0, b"x" * 101), "offset = 0"),
             (IndexPutCall(group, stored, name, 100, 0, b""), "data = "),
@@ -308,6 +331,6 @@ async def test_what_a_leader_is_not_to_take_changes_nothing(tmp_path: Path) -> N
             await ask(INDEX_ADOPT, IndexAdoptCall(group, stored, name))
         assert not list((tmp_path / "one").rglob("*.tmp")), "what came is gone"
         await ask(INDEX_HOLD, IndexHoldCall(group, stored, 0.0))
-        await client.insert_batch(ids=NAMES[500:1500], vectors=VECTORS[500:1500], collection="books")
+        await client.insert_batch(ids=NAMES[200:1500], vectors=VECTORS[200:1500], collection="books")
         await wait_for(lambda: searched(client, 250), 60, "it builds as ever")
         assert await events(cluster, "adopted") == 0

@@ -17,6 +17,8 @@ VECTORS, DIMENSIONS, METADATA = 20_000, 256, 300
 FACTOR = 1.3
 SMALL = 600
 """Vectors that wait for their index file at most."""
+WAL_BYTES = 1 << 20
+"""Of documents that are not in their file yet, at most."""
 
 
 def covered(node: NodeProcess) -> int:
@@ -59,10 +61,11 @@ async def test_what_is_planned_is_what_a_cluster_takes(tmp_path: Path, run: Run)
             ids = [f"document-{first + n:011d}" for n in range(1000)]
             await client.insert_batch(ids=ids, vectors=rows, metadatas=[{"t": "x" * (METADATA - 8)}] * 1000, timeout=60)
         await quiet(cluster)
+        nodes = list(cluster.nodes.values())
+        await wait_for(lambda: all(disk(node, "documents.db-wal") < WAL_BYTES for node in nodes), 120, "checkpoints")
         for query in rng.standard_normal((100, DIMENSIONS), np.float32):
             for mode in ("strong", "eventual"):
                 await client.search(query, 10, mode=mode)
-        nodes = list(cluster.nodes.values())
         assert (said["shards"], said["nodes"]) == (1, len(nodes))
         for node in nodes:
             for what, found in (("index", disk(node, "*.seg")), ("documents", disk(node, "documents.db"))):

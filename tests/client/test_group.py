@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, numbers
+from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, group_of, numbers
 from needle.base.errors import (
     AlreadyExists,
     ConditionFailed,
@@ -13,10 +13,12 @@ from needle.base.errors import (
     DiskFull,
     NeedleError,
     NoQuorum,
+    NotLeader,
     OutcomeUnknown,
     Overloaded,
     SessionExpired,
     Unauthenticated,
+    Unavailable,
     WrongCluster,
 )
 from needle.base.model import ReadMode
@@ -268,6 +270,50 @@ async def test_a_full_disk_says_nothing_of_an_earlier_attempt(network: Network, 
     network.script = [ConnectionLost("gone"), DiskFull("no room")]
     with pytest.raises(OutcomeUnknown, match="sent before"):
         await client.insert("b", VECTOR)
+
+
+async def test_an_attempt_that_the_deadline_cuts_off_does_not_hide_that_a_node_was_busy(
+    network: Network, client: Client
+) -> None:
+    inner, loop = network.call, asyncio.get_running_loop()
+    busy_until = 0.0
+
+    async def call(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        if method != calls.STATUS:
+            return await inner(address, method, body, timeout)
+        if loop.time() < busy_until:
+            raise Overloaded("2 consistent scans are open")
+        await asyncio.sleep(timeout)
+        raise DeadlineExceeded("no answer in time")
+
+    network.call = call  # type: ignore[method-assign]
+    group = group_of(client)
+    await group.find_leader(1)
+    for busy, error in ((1.5, Overloaded), (0.02, DeadlineExceeded)):  # pauses end within 0.375 s
+        busy_until = loop.time() + busy
+        with pytest.raises(error):
+            await group.ask_leader(calls.STATUS, lambda _: b"", 2)
+
+
+async def test_who_does_not_lead_has_no_answer_whatever_is_final(network: Network, client: Client) -> None:
+    inner, asked = network.call, list[str]()
+
+    async def call(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        if method != calls.STATUS:
+            return await inner(address, method, body, timeout)
+        asked.append(network.is_at[address])
+        if asked[-1] != network.leader:
+            raise NotLeader("not here", leader=network.leader, leader_address=ADDRESSES[network.leader or ""])
+        raise Unavailable("the parts before are not here") if len(asked) < 4 else AlreadyExists("done")
+
+    network.call = call  # type: ignore[method-assign]
+    group = group_of(client)
+    with pytest.raises(Unavailable, match="parts before"):
+        await group.ask_leader(calls.STATUS, lambda _: b"", 5, (Unavailable,))
+    network.elect("n3")
+    with pytest.raises(Unavailable, match="parts before"):
+        await group.ask_leader(calls.STATUS, lambda _: b"", 5, (Unavailable,))
+    assert asked == ["n1", "n1", "n3"]
 
 
 async def test_a_replica_without_room_is_passed_over_by_eventual_reads(network: Network, client: Client) -> None:

@@ -337,13 +337,9 @@ async def test_a_consistent_scan_that_one_shard_refuses_keeps_nothing_in_the_oth
             of = {held.owner(routing_key(held.strategy, 2, "", {"tenant": name})): name for name in names}
             for _ in range(2):
                 await client.scan_page({"tenant": of[0]}, limit=1, consistent=True, collection="docs")
-            seen = set[type[Exception]]()
             for _ in range(3):
-                # A node that is slow to refuse may leave the last attempt without an answer.
-                with pytest.raises((needle.Overloaded, needle.DeadlineExceeded)) as refused:
+                with pytest.raises(needle.Overloaded):
                     await client.scan_page(limit=1, consistent=True, collection="docs", timeout=1)
-                seen.add(type(refused.value))
-            assert needle.Overloaded in seen
             for _ in range(2):
                 page = await client.scan_page({"tenant": of[1]}, limit=1, consistent=True, collection="docs", timeout=2)
                 assert page.cursor is not None

@@ -23,7 +23,7 @@ from needle.backup.around import Around
 from needle.backup.format import CollectionBackup, IndexFile, Piece
 from needle.backup.replaying import read_block
 from needle.backup.store import Store
-from needle.base.errors import NeedleError, StorageError, Unavailable, UnknownMethod
+from needle.base.errors import CollectionNotFound, NeedleError, StorageError, Unavailable, UnknownMethod
 from needle.base.ids import shard_group
 from needle.base.parts import Payload
 from needle.base.vector_hashes import row_hashes
@@ -47,6 +47,7 @@ HOLD_SECONDS: Final = 60.0
 RENEW_SECONDS: Final = 2.0
 ATTEMPTS: Final = 10
 AGAIN_SECONDS: Final = 1.0
+BEHIND_SECONDS: Final = 0.1
 Bools = npt.NDArray[np.bool_]
 Call = IndexHoldCall | IndexPutCall | IndexAdoptCall
 Hashes = npt.NDArray[np.uint64]
@@ -112,9 +113,7 @@ class IndexRestoring:
         if self._renewal is not None:
             self._renewal.cancel()
             await asyncio.gather(self._renewal, return_exceptions=True)
-        for shard in sorted(self._waits):
-            with contextlib.suppress(NeedleError):  # it is over by itself in a minute
-                await self._hold(shard, 0.0)
+        await self._hold_each(0.0)  # where that fails it is over by itself in a minute
 
     async def begin(self, number: int) -> None:
         """The next round; behind the last one comes what no file has."""
@@ -202,24 +201,35 @@ class IndexRestoring:
     async def _renew(self) -> None:
         while True:
             await self._around.rest(RENEW_SECONDS)
-            for shard in sorted(self._waits):
-                with contextlib.suppress(NeedleError):  # the worst that comes of it is that the shard builds
-                    await self._hold(shard, HOLD_SECONDS)
+            await self._hold_each(HOLD_SECONDS)  # where that fails the worst is that the shard builds
 
     async def _hold_all(self) -> None:
-        for shard in sorted(self._waits):
+        for shard, error in (await self._hold_each(HOLD_SECONDS)).items():
+            old = isinstance(error, UnknownMethod)
+            self._leave_out(shard, "its leader is of an earlier release" if old else error.message)
+
+    async def _hold_each(self, seconds: float) -> dict[int, NeedleError]:
+        """All shards at once, so that a silent node of one holds up no other; which failed, and why."""
+        failed: dict[int, NeedleError] = {}
+
+        async def hold(shard: int) -> None:
             try:
-                await self._hold(shard, HOLD_SECONDS)
-            except UnknownMethod:
-                self._leave_out(shard, "its leader is of an earlier release")
+                await self._hold(shard, seconds)
             except NeedleError as error:
-                self._leave_out(shard, error.message)
+                failed[shard] = error
+
+        await asyncio.gather(*map(hold, sorted(self._waits)))
+        return dict(sorted(failed.items()))
 
     async def _hold(self, shard: int, seconds: float) -> None:
         """Have its leader build nothing, and who may lead next."""
         call = IndexHoldCall(shard_group(shard), self._stored, seconds)
         await self._ask(shard, INDEX_HOLD, call)
-        await tell_replicas(self._client, shard, INDEX_HOLD, calls.encode(call), RENEW_SECONDS)
+        for _ in range(ATTEMPTS):
+            failed = await tell_replicas(self._client, shard, INDEX_HOLD, calls.encode(call), RENEW_SECONDS)
+            if not any(isinstance(error, CollectionNotFound) for error in failed.values()):
+                break
+            await self._around.rest(BEHIND_SECONDS)  # it has not applied yet that there is this collection
 
     async def _ask(self, shard: int, method: str, call: Call, seconds: float = CALL_SECONDS) -> Payload:
         body = partial(_same, calls.encode(call))

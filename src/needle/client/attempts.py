@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from needle.base.errors import NeedleError
+from needle.base.errors import DeadlineExceeded, DiskFailed, NeedleError, Overloaded
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
 from needle.client.directory import Directory
@@ -25,7 +25,10 @@ wait for one before they answer."""
 class Attempts:
     """The bookkeeping of one call: its deadline, what went wrong last, whether a write may have been executed."""
 
-    __slots__ = ("backoff", "began", "deadline", "final", "hints", "last", "loop", "sent", "unknown", "whole", "writes")
+    __slots__ = (
+        "backoff", "began", "deadline", "final", "full", "full_at", "hints", "last", "loop", "sent", "unknown", "whole",
+        "writes",
+    )  # fmt: skip
 
     def __init__(self, timeout: float, final: tuple[type[NeedleError], ...] = (), *, writes: bool = False) -> None:
         """final: errors that are the call's answer, though another call may be repeated after them. writes: it has an
@@ -39,12 +42,28 @@ class Attempts:
         self.backoff = BACKOFF_MIN
         self.hints = 0
         self.last: NeedleError | None = None
+        self.full: Overloaded | None = None
+        self.full_at = 0.0
         self.sent = False
         self.unknown = False
 
     def left(self) -> float:
         """Seconds until the deadline; negative once it has passed."""
         return self.deadline - self.loop.time()
+
+    def failed(self, error: NeedleError) -> None:
+        """Remember why an attempt failed."""
+        self.last = error
+        if isinstance(error, Overloaded):
+            self.full, self.full_at = error, self.loop.time()
+
+    def until_the_end(self) -> NeedleError | None:
+        """What a node was like until the time was up, if that is known: short of something. An attempt that the
+        deadline cuts off says nothing of it."""
+        if isinstance(self.last, Overloaded | DiskFailed):
+            return self.last
+        cut_off = isinstance(self.last, DeadlineExceeded) and self.full_at >= self.began + self.whole / 2
+        return self.full if cut_off else None
 
     def next_pause(self, rng: Rng) -> float:
         """How long to wait before the next attempt: longer each time, at a random point so that clients spread out."""

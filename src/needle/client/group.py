@@ -251,7 +251,7 @@ class GroupClient:
             self._place.look()  # it may have moved
         if isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded | StorageError | Internal):
             attempts.unknown |= attempts.sent
-        attempts.last = error
+        attempts.failed(error)
         if isinstance(error, attempts.final) and not isinstance(error, NotLeader):
             raise error  # who does not lead has no answer
         if not error.retryable and not isinstance(error, OutcomeUnknown | DiskFailed):
@@ -310,8 +310,8 @@ class GroupClient:
             raise OutcomeUnknown(
                 f"the write was sent but not answered within {within}; it may or may not take effect ({why}{last})"
             )
-        if isinstance(attempts.last, Overloaded | DiskFailed):
-            raise attempts.last  # by its name: it was like this until the end
+        if (short := attempts.until_the_end()) is not None:
+            raise short
         leader = directory.leader
         if leader is None and (full := directory.overloaded(attempts.began)) is not None:
             raise full

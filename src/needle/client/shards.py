@@ -188,10 +188,18 @@ async def ask_leader(
     return await client._shards.group(shard).ask_leader(method, body, timeout, final)
 
 
-async def tell_replicas(client: OverShards, shard: int, method: str, body: bytes, timeout: float) -> None:
-    """Tell all of a shard's replicas; whom it does not reach, or who refuses, is left out."""
+async def tell_replicas(
+    client: OverShards, shard: int, method: str, body: bytes, timeout: float
+) -> dict[str, NeedleError]:
+    """Tell all of a shard's replicas. Addresses of those that it does not reach, or that refuse, and why."""
     group = client._shards.group(shard)
-    calls = (group.ask_replica(address, method, body, timeout) for address in group.replicas())
-    for done in await asyncio.gather(*calls, return_exceptions=True):
-        if isinstance(done, BaseException) and not isinstance(done, NeedleError):
-            raise done
+    failed: dict[str, NeedleError] = {}
+
+    async def tell(address: str) -> None:
+        try:
+            await group.ask_replica(address, method, body, timeout)
+        except NeedleError as error:
+            failed[address] = error
+
+    await asyncio.gather(*map(tell, group.replicas()))
+    return failed

@@ -39,11 +39,11 @@ from needle.base.model import CollectionSpec, Document, IndexParams, Metric, Raf
 from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import ScanPage
-from needle.client.feeds import FilterLike
 from needle.client.client import Client
 from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
 from needle.client.feed_sync import SyncChanges
+from needle.client.feeds import FilterLike
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.hybrid import RRF

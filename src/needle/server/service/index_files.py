@@ -34,12 +34,13 @@ from needle.protocol.index_file_calls import (
     IndexPutCall,
 )
 from needle.server.replica import HostedReplica
-from needle.server.service.served import ServedNode, not_leader
+from needle.server.service.served import ServedNode, call_timeout, not_leader
 from needle.shard.live_collection import ReplicaView
 from needle.shard.segments.collection_vectors import CollectionVectors
 from needle.shard.segments.made_elsewhere import CHECKED
 from needle.shard.segments.sealed import SealedSegment
 
+PUT_SECONDS: Final = 10.0
 HASHED_BYTES: Final = 4 << 20
 """So much is read at a time for hashes: what it takes must not grow with the dimensions."""
 
@@ -84,13 +85,14 @@ class IndexFiles:
             raise invalid(
                 "data", f"{len(call.data)} bytes", f"1 to {BYTES_MAX}, from an offset on that is not negative"
             )
-        hosted, vectors = self._taking(self._led(call.group), call.collection)
+        hosted, vectors = self._taking(await self._caught_up(call.group, PUT_SECONDS), call.collection)
         await hosted.keeper.adoption.put(vectors, call.checksum, call.size, call.offset, call.data)
         return b""
 
     async def adopt(self, call: IndexAdoptCall) -> IndexAdoptAnswer:
         """Serve by it what no file serves."""
-        hosted, vectors = self._taking(self._led(call.group), call.collection)
+        hosted = await self._caught_up(call.group, call_timeout(call.timeout))
+        hosted, vectors = self._taking(hosted, call.collection)
         return IndexAdoptAnswer(await hosted.keeper.adoption.adopt(vectors, call.checksum))
 
     def _taking(self, hosted: HostedReplica, stored: str) -> tuple[HostedReplica, CollectionVectors]:
@@ -106,6 +108,12 @@ class IndexFiles:
         if vectors.spec.dtype is not DType.FLOAT32:
             raise invalid("collection", stored, f"one of float32: index files of {vectors.spec.dtype} are built anew")
         return hosted, vectors
+
+    async def _caught_up(self, group: GroupId, timeout: float) -> HostedReplica:
+        """One that this node leads, with all of its documents: who leads newly may not have applied the last ones."""
+        hosted = self._led(group)
+        await self._node.host.read_leased(group, timeout)
+        return hosted
 
     def _led(self, group: GroupId) -> HostedReplica:
         hosted = self._node.hosted(group)
