@@ -25,7 +25,7 @@ def test_the_only_shard_needs_no_name_whatever_its_number_is() -> None:
 
 def test_of_several_shards_one_is_named() -> None:
     assert shard_meant(of(ONE, TWO), 1) == TWO
-    with pytest.raises(InvalidArgument, match="which shard is meant.*from 0 to 1"):
+    with pytest.raises(InvalidArgument, match=r"which shard is meant.*from 0 to 1"):
         shard_meant(of(ONE, TWO), None)
 
 
