@@ -1,6 +1,8 @@
 """Wrong usage is exit code 2 with a hint, a wrong value exit code 1 with one line; never a traceback."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +142,10 @@ def test_what_documents_say_is_no_command_for_the_terminal() -> None:
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"needle {needle.__version__}\n"
+
+
+def test_a_command_that_runs_no_node_loads_none() -> None:
+    heavy = "faiss", "uvloop", "needle.server.node", "needle.multiraft.engine", "needle.shard.state_machine"
+    code = f"import sys, needle.cli.app; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"

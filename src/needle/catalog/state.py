@@ -83,7 +83,9 @@ def _create_cluster(now: Topology, index: int, command: CreateCluster) -> Change
     settings = command.settings
     if now.settings is not None:
         if now.settings != settings:
-            raise InvalidArgument(f"this cluster exists, with other settings: {now.settings}", field="settings")
+            raise InvalidArgument(
+                f"this cluster exists, with other settings: {now.settings.in_words()}", field="settings"
+            )
         return done(now, index, now.version, existed=True)
     check_range("shard_count", settings.shard_count, 1, SHARDS_MAX)
     check_range("replication_factor", settings.replication_factor, 1, REPLICAS_MAX)

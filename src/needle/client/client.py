@@ -45,6 +45,7 @@ from needle.protocol.calls import (
 )
 from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
 from needle.protocol.probe_calls import LoadAnswer
+from needle.routing.meant import shard_meant
 from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
@@ -171,21 +172,7 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
 
     async def _shard(self, shard: int | None) -> ShardInfo:
         """The shard that an operator's call is about: a cluster of several has no default. Raises InvalidArgument."""
-        shards = (await self._founded()).serving
-        if shard is None and len(shards) == 1:
-            return shards[0]
-        if not shards:
-            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
-        if shard is None:
-            raise InvalidArgument(
-                f"which shard is meant? This cluster has {len(shards)}: name one, from 0 to {shards[-1].shard}",
-                field="shard",
-            )
-        values.check_count(shard, "shard", 0)
-        found = next((info for info in shards if info.shard == shard), None)
-        if found is None:
-            raise invalid("shard", shard, f"the number of a shard, from 0 to {shards[-1].shard}")
-        return found
+        return shard_meant(await self._founded(), shard)
 
     async def leader(self, shard: int | None = None, *, timeout: Seconds = 1.0) -> NodeId | None:
         """The node that leads a shard; None if its replicas name none in time. shard: may be left out if there is only

@@ -359,10 +359,6 @@ class Host:
         damage = self.engine.find(group).machine.damage
         return "" if damage is None else damage.message
 
-    def is_repairing(self, group: GroupId) -> bool:
-        """Whether the replica lost log entries and does not vote until it has them back (repair.py)."""
-        return not self.engine.find(group).may_vote
-
     def load(self, group: GroupId) -> GroupLoad:
         """What is under way in this replica."""
         return group_load(self.engine.find(group))
