@@ -1,5 +1,5 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours]`: or all.
+[tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours] [hybrid]`: or all.
 
 --quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
 200,000, 200,000, 20,000, 20,000 and 20,000 unless said otherwise."""
@@ -20,6 +20,7 @@ from bench import (
     filters,
     growth,
     http,
+    hybrid,
     kinds,
     moves,
     neighbours,
@@ -35,7 +36,7 @@ from bench.report import Report
 
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
-    "documents", "backup", "archive", "kinds", "request", "growth", "neighbours",
+    "documents", "backup", "archive", "kinds", "request", "growth", "neighbours", "hybrid",
 )  # fmt: skip
 
 
@@ -78,6 +79,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await growth.run(report, quick=quick)
     if "neighbours" in parts:
         await neighbours.run(report, quick=quick)
+    if "hybrid" in parts:
+        await hybrid.run(report, quick=quick)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""Each kind of index over the same vectors: recall, CPU of a search, bytes, memory of a process, time of the build.
+"""Each kind of index over the same vectors, beside faiss: recall, CPU of a search, rates, bytes, memory, builds.
 
 `python -m bench kinds`, or `python -m bench.kinds [--rows N] [--dimensions D] [--preset NAME] [KIND ...]`, which prints
-the table of docs/index-selection.md. Files are built and searched as a node does it, each in a process of its own, by
-one thread. Rates are of CPU time, so other work on the machine changes them little.
+tables; `--write docs/index-selection.md` puts them there, with a picture. Files are built and searched as a node does
+it, each in a process of its own; faiss of the same kind follows at once. Microseconds are of processor time, so other
+work on the machine changes them little; rates by the clock count on a machine that has nothing else to do.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 
+from bench import kinds_shown
+from bench.kinds_beside import Beside, Rate, beside, rates
 from bench.report import Report
 from bench.vectors import Dataset, Floats, dataset
-from needle.base.model import PRESETS, CollectionSpec, IndexKind
+from needle.base.model import CODES, PRESETS, CollectionSpec, IndexKind
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.scoring import top_k
@@ -39,7 +42,7 @@ T = TypeVar("T")
 class Measured(NamedTuple):
     """Of one kind. index_bytes: of a vector, in what searches read but the full vectors; file_bytes: in the file. anon,
     mapped: bytes of a vector that a process has more after QUERIES searches without a filter than before it opened the
-    file: of its own, and of files that it maps. recalls, microseconds: by share of SHARES."""
+    file: of its own, and of files that it maps. recalls, microseconds: by share of SHARES. rates: as kinds_beside."""
 
     kind: str
     build_seconds: float
@@ -49,9 +52,16 @@ class Measured(NamedTuple):
     mapped: float
     recalls: list[float]
     microseconds: list[float]
+    rates: list[Rate]
+    faiss: Beside
+
+    @property
+    def ratio(self) -> float:
+        """Searches in the processor time that faiss takes for one, with most callers."""
+        return self.faiss.rates[-1].microseconds / self.rates[-1].microseconds
 
 
-def measure(kind: IndexKind, preset: str, data: Dataset, directory: Path) -> Measured:
+def measure(kind: IndexKind, preset: str, data: Dataset, directory: Path, spent: float) -> Measured:
     """Build a file and search it."""
     spec = CollectionSpec(
         name="c", dimensions=data.vectors.shape[1], index=msgspec.structs.replace(PRESETS[preset], kind=kind)
@@ -59,8 +69,10 @@ def measure(kind: IndexKind, preset: str, data: Dataset, directory: Path) -> Mea
     where = directory / kind
     where.mkdir()
     seconds, segment = _alone(_built, str(where), spec, str(directory / "vectors.npy"))
-    found = _alone(_searched, str(where), spec, segment, data.queries, str(directory / "vectors.npy"))
-    return Measured(kind.value, seconds, *found)
+    vectors = str(directory / "vectors.npy")
+    found = _alone(_searched, str(where), spec, segment, data.queries, vectors, spent)
+    by_faiss = _alone(beside, kind, spec.index, vectors, data.queries, data.nearest, found[4][0], spent)
+    return Measured(kind.value, seconds, *found, by_faiss)
 
 
 def _alone(work: Callable[..., T], *args: Any) -> T:
@@ -76,8 +88,8 @@ def _built(directory: str, spec: CollectionSpec, vectors: str) -> tuple[float, P
 
 
 def _searched(
-    directory: str, spec: CollectionSpec, segment: PublishedSegment, queries: Floats, vectors: str
-) -> tuple[float, float, float, float, list[float], list[float]]:
+    directory: str, spec: CollectionSpec, segment: PublishedSegment, queries: Floats, vectors: str, spent: float
+) -> tuple[float, float, float, float, list[float], list[float], list[Rate]]:
     (path,) = Path(directory).iterdir()
     before = _resident()
     opened = SealedSegment(str(path), segment, spec)
@@ -85,10 +97,12 @@ def _searched(
     after = before
     for mask in masks:
         start = time.process_time()
-        found = [opened.search(query[None], K, spec.index.ef_search, mask) for query in queries]
+        found = [opened.search(query[None], K, spec.index.ef_search, mask, measured=True) for query in queries]
         microseconds.append(1e6 * (time.process_time() - start) / len(queries))
         answers.append([top_k(one, 1, K)[0][0] for one in found])
         after = _resident() if mask is None else after
+    ef = spec.index.ef_search
+    rated = rates(lambda query: top_k(opened.search(query, K, ef, None, measured=True), 1, K), queries, spent)
     rows = np.load(vectors, mmap_mode="r")
     recalls = [_recall(rows, queries, mask, found) for mask, found in zip(masks, answers, strict=True)]
     count = len(rows)
@@ -96,7 +110,7 @@ def _searched(
     size = path.stat().st_size
     apart = opened.kind is not IndexKind.HNSW
     memory = [(after[name] - before[name]) / count for name in ("RssAnon", "RssFile")]
-    return (size - full) / count if apart else size / count, size / count, *memory, recalls, microseconds
+    return (size - full) / count if apart else size / count, size / count, *memory, recalls, microseconds, rated
 
 
 def _mask(share: float, rows: int) -> Any:
@@ -106,7 +120,8 @@ def _mask(share: float, rows: int) -> Any:
 def _recall(rows: Any, queries: Floats, mask: Any, found: list[Any]) -> float:
     live = np.arange(len(rows)) if mask is None else np.flatnonzero(mask)
     scores = queries @ np.asarray(rows[live]).T
-    nearest = live[np.argpartition(-scores, K - 1, axis=1)[:, :K]]
+    count = min(K, len(live))
+    nearest = live[np.argpartition(-scores, count - 1, axis=1)[:, :count]]
     return float(np.mean([np.isin(want, got).mean() for want, got in zip(nearest, found, strict=True)]))
 
 
@@ -116,32 +131,62 @@ def _resident() -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss")}
 
 
-def measured(kinds: list[IndexKind], preset: str, rows: int, dimensions: int) -> list[Measured]:
-    """Of each kind."""
+def measured(kinds: list[IndexKind], preset: str, rows: int, dimensions: int, spent: float) -> list[Measured]:
+    """Of each kind. spent: seconds of each rate."""
     data = dataset(rows, dimensions, QUERIES)
     with tempfile.TemporaryDirectory(prefix="bench-kinds-") as name:
         np.save(Path(name) / "vectors.npy", data.vectors)
         found = []
         for kind in kinds:
-            found.append(measure(kind, preset, data, Path(name)))
-            print(_line(found[-1]), file=sys.stderr, flush=True)
+            found.append(measure(kind, preset, data, Path(name), spent))
+            print(_line(found[-1]), _beside(found[-1]), file=sys.stderr, flush=True)
         return found
 
 
-def _line(one: Measured) -> str:
-    recalls = " | ".join(f"{recall:.3f} | {us:,.0f}" for recall, us in zip(one.recalls, one.microseconds, strict=True))
-    sizes = f"{one.index_bytes:,.0f} | {one.file_bytes:,.0f} | {one.anon:,.0f} | {one.mapped:,.0f}"
-    return f"| `{one.kind}` | {recalls} | {sizes} | {one.build_seconds:,.0f} |"
+def _line(one: Measured) -> list[str]:
+    found = [
+        cell
+        for recall, us in zip(one.recalls, one.microseconds, strict=True)
+        for cell in (f"{recall:.3f}", f"{us:,.0f}")
+    ]
+    sizes = [f"{size:,.0f}" for size in (one.index_bytes, one.file_bytes, one.anon, one.mapped, one.build_seconds)]
+    return [f"`{one.kind}`", *found, *sizes]
+
+
+def _beside(one: Measured) -> list[str]:
+    ours, theirs = kinds_shown.rated(one.rates), kinds_shown.rated(one.faiss.rates)
+    recalls = f"{one.recalls[0]:.3f}", f"{one.faiss.recall:.3f}"
+    effort, seconds = one.faiss.effort, f"{one.faiss.build_seconds:,.0f}"
+    return [f"`{one.kind}`", recalls[0], *ours, recalls[1], *theirs, effort, seconds, f"{one.ratio:.2f}"]
+
+
+def shown(found: list[Measured]) -> str:
+    """Two tables in Markdown."""
+    shares = [cell for share in SHARES for cell in (f"recall, {share:.3g} allowed", "us")]
+    sizes = ["bytes of the index", "of the file", "own memory", "mapped", "build, s"]
+    ours = ["kind", "recall", *kinds_shown.RATED]
+    theirs = ["faiss: recall", *kinds_shown.RATED, "effort", "build, s", "ratio"]
+    first = kinds_shown.table(["kind", *shares, *sizes], [_line(one) for one in found])
+    return first + "\n" + kinds_shown.table([*ours, *theirs], [_beside(one) for one in found])
 
 
 def run(report: Report, *, quick: bool) -> None:
-    """Every kind beside today's graph over full vectors."""
-    found = measured(list(IndexKind), "balanced", QUICK_ROWS if quick else ROWS, DIMENSIONS)
+    """Every kind beside faiss of the same kind, and its bytes beside those of a graph over full vectors."""
+    rows, spent = (QUICK_ROWS, 1.0) if quick else (ROWS, 5.0)
+    found = measured(list(IndexKind), "balanced", rows, DIMENSIONS, spent)
     graph = next(one for one in found if one.kind == IndexKind.HNSW)
     for one in found:
         text = f"recall {one.recalls[0]:.3f}, {one.microseconds[0]:,.0f} us, built in {one.build_seconds:.0f} s"
-        report.row(f"index {one.kind}", f"{text}, {one.index_bytes:,.0f} bytes a vector")
+        by_faiss = f"recall {one.faiss.recall:.3f}, built in {one.faiss.build_seconds:.0f} s"
+        report.row(f"index {one.kind}, 16 callers, by processor time", text, f"faiss: {by_faiss}")
+        report.ratio(one.ratio, ">= 0.75 x", ok=one.ratio >= 0.75)
+        report.row(f"index {one.kind}, bytes a vector", f"{one.index_bytes:,.0f}", f"hnsw: {graph.index_bytes:,.0f}")
         report.ratio(one.index_bytes / graph.index_bytes, "", ok=None)
+
+
+def _read_bytes(one: Measured) -> float:
+    """Of a vector, what searches read all over: the full vectors, too, where there are no codes."""
+    return one.index_bytes if IndexKind(one.kind) in CODES else one.file_bytes
 
 
 def main() -> None:
@@ -150,13 +195,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--dimensions", type=int, default=DIMENSIONS)
     parser.add_argument("--preset", choices=PRESETS, default="balanced")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each rate")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into it, and the picture beside it")
     said = parser.parse_args()
-    found = measured(said.kinds or list(IndexKind), said.preset, said.rows, said.dimensions)
-    shares = " | ".join(f"recall, {share:.3g} allowed | us" for share in SHARES)
-    print(f"| kind | {shares} | bytes of the index | of the file | own memory | mapped | build, s |")
-    print("|---" * (2 * len(SHARES) + 6) + "|")
-    for one in found:
-        print(_line(one))
+    found = measured(said.kinds or list(IndexKind), said.preset, said.rows, said.dimensions, said.seconds)
+    text = shown(found)
+    print(text)
+    if said.write is not None:
+        points = [(one.kind, _read_bytes(one), one.microseconds[0], one.recalls[0]) for one in found]
+        kinds_shown.write(said.write, text, kinds_shown.picture(points))
 
 
 if __name__ == "__main__":

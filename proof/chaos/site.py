@@ -17,7 +17,7 @@ from needle.base.errors import NeedleError
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
 from needle.base.parts import Payload
-from needle.client.changes import DEFAULT_COLLECTION
+from needle.client.feeds import DEFAULT_COLLECTION
 from needle.client.finding import find_cluster
 from needle.connecting import cluster_client
 from needle.local.process_cluster import ProcessCluster, wait_for

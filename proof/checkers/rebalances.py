@@ -7,9 +7,10 @@ Checked at each change of the topology:
 - What runs goes on until it has ended: a move of ranges when its record is gone or says that it was given up, one of
   replicas when nobody is leaving, or others were decided on. Only who is cancelled and waits for a shard that stays
   silent leaves it to end by itself, and says so, after many looks.
-- Who is cancelled runs nothing: the next one would begin beside it.
-- Who says `done` has what was wished: retired shards are gone, as many serve as were asked for, each owns something,
-  and nodes that are to be emptied hold nothing.
+- Who is cancelled or has failed runs nothing: the next one would begin beside it.
+- A node that is being replaced gets no replica.
+- Who says `done` has what was wished: who was replaced is removed, retired shards are gone, as many serve as were
+  asked for, each owns something, and nodes that are to be emptied hold nothing.
 - A retired shard owned nothing, by the shards' logs.
 """
 
@@ -59,16 +60,24 @@ class Rebalances:
         if was is not None and was.id == job.id and was.state in _OVER:
             raise Violation(NAME, f"rebalance {job.id} was {was.state} and becomes {job.state}")
         self._at_once(job)
+        if job.state is JobState.FAILED and job.running:
+            raise Violation(NAME, f"rebalance {job.id} has failed, and still runs: {job.running[0].move.in_words()}")
         known = {one.id for one in was.running} if was is not None and was.id == job.id else set()
         for one in job.running:
             if one.id not in known:
                 self._began(job, one, now)
+        self._replacing(before, now, job)
         left = self._left(job)
         for one in was.running if was is not None and was.id == job.id and not left else ():
             if one not in job.running:
                 self._ended(one, now)
         if job.state is JobState.DONE:
             self._done(job, now)
+
+    def _replacing(self, before: Topology, now: Topology, job: Job) -> None:
+        old = job.wish.replace.old if job.wish.replace is not None else ""
+        if old and len(_held(now, old)) > len(_held(before, old)):
+            raise Violation(NAME, f"{old} is being replaced, and gets a replica: {_held(now, old)}")
 
     def _left(self, job: Job) -> bool:
         """Whether a cancelled one is over without what it began."""
@@ -123,6 +132,10 @@ class Rebalances:
         owned = set(now.map.owners) if now.map is not None else set()
         if split is not None and not {split.shard, split.into} <= owned:
             raise Violation(NAME, f"rebalance {job.id} is done, and shard {split.shard} is not split: {sorted(owned)}")
+        new = job.wish.replace
+        gone = now.node(new.old) if new is not None else None
+        if new is not None and (gone is None or gone.state is not NodeState.REMOVED):
+            raise Violation(NAME, f"rebalance {job.id} is done, and {new.old}, which it replaces, is not removed")
         holders = now.holders(shard_group(move.shard)) if move is not None else None
         if move is not None and (holders is None or move.source in holders.all or move.target not in holders.wanted):
             raise Violation(NAME, f"rebalance {job.id} is done, and shard {move.shard} is on {holders}")

@@ -68,7 +68,9 @@ MUTANTS = (
         breaks="once a file that was adopted is built upon, documents have each other's vectors in searches",
         edits=(
             Edit(
-                "shard.segments.graph:_named", "len(node_of) == nodes and np.array", "len(node_of) == nodes or np.array"
+                "shard.segments.graph_builder:_named",
+                "len(node_of) == nodes and np.array",
+                "len(node_of) == nodes or np.array",
             ),
         ),
         tests=(_ADOPTED + "test_nodes_as_many_as_rows_in_another_order_are_told_apart_by_a_later_build",),

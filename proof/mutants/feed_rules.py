@@ -14,8 +14,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.effects:EffectLog.begin",
-                "self._start, self._doubtful = applied + 1, doubtful",
-                "self._start, self._doubtful = 1, doubtful",
+                "self._clear(applied + 1)",
+                "self._clear(1)",
             ),
         ),
         sim=True,
@@ -49,6 +49,12 @@ MUTANTS = (
         tests=_MOVED,
     ),
     Mutant(
+        name="nobody-hears-at-once-that-ranges-left",
+        breaks="a reader that opens its feed anew each second stands still after a move, for the answer waits longer",
+        edits=(Edit("shard.feeding:read_changes", "effect.kind == RELEASED for effect", "False for effect"),),
+        tests=_MOVED,
+    ),
+    Mutant(
         name="copies-that-expire-are-never-told-of",
         breaks="a document that expired while its range moved stays in a consumer's copy",
         edits=(Edit("shard.effects:EffectLog.doubt", "self._doubtful = True", "pass"),),
@@ -63,7 +69,22 @@ MUTANTS = (
     Mutant(
         name="a-token-is-ahead-of-what-was-handed-out",
         breaks="who goes on from a token misses the changes that were read, and not handed out",
-        edits=(Edit("client.feed:Changes.token", "dict(self._told)", "dict(self._read)"),),
+        edits=(Edit("client.feed:Changes.token", "dict(self._told)", "dict(self._shards.read)"),),
         tests=("tests/cluster/test_change_feeds.py::test_each_change_is_told_once_and_a_token_goes_on",),
+    ),
+    Mutant(
+        name="a-piece-of-a-scan-is-told-as-it-was-read",
+        breaks="what changed while a piece of all documents was read is neither in the piece nor told behind it",
+        edits=(Edit("client.feed:Changes._took", "if scan.reaches(change.id):", "if False:"),),
+        tests=(
+            "tests/cluster/test_change_feeds.py::"
+            "test_a_reader_comes_to_the_end_of_all_documents_however_much_is_written_meanwhile",
+        ),
+    ),
+    Mutant(
+        name="who-moves-away-is-told-as-changed",
+        breaks="a watcher takes documents for near that have moved away",
+        edits=(Edit("shard.feeding:_told", "if one.old in there:", "if False:"),),
+        tests=("tests/client/test_feed_sync.py::test_a_watcher_hears_what_comes_near_and_what_leaves",),
     ),
 )

@@ -11,6 +11,7 @@ _ANY = _COORDINATOR + "test_whoever_dies_whenever_it_comes_to_its_end"
 _STEPPED = "catalog.rebalances:stepped"
 
 _HEALING = "tests/server/test_healing.py::"
+_REPLACING = "tests/client/test_replacing.py::"
 
 MUTANTS = (
     Mutant(
@@ -30,8 +31,64 @@ MUTANTS = (
     Mutant(
         name="healed-by-who-is-cut-off",
         breaks="a leader on the small side of the nodes takes the others for gone and rebuilds their replicas",
-        edits=(Edit("server.upkeep.healing:due", "2 * len(gone) >= nodes", "False"),),
+        edits=(Edit("routing.gone:too_many", "return 2 * len(held) >= ", "return 0 * "),),
         tests=(_HEALING + "test_nothing_is_done_while_half_of_the_nodes_are_gone",),
+    ),
+    Mutant(
+        name="dead-nodes-that-were-replaced-count",
+        breaks="when half of the nodes have died one after the other, and were replaced, no more are",
+        edits=(Edit("routing.gone:too_many", "held = missed(topology, known)", "held = sorted(known)"),),
+        tests=(_HEALING + "test_dead_nodes_that_were_replaced_do_not_keep_the_next_one_from_being_replaced",),
+    ),
+    Mutant(
+        name="healing-fails-by-a-removal",
+        breaks="of two nodes that are healed one is removed, and the other one's replicas are not rebuilt",
+        edits=(
+            Edit(
+                "server.upkeep.coordinator:Coordinator._planned_with_healing",
+                "rebalance.of_now(wish, topology)",
+                "wish",
+            ),
+        ),
+        tests=(_COORDINATOR + "test_healing_of_two_nodes_goes_on_when_one_is_removed_meanwhile",),
+    ),
+    Mutant(
+        name="removed-nodes-are-back",
+        breaks="healing is cancelled when one of its nodes is removed, as if that were back",
+        edits=(Edit("server.upkeep.healing:Healing._stop", "node in there and", ""),),
+        tests=(_HEALING + "test_healing_goes_on_when_one_of_its_nodes_is_removed",),
+    ),
+    Mutant(
+        name="failed-while-it-moves",
+        breaks="a rebalance that cannot go on is over while its moves go on: nobody can cancel them or sees how far",
+        edits=(
+            Edit(
+                "catalog.planning.rebalance:impossible",
+                "job.state if job.running else JobState.FAILED",
+                "JobState.FAILED",
+            ),
+            Edit(
+                "catalog.planning.rebalance:refused",
+                "job.running and job.state is not JobState.CANCELLING",
+                "False",
+            ),
+        ),
+        tests=(
+            _COORDINATOR + "test_one_that_cannot_be_any_more_fails_when_what_it_has_begun_is_over",
+            _COORDINATOR + "test_a_move_that_is_refused_neither_holds_up_others_nor_fails_what_goes_on",
+        ),
+    ),
+    Mutant(
+        name="one-refusal-holds-up-all",
+        breaks="a move that the catalog refuses keeps all others of its rebalance from beginning",
+        edits=(Edit("server.upkeep.coordinator:Coordinator._take", "continue", "break"),),
+        tests=(_COORDINATOR + "test_a_move_that_is_refused_neither_holds_up_others_nor_fails_what_goes_on",),
+    ),
+    Mutant(
+        name="restarted-in-words-only",
+        breaks="a function that gives a coroutine is called, and the coroutine never runs",
+        edits=(Edit("client.restarting:_Rolling._restarted", "inspect.isawaitable(doing)", "False"),),
+        tests=("tests/cluster/test_rolling_restart.py::test_no_call_fails_while_all_nodes_are_restarted",),
     ),
     Mutant(
         name="healing-counts-while-it-does-not-lead",
@@ -42,7 +99,7 @@ MUTANTS = (
     Mutant(
         name="nobody-is-ever-replaced",
         breaks="a shard stays one failure nearer to standing still until somebody types a command",
-        edits=(Edit("server.upkeep.healing:due", "if now - since >= after and", "if now - since < 0 and"),),
+        edits=(Edit("server.upkeep.healing:ripe", "now - gone[node] >= after", "now - gone[node] < 0"),),
         tests=(
             "tests/sim/test_gone_for_good.py::test_the_cluster_makes_up_for_a_machine_that_is_gone",
             _HEALING + "test_a_node_that_is_gone_is_replaced_once_and_not_before_its_time",
@@ -211,10 +268,52 @@ MUTANTS = (
     Mutant(
         name="drained-by-nobody",
         breaks="a rebalance that is to empty a node begins, and nothing leaves the node",
-        edits=(Edit("catalog.state:_start_rebalance", "if command.empty:", "if False:"),),
+        edits=(Edit("catalog.state:_start_rebalance", "if empty:", "if False:"),),
         tests=(
             "tests/cluster/test_rebalance_commands.py"
             "::test_a_node_is_emptied_from_the_entry_on_that_begins_it_and_not_by_one_that_is_refused",
         ),
+    ),
+    Mutant(
+        name="replicas-that-count-when-they-are-there",
+        breaks="a move of replicas shows no progress, no rate and no time left while it copies",
+        edits=(Edit("catalog.planning.running:_now", "min(1.0, known.get(node, 0.0))", "0.0"),),
+        tests=(_JOB + "test_replicas_on_their_way_count_by_what_their_leader_has_sent",),
+    ),
+    Mutant(
+        name="replaced-and-not-forgotten",
+        breaks="a node that was replaced stays in the cluster, and the next rebalance gives it replicas again",
+        edits=(Edit(_STEPPED, "and made.wish.replace is not None:", "and False:"),),
+        tests=(_REPLACING + "test_from_one_entry_on_the_old_node_gets_nothing_new_and_at_the_end_it_is_removed",),
+    ),
+    Mutant(
+        name="replaced-node-takes-replicas",
+        breaks="a node that is being replaced is given replicas by who plans meanwhile, or after a cancel",
+        edits=(
+            Edit(
+                "catalog.state:_start_rebalance",
+                "command.empty if command.wish.replace is None else command.wish.replace.old",
+                "command.empty",
+            ),
+        ),
+        tests=(_REPLACING + "test_from_one_entry_on_the_old_node_gets_nothing_new_and_at_the_end_it_is_removed",),
+    ),
+    Mutant(
+        name="healed-beside-its-replacement",
+        breaks="what a dead node held goes to nodes that nobody named, while another one is to take its place",
+        edits=(
+            Edit(
+                "server.upkeep.coordinator:Coordinator._planned_with_healing",
+                "wish.replace.new in found.stats.alive",
+                "not wish.replace.new",
+            ),
+        ),
+        tests=(_COORDINATOR + "test_a_node_is_replaced_whoever_dies_whenever",),
+    ),
+    Mutant(
+        name="weighed-before-it-is-begun",
+        breaks="a weight or zone is changed although the rebalance that was to follow is refused",
+        edits=(Edit("client.node_shares:ShareMethods._rebalance_by", "now.cluster_version >= EMPTIES", "False"),),
+        tests=(_REPLACING + "test_a_weight_or_zone_that_begins_a_rebalance_is_changed_with_it_or_not_at_all",),
     ),
 )

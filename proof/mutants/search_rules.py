@@ -30,6 +30,42 @@ MUTANTS = (
         tests=("tests/client/test_searches.py::test_each_search_of_many_gets_its_own_hits",),
     ),
     Mutant(
+        name="a-measured-beam-is-not-used",
+        breaks="searches are as wide as the collection says, whatever the graph of a file needs",
+        edits=(
+            Edit(
+                "shard.segments.sealed:SealedSegment._effort",
+                "self.beam.width if measured else 0",
+                "0",
+            ),
+        ),
+        tests=("tests/shard/test_beams.py::test_each_preset_finds_what_it_should",),
+    ),
+    Mutant(
+        name="a-graph-measured-by-its-own-vectors",
+        breaks="the beam of a graph is measured by vectors that it has, which it finds whatever it misses of others",
+        edits=(
+            Edit(
+                "shard.segments.graph_builder:GraphBuilder._insert_measured",
+                "self._measure(waiting[-tail:][sample(tail)])",
+                "self._measure(self._nodes()[sample(tail)])",
+            ),
+        ),
+        tests=("tests/shard/test_beams.py::test_each_preset_finds_what_it_should",),
+    ),
+    Mutant(
+        name="lengths-of-stored-rows-are-passed-over",
+        breaks="exact searches of whole numbers under cosine take long vectors for near ones",
+        edits=(
+            Edit(
+                "shard.segments.scoring:Scan.add_stored",
+                "np.sqrt(square_norms(wide))",
+                "np.ones(len(wide), np.float32)",
+            ),
+        ),
+        tests=("tests/shard/test_scoring.py::test_stored_rows_are_found_as_what_is_scored_would_be",),
+    ),
+    Mutant(
         name="codes-decide-what-is-nearest",
         breaks="what codes find nearest is given, though full vectors would show others nearer",
         edits=(
@@ -95,7 +131,7 @@ MUTANTS = (
         breaks="a graph whose codes are compared otherwise than its vectors gets new vectors at the wrong places",
         edits=(
             Edit(
-                "shard.segments.graph:graph_over",
+                "shard.segments.graph_builder:graph_over",
                 "index.hnsw.is_similarity = faiss_metric(spec.metric) == faiss.METRIC_INNER_PRODUCT",
                 "pass",
             ),

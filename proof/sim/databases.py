@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from needle.base.errors import NeedleError
-from needle.base.model import HitBatch, ReadMode, WriteResult
+from needle.base.model import HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.parts import Body, Payload
 from needle.client.batches import BatchMethods
 from needle.client.client import Client
@@ -25,6 +25,7 @@ from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch
 from needle.routing.topology import Topology
+from proof.checkers.word_searches import Round
 from proof.plain_client import PlainClient
 from proof.sim.shards.profile import metadata_of
 from proof.sim.workload import GROUPED_BY, VALUES, Answer, Database, Documents
@@ -38,17 +39,24 @@ class _RecordingFanOut(FanOut):
 
     answered: tuple[int, ...] = ()
     """Those of the last read."""
+    counted: Round | None = None
+    """Of the last statistics of words."""
 
-    async def read(self, *args: Any, **options: Any) -> Answers:
-        answers = await super().read(*args, **options)
+    async def read(self, method: str, *args: Any, **options: Any) -> Answers:
+        answers = await super().read(method, *args, **options)
         self.answered = tuple(answers.by_shard)
+        if method == calls.SEARCH:
+            batches = {shard: calls.decode(body, HitBatch) for shard, body in answers.by_shard.items()}
+            told = {shard: one.applied_index for shard, one in batches.items() if one.statistics is not None}
+            self.counted = Round(told, answers.epoch) if told else self.counted
         return answers
 
 
 class _RecordingRouter(Router):
-    """Keeps the last answers."""
+    """Keeps the last answers. found, by_words: of searches by vectors, and by words."""
 
     found: Found | None = None
+    by_words: Found | None = None
     applied_index = 0
 
     def __init__(self, shards: ClusterShards) -> None:
@@ -61,9 +69,20 @@ class _RecordingRouter(Router):
         """The shards that answered the last read."""
         return self._recorded.answered
 
-    async def search(self, *args: Any, **options: Any) -> Found:
-        self.found = await super().search(*args, **options)
-        return self.found
+    @property
+    def counted(self) -> Round | None:
+        """What shards told of words, last."""
+        return self._recorded.counted
+
+    async def search(self, request: SearchRequest, *args: Any, **options: Any) -> Found:
+        if request.keywords:
+            self._recorded.counted = None
+        found = await super().search(request, *args, **options)
+        if request.keywords:
+            self.by_words = found
+        else:
+            self.found = found
+        return found
 
     async def get(self, *args: Any, **options: Any) -> Any:
         batch = await super().get(*args, **options)
@@ -176,10 +195,10 @@ class ShardAware(RealDatabase):
         client, how = self.client, {"filter": filter, "mode": mode, "exact": exact, **grouped(k, of_each)}
         if partial:
             told = await client.search_partial(vector, timeout=PARTIAL_TIMEOUT, **how)
-            found = self._answered()
+            found = self.last_found()
             return Answer(found.batch, found.applied, tuple(sorted(told.missing)), told.gaps, found.epoch)
         await client.search(vector, session=mode is ReadMode.EVENTUAL, timeout=self.timeout, **how)
-        found = self._answered()
+        found = self.last_found()
         return Answer(found.batch, found.applied, tuple(found.missing), found.gaps, found.epoch)
 
     async def find_many(self, vectors: Any, k: int, filter: Any, mode: ReadMode, exact: bool) -> list[Answer]:
@@ -189,10 +208,18 @@ class ShardAware(RealDatabase):
         )
         return [_explained(hits) for hits in found]
 
-    def _answered(self) -> Found:
+    def last_found(self) -> Found:
+        """What the last search by a vector was answered by the router."""
         if self._router.found is None:
             raise RuntimeError("the client answered a search that the router did not")
         return self._router.found
+
+    def last_words(self) -> tuple[Round, Found]:
+        """The same of the last search by words, after the statistics that it went by."""
+        found = self._router.by_words
+        if found is None:
+            raise RuntimeError("the client answered a search by words that the router did not")
+        return self._router.counted or Round({}, found.epoch), found
 
     def tokens(self, latest: dict[int, int]) -> dict[int, int]:
         return {shard: self._router.seen.get(shard, 0) for shard in latest}

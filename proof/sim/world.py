@@ -223,7 +223,7 @@ class World:
         if self.shape.bursts:
             together = [self._client(f"b{number}") for number in range(stage.profile.burst_clients)]
             workers += [stage.ask(client.name, client.run_in_bursts()) for client in together]
-        self.beside = Others(stage, self.shape, self.truth, self._churning, self._lasting)
+        self.beside = Others(stage, self.shape, self.truth, self._churning, self._aware)
         workers += self.beside.work
         return workers
 
@@ -272,9 +272,9 @@ class World:
         endpoint = self.stage.network.endpoint("churn", self.stage.client_process("churn"))
         return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, "churning")).client
 
-    def _lasting(self, name: str, known: Topology, *number: int) -> needle.Client:
+    def _aware(self, name: str, known: Topology, *number: int) -> ShardAware:
         endpoint = self.stage.network.endpoint(name, self.stage.client_process(name))
-        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, name, *number)).client
+        return ShardAware(endpoint, self._seeds(), known, stream(self.spec.seed, name, *number))
 
     async def _serve(self, stem: str) -> bool:
         """Whether every shard takes a write."""
@@ -358,7 +358,7 @@ class World:
         await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
         await self.stage.until("files of replicas that were given up to be gone", LIVENESS_SECONDS, self._tidy)
         if self.beside is not None:
-            await self.stage.until("a feed to tell everything", LIVENESS_SECONDS, self.beside.told_everything)
+            await self.stage.until("the last answers to feeds and words", LIVENESS_SECONDS, self.beside.told_everything)
         self.stage.observer.compare_logs(self.fleet.replicas())
         self.stage.observer.compare_digests(self.fleet.replicas())
 

@@ -14,19 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from needle.base.config import RaftConfig
-from needle.base.errors import DeadlineExceeded, Unavailable, invalid
+from needle.base.errors import DeadlineExceeded, Unavailable
 from needle.base.filters.builder import Filter
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.client.batches import BatchMethods
-from needle.client.changes import TIMEOUT
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls, PartialHits
 from needle.client.embedding import Embedder, check_embedder
+from needle.client.feeds import TIMEOUT
 from needle.client.health import ClusterHealth, ShardHealth
-from needle.client.values import Seconds, check_count, check_timeout
+from needle.client.values import Seconds, check_timeout
 from needle.connecting import Credentials, cluster_client, connect, connect_sync, system_caller
 from needle.routing.jobs import RebalanceConfig
+from needle.routing.meant import shard_meant
 from needle.routing.plans import ReplicaMove, ShardSplit, Wish
 from needle.routing.strategy import ShardStrategy
 from needle.routing.strategy import register as register_router
@@ -151,36 +152,36 @@ class RaftCluster(BatchMethods):
     async def _documents(self) -> DocumentCalls:
         return self.client.documents
 
-    # --- leadership and state ----------------------------------------------------------------------------------------
-    def _group(self, shard: int) -> GroupId:
-        known = len(self._running().topology.shards)
-        if not 0 <= check_count(shard, "shard", 0) < max(1, known):
-            raise invalid("shard", shard, f"the number of a shard, from 0 to {max(1, known) - 1}")
-        return shard_group(shard)
+    # --- leadership and state: `shard` may be left out where there is only one ---------------------------------------
+    def _group(self, shard: int | None) -> GroupId:
+        topology = self._running().topology
+        return shard_group(shard_meant(topology, shard).shard if topology.shards else 0)
 
-    async def leader(self, shard: int = 0) -> NodeId | None:
+    async def leader(self, shard: int | None = None) -> NodeId | None:
         """Who leads a shard, as far as this node knows; None during an election."""
         node, group = self._running(), self._group(shard)
         return node.host.leader(group) if group in node.groups else await self.client.leader(shard)
 
-    def is_leader(self, shard: int = 0) -> bool:
+    def is_leader(self, shard: int | None = None) -> bool:
         """Whether this node leads a shard, as far as it knows."""
         node, group = self._running(), self._group(shard)
         return group in node.groups and node.host.is_leader(group)
 
-    async def status(self, shard: int = 0) -> RaftStatus:
+    async def status(self, shard: int | None = None) -> RaftStatus:
         """This node's view of a shard: state (Leader, Follower, Candidate, PreCandidate, Learner), term, indexes,
         peers, lease. Raises Unavailable if it holds no replica of it, or none yet."""
         node, group = self._running(), self._group(shard)
         node.hosted(group)
         return node.status(group)
 
-    async def step_down(self, to: NodeId | None = None, *, shard: int = 0, timeout: Seconds = TIMEOUT) -> NodeId:
+    async def step_down(
+        self, to: NodeId | None = None, *, shard: int | None = None, timeout: Seconds = TIMEOUT
+    ) -> NodeId:
         """Transfer a shard's leadership to `to`, or to the most caught-up voter, from whoever leads; writes in flight
         are not lost. Returns who leads now. After a while the shard's preferred leader leads again."""
         return await self.client.step_down(to, shard=shard, timeout=timeout)
 
-    async def force_new_election(self, shard: int = 0) -> None:
+    async def force_new_election(self, shard: int | None = None) -> None:
         """Make this node campaign now. Safe: others still honour a leader they hear."""
         node, group = self._running(), self._group(shard)
         node.hosted(group)
@@ -195,7 +196,9 @@ class RaftCluster(BatchMethods):
         await self._running().set_maintenance(False, check_timeout(timeout))
 
     # --- membership --------------------------------------------------------------------------------------------------
-    async def change_membership(self, nodes: Iterable[NodeId], *, shard: int = 0, timeout: Seconds = 60.0) -> None:
+    async def change_membership(
+        self, nodes: Iterable[NodeId], *, shard: int | None = None, timeout: Seconds = 60.0
+    ) -> None:
         """Have exactly these nodes hold a shard, while it serves; as `Client.set_replicas`. A node that is new joins
         the cluster first: it is started with `join` in [sharding]."""
         await self.client.set_replicas(shard, nodes, timeout=timeout)

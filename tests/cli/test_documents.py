@@ -110,6 +110,28 @@ def test_words_are_found_by_words(needle, tmp_path: Path) -> None:
     assert hits[0]["id"] == "fruit" and hits[0]["metadata"] == {"text": "a ripe red apple"}
 
 
+def test_by_nearness_and_by_words_at_once(needle, tmp_path: Path) -> None:
+    needle.run("collections", "create", "codes", "--dimensions", "2", "--metric", "l2", "--text", "body")
+    bodies = ["set max_retries", "a leader", "max_retries of a leader", "nothing"]
+    lines = [{"id": f"b{n}", "vector": [n, 0], "body": body} for n, body in enumerate(bodies)]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    needle.run("insert", str(tmp_path / "b.jsonl"), "-c", "codes")
+    np.save(tmp_path / "q.npy", np.array([3, 0], dtype=np.float32))
+    both = ["search", "--vector", str(tmp_path / "q.npy"), "--keywords", "max_retries", "-c", "codes", "--exact"]
+    hits = needle.json(*both)
+    assert [(hit["id"], hit["ranks"]) for hit in hits] == [
+        ("b2", [2, 2]), ("b0", [4, 1]), ("b3", [1, None]), ("b1", [3, None])
+    ]  # fmt: skip
+    assert [hit["id"] for hit in needle.json(*both, "--weights", "1,0", "-k", "2")] == ["b3", "b2"]
+    assert needle.json(*both, "--weights", "0, 1", "--offset", "1")[0]["id"] == "b2"
+    like = needle.json("search", "--like", "b3", "--keywords", "max_retries", "-c", "codes", "--exact")
+    assert [hit["id"] for hit in like] == ["b2", "b0", "b1"]
+    shown = needle.run(*both, "--explain").split()
+    assert shown[:4] == ["score", "ranks", "id", "metadata"] and "2 2" in " ".join(shown)
+    needle.run(*both, "--weights", "1,-1", expect=1)
+    assert "[invalid_argument] fusion.weights" in needle.notes
+
+
 def test_what_the_cluster_refuses_is_one_line(needle, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.ones((2, 3)))
     needle.run("insert", str(tmp_path / "v.npy"), expect=1)

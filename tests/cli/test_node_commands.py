@@ -15,7 +15,7 @@ from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.catalog.planning import rebalance
 from needle.catalog.planning.rebalance import NOTHING
 from needle.catalog.state import execute
-from needle.cli import node_commands, rebalance_commands
+from needle.cli import node_commands, node_share_commands, rebalance_commands
 from needle.cli.node_list import usable_without_shards, without_shards
 from needle.protocol.catalog_commands import (
     AssignReplicas,
@@ -51,14 +51,17 @@ class FakeClient:
     async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
         return self.now
 
-    async def weigh_node(self, node: str, weight: float | None, *, timeout: float) -> None:
-        await self.change_catalog(WeighNode(node, weight), timeout=timeout)
+    async def rebalance_by_weight(self, node: str, weight: float, config: object, *, timeout: float) -> int:
+        return await self._start(WeighNode(node, weight))
 
-    async def zone_node(self, node: str, zone: str | None, *, timeout: float) -> None:
-        await self.change_catalog(ZoneNode(node, zone), timeout=timeout)
+    async def rebalance_by_zone(self, node: str, zone: str, config: object, *, timeout: float) -> int:
+        return await self._start(ZoneNode(node, zone))
 
     async def start_rebalance(self, config: object, *, timeout: float) -> int:
-        await self.change_catalog(StartRebalance(Wish(), RebalanceConfig()), timeout=timeout)
+        return await self._start(None)
+
+    async def _start(self, first: WeighNode | ZoneNode | None) -> int:
+        await self.change_catalog(StartRebalance(Wish(), RebalanceConfig(), first=first), timeout=1)
         return self.now.version
 
     async def plan_rebalance(self, wish: Wish, *, timeout: float = 1) -> Plan:
@@ -242,8 +245,8 @@ def test_a_node_that_is_waited_for_is_named_at_once(client: Make, capsys: pytest
 @pytest.mark.parametrize(
     "change",
     [
-        lambda: node_commands.weight("node-1", "2", no_wait=True, cluster=""),
-        lambda: node_commands.zone("node-1", "rack-1", no_wait=True, cluster=""),
+        lambda: node_share_commands.weight("node-1", "2", no_wait=True, cluster=""),
+        lambda: node_share_commands.zone("node-1", "rack-1", no_wait=True, cluster=""),
         lambda: node_commands.remove("node-1", cluster=""),
     ],
     ids=["weight", "zone", "remove"],
@@ -269,10 +272,12 @@ def test_a_command_whose_rebalance_somebody_cancelled_has_not_done_its_work(clie
 
     one.rebalance_progress = progress  # type: ignore[attr-defined]
     with pytest.raises(Unavailable, match=r"was cancelled: what was not moved yet stays"):
-        node_commands.weight("node-1", "2", cluster="")
+        node_share_commands.weight("node-1", "2", cluster="")
 
 
-@pytest.mark.parametrize("command", [node_commands.add, node_commands.remove], ids=["add", "remove"])
+@pytest.mark.parametrize(
+    "command", [node_commands.add, node_commands.remove, node_commands.drain], ids=["add", "remove", "drain"]
+)
 def test_a_command_is_not_longer_than_its_timeout_while_somebody_has_it_paused(
     client: Make, monkeypatch: pytest.MonkeyPatch, command: Callable[..., None]
 ) -> None:
@@ -289,7 +294,7 @@ def test_a_command_is_not_longer_than_its_timeout_while_somebody_has_it_paused(
     async def plan(wish: Wish | None = None, *, timeout: float = 1) -> Plan:
         return NOTHING
 
-    async def drain(node: str, config: object) -> int:
+    async def drain(node: str, config: object, *, timeout: float = 1) -> int:
         return await one.start_rebalance(config, timeout=1)
 
     monkeypatch.setattr(rebalance_commands, "LOOK_SECONDS", 0.001)

@@ -20,6 +20,7 @@ from needle.base.schema import Setting
 from needle.cli import create_command, serve_command
 from needle.cli.app import main
 from needle.server.cluster_api import ClusterConfig
+from needle.server.process import main as process
 from needle.server.process.config_file import from_environment, load_config, read_file, resolve
 
 NEEDED = {"node_id": "a", "cluster_nodes": ["a=127.0.0.1:1"], "data_dir": "d"}
@@ -89,7 +90,7 @@ def on_command_line(setting: Setting, value: Any, monkeypatch: pytest.MonkeyPatc
     else:
         argv = [part for one in (value if setting.kind is list else [value]) for part in (option, str(one))]
     with monkeypatch.context() as patch:
-        patch.setattr(serve_command, "serve_node", started.append)
+        patch.setattr(process, "serve", started.append)
         assert main(["serve", *before, *argv]) == 0
     return started[0]
 

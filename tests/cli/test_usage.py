@@ -1,6 +1,8 @@
 """Wrong usage is exit code 2 with a hint, a wrong value exit code 1 with one line; never a traceback."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,12 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     [
         (["serach"], "Did you mean 'search'?"),
         (["maintenance", "entr", "x"], "Did you mean 'enter'?"),
-        (["search"], "either words, --keywords WORDS, --vector FILE, or --like ID"),
-        (["search", "words", "--vector", "v.npy"], "either words, --keywords WORDS, --vector FILE, or --like ID"),
+        (["search"], "either words, --vector FILE, or --like ID; or --keywords WORDS"),
+        (["search", "words", "--vector", "v.npy"], "either words, --vector FILE, or --like ID; or --keywords WORDS"),
+        (["search", "words", "--keywords", "a", "--group-by", "n"], "--group-by does not go with a search by both"),
+        (["search", "--like", "a", "--keywords", "a", "--weights", "1"], "--weights are two numbers"),
+        (["search", "--like", "a", "--keywords", "a", "--weights", "1,x"], "such as 1,0.5, not 1,x"),
+        (["search", "--keywords", "a", "--weights", "1,2"], "--weights are those of a search by both"),
         (["search", "words", "--mode", "lazy"], "'strong', 'leased', 'eventual'"),
         (["search", "words", "--filter", "{"], "--filter is not JSON"),
         (["search", "words", "--filter", "[]"], "--filter must be an object"),
@@ -136,3 +142,10 @@ def test_what_documents_say_is_no_command_for_the_terminal() -> None:
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"needle {needle.__version__}\n"
+
+
+def test_a_command_that_runs_no_node_loads_none() -> None:
+    heavy = "faiss", "uvloop", "needle.server.node", "needle.multiraft.engine", "needle.shard.state_machine"
+    code = f"import sys, needle.cli.app; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"

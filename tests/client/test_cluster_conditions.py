@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.catalog_util import topology
-from needle.client.cluster_conditions import of_nodes, uneven
+from needle.client.cluster_conditions import of_nodes, uneven, who_replaces
 from needle.client.health import ClusterHealth, ShardHealth
 from needle.protocol.peer_calls import DiskRoom, Levels, WhoAnswer
 
@@ -23,6 +23,12 @@ def of(disk: DiskRoom | None = None, levels: Levels | None = None) -> list[str]:
 )
 def test_a_disk_is_nearly_full_before_it_refuses_data(free: int, low: bool, said: list[str]) -> None:
     assert of(disk=DiskRoom(free, 1000, 500, 100, low)) == said
+
+
+def test_who_lacks_replicas_is_told_when_the_cluster_makes_up_for_none() -> None:
+    now = topology()
+    assert "the cluster does" in who_replaces(now, ["node-2", "node-3"])
+    assert "replaces none by itself" in who_replaces(now, ["node-2", "node-3", "node-4"])
 
 
 def test_a_disk_that_takes_no_more_files_is_said_to_be_so() -> None:

@@ -36,6 +36,13 @@ def test_weights_k_and_offset() -> None:
     assert fused(batch(), batch(), RRF(), 5, 0).batch.ids == []
 
 
+def test_the_document_that_hits_are_to_be_like_has_no_rank() -> None:
+    near, words = batch("b", "c"), batch("a", "c", "d", "b")
+    found = fused(near, words, RRF(), 10, 0, "a", 2)
+    assert found.batch.ids == ["c", "b", "d"] and found.ranks == [(2, 1), (1, None), (None, 2)]
+    assert found.batch.metadata == [b'"c"', b'"b"', b'"d"']
+
+
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [

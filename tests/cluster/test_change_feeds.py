@@ -137,6 +137,78 @@ async def test_it_goes_on_after_all_nodes_were_restarted(tmp_path: Path) -> None
     assert sorted(stored) == ["b"]
 
 
+async def test_a_reader_comes_to_the_end_of_all_documents_however_much_is_written_meanwhile(tmp_path: Path) -> None:
+    """More than is remembered; by one feed, and by many that each go on by the token of the one before."""
+    async with ShardedProcesses(tmp_path, nodes=3, limits={"feed_bytes_max": 100_000}) as processes:
+        await processes.create(2, 3)
+        async with processes.connect() as client, processes.connect() as other:
+            await healthy(client)
+            await client.create_collection("default", dimensions=2, metric="l2")
+            ids = [f"d{n:05}" for n in range(5000)]
+            await client.insert_batch(ids=ids, vectors=np.ones((5000, 2)))
+            ending, written = asyncio.Event(), 0
+
+            async def write() -> None:
+                nonlocal written
+                rng = random.Random(4)
+                while not ending.is_set():
+                    some = [f"d{rng.randrange(6000):05}" for _ in range(20)]
+                    work = [client.insert(one, [1, 2], {"n": written}) for one in sorted(set(some[:15]))]
+                    await asyncio.gather(*work, client.delete(some[15:]))
+                    written += 20
+
+            writer, mirrors = asyncio.create_task(write()), [Mirror(), Mirror()]
+            async with other.changes(since="start", timeout=30) as feed:
+                while mirrors[0].resets == 0 or not mirrors[0].whole:
+                    mirrors[0].take(await anext(feed))
+                    if mirrors[0].changes % 10 == 0:
+                        await asyncio.sleep(0.004)  # so the whole takes longer than what is remembered
+                while written < 6000:
+                    mirrors[0].take(await anext(feed))
+                token, feeds = "start", 0
+                while mirrors[1].resets == 0 or not mirrors[1].whole:
+                    async with other.changes(since=token, timeout=30) as short:
+                        for _ in range(700):
+                            mirrors[1].take(await anext(short))
+                        token, feeds = short.token, feeds + 1
+                    mirrors[0].take(await anext(feed))
+                ending.set()
+                await writer
+                stored = await _stored(client)
+                while mirrors[0].there != stored:
+                    mirrors[0].take((await _some(feed, 1))[0])
+            async with other.changes(since=token, timeout=30) as feed:
+                while mirrors[1].there != stored:
+                    mirrors[1].take((await _some(feed, 1))[0])
+    assert feeds > 5
+    assert mirrors[1].resets == 1
+
+
+async def test_a_filter_of_the_readers_own(tmp_path: Path) -> None:
+    async with ShardedProcesses(tmp_path, nodes=1) as processes:
+        await processes.create(2, 1)
+        async with processes.connect() as client:
+            await healthy(client)
+            await client.create_collection("default", dimensions=2, metric="l2")
+            await client.insert_batch([(f"b{n}", [n, 0], {"n": n}) for n in range(20)])
+            async with client.changes(since="start", filter={"n": {"$gte": 17}}) as feed:
+                told = await _some(feed, 5)
+                assert [(one.kind, one.id) for one in told[1:4]] == [("insert", f"b{n}") for n in (17, 18, 19)]
+                assert [told[0].kind, told[4].kind] == ["reset", "ready"]
+                await client.patch("b3", set={"n": 3.5})
+                await client.patch("b18", set={"n": 1})
+                await client.patch("b1", set={"n": 21})
+                await client.patch("b1", set={"n": 22})
+                await client.delete_where({})
+                told = await _some(feed, 6)
+                of = {name: [one.kind for one in told if one.id == name] for name in {one.id for one in told}}
+                assert of == {
+                    "b18": ["delete"], "b1": ["insert", "update", "delete"], "b17": ["delete"], "b19": ["delete"],
+                }  # fmt: skip
+            with pytest.raises(InvalidArgument, match="filter"):
+                client.changes(filter={"n": {"$no": 1}})
+
+
 async def _consume(client: Client, mirror: Mirror, rng: random.Random, ending: asyncio.Event) -> None:
     """Reads, and now and then goes on with another feed, by the token of the one before."""
     token = "start"

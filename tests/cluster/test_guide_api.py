@@ -93,3 +93,18 @@ async def test_the_guides_calls_on_nodes_in_this_process(tmp_path: Path) -> None
         await other.stop()
     finally:
         await cluster.stop()
+
+
+async def test_a_node_is_added_while_the_first_node_of_the_catalog_is_down(tmp_path: Path) -> None:
+    ports = free_ports(5)
+    cluster = DistributedCluster(ClusterConfig(shard_count=1, replication_factor=3, dimensions=4))
+    try:
+        for n in (1, 2, 3):
+            await cluster.add_local_node(f"node-{n}", f"127.0.0.1:{ports[n]}", str(tmp_path / f"node-{n}"))
+        await cluster.start()
+        first = (await cluster.client()).topology().catalog[0]
+        await next(node for node in cluster.local_nodes() if node.config.node_id == first).stop()
+        await cluster.add_local_node("node-4", f"127.0.0.1:{ports[4]}", str(tmp_path / "node-4"))
+        assert "node-4" in cluster.nodes()
+    finally:
+        await cluster.stop()

@@ -30,7 +30,7 @@ from needle.catalog.planning.running import Seen, now_running, unsettled
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AssignReplicas, StartMove
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig, Running
-from needle.routing.planned_moves import Move, MoveRange
+from needle.routing.planned_moves import Move, MoveRange, MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import imbalance
 from needle.routing.topology import MoveInfo, MoveState
@@ -243,3 +243,30 @@ def test_any_rebalance_ends_whoever_goes_on_with_it(data: st.DataObject) -> None
     assert imbalance(made.sizes().values()) < 0.2, made.sizes()
     assert not [one for one in made.topology.serving if made.closed & set(one.replicas)]
     assert run.job.moved_bytes < 1.5 * first.bytes + 64 * MIB, (wish, run.job.moved_bytes, first.bytes)
+
+
+def test_replicas_on_their_way_count_by_what_their_leader_has_sent() -> None:
+    topology = world().topology
+    before = topology.shards[0].wanted
+    new = next(info.id for info in topology.nodes if info.id not in before)
+    after = (*before[:2], new)
+    move = MoveReplicas(group=1, before=before, after=after, documents=10, bytes=1000)
+    one, voters = Running(id=5, move=move, nodes=(new,)), frozenset(before)
+
+    def seen(voters: frozenset[str], learners: tuple[str, ...], share: float) -> tuple[Phase, int, int]:
+        now = Seen(
+            topology=topology,
+            voters={1: voters},
+            learners={1: frozenset(learners)},
+            copied={},
+            fetched={1: {new: share}},
+        )
+        (made,) = now_running([one], now)
+        job = Job(id=1, wish=Wish(), config=RebalanceConfig(), state=JobState.RUNNING)
+        return made.phase, made.copied, progress(job, NOTHING, [made], 0.0).moved_documents
+
+    assert seen(voters, (), 0.0) == (Phase.PREPARE, 0, 0)
+    assert seen(voters, (new,), 0.25) == (Phase.COPY, 250, 2)
+    assert seen(voters, (new,), 1.0) == (Phase.CATCH_UP, 1000, 10)
+    assert seen(voters | {new}, (), 0.0) == (Phase.SWITCH, 1000, 10)
+    assert seen(frozenset(after), (), 0.0) == (Phase.CLEAN_UP, 1000, 10)

@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Awaitable
 from itertools import count
 from pathlib import Path
 
@@ -96,7 +97,15 @@ async def _all_restarted(processes: ShardedProcesses, client: Client, operator: 
         processes.restart(node)
 
     begun, done = time.monotonic(), []
-    restarting = asyncio.create_task(operator.rolling_restart(restart, timeout=120))
+
+    async def restarted(node: str, address: str) -> None:
+        await asyncio.to_thread(restart, node, address)
+
+    def asked(node: str, address: str) -> Awaitable[None]:
+        """A plain function that gives a coroutine, as a lambda does."""
+        return restarted(node, address)
+
+    restarting = asyncio.create_task(operator.rolling_restart(asked, timeout=120))
     await asyncio.wait([work, restarting], return_when=asyncio.FIRST_COMPLETED)
     assert not work.done(), work.exception()
     done = await restarting

@@ -3,6 +3,7 @@ tenant on the documents of another. A method or a route without a row here fails
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import needle
 from harness import tenants
+from harness.event_streams import events
 from harness.tenants import HUSH, MINE, A, B, V, World, ask, ids, others
 from needle import Client, Filter, Forbidden, NeedleError
 from needle.client.documents import DocumentMethods
@@ -187,7 +189,17 @@ OF_THE_CLUSTER: dict[str, list[Row]] = table(
 
 async def test_every_method_for_documents_is_tried() -> None:
     named = {name for name in dir(DocumentMethods) if not name.startswith("_")} - {"embedder"} | {"insert_batch"}
-    assert named == READS.keys() | WRITES.keys() | ADMINS.keys()
+    assert named == READS.keys() | WRITES.keys() | ADMINS.keys() | {"watch"}
+
+
+async def test_who_watches_is_told_of_documents_of_their_own(world: World, filled: dict[str, Any]) -> None:
+    async with world.a.watch(query=V, max_distance=2.0) as near:
+        told = asyncio.ensure_future(anext(near))
+        while not told.done():  # until the feed has begun, nothing is told
+            await world.b.insert("b1", V, B | {"of": HUSH})
+            await world.admin.insert("nobodys", V, {"of": HUSH})
+            await world.a.insert("a1", V, A | {"of": "mine"})
+        assert {(await told).id, (await anext(near)).id} == {"a1"}
 
 
 @pytest.mark.parametrize("method", [*READS, *WRITES, *ADMINS, *OF_THE_CLUSTER])
@@ -269,7 +281,16 @@ async def test_every_route_is_tried_or_is_about_the_whole_cluster() -> None:
     open_to_tenants = {
         route.name for route in ROUTES if route.role != "admin" and ("{collection}" in route.path or route.filtered)
     }
-    assert open_to_tenants == HTTP.keys()
+    assert open_to_tenants == HTTP.keys() | {"changes"}
+
+
+async def test_the_changes_by_http_are_those_of_own_documents(world: World, filled: dict[str, Any]) -> None:
+    for door in world.doors:
+        async with events(door, "?since=start", f"authorization: Bearer {world.keys['a']}") as stream:
+            told = await stream.some(len(MINE) + 2)
+        assert [one.kind for one in told] == ["reset", *["insert"] * len(MINE), "ready"]
+        assert sorted(one.data["id"] for one in told[1:-1]) == MINE
+        assert HUSH not in repr(told)
 
 
 @pytest.mark.parametrize("route", sorted(HTTP))

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from cluster.processes import ShardedProcesses, healthy
-from needle.base.errors import CollectionExists, InvalidArgument
+from needle.base.errors import CollectionExists, DocumentNotFound, InvalidArgument
 from needle.base.text import TextField
 from needle.client import Client
+from needle.routing.strategy import routing_key
+from proof.checkers.words import fused as plainly_fused
 from proof.checkers.words import ranked
 
 WORDS = "index search vector shard replica leader running runs max_retries getUserId log entry term commit"
@@ -115,7 +117,17 @@ async def test_a_hybrid_search_fuses_what_both_searches_find(tmp_path: Path) -> 
                     [0.5, 0.5], "running leader", k=3, offset=4, pool=20, exact=True, **both
                 )
                 assert [hit.id for hit in later] == best[4:7]
-            for wrong in ({"keywords": None}, {"vector": None}, {"fusion": 3}, {"pool": 2}, {"keywords": "-"}):
+            at: dict[str, Any] = {"collection": NAME}
+            like = await client.hybrid_search(None, "running leader", k=20, like="h07", pool=30, exact=True, **at)
+            near = [hit.id for hit in await client.search(k=30, like="h07", exact=True, **at)]
+            words = [hit.id for hit in await client.search(keywords="running leader", k=31, **at) if hit.id != "h07"]
+            assert [(hit.id, hit.score, hit.ranks) for hit in like] == plainly_fused(near, words[:30], 60, (1, 1))[:20]
+            assert "h07" not in {hit.id for hit in like}
+            with pytest.raises(DocumentNotFound):
+                await client.hybrid_search(None, "leader", like="nobody", **at)
+            for wrong in (
+                {"keywords": None}, {"vector": None}, {"fusion": 3}, {"pool": 2}, {"keywords": "-"}, {"like": "h07"}
+            ):  # fmt: skip
                 with pytest.raises(InvalidArgument):
                     await client.hybrid_search(
                         **{"vector": [1, 2], "keywords": "a", "k": 5, "collection": NAME} | wrong  # type: ignore[arg-type]
@@ -161,3 +173,28 @@ async def test_a_write_that_was_acknowledged_is_found_by_each_client(tmp_path: P
                 assert (await found(other, f"zz{n}"))[0][0] == f"w{n}"
             both = await asyncio.gather(*(found(other, "word", k=100) for _ in range(20)))
             assert all(one == both[0] and len(one) == 30 for one in both)
+
+
+async def test_a_partial_search_has_the_hits_of_all_shards_that_answer(tmp_path: Path) -> None:
+    async with ShardedProcesses(tmp_path, nodes=3) as processes:
+        await processes.create(3, 1)
+        async with processes.connect() as client:
+            await healthy(client)
+            await client.create_collection(NAME, dimensions=2, text="in.body")
+            ids = [f"p{n:02}" for n in range(60)]
+            rows = [{"in": {"body": f"word {n}" + " and more" * (n % 3)}} for n in range(60)]
+            await client.insert_batch(ids=ids, vectors=[[1.0, 2.0]] * 60, metadatas=rows, collection=NAME)
+            found_map = client.topology().map
+            assert found_map is not None
+            held: dict[int, dict[str, Any]] = {0: {}, 1: {}, 2: {}}
+            for name, row in zip(ids, rows, strict=True):
+                key = routing_key(found_map.strategy, found_map.shard_count, name, None)
+                held[found_map.owner(key)][name] = row["in"]["body"]
+            whole = await client.search_partial(keywords="word more", k=100, collection=NAME)
+            assert whole.complete and [(hit.id, hit.score) for hit in whole.hits] == ranked(
+                {name: text for texts in held.values() for name, text in texts.items()}, "word more", TEXT
+            )
+            processes.kill(client.topology().shards[1].replicas[0])
+            part = await client.search_partial(keywords="word more", k=100, collection=NAME, timeout=3.0)
+            assert list(part.missing) == [1] and not part.complete
+            assert [(hit.id, hit.score) for hit in part.hits] == ranked(held[0] | held[2], "word more", TEXT)

@@ -177,8 +177,8 @@ async def _kills(world: World, rng: random.Random) -> None:
         await world.cluster.ready(name)
 
 
-async def _moves(world: World, ending: asyncio.Event) -> int:
-    """Move half of what a shard owns to and fro; how often."""
+async def _moves(world: World, ending: asyncio.Event, enough: asyncio.Event) -> None:
+    """Move half of what a shard owns to and fro; `enough` is set once two moves began."""
     done = 0
     while not ending.is_set():
         topology = await world.client.refresh_topology(timeout=0.2)
@@ -194,22 +194,23 @@ async def _moves(world: World, ending: asyncio.Event) -> int:
             await asyncio.sleep(0.1)
             continue
         done += 1
-    return done
+        if done > 1:
+            enough.set()
 
 
 async def test_each_request_is_executed_once_while_nodes_are_killed_and_ranges_move(world: World) -> None:
-    rng, ending = random.Random(12), asyncio.Event()
+    rng, ending, enough = random.Random(12), asyncio.Event(), asyncio.Event()
     names = [f"w{n}" for n in range(6)]
     for name in names:
         assert (await world.ask(0, "PUT", f"/documents/{name}", {"vector": ROW, "metadata": {"words": []}}))[0] == 200
     writers = [asyncio.ensure_future(_appends(world, name, ending, random.Random(name))) for name in names]
-    moving = asyncio.ensure_future(_moves(world, ending))
+    moving = asyncio.ensure_future(_moves(world, ending, enough))
     await _kills(world, rng)
+    await asyncio.wait_for(enough.wait(), 120)  # a slow machine does one move while its nodes are killed
     ending.set()
     done = await asyncio.gather(*writers)
-    moves = await moving
+    await moving
     await wait_for(lambda: healthy(world.client), 60, "health")
     for name, (words, _) in zip(names, done, strict=True):
         assert (await world.metadata(name))["words"] == words
-    repeated = sum(again for _, again in done)
-    assert repeated > 5 and moves > 1
+    assert sum(again for _, again in done) > 5

@@ -30,7 +30,7 @@ class Idle:
         self.access = Access(required=False)
         self.history = History()
         self.node_id = "idle"
-        self.host = SimpleNamespace(engine=SimpleNamespace(groups={}))
+        self.host = SimpleNamespace(engine=SimpleNamespace(groups={}), maintenance=False)
         self.service = SimpleNamespace(watch=Watch(self, 0.0, None))
         self.router = SimpleNamespace(in_session=lambda seen: SimpleNamespace(seen=seen))
 

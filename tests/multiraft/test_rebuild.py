@@ -48,7 +48,7 @@ async def test_a_damaged_follower_keeps_its_log_and_gets_its_data_again(tmp_path
             damage(hurt)
         assert hurt.host.damage(0)
         assert hurt.host.term(0) >= term and hurt.host.status(0).last_index == last  # nothing acknowledged is lost
-        assert not hurt.host.is_repairing(0)  # it votes
+        assert hurt.host.engine.find(0).may_vote  # it votes
         for number in range(30, 60):
             await cluster.put(f"k{number}", number)
         await until(lambda: not hurt.host.damage(0))

@@ -49,7 +49,7 @@ async def test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_befor
         damage(victim, [7, 9])
         cluster.network.isolate(victim.name)
         await victim.start()
-        assert victim.host.is_repairing(0)
+        assert not victim.host.engine.find(0).may_vote
         group = victim.host.engine.groups[0]
         old_term = group.log.repair.lost_term if group.log.repair else 0
         assert group.raft.term == old_term + 1
@@ -72,10 +72,10 @@ async def test_corrupt_entries_are_fetched_from_peers_and_no_vote_is_given_befor
         with pytest.raises(CorruptLog, match="being repaired"):
             victim.host.force_election(0)
         cluster.network.heal()
-        await until(lambda: not victim.host.is_repairing(0))
+        await until(lambda: victim.host.engine.find(0).may_vote)
         assert await cluster.converged() == state
         await victim.restart()
-        assert not victim.host.is_repairing(0)
+        assert victim.host.engine.find(0).may_vote
         await cluster.put("z", 1)
 
 
@@ -96,12 +96,12 @@ async def test_a_quorum_with_a_damaged_replica_elects_only_who_has_everything(tm
         damage(victim, [last])
         await victim.start()
         await behind.start()
-        assert victim.host.is_repairing(0)
+        assert not victim.host.engine.find(0).may_vote
         # The two that run are a majority, but neither holds the acknowledged entry: they must not elect a leader.
         with pytest.raises(AssertionError):
             await until(lambda: any(n.host.is_leader(0) for n in (victim, behind)), 1.2)
         await leader.start()
-        await until(lambda: not victim.host.is_repairing(0))
+        await until(lambda: victim.host.engine.find(0).may_vote)
         assert (await cluster.converged())["only-on-two"] == 1
 
 
@@ -112,7 +112,7 @@ async def test_what_the_state_machine_holds_needs_no_repair(tmp_path: Path) -> N
         await victim.down()
         damage(victim, [3, 5])
         await victim.start()
-        assert not victim.host.is_repairing(0)
+        assert victim.host.engine.find(0).may_vote
         await cluster.put("z", 1)
         assert await cluster.converged() == {**state, "z": 1}
 
@@ -151,7 +151,7 @@ async def test_a_lost_state_machine_or_a_short_log_is_repaired_by_peers(tmp_path
         store.close()
         emptied.disks[0] = Disk()
         await shortened.start()
-        assert shortened.host.is_repairing(0) or shortened.disks[0].saved["index"] >= 13
+        assert not shortened.host.engine.find(0).may_vote or shortened.disks[0].saved["index"] >= 13
         await emptied.start()
         assert await cluster.converged() == state
         assert not emptied.host.stopped
@@ -171,8 +171,8 @@ async def test_a_compacted_log_whose_state_is_gone_gets_a_snapshot(tmp_path: Pat
         store.commit(lambda txn: txn.delete_range(entry_key(0, 0), entry_key(0, 1 << 40)), True)
         store.close()
         await victim.start()
-        assert victim.host.is_repairing(0)
-        await until(lambda: not victim.host.is_repairing(0))
+        assert not victim.host.engine.find(0).may_vote
+        await until(lambda: victim.host.engine.find(0).may_vote)
         assert await cluster.converged() == state
         await until(lambda: "snapshot.after_install" in victim.reached)
 
@@ -209,12 +209,12 @@ async def test_a_state_that_was_deleted_on_purpose_is_fetched_and_term_and_vote_
         cluster.network.isolate(victim.name)
         victim.machines[0] = DictMachine(victim.disks[0])
         victim.host.engine.open_group(0, victim.machines[0], voters=[])
-        assert victim.host.is_repairing(0) and victim.host.term(0) == term + 1
+        assert not victim.host.engine.find(0).may_vote and victim.host.term(0) == term + 1
         assert victim.host.members(0) == []  # those of long ago are nobody to campaign with
         await victim.restart()
-        assert victim.host.is_repairing(0) and victim.host.term(0) == term + 1
+        assert not victim.host.engine.find(0).may_vote and victim.host.term(0) == term + 1
         cluster.network.heal()
-        await until(lambda: not victim.host.is_repairing(0))
+        await until(lambda: victim.host.engine.find(0).may_vote)
         assert await cluster.converged() == state
         await cluster.put("z", 1)
 
@@ -230,4 +230,4 @@ async def test_who_founded_a_group_alone_and_gave_it_up_can_hold_it_again(tmp_pa
         node.disks[0].saved = Disk().saved
         node.machines[0] = DictMachine(node.disks[0])
         node.host.engine.open_group(0, node.machines[0], voters=[])
-        assert node.host.is_repairing(0) and not node.host.is_leader(0)
+        assert not node.host.engine.find(0).may_vote and not node.host.is_leader(0)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from multiraft.harness import FAST, Cluster, Node, ThreadPool, until
 from needle.base.errors import CorruptSnapshot, InvalidArgument, NeedleError, StorageError
+from needle.base.ids import NodeId
 from needle.multiraft.blocks import BLOCK_BYTES, HASH_BYTES, hashes_of
 from needle.multiraft.codec import BlocksRequest, HashesRequest, encode_file_request
 from needle.multiraft.files import Files
@@ -158,8 +159,8 @@ async def test_a_sender_that_lies_gets_nothing_installed(
                 return found
             return {"short": found[:-1], "long": found * 1000}.get(lie, found[HASH_BYTES:] + found[:HASH_BYTES])
 
-        async def lying_blocks(request: BlocksRequest, now: float) -> bytes:
-            found: bytes = await blocks(request, now)
+        async def lying_blocks(request: BlocksRequest, now: float, peer: NodeId) -> bytes:
+            found: bytes = await blocks(request, now, peer)
             return found if lie != "blocks" else bytes(len(found))
 
         monkeypatch.setattr(shelf, "hashes", lying_hashes)

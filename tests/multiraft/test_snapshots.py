@@ -24,7 +24,7 @@ from needle.multiraft.codec import ChunkRequest, Manifest, decode_manifest, enco
 from needle.multiraft.files import Files
 from needle.multiraft.group_snapshots import SnapshotTraffic
 from needle.multiraft.ports import Applied, SnapshotFile
-from needle.multiraft.snapshots.sender import SnapshotShelf
+from needle.multiraft.snapshots.sender import Exported, SnapshotShelf
 from needle.raft.messages import ConfState, Message, MessageType, SnapshotMeta
 from raft.solo import Solo
 
@@ -236,7 +236,7 @@ async def test_a_crash_in_any_step_of_an_install_is_finished_or_abandoned(tmp_pa
         await away.down()
         await away.start()
         assert away.host.engine.groups[0].log.pending is None
-        assert not away.host.is_repairing(0)
+        assert away.host.engine.find(0).may_vote
         if name in ("snapshot.after_pending", "snapshot.after_install", "snapshot.after_reset"):
             assert away.machines[0].applied_index() > 20
         assert await cluster.converged() == state
@@ -530,3 +530,14 @@ async def test_an_export_that_finds_no_room_leaves_nothing_behind(tmp_path: Path
         with pytest.raises(DiskFull):
             await shelf.export(0, Full(Disk()), asyncio.Lock(), 0.0)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_snapshot_knows_how_much_of_it_each_peer_has_read() -> None:
+    files = [SnapshotFile("a", 100, ""), SnapshotFile("b", 300, "")]
+    made = Exported("1-0", "", SnapshotMeta(1, 1, ConfState(), b""), files, 0.0)
+    assert made.shares() == {}
+    made.note("node-4", "a", 100)
+    made.note("node-4", "b", 100)
+    made.note("node-4", "b", 50)  # asked for again
+    made.note("node-5", "b", 1 << 20)  # the last block is not whole
+    assert made.shares() == {"node-4": 0.5, "node-5": 0.75}

@@ -9,13 +9,15 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from cluster.fake_shards import virtually
-from cluster.planned_world import MIB, Begun, World, world
+from cluster.planned_world import MIB, Begun, World, info, join, world
 from needle.base.errors import ConnectionLost, Internal, InvalidArgument, NeedleError, NotLeader
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import RaftStatus, WriteResult
+from needle.catalog.nodes import LEADABLE
 from needle.catalog.planning import planner
 from needle.catalog.planning.planner import plan
 from needle.catalog.planning.rebalance import STUCK_MAX, check_invariants
@@ -29,6 +31,7 @@ from needle.protocol.catalog_commands import (
     CatalogCommand,
     DrainNode,
     FinishMove,
+    RemoveNode,
     StartMove,
     StartRebalance,
     StepRebalance,
@@ -36,9 +39,9 @@ from needle.protocol.catalog_commands import (
 from needle.protocol.peer_calls import WHO, DiskRoom, WhoAnswer
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
 from needle.routing.planned_moves import MoveRange, MoveReplicas
-from needle.routing.plans import Plan, ReplicaMove, Wish
+from needle.routing.plans import Plan, Replacement, ReplicaMove, Wish
 from needle.routing.stats import ClusterStats, imbalance
-from needle.routing.topology import MoveState, Topology
+from needle.routing.topology import MoveState, NodeState, Topology
 from needle.server.upkeep.coordinator import Coordinator
 from needle.server.upkeep.lasting_calls import RATE_SECONDS
 
@@ -579,5 +582,193 @@ def test_a_defect_of_the_planner_ends_the_rebalance_and_no_node(
         await paper.coordinator()._round()
         assert paper.job.state is JobState.FAILED
         assert "float infinity" in paper.job.why
+
+    _run(work())
+
+
+def _healing_of(made: World, *lost: NodeId) -> Paper:
+    """A rebalance that rebuilds what these nodes hold, one move at a time."""
+    paper = Paper(made, random.Random(1))
+    made.dead = set(lost)
+    paper.silent = set(lost)
+    made.index += 1
+    start = StartRebalance(Wish(lost=lost, balance=False), RebalanceConfig(max_concurrent_moves=1), True)
+    made.topology, result = execute(made.topology, made.index, start)
+    assert not isinstance(result, NeedleError)
+    return paper
+
+
+def _holds(topology: Topology, node: NodeId) -> bool:
+    return bool(topology.hosted_by(node)) or node in topology.catalog
+
+
+def test_healing_of_two_nodes_goes_on_when_one_is_removed_meanwhile() -> None:
+    async def work() -> None:
+        made = world(nodes=7, documents=400)
+        paper = _healing_of(made, "node-2", "node-5")
+        coordinator = paper.coordinator()
+        for _ in range(100):
+            if not all(_holds(made.topology, node) for node in ("node-2", "node-5")):
+                break
+            await coordinator._round()
+            while paper.started:
+                paper.finish()
+        empty, left = sorted(("node-2", "node-5"), key=lambda node: _holds(made.topology, node))
+        assert not _holds(made.topology, empty) and _holds(made.topology, left)
+        paper.tell(RemoveNode(empty))
+        for _ in range(100):
+            if paper.job.over:
+                break
+            await coordinator._round()
+            while paper.started:
+                paper.finish()
+        assert paper.job.state is JobState.DONE, paper.job.why
+        assert not _holds(made.topology, left)
+        with pytest.raises(InvalidArgument, match="lost"):  # who asks anew is told
+            await coordinator.plan(Wish(lost=(empty,), balance=False), 1.0)
+
+    _run(work())
+
+
+def test_one_that_cannot_be_any_more_fails_when_what_it_has_begun_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        paper = await _ranges_under_way()
+        count, before = len(paper.job.running), paper.job.revision
+
+        def impossible(*_: object) -> Plan:
+            raise InvalidArgument("a shard that it names is gone", field="retire")
+
+        monkeypatch.setattr(planner, "plan", impossible)
+        for _ in range(3):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.RUNNING and "is gone" in paper.job.why
+        assert paper.job.revision == before + 1  # it is said once
+        told = await paper.coordinator().progress(1.0)
+        assert told is not None and len(told.phases) == count and "is gone" in told.why
+        while paper.started:
+            paper.finish()
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.FAILED and "is gone" in paper.job.why
+        assert not paper.job.running and paper.job.moves == count
+
+    _run(work())
+
+
+def test_one_that_cannot_be_any_more_can_be_cancelled_while_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        paper = await _ranges_under_way()
+
+        def impossible(*_: object) -> Plan:
+            raise InvalidArgument("a shard that it names is gone", field="retire")
+
+        monkeypatch.setattr(planner, "plan", impossible)
+        await paper.coordinator()._round()
+        paper.tell(AskRebalance(paper.job.id, "cancel"))
+        await paper.coordinator()._round()
+        assert {one.state for one in paper.made.topology.moves} == {MoveState.CANCELLING}
+
+    _run(work())
+
+
+def test_a_move_that_is_refused_neither_holds_up_others_nor_fails_what_goes_on() -> None:
+    async def work() -> None:
+        paper = _started(Wish(retire=(0,)))
+        refused: list[MoveRange] = []
+        told = paper.tell
+
+        def tell(command: CatalogCommand) -> None:
+            start = command.start if isinstance(command, StepRebalance) else None
+            if isinstance(start, MoveRange) and start.target == 1:
+                refused.append(start)
+                raise InvalidArgument("shard 1 takes nothing now", field="target")
+            told(command)
+
+        paper.tell = tell  # type: ignore[method-assign]
+        for _ in range(2 * STUCK_MAX):
+            await paper.coordinator()._round()
+        assert len(refused) > STUCK_MAX
+        assert {move.target for move in paper.seen} == {2, 3}
+        assert paper.job.state is JobState.RUNNING and paper.job.running
+        while paper.started:
+            paper.finish()
+        for _ in range(2 * STUCK_MAX):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.FAILED and "takes nothing now" in paper.job.why
+        assert not paper.job.running
+
+    _run(work())
+
+
+def test_what_cannot_be_given_up_is_left_in_the_end() -> None:
+    """Replicas that the catalog does not take back, because nobody could lead them."""
+
+    async def work() -> None:
+        paper, move = await asyncio.to_thread(_moved_by_hand)
+        paper.tell(AskRebalance(paper.job.id, "cancel"))
+        held = paper.made.topology
+        resting = [1 if info.id in move.before else 0 for info in held.nodes]
+        infos = tuple(
+            msgspec.structs.replace(info, maintenance=rests, knows=LEADABLE)
+            for info, rests in zip(held.nodes, resting, strict=True)
+        )
+        paper.made.topology = msgspec.structs.replace(held, nodes=infos, cluster_version=LEADABLE)
+        for _ in range(STUCK_MAX - 1):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.CANCELLING and "maintenance" in paper.job.why
+        await paper.coordinator()._round()
+        assert paper.job.state is JobState.CANCELLED and "left to end by itself" in paper.job.why
+        assert not paper.job.running
+
+    _run(work())
+
+
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_node_is_replaced_whoever_dies_whenever(seed: int, dead: bool) -> None:
+    """Nobody takes part but the coordinators, which die. What is lost of a dead node is not rebuilt elsewhere."""
+
+    async def work() -> None:
+        made = world(documents=400)
+        join(made, info(9))
+        paper = Paper(made, random.Random(seed))
+        paper.made.dead = paper.silent = {"node-2"} if dead else set()
+        paper.due = tuple(paper.silent)
+        held = {one.shard for one in made.topology.hosted_by("node-2")}
+        made.index += 1
+        wish = Wish(replace=Replacement(old="node-2", new="node-9"))
+        made.topology = execute(made.topology, made.index, StartRebalance(wish, RebalanceConfig()))[0]
+        known = made.topology.node("node-2")
+        assert known is not None and known.state is NodeState.DRAINING
+        await _to_its_end(paper, deaths=0.15, pauses=0.05)
+        assert paper.job.state is JobState.DONE, paper.job.why
+        known = made.topology.node("node-2")
+        assert known is not None and known.state is NodeState.REMOVED
+        assert held and {one.shard for one in made.topology.hosted_by("node-9")} == held
+        assert all(move.added == ("node-9",) for move in paper.seen if isinstance(move, MoveReplicas))
+
+    _run(work())
+
+
+def test_a_replacement_waits_for_its_new_node_and_what_is_lost_is_rebuilt_elsewhere_if_that_is_gone_too() -> None:
+    async def work() -> None:
+        made = world(documents=400)
+        join(made, info(9))
+        wish = Wish(replace=Replacement(old="node-2", new="node-9"))
+        paper = _started(wish, made)
+        made.dead = paper.silent = {"node-2", "node-9"}
+        for _ in range(2 * STUCK_MAX):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.RUNNING and not paper.seen
+        assert "node-9, which is to replace node-2, does not answer" in paper.job.why
+        paper.due = ("node-2", "node-9")
+        for _ in range(60):
+            await paper.coordinator()._round()
+            while paper.started:
+                paper.finish()
+            if paper.job.over:
+                break
+        assert paper.job.state is JobState.DONE and not made.topology.hosted_by("node-9")
+        known = made.topology.node("node-2")
+        assert known is not None and known.state is NodeState.REMOVED
 
     _run(work())

@@ -15,7 +15,16 @@ from needle.base.model import WriteResult
 from needle.catalog.planning import planner
 from needle.catalog.state import execute
 from needle.protocol import calls
-from needle.protocol.catalog_commands import AskRebalance, CatalogCommand, MaintainNode, RegisterNode, StartRebalance
+from needle.protocol.catalog_commands import (
+    AskRebalance,
+    AssignReplicas,
+    CatalogCommand,
+    ConfirmReplicas,
+    MaintainNode,
+    RegisterNode,
+    RemoveNode,
+    StartRebalance,
+)
 from needle.protocol.peer_calls import WhoAnswer
 from needle.routing.jobs import JobState, RebalanceConfig
 from needle.routing.plans import Plan, Wish
@@ -69,6 +78,20 @@ class World:
             raise result
         self.done.append(command)
         return result
+
+    def decide(self, command: CatalogCommand) -> None:
+        self.truth, result = execute(self.truth, self.truth.version + 1, command)
+        assert not isinstance(result, NeedleError), result
+
+    def replaced(self, gone: str) -> None:
+        """Others hold what a dead node held."""
+        for info in self.truth.serving:
+            if gone in info.wanted:
+                spare = next(node for node in self.truth.addresses() if node not in {*info.wanted, *self.dead})
+                after = [spare if one == gone else one for one in info.wanted]
+                self.decide(AssignReplicas(info.shard + 1, list(info.wanted), after))
+                self.decide(ConfirmReplicas(info.shard + 1, self.truth.version))
+        assert not self.truth.hosted_by(gone) and gone not in self.truth.catalog
 
     def told(self) -> list[str]:
         """What was decided, in words."""
@@ -129,6 +152,36 @@ def test_nothing_is_done_while_half_of_the_nodes_are_gone() -> None:
     assert world.told() == []
     world.dead -= {"node-5", "node-6"}
     assert run(world, (2 * AFTER, nothing)).told() == ["replace node-2"]
+
+
+def test_dead_nodes_that_were_replaced_do_not_keep_the_next_one_from_being_replaced() -> None:
+    world = World()
+    for gone in ("node-5", "node-6"):
+        world.dead.add(gone)
+        world.replaced(gone)
+    world.dead.add("node-2")
+    assert run(world, (2 * AFTER, nothing)).told() == ["replace node-2"]
+
+
+def test_it_says_why_nothing_is_replaced_while_too_many_are_gone(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.dead |= {"node-2", "node-3", "node-4"}
+    run(world, (2 * AFTER, nothing))
+    said = [one.getMessage() for one in caplog.records if "without replacement" in one.getMessage()]
+    assert len(said) == 1 and "node-2, node-3, node-4" in said[0] and "node-1 that is cut off" in said[0]
+
+
+def test_healing_goes_on_when_one_of_its_nodes_is_removed() -> None:
+    """It holds nothing any more: it is not back."""
+    world = World()
+    world.dead |= {"node-2", "node-5"}
+
+    def removed() -> None:
+        world.replaced("node-5")
+        world.decide(RemoveNode("node-5"))
+
+    run(world, (2 * AFTER, removed), (100.0, nothing))
+    assert world.told() == ["replace node-2 node-5"]
 
 
 def test_a_leader_that_cannot_confirm_it_neither_counts_nor_acts() -> None:

@@ -53,7 +53,8 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
 
 def asked(seed: int, **options: Any) -> SearchRequest:
     vector = np.random.default_rng(seed).standard_normal(WIDTH).astype("<f4").tobytes()
-    return SearchRequest(**{"collection": "c", "vector": vector, "k": K, **options})
+    narrow = {"collection": "c", "vector": vector, "k": K, "ef_search": NARROW.ef_search}
+    return SearchRequest(**{**narrow, **options})
 
 
 def nothing() -> None:
@@ -69,7 +70,7 @@ def test_it_is_the_share_of_the_exact_hits(replica: Replica) -> None:
         share = replica.look(recall_of, request, Limits(), nothing)
         assert share == pytest.approx(len(set(found) & set(exact)) / K)
         shares.append(share)
-    assert min(shares) < 0.2 < max(shares)  # so this can fail
+    assert min(shares) < 0.2 <= max(shares)  # so this can fail
     wide = [replica.look(recall_of, asked(seed, ef_search=2000), Limits(), nothing) for seed in range(5)]
     assert np.mean(wide) > np.mean(shares)
 

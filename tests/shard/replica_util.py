@@ -22,12 +22,16 @@ SEGMENTS = SegmentConfig()
 
 
 def open_replica(
-    directory: Any, failpoint: Callable[[str], None] | None = None, purge: int = 1, commit: int = 1024
+    directory: Any,
+    failpoint: Callable[[str], None] | None = None,
+    purge: int = 1,
+    commit: int = 1024,
+    feed_rows_bytes: int = 0,
 ) -> Replica:
-    """commit: rows of one SQLite commit; with 1 no batch waits for it."""
+    """commit: rows of one SQLite commit; with 1 no batch waits for it. feed_rows_bytes: what stays for change feeds."""
     return Replica(
         str(directory),
-        limits=Limits(commit_rows_max=commit),
+        limits=Limits(commit_rows_max=commit, feed_rows_bytes_max=feed_rows_bytes),
         segments=SEGMENTS,
         disk=ReplicaDisk(),
         failpoint=failpoint or (lambda _: None),

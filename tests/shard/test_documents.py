@@ -22,9 +22,10 @@ from needle.base.errors import (
 )
 from needle.base.model import SearchRequest
 from needle.protocol.commands import CreateCollection
-from needle.shard.disk import REAL_DISK, ReplicaDisk, cut_power, disk_errors
+from needle.shard.disk import REAL_DISK, ReplicaDisk, disk_errors
 from needle.shard.documents.sqlite_file import connect
 from needle.shard.state_machine import Replica
+from proof.sim.power import cut_power
 from shard.replica_util import Log, floats, open_replica, put, spec
 
 

@@ -42,6 +42,13 @@ def build(directory: Path, spec: CollectionSpec, rows: np.ndarray, base: SealedS
     return SealedSegment(path, segment, spec)
 
 
+def test_every_float16_is_widened_exactly() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)].reshape(1, -1)
+    wide = VectorForm(every.shape[1], DType.FLOAT16).widened(every)
+    assert wide.tobytes() == every.astype(np.float32).tobytes()
+
+
 @pytest.mark.parametrize("metric", list(Metric))
 @pytest.mark.parametrize(("dtype", "kind"), [(dtype, kind) for dtype in TYPED for kind in KINDS_OF[dtype]])
 def test_a_file_finds_and_keeps_what_is_stored(tmp_path: Path, dtype: DType, kind: IndexKind, metric: Metric) -> None:

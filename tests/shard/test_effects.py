@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def _told(shard: Any) -> list[tuple[str, str]]:
 class Shard:
     """A replica with its log."""
 
-    def __init__(self, directory: Path) -> None:
-        self.replica = open_replica(directory)
+    def __init__(self, directory: Path, feed_rows_bytes: int = 0) -> None:
+        self.replica = open_replica(directory, feed_rows_bytes=feed_rows_bytes)
         self.log = Log()
         self.done(CreateCollection(spec()))
 
@@ -119,6 +120,54 @@ def test_rows_that_a_feed_may_read_are_not_purged_and_others_are(tmp_path: Path)
     assert not shard.replica._store.writer.doomed(0, 100).rows
 
 
+def test_an_idle_shard_keeps_what_readers_who_come_back_late_ask_for(tmp_path: Path) -> None:
+    shard = Shard(tmp_path, feed_rows_bytes=100 * 256)
+    for number in range(150):
+        shard.done(put(["a"], [[1, 2, number]]))
+    while shard.replica.tidy(all_of_it=True):
+        pass
+    assert len(shard.told(Position(shard.replica.effects.start))) in range(99, 102)
+    assert len(shard.replica._store.writer.doomed(0, 1000).rows) == 100
+
+
+def test_what_is_kept_of_an_effect_says_the_same_and_weighs_what_is_said() -> None:
+    rng = random.Random(5)
+    made = [
+        Effect(
+            entry, DELETED if entry % 5 == 0 else WRITTEN, 1 + entry % 3, entry * 7, entry,
+            tuple(ABSENT if rng.random() < 0.5 else entry * 1000 + at for at in range(rng.randrange(1, 6))),
+            tuple(entry * 1000 + 500 + at for at in range(rng.randrange(3))),
+        )
+        for entry in range(1, 400)
+    ]  # fmt: skip
+    effects = EffectLog()
+    effects.add(made)
+    found = effects.after(Position(1), 1000)
+    assert found is not None
+    assert found.effects == made
+    assert not found.more
+    named = [(one.collection_id, row) for one in made for row in (*one.olds, *one.vectors) if row != ABSENT]
+    assert sorted((number, row) for number, rows in effects.held().items() for row in rows) == sorted(named)
+    assert effects.hold(0) == 0
+    assert effects.held() == {}
+    start = made[-1].entry + 1
+    tracemalloc.start()
+    before, weighed = tracemalloc.get_traced_memory()[0], effects.size
+    effects.add([Effect(start + n, WRITTEN, 1, start + n, 10_000_000 + n, (20_000_000 + n,)) for n in range(20_000)])
+    took = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert took * 0.7 < effects.size - weighed < took * 1.5
+
+
+def test_a_page_ends_with_an_entry_however_many_documents_that_has() -> None:
+    effects = EffectLog()
+    effects.add([Effect(entry, WRITTEN, 1, entry, 0, (ABSENT,) * 30) for entry in (4, 4, 4, 5)])
+    page = effects.after(Position(1), 10, 20)
+    assert page is not None
+    assert ([one.entry for one in page.effects], page.more) == ([4, 4, 4], True)
+    assert effects.after(Position(5), 10, 20) == ([Effect(5, WRITTEN, 1, 5, 0, (ABSENT,) * 30)], False)
+
+
 def test_while_several_moves_come_none_is_trusted_after_a_copy_was_lost() -> None:
     effects = EffectLog()
     effects.add([Effect(1, WRITTEN, 1, 1, 0, (ABSENT,))])
@@ -178,6 +227,11 @@ def test_what_a_move_brings_and_takes_is_no_change_and_a_page_ends_before_it(tmp
     released = source.replica.effects.released(9, START)
     assert released
     assert source.replica.effects.released(9, Position(released + 1)) == 0
+    page = _page(source, Position(released))
+    assert page is not None
+    assert (page.told, page.more) == ([], True)  # it is answered at once: the target's feed waits for it
+    assert page.reached.entry > released
+    assert _page(source, page.reached) == Fed([], page.reached, 0)
 
 
 def test_a_copy_that_expires_before_it_is_owned_makes_a_feed_begin_anew(tmp_path: Path) -> None:
@@ -207,7 +261,7 @@ def test_a_move_that_may_have_lost_a_document_cuts_what_was_before() -> None:
     assert effects.after(Position(6), 10) is None
     found = effects.after(Position(7), 10)
     assert found is not None
-    assert [one.entry for one in found] == [7, 8]
+    assert [one.entry for one in found.effects] == [7, 8]
 
 
 def test_who_waits_hears_of_its_collection_and_of_moves_only() -> None:
@@ -231,6 +285,6 @@ def test_what_is_remembered_has_a_bound_and_entries_stay_whole() -> None:
     assert effects.start in range(46, 50)
     found = effects.after(Position(effects.start), 100)
     assert found is not None
-    assert [one.entry for one in found] == [entry for entry in range(effects.start, 50) for _ in range(2)]
+    assert [one.entry for one in found.effects] == [entry for entry in range(effects.start, 50) for _ in range(2)]
     assert effects.hold(1) == 1
     assert len(effects.held()[1]) == 1

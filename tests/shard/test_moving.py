@@ -53,10 +53,10 @@ from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import CONSISTENT_HASH, RANGE, ShardStrategy, routing_key
 from needle.shard import copying
 from needle.shard.apply.holdings import decode_holdings, encode_holdings
-from needle.shard.disk import cut_power
 from needle.shard.documents.purging import Held
 from needle.shard.documents.writer import DocumentWriter, Doomed
 from needle.shard.state_machine import Replica
+from proof.sim.power import cut_power
 from shard.replica_util import Log, floats, open_replica, put, spec
 
 MOVED: list[KeyRange] = [(b"m", None)]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from needle.base.dtypes import DType, VectorForm
 from needle.base.model import Metric
 from needle.shard.segments.scoring import Candidates, Scan, pair_distances, top_k
 
@@ -78,6 +79,49 @@ def test_near_ties_that_a_matrix_product_cannot_tell_apart_are_ordered_by_the_ex
     ordinals, _ = top_k(scan.found, 1, 10)
     exact = pair_distances(Metric.L2, np.repeat(base[None], 500, axis=0), data)
     assert ordinals[0].tolist() == np.lexsort((np.arange(500), exact))[:10].tolist()
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([DType.FLOAT16, DType.INT8]),
+    st.integers(1, 300),
+    st.integers(1, 20),
+    st.integers(1, 5),
+    st.floats(0, 1),
+    st.sampled_from([3, 64]),
+    st.integers(0, 2**32 - 1),
+)
+def test_stored_rows_are_found_as_what_is_scored_would_be(
+    dtype: DType, rows: int, k: int, blocks: int, live_share: float, dimensions: int, seed: int
+) -> None:
+    """Many of them point the same way, or nearly; their lengths differ; some queries point nowhere."""
+    rng = np.random.default_rng(seed)
+    form = VectorForm(dimensions, dtype, unit=True)
+    data = rng.integers(-2, 3, (rows, dimensions)) * rng.integers(1, 60, (rows, 1))
+    data[::3] = data[0] + (rng.integers(0, 200, (len(data[::3]), dimensions)) == 0)
+    stored = form.stored(data.astype(np.float32) * np.float32(1 if dtype is DType.INT8 else 0.37))
+    scored = form.scored(stored)
+    queries = np.concatenate((scored[:1], rng.standard_normal((2, dimensions)), np.zeros((1, dimensions))))
+    queries = queries.astype(np.float32)
+    mask = rng.random(rows) < live_share
+    given, plain = Scan(Metric.COSINE, queries, k, 1.001), Scan(Metric.COSINE, queries, k, 1.001)
+    for part in np.array_split(np.arange(rows), blocks):
+        given.add_stored(form, stored[part], part, mask[part])
+        plain.add(scored[part], part, mask[part])
+    found, wanted = (top_k(scan.found, len(queries), k) for scan in (given, plain))
+    assert found[0].tolist() == wanted[0].tolist() and found[1].tobytes() == wanted[1].tobytes()
+
+
+def test_only_what_may_be_near_is_made_a_unit_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all rows that takes ten times as long as the scores."""
+    form, made = VectorForm(32, DType.INT8, unit=True), []
+    stored = np.random.default_rng(1).integers(-128, 128, (5000, 32)).astype(np.int8)
+    scored = VectorForm.scored
+    monkeypatch.setattr(VectorForm, "scored", lambda form, rows: made.append(len(rows)) or scored(form, rows))
+    scan = Scan(Metric.COSINE, scored(form, stored[:2]), 10, 1.001)
+    for at in range(0, 5000, 1000):
+        scan.add_stored(form, stored[at : at + 1000], np.arange(at, at + 1000))
+    assert 10 <= sum(made) < 300
 
 
 def test_top_k_orders_by_distance_then_ordinal() -> None:

@@ -45,11 +45,11 @@ from needle.protocol.commands import (
     Session,
     UpdateVectors,
 )
-from needle.shard.disk import cut_power
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.live_collection import ReplicaView
 from needle.shard.query import search_group
 from needle.shard.state_machine import Replica
+from proof.sim.power import cut_power
 from shard.replica_util import Log, floats, open_replica, put, spec
 
 IDS = ["a", "b", "c", "d", "é"]

@@ -9,10 +9,18 @@ import pytest
 
 from cluster.catalog_util import topology
 from needle.catalog.state import execute
-from needle.protocol.catalog_commands import AddShard, DrainNode, RetireShard, StartMove
+from needle.protocol.catalog_commands import (
+    AddShard,
+    AssignReplicas,
+    ConfirmReplicas,
+    DrainNode,
+    RemoveNode,
+    RetireShard,
+    StartMove,
+)
 from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
 from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas
-from needle.routing.plans import ReplicaMove, ShardSplit, Wish
+from needle.routing.plans import Replacement, ReplicaMove, ShardSplit, Wish
 from needle.routing.topology import Topology
 from proof.checkers.rebalances import LOOKS_MIN, Rebalances
 from proof.checkers.violation import Violation
@@ -112,6 +120,15 @@ def test_who_is_cancelled_runs_nothing_and_has_waited() -> None:
             checker.changed(runs, left)
 
 
+def test_who_has_failed_runs_nothing() -> None:
+    judged(with_job(NOW), with_job(NOW, state=JobState.FAILED, why="a shard is gone"))
+    assert NOW.map is not None
+    moving = execute(NOW, 7, StartMove(1, NOW.map.epoch, NOW.map.ranges(0)[:1], 0, 1))[0]
+    runs = with_job(moving, running=(of_ranges(7),))
+    with pytest.raises(Violation, match="has failed, and still runs"):
+        judged(runs, with_job(moving, running=(of_ranges(7),), state=JobState.FAILED))
+
+
 def test_done_is_what_was_wished() -> None:
     done = JobState.DONE
     judged(with_job(NOW, wish=Wish(shards=4)), with_job(NOW, state=done, wish=Wish(shards=4)))
@@ -153,3 +170,20 @@ def test_a_retired_shard_owned_nothing() -> None:
         judged(more, gone, owned=1)
     with pytest.raises(Violation, match="shards were known"):
         judged(more, NOW)
+
+
+def test_who_is_replaced_gets_nothing_and_is_removed_in_the_end() -> None:
+    wish, free = Wish(replace=Replacement(old="node-6", new="node-5")), NOW
+    for number, info in enumerate(NOW.serving):
+        if "node-6" in info.replicas:
+            after = [one for one in info.replicas if one != "node-6"]
+            free = execute(free, 7 + number, AssignReplicas(info.shard + 1, list(info.replicas), after))[0]
+            free = execute(free, 20 + number, ConfirmReplicas(info.shard + 1, free.version))[0]
+    gone = execute(free, 30, RemoveNode("node-6"))[0]
+    assert gone is not free
+    judged(with_job(free, wish=wish), with_job(gone, wish=wish, state=JobState.DONE))
+    with pytest.raises(Violation, match="is not removed"):
+        judged(with_job(free, wish=wish), with_job(free, wish=wish, state=JobState.DONE))
+    judged(with_job(NOW, wish=wish), with_job(free, wish=wish, stuck=1))
+    with pytest.raises(Violation, match="gets a replica"):
+        judged(with_job(free, wish=wish), with_job(NOW, wish=wish, stuck=1))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import needle
 from needle.routing.topology import Topology
+from proof.sim.databases import ShardAware
 from proof.sim.shards.altering import Altering
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.feeds import FeedReader
@@ -15,13 +17,15 @@ from proof.sim.shards.lasting import Lasting
 from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import Shape
 from proof.sim.shards.truth import Truth
+from proof.sim.shards.wording import WordSearcher
 from proof.sim.stage import Stage
 
-Other = Altering | Churn | FeedReader | Lasting | PinnedReader
+Other = Altering | Churn | FeedReader | Lasting | PinnedReader | WordSearcher
 
 
 class Others:
-    """all: those that there are. work: what they do. feeds: who reads a change feed."""
+    """all: those that there are. work: what they do. feeds: who reads a change feed. words: who searches
+    by words."""
 
     def __init__(
         self,
@@ -29,13 +33,18 @@ class Others:
         shape: Shape,
         truth: Truth,
         churning: Callable[[Topology], needle.Client],
-        client: Callable[..., needle.Client],
+        aware: Callable[..., ShardAware],
     ) -> None:
-        """churning, client: make a client; the second for a machine's name, what it knows, and a number."""
+        """churning, aware: make a client; the second for a machine's name, what it knows, and a number."""
+
+        def client(*args: Any) -> needle.Client:
+            return aware(*args).client
+
         self._stage = stage
         self.all: list[Other] = []
         self.work: list[asyncio.Task[None]] = []
         self.feeds: FeedReader | None = None
+        self.words: WordSearcher | None = None
         if shape.churn:
             self._begin("churn", Churn(stage, churning, truth.now))
         if shape.lasting:
@@ -49,11 +58,18 @@ class Others:
         if shape.feeds:
             self.feeds = FeedReader(stage, partial(client, "feeds"), truth)
             self._begin("feeds", self.feeds)
+        if shape.words:
+            self.words = WordSearcher(stage, client, aware, truth)
+            self._begin("words", self.words)
+            self.work.append(stage.ask("words-reader", self.words.read()))
 
     def _begin(self, name: str, other: Other) -> None:
         self.all.append(other)
         self.work.append(self._stage.ask(name, other.run()))
 
     async def told_everything(self) -> bool:
-        """Whether who reads a feed was told everything, now that nothing changes any more."""
+        """Whether who reads a feed was told everything, and who searches by words is answered, now that nothing changes
+        any more."""
+        if self.words is not None and not await self._stage.ask("words-reader", self.words.is_answered()):
+            return False
         return self.feeds is None or await self._stage.ask("feeds", self.feeds.has_everything())

@@ -23,6 +23,7 @@ VIRTUAL_NODES = 100
 MOVE_ROWS = 256
 CATCHING_UP_SHARE = 0.5
 ALTERING_SHARE = 0.4
+WORDS_SHARE = 0.5
 UNAWARE = ("c2", "c3")
 HOME = "home"
 """The metadata field that decides in runs with custom routing. It follows from the id: an id is one document."""
@@ -45,7 +46,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     somebody counts, scans and changes documents that stay (lasting.py); pinned: whether somebody reads the workload's
     documents by consistent scans (pinned.py); feeds: whether somebody mirrors them by a change feed
     (feeds.py); altering: whether somebody changes the index of their collection
-    (altering.py)."""
+    (altering.py); words: whether somebody searches by words (wording.py)."""
 
     shards: int
     replicas: int
@@ -66,6 +67,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
     feeds: bool = False
     altering: bool = False
+    words: bool = False
 
 
 def shape_of(spec: Spec) -> Shape:
@@ -74,7 +76,8 @@ def shape_of(spec: Spec) -> Shape:
     pinned = not spec.plain and stream(spec.seed, "who reads consistently").random() < PINNED_SHARE
     feeds = not spec.plain and stream(spec.seed, "who reads a feed").random() < FEEDS_SHARE
     altering = not spec.plain and stream(spec.seed, "who alters").random() < ALTERING_SHARE
-    return msgspec.structs.replace(shape, pinned=pinned, altering=altering, feeds=feeds)
+    words = not spec.plain and stream(spec.seed, "who searches by words").random() < WORDS_SHARE
+    return msgspec.structs.replace(shape, pinned=pinned, altering=altering, feeds=feeds, words=words)
 
 
 def plain_shape(spec: Spec) -> Shape:

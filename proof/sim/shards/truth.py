@@ -110,10 +110,10 @@ class Truth:
         holders = self.now.holders(group)
         return list(holders.leaving) if holders is not None else []
 
-    def models(self) -> dict[int, LogModel]:
-        """What each shard's log did to the workload's collection."""
-        found = self.now.collection(COLLECTION)
-        stored = found.stored_name if found is not None else COLLECTION
+    def models(self, name: str = COLLECTION) -> dict[int, LogModel]:
+        """What each shard's log did to a collection: to the workload's, if none is named."""
+        found = self.now.collection(name)
+        stored = found.stored_name if found is not None else name
         return {info.shard: self._watch.model(shard_group(info.shard), stored) for info in self.now.shards}
 
     def last(self) -> dict[int, int]:

@@ -103,6 +103,10 @@ class Limits(Settings, frozen=True, kw_only=True):
     pinned_scans_max: Consistent scans that may be open in one shard; more are refused.
     pinned_scan_seconds: A consistent scan ends after so long, whoever reads it.
     pinned_scan_bytes_max: About so many bytes are kept in one shard for consistent scans; over it, the oldest end.
+    feed_bytes_max: Bytes of memory in which each replica remembers its last changes for change feeds; 0: a feed that
+        falls behind begins anew.
+    feed_rows_bytes_max: About so many bytes of replaced and deleted documents stay in each replica's file for change
+        feeds, at most 16,384 of them.
     freeze_seconds: Writes of keys that change their shard wait so long at most; then the move begins anew.
     """
 
@@ -125,6 +129,8 @@ class Limits(Settings, frozen=True, kw_only=True):
     pinned_scans_max: Annotated[int, about(0, 1024)] = 16
     pinned_scan_seconds: Annotated[Seconds, about(1, 86_400)] = 600.0
     pinned_scan_bytes_max: Annotated[int, about(0, BYTES)] = 1024 * 1024 * 1024
+    feed_bytes_max: Annotated[int, about(0, BYTES)] = 8 * 1024 * 1024
+    feed_rows_bytes_max: Annotated[int, about(0, BYTES)] = 32 * 1024 * 1024
     freeze_seconds: Annotated[Seconds, about(0.1, 3600)] = 2.0
 
 

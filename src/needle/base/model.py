@@ -66,7 +66,8 @@ CODES = (IndexKind.HNSW_SQ8, IndexKind.HNSW_RABITQ, IndexKind.IVF_PQ)
 
 class IndexParams(msgspec.Struct, frozen=True, kw_only=True):
     """The index of a collection. m: links of a vector in a graph, ef_construction: effort of building it (Malkov and
-    Yashunin 2016). ef_search: effort of a search: about so many of the nearest vectors are looked at, by every kind."""
+    Yashunin 2016). ef_search: effort of a search: about so many of the nearest vectors are looked at, by every kind,
+    or more in a file whose graph needs that."""
 
     m: int = 16
     ef_construction: int = 100
@@ -293,6 +294,7 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     for somebody to do something.
     damage: why this replica's data is not served, and fetched again from another; "" if it is whole.
     waits_for: what the members of this leader's group lack to be those that the catalog names; "" for nothing.
+    fetched: what share of this leader's group each of its learners has, 0 to 1.
     documents: that a reader can see, of all collections; live_bytes: what they weigh (docs/rebalancing.md). copied:
     documents that this leader has copied to other shards, by id of the move that is under way. writes, searches: a
     second, lately, that this node took; hot: if asked for, (first key, key behind the last or None, writes,
@@ -337,3 +339,4 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     compared: int = 0
     diverged: dict[str, str] = {}
     recall: dict[str, float] = {}
+    fetched: dict[str, float] = {}

@@ -19,6 +19,7 @@ from needle.protocol.catalog_commands import (
     AssignReplicas,
     CancelMove,
     CatalogCommand,
+    RemoveNode,
     StartRebalance,
     StepRebalance,
 )
@@ -90,6 +91,8 @@ def stepped(now: Topology, index: int, command: StepRebalance) -> tuple[Job, lis
         running = (*running, Running(id=index, move=command.start, nodes=nodes))
         check_invariants(running, made.config.max_concurrent_moves)
         decisions.append(command_of(command.start, command.nonce, command.epoch, made.config))
+    if made.state is JobState.DONE and made.wish.replace is not None:  # refused while it holds anything
+        decisions.append(RemoveNode(made.wish.replace.old))
     made = _replace(made, running=running, why=made.why[:WHY_CHARS_MAX], revision=job.revision + 1)
     return made, decisions
 

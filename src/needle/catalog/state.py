@@ -83,7 +83,9 @@ def _create_cluster(now: Topology, index: int, command: CreateCluster) -> Change
     settings = command.settings
     if now.settings is not None:
         if now.settings != settings:
-            raise InvalidArgument(f"this cluster exists, with other settings: {now.settings}", field="settings")
+            raise InvalidArgument(
+                f"this cluster exists, with other settings: {now.settings.in_words()}", field="settings"
+            )
         return done(now, index, now.version, existed=True)
     check_range("shard_count", settings.shard_count, 1, SHARDS_MAX)
     check_range("replication_factor", settings.replication_factor, 1, REPLICAS_MAX)
@@ -218,8 +220,11 @@ def _of_moves(
 def _start_rebalance(now: Topology, index: int, command: StartRebalance) -> Changed:
     need_cluster(now)
     job = rebalances.started(now, index, command)
-    if command.empty:
-        now, _ = nodes.drain(now, index, DrainNode(command.empty, True))
+    empty = command.empty if command.wish.replace is None else command.wish.replace.old
+    if command.first is not None:
+        now, _ = _EXECUTE[type(command.first)](now, index, command.first)
+    if empty:
+        now, _ = nodes.drain(now, index, DrainNode(empty, True))
     return done(_replace(now, rebalance=job), index)
 
 

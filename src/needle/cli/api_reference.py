@@ -24,6 +24,7 @@ from needle.client.batches import BatchMethods
 from needle.client.changes import ChangeMethods
 from needle.client.document_calls import ValueCount
 from needle.client.documents import DocumentMethods
+from needle.client.feeds import FeedMethods
 from needle.client.fitness import Diagnosis, Finding, LinkFound, NodeFound
 from needle.client.health import ReplicaStatus
 from needle.client.naming import NamingMethods
@@ -64,15 +65,15 @@ PyCapsule protocol.
 Names in the first part come from `needle`, those in the second from `needle.distributed`; what methods return is
 described in the third, each with the module that has it. The methods for documents and
 collections are written once: `Client`, `RaftCluster`, `DistributedCluster` and `ShardRouter` have those of
-`SearchMethods`, `ChangeMethods`, `NamingMethods` and `DocumentMethods` (in `needle.client`); `Client` and `RaftCluster`
-have `BatchMethods`, too.
+`SearchMethods`, `FeedMethods`, `ChangeMethods`, `NamingMethods` and `DocumentMethods` (in `needle.client`); `Client`
+and `RaftCluster` have `BatchMethods`, too.
 """
 
 STUB_HEAD = '''"""Made by `python -m needle.cli.api_reference` from the table in `__init__.py`. Do not edit."""
 
 '''
 
-SHARED: tuple[type, ...] = (DocumentMethods, SearchMethods, ChangeMethods, NamingMethods, BatchMethods)
+SHARED: tuple[type, ...] = (DocumentMethods, SearchMethods, FeedMethods, ChangeMethods, NamingMethods, BatchMethods)
 """Bases whose methods are described once."""
 
 

@@ -31,11 +31,13 @@ from needle.cli import (
     mcp_command,
     node_commands,
     node_list,
+    node_share_commands,
     plan_command,
     rebalance_commands,
     recover_command,
     repair_commands,
     restart_commands,
+    search_command,
     serve_command,
     shard_commands,
     top_command,
@@ -169,7 +171,7 @@ _add(app, "plan", plan_command.plan, "needle plan --vectors 50M --dimensions 768
 _add(app, "top", top_command.top, "needle top")
 _add(app, "mcp", mcp_command.mcp, "needle mcp --cluster 127.0.0.1:5001")
 _add(app, "leader", cluster_commands.leader, "needle leader")
-_add(app, "search", document_commands.search, 'needle search "parse a date" -k 5 --mode leased')
+_add(app, "search", search_command.search, 'needle search "parse a date" -k 5 --mode leased')
 _add(app, "insert", document_commands.insert, "needle insert documents.jsonl")
 _add(app, "get", document_commands.get, "needle get json.dumps shlex.split --json")
 _add(app, "patch", change_commands.patch, "needle patch doc-1 --set year=2024 --append tags=new")
@@ -215,8 +217,8 @@ _add(node_app, "add", node_commands.add, "needle node add node-4")
 _add(node_app, "drain", node_commands.drain, "needle node drain node-2")
 _add(node_app, "remove", node_commands.remove, "needle node remove node-2")
 _add(node_app, "replace", node_commands.replace, "needle node replace node-2 node-7")
-_add(node_app, "weight", node_commands.weight, "needle node weight node-2 2.5")
-_add(node_app, "zone", node_commands.zone, "needle node zone node-2 rack-2")
+_add(node_app, "weight", node_share_commands.weight, "needle node weight node-2 2.5")
+_add(node_app, "zone", node_share_commands.zone, "needle node zone node-2 rack-2")
 _add(
     cluster_app,
     "create",

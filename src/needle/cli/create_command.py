@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,9 @@ from needle.cli.common import Json, notes, print_json
 from needle.cli.status import Look, look, status_json
 from needle.connecting import DEFAULT_CLUSTER_ID
 from needle.routing.strategy import parse_strategy
-from needle.server.catalog.founding import uneven
-from needle.server.cluster_api import ClusterConfig, DistributedCluster
+
+if TYPE_CHECKING:
+    from needle.server.cluster_api import ClusterConfig
 
 
 def create(
@@ -45,6 +46,8 @@ def create(
     json: Json = False,
 ) -> None:
     """Make a cluster out of running nodes that were started without `cluster_nodes`. May be repeated after an error."""
+    from needle.server.cluster_api import ClusterConfig, DistributedCluster  # half a second, for this command alone
+
     config = ClusterConfig(
         shard_count=shards,
         replication_factor=replicas,
@@ -77,6 +80,8 @@ def create(
 
 def _tell(seen: Look, config: ClusterConfig, addresses: list[str]) -> None:
     """What was made, and what to know of it."""
+    from needle.server.catalog.founding import uneven
+
     health = seen.health
     names = ",".join(addresses[:3])
     led = sum(shard.leader is not None for shard in health.shards.values())

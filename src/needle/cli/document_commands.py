@@ -1,4 +1,4 @@
-"""`needle search | insert | get`: documents in and out."""
+"""`needle insert | get`: documents in and out."""
 
 from __future__ import annotations
 
@@ -9,42 +9,36 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import needle
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
-from needle.base.model import Document, ReadMode
+from needle.base.model import Document
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
     Collection,
-    Fields,
     Json,
     Timeout,
     brief,
     console,
-    filter_option,
     notes,
-    paths_option,
     print_json,
     run,
     table,
     visible,
 )
-from needle.cli.explained import explained, remarks
 from needle.cli.inputs import (
     Embed,
     Record,
     check_record,
     count_records,
     may_hold_text,
-    read_query_vector,
     read_records,
     span,
 )
@@ -54,105 +48,9 @@ from needle.client.embedding import WORDLLAMA, check_takes
 T = TypeVar("T")
 
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of documents.")]
-GroupBy = Annotated[
-    str | None, typer.Option("--group-by", help="A field: the nearest of each of the K nearest values.")
-]
-Diversify = Annotated[
-    float | None, typer.Option("--diversify", help="Hits that are unlike each other: 0 not at all, 1 most.")
-]
-OrderBy = Annotated[
-    str | None, typer.Option("--order-by", help="Show the hits in the order of this field; see --descending.")
-]
-Like = Annotated[
-    str | None, typer.Option("--like", metavar="ID", help="Search by the vector of this document, without itself.")
-]
-Offset = Annotated[int, typer.Option("--offset", min=0, help="Leave out the nearest so many.")]
-MaxDistance = Annotated[float | None, typer.Option("--max-distance", help="Leave out hits that are farther.")]
-MinScore = Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less.")]
 BATCH_BYTES = 512 * 1024
 BATCHES_IN_FLIGHT = 4
 SOON_SECONDS = 5.0
-
-
-def search(
-    words: Annotated[
-        str | None,
-        typer.Argument(metavar="WORDS", help="What to look for, in words, where the collection names a model."),
-    ] = None,
-    vector: Annotated[
-        str | None, typer.Option("--vector", help="Search by the vector in this .npy file; - reads standard input.")
-    ] = None,
-    keywords: Annotated[
-        str | None, typer.Option("--keywords", help="Find documents that have these words, where there is a text.")
-    ] = None,
-    like: Like = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
-    offset: Offset = 0,
-    mode: Annotated[ReadMode, typer.Option("--mode", help="What the read promises.")] = ReadMode.STRONG,
-    filter: Annotated[str | None, typer.Option("--filter", help='Condition on metadata: \'{"lang": "en"}\'.')] = None,
-    fields: Fields = None,
-    max_distance: MaxDistance = None,
-    min_score: MinScore = None,
-    group_by: GroupBy = None,
-    group_size: Annotated[int, typer.Option("--group-size", min=1, help="How many of each with --group-by.")] = 1,
-    diversify: Diversify = None,
-    order_by: OrderBy = None,
-    descending: Annotated[bool, typer.Option("--descending", help="From the greatest value of --order-by.")] = False,
-    exact: Annotated[bool, typer.Option("--exact", help="Score every vector instead of using the index.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Also show how each shard found them.")] = False,
-    collection: Collection = "default",
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
-    json: Json = False,
-) -> None:
-    """Find the documents nearest to words by their meaning, to a vector or to a document, or those that have words."""
-    if [words, vector, keywords, like].count(None) != 3:
-        raise typer.BadParameter("give either words, --keywords WORDS, --vector FILE, or --like ID")
-    condition, paths = filter_option("--filter", filter), paths_option(fields)
-    options: dict[str, Any] = {
-        "text": words, "keywords": keywords, "like": like, "offset": offset, "max_distance": max_distance,
-        "min_score": min_score, "fields": paths, "group_by": group_by, "group_size": group_size,
-        "diversify": diversify, "order_by": order_by, "descending": descending, "exact": exact, "explain": explain,
-    }  # fmt: skip
-    query = None if vector is None else read_query_vector(vector)
-    if words is not None:
-        WORDLLAMA.load()  # whoever lacks it hears so before the cluster is asked
-
-    async def work(client: needle.Client) -> tuple[needle.Hits, float]:
-        started = time.perf_counter()
-        hits = await client.search(query, k, condition, mode=mode, collection=collection, timeout=timeout, **options)
-        return hits, time.perf_counter() - started
-
-    hits, seconds = run(cluster, work)
-    if json:
-        print_json({"hits": hits, "explained": hits.explained} if explain else hits)
-    else:
-        _show(hits, group_by, mode, seconds, explain=explain, scores=keywords is not None)
-
-
-def _show(
-    hits: needle.Hits, group_by: str | None, mode: ReadMode, seconds: float, *, explain: bool, scores: bool
-) -> None:
-    console.print(_table_of(hits, group_by, scores=scores))
-    if explain:
-        console.print(explained(hits.explained))
-        for one in remarks(hits.explained):
-            notes.print(one, markup=False)
-    found = "1 hit" if len(hits) == 1 else f"{len(hits)} hits"
-    notes.print(f"{found}, {mode} read, {seconds * 1000:.1f} ms", markup=False)
-
-
-def _table_of(hits: needle.Hits, group_by: str | None, *, scores: bool) -> Table:
-    rows = table(*([group_by] if group_by else []), "score" if scores else "distance", "id", "metadata")
-    for hit in hits:
-        told = brief(hit.metadata, 200) if hit.metadata is not None else ""
-        rows.add_row(
-            *([brief(hit.group, 80)] if group_by else []),
-            f"{hit.score if scores else hit.distance:.4f}",
-            visible(hit.id),
-            told,
-        )
-    return rows
 
 
 def insert(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import needle
-from needle.cli.common import DEFAULT_CLUSTER, Cluster, Timeout, brief, notes, print_json, run, visible
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Timeout, brief, filter_option, notes, print_json, run, visible
 from needle.client import Change
 
 _ENDS = ("reset", "ready")
@@ -20,6 +20,9 @@ def changes(
         str,
         typer.Option("--since", help="now; start: all documents first; or a token that --json told: behind that."),
     ] = "now",
+    where: Annotated[
+        str | None, typer.Option("--where", help="JSON of a filter: as if there were only documents that match.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="End after so many changes; 0 for never.")] = 0,
     with_vectors: Annotated[bool, typer.Option("--with-vectors", help="With --json: the vectors too.")] = False,
     cluster: Cluster = DEFAULT_CLUSTER,
@@ -31,9 +34,13 @@ def changes(
     A line with "reset" says to forget all documents; those that there are follow, up to "ready" (docs/changes.md).
     """
 
+    wanted = filter_option("--where", where)
+
     async def work(client: needle.Client) -> None:
         told = 0
-        async with client.changes(collection, since=since, with_vectors=with_vectors and json, timeout=timeout) as feed:
+        vectors = with_vectors and json
+        feed = client.changes(collection, since=since, filter=wanted, with_vectors=vectors, timeout=timeout)
+        async with feed:
             if not json:
                 notes.print(f"changes of {visible(collection)}; Ctrl-C ends it", markup=False)
             async for change in feed:

@@ -1,4 +1,4 @@
-"""`needle node add | drain | remove | replace | weight | zone`: which nodes a cluster has, and what each takes.
+"""`needle node add | drain | remove | replace`: which nodes a cluster has.
 
 Each prints what it would move with --dry-run. What was decided goes on without who watches, and each may be repeated.
 """
@@ -16,7 +16,7 @@ import needle
 from needle.base.config import refuse
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, as_json, console, notes, print_json, run
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, as_json, console, notes, print_json, run
 from needle.cli.node_list import without_shards
 from needle.cli.rebalance_commands import (
     Batch,
@@ -29,10 +29,11 @@ from needle.cli.rebalance_commands import (
     not_emptied,
     pace,
     show_plan,
+    show_progress,
 )
-from needle.client.replacing import with_size
+from needle.client.replacing import not_replaced, with_size
 from needle.protocol.catalog_commands import AssignReplicas
-from needle.routing.jobs import JobState, RebalanceConfig, check_over
+from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import NodeState, Topology
@@ -42,7 +43,6 @@ ASK_SECONDS = 5.0
 JOIN_SECONDS = 20.0
 """So long a node that takes the place of another one may take to join: it was started a moment ago."""
 Wait = Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the whole change.")]
-Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle node list`.")]
 
 
 def add(
@@ -122,23 +122,33 @@ def drain(
     throttle: Throttle = 0.1,
     no_wait: NoWait = False,
     cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
+    timeout: Wait = 3600.0,
     json: Json = False,
 ) -> None:
-    """Have other nodes take over all that a node holds, and give it nothing new; then it can be removed."""
+    """Have other nodes take over all that a node holds, and give it nothing new; then it can be removed. Repeat it to
+    go on watching."""
     config, wish = pace(moves, batch, throttle), Wish(drain=(node,), balance=False)
+    deadline, seconds = time.monotonic() + timeout, min(timeout, 10.0)
     if undo and dry_run:
         raise refuse("--undo", "with --dry-run", "one of them: it moves nothing, so there is no plan to print")
     if undo:
-        run(cluster, lambda client: client.undrain_node(node, timeout=timeout))
+        run(cluster, lambda client: client.undrain_node(node, timeout=seconds))
         notes.print(f"{node} is used again; `needle node add {node}` brings it replicas", markup=False)
         return
 
     async def start(client: needle.Client) -> int:
-        return await client.drain_node(node, config, timeout=timeout)
+        going_on = _emptying_now(await _confirmed(client), node)
+        return going_on or await client.drain_node(node, config, timeout=seconds)
 
     carry_out(
-        cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json, not_emptied
+        cluster,
+        lambda client: client.plan_rebalance(wish, timeout=seconds),
+        start,
+        dry_run,
+        no_wait,
+        json,
+        not_emptied,
+        deadline,
     )
 
 
@@ -178,11 +188,10 @@ def remove(
         if holds and fewer_replicas:
             await _hold(client, without_node(now, node), deadline)
         elif holds:
-            job = now.rebalance
-            again = job is not None and not job.over and (node in job.wish.lost or known.state is NodeState.DRAINING)
-            if not again:
-                check_over(job)  # what it moves would be told as what no other node can take
-            id_ = job.id if again and job is not None else await _emptying(client, node, config)
+            id_ = _emptying_now(now, node)
+            if id_ is None:
+                check_over(now.rebalance)  # what it moves would be told as what no other node can take
+                id_ = await _emptying(client, node, config)
             ended = await followed(client, id_, False, json, deadline)
             if ended.state is not JobState.DONE:
                 raise Unavailable(f"rebalance {id_} is {ended.state}: {ended.why or 'somebody ended it'}")
@@ -194,6 +203,15 @@ def remove(
     if json:
         print_json({"removed": node})
     notes.print(f"{node} is no longer a node of this cluster; stop it and delete its data directory", markup=False)
+
+
+def _emptying_now(now: Topology, node: NodeId) -> int | None:
+    """The rebalance that has others take over what a node holds, if one is under way."""
+    known, job = now.node(node), now.rebalance
+    if job is None or job.over or known is None:
+        return None
+    to_go = known.state is NodeState.DRAINING and not job.wish.by_hand
+    return job.id if to_go or node in job.wish.lost else None
 
 
 async def _without(client: needle.Client, node: NodeId) -> Wish:
@@ -222,88 +240,40 @@ def replace(
     old: Annotated[str, typer.Argument(metavar="OLD", help="The node that goes; it may be dead.")],
     new: Annotated[str, typer.Argument(metavar="NEW", help="The node that takes its place. It runs, and has joined.")],
     dry_run: DryRun = False,
+    moves: Moves = 10,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
+    no_wait: NoWait = False,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Wait = 3600.0,
     json: Json = False,
 ) -> None:
-    """Put all that one node holds on another one, then forget the first. Repeat it if it was interrupted: the cluster
-    goes on with what was decided."""
+    """Put all that one node holds on another one, then forget the first. The cluster goes on with it without who asked;
+    `needle rebalance` shows how far it is, pauses and cancels it, and the same command goes on watching."""
+    config, deadline = pace(moves, batch, throttle), time.monotonic() + timeout
     run(cluster, lambda client: _joined(client, new, min(timeout, JOIN_SECONDS)))
     if dry_run:
         _show(run(cluster, lambda client: client.plan_replacement(old, new)), json, f"then {old} is forgotten")
         return
 
-    def told(text: str) -> None:
+    async def work(client: needle.Client) -> Progress | None:
+        id_ = await client.start_replacement(old, new, config, timeout=min(timeout, 10.0))
+        if id_ is None:
+            notes.print(f"{old} was removed from this cluster before; nothing was changed", markup=False)
+            return None
         if not json:
-            notes.print(text, markup=False)
+            notes.print(f"rebalance {id_} has begun; it goes on if you stop watching", markup=False)
+        return await followed(client, id_, no_wait, json, deadline)
 
-    run(cluster, lambda client: client.replace_node(old, new, told=told, timeout=timeout))
+    found = run(cluster, work)
+    if found is not None and not found.is_complete:
+        show_progress(found, json)
+        return
+    if found is not None and found.state is not JobState.DONE:
+        raise Unavailable(not_replaced(found, old))
     if json:
         print_json({"removed": old, "replaced_by": new})
     notes.print(f"{new} is in the place of {old}; stop {old} and delete its data directory", markup=False)
-
-
-def weight(
-    node: Node,
-    weight: Annotated[
-        str, typer.Argument(metavar="WEIGHT", help="Its share beside others', 0 for none; or 'own' for its setting.")
-    ],
-    dry_run: DryRun = False,
-    moves: Moves = 10,
-    batch: Batch = 1000,
-    throttle: Throttle = 0.1,
-    no_wait: NoWait = False,
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
-    json: Json = False,
-) -> None:
-    """Say how large a node's share of the replicas is, whatever its own settings say, then rebalance accordingly."""
-    try:
-        share = None if weight == "own" else float(weight)
-    except ValueError:
-        raise refuse("WEIGHT", weight, "a number from 0 to 1000, or own") from None
-    if share is None and dry_run:
-        raise refuse("WEIGHT", weight, "a number with --dry-run: what the node's setting says is known when it counts")
-    config = pace(moves, batch, throttle)
-    wish = Wish(weights={} if share is None else {node: share})
-
-    async def start(client: needle.Client) -> int:
-        check_over((await _confirmed(client)).rebalance)  # before anything is changed
-        await client.weigh_node(node, share, timeout=timeout)
-        notes.print(f"the weight of {node} is {'its own' if share is None else weight} from now on", markup=False)
-        return await client.start_rebalance(config, timeout=timeout)
-
-    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
-
-
-def zone(
-    node: Node,
-    zone: Annotated[str | None, typer.Argument(metavar="[ZONE]", help="Its failure domain, such as its rack.")] = None,
-    own: Annotated[bool, typer.Option("--own", help="The zone in its own settings counts again.")] = False,
-    dry_run: DryRun = False,
-    moves: Moves = 10,
-    batch: Batch = 1000,
-    throttle: Throttle = 0.1,
-    no_wait: NoWait = False,
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
-    json: Json = False,
-) -> None:
-    """Say which zone a node is in, whatever its own settings say, then rebalance, so that no two replicas of a shard
-    share a zone without need."""
-    if own == (zone is not None):
-        raise refuse("ZONE", zone or "nothing", "either ZONE or --own")
-    if own and dry_run:
-        raise refuse("--own", "with --dry-run", "ZONE with --dry-run: what the setting says is known when it counts")
-    config, wish = pace(moves, batch, throttle), Wish(zones={} if zone is None else {node: zone})
-
-    async def start(client: needle.Client) -> int:
-        check_over((await _confirmed(client)).rebalance)  # before anything is changed
-        await client.zone_node(node, zone, timeout=timeout)
-        notes.print(f"the zone of {node} is {'its own' if own else zone} from now on", markup=False)
-        return await client.start_rebalance(config, timeout=timeout)
-
-    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
 
 
 # --- clusters of which every node holds every shard ------------------------------------------------------------------

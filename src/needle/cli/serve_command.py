@@ -14,7 +14,6 @@ import typer
 from needle.base.config import SETTINGS, RaftConfig
 from needle.base.schema import Setting, json_schema
 from needle.server.process.config_file import read_file, resolve
-from needle.server.process.main import serve as serve_node
 
 
 def serve(
@@ -28,6 +27,8 @@ def serve(
     A setting on the command line wins over the environment (NEEDLE_DATA_DIR, NEEDLE_SEGMENTS_SEAL_ROWS and so on), that
     over the file, that over the default.
     """
+    from needle.server.process.main import serve as serve_node  # what a node needs takes half a second to load
+
     options = {path: given[_parameter_name(path)] for path in SETTINGS}
     serve_node(resolve(read_file(config) if config else {}, os.environ, options))
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from needle.base.errors import NeedleError, OutcomeUnknown
 from needle.base.model import WriteResult
-from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.columns import Documents, as_columns
 from needle.client.document_calls import BatchPart
 from needle.client.documents import DocumentMethods, insert_parts
+from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.texts import vectors_of
 from needle.client.values import Seconds
 

@@ -16,18 +16,14 @@ from needle.base.model import Document, ReadMode, WriteResult
 from needle.base.plain import refused
 from needle.client import answers, values
 from needle.client.cursor import Place
-from needle.client.document_calls import OverDocuments
-from needle.client.feed import NOW, Changes
+from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FeedMethods, FilterLike
 from needle.client.scanning import Batch, Reading, Scan, end_scan, read_batch
 from needle.client.texts import vector_of, vectors_of
 from needle.client.values import Seconds
 from needle.client.where import OnProgress
 from needle.protocol.commands import Change, ChangeWhere
 
-DEFAULT_COLLECTION = "default"
-TIMEOUT = 10.0
 PAGE = 1000
-FilterLike = Filter | Mapping[str, Any] | None
 
 
 class ScanPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +33,7 @@ class ScanPage(msgspec.Struct, frozen=True, kw_only=True):
     cursor: str | None
 
 
-class ChangeMethods(OverDocuments):
+class ChangeMethods(FeedMethods):
     """What changes or deletes documents without sending them again, and what reads them out."""
 
     async def patch(
@@ -296,28 +292,6 @@ class ChangeMethods(OverDocuments):
             await end_scan(await self._documents(), place, at, how.timeout)
 
         return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end)
-
-    # --- what changes ------------------------------------------------------------------------------------------------
-    def changes(
-        self,
-        collection: str = DEFAULT_COLLECTION,
-        *,
-        since: str = NOW,
-        with_vectors: bool = True,
-        timeout: Seconds = TIMEOUT,
-    ) -> Changes:
-        """Each committed change of a collection once, in the order in which each shard committed them: an async
-        iterator of `Change` (docs/changes.md). Those of one document keep their order, also when its key moves to
-        another shard.
-
-        since: "now", which is when the feed begins: with its first step, or `async with` it, or `await feed.begin()`;
-        "start" for all documents first; or the `token` of a feed, to go on behind the last change that it gave, from
-        any client. A change of kind "reset" says to forget all documents, since those that there are follow, up to
-        "ready": where a feed comes too late for what the shards remember, too. timeout: seconds that a shard may say
-        nothing, or an answer about where to begin take."""
-        name = values.check_name(collection)
-        whole, seconds = values.check_flag(with_vectors, "with_vectors"), values.check_timeout(timeout)
-        return Changes(self._documents, name, since, with_vectors=whole, timeout=seconds)
 
 
 def _asked(

@@ -17,16 +17,17 @@ from needle.client import values
 from needle.client.activity import Activity, activity
 from needle.client.assigning import assign
 from needle.client.batches import BatchMethods
-from needle.client.changes import TIMEOUT
 from needle.client.cluster_conditions import look
 from needle.client.directory import Caller
 from needle.client.document_calls import DocumentCalls
 from needle.client.embedding import Embedder
 from needle.client.examining import examine, loads, look_at_activity
+from needle.client.feeds import TIMEOUT
 from needle.client.fitness import Diagnosis
 from needle.client.group import GroupClient
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.keys import KeyMethods
+from needle.client.node_shares import ShareMethods
 from needle.client.nodes import NodeMethods, address_of
 from needle.client.rebalancing import RebalanceMethods
 from needle.client.replacing import ReplaceMethods
@@ -44,6 +45,7 @@ from needle.protocol.calls import (
 )
 from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
 from needle.protocol.probe_calls import LoadAnswer
+from needle.routing.meant import shard_meant
 from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
@@ -51,7 +53,7 @@ MADE_SECONDS = 0.2
 CATALOG = -1
 
 
-class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):
+class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
     def __init__(
@@ -170,21 +172,7 @@ class Client(BatchMethods, ReplaceMethods, RebalanceMethods, RestartMethods, Nod
 
     async def _shard(self, shard: int | None) -> ShardInfo:
         """The shard that an operator's call is about: a cluster of several has no default. Raises InvalidArgument."""
-        shards = (await self._founded()).serving
-        if shard is None and len(shards) == 1:
-            return shards[0]
-        if not shards:
-            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
-        if shard is None:
-            raise InvalidArgument(
-                f"which shard is meant? This cluster has {len(shards)}: name one, from 0 to {shards[-1].shard}",
-                field="shard",
-            )
-        values.check_count(shard, "shard", 0)
-        found = next((info for info in shards if info.shard == shard), None)
-        if found is None:
-            raise invalid("shard", shard, f"the number of a shard, from 0 to {shards[-1].shard}")
-        return found
+        return shard_meant(await self._founded(), shard)
 
     async def leader(self, shard: int | None = None, *, timeout: Seconds = 1.0) -> NodeId | None:
         """The node that leads a shard; None if its replicas name none in time. shard: may be left out if there is only

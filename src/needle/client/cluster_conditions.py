@@ -7,7 +7,7 @@ each for at most `timeout`; one that does not answer has a condition, and holds 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -30,6 +30,7 @@ from needle.client.alerts import (
 from needle.client.conditions import GOES_ON, NodeView, conditions
 from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge
 from needle.protocol.peer_calls import WhoAnswer
+from needle.routing.gone import too_many
 from needle.routing.stats import imbalance
 from needle.routing.topology import NodeState, Topology
 
@@ -65,7 +66,9 @@ async def look(client: Asked, timeout: float) -> Seen:
     health = judge(topology, replicas)
     found: list[Condition] = []
     if topology.settings is not None:
-        found = [*_of_shards(topology, health, replicas), *catalog, *uneven(health), *of_nodes(topology, told)]
+        counted = {info.id for info in topology.nodes if not info.maintenance} & topology.addresses().keys()
+        lacking = who_replaces(topology, counted - told.keys())
+        found = [*_of_shards(topology, health, replicas, lacking), *catalog, *uneven(health), *of_nodes(topology, told)]
     return Seen(health=msgspec.structs.replace(health, conditions=ordered(found)), replicas=replicas, told=told)
 
 
@@ -113,7 +116,20 @@ async def _of_catalog(client: Asked, timeout: float) -> list[Condition]:
     return [holds("NeedleReplicasNotInPlace", f"catalog: {status.waits_for}", GOES_ON)]
 
 
-def _of_shards(topology: Topology, health: ClusterHealth, replicas: Sequence[ReplicaStatus]) -> list[Condition]:
+def who_replaces(topology: Topology, silent: Collection[NodeId]) -> str:
+    """What to do about missing replicas. silent: the nodes that do not answer."""
+    if too_many(topology, silent):
+        return (
+            "bring its nodes back, or `needle node replace` them: half of the nodes or more do not answer, so the "
+            "cluster replaces none by itself"
+        )
+    return "bring its nodes back, or `needle node replace` them; after replace_after the cluster does"
+
+
+def _of_shards(
+    topology: Topology, health: ClusterHealth, replicas: Sequence[ReplicaStatus], lacking: str
+) -> list[Condition]:
+    """lacking: what to do about missing replicas."""
     shards = [info.shard for info in topology.serving]
     resting, held = [info.id for info in topology.nodes if info.maintenance], views(replicas)
     found = [
@@ -126,12 +142,11 @@ def _of_shards(topology: Topology, health: ClusterHealth, replicas: Sequence[Rep
             maintenance=resting,
         )
     ]
-    action = "bring its nodes back, or `needle node replace` them; after replace_after the cluster does"
     for number in health.under_replicated:
         shard, wanted = health.shards[number], len(topology.shards[number].wanted)
         if shard.leader is not None:
             subject = f"shard {number} has {wanted - shard.missing_replicas} of {wanted} replicas"
-            found.append(holds("NeedleUnderReplicated", subject, action))
+            found.append(holds("NeedleUnderReplicated", subject, lacking))
     return found
 
 

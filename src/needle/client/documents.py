@@ -27,10 +27,11 @@ from needle.base.model import (
 from needle.base.text import TextField
 from needle.base.text_checks import text_field
 from needle.client import answers, values
-from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, ChangeMethods, FilterLike, check_ids_are_meant
+from needle.client.changes import ChangeMethods, check_ids_are_meant
 from needle.client.columns import Columns, Documents, as_columns
 from needle.client.document_calls import BatchPart, DocumentCalls, Facet, find_collection
 from needle.client.embedding import check_dimensions, check_model, dimensions_of
+from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.naming import NamingMethods
 from needle.client.searches import SearchMethods, made
 from needle.client.texts import vector_of, vectors_of

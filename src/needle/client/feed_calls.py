@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from needle.protocol.change_calls import ChangesAnswer, Position
+from needle.protocol.change_calls import LIMIT_MAX, ChangesAnswer, Near, Position
 from needle.routing.topology import Topology
 
 
@@ -18,7 +18,8 @@ class Begun(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """Of one shard. past: as in ChangesCall."""
+    """Of one shard. past: as in ChangesCall. applied: by a replica that has applied this entry. limit: changes.
+    filter, near: as in ChangesCall."""
 
     stored: str
     shard: int
@@ -26,6 +27,10 @@ class Asked(NamedTuple):
     with_vectors: bool
     wait: float
     past: int = 0
+    applied: int = 0
+    limit: int = LIMIT_MAX
+    filter: bytes = b""
+    near: Near | None = None
 
 
 class FeedCalls(Protocol):
@@ -59,6 +64,6 @@ class FeedCalls(Protocol):
         ...
 
     async def released(self, stored: str, shard: int, position: Position, move: int, timeout: float) -> int | None:
-        """The entry behind `position` by which a move took ranges away from a shard, 0 if none did; None if its leader
-        does not know. It sees all that was committed before the call."""
+        """The entry behind `position` by which a move took ranges away from a shard, 0 if none did; None if no replica
+        knows. It sees all that was committed before the call."""
         ...

@@ -20,7 +20,8 @@ VERSION: Final = 1
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
     """founding: of the cluster. positions: by shard; a shard that is not named was added since, and is read from its
-    first change on. whole: False if the feed begins anew, with all documents that there are then."""
+    first change on. whole: False while all documents are told: those up to the id `after` were; None: the feed begins
+    anew, with all documents that there are then."""
 
     version: int
     founding: int
@@ -28,6 +29,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     collection_id: int
     positions: dict[int, Position]
     whole: bool = True
+    after: str | None = None
 
 
 def encode(token: Token) -> str:

@@ -81,16 +81,23 @@ def candidates(k: Any, offset: Any, pool: Any) -> tuple[int, int, int]:
     return count, left_out, size
 
 
-def fused(near: HitBatch, words: HitBatch, fusion: RRF, k: int, offset: int) -> Fused:
+def fused(near: HitBatch, words: HitBatch, fusion: RRF, k: int, offset: int, like: str = "", pool: int = 0) -> Fused:
     """The k best of both after the first `offset`, by (score, id). A document that changed between both searches is
-    shown as the search of words saw it."""
+    shown as the search of words saw it. like: a document that is no hit; pool: then so many of each are candidates."""
     lists = (near, words)
-    ranks = [{name: rank for rank, name in enumerate(batch.ids, start=1)} for batch in lists]
+    rows = [_rows(batch, like, pool) for batch in lists]
+    ranks = [{name: rank for rank, name in enumerate(one, start=1)} for one in rows]
     scores: dict[str, float] = {}
     for places, weight in zip(ranks, fusion.weights, strict=True):
         for name, rank in places.items():
             scores[name] = scores.get(name, 0.0) + weight / (fusion.k + rank)
     best = sorted(scores, key=lambda name: (-scores[name], name))[offset : offset + k]
-    rows = [(1, ranks[1][name] - 1) if name in ranks[1] else (0, ranks[0][name] - 1) for name in best]
-    batch = msgspec.structs.replace(chosen(lists, rows), distances=[-scores[name] for name in best], metric=Metric.DOT)
+    taken = [(1, rows[1][name]) if name in rows[1] else (0, rows[0][name]) for name in best]
+    batch = msgspec.structs.replace(chosen(lists, taken), distances=[-scores[name] for name in best], metric=Metric.DOT)
     return Fused(batch, [(ranks[0].get(name), ranks[1].get(name)) for name in best])
+
+
+def _rows(batch: HitBatch, like: str, pool: int) -> dict[str, int]:
+    """Where each candidate is in the batch, the best first."""
+    rows = {name: row for row, name in enumerate(batch.ids) if name != like}
+    return dict(list(rows.items())[:pool]) if like else rows

@@ -18,7 +18,7 @@ from needle.base.ids import NodeId
 from needle.base.model import WriteResult
 from needle.base.rates import WHAT, Rates, check_rates
 from needle.client import values
-from needle.client.changes import TIMEOUT, FilterLike
+from needle.client.feeds import TIMEOUT, FilterLike
 from needle.client.shards import OverShards, ask_leader
 from needle.client.values import Seconds
 from needle.protocol import calls

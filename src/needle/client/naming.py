@@ -17,8 +17,8 @@ from needle.base.filters.builder import field_path
 from needle.base.model import IndexParams, Metric, ReadMode, WriteResult
 from needle.base.text import TextField
 from needle.client import values
-from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.document_calls import Held, OverDocuments, find_collection
+from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.values import Seconds
 from needle.routing.topology import CollectionInfo
 

@@ -78,6 +78,26 @@ def search_request(
     return request if all(map(is_, narrow, EVERYTHING)) else _narrowed(request, narrow)
 
 
+def hybrid_requests(
+    vector: Any,
+    keywords: Any,
+    pool: int,
+    filter: Filter | Mapping[str, Any] | None,
+    collection: str,
+    with_metadata: bool,
+    with_vectors: bool,
+    exact: bool,
+    ef_search: int,
+    narrow: Narrow,
+) -> tuple[SearchRequest, SearchRequest]:
+    """The two searches of a hybrid one, by the vector or by a document that hits are to be like, and by words: the
+    first `pool` of each, and of words one more, which may be that document. narrow: of both. Raises InvalidArgument."""
+    asked = filter, collection, with_metadata, with_vectors
+    near = search_request(vector, pool, *asked, exact, ef_search, narrow=narrow)
+    by_words = narrow._replace(keywords=keywords, like=None)
+    return near, search_request(None, pool + bool(near.like), *asked, False, 0, narrow=by_words)
+
+
 def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
     like = "" if narrow.like is None else values.check_id(narrow.like, "like")
     offset = values.check_count(narrow.offset, "offset", 0)
@@ -88,8 +108,8 @@ def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
     request = msgspec.structs.replace(
         request,
         k=request.k + offset + bool(like and not group_by),
-        max_distance=_bound(narrow.max_distance, "max_distance"),
-        min_score=_bound(narrow.min_score, "min_score"),
+        max_distance=bound_of(narrow.max_distance, "max_distance"),
+        min_score=bound_of(narrow.min_score, "min_score"),
         fields=values.field_paths(narrow.fields),
         offset=offset,
         like=like,
@@ -130,7 +150,7 @@ def _ordered(narrow: Narrow) -> dict[str, Any]:
 
 def _diversified(request: SearchRequest, narrow: Narrow) -> SearchRequest:
     """With a pool of candidates in place of the hits that are wanted, if they are to be unlike each other."""
-    weight = _bound(narrow.diversify, "diversify")
+    weight = bound_of(narrow.diversify, "diversify")
     if weight is None:
         if narrow.pool is not None:
             raise invalid("pool", narrow.pool, "left out without diversify")
@@ -160,7 +180,8 @@ def pool_for(take: int) -> int:
     return min(POOL_MAX, max(POOL_MIN, 4 * take))
 
 
-def _bound(value: Any, field: str) -> float | None:
+def bound_of(value: Any, field: str) -> float | None:
+    """A bound of distances or scores. Raises InvalidArgument."""
     if value is None:
         return None
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool | np.timedelta64)

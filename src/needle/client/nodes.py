@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from needle.base.errors import ConnectionLost, Unavailable, invalid
 from needle.client import values
-from needle.client.changes import TIMEOUT
 from needle.client.directory import Caller
+from needle.client.feeds import TIMEOUT
 from needle.client.shards import ClusterShards, OverShards
 from needle.client.values import Seconds
 from needle.protocol import calls

@@ -11,8 +11,8 @@ from typing import Literal
 from needle.base.errors import InvalidArgument, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.client import values
-from needle.client.changes import TIMEOUT
 from needle.client.directory import Caller
+from needle.client.feeds import TIMEOUT
 from needle.client.measuring import measure
 from needle.client.shards import ClusterShards, OverShards
 from needle.client.values import Seconds
@@ -48,9 +48,7 @@ class RebalanceMethods(OverShards):
         return await self._plan(_checked(wish), seconds)
 
     async def _plan(self, wish: Wish, seconds: float) -> Plan:
-        group = self._shards.group(CATALOG)
-        data = await group.ask_leader(PLAN, lambda left: calls.encode(PlanCall(wish, left)), seconds)
-        return calls.decode(data, Plan)
+        return await plan_of(self._shards, wish, seconds)
 
     async def start_rebalance(
         self, config: RebalanceConfig | None = None, *, wish: Wish | None = None, timeout: Seconds = TIMEOUT
@@ -62,7 +60,7 @@ class RebalanceMethods(OverShards):
         return await self._start(_checked(wish), config, seconds)
 
     async def _start(self, wish: Wish, config: RebalanceConfig | None, seconds: float) -> int:
-        made = _config(config)
+        made = check_config(config)
         await check_idle(self._shards, seconds)
         plan = await self._plan(wish, seconds)
         if why := plan.missing():
@@ -131,7 +129,7 @@ class RebalanceMethods(OverShards):
         `remove_node` has the cluster forget it, `undrain_node` use it again. As `start_rebalance`; raises Unavailable,
         and changes nothing, if no other node can take a replica."""
         seconds, name = values.check_timeout(timeout), values.check_id(node, "node")
-        made = _config(config)
+        made = check_config(config)
         now = await self._shards.confirmed(seconds)
         check_over(now.rebalance)
         plan = await self._plan(Wish(drain=(name,), balance=False), seconds)
@@ -154,10 +152,7 @@ class RebalanceMethods(OverShards):
 
     async def rebalance_progress(self, *, timeout: Seconds = TIMEOUT) -> Progress | None:
         """How far the last rebalance is, also one that another client started; None if there never was one."""
-        group = self._shards.group(CATALOG)
-        seconds = values.check_timeout(timeout)
-        data = await group.ask_leader(PROGRESS, lambda left: calls.encode(ProgressCall(left)), seconds)
-        return calls.decode(data, ProgressAnswer).progress
+        return await progress_of(self._shards, values.check_timeout(timeout))
 
     async def pause_rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> None:
         """Start no more moves; those that are under way end. id: by default the last rebalance. Raises InvalidArgument
@@ -183,6 +178,20 @@ class RebalanceMethods(OverShards):
         await shards.command(AskRebalance(values.check_count(id_, "id"), what), seconds)
 
 
+async def plan_of(shards: ClusterShards, wish: Wish, seconds: float) -> Plan:
+    """See `RebalanceMethods.plan_rebalance`."""
+    group = shards.group(CATALOG)
+    data = await group.ask_leader(PLAN, lambda left: calls.encode(PlanCall(wish, left)), seconds)
+    return calls.decode(data, Plan)
+
+
+async def progress_of(shards: ClusterShards, seconds: float) -> Progress | None:
+    """See `RebalanceMethods.rebalance_progress`."""
+    group = shards.group(CATALOG)
+    data = await group.ask_leader(PROGRESS, lambda left: calls.encode(ProgressCall(left)), seconds)
+    return calls.decode(data, ProgressAnswer).progress
+
+
 async def stats_of(caller: Caller, shards: ClusterShards, seconds: float) -> RebalanceStats:
     """See `RebalanceMethods.get_stats`."""
     loop = asyncio.get_running_loop()
@@ -200,7 +209,7 @@ async def check_idle(shards: ClusterShards, seconds: float) -> None:
     check_over((await shards.confirmed(seconds)).rebalance)
 
 
-def _config(config: RebalanceConfig | None) -> RebalanceConfig:
+def check_config(config: RebalanceConfig | None) -> RebalanceConfig:
     """Raises InvalidArgument."""
     if config is not None and not isinstance(config, RebalanceConfig):
         raise InvalidArgument(f"config is a RebalanceConfig, not a {type(config).__name__}", field="config")

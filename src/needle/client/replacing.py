@@ -1,66 +1,81 @@
 """A node in the place of another one: all that the old one holds goes to the new one, then the old one is forgotten.
 
-Decided all at once, in the catalog; whoever leads a shard carries it out, so it goes on without who asked for it. The
-old node may be dead. Invariant: it may be repeated, whatever was done of it already.
+It is a rebalance like others: from its start on, which is one entry of the catalog, the old node gets nothing new, and
+its end, which is another one, removes it; so it goes on without who asked for it. The old node may be dead. Invariant:
+it may be repeated, whatever was done of it already.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
-from needle.base.errors import InvalidArgument, Unavailable, invalid
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
+from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.client import values
-from needle.client.assigning import assign
-from needle.client.rebalancing import check_idle, stats_of
+from needle.client.rebalancing import check_config, plan_of
 from needle.client.shards import OverShards
 from needle.client.values import Seconds
-from needle.protocol.catalog_commands import AssignReplicas, RemoveNode, WeighNode, ZoneNode
-from needle.routing.planned_moves import MoveReplicas, size_in_words
+from needle.protocol.catalog_commands import StartRebalance
+from needle.protocol.versioned import check_known
+from needle.routing.jobs import Job, Progress, RebalanceConfig, check_over
+from needle.routing.planned_moves import MoveReplicas
+from needle.routing.plans import Replacement, Wish
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import NodeState, Topology
+
+log = logging.getLogger("needle.client")
+
+LOOK_SECONDS: Final = 0.25
+ASK_SECONDS: Final = 5.0
 
 
 class ReplaceMethods(OverShards):
     """A part of `Client`."""
 
-    async def weigh_node(self, node: NodeId, weight: float | None, *, timeout: Seconds = 10.0) -> None:
-        """Have a node's share of replicas be `weight` beside that of others, 0 for none, whatever its own setting says;
-        None: its setting counts again. Nothing moves until the next rebalance."""
-        if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
-            raise invalid("weight", weight, "a number from 0 to 1000, or None")
-        command = WeighNode(values.check_id(node, "node"), None if weight is None else float(weight))
-        await self._shards.command(command, values.check_timeout(timeout))
-
-    async def zone_node(self, node: NodeId, zone: str | None, *, timeout: Seconds = 10.0) -> None:
-        """Have a node be in this zone, its failure domain, whatever its own setting says; None: its setting counts
-        again. Nothing moves until the next rebalance."""
-        if zone is not None and not isinstance(zone, str):
-            raise invalid("zone", zone, "text, or None")
-        command = ZoneNode(values.check_id(node, "node"), zone)
-        await self._shards.command(command, values.check_timeout(timeout))
-
     async def plan_replacement(self, old: NodeId, new: NodeId, *, timeout: Seconds = 10.0) -> list[MoveReplicas]:
-        """What `replace_node` would move. Nothing does. Raises what it would raise."""
+        """What `replace_node` would move. Nothing does. Raises what `start_replacement` would raise."""
         seconds = values.check_timeout(timeout)
+        wish = _wish(old, new)
         now = await self._shards.confirmed(seconds)
-        moves = _moves(now, values.check_id(old, "old"), values.check_id(new, "new"))
-        if not moves:
+        if _goes_on(now, wish) is not None or not _check(now, wish):
             return []
-        await check_idle(self._shards, seconds)
-        stats = await stats_of(self._caller, self._shards, seconds)
-        load = stats.nodes.get(new)  # it may have been removed meanwhile
-        if load is None or not load.alive:
-            raise Unavailable(f"{new} does not answer", node=new)
-        sized = [with_size(move, stats) for move in moves]
-        total = sum(move.bytes for move in sized)
-        if load.free is not None and total > load.free:
-            has = size_in_words(load.free)
-            raise Unavailable(f"{new} has room for {has}, and {old} holds {size_in_words(total)}", node=new)
-        return sized
+        return await self._plan_replacement(now, wish, seconds)
+
+    async def _plan_replacement(self, now: Topology, wish: Wish, seconds: float) -> list[MoveReplicas]:
+        check_over(now.rebalance)
+        plan = await plan_of(self._shards, wish, seconds)
+        if why := plan.missing(unmet=True, waiting=True):
+            raise Unavailable(why)
+        return [move for move in plan.moves if isinstance(move, MoveReplicas)]
+
+    async def start_replacement(
+        self, old: NodeId, new: NodeId, config: RebalanceConfig | None = None, *, timeout: Seconds = 10.0
+    ) -> int | None:
+        """Have the cluster put all that `old` holds, dead or alive, on `new`, which has joined, and forget `old` when
+        that is done; returns the id of the rebalance that does it, also of one that does already, or None if it was
+        done before. `old` gets nothing new from its start on, also after a cancel, until `undrain_node`.
+
+        Raises InvalidArgument for nodes that are not there, while another rebalance is not over, if `new` holds a part
+        of what `old` holds, if another node is taking the place of `old`, or did, and `new` holds nothing, or if `new`
+        is in a zone with another replica and `old` was not; Unavailable without room on the disk of `new`, or if it
+        does not answer; ClusterTooOld while nodes of a release before are in the cluster. It changes nothing then.
+        """
+        seconds, made = values.check_timeout(timeout), check_config(config)
+        wish = _wish(old, new)
+        start, now = StartRebalance(wish, made), await self._shards.confirmed(seconds)
+        known = _goes_on(now, wish)
+        if known is not None:
+            return known
+        if not _check(now, wish):
+            return None
+        check_known(start, now)
+        await self._plan_replacement(now, wish, seconds)
+        return (await self._shards.command(start, seconds)).version
 
     async def replace_node(
         self,
@@ -70,39 +85,54 @@ class ReplaceMethods(OverShards):
         told: Callable[[str], None] | None = None,
         timeout: Seconds = 3600.0,
     ) -> None:
-        """Have `new`, which has joined, hold all that `old` holds, dead or alive, and the cluster forget `old`. Returns
-        when that is so. told: called with what has happened, for people.
+        """`start_replacement`, and wait until it is done. told: called with what has happened, for people.
 
-        Raises InvalidArgument for nodes that are not there, if `new` holds a part of it already, if another node is
-        taking the place of `old`, or did, and `new` holds nothing, or if `new` is in a zone with another replica and
-        `old` was not; Unavailable without room on the disk of `new`, or if it does not
-        answer; DeadlineExceeded when it takes longer: the cluster goes on with the moves, and the same call goes on
-        waiting, and has it forget `old` in the end.
+        Raises what that raises; Unavailable if the rebalance has failed, or somebody has cancelled it; DeadlineExceeded
+        when it takes longer: the cluster goes on with it, and the same call goes on waiting.
         """
         seconds, loop = values.check_timeout(timeout), asyncio.get_running_loop()
         deadline = loop.time() + seconds
-
-        def left() -> float:
-            return max(1.0, deadline - loop.time())
-
-        moves = await self.plan_replacement(old, new, timeout=min(seconds, 10.0))
-        for move in moves:
-            command = AssignReplicas(move.group, list(move.before), list(move.after))
-            await self._shards.command(command, left())
-        now = await self._shards.confirmed(left())
-        gone = now.node(old)
-        if told is not None and gone is not None and gone.state is NodeState.REMOVED:
-            told(f"{old} was removed from this cluster before; nothing was changed")
-        for group in _groups(now):
-            held = now.holders(group)
-            if held is None or not (old in held.leaving or any(move.group == group for move in moves)):
-                continue
-            await assign(self._shards, group, held.wanted, left())
+        id_ = await self.start_replacement(old, new, timeout=min(seconds, 10.0))
+        if id_ is None:
             if told is not None:
-                told(f"{group_name(group)} is on {', '.join(held.wanted)}")
-        known = (await self._shards.confirmed(left())).node(old)
-        if known is not None and known.state is not NodeState.REMOVED:
-            await self._shards.command(RemoveNode(old), left())
+                told(f"{old} was removed from this cluster before; nothing was changed")
+            return
+        if told is not None:
+            told(f"rebalance {id_} replaces {old} by {new}; it goes on if you stop waiting")
+        while not await self._is_replaced(id_, old, max(1.0, deadline - loop.time())):
+            if loop.time() >= deadline:
+                raise DeadlineExceeded(
+                    f"{new} is not in the place of {old} within {seconds:g} s; rebalance {id_} goes on with it "
+                    "(`needle rebalance --status`), and the same call waits for it"
+                )
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _is_replaced(self, id_: int, old: NodeId, left: float) -> bool:
+        """Raises Unavailable if that rebalance is over and did not do it."""
+        try:
+            now = await self._shards.confirmed(min(left, ASK_SECONDS))
+        except NeedleError as error:
+            if not error.retryable:
+                raise
+            log.debug("not known how far rebalance %d is: %s", id_, error)
+            return False
+        job, known = now.rebalance, now.node(old)
+        if known is None or known.state is NodeState.REMOVED:
+            return True
+        if job is None or job.id != id_:
+            raise Unavailable(f"rebalance {id_}, which was to replace {old}, has ended, and another one was started")
+        if job.over:
+            raise Unavailable(not_replaced(job, old))
+        return False
+
+
+def not_replaced(ended: Job | Progress, old: NodeId) -> str:
+    """Why a replacement is over and was not done, for people."""
+    why = ended.why or "somebody ended it"
+    return (
+        f"rebalance {ended.id} is {ended.state}: {why}. What was not moved yet is still on {old}, which gets nothing "
+        f"new: repeat the command, or `needle node drain --undo {old}`"
+    )
 
 
 def with_size(move: MoveReplicas, stats: RebalanceStats) -> MoveReplicas:
@@ -113,29 +143,31 @@ def with_size(move: MoveReplicas, stats: RebalanceStats) -> MoveReplicas:
     return msgspec.structs.replace(move, documents=count * size.documents, bytes=count * size.bytes)
 
 
-def _groups(now: Topology) -> list[GroupId]:
-    return [CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving)]
+def _wish(old: NodeId, new: NodeId) -> Wish:
+    return Wish(replace=Replacement(old=values.check_id(old, "old"), new=values.check_id(new, "new")))
 
 
-def _moves(now: Topology, old: NodeId, new: NodeId) -> list[MoveReplicas]:
-    """What is left to decide. Raises InvalidArgument for what cannot be."""
-    gone, comes = now.node(old), now.node(new)
-    known = ", ".join(now.addresses())
-    if gone is None:
-        raise invalid("old", old, f"a node of this cluster: {known}")
-    if comes is None or comes.state is NodeState.REMOVED or old == new:
-        raise invalid("new", new, f"another node of this cluster, which has joined: {known}")
-    if comes.state is NodeState.DRAINING:
-        raise InvalidArgument(f"{new} is to be emptied: `needle node drain --undo` first", field="new")
-    if gone.state is NodeState.REMOVED and not now.hosted_by(new) and new not in now.catalog:
-        raise InvalidArgument(
-            f"{old} was removed from this cluster before, and not for {new}, which holds nothing: "
-            f"`needle node add {new}` brings it its share",
-            field="old",
-        )
-    zones = {info.id: info.zone for info in now.nodes}
-    moves = []
-    for group in _groups(now):
+def _goes_on(now: Topology, wish: Wish) -> int | None:
+    """The rebalance that does what is wished, if it is not over."""
+    job = now.rebalance
+    return job.id if job is not None and not job.over and job.wish.replace == wish.replace else None
+
+
+def _check(now: Topology, wish: Wish) -> bool:
+    """Whether anything is left to do. Raises InvalidArgument for what others are doing, or did, instead; the rest is
+    the planner's to judge."""
+    assert wish.replace is not None
+    old, new = wish.replace.old, wish.replace.new
+    gone = now.node(old)
+    if gone is not None and gone.state is NodeState.REMOVED:
+        if not now.hosted_by(new) and new not in now.catalog:
+            raise InvalidArgument(
+                f"{old} was removed from this cluster before, and not for {new}, which holds nothing: "
+                f"`needle node add {new}` brings it its share",
+                field="old",
+            )
+        return False
+    for group in (CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving)):
         held = now.holders(group)
         if held is not None and old in held.leaving and new not in held.wanted:
             raise InvalidArgument(
@@ -143,24 +175,4 @@ def _moves(now: Topology, old: NodeId, new: NodeId) -> list[MoveReplicas]:
                 "command; repeat this one when that is done, for what is left",
                 field="new",
             )
-        if held is None or old not in held.wanted:
-            continue
-        if new in held.all:
-            raise InvalidArgument(
-                f"{new} holds {group_name(group)} already, as {old} does: `needle node remove {old}` has other nodes "
-                "take its place",
-                field="new",
-            )
-        rest = [node for node in held.wanted if node != old]
-        shared = [node for node in rest if comes.zone and zones[node] == comes.zone]
-        if shared and not any(zones[node] == zones[old] for node in rest):
-            raise InvalidArgument(
-                f"{new} is in zone {comes.zone!r}, where {shared[0]} holds {group_name(group)} already", field="new"
-            )
-        after = tuple(new if node == old else node for node in held.wanted)
-        moves.append(
-            MoveReplicas(
-                group=group, before=held.wanted, after=after, documents=0, bytes=0, why=f"{new} replaces {old}"
-            )
-        )
-    return moves
+    return True

@@ -9,6 +9,7 @@ restarted is the caller's to say.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
@@ -67,8 +68,8 @@ class RestartMethods(OverShards):
         """Restart nodes (default: all), one at a time, those that lead least first and the catalog's leader last.
 
         restart: called with a node's id and address; ends when its process was told to restart, or has. A coroutine
-        function, or a plain one, which runs in a thread. told: called with what happens, for people. timeout: seconds
-        for each node.
+        function, or another one, which runs in a thread; what it returns is awaited if it can be. told: called with
+        what happens, for people. timeout: seconds for each node.
 
         Raises InvalidArgument while a node is in maintenance; Unavailable, before it touches the node, if the cluster
         could not do without it, also after some waiting; DeadlineExceeded for a node that does not come back in time.
@@ -130,9 +131,11 @@ class _Rolling:
         address = now.addresses()[node]
         told(f"{node}: restart")
         if asyncio.iscoroutinefunction(restart):
-            await restart(node, address)
-        else:
-            await asyncio.to_thread(restart, node, address)
+            doing: object = restart(node, address)
+        else:  # also a lambda or an object whose call gives what is to be awaited
+            doing = await asyncio.to_thread(restart, node, address)
+        if inspect.isawaitable(doing):
+            await doing
         await self._until(lambda: self._anew(node, before), left, f"{node} was not seen to start anew")
         told(f"{node}: runs, and catches up")
         await self._until(lambda: self._out(node, left), left, f"{node} is still in maintenance")

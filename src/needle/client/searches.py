@@ -14,10 +14,10 @@ from needle.base.errors import InvalidArgument
 from needle.base.model import HitBatch, ReadMode, SearchRequest
 from needle.base.runtime import beside
 from needle.client import answers, values
-from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
+from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.hybrid import EVEN, RRF, candidates, check_fusion, fused, together
-from needle.client.narrowed import Narrow, search_request
+from needle.client.narrowed import Narrow, hybrid_requests, search_request
 from needle.client.texts import vector_of, vectors_of
 from needle.client.values import Reading, Seconds
 from needle.protocol import calls
@@ -96,6 +96,7 @@ class SearchMethods(OverDocuments):
         k: int = 10,
         filter: FilterLike = None,
         *,
+        like: str | None = None,
         text: str | None = None,
         fusion: RRF = EVEN,
         pool: int | None = None,
@@ -114,23 +115,24 @@ class SearchMethods(OverDocuments):
     ) -> Hits:
         """The k best of two searches at once, for the documents near to a vector and for those with the words of
         `keywords`: by reciprocal rank fusion, which makes Hit.score; ties by id. Hit.ranks is where a hit stands among
-        the `pool` first of each, by the vector and by the words (docs/text-search.md). text: instead of the vector.
-        fusion: its k, and the weights of both. filter: of both searches. The rest as of `search`; explain: of both, the
-        vector's first."""
+        the `pool` first of each, by the vector and by the words (docs/text-search.md). text, like: instead of the
+        vector, as of `search`; the document that hits are to be like is no hit. fusion: its k, and the weights of both.
+        filter: of both searches. The rest as of `search`; explain: of both, the vector's first."""
         weighed, (count, left_out, size) = check_fusion(fusion), candidates(k, offset, pool)
         if keywords is None:
             raise InvalidArgument("give keywords, or search by the vector alone", field="keywords")
         vector, timeout = await vector_of(
             self.embedder, self._documents, vector, text, collection, timeout, mode, "vector"
         )
-        asked = size, filter, collection, with_metadata, with_vectors
-        near = search_request(vector, *asked, exact, ef_search, narrow=Narrow(fields, explain=explain))
-        words = search_request(None, *asked, False, 0, narrow=Narrow(fields, explain=explain, keywords=keywords))
+        near, words = hybrid_requests(
+            vector, keywords, size, filter, collection, with_metadata, with_vectors, exact, ef_search,
+            Narrow(fields, like=like, explain=explain),
+        )  # fmt: skip
         reading = values.reading(mode, session, max_staleness)
         (documents, one), (_, other) = await together(
             self._find(near, reading, timeout), self._find(words, reading, timeout)
         )
-        found = fused(one.batch, other.batch, weighed, count, left_out)
+        found = fused(one.batch, other.batch, weighed, count, left_out, like or "", size)
         hits = await made(documents, one.size + other.size, _hits, found.batch)
         ranked = [msgspec.structs.replace(hit, ranks=ranks) for hit, ranks in zip(hits, found.ranks, strict=True)]
         return Hits(ranked, [*one.batch.explained, *other.batch.explained])

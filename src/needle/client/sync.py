@@ -127,6 +127,11 @@ class SyncClient:
         client, thread = self._here()
         return SyncChanges(client.changes(*args, **options), thread)
 
+    def watch(self, *args: Any, **options: Any) -> SyncChanges:
+        """See Client.watch, whose signature and docstring this gets below."""
+        client, thread = self._here()
+        return SyncChanges(client.watch(*args, **options), thread)
+
     def __enter__(self) -> SyncClient:
         return self
 
@@ -143,7 +148,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-_ITERATORS = {"scan": SyncClient.scan, "changes": SyncClient.changes}
+_ITERATORS = {"scan": SyncClient.scan, "changes": SyncClient.changes, "watch": SyncClient.watch}
 
 for _name in method_names():
     setattr(SyncClient, _name, _as(_name, _ITERATORS[_name]) if _name in _ITERATORS else _face(_name))

@@ -11,11 +11,12 @@ from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
 from needle.base.text import TextField
 from needle.client.activity import Activity
-from needle.client.changes import FilterLike, ScanPage
+from needle.client.changes import ScanPage
 from needle.client.client import Client
 from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
 from needle.client.feed_sync import SyncChanges
+from needle.client.feeds import FilterLike
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.hybrid import RRF
@@ -46,6 +47,27 @@ class SyncClient:
     def __enter__(self) -> SyncClient: ...
     def __exit__(self, *exc: object) -> None: ...
     def close(self) -> None: ...
+    def changes(
+        self,
+        collection: str = ...,
+        *,
+        since: str = ...,
+        filter: FilterLike = ...,
+        with_vectors: bool = ...,
+        timeout: Seconds = ...,
+    ) -> SyncChanges: ...
+    def watch(
+        self,
+        collection: str = ...,
+        query: Any = ...,
+        *,
+        max_distance: float | None = ...,
+        min_score: float | None = ...,
+        filter: FilterLike = ...,
+        since: str = ...,
+        with_vectors: bool = ...,
+        timeout: Seconds = ...,
+    ) -> SyncChanges: ...
     def patch(
         self,
         ids: str | Iterable[str],
@@ -152,14 +174,6 @@ class SyncClient:
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> SyncScan: ...
-    def changes(
-        self,
-        collection: str = ...,
-        *,
-        since: str = ...,
-        with_vectors: bool = ...,
-        timeout: Seconds = ...,
-    ) -> SyncChanges: ...
     def search(
         self,
         query: Any = ...,
@@ -197,6 +211,7 @@ class SyncClient:
         k: int = ...,
         filter: FilterLike = ...,
         *,
+        like: str | None = ...,
         text: str | None = ...,
         fusion: RRF = ...,
         pool: int | None = ...,
@@ -617,6 +632,22 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> None: ...
+    def rebalance_by_weight(
+        self,
+        node: NodeId,
+        weight: float | None,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: Seconds = ...,
+    ) -> int: ...
+    def rebalance_by_zone(
+        self,
+        node: NodeId,
+        zone: str | None,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: Seconds = ...,
+    ) -> int: ...
     def plan_replacement(
         self,
         old: NodeId,
@@ -624,6 +655,14 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> list[MoveReplicas]: ...
+    def start_replacement(
+        self,
+        old: NodeId,
+        new: NodeId,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: Seconds = ...,
+    ) -> int | None: ...
     def replace_node(
         self,
         old: NodeId,

@@ -13,8 +13,10 @@ from needle.client import (
     changes,
     client,
     documents,
+    feeds,
     keys,
     naming,
+    node_shares,
     nodes,
     rebalancing,
     replacing,
@@ -36,11 +38,12 @@ from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
 from needle.base.text import TextField
 from needle.client.activity import Activity
-from needle.client.changes import FilterLike, ScanPage
+from needle.client.changes import ScanPage
 from needle.client.client import Client
 from needle.client.columns import Documents
 from needle.client.document_calls import Facet, Hits, PartialHits
 from needle.client.feed_sync import SyncChanges
+from needle.client.feeds import FilterLike
 from needle.client.fitness import Diagnosis
 from needle.client.health import ClusterHealth, ReplicaStatus
 from needle.client.hybrid import RRF
@@ -75,12 +78,14 @@ class SyncClient:
 
 
 SOURCES = (
+    (feeds, "FeedMethods"),
     (changes, "ChangeMethods"),
     (searches, "SearchMethods"),
     (naming, "NamingMethods"),
     (documents, "DocumentMethods"),
     (batches, "BatchMethods"),
     (rebalancing, "RebalanceMethods"),
+    (node_shares, "ShareMethods"),
     (replacing, "ReplaceMethods"),
     (nodes, "NodeMethods"),
     (keys, "KeyMethods"),

@@ -359,10 +359,6 @@ class Host:
         damage = self.engine.find(group).machine.damage
         return "" if damage is None else damage.message
 
-    def is_repairing(self, group: GroupId) -> bool:
-        """Whether the replica lost log entries and does not vote until it has them back (repair.py)."""
-        return not self.engine.find(group).may_vote
-
     def load(self, group: GroupId) -> GroupLoad:
         """What is under way in this replica."""
         return group_load(self.engine.find(group))
@@ -372,4 +368,6 @@ class Host:
         engine = self.engine
         now, active = engine.clock.monotonic(), 2 * engine.config.election_timeout
         replica, refused = engine.find(group), engine.lives.refused()
-        return group_status(replica, engine.node_id, engine.maintenance, now, active, refused)
+        exported = engine.shelf.current(group)
+        shares = exported.shares() if exported is not None else {}
+        return group_status(replica, engine.node_id, engine.maintenance, now, active, refused, shares)

@@ -188,13 +188,13 @@ class Inbound:
         shelf, now = self._host.shelf, self._host.clock.monotonic()
         if method == CHUNK_METHOD:
             chunk = decode_chunk_request(body)
-            return await self._from_snapshot(frm, chunk.group, shelf.read(chunk, now))
+            return await self._from_snapshot(frm, chunk.group, shelf.read(chunk, now, frm))
         if method == HASHES_METHOD:
             hashes = decode_hashes_request(body)
             return await self._from_snapshot(frm, hashes.group, shelf.hashes(hashes, now))
         if method == BLOCKS_METHOD:
             blocks = decode_blocks_request(body)
-            return await self._from_snapshot(frm, blocks.group, shelf.blocks(blocks, now))
+            return await self._from_snapshot(frm, blocks.group, shelf.blocks(blocks, now, frm))
         raise invalid("method", method, f"one of {', '.join(CALL_METHODS)}")
 
     async def _from_snapshot(self, frm: NodeId, group: GroupId, reading: Awaitable[bytes]) -> bytes:

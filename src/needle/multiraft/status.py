@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from needle.base.ids import NodeId
 from needle.base.model import PeerStatus, RaftStatus
 from needle.multiraft.group import Group
 from needle.raft import membership
+from needle.raft.progress import SNAPSHOT
 from needle.raft.state import Role
 
 _STATES = {
@@ -25,10 +27,11 @@ def group_status(
     now: float,
     active_seconds: float,
     refused: dict[NodeId, str],
+    shares: Mapping[NodeId, float],
 ) -> RaftStatus:
     """The status of one replica; per-peer lag on a leader only. now: seconds of the node's monotonic clock.
     active_seconds: for how long a peer counts as active after it was heard from. refused: nodes that this one does not
-    hear, of which the members of the group are told."""
+    hear, of which the members of the group are told. shares: of the snapshot that is here, what each peer has read."""
     raft, log = group.raft, group.log
     conf = raft.conf
     voter = node_id in conf.voters or node_id in conf.voters_outgoing
@@ -57,6 +60,7 @@ def group_status(
         maintenance=maintenance,
         lost=group.lost,
         refused={node: why for node, why in refused.items() if node in membership.members(conf)},
+        fetched=_fetched(group, shares) if raft.role is Role.LEADER else {},
         damage="" if group.machine.damage is None else group.machine.damage.message,
     )
 
@@ -71,6 +75,16 @@ class GroupLoad(NamedTuple):
 def group_load(group: Group) -> GroupLoad:
     """What is under way in one replica."""
     return GroupLoad(len(group.proposals), group.snapshots.fetching)
+
+
+def _fetched(group: Group, shares: Mapping[NodeId, float]) -> dict[NodeId, float]:
+    """By its learners, which are there only until they have everything."""
+    raft = group.raft
+    return {
+        peer: shares.get(peer, 0.0) if progress.state is SNAPSHOT else min(1.0, progress.match / max(1, raft.commit))
+        for peer, progress in raft.progress().items()
+        if progress.is_learner
+    }
 
 
 def _peers(group: Group, node_id: NodeId, now: float, active_seconds: float) -> list[PeerStatus]:

@@ -243,21 +243,22 @@ class FinishMove(Versioned, frozen=True, tag="finish"):
 
 
 EMPTIES = 5
-"""The cluster's version from which on one entry has a node emptied and begins that."""
+"""The cluster's version from which on one entry has a node emptied and begins that, and a rebalance replaces a node."""
 
 
 class StartRebalance(Versioned, frozen=True, tag="rebalance"):
     """Have the catalog's leader move what must move until the cluster is as wished; refused while another rebalance is
     not over. The answer's version is its id. healing: the cluster does it by itself, for the nodes that the wish takes
     for lost; refused if one of them holds nothing (any more) or is in maintenance. empty: a node that is to be emptied
-    from now on, as by DrainNode; "" for none."""
+    from now on, as by DrainNode; "" for none. So is one that the wish has replaced. first: what is decided with it."""
 
-    NEWER: ClassVar[dict[str, int]] = {"empty": EMPTIES}
+    NEWER: ClassVar[dict[str, int]] = {"empty": EMPTIES, "first": EMPTIES, "wish.replace": EMPTIES}
 
     wish: Wish
     config: RebalanceConfig
     healing: bool = False
     empty: NodeId = ""
+    first: WeighNode | ZoneNode | None = None
 
 
 class AskRebalance(Versioned, frozen=True, tag="ask-rebalance"):

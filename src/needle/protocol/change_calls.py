@@ -27,10 +27,19 @@ Position = tuple[int, int]
 """(index, offset): all changes of a shard's log before that entry, and so many of that entry's."""
 
 
+class Near(msgspec.Struct, frozen=True, array_like=True):
+    """Documents whose vectors are near `vector` (float32 bytes): at most so far, and scored no less; as in a search."""
+
+    vector: bytes
+    max_distance: float | None = None
+    min_score: float | None = None
+
+
 class ChangesCall(msgspec.Struct, frozen=True, array_like=True):
     """The changes of a collection behind `position`, `limit` at most. wait: seconds for the first one, if there is none
     yet. past: the move of ranges that the page may pass, 0 for none: the caller has looked at the other shards. move:
-    instead of changes, whether that move took ranges away from this shard behind the position. bound: as in GetCall."""
+    instead of changes, whether that move took ranges away from this shard behind the position. bound: as in GetCall.
+    filter (JSON), near: as if there were only documents that match; b"", None: all."""
 
     group: GroupId
     collection: str
@@ -43,6 +52,8 @@ class ChangesCall(msgspec.Struct, frozen=True, array_like=True):
     past: int = 0
     move: int = 0
     bound: bytes = b""
+    filter: bytes = b""
+    near: Near | None = None
 
 
 class ChangesAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -50,7 +61,8 @@ class ChangesAnswer(msgspec.Struct, frozen=True, array_like=True):
     left them; deleted, versions: of the others. after: the position behind each. reached: up to where was looked.
     owned: the move that brought ranges here next; 0 if that is not what comes next. known: False if this replica does
     not know all changes behind the position; then it tells none. released: the entry by which `ChangesCall.move` took
-    ranges away; 0 if none did. owns: whether the shard owned anything after the last entry that is applied."""
+    ranges away; 0 if none did. owns: whether the shard owned anything after the last entry that is applied. distances:
+    of the documents, if they were to be near."""
 
     kinds: bytes
     documents: DocumentBatch
@@ -62,3 +74,4 @@ class ChangesAnswer(msgspec.Struct, frozen=True, array_like=True):
     known: bool = True
     released: int = 0
     owns: bool = True
+    distances: list[float] = []

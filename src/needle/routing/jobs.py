@@ -51,7 +51,9 @@ OVER = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
 
 
 class Phase(StrEnum):
-    """How far a move is, as the guide names it. Until `switch` is over it can be given up."""
+    """How far a move is, as the guide names it. Until `switch` it can be given up. switch: of replicas, the new ones
+    vote, and those that go give up leadership and their votes; of key ranges it is part of catch up, in which writes
+    wait some milliseconds."""
 
     PREPARE = "prepare"
     COPY = "copy"
@@ -105,8 +107,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """total_*: moved and planned. rate: bytes a second lately. eta: seconds; None while nothing is known of the rate.
-    phases: of what is running, by id; moves: the same in words. why: what it waits for, or failed by."""
+    """moved_*: by moves that are over, and so far by those that run. total_*: moved and planned. rate: bytes a second
+    lately. eta: seconds; None while nothing is known of the rate. phases: of what is running, by id; moves: the same
+    in words. why: what it waits for, or failed by."""
 
     id: int
     state: JobState

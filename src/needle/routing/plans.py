@@ -37,6 +37,13 @@ class ShardSplit(msgspec.Struct, frozen=True, kw_only=True):
     into: int
 
 
+class Replacement(msgspec.Struct, frozen=True, kw_only=True):
+    """The node `new` holds all that the node `old` holds, which is then removed from the cluster."""
+
+    old: NodeId
+    new: NodeId
+
+
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """How the cluster should be; what is not said stays as the catalog says.
 
@@ -46,8 +53,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     within this fraction of a fair share stay as they are; goal: once something moves, how near they come. heat: how
     much calls a second count beside bytes, 0 to 1; they are measured once for each rebalance, half a minute after
     ranges have moved. balance: False to heal and empty only. range_bytes_max: of one
-    move of key ranges. range_threshold: instead of threshold, for shards only. move, split: by hand; nothing else is
-    moved, healed or emptied with it."""
+    move of key ranges. range_threshold: instead of threshold, for shards only. move, split, replace: by hand; nothing
+    else is moved, healed or emptied with it."""
 
     shards: int | None = None
     retire: tuple[int, ...] = ()
@@ -65,21 +72,25 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     range_bytes_max: int = 1 << 30
     move: ReplicaMove | None = None
     split: ShardSplit | None = None
+    replace: Replacement | None = None
 
     @property
     def by_hand(self) -> bool:
         """Whether it names what is to move, instead of how all should be."""
-        return self.move is not None or self.split is not None
+        return any(named is not None for named in (self.move, self.split, self.replace))
 
     def check(self) -> None:
         """Raises InvalidArgument for a number that no plan can be made by, whatever the cluster is like. Not when it is
         decoded: what a log holds must be readable."""
         how = self.shards, self.replicas, self.catalog_nodes
-        if (self.move and self.split) or (
+        named = sum(one is not None for one in (self.move, self.split, self.replace))
+        if named > 1 or (
             self.by_hand
             and (how != (None, None, None) or any((self.retire, self.drain, self.lost, self.weights, self.zones)))
         ):
-            raise invalid("wish", "move or split, with others", "one of them alone: nothing else moves with it")
+            raise invalid(
+                "wish", "move, split or replace, with others", "one of them alone: nothing else moves with it"
+            )
         check_range("threshold", self.threshold, 0, FRACTION_MAX)
         check_range("goal", self.goal, 0, FRACTION_MAX)
         check_range("heat", self.heat, 0, 1)

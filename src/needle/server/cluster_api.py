@@ -21,14 +21,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from needle.base.config import PlacementConfig, RaftConfig, check_node_id, check_range, parse_address, refuse
-from needle.base.errors import ConfigError, Unavailable, invalid
+from needle.base.errors import ConfigError, NeedleError, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.model import Hit, IndexParams, Metric, ReadMode
 from needle.base.versions import FIRST, SAID
-from needle.client.changes import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DocumentMethods
+from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.finding import find_topology
 from needle.client.health import ClusterHealth
 from needle.client.values import Seconds, check_timeout
@@ -135,13 +135,23 @@ class ShardManager:
             return
         topology = self._client.topology()
         voters = {node: at for node in topology.catalog if (at := topology.address_of(node)) is not None}
-        uid = (await ask_who(self._caller, *next(iter(voters.items())))).uid
+        uid = await self._uid_by(voters)
         await self._caller.call(address, FOUND, calls.encode(FoundCall(uid, voters)), ASK_SECONDS)
         knows = who.knows if topology.cluster_version >= SAID else FIRST
         info = NodeInfo(
             id=name, address=address, incarnation=who.incarnation, zone=who.zone, weight=who.weight, knows=knows
         )
         await self._client.change_catalog(RegisterNode(info), timeout=TIMEOUT)
+
+    async def _uid_by(self, voters: dict[NodeId, str]) -> int:
+        """The cluster's uid, as the first of these nodes that answers tells it."""
+        silent: NeedleError | None = None
+        for node, address in voters.items():
+            try:
+                return (await ask_who(self._caller, node, address)).uid
+            except NeedleError as error:  # a node may be down while another is added
+                silent = error
+        raise silent or Unavailable("the cluster has no node whose address is known")
 
     async def add_local_node(self, name: str, address: str, data_dir: str, *, zone: str = "") -> None:
         """Run a node in this process and add it. It ends with `stop`."""

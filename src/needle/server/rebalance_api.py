@@ -19,8 +19,8 @@ from datetime import timedelta
 
 from needle.base.errors import DeadlineExceeded, InvalidArgument
 from needle.base.ids import NodeId
-from needle.client.changes import TIMEOUT
 from needle.client.client import Client
+from needle.client.feeds import TIMEOUT
 from needle.client.rebalancing import known_rebalance
 from needle.client.values import Seconds
 from needle.routing.jobs import Progress, RebalanceConfig
@@ -150,6 +150,14 @@ class RebalanceCoordinator:
         """See `Client.move_replica`."""
         client = await self._client()
         return RebalanceHandle(client, await client.move_replica(shard, source, target, config, timeout=timeout))
+
+    async def replace_node(
+        self, old: NodeId, new: NodeId, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
+    ) -> RebalanceHandle | None:
+        """See `Client.start_replacement`: None if it was done before."""
+        client = await self._client()
+        id_ = await client.start_replacement(old, new, config, timeout=timeout)
+        return None if id_ is None else RebalanceHandle(client, id_)
 
     async def drain_node(
         self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT

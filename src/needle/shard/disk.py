@@ -1,7 +1,7 @@
 """What a replica asks of the file system, and the translation of SQLite's and the system's errors.
 
 Durability order: nothing a replica writes is assumed durable except what `ReplicaDisk.sync` and a truncating SQLite
-checkpoint have made so. A power loss may cut any suffix off a `-wal` file (see `cut_power`); the Raft log replays it.
+checkpoint have made so. A power loss may cut any suffix off a `-wal` file; the Raft log replays it.
 
 It must not know tables, commands or Raft.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -172,18 +172,3 @@ class ReplicaDisk:
 
 
 REAL_DISK = ReplicaDisk()
-
-
-def cut_power(directory: str, close: Callable[[], None], surviving: Callable[[int], int]) -> None:
-    """Simulate a power loss of the replica in `directory`, for tests and the simulator.
-
-    close: closes the replica (SQLite would then write its WAL back, which a power loss does not). surviving: given the
-    size of a WAL, how many of its bytes reach the disk. Legal for any answer from 0 to the size, because a checkpoint
-    leaves an empty WAL behind.
-    """
-    paths = [str(path) for path in sorted(Path(directory).rglob("*.db")) + sorted(Path(directory).rglob("*.db-wal"))]
-    images = [(path, Path(path).read_bytes()) for path in paths]
-    close()
-    for path, image in images:
-        Path(path + "-shm").unlink(missing_ok=True)
-        Path(path).write_bytes(image[: surviving(len(image))] if path.endswith("-wal") else image)

@@ -17,19 +17,27 @@ It must not know SQLite, commands or feeds.
 
 from __future__ import annotations
 
+import struct
 import threading
+from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from pyroaring import BitMap
 
 MEMORY_MAX: Final = 8 << 20
-"""Bytes of a shard's effects, about."""
-EFFECT_BYTES: Final = 200
-DOCUMENT_BYTES: Final = 16
+"""Bytes of a shard's effects, unless another bound is given (limits.feed_bytes_max)."""
 ABSENT: Final = -1
 WRITTEN, DELETED, RELEASED, OWNED = 0, 1, 2, 3
+_HEAD: Final = struct.Struct("<qqqqIIB")
+"""Entry, collection, version, first, how many olds, how many vectors, and what it is."""
+_NO_OLDS: Final = 0x80
+"""Beside what it is: all of `olds` are ABSENT, and left out."""
+_OBJECT_BYTES: Final = 33 + 8 + 16
+"""What CPython takes for a `bytes`, its place in a list, and for rounding both up."""
+_ROW_BYTES: Final = 4
+"""Of a row in a bitmap, in the worst case that is usual."""
 
 
 class Effect(NamedTuple):
@@ -46,15 +54,6 @@ class Effect(NamedTuple):
     olds: tuple[int, ...] = ()
     vectors: tuple[int, ...] = ()
 
-    @property
-    def weight(self) -> int:
-        return EFFECT_BYTES + DOCUMENT_BYTES * (len(self.olds) + len(self.vectors))
-
-    @property
-    def dead(self) -> int:
-        """How many rows it keeps from being purged, at most."""
-        return len(self.olds) - self.olds.count(ABSENT) + len(self.vectors)
-
 
 class Position(NamedTuple):
     """Up to where a feed has told a shard's changes: all of the entries before `entry`, and `offset` of that one's."""
@@ -63,16 +62,60 @@ class Position(NamedTuple):
     offset: int = 0
 
 
+def _packed(effect: Effect) -> bytes:
+    """As it is kept: a hundredth to a fifth of what the objects take."""
+    olds, kind = effect.olds, effect.kind
+    count = len(olds)
+    if olds.count(ABSENT) == count:
+        olds, kind = (), kind | _NO_OLDS
+    numbers = (effect.entry, effect.collection_id, effect.version, effect.first, count, len(effect.vectors), kind)
+    return _HEAD.pack(*numbers) + array("q", (*olds, *effect.vectors)).tobytes()
+
+
+def _unpacked(data: bytes) -> Effect:
+    entry, collection_id, version, first, count, vectors, kind = _HEAD.unpack_from(data)
+    rows = array("q", data[_HEAD.size :]).tolist()
+    olds = tuple(rows[: len(rows) - vectors]) if not kind & _NO_OLDS else (ABSENT,) * count
+    dead = tuple(rows[len(rows) - vectors :])
+    return Effect(entry, kind & ~_NO_OLDS, collection_id, version, first, olds, dead)
+
+
+def _entry(data: bytes) -> int:
+    return int.from_bytes(data[:8], "little")
+
+
+def _documents(data: bytes) -> int:
+    return int.from_bytes(data[32:36], "little")
+
+
+class _Rows:
+    """The dead rows of a collection that effects name: as what was replaced, and as a vector. Each is named at most
+    once in either way."""
+
+    def __init__(self) -> None:
+        self.olds, self.vectors = BitMap(), BitMap()
+
+
+class Page(NamedTuple):
+    """Effects of whole entries. more: there are others behind."""
+
+    effects: list[Effect]
+    more: bool
+
+
 class EffectLog:
     """Of one replica. Written by whoever applies; read from any thread."""
 
     def __init__(self, memory_max: int = MEMORY_MAX) -> None:
         self._memory_max = memory_max
         self._lock = threading.Lock()
-        self._effects: list[Effect] = []
+        self._effects: list[bytes] = []
         self._gone = 0
         """So many of them, at the front, are cut."""
         self._bytes = self._dead = 0
+        self._rows: dict[int, _Rows] = {}
+        self._released: list[tuple[int, int]] = []
+        """(entry, move) of those that left."""
         self._start = 1
         self._doubtful = False
         self._told: dict[int, dict[object, Callable[[], None]]] = {}
@@ -82,11 +125,16 @@ class EffectLog:
         """From this entry's effects on none is missing."""
         return self._start
 
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about."""
+        return self._bytes
+
     def begin(self, applied: int, *, doubtful: bool) -> None:
         """A state was opened. applied: its last entry. doubtful: see `doubt`."""
         with self._lock:
-            self._effects, self._gone, self._bytes, self._dead = [], 0, 0, 0
-            self._start, self._doubtful = applied + 1, doubtful
+            self._clear(applied + 1)
+            self._doubtful = doubtful
 
     def doubt(self) -> None:
         """What the next OWNED brings may have lost documents of which nobody tells."""
@@ -98,11 +146,9 @@ class EffectLog:
             return
         with self._lock:
             for effect in effects:
-                self._effects.append(effect)
-                self._bytes += effect.weight
-                self._dead += effect.dead
+                self._keep(effect)
                 if effect.kind == OWNED and self._doubtful:
-                    self._cut(len(self._effects))
+                    self._clear(effect.entry + 1)
                     # Which of those that come has lost it is not known: each of them cuts.
                     self._doubtful = effect.version > 0
             while self._bytes > self._memory_max:
@@ -119,16 +165,50 @@ class EffectLog:
         about = self._told.keys() if all_of_them else {effect.collection_id for effect in effects} & self._told.keys()
         return [tell for collection_id in about for tell in self._told[collection_id].values()]
 
+    def _keep(self, effect: Effect) -> None:
+        if effect.entry < self._start:
+            return  # its entry was cut as a whole
+        data = _packed(effect)
+        self._effects.append(data)
+        self._bytes += _OBJECT_BYTES + len(data)
+        if effect.kind == RELEASED:
+            self._released.append((effect.entry, effect.first))
+        elif len(data) > _HEAD.size:
+            rows = self._rows.setdefault(effect.collection_id, _Rows())
+            there = _there(effect.olds)
+            rows.olds.update(there)
+            rows.vectors.update(effect.vectors)
+            self._weigh(len(there) + len(effect.vectors))
+
+    def _weigh(self, rows: int) -> None:
+        """So many more are named."""
+        self._dead += rows
+        self._bytes += _ROW_BYTES * rows
+
+    def _clear(self, start: int) -> None:
+        """Forget all."""
+        self._effects, self._gone, self._bytes, self._dead = [], 0, 0, 0
+        self._rows, self._released, self._start = {}, [], start
+
     def _cut(self, end: int) -> None:
         """Forget the effects before `end`, and the others of the last one's entry."""
         effects = self._effects
-        last = effects[end - 1].entry
-        while end < len(effects) and effects[end].entry == last:
+        last = _entry(effects[end - 1])
+        while end < len(effects) and _entry(effects[end]) == last:
             end += 1
-        for effect in effects[self._gone : end]:
-            self._bytes -= effect.weight
-            self._dead -= effect.dead
+        for data in effects[self._gone : end]:
+            self._bytes -= _OBJECT_BYTES + len(data)
+            if len(data) > _HEAD.size:
+                effect = _unpacked(data)
+                rows, there = self._rows[effect.collection_id], BitMap(_there(effect.olds))
+                rows.olds -= there
+                rows.vectors -= BitMap(effect.vectors)
+                self._weigh(-len(there) - len(effect.vectors))
+                if not rows.olds and not rows.vectors:
+                    del self._rows[effect.collection_id]
         self._gone, self._start = end, last + 1
+        while self._released and self._released[0][0] < self._start:
+            del self._released[0]
         if end > len(effects) // 2:  # so that cutting costs each effect a constant
             del effects[:end]
             self._gone = 0
@@ -136,41 +216,40 @@ class EffectLog:
     def hold(self, rows_max: int) -> int:
         """How many dead rows and vectors feeds may still read: `rows_max` at most, for which older effects are cut."""
         with self._lock:
-            end = self._gone
-            over = self._dead - rows_max
-            while over > 0:
-                over -= self._effects[end].dead
-                end += 1
-            if end > self._gone:
-                self._cut(end)
+            while self._dead > rows_max:
+                self._cut(self._gone + 1)
             return self._dead
 
     def held(self) -> dict[int, BitMap]:
         """Which those are: by collection, their ordinals."""
         with self._lock:
-            effects = self._effects[self._gone :]
-        rows: dict[int, BitMap] = {}
-        for effect in effects:
-            if effect.dead:
-                there = rows.setdefault(effect.collection_id, BitMap())
-                there.update([*effect.vectors, *(old for old in effect.olds if old != ABSENT)])
-        return rows
+            return {collection_id: rows.olds | rows.vectors for collection_id, rows in self._rows.items()}
 
-    def after(self, position: Position, effects_max: int) -> list[Effect] | None:
-        """The next effects, that entry's included; None if some of them are not known any more."""
+    def after(self, position: Position, effects_max: int, documents_max: int = 1 << 62) -> Page | None:
+        """The next effects, that entry's included, up to about so many, or so many documents, of whole entries; None if
+        some of them are not known any more."""
         with self._lock:
             if position.entry < self._start:
                 return None
-            first = bisect_left(self._effects, position.entry, self._gone, key=lambda effect: effect.entry)
-            return self._effects[first : first + effects_max]
+            effects = self._effects
+            first = at = bisect_left(effects, position.entry, self._gone, key=_entry)
+            documents = 0
+            while at < len(effects) and (
+                (at - first < effects_max and documents < documents_max)
+                or _entry(effects[at]) == _entry(effects[at - 1])
+            ):
+                documents += _documents(effects[at])
+                at += 1
+            found, more = effects[first:at], at < len(effects)
+        return Page([_unpacked(data) for data in found], more)
 
     def released(self, move: int, position: Position) -> int | None:
         """The entry, not before the position, by which a move of ranges left this shard; 0 if there is none; None if
         that is not known."""
-        found = self.after(position, len(self._effects) + 1)
-        if found is None:
-            return None
-        return next((one.entry for one in found if one.kind == RELEASED and one.first == move), 0)
+        with self._lock:
+            if position.entry < self._start:
+                return None
+            return next((entry for entry, one in self._released if one == move and entry >= position.entry), 0)
 
     def listen(self, collection_id: int, tell: Callable[[], None]) -> Callable[[], None]:
         """Call it, from any thread, whenever effects of the collection were added, or of a move. Returns what ends
@@ -187,3 +266,7 @@ class EffectLog:
                     del self._told[collection_id]
 
         return end
+
+
+def _there(olds: Iterable[int]) -> list[int]:
+    return [old for old in olds if old != ABSENT]

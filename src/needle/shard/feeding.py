@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+import msgspec
+
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments
 from needle.base.filters.nodes import Node, evaluate
+from needle.protocol.change_calls import Near
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import CollectionRecord, StoredDocument
-from needle.shard.effects import ABSENT, DELETED, OWNED, WRITTEN, Effect, EffectLog, Position
+from needle.shard.effects import ABSENT, DELETED, OWNED, RELEASED, WRITTEN, Effect, EffectLog, Position
 from needle.shard.live_collection import ReplicaView
+from needle.shard.near import Nearness
 from needle.shard.query import both
 from needle.shard.reads import given, not_served
 
@@ -31,17 +35,18 @@ CHUNK: Final = 256
 
 class Told(NamedTuple):
     """One change. document: as the entry left it, b"" for vector and metadata of one that is deleted. after: the
-    position behind it."""
+    position behind it. distance: if it was to be near."""
 
     kind: str
     document: StoredDocument
     after: Position
+    distance: float = 0.0
 
 
 class Fed(NamedTuple):
     """told: in the order of the log. reached: up to where was looked. owned: the move of ranges that is the next thing
-    there; 0 if it is not. more: there is more to look at. None in the place of a page: what comes next is not known
-    here any more."""
+    there; 0 if it is not. more: there is more to look at, or ranges left, which is to be heard at once. None in the
+    place of a page: what comes next is not known here any more."""
 
     told: list[Told]
     reached: Position
@@ -58,6 +63,26 @@ class Wanted(NamedTuple):
     with_vectors: bool
     bound: bytes = b""
     past: int = 0
+    filter: bytes = b""
+    near: Near | None = None
+
+
+class _Wish:
+    """Which documents there are for a reader."""
+
+    def __init__(self, record: CollectionRecord, wanted: Wanted, limits: Limits) -> None:
+        """Raises InvalidArgument."""
+        self._record = record
+        self._node = both(wanted.filter, wanted.bound, limits)
+        self._near = None if wanted.near is None else Nearness(record, wanted.near)
+        self.needs_vectors = self._near is not None
+
+    def those(self, documents: dict[int, StoredDocument]) -> dict[int, float]:
+        """By ordinal, of those that are: how near, 0 if that is not asked for."""
+        node = self._node
+        if node is not None:
+            documents = {at: one for at, one in documents.items() if _matches(node, one)}
+        return dict.fromkeys(documents, 0.0) if self._near is None else self._near.distances(documents.values())
 
 
 class _One(NamedTuple):
@@ -72,18 +97,19 @@ class _One(NamedTuple):
 def read_changes(view: ReplicaView, effects: EffectLog, wanted: Wanted, limits: Limits) -> Fed | None:
     """The next changes; see Fed. Raises CollectionNotFound, ReplicaDamaged."""
     record = view.collection(wanted.collection).record
-    found = effects.after(wanted.position, EFFECTS_MAX)
-    if found is None:
+    page = effects.after(wanted.position, EFFECTS_MAX, DOCUMENTS_MAX)
+    if page is None:
         return None
+    found, more = page
     owned, reached = 0, Position(max(view.at.index + 1, wanted.position.entry))
-    more = len(found) == EFFECTS_MAX
     if more:
-        reached = Position(found[-1].entry)  # its other effects may not be among these
-        found = [effect for effect in found if effect.entry < reached.entry]
+        reached = Position(found[-1].entry + 1)
     for at, effect in enumerate(found):
         if effect.kind == OWNED and effect.first != wanted.past:
             owned, reached, found, more = effect.first, Position(effect.entry), found[:at], False
             break
+    # Another shard may wait until the feed is behind this, and so the answer for nothing else.
+    more = more or any(effect.kind == RELEASED for effect in found)
     if found and found[-1].entry >= reached.entry:  # applied since this view was taken
         reached = Position(found[-1].entry + 1)
     return _read(view, record, found, wanted, Fed([], max(reached, wanted.position), owned, more), limits)
@@ -92,7 +118,7 @@ def read_changes(view: ReplicaView, effects: EffectLog, wanted: Wanted, limits: 
 def _read(
     view: ReplicaView, record: CollectionRecord, found: list[Effect], wanted: Wanted, all_of_it: Fed, limits: Limits
 ) -> Fed | None:
-    node, size, looked, told = both(b"", wanted.bound, limits), 0, 0, list[Told]()
+    wish, size, looked, told = _Wish(record, wanted, limits), 0, 0, list[Told]()
     pending = _ones([effect for effect in found if effect.collection_id == record.id], wanted.position)
     reached = wanted.position
     try:
@@ -100,12 +126,20 @@ def _read(
             part = [one for _, one in zip(range(min(CHUNK, wanted.limit - len(told))), pending, strict=False)]
             if not part:
                 return Fed(told, all_of_it.reached, all_of_it.owned, all_of_it.more)
-            documents = _documents(view, record, part, wanted.with_vectors)
+            documents = _documents(view, record, part, wanted.with_vectors, wish.needs_vectors)
             if documents is None:
                 return None
+            there = wish.those(documents)
+            new = [one for one in part if one.new in there]
+            shown = [documents[one.new] for one in new]
+            if wanted.with_vectors:
+                shown = given(record, shown)
+            elif wish.needs_vectors:
+                shown = [msgspec.structs.replace(one, vector=b"") for one in shown]
+            documents.update(zip([one.new for one in new], shown, strict=True))
             for one in part:
                 reached = one.after
-                if (change := _told(one, documents, node)) is not None:
+                if (change := _told(one, documents, there)) is not None:
                     told.append(change)
                     size += len(change.document.metadata) + len(change.document.vector) + len(change.document.id)
             looked += len(part)
@@ -130,29 +164,25 @@ def _ones(effects: list[Effect], position: Position) -> Iterator[_One]:
 
 
 def _documents(
-    view: ReplicaView, record: CollectionRecord, part: list[_One], vectors: bool
+    view: ReplicaView, record: CollectionRecord, part: list[_One], vectors: bool, old_vectors: bool
 ) -> dict[int, StoredDocument] | None:
-    """The rows that these changes name, by ordinal; None if some are gone."""
+    """The rows that these changes name, by ordinal, with vectors as they are stored; None if some are gone."""
     new = [one.new for one in part if one.new != ABSENT]
     olds = [one.old for one in part if one.old != ABSENT]
-    found = view.store.by_ordinal(record.id, olds, metadata=True, vectors=False)
-    found.update(view.store.by_ordinal(record.id, new, metadata=True, vectors=vectors))
-    if any(ordinal not in found for ordinal in [*new, *olds]) or (vectors and any(not found[at].vector for at in new)):
+    found = view.store.by_ordinal(record.id, olds, metadata=True, vectors=old_vectors)
+    found.update(view.store.by_ordinal(record.id, new, metadata=True, vectors=vectors or old_vectors))
+    with_vectors = [*(new if vectors or old_vectors else ()), *(olds if old_vectors else ())]
+    if any(at not in found for at in [*new, *olds]) or not all(found[at].vector for at in with_vectors):
         return None
-    if vectors:
-        found.update(zip(new, given(record, [found[at] for at in new]), strict=True))
     return found
 
 
-def _told(one: _One, documents: dict[int, StoredDocument], node: Node | None) -> Told | None:
-    """What a reader hears who sees only what matches `node`: a document that does not match any more is deleted."""
-    now, before = documents.get(one.new), documents.get(one.old)
-    if node is not None:
-        now, before = (found if found is not None and _matches(node, found) else None for found in (now, before))
-    if now is not None:
-        return Told(INSERT if before is None else UPDATE, now, one.after)
-    if before is not None:
-        return Told(DELETE, StoredDocument(before.id, ABSENT, one.version, b"", b""), one.after)
+def _told(one: _One, documents: dict[int, StoredDocument], there: dict[int, float]) -> Told | None:
+    """What a reader hears for whom only documents in `there` are: one that is not any more is deleted."""
+    if one.new in there:
+        return Told(INSERT if one.old not in there else UPDATE, documents[one.new], one.after, there[one.new])
+    if one.old in there:
+        return Told(DELETE, StoredDocument(documents[one.old].id, ABSENT, one.version, b"", b""), one.after)
     return None
 
 

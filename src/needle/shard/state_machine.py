@@ -39,6 +39,7 @@ from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.records import StoredDocument
 from needle.shard.documents.row_check import Checked
 from needle.shard.documents.store import DocumentStore
+from needle.shard.effects import EffectLog
 from needle.shard.fields.builders import Builders, SearchAnswer
 from needle.shard.fields.index_budget import USUAL_ROWS, IndexBudget, IndexRows
 from needle.shard.held_collections import HeldCollections
@@ -79,16 +80,15 @@ class Replica:
         self.limits = limits
         self._failpoint = failpoint
         self.field_indexes = IndexBudget(limits.field_index_bytes_max, index_rows)
-        self._applying = threading.Lock()
-        self._in_flight = InFlight()
-        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes)
-        self.effects = around.effects
+        self._applying, self._in_flight = threading.Lock(), InFlight()
+        self.effects = log = EffectLog(limits.feed_bytes_max)
+        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes, effects=log)
         self._states = States(directory, around, self._in_flight)
         self.held = HeldCollections(self._states, around.changed, self._in_flight)
         """For those that look after the collections in the background."""
         self._reads = Reads(lambda: self.view, self._in_flight, limits, self._states.found_damage)
-        parts = (self._applying, self._in_flight, self.effects)
-        self._upkeep = Upkeep(lambda: self._store, lambda: self.view, *parts, purge_rows_min)
+        parts = (self._applying, self._in_flight, self.effects, purge_rows_min, limits.feed_rows_bytes_max)
+        self._upkeep = Upkeep(lambda: self._store, lambda: self.view, *parts)
         self._usable = Usable(directory, self._states)
         self.compared = Compared()
         self._states.open()

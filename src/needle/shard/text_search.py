@@ -1,7 +1,7 @@
 """Searches by words in one collection view: what a shard tells of the words of a query, then its best documents.
 
-Invariant: an answer holds the k documents with the highest scores, by (score, id), exactly: all that are tied with the
-last are looked at.
+Invariant: an answer holds the k documents with the highest scores, by (score, id), exactly. Only of more than TIED_MAX
+that are tied with the last the oldest count: on all replicas the same, and on all pages, of which none is longer.
 
 It must not know apply or SQLite; the view and the store are arguments.
 """
@@ -34,6 +34,8 @@ from needle.shard.query import Collection, allowed_ordinals, columns, read_docum
 
 WORDS_MAX: Final = 256
 """Different words of one query."""
+TIED_MAX: Final = 10_000
+"""Of documents with one score so many are read for their ids, or as many as are asked for."""
 TIED_ROWS: Final = 2000
 """Of documents with one score so many are read at a time."""
 
@@ -121,8 +123,10 @@ def _best(
     k = request.k
     if len(ordinals) > k:
         least = np.partition(scores, len(scores) - k)[len(scores) - k]
-        better, tied = scores > least, ordinals[scores == least].tolist()
-        kept = _first_ids(tied, k - int(better.sum()), record, store, go_on)
+        better = scores > least
+        count = k - int(better.sum())
+        tied = np.sort(ordinals[scores == least])[: max(count, TIED_MAX)].tolist()
+        kept = _first_ids(tied, count, record, store, go_on)
         best = [*zip(scores[better].tolist(), ordinals[better].tolist(), strict=True), *((least, one) for one in kept)]
     else:
         best = list(zip(scores.tolist(), ordinals.tolist(), strict=True))

@@ -23,6 +23,12 @@ PURGE_ROWS: Final = 1000
 """So many are deleted in one transaction."""
 DOOMED_ROWS: Final = 32_768
 """And so many are named at once, which takes some 20 ms, in which nothing is applied."""
+FEED_ROWS_MAX: Final = DOOMED_ROWS // 2
+"""Dead rows that stay for change feeds: fewer than are looked at in one go, which so finds others."""
+ROW_BYTES: Final = 256
+"""A row takes so many at least, with its places in the indexes of the file."""
+UNKNOWN_BYTES: Final = 4096
+"""What a dead row is taken for where there are no others to tell by."""
 WAL_BYTES: Final = 16 << 20
 """When SQLite's write-ahead log is longer than this it is emptied before more is deleted. Deleting writes every page of
 what is deleted to it: all at once that is as much again, on a disk that may be full."""
@@ -39,14 +45,17 @@ class Upkeep:
         in_flight: InFlight,
         effects: EffectLog,
         purge_rows_min: int,
+        feed_rows_bytes: int,
     ) -> None:
-        """store, view: the current ones. applying: held by whoever applies or installs."""
+        """store, view: the current ones. applying: held by whoever applies or installs. feed_rows_bytes: of rows that
+        are dead, about, that stay for change feeds."""
         self._store = store
         self._view = view
         self._applying = applying
         self._in_flight = in_flight
         self._purge_rows_min = purge_rows_min
         self._effects = effects
+        self._feed_rows_bytes = feed_rows_bytes
         self._wal_kept = 0
         """So long the write-ahead log was after it was last emptied: more than nothing if somebody read for long."""
         self._tidied = True
@@ -87,8 +96,8 @@ class Upkeep:
             fence = self._view().fence
             # Who copies a range to another shard learns from dead rows what was deleted since.
             most = 0 if fence is not None and fence.copies else DOOMED_ROWS
-            # Half as many again as stay for being few may stay for change feeds.
-            at_least = enough + self._effects.hold(enough // 2)
+            # For change feeds half as many again may stay as do for being few, or those of so many bytes.
+            at_least = enough + self._effects.hold(max(enough // 2, self._feed_rows()))
             doomed = self._with_room(lambda: self._store().writer.doomed(at_least, most, self._effects.held))
         if not doomed:
             return False
@@ -96,6 +105,13 @@ class Upkeep:
         while self._piece(lambda: self._store().writer.purge(doomed, PURGE_ROWS)):
             pass
         return True
+
+    def _feed_rows(self) -> int:
+        """How many dead rows may stay for change feeds, however long the shard is idle: by what a document of this
+        shard weighs."""
+        view = self._view()
+        weight = view.live_bytes // view.visible if view.visible else UNKNOWN_BYTES
+        return min(FEED_ROWS_MAX, self._feed_rows_bytes // max(weight, ROW_BYTES))
 
     def _piece(self, work: Callable[[], bool]) -> bool:
         more = self._with_room(work)

@@ -1,21 +1,25 @@
-"""What an operator has moved by name: one replica of a shard to another node, or half of a shard to a new one. Pure.
+"""What an operator has moved by name: one replica of a shard to another node, all replicas of a node to another one, or
+half of a shard to a new one. Pure.
 
 Invariant: each is a function of what is so now, like every plan: made again when it was carried out, it is nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from needle.base.errors import invalid
-from needle.base.ids import GroupId, NodeId, shard_group
+import msgspec
+
+from needle.base.errors import InvalidArgument, invalid
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.catalog.planning.pieces import Piece
 from needle.catalog.planning.placement import PlacementNode
 from needle.catalog.planning.spread import Spread
 from needle.routing.key_space import KeySpace
-from needle.routing.plans import ReplicaMove, ShardSplit
+from needle.routing.planned_moves import Move, MoveReplicas
+from needle.routing.plans import Replacement, ReplicaMove, ShardSplit, Wish
 from needle.routing.shard_map import SHARDS_MAX
-from needle.routing.topology import Topology
+from needle.routing.topology import NodeState, Topology
 
 
 def shards_of(topology: Topology, split: ShardSplit) -> tuple[list[int], list[int]]:
@@ -72,3 +76,70 @@ def moved(
     if not nodes[move.target].usable:
         raise invalid("target", move.target, "a node that takes replicas: this one is to be emptied, or has weight 0")
     return {shard_group(move.shard): tuple(move.target if node == move.source else node for node in wanted)}
+
+
+def held_by(topology: Topology, node: NodeId) -> dict[GroupId, tuple[NodeId, ...]]:
+    """The groups that a node is to hold, by the catalog's last word, each with all nodes that are to."""
+    groups = (CATALOG_GROUP, *(shard_group(info.shard) for info in topology.serving))
+    held = {group: known.wanted for group in groups if (known := topology.holders(group)) is not None}
+    return {group: wanted for group, wanted in held.items() if node in wanted}
+
+
+def replaced(
+    topology: Topology, named: Replacement, nodes: Mapping[NodeId, PlacementNode]
+) -> dict[GroupId, tuple[NodeId, ...]]:
+    """Who should hold what the node `old` holds: nothing is left of it when that was carried out, or it was removed.
+    Raises InvalidArgument."""
+    old, new, known = named.old, named.new, ", ".join(nodes)
+    if topology.node(old) is None:
+        raise invalid("old", old, f"a node of this cluster: {known}")
+    if new not in nodes or old == new:
+        raise invalid("new", new, f"another node of this cluster, which has joined: {known}")
+    if any(info.id == new and info.state is NodeState.DRAINING for info in topology.nodes):
+        raise InvalidArgument(f"{new} is to be emptied: `needle node drain --undo` first", field="new")
+    found = {}
+    for group, wanted in held_by(topology, old).items():
+        rest = [node for node in wanted if node != old]
+        if new in rest:
+            raise InvalidArgument(
+                f"{new} holds {group_name(group)} already, as {old} does: `needle node remove {old}` has other nodes "
+                "take its place",
+                field="new",
+            )
+        zone = nodes[new].zone
+        shared = [node for node in rest if zone and nodes[node].zone == zone]
+        if shared and not any(nodes[node].zone == nodes[old].zone for node in rest):
+            raise InvalidArgument(
+                f"{new} is in zone {zone!r}, where {shared[0]} holds {group_name(group)} already", field="new"
+            )
+        found[group] = tuple(new if node == old else node for node in wanted)
+    return found
+
+
+def waits_for(topology: Topology, named: Replacement | None, alive: Collection[NodeId]) -> str:
+    """Why a replacement cannot go on now; "" if it can, or nothing is left of it."""
+    if named is None or named.new in alive or not held_by(topology, named.old):
+        return ""
+    return f"{named.new}, which is to replace {named.old}, does not answer"
+
+
+def shards_named(topology: Topology, wish: Wish, shards: Collection[int]) -> set[int]:
+    """Those that matter for a wish; all of `shards` for one that names none."""
+    if wish.move is not None:
+        return {wish.move.shard}
+    if wish.split is not None:
+        return {wish.split.shard, wish.split.into}
+    if wish.replace is not None:
+        return {group - 1 for group in held_by(topology, wish.replace.old) if group != CATALOG_GROUP}
+    return set(shards)
+
+
+def explained(moves: Sequence[Move], named: Replacement | None) -> tuple[Move, ...]:
+    """The same moves, with the reason for those that replace a node."""
+    if named is None:
+        return tuple(moves)
+    why = f"{named.new} replaces {named.old}"
+    return tuple(
+        msgspec.structs.replace(move, why=why) if isinstance(move, MoveReplicas) and named.old in move.removed else move
+        for move in moves
+    )

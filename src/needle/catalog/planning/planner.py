@@ -165,7 +165,7 @@ class _Planning:
         copied = sum(move.bytes for move in moves if isinstance(move, MoveReplicas))
         least_replicas = copied if self._wish.by_hand else fewest_bytes(self._nodes, copied, held, ended, final)
         return Plan(
-            moves=tuple(moves),
+            moves=by_hand.explained(moves, self._wish.replace),
             unmet=tuple(dict.fromkeys(unmet)),
             before=Balance(shards=self._evenness(pieces), nodes=fullness(self._nodes, held, sizes)),
             after=Balance(shards=self._evenness(reached), nodes=fullness(self._nodes, ended, final)),
@@ -193,7 +193,7 @@ class _Planning:
         """The pieces with the owners that they should have."""
         staying = [*self._staying, *self._new]
         leaving = {info.shard for info in self._topology.serving} - set(staying) - self._apart
-        still = self._wish.move is not None or not self._wish.balance
+        still = self._wish.by_hand or not self._wish.balance
         nothing = still and self._wish.split is None and not leaving and not self._new
         if nothing or not self._staying or (self._wish.split is not None and self._wish.split.into not in staying):
             return list(pieces)
@@ -207,7 +207,12 @@ class _Planning:
     def _wanted(self, held: Assignment, placed: Assignment) -> dict[GroupId, Replicas]:
         """Who should hold the groups that are there; by hand only of those that are named."""
         if self._wish.by_hand:
-            move = self._wish.move
+            move, new = self._wish.move, self._wish.replace
+            if new is not None:
+                found = by_hand.replaced(self._topology, new, self._nodes)
+                silent = {shard_group(shard) for shard in self._stats.unknown}
+                there = new.new in self._alive
+                return {group: nodes for group, nodes in found.items() if there and group not in silent}
             if move is None or move.shard in self._stats.unknown:
                 return {}
             return by_hand.moved(self._topology, move, self._nodes)
@@ -328,8 +333,9 @@ class _Planning:
     def _waiting(self) -> tuple[str, ...]:
         """What the plan leaves out as long as nobody says what a shard holds, if it matters for what is wished."""
         wish, unknown = self._wish, self._stats.unknown
-        named = {wish.move.shard} if wish.move else {wish.split.shard, wish.split.into} if wish.split else set(unknown)
-        waiting = sorted(named.intersection(unknown))
+        if silent := by_hand.waits_for(self._topology, wish.replace, self._alive):
+            return (silent,)
+        waiting = sorted(by_hand.shards_named(self._topology, wish, unknown).intersection(unknown))
         if not (wish.by_hand or wish.balance or wish.retire or wish.shards is not None):
             waiting = [shard for shard in waiting if not self._whole(self._topology.shards[shard].wanted)]
         if not waiting:

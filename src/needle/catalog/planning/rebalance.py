@@ -17,7 +17,8 @@ from needle.base.errors import InvalidArgument, invalid
 from needle.base.ids import GroupId, NodeId, shard_group
 from needle.routing.jobs import Job, JobState, Phase, Progress, Running
 from needle.routing.planned_moves import Move, MoveRange, MoveReplicas, disjoint
-from needle.routing.plans import Balance, Plan
+from needle.routing.plans import Balance, Plan, Wish
+from needle.routing.topology import NodeState, Topology
 
 _replace = msgspec.structs.replace
 
@@ -108,6 +109,21 @@ def look(
     return Round(job=_replace(job, state=JobState.FAILED if failed else job.state, why=why, stuck=stuck))
 
 
+def of_now(wish: Wish, topology: Topology) -> Wish:
+    """What is left of the wish of a job that is under way: nodes that were removed since hold nothing, so of them
+    nothing is wished any more."""
+    gone = {info.id for info in topology.nodes if info.state is NodeState.REMOVED}
+    if not gone.intersection((*wish.drain, *wish.lost, *wish.weights, *wish.zones)):
+        return wish
+    return _replace(
+        wish,
+        drain=tuple(node for node in wish.drain if node not in gone),
+        lost=tuple(node for node in wish.lost if node not in gone),
+        weights={node: weight for node, weight in wish.weights.items() if node not in gone},
+        zones={node: zone for node, zone in wish.zones.items() if node not in gone},
+    )
+
+
 def _cancelling(job: Job, running: Sequence[Running], silent: Collection[int]) -> Round:
     """What is not decided is given up; the rest ends, or is left to end by itself if a shard stays silent."""
     if not running:
@@ -130,6 +146,25 @@ def _cancelling(job: Job, running: Sequence[Running], silent: Collection[int]) -
 
 def _shards(move: Move) -> set[int]:
     return {group - 1 for group in move.groups}
+
+
+def refused(job: Job, why: str) -> Job:
+    """What becomes of a job of which nothing that it wants to begin or to give up is taken. It fails once that goes on
+    with nothing running: what runs has to be followed to its end, and can be cancelled. One that is being cancelled
+    leaves what it cannot give up to end by itself."""
+    if job.running and job.state is not JobState.CANCELLING:
+        return _replace(job, why=why, stuck=0)
+    stuck = job.stuck + 1
+    if stuck < STUCK_MAX:
+        return _replace(job, why=why, stuck=stuck)
+    if job.state is JobState.CANCELLING:
+        return _replace(job, state=JobState.CANCELLED, running=(), why=f"left to end by itself: {why}", stuck=stuck)
+    return _replace(job, state=JobState.FAILED, why=why, stuck=stuck)
+
+
+def impossible(job: Job, why: str) -> Job:
+    """What becomes of a job whose wish cannot be any more: nothing begins, and it has failed when nothing runs."""
+    return _replace(job, state=job.state if job.running else JobState.FAILED, why=why)
 
 
 def finished(job: Job, move: Move) -> Job:
@@ -211,7 +246,7 @@ def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float, held
         id=job.id,
         state=job.state,
         percent_complete=100.0 if job.state is JobState.DONE else min(99.9, 100 * part),
-        moved_documents=job.moved_documents,
+        moved_documents=job.moved_documents + sum(map(_documents, running)),
         total_documents=documents,
         moved_bytes=copied,
         total_bytes=total,
@@ -221,6 +256,12 @@ def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float, held
         moves={one.id: one.move.in_words() for one in running},
         why=job.why or "; ".join([*plan.waiting, *held, *_waiting(job, plan, running)]),
     )
+
+
+def _documents(one: Running) -> int:
+    """About so many a move has copied so far, by the bytes."""
+    move = one.move
+    return move.documents * min(one.copied, move.bytes) // move.bytes if move.bytes else 0
 
 
 def _waiting(job: Job, plan: Plan, running: Sequence[Running]) -> list[str]:

@@ -21,8 +21,13 @@ _PHASE = {
 _TAKEN_BACK = (MoveState.CANCELLING, MoveState.GIVEN_UP)
 
 
+HAS_ALL = 0.99
+"""With this share of a group a learner only catches up with what is written meanwhile."""
+
+
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """voters, learners: of each group, as its leader has them. copied: documents, by move of key ranges. held: why
+    """voters, learners: of each group, as its leader has them. fetched: what share of a group each of its learners has,
+    0 to 1, as its leader says. copied: documents, by move of key ranges. held: why
     such moves wait, as their drivers say. lacking: what the members of a group lack to be those that the catalog names,
     as its leader says."""
 
@@ -30,6 +35,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     voters: Mapping[GroupId, frozenset[NodeId]]
     learners: Mapping[GroupId, frozenset[NodeId]]
     copied: Mapping[int, int]
+    fetched: Mapping[GroupId, Mapping[NodeId, float]] = {}
     held: tuple[str, ...] = ()
     lacking: Mapping[GroupId, str] = {}
 
@@ -77,10 +83,14 @@ def _now(one: Running, seen: Seen) -> Running:
         return msgspec.structs.replace(one, phase=Phase.CLEAN_UP)
     added, there = frozenset(move.added), seen.voters.get(move.group, frozenset())
     if added <= there:
-        return msgspec.structs.replace(one, phase=Phase.CLEAN_UP, copied=move.bytes)
-    begun = added & (there | seen.learners.get(move.group, frozenset()))
-    copied = move.bytes * len(added & there) // len(added)
-    return msgspec.structs.replace(one, phase=Phase.COPY if begun else Phase.PREPARE, copied=copied)
+        phase = Phase.CLEAN_UP if there == frozenset(move.after) else Phase.SWITCH
+        return msgspec.structs.replace(one, phase=phase, copied=move.bytes)
+    known = seen.fetched.get(move.group, {})
+    parts = [1.0 if node in there else min(1.0, known.get(node, 0.0)) for node in added]
+    phase = Phase.CATCH_UP if min(parts) > HAS_ALL else Phase.COPY
+    if not added & (there | seen.learners.get(move.group, frozenset())):
+        phase = Phase.PREPARE
+    return msgspec.structs.replace(one, phase=phase, copied=int(move.bytes * sum(parts) / len(parts)))
 
 
 def others(topology: Topology, running: Sequence[Running]) -> int:

@@ -14,7 +14,7 @@ import msgspec
 
 from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.ids import shard_group
-from needle.base.model import HitBatch, SearchRequest
+from needle.base.model import HitBatch, Metric, SearchRequest
 from needle.base.text import Statistics, TextField, TextQuery, added, weights_of
 from needle.client.document_calls import Found
 from needle.client.router import searching
@@ -51,9 +51,12 @@ async def search_words(
         lambda shard, fresh, epoch: SearchCall(shard_group(shard), asked, fresh, epoch),
         lambda owned: owned.owners,
         fresh,
-        timeout,
+        timeout / 2 if partial else timeout,  # who does not answer takes all of its time, and there are two rounds
         partial=partial,
     )
+    if not counted.by_shard:  # of a partial search, as none else gets here: nobody knows what the words weigh
+        nothing = HitBatch([], [], [], [], b"", 0, Metric.DOT)
+        return Found(nothing, counted.missing, counted.gaps, {}, len(counted.missing), counted.epoch)
     weights, average = weights_of(_sums(counted))
     found = await searching.search(
         routes.fan_out,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from needle.base.errors import NeedleError, StaleEpoch, TooStale, Unavailable
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
@@ -66,14 +68,26 @@ class Feeding:
     async def page(self, asked: Asked, timeout: float) -> ChangesAnswer | None:
         """The next changes of a shard; None if no replica knows all of them any more. Raises the last error of a
         replica if none answers in time; CollectionNotFound."""
-        loop, group = asyncio.get_running_loop(), self._routes.shards.group(asked.shard)
+        call = ChangesCall(
+            shard_group(asked.shard), asked.stored, asked.position, min(asked.limit, LIMIT_MAX), asked.with_vectors,
+            Freshness(), ANY_EPOCH, asked.wait, asked.past, 0, b"", asked.filter, asked.near,
+        )  # fmt: skip
+        return await self._of_any(asked.shard, call, max(asked.applied, asked.position[0] - 1), timeout)
+
+    async def _of_any(self, shard: int, call: ChangesCall, applied: int, timeout: float) -> ChangesAnswer | None:
+        """What a replica answers that has applied that entry and knows what is asked; None if none does. Those that do
+        not answer are asked three times, while another one has answered."""
+        loop, group = asyncio.get_running_loop(), self._routes.shards.group(shard)
         deadline, rounds = loop.time() + timeout, 0
-        last: NeedleError = Unavailable(f"no replica of shard {asked.shard} is known")
+        seconds = call.wait + ANSWER_SECONDS
+        fresh = Freshness(ReadMode.EVENTUAL, applied, 0.0, seconds)
+        body = calls.encode(self._routes.fan_out.binding(CHANGES, msgspec.structs.replace(call, freshness=fresh)))
+        last: NeedleError = Unavailable(f"no replica of shard {shard} is known")
         while True:
             forgot = failed = 0
             for address in group.replicas():
                 try:
-                    answer = await self._ask(address, asked)
+                    data = await group.ask_replica(address, CHANGES, body, seconds)
                 except NeedleError as error:
                     if (not error.retryable and not error.of_the_node) or isinstance(error, StaleEpoch):
                         raise
@@ -81,6 +95,7 @@ class Feeding:
                     if not isinstance(error, TooStale):
                         group.suspect(address)
                     continue
+                answer = calls.decode(calls.decode(data, ReceivedAnswer).body, ChangesAnswer)
                 if answer.known:
                     return answer
                 forgot += 1
@@ -91,26 +106,17 @@ class Feeding:
                 raise last
             await self._routes.shards.refresh(self.topology.version + 1, 0.1 * rounds)
 
-    async def _ask(self, address: str, asked: Asked) -> ChangesAnswer:
-        seconds = asked.wait + ANSWER_SECONDS
-        fresh = Freshness(ReadMode.EVENTUAL, asked.position[0] - 1, 0.0, seconds)
-        call = ChangesCall(
-            shard_group(asked.shard), asked.stored, asked.position, LIMIT_MAX, asked.with_vectors, fresh, ANY_EPOCH,
-            asked.wait, asked.past,
-        )  # fmt: skip
-        body = calls.encode(self._routes.fan_out.binding(CHANGES, call))
-        data = await self._routes.shards.group(asked.shard).ask_replica(address, CHANGES, body, seconds)
-        return calls.decode(calls.decode(data, ReceivedAnswer).body, ChangesAnswer)
-
     async def released(self, stored: str, shard: int, position: Position, move: int, timeout: float) -> int | None:
-        """The entry behind `position` by which a move took ranges away from a shard, 0 if none did; None if its leader
-        does not know. It sees all that was committed before the call."""
+        """The entry behind `position` by which a move took ranges away from a shard, 0 if none did; None if no replica
+        knows. It sees all that was committed before the call."""
+        call = ChangesCall(shard_group(shard), stored, position, 1, False, Freshness(), ANY_EPOCH, move=move)
 
         def body(left: float) -> bytes:
             fresh = Freshness(ReadMode.STRONG, position[0] - 1, 0.0, left)
-            call = ChangesCall(shard_group(shard), stored, position, 1, False, fresh, ANY_EPOCH, move=move)
-            return calls.encode(self._routes.fan_out.binding(CHANGES, call))
+            return calls.encode(self._routes.fan_out.binding(CHANGES, msgspec.structs.replace(call, freshness=fresh)))
 
         data = await self._routes.shards.group(shard).ask_leader(CHANGES, body, timeout)
-        answer = calls.decode(calls.decode(data, ReceivedAnswer).body, ChangesAnswer)
-        return answer.released if answer.known else None
+        answer: ChangesAnswer | None = calls.decode(calls.decode(data, ReceivedAnswer).body, ChangesAnswer)
+        if answer is not None and not answer.known:  # it was opened lately: one that has applied as much may know
+            answer = await self._of_any(shard, call, answer.reached[0] - 1, timeout)
+        return None if answer is None else answer.released

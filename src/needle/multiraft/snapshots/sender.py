@@ -11,7 +11,7 @@ import logging
 
 from needle.base.errors import NeedleError, Unavailable, invalid
 from needle.base.file_errors import SHORTAGES
-from needle.base.ids import GroupId, group_name
+from needle.base.ids import GroupId, NodeId, group_name
 from needle.base.runtime import Pool, Rng
 from needle.multiraft.blocks import BLOCK_BYTES, TABLE_BLOCKS, block_count
 from needle.multiraft.codec import BlocksRequest, ChunkRequest, HashesRequest, Manifest, decode_conf, encode_manifest
@@ -34,6 +34,17 @@ class Exported:
         self.meta = meta
         self.files = {file.name: file for file in files}
         self.used = now
+        self._sent: dict[NodeId, dict[str, int]] = {}
+
+    def note(self, peer: NodeId, name: str, end: int) -> None:
+        """A peer has read a file up to here."""
+        known = self._sent.setdefault(peer, {})
+        known[name] = min(max(known.get(name, 0), end), self.files[name].size)
+
+    def shares(self) -> dict[NodeId, float]:
+        """How much of it each peer has read, 0 to 1. What peers had already they do not read."""
+        total = sum(file.size for file in self.files.values())
+        return {peer: sum(read.values()) / total if total else 1.0 for peer, read in self._sent.items()}
 
 
 class SnapshotShelf:
@@ -97,12 +108,15 @@ class SnapshotShelf:
             except SHORTAGES as error:
                 _log.warning("a snapshot stays until the next start: %s", error)
 
-    async def read(self, request: ChunkRequest, now: float) -> bytes:
-        """One chunk. Raises Unavailable if the snapshot is gone: the peer will be offered another one."""
+    async def read(self, request: ChunkRequest, now: float, peer: NodeId = "") -> bytes:
+        """One chunk. peer: the member of the group that reads it, if one does. Raises Unavailable if the snapshot is
+        gone: the peer will be offered another one."""
         path, size = self._asked(request, now)
         length = max(0, min(request.length, self._chunk_bytes_max))
-        chunk: bytes = await self._pool.run(self._files.read, path, max(0, min(request.offset, size)), length)
+        offset = max(0, min(request.offset, size))
+        chunk: bytes = await self._pool.run(self._files.read, path, offset, length)
         self.bytes_sent += len(chunk)
+        self._note(request, peer, offset + len(chunk))
         return chunk
 
     async def hashes(self, request: HashesRequest, now: float) -> bytes:
@@ -111,7 +125,7 @@ class SnapshotShelf:
         first = max(0, min(request.first, block_count(size)))
         return await self._pool.run(self._files.block_hashes, path, first, max(0, min(request.count, TABLE_BLOCKS)))
 
-    async def blocks(self, request: BlocksRequest, now: float) -> bytes:
+    async def blocks(self, request: BlocksRequest, now: float, peer: NodeId = "") -> bytes:
         """Some blocks, one behind the other. Raises Unavailable as `read` does, InvalidArgument for blocks that the
         file does not have, or too many."""
         path, size = self._asked(request, now)
@@ -122,7 +136,13 @@ class SnapshotShelf:
             raise invalid("blocks", f"{min(request.blocks)} to {max(request.blocks)}", f"0 to {count - 1}")
         found = b"".join(await self._pool.run(self._files.read_blocks, path, request.blocks))
         self.bytes_sent += len(found)
+        self._note(request, peer, BLOCK_BYTES * (1 + max(request.blocks, default=-1)))
         return found
+
+    def _note(self, request: ChunkRequest | BlocksRequest, peer: NodeId, end: int) -> None:
+        exported = self._shelf.get(request.group)
+        if peer and exported is not None and exported.snapshot == request.snapshot:  # else it is gone by now
+            exported.note(peer, request.name, end)
 
     def _asked(self, request: ChunkRequest | HashesRequest | BlocksRequest, now: float) -> tuple[str, int]:
         """Path and size of a file that is here. Raises Unavailable."""

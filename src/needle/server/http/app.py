@@ -22,6 +22,8 @@ from starlette.routing import Router
 from needle.base.access import ADMIN, READER, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import (
+    Forbidden,
+    InMaintenance,
     Internal,
     NeedleError,
     OutcomeUnknown,
@@ -38,7 +40,7 @@ from needle.server.audit import REFUSALS
 from needle.server.history import History
 from needle.server.http import idempotency, session
 from needle.server.http.browsers import check_host
-from needle.server.http.call import BESIDE_BYTES, Call, subject_of
+from needle.server.http.call import BESIDE_BYTES, Call, Feeds, subject_of
 from needle.server.http.door_node import DoorNode
 from needle.server.http.endings import Ending
 from needle.server.http.memory import Memory, Share, decoded_bytes
@@ -54,6 +56,7 @@ from needle.server.http.message import (
     headers_of,
     is_taken,
     is_there,
+    last_event,
     no_body,
     pieces_of,
     told_of,
@@ -65,7 +68,7 @@ from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
 from needle.server.http.queries import from_query, no_query
 from needle.server.http.routes import BASE, Route
-from needle.server.http.streams import stream
+from needle.server.http.streams import EVENTS, LINES, stream
 from needle.server.http.unreadable import unreadable
 from needle.server.service.watched import Subject
 
@@ -96,7 +99,7 @@ class Door:
         self.draining, self._requests = False, 0
         self.refused: Counter[str] = Counter()
         """Answers that were errors, by code."""
-        self.memory, self.decoding = Memory(), asyncio.Lock()
+        self.memory, self.decoding, self.feeds = Memory(), asyncio.Lock(), Feeds()
         served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
         self._routes = [*served, *more]
         self._api = Router(served, redirect_slashes=False)
@@ -161,6 +164,15 @@ class Door:
         if not access.required:
             check_host(headers.host, self._hosts)
         return access.anonymous
+
+    def check_goes_on(self, headers: Headers, caller: Identity) -> None:
+        """Whether an answer that has no end goes on. Raises Unavailable, InMaintenance, Unauthenticated, Forbidden."""
+        if self.draining or not self.node.alive():
+            raise Unavailable(STOPPING)
+        if self.node.host.maintenance:
+            raise InMaintenance("this node is in maintenance: go on at another one, behind the last event")
+        if self.caller(headers) is not caller:
+            raise Forbidden("this API key has changed meanwhile: go on behind the last event")
 
     def note(self, scope: Scope, error: NeedleError | None, *, about: str = "", seconds: float = 0.0) -> None:
         """Into the audit log, if there is one."""
@@ -269,7 +281,8 @@ class _Endpoint:
                     (b"needle-session", session.encode(call.router.seen, node.shards.topology().founding).encode())
                 )
             if isinstance(answer, AsyncIterator):
-                failure = await stream(send, answer, extra, share, scope["needle.request_id"], meter)
+                form = EVENTS if self._route.events else LINES
+                failure = await stream(send, answer, extra, share, scope["needle.request_id"], meter, form)
             else:
                 size = max(size_of(answer), share.held)
                 told, body = await encoded(answer, headers, extra, size=size, blocking=node.blocking)
@@ -364,6 +377,9 @@ class _Endpoint:
             large=large,
             asked=asked,
             history=door.history,
+            feeds=door.feeds,
+            last_event=last_event(scope) if self._route.events else "",
+            go_on=lambda: door.check_goes_on(headers, caller),
         )
 
     async def _from_body(self, data: bytes, headers: Headers, share: Share) -> Any:

@@ -260,13 +260,14 @@ class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HybridSearch(ReadBody, frozen=True, kw_only=True):
-    """Two searches, whose hits become one list. text: instead of a vector, as in PutDocument. pool: of the first so
-    many hits of each (at least k and offset together, at most 1000)."""
+    """Two searches, whose hits become one list. text: instead of a vector, as in PutDocument; like: instead, the id of
+    a document. pool: of the first so many hits of each (at least k and offset together, at most 1000)."""
 
     keywords: str
     vector: Vector | None = None
     vector_type: VectorType = "float32"
     text: str | None = None
+    like: str | None = None
     fusion: Fusion = Fusion()
     pool: Positive | None = None
     k: Positive = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -28,12 +28,20 @@ BESIDE_BYTES: Final = 64 * 1024
 """What takes time by the byte is done in a thread from this size on."""
 
 
+class Feeds:
+    """Of one node. open: change feeds."""
+
+    def __init__(self) -> None:
+        self.open = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """client, router: what this request may do; the router remembers what this request's session has seen. path: the
     names in its path. packed: the answer is MessagePack. blocking: threads. caller: who asks; it may. share: what it
     may hold. large: what goes through all of its body is done in a thread. asked: if it has an idempotency key.
-    history: what this node saw of the cluster in the last hour."""
+    history: what this node saw of the cluster in the last hour. last_event: where a reader of events was. feeds: those
+    that are open here. go_on: raises once an answer that has no end is to have one."""
 
     client: Client
     router: Router
@@ -47,6 +55,9 @@ class Call:
     large: bool
     asked: Asked | None
     history: History
+    feeds: Feeds = field(default_factory=Feeds)
+    last_event: str = ""
+    go_on: Callable[[], None] = lambda: None
 
     @property
     def collection(self) -> str:

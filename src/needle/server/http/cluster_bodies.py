@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from needle.routing.jobs import Progress, RebalanceConfig
-from needle.routing.plans import Balance, ReplicaMove, ShardSplit, Wish
+from needle.routing.plans import Balance, Replacement, ReplicaMove, ShardSplit, Wish
 from needle.server.http.bodies import Body, Whole
 
 
@@ -140,11 +140,16 @@ class AskedSplit(ShardSplit, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     __doc__ = ShardSplit.__doc__
 
 
+class AskedReplacement(Replacement, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    __doc__ = Replacement.__doc__
+
+
 class AskedWish(Wish, frozen=True, kw_only=True, forbid_unknown_fields=True):
     __doc__ = Wish.__doc__
 
     move: AskedMove | None = None
     split: AskedSplit | None = None
+    replace: AskedReplacement | None = None
 
 
 def wished(wish: AskedWish | None) -> Wish | None:

@@ -25,6 +25,7 @@ class DoorNode(Protocol):
 
     access: Access
     caller: Any
+    host: Any
     router: ShardRouter
 
     @property

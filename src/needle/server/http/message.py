@@ -68,6 +68,11 @@ def told_of(scope: Scope) -> dict[str, str]:
     return {"remote": remote_of(scope), "key": scope.get("needle.key", "")}
 
 
+def last_event(scope: Scope) -> str:
+    """Where a reader of events was who comes back; "" for one who does not."""
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"last-event-id"), "")
+
+
 def headers_of(scope: Scope) -> Headers:
     """As they are; `check_body` judges them."""
     told = {name: value.decode("latin-1") for name, value in scope["headers"]}

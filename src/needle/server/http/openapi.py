@@ -9,6 +9,8 @@ import msgspec
 
 from needle.server.http import idempotency
 from needle.server.http.bodies import Document, ExportEnd
+from needle.server.http.events import TYPE as EVENTS
+from needle.server.http.events import ChangeEvent
 from needle.server.http.message import JSON, MSGPACK
 from needle.server.http.problems import CODES, CONTENT_TYPE, TITLES, Problem
 from needle.server.http.routes import NDJSON, ROUTES, Route
@@ -28,6 +30,13 @@ _KEY: Final = {
     "required": False,
     "description": "A request that is sent again with the same key is executed once, and answered as the first time.",
     "schema": {"type": "string", "minLength": 1, "maxLength": idempotency.CHARS_MAX, "pattern": "^[ -~]+$"},
+}
+_LAST_EVENT: Final = {
+    "name": "last-event-id",
+    "in": "header",
+    "required": False,
+    "description": "The id of the last event that was read: go on behind it.",
+    "schema": {"type": "string"},
 }
 _REF: Final = "#/components/schemas/{name}"
 DESCRIPTION: Final = (
@@ -51,7 +60,7 @@ def document() -> dict[str, Any]:
     """The whole document, as JSON types."""
     types = {route.body for route in ROUTES} | {route.answer for route in ROUTES if route.answer is not None}
     _, schemas = msgspec.json.schema_components(
-        [*sorted(types, key=_named), Problem, Document, ExportEnd], ref_template=_REF
+        [*sorted(types, key=_named), Problem, Document, ExportEnd, ChangeEvent], ref_template=_REF
     )
     _open(schemas)
     said = schemas["Problem"]["properties"]
@@ -91,6 +100,8 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
     ]
     if route.keyed:
         parameters.append(_KEY)
+    if route.events:
+        parameters.append(_LAST_EVENT)
     made: dict[str, Any] = {
         "operationId": route.name,
         "summary": route.summary,
@@ -127,6 +138,14 @@ def _answer(route: Route) -> dict[str, Any]:
         "x-request-id": {"schema": {"type": "string"}},
         "needle-session": {"schema": {"type": "string"}, "description": "If the request had one."},
     }
+    if route.events:
+        text = (
+            "Events `insert`, `update` and `delete`, whose data is as in `ChangeEvent`; `reset` and `ready`, whose "
+            "data is {}; and `problem`, the last one of an answer that has broken off, whose data is as in `Problem`. "
+            "The `id` of an event is where to go on behind it. Lines that begin with a colon, and events that have an "
+            "id only, say that there is nothing new."
+        )
+        return {"description": text, "headers": headers, "content": {EVENTS: {"schema": {"type": "string"}}}}
     if route.answer is None:
         line = {"oneOf": [{"$ref": _REF.format(name=_named(kind))} for kind in (Document, ExportEnd)]}
         return {

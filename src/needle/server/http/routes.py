@@ -19,6 +19,7 @@ from needle.server.http import (
     collection_bodies,
     collections,
     documents,
+    events,
     hybrid,
     keys,
     status,
@@ -33,9 +34,9 @@ BASE: Final = "/v1"
 
 class Route(msgspec.Struct, frozen=True):
     """path: with {names}. body: of the request; a GET or a DELETE has it as query parameters. answer: its schema; None
-    for lines of JSON. role: who may call it. example: of the body. filtered: it names no collection in its path, and
-    its handler leaves out of the answer what the caller's key is not for; else keys for some collections are
-    refused."""
+    for lines of JSON, or events. role: who may call it. example: of the body. filtered: it names no collection in its
+    path, and its handler leaves out of the answer what the caller's key is not for; else keys for some collections are
+    refused. events: server-sent ones."""
 
     method: str
     path: str
@@ -47,6 +48,7 @@ class Route(msgspec.Struct, frozen=True):
     example: Any = None
     tag: str = "documents"
     filtered: bool = False
+    events: bool = False
 
     @property
     def name(self) -> str:
@@ -134,6 +136,10 @@ ROUTES: Final = (
     Route(
         "POST", f"{_IN}/export", documents.export, "All documents, one JSON object a line",
         bodies.Export, None, "reader", {},
+    ),
+    Route(
+        "GET", f"{_IN}/changes", events.changes, "Each change, as it is committed, as server-sent events",
+        events.ReadChanges, None, "reader", events=True,
     ),
     # --- collections -------------------------------------------------------------------------------------------------
     Route(

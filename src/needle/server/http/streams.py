@@ -1,25 +1,42 @@
-"""Answers in lines of JSON, a part at a time.
+"""Answers a part at a time: lines of JSON, or events.
 
 Invariant: the last line says whether all lines are there (bodies.ExportEnd). An answer without it has broken off, as
-when the node ends: its reader cannot tell that from the end of the connection, for proxies end it in good order.
+when the node ends: its reader cannot tell that from the end of the connection, for proxies end it in good order. Of
+events there are always more.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from typing import Final, NamedTuple
 
 import msgspec
 
 from needle.base.errors import NeedleError
 from needle.base.rates import Meter
-from needle.server.http import bodies
+from needle.server.http import bodies, events
 from needle.server.http.memory import Share
 from needle.server.http.message import Send
-from needle.server.http.problems import problem_of
+from needle.server.http.problems import Problem, problem_of
 from needle.server.http.routes import NDJSON
 
 _lines: Final = msgspec.json.Encoder()
+
+
+class Form(NamedTuple):
+    """broken_off: what a reader is told who gets no more. unit: what is behind each document."""
+
+    content_type: str
+    broken_off: Callable[[Problem], bytes]
+    unit: bytes
+
+
+def _broken_off(problem: Problem) -> bytes:
+    return _lines.encode_lines([bodies.ExportEnd(end="broken_off", problem=problem)])
+
+
+LINES: Final = Form(NDJSON, _broken_off, b"\n")
+EVENTS: Final = Form(events.TYPE, events.ending, b"\n\n")
 
 
 async def stream(
@@ -29,21 +46,22 @@ async def stream(
     share: Share,
     request_id: str,
     meter: Meter | None,
+    form: Form = LINES,
 ) -> NeedleError | None:
     """Send all parts, and why there are no more of them, if they broke off: what is returned. meter: pays for them."""
-    headers = [(b"content-type", NDJSON.encode()), *extra]
+    headers = [(b"content-type", form.content_type.encode()), (b"cache-control", b"no-store"), *extra]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     failure: NeedleError | None = None
     try:
         async for part in parts:
             share.settle(len(part))
             if meter is not None:
-                meter.pay(part.count(b"\n"), len(part))
+                meter.pay(part.count(form.unit), len(part))
             if part:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
     except NeedleError as error:
         failure = error
-        end = bodies.ExportEnd(end="broken_off", problem=problem_of(error, request_id))
-        await send({"type": "http.response.body", "body": _lines.encode_lines([end]), "more_body": True})
+        end = form.broken_off(problem_of(error, request_id))
+        await send({"type": "http.response.body", "body": end, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
     return failure

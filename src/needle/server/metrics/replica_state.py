@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from prometheus_client.core import Metric
 
-from needle.base.ids import GroupId
+from needle.base.ids import GroupId, shard_group
 from needle.base.model import RaftStatus
 from needle.base.runtime import micros_of
 from needle.client.divergence import strays
@@ -95,7 +95,10 @@ class ReplicaState:
 
     def _led(self, made: Families, shard: str, number: int, status: RaftStatus) -> None:
         """What the leader says."""
-        moves = sum(move.source == number for move in self._node.topology.moves)
+        topology = self._node.topology
+        holders = topology.holders(shard_group(number))
+        of_replicas = 1 if holders is not None and holders.leaving else 0
+        moves = sum(move.source == number for move in topology.moves) + of_replicas
         made["needle_shard_followers"].add_metric([shard], sum(peer.recently_active for peer in status.peers))
         made["needle_replica_divergence"].add_metric([shard], len(strays(status.diverged)))
         made["needle_replicas_waiting"].add_metric([shard], bool(status.waits_for))

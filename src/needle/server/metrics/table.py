@@ -108,9 +108,10 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
                 "share` says how many are.", "server/chores/recall.py"),
     ),
     "Moves": (
-        gauge("needle_moves_running", "shard", "", "Moves of key ranges away from the shard that are under way; on its "
-              "leader.", "routing/topology.py"),
-        gauge("needle_move_copied_documents", "shard", "", "Documents that these have copied so far; on the leader.",
+        gauge("needle_moves_running", "shard", "", "Moves of key ranges away from the shard that are under way, and of "
+              "its replicas (1 while any of them leave); on its leader.", "routing/topology.py"),
+        gauge("needle_move_copied_documents", "shard", "", "Documents that moves of key ranges have copied so far; on "
+              "the leader.",
               "server/upkeep/mover.py"),
         gauge("needle_rebalance_planned_bytes", "", BYTES, "What the rebalance that is under way meant to move when it "
               "began; 0 without one.", "routing/jobs.py"),

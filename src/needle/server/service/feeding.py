@@ -53,9 +53,12 @@ class Feeding:
             raise invalid("position", list(call.position), "an index from 1 on, and an offset from 0 on")
         hosted = await self._reads.fresh(call.group, call.freshness)
         if call.move:
+            applied = Position(hosted.replica.view.at.index + 1)  # before it is looked: what is before is seen
             found = hosted.replica.effects.released(call.move, position)
-            return _answer(None, position, hosted, known=found is not None, released=found or 0)
-        wanted = Wanted(call.collection, position, call.limit, call.with_vectors, call.bound, call.past)
+            return _answer(None, applied, hosted, known=found is not None, released=found or 0)
+        wanted = Wanted(
+            call.collection, position, call.limit, call.with_vectors, call.bound, call.past, call.filter, call.near
+        )
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         deadline = loop.time() + call.wait
 
@@ -70,16 +73,16 @@ class Feeding:
                 news.clear()
                 fed = await self._read(hosted, wanted)
                 left = deadline - loop.time()
-                if fed is None or fed.told or fed.owned or left <= 0:
+                # What was looked at is told even if nothing of it is for this reader: so it gets on.
+                if fed is None or fed.told or fed.owned or fed.more or left <= 0:
                     break
                 wanted = wanted._replace(position=fed.reached)
-                if not fed.more:
-                    await self._wait(news, left)
+                await self._wait(news, left)
         finally:
             stop()
         if fed is None:
             return _answer(None, wanted.position, hosted, known=False)
-        return _answer(fed, fed.reached, hosted)
+        return _answer(fed, fed.reached, hosted, near=call.near is not None)
 
     async def _read(self, hosted: HostedReplica, wanted: Wanted) -> Fed | None:
         replica = hosted.replica
@@ -102,7 +105,13 @@ class Feeding:
 
 
 def _answer(
-    fed: Fed | None, reached: Position, hosted: HostedReplica, *, known: bool = True, released: int = 0
+    fed: Fed | None,
+    reached: Position,
+    hosted: HostedReplica,
+    *,
+    known: bool = True,
+    released: int = 0,
+    near: bool = False,
 ) -> ChangesAnswer:
     view = hosted.replica.view
     owns = view.fence is None or bool(view.fence.holdings.owned)
@@ -126,4 +135,5 @@ def _answer(
         (reached.entry, reached.offset),
         fed.owned,
         owns=owns,
+        distances=[one.distance for one in fed.told if one.kind != DELETE] if near else [],
     )

@@ -24,7 +24,7 @@ from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.planning import planner, rebalance
 from needle.catalog.planning.heat import calls_of
-from needle.catalog.planning.rebalance import STUCK_MAX, Round
+from needle.catalog.planning.rebalance import Round
 from needle.catalog.planning.running import Seen, fate, now_running, others, unsettled
 from needle.client.directory import Caller
 from needle.client.measuring import Measured, Measuring, measure
@@ -170,7 +170,10 @@ class Coordinator:
         job = topology.rebalance
         plan = rebalance.NOTHING
         if job is not None and not job.over:
-            plan = await self._planned_with_healing(topology, found, job.pressing())
+            try:
+                plan = await self._planned_with_healing(topology, found, job.pressing())
+            except (InvalidArgument, Internal) as error:  # it fails when what it has begun is over
+                log.debug("rebalance %d has no plan any more: %s", job.id, error)
         self._look = _Look(topology.version, self._node.now(), self._looked_at(topology, found), plan)
         return self._look
 
@@ -201,7 +204,8 @@ class Coordinator:
                 plan = await self._planned_with_healing(topology, found, made.pressing())
                 self._look = _Look(topology.version, self._node.now(), seen, plan)
         except (InvalidArgument, Internal) as error:  # it was possible once: a node or a shard that it names is gone
-            await self._step(StepRebalance(_replace(made, state=JobState.FAILED, why=error.message), job.revision))
+            if (left_of_it := rebalance.impossible(made, error.message)) != job:
+                await self._step(StepRebalance(left_of_it, job.revision))
             return
         except NotLeader:
             raise
@@ -244,18 +248,29 @@ class Coordinator:
         learners = {shard_group(shard): frozenset(one.learners) for shard, one in found.leaders.items()}
         catalog = self._node.status(CATALOG_GROUP)
         voters[CATALOG_GROUP], learners[CATALOG_GROUP] = frozenset(catalog.voters), frozenset(catalog.learners)
+        fetched = {shard_group(shard): one.fetched for shard, one in found.leaders.items()}
+        fetched[CATALOG_GROUP] = catalog.fetched
         copied = {move: count for one in found.leaders.values() for move, count in one.copied.items()}
         held = tuple(why for one in found.leaders.values() for why in one.held_moves)
         lacking = {shard_group(shard): one.waits_for for shard, one in found.leaders.items()}
         lacking[CATALOG_GROUP] = catalog.waits_for
-        return Seen(topology=topology, voters=voters, learners=learners, copied=copied, held=held, lacking=lacking)
+        return Seen(
+            topology=topology,
+            voters=voters,
+            learners=learners,
+            copied=copied,
+            fetched=fetched,
+            held=held,
+            lacking=lacking,
+        )
 
     async def _planned_with_healing(self, topology: Topology, found: Measured, wish: Wish) -> Plan:
         """A rebalance may wait for long, for a node in maintenance say, and there is one at a time: so it also rebuilds
         what is lost meanwhile, and does not fail where that cannot be."""
-        job = topology.rebalance.id if topology.rebalance is not None else 0
+        job, wish = topology.rebalance.id if topology.rebalance is not None else 0, rebalance.of_now(wish, topology)
         plan = await self._planned(topology, found, wish, job)
-        lost = sorted(set(self._node.due_to_heal(topology)) - found.stats.alive - set(wish.lost))
+        replaced = wish.replace.old if wish.replace is not None and wish.replace.new in found.stats.alive else ""
+        lost = sorted(set(self._node.due_to_heal(topology)) - found.stats.alive - {*wish.lost, replaced})
         if not lost:
             return plan
         healing = await self._planned(topology, found, Wish(lost=tuple(lost), balance=False))
@@ -296,10 +311,12 @@ class Coordinator:
         return plan
 
     async def _take(self, job: Job, topology: Topology, led: Round, running: Sequence[Running]) -> None:
-        """Have the catalog take the steps that a look led to, one after the other."""
+        """Have the catalog take the steps that a look led to, one after the other. One that is refused keeps none of
+        the others from being taken: they are about other groups."""
         back = [one.id for one in running if one.id in led.give_up]
         steps: list[tuple[Move | None, int]] = [(move, 0) for move in led.start] + [(None, id_) for id_ in back]
         made, epoch = led.job, topology.map.epoch if topology.map is not None else 0
+        why, taken = "", False
         if not steps and made != job:
             steps = [(None, 0)]
         for move, give_up in steps:
@@ -309,11 +326,8 @@ class Coordinator:
             except InvalidArgument as error:
                 if error.details.get("field") in _CHANGED:
                     return
-                stuck = job.stuck + 1
-                state = JobState.FAILED if stuck >= STUCK_MAX else job.state
-                why = f"{move.in_words()}: {error.message}" if move is not None else error.message
-                await self._step(StepRebalance(_replace(job, state=state, why=why, stuck=stuck), job.revision))
-                return
+                why = why or (f"{move.in_words()}: {error.message}" if move is not None else error.message)
+                continue
             if now is None or now.id != job.id or now.revision != job.revision + 1:
                 return  # somebody else has changed it since
             if move is not None:
@@ -322,6 +336,10 @@ class Coordinator:
                 why = now.why or f"{now.moved_bytes} bytes moved"
                 tell(REBALANCE_ENDED, rebalance=now.id, state=now.state, why=why)
             job = made = now
+            taken = True
+        left = rebalance.refused(job if led.job.over else _replace(led.job, stuck=job.stuck), why)
+        if why and not taken and left != job:
+            await self._step(StepRebalance(left, job.revision))
 
     async def _step(self, command: StepRebalance) -> Job | None:
         result = await self._node.shards.command(command, STEP_SECONDS)

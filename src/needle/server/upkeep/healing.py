@@ -2,10 +2,10 @@
 
 A node is gone when it does not answer, or its directory is not the one that the cluster counts on; for how long, the
 leader counts itself, by its own clock and from when it began to lead. Invariants: it counts and acts only in looks in
-which the catalog's majority confirmed that it leads; it does nothing while half of the nodes or more look gone, for
-then it is perhaps this node that is cut off; the start is one command of the catalog, which refuses a second one, so
-nothing is rebuilt twice. While another rebalance is under way, that one rebuilds it, too (`coordinator`). When a node
-is back, what has not arrived elsewhere is taken back. A node in maintenance is not gone.
+which the catalog's majority confirmed that it leads; it does nothing while half of the nodes or more are missed
+(`routing.gone`), for then it is perhaps this node that is cut off; the start is one command of the catalog, which
+refuses a second one, so nothing is rebuilt twice. While another rebalance is under way, that one rebuilds it, too
+(`coordinator`). When a node is back, what has not arrived elsewhere is taken back. A node in maintenance is not gone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from needle.client.directory import Caller
 from needle.client.measuring import ask_nodes
 from needle.multiraft.host import Host
 from needle.protocol.catalog_commands import AskRebalance, StartRebalance
+from needle.routing.gone import missed, too_many
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish
@@ -109,10 +110,16 @@ class Healing:
     async def _act(self, topology: Topology, now: float) -> None:
         job = topology.rebalance
         if job is not None and not job.over:
-            await self._stop(job, self._gone)
+            await self._stop(job, topology)
             return
-        gone = self.due(topology)
+        gone = ripe(topology, self._gone, now, self._replace_after)
         if not gone or now < self._not_before:
+            return
+        if too_many(topology, self._gone):
+            self._say(
+                f"{', '.join(gone)} stay without replacement: half of the nodes or more do not answer, so it may be "
+                f"{self._node.node_id} that is cut off"
+            )
             return
         wish = Wish(lost=gone, balance=False)
         plan = await self._node.coordinator.plan(wish, STEP_SECONDS)
@@ -126,9 +133,11 @@ class Healing:
         names, after = ", ".join(gone), self._replace_after
         tell(HEALING_BEGUN, node_names=names, seconds=after, rebalance=id_)
 
-    async def _stop(self, job: Job, gone: Collection[NodeId]) -> None:
-        """A rebalance that replaces a node which is back takes back what has not arrived."""
-        back = [node for node in job.wish.lost if node not in gone] if job.healing else []
+    async def _stop(self, job: Job, topology: Topology) -> None:
+        """A rebalance that replaces a node which is back takes back what has not arrived. Who was removed meanwhile is
+        not back."""
+        there = topology.addresses()
+        back = [node for node in job.wish.lost if node in there and node not in self._gone] if job.healing else []
         if back:
             tell(HEALING_STOPPED, node_names=", ".join(back), rebalance=job.id)
             await self._node.shards.command(AskRebalance(job.id, "cancel"), STEP_SECONDS)
@@ -147,12 +156,10 @@ def still_gone(
 
 
 def due(topology: Topology, gone: Mapping[NodeId, float], now: float, after: float) -> tuple[NodeId, ...]:
-    """The nodes to replace: gone for `after` seconds, and holding something. None while half of all nodes are gone."""
-    nodes = len(topology.addresses())
-    if 2 * len(gone) >= nodes:
-        return ()
-    return tuple(
-        node
-        for node, since in sorted(gone.items())
-        if now - since >= after and (topology.hosted_by(node) or node in topology.catalog)
-    )
+    """The nodes to replace: `ripe`, unless too many are gone."""
+    return () if too_many(topology, gone) else ripe(topology, gone, now, after)
+
+
+def ripe(topology: Topology, gone: Mapping[NodeId, float], now: float, after: float) -> tuple[NodeId, ...]:
+    """The nodes that are gone for `after` seconds, and hold something."""
+    return tuple(node for node in missed(topology, gone) if now - gone[node] >= after)

@@ -127,6 +127,7 @@ def write_fitted(
         stretch=apart.stretch,
         lists=layout.lists,
         head=(fitted.path, footer.faiss_bytes),
+        beam=layout.beam,
     )
     draft = PublishedSegment(collection_id, fitted.first, fitted.last, rows, 0, "")
     return write_segment(directory, draft, held, fitted.offsets, spec, None, disk)

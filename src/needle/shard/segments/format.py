@@ -1,8 +1,8 @@
-"""The bytes of a segment file behind the faiss index: ordinals, nodes, bands, footer, checksum (docs/segments.md).
+"""The bytes of a segment file behind the faiss index: ordinals, nodes, bands, beam, footer, checksum.
 
-NDLSEG01: row i of the segment is node i of the one graph. NDLSEG02: rows share nodes or the graph has bands. NDLSEG03:
-there is no graph, or one over codes, so that full vectors stand apart. A file says which it is, and the simplest one is
-written that suffices.
+docs/segments.md has them all. NDLSEG01: row i of the segment is node i of the one graph. NDLSEG02: rows share nodes or
+the graph has bands. NDLSEG03: there is no graph, or one over codes, so that full vectors stand apart. A file says which
+it is, and the simplest one is written that suffices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from needle.base.errors import CorruptSegment
 from needle.base.file_errors import shortage
 from needle.base.model import CODES, CollectionSpec, IndexKind, Metric
 from needle.shard.plan import PublishedSegment
-from needle.shard.segments.graph import Band
+from needle.shard.segments.graph import UNMEASURED, Band, Beam
 from needle.shard.segments.probe import Lists
 from needle.shard.segments.scoring import Floats, Ints
 
@@ -30,7 +30,11 @@ WITH_VECTORS: Final = b"NDLSEG03"
 _FOOTER = struct.Struct("<8sQQQQQIIfI")
 # Of NDLSEG03, before the footer: kind, tables, nodes, where their vectors begin, stretch, lists, efforts, dtype
 _APART = struct.Struct("<IIQQfIII")
+# Before that, where a graph was measured: magic, beam, nodes of that graph. Earlier releases pass over it.
+_BEAM = struct.Struct("<8sII")
+_BEAM_MAGIC: Final = b"NDLBEAM1"
 _HAS_ORDINALS, _HAS_NODES, _HAS_NORMS = 1, 2, 4
+BEAM_MAX: Final = 1 << 16
 PAGE_BYTES: Final = 4096
 _BAND = np.dtype([("first", "<u4"), ("nodes", "<u4"), ("longest", "<f4"), ("even", "<u4")])
 _CHECKSUM_BYTES = 16
@@ -77,20 +81,21 @@ TOGETHER: Final = Apart(IndexKind.HNSW, 0, 0, 1.0)
 
 class Layout(NamedTuple):
     """Where rows are. offsets: (rows,) ordinals less `first`, None when the range has no gap. node_of: (rows,) node of
-    each row, None when row i is node i. bands: empty for one graph over all nodes."""
+    each row, None when row i is node i. bands: empty for one graph over all nodes. beam: that its graph needs."""
 
     offsets: Ints | None
     node_of: Ints | None
     bands: tuple[Band, ...]
     apart: Apart = TOGETHER
     lists: Lists | None = None
+    beam: Beam = UNMEASURED
 
 
 class Contents(NamedTuple):
     """What a file is to hold. index: a faiss index, or None. node_of, bands: as in Layout. longest: no vector is
     longer. vectors: of the nodes, the full ones as they are stored, None where the index has them; order: which of them
     each node is, None for as they stand. keeps: what owns the memory of these. head: a file whose first so many bytes
-    are the faiss index as it is written, instead of `index`."""
+    are the faiss index as it is written, instead of `index`. beam: that its graph needs."""
 
     kind: IndexKind
     index: Any
@@ -103,6 +108,7 @@ class Contents(NamedTuple):
     lists: Lists | None = None
     keeps: object = None
     head: tuple[str, int] | None = None
+    beam: Beam = UNMEASURED
 
 
 def write_tail(
@@ -126,9 +132,12 @@ def write_tail(
             tables |= 0 if held.lists.norms is None else _HAS_NORMS
             counts = len(held.lists.starts), len(held.lists.efforts)
             _write_lists(file, held.lists)
+        _write_beam(file, held.beam)
         nodes = len(held.vectors)
         dtype = _DTYPES.index(spec.dtype)
         file.write(_APART.pack(_KINDS.index(held.kind), tables, nodes, vectors_at, held.stretch, *counts, dtype))
+    else:
+        _write_beam(file, held.beam)
     footer = _FOOTER.pack(
         magic,
         faiss_bytes,
@@ -142,6 +151,23 @@ def write_tail(
         len(held.bands),
     )
     file.write(footer)
+
+
+def _write_beam(file: BinaryIO, beam: Beam) -> None:
+    if beam.width:
+        file.write(_BEAM.pack(_BEAM_MAGIC, *beam))
+
+
+def _read_beam(path: str, file: BinaryIO, end: int) -> Beam:
+    """What stands behind the tables, if anything does, up to byte `end`. Raises CorruptSegment."""
+    if end - file.tell() != _BEAM.size:
+        return UNMEASURED
+    magic, width, nodes = _BEAM.unpack(file.read(_BEAM.size))
+    if magic != _BEAM_MAGIC:
+        return UNMEASURED
+    if width > BEAM_MAX:
+        raise CorruptSegment(f"segment file {os.path.basename(path)} asks for a beam of {width}", path=path)
+    return Beam(width, nodes)
 
 
 def _write_vectors(file: BinaryIO, vectors: StoredRows, order: Ints | None) -> int:
@@ -259,12 +285,14 @@ def read_layout(path: str, footer: Footer, dtype: DType) -> Layout:
             raise CorruptSegment(f"segment file {os.path.basename(path)} is shorter than it says", path=path)
         file.seek(at)
         offsets = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64) if tables & _HAS_ORDINALS else None
+        end = footer.segment.size - TAIL_BYTES - (_APART.size if footer.magic == WITH_VECTORS else 0)
         if not tables & _HAS_NODES:
-            return Layout(offsets, None, (), apart)
+            return Layout(offsets, None, (), apart, beam=_read_beam(path, file, end))
         node_of = np.frombuffer(file.read(4 * rows), "<u4").astype(np.int64)
         bands = np.frombuffer(file.read(_BAND.itemsize * footer.bands), _BAND)
         of_lists = None
         if lists:
             of_lists = _read_lists(file, lists, max(1, footer.bands), efforts, nodes if tables & _HAS_NORMS else 0)
+        beam = _read_beam(path, file, end)
     told = tuple(Band(int(f), int(n), float(m), bool(e)) for f, n, m, e in bands)
-    return Layout(offsets, node_of, told, apart, of_lists)
+    return Layout(offsets, node_of, told, apart, of_lists, beam)

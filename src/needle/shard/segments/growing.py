@@ -243,7 +243,11 @@ class GrowingSegment:
                     continue
                 inside = _member(ordinals, allowed[start:stop])
                 mask = inside if mask is None else mask & inside
-            scan.add(self._form.scored(chunk.vectors[: chunk.rows]), ordinals, mask, chunk.norms[: chunk.rows])
+            rows = chunk.vectors[: chunk.rows]
+            if self._form.divides:
+                scan.add_stored(self._form, rows, ordinals, mask)
+            else:
+                scan.add(self._form.scored(rows), ordinals, mask, chunk.norms[: chunk.rows])
 
 
 def _room(rows: int, form: VectorForm) -> StoredRows:

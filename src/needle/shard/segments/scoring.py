@@ -9,10 +9,12 @@ within a proven rounding error of the k-th best are scored again (Higham 2002, s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
 import numpy as np
 
+from needle.base.dtypes import StoredRows, VectorForm
 from needle.base.model import Metric
 from needle.shard.arrays import Bools as Bools
 from needle.shard.arrays import Floats as Floats
@@ -25,6 +27,10 @@ TIES_MAX = 1024
 """How many rows beyond the k-th of equal distance are told apart by id; of more, those of the lowest ordinals are."""
 _PAIRS_HELD = 65_536
 UNIT_ROUNDOFF = 2.0**-24
+_STORED_ROWS: Final = 2048
+_LENGTHS_SLACK: Final = 1.5
+"""Where a scan measures lengths: a sum of squares by float32 is wrong by d units of rounding at most, its root by half
+of that."""
 
 
 class Candidates(NamedTuple):
@@ -101,6 +107,7 @@ class Scan:
         self._queries = queries
         self._pairs = 0
         self._slack = slack(metric, queries, norm_max)
+        self._divided = False
         self._bound = np.full((len(queries), 1), np.inf, np.float32)
         self.found: list[Candidates] = []
 
@@ -131,6 +138,24 @@ class Scan:
         query, row = np.nonzero(self._near(keys))
         seen, place = np.unique(row, return_inverse=True)
         self._take(Candidates(query, ordinals[row], self._distances(rows(seen), query, place.reshape(-1))))
+
+    def add_stored(self, form: VectorForm, rows: StoredRows, ordinals: Ints, mask: Bools | None = None) -> None:
+        """Like `add`, of rows as they are stored in a form that `divides`: one product of the widened numbers, and
+        their lengths, say which rows may be near; only these are made unit vectors. rows: (n, numbers)."""
+        if mask is not None:
+            chosen = np.flatnonzero(mask)
+            rows, ordinals = rows[chosen], ordinals[chosen]
+        if not self._divided:
+            self._divided = True
+            self._slack *= np.float32(_LENGTHS_SLACK)
+        for at in range(0, len(rows), _STORED_ROWS):
+            part = rows[at : at + _STORED_ROWS]
+            wide = form.widened(part)
+            lengths = np.sqrt(square_norms(wide))
+            keys: Floats = np.matmul(self._queries, wide.T)
+            with np.errstate(over="ignore", invalid="ignore"):
+                keys /= np.negative(np.where(lengths > 0, lengths, np.float32(1)))
+            self.add_keys(keys, partial(_unit_rows, form, part), ordinals[at : at + _STORED_ROWS])
 
     def _near(self, keys: Floats) -> Bools:
         """Which may be among the k nearest of all so far."""
@@ -167,6 +192,10 @@ class Scan:
             q, r = query[at : at + PAIR_BLOCK], row[at : at + PAIR_BLOCK]
             out[at : at + PAIR_BLOCK] = pair_distances(self._metric, self._queries[q], rows[r])
         return out
+
+
+def _unit_rows(form: VectorForm, rows: StoredRows, places: Ints) -> Floats:
+    return form.scored(rows[places])
 
 
 def with_ties(found: list[Candidates], queries: int, k: int) -> Candidates:

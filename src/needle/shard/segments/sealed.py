@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,6 +53,18 @@ def segment_file(segment: PublishedSegment, *, own: bool = False) -> str:
     return f"{segment.collection_id}-{segment.first}-{segment.last}-{segment.checksum}.{kind}"
 
 
+class Effort(NamedTuple):
+    """How hard a search looks. near: so many of the rows that count are to be within the beam, about; never fewer than
+    2k. beam: and no narrower than this is the beam."""
+
+    near: int
+    beam: int
+
+    def within(self, band: Band, count: int) -> int:
+        """How many rows that count, of so many in the band, are to be within the beam."""
+        return max(self.near, -(-self.beam * count // band.nodes))
+
+
 class SealedSegment:
     """An open segment. `segment` is the manifest entry it serves (an own build differs in size and checksum)."""
 
@@ -76,6 +89,7 @@ class SealedSegment:
         layout = read_layout(path, footer, spec.dtype)
         self._offsets = layout.offsets
         self.bands = layout.bands
+        self.beam = layout.beam
         self._index = OpenIndex(path, spec.form, spec.metric, footer.faiss_bytes, layout)
         nodes = self._index.nodes
         if layout.node_of is None and nodes != held.rows:
@@ -182,34 +196,47 @@ class SealedSegment:
             chosen = np.flatnonzero(mask)
             for at in range(0, len(chosen), SCAN_ROWS):
                 local = chosen[at : at + SCAN_ROWS]
-                scan.add(self.vectors(local), self.ordinals(local))
+                self._add(scan, local, self.ordinals(local))
             return
         for at in range(0, self.rows, SCAN_ROWS):
             local = np.arange(at, min(at + SCAN_ROWS, self.rows))
             block = None if mask is None else mask[at : at + SCAN_ROWS]
-            scan.add(self.vectors(slice(at, at + SCAN_ROWS)), self.ordinals(local), block)
+            self._add(scan, slice(at, at + SCAN_ROWS), self.ordinals(local), block)
 
     def search(
-        self, queries: Floats, k: int, ef_search: int, mask: Bools | None, ways: Ways | None = None
+        self,
+        queries: Floats,
+        k: int,
+        ef_search: int,
+        mask: Bools | None,
+        ways: Ways | None = None,
+        *,
+        measured: bool = False,
     ) -> list[Candidates]:
         """Candidates for the k nearest rows that count (mask True, or all). Thread-safe.
 
         queries: (nq, d) float32. Every query gets at least min(k, rows that count) candidates. ways: where to note how.
+        measured: with a beam no narrower than this file's graph needs.
         """
+        effort = self._effort(k, ef_search, measured=measured)
         if self._shared is None:
-            found = self._search_band(self._whole, queries, k, ef_search, mask, ways)
+            found = self._search_band(self._whole, queries, k, effort, mask, ways)
             return [Candidates(c.query, self.ordinals(c.ordinal), c.distance) for c in found]
         first_rows = self._shared.representatives(mask)
         counts = None if mask is None and self._shared.whole else first_rows >= 0
         if self.bands:
-            found = self._search_bands(queries, k, ef_search, counts, ways)
+            found = self._search_bands(queries, k, effort, counts, ways)
         else:
-            found = self._search_band(self._whole, queries, k, ef_search, counts, ways)
+            found = self._search_band(self._whole, queries, k, effort, counts, ways)
         return self._rows_of([Candidates(c.query, first_rows[c.ordinal], c.distance) for c in found], mask, k)
 
-    def scores(self, count: int, k: int, ef_search: int) -> bool:
+    def scores(self, count: int, k: int, ef_search: int, *, measured: bool = False) -> bool:
         """Whether a search among so many of the rows scores them exactly, so that `score` does the same."""
-        return self._shared is None and self._rather_exact(self._whole, count, k, max(ef_search, 2 * k))
+        effort = self._effort(k, ef_search, measured=measured)
+        return self._shared is None and self._rather_exact(self._whole, count, k, effort.within(self._whole, count))
+
+    def _effort(self, k: int, ef_search: int, *, measured: bool) -> Effort:
+        return Effort(max(ef_search, 2 * k), self.beam.width if measured else 0)
 
     def score(self, queries: Floats, k: int, local: Ints, ways: Ways | None = None) -> list[Candidates]:
         """Candidates for the k nearest of these rows, exactly. What it costs goes with them, not with the file."""
@@ -222,8 +249,15 @@ class SealedSegment:
             return scan.found
         for at in range(0, len(local), SCAN_ROWS):
             part = local[at : at + SCAN_ROWS]
-            scan.add(self.vectors(part), self.ordinals(part))
+            self._add(scan, part, self.ordinals(part))
         return scan.found
+
+    def _add(self, scan: Scan, nodes: Ints | slice, names: Ints, mask: Bools | None = None) -> None:
+        """Score these nodes, each under its name."""
+        if self._form.divides:
+            scan.add_stored(self._form, self._index.stored(nodes), names, mask)
+        else:
+            scan.add(self._index.vectors(nodes), names, mask)
 
     def _rather_exact(self, band: Band, count: int, k: int, base: int) -> bool:
         """Whether to score `count` nodes of a band. base: so many of them are to be within the beam, about."""
@@ -231,7 +265,7 @@ class SealedSegment:
         return not band.even or not self._index.searches or dear or k + RESCORE_MARGIN >= count
 
     def _search_bands(
-        self, queries: Floats, k: int, ef_search: int, counts: Bools | None, ways: Ways | None
+        self, queries: Floats, k: int, effort: Effort, counts: Bools | None, ways: Ways | None
     ) -> list[Candidates]:
         """The bands in turn, longest first; a query is done when no vector of the next can be as near as its k-th."""
         lengths = np.sqrt(square_norms(queries)) * np.float32(ROUNDING)
@@ -244,22 +278,21 @@ class SealedSegment:
             if not len(rest):
                 break
             some = None if ways is None else ways.some(rest)
-            part = self._search_band(band, queries[rest], k, ef_search, counts, some)
+            part = self._search_band(band, queries[rest], k, effort, counts, some)
             found += [Candidates(rest[c.query], c.ordinal, c.distance) for c in part]
             _, distances = top_k(part, len(rest), k)
             best[rest] = np.sort(np.concatenate((best[rest], distances), axis=1), axis=1)[:, :k]
         return found
 
     def _search_band(
-        self, band: Band, queries: Floats, k: int, ef_search: int, counts: Bools | None, ways: Ways | None
+        self, band: Band, queries: Floats, k: int, effort: Effort, counts: Bools | None, ways: Ways | None
     ) -> list[Candidates]:
         """Candidates for the k nearest nodes of a band that count; their `ordinal` is a node."""
         end = band.first + band.nodes
         count = band.nodes if counts is None else int(np.count_nonzero(counts[band.first : end]))
         if count == 0:
             return []
-        # So many of the rows that count are to be within the beam, about; never fewer than 2k.
-        base = max(ef_search, 2 * k)
+        base = effort.within(band, count)
         if self._rather_exact(band, count, k, base):
             return self._exact(band, queries, k, counts, ways)
         base = ceil(base * self._index.stretch)
@@ -304,7 +337,7 @@ class SealedSegment:
         for at in range(0, len(chosen), SCAN_ROWS):
             nodes = chosen[at : at + SCAN_ROWS]
             whole = slice(int(nodes[0]), int(nodes[-1]) + 1)
-            scan.add(self._index.vectors(whole if whole.stop - whole.start == len(nodes) else nodes), names[nodes])
+            self._add(scan, whole if whole.stop - whole.start == len(nodes) else nodes, names[nodes])
 
     def _rows_of(self, found: list[Candidates], mask: Bools | None, k: int) -> list[Candidates]:
         """Candidates that name a row of each node as candidates of all rows of these nodes that count."""

@@ -99,8 +99,8 @@ class VectorsView:
         """The k nearest of each query by (distance, ordinal).
 
         queries: (nq, d) float32, normalised for cosine. allow: only these ordinals count. exact: score every vector.
-        ef_search: beam width, 0 for the collection's. Returns ordinals (nq, k) int64 (-1 for none) and distances
-        (nq, k) float32 (inf for none). Raises CorruptSegment if a file was made shorter.
+        ef_search: beam width, 0 for the collection's or what a file's graph needs. Returns ordinals (nq, k) int64 (-1
+        for none) and distances (nq, k) float32 (inf for none). Raises CorruptSegment if a file was made shorter.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         allowed = None if allow is None else Allowed(allow)
@@ -131,7 +131,7 @@ class VectorsView:
         found: list[Candidates] = []
         scan = None
         growing, places = self._state
-        beam = ef_search or self.spec.index.ef_search
+        beam, measured = ef_search or self.spec.index.ef_search, not ef_search  # what a search asks for, it gets
         for served in places:
             served.sealed.check_size()
         if exact or growing.chunks:
@@ -152,11 +152,11 @@ class VectorsView:
                 sealed.scan(scan, live if allowed is None else allowed.mask(sealed, live))
                 if ways is not None:
                     ways.exactly()
-            elif few is not None and sealed.scores(len(few), k, beam):
+            elif few is not None and sealed.scores(len(few), k, beam, measured=measured):
                 found += sealed.score(queries, k, few if live is None else few[live[few]], ways)
             else:
                 mask = live if allowed is None else allowed.mask(sealed, live)
-                found += sealed.search(queries, k, beam, mask, ways)
+                found += sealed.search(queries, k, beam, mask, ways, measured=measured)
             if trace is not None:
                 rows, counted = served.live_rows(), served.counted(allowed)
                 trace.searched(segment.first, segment.last, rows, counted, since, ways, served.sealed.way)

@@ -1,0 +1,62 @@
+"""What was measured of the kinds of index, as the table and the picture of docs/index-selection.md."""
+
+from __future__ import annotations
+
+from html import escape
+from math import log10
+from pathlib import Path
+from typing import Final
+
+from bench.kinds_beside import CALLERS, Rate
+
+BEGIN, END = "<!-- measured by python -m bench.kinds -->\n", "<!-- end -->\n"
+PICTURE: Final = "index-selection.svg"
+_WIDTH, _HEIGHT, _MARGIN = 640, 360, 56
+
+
+def table(columns: list[str], lines: list[list[str]]) -> str:
+    """In Markdown."""
+    lines = [columns, *lines]
+    shown = ["| " + " | ".join(line) + " |\n" for line in lines]
+    return "".join([shown[0], "|---" * len(columns) + "|\n", *shown[1:]])
+
+
+def rated(found: list[Rate]) -> list[str]:
+    """Cells: processor time of a search by one caller, and the rate of each number of callers."""
+    return [f"{found[0].microseconds:,.0f}", *(f"{rate.per_second:,.0f}" for rate in found)]
+
+
+RATED: Final = ["us", *(f"{callers} caller{'s' if callers > 1 else ''}, /s" for callers in CALLERS)]
+
+
+def picture(points: list[tuple[str, float, float, float]]) -> str:
+    """SVG of (kind, bytes a vector of what searches read, microseconds, recall): both axes are logarithmic."""
+    sizes, costs = [log10(max(1.0, point[1])) for point in points], [log10(point[2]) for point in points]
+    low_x, high_x, low_y, high_y = min(sizes) - 0.1, max(sizes) + 0.35, min(costs) - 0.15, max(costs) + 0.15
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
+        'font-size="12">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+        f'<path d="M{_MARGIN} 16V{_HEIGHT - _MARGIN}H{_WIDTH - 16}" fill="none" stroke="black"/>',
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 14}" text-anchor="middle">bytes of a vector that searches read</text>',
+        f'<text x="16" y="{_HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {_HEIGHT / 2})">'
+        "processor time of a search, us</text>",
+    ]
+    for (kind, size, cost, recall), x_at, y_at in zip(points, sizes, costs, strict=True):
+        x = _MARGIN + (x_at - low_x) / (high_x - low_x) * (_WIDTH - 16 - _MARGIN)
+        y = _HEIGHT - _MARGIN - (y_at - low_y) / (high_y - low_y) * (_HEIGHT - 16 - _MARGIN)
+        text = escape(f"{kind}: {size:,.0f} B, {cost:,.0f} us, recall {recall:.3f}")
+        anchor, beside = ("end", -8) if x > _WIDTH * 0.7 else ("start", 8)
+        parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="#1f5fbf"/>')
+        parts.append(f'<text x="{x + beside:.0f}" y="{y + 4:.0f}" text-anchor="{anchor}">{text}</text>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def write(document: Path, text: str, drawn: str) -> None:
+    """Put the table into a document, between its marks, and the picture beside it. Raises ValueError without marks."""
+    before, mark, rest = document.read_text("utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"{document} lacks the lines {BEGIN.strip()} and {END.strip()}")
+    document.write_text(before + BEGIN + "\n" + text + "\n" + END + after, "utf-8")
+    document.with_name(PICTURE).write_text(drawn, "utf-8")

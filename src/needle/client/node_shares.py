@@ -1,0 +1,71 @@
+"""What share of the replicas a node takes, and in which zone it is, whatever its own settings say."""
+
+from __future__ import annotations
+
+from needle.base.errors import Unavailable, invalid
+from needle.base.ids import NodeId
+from needle.client import values
+from needle.client.rebalancing import check_config, plan_of
+from needle.client.shards import OverShards
+from needle.client.values import Seconds
+from needle.protocol.catalog_commands import EMPTIES, StartRebalance, WeighNode, ZoneNode
+from needle.routing.jobs import RebalanceConfig, check_over
+from needle.routing.plans import Wish
+
+
+class ShareMethods(OverShards):
+    """A part of `Client`."""
+
+    async def weigh_node(self, node: NodeId, weight: float | None, *, timeout: Seconds = 10.0) -> None:
+        """Have a node's share of replicas be `weight` beside that of others, 0 for none, whatever its own setting says;
+        None: its setting counts again. Nothing moves until the next rebalance."""
+        await self._shards.command(_weighed(node, weight), values.check_timeout(timeout))
+
+    async def zone_node(self, node: NodeId, zone: str | None, *, timeout: Seconds = 10.0) -> None:
+        """Have a node be in this zone, its failure domain, whatever its own setting says; None: its setting counts
+        again. Nothing moves until the next rebalance."""
+        await self._shards.command(_zoned(node, zone), values.check_timeout(timeout))
+
+    async def rebalance_by_weight(
+        self, node: NodeId, weight: float | None, config: RebalanceConfig | None = None, *, timeout: Seconds = 10.0
+    ) -> int:
+        """`weigh_node` and the rebalance that follows from it, decided at once: what `start_rebalance` would refuse
+        changes nothing. Returns the rebalance's id."""
+        command = _weighed(node, weight)
+        wish = Wish() if weight is None else Wish(weights={node: float(weight)})
+        return await self._rebalance_by(command, wish, config, values.check_timeout(timeout))
+
+    async def rebalance_by_zone(
+        self, node: NodeId, zone: str | None, config: RebalanceConfig | None = None, *, timeout: Seconds = 10.0
+    ) -> int:
+        """`zone_node` and the rebalance that follows from it, as `rebalance_by_weight`."""
+        command = _zoned(node, zone)
+        wish = Wish() if zone is None else Wish(zones={node: zone})
+        return await self._rebalance_by(command, wish, config, values.check_timeout(timeout))
+
+    async def _rebalance_by(
+        self, command: WeighNode | ZoneNode, wish: Wish, config: RebalanceConfig | None, seconds: float
+    ) -> int:
+        made = check_config(config)
+        now = await self._shards.confirmed(seconds)
+        check_over(now.rebalance)
+        if wish != Wish():  # else its own setting counts again, and what that is is not known here
+            plan = await plan_of(self._shards, wish, seconds)
+            if why := plan.missing():
+                raise Unavailable(f"nothing can be moved now, so nothing was changed: {why}")
+        if now.cluster_version >= EMPTIES:
+            return (await self._shards.command(StartRebalance(Wish(), made, first=command), seconds)).version
+        await self._shards.command(command, seconds)
+        return (await self._shards.command(StartRebalance(Wish(), made), seconds)).version
+
+
+def _weighed(node: NodeId, weight: float | None) -> WeighNode:
+    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float)):
+        raise invalid("weight", weight, "a number from 0 to 1000, or None")
+    return WeighNode(values.check_id(node, "node"), None if weight is None else float(weight))
+
+
+def _zoned(node: NodeId, zone: str | None) -> ZoneNode:
+    if zone is not None and not isinstance(zone, str):
+        raise invalid("zone", zone, "text, or None")
+    return ZoneNode(values.check_id(node, "node"), zone)

@@ -1,0 +1,145 @@
+"""A change feed as server-sent events (WHATWG HTML, 9.2): an answer that has no end.
+
+Invariants: the `id` of an event is the token behind it, so who comes back with it as `last-event-id`, at any node,
+misses nothing and hears nothing twice. A reader that takes its time is read less for: what is held for it is a page of
+each shard, and a part of the answer. It ends in good order when the node stops, or goes into maintenance, or when its
+key opens nothing any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+
+from needle.base.decoding import DECODE_ERRORS
+from needle.base.errors import TooManyRequests, invalid
+from needle.client.feed import Change, Changes
+from needle.server.http.bodies import Body
+from needle.server.http.call import Call
+from needle.server.http.problems import HttpError, Problem
+
+TYPE: Final = "text/event-stream"
+FEEDS_MAX: Final = 256
+"""Feeds that may be open at one node."""
+LOOK_SECONDS: Final = 1.0
+"""So often it is looked whether the feed may go on."""
+SILENT_SECONDS: Final = 15.0
+"""After which a reader that has heard nothing is told the place: proxies end what is silent for longer."""
+PART_BYTES: Final = 64 * 1024
+PAGE: Final = 100
+"""Changes that a shard is asked for at once."""
+RETRY: Final = b"retry: 1000\n\n"
+"""Milliseconds until a browser comes back."""
+
+_json = msgspec.json.Encoder()
+
+
+class ReadChanges(Body, frozen=True, kw_only=True):
+    """since: "now", "start" for all documents first, or the id of an event, to go on behind it; the header
+    `last-event-id` goes before it. filter: as JSON; as if there were only documents that match. timeout: seconds that a
+    shard may say nothing."""
+
+    since: str = "now"
+    filter: str | None = None
+    with_vectors: bool = True
+
+
+class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The data of an event "insert", "update" or "delete" (docs/changes.md). shard: -1 between "reset" and "ready",
+    whose data is {}. A deletion has neither vector nor metadata."""
+
+    id: str
+    version: int
+    shard: int
+    metadata: Any = None
+    vector: list[float] | None = None
+
+
+async def changes(call: Call) -> AsyncIterator[bytes]:
+    """Where it begins is found out before the answer does: errors up to then have a status."""
+    body: ReadChanges = call.body
+    call.go_on()
+    if call.feeds.open >= FEEDS_MAX:
+        raise HttpError(429, "overloaded", f"{FEEDS_MAX} change feeds are open at this node already")
+    since = call.last_event or body.since
+    feed = call.client.changes(
+        call.collection, since=since, filter=_filter(body.filter), with_vectors=body.with_vectors, timeout=body.timeout,
+    )  # fmt: skip
+    feed.page_max = PAGE
+    call.feeds.open += 1  # from here on, for beginning takes time
+    try:
+        await feed.begin()
+    except BaseException:
+        call.feeds.open -= 1
+        raise
+    return _told(call, feed)
+
+
+def ending(problem: Problem) -> bytes:
+    """The last event of a feed that has broken off."""
+    return b"event: problem\ndata: " + _json.encode(problem) + b"\n\n"
+
+
+async def _told(call: Call, feed: Changes) -> AsyncIterator[bytes]:
+    meter, silent, loop = call.caller.meter, 0.0, asyncio.get_running_loop()
+    try:
+        yield RETRY
+        while True:
+            call.go_on()
+            part = await _part(feed)
+            silent = 0.0 if part else silent + LOOK_SECONDS
+            if silent >= SILENT_SECONDS:
+                part, silent = _place(feed), 0.0
+            if not part:
+                continue
+            yield part
+            while meter is not None and not part.startswith(b"id"):  # the key's rates: what was sent is paid for
+                try:
+                    meter.admit(loop.time())
+                    break
+                except TooManyRequests as error:
+                    await asyncio.sleep(min(LOOK_SECONDS, float(str(error.details["wait"]))))
+                    call.go_on()
+    finally:
+        call.feeds.open -= 1
+        await feed.aclose()
+
+
+async def _part(feed: Changes) -> bytes:
+    """The changes that come next, once there is one; b"" if there is none for LOOK_SECONDS."""
+    parts, size = list[bytes](), 0
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            while not parts or (feed.waiting and size < PART_BYTES):
+                parts.append(_event(await anext(feed), feed.token))
+                size += len(parts[-1])
+    except TimeoutError:
+        pass
+    return b"".join(parts)
+
+
+def _event(change: Change, token: str) -> bytes:
+    data: ChangeEvent | dict[str, str] = {}
+    if change.kind not in ("reset", "ready"):
+        vector = None if change.vector is None else change.vector.tolist()
+        data = ChangeEvent(
+            id=change.id, version=change.version, shard=change.shard, metadata=change.metadata, vector=vector
+        )
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (change.kind.encode(), token.encode(), _json.encode(data))
+
+
+def _place(feed: Changes) -> bytes:
+    """No event: a browser only remembers the id."""
+    return b"id: %b\n: nothing has changed\n\n" % feed.token.encode()
+
+
+def _filter(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text)
+    except DECODE_ERRORS:
+        raise invalid("filter", text, 'a filter as JSON, as {"genre": "scifi"}, percent-encoded') from None
