@@ -15,17 +15,19 @@ from pathlib import Path
 from needle.base.events import EVENTS
 from needle.cli.dashboard import dashboard_file
 from needle.client.alerts import ROWS, Alert
-from needle.server.metrics.row import Row
+from needle.server.metrics.row import CLUSTER_LABEL, Row
 from needle.server.metrics.table import PARTS
 
-METRICS_HEAD = """# Metrics
+METRICS_HEAD = f"""# Metrics
 
 Made from the program by `python -m needle.cli.watch_files`; do not edit.
 
 A node with `http_address` answers them at `/metrics` ([operations.md](operations.md#probes-and-metrics)). What is a
 state is read from the node when it is asked; durations and calls are counted as they happen. Every label takes few
 values: shards, nodes, at most 100 collections of a shard, and reasons out of fixed lists. `shard` is the shard's
-number; the last column is the module of `src/needle` that knows.
+number; the last column is the module of `src/needle` that knows. Every series of a node that belongs to a cluster
+also has the label `{CLUSTER_LABEL}`: `cluster_id`, and eight digits drawn when the cluster was made, as
+`needle-1f0c22d4`. By it clusters that one Prometheus watches are kept apart, whatever jobs they are scraped in.
 
 What to do about them is in [alerts.md](alerts.md); `deploy/grafana/needle.json` draws them.
 """
@@ -51,8 +53,8 @@ def _metric_line(row: Row) -> str:
 
 
 RULES_HEAD = """# Made from the program by `python -m needle.cli.watch_files`; do not edit.
-# Prometheus' rules for Needle; what to do about each alert is in docs/alerts.md. Each job is judged by itself: give
-# each cluster a job of its own, with a name that begins with "needle".
+# Prometheus' rules for Needle; what to do about each alert is in docs/alerts.md. Each cluster is judged by itself, by
+# the label needle_cluster that its nodes give all series: jobs may have any name, and hold several clusters.
 groups:
   - name: needle
     rules:
