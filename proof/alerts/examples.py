@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from needle.client.alerts import ALERTS
+from needle.client.alerts import ALERTS, RUNBOOKS
 
 STEP = 5
 """Seconds between two samples, and between two evaluations."""
@@ -48,13 +48,15 @@ def unharmed(shape: Level | Rising) -> Level | Rising:
 
 class Example(NamedTuple):
     """series: by its selector. labels: of the alert, beside its severity. lead: seconds that the fault lasts beyond the
-    rule's `for`. window: of a rate in the expression: so long it may fire after the end."""
+    rule's `for`. window: of a rate in the expression: so long it may fire after the end. runbooks: where the alert says
+    that they are."""
 
     series: Mapping[str, Level | Rising]
     labels: Mapping[str, str]
     summary: str
     lead: int = 30
     window: int = 0
+    runbooks: str = f"{RUNBOOKS}#"
 
     def instants(self, alert: str) -> dict[str, int]:
         """Seconds at which the rule is looked at: before, too early to fire, when it must, and when it must not any
@@ -197,7 +199,14 @@ EXAMPLES: Mapping[str, Example] = {
         NODE, "a:1 has 150MiB left on its disk and will refuse data soon",
     ),
     "NeedleDiskFull": Example(
-        {_of("needle_disk_low"): Level(0, 1)}, NODE, "a:1 refuses data for want of room on its disk"
+        {
+            _of("needle_disk_low"): Level(0, 1),
+            _of("up", cluster=""): Level(1, 1),
+            _of("up", cluster="", instance="b:1"): Level(0, 0),
+            _of("needle_runbooks_info", "address=https://a/x#"): Level(1, 1),
+            _of("needle_runbooks_info", "address=https://b/x#", instance="b:1"): Level(1, GONE, GONE),  # it is down
+        },
+        NODE, "a:1 refuses data for want of room on its disk", runbooks="https://a/x#",
     ),
     "NeedleLogNearlyFull": Example(
         {

@@ -96,9 +96,14 @@ class Trial:
             return set(alerts) <= set(firing)
 
         await wait_for(all_fire, self._wait, f"{what}: {', '.join(alerts)}")
-        for one in (await asyncio.to_thread(self._prometheus.firing)).values():
-            assert all(told["runbook_url"] and told["summary"] for told in one)
-        told = {one.alert for one in (await self._client.health_check(timeout=2.0)).conditions}
+        books = {f"http://{node.http}/ui#/runbooks/" for node in self._cluster.nodes.values()}
+        for name, one in (await asyncio.to_thread(self._prometheus.firing)).items():
+            assert all(told["summary"] for told in one)
+            named = {told["runbook_url"].removesuffix(name.lower()) for told in one}
+            assert named <= books, f"{what}: {name} sends people to {named}"
+        conditions = (await self._client.health_check(timeout=2.0)).conditions
+        assert all(one.runbook in {book + one.alert.lower() for book in books} for one in conditions), conditions
+        told = {one.alert for one in conditions}
         missing = {name for name in alerts if ALERTS[name].condition} - told
         assert set(before) <= set(first), f"{what}: {before} did not fire"
         assert not missing, f"{what}: Prometheus says {missing}, and health_check() says {told}"

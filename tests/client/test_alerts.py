@@ -79,6 +79,7 @@ def test_conditions_come_of_the_table_only() -> None:
     )
     one = holds("NeedleDiskFull", "node-1", "free space")
     assert (one.name, one.severity, one.runbook) == ("disk full", "critical", "docs/alerts.md#needlediskfull")
+    assert one.told_at("") == one and one.told_at("https://x.org/#").runbook == "https://x.org/#needlediskfull"
 
 
 @pytest.mark.parametrize("name", ["alerts.md", "metrics.md"])

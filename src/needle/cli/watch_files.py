@@ -11,10 +11,11 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from needle.base.events import EVENTS
 from needle.cli.dashboard import dashboard_file
-from needle.client.alerts import ROWS, Alert
+from needle.client.alerts import ROWS, RUNBOOKS, Alert
 from needle.server.metrics.row import CLUSTER_LABEL, Row
 from needle.server.metrics.table import PARTS
 
@@ -52,9 +53,19 @@ def _metric_line(row: Row) -> str:
     return f"| `{row.name}` | {row.kind} | {labels} | {row.unit} | {meaning} | `{row.source}` |"
 
 
+_NODES = (
+    f"topk(1, last_over_time(needle_runbooks_info{{{CLUSTER_LABEL}=%q}}[1d]) + on (job, instance) group_left () up)"
+)
+RUNBOOKS_TOLD: Final = (
+    f"{{{{ with printf `{_NODES}` $labels.{CLUSTER_LABEL} | query }}}}"
+    f"{{{{ . | first | label `address` }}}}{{{{ else }}}}{RUNBOOKS}#{{{{ end }}}}"
+)
+"""Where the nodes of the alert's cluster say that runbooks are: of a node that answers, if any does."""
+
 RULES_HEAD = """# Made from the program by `python -m needle.cli.watch_files`; do not edit.
 # Prometheus' rules for Needle; what to do about each alert is in docs/alerts.md. Each cluster is judged by itself, by
-# the label needle_cluster that its nodes give all series: jobs may have any name, and hold several clusters.
+# the label needle_cluster that its nodes give all series: jobs may have any name, and hold several clusters. Nodes also
+# name the address of the runbook (their setting `runbooks`).
 groups:
   - name: needle
     rules:
@@ -74,7 +85,7 @@ def _rule(row: Alert) -> str:
           severity: {row.severity}
         annotations:
           summary: {json.dumps(row.summary)}
-          runbook_url: {json.dumps(row.runbook)}
+          runbook_url: {json.dumps(RUNBOOKS_TOLD + row.name.lower())}
 """
 
 

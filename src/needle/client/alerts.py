@@ -46,13 +46,14 @@ class Alert(NamedTuple):
 
     @property
     def runbook(self) -> str:
-        """Where it says what to do."""
+        """Where the documents say what to do."""
         return f"{RUNBOOKS}#{self.name.lower()}"
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """A row of the alert table that holds now. severity: warning or critical; action: what to do first. alert: its name
-    in Prometheus. runbook: where it says more, in the documents."""
+    in Prometheus. runbook: where it says more: the address that the cluster's nodes name, or the file of the
+    documents."""
 
     severity: str
     name: str
@@ -63,6 +64,10 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.subject}"
+
+    def told_at(self, runbooks: str) -> Condition:
+        """With its runbook at that address (`base.runbooks`); "" for in the documents."""
+        return msgspec.structs.replace(self, runbook=runbooks + self.alert.lower()) if runbooks else self
 
 
 _OF: Final = "namespace, needle_cluster"
