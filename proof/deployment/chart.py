@@ -89,6 +89,9 @@ def _check_references(objects: dict[tuple[str, str], Object], values: dict[str, 
         if kind == "Service":
             _need(one["spec"]["selector"].items() <= labels, f"{name} selects no pod")
             _need({port["targetPort"] for port in one["spec"]["ports"]} <= ports, f"{name} has a port that no pod has")
+    if (monitor := objects.get(("ServiceMonitor", "needle"))) is not None and "auth.existingSecret" in values:
+        shown = monitor["spec"]["endpoints"][0]["authorization"]["credentials"]
+        _equal("what Prometheus shows", shown, {"name": "keys", "key": "metrics-key"})
     watched = {("PrometheusRule", "needle"), ("ServiceMonitor", "needle"), ("ConfigMap", "needle-rules")}
     _need((watched <= objects.keys()) == (WATCHED.items() <= values.items()), "rules are where nobody asked for them")
     for key in watched & objects.keys() - {("ServiceMonitor", "needle")}:
