@@ -55,7 +55,7 @@ def test_each_rule_is_looked_at_before_while_and_after() -> None:
 def test_short_runs_wait_less_and_judge_the_same() -> None:
     rules = Path(RULES).read_text()
     short = with_holds(rules, 0.1)
-    assert "for: 60s" in short and "for: 600s" not in short
+    assert "for: 6s" in short and "for: 60s" not in short and "for: 600s" not in with_holds(rules, 1.0)
     assert [line for line in short.splitlines() if "for: " not in line] == [
         line for line in rules.splitlines() if "for: " not in line
     ]

@@ -127,7 +127,7 @@ ROWS: Final = (
     Alert("NeedleClockRateOff", "", CRITICAL, 60,
           f"abs({_RATE} - on ({_OF}) group_left () quantile by ({_OF}) (0.5, {_RATE})) > "
           f"clamp_min(needle_clock_error_max_ratio, {CLOCK_ERROR_MIN:g}) and "
-          "resets(needle_clock_monotonic_seconds[5m]) == 0",
+          "resets(needle_clock_monotonic_seconds[5m]) == 0 and needle_clock_monotonic_seconds offset 5m",
           "The clock of {{ $labels.instance }} runs at another rate than others, by {{ $value | humanizePercentage }}"),
     Alert("NeedleCertificateExpires", "certificate expires", WARNING, 60,
           f"needle_certificate_expiry_timestamp_seconds - time() < {CERTIFICATE_SECONDS:.0f}",
