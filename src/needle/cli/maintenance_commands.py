@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 import needle
+from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, NoQuorum, Unavailable
 from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
@@ -149,7 +150,7 @@ def _read(path: Path, node: str) -> Note:
         note = msgspec.json.decode(path.read_bytes(), type=Note)
     except OSError as error:
         raise InvalidArgument(f"--note {path} cannot be read: {error.strerror}", field="note") from error
-    except msgspec.DecodeError as error:
+    except DECODE_ERRORS as error:
         allowed = "a file that `needle maintenance enter --note` wrote"
         raise InvalidArgument(f"--note {path} is not {allowed}: {error}", field="note") from error
     if note.node != node:
