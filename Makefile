@@ -117,11 +117,13 @@ fuzz-http: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[fuzz]'
 	$(BIN)/python -m proof.fuzz_http --examples $(EXAMPLES) --seed $(SEED)
 
-# The alert rules before Prometheus itself: promtool (Debian's), then real nodes that are killed and paused, about five
-# minutes. `make alerts SHORT=--short` for one fault with shorter waits. Installs prometheus, so it needs root and apt.
+# The alert rules before Prometheus itself: promtool (Debian's), then real nodes that are killed and paused, whose disks fill, whose
+# syncs are slow, whose clocks are fast, whose certificates run out: about a quarter of an hour. `make alerts SHORT=--short` for one
+# fault with shorter waits, a minute. Installs prometheus, strace and faketime, so it needs root and apt.
 SHORT ?=
 alerts: $(STAMP)
-	command -v promtool >/dev/null || (apt-get update -qq && apt-get install -y -qq prometheus >/dev/null)
+	command -v promtool >/dev/null && command -v strace >/dev/null && command -v faketime >/dev/null || \
+		(apt-get update -qq && apt-get install -y -qq prometheus strace faketime >/dev/null)
 	$(BIN)/python -m proof.alerts $(SHORT)
 
 # The files of deploy/ before hadolint (PyPI), systemd-analyze and Helm, then the chart's pods as processes. Helm is built from

@@ -32,6 +32,7 @@ ROUTERS = "a list of module or module:function"
 METRICS = f"one of {', '.join(Metric)}"
 RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
 SECRET_CHARS_MIN = 32
+PAGE = "an address that begins with http:// or https://"
 SECRET = f"at least {SECRET_CHARS_MIN} characters, the same on all nodes"
 ROWS = 1_000_000_000
 BYTES = 1 << 40
@@ -222,6 +223,9 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     http_address: `host:port` of the HTTP API, `/metrics`, `/livez` and `/readyz`.
     http_api: Whether the HTTP API is served there, too.
     http_hosts: Names under which browsers reach it, where callers need no key; addresses and `localhost` always do.
+    runbooks: Address of the page that says what to do about each alert (docs/alerts.md as your site has it), such as
+        `https://docs.example.org/needle/alerts.html`; `needle status` and Prometheus' alerts name it. The same on all
+        nodes; by default the node's own `/ui`.
     cluster_secret: What the nodes of the cluster prove to each other that they know, the same on all: at least 32
         characters, as from `openssl rand -hex 32`. Keep it in a file that only the node can read.
     cluster_secret_former: Another secret that this node takes, too: the one before, or the next, while the secret is
@@ -262,6 +266,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     http_hosts: Annotated[
         Sequence[str], about(allowed="a list of host names", option="--http-host", max_length=64)
     ] = ()
+    runbooks: Annotated[str, about(allowed=PAGE, pattern=r"^(https?://[^\s<>\"'\\]+)?$", shown="its own `/ui`")] = ""
     cluster_secret: Annotated[str, about(allowed=SECRET)] = ""
     cluster_secret_former: Annotated[str, about(allowed=SECRET)] = ""
     require_keys: Annotated[bool, about()] = False

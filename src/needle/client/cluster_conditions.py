@@ -45,11 +45,16 @@ class Asked(Protocol):
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """health: with its conditions. told: what the nodes that answer say of themselves."""
+    """health: with its conditions. told: what the nodes that answer say of themselves. runbooks: where they say that
+    runbooks are."""
 
     health: ClusterHealth
     replicas: list[ReplicaStatus]
     told: dict[NodeId, WhoAnswer]
+
+    @property
+    def runbooks(self) -> str:
+        return next((self.told[node].runbooks for node in sorted(self.told) if self.told[node].runbooks), "")
 
 
 async def look(client: Asked, timeout: float) -> Seen:
@@ -69,7 +74,9 @@ async def look(client: Asked, timeout: float) -> Seen:
         counted = {info.id for info in topology.nodes if not info.maintenance} & topology.addresses().keys()
         lacking = who_replaces(topology, counted - told.keys())
         found = [*_of_shards(topology, health, replicas, lacking), *catalog, *uneven(health), *of_nodes(topology, told)]
-    return Seen(health=msgspec.structs.replace(health, conditions=ordered(found)), replicas=replicas, told=told)
+    seen = Seen(health=health, replicas=replicas, told=told)
+    placed = [condition.told_at(seen.runbooks) for condition in ordered(found)]
+    return msgspec.structs.replace(seen, health=msgspec.structs.replace(health, conditions=placed))
 
 
 def ordered(found: Sequence[Condition]) -> list[Condition]:

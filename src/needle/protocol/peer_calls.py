@@ -173,7 +173,8 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if they
     describe none. disk: None of nodes that do not say. life: drawn when the process began; 0 of nodes that do not say.
     knows: the version of commands and formats up to which it can read them. given_up: shards that it holds no more and
-    has files of, and why these may not be deleted; some of them. levels: None of nodes that do not say."""
+    has files of, and why these may not be deleted; some of them. levels: None of nodes that do not say. runbooks: what
+    an alert's name is put behind (`base.runbooks`), "" of nodes that do not say."""
 
     node_id: NodeId
     address: str
@@ -191,6 +192,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     knows: int = FIRST
     given_up: list[tuple[int, str]] = []
     levels: Levels | None = None
+    runbooks: str = ""
 
 
 def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:

@@ -14,6 +14,7 @@ import msgspec
 from needle.base.config import RaftConfig
 from needle.base.errors import InvalidArgument
 from needle.base.ids import NodeId
+from needle.base.runbooks import runbooks_of
 from needle.base.runtime import micros_of
 from needle.base.versions import FIRST, SAID
 from needle.multiraft.host import Host
@@ -136,6 +137,7 @@ class Belonging:
             node.ports.knows,
             node.given_up.told(),
             self._levels(),
+            runbooks_of(node.config),
         )
 
     def _levels(self) -> Levels:

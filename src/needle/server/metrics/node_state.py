@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from needle.base.ids import CATALOG_GROUP
+from needle.base.runbooks import runbooks_of
 from needle.server.machine.computer import resident_bytes
 from needle.server.machine.descriptors import connections_max, http_max
 from needle.server.metrics.families import read
@@ -78,6 +79,10 @@ class NodeState(Collector):
         for name in node.host.refused():
             refused.add_metric([name], 1)
         yield refused
+        if address := runbooks_of(node.config):
+            runbooks = read("needle_runbooks_info")
+            runbooks.add_metric([address], 1)
+            yield runbooks
         yield read("needle_clock_monotonic_seconds", node.now())
         yield read("needle_clock_error_max_ratio", node.config.clock_error_max)
 

@@ -154,6 +154,9 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_peer_refused", "node", "", "1 for each node that this one does not hear because its directory is "
               "not the one it knew.", "multiraft/lives.py"),
         gauge("needle_maintenance", "", "", "1 in maintenance.", "multiraft/host.py"),
+        gauge("needle_runbooks_info", "address", "", "1 at the address behind which an alert's name, in lower case, is "
+              "its runbook: of the setting `runbooks`, or of the node's `/ui`. The rules name it.",
+              "base/runbooks.py", only=HTTP),
         histogram("needle_fsync_seconds", "", SECONDS, "One durable transaction of the Raft log, of all shards "
                   "together: it is slow where the disk is.", "server/metrics/observed.py"),
         gauge("needle_log_bytes", "", BYTES, "The files of the Raft log.", "multiraft/log/wal_store.py"),
