@@ -105,11 +105,12 @@ typescript: $(STAMP)
 	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null)
 	$(BIN)/python -m proof.typescript
 
-# Backups every 30 s, and the archive of the logs, while nodes are killed and shards come and go; then each backup and
-# many instants are restored and judged: make restore-drill DRILL_MINUTES=3 SEED=1
+# Backups every 30 s, and the archive of the logs, while nodes, archivers and backups are killed and shards come and go; then
+# each backup and many instants are judged, and some restored into other clusters: make restore-drill DRILL_MINUTES=3 SEED=1,
+# or SHORT=--short for ten seconds of it
 DRILL_MINUTES ?= 3
 restore-drill: $(STAMP)
-	$(BIN)/python -m proof.restore_drill --minutes $(DRILL_MINUTES) --seed $(SEED)
+	$(BIN)/python -m proof.restore_drill --minutes $(DRILL_MINUTES) --seed $(SEED) $(SHORT)
 
 # Made-up requests against the OpenAPI document of real nodes (schemathesis): make fuzz-http EXAMPLES=100
 EXAMPLES ?= 100
