@@ -208,6 +208,12 @@ EXAMPLES: Mapping[str, Example] = {
         },
         NODE, "a:1 refuses data for want of room on its disk", runbooks="https://a/x#",
     ),
+    "NeedleMemoryNearlyFull": Example(
+        {_of("needle_memory_tight"): Level(0, 1)}, NODE, "a:1 saves memory and will refuse data soon"
+    ),
+    "NeedleMemoryFull": Example(
+        {_of("needle_memory_low"): Level(0, 1)}, NODE, "a:1 takes as much memory as it may and refuses data"
+    ),
     "NeedleLogNearlyFull": Example(
         {
             _of("needle_log_bytes"): Level(600 << 20, 700 << 20),

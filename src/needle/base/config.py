@@ -31,6 +31,7 @@ STRATEGY = "consistent_hash, hash, range, custom:FIELD[,FIELD...] or router:NAME
 ROUTERS = "a list of module or module:function"
 METRICS = f"one of {', '.join(Metric)}"
 RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
+MEMORY = "four fifths of what the machine, or the process' cgroup, has"
 SECRET_CHARS_MIN = 32
 PAGE = "an address that begins with http:// or https://"
 SECRET = f"at least {SECRET_CHARS_MIN} characters, the same on all nodes"
@@ -250,6 +251,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         three quarters on the node refuses writes with `overloaded` until it is; it never ends because of it.
     disk_reserve_bytes: With less room than this on the disk, or less than one and a half files of the log (24 MiB), the
         node refuses data (see "When a disk runs full" in docs/operations.md); 0: never.
+    memory_bytes_max: With more memory than this, mapped files left out, the node refuses data (see "When memory runs
+        short" in docs/operations.md); from seven eighths of it on it saves memory. 0: never.
     replace_after: Seconds after which the replicas of a node that is gone are rebuilt on others, where room and zones
         allow; 0: never. The same on all nodes.
     """
@@ -280,6 +283,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     snapshot_threshold: Annotated[int, about(1, 100_000_000)] = 10_000
     log_bytes_max: Annotated[int, about(1 << 18, 1 << 46)] = 16 * 1024**3
     disk_reserve_bytes: Annotated[int, about(0, 1 << 46, shown=RESERVE)] | None = None
+    memory_bytes_max: Annotated[int, about(0, 1 << 46, shown=MEMORY)] | None = None
     replace_after: Annotated[Seconds, about(0, 31_536_000)] = 600.0
     sharding: ShardingConfig = ShardingConfig()
     placement: PlacementConfig = PlacementConfig()

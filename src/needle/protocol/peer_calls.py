@@ -154,17 +154,28 @@ class DiskRoom(msgspec.Struct, frozen=True, array_like=True):
     files_wanted: str = ""
 
 
+class MemoryRoom(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes of memory of a node's process, mapped files left out: that it takes (own), and above which it refuses data
+    (limit; 0: never). tight: it saves memory. low: it refuses data now."""
+
+    own: int
+    limit: int
+    tight: bool = False
+    low: bool = False
+
+
 class Levels(msgspec.Struct, frozen=True, array_like=True):
     """How near a node is to bounds. log_bytes_max: what its Raft log may take. certificate_seconds: until its
     certificate expires, by its own clock; None without TLS. backup_seconds: since the last backup began, None if none
     is expected. archive_seconds: by how much the archive of the log is behind, of the shard where it is the most among
-    those that the node leads; None if it leads none, or none is expected."""
+    those that the node leads; None if it leads none, or none is expected. memory: None of nodes that do not say."""
 
     log_bytes: int
     log_bytes_max: int
     certificate_seconds: float | None = None
     backup_seconds: float | None = None
     archive_seconds: float | None = None
+    memory: MemoryRoom | None = None
 
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
