@@ -179,7 +179,7 @@ class NodePorts:
     search_threads: int = 2
     volume: Callable[[str], Volume] = lambda _: Endless()
     memory: Callable[[], MemoryUse] = endless
-    trim: Callable[[], None] = partial(give_back, TRIM_BYTES)
+    trim: Callable[[], None] = lambda: give_back(TRIM_BYTES)
     knows: int = KNOWN
     certificates: Certificates | None = None
     audit: Audit | None = None
