@@ -51,7 +51,7 @@ async def test_full_memory_takes_no_data_and_loses_none(tmp_path: Path) -> None:
         assert await client.get("small") is not None
         await client.delete([f"d0-{n}" for n in range(100)], collection="large")
         assert await client.get("d0-0", collection="large") is None
-        assert await client.count("large") == accepted - 100
+        assert await client.count(collection="large") == accepted - 100
         await client.drop_collection("large")
 
         async def taken() -> bool:
