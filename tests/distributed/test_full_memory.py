@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import needle
 from needle.base.errors import NeedleError, OutOfMemory
 from needle.client import Client
+from needle.distributed import RaftCluster, RaftConfig
+from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
 
 DIMENSIONS = 1024
@@ -70,3 +75,38 @@ async def test_full_memory_takes_no_data_and_loses_none(tmp_path: Path) -> None:
         await wait_for(quiet, 60, "no condition of memory")
         (node,) = cluster.nodes.values()
         assert "data is refused above" in node.output() and "has memory again" in node.output()
+
+
+async def test_a_refused_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in a cycle with its frames kept the vectors of a dropped collection until a full pass of the collector:
+    the node refused data for minutes although there was memory."""
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    config = RaftConfig(
+        node_id="one", listen=address, data_dir=str(tmp_path), cluster_nodes=[f"one={address}"], dimensions=8
+    )
+    made: list[weakref.ref[NeedleError]] = []
+    async with RaftCluster(config) as node:
+        assert node._node is not None
+        memory = node._node.space.memory
+        refusal = memory.refusal
+
+        def noted() -> OutOfMemory:
+            error = refusal()
+            made.append(weakref.ref(error))
+            return error
+
+        monkeypatch.setattr(memory, "refusal", noted)
+        async with needle.connect(address) as client:
+            await client.insert("a", [1.0] * 8)
+            monkeypatch.setattr(memory, "look", lambda: None)
+            memory.low = True
+            gc.disable()
+            try:
+                with pytest.raises(OutOfMemory):
+                    await client.insert("b", [1.0] * 8, timeout=0.3)
+                with pytest.raises(OutOfMemory):
+                    await client.insert_batch([("b", [1.0] * 8, {"text": "x" * 40_000})], timeout=0.3)
+                assert len(made) > 2
+                await wait_for(lambda: all(one() is None for one in made), 10, "the end of all refusals")
+            finally:
+                gc.enable()
