@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Where this is set (in images, mostly) each process compiles all modules anew: 2.2 s of CPU instead of 0.9 to start a node.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms alerts deployment packages real-s3 ui docs integrations clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms alerts deployment packages real-s3 ui docs integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,10 @@ sim: $(STAMP)
 
 sim-shards: $(STAMP)
 	$(BIN)/python -m proof.sim --sharded --minutes 1 --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
+
+# All simulated runs that once failed; `make test` leaves out those whose bug has a test of its own (tests/sim/regressions.txt)
+regressions: $(STAMP)
+	NEEDLE_REGRESSIONS=all $(BIN)/pytest tests/sim/test_runs.py -k once_failed --numprocesses $$(nproc)
 
 # Plants bugs on purpose, one at a time: each must be seen by the simulation or by tests (docs/proof.md)
 mutants: $(STAMP)
