@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Where this is set (in images, mostly) each process compiles all modules anew: 2.2 s of CPU instead of 0.9 to start a node.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms alerts deployment packages real-s3 ui docs integrations clean
+.PHONY: demo test lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms alerts deployment packages real-s3 ui docs integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,10 @@ sim: $(STAMP)
 sim-shards: $(STAMP)
 	$(BIN)/python -m proof.sim --sharded --minutes 1 --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
 
+# All simulated runs that once failed; `make test` leaves out those whose bug has a test of its own (tests/sim/regressions.txt)
+regressions: $(STAMP)
+	NEEDLE_REGRESSIONS=all $(BIN)/pytest tests/sim/test_runs.py -k once_failed --numprocesses $$(nproc)
+
 # Plants bugs on purpose, one at a time: each must be seen by the simulation or by tests (docs/proof.md)
 mutants: $(STAMP)
 	$(BIN)/python -m proof.mutants --jobs $$(nproc)
@@ -105,11 +109,12 @@ typescript: $(STAMP)
 	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null)
 	$(BIN)/python -m proof.typescript
 
-# Backups every 30 s, and the archive of the logs, while nodes are killed and shards come and go; then each backup and
-# many instants are restored and judged: make restore-drill DRILL_MINUTES=3 SEED=1
+# Backups every 30 s, and the archive of the logs, while nodes, archivers and backups are killed and shards come and go; then
+# each backup and many instants are judged, and some restored into other clusters: make restore-drill DRILL_MINUTES=3 SEED=1,
+# or SHORT=--short for ten seconds of it
 DRILL_MINUTES ?= 3
 restore-drill: $(STAMP)
-	$(BIN)/python -m proof.restore_drill --minutes $(DRILL_MINUTES) --seed $(SEED)
+	$(BIN)/python -m proof.restore_drill --minutes $(DRILL_MINUTES) --seed $(SEED) $(SHORT)
 
 # Made-up requests against the OpenAPI document of real nodes (schemathesis): make fuzz-http EXAMPLES=100
 EXAMPLES ?= 100
@@ -117,11 +122,13 @@ fuzz-http: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[fuzz]'
 	$(BIN)/python -m proof.fuzz_http --examples $(EXAMPLES) --seed $(SEED)
 
-# The alert rules before Prometheus itself: promtool (Debian's), then real nodes that are killed and paused, about five
-# minutes. `make alerts SHORT=--short` for one fault with shorter waits. Installs prometheus, so it needs root and apt.
+# The alert rules before Prometheus itself: promtool (Debian's), then real nodes that are killed and paused, whose disks fill, whose
+# syncs are slow, whose clocks are fast, whose certificates run out: about a quarter of an hour. `make alerts SHORT=--short` for one
+# fault with shorter waits, a minute. Installs prometheus, strace and faketime, so it needs root and apt.
 SHORT ?=
 alerts: $(STAMP)
-	command -v promtool >/dev/null || (apt-get update -qq && apt-get install -y -qq prometheus >/dev/null)
+	command -v promtool >/dev/null && command -v strace >/dev/null && command -v faketime >/dev/null || \
+		(apt-get update -qq && apt-get install -y -qq prometheus strace faketime >/dev/null)
 	$(BIN)/python -m proof.alerts $(SHORT)
 
 # The files of deploy/ before hadolint (PyPI), systemd-analyze and Helm, then the chart's pods as processes. Helm is built from

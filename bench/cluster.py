@@ -19,6 +19,7 @@ from needle.client import Client
 from needle.connecting import system_caller
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import START_SECONDS, ProcessCluster, wait_for
+from needle.local.published import of_one_cluster
 from needle.rpc.transport import RpcClient
 from needle.shard.plan import seal_when_quiet_at
 from proof.plain_client import PlainClient
@@ -185,7 +186,9 @@ class ShardedNodes:
     async def metrics(self, node: str) -> dict[str, float]:
         """By name with labels, as a node that serves HTTP tells them."""
         _, text = await self._nodes.nodes[node].get("/metrics")
-        samples = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
+        samples = (
+            line.rpartition(" ") for line in of_one_cluster(text).splitlines() if line and not line.startswith("#")
+        )
         return {name: float(value) for name, _, value in samples}
 
     async def load(self, collection: str, vectors: Floats) -> int:

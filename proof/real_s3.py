@@ -8,7 +8,6 @@ stopped, and an object damaged: both are told.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from needle.connecting import Credentials, check_tls, connected
 from needle.local.certificates import create_ca, create_node
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster
+from proof.operator import Operator
 
 TARGET = "s3://backups/shop"
 SECRET = "0123456789abcdef" * 4
@@ -62,32 +62,6 @@ class Server:
         self.process.wait(30)
 
 
-class Operator:
-    """Runs commands with the bucket's and the cluster's settings in the environment."""
-
-    def __init__(self, server: Server) -> None:
-        self.environment = {**os.environ, **server.environment}
-
-    def popen(self, *words: str) -> subprocess.Popen[str]:
-        """Begin a command."""
-        command = [sys.executable, "-m", "needle", *words]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
-        )
-
-    def run(self, *words: str, expect: int = 0) -> str:
-        """What a command says. Raises AssertionError if it ends otherwise than expected."""
-        with self.popen(*words) as process:
-            out, err = process.communicate(timeout=300)
-        assert process.returncode == expect, f"{' '.join(words)}: {process.returncode} {out}{err}"
-        _say(f"  {' '.join(words[:3])}: {(err or out).strip().splitlines()[-1][:150] if err or out else 'ok'}")
-        return out + err
-
-    def json(self, *words: str) -> Any:
-        """What it says as JSON."""
-        return json.loads(self.run(*words, "--json").splitlines()[0])
-
-
 def main(arguments: list[str] | None = None) -> int:
     """0 if all of it went well."""
     (program,) = sys.argv[1:] if arguments is None else arguments
@@ -98,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _through(server: Server, directory: Path) -> None:
-    operator = Operator(server)
+    operator = Operator(server.environment, _say)
     async with _closed_cluster(directory / "first", operator) as client:
         vectors = [[float(n), *[1.0] * 7] for n in range(ROWS)]
         await client.insert_each(ids=[f"d{n}" for n in range(ROWS)], vectors=vectors)

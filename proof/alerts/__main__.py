@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from proof.alerts.faults import trial
+from proof.alerts.machines import machines
 from proof.alerts.promtool import check
 
 SHORT_HOLDS = 0.1
@@ -16,11 +17,18 @@ SHORT_HOLDS = 0.1
 
 async def faults(directory: Path, short: bool) -> None:
     """short: one fault, and the rules' `for` a tenth of what they are."""
+    (directory / "machines").mkdir()
     async with trial(directory, SHORT_HOLDS if short else 1.0, print) as one:
         await one.node_killed()
         if not short:
+            await one.leader_killed()
             await one.follower_paused()
             await one.majority_killed()
+            await one.all_killed()
+    if not short:
+        async with machines(directory / "machines", 1.0, print) as two:
+            await two.what_is_kept()
+            await two.what_they_run_on()
 
 
 def main() -> None:

@@ -6,10 +6,11 @@ summary are each compared with something that they were not made from. Pure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from needle.client.alerts import ALERTS
+from needle.client.alerts import ALERTS, RUNBOOKS
 
 STEP = 5
 """Seconds between two samples, and between two evaluations."""
@@ -17,6 +18,12 @@ WELL = 60
 """Seconds at the beginning in which nothing is wrong."""
 DAY = 86_400
 HOUR = 3_600
+MINE = "needle-1"
+"""The cluster that has the fault."""
+
+
+GONE = float("nan")
+"""Instead of a value: nothing is there, as when a scrape fails."""
 
 
 class Level(NamedTuple):
@@ -34,15 +41,22 @@ class Rising(NamedTuple):
     bad: float
 
 
+def unharmed(shape: Level | Rising) -> Level | Rising:
+    """The same with no fault."""
+    return Level(shape.well, shape.well) if isinstance(shape, Level) else Rising(shape.well, shape.well)
+
+
 class Example(NamedTuple):
     """series: by its selector. labels: of the alert, beside its severity. lead: seconds that the fault lasts beyond the
-    rule's `for`. window: of a rate in the expression: so long it may fire after the end."""
+    rule's `for`. window: of a rate in the expression: so long it may fire after the end. runbooks: where the alert says
+    that they are."""
 
     series: Mapping[str, Level | Rising]
     labels: Mapping[str, str]
     summary: str
     lead: int = 30
     window: int = 0
+    runbooks: str = f"{RUNBOOKS}#"
 
     def instants(self, alert: str) -> dict[str, int]:
         """Seconds at which the rule is looked at: before, too early to fire, when it must, and when it must not any
@@ -52,9 +66,20 @@ class Example(NamedTuple):
         found = {"before": WELL, "fires": fires, "clear": fires + self.window + 60}
         return {**found, "too early": bad + hold // 2} if hold else found
 
-    def values(self, alert: str, series: str) -> str:
-        """One series in promtool's notation, a sample each STEP from 0 on."""
-        when, shape = self.instants(alert), self.series[series]
+    def all_series(self) -> dict[str, Level | Rising]:
+        """With another cluster beside this one, in the same job, that is as this one was before: it must neither hide
+        the fault nor be told of."""
+        mine, theirs = f'needle_cluster="{MINE}"', 'needle_cluster="beside-1"'
+        beside = {
+            one.replace(mine, theirs).replace('instance="', 'instance="beside-'): unharmed(shape)
+            for one, shape in self.series.items()
+            if mine in one
+        }
+        return {**self.series, **beside}
+
+    def values(self, alert: str, shape: Level | Rising) -> str:
+        """A series in promtool's notation, a sample each STEP from 0 on."""
+        when = self.instants(alert)
         lasts = (when["before"], when["fires"] - when["before"], when["clear"] - when["fires"])
         steps = [seconds // STEP for seconds in lasts]
         if isinstance(shape, Rising):
@@ -66,13 +91,17 @@ class Example(NamedTuple):
             return " ".join(parts)
         levels = (shape.well, shape.bad, shape.well if shape.after is None else shape.after)
         steps[0] += 1  # the sample at 0
-        return " ".join(f"{level:.15g}+0x{count - 1}" for level, count in zip(levels, steps, strict=True))
+        return " ".join(
+            f"stale _x{count - 1}" if math.isnan(level) else f"{level:.15g}+0x{count - 1}"
+            for level, count in zip(levels, steps, strict=True)
+        )
 
 
-def _of(name: str, *labels: str, job: str = "needle", instance: str = "a:1") -> str:
-    """A selector with Prometheus' own labels. labels: name=value."""
-    told = [f'job="{job}"', f'instance="{instance}"', *(f'{k}="{v}"' for k, v in (one.split("=") for one in labels))]
-    return f"{name}{{{', '.join(told)}}}"
+def _of(name: str, *labels: str, cluster: str = MINE, instance: str = "a:1", job: str = "db") -> str:
+    """A selector with Prometheus' own labels, and the one of every series. labels: name=value."""
+    given = {"job": job, "instance": instance, "needle_cluster": cluster, **dict(one.split("=") for one in labels)}
+    told = ", ".join(f'{label}="{value}"' for label, value in given.items() if value)
+    return f"{name}{{{told}}}"
 
 
 def _clocks(fast: float) -> dict[str, Level | Rising]:
@@ -83,9 +112,9 @@ def _clocks(fast: float) -> dict[str, Level | Rising]:
     return found
 
 
-JOB = {"job": "needle"}
-NODE = {**JOB, "instance": "a:1"}
-SHARD = {**JOB, "shard": "1"}
+CLUSTER = {"needle_cluster": MINE}
+NODE = {**CLUSTER, "job": "db", "instance": "a:1"}
+SHARD = {**CLUSTER, "shard": "1"}
 LAG = _of("needle_replication_lag_ms", "shard=1", "follower=node-2")
 FSYNC = "needle_fsync_seconds_bucket"
 
@@ -108,7 +137,7 @@ EXAMPLES: Mapping[str, Example] = {
     ),
     "NeedleCatalogNoLeader": Example(
         {_of("needle_catalog_led"): Level(1, 0), _of("needle_catalog_led", instance="b:1"): Level(0, 0)},
-        JOB, "The catalog has no leader: documents are read and written, and nothing else changes",
+        CLUSTER, "The catalog has no leader: documents are read and written, and nothing else changes",
     ),
     "NeedleReplicationLag": Example(
         {LAG: Level(999, 1500)}, {**SHARD, "follower": "node-2"}, "node-2 is 1500 ms behind in shard 1"
@@ -122,10 +151,10 @@ EXAMPLES: Mapping[str, Example] = {
             _of("needle_shard_vector_count", "shard=0"): Level(1000, 2000),
             _of("needle_shard_vector_count", "shard=1"): Level(1000, 1000),
             _of("needle_shard_vector_count", "shard=1", instance="b:1"): Level(900, 900),  # a follower
-            _of("needle_shard_vector_count", "shard=0", job="small"): Level(100, 100),
-            _of("needle_shard_vector_count", "shard=1", job="small"): Level(10, 10),
+            _of("needle_shard_vector_count", "shard=0", cluster="small-1"): Level(100, 100),
+            _of("needle_shard_vector_count", "shard=1", cluster="small-1"): Level(10, 10),
         },
-        JOB, "The largest shard has 1.33 times as many documents as the mean",
+        CLUSTER, "The largest shard has 1.33 times as many documents as the mean",
     ),
     "NeedleNodeUnreachable": Example(
         {
@@ -133,10 +162,24 @@ EXAMPLES: Mapping[str, Example] = {
             _of("needle_node_reachable", "node=node-3"): Level(1, 1),
             _of("needle_node_reachable", "node=node-3", instance="b:1"): Level(0, 0),  # b is cut off, not node-3
         },
-        {**JOB, "node": "node-2"}, "No other node gets an answer of node-2",
+        {**CLUSTER, "node": "node-2"}, "No other node gets an answer of node-2",
     ),
     "NeedleNodeNotScraped": Example(
-        {_of("up"): Level(1, 0), _of("up", job="other"): Level(0, 0)}, NODE, "Prometheus gets no answer of a:1"
+        {
+            _of("up", cluster=""): Level(1, 0),
+            _of("needle_node_up"): Level(1, GONE, 1),
+            _of("up", cluster="", job="other", instance="b:1"): Level(0, 0),  # no node
+        },
+        NODE, "Prometheus gets no answer of a:1",
+    ),
+    "NeedleClusterNotScraped": Example(
+        {
+            _of("needle_node_up"): Level(1, GONE, 1),
+            _of("needle_node_up", instance="b:1"): Level(1, GONE, GONE),
+            _of("needle_node_up", cluster="other-1", instance="c:1"): Level(1, 1),  # in the same job
+            _of("needle_node_up", cluster="", instance="d:1"): Level(1, GONE, GONE),  # it has no cluster yet
+        },
+        CLUSTER, "Prometheus gets no answer of any node of needle-1",
     ),
     "NeedleUnderReplicated": Example(
         {
@@ -156,7 +199,20 @@ EXAMPLES: Mapping[str, Example] = {
         NODE, "a:1 has 150MiB left on its disk and will refuse data soon",
     ),
     "NeedleDiskFull": Example(
-        {_of("needle_disk_low"): Level(0, 1)}, NODE, "a:1 refuses data for want of room on its disk"
+        {
+            _of("needle_disk_low"): Level(0, 1),
+            _of("up", cluster=""): Level(1, 1),
+            _of("up", cluster="", instance="b:1"): Level(0, 0),
+            _of("needle_runbooks_info", "address=https://a/x#"): Level(1, 1),
+            _of("needle_runbooks_info", "address=https://b/x#", instance="b:1"): Level(1, GONE, GONE),  # it is down
+        },
+        NODE, "a:1 refuses data for want of room on its disk", runbooks="https://a/x#",
+    ),
+    "NeedleMemoryNearlyFull": Example(
+        {_of("needle_memory_tight"): Level(0, 1)}, NODE, "a:1 saves memory and will refuse data soon"
+    ),
+    "NeedleMemoryFull": Example(
+        {_of("needle_memory_low"): Level(0, 1)}, NODE, "a:1 takes as much memory as it may and refuses data"
     ),
     "NeedleLogNearlyFull": Example(
         {
@@ -172,10 +228,10 @@ EXAMPLES: Mapping[str, Example] = {
             _of(FSYNC, "le=0.2"): Rising(100, 100),
             _of(FSYNC, "le=+Inf"): Rising(100, 100),
         },
-        NODE, "One log write in a hundred takes 199ms or more on a:1", lead=90, window=180,
+        {**CLUSTER, "instance": "a:1"}, "One log write in a hundred takes 199ms or more on a:1", lead=90, window=180,
     ),
     "NeedleClockRateOff": Example(
-        _clocks(1.01), {**JOB, "instance": "c:1"},
+        _clocks(1.01), {**NODE, "instance": "c:1"},
         "The clock of c:1 runs at another rate than others, by 1%", lead=330, window=360,
     ),
     "NeedleCertificateExpires": Example(
@@ -183,7 +239,7 @@ EXAMPLES: Mapping[str, Example] = {
         NODE, "The certificate of a:1 expires in 13d 0h 0m 0s",
     ),
     "NeedleBackupTooOld": Example(
-        {_of("needle_backup_timestamp_seconds"): Level(-25 * HOUR, WELL + STEP + 90 - 27 * HOUR)}, JOB,
+        {_of("needle_backup_timestamp_seconds"): Level(-25 * HOUR, WELL + STEP + 90 - 27 * HOUR)}, CLUSTER,
         "The last backup began 1d 3h 0m 0s ago",
     ),
     "NeedleArchiveBehind": Example(
@@ -214,7 +270,7 @@ EXAMPLES: Mapping[str, Example] = {
         "The replicas of shard 1 are not where the catalog wants them",
     ),
     "NeedleMoveWaits": Example(
-        {_of("needle_rebalance_waits"): Level(0, 1)}, JOB, "A rebalance is under way and cannot go on"
+        {_of("needle_rebalance_waits"): Level(0, 1)}, CLUSTER, "A rebalance is under way and cannot go on"
     ),
     "NeedleFilesNotDeleted": Example(
         {_of("needle_given_up_replicas"): Level(0, 2)}, NODE,

@@ -25,12 +25,14 @@ def _test(alert: str, example: Example) -> dict[str, Any]:
     row = ALERTS[alert]
     told = {
         "exp_labels": {**example.labels, "severity": row.severity},
-        "exp_annotations": {"summary": example.summary, "runbook_url": row.runbook},
+        "exp_annotations": {"summary": example.summary, "runbook_url": f"{example.runbooks}{alert.lower()}"},
     }
     return {
         "name": alert,
         "interval": f"{STEP}s",
-        "input_series": [{"series": one, "values": example.values(alert, one)} for one in example.series],
+        "input_series": [
+            {"series": one, "values": example.values(alert, shape)} for one, shape in example.all_series().items()
+        ],
         "alert_rule_test": [
             {"eval_time": f"{at}s", "alertname": alert, "exp_alerts": [told] if when == "fires" else []}
             for when, at in sorted(example.instants(alert).items(), key=lambda item: item[1])

@@ -13,8 +13,12 @@ KUBERNETES = ("--kube-version", "1.31.0")  # a Helm that was built from its modu
 OPEN = {"insecure": "true"}
 CLOSED = {"auth.existingSecret": "keys", "tls.existingSecret": "certificates"}
 WATCHED = {"monitoring.serviceMonitor.enabled": "true", "monitoring.configMaps.enabled": "true"}
+RULED_ELSEWHERE = {"monitoring.serviceMonitor.rules": "false"}
 ARCHIVED = {"archive.target": "s3://bucket/shop", "archive.existingSecret": "bucket"}
-ACCEPTED = (OPEN, CLOSED | ARCHIVED, OPEN | {"replicas": "5"}, CLOSED | WATCHED, OPEN | {"zone.label": ""} | WATCHED)
+ACCEPTED = (
+    *(OPEN, CLOSED | ARCHIVED, OPEN | {"replicas": "5"}),
+    *(CLOSED | WATCHED, OPEN | {"zone.label": ""} | WATCHED, CLOSED | WATCHED | RULED_ELSEWHERE),
+)
 REFUSED = {
     "set auth.existingSecret and tls.existingSecret": {},
     "fewer than the 3 founders": OPEN | {"replicas": "2"},
@@ -89,8 +93,12 @@ def _check_references(objects: dict[tuple[str, str], Object], values: dict[str, 
         if kind == "Service":
             _need(one["spec"]["selector"].items() <= labels, f"{name} selects no pod")
             _need({port["targetPort"] for port in one["spec"]["ports"]} <= ports, f"{name} has a port that no pod has")
+    if (monitor := objects.get(("ServiceMonitor", "needle"))) is not None and "auth.existingSecret" in values:
+        shown = monitor["spec"]["endpoints"][0]["authorization"]["credentials"]
+        _equal("what Prometheus shows", shown, {"name": "keys", "key": "metrics-key"})
     watched = {("PrometheusRule", "needle"), ("ServiceMonitor", "needle"), ("ConfigMap", "needle-rules")}
-    _need((watched <= objects.keys()) == (WATCHED.items() <= values.items()), "rules are where nobody asked for them")
+    asked = WATCHED.items() <= values.items() and RULED_ELSEWHERE.items() - values.items()
+    _need((watched <= objects.keys()) == bool(asked), "rules are where nobody asked for them")
     for key in watched & objects.keys() - {("ServiceMonitor", "needle")}:
         text = objects[key].get("data", {}).get("needle.rules.yml")
         groups = (objects[key]["spec"] if text is None else yaml.safe_load(text))["groups"]

@@ -52,14 +52,19 @@ class Pods:
         home.mkdir()
         for name, text in self._files.items():
             (home / name).write_text(self._here(text, home), encoding="utf-8")
+        self._run(number, home)
+
+    def _environment(self, number: int, home: Path) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         given = {name: value for name, value in os.environ.items() if not name.startswith("NEEDLE_")}
-        variables = given | self._variables(number, home) | {"PATH": path}
+        return given | self._variables(number, home) | {"PATH": path}
+
+    def _run(self, number: int, home: Path) -> None:
         # It dies with this process. Its group is ended as a container is: the script waits in a shell of its own, too.
         command = ["setpriv", "--pdeathsig", "KILL", "sh", str(home / "start.sh")]
-        with (home / "log").open("wb") as log:
+        with (home / "log").open("ab") as log:
             self._running[number] = subprocess.Popen(
-                command, env=variables, stdout=log, stderr=log, start_new_session=True
+                command, env=self._environment(number, home), stdout=log, stderr=log, start_new_session=True
             )
 
     def _variables(self, number: int, home: Path) -> dict[str, str]:
@@ -82,6 +87,10 @@ class Pods:
         for path, place in {"/etc/needle": home, "/run/needle": home / "run", "/var/lib/needle": home / "data"}.items():
             text = text.replace(path, str(place))
         return text
+
+    def probe(self, number: int) -> str:
+        """Where Kubernetes asks whether a pod is alive."""
+        return f"http://127.0.0.1:{self._ports[number][1]}{self._spec['livenessProbe']['httpGet']['path']}"
 
     def wait_ready(self) -> None:
         """Until the probe of every pod says so. Raises TimeoutError with a pod's log."""
@@ -123,6 +132,37 @@ class Pods:
             process.terminate()
             process.wait(SECONDS)
 
+    def restart(self, number: int) -> None:
+        """End one pod as Kubernetes does, and start the next one on its volume."""
+        home, process = self._directory / f"needle-{number}", self._running[number]
+        _, script = self._spec["lifecycle"]["preStop"]["exec"]["command"]
+        script = self._here(script, home)
+        subprocess.run(["sh", script], env=self._environment(number, home), timeout=SECONDS, check=True)
+        process.terminate()
+        process.wait(SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        self._run(number, home)
+
+    def wait_resting(self, number: int, wanted: bool) -> None:
+        """Until the catalog says that a pod's node is in maintenance, or no more. Raises TimeoutError."""
+        until = time.monotonic() + SECONDS
+        while asyncio.run(self._resting(number)) != wanted:
+            if time.monotonic() > until:
+                raise TimeoutError(f"needle-{number} is {'not ' * wanted}in maintenance")
+            time.sleep(0.2)
+
+    async def _resting(self, number: int) -> bool:
+        async with await connect(self.addresses) as client:
+            info = (await client.refresh_topology(confirmed=True, timeout=SECONDS)).node(f"needle-{number}")
+            return info is not None and bool(info.maintenance)
+
+    async def maintain(self, number: int, on: bool) -> None:
+        """As an operator does."""
+        async with await connect(self.addresses) as client:
+            ask = client.enter_maintenance_mode if on else client.exit_maintenance_mode
+            await ask(f"needle-{number}", timeout=SECONDS)
+
     def stop(self) -> None:
         """End them in order, within the time that the chart gives them."""
         for process in self._running.values():
@@ -153,8 +193,17 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _wait_alive(url: str) -> None:
+    until = time.monotonic() + SECONDS
+    while not _answers(url):
+        if time.monotonic() > until:
+            raise TimeoutError(f"{url} does not answer")
+        time.sleep(0.1)
+
+
 def trial(directory: Path, objects: dict[tuple[str, str], Object]) -> None:
-    """Three pods found a cluster, a fourth joins, the archive's reads it. Raises RuntimeError or TimeoutError."""
+    """Three pods found a cluster, a fourth joins, the archive's reads it; a pod that is replaced is back in service,
+    and one that an operator had put into maintenance is not. Raises RuntimeError or TimeoutError."""
     pods = Pods(directory, objects)
     try:
         for numbers in ([0, 1, 2], [3]):
@@ -163,5 +212,14 @@ def trial(directory: Path, objects: dict[tuple[str, str], Object]) -> None:
         if (found := asyncio.run(pods.nodes())) != [f"needle-{number}" for number in range(4)]:
             raise RuntimeError(f"the cluster has the nodes {found}")
         pods.archive()
+        pods.restart(1)
+        pods.wait_resting(1, False)
+        pods.wait_ready()
+        asyncio.run(pods.maintain(1, True))
+        pods.restart(1)
+        _wait_alive(pods.probe(1))
+        pods.wait_resting(1, True)
+        asyncio.run(pods.maintain(1, False))
+        pods.wait_ready()
     finally:
         pods.stop()

@@ -53,6 +53,12 @@ MUTANTS = (
         tests=(_ROLES + "test_each_role_reaches_the_routes_that_it_may_call",),
     ),
     Mutant(
+        name="metrics-for-nobody-else",
+        breaks="a key of the role monitor may not read what it is for",
+        edits=(Edit("server.http.app:Door.check_metrics", "caller.rank < MONITOR", "caller.rank <= MONITOR"),),
+        tests=(_ROLES + "test_probes_ask_for_no_key_and_metrics_for_a_monitor_or_a_reader_of_all",),
+    ),
+    Mutant(
         name="routes-of-all-collections",
         breaks="a key for some collections may ask about the whole cluster",
         edits=(

@@ -68,6 +68,21 @@ MUTANTS = (
         tests=("tests/server/test_disk_space.py::test_it_takes_more_room_to_begin_again_than_to_stop",),
     ),
     Mutant(
+        name="no-memory-for-ever",
+        breaks="a node whose memory was low once refuses data for good",
+        edits=(
+            Edit(
+                "server.machine.memory_space:MemorySpace.look",
+                "bool(self.limit) and self.own > self.limit - (step if self.low else 0)",
+                "self.low or (bool(self.limit) and self.own > self.limit)",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=("tests/server/test_memory_space.py::test_both_end_a_sixteenth_below_where_they_began",),
+    ),
+    Mutant(
         name="full-disk-passes-for-written",
         breaks="what found no room in the log counts as durable: votes and acknowledgements are forgotten",
         edits=(

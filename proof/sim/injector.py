@@ -14,6 +14,7 @@ from proof.sim.event_loop import SimLoop
 from proof.sim.faults import Controls, both, each, hold
 from proof.sim.fleet import Fleet
 from proof.sim.machine import stream
+from proof.sim.memory_faults import MemoryFaults
 from proof.sim.network import SimNetwork
 from proof.sim.spec import Fault
 from proof.sim.strangers import Strangers
@@ -43,6 +44,7 @@ class Injector:
         self.counts: Counter[str] = Counter()
         self.over = False
         self.more = DiskFaults(seed, fleet, controls, trace, self.counts).handlers()
+        self.more |= MemoryFaults(fleet).handlers()
         """Faults of other kinds."""
 
     def begin(self, schedule: list[Fault]) -> None:

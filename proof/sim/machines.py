@@ -18,6 +18,7 @@ from needle.catalog import machine as catalog_machine
 from needle.multiraft.files import Files
 from needle.server.files import GONE
 from needle.server.machine.disk_space import Endless, Room
+from needle.server.machine.memory_space import MemoryUse
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents import sqlite_file
 from needle.shard.segments.files import FILE_NAME
@@ -28,6 +29,8 @@ from proof.sim.process import Process
 from proof.sim.sqlite_crash import fold, pages_in_force, survive
 from proof.sim.unsynced import Unsynced
 
+MEMORY_BYTES = 1 << 30
+"""That a machine has. What its node takes of it, a fault says."""
 _DATABASES = (catalog_machine.FILE_NAME, sqlite_file.FILE_NAME)
 
 
@@ -51,6 +54,7 @@ class SimMachine:
         self.log_disk = LogDisk(stream(seed, "disk", name))
         self.device = DiskDevice(stream(seed, "device", name))
         self.volume = SimVolume()
+        self.memory = MemoryUse(0, MEMORY_BYTES)
         self._loop = loop
         self._clock_error = clock_error
         self._root = os.path.join(root, name)

@@ -132,6 +132,8 @@ class SimNode:
             ),
             disk=SimReplicaDisk(machine, process),
             volume=lambda _: machine.volume,
+            memory=lambda: machine.memory,
+            trim=lambda: None,
             files=SimFiles(machine, process),
             claim=lambda directory, node_id, cluster_id: lambda: None,
             failpoint=lambda place: stage.fleet.failpoint(name, process, place),
@@ -191,7 +193,7 @@ class SimNode:
         return self._node.topology.version if self._node is not None else 0
 
     def refuses_data(self) -> bool:
-        """Because its disk was low when it looked last."""
+        """Because its disk, or its memory, was low when it looked last."""
         return getattr(self._node, "space", None) is not None and cast("Node", self._node).space.low
 
     def left_behind(self) -> list[str]:

@@ -134,6 +134,10 @@ TROUBLE_KINDS = {"links-at-a-step": 1, "disks-at-a-step": 1}
 (shards/troubles.py); in every sharded run, under numbers of their own."""
 TROUBLE_SHARE, TROUBLE_MIN = 0.4, 2
 TROUBLE_FROM = 11000
+MEMORY_KINDS = {"memory-tight": 1, "memory-full": 2}
+"""A node takes nearly as much memory as it may, or more, in every run, under numbers of their own."""
+MEMORY_SHARE = 0.12
+MEMORY_FROM = 12000
 HEALING_SHARE = 0.5
 """Of the runs in which shards come and go."""
 
@@ -216,6 +220,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             made += [_draw(self.seed, number, self.seconds, DATABASE_KINDS) for number in databases]
             numbers = range(FIELD_FROM, FIELD_FROM + math.ceil(self.seconds * rate * FIELD_SHARE))
             made += [_draw(self.seed, number, self.seconds, FIELD_KINDS) for number in numbers]
+            numbers = range(MEMORY_FROM, MEMORY_FROM + math.ceil(self.seconds * rate * MEMORY_SHARE))
+            made += [_draw(self.seed, number, self.seconds, MEMORY_KINDS) for number in numbers]
             late = math.ceil(self.seconds * rate * LATE_SHARE) if self.sharded else 0
             numbers = range(LATE_FROM, LATE_FROM + late)
             made += [_draw(self.seed, number, self.seconds, LATE_KINDS) for number in numbers]

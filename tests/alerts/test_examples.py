@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from needle.client.alerts import ALERTS, ROWS
+from needle.server.metrics.row import CLUSTER_LABEL
 from needle.server.metrics.table import METRICS
-from proof.alerts.examples import EXAMPLES, STEP, WELL, Example, Level, Rising
+from proof.alerts.examples import EXAMPLES, STEP, WELL, Example, Level, Rising, unharmed
 from proof.alerts.prometheus import with_holds
 from proof.alerts.promtool import RULES, unit_tests
 
@@ -22,7 +23,7 @@ def test_every_rule_has_an_example() -> None:
 def test_an_example_has_series_as_nodes_publish_them(alert: str) -> None:
     for series in EXAMPLES[alert].series:
         name, labels = series.rstrip("}").split("{")
-        given = {pair.split("=")[0] for pair in labels.split(", ")} - {"job", "instance", "le"}
+        given = {pair.split("=")[0] for pair in labels.split(", ")} - {"job", "instance", "le", CLUSTER_LABEL}
         assert name == "up" or given == set(METRICS[name.removesuffix("_bucket")].labels), series
 
 
@@ -30,9 +31,16 @@ def test_a_series_has_a_sample_for_each_step() -> None:
     example = Example({"gauge": Level(0, 1), "counter": Rising(1, 0)}, {}, "", lead=30)
     when = example.instants("NeedleDiskFull")
     assert when == {"before": WELL, "fires": 95, "clear": 155}, "it fires at once: there is no too early"
-    assert example.values("NeedleDiskFull", "gauge") == "0+0x12 1+0x6 0+0x11"
+    assert example.values("NeedleDiskFull", Level(0, 1)) == "0+0x12 1+0x6 0+0x11"
     assert sum(int(part.split("x")[1]) + 1 for part in ["0+0x12", "1+0x6", "0+0x11"]) == 155 // STEP + 1
-    assert example.values("NeedleDiskFull", "counter") == "0+5x11 60+0x6 60+5x11"
+    assert example.values("NeedleDiskFull", Rising(1, 0)) == "0+5x11 60+0x6 60+5x11"
+
+
+def test_another_cluster_in_the_same_job_stands_beside_each_example() -> None:
+    """What it says would hide the fault from rules that do not tell clusters apart."""
+    for alert, example in EXAMPLES.items():
+        beside = {one: shape for one, shape in example.all_series().items() if "beside-" in one}
+        assert bool(beside) and all(shape == unharmed(shape) for shape in beside.values()), alert
 
 
 def test_each_rule_is_looked_at_before_while_and_after() -> None:
@@ -47,7 +55,7 @@ def test_each_rule_is_looked_at_before_while_and_after() -> None:
 def test_short_runs_wait_less_and_judge_the_same() -> None:
     rules = Path(RULES).read_text()
     short = with_holds(rules, 0.1)
-    assert "for: 60s" in short and "for: 600s" not in short
+    assert "for: 6s" in short and "for: 60s" not in short and "for: 600s" not in with_holds(rules, 1.0)
     assert [line for line in short.splitlines() if "for: " not in line] == [
         line for line in rules.splitlines() if "for: " not in line
     ]

@@ -25,6 +25,7 @@ from needle.base.explain import Way
 from needle.base.ids import shard_group
 from needle.client.shards import ask_leader
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.local.published import of_one_cluster
 from needle.protocol import calls
 from needle.protocol.index_file_calls import (
     INDEX_ADOPT,
@@ -87,7 +88,7 @@ async def found(client: needle.Client) -> float:
 
 async def events(cluster: ProcessCluster, event: str) -> int:
     """Of all nodes and shards."""
-    texts = [(await cluster.http(name, "/metrics"))[1] for name in cluster.nodes]
+    texts = [of_one_cluster((await cluster.http(name, "/metrics"))[1]) for name in cluster.nodes]
     sample = rf'^needle_segment_events_total{{event="{event}",shard="\d+"}} (\S+)$'
     return int(sum(float(value) for text in texts for value in re.findall(sample, text, re.MULTILINE)))
 

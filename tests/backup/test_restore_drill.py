@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from proof import restore_drill
 from proof.checkers.violation import Violation
+from proof.operator import Operator
 from proof.restore_drill import Drill, Writers
+from proof.restore_drill.run import SHORT
 
 
 async def test_what_comes_back_is_what_was_there(tmp_path: Path) -> None:
-    drill = Drill(tmp_path, seconds=8.0, every=3.0, seed=4)
+    drill = Drill(tmp_path, SHORT._replace(seconds=6.0), seed=4)
     told = await drill.run()
-    assert "as the model says" in told and len(drill.backups) > 1
-    assert {"kill", "grow"} <= set(drill.faults)
+    assert "as the model says" in told and "2 restores into 3 shards on 1 nodes" in told
+    assert len(drill.backups) > 1 and {"kill", "grow", "backup killed", "archiver killed"} <= set(drill.faults)
 
 
 def test_the_judge_finds_what_is_wrong() -> None:
@@ -35,18 +36,9 @@ def test_the_judge_finds_what_is_wrong() -> None:
         writers.judge("it", now + 1.5, now + 1.5, {"a": 1, "c": 1})
 
 
-async def test_an_archiver_that_ends_by_itself_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_archiver_that_ends_by_itself_is_seen(tmp_path: Path) -> None:
     """It was taken for one that had been killed."""
-
-    class Broken:
-        def __init__(self, *_: object, **__: object) -> None:
-            pass
-
-        async def run(self) -> None:
-            raise TypeError("a bug")
-
-    monkeypatch.setattr(restore_drill, "Archiver", Broken)
-    nobody: Any = None
+    drill = Drill(tmp_path, SHORT, seed=4)
     async with asyncio.timeout(60):
-        with pytest.raises(TypeError, match="a bug"):
-            await Drill(tmp_path, seconds=8.0, every=3.0, seed=4)._archive(nobody)
+        with pytest.raises(Violation, match="ended by itself"):
+            await drill._archive(Operator({"NEEDLE_CLUSTER": "127.0.0.1:1"}))

@@ -233,4 +233,4 @@ async def test_a_certificate_that_expires_is_told_and_a_reader_may_not_probe(
             finding: Finding = await wait_for(look, 60, "the finding")
     assert finding.measured.startswith("node-2: in ")
     assert finding.allowed == "valid for 14 days or more"
-    assert finding.runbook == "docs/alerts.md#needlecertificateexpires"
+    assert finding.runbook.startswith("https://") and finding.runbook.endswith("/ui#/runbooks/needlecertificateexpires")

@@ -12,6 +12,7 @@ import pytest
 from needle.cli.app import main
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster
+from needle.local.published import of_one_cluster
 from needle.server.metrics.table import BACKED_UP, METRICS, TLS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -39,8 +40,7 @@ def fetch(address: str, path: str) -> str:
     while True:
         try:
             with urllib.request.urlopen(f"http://{address}{path}", timeout=20) as answer:
-                text: str = answer.read().decode()
-                return text
+                return of_one_cluster(answer.read().decode())
         except urllib.error.HTTPError as error:
             assert error.code == 503 and time.monotonic() < deadline, error.read()
         except urllib.error.URLError as error:

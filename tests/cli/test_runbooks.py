@@ -3,12 +3,10 @@ cluster of processes: what they say is so afterwards, nothing is lost, and none 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
-import shlex
-import subprocess
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,73 +15,38 @@ import pytest
 
 import needle
 from harness.commands import Run, until
+from harness.page_commands import PageCommands, blocks, chapter
 from needle.cli.app import main
 from needle.local.process_cluster import ProcessCluster
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 CHAPTERS = ("Start a cluster", "Restart and upgrade nodes", "Add, replace and remove nodes")
 DOCUMENTS = 300
-SSH = """#!/bin/sh
-# ssh HOST systemctl VERB... needle@NODE, as an operator's machines would have it
-for last; do :; done
-echo "$3 ${last#needle@}" > DIRECTORY/$$.new
-mv DIRECTORY/$$.new DIRECTORY/$$.asked
-until [ -e DIRECTORY/$$.done ]; do sleep 0.05; done
-"""
 
 
-class Runbooks:
-    """The page's world: node-N is at 10.0.0.N:5000 there, and a process of this machine here; its settings file is the
-    page's node-N.toml."""
+class Runbooks(PageCommands):
+    """A node's settings file is the page's node-N.toml. key: the last one that was made."""
 
-    def __init__(self, cluster: ProcessCluster, directory: Path, run: Run) -> None:
-        self.cluster, self.directory, self.run = cluster, directory, run
-        self.verbs: list[str] = []
-        self.key = ""
-        (directory / "ssh").write_text(SSH.replace("DIRECTORY", str(directory)))
-        (directory / "ssh").chmod(0o755)
+    key = ""
 
-    def line(self, text: str) -> None:
+    async def run_line(self, text: str) -> None:
         """One line of a block."""
-        here = re.sub(r"10\.0\.0\.(\d):5000", lambda found: self.cluster.addresses[f"node-{found[1]}"], text)
-        words = shlex.split(here.replace("ndl_...", self.key), comments=True)
+        words = self.words(text.replace("ndl_...", self.key))
         if words[0] == "export":
             name, _, value = words[1].partition("=")
             os.environ[name] = value
         elif words[:3] == ["needle", "serve", "--config"]:
             self.cluster.restart(words[3].removesuffix(".toml"))  # it is what that runs
         else:
-            assert words[0] in ("needle", "ssh"), text
-            self._watched(words)
+            await self.line(text.replace("ndl_...", self.key))
 
-    def _watched(self, words: list[str]) -> None:
-        """Runs a command in a thread; what ssh is asked meanwhile is done here: a node ends with the thread that
-        started it."""
-        with ThreadPoolExecutor(1) as threads:
-            ends = threads.submit(self._command, words)
-            while not ends.done():
-                for asked in self.directory.glob("*.asked"):
-                    verb, node = asked.read_text().split()
-                    self._systemctl(verb, node)
-                    asked.rename(asked.with_suffix(".done"))
-                wait([ends], 0.05)
-            ends.result()
-
-    def _command(self, words: list[str]) -> None:
-        if words[0] == "ssh":
-            subprocess.run([self.directory / "ssh", *words[1:]], check=True, timeout=60)
-        elif words[1:] == ["status"]:  # which fails while a leader is elected
+    def command(self, words: list[str], expect: int | None) -> str:
+        if words[1:] == ["status"]:  # which fails while a leader is elected
             until(lambda: main(words[1:]) == 0)
-        else:
-            if found := re.search(r"ndl_\S{43}", self.run(*words[1:])):
-                self.key = found[0]
-
-    def _systemctl(self, verb: str, node: str) -> None:
-        self.verbs.append(f"{verb} {node}")
-        if verb in ("stop", "restart", "disable"):
-            self.cluster.terminate(node)
-        if verb in ("start", "restart"):
-            self.cluster.restart(node)
+            return ""
+        said = super().command(words, expect)
+        if found := re.search(r"ndl_\S{43}", said):
+            self.key = found[0]
+        return said
 
     # --- what is so --------------------------------------------------------------------------------------------------
     def shown(self, *words: str) -> Any:
@@ -97,13 +60,6 @@ class Runbooks:
         with needle.connect_sync(os.environ["NEEDLE_CLUSTER"]) as client:
             hits = client.search(np.ones(8, np.float32), DOCUMENTS + 1, exact=True)
         return sorted(hit.id for hit in hits) == sorted(f"doc-{n}" for n in range(DOCUMENTS))
-
-
-def blocks() -> list[str]:
-    """The blocks of commands in those chapters of the page."""
-    chapters = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
-    text = "".join(chapters[name] for name in CHAPTERS)
-    return re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def after(book: Runbooks, block: str) -> None:
@@ -128,7 +84,7 @@ def after(book: Runbooks, block: str) -> None:
         assert nodes["node-5"]["shards"] == shards and nodes["node-5"]["catalog"]
 
 
-def test_the_runbooks_do_what_they_say(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_runbooks_do_what_they_say(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     safe = {"cluster_secret": "s" * 64, "require_keys": True}
     shards = {"shards": 2, "replicas": 3}
     cluster = ProcessCluster(
@@ -139,23 +95,23 @@ def test_the_runbooks_do_what_they_say(tmp_path: Path, run: Run, monkeypatch: py
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for name in ("NEEDLE_CLUSTER", "NEEDLE_API_KEY"):
         monkeypatch.setenv(name, cluster.cluster)
-    first, *others = blocks()
+    first, *others = [block for name in CHAPTERS for block in blocks(chapter("operations.md", name))]
     assert len(others) == 8
     try:
         cluster.start_nodes()
-        until(lambda: main(["keys", "list", "--config", "node-1.toml"]) == 0)
+        await asyncio.to_thread(until, lambda: main(["keys", "list", "--config", "node-1.toml"]) == 0)
         for line in first.splitlines():
-            book.line(line)
-        with needle.connect_sync(cluster.cluster) as client:
+            await book.run_line(line)
+        async with needle.connect(cluster.cluster) as client:
             vectors = np.random.default_rng(1).normal(size=(DOCUMENTS, 8)).astype(np.float32)
-            client.insert_batch(ids=[f"doc-{n}" for n in range(DOCUMENTS)], vectors=vectors, timeout=30)
+            await client.insert_batch(ids=[f"doc-{n}" for n in range(DOCUMENTS)], vectors=vectors, timeout=30)
         for _ in range(2):
             cluster.add(sharding={"join": [cluster.addresses["node-1"]]})
         for block in others:
-            book.line("needle status")  # as the page says: what a busy machine's nodes do not answer in time is refused
+            await book.run_line("needle status")  # as the page says: a node that does not answer in time is refused
             for line in block.splitlines():
-                book.line(line)
-            after(book, block)
-        until(book.whole)
+                await book.run_line(line)
+            await asyncio.to_thread(after, book, block)
+        await asyncio.to_thread(until, book.whole)
     finally:
         cluster.stop()

@@ -35,6 +35,7 @@ TEXTS: dict[str, list[Any]] = {
     "reach": [["b=h:1"], ["b=h:1", "c=g:2"]],
     "http_address": ["h:9090"],
     "http_hosts": [["vectors.internal"], ["a.example", "b.example"]],
+    "runbooks": ["https://x.org/alerts.html", "http://a:9090/ui#/runbooks/"],
     "metric": ["l2", "dot"],
     "index.kind": ["flat", "hnsw_sq8"],
     "sharding.join": [["h:1"], ["h:1", "g:2"]],

@@ -15,13 +15,13 @@ from needle.local.free_ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "tutorial.md"
-WRITTEN = [f"70{n:02}" for n in (1, 2, 3)] + [f"71{n:02}" for n in (1, 2, 3)]
+WRITTEN = [f"70{n:02}" for n in (1, 2, 3, 4)] + [f"71{n:02}" for n in (1, 2, 3)]
 
 
 def script() -> str:
     """The commands of the page that are for a shell here; the demo's own one is run by test_demo."""
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 9 and "```\nmake demo\n```" in PAGE.read_text()
+    assert len(blocks) == 11 and "```\nmake demo\n```" in PAGE.read_text()
     text = "\n".join(blocks)
     for written, port in zip(WRITTEN, free_ports(len(WRITTEN)), strict=True):
         assert written in text
@@ -60,3 +60,5 @@ def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:
     assert "<html" in (made / "dashboard.html").read_text()
     assert "has stopped" in (made / "node-2.log").read_text()
     assert (made / "node-1.log").read_text().count("listens on") == 2
+    assert (made / "deleted.txt").read_text().strip() == "3" and (made / "restored.txt").read_text().strip() == "4"
+    assert json.loads((made / "lime.jsonl").read_text())["metadata"]["price"] == 4

@@ -9,6 +9,7 @@ import pytest
 
 import needle
 from needle.client.alerts import ALERTS, ROWS, Alert, holds
+from needle.server.metrics.row import CLUSTER_LABEL
 from needle.server.metrics.table import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +28,8 @@ ALSO = {
     *("NeedleDiskNearlyFull", "NeedleFsyncSlow", "NeedleClockRateOff", "NeedleUnderReplicated"),
     *("NeedleCertificateExpires", "NeedleLogNearlyFull", "NeedleBackupTooOld"),
 }
-GIVEN = {"job", "instance"}
-"""Labels that Prometheus gives."""
+GIVEN = {"job", "instance", "namespace", CLUSTER_LABEL}
+"""Labels that Prometheus gives, and the one of every series."""
 
 
 def anchors(document: Path) -> set[str]:
@@ -57,10 +58,11 @@ def test_a_row_can_be_judged_and_is_explained(row: Alert) -> None:
 @pytest.mark.parametrize("row", [row for row in ROWS if row.expression], ids=lambda row: row.name)
 def test_a_rule_asks_for_metrics_and_labels_that_there_are(row: Alert) -> None:
     asked = {name.removesuffix("_bucket") for name in re.findall(r"\b(?:needle|raft)_\w+", row.expression)}
-    assert asked <= set(METRICS) and (asked or row.name == "NeedleNodeNotScraped")
+    assert asked <= set(METRICS) | {CLUSTER_LABEL} and asked - {CLUSTER_LABEL}
+    asked -= {CLUSTER_LABEL}
     labels = {label for name in asked for label in METRICS[name].labels} | GIVEN | {"le"}
     used = {label for group in re.findall(r"(?:by|on) \(([^)]*)\)", row.expression) for label in group.split(", ")}
-    assert used <= labels
+    assert used - {""} <= labels
     shown = set(re.findall(r"\$labels\.(\w+)", row.summary))
     kept = re.findall(r"^max by \(([^)]*)\)|^min by \(([^)]*)\)", row.expression)
     left = set("".join(kept[0]).split(", ")) if kept else labels
@@ -77,6 +79,7 @@ def test_conditions_come_of_the_table_only() -> None:
     )
     one = holds("NeedleDiskFull", "node-1", "free space")
     assert (one.name, one.severity, one.runbook) == ("disk full", "critical", "docs/alerts.md#needlediskfull")
+    assert one.told_at("") == one and one.told_at("https://x.org/#").runbook == "https://x.org/#needlediskfull"
 
 
 @pytest.mark.parametrize("name", ["alerts.md", "metrics.md"])

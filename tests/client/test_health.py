@@ -40,11 +40,12 @@ def test_what_waits_is_told_with_the_reason() -> None:
     made = msgspec.structs.replace(made, rebalance=msgspec.structs.replace(job, why="no leader of shard 3 answers"))
     status = view("node-1", "Leader").status
     assert status is not None
-    leader = msgspec.structs.replace(status, waits_for="node-4 (in maintenance) does not answer, or is lost")
+    waits_for = "node-4 (in maintenance) does not answer, is lost, or is short of memory"
+    leader = msgspec.structs.replace(status, waits_for=waits_for)
     found = judge(made, [ReplicaStatus(shard=1, node="node-1", address="", status=leader)]).waiting
     assert found == [
         "rebalance 2: no leader of shard 3 answers",
-        "shard 1: node-4 (in maintenance) does not answer, or is lost",
+        "shard 1: node-4 (in maintenance) does not answer, is lost, or is short of memory",
     ]
 
 

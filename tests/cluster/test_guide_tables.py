@@ -17,6 +17,7 @@ import pytest_asyncio
 from needle import Client
 from needle.client.health import ClusterHealth
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.local.published import of_one_cluster
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -117,7 +118,7 @@ async def published(cluster: ProcessCluster, line: str) -> None:
 
     async def scraped() -> bool:
         texts = [await cluster.http(name, "/metrics") for name, node in cluster.nodes.items() if node.running()]
-        return any(line in text.splitlines() for _, text in texts)
+        return any(line in of_one_cluster(text).splitlines() for _, text in texts)
 
     await wait_for(scraped, 60, line)
 

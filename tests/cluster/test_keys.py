@@ -67,6 +67,7 @@ def test_a_name_and_a_key_are_there_once() -> None:
         made("x" * 65),
         made(digest=DIGEST[:16]),
         made(role=Role.ADMIN, allowed=["a"]),
+        made(role=Role.MONITOR, allowed=["a"]),
         made(allowed=[]),
         made(allowed=["x" * 1000]),
         made(allowed=[str(n) for n in range(keys.COLLECTIONS_MAX + 1)]),
@@ -86,6 +87,7 @@ def test_there_are_no_keys_before_the_cluster_and_no_more_than_travel(monkeypatc
     ("role", "bound"),
     [
         (Role.ADMIN, b'{"tenant":"a"}'),
+        (Role.MONITOR, b'{"tenant":"a"}'),
         (Role.READER, b"{}"),
         (Role.READER, b'{"tenant":'),
         (Role.READER, b'{"$no":1}'),
@@ -99,7 +101,7 @@ def test_a_filter_that_binds_nobody_or_cannot_be_read_is_refused(role: Role, bou
 def test_a_key_keeps_its_filter_and_needs_nodes_that_know_of_it() -> None:
     command = CreateKey("k", DIGEST, Role.WRITER, None, b'{"tenant":"a"}')
     assert done(topology(), 5, command).keys[0].filter == b'{"tenant":"a"}'
-    assert (command.needs(), made().needs()) == (3, 2)
+    assert (command.needs(), made().needs(), made(role=Role.MONITOR).needs()) == (3, 2, 5)
 
 
 def test_rates_of_a_key_change_by_one_entry() -> None:

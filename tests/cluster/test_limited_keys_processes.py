@@ -19,6 +19,7 @@ import pytest_asyncio
 from harness.marked_documents import CALM
 from needle import Client, InvalidArgument, TooManyRequests
 from needle.local.process_cluster import ProcessCluster
+from needle.local.published import of_one_cluster
 
 V = [1.0] * 8
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -65,7 +66,7 @@ async def test_by_http_what_is_more_is_refused_with_when_to_come_again(world: Wo
     )  # fmt: skip
     assert 1 <= int(headers["retry-after"]) <= 3
     assert (await ask(world, "GET", document, ""))[0] == 404
-    text = (await ask(world, "GET", "/metrics", ""))[2]
+    text = of_one_cluster((await ask(world, "GET", "/metrics", ""))[2])
     assert 'needle_key_refusals_total{key="http",limit="documents"} 1.0' in text
     # Without an end of what is open, and without waiting.
     assert (await ask(world, "PUT", "/v1/keys/http/limits", "", {"bytes": 1e9}))[0] == 200

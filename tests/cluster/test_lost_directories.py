@@ -19,6 +19,7 @@ from needle.cli.app import main
 from needle.client.client import Client
 from needle.client.health import lost_nodes
 from needle.local.process_cluster import wait_for
+from needle.local.published import of_one_cluster
 
 LEADER, VICTIM, BEHIND = "node-1", "node-2", "node-3"
 LOST = f"node {VICTIM} does not go on"
@@ -88,7 +89,8 @@ async def test_nothing_acknowledged_is_lost_with_one_directory(
         await wait_for(told, 60, "the status saying so")
         code, text = await asyncio.to_thread(page, node.http, "/readyz")
         assert code == 503 and "does not go on" in text
-        assert "needle_node_lost 1.0" in (await asyncio.to_thread(page, node.http, "/metrics"))[1]
+        _, text = await asyncio.to_thread(page, node.http, "/metrics")
+        assert "needle_node_lost 1.0" in of_one_cluster(text)
         processes.restart(LEADER)
         async with processes.connect(LEADER, BEHIND) as client:
             await write(client, 40, 5)

@@ -69,7 +69,7 @@ def test_a_leader_that_leaves_does_not_hand_over_to_who_is_in_maintenance() -> N
 
 def test_who_is_in_maintenance_and_waited_for_is_named() -> None:
     now = msgspec.structs.replace(members("abc", "abd", learners="d", caught_up="abcd", live="abc"), resting={"d"})
-    assert next_step(now) == Wait("d (in maintenance) does not answer, or is lost")
+    assert next_step(now) == Wait("d (in maintenance) does not answer, is lost, or is short of memory")
 
 
 def test_a_leader_whose_successors_are_all_new_leaves_last() -> None:

@@ -16,6 +16,7 @@ from cluster.processes import ShardedProcesses, healthy
 from needle.client import Client
 from needle.connecting import system_caller
 from needle.local.process_cluster import wait_for
+from needle.server.metrics.row import CLUSTER_LABEL
 from needle.server.metrics.table import BACKED_UP, METRICS, TLS
 from proof.plain_client import PlainClient
 
@@ -27,11 +28,9 @@ class Scraped:
 
     def __init__(self, text: str) -> None:
         self.names = {name for name in re.findall(r"^# HELP (\S+)", text, re.M) if not name.endswith("_created")}
-        self._samples = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        self.clusters = {sample.labels.pop(CLUSTER_LABEL, "") for sample in samples}
+        self._samples = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
 
     def get(self, name: str, **labels: object) -> float | None:
         return self._samples.get((name, frozenset((key, str(value)) for key, value in labels.items())))
@@ -55,6 +54,7 @@ async def test_the_metrics_of_a_sharded_cluster_are_measurements(tmp_path: Path)
             rows = np.random.default_rng(1).normal(size=(300, 8)).astype("f4")
             await client.insert_batch(ids=[f"doc-{n}" for n in range(300)], vectors=rows)
             await _documented_and_healthy(processes)
+            await _of_one_cluster(processes)
             await _documents_and_leaders(processes, client)
             await _searches(processes, rows)
 
@@ -94,6 +94,13 @@ async def _documents_and_leaders(processes: ShardedProcesses, client: Client) ->
         )
 
     await wait_for(led_and_counted, 60, "documents and leaders on /metrics")
+
+
+async def _of_one_cluster(processes: ShardedProcesses) -> None:
+    """All series of all nodes name the same cluster, not only as people call it."""
+    named = {frozenset((await scrape(processes, node)).clusters) for node in processes.nodes}
+    ((cluster,),) = named
+    assert re.fullmatch("needle-[0-9a-f]{8}", cluster)
 
 
 async def _searches(processes: ShardedProcesses, rows: np.ndarray) -> None:

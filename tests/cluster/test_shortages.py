@@ -56,7 +56,7 @@ class Full:
 
 def low(node: Node) -> None:
     """Its disk is full from now on."""
-    node.space._volume = Full()
+    node.space.disk._volume = Full()
     node.space.look()
 
 

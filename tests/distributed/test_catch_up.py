@@ -17,6 +17,7 @@ from needle.base.errors import NeedleError
 from needle.base.model import SearchRequest
 from needle.client import Client
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.local.published import of_one_cluster
 
 DIMENSIONS = 128
 ROWS = 3000
@@ -42,6 +43,7 @@ async def load(client: Client, first: int, rows: int) -> None:
 async def metric(cluster: ProcessCluster, name: str, sample: str) -> float:
     """A sample of a node's metrics, named with its labels."""
     _, text = await cluster.http(name, "/metrics")
+    text = of_one_cluster(text)
     found = re.search(rf"^{re.escape(sample)} (\S+)$", text, re.MULTILINE)
     assert found is not None, f"{name} has no metric {sample}"
     return float(found[1])

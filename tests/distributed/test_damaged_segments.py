@@ -19,6 +19,7 @@ from harness.pinned import Pinned
 from needle.base.errors import ReplicaDamaged
 from needle.base.model import SearchRequest
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.local.published import of_one_cluster
 
 DIMENSIONS = 32
 ROWS = 1500
@@ -52,6 +53,7 @@ async def hits(address: str) -> list[list[str]]:
 
 async def metric(cluster: ProcessCluster, name: str, sample: str) -> float:
     _, text = await cluster.http(name, "/metrics")
+    text = of_one_cluster(text)
     found = re.search(rf"^{re.escape(sample)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 

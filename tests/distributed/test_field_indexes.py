@@ -10,6 +10,7 @@ import numpy as np
 
 from needle.base.filters.builder import Filter
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.local.published import of_one_cluster
 
 ROWS = 2000
 VECTORS = np.random.default_rng(1).standard_normal((ROWS, 8)).astype(np.float32)
@@ -18,6 +19,7 @@ MIDDLE = datetime(2024, 1, 1, 0, 16, 40, tzinfo=timezone.utc)  # noqa: UP017
 
 async def index_bytes(cluster: ProcessCluster, name: str) -> float:
     _, text = await cluster.http(name, "/metrics")
+    text = of_one_cluster(text)
     found = re.search(r'^needle_field_index_bytes\{shard="0"\} (\S+)$', text, re.MULTILINE)
     assert found is not None
     return float(found[1])

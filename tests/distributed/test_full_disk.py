@@ -159,8 +159,8 @@ async def test_a_disk_without_a_byte_ends_no_node_of_a_sharded_cluster(small_dis
         await cluster.start()
         await cluster.insert("doc-1", [1, 0])
         client, node = await cluster.client(), cluster.local_nodes()[0]
-        node.space._configured = 0
-        node.space._volume.shrink(0)
+        node.space.disk._configured = 0
+        node.space.disk._volume.shrink(0)
         eat(small_disk / "others")
         for n in range(200):  # until the catalog's file would have to grow
             try:

@@ -16,6 +16,7 @@ from harness.marked_documents import CALM, fill, follower_of, vector
 from needle.base.ids import shard_group
 from needle.base.versions import KNOWN
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.local.published import of_one_cluster
 from needle.multiraft.codec import LifeAnswer, encode_frame
 from needle.raft.messages import Message, MessageType
 from needle.rpc.codec import Hello, encode
@@ -55,7 +56,8 @@ async def test_a_directory_that_forgot_is_not_accepted_and_everybody_says_so(tmp
             return code == 503 and "does not go on" in text
 
         await wait_for(unready, 30, "the node saying so")
-        assert (await cluster.http(name, "/metrics"))[1].count('needle_replica_lost{shard="0"} 1.0') == 1
+        text = of_one_cluster((await cluster.http(name, "/metrics"))[1])
+        assert text.count('needle_replica_lost{shard="0"} 1.0') == 1
         await client.insert("goes on", vector(1))
         leader = await cluster.leader()
         said = cluster.nodes[leader].output

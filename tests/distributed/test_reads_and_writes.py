@@ -10,6 +10,7 @@ import needle
 from harness.marked_documents import CALM
 from needle.base.errors import AlreadyExists, CollectionNotFound, VersionMismatch, WrongCluster
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.local.published import of_one_cluster
 
 MODES = ("strong", "leased", "eventual")
 
@@ -123,6 +124,7 @@ async def test_health_and_metrics_over_http(tmp_path: Path) -> None:
         assert (await cluster.http(leader, "/nothing"))[0] == 404
         status, text = await cluster.http(leader, "/metrics")
         assert status == 200
+        text = of_one_cluster(text)
         for follower in sorted(set(cluster.nodes) - {leader}):
             assert f'raft_replication_lag{{follower="{follower}",shard="0"}}' in text
             assert f'raft_replication_lag_seconds{{follower="{follower}",shard="0"}}' in text
@@ -134,6 +136,6 @@ async def test_health_and_metrics_over_http(tmp_path: Path) -> None:
         assert "needle_fsync_seconds_bucket" in text
 
         async def counted() -> bool:
-            return "needle_writes_total 2.0" in (await cluster.http(leader, "/metrics"))[1]
+            return "needle_writes_total 2.0" in of_one_cluster((await cluster.http(leader, "/metrics"))[1])
 
         assert await wait_for(counted, 60, "the session and the write being counted")

@@ -12,6 +12,7 @@ import pytest
 from needle.base.access import (
     ADMIN,
     KEY_BYTES,
+    MONITOR,
     NOBODY,
     NODE,
     READER,
@@ -359,5 +360,5 @@ def test_collections_are_counted_for_those_whose_key_is_for_them(epoch: int) -> 
 
 
 def test_ranks_are_the_roles_in_order() -> None:
-    assert [rank_of(role) for role in Role] == [READER, WRITER, ADMIN]
+    assert [rank_of(role) for role in Role] == [MONITOR, READER, WRITER, ADMIN]
     assert NO_KEY != WRONG_KEY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from pathlib import Path
 
@@ -25,8 +26,12 @@ def test_what_is_looked_at_each_second_is_cheap() -> None:
 
 
 def test_a_cgroup_that_has_less_than_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(computer, "OF_CGROUP", (str(bound), str(used)))
+    own, around = tmp_path / "system.slice" / "needle.service", tmp_path / "system.slice"
+    own.mkdir(parents=True)
+    (tmp_path / "self").write_text("1:cpu:/x\n0::/system.slice/needle.service\n")
+    bound, used = own / "memory.max", own / "memory.current"
+    monkeypatch.setattr(computer, "CGROUPS", str(tmp_path))
+    monkeypatch.setattr(computer, "OWN_CGROUPS", str(tmp_path / "self"))
     whole = computer.memory()
     assert whole[0] > 1 << 28, "without a cgroup the machine counts"
     bound.write_text("max\n")
@@ -36,6 +41,34 @@ def test_a_cgroup_that_has_less_than_the_machine_counts(tmp_path: Path, monkeypa
     assert computer.memory() == (1 << 26, 1 << 25)
     used.write_text(f"{1 << 27}\n")
     assert computer.memory() == (1 << 26, 0)
+    (around / "memory.max").write_text(f"{1 << 24}\n")
+    (around / "memory.current").write_text(f"{1 << 23}\n")
+    assert computer.memory()[0] == 1 << 24, "of those around it the one counts that has least"
+    assert computer.process_memory()().total == 1 << 24
+
+
+def test_a_cgroup_of_the_first_version_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "memory" / "docker" / "one"
+    own.mkdir(parents=True)
+    (tmp_path / "self").write_text("4:cpu,cpuacct:/docker/one\n3:memory:/docker/one\n")
+    (own / "memory.limit_in_bytes").write_text(f"{1 << 26}\n")
+    (own / "memory.usage_in_bytes").write_text(f"{1 << 25}\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    monkeypatch.setattr(computer, "CGROUPS", str(tmp_path))
+    monkeypatch.setattr(computer, "OWN_CGROUPS", str(tmp_path / "self"))
+    assert computer.memory() == (1 << 26, 1 << 25)
+
+
+def test_memory_of_its_own_counts_and_mapped_files_do_not(tmp_path: Path) -> None:
+    path, size = tmp_path / "file", 64 << 20
+    path.write_bytes(bytes(size))
+    before = computer.own_bytes()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[::4096]) == 0
+        assert computer.own_bytes() - before < size // 2 and computer.resident_bytes() > size
+    held = bytearray(b"1") * size
+    assert computer.own_bytes() - before > size // 2
+    del held
 
 
 def test_durable_writes_are_bounded_and_leave_nothing(tmp_path: Path) -> None:

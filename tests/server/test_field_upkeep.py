@@ -28,7 +28,7 @@ class Around:
     def __init__(self) -> None:
         self.indexes = SimpleNamespace(waits=False, changes=0, rows=ROWS)
         self.host: Any = SimpleNamespace(stopped=False, leader=lambda group: None)
-        self.space: Any = SimpleNamespace(low=False)
+        self.space: Any = SimpleNamespace(disk=SimpleNamespace(low=False))
         self.saved: list[tuple[float, int]] = []
         self.error: Exception | None = None
         self.asked = 0
@@ -104,8 +104,8 @@ def test_a_failure_is_followed_by_a_pause_and_ends_nothing(error: Exception) -> 
 
 def test_nothing_is_saved_while_the_disk_has_little_room() -> None:
     around = Around()
-    around.space.low = True
-    virtually(around.during((30.0, lambda: setattr(around.space, "low", False)), (1.0, lambda: None)))
+    around.space.disk.low = True
+    virtually(around.during((30.0, lambda: setattr(around.space.disk, "low", False)), (1.0, lambda: None)))
     assert len(around.saved) == 1 and around.saved[0][1] == ROWS.settled
 
 

@@ -15,7 +15,7 @@ from needle.base.model import PeerStatus
 from needle.catalog.state import execute
 from needle.protocol import calls
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand
-from needle.protocol.peer_calls import WhoAnswer
+from needle.protocol.peer_calls import Levels, MemoryRoom, WhoAnswer
 from needle.raft.messages import ConfState
 from needle.server.upkeep.replicas import FETCHING_MAX, LOOK_SECONDS, RETRY_SECONDS, Replicas
 
@@ -37,6 +37,7 @@ class World:
         self.change, self.applied = 10, 1000
         self.probed = set[str]()
         self.lost: dict[str, str] = {}
+        self.memory: dict[str, MemoryRoom] = {}
         self.done: list[str] = []
         self.failure: NeedleError | None = None
         self.on_confirm: Any = None
@@ -58,7 +59,9 @@ class World:
     async def call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
         if node == "node-3":
             raise Unavailable("it is dead")
-        return calls.encode(WhoAnswer(node, "", 1, "", 1.0, 1, 1, [], self.lost.get(node, "")))
+        who, levels = WhoAnswer(node, "", 1, "", 1.0, 1, 1, [], self.lost.get(node, "")), Levels(0, 1)
+        levels = msgspec.structs.replace(levels, memory=self.memory.get(node))
+        return calls.encode(msgspec.structs.replace(who, levels=levels))
 
     # --- its host
     def groups(self) -> list[int]:
@@ -183,8 +186,18 @@ def test_the_catalog_is_not_told_while_the_log_may_hold_another_change() -> None
 def test_a_lost_node_gets_no_replica() -> None:
     world = World()
     world.lost["node-4"] = "its directory was emptied"
-    assert run(world, (5.0, nothing)).why(GROUP) == "node-4 does not answer, or is lost"
+    assert run(world, (5.0, nothing)).why(GROUP) == "node-4 does not answer, is lost, or is short of memory"
     assert world.done == []
+
+
+def test_a_node_that_is_short_of_memory_gets_no_new_copy() -> None:
+    world = World()
+    world.memory["node-4"] = MemoryRoom(90, 100, tight=True)
+    assert "short of memory" in run(world, (5.0, nothing)).why(GROUP)
+    assert world.done == []
+    world.stopped = False
+    run(world, (5.0, world.memory.clear), (5.0, nothing))
+    assert world.learners == {"node-4"}
 
 
 def test_nothing_is_done_for_what_the_catalog_does_not_want_any_more() -> None:

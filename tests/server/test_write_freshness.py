@@ -17,6 +17,8 @@ from needle.routing.stored_collections import StoredCollections
 from needle.routing.strategy import CONSISTENT_HASH
 from needle.routing.topology import Ownership, Topology
 from needle.server.machine.disk_space import DiskSpace, Endless
+from needle.server.machine.memory_space import MemorySpace, endless
+from needle.server.machine.space import Space
 from needle.server.replica import HostedReplica
 from needle.server.service.documents import ShardDocuments
 from needle.server.service.served import Deadline, decoded_command
@@ -83,7 +85,7 @@ class Books:
 def service() -> tuple[ShardDocuments, NewLeader]:
     host = NewLeader()
     hosted = object.__new__(HostedReplica)  # only what a write uses
-    hosted.space, hosted.collections = DiskSpace(Endless(), "nowhere"), StoredCollections()
+    hosted.space, hosted.collections = Space(DiskSpace(Endless(), "nowhere"), MemorySpace(endless)), StoredCollections()
     hosted.group, hosted.replica = 1, Books(host)
     hosted.calls = SimpleNamespace(wrote=lambda *_: None)
     hosted._host, hosted._judged_term = host, 0

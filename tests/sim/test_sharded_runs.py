@@ -23,6 +23,7 @@ from proof.sim.spec import (
     FIELD_KINDS,
     KINDS,
     LATE_KINDS,
+    MEMORY_KINDS,
     MORE_KINDS,
     MORE_SHARD_KINDS,
     REPLICA_KINDS,
@@ -61,13 +62,13 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     kinds = {fault.kind for seed in range(1, 60) for fault in Spec(seed=seed, sharded=True).schedule()}
     assert {"catalog-leader", "client-off-catalog", "node-off-shard", "move", "join"} <= kinds
     later = {*MORE_SHARD_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS, *LATE_KINDS, *REPLICA_KINDS}
-    later |= {*WAY_BACK_KINDS, *FIELD_KINDS, *TROUBLE_KINDS}
+    later |= {*WAY_BACK_KINDS, *FIELD_KINDS, *TROUBLE_KINDS, *MEMORY_KINDS}
     assert later <= kinds
     plain = Spec(seed=9, sharded=True, plain=True)
     assert not {fault.kind for fault in plain.schedule()} & later
     assert set(plain.schedule()) < set(Spec(seed=9, sharded=True).schedule())
     assert "--plain" in plain.replay_command()
-    single = {*KINDS, *MORE_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS, *FIELD_KINDS}
+    single = {*KINDS, *MORE_KINDS, *STRANGER_KINDS, *DATABASE_KINDS, *DIRECTORY_KINDS, *FIELD_KINDS, *MEMORY_KINDS}
     assert not {fault.kind for fault in Spec(seed=9).schedule()} - single
     assert "--sharded" in Spec(seed=9, sharded=True).replay_command()
 

@@ -20,7 +20,7 @@ from needle.base.rates import Meter, Rates
 KEY_BYTES: Final = 32
 PREFIX: Final = "ndl_"
 """What every key begins with, so that programs that look for leaked secrets know one."""
-NOBODY, READER, WRITER, ADMIN, NODE = range(5)
+NOBODY, MONITOR, READER, WRITER, ADMIN, NODE = range(6)
 """Ranks: each may do what those below it may. NODE is another node of the cluster, or code inside this one."""
 NAME: Final = "1 to 64 characters of A-Z a-z 0-9 . _ -"
 _KEY: Final = re.compile(PREFIX + "[A-Za-z0-9_-]{40,}")
@@ -28,8 +28,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 
 class Role(StrEnum):
-    """reader: searches and reads. writer: changes documents, too. admin: collections, nodes, keys, too."""
+    """monitor: reads metrics, and nothing else. reader: searches and reads. writer: changes documents, too. admin:
+    collections, nodes, keys, too."""
 
+    MONITOR = "monitor"
     READER = "reader"
     WRITER = "writer"
     ADMIN = "admin"

@@ -31,7 +31,9 @@ STRATEGY = "consistent_hash, hash, range, custom:FIELD[,FIELD...] or router:NAME
 ROUTERS = "a list of module or module:function"
 METRICS = f"one of {', '.join(Metric)}"
 RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
+MEMORY = "four fifths of what the machine, or the process' cgroup, has"
 SECRET_CHARS_MIN = 32
+PAGE = "an address that begins with http:// or https://"
 SECRET = f"at least {SECRET_CHARS_MIN} characters, the same on all nodes"
 ROWS = 1_000_000_000
 BYTES = 1 << 40
@@ -222,6 +224,9 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     http_address: `host:port` of the HTTP API, `/metrics`, `/livez` and `/readyz`.
     http_api: Whether the HTTP API is served there, too.
     http_hosts: Names under which browsers reach it, where callers need no key; addresses and `localhost` always do.
+    runbooks: Address of the page that says what to do about each alert (docs/alerts.md as your site has it), such as
+        `https://docs.example.org/needle/alerts.html`; `needle status` and Prometheus' alerts name it. The same on all
+        nodes; by default the node's own `/ui`.
     cluster_secret: What the nodes of the cluster prove to each other that they know, the same on all: at least 32
         characters, as from `openssl rand -hex 32`. Keep it in a file that only the node can read.
     cluster_secret_former: Another secret that this node takes, too: the one before, or the next, while the secret is
@@ -246,6 +251,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         three quarters on the node refuses writes with `overloaded` until it is; it never ends because of it.
     disk_reserve_bytes: With less room than this on the disk, or less than one and a half files of the log (24 MiB), the
         node refuses data (see "When a disk runs full" in docs/operations.md); 0: never.
+    memory_bytes_max: With more memory than this, mapped files left out, the node refuses data (see "When memory runs
+        short" in docs/operations.md); from seven eighths of it on it saves memory. 0: never.
     replace_after: Seconds after which the replicas of a node that is gone are rebuilt on others, where room and zones
         allow; 0: never. The same on all nodes.
     """
@@ -262,6 +269,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     http_hosts: Annotated[
         Sequence[str], about(allowed="a list of host names", option="--http-host", max_length=64)
     ] = ()
+    runbooks: Annotated[str, about(allowed=PAGE, pattern=r"^(https?://[^\s<>\"'\\]+)?$", shown="its own `/ui`")] = ""
     cluster_secret: Annotated[str, about(allowed=SECRET)] = ""
     cluster_secret_former: Annotated[str, about(allowed=SECRET)] = ""
     require_keys: Annotated[bool, about()] = False
@@ -275,6 +283,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     snapshot_threshold: Annotated[int, about(1, 100_000_000)] = 10_000
     log_bytes_max: Annotated[int, about(1 << 18, 1 << 46)] = 16 * 1024**3
     disk_reserve_bytes: Annotated[int, about(0, 1 << 46, shown=RESERVE)] | None = None
+    memory_bytes_max: Annotated[int, about(0, 1 << 46, shown=MEMORY)] | None = None
     replace_after: Annotated[Seconds, about(0, 31_536_000)] = 600.0
     sharding: ShardingConfig = ShardingConfig()
     placement: PlacementConfig = PlacementConfig()

@@ -172,7 +172,7 @@ class TooManyFiles(Unavailable):
 
 
 class OutOfMemory(Unavailable):
-    """The system gives this process no more memory now. The disk and what is on it are fine."""
+    """The node takes as much memory as it may: data is refused, all else goes on. Or the system gives it no more."""
 
     code = "out_of_memory"
 

@@ -301,6 +301,21 @@ DISK_OK = Event(
     "%(directory)s has room again: %(free)d bytes",
     "Writes are taken again.",
 )  # fmt: skip
+MEMORY_TIGHT = Event(
+    _NODE, "memory_tight", WARNING,
+    "node %(node_name)s takes %(own)d bytes of memory, and refuses data above %(limit)d: it saves memory",
+    "It gives back what it only remembers, joins no index files, and gets no new copies of shards.",
+)  # fmt: skip
+MEMORY_LOW = Event(
+    _NODE, "memory_low", ERROR,
+    "node %(node_name)s takes %(own)d bytes of memory: data is refused above %(limit)d",
+    "Reads and deletes go on.",
+)  # fmt: skip
+MEMORY_OK = Event(
+    _NODE, "memory_ok", WARNING,
+    "node %(node_name)s has memory again: it takes %(own)d bytes, and refuses data above %(limit)d",
+    "Everything is as before.",
+)  # fmt: skip
 LOOP_HELD = Event(
     _NODE, "loop_held", WARNING,
     "the event loop was held for %(milliseconds).0f ms of CPU time, by %(function)s",

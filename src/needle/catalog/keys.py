@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,8 @@ COLLECTIONS_MAX = 100
 """Of one key: the topology has them all, and travels whole."""
 NAME_BYTES_MAX = 512
 FILTER_BYTES_MAX = 1024
+UNBOUND: Final = {Role.ADMIN: "an admin, who may do everything", Role.MONITOR: "a monitor, who sees no documents"}
+"""Whose keys are for no collections or documents in particular."""
 LIMITS = Limits()
 """Those of this release, whatever this node's own are: replicas of the catalog must not differ."""
 
@@ -34,14 +37,14 @@ def created(keys: tuple[KeyInfo, ...], index: int, command: CreateKey) -> tuple[
     if len(keys) >= KEYS_MAX:
         raise invalid("name", name, f"one of at most {KEYS_MAX} keys: revoke what is not used any more")
     if allowed is not None:
-        if command.role is Role.ADMIN:
-            raise invalid("collections", allowed, "nothing for an admin, who may do everything")
+        if command.role in UNBOUND:
+            raise invalid("collections", allowed, f"nothing for {UNBOUND[command.role]}")
         if not 0 < len(allowed) <= COLLECTIONS_MAX or any(len(one.encode()) > NAME_BYTES_MAX for one in allowed):
             raise invalid("collections", allowed, f"1 to {COLLECTIONS_MAX} names of collections, or nothing for all")
     bound = command.filter
     if bound:
-        if command.role is Role.ADMIN:
-            raise invalid("filter", bound.decode(errors="replace")[:80], "nothing for an admin, who may do everything")
+        if command.role in UNBOUND:
+            raise invalid("filter", bound.decode(errors="replace")[:80], f"nothing for {UNBOUND[command.role]}")
         if len(bound) > FILTER_BYTES_MAX:
             raise invalid("filter", f"{len(bound)} bytes", f"JSON of at most {FILTER_BYTES_MAX} bytes")
         if Filter.from_json(bound, LIMITS).to_dict() == {}:

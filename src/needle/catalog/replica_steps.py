@@ -108,7 +108,7 @@ def _possible(now: Members, voters: frozenset[NodeId], learners: frozenset[NodeI
 
 def _lacking(now: Members, nodes: frozenset[NodeId]) -> str:
     silent, behind = _named(now, nodes - frozenset(now.live)), _named(now, nodes & frozenset(now.live))
-    parts = [f"{silent} does not answer, or is lost"] if silent else []
+    parts = [f"{silent} does not answer, is lost, or is short of memory"] if silent else []
     parts += [f"{behind} has not caught up yet"] if behind else []
     return "; ".join(parts)
 

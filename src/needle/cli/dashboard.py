@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from needle.server.metrics.row import Row
+from needle.server.metrics.row import CLUSTER_LABEL, Row
 from needle.server.metrics.table import PARTS
 
 WIDTH, HEIGHT, ACROSS = 8, 7, 3
 UNITS: Final = {"seconds": "s", "milliseconds": "ms", "bytes": "bytes", "ratio": "percentunit", "": "short"}
-CHOSEN: Final = 'job="$job"'
+CHOSEN: Final = f'{CLUSTER_LABEL}="$cluster"'
 SOURCE: Final = {"type": "prometheus", "uid": "$source"}
 INSTANTS: Final = frozenset({"needle_certificate_expiry_timestamp_seconds"})
 """Drawn as the time that is left."""
@@ -42,7 +42,7 @@ def _dashboard() -> dict[str, Any]:
         "schemaVersion": 39,
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [_source_choice(), _job_choice()]},
+        "templating": {"list": [_source_choice(), _cluster_choice()]},
         "panels": panels,
     }
 
@@ -51,9 +51,9 @@ def _source_choice() -> dict[str, Any]:
     return {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
 
 
-def _job_choice() -> dict[str, Any]:
-    query = "label_values(needle_node_up, job)"
-    return {"name": "job", "label": "Cluster", "type": "query", "datasource": SOURCE, "query": query, "refresh": 2}
+def _cluster_choice() -> dict[str, Any]:
+    query = f"label_values(needle_node_up, {CLUSTER_LABEL})"
+    return {"name": "cluster", "label": "Cluster", "type": "query", "datasource": SOURCE, "query": query, "refresh": 2}
 
 
 def _alerts_panel() -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _panel(row: Row, x: int, y: int) -> dict[str, Any]:
 def _queries(row: Row) -> list[dict[str, str]]:
     legend = " ".join(f"{{{{{label}}}}}" for label in ("instance", *row.labels))
     if row.kind == "histogram":
-        by = ", ".join(("job", "instance", "le", *row.labels))
+        by = ", ".join(("instance", "le", *row.labels))
         rate = f"sum by ({by}) (rate({row.name}_bucket{{{CHOSEN}}}[$__rate_interval]))"
         shares = {"A": (0.5, "50 %"), "B": (0.99, "99 %")}
         return [

@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
 import needle
-from needle.base.errors import InvalidArgument, NeedleError, Unavailable
+from needle.base.decoding import DECODE_ERRORS
+from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, NoQuorum, Unavailable
 from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
-from needle.routing.topology import NodeInfo, NodeState
+from needle.routing.topology import NodeInfo, NodeState, Topology
+from needle.server.files import replace_file
 
 LOOK_SECONDS = 0.2
+CATALOG_SECONDS = 5.0
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle status`.")]
+EnterNote = Annotated[
+    Path | None,
+    typer.Option(
+        "--note",
+        help="A file that is written: which maintenance this begins. A node that is in one already is left as it is.",
+    ),
+]
+ExitNote = Annotated[
+    Path | None,
+    typer.Option(
+        "--note",
+        help="End only the maintenance that `enter` noted in this file, and delete it; nothing if there is no file.",
+    ),
+]
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What `enter` wrote down. after: the catalog's index before it began. since: of the node's maintenance; 0 while
+    that is not known to have begun."""
+
+    node: NodeId
+    after: int
+    since: int = 0
+
+    def tells_of(self, info: NodeInfo) -> bool:
+        """Whether this is the maintenance that the node is in."""
+        return info.maintenance > self.after and self.since in (0, info.maintenance)
 
 
 class Resting(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,30 +59,103 @@ class Resting(msgspec.Struct, frozen=True, kw_only=True):
     leads: list[int]
 
 
-def enter(node: Node, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0) -> None:
+def enter(node: Node, note: EnterNote = None, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0) -> None:
     """Move leadership off a node and keep it off, also after its restart; the node still replicates and votes."""
-    run(cluster, lambda client: client.enter_maintenance_mode(node, timeout=timeout))
-    notes.print(f"{node} is in maintenance; `needle maintenance exit {node}` ends it", markup=False)
+
+    async def work(client: needle.Client) -> bool:
+        if note is None:
+            await client.enter_maintenance_mode(node, timeout=timeout)
+            return True
+        before, info = await _known(client, node, timeout)
+        if info.maintenance:
+            return False
+        begun = Note(node=node, after=before.version)
+        replace_file(
+            str(note), msgspec.json.encode(begun)
+        )  # before: if this process dies, the maintenance is known to be its own
+        await client.enter_maintenance_mode(node, timeout=timeout)
+        _, info = await _known(client, node, timeout)
+        replace_file(str(note), msgspec.json.encode(msgspec.structs.replace(begun, since=info.maintenance)))
+        return True
+
+    if run(cluster, work):
+        notes.print(f"{node} is in maintenance; `needle maintenance exit {node}` ends it", markup=False)
+    else:
+        notes.print(f"{node} is in maintenance already, which somebody else began; nothing is noted", markup=False)
 
 
-def exit_(node: Node, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0) -> None:
+def exit_(node: Node, note: ExitNote = None, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0) -> None:
     """Bring a node back after maintenance; waits until it answers and has caught up."""
+    if note is not None and not note.exists():
+        notes.print(f"{note} is not there: no maintenance of {node} is to be ended by it", markup=False, soft_wrap=True)
+        return
 
-    async def work(client: needle.Client) -> None:
-        deadline, said = time.monotonic() + timeout, ""
-        while True:
-            try:
-                return await client.exit_maintenance_mode(node, timeout=max(0.01, deadline - time.monotonic()))
-            except Unavailable as error:  # it was started a moment ago
-                if time.monotonic() + LOOK_SECONDS > deadline:
-                    raise
-                if error.message != said:
-                    notes.print(f"{error.message}; waiting", markup=False, soft_wrap=True)
-                said = error.message
-                await asyncio.sleep(LOOK_SECONDS)
+    async def work(client: needle.Client) -> bool:
+        if note is not None:
+            info = await _known_at_least(client, node, timeout)
+            if not _read(note, node).tells_of(info):
+                return False
+        await _exit(client, node, timeout)
+        return True
 
-    run(cluster, work)
-    notes.print(f"{node} is back", markup=False)
+    ended = run(cluster, work)
+    if note is not None:
+        note.unlink()
+    said = f"{node} is back" if ended else f"{node} is as it was: the maintenance noted in {note} is over"
+    notes.print(said, markup=False, soft_wrap=True)
+
+
+async def _exit(client: needle.Client, node: str, timeout: float) -> None:
+    deadline, said = time.monotonic() + timeout, ""
+    while True:
+        try:
+            return await client.exit_maintenance_mode(node, timeout=max(0.01, deadline - time.monotonic()))
+        except Unavailable as error:  # it was started a moment ago
+            if time.monotonic() + LOOK_SECONDS > deadline:
+                raise
+            if error.message != said:
+                notes.print(f"{error.message}; waiting", markup=False, soft_wrap=True)
+            said = error.message
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _known(client: needle.Client, node: str, timeout: float) -> tuple[Topology, NodeInfo]:
+    """What the catalog says last, and of this node. Raises InvalidArgument for one that it does not know."""
+    now = await client.refresh_topology(confirmed=True, timeout=timeout)
+    info = now.node(node)
+    if info is None or info.state is NodeState.REMOVED:
+        raise _unknown(node, now)
+    return now, info
+
+
+async def _known_at_least(client: needle.Client, node: str, timeout: float) -> NodeInfo:
+    """As `_known`, or what the nodes know that answer while the catalog has no leader: perhaps only a node in
+    maintenance can become one."""
+    try:
+        return (await _known(client, node, min(timeout, CATALOG_SECONDS)))[1]
+    except (NoQuorum, DeadlineExceeded, Unavailable):
+        known = client.topology().node(node)
+        if known is None:
+            raise
+        return known
+
+
+def _unknown(node: str | None, now: Topology) -> InvalidArgument:
+    return InvalidArgument(f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}", field="node")
+
+
+def _read(path: Path, node: str) -> Note:
+    """Raises InvalidArgument for a file that is no note about this node."""
+    try:
+        note = msgspec.json.decode(path.read_bytes(), type=Note)
+    except OSError as error:
+        raise InvalidArgument(f"--note {path} cannot be read: {error.strerror}", field="note") from error
+    except DECODE_ERRORS as error:
+        allowed = "a file that `needle maintenance enter --note` wrote"
+        raise InvalidArgument(f"--note {path} is not {allowed}: {error}", field="note") from error
+    if note.node != node:
+        raise InvalidArgument(f"--note {path} is about {note.node}, not {node}", field="note")
+    return note
 
 
 def status(
@@ -77,9 +181,7 @@ async def _look(client: needle.Client, node: str | None, timeout: float) -> list
     now = await client.refresh_topology(confirmed=True, timeout=timeout)
     nodes = [info for info in now.nodes if info.state is not NodeState.REMOVED and node in (None, info.id)]
     if not nodes:
-        raise InvalidArgument(
-            f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}", field="node"
-        )
+        raise _unknown(node, now)
     replicas = await client.cluster_status(timeout=timeout)
 
     async def one(info: NodeInfo) -> Resting:

@@ -106,7 +106,7 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
         return Look(health=health, replicas=seen.replicas, conditions=await _emptied(client, known))
     listed = topology.addresses().values()
     others = await asyncio.gather(*(_outside(client, at) for at in known if at not in listed))
-    found = [*seen.health.conditions, *(one for one in others if one is not None)]
+    found = [*seen.health.conditions, *(one.told_at(seen.runbooks) for one in others if one is not None)]
     return Look(
         health=seen.health,
         replicas=seen.replicas,

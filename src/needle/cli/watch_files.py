@@ -11,21 +11,24 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 from needle.base.events import EVENTS
 from needle.cli.dashboard import dashboard_file
-from needle.client.alerts import ROWS, Alert
-from needle.server.metrics.row import Row
+from needle.client.alerts import ROWS, RUNBOOKS, Alert
+from needle.server.metrics.row import CLUSTER_LABEL, Row
 from needle.server.metrics.table import PARTS
 
-METRICS_HEAD = """# Metrics
+METRICS_HEAD = f"""# Metrics
 
 Made from the program by `python -m needle.cli.watch_files`; do not edit.
 
 A node with `http_address` answers them at `/metrics` ([operations.md](operations.md#probes-and-metrics)). What is a
 state is read from the node when it is asked; durations and calls are counted as they happen. Every label takes few
 values: shards, nodes, at most 100 collections of a shard, and reasons out of fixed lists. `shard` is the shard's
-number; the last column is the module of `src/needle` that knows.
+number; the last column is the module of `src/needle` that knows. Every series of a node that belongs to a cluster
+also has the label `{CLUSTER_LABEL}`: `cluster_id`, and eight digits drawn when the cluster was made, as
+`needle-1f0c22d4`. By it clusters that one Prometheus watches are kept apart, whatever jobs they are scraped in.
 
 What to do about them is in [alerts.md](alerts.md); `deploy/grafana/needle.json` draws them.
 """
@@ -50,9 +53,19 @@ def _metric_line(row: Row) -> str:
     return f"| `{row.name}` | {row.kind} | {labels} | {row.unit} | {meaning} | `{row.source}` |"
 
 
+_NODES = (
+    f"topk(1, last_over_time(needle_runbooks_info{{{CLUSTER_LABEL}=%q}}[1d]) + on (job, instance) group_left () up)"
+)
+RUNBOOKS_TOLD: Final = (
+    f"{{{{ with printf `{_NODES}` $labels.{CLUSTER_LABEL} | query }}}}"
+    f"{{{{ . | first | label `address` }}}}{{{{ else }}}}{RUNBOOKS}#{{{{ end }}}}"
+)
+"""Where the nodes of the alert's cluster say that runbooks are: of a node that answers, if any does."""
+
 RULES_HEAD = """# Made from the program by `python -m needle.cli.watch_files`; do not edit.
-# Prometheus' rules for Needle; what to do about each alert is in docs/alerts.md. Each job is judged by itself: give
-# each cluster a job of its own, with a name that begins with "needle".
+# Prometheus' rules for Needle; what to do about each alert is in docs/alerts.md. Each cluster is judged by itself, by
+# the label needle_cluster that its nodes give all series: jobs may have any name, and hold several clusters. Nodes also
+# name the address of the runbook (their setting `runbooks`).
 groups:
   - name: needle
     rules:
@@ -72,7 +85,7 @@ def _rule(row: Alert) -> str:
           severity: {row.severity}
         annotations:
           summary: {json.dumps(row.summary)}
-          runbook_url: {json.dumps(row.runbook)}
+          runbook_url: {json.dumps(RUNBOOKS_TOLD + row.name.lower())}
 """
 
 

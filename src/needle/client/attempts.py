@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from needle.base.errors import DeadlineExceeded, DiskFailed, NeedleError, Overloaded
+from needle.base.errors import DeadlineExceeded, DiskFailed, NeedleError, OutOfMemory, Overloaded
 from needle.base.parts import Body, Payload
 from needle.base.runtime import Rng
 from needle.client.directory import Directory
@@ -42,7 +42,7 @@ class Attempts:
         self.backoff = BACKOFF_MIN
         self.hints = 0
         self.last: NeedleError | None = None
-        self.full: Overloaded | None = None
+        self.full: NeedleError | None = None
         self.full_at = 0.0
         self.sent = False
         self.unknown = False
@@ -54,13 +54,13 @@ class Attempts:
     def failed(self, error: NeedleError) -> None:
         """Remember why an attempt failed."""
         self.last = error
-        if isinstance(error, Overloaded):
+        if isinstance(error, Overloaded | OutOfMemory):
             self.full, self.full_at = error, self.loop.time()
 
     def until_the_end(self) -> NeedleError | None:
         """What a node was like until the time was up, if that is known: short of something. An attempt that the
         deadline cuts off says nothing of it."""
-        if isinstance(self.last, Overloaded | DiskFailed):
+        if isinstance(self.last, Overloaded | OutOfMemory | DiskFailed):
             return self.last
         cut_off = isinstance(self.last, DeadlineExceeded) and self.full_at >= self.began + self.whole / 2
         return self.full if cut_off else None

@@ -29,7 +29,7 @@ from needle.client.alerts import (
 )
 from needle.client.conditions import GOES_ON, NodeView, conditions
 from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge
-from needle.protocol.peer_calls import WhoAnswer
+from needle.protocol.peer_calls import MemoryRoom, WhoAnswer
 from needle.routing.gone import too_many
 from needle.routing.stats import imbalance
 from needle.routing.topology import NodeState, Topology
@@ -45,11 +45,16 @@ class Asked(Protocol):
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """health: with its conditions. told: what the nodes that answer say of themselves."""
+    """health: with its conditions. told: what the nodes that answer say of themselves. runbooks: where they say that
+    runbooks are."""
 
     health: ClusterHealth
     replicas: list[ReplicaStatus]
     told: dict[NodeId, WhoAnswer]
+
+    @property
+    def runbooks(self) -> str:
+        return next((self.told[node].runbooks for node in sorted(self.told) if self.told[node].runbooks), "")
 
 
 async def look(client: Asked, timeout: float) -> Seen:
@@ -69,7 +74,9 @@ async def look(client: Asked, timeout: float) -> Seen:
         counted = {info.id for info in topology.nodes if not info.maintenance} & topology.addresses().keys()
         lacking = who_replaces(topology, counted - told.keys())
         found = [*_of_shards(topology, health, replicas, lacking), *catalog, *uneven(health), *of_nodes(topology, told)]
-    return Seen(health=msgspec.structs.replace(health, conditions=ordered(found)), replicas=replicas, told=told)
+    seen = Seen(health=health, replicas=replicas, told=told)
+    placed = [condition.told_at(seen.runbooks) for condition in ordered(found)]
+    return msgspec.structs.replace(seen, health=msgspec.structs.replace(health, conditions=placed))
 
 
 def ordered(found: Sequence[Condition]) -> list[Condition]:
@@ -194,12 +201,21 @@ def _disk(node: NodeId, who: WhoAnswer) -> list[Condition]:
     return []
 
 
+def _memory(node: NodeId, memory: MemoryRoom | None) -> list[Condition]:
+    """Whether a node refuses data for want of memory, or soon will."""
+    if memory is None or not (memory.tight or memory.low):
+        return []
+    subject = f"{node}: {memory.own / 1e6:,.0f} MB taken, and above {memory.limit / 1e6:,.0f} MB it refuses data"
+    action = "delete documents, give it more memory, or add a node; read 'When memory runs short' in docs/operations.md"
+    return [holds("NeedleMemoryFull" if memory.low else "NeedleMemoryNearlyFull", subject, action)]
+
+
 def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
-    """Its log and its certificate."""
+    """Its memory, its log and its certificate."""
     levels = who.levels
     if levels is None:
         return []
-    found = []
+    found = _memory(node, levels.memory)
     if levels.log_bytes > LOG_FULL_RATIO * levels.log_bytes_max:
         subject = f"{node}: {levels.log_bytes / 1e6:,.0f} of {levels.log_bytes_max / 1e6:,.0f} MB"
         action = (

@@ -31,9 +31,9 @@ TOLD_SECONDS = 1.0
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is to know of an API key. role: reader, writer or admin. collections: the only ones that it may use;
-    None for all. filter: of the only documents that it sees and writes, in its canonical dict form; None for all.
-    requests, documents, bytes: a second, of each node; 0 for as many as it can."""
+    """What there is to know of an API key. role: monitor, reader, writer or admin. collections: the only ones that it
+    may use; None for all. filter: of the only documents that it sees and writes, in its canonical dict form; None for
+    all. requests, documents, bytes: a second, of each node; 0 for as many as it can."""
 
     name: str
     role: Role
@@ -72,12 +72,12 @@ class KeyMethods(OverShards):
         bytes: float = 0.0,
         timeout: Seconds = TIMEOUT,
     ) -> NewApiKey:
-        """Make an API key. role: reader, writer or admin. collections: the only ones that it may use, by their own
-        names, whether they are there already or not; None for all. filter: documents that do not match it are not there
-        for this key, and it can write none that do not (docs/security.md); None for all. requests, documents, bytes:
-        as `limit_key`. An admin may use all. Every node that answers knows the key when this returns. Raises
-        AlreadyExists for a name in use, InvalidArgument, Forbidden; ClusterTooOld for a filter or rates while a node
-        does not know of these."""
+        """Make an API key. role: monitor, reader, writer or admin. collections: the only ones that it may use, by their
+        own names, whether they are there already or not; None for all. filter: documents that do not match it are not
+        there for this key, and it can write none that do not (docs/security.md); None for all. requests, documents,
+        bytes: as `limit_key`. An admin may use all. Every node that answers knows the key when this returns. Raises
+        AlreadyExists for a name in use, InvalidArgument, Forbidden; ClusterTooOld for a filter, rates or a monitor
+        while a node does not know of these."""
         seconds, check_key = values.check_timeout(timeout), check_key_name(name)
         given = None if collections is None else [values.check_name(one) for one in _listed(collections)]
         key, kind = new_key(secrets.token_bytes(KEY_BYTES)), check_role(role)

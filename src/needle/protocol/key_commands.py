@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from needle.base.access import Role
 from needle.base.rates import Rates
 from needle.protocol.versioned import Versioned
+
+MONITOR_SINCE: Final = 5
 
 
 class CreateKey(Versioned, frozen=True, tag="create-key"):
@@ -23,6 +25,10 @@ class CreateKey(Versioned, frozen=True, tag="create-key"):
     collections: list[str] | None = None
     filter: bytes = b""
     rates: Rates = Rates()
+
+    def needs(self) -> int:
+        """The role of who only monitors is newer than the others."""
+        return max(super().needs(), MONITOR_SINCE if self.role is Role.MONITOR else 0)
 
 
 class LimitKey(Versioned, frozen=True, tag="limit-key"):

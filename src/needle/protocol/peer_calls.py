@@ -154,17 +154,28 @@ class DiskRoom(msgspec.Struct, frozen=True, array_like=True):
     files_wanted: str = ""
 
 
+class MemoryRoom(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes of memory of a node's process, mapped files left out: that it takes (own), and above which it refuses data
+    (limit; 0: never). tight: it saves memory. low: it refuses data now."""
+
+    own: int
+    limit: int
+    tight: bool = False
+    low: bool = False
+
+
 class Levels(msgspec.Struct, frozen=True, array_like=True):
     """How near a node is to bounds. log_bytes_max: what its Raft log may take. certificate_seconds: until its
     certificate expires, by its own clock; None without TLS. backup_seconds: since the last backup began, None if none
     is expected. archive_seconds: by how much the archive of the log is behind, of the shard where it is the most among
-    those that the node leads; None if it leads none, or none is expected."""
+    those that the node leads; None if it leads none, or none is expected. memory: None of nodes that do not say."""
 
     log_bytes: int
     log_bytes_max: int
     certificate_seconds: float | None = None
     backup_seconds: float | None = None
     archive_seconds: float | None = None
+    memory: MemoryRoom | None = None
 
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
@@ -173,7 +184,8 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     the nodes that take it for one of theirs. founds: the uid of the cluster that its settings describe, 0 if they
     describe none. disk: None of nodes that do not say. life: drawn when the process began; 0 of nodes that do not say.
     knows: the version of commands and formats up to which it can read them. given_up: shards that it holds no more and
-    has files of, and why these may not be deleted; some of them. levels: None of nodes that do not say."""
+    has files of, and why these may not be deleted; some of them. levels: None of nodes that do not say. runbooks: what
+    an alert's name is put behind (`base.runbooks`), "" of nodes that do not say."""
 
     node_id: NodeId
     address: str
@@ -191,6 +203,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     knows: int = FIRST
     given_up: list[tuple[int, str]] = []
     levels: Levels | None = None
+    runbooks: str = ""
 
 
 def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:

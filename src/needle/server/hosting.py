@@ -20,7 +20,7 @@ from needle.routing.topology import Topology
 from needle.server import files as data_dir
 from needle.server.adapters import CatalogAdapter
 from needle.server.cluster_files import ClusterFile, catalog_directory
-from needle.server.machine.disk_space import DiskSpace
+from needle.server.machine.space import Space
 from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.shard.fields.builders import Builders
@@ -36,7 +36,7 @@ class HostingNode(Protocol):
     ports: NodePorts
     host: Host
     peers: Peers
-    space: DiskSpace
+    space: Space
     groups: dict[GroupId, HostedReplica]
     cluster: ClusterFile
     topology: Topology

@@ -30,7 +30,6 @@ from needle.client.traced import router_of
 from needle.multiraft.background import Background
 from needle.multiraft.engine import Engine
 from needle.multiraft.host import Host
-from needle.multiraft.log.wal_store import segment_bytes
 from needle.protocol import calls
 from needle.protocol.peer_calls import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
 from needle.routing.loading import load_routers
@@ -50,7 +49,7 @@ from needle.server.cluster_files import ClusterFile, load_cluster, load_topology
 from needle.server.hosting import Hosting, host_config, open_log
 from needle.server.lasting import lasting
 from needle.server.local_caller import LocalCaller
-from needle.server.machine.disk_space import DiskSpace
+from needle.server.machine.space import Space, space_of
 from needle.server.own_status import status_of, why_not_ready
 from needle.server.ports import Listener, NodePorts, Peers
 from needle.server.replica import HostedReplica
@@ -64,6 +63,7 @@ from needle.server.upkeep.maintenance import Maintenance
 from needle.server.upkeep.mover import Mover
 from needle.server.upkeep.replicas import Replicas
 from needle.server.upkeep.roomier_leaders import RoomierLeaders
+from needle.server.upkeep.saving_memory import SavingMemory
 from needle.server.upkeep.version_rise import VersionRise
 
 log = logging.getLogger("needle.server")
@@ -91,7 +91,7 @@ class Node:
         self.peers: Peers
         self.service: Service
         self.listener: Listener
-        self.space: DiskSpace
+        self.space: Space
         self.observer: Observe | None = None
         """Called after each call: method, seconds, error. For metrics."""
         self.book = AddressBook({config.node_id: config.announced}, {}, lambda _: None)
@@ -134,8 +134,7 @@ class Node:
         if ports.audit is not None:
             await ports.file_pool.run(ports.audit.open)
             self._undo.append(ports.audit.close)
-        volume, log_file = ports.volume(config.data_dir), segment_bytes(config.log_bytes_max)
-        self.space = DiskSpace(volume, config.data_dir, config.disk_reserve_bytes, log_file, node=config.node_id)
+        self.space = space_of(config, ports.volume, ports.memory)
         await ports.search_pool.run(self.space.look)
         learned = data_dir.load_addresses(config.data_dir)
         reached = {**dict(parse_node(text, "reach") for text in config.reach), config.node_id: config.announced}
@@ -182,7 +181,7 @@ class Node:
         works: list[Callable[[], Coroutine[Any, Any, None]]] = [
             *(CatalogFollower(self).run, Registration(self, self._fatal).run, LeaderSpread(self).run),
             *(RoomierLeaders(self).run, self._mover.run, self._replicas.run, self.coordinator.run),
-            *(self.reconciler.run, self._healing.run, self.given_up.run, VersionRise(self).run),
+            *(self.reconciler.run, self._healing.run, self.given_up.run, VersionRise(self).run, SavingMemory(self).run),
             *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
         ]
         if self.config.founders:

@@ -35,11 +35,13 @@ from needle.server.audit import Audit
 from needle.server.certificates import Certificates
 from needle.server.files import claim
 from needle.server.history import History
-from needle.server.machine.computer import SystemComputer
+from needle.server.machine.computer import SystemComputer, process_memory
 from needle.server.machine.descriptors import connections_max
 from needle.server.machine.disk_space import Directory, Endless, Volume
+from needle.server.machine.memory_space import MemoryUse, endless
 from needle.shard.disk import ReplicaDisk
 from needle.shard.fields.index_budget import USUAL_ROWS, IndexRows
+from needle.shard.segments.builder import TRIM_BYTES, give_back
 from needle.shard.state_machine import Replica
 from needle.shard.upkeep import PURGE_ROWS
 from needle.system import SystemClock, ThreadPool
@@ -151,8 +153,9 @@ class NodePorts:
     log_pool: Raft log transactions, one thread. apply_pool: state machines. search_pool: searches and gets.
     build_pool: index builds (minutes). file_pool: segment files and checkpoints' reads. claim: takes a data directory
     for this node or raises; returns what releases it. machine, catalog: let an observer stand between Raft and a
-    replica, or the catalog. volume: the file system of a data directory. knows: the version of commands and formats up
-    to which this node can read them; listen and peers say the same. certificates: of TLS, where it is spoken.
+    replica, or the catalog. volume: the file system of a data directory. memory: what the process takes of how much.
+    trim: gives the system what was freed; blocking. knows: the version of commands and formats up to which this node
+    can read them; listen and peers say the same. certificates: of TLS, where it is spoken.
     audit: the log of who did what, where it is kept. computer: what is probed; None where nothing is real.
     index_rows: from how many documents on field indexes are made and saved. purge_rows_min: see Replica.
     """
@@ -175,6 +178,8 @@ class NodePorts:
     catalog: Callable[[GroupId, StateMachine], StateMachine] = lambda _, machine: machine
     search_threads: int = 2
     volume: Callable[[str], Volume] = lambda _: Endless()
+    memory: Callable[[], MemoryUse] = endless
+    trim: Callable[[], None] = lambda: give_back(TRIM_BYTES)
     knows: int = KNOWN
     certificates: Certificates | None = None
     audit: Audit | None = None
@@ -207,8 +212,7 @@ def _claimed(config: RaftConfig, directory: str, node_id: NodeId, cluster_id: st
 
 def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, knows: int = KNOWN) -> NodePorts:
     """The real clock, threads, sockets and disk for a node of `config`."""
-    rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    clock = SystemClock()
+    rng, clock = random.Random(int.from_bytes(os.urandom(16), "little")), SystemClock()
     incarnation = rng.getrandbits(63)
     limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
     certificates = Certificates(config.tls, config.node_id) if config.tls.on else None
@@ -260,6 +264,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         failpoint=failpoint,
         search_threads=threads,
         volume=Directory,
+        memory=process_memory(),
         knows=knows,
         certificates=certificates,
         computer=SystemComputer(),

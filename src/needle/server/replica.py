@@ -35,7 +35,7 @@ from needle.server.chores.pinned_scans import PinnedScans
 from needle.server.chores.recall import Recall
 from needle.server.known_parts import KnownParts
 from needle.server.lasting import lasting, next_beat
-from needle.server.machine.disk_space import DiskSpace
+from needle.server.machine.space import Space
 from needle.server.ports import NodePorts
 from needle.shard.caretaker import Caretaker
 from needle.shard.fields.builders import Builders
@@ -72,13 +72,13 @@ class HostedReplica:
         config: RaftConfig,
         call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]],
         fatal: Callable[[NeedleError], None],
-        space: DiskSpace,
+        space: Space,
         builders: Builders,
         searching: JoinedCalls,
         topology: Callable[[], Topology],
         reading: Callable[[], int],
     ) -> None:
-        """call: asks another node. fatal: stops this node. space: of its disk. builders, searching: of all replicas'
+        """call: asks another node. fatal: stops this node. space: of the node. builders, searching: of all replicas'
         searches. topology: the newest that the node has. reading: how many searches and gets it answers now."""
         self.group = group
         self.space = space
@@ -107,7 +107,7 @@ class HostedReplica:
         self.recall = Recall(at, ports.rng, config, lambda: reading() > 0)
         self.keeper = SegmentKeeper(
             replica.held,
-            is_leader=lambda: not host.stopped and not space.low and host.is_leader(group),
+            is_leader=lambda: not host.stopped and not space.disk.low and host.is_leader(group),
             publish=self._publish,
             ask_building=self._ask_building,
             ask_staged=self._ask_staged,
@@ -115,10 +115,11 @@ class HostedReplica:
             peers=self._others,
             build_pool=ports.build_pool, file_pool=ports.file_pool, clock=ports.clock, disk=ports.disk,
             name=group_name(group), wish=self._wished, queries=self.recall.recorded,
+            saving=lambda: space.memory.tight,
         )  # fmt: skip
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
         self._expiry = Expiry(at)
-        self._pinned = PinnedScans(at, config.limits, lambda: space.low)
+        self._pinned = PinnedScans(at, config.limits, lambda: space.disk.low)
         self.comparing = Comparing(at, self._others, call)
         self._fields = FieldUpkeep(at, call, space)
 

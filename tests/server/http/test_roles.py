@@ -125,12 +125,13 @@ async def test_a_key_for_some_collections_hears_of_their_aliases_only() -> None:
         assert [one.alias for one in (await list_aliases(call)).aliases] == names
 
 
-async def test_probes_ask_for_no_key_and_metrics_for_a_reader_of_all(server: HttpServer) -> None:
+async def test_probes_ask_for_no_key_and_metrics_for_a_monitor_or_a_reader_of_all(server: HttpServer) -> None:
     for path, status in (("/livez", 503), ("/readyz", 503), ("/openapi.json", 200), ("/docs", 200)):
         assert (await ask(server, "GET", path))[0] == status
     assert (await ask(server, "GET", "/metrics"))[0] == 401
     assert (await ask(server, "GET", "/metrics", "api-key: some"))[0] == 403
     assert (await ask(server, "GET", "/metrics", "authorization: bearer  reader"))[0] == 200
+    assert (await ask(server, "GET", "/metrics", "authorization: bearer monitor"))[0] == 200
 
 
 async def test_a_revoked_key_is_refused_on_a_connection_that_is_open(server: HttpServer) -> None:

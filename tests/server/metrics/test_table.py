@@ -27,7 +27,7 @@ GUIDE_LABELS = {
 }
 BOUNDED = {
     *("shard", "node", "follower", "collection", "reason", "event", "method", "code", "door", "direction", "part"),
-    *("function", "key", "limit"),
+    *("function", "key", "limit", "address"),
 }
 
 

@@ -14,6 +14,7 @@ import msgspec
 from needle.base.config import RaftConfig
 from needle.base.errors import InvalidArgument
 from needle.base.ids import NodeId
+from needle.base.runbooks import runbooks_of
 from needle.base.runtime import micros_of
 from needle.base.versions import FIRST, SAID
 from needle.multiraft.host import Host
@@ -24,7 +25,7 @@ from needle.server.address_book import AddressBook
 from needle.server.catalog.settings_founding import cluster_uid
 from needle.server.cluster_files import ClusterFile, check_unused, save_cluster
 from needle.server.hosting import Hosting
-from needle.server.machine.disk_space import DiskSpace
+from needle.server.machine.space import Space
 from needle.server.ports import NodePorts
 from needle.server.upkeep.archives import archive_lags
 from needle.server.upkeep.given_up import GivenUp
@@ -40,7 +41,7 @@ class BelongingNode(Protocol):
     ports: NodePorts
     host: Host
     book: AddressBook
-    space: DiskSpace
+    space: Space
     topology: Topology
     cluster: ClusterFile
     given_up: GivenUp
@@ -131,11 +132,12 @@ class Belonging:
             node.host.lost,
             self.strange(),
             cluster_uid(node.config) if node.config.founders else 0,
-            node.space.room(),
+            node.space.disk.room(),
             node.host.engine.lives.nonce,
             node.ports.knows,
             node.given_up.told(),
             self._levels(),
+            runbooks_of(node.config),
         )
 
     def _levels(self) -> Levels:
@@ -145,7 +147,8 @@ class Belonging:
         engine, now = node.host.engine, micros_of(node.ports.clock)
         behind = archive_lags(node.host, node.topology, now).values()
         backup = (now - node.topology.backed_up) / 1e6 if node.topology.backed_up else None
-        return Levels(engine.bytes_used(), engine.config.log_bytes_max, left, backup, max(behind, default=None))
+        log_bytes, archive = engine.bytes_used(), max(behind, default=None)
+        return Levels(log_bytes, engine.config.log_bytes_max, left, backup, archive, node.space.memory.room())
 
     def info(self) -> NodeInfo:
         """This node, as the catalog should know it: without what it knows while there may be nodes that would not

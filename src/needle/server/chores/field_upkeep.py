@@ -21,7 +21,7 @@ from needle.protocol import calls
 from needle.protocol.calls import GroupCall
 from needle.server.chores.context import ChoreContext
 from needle.server.lasting import next_beat
-from needle.server.machine.disk_space import DiskSpace
+from needle.server.machine.space import Space
 from needle.shard.fields.index_budget import RECENT_MAX, FieldName
 
 log = logging.getLogger("needle.server")
@@ -43,7 +43,7 @@ class FieldUpkeep:
     """Of one replica."""
 
     def __init__(
-        self, at: ChoreContext, call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]], space: DiskSpace
+        self, at: ChoreContext, call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]], space: Space
     ) -> None:
         """call: asks another node."""
         self._at = at
@@ -79,7 +79,7 @@ class FieldUpkeep:
         if changes != self._seen:
             self._seen, self._changed_at = changes, now
         settled = now - self._changed_at >= SETTLED_SECONDS
-        if changes == (self._settled if settled else self._saved) or now < self._save_from or self._space.low:
+        if changes == (self._settled if settled else self._saved) or now < self._save_from or self._space.disk.low:
             return
         self._save_from = now + SAVE_SECONDS
         rows_min = indexes.rows.settled if settled else indexes.rows.kept

@@ -19,7 +19,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.routing import Router
 
-from needle.base.access import ADMIN, READER, Identity, Role, rank_of
+from needle.base.access import ADMIN, MONITOR, Identity, Role, rank_of
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import (
     Forbidden,
@@ -190,8 +190,8 @@ class Door:
     def check_metrics(self, scope: Scope) -> None:
         """Raises unless the caller may read of all collections."""
         caller = self.caller(scope["needle.headers"])
-        if caller.rank < READER:
-            raise refusal(caller, READER, "GET /metrics")
+        if caller.rank < MONITOR:
+            raise refusal(caller, MONITOR, "GET /metrics")
         check_collection(caller, None, "GET /metrics")
 
     def _request_id(self, headers: Headers) -> str:

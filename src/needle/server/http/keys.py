@@ -11,8 +11,8 @@ from needle.server.http.call import Call
 
 
 class CreateKey(Body, frozen=True, kw_only=True):
-    """role: reader, writer or admin. collections: the only ones that the key may use; null for all. filter: of the only
-    documents that it sees and writes; null for all. requests, documents, bytes: as for its limits."""
+    """role: monitor, reader, writer or admin. collections: the only ones that the key may use; null for all. filter: of
+    the only documents that it sees and writes; null for all. requests, documents, bytes: as for its limits."""
 
     name: str
     role: Role = Role.READER

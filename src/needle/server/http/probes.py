@@ -1,6 +1,6 @@
 """GET /metrics, /livez and /readyz: for monitoring, as text.
 
-/metrics: needs the role reader where keys are asked for; the others tell nothing that is worth a key. /livez: 200
+/metrics: needs the role monitor where keys are asked for; the others tell nothing that is worth a key. /livez: 200
 while the node does its work; 503 when a restart would help. /readyz: 200 when it has caught up and knows a leader; 503
 with the reason otherwise, also in maintenance and while stopping.
 """

@@ -10,12 +10,14 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import msgspec
 
 from needle.protocol.probe_calls import Facts
 from needle.server.machine.descriptors import limit
+from needle.server.machine.memory_space import MemoryUse
 
 FILE_NAME = "probe"
 WRITE_BYTES = 4096
@@ -25,7 +27,11 @@ FEATURES = frozenset({
     *("avx512_bf16", "asimd", "asimdhp", "asimddp", "sve", "sve2", "bf16"),
 })  # fmt: skip
 """Of processors, those that decide how vectors are compared."""
-OF_CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+OWN_CGROUPS = "/proc/self/cgroup"
+CGROUPS = "/sys/fs/cgroup"
+V2 = ("memory.max", "memory.current")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+"""Of a cgroup: what it may have, and has."""
 
 
 class SystemComputer:
@@ -87,13 +93,41 @@ def resident_bytes() -> int:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes that there are and that can still be taken: of the machine, or of the cgroup if that has fewer."""
+    """Bytes that there are and that can still be taken: of the machine, or of the cgroup, or one of those around it,
+    that has the fewest."""
     told = {line.partition(":")[0]: line.partition(":")[2] for line in _read("/proc/meminfo").splitlines()}
     total, available = (_kib(told.get(name, "")) for name in ("MemTotal", "MemAvailable"))
-    bound, used = map(_number, OF_CGROUP)
-    if bound and (not total or bound < total):
-        return bound, max(0, min(bound - used, available or bound))
+    for bound, used in _cgroups():
+        if bound and (not total or bound < total):
+            total, available = bound, max(0, min(bound - used, available or bound))
     return total, available
+
+
+def process_memory() -> Callable[[], MemoryUse]:
+    """Tells what this process takes. What it may have is read once, here: that is for as long as it runs."""
+    total = memory()[0]
+    return lambda: MemoryUse(own_bytes(), total)
+
+
+def own_bytes() -> int:
+    """Anonymous memory of this process in RAM: without files that are mapped, whose pages the system can take back."""
+    with suppress(ValueError, IndexError):
+        resident, shared = map(int, _read("/proc/self/statm").split()[1:3])
+        return max(0, resident - shared) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _cgroups() -> Iterator[tuple[int, int]]:
+    """Bytes that each cgroup of this process may have, and has, from its own outwards; 0 where there is no bound. In a
+    container its own one is the root of what is seen."""
+    for line in _read(OWN_CGROUPS).splitlines() or ["0::/"]:
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0" or "memory" in controllers.split(","):
+            root, names = (CGROUPS, V2) if number == "0" else (os.path.join(CGROUPS, "memory"), V1)
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            for depth in range(len(parts), -1, -1):
+                bound, used = (_number(os.path.join(root, *parts[:depth], name)) for name in names)
+                yield bound, used
 
 
 def features() -> str:

@@ -13,24 +13,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from needle.base.errors import DiskFull
 from needle.base.events import DISK_FILES_LOW, DISK_LOW, DISK_OK, tell
-from needle.base.runtime import Blocking
-from needle.protocol import catalog_commands
-from needle.protocol.catalog_commands import CatalogCommand
-from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Insert, Patch, PinScan, UpdateVectors
-from needle.protocol.move_commands import Import, MoveCommand, PrepareMove
+from needle.protocol.commands import PinScan
 from needle.protocol.peer_calls import DiskRoom
-from needle.routing.topology import MoveState
-from needle.server.lasting import next_beat
+from needle.server.machine.growth import Refusing
 
 log = logging.getLogger("needle.server")
 
-LOOK_SECONDS = 0.2
 FILE_NAME = "reserve"
 SHARE = 20
 STEPS = 8
@@ -164,8 +157,11 @@ def low_bytes(total: int) -> int:
     return min(max(total // SHARE, LOW_BYTES[0]), LOW_BYTES[1])
 
 
-class DiskSpace:
+class DiskSpace(Refusing):
     """The room on one node's disk. `look` now and then; `low` and `check` in between."""
+
+    more = (PinScan,)
+    """What it sees is kept on the disk."""
 
     def __init__(
         self, volume: Volume, directory: str, reserve: int | None = None, log_file: int = 0, *, node: str = "?"
@@ -178,18 +174,11 @@ class DiskSpace:
         self._directory = directory
         self._configured = max(reserve, log_file + log_file // 2) if reserve else reserve
         self._limit = 0
-        self.low = False
         self.free = self.total = self.used = 0
         self._files_wanted = ""
         """Why it is low though there are bytes; "" if it is not."""
         self._uncounted = 0
         """Looks until the files are counted again."""
-
-    async def watch(self, blocking: Blocking, now: Callable[[], float]) -> None:
-        """Look for as long as this runs. now: the node's monotonic clock."""
-        while True:
-            await next_beat(now(), LOOK_SECONDS)
-            await blocking(self.look)
 
     def look(self) -> None:
         """Blocking. What is refused follows from what is found."""
@@ -243,27 +232,8 @@ class DiskSpace:
         else:
             tell(DISK_OK, directory=self._directory, free=self.free)
 
-    def check(self, command: Command) -> None:
-        """Raises DiskFull for a command that makes the data grow while there is little room."""
-        if not self.low:
-            return
-        grows = isinstance(command, Insert | CreateCollection | Patch | UpdateVectors | PinScan)
-        if grows or (isinstance(command, ChangeWhere) and command.change is not None):
-            raise self._refusal()
-
-    def check_catalog(self, command: CatalogCommand) -> None:
-        """The same for one of the catalog: what begins something that shards then need room for."""
-        if self.low and isinstance(command, catalog_commands.CreateCollection | catalog_commands.StartMove):
-            raise self._refusal()
-
-    def check_import(self, command: MoveCommand, state: MoveState | None) -> None:
-        """The same on the leader of a move's target. state: of the move, None if it is not known here. A move that has
-        frozen its ranges is let through: the sooner it ends, the sooner they take deletes again."""
-        takes = isinstance(command, Import) or (isinstance(command, PrepareMove) and command.incoming)
-        if self.low and takes and state in (None, MoveState.COPYING):
-            raise self._refusal()
-
-    def _refusal(self) -> DiskFull:
+    def refusal(self) -> DiskFull:
+        """See Refusing."""
         lacks = f"{self.free} bytes left, and data is refused below {self._limit}"
         return DiskFull(
             f"the disk of node {self._node} has {self._files_wanted or lacks}: "

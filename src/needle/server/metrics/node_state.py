@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from needle.base.ids import CATALOG_GROUP
+from needle.base.runbooks import runbooks_of
 from needle.server.machine.computer import resident_bytes
 from needle.server.machine.descriptors import connections_max, http_max
 from needle.server.metrics.families import read
@@ -20,6 +21,7 @@ from needle.server.metrics.replica_state import COLLECTIONS_MAX
 from needle.server.node import Node
 from needle.server.system_node import Http
 from needle.server.upkeep.health import HealthWatch
+from needle.server.upkeep.saving_memory import cached_bytes
 from needle.shard.documents.sqlite_file import memory_used
 
 HOST_EVENTS: Final = (
@@ -64,6 +66,7 @@ class NodeState(Collector):
             yield from self._disk()
             yield from self._doors()
             yield self._memory()
+            yield from self._memory_space()
 
     def _itself(self) -> Iterator[Metric]:
         node = self._node
@@ -78,6 +81,10 @@ class NodeState(Collector):
         for name in node.host.refused():
             refused.add_metric([name], 1)
         yield refused
+        if address := runbooks_of(node.config):
+            runbooks = read("needle_runbooks_info")
+            runbooks.add_metric([address], 1)
+            yield runbooks
         yield read("needle_clock_monotonic_seconds", node.now())
         yield read("needle_clock_error_max_ratio", node.config.clock_error_max)
 
@@ -124,7 +131,7 @@ class NodeState(Collector):
         yield from (turns, snapshots, moved)
 
     def _disk(self) -> Iterator[Metric]:
-        room = self._node.space.room()
+        room = self._node.space.disk.room()
         yield read("needle_disk_free_bytes", room.free)
         yield read("needle_disk_total_bytes", room.total)
         yield read("needle_disk_used_bytes", room.used)
@@ -157,15 +164,24 @@ class NodeState(Collector):
     def _binary(self) -> BinaryDoor:
         return cast(BinaryDoor, self._node.listener)
 
+    def _memory_space(self) -> Iterator[Metric]:
+        room = self._node.space.memory.room()
+        yield read("needle_memory_own_bytes", room.own)
+        yield read("needle_memory_limit_bytes", room.limit)
+        yield read("needle_memory_tight", int(room.tight))
+        yield read("needle_memory_low", int(room.low))
+
     def _memory(self) -> Metric:
-        vectors = files = fields = 0
+        vectors = files = fields = caches = 0
         for hosted in self._node.groups.values():
             fields += hosted.replica.field_indexes.used
+            caches += cached_bytes(hosted)
             for held in hosted.replica.held.first(COLLECTIONS_MAX):
                 vectors += held.vectors.growing.bytes_held()
                 files += sum(served.sealed.size for served in held.vectors.served)
         memory = read("needle_memory_bytes")
         parts = {"documents": memory_used(), "vectors": vectors, "index_files": files, "field_indexes": fields}
-        for part, size in {**parts, "requests": self._binary().held, "process": resident_bytes()}.items():
+        others = {"caches": caches, "requests": self._binary().held, "process": resident_bytes()}
+        for part, size in {**parts, **others}.items():
             memory.add_metric([part], size)
         return memory  # type: ignore[no-any-return]

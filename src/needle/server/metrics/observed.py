@@ -12,6 +12,7 @@ from functools import partial
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from needle.base.errors import NeedleError
 from needle.base.runtime import Clock
@@ -22,6 +23,7 @@ from needle.server.machine.loop_watch import LoopWatch
 from needle.server.metrics.families import Durations, counted, observed, read
 from needle.server.metrics.node_state import NodeState
 from needle.server.metrics.replica_state import ReplicaState
+from needle.server.metrics.row import CLUSTER_LABEL, cluster_name
 from needle.server.node import Node
 from needle.server.ports import NodePorts
 from needle.server.system_node import Http
@@ -77,6 +79,7 @@ class NodeMetrics:
 
     def watch(self, node: Node, loop: LoopWatch | None = None) -> None:
         """Read this node's state at every scrape, and observe its calls."""
+        self._watched = node
         node.router.stats.on_search = self._routed
         health = node.watch_health() if node.config.http_address is not None else None
         if health is not None:
@@ -108,6 +111,11 @@ class NodeMetrics:
 
         return observe
 
+    def _cluster(self) -> str:
+        """What the label of every series says."""
+        topology = self._watched.topology
+        return "" if topology.settings is None else cluster_name(self._watched.config.cluster_id, topology.founding)
+
     def _timed(self) -> tuple[dict[str, list[tuple[float, float]]], float]:
         """See LoadAnswer."""
         calls: dict[str, list[tuple[float, float]]] = {}
@@ -125,18 +133,26 @@ class NodeMetrics:
         """Read everything, on the event loop, in steps. What it returns makes the exposition text, and may be called in
         a thread."""
         families = [*self._registry.collect(), *await self._replicas.read()]
-        return partial(generate_latest, _Read(families))
+        return partial(generate_latest, _Read(families, self._cluster()))
 
 
 class _Read(CollectorRegistry):
-    """Metrics that were read before."""
+    """Metrics that were read before. cluster: whose they are, a label of every series; "" while the node belongs to
+    none."""
 
-    def __init__(self, families: list[Metric]) -> None:
+    def __init__(self, families: list[Metric], cluster: str) -> None:
         super().__init__()
         self._families = families
+        self._cluster = {CLUSTER_LABEL: cluster} if cluster else {}
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._families
+        for family in self._families:
+            if self._cluster:
+                family.samples = [
+                    Sample(one.name, {**one.labels, **self._cluster}, one.value, one.timestamp, one.exemplar)
+                    for one in family.samples
+                ]
+            yield family
 
 
 class _Calls(Collector):

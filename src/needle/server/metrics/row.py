@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+CLUSTER_LABEL: Final = "needle_cluster"
+"""Of every series. Not `cluster`: many give that name to what a Prometheus watches, and would hide the node's."""
+
+
+def cluster_name(cluster_id: str, founding: int) -> str:
+    """The value of that label: the name that people gave, and what was drawn when the cluster was made, so that two
+    clusters of one name are two."""
+    return f"{cluster_id}-{founding & 0xFFFFFFFF:08x}"
 
 
 class Row(NamedTuple):

@@ -154,6 +154,9 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_peer_refused", "node", "", "1 for each node that this one does not hear because its directory is "
               "not the one it knew.", "multiraft/lives.py"),
         gauge("needle_maintenance", "", "", "1 in maintenance.", "multiraft/host.py"),
+        gauge("needle_runbooks_info", "address", "", "1 at the address behind which an alert's name, in lower case, is "
+              "its runbook: of the setting `runbooks`, or of the node's `/ui`. The rules name it.",
+              "base/runbooks.py", only=HTTP),
         histogram("needle_fsync_seconds", "", SECONDS, "One durable transaction of the Raft log, of all shards "
                   "together: it is slow where the disk is.", "server/metrics/observed.py"),
         gauge("needle_log_bytes", "", BYTES, "The files of the Raft log.", "multiraft/log/wal_store.py"),
@@ -171,10 +174,18 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_disk_kept_free_bytes", "", BYTES, "Below this much room data is refused; 0 for never.",
               "server/machine/disk_space.py"),
         gauge("needle_disk_low", "", "", "1 while data is refused for want of room.", "server/machine/disk_space.py"),
+        gauge("needle_memory_own_bytes", "", BYTES, "Memory that the process takes, mapped files left out.",
+              "server/machine/memory_space.py"),
+        gauge("needle_memory_limit_bytes", "", BYTES, "Above so much of it data is refused; 0 for never.",
+              "server/machine/memory_space.py"),
+        gauge("needle_memory_tight", "", "", "1 while the node saves memory: from seven eighths of the limit on.",
+              "server/machine/memory_space.py"),
+        gauge("needle_memory_low", "", "", "1 while data is refused for want of memory.",
+              "server/machine/memory_space.py"),
         gauge("needle_memory_bytes", "part", BYTES, "Memory by part: `process` is all of it that is in RAM; "
               "`documents` SQLite's pages; `vectors` those that no index file has; `index_files` mapped, of which the "
-              "system may keep less in RAM; `field_indexes`; `requests` held for callers.",
-              "server/metrics/node_state.py"),
+              "system may keep less in RAM; `field_indexes`; `caches` of ids and of what filters allowed; "
+              "`requests` held for callers.", "server/metrics/node_state.py"),
         gauge("needle_clock_monotonic_seconds", "", SECONDS, "The node's clock for durations, by which leases are "
               "judged: it must run at one rate on all nodes.", "system.py"),
         gauge("needle_clock_error_max_ratio", "", IN_RATE, "The setting `clock_error_max`: how far rates may differ.",

@@ -306,6 +306,7 @@ class Service:
             self._node.observe(observed, self._node.now() - start, failure)
             if watched is not None:
                 watched.end(failure)
+            failure = None  # it has this frame in its traceback: a cycle would keep the request until Python looks
 
 
 def unknown_method(method: str) -> UnknownMethod:

@@ -361,6 +361,9 @@ class WriteAnswer(Promise[bytes]):
     def set_exception(self, error: BaseException) -> None:
         """error: a NeedleError."""
         if isinstance(error, NeedleError):
+            error.__traceback__ = (
+                None  # its frames hold this answer, and a view of all vectors: a cycle, not freed at once
+            )
             add_address(error, self._node)
             self._node.observe(self._observed, self._node.now() - self._start, error)
         if self.watched is not None:

@@ -104,7 +104,7 @@ class Probing:
         node = self._node
         if node.ports.computer is None:
             return [], "the node's disk is not a real one"
-        if node.space.low:
+        if node.space.disk.low:
             return [], "there is no room on the disk"
         try:
             return await node.ports.computer.fsyncs(node.config.data_dir, FSYNCS_MAX, seconds), ""

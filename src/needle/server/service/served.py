@@ -29,7 +29,7 @@ from needle.routing.topology import Ownership, Topology
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.catalog.collections import Reconciler
-from needle.server.machine.disk_space import DiskSpace
+from needle.server.machine.space import Space
 from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
 from needle.server.upkeep.coordinator import Coordinator
@@ -59,7 +59,7 @@ class ServedNode(Protocol):
     host: Host
     peers: Peers
     groups: dict[GroupId, HostedReplica]
-    space: DiskSpace
+    space: Space
     book: AddressBook
     caller: Caller
     topology: Topology

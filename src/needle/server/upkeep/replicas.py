@@ -222,7 +222,8 @@ class Replicas:
 
     # --- what is so -------------------------------------------------------------------------------------------------
     async def _reached(self, due: Iterable[_Look]) -> set[NodeId]:
-        """Those that are wanted and no members yet, and answer. Not those whose directory lost what others count on."""
+        """Those that are wanted and no members yet, and answer. Not those whose directory lost what others count on, or
+        that are short of memory."""
         new = sorted({node for look in due for node in look.new})
         answers = await asyncio.gather(*map(self._answers, new))
         return {node for node, answered in zip(new, answers, strict=True) if answered}
@@ -230,10 +231,14 @@ class Replicas:
     async def _answers(self, node: NodeId) -> bool:
         try:
             data = await self._node.peers.call(node, WHO, calls.encode(WhoCall()), ASK_SECONDS)
-            return not calls.decode(data, WhoAnswer).lost
+            who = calls.decode(data, WhoAnswer)
         except NeedleError as error:
             log.debug("node %s, which is to hold a replica, does not answer: %s", node, error)
             return False
+        if who.levels is not None and who.levels.memory is not None and who.levels.memory.tight:
+            log.info("node %s, which is to hold a replica, is short of memory", node)
+            return False
+        return not who.lost
 
     def _members(self, look: _Look, reached: Collection[NodeId]) -> Members:
         host, me, group = self._node.host, self._node.node_id, look.group

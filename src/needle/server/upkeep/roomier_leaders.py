@@ -1,4 +1,4 @@
-"""A node whose disk is low hands what it leads to a replica that has room: its clients can write again.
+"""A node whose disk or memory is low hands what it leads to a replica that has room: its clients can write again.
 
 Invariants: only to a voter that answers, says that it has room, is not in maintenance and has everything; each group
 once a minute at most, so that leadership does not go around among nodes that all run full. It must not know clients.
@@ -17,7 +17,7 @@ from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
 from needle.server.lasting import next_beat
-from needle.server.machine.disk_space import DiskSpace
+from needle.server.machine.space import Space
 from needle.server.ports import Peers
 
 log = logging.getLogger("needle.server")
@@ -36,7 +36,7 @@ class LeadingNode(Protocol):
     node_id: NodeId
     host: Host
     peers: Peers
-    space: DiskSpace
+    space: Space
 
     def now(self) -> float: ...
 
@@ -66,7 +66,7 @@ class RoomierLeaders:
                     self._tried[group] = now
                     await self._hand_over(group)
             except NeedleError as error:
-                log.info("%s does not leave %s, whose disk is low: %s", group_name(group), node.node_id, error)
+                log.info("%s does not leave %s, which has no room: %s", group_name(group), node.node_id, error)
 
     async def _hand_over(self, group: GroupId) -> None:
         host = self._node.host
@@ -74,7 +74,7 @@ class RoomierLeaders:
         for peer in sorted(peers, key=lambda peer: peer.lag_entries):
             if peer.id != self._node.node_id and peer.lag_entries < LAG_MAX and await self._has_room(group, peer.id):
                 await host.transfer(group, peer.id, TRANSFER_SECONDS)
-                tell(LEADER_MOVED, group=group_name(group), to=peer.id, why="it has room on its disk")
+                tell(LEADER_MOVED, group=group_name(group), to=peer.id, why="it has room")
                 return
 
     async def _has_room(self, group: GroupId, peer: NodeId) -> bool:

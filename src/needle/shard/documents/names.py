@@ -111,6 +111,13 @@ class Names:
                 _, gone = self._blocks.popitem()
                 self.used -= gone.nbytes
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        with self._lock:
+            self._blocks.clear()
+            self._missed.clear()
+            self.used = 0
+
     def _has_room(self) -> bool:
         """Now, or once what is idle was given back. That looks at all blocks, so it is not done often."""
         if self.used + BLOCK_BYTES > self._bytes_max and self._looks - self._swept_at > IDLE_LOOKS:

@@ -36,6 +36,12 @@ class ReadConnections:
                 connection.close()
             self._idle.clear()
 
+    def give_back(self) -> None:
+        """Close those that nobody uses, with the pages that each remembers; the next reader opens another one."""
+        with self._guard, disk_errors(self._path):
+            while self._idle:
+                self._idle.pop().close()
+
     @contextmanager
     def one(self) -> Iterator[apsw.Connection]:
         """For this thread; a transaction that is left open is rolled back."""

@@ -84,6 +84,16 @@ class DocumentStore:
         self.writer.close()
         self._connections.close()
 
+    @property
+    def cached_bytes(self) -> int:
+        """What is remembered of rows; pages of the file are SQLite's."""
+        return self._names.used
+
+    def give_back(self) -> None:
+        """Forget what is remembered only to be faster. Blocking."""
+        self._names.clear()
+        self._connections.give_back()
+
     @contextmanager
     def reading(self) -> Iterator[apsw.Connection]:
         """A read connection for this thread. Statements see every batch that was written before this call."""

@@ -123,6 +123,12 @@ class AllowLists:
                 (_, oldest), gone = self._kept.popitem(last=False)
                 self.used -= gone.nbytes(oldest)
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        with self._lock:
+            self._kept.clear()
+            self.used = 0
+
     def _drop(self, key: tuple[object, Asked]) -> None:
         with self._lock:
             if (gone := self._kept.pop(key, None)) is not None:

@@ -148,6 +148,14 @@ class IndexBudget:
             self._release(one)
             self.evicted += 1
 
+    def shrink(self) -> None:
+        """Memory is short: forget what filters allowed, and the indexes that would make room for others."""
+        self.lists.clear()
+        with self._lock:
+            for one in [one for one in self._holders if not one.declared and one.used_at < self.uses - IDLE_USES]:
+                self._release(one)
+                self.evicted += 1
+
     # --- work for later ----------------------------------------------------------------------------------------------
     @property
     def waits(self) -> bool:

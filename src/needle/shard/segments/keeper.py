@@ -80,13 +80,14 @@ class SegmentKeeper:
         name: str = "a shard",
         wish: Callable[[str], IndexParams | None] = lambda _: None,
         queries: Callable[[str], Sequence[bytes]] = lambda _: (),
+        saving: Callable[[], bool] = lambda: False,
     ) -> None:
         """publish: has one of INDEX_COMMANDS proposed, by this node or by whichever leads. peers: the other replicas,
         leader first. build_pool: for builds only (they take minutes). file_pool: of files. name: of the shard, in the
         log. wish: the index that a collection, by its name in the shard, is to have. queries: some that searches of it
-        brought lately."""
+        brought lately. saving: whether memory is short, so that only what waits gets a file, without older files."""
         self._host, self._name = host, name
-        self._is_leader, self._peers = is_leader, peers
+        self._is_leader, self._peers, self._saving = is_leader, peers, saving
         self._file_pool, self._clock = file_pool, clock
         self._build_wanted = asyncio.Event()
         self._files_wanted = asyncio.Event()
@@ -124,8 +125,7 @@ class SegmentKeeper:
 
     def kick(self) -> None:
         """Something changed: an apply batch, the leader, a collection. Cheap; call it on the event loop's thread."""
-        leading = self._is_leader()
-        changed = self._host.take_changed()
+        leading, changed = self._is_leader(), self._host.take_changed()
         if leading and not self._planned:
             self._builds.begin_to_lead()
         if changed is None or (leading and not self._planned):
@@ -143,7 +143,7 @@ class SegmentKeeper:
         self._files_wanted.set()
 
     def look_again(self, collection_ids: Iterable[int]) -> None:
-        """The catalog may wish another index of these."""
+        """The catalog may wish another index of these, or there is memory for them again."""
         if self._planned:
             self._to_plan.add(collection_ids)
             self._build_wanted.set()
@@ -193,13 +193,13 @@ class SegmentKeeper:
         loads, next_ordinal, waiting, view = vectors.loads()
         now = self._clock.monotonic()
         quiet_for = self._lulls.quiet_for(vectors, now)
-        changing = self._changes.pending(vectors)
-        rows = loads, next_ordinal, waiting, vectors.config
-        decide = partial(plan, *rows, dimensions=vectors.spec.dimensions, apart=changing)
+        changing, dimensions, saving = self._changes.pending(vectors), vectors.spec.dimensions, self._saving()
+        apart = changing or saving
+        decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=dimensions, apart=apart)
         task = decide(quiet=quiet_for >= QUIET_SECONDS, idle=quiet_for >= IDLE_SECONDS)
         if task is not None:
             self._again(vectors, 0 if await self._build(vectors, task, view) else RETRY_SECONDS)
-        elif changing:
+        elif changing and not saving:
             self._again(vectors, await self._changes.step(vectors, loads, view))
             self._check(vectors)
         elif quiet_for < QUIET_SECONDS and decide(quiet=True) is not None:

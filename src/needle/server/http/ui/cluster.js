@@ -32,7 +32,7 @@ const mark = (state, text) => h("span", { class: `mark is-${state}` }, text);
 export const bar = (share, state = "good") =>
   h("span", { class: `bar is-${state}`, "aria-hidden": "true" }, h("i", { width: `${(Math.max(0, Math.min(1, share)) * 100).toFixed(1)}%` }));
 
-const runbook = (condition) => `#/runbooks/${encodeURIComponent(condition.runbook.split("#")[1] ?? "")}`;
+const runbook = (condition) => `#/runbooks/${encodeURIComponent(condition.alert.toLowerCase())}`;
 
 const verdict = (now) => {
   const critical = now.conditions.filter((one) => one.severity === "critical").length;

@@ -1,0 +1,69 @@
+"""`needle maintenance enter --note` and `exit --note`: a program ends what it began, not what somebody else did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import Needle
+
+
+def is_resting(needle: Needle, node: str) -> bool:
+    (found,) = needle.json("maintenance", "status", node)
+    return bool(found["maintenance"])
+
+
+@pytest.fixture
+def note(tmp_path: Path) -> Path:
+    return tmp_path / "note.json"
+
+
+def enter(needle: Needle, *more: str, expect: int = 0) -> None:
+    needle.run("maintenance", "enter", "node-2", *more, "--timeout", "30", expect=expect)
+
+
+def leave(needle: Needle, *more: str, expect: int = 0) -> None:
+    needle.run("maintenance", "exit", "node-2", *more, "--timeout", "60", expect=expect)
+
+
+def test_what_was_noted_is_ended_and_only_that(needle: Needle, note: Path) -> None:
+    enter(needle, "--note", str(note))
+    assert is_resting(needle, "node-2")
+    enter(needle, "--note", str(note.with_name("second.json")))
+    assert "somebody else began" in needle.notes and not note.with_name("second.json").exists()
+    leave(needle, "--note", str(note))
+    assert not is_resting(needle, "node-2") and not note.exists()
+
+    enter(needle)  # by hand
+    leave(needle, "--note", str(note))
+    assert "is not there" in needle.notes and is_resting(needle, "node-2")
+    enter(needle, "--note", str(note))
+    assert not note.exists() and is_resting(needle, "node-2")
+    leave(needle)
+
+
+def test_maintenance_that_was_begun_anew_by_hand_goes_on(needle: Needle, note: Path) -> None:
+    enter(needle, "--note", str(note))
+    leave(needle)
+    enter(needle)
+    leave(needle, "--note", str(note))
+    assert "is over" in needle.notes and not note.exists() and is_resting(needle, "node-2")
+    leave(needle)
+
+
+def test_a_note_of_who_died_while_it_began_is_good_and_a_wrong_one_is_refused(needle: Needle, note: Path) -> None:
+    enter(needle, "--note", str(note))
+    told: dict[str, Any] = json.loads(note.read_text())
+    assert told["since"] > told["after"] > 0
+    for wrong in ("{}", "no note", json.dumps({**told, "node": "node-3"})):
+        note.write_text(wrong)
+        leave(needle, "--note", str(note), expect=1)
+        assert is_resting(needle, "node-2") and note.exists()
+    note.write_text(json.dumps({**told, "since": 0}))
+    leave(needle, "--note", str(note))
+    assert not is_resting(needle, "node-2")
+    enter(needle, "--note", str(note.with_name("no") / "such" / "place"), expect=1)
+    assert not is_resting(needle, "node-2"), "what cannot be noted is not begun"
