@@ -19,6 +19,7 @@ from needle.base.errors import FrameTooLarge, Internal, NeedleError, ProtocolErr
 from needle.base.events import CONNECTION_REFUSED, tell
 from needle.base.parts import Payload
 from needle.base.request import current, over
+from needle.base.tracebacks import release
 from needle.rpc.codec import Hello, encode, encode_error, split_about, split_request
 from needle.rpc.connection import FrameConnection, RpcStats
 from needle.rpc.failures import cancelled, named
@@ -333,9 +334,10 @@ class ServerConnection(FrameConnection):
 
     def _answer_error(self, request_id: int, error: BaseException) -> None:
         self.stats.handler_failures += not isinstance(error, NeedleError)
-        error = named(error, self.remote, self.peer.identity.name if self.peer is not None else "")
-        self.server.refused[error.code] += 1
-        self.write_frame(ERROR, request_id, (encode_error(error),))
+        told = named(error, self.remote, self.peer.identity.name if self.peer is not None else "")
+        self.server.refused[told.code] += 1
+        self.write_frame(ERROR, request_id, (encode_error(told),))
+        release(error)
 
     # --- flow --------------------------------------------------------------------------------------------------------
     def _blocked(self) -> bool:

@@ -33,6 +33,7 @@ from needle.base.errors import (
 from needle.base.events import CALLER_REFUSED, tell
 from needle.base.request import Request, Stopwatch, current, is_id
 from needle.base.runtime import beside
+from needle.base.tracebacks import release
 from needle.client.asking import asked_by, check_known
 from needle.client.client import Client
 from needle.server.access import check_collection, refusal
@@ -144,6 +145,7 @@ class Door:
             if started:
                 raise  # the connection ends in the middle of the answer: that is how its reader learns of it
             await self._write_problem(sending, error, headers, request_id or self._request_id(headers))
+            release(error)
         except TimeoutError:
             log.info("request %s: its caller does not read the answer", request_id)
             if (abort := scope.get("needle.abort")) is not None:

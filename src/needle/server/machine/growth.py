@@ -6,6 +6,8 @@ there is no room.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from needle.base.errors import NeedleError
 from needle.protocol import catalog_commands
 from needle.protocol.catalog_commands import CatalogCommand
@@ -14,16 +16,16 @@ from needle.protocol.move_commands import Import, MoveCommand, PrepareMove
 from needle.routing.topology import MoveState
 
 
-class Refusing:
+class Refusing(ABC):
     """Something that a node may run short of. `low` while it has: then `refusal()` is raised for what needs it."""
 
     low = False
     more: tuple[type[Command], ...] = ()
     """Commands that need it beside those that add data."""
 
+    @abstractmethod
     def refusal(self) -> NeedleError:
         """What a refused command is answered."""
-        raise NotImplementedError
 
     def check(self, command: Command) -> None:
         """Raises the refusal for a command that makes the data grow."""

@@ -25,6 +25,7 @@ from needle.base.model import Claim, WriteResult
 from needle.base.parts import Body
 from needle.base.request import Stopwatch, current
 from needle.base.runtime import micros_of
+from needle.base.tracebacks import release
 from needle.protocol import calls, commands
 from needle.protocol.calls import ScanCall, ScanPin, WriteCall
 from needle.protocol.change_calls import ANY_EPOCH, ChangesCall
@@ -361,9 +362,7 @@ class WriteAnswer(Promise[bytes]):
     def set_exception(self, error: BaseException) -> None:
         """error: a NeedleError."""
         if isinstance(error, NeedleError):
-            error.__traceback__ = (
-                None  # its frames hold this answer, and a view of all vectors: a cycle, not freed at once
-            )
+            release(error)  # its frames hold this answer, and a view of all vectors
             add_address(error, self._node)
             self._node.observe(self._observed, self._node.now() - self._start, error)
         if self.watched is not None:

@@ -27,6 +27,7 @@ from needle.base.filters.builder import field_path
 from needle.base.ids import GroupId
 from needle.base.model import Claim, CollectionSpec, HitBatch, ReadMode, SearchRequest
 from needle.base.request import Stopwatch, current
+from needle.base.tracebacks import release
 from needle.protocol.calls import (
     QUERIES_MAX,
     CollectionsAnswer,
@@ -197,8 +198,10 @@ class Reads:
         found: HitBatch | None = None
         try:
             # These are true of this state, which may be old.
-            with contextlib.suppress(InvalidArgument, CollectionNotFound, StaleEpoch):
+            try:
                 found = await self._search(hosted, request, deadline - loop.time())
+            except (InvalidArgument, CollectionNotFound, StaleEpoch) as error:
+                release(error)
             waiting = Stopwatch(self._node.now)
             index = await confirmed
             waiting.stop("confirm")
