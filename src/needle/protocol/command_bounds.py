@@ -35,6 +35,11 @@ def check_lists(data: bytes | memoryview, documents_max: int) -> None:
         raise InvalidArgument(text, field="command") from None
 
 
+def prepare(documents_max: int) -> None:
+    """Make what `check_lists` needs: 30 ms, which the first large command would take from the event loop."""
+    _looker(max(ELEMENTS_MAX, documents_max))
+
+
 @cache
 def _looker(most: int) -> msgspec.msgpack.Decoder[Any]:
     """Decodes as the log does, but for the bounds; vectors are not copied."""

@@ -54,7 +54,7 @@ from needle.protocol.calls import (
     WriteCall,
 )
 from needle.protocol.change_calls import CHANGES, ChangesCall
-from needle.protocol.command_bounds import check_lists
+from needle.protocol.command_bounds import check_lists, prepare
 from needle.protocol.commands import Bound
 from needle.protocol.node_calls import SEARCH_SHARDS, SearchShardsCall
 from needle.protocol.peer_calls import (
@@ -115,6 +115,7 @@ class Service:
 
     def __init__(self, node: ServedNode) -> None:
         self._node = node
+        prepare(node.config.limits.batch_documents_max)
         self._host, self._engine = node.host, node.host.engine
         self.reads = Reads(node)
         self.documents = ShardDocuments(node, self.reads)
