@@ -25,6 +25,7 @@ from needle.base.access import (
     new_key,
     rank_of,
 )
+from needle.base.config import Limits
 from needle.base.errors import Forbidden, NeedleError, TooManyRequests, Unauthenticated, UnknownMethod
 from needle.base.model import CollectionSpec, SearchRequest
 from needle.base.rates import Rates
@@ -141,7 +142,7 @@ def service() -> Service:
         heard_from=lambda _: None,
         ports=SimpleNamespace(rng=None, audit=None),
         coordinator=None,
-        config=SimpleNamespace(log=SimpleNamespace(slow_request_seconds=0.0)),
+        config=SimpleNamespace(log=SimpleNamespace(slow_request_seconds=0.0), limits=Limits()),
         topology=Topology(),
         now=lambda: 0.0,
         observe=lambda *_: None,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from needle.base.access import everybody
+from needle.base.config import Limits
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
@@ -41,7 +42,7 @@ def node_of(host: FakeHost) -> Any:
         space=SimpleNamespace(low=False),
         ports=SimpleNamespace(rng=None, audit=None),
         coordinator=None,
-        config=SimpleNamespace(log=SimpleNamespace(slow_request_seconds=0.0)),
+        config=SimpleNamespace(log=SimpleNamespace(slow_request_seconds=0.0), limits=Limits()),
         now=lambda: 0.0,
         observe=lambda *_: None,
     )

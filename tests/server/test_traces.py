@@ -29,6 +29,7 @@ from needle.client.searches import SearchMethods
 from needle.client.traced import CALLS, ROUTED
 from needle.distributed import RaftCluster, RaftConfig
 from needle.local.free_ports import free_ports
+from needle.local.process_cluster import wait_for
 from needle.tracing import spans
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -53,7 +54,7 @@ def configs(directory: Path) -> list[RaftConfig]:
             data_dir=str(directory / name),
             http_address=f"127.0.0.1:{ports[3 + at]}",
             dimensions=4,
-            election_timeout=0.6,
+            election_timeout=3.0,
             heartbeat_interval=0.05,
             disk_reserve_bytes=64 << 20,
             sharding=ShardingConfig(shards=2, replicas=3),
@@ -94,6 +95,12 @@ async def test_a_search_is_one_trace_through_client_router_shards_and_segments(
             ids=[f"d{n}" for n in range(1000)], vectors=rows, metadatas=[{"n": n} for n in range(1000)]
         )
 
+        shards = client.topology().shards
+
+        async def preferred() -> bool:
+            return [await client.leader(one.shard) for one in shards] == [one.replicas[0] for one in shards]
+
+        await wait_for(preferred, 60, "the leaders that stay")
         await client.search([1.0] * 4, 3)  # by now it knows who leads
         exported.clear()
         with trace.get_tracer("mine").start_as_current_span("mine"):
