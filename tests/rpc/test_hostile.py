@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import socket
+import threading
 
 import pytest
 
@@ -444,6 +445,26 @@ async def test_thousands_of_requests_in_one_chunk_do_not_hold_the_event_loop(net
         while len(answers) < count:
             answers.extend(decoder.feed(await reader.read(1 << 20)))
         assert [(kind, at) for kind, at, _ in answers] == [(RESPONSE, number) for number in range(1, count + 1)]
+
+
+async def test_time_in_which_others_have_the_processor_is_no_part_of_a_turn(net, recorder, until):
+    """On a busy machine it cut writes that came together into many small appends of the log."""
+    server = await net.server(recorder)
+    _, writer = await hello(net, server)
+    served, seen = 0, []
+
+    def waiting(_peer, _method, body):
+        nonlocal served
+        threading.Event().wait(TURN_SECONDS / 4)  # the processor is elsewhere
+        served += 1
+        asyncio.get_running_loop().call_soon(lambda: seen.append(served))
+        return bytes(body)
+
+    recorder.on_request = waiting
+    count = 16
+    writer.write(b"".join(encode_frame(REQUEST, n + 1, (request_head("echo"), b"x")) for n in range(count)))
+    await until(lambda: bool(seen))
+    assert seen[0] == count
 
 
 async def test_a_node_is_heard_before_the_clients_that_use_up_each_turn(net, recorder, until):

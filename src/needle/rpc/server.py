@@ -54,10 +54,11 @@ class RpcServer:
         secrets: Sequence[str] = (),
         knows: int = KNOWN,
         door: Door | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """secrets: of the cluster, (): it has none; the first is proved to callers, any of them is taken. knows: see
-        Hello. door: for TLS; None for plain connections only. clock: seconds, for durations."""
+        Hello. door: for TLS; None for plain connections only. clock: seconds that
+        the event loop's thread has computed (see Turns)."""
         self.endpoint = parse_endpoint(address)
         self.handler = handler
         self.hello = Hello(

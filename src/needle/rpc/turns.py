@@ -26,7 +26,8 @@ class Waiting(Protocol):
 
 
 class Turns:
-    """clock: seconds, for durations."""
+    """clock: seconds that the event loop's thread has computed, not those that passed: while other threads or processes
+    have the processor nothing is held, and requests that came together would be cut apart (adr/0048)."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
