@@ -59,6 +59,7 @@ async def test_writes_that_begin_in_several_turns_of_the_event_loop_are_one_appe
         before = leader.store.commits
         writes = [asyncio.ensure_future(leader.host.propose(0, put("k0", 0), 5))]
         await asyncio.sleep(0)  # it is proposed; alone its turn would run in the next one
+        leader.host.engine._on_alarm()  # heartbeats are due every few milliseconds: it cut the append in two
         writes += [asyncio.ensure_future(leader.host.propose(0, put(f"k{n}", n), 5)) for n in range(1, 20)]
         await asyncio.sleep(0)
         assert leader.store.commits == before

@@ -337,10 +337,11 @@ class Engine:
                 unheard.append(group_id)
         if unheard:
             self._after_sending(self._tick, unheard)
-        if self._dirty:
-            self._run_turn()
-        else:
+        if not self._dirty:
             self._alarm.set(self._loop, now, self._timers.next_fire())
+        elif not self._scheduled and self._loop is not None:  # else that turn takes this, too
+            self._scheduled = True
+            self.gathering.due(self._loop)
 
     # --- from other nodes -------------------------------------------------------------------------------------------
     def on_raft(self, frm: NodeId, body: Payload) -> None:
