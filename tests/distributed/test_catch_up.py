@@ -148,7 +148,7 @@ async def test_a_transfer_that_was_killed_in_the_middle_is_continued(tmp_path: P
         await wait_for(lambda: not cluster.nodes[away].running(), 60, "its death at the third chunk")
         assert cluster.nodes[away].wait() == -signal.SIGKILL
         there = staged_bytes(cluster, away)
-        assert there >= 2 << 20
+        assert there >= 1 << 20
         exported = (cluster.nodes[leader].data_dir / "snapshots").glob("out-*/*")
         whole = sum(path.stat().st_size for path in exported)
         assert whole > there

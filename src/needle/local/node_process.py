@@ -15,7 +15,7 @@ import ssl
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, ClassVar, Protocol
 
 from needle.base.errors import Unavailable
 from needle.local.kept import CHILD
@@ -24,10 +24,42 @@ TICKS = os.sysconf("SC_CLK_TCK")
 TAIL_LINES = 15
 
 
+class Started(Protocol):
+    """A process that was started: what is used of `subprocess.Popen`."""
+
+    returncode: int | None
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Launch(Protocol):
+    """Starts a process."""
+
+    def __call__(self, arguments: list[str], environment: dict[str, str], log: IO[bytes], /) -> Started:
+        """log: where all that it prints goes."""
+        ...
+
+
+def start_process(arguments: list[str], environment: dict[str, str], log: IO[bytes]) -> Started:
+    """See Launch. In a session of its own: Ctrl-C is for this process, which then stops the nodes in order."""
+    process: Started = subprocess.Popen(
+        arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+    )
+    return process
+
+
 class NodeProcess:
     """settings: of RaftConfig and [sharding], read at each start. as_user: run `needle serve` as people do; otherwise
     `python -m needle.server` on one thread a library, which leaves cores to the other nodes. detached: outlives this
-    process."""
+    process. launch: how all of them are started."""
+
+    launch: ClassVar[Launch] = staticmethod(start_process)
 
     def __init__(
         self, name: str, directory: Path, settings: dict[str, Any], *, as_user: bool = False, detached: bool = False
@@ -35,7 +67,7 @@ class NodeProcess:
         self.name = name
         self.directory = directory
         self.settings = settings
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Started | None = None
         self.source: Path | None = None
         """Where another release's package `needle` is, to run that one from the next start on."""
         self._as_user, self._detached = as_user, detached
@@ -75,15 +107,11 @@ class NodeProcess:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NEEDLE_")}
         if self.source is not None:
             environment["PYTHONPATH"] = str(self.source)
+        if not self._as_user:
+            environment["OMP_NUM_THREADS"] = "1"
+        arguments = [sys.executable, "-m", CHILD, str(parent), *node, str(config), *ending]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", CHILD, str(parent), *node, str(config), *ending],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment if self._as_user else {**environment, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is for this process, which then stops the nodes in order
-            )
+            self.process = self.launch(arguments, environment, log)
         self._told_to_end = False
 
     def running(self) -> bool:
