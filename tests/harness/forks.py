@@ -21,7 +21,8 @@ from needle.local.kept import CHILD
 from needle.local.node_process import NodeProcess, Started, start_process
 
 MODULE = "needle.server"
-PYTHON = sys.executable  # tests put others in its place
+PYTHON, MODULES = sys.executable, os.environ.get("PYTHONPATH")
+"""Tests put others in their place."""
 
 
 class Fork:
@@ -98,7 +99,7 @@ class ForkServer:
     def start(self, arguments: list[str], environment: dict[str, str], log: IO[bytes]) -> Started:
         """A node; see `NodeProcess.start`."""
         python, _, child, parent, module, *_ = arguments
-        other = environment.get("PYTHONPATH") != os.environ.get("PYTHONPATH") or "LD_PRELOAD" in environment
+        other = environment.get("PYTHONPATH") != MODULES or "LD_PRELOAD" in environment
         if python != PYTHON or child != CHILD or parent == "0" or module != MODULE or other:
             return start_process(arguments, environment, log)
         asked = {"arguments": arguments[4:], "environment": environment, "cwd": os.getcwd()}
