@@ -34,7 +34,7 @@ CALL_SECONDS = 30.0
 LOOK_SECONDS = 0.02
 DARK_SECONDS = 15.0
 """After the start of nodes that were all down at a time, until the first one answers."""
-REFUSED_SECONDS = 6
+REFUSED_SECONDS = 30
 """Within so long of an instant that is refused there is one that is not."""
 SLOW_MEGABYTES = 0.002
 """A second: at this rate a backup that is to be killed reads for some seconds."""
@@ -199,7 +199,7 @@ class Drill:
         count = self._plan.instants
         documents = 0
         for wanted in [began + (ended - began) * n / (count - 1) for n in range(count)]:
-            at, found = self._taken_out(wanted, ended)
+            at, found = self._taken_out(wanted, began, ended)
             writers.judge(f"the archive at {rfc3339(int(at * 1e6))}", at, at, found)
             documents += len(found)
         if archived.gaps:
@@ -211,11 +211,12 @@ class Drill:
             + ", ".join(f"{name} {times}" for name, times in counts.items())
         )
 
-    def _taken_out(self, wanted: float, ended: float) -> tuple[float, dict[str, int]]:
+    def _taken_out(self, wanted: float, began: float, ended: float) -> tuple[float, dict[str, int]]:
         """What the archive has at an instant: this one, or one some seconds from it, where it is refused because a
         range of keys was just on its way. Raises Violation if none of those is to be had."""
-        step = 1.0 if wanted + REFUSED_SECONDS < ended else -1.0
-        for at in (wanted + step * n for n in range(REFUSED_SECONDS)):
+        for at in (wanted + sign * n for n in range(REFUSED_SECONDS) for sign in ((1, -1) if n else (1,))):
+            if not began <= at <= ended:
+                continue
             with tempfile.TemporaryDirectory(dir=self._directory) as scratch:
                 making = Making(self._store, Path(scratch))
                 try:
@@ -236,7 +237,9 @@ class Drill:
         """Restores into running clusters; "" if the plan has none."""
         returning = Returning(self._directory, self._target, self._rng)
         for shape in self._plan.shapes:
-            instants = [self._taken_out(self._rng.uniform(began, ended), ended)[0] for _ in range(shape.instants)]
+            instants = [
+                self._taken_out(self._rng.uniform(began, ended), began, ended)[0] for _ in range(shape.instants)
+            ]
             backup = self._rng.choice(self.backups)
             moments: dict[str, tuple[float, float]] = {
                 **{f"--at {rfc3339(int(at * 1e6))}": (at, at) for at in instants},
