@@ -10,6 +10,7 @@ import numpy as np
 
 from bench.cluster import ShardedNodes, rows_of
 from bench.report import Report
+from needle.routing.jobs import RebalanceConfig
 
 DIMENSIONS = 384
 COLLECTION = "data"
@@ -32,7 +33,8 @@ async def run(report: Report, *, quick: bool, documents: int | None = None) -> N
         fresh = await nodes.join()
         files = {path.name: path.stat().st_size for path in nodes.index_files(follower)}
         began = time.perf_counter()
-        await nodes.client.replace_node(follower, fresh, timeout=SECONDS_MAX)
+        config = RebalanceConfig(throttle_rate=0.0)  # as fast as it can
+        await nodes.client.replace_node(follower, fresh, config=config, timeout=SECONDS_MAX)
         took = time.perf_counter() - began
         arrived = {path.name for path in nodes.index_files(fresh)}
         told = await nodes.metrics(fresh)

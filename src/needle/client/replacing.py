@@ -82,6 +82,7 @@ class ReplaceMethods(OverShards):
         old: NodeId,
         new: NodeId,
         *,
+        config: RebalanceConfig | None = None,
         told: Callable[[str], None] | None = None,
         timeout: Seconds = 3600.0,
     ) -> None:
@@ -92,7 +93,7 @@ class ReplaceMethods(OverShards):
         """
         seconds, loop = values.check_timeout(timeout), asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        id_ = await self.start_replacement(old, new, timeout=min(seconds, 10.0))
+        id_ = await self.start_replacement(old, new, config, timeout=min(seconds, 10.0))
         if id_ is None:
             if told is not None:
                 told(f"{old} was removed from this cluster before; nothing was changed")
