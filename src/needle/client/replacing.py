@@ -47,6 +47,7 @@ class ReplaceMethods(OverShards):
         return await self._plan_replacement(now, wish, seconds)
 
     async def _plan_replacement(self, now: Topology, wish: Wish, seconds: float) -> list[MoveReplicas]:
+        check_known(StartRebalance(wish, RebalanceConfig()), now)  # older nodes would plan something else
         check_over(now.rebalance)
         plan = await plan_of(self._shards, wish, seconds)
         if why := plan.missing(unmet=True, waiting=True):
@@ -73,7 +74,6 @@ class ReplaceMethods(OverShards):
             return known
         if not _check(now, wish):
             return None
-        check_known(start, now)
         await self._plan_replacement(now, wish, seconds)
         return (await self._shards.command(start, seconds)).version
 
