@@ -183,6 +183,10 @@ class ShardedNodes:
         """Those that a node has published; by name."""
         return self._nodes.nodes[node].index_files()
 
+    def memory_mb(self, node: str) -> float:
+        """Resident memory of a node, mapped files included."""
+        return self._nodes.nodes[node].memory_mb()
+
     async def metrics(self, node: str) -> dict[str, float]:
         """By name with labels, as a node that serves HTTP tells them."""
         _, text = await self._nodes.nodes[node].get("/metrics")

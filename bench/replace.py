@@ -4,16 +4,19 @@ files. A graph that is built anew at the target costs minutes of a core for what
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import numpy as np
 
 from bench.cluster import ShardedNodes, rows_of
 from bench.report import Report
+from needle.routing.jobs import RebalanceConfig
 
 DIMENSIONS = 384
 COLLECTION = "data"
 SECONDS_MAX = 3600.0
+LOOK_SECONDS = 0.2
 BUILDS = ("built", "rebuilt")
 """Events of an index file that was made here, by inserting its vectors into a graph."""
 SETTINGS = {"election_timeout": 2.0}
@@ -31,9 +34,15 @@ async def run(report: Report, *, quick: bool, documents: int | None = None) -> N
         follower = next(node for node in nodes.client.topology().shards[0].replicas if node != nodes.leader(0))
         fresh = await nodes.join()
         files = {path.name: path.stat().st_size for path in nodes.index_files(follower)}
+        sender = nodes.leader(0)
+        most = dict.fromkeys((sender, fresh), 0.0)
+        before = {node: nodes.memory_mb(node) for node in most}
+        looking = asyncio.create_task(_look(nodes, most))
         began = time.perf_counter()
-        await nodes.client.replace_node(follower, fresh, timeout=SECONDS_MAX)
+        config = RebalanceConfig(throttle_rate=0.0)  # as fast as it can
+        await nodes.client.replace_node(follower, fresh, config=config, timeout=SECONDS_MAX)
         took = time.perf_counter() - began
+        looking.cancel()
         arrived = {path.name for path in nodes.index_files(fresh)}
         told = await nodes.metrics(fresh)
     text = f"one of 3 replicas of {count:,} x {DIMENSIONS}-d"
@@ -49,3 +58,17 @@ async def run(report: Report, *, quick: bool, documents: int | None = None) -> N
         "  vectors inserted into a graph there", "0" if not built else f"those of {built:.0f} files, {seconds:.1f} s"
     )
     report.ratio(None, "0", ok=not built)
+    _tell_memory(report, {"sender": (before[sender], most[sender]), "new node": (before[fresh], most[fresh])})
+
+
+async def _look(nodes: ShardedNodes, most: dict[str, float]) -> None:
+    """Note the most that each of them has, until it is cancelled."""
+    while True:
+        for node in most:
+            most[node] = max(most[node], nodes.memory_mb(node))
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _tell_memory(report: Report, found: dict[str, tuple[float, float]]) -> None:
+    for name, (before, most) in found.items():
+        report.row(f"  memory of the {name}, at most", f"{most:.0f} MB", f"before: {before:.0f} MB")

@@ -82,6 +82,18 @@ MUTANTS = (
         tests=(_SNAPSHOTS + "test_a_file_of_another_content_is_not_reused",),
     ),
     Mutant(
+        name="replicas-at-full-speed",
+        breaks="the pause of a rebalance holds for key ranges only: a new replica comes as fast as it can",
+        edits=(Edit("routing.pace:rest_of", "node in move.added", "node not in move.after"),),
+        tests=("tests/cluster/test_pace.py::test_a_new_replica_rests_as_long_as_ranges_of_as_many_documents",),
+    ),
+    Mutant(
+        name="rest-in-silence",
+        breaks="a sender drops the snapshot of who rests for long, and each next one, so that a slow move never ends",
+        edits=(Edit("multiraft.snapshots.pacing:Pacing.after", "await still_here()", "pass"),),
+        tests=("tests/multiraft/test_pacing.py::test_the_sender_hears_of_a_long_rest_and_a_new_pace_counts_at_once",),
+    ),
+    Mutant(
         name="lost-answer-waited-for",
         breaks="a damaged replica waits for the snapshot of a leader that leads no more as long as for one that leads",
         edits=(Edit("multiraft.rebuild:Rebuild._of", "if raft.leader != leader and", "if leader == '' and"),),

@@ -53,6 +53,12 @@ MUTANTS = (
         tests=(_ROLLED,),
     ),
     Mutant(
+        name="new-commands-sent-to-old-nodes",
+        breaks="a node of the former release makes a collection without the text index that was asked for",
+        edits=(Edit("client.shards:ClusterShards.command", "command.needs() > self", "command.needs() < self"),),
+        tests=("tests/client/test_too_new.py::test_it_is_refused_before_it_is_sent",),
+    ),
+    Mutant(
         name="unreadable-entries-skipped",
         breaks="a replica passes over an entry of a newer release and serves what the others do not have",
         edits=(

@@ -74,6 +74,7 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         planned = shown("shard", "add", "--dry-run")
         assert [move["type"] for move in planned["moves"]] == ["found-shard", "move-range", "move-range"]
         assert planned["ratio"] <= 1.1
+        assert planned["seconds"] > 0 and "takes about " in run("shard", "add", "--dry-run", *at)
         assert sorted(shown("cluster", "stats")["shard_sizes"]) == ["0", "1"]  # nothing was executed
         assert "was never rebalanced" in run("rebalance", "--status", *at, expect=1)
 
@@ -109,6 +110,8 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
             "shard", "move", "3", source, others[0], *at, expect=1
         )
         assert f"from {source} to {target}" in run("shard", "move", "3", source, target, "--dry-run", *at)
+        slowly = shown("shard", "move", "3", source, target, "--dry-run", "--throttle", "1000")
+        assert slowly["seconds"] >= slowly["documents"] > 0
         assert shards()[3]["nodes"] == after[3]["nodes"]
         assert shown("shard", "move", "3", source, target)["state"] == "done"
         assert shards()[3]["nodes"] == [target, *others]

@@ -46,6 +46,13 @@ def test_a_dead_node_and_a_live_one_are_replaced(tmp_path: Path, run: Run) -> No
         cluster.kill("node-2")
         planned = run("node", "replace", "node-2", "node-4", "--dry-run", *at)
         assert "replica of shard 1 from node-2 to node-4" in planned and "node-4 replaces node-2" in planned
+        assert "; takes about " in planned and " s at this pace" in planned
+        slow = ("--dry-run", "--json", "--batch", "1", "--throttle", "10")
+        quick, slowly = (
+            json.loads(run("node", "replace", "node-2", "node-4", *options, *at)) for options in (slow[:2], slow)
+        )
+        assert len(quick["moves"]) == 3 and slowly["documents"] == quick["documents"] >= DOCUMENTS
+        assert slowly["seconds"] > quick["seconds"] + 10
         assert listed()["node-4"]["shards"] == []
         assert "node-9 has not joined" in run("node", "replace", "node-2", "node-9", "--timeout", "1", *at, expect=1)
         assert "holds the catalog already" in run("node", "replace", "node-2", "node-3", *at, expect=1)

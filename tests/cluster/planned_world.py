@@ -263,6 +263,7 @@ class World:
                 continue
             for info in self.topology.nodes:
                 able = info.state is NodeState.ACTIVE and info.weight > 0 and info.id not in self.dead | self.closed
+                able = able and not info.maintenance  # it gets nothing while others can take it
                 room = info.id not in self.capacity or self.capacity[info.id] - used[info.id] >= size
                 if able and room and info.zone not in others and info.id not in holders.all:
                     raise Illegal(f"group {group} has two replicas in {zone[node]} while {info.id} has room")

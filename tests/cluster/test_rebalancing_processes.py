@@ -4,6 +4,7 @@ on, and nothing is lost. The guide's calls."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,6 +177,21 @@ async def test_a_rebalance_is_planned_paused_cancelled_and_found_again(tmp_path:
             assert sorted((await coordinator.get_stats()).shard_sizes) == [0]
             hits = await other.search(np.ones(8, np.float32), 10_000, exact=True)
             assert sorted(hit.id for hit in hits) == sorted(load.there)
+            await _a_replica_comes_slowly(client, coordinator)
+
+
+async def _a_replica_comes_slowly(client: Client, coordinator: RebalanceCoordinator) -> None:
+    now = await client.refresh_topology(confirmed=True)
+    held, (spare, *_) = now.serving[0].wanted, sorted(set(now.addresses()) - set(now.serving[0].wanted))
+    began, told = time.monotonic(), set[str]()
+    handle = await coordinator.move_replica(
+        0, held[-1], spare, RebalanceConfig(batch_size=LOADED // 4, throttle_rate=2.0)
+    )
+    async for progress in handle:
+        told |= set(progress.moves.values())
+    assert progress.state is JobState.DONE
+    assert time.monotonic() - began >= 8.0
+    assert any(", at most " in words for words in told)
 
 
 async def test_a_shard_is_added_at_ids_that_are_known_or_not_at_all(tmp_path: Path) -> None:

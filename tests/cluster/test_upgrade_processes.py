@@ -1,7 +1,8 @@
-"""Nodes of the former release are replaced by this one, one by one, under a constant load: no call of a client fails,
-nothing is lost, and the cluster's version rises when the last one was replaced.
+"""Nodes of a former release are replaced by this one, one by one, under a constant load: no call of a client fails,
+nothing is lost, what needs this release is refused meanwhile and changes nothing, and the cluster's version rises when
+the last one was replaced.
 
-The former release is a commit of this repository (docs/adr/0042).
+The former releases are commits of this repository (docs/adr/0042).
 """
 
 from __future__ import annotations
@@ -18,27 +19,33 @@ import pytest
 import needle
 from cluster.processes import ShardedProcesses, healthy
 from cluster.test_rolling_restart import ROWS, Load
+from needle.base.errors import ClusterTooOld
 from needle.base.versions import FIRST, KNOWN
+from needle.client.client import Client
 from needle.local.process_cluster import wait_for
 from needle.routing.topology import Topology
 
-FORMER = "e904bdfc01f4772235f831b03ba1d610441fe137"
-"""The last commit whose nodes say nothing of versions."""
+FORMER = {
+    FIRST: "e904bdfc01f4772235f831b03ba1d610441fe137",
+    KNOWN - 1: "a0e4b491056118df9c82a127ca48dee713e573e3",
+}
+"""By the version that they know: the last commit whose nodes say nothing of versions, and the last one before this
+version's formats."""
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def former(tmp_path: Path) -> Path:
+def release(tmp_path: Path, knew: int) -> Path:
     """Where the package `needle` is as of FORMER; what it depends on is what this one depends on. In a checkout without
     that commit (a shallow clone): this release, made to know only what that one knew."""
-    found = subprocess.run(["git", "archive", FORMER, "src"], cwd=REPOSITORY, capture_output=True, check=False)
+    commit = FORMER[knew]
+    found = subprocess.run(["git", "archive", commit, "src"], cwd=REPOSITORY, capture_output=True, check=False)
     if found.returncode == 0:
         with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
             archive.extractall(tmp_path / "former", filter="data")
         return tmp_path / "former" / "src"
     shutil.copytree(Path(needle.__file__).parent, tmp_path / "former" / "needle")
     versions = tmp_path / "former" / "needle" / "base" / "versions.py"
-    now, then = f"KNOWN: Final = {KNOWN}\n", f"KNOWN: Final = {FIRST}\n"
+    now, then = f"KNOWN: Final = {KNOWN}\n", f"KNOWN: Final = {knew}\n"
     text = versions.read_text("utf-8")
     assert text.count(now) == 1
     versions.write_text(text.replace(now, then), "utf-8")
@@ -46,7 +53,9 @@ def former(tmp_path: Path) -> Path:
 
 
 @pytest.mark.alone
-async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, former: Path) -> None:
+@pytest.mark.parametrize("knew", FORMER)
+async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, knew: int) -> None:
+    former = release(tmp_path, knew)
     processes = ShardedProcesses(tmp_path, 3)
     for node in processes.nodes.values():
         node.source = former
@@ -61,8 +70,13 @@ async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, former: 
             async def confirmed() -> Topology:
                 return await client.refresh_topology(confirmed=True, timeout=5)
 
+            async def at_former() -> bool:
+                return (await confirmed()).cluster_version == knew
+
+            await wait_for(at_former, 60, "the version of the former release")
             for done, name in enumerate(processes.nodes):
-                assert (await wait_for(confirmed, 60)).cluster_version == FIRST
+                assert (await wait_for(confirmed, 60)).cluster_version == knew
+                await _refused_as_too_new(client)
                 assert processes.terminate(name) == 0
                 processes.nodes[name].source = None
                 processes.restart(name)
@@ -70,12 +84,13 @@ async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, former: 
                 calls = load.calls
                 await wait_for(lambda at=calls: running.done() or load.calls > at + 20, 60, "calls go on")
                 assert not running.done(), running.exception()
-                assert done == 2 or (await wait_for(confirmed, 60)).cluster_version == FIRST
+                assert done == 2 or (await wait_for(confirmed, 60)).cluster_version == knew
 
             async def risen() -> bool:
                 return (await confirmed()).cluster_version == KNOWN
 
             await wait_for(risen, 60, "the version of the cluster")
+            await client.create_collection("words", dimensions=8, text="body", timeout=30)
             load.ending = True
             await running
             there = {**{f"doc-{n}": n for n in range(500)}, **load.there}
@@ -95,7 +110,14 @@ async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, former: 
         processes.restart(back.name)
 
         def refused() -> bool:
-            told = "knows commands and formats up to version 1" in processes.nodes["node-1"].output()
+            told = f"knows commands and formats up to version {knew}" in processes.nodes["node-1"].output()
             return told or not back.running()
 
         await wait_for(refused, 60, "a refusal")
+
+
+async def _refused_as_too_new(client: Client) -> None:
+    """Also once some nodes run this release, the one that leads the catalog maybe among them."""
+    with pytest.raises(ClusterTooOld):
+        await client.create_collection("words", dimensions=8, text="body", timeout=30)
+    assert (await client.refresh_topology(confirmed=True, timeout=30)).collection("words") is None

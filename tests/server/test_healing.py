@@ -102,12 +102,12 @@ class World:
         ]
 
 
-def run(world: World, *moments: tuple[float, Any], after: float = AFTER) -> World:
+def run(world: World, *moments: tuple[float, Any], after: float = AFTER, throttle: float = 0.1) -> World:
     """Each of `moments` is done so many seconds after the one before."""
 
     async def work() -> None:
         world.host.stopped = False
-        running = asyncio.get_running_loop().create_task(Healing(world, after).run())  # type: ignore[arg-type]
+        running = asyncio.get_running_loop().create_task(Healing(world, after, throttle).run())  # type: ignore[arg-type]
         for seconds, what in moments:
             await asyncio.sleep(seconds)
             what()
@@ -130,6 +130,15 @@ def test_a_node_that_is_gone_is_replaced_once_and_not_before_its_time() -> None:
     assert before == [] and world.told() == ["replace node-2"]
     job = world.truth.rebalance
     assert job is not None and job.healing and not job.wish.balance
+
+
+def test_it_is_as_slow_as_the_settings_say() -> None:
+    for throttle in (0.0, 2.5):
+        world = World()
+        world.dead.add("node-2")
+        run(world, (AFTER + 30, nothing), throttle=throttle)
+        job = world.truth.rebalance
+        assert job is not None and job.config == RebalanceConfig(throttle_rate=throttle)
 
 
 def test_who_was_away_for_less_begins_anew() -> None:

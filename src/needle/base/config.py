@@ -243,8 +243,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     heartbeat_interval: Seconds between a leader's heartbeats.
     lease_timeout: Seconds after a leader's message in which nobody may be elected in its place, so that it can answer
         leased reads by itself; no longer than `election_timeout`. The same on all nodes.
-    clock_error_max: Bound on how much clocks differ in rate, as a fraction; leased reads are linearizable while it
-        holds.
+    clock_error_max: Bound on how much clocks differ in rate, as a fraction, by which leased reads are linearizable.
     snapshot_threshold: Log entries after which the log is compacted; 64 MiB of them (at most 1/32 of `log_bytes_max`),
         or 30 s without a write, do it too.
     log_bytes_max: Bytes that the log's files may take. From half of it on the log is cut as far as it can be, from
@@ -253,8 +252,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
         node refuses data (see "When a disk runs full" in docs/operations.md); 0: never.
     memory_bytes_max: With more memory than this, mapped files left out, the node refuses data (see "When memory runs
         short" in docs/operations.md); from seven eighths of it on it saves memory. 0: never.
-    replace_after: Seconds after which the replicas of a node that is gone are rebuilt on others, where room and zones
-        allow; 0: never. The same on all nodes.
+    replace_after: Seconds after which replicas of a node that is gone are rebuilt where room and zones allow; 0: never.
+    replace_throttle: Seconds of rest for each 1,000 documents of these; 0: none. Both are the same on all nodes.
     """
 
     node_id: Annotated[NodeId, about(allowed=NODE_ID, pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -285,6 +284,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     disk_reserve_bytes: Annotated[int, about(0, 1 << 46, shown=RESERVE)] | None = None
     memory_bytes_max: Annotated[int, about(0, 1 << 46, shown=MEMORY)] | None = None
     replace_after: Annotated[Seconds, about(0, 31_536_000)] = 600.0
+    replace_throttle: Annotated[Seconds, about(0, 3600)] = 0.1
     sharding: ShardingConfig = ShardingConfig()
     placement: PlacementConfig = PlacementConfig()
     index: _Index = _Index()

@@ -16,7 +16,7 @@ import needle
 from needle.base.config import refuse
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, as_json, console, notes, print_json, run
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, notes, print_json, run
 from needle.cli.node_list import without_shards
 from needle.cli.rebalance_commands import (
     Batch,
@@ -28,6 +28,7 @@ from needle.cli.rebalance_commands import (
     followed,
     not_emptied,
     pace,
+    show_moves,
     show_plan,
     show_progress,
 )
@@ -42,6 +43,8 @@ LOOK_SECONDS = 0.1
 ASK_SECONDS = 5.0
 JOIN_SECONDS = 20.0
 """So long a node that takes the place of another one may take to join: it was started a moment ago."""
+AT_ONCE = RebalanceConfig(max_concurrent_moves=100, throttle_rate=0.0)
+"""Of what moves without a rebalance."""
 Wait = Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the whole change.")]
 
 
@@ -67,7 +70,7 @@ def add(
         async def work(client: needle.Client) -> None:
             decisions = with_node(await _confirmed(client), node)
             if dry_run:
-                _show(await _sized(client, decisions), json)
+                show_moves(await _sized(client, decisions), json, AT_ONCE)
             else:
                 await _hold(client, decisions, deadline)
                 notes.print(f"{node} holds every shard", markup=False)
@@ -79,7 +82,7 @@ def add(
     async def start(client: needle.Client) -> int:
         return await client.start_rebalance(config, timeout=min(timeout, 10.0))
 
-    carry_out(cluster, lambda client: client.plan_rebalance(), start, dry_run, no_wait, json, deadline=deadline)
+    carry_out(cluster, lambda client: client.plan_rebalance(), start, config, dry_run, no_wait, json, deadline=deadline)
     if not dry_run and not no_wait:
         now = run(cluster, _confirmed)
         if not now.hosted_by(node):
@@ -144,6 +147,7 @@ def drain(
         cluster,
         lambda client: client.plan_rebalance(wish, timeout=seconds),
         start,
+        config,
         dry_run,
         no_wait,
         json,
@@ -177,12 +181,13 @@ def remove(
             raise InvalidArgument(f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}")
         holds = known.state is not NodeState.REMOVED and (now.hosted_by(node) or node in now.catalog)
         if dry_run and fewer_replicas:
-            _show(await _sized(client, without_node(now, node)), json, f"then {node} is forgotten")
+            show_moves(await _sized(client, without_node(now, node)), json, AT_ONCE, f"then {node} is forgotten")
             return
         if dry_run:
             plan = await client.plan_rebalance(await _without(client, node))
-            show_plan(plan, json)
-            if holds:
+            show_plan(plan, json, config)
+            if holds and _emptying_now(now, node) is None:
+                check_over(now.rebalance)
                 _check_taken(node, plan)
             return
         if holds and fewer_replicas:
@@ -253,7 +258,8 @@ def replace(
     config, deadline = pace(moves, batch, throttle), time.monotonic() + timeout
     run(cluster, lambda client: _joined(client, new, min(timeout, JOIN_SECONDS)))
     if dry_run:
-        _show(run(cluster, lambda client: client.plan_replacement(old, new)), json, f"then {old} is forgotten")
+        moved = run(cluster, lambda client: client.plan_replacement(old, new))
+        show_moves(moved, json, config, f"then {old} is forgotten")
         return
 
     async def work(client: needle.Client) -> Progress | None:
@@ -330,16 +336,6 @@ async def _sized(client: needle.Client, decisions: Sequence[AssignReplicas]) -> 
         if one.before != one.after
     ]
     return [with_size(move, stats) for move in moves]
-
-
-def _show(moves: Sequence[MoveReplicas], json: bool, then: str = "") -> None:
-    if json:
-        print_json([as_json(move) for move in moves])
-        return
-    for number, move in enumerate(moves, 1):
-        console.print(f"{number}. {move.in_words()}", soft_wrap=True)
-    if then or not moves:
-        console.print(then or "nothing has to move")
 
 
 async def _hold(client: needle.Client, decisions: Sequence[AssignReplicas], deadline: float) -> None:

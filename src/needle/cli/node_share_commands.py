@@ -48,7 +48,9 @@ def weight(
         notes.print(f"the weight of {node} is {'its own' if share is None else weight} from now on", markup=False)
         return id_
 
-    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+    carry_out(
+        cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, config, dry_run, no_wait, json
+    )
 
 
 def zone(
@@ -77,4 +79,6 @@ def zone(
         notes.print(f"the zone of {node} is {'its own' if own else zone} from now on", markup=False)
         return id_
 
-    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+    carry_out(
+        cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, config, dry_run, no_wait, json
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -30,7 +30,8 @@ from needle.cli.common import (
     table,
 )
 from needle.routing.jobs import Job, JobState, Progress, RebalanceConfig, check_over
-from needle.routing.planned_moves import size_in_words
+from needle.routing.pace import expected_seconds
+from needle.routing.planned_moves import MoveReplicas, size_in_words
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import RebalanceStats
 
@@ -134,15 +135,41 @@ def plan(
         wish = Wish(shards=count, retire=retire, drain=drained, lost=tuple(lost or ()), heat=heat)
         return await client.plan_rebalance(wish, timeout=timeout)
 
-    show_plan(run(cluster, work), json)
+    show_plan(run(cluster, work), json, RebalanceConfig())
 
 
-def show_plan(made: Plan, json: bool) -> None:
+def show_plan(made: Plan, json: bool, config: RebalanceConfig) -> None:
+    """config: the pace by which it says how long that takes."""
+    seconds = expected_seconds(made.moves, config)
     if json:
-        print_json({**as_json(made), "bytes": made.bytes, "documents": made.documents, "ratio": made.ratio})
+        sums = {"bytes": made.bytes, "documents": made.documents, "ratio": made.ratio, "seconds": seconds}
+        print_json({**as_json(made), **sums})
         return
     for line in made.in_words():
         console.print(line, soft_wrap=True)
+    if made.moves:
+        console.print(expected_in_words(seconds))
+
+
+def show_moves(moves: Sequence[MoveReplicas], json: bool, config: RebalanceConfig, then: str = "") -> None:
+    """Moves of replicas alone. then: what follows them, for people."""
+    seconds, size = expected_seconds(moves, config), sum(move.bytes for move in moves)
+    if json:
+        documents = sum(move.documents for move in moves)
+        print_json({"moves": as_json(moves), "bytes": size, "documents": documents, "seconds": seconds})
+        return
+    for number, move in enumerate(moves, 1):
+        console.print(f"{number}. {move.in_words()}", soft_wrap=True)
+    if moves:
+        console.print(f"{len(moves)} moves copy {size_in_words(size)}; {expected_in_words(seconds)}")
+    if then or not moves:
+        console.print(then or "nothing has to move")
+
+
+def expected_in_words(seconds: float) -> str:
+    """How long a plan takes, for people."""
+    amount = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else None
+    return f"takes about {amount or f'{seconds / 3600:.1f} h'} at this pace"
 
 
 def rebalance(
@@ -178,7 +205,9 @@ def rebalance(
     async def start(client: needle.Client) -> int:
         return await client.start_rebalance(config, wish=wish, timeout=timeout)
 
-    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+    carry_out(
+        cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, config, dry_run, no_wait, json
+    )
 
 
 # --- what they share -------------------------------------------------------------------------------------------------
@@ -208,6 +237,7 @@ def carry_out(
     cluster: str,
     planned: Callable[[needle.Client], Awaitable[Plan]],
     start: Callable[[needle.Client], Awaitable[int]],
+    config: RebalanceConfig,
     dry_run: bool,
     no_wait: bool,
     json: bool,
@@ -215,9 +245,9 @@ def carry_out(
     deadline: float = math.inf,
 ) -> None:
     """refused: why a rebalance by this plan would not be begun, empty if it would; as the client's method asks.
-    deadline: see `followed`."""
+    config: as of `start`. deadline: see `followed`."""
     if dry_run:
-        _show_only(cluster, planned, refused, json)
+        _show_only(cluster, planned, refused, config, json)
         return
 
     async def work(client: needle.Client) -> Progress:
@@ -235,7 +265,11 @@ def carry_out(
 
 
 def _show_only(
-    cluster: str, planned: Callable[[needle.Client], Awaitable[Plan]], refused: Callable[[Plan], str], json: bool
+    cluster: str,
+    planned: Callable[[needle.Client], Awaitable[Plan]],
+    refused: Callable[[Plan], str],
+    config: RebalanceConfig,
+    json: bool,
 ) -> None:
     """Show the plan; fail as the command itself would, for scripts that ask first."""
 
@@ -243,7 +277,7 @@ def _show_only(
         return await planned(client), (await client.refresh_topology(confirmed=True)).rebalance
 
     made, job = run(cluster, work)
-    show_plan(made, json)
+    show_plan(made, json, config)
     if why := refused(made):
         raise Unavailable(f"it would be refused now: {why}")
     check_over(job)

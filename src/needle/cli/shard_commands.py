@@ -95,7 +95,7 @@ def add(
     async def start(client: needle.Client) -> int:
         return await client.add_shard(config, timeout=timeout)
 
-    carry_out(cluster, planned, start, dry_run, no_wait, json)
+    carry_out(cluster, planned, start, config, dry_run, no_wait, json)
 
 
 def remove(
@@ -115,7 +115,9 @@ def remove(
     async def start(client: needle.Client) -> int:
         return await client.remove_shard(shard, config, timeout=timeout)
 
-    carry_out(cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, dry_run, no_wait, json)
+    carry_out(
+        cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, config, dry_run, no_wait, json
+    )
 
 
 def split(
@@ -139,7 +141,7 @@ def split(
     async def start(client: needle.Client) -> int:
         return await client.split_shard(shard, config, timeout=timeout)
 
-    carry_out(cluster, planned, start, dry_run, no_wait, json, not_whole)
+    carry_out(cluster, planned, start, config, dry_run, no_wait, json, not_whole)
 
 
 def move(
@@ -147,6 +149,8 @@ def move(
     source: Annotated[str, typer.Argument(metavar="FROM", help="A node that holds it; it may be dead.")],
     target: Annotated[str, typer.Argument(metavar="TO", help="The node that holds it from now on, in its place.")],
     dry_run: DryRun = False,
+    batch: Batch = 1000,
+    throttle: Throttle = 0.1,
     no_wait: NoWait = False,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 10.0,
@@ -154,14 +158,15 @@ def move(
 ) -> None:
     """Move one replica of a shard to another node, while it serves. Nothing else moves. A later `needle rebalance` may
     move it on, where that makes the nodes more even."""
+    config = pace(1, batch, throttle)
 
     async def planned(client: needle.Client) -> Plan:
         return await client.plan_rebalance(wish_to_move(shard, source, target), timeout=timeout)
 
     async def start(client: needle.Client) -> int:
-        return await client.move_replica(shard, source, target, timeout=timeout)
+        return await client.move_replica(shard, source, target, config, timeout=timeout)
 
-    carry_out(cluster, planned, start, dry_run, no_wait, json, not_whole)
+    carry_out(cluster, planned, start, config, dry_run, no_wait, json, not_whole)
 
 
 def replicas(

@@ -47,6 +47,7 @@ class ReplaceMethods(OverShards):
         return await self._plan_replacement(now, wish, seconds)
 
     async def _plan_replacement(self, now: Topology, wish: Wish, seconds: float) -> list[MoveReplicas]:
+        check_known(StartRebalance(wish, RebalanceConfig()), now)  # older nodes would plan something else
         check_over(now.rebalance)
         plan = await plan_of(self._shards, wish, seconds)
         if why := plan.missing(unmet=True, waiting=True):
@@ -73,7 +74,6 @@ class ReplaceMethods(OverShards):
             return known
         if not _check(now, wish):
             return None
-        check_known(start, now)
         await self._plan_replacement(now, wish, seconds)
         return (await self._shards.command(start, seconds)).version
 
@@ -82,6 +82,7 @@ class ReplaceMethods(OverShards):
         old: NodeId,
         new: NodeId,
         *,
+        config: RebalanceConfig | None = None,
         told: Callable[[str], None] | None = None,
         timeout: Seconds = 3600.0,
     ) -> None:
@@ -92,7 +93,7 @@ class ReplaceMethods(OverShards):
         """
         seconds, loop = values.check_timeout(timeout), asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        id_ = await self.start_replacement(old, new, timeout=min(seconds, 10.0))
+        id_ = await self.start_replacement(old, new, config, timeout=min(seconds, 10.0))
         if id_ is None:
             if told is not None:
                 told(f"{old} was removed from this cluster before; nothing was changed")

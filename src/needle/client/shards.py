@@ -33,7 +33,7 @@ from needle.client.directory import Caller, Directory
 from needle.client.group import GroupClient, MakeBody, written
 from needle.client.known_topology import KnownTopology
 from needle.protocol import calls
-from needle.protocol.catalog_commands import CatalogCommand, Identity, encode
+from needle.protocol.catalog_commands import CatalogCommand, CreateCluster, Identity, encode
 from needle.protocol.peer_calls import (
     CATALOG,
     INDEX_ROOM,
@@ -46,6 +46,7 @@ from needle.protocol.peer_calls import (
     WhoAnswer,
     WhoCall,
 )
+from needle.protocol.versioned import check_known
 from needle.routing.topology import Topology
 
 ASK_SECONDS = 1.0
@@ -100,9 +101,13 @@ class ClusterShards:
         return calls.decode(await self._caller.call(address, WHO, calls.encode(WhoCall()), timeout), WhoAnswer)
 
     async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
-        """Execute a command of the catalog, once, through any node: it is sent until one answers."""
+        """Execute a command of the catalog, once, through any node: it is sent until one answers. Raises ClusterTooOld,
+        before it is sent, for one that not all nodes know: those of a release before would execute it without what they
+        do not know."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
+        if not isinstance(command, CreateCluster) and command.needs() > self.topology().cluster_version:
+            check_known(command, await self.confirmed(timeout))
         data, last, sent = self._identified(command), "", False
         while True:
             for address in self._known.in_turn():

@@ -668,6 +668,7 @@ class SyncClient:
         old: NodeId,
         new: NodeId,
         *,
+        config: RebalanceConfig | None = ...,
         told: Callable[[str], None] | None = ...,
         timeout: Seconds = ...,
     ) -> None: ...

@@ -39,6 +39,7 @@ from needle.multiraft.log_writer import LogWriter
 from needle.multiraft.ports import Applied, StateMachine, Transport
 from needle.multiraft.repair import Opener
 from needle.multiraft.retention import Bounds
+from needle.multiraft.snapshots.pacing import Pace, at_once
 from needle.multiraft.snapshots.receiver import SnapshotFetcher
 from needle.multiraft.snapshots.sender import SnapshotShelf
 from needle.multiraft.timers import Timers
@@ -70,6 +71,7 @@ class Engine:
         snapshot_dir: str,
         files: Files,
         failpoint: Failpoint = no_failpoint,
+        pace: Pace = at_once,
     ) -> None:
         self.node_id = node_id
         self.config = config
@@ -90,7 +92,7 @@ class Engine:
         self.shelf = SnapshotShelf(
             snapshot_dir, files, apply_pool, rng, config.snapshot_exports_max, config.snapshot_chunk_bytes, failpoint
         )
-        self.fetcher = SnapshotFetcher(snapshot_dir, files, apply_pool, transport, config, failpoint)
+        self.fetcher = SnapshotFetcher(snapshot_dir, files, apply_pool, transport, config, failpoint, pace)
         self.groups: dict[GroupId, Group] = {}
         self._opened: dict[GroupId, tuple[int, int]] = {}
         self.lives = Lives(self, store, transport, lambda: self._opened)

@@ -23,7 +23,7 @@ below the wish's."""
 
 class RebalanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """max_concurrent_moves: at a time. batch_size: documents of a move copied between two pauses. throttle_rate:
-    how long these are, in seconds. Raises InvalidArgument."""
+    how long these are, in seconds; a new replica comes as slowly (routing.pace). Raises InvalidArgument."""
 
     max_concurrent_moves: int = 10
     batch_size: int = 1000

@@ -14,8 +14,10 @@ from needle.base.errors import NeedleError
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.catalog.machine import CatalogMachine
 from needle.multiraft.config import HostConfig
+from needle.multiraft.engine import Engine
 from needle.multiraft.host import Host
 from needle.multiraft.log.log_store import LogStore
+from needle.routing.pace import rest_of
 from needle.routing.topology import Topology
 from needle.server import files as data_dir
 from needle.server.adapters import CatalogAdapter
@@ -163,6 +165,32 @@ def open_log(config: RaftConfig, ports: NodePorts) -> LogStore:
     except BaseException:
         store.close()
         raise
+
+
+def make_engine(
+    config: RaftConfig,
+    ports: NodePorts,
+    peers: Peers,
+    store: LogStore,
+    fatal: Callable[[NeedleError], None],
+    topology: Callable[[], Topology],
+) -> Engine:
+    """What runs a node's Raft groups, not started yet. topology: the last one; by it new replicas come slowly."""
+    return Engine(
+        config.node_id,
+        host_config(config),
+        transport=peers,
+        store=store,
+        log_pool=ports.log_pool,
+        apply_pool=ports.apply_pool,
+        clock=ports.clock,
+        rng=ports.rng,
+        on_fatal=fatal,
+        snapshot_dir=data_dir.snapshot_directory(config.data_dir),
+        files=ports.files,
+        failpoint=ports.failpoint,
+        pace=lambda group: rest_of(topology().rebalance, group, config.node_id),
+    )
 
 
 def host_config(config: RaftConfig) -> HostConfig:

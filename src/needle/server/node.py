@@ -28,7 +28,6 @@ from needle.client.router.router import Router
 from needle.client.shards import ClusterShards
 from needle.client.traced import router_of
 from needle.multiraft.background import Background
-from needle.multiraft.engine import Engine
 from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.peer_calls import TOPOLOGY, FoundCall, TopologyAnswer, TopologyCall, WhoAnswer
@@ -46,7 +45,7 @@ from needle.server.catalog.node_topology import NodeTopology
 from needle.server.catalog.registration import Registration
 from needle.server.catalog.settings_founding import SettingsFounding, seeds_of, settings_of
 from needle.server.cluster_files import ClusterFile, load_cluster, load_topology
-from needle.server.hosting import Hosting, host_config, open_log
+from needle.server.hosting import Hosting, make_engine, open_log
 from needle.server.lasting import lasting
 from needle.server.local_caller import LocalCaller
 from needle.server.machine.space import Space, space_of
@@ -111,7 +110,7 @@ class Node:
         self._belonging, self._news = Belonging(self, self._hosting), AddressNews(self)
         self._mover = Mover(self, move_rows, config.limits.freeze_seconds)
         self._replicas, self.coordinator = Replicas(self), Coordinator(self)
-        self._healing, self.given_up = Healing(self, config.replace_after), GivenUp(self)
+        self._healing, self.given_up = Healing(self, config.replace_after, config.replace_throttle), GivenUp(self)
         self._background = Background(self._background_failed)
         self._clients, self._undo = clients, list[Callable[[], Any]]()
         self._stopping = self._running = False
@@ -144,20 +143,7 @@ class Node:
         self.peers = ports.peers(self.book.get)
         self._undo.append(self.peers.close)
         self.book.changed = self.peers.update
-        engine = Engine(
-            config.node_id,
-            host_config(config),
-            transport=self.peers,
-            store=store,
-            log_pool=ports.log_pool,
-            apply_pool=ports.apply_pool,
-            clock=ports.clock,
-            rng=ports.rng,
-            on_fatal=self._fatal,
-            snapshot_dir=data_dir.snapshot_directory(config.data_dir),
-            files=ports.files,
-            failpoint=ports.failpoint,
-        )
+        engine = make_engine(config, ports, self.peers, store, self._fatal, lambda: self.topology)
         self.host = Host(engine)
         self._undo.append(self._hosting.close_replicas)
         await self._open_groups()

@@ -15,8 +15,9 @@ import msgspec
 
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.ids import GroupId, NodeId, shard_group
-from needle.routing.jobs import Job, JobState, Phase, Progress, Running
-from needle.routing.planned_moves import Move, MoveRange, MoveReplicas, disjoint
+from needle.routing.jobs import Job, JobState, Phase, Progress, RebalanceConfig, Running
+from needle.routing.pace import rate_max
+from needle.routing.planned_moves import Move, MoveRange, MoveReplicas, disjoint, size_in_words
 from needle.routing.plans import Balance, Plan, Wish
 from needle.routing.topology import NodeState, Topology
 
@@ -253,9 +254,15 @@ def progress(job: Job, plan: Plan, running: Sequence[Running], rate: float, held
         rate=rate,
         eta=(total - copied) / rate if rate > 0 else None,
         phases={one.id: one.phase for one in running},
-        moves={one.id: one.move.in_words() for one in running},
+        moves={one.id: _in_words(one, job.config) for one in running},
         why=job.why or "; ".join([*plan.waiting, *held, *_waiting(job, plan, running)]),
     )
+
+
+def _in_words(one: Running, config: RebalanceConfig) -> str:
+    """A move that runs, with the rate that it is held to while it copies."""
+    most = rate_max(one.move, config) if one.phase in (Phase.PREPARE, Phase.COPY) else None
+    return one.move.in_words() + (f", at most {size_in_words(round(most))}/s" if most is not None else "")
 
 
 def _documents(one: Running) -> int:

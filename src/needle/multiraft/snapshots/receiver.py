@@ -3,7 +3,7 @@
 Invariant: `fetch` returns a directory in which every file of the manifest has its size and checksum, durably. A file
 that is partly there (an earlier connection, or this node before a restart) is continued, not fetched again. Nor is one
 that is here already: among what was staged of another snapshot, or in the state that is to be replaced. Of a file that
-changes, only the blocks travel that are in neither (snapshot_blocks.py).
+changes, only the blocks travel that are in neither (snapshot_blocks.py). What travels may be slowed down (pacing.py).
 It must not know Raft, nor the state machine.
 """
 
@@ -33,6 +33,7 @@ from needle.multiraft.config import HostConfig
 from needle.multiraft.failpoints import Failpoint
 from needle.multiraft.files import Files
 from needle.multiraft.ports import SnapshotFile, Transport
+from needle.multiraft.snapshots.pacing import Pace, Pacing, at_once
 from needle.multiraft.snapshots.snapshot_blocks import SharedFile, find_donors
 
 CHUNK_METHOD: Final = "raft.snapshot_chunk"
@@ -55,7 +56,14 @@ class SnapshotFetcher:
     """Fetches snapshots of any group into `directory`."""
 
     def __init__(
-        self, directory: str, files: Files, pool: Pool, transport: Transport, config: HostConfig, failpoint: Failpoint
+        self,
+        directory: str,
+        files: Files,
+        pool: Pool,
+        transport: Transport,
+        config: HostConfig,
+        failpoint: Failpoint,
+        pace: Pace = at_once,
     ) -> None:
         self._directory = directory
         self._files = files
@@ -63,6 +71,7 @@ class SnapshotFetcher:
         self._transport = transport
         self._config = config
         self._failpoint = failpoint
+        self._pace = pace
         self.bytes_fetched = 0
         self.bytes_reused = 0
 
@@ -81,11 +90,13 @@ class SnapshotFetcher:
             similar = await self._pool.run(_similar, manifest.files, holder)
             former = await self._former(group, directory, list(similar))
             await self.discard_others(group, directory, former)
+            total = sum(file.size for file in manifest.files)
+            pacing = Pacing(lambda: self._pace(group), total, self._config.snapshot_keep / 3)
             for files in _together(manifest.files, similar, self._config.snapshot_chunk_bytes):
                 fetches = []
                 for file in files:
                     donors = [similar[file.name], f"{former}/{file.name}"] if file.name in similar else []
-                    fetches.append(self._fetch_file(group, frm, manifest.snapshot, directory, file, donors))
+                    fetches.append(self._fetch_file(group, frm, manifest.snapshot, directory, file, donors, pacing))
                 await _all_of(fetches)
             await self.discard_others(group, directory)
         except DiskFull:
@@ -146,9 +157,20 @@ class SnapshotFetcher:
                 await self._pool.run(self._files.remove_tree, staged)
 
     async def _fetch_file(
-        self, group: GroupId, frm: NodeId, snapshot: str, directory: str, file: SnapshotFile, donors: Sequence[str]
+        self,
+        group: GroupId,
+        frm: NodeId,
+        snapshot: str,
+        directory: str,
+        file: SnapshotFile,
+        donors: Sequence[str],
+        pacing: Pacing,
     ) -> None:
         path = f"{directory}/{file.name}"
+
+        async def still_here() -> None:
+            await self._ask(frm, CHUNK_METHOD, ChunkRequest(group, snapshot, file.name, 0, 0))
+
         for attempt in range(2):
             have = await self._pool.run(self._files.size, path)
             if have < 0 or have > file.size:
@@ -160,13 +182,16 @@ class SnapshotFetcher:
             if shared is not None:
                 have -= have % BLOCK_BYTES
             while have < file.size:
+                reused = 0 if shared is None else shared.bytes_reused
                 if shared is None:
                     chunk = await self._chunk(group, frm, snapshot, file, have)
                 else:
                     chunk = await shared.piece(have // BLOCK_BYTES)
+                    reused = shared.bytes_reused - reused
                 await self._pool.run(self._files.write_at, path, have, chunk)
                 self._failpoint("snapshot.after_chunk")
                 have += len(chunk)
+                await pacing.after(len(chunk) - reused, still_here)
             self.bytes_reused += 0 if shared is None else shared.bytes_reused
             if await self._pool.run(self._files.checksum, path) == file.checksum:
                 return

@@ -35,7 +35,15 @@ LINKS_MAX = 64
 PING_SECONDS = 1.0
 """A link on which nothing comes back for so long is as good as cut."""
 COMMON = (
-    *("election_timeout", "heartbeat_interval", "lease_timeout", "clock_error_max", "replace_after", "require_keys"),
+    *(
+        "election_timeout",
+        "heartbeat_interval",
+        "lease_timeout",
+        "clock_error_max",
+        "replace_after",
+        "replace_throttle",
+    ),
+    "require_keys",
     *("tls.mode", *(path for path in SETTINGS if path.startswith("limits."))),
 )
 """Settings that nodes should agree on."""

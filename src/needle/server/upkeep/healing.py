@@ -67,10 +67,11 @@ class HealingNode(Protocol):
 class Healing:
     """See the module."""
 
-    def __init__(self, node: HealingNode, replace_after: float) -> None:
-        """replace_after: seconds; 0 for never."""
+    def __init__(self, node: HealingNode, replace_after: float, throttle: float) -> None:
+        """replace_after: seconds; 0 for never. throttle: `throttle_rate` of the rebalances that it starts."""
         self._node = node
         self._replace_after = replace_after
+        self._config = RebalanceConfig(throttle_rate=throttle)
         self._gone: dict[NodeId, float] = {}
         """Since when, by this node's clock; empty on a node that does not lead the catalog."""
         self._not_before = float("-inf")
@@ -127,7 +128,7 @@ class Healing:
             why = "; ".join([*plan.unmet, *plan.waiting]) or "nothing is missing"
             self._say(f"nobody takes the place of {', '.join(gone)}: {why}")
             return
-        command = StartRebalance(wish, RebalanceConfig(), True)
+        command = StartRebalance(wish, self._config, True)
         id_ = (await self._node.shards.command(command, STEP_SECONDS)).version
         self._not_before = self._node.now() + max(AGAIN_SECONDS, self._replace_after)
         names, after = ", ".join(gone), self._replace_after
