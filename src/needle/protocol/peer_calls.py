@@ -164,11 +164,21 @@ class MemoryRoom(msgspec.Struct, frozen=True, array_like=True):
     low: bool = False
 
 
+class FlushLevels(msgspec.Struct, frozen=True, array_like=True):
+    """Durable writes of a node's Raft log: how many there were in the last two minutes, and of them slow ones, of over
+    0.1 s. under_way: for how many seconds one has waited for the disk by now; 0.0 for none."""
+
+    writes: int
+    slow: int
+    under_way: float = 0.0
+
+
 class Levels(msgspec.Struct, frozen=True, array_like=True):
     """How near a node is to bounds. log_bytes_max: what its Raft log may take. certificate_seconds: until its
     certificate expires, by its own clock; None without TLS. backup_seconds: since the last backup began, None if none
     is expected. archive_seconds: by how much the archive of the log is behind, of the shard where it is the most among
-    those that the node leads; None if it leads none, or none is expected. memory: None of nodes that do not say."""
+    those that the node leads; None if it leads none, or none is expected. memory, flushes: None of nodes that do not
+    say."""
 
     log_bytes: int
     log_bytes_max: int
@@ -176,6 +186,7 @@ class Levels(msgspec.Struct, frozen=True, array_like=True):
     backup_seconds: float | None = None
     archive_seconds: float | None = None
     memory: MemoryRoom | None = None
+    flushes: FlushLevels | None = None
 
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):

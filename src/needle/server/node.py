@@ -49,6 +49,7 @@ from needle.server.cluster_files import ClusterFile, load_cluster, load_topology
 from needle.server.hosting import Hosting, host_config, open_log
 from needle.server.lasting import lasting
 from needle.server.local_caller import LocalCaller
+from needle.server.machine.flushes import FlushWatch
 from needle.server.machine.space import Space, space_of
 from needle.server.own_status import status_of, why_not_ready
 from needle.server.ports import Listener, NodePorts, Peers
@@ -84,7 +85,7 @@ class Node:
         if config.founders:
             settings_of(config)
         self.config, self.node_id = config, config.node_id
-        self.ports, self.audit = ports, ports.audit
+        self.ports, self.audit, self.flushes = ports, ports.audit, FlushWatch(ports.clock)
         self.failed: asyncio.Future[NeedleError] = asyncio.get_running_loop().create_future()
         self.groups: dict[GroupId, HostedReplica] = {}
         self.host: Host
@@ -139,7 +140,7 @@ class Node:
         learned = data_dir.load_addresses(config.data_dir)
         reached = {**dict(parse_node(text, "reach") for text in config.reach), config.node_id: config.announced}
         self.book = AddressBook(reached, learned, lambda new: data_dir.save_addresses(config.data_dir, new))
-        store = await ports.file_pool.run(open_log, config, ports)
+        store = await ports.file_pool.run(open_log, config, ports, self.flushes)
         self._undo.append(store.close)
         self.peers = ports.peers(self.book.get)
         self._undo.append(self.peers.close)

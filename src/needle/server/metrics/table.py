@@ -158,7 +158,9 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "its runbook: of the setting `runbooks`, or of the node's `/ui`. The rules name it.",
               "base/runbooks.py", only=HTTP),
         histogram("needle_fsync_seconds", "", SECONDS, "One durable transaction of the Raft log, of all shards "
-                  "together: it is slow where the disk is.", "server/metrics/observed.py"),
+                  "together: it is slow where the disk is.", "server/machine/flushes.py"),
+        gauge("needle_fsync_under_way_seconds", "", SECONDS, "For how long such a transaction has waited for the disk "
+              "by now; 0 for none. It grows while a disk hangs.", "server/machine/flushes.py"),
         gauge("needle_log_bytes", "", BYTES, "The files of the Raft log.", "multiraft/log/wal_store.py"),
         gauge("needle_log_bytes_max", "", BYTES, "What they may take; from three quarters on writes are refused.",
               "multiraft/config.py"),
