@@ -16,6 +16,8 @@ from needle.base.errors import (
     Internal,
     NeedleError,
     OutcomeUnknown,
+    OutOfMemory,
+    Overloaded,
     SessionExpired,
     StorageError,
     Unauthenticated,
@@ -50,6 +52,8 @@ from needle.routing.topology import Topology
 
 ASK_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
+SHORT_SECONDS, SHORT_SECONDS_MAX = 0.05, 0.5
+"""The first pause, and the longest, after a node said that it has no room."""
 
 _FATE_UNKNOWN = (OutcomeUnknown, ConnectionLost, DeadlineExceeded, StorageError, Internal)
 """What may be said of a command that is executed, then or later."""
@@ -104,10 +108,13 @@ class ClusterShards:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         data, last, sent = self._identified(command), "", False
+        short, backoff = None, SHORT_SECONDS
         while True:
             for address in self._known.in_turn():
                 left = deadline - loop.time()
                 if left <= 0:
+                    if short is not None and not sent:
+                        raise short
                     if sent:
                         raise OutcomeUnknown(
                             f"the catalog did not say within {in_seconds(timeout)} what became of it{last}"
@@ -138,12 +145,18 @@ class ClusterShards:
                             raise OutcomeUnknown(f"the command was sent and no answer came; now {error}") from error
                         raise  # judged by the catalog's log, which knows a command that is repeated
                     last = f"; last error: {error.message}"
+                    short = error if isinstance(error, OutOfMemory | Overloaded) else None
                     continue
                 result = written(answer)
                 with contextlib.suppress(Unauthenticated):  # it may have revoked the key with which it was sent
                     await self.refresh(result.version, max(0.001, deadline - loop.time()))
                 return result
-            await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
+            left, pause = deadline - loop.time(), PAUSE_SECONDS
+            if short is not None:
+                pause, backoff = backoff, min(2 * backoff, SHORT_SECONDS_MAX)
+                if not sent and left < pause + SHORT_SECONDS:  # what is sent too late would leave in doubt what it did
+                    raise short
+            await asyncio.sleep(max(0.0, min(pause, left)))
 
     def nonce(self) -> int:
         """A random number that tells one command from others like it."""

@@ -187,7 +187,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_memory_bytes", "part", BYTES, "Memory by part: `process` is all of it that is in RAM; "
               "`documents` SQLite's pages; `vectors` those that no index file has; `index_files` mapped, of which the "
               "system may keep less in RAM; `field_indexes`; `caches` of ids and of what filters allowed; "
-              "`requests` held for callers.", "server/metrics/node_state.py"),
+              "`change_feeds` what the last entries did, for who reads changes; `requests` held for callers.",
+              "server/metrics/node_state.py"),
         gauge("needle_clock_monotonic_seconds", "", SECONDS, "The node's clock for durations, by which leases are "
               "judged: it must run at one rate on all nodes.", "system.py"),
         gauge("needle_clock_error_max_ratio", "", IN_RATE, "The setting `clock_error_max`: how far rates may differ.",
