@@ -134,7 +134,7 @@ ROWS: Final = (
           "One log write in a hundred takes {{ $value | humanizeDuration }} or more on {{ $labels.instance }}"),
     Alert("NeedleDiskHangs", "disk hangs", CRITICAL, 10, f"needle_fsync_under_way_seconds > {HANG_SECONDS:g}",
           "A log write of {{ $labels.instance }} has waited {{ $value | humanizeDuration }} for the disk"),
-    Alert("NeedleClockRateOff", "", CRITICAL, 60,
+    Alert("NeedleClockRateOff", "clock rate off", CRITICAL, 60,
           f"abs({_RATE} - on ({_OF}) group_left () quantile by ({_OF}) (0.5, {_RATE})) > "
           f"clamp_min(needle_clock_error_max_ratio, {CLOCK_ERROR_MIN:g}) and "
           "resets(needle_clock_monotonic_seconds[5m]) == 0 and needle_clock_monotonic_seconds offset 5m",

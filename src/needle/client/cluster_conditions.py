@@ -19,6 +19,7 @@ from needle.client.alerts import (
     ARCHIVE_SECONDS,
     BACKUP_SECONDS,
     CERTIFICATE_SECONDS,
+    CLOCK_ERROR_MIN,
     CRITICAL,
     DISK_ROOMS,
     FSYNC_SECONDS,
@@ -33,7 +34,7 @@ from needle.client.alerts import (
 )
 from needle.client.conditions import GOES_ON, NodeView, conditions
 from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge
-from needle.protocol.peer_calls import FlushLevels, MemoryRoom, WhoAnswer
+from needle.protocol.peer_calls import ClockLevels, FlushLevels, MemoryRoom, WhoAnswer
 from needle.routing.gone import too_many
 from needle.routing.stats import imbalance
 from needle.routing.topology import NodeState, Topology
@@ -229,12 +230,20 @@ def _flushes(node: NodeId, flushes: FlushLevels | None) -> list[Condition]:
     return [holds("NeedleFsyncSlow", subject, action)]
 
 
+def _clock(node: NodeId, clock: ClockLevels | None) -> list[Condition]:
+    """Whether it runs at another rate than those of most, by more than the readings may be off."""
+    if clock is None or abs(clock.rate) - clock.error <= max(clock.error_max, CLOCK_ERROR_MIN):
+        return []
+    told = f"{node}: {abs(clock.rate):.2%} {'faster' if clock.rate > 0 else 'slower'} than others, over five minutes"
+    return [holds("NeedleClockRateOff", told, "use strong reads, or stop the node, until its clock is well")]
+
+
 def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
-    """Its memory, its log, the disk of that, and its certificate."""
+    """Its memory, its log, the disk of that, its clock, and its certificate."""
     levels = who.levels
     if levels is None:
         return []
-    found = [*_memory(node, levels.memory), *_flushes(node, levels.flushes)]
+    found = [*_memory(node, levels.memory), *_flushes(node, levels.flushes), *_clock(node, levels.clock)]
     if levels.log_bytes > LOG_FULL_RATIO * levels.log_bytes_max:
         subject = f"{node}: {levels.log_bytes / 1e6:,.0f} of {levels.log_bytes_max / 1e6:,.0f} MB"
         action = (

@@ -25,8 +25,8 @@ from needle.server.address_book import AddressBook
 from needle.server.catalog.settings_founding import cluster_uid
 from needle.server.cluster_files import ClusterFile, check_unused, save_cluster
 from needle.server.hosting import Hosting
-from needle.server.machine.flushes import FlushWatch
 from needle.server.machine.space import Space
+from needle.server.machine.watches import Watches
 from needle.server.ports import NodePorts
 from needle.server.upkeep.archives import archive_lags
 from needle.server.upkeep.given_up import GivenUp
@@ -43,7 +43,7 @@ class BelongingNode(Protocol):
     host: Host
     book: AddressBook
     space: Space
-    flushes: FlushWatch
+    watches: Watches
     topology: Topology
     cluster: ClusterFile
     given_up: GivenUp
@@ -150,8 +150,9 @@ class Belonging:
         behind = archive_lags(node.host, node.topology, now).values()
         backup = (now - node.topology.backed_up) / 1e6 if node.topology.backed_up else None
         log_bytes, archive = engine.bytes_used(), max(behind, default=None)
-        memory, flushes = node.space.memory.room(), node.flushes.levels()
-        return Levels(log_bytes, engine.config.log_bytes_max, left, backup, archive, memory, flushes)
+        memory, flushes = node.space.memory.room(), node.watches.flushes.levels()
+        rate = node.watches.rates.levels(node.ports.clock.monotonic())
+        return Levels(log_bytes, engine.config.log_bytes_max, left, backup, archive, memory, flushes, rate)
 
     def info(self) -> NodeInfo:
         """This node, as the catalog should know it: without what it knows while there may be nodes that would not

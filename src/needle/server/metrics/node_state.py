@@ -117,7 +117,7 @@ class NodeState(Collector):
 
     def _log(self) -> Iterator[Metric]:
         host = self._node.host
-        yield read("needle_fsync_under_way_seconds", self._node.flushes.under_way())
+        yield read("needle_fsync_under_way_seconds", self._node.watches.flushes.under_way())
         yield read("needle_log_bytes", host.engine.bytes_used())
         yield read("needle_log_bytes_max", host.engine.config.log_bytes_max)
         turns, snapshots = read("needle_raft_events_total"), read("needle_snapshot_events_total")

@@ -47,7 +47,7 @@ class NodeMetrics:
         """Read this node's state at every scrape, and observe its calls."""
         self._watched = node
         node.router.stats.on_search = self._routed
-        node.flushes.observe = self._fsync.observe
+        node.watches.flushes.observe = self._fsync.observe
         health = node.watch_health() if node.config.http_address is not None else None
         if health is not None:
             self.history = health.history
