@@ -55,6 +55,7 @@ from needle.base.errors import (
     ClientClosed,
     ClusterTooOld,
     CorruptBackup,
+    DeadlineExceeded,
     Forbidden,
     InvalidArgument,
     NeedleError,
@@ -381,12 +382,10 @@ async def archive(
 
     every: seconds after which a write is in the store at the latest. base_every: seconds between copies of a shard's
     state. Raises Forbidden for a key without the role admin."""
-    try:
+    with contextlib.suppress(
+        Unavailable, DeadlineExceeded
+    ):  # what does not answer yet is waited for, and told of, below
         await client.catalog_status(timeout=CALL_SECONDS)
-    except FINAL:
-        raise
-    except NeedleError as error:  # what does not answer yet may later, as it may while this runs
-        _log.warning("the archive waits: %s", error.message)
     archiver = Archiver(client, store, every=every, base_every=base_every, around=around)
     running = asyncio.ensure_future(archiver.run())
     waiting = [running] if until is None else [running, asyncio.ensure_future(until())]
