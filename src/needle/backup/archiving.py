@@ -55,7 +55,6 @@ from needle.base.errors import (
     ClientClosed,
     ClusterTooOld,
     CorruptBackup,
-    DeadlineExceeded,
     Forbidden,
     InvalidArgument,
     NeedleError,
@@ -382,9 +381,7 @@ async def archive(
 
     every: seconds after which a write is in the store at the latest. base_every: seconds between copies of a shard's
     state. Raises Forbidden for a key without the role admin."""
-    with contextlib.suppress(
-        Unavailable, DeadlineExceeded
-    ):  # what does not answer yet is waited for, and told of, below
+    with contextlib.suppress(Unavailable):  # the archiver waits for it, and says so
         await client.catalog_status(timeout=CALL_SECONDS)
     archiver = Archiver(client, store, every=every, base_every=base_every, around=around)
     running = asyncio.ensure_future(archiver.run())
