@@ -114,7 +114,7 @@ class ClusterShards:
                 left = deadline - loop.time()
                 if left <= 0:
                     if short is not None and not sent:
-                        raise short
+                        break
                     if sent:
                         raise OutcomeUnknown(
                             f"the catalog did not say within {in_seconds(timeout)} what became of it{last}"
@@ -155,7 +155,10 @@ class ClusterShards:
             if short is not None:
                 pause, backoff = backoff, min(2 * backoff, SHORT_SECONDS_MAX)
                 if not sent and left < pause + SHORT_SECONDS:  # what is sent too late would leave in doubt what it did
-                    raise short
+                    try:
+                        raise short
+                    finally:
+                        del short  # its traceback holds this frame
             await asyncio.sleep(max(0.0, min(pause, left)))
 
     def nonce(self) -> int:
