@@ -1,5 +1,5 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours] [hybrid]`: or all.
+[tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours] [hybrid] [metrics]`: or all.
 
 --quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
 200,000, 200,000, 20,000, 20,000 and 20,000 unless said otherwise."""
@@ -22,6 +22,7 @@ from bench import (
     http,
     hybrid,
     kinds,
+    metrics,
     moves,
     neighbours,
     replace,
@@ -37,6 +38,7 @@ from bench.report import Report
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
     "documents", "backup", "archive", "kinds", "request", "growth", "neighbours", "hybrid",
+    "metrics",
 )  # fmt: skip
 
 
@@ -81,6 +83,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await neighbours.run(report, quick=quick)
     if "hybrid" in parts:
         await hybrid.run(report, quick=quick)
+    if "metrics" in parts:
+        await metrics.run(report, quick=quick)
 
 
 def main() -> None:

@@ -230,6 +230,10 @@ EXAMPLES: Mapping[str, Example] = {
         },
         {**CLUSTER, "instance": "a:1"}, "One log write in a hundred takes 199ms or more on a:1", lead=90, window=180,
     ),
+    "NeedleDiskHangs": Example(
+        {_of("needle_fsync_under_way_seconds"): Level(0.2, 62)}, NODE,
+        "A log write of a:1 has waited 1m 2s for the disk",
+    ),
     "NeedleClockRateOff": Example(
         _clocks(1.01), {**NODE, "instance": "c:1"},
         "The clock of c:1 runs at another rate than others, by 1%", lead=330, window=360,

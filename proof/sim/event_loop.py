@@ -167,6 +167,9 @@ class SimLoop(asyncio.BaseEventLoop):
         context: contextvars.Context | None = kwargs.get("context")
         process = (context.get(CURRENT) if context is not None else CURRENT.get()) or self.root
         task.process = process
+        if not process.alive:  # it is started by what goes on in the world while the process dies, and never runs
+            self._graveyard.append(task)
+            return task
         tasks = process.tasks
         tasks.append(task)
         if len(tasks) >= process.tasks_checked_at:

@@ -92,7 +92,7 @@ class RaftCluster(BatchMethods):
             raise Unavailable("this cluster was started before; make a new RaftCluster to start again")
         config, metrics = self.config, NodeMetrics()
         ports = self._ports or system_ports(config)
-        node = self._node = system_node(config, metrics.measured(ports))
+        node = self._node = system_node(config, ports)
         await node.start()
         metrics.watch(node)
         try:

@@ -14,12 +14,22 @@ from backup.killing import Counted, Killed
 from needle.backup.archive_format import Span
 from needle.backup.archive_keeping import outdated
 from needle.backup.archive_reading import bases_of, catalog_at, chain, chunks_of, list_archives
+from needle.backup.archiving import archive
 from needle.backup.instant import owners
 from needle.backup.keeping import prune, verify
 from needle.backup.replaying import Replayed
 from needle.backup.store import DirectoryStore
-from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError, RestoreDiffers, StorageError
+from needle.base.errors import (
+    CorruptBackup,
+    Forbidden,
+    InvalidArgument,
+    NeedleError,
+    NoQuorum,
+    RestoreDiffers,
+    StorageError,
+)
 from needle.base.versions import KNOWN
+from needle.local.process_cluster import wait_for
 from needle.protocol import commands
 from needle.protocol.move_commands import PrepareMove
 from needle.protocol.stamps import STAMPED_SINCE, stamp
@@ -294,3 +304,22 @@ def test_an_entry_says_when_it_was_proposed() -> None:
         assert commands.decode_logged(former) == command
         with pytest.raises(NeedleError):  # what callers send is not stamped, and is looked at before it is decoded
             commands.decode(data)
+
+
+async def test_nodes_that_do_not_answer_at_the_start_are_waited_for(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(3)
+
+    async def refused(timeout: float) -> None:
+        raise error
+
+    world.client.catalog_status = refused
+    error: NeedleError = NoQuorum("a majority is down")
+
+    async def archived() -> None:
+        await wait_for(lambda: bool(chunks_of(store, 7, 0)), 30, "entries at the target")
+
+    await archive(world.client, store, every=0.0, around=world.around, until=archived)
+    error = Forbidden("not with this key")
+    with pytest.raises(Forbidden):
+        await archive(world.client, store, around=world.around, until=archived)

@@ -87,6 +87,7 @@ def test_what_operators_need_is_measured(single) -> None:
     for name in (
         'needle_memory_bytes{part="process"}',
         'needle_memory_bytes{part="documents"}',
+        'needle_memory_bytes{part="change_feeds"}',
         "needle_log_bytes",
         "needle_disk_kept_free_bytes",
         "needle_loop_lag_seconds_count",

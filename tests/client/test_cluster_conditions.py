@@ -7,7 +7,7 @@ import pytest
 from cluster.catalog_util import topology
 from needle.client.cluster_conditions import of_nodes, uneven, who_replaces
 from needle.client.health import ClusterHealth, ShardHealth
-from needle.protocol.peer_calls import DiskRoom, Levels, WhoAnswer
+from needle.protocol.peer_calls import ClockLevels, DiskRoom, FlushLevels, Levels, WhoAnswer
 
 DAY = 86_400.0
 
@@ -81,3 +81,35 @@ def test_shards_are_uneven_from_a_fifth_over_the_mean(documents: tuple[int | Non
         for number, count in enumerate(documents)
     }
     assert [one.name for one in uneven(ClusterHealth(healthy=True, shards=shards, warnings=[]))] == said
+
+
+@pytest.mark.parametrize(
+    ("flushes", "said"),
+    [
+        (None, []),
+        (FlushLevels(1000, 10), []),
+        (FlushLevels(1000, 11), ["fsync slow"]),
+        (FlushLevels(2, 2), []),  # so few tell nothing
+        (FlushLevels(3, 3), ["fsync slow"]),
+        (FlushLevels(0, 0, 5.0), []),
+        (FlushLevels(1000, 11, 5.1), ["disk hangs"]),
+    ],
+)
+def test_a_slow_disk_and_one_that_hangs_are_told(flushes: FlushLevels | None, said: list[str]) -> None:
+    assert of(levels=Levels(0, 1000, flushes=flushes)) == said
+
+
+@pytest.mark.parametrize(
+    ("clock", "said"),
+    [
+        (None, []),
+        (ClockLevels(0.0009, 0.0, 0.001), []),
+        (ClockLevels(0.0012, 0.0001, 0.001), ["clock rate off"]),
+        (ClockLevels(-0.0012, 0.0001, 0.001), ["clock rate off"]),
+        (ClockLevels(0.0012, 0.0003, 0.001), []),  # it may come of the readings
+        (ClockLevels(0.0004, 0.0, 0.0), []),  # however small a bound is set, so much is not measured
+        (ClockLevels(0.0006, 0.0, 0.0), ["clock rate off"]),
+    ],
+)
+def test_a_clock_of_another_rate_is_told(clock: ClockLevels | None, said: list[str]) -> None:
+    assert of(levels=Levels(0, 1000, clock=clock)) == said

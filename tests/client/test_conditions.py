@@ -161,3 +161,19 @@ def test_a_replica_that_does_not_go_on_is_critical_whoever_says_so() -> None:
     assert leader.status is not None
     told = msgspec.structs.replace(leader, status=msgspec.structs.replace(leader.status, refused={"c": "it forgot"}))
     assert ("critical", "replica lost state") in names(conditions([told, view("b"), view("c")]))
+
+
+def test_a_worn_collection_is_told_once_by_the_replica_that_is_the_furthest() -> None:
+    views = [view("a", "Leader", peers=[peer("b"), peer("c")]), view("b"), view("c")]
+    shares = ({"books": 0.51}, {"books": 0.62, "cars": 0.5}, {})
+    told = [
+        msgspec.structs.replace(one, status=msgspec.structs.replace(one.status, worn=share))
+        for one, share in zip(views, shares, strict=True)
+        if one.status is not None
+    ]
+    found = conditions(told, shard=2)
+    assert names(found) == [("warning", "collection worn")] * 2
+    assert [one.subject for one in found] == [
+        "shard 2: books: 62% of its versions",
+        "shard 2: cars: 50% of its versions",
+    ]

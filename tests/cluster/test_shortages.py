@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from cluster.catalog_util import spec, topology
-from needle.base.errors import ConnectionLost, DiskFull, NeedleError, OutcomeUnknown, Unavailable, WrongCluster
+from needle.base.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    DiskFull,
+    NeedleError,
+    OutcomeUnknown,
+    OutOfMemory,
+    Overloaded,
+    Unavailable,
+    WrongCluster,
+)
 from needle.base.ids import shard_group
 from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
@@ -188,6 +198,32 @@ async def test_a_fault_of_the_node_says_nothing_of_an_earlier_attempt_at_the_cat
     shards = ClusterShards(caller, AskedTopology(caller, ["10.0.0.1:5000"], now), rng=random.Random(1))
     with pytest.raises(OutcomeUnknown if before else type(answer)):
         await shards.command(CreateCollection(spec("c"), False, 1), 5)
+
+
+@pytest.mark.parametrize("refusal", [OutOfMemory("no memory"), Overloaded("a turn")])
+async def test_a_refusal_that_lasts_is_the_answer_of_the_catalog_and_leaves_no_doubt(refusal: NeedleError) -> None:
+    """It was asked every few milliseconds, until an attempt that had no time left said that nothing was known."""
+    now, asked = topology(), list[float]()
+
+    class Caller:
+        def connected(self, address: str) -> bool:
+            return True
+
+        async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+            if method == TOPOLOGY:
+                return encode_call(TopologyAnswer("node-1", now))
+            asked.append(timeout)
+            if timeout < 0.04:  # an answer takes as long
+                raise DeadlineExceeded("no answer")
+            raise refusal
+
+    caller: Any = Caller()
+    shards = ClusterShards(caller, AskedTopology(caller, ["10.0.0.1:5000"], now), rng=random.Random(1))
+    with pytest.raises(type(refusal)) as raised:
+        await shards.command(CreateCollection(spec("c"), False, 1), 1.0)
+    assert raised.value is refusal
+    rounds = len(asked) / len(now.nodes)
+    assert 3 <= rounds <= 6, "they are asked again, at longer and longer intervals"
 
 
 async def test_a_leader_without_room_makes_way_for_one_that_has_it(tmp_path: Path) -> None:

@@ -100,12 +100,16 @@ async def test_a_refused_write_leaves_nothing_behind(tmp_path: Path, monkeypatch
             await client.insert("a", [1.0] * 8)
             monkeypatch.setattr(memory, "look", lambda: None)
             memory.low = True
+            for memory.tight in (True, False):
+                assert all(one.keeper._saving() is memory.tight for one in node._node.groups.values())
             gc.disable()
             try:
                 with pytest.raises(OutOfMemory):
                     await client.insert("b", [1.0] * 8, timeout=0.3)
                 with pytest.raises(OutOfMemory):
                     await client.insert_batch([("b", [1.0] * 8, {"text": "x" * 40_000})], timeout=0.3)
+                with pytest.raises(OutOfMemory):
+                    await client.create_collection("c", dimensions=8, timeout=0.3)
                 assert len(made) > 2
                 await wait_for(lambda: all(one() is None for one in made), 10, "the end of all refusals")
             finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -253,3 +254,28 @@ def test_a_jump_of_the_clock_is_nobodys_stall(monkeypatch):
     finally:
         meter.stop()
     assert not found and meter.longest == 0.5
+
+
+@pytest.mark.parametrize("killed_before", [False, True])
+def test_a_task_that_never_began_is_buried_with_its_process(loop, killed_before):
+    """What a process that is dead by then is still given was left to the garbage collector, which complains."""
+    processes, ran = [Process("a", 1)], []
+
+    async def work():
+        ran.append(1)
+
+    def start():
+        process = processes.pop()
+        if killed_before:
+            loop.kill(process)
+        loop.spawn(process, work())
+        if not killed_before:
+            loop.kill(process)
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        loop.call_soon(start)
+        loop.run_until_complete(asyncio.sleep(1))
+        loop.bury()
+        gc.collect()
+    assert not ran and not [str(one.message) for one in told]

@@ -381,7 +381,8 @@ async def archive(
 
     every: seconds after which a write is in the store at the latest. base_every: seconds between copies of a shard's
     state. Raises Forbidden for a key without the role admin."""
-    await client.catalog_status(timeout=CALL_SECONDS)
+    with contextlib.suppress(Unavailable):  # the archiver waits for it, and says so
+        await client.catalog_status(timeout=CALL_SECONDS)
     archiver = Archiver(client, store, every=every, base_every=base_every, around=around)
     running = asyncio.ensure_future(archiver.run())
     waiting = [running] if until is None else [running, asyncio.ensure_future(until())]

@@ -303,7 +303,8 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     stepdowns: how often this replica asked for votes in a new term, and gave up leadership, since it started, by cause
     (docs/operations.md has them). compared: the last entry at which this leader compared replicas; diverged: the
     digests that they had there, by node, if not all had the same one: then one of them, at least, is wrong. recall: the
-    mean recall of searches that this replica answered lately, where it is low, by collection."""
+    mean recall of searches that this replica answered lately, where it is low, by collection. worn: the share of the
+    document versions that a collection may have here which it has taken, from one half on; of those with the most."""
 
     node_id: str
     group: int
@@ -340,3 +341,4 @@ class RaftStatus(msgspec.Struct, frozen=True, kw_only=True):
     diverged: dict[str, str] = {}
     recall: dict[str, float] = {}
     fetched: dict[str, float] = {}
+    worn: dict[str, float] = {}

@@ -107,7 +107,8 @@ def archive(
 ) -> None:
     """Archive the log of every shard until SIGTERM or Ctrl-C: `needle restore --at` brings back any instant of it.
 
-    Needs a key of the role admin. Run again, it goes on where the target says.
+    Needs a key of the role admin. Run again, it goes on where the target says. While no node answers it waits, and says
+    so.
     """
     store = backups.open_store(target)
 
@@ -119,7 +120,7 @@ def archive(
         await backups.archive(client, store, every=every, base_every=base_hours * 3600, until=stopped.wait)
         notes.print("stopped: what was written until now is at the target", markup=False)
 
-    run(cluster, work)
+    run(cluster, work, patient=True)
 
 
 def list_(

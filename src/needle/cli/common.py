@@ -45,6 +45,7 @@ Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of the
 Timeout = Annotated[float, typer.Option("--timeout", min=0.01, help="Seconds to wait for the answer.")]
 
 PIPE_WIDTH = 160
+RETRY_SECONDS = 1.0
 
 
 def standard_output(*, markup: bool) -> Console:
@@ -109,20 +110,41 @@ def run(
     *,
     shown: Credentials | None = None,
     cluster_id: str = "",
+    patient: bool = False,
 ) -> T:
     """Run `work` with a client of the cluster and return its result. shown, cluster_id: instead of what the environment
-    says. Raises ConnectionLost at once if every node refuses connections."""
+    says. patient: wait, and say so, while no node answers. Raises ConnectionLost at once, unless patient, if every node
+    refuses connections."""
 
     load_routers(named_routers(os.environ), ROUTERS_VARIABLE)
 
     async def called() -> T:
         of = cluster_id or os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID)
         known, showing = addresses(cluster), credentials() if shown is None else shown
-        await check_reachable(known, of, showing)
-        async with await connected(known, of, BATCH_BYTES_MAX, showing) as client:
+
+        async def reached() -> needle.Client:
+            await check_reachable(known, of, showing)
+            return await connected(known, of, BATCH_BYTES_MAX, showing)
+
+        async with await (_patiently(reached) if patient else reached()) as client:
             return await work(client)
 
     return asyncio.run(called())
+
+
+async def _patiently(reached: Callable[[], Awaitable[needle.Client]]) -> needle.Client:
+    """A client, as soon as a node answers. Raises what will not be otherwise later."""
+    said = ""
+    while True:
+        try:
+            return await reached()
+        except NeedleError as error:
+            if not error.retryable:
+                raise
+            if error.code != said:
+                notes.print(f"waiting for the cluster: {error.message}", markup=False)
+            said = error.code
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 def filter_option(option: str, text: str | None) -> dict[str, Any] | None:

@@ -28,6 +28,10 @@ BACKUP_SECONDS = 26 * 3600.0
 """A daily backup has two hours."""
 ARCHIVE_SECONDS = 300.0
 FSYNC_SECONDS = 0.1
+FSYNC_SHARE, FSYNC_SLOW_MIN = 0.01, 3
+"""Slow log writes are told of from such a share of two minutes on, if there are so many: one alone tells nothing."""
+HANG_SECONDS = 5.0
+WORN_SHARE = 0.5
 RECALL_MIN = 0.9
 CLOCK_ERROR_MIN = 0.0005
 
@@ -124,11 +128,13 @@ ROWS: Final = (
     Alert("NeedleLogNearlyFull", "log nearly full", WARNING, 60,
           f"needle_log_bytes > {LOG_FULL_RATIO:g} * needle_log_bytes_max",
           "The Raft log of {{ $labels.instance }} takes {{ $value | humanize1024 }}B and cannot be cut"),
-    Alert("NeedleFsyncSlow", "", WARNING, 60,
+    Alert("NeedleFsyncSlow", "fsync slow", WARNING, 60,
           f"histogram_quantile(0.99, sum by ({_OF}, instance, le) (rate(needle_fsync_seconds_bucket[2m]))) > "
           f"{FSYNC_SECONDS:g}",
           "One log write in a hundred takes {{ $value | humanizeDuration }} or more on {{ $labels.instance }}"),
-    Alert("NeedleClockRateOff", "", CRITICAL, 60,
+    Alert("NeedleDiskHangs", "disk hangs", CRITICAL, 10, f"needle_fsync_under_way_seconds > {HANG_SECONDS:g}",
+          "A log write of {{ $labels.instance }} has waited {{ $value | humanizeDuration }} for the disk"),
+    Alert("NeedleClockRateOff", "clock rate off", CRITICAL, 60,
           f"abs({_RATE} - on ({_OF}) group_left () quantile by ({_OF}) (0.5, {_RATE})) > "
           f"clamp_min(needle_clock_error_max_ratio, {CLOCK_ERROR_MIN:g}) and "
           "resets(needle_clock_monotonic_seconds[5m]) == 0 and needle_clock_monotonic_seconds offset 5m",
@@ -158,8 +164,8 @@ ROWS: Final = (
           "A rebalance is under way and cannot go on"),
     Alert("NeedleFilesNotDeleted", "files not deleted", WARNING, 600, "needle_given_up_replicas > 0",
           "{{ $labels.instance }} keeps the files of {{ $value }} replicas that it holds no more"),
-    Alert("NeedleCollectionWorn", "", WARNING, 60,
-          f"max by ({_OF}, shard, collection) (needle_ordinals_used_ratio) > 0.5",
+    Alert("NeedleCollectionWorn", "collection worn", WARNING, 60,
+          f"max by ({_OF}, shard, collection) (needle_ordinals_used_ratio) > {WORN_SHARE:g}",
           "{{ $labels.collection }} has taken {{ $value | humanizePercentage }} of its versions"),
     Alert("NeedleRecallLow", "recall low", WARNING, 1800,
           f"min by ({_OF}, shard, collection) (needle_recall_sampled) < {RECALL_MIN:g}",

@@ -57,6 +57,11 @@ class Attempts:
         if isinstance(error, Overloaded | OutOfMemory):
             self.full, self.full_at = error, self.loop.time()
 
+    def forget(self) -> None:
+        """The call is over. An error holds the frames that it passed, and one of them holds this: neither it nor the
+        batch that was to be written would be freed before the garbage collector runs."""
+        self.last = self.full = None
+
     def until_the_end(self) -> NeedleError | None:
         """What a node was like until the time was up, if that is known: short of something. An attempt that the
         deadline cuts off says nothing of it."""
@@ -175,3 +180,4 @@ async def call_watched(
     finally:
         for watch, one in zip(watches, asked, strict=True):
             watch.end(one)
+        del task, asked, one  # a task that ends with an error holds it, and that this frame

@@ -44,7 +44,10 @@ class BatchMethods(DocumentMethods):
         parts = await insert_parts(self._documents, batch, collection, timeout, whole=True)
         failures = [part.outcome for part in parts if isinstance(part.outcome, NeedleError)]
         if failures:
-            raise _failure_of(parts, failures)
+            try:
+                raise _failure_of(parts, failures)
+            finally:
+                del failures, parts  # the error's traceback holds this frame
         return [part.outcome for part in parts if isinstance(part.outcome, WriteResult)]
 
 

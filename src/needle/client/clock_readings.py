@@ -35,15 +35,8 @@ class ClockFound(NamedTuple):
 def compare(first: Mapping[NodeId, Reading], last: Mapping[NodeId, Reading]) -> dict[NodeId, ClockFound]:
     """Of each node that was read twice in one life. The reader's own clock is one of those of which rates the median is
     taken, so that of two nodes it is told which is off."""
-    rates: dict[NodeId, tuple[float, float]] = {}
-    offsets: dict[NodeId, tuple[float, float]] = {}
-    for node, begin in first.items():
-        end = last.get(node)
-        if end is None or end.told.life != begin.told.life or end.at <= begin.at:
-            continue
-        elapsed = end.at - begin.at
-        rates[node] = (end.told.monotonic - begin.told.monotonic) / elapsed, (begin.took + end.took) / 2 / elapsed
-        offsets[node] = end.told.wall - end.at, end.took / 2
+    rates = _rates(first, last)
+    offsets = {node: (last[node].told.wall - last[node].at, last[node].took / 2) for node in rates}
     if not rates:
         return {}
     rate, ahead = median([1.0, *(value for value, _ in rates.values())]), median(v for v, _ in offsets.values())
@@ -57,3 +50,25 @@ def compare(first: Mapping[NodeId, Reading], last: Mapping[NodeId, Reading]) -> 
         )
         for node in rates
     }
+
+
+def own_rate(first: Mapping[NodeId, Reading], last: Mapping[NodeId, Reading]) -> tuple[float, float] | None:
+    """By which fraction the reader's own clock is faster than the median of all, its own and those of others that were
+    read twice in one life, and by how much that may be off; None if there is no other."""
+    rates = _rates(first, last)
+    if not rates:
+        return None
+    return 1.0 - median([1.0, *(value for value, _ in rates.values())]), max(error for _, error in rates.values())
+
+
+def _rates(first: Mapping[NodeId, Reading], last: Mapping[NodeId, Reading]) -> dict[NodeId, tuple[float, float]]:
+    """Of each node that was read twice in one life, in seconds of its clock per second of the reader's; with the
+    error."""
+    rates: dict[NodeId, tuple[float, float]] = {}
+    for node, begin in first.items():
+        end = last.get(node)
+        if end is None or end.told.life != begin.told.life or end.at <= begin.at:
+            continue
+        elapsed = end.at - begin.at
+        rates[node] = (end.told.monotonic - begin.told.monotonic) / elapsed, (begin.took + end.took) / 2 / elapsed
+    return rates

@@ -19,8 +19,13 @@ from needle.client.alerts import (
     ARCHIVE_SECONDS,
     BACKUP_SECONDS,
     CERTIFICATE_SECONDS,
+    CLOCK_ERROR_MIN,
     CRITICAL,
     DISK_ROOMS,
+    FSYNC_SECONDS,
+    FSYNC_SHARE,
+    FSYNC_SLOW_MIN,
+    HANG_SECONDS,
     IMBALANCE_DOCUMENTS_MIN,
     IMBALANCE_MAX,
     LOG_FULL_RATIO,
@@ -29,7 +34,7 @@ from needle.client.alerts import (
 )
 from needle.client.conditions import GOES_ON, NodeView, conditions
 from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge
-from needle.protocol.peer_calls import MemoryRoom, WhoAnswer
+from needle.protocol.peer_calls import ClockLevels, FlushLevels, MemoryRoom, WhoAnswer
 from needle.routing.gone import too_many
 from needle.routing.stats import imbalance
 from needle.routing.topology import NodeState, Topology
@@ -210,12 +215,35 @@ def _memory(node: NodeId, memory: MemoryRoom | None) -> list[Condition]:
     return [holds("NeedleMemoryFull" if memory.low else "NeedleMemoryNearlyFull", subject, action)]
 
 
+def _flushes(node: NodeId, flushes: FlushLevels | None) -> list[Condition]:
+    """Whether the disk under its log hangs, or is slow."""
+    if flushes is None:
+        return []
+    if flushes.under_way > HANG_SECONDS:
+        subject = f"{node}: a write to its log has waited {flushes.under_way:.0f} s for the disk"
+        action = "look at the disk and at the kernel's log; if it does not come back, stop the node: it leads nothing"
+        return [holds("NeedleDiskHangs", subject, action)]
+    if flushes.slow < FSYNC_SLOW_MIN or flushes.slow <= FSYNC_SHARE * flushes.writes:
+        return []
+    subject = f"{node}: {flushes.slow} of {flushes.writes} log writes in two minutes took over {FSYNC_SECONDS:g} s"
+    action = "look at what else uses the disk, and at its health; `needle step-down` moves leadership away meanwhile"
+    return [holds("NeedleFsyncSlow", subject, action)]
+
+
+def _clock(node: NodeId, clock: ClockLevels | None) -> list[Condition]:
+    """Whether it runs at another rate than those of most, by more than the readings may be off."""
+    if clock is None or abs(clock.rate) - clock.error <= max(clock.error_max, CLOCK_ERROR_MIN):
+        return []
+    told = f"{node}: {abs(clock.rate):.2%} {'faster' if clock.rate > 0 else 'slower'} than others, over five minutes"
+    return [holds("NeedleClockRateOff", told, "use strong reads, or stop the node, until its clock is well")]
+
+
 def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
-    """Its memory, its log and its certificate."""
+    """Its memory, its log, the disk of that, its clock, and its certificate."""
     levels = who.levels
     if levels is None:
         return []
-    found = _memory(node, levels.memory)
+    found = [*_memory(node, levels.memory), *_flushes(node, levels.flushes), *_clock(node, levels.clock)]
     if levels.log_bytes > LOG_FULL_RATIO * levels.log_bytes_max:
         subject = f"{node}: {levels.log_bytes / 1e6:,.0f} of {levels.log_bytes_max / 1e6:,.0f} MB"
         action = (

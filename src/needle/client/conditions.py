@@ -19,6 +19,7 @@ RESTORE = "no replica is left to fetch the data from: restore a backup; check th
 START = "start nodes until a majority runs; writes and strong reads wait for it"
 LEADERLESS = "a majority answers; if it stays, read 'Election failures' in docs/troubleshooting.md"
 DIVERGED = "a bug, or memory that is broken: change no replicas; copy the directories away, then read the runbook"
+COPIED = "plan to copy it; read 'Collections that are written forever' in docs/operations.md"
 WIDER = "search with a larger ef_search, or give the collection one: `needle collections alter --ef-search`"
 ELECTING = ("Candidate", "PreCandidate")
 
@@ -102,7 +103,20 @@ def conditions(
         for view in views
         for name, share in (view.status.recall if view.status is not None else {}).items()
     ]
+    found += [
+        holds("NeedleCollectionWorn", f"{named}{name}: {share:.0%} of its versions", COPIED)
+        for name, share in _worn(views)
+    ]
     return sorted(found, key=lambda condition: condition.severity != "critical")
+
+
+def _worn(views: Sequence[NodeView]) -> list[tuple[str, float]]:
+    """Collections that have taken much of what they may, and how much of it, by the replica that is the furthest."""
+    most: dict[str, float] = {}
+    for view in views:
+        for name, share in (view.status.worn if view.status is not None else {}).items():
+            most[name] = max(share, most.get(name, 0.0))
+    return sorted(most.items())
 
 
 def _lost_conditions(views: Sequence[NodeView]) -> list[Condition]:

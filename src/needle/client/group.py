@@ -159,9 +159,12 @@ class GroupClient:
             self._opening.add_done_callback(self._opened)
         opening = self._opening
         done, _ = await asyncio.wait((opening,), timeout=max(0.0, attempts.left()))
-        if not done:
-            self._too_late(attempts)
-        return opening.result()
+        try:
+            if not done:
+                self._too_late(attempts)
+            return opening.result()
+        finally:
+            del opening, done  # the task holds its error, and that this frame
 
     async def _open_session(self, timeout: float) -> WriteNumbers:
         body = self._place.body(self.group, OpenSession(self._rng.getrandbits(64)))
@@ -194,7 +197,10 @@ class GroupClient:
         attempts = Attempts(timeout)
         attempts.sent = True
         if error is not None:
-            await self._after(error, address, attempts)
+            try:
+                await self._after(error, address, attempts)
+            finally:
+                del error  # as there
         return await self._ask_leader(method, make_body, attempts)
 
     async def leaders_status(self, timeout: float) -> RaftStatus:
@@ -211,6 +217,12 @@ class GroupClient:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _ask_leader(self, method: str, make_body: MakeBody, attempts: Attempts) -> Payload:
+        try:
+            return await self._ask_until_answered(method, make_body, attempts)
+        finally:
+            attempts.forget()
+
+    async def _ask_until_answered(self, method: str, make_body: MakeBody, attempts: Attempts) -> Payload:
         directory = self._directory
         while True:
             if (left := attempts.left()) <= 0:
@@ -252,10 +264,12 @@ class GroupClient:
         if isinstance(error, OutcomeUnknown | ConnectionLost | DeadlineExceeded | StorageError | Internal):
             attempts.unknown |= attempts.sent
         attempts.failed(error)
-        if isinstance(error, attempts.final) and not isinstance(error, NotLeader):
-            raise error  # who does not lead has no answer
-        if not error.retryable and not isinstance(error, OutcomeUnknown | DiskFailed):
-            raise error  # a node whose disk failed ends; another will lead
+        answers = isinstance(error, attempts.final) and not isinstance(error, NotLeader)  # who does not lead has none
+        if answers or (not error.retryable and not isinstance(error, OutcomeUnknown | DiskFailed)):
+            try:
+                raise error  # a node whose disk failed ends; another will lead
+            finally:
+                del error  # its traceback holds this frame
         if isinstance(error, DeadlineExceeded) and attempts.sent:
             await attempts.pause(self._rng)  # it took too long: that says nothing about who leads
             return
@@ -300,7 +314,10 @@ class GroupClient:
     def _check_refusal(self) -> None:
         """A node that refuses to talk to us (other cluster, other release) will go on refusing."""
         if (refusal := self._directory.refusal()) is not None:
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # as in _after
 
     def _too_late(self, attempts: Attempts) -> NoReturn:
         directory, within = self._directory, in_seconds(attempts.whole)
@@ -310,11 +327,13 @@ class GroupClient:
             raise OutcomeUnknown(
                 f"the write was sent but not answered within {within}; it may or may not take effect ({why}{last})"
             )
-        if (short := attempts.until_the_end()) is not None:
-            raise short
         leader = directory.leader
-        if leader is None and (full := directory.overloaded(attempts.began)) is not None:
-            raise full
+        short = attempts.until_the_end() or (directory.overloaded(attempts.began) if leader is None else None)
+        if short is not None:
+            try:
+                raise short
+            finally:
+                del short  # as in _after
         if leader is None or isinstance(attempts.last, NoQuorum):
             asked = directory.heard_since(attempts.began) or isinstance(attempts.last, NoQuorum)
             kind = NoQuorum if asked else DeadlineExceeded  # there was no time to hear of anyone: that says nothing

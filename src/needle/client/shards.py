@@ -16,6 +16,8 @@ from needle.base.errors import (
     Internal,
     NeedleError,
     OutcomeUnknown,
+    OutOfMemory,
+    Overloaded,
     SessionExpired,
     StorageError,
     Unauthenticated,
@@ -51,6 +53,8 @@ from needle.routing.topology import Topology
 
 ASK_SECONDS = 1.0
 PAUSE_SECONDS = 0.02
+SHORT_SECONDS, SHORT_SECONDS_MAX = 0.05, 0.5
+"""The first pause, and the longest, after a node said that it has no room."""
 
 _FATE_UNKNOWN = (OutcomeUnknown, ConnectionLost, DeadlineExceeded, StorageError, Internal)
 """What may be said of a command that is executed, then or later."""
@@ -109,10 +113,13 @@ class ClusterShards:
         if not isinstance(command, CreateCluster) and command.needs() > self.topology().cluster_version:
             check_known(command, await self.confirmed(timeout))
         data, last, sent = self._identified(command), "", False
+        short, backoff = None, SHORT_SECONDS
         while True:
             for address in self._known.in_turn():
                 left = deadline - loop.time()
                 if left <= 0:
+                    if short is not None and not sent:
+                        break
                     if sent:
                         raise OutcomeUnknown(
                             f"the catalog did not say within {in_seconds(timeout)} what became of it{last}"
@@ -143,12 +150,21 @@ class ClusterShards:
                             raise OutcomeUnknown(f"the command was sent and no answer came; now {error}") from error
                         raise  # judged by the catalog's log, which knows a command that is repeated
                     last = f"; last error: {error.message}"
+                    short = error if isinstance(error, OutOfMemory | Overloaded) else None
                     continue
                 result = written(answer)
                 with contextlib.suppress(Unauthenticated):  # it may have revoked the key with which it was sent
                     await self.refresh(result.version, max(0.001, deadline - loop.time()))
                 return result
-            await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
+            left, pause = deadline - loop.time(), PAUSE_SECONDS
+            if short is not None:
+                pause, backoff = backoff, min(2 * backoff, SHORT_SECONDS_MAX)
+                if not sent and left < pause + SHORT_SECONDS:  # what is sent too late would leave in doubt what it did
+                    try:
+                        raise short
+                    finally:
+                        del short  # its traceback holds this frame
+            await asyncio.sleep(max(0.0, min(pause, left)))
 
     def nonce(self) -> int:
         """A random number that tells one command from others like it."""

@@ -164,11 +164,30 @@ class MemoryRoom(msgspec.Struct, frozen=True, array_like=True):
     low: bool = False
 
 
+class FlushLevels(msgspec.Struct, frozen=True, array_like=True):
+    """Durable writes of a node's Raft log: how many there were in the last two minutes, and of them slow ones, of over
+    0.1 s. under_way: for how many seconds one has waited for the disk by now; 0.0 for none."""
+
+    writes: int
+    slow: int
+    under_way: float = 0.0
+
+
+class ClockLevels(msgspec.Struct, frozen=True, array_like=True):
+    """Of a node's clock for durations, by some minutes: by which fraction it is faster than the median of its
+    cluster's, by how much that may be off, and the node's `clock_error_max`."""
+
+    rate: float
+    error: float
+    error_max: float
+
+
 class Levels(msgspec.Struct, frozen=True, array_like=True):
     """How near a node is to bounds. log_bytes_max: what its Raft log may take. certificate_seconds: until its
     certificate expires, by its own clock; None without TLS. backup_seconds: since the last backup began, None if none
     is expected. archive_seconds: by how much the archive of the log is behind, of the shard where it is the most among
-    those that the node leads; None if it leads none, or none is expected. memory: None of nodes that do not say."""
+    those that the node leads; None if it leads none, or none is expected. memory, flushes: None of nodes that do not
+    say. clock: None of nodes that do not say, or do not know yet."""
 
     log_bytes: int
     log_bytes_max: int
@@ -176,6 +195,8 @@ class Levels(msgspec.Struct, frozen=True, array_like=True):
     backup_seconds: float | None = None
     archive_seconds: float | None = None
     memory: MemoryRoom | None = None
+    flushes: FlushLevels | None = None
+    clock: ClockLevels | None = None
 
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):

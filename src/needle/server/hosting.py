@@ -22,6 +22,7 @@ from needle.routing.topology import Topology
 from needle.server import files as data_dir
 from needle.server.adapters import CatalogAdapter
 from needle.server.cluster_files import ClusterFile, catalog_directory
+from needle.server.machine.flushes import FlushWatch
 from needle.server.machine.space import Space
 from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
@@ -151,9 +152,9 @@ class Hosting:
         )
 
 
-def open_log(config: RaftConfig, ports: NodePorts) -> LogStore:
-    """The Raft log of all groups of a node. Blocking."""
-    store = ports.open_store(data_dir.log_directory(config.data_dir))
+def open_log(config: RaftConfig, ports: NodePorts, flushes: FlushWatch) -> LogStore:
+    """The Raft log of all groups of a node. flushes: watches its writes. Blocking."""
+    store = flushes.watched(ports.open_store(data_dir.log_directory(config.data_dir)))
     try:
         return LogStore(
             store,

@@ -49,6 +49,7 @@ from needle.server.hosting import Hosting, make_engine, open_log
 from needle.server.lasting import lasting
 from needle.server.local_caller import LocalCaller
 from needle.server.machine.space import Space, space_of
+from needle.server.machine.watches import Watches
 from needle.server.own_status import status_of, why_not_ready
 from needle.server.ports import Listener, NodePorts, Peers
 from needle.server.replica import HostedReplica
@@ -83,7 +84,7 @@ class Node:
         if config.founders:
             settings_of(config)
         self.config, self.node_id = config, config.node_id
-        self.ports, self.audit = ports, ports.audit
+        self.ports, self.audit, self.watches = ports, ports.audit, Watches(config, ports.clock)
         self.failed: asyncio.Future[NeedleError] = asyncio.get_running_loop().create_future()
         self.groups: dict[GroupId, HostedReplica] = {}
         self.host: Host
@@ -138,7 +139,7 @@ class Node:
         learned = data_dir.load_addresses(config.data_dir)
         reached = {**dict(parse_node(text, "reach") for text in config.reach), config.node_id: config.announced}
         self.book = AddressBook(reached, learned, lambda new: data_dir.save_addresses(config.data_dir, new))
-        store = await ports.file_pool.run(open_log, config, ports)
+        store = await ports.file_pool.run(open_log, config, ports, self.watches.flushes)
         self._undo.append(store.close)
         self.peers = ports.peers(self.book.get)
         self._undo.append(self.peers.close)
@@ -264,7 +265,7 @@ class Node:
 
     def watch_health(self) -> HealthWatch:
         """Ask all replicas how they are, from now on until the node stops."""
-        watch = HealthWatch(self.caller, self.shards.topology, self.ports.clock)
+        watch = HealthWatch(self.caller, self.shards.topology, self.ports.clock, self.watches.rates)
         self._background.spawn(watch.run())
         return watch
 

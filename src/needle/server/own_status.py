@@ -20,6 +20,9 @@ from needle.server.catalog.collections import Reconciler
 from needle.server.replica import HostedReplica
 from needle.server.upkeep.mover import Mover
 from needle.server.upkeep.replicas import Replicas
+from needle.shard.state_machine import Replica
+
+WORN_MAX = 16
 
 
 class Shown(Protocol):
@@ -84,4 +87,11 @@ def status_of(node: Shown, group: GroupId, mover: Mover, replicas: Replicas, *, 
         compared=hosted.comparing.index,
         diverged=hosted.comparing.diverged,
         recall={called(name): share for name, share in hosted.recall.told().items() if share < RECALL_MIN},
+        worn=_worn(replica),
     )
+
+
+def _worn(replica: Replica) -> dict[str, float]:
+    """See RaftStatus."""
+    most = sorted(replica.held.worn(), key=lambda one: one[1], reverse=True)[:WORN_MAX]
+    return {called(name): share for name, share in most}

@@ -140,9 +140,6 @@ async def test_requests_end_before_the_node_that_answers_them(monkeypatch: pytes
             order.append("http")
 
     class Metrics:
-        def measured(self, ports: Any) -> Any:
-            return ports
-
         def watch(self, node: Any, watch: Any) -> None: ...
 
         def watch_http(self, door: object) -> None: ...

@@ -25,6 +25,8 @@ from needle.protocol.commands import Insert, Session
 from needle.routing.topology import CollectionInfo, Ownership
 
 BATCHES_IN_FLIGHT = 4
+ALL = -1
+"""Instead of a shard."""
 
 
 class RowInserts:
@@ -57,14 +59,36 @@ class RowInserts:
     ) -> list[BatchPart]:
         """What became of each part. collection: by its name inside the shards. form: of its vectors, None for float32.
         expires: as in `commands.Insert`. whole: without one document the others are no use: doubts come first."""
+        done, failed = list[BatchPart](), dict[int, NeedleError]()
+        try:
+            await self._run(done, failed, collection, ids, rows, metadata, timeout, expires, whole, form)
+            return list(done)
+        finally:  # an error holds the frames that it passed, which hold these, and with them the rows
+            done.clear()
+            failed.clear()
+
+    async def _run(
+        self,
+        done: list[BatchPart],
+        failed: dict[int, NeedleError],
+        collection: str,
+        ids: list[str],
+        rows: memoryview,
+        metadata: list[bytes],
+        timeout: float,
+        expires: Sequence[int],
+        whole: bool,
+        form: VectorForm | None,
+    ) -> None:
+        """As `run`. done: what became of parts. failed: the first error of each shard, and of ALL."""
         size = rows.nbytes // max(1, len(ids))
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, *self._part_max)
-        done = [BatchPart([at], error) for at, error in plan.homeless.items()]
+        done += [BatchPart([at], error) for at, error in plan.homeless.items()]
         first: set[int] = await self._beside(weight, _doubts, ids, rows, metadata, form) if whole else set()
-        refused: NeedleError | None = next(iter(plan.homeless.values()), None) if whole else None
-        permits, failed = asyncio.Semaphore(BATCHES_IN_FLIGHT), dict[int, NeedleError]()
-        deadline = (loop := asyncio.get_running_loop()).time() + timeout
+        if whole and plan.homeless:
+            failed[ALL] = next(iter(plan.homeless.values()))
+        permits, left = asyncio.Semaphore(BATCHES_IN_FLIGHT), _time_left(timeout)
 
         async def send(shard: int, part: list[int]) -> None:
             names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
@@ -77,32 +101,32 @@ class RowInserts:
                 return shard
 
             async with permits:
-                if (before := refused or failed.get(shard)) is not None:
+                if (before := failed.get(ALL) or failed.get(shard)) is not None:
                     done.append(BatchPart(part, _not_sent(before)))
                     return
                 sent = await self._beside(len(data), packed, data, len(names), form)
                 insert = partial(_insert, collection, names, sent, json, instants)
                 try:
-                    left = max(0.001, deadline - loop.time())
-                    result: WriteResult | NeedleError = await self._write(owner, insert, left)
+                    result: WriteResult | NeedleError = await self._write(owner, insert, left())
                 except NeedleError as error:
                     result = failed[shard] = error
                 except Scattered:  # the map changed and the part no longer has one owner: route it again
-                    left = max(0.001, deadline - loop.time())
-                    again = await self._again(part, collection, names, memoryview(data), json, left, instants, form)
+                    again = await self._again(part, collection, names, memoryview(data), json, left(), instants, form)
                     if not isinstance(again, NeedleError):
                         done.extend(again)
                         return
                     result = failed[shard] = again
+                    del again
             done.append(BatchPart(part, result))
+            del result  # as in run
 
         parts = [(shard, part) for shard, parts in plan.parts.items() for part in parts]
         if first:
             await asyncio.gather(*(send(*one) for one in parts if not first.isdisjoint(one[1])))
-            refused = refused or next((error for error in failed.values() if isinstance(error, InvalidArgument)), None)
+            for shard in [one for one, error in failed.items() if isinstance(error, InvalidArgument)][:1]:
+                failed.setdefault(ALL, failed[shard])
             parts = [one for one in parts if first.isdisjoint(one[1])]
         await asyncio.gather(*(send(*one) for one in parts))
-        return done
 
     async def _again(self, part: list[int], *asked: Any) -> list[BatchPart] | NeedleError:
         """Write the rows of a part by a newer map. asked: as for `run`, and the form. An error: its alias means
@@ -113,6 +137,12 @@ class RowInserts:
         except NeedleError as error:
             return error
         return [BatchPart([part[at] for at in some.rows], some.outcome) for some in done]
+
+
+def _time_left(timeout: float) -> Callable[[], float]:
+    """Seconds until the timeout, never none."""
+    deadline = (loop := asyncio.get_running_loop()).time() + timeout
+    return lambda: max(0.001, deadline - loop.time())
 
 
 def _insert(

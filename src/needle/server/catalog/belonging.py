@@ -26,6 +26,7 @@ from needle.server.catalog.settings_founding import cluster_uid
 from needle.server.cluster_files import ClusterFile, check_unused, save_cluster
 from needle.server.hosting import Hosting
 from needle.server.machine.space import Space
+from needle.server.machine.watches import Watches
 from needle.server.ports import NodePorts
 from needle.server.upkeep.archives import archive_lags
 from needle.server.upkeep.given_up import GivenUp
@@ -42,6 +43,7 @@ class BelongingNode(Protocol):
     host: Host
     book: AddressBook
     space: Space
+    watches: Watches
     topology: Topology
     cluster: ClusterFile
     given_up: GivenUp
@@ -148,7 +150,9 @@ class Belonging:
         behind = archive_lags(node.host, node.topology, now).values()
         backup = (now - node.topology.backed_up) / 1e6 if node.topology.backed_up else None
         log_bytes, archive = engine.bytes_used(), max(behind, default=None)
-        return Levels(log_bytes, engine.config.log_bytes_max, left, backup, archive, node.space.memory.room())
+        memory, flushes = node.space.memory.room(), node.watches.flushes.levels()
+        rate = node.watches.rates.levels(node.ports.clock.monotonic())
+        return Levels(log_bytes, engine.config.log_bytes_max, left, backup, archive, memory, flushes, rate)
 
     def info(self) -> NodeInfo:
         """This node, as the catalog should know it: without what it knows while there may be nodes that would not

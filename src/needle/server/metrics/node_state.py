@@ -117,6 +117,7 @@ class NodeState(Collector):
 
     def _log(self) -> Iterator[Metric]:
         host = self._node.host
+        yield read("needle_fsync_under_way_seconds", self._node.watches.flushes.under_way())
         yield read("needle_log_bytes", host.engine.bytes_used())
         yield read("needle_log_bytes_max", host.engine.config.log_bytes_max)
         turns, snapshots = read("needle_raft_events_total"), read("needle_snapshot_events_total")
@@ -172,16 +173,17 @@ class NodeState(Collector):
         yield read("needle_memory_low", int(room.low))
 
     def _memory(self) -> Metric:
-        vectors = files = fields = caches = 0
+        vectors = files = fields = caches = feeds = 0
         for hosted in self._node.groups.values():
             fields += hosted.replica.field_indexes.used
             caches += cached_bytes(hosted)
+            feeds += hosted.replica.effects.size
             for held in hosted.replica.held.first(COLLECTIONS_MAX):
                 vectors += held.vectors.growing.bytes_held()
                 files += sum(served.sealed.size for served in held.vectors.served)
         memory = read("needle_memory_bytes")
         parts = {"documents": memory_used(), "vectors": vectors, "index_files": files, "field_indexes": fields}
-        others = {"caches": caches, "requests": self._binary().held, "process": resident_bytes()}
+        others = {"caches": caches, "change_feeds": feeds, "requests": self._binary().held, "process": resident_bytes()}
         for part, size in {**parts, **others}.items():
             memory.add_metric([part], size)
         return memory  # type: ignore[no-any-return]

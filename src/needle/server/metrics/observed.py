@@ -5,7 +5,6 @@ Invariant: no metric keeps a value of its own that the node could contradict.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -15,8 +14,6 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from needle.base.errors import NeedleError
-from needle.base.runtime import Clock
-from needle.multiraft.ports import KeyValueStore, KeyValueTxn
 from needle.protocol import calls
 from needle.server.history import History
 from needle.server.machine.loop_watch import LoopWatch
@@ -25,36 +22,14 @@ from needle.server.metrics.node_state import NodeState
 from needle.server.metrics.replica_state import ReplicaState
 from needle.server.metrics.row import CLUSTER_LABEL, cluster_name
 from needle.server.node import Node
-from needle.server.ports import NodePorts
 from needle.server.system_node import Http
 
 _SEARCHED, _WRITTEN = f"shard_{calls.SEARCH}", f"shard_{calls.WRITE}"
 """By replicas here."""
 
 
-class MeasuredStore:
-    """A key-value store that times its durable commits."""
-
-    def __init__(self, store: KeyValueStore, clock: Clock, observe: Callable[[float], None]) -> None:
-        self.get = store.get
-        self.scan = store.scan
-        self.close = store.close
-        self.bytes_used = store.bytes_used
-        self._commit = store.commit
-        self._clock = clock
-        self._observe = observe
-
-    def commit(self, fill: Callable[[KeyValueTxn], None], sync: bool) -> None:
-        """As below, timed when it syncs."""
-        start = self._clock.monotonic()
-        self._commit(fill, sync)
-        if sync:
-            self._observe(self._clock.monotonic() - start)
-
-
 class NodeMetrics:
-    """The metrics of one node. `measured(ports)` before the node is made, `watch(node)` after it has started, and
-    `watch_http` if it serves HTTP."""
+    """The metrics of one node. `watch(node)` after it has started, and `watch_http` if it serves HTTP."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -68,19 +43,11 @@ class NodeMetrics:
         self._fan_out = observed("needle_search_fanout_count", registry)
         self._merge = observed("needle_search_merge_time_ms", registry)
 
-    def measured(self, ports: NodePorts) -> NodePorts:
-        """The same ports, with the log's commits timed."""
-        inner = ports.open_store
-
-        def open_store(directory: str) -> KeyValueStore:
-            return MeasuredStore(inner(directory), ports.clock, self._fsync.observe)
-
-        return dataclasses.replace(ports, open_store=open_store)
-
     def watch(self, node: Node, loop: LoopWatch | None = None) -> None:
         """Read this node's state at every scrape, and observe its calls."""
         self._watched = node
         node.router.stats.on_search = self._routed
+        node.watches.flushes.observe = self._fsync.observe
         health = node.watch_health() if node.config.http_address is not None else None
         if health is not None:
             self.history = health.history

@@ -158,7 +158,9 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "its runbook: of the setting `runbooks`, or of the node's `/ui`. The rules name it.",
               "base/runbooks.py", only=HTTP),
         histogram("needle_fsync_seconds", "", SECONDS, "One durable transaction of the Raft log, of all shards "
-                  "together: it is slow where the disk is.", "server/metrics/observed.py"),
+                  "together: it is slow where the disk is.", "server/machine/flushes.py"),
+        gauge("needle_fsync_under_way_seconds", "", SECONDS, "For how long such a transaction has waited for the disk "
+              "by now; 0 for none. It grows while a disk hangs.", "server/machine/flushes.py"),
         gauge("needle_log_bytes", "", BYTES, "The files of the Raft log.", "multiraft/log/wal_store.py"),
         gauge("needle_log_bytes_max", "", BYTES, "What they may take; from three quarters on writes are refused.",
               "multiraft/config.py"),
@@ -185,7 +187,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_memory_bytes", "part", BYTES, "Memory by part: `process` is all of it that is in RAM; "
               "`documents` SQLite's pages; `vectors` those that no index file has; `index_files` mapped, of which the "
               "system may keep less in RAM; `field_indexes`; `caches` of ids and of what filters allowed; "
-              "`requests` held for callers.", "server/metrics/node_state.py"),
+              "`change_feeds` what the last entries did, for who reads changes; `requests` held for callers.",
+              "server/metrics/node_state.py"),
         gauge("needle_clock_monotonic_seconds", "", SECONDS, "The node's clock for durations, by which leases are "
               "judged: it must run at one rate on all nodes.", "system.py"),
         gauge("needle_clock_error_max_ratio", "", IN_RATE, "The setting `clock_error_max`: how far rates may differ.",

@@ -46,8 +46,7 @@ async def run_node(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     metrics = NodeMetrics()
-    ports = metrics.measured(system_ports(config, failpoint=failpoint))
-    node = system_node(config, ports)
+    node = system_node(config, system_ports(config, failpoint=failpoint))
     http: Http | None = None
     watch = LoopWatch()
     try:

@@ -34,6 +34,9 @@ PINGS_MAX = 20
 LINKS_MAX = 64
 PING_SECONDS = 1.0
 """A link on which nothing comes back for so long is as good as cut."""
+CONNECT_TRIPS = 3
+"""Round trips of the first call, which may have to connect: TCP, the greeting, and its own. With TLS there is one more,
+and the next one is counted though the time is over: however slow a link is, it is measured once."""
 COMMON = (
     *(
         "election_timeout",
@@ -124,8 +127,8 @@ class Probing:
         node, body, pings = self._node, calls.encode(WhoCall()), list[float]()
         end = node.now() + seconds
         try:
-            await node.peers.call(other, WHO, body, PING_SECONDS)  # the first may have to connect
-            while len(pings) < PINGS_MAX and (start := node.now()) < end:
+            await node.peers.call(other, WHO, body, CONNECT_TRIPS * PING_SECONDS)
+            while len(pings) < PINGS_MAX and ((start := node.now()) < end or not pings):
                 await node.peers.call(other, WHO, body, PING_SECONDS)
                 pings.append(node.now() - start)
         except NeedleError as error:

@@ -19,6 +19,7 @@ from needle.client.replicas import ask_replicas
 from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.topology import Topology
 from needle.server.history import History
+from needle.server.machine.clock_rates import ClockRates
 
 LOOK_SECONDS = 2.0
 ASK_SECONDS = 1.0
@@ -27,10 +28,12 @@ ASK_SECONDS = 1.0
 class HealthWatch:
     """Asks all replicas every LOOK_SECONDS."""
 
-    def __init__(self, caller: Caller, topology: Callable[[], Topology], clock: Clock) -> None:
+    def __init__(self, caller: Caller, topology: Callable[[], Topology], clock: Clock, rates: ClockRates) -> None:
+        """rates: told what the clocks of all nodes show."""
         self._caller = caller
         self._topology = topology
         self._clock = clock
+        self._rates = rates
         self.history = History()
         self.latest: ClusterHealth | None = None
         """None before the first round."""
@@ -42,7 +45,10 @@ class HealthWatch:
             replicas = await ask_replicas(self._caller, topology, ASK_SECONDS)
             self.latest = judge(topology, replicas)
             if topology.settings is not None and self.history.due(now := self._clock.wall()):
-                self.history.note(now, replicas, await self._loads(topology))
+                begun = self._clock.monotonic()
+                found = await self._loads(topology)
+                self._rates.note(begun, self._clock.monotonic(), found)
+                self.history.note(now, replicas, found)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _loads(self, topology: Topology) -> dict[NodeId, LoadAnswer]:

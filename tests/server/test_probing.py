@@ -1,0 +1,44 @@
+"""What a node measures of its links: each is measured once, however slow it is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from needle.base.errors import DeadlineExceeded
+from needle.server.service.probing import CONNECT_TRIPS, PING_SECONDS, PINGS_MAX, Probing
+
+
+class Peers:
+    """A link over which a round trip takes so long, and the first call three of them: it connects."""
+
+    def __init__(self, trip: float) -> None:
+        self.now, self.trip, self.calls = 0.0, trip, 0
+
+    async def call(self, other: str, method: str, body: bytes, timeout: float) -> bytes:
+        takes = self.trip * (1 if self.calls else CONNECT_TRIPS)
+        self.calls += 1
+        self.now += min(takes, timeout)
+        if takes > timeout:
+            raise DeadlineExceeded("no answer")
+        return b""
+
+
+def probing(peers: Peers) -> Probing:
+    node: Any = SimpleNamespace(peers=peers, now=lambda: peers.now)
+    return Probing(node)
+
+
+@pytest.mark.parametrize(("trip", "pings"), [(0.001, PINGS_MAX), (0.2, 2), (0.4, 1), (0.8, 1), (0.99, 1)])
+async def test_a_slow_link_has_a_ping(trip: float, pings: int) -> None:
+    link = await probing(Peers(trip))._link("node-2", 1.0)
+    assert (len(link.pings), link.error) == (pings, "")
+    assert link.pings == pytest.approx([trip] * pings)
+
+
+async def test_a_link_on_which_nothing_comes_back_in_time_has_none() -> None:
+    peers = Peers(1.1 * PING_SECONDS)
+    link = await probing(peers)._link("node-2", 1.0)
+    assert not link.pings and link.error and peers.now <= (CONNECT_TRIPS + 1) * PING_SECONDS
