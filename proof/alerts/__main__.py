@@ -11,6 +11,7 @@ from pathlib import Path
 from proof.alerts.faults import trial
 from proof.alerts.machines import machines
 from proof.alerts.promtool import check
+from proof.alerts.walk import walk
 
 SHORT_HOLDS = 0.1
 
@@ -31,6 +32,12 @@ async def faults(directory: Path, short: bool) -> None:
             await two.what_they_run_on()
 
 
+async def both(directory: Path, short: bool) -> None:
+    """The faults, and beside them the tutorial: both wait for most of their time."""
+    tutorial = asyncio.to_thread(walk, directory / "walk", short, print)
+    await asyncio.gather(faults(directory, short), tutorial)
+
+
 def main() -> None:
     """Exit code 0 if all is as the table says; an exception with the reason otherwise."""
     parser = argparse.ArgumentParser(prog="python -m proof.alerts")
@@ -39,7 +46,7 @@ def main() -> None:
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="needle-alerts-") as directory:
         print(check(Path(directory)).strip())
-        asyncio.run(faults(Path(directory), short))
+        asyncio.run(both(Path(directory), short))
     print(f"done in {time.monotonic() - begun:.0f} s")
 
 
