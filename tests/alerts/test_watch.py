@@ -19,7 +19,7 @@ def test_nodes_are_named_with_commas_between_them() -> None:
 
 @pytest.mark.parametrize("text", ["", " , ", "6001", "http://127.0.0.1:6001", "127.0.0.1:6001,db-0", "db-0:0"])
 def test_what_names_no_node_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="name at least one node|allowed"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"name at least one node|allowed"):
         watched(text)
     with pytest.raises(argparse.ArgumentTypeError, match="allowed"):
         address(text)
