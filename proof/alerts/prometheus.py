@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,11 @@ class Prometheus:
     def seen(self, query: str) -> int:
         """How many series a query finds now."""
         return len(self._ask(f"/api/v1/query?query={query}")["result"])
+
+    def value(self, query: str) -> float:
+        """Of the one series that a query finds now."""
+        (found,) = self._ask("/api/v1/query?" + urllib.parse.urlencode({"query": query}))["result"]
+        return float(found["value"][1])
 
     def _ask(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://{self._address}{path}", timeout=5) as answer:
