@@ -19,7 +19,7 @@ import needle
 from harness.alert_page import Alerts
 from harness.commands import Run
 from harness.damage import documents
-from harness.sick import FAST_CLOCK, FORMER_VERSION, SLOWER_DISK
+from harness.sick import FAST_CLOCK, SLOWER_DISK
 from needle.client.alerts import RECALL_MIN
 from needle.local.certificates import create_ca, create_node
 from needle.local.process_cluster import ProcessCluster, wait_for
@@ -40,13 +40,11 @@ CLOCK_ERROR = 0.005
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
-    """Of two ranges of ids on three nodes; node-2 begins with what the release before knows."""
+    """Of two ranges of ids on three nodes."""
     calm = {"election_timeout": 1.0, "heartbeat_interval": 0.1}
     ranges = {"shards": 2, "replicas": 3, "strategy": "range", "boundaries": ["m"]}
     watched = {"recall_share": 1.0, "seal_rows": 500}
-    made = ProcessCluster(module_path, linked=True, sharding=ranges, segments=watched, **calm)
-    fall_ill(made.nodes["node-2"], module_path / "former", FORMER_VERSION)
-    async with made:
+    async with ProcessCluster(module_path, linked=True, sharding=ranges, segments=watched, **calm) as made:
         yield made
 
 
@@ -66,13 +64,6 @@ async def restart(page: Alerts, node: str, **settings: object) -> None:
             page.cluster.nodes[node].settings[name] = value
     await page.line(f"ssh 10.0.0.{node[-1]} systemctl restart needle@{node}")
     await page.cluster.ready(node)
-
-
-async def test_an_upgrade_that_is_not_finished(page: Alerts, cluster: ProcessCluster) -> None:
-    assert "node-2" in (await page.until("NeedleVersionsDiffer"))["NeedleVersionsDiffer"]
-    cluster.nodes["node-2"].source = None
-    await restart(page, "node-2")
-    await page.until()
 
 
 async def test_nodes_that_elect_nobody(page: Alerts, cluster: ProcessCluster) -> None:

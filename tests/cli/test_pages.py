@@ -50,7 +50,7 @@ OPERATIONS_ELSEWHERE = {
 """Where what the page names is run, if not in test_operations_page.py."""
 UPGRADE = "needle rolling-restart "
 """What begins so is found there by that."""
-RUNNERS = ("test_alert_runbooks.py", "test_alert_faults.py", "test_alert_moves.py")
+RUNNERS = ("test_alert_runbooks.py", "test_alert_faults.py", "test_alert_moves.py", "test_operations_page.py")
 
 
 def runners(alert: str) -> list[str]:
