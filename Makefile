@@ -27,7 +27,7 @@ test: $(STAMP)
 # The sections of docs/alerts.md and docs/operations.md under their faults, beside those that `make test` runs: minutes.
 # `make runbooks SHORT=--short` runs some.
 SHORT ?=
-RUNBOOKS_SHORT := expires or elect_nobody or upgrade or by_hand or no_cluster
+RUNBOOKS_SHORT := elect_nobody or upgrade or no_cluster
 runbooks: $(STAMP)
 	$(BIN)/pytest -m runbook $(if $(SHORT),-k "$(RUNBOOKS_SHORT)") --numprocesses $(WORKERS) --dist loadgroup --durations 15 tests/cli
 
