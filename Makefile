@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Where this is set (in images, mostly) each process compiles all modules anew: 2.2 s of CPU instead of 0.9 to start a node.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms alerts deployment packages real-s3 ui docs integrations clean
+.PHONY: demo test runbooks lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms alerts prometheus deployment packages real-s3 ui docs integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,8 +21,15 @@ demo: $(STAMP)
 # First all tests that share a machine well, three at a time: most of them wait for processes. Then the others, one by one.
 WORKERS ?= 3
 test: $(STAMP)
-	$(BIN)/pytest -m "not alone" --numprocesses $(WORKERS) --dist loadgroup --durations 15
+	$(BIN)/pytest -m "not alone and not runbook" --numprocesses $(WORKERS) --dist loadgroup --durations 15
 	$(BIN)/pytest -m alone --durations 15
+
+# The sections of docs/alerts.md and docs/operations.md under their faults, beside those that `make test` runs: minutes.
+# `make runbooks SHORT=--short` runs some.
+SHORT ?=
+RUNBOOKS_SHORT := elect_nobody or upgrade or no_cluster
+runbooks: $(STAMP)
+	$(BIN)/pytest -m runbook $(if $(SHORT),-k "$(RUNBOOKS_SHORT)") --numprocesses $(WORKERS) --dist loadgroup --durations 15 tests/cli
 
 lint: $(STAMP)
 	$(BIN)/ruff check src proof tests bench integrations examples
@@ -123,13 +130,21 @@ fuzz-http: $(STAMP)
 	$(BIN)/python -m proof.fuzz_http --examples $(EXAMPLES) --seed $(SEED)
 
 # The alert rules before Prometheus itself: promtool (Debian's), then real nodes that are killed and paused, whose disks fill, whose
-# syncs are slow, whose clocks are fast, whose certificates run out: about a quarter of an hour. `make alerts SHORT=--short` for one
-# fault with shorter waits, a minute. Installs prometheus, strace and faketime, so it needs root and apt.
-SHORT ?=
+# syncs are slow, whose clocks are fast, whose certificates run out, whose data is damaged; and the tutorial with its Prometheus.
+# About twenty minutes; `make alerts SHORT=--short` for one fault with shorter waits and the tutorial's chapter, a minute. Installs
+# prometheus, strace and faketime, so it needs root and apt.
 alerts: $(STAMP)
 	command -v promtool >/dev/null && command -v strace >/dev/null && command -v faketime >/dev/null || \
 		(apt-get update -qq && apt-get install -y -qq prometheus strace faketime >/dev/null)
 	$(BIN)/python -m proof.alerts $(SHORT)
+
+# A Prometheus of its own, with the rules, that watches nodes of this machine until Ctrl-C (docs/tutorial.md); by default those of
+# `needle demo --keep`. Installs Debian's prometheus if there is none, which needs root and apt.
+WATCH ?= 127.0.0.1:6001,127.0.0.1:6002,127.0.0.1:6003
+PROMETHEUS_AT ?= 127.0.0.1:9190
+prometheus: $(STAMP)
+	command -v prometheus >/dev/null || (apt-get update -qq && apt-get install -y -qq prometheus >/dev/null)
+	$(BIN)/python -m proof.alerts.watch $(WATCH) --at $(PROMETHEUS_AT)
 
 # The files of deploy/ before hadolint (PyPI), systemd-analyze and Helm, then the chart's pods as processes. Helm is built from
 # its Go module, which needs Go 1.24 and some minutes, once; HELM=/path/to/helm for one that is there.

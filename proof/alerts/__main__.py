@@ -9,26 +9,53 @@ import time
 from pathlib import Path
 
 from proof.alerts.faults import trial
+from proof.alerts.holdings import holdings
 from proof.alerts.machines import machines
 from proof.alerts.promtool import check
+from proof.alerts.walk import walk
 
 SHORT_HOLDS = 0.1
 
 
-async def faults(directory: Path, short: bool) -> None:
-    """short: one fault, and the rules' `for` a tenth of what they are."""
-    (directory / "machines").mkdir()
-    async with trial(directory, SHORT_HOLDS if short else 1.0, print) as one:
+async def briefly(directory: Path) -> None:
+    """One fault, and the rules' `for` a tenth of what they are."""
+    async with trial(directory, SHORT_HOLDS, print) as one:
         await one.node_killed()
-        if not short:
-            await one.leader_killed()
-            await one.follower_paused()
-            await one.majority_killed()
-            await one.all_killed()
-    if not short:
-        async with machines(directory / "machines", 1.0, print) as two:
-            await two.what_is_kept()
-            await two.what_they_run_on()
+
+
+async def nodes(directory: Path) -> None:
+    async with trial(directory, 1.0, print) as one:
+        await one.node_killed()
+        await one.leader_killed()
+        await one.follower_paused()
+        await one.majority_killed()
+        await one.all_killed()
+
+
+async def data(directory: Path) -> None:
+    async with holdings(directory, 1.0, print) as one:
+        await one.what_is_decided()
+        await one.what_is_held()
+        await one.what_is_short()
+        await one.what_is_found()
+
+
+async def computers(directory: Path) -> None:
+    async with machines(directory, 1.0, print) as one:
+        await one.what_is_kept()
+        await one.what_they_run_on()
+
+
+async def faults(directory: Path, short: bool) -> None:
+    """What waits for most of its time goes side by side: the tutorial, too. Slow syncs and clocks come alone."""
+    for name in ("nodes", "data", "computers"):
+        (directory / name).mkdir()
+    tutorial = asyncio.to_thread(walk, directory / "walk", short, print)
+    if short:
+        await asyncio.gather(briefly(directory / "nodes"), tutorial)
+        return
+    await asyncio.gather(nodes(directory / "nodes"), data(directory / "data"), tutorial)
+    await computers(directory / "computers")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,27 @@ def with_holds(rules: str, factor: float) -> str:
     return re.sub(r"for: (\d+)s", lambda found: f"for: {round(min(int(found[1]), HOLD_MAX) * factor)}s", rules)
 
 
+def configure(
+    directory: Path, targets: Sequence[str], rules: str, *, tls: Sequence[str] = (), job: str = "db", every: int
+) -> None:
+    """Writes a configuration into a new directory; see Prometheus. every: seconds between two looks."""
+    directory.mkdir(parents=True)
+    (directory / "needle.rules.yml").write_text(rules, encoding="utf-8")
+    seconds = f"{every}s"
+    config = {
+        "global": {"scrape_interval": seconds, "scrape_timeout": seconds, "evaluation_interval": seconds},
+        "rule_files": ["needle.rules.yml"],
+        "scrape_configs": [_scraped(job, targets, "http"), _scraped(f"{job}-tls", tls, "https")],
+    }
+    (directory / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")
+
+
+def command(directory: Path, address: str) -> list[str]:
+    """Starts it as it is configured there; it answers at "host:port"."""
+    words = ["prometheus", f"--config.file={directory}/prometheus.yml", "--log.level=warn"]
+    return [*words, f"--storage.tsdb.path={directory}/data", f"--web.listen-address={address}"]
+
+
 def _scraped(job: str, targets: Sequence[str], scheme: str) -> dict[str, Any]:
     found = {"job_name": job, "scheme": scheme, "static_configs": [{"targets": list(targets)}]}
     return {**found, "tls_config": {"insecure_skip_verify": True}} if scheme == "https" else found
@@ -33,23 +55,14 @@ class Prometheus:
 
     def __init__(self, directory: Path, targets: Sequence[str], rules: str, *, tls: Sequence[str] = ()) -> None:
         self._directory = directory
-        directory.mkdir()
-        (directory / "needle.rules.yml").write_text(rules, encoding="utf-8")
-        every = f"{SCRAPE_SECONDS}s"
-        config = {
-            "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
-            "rule_files": ["needle.rules.yml"],
-            "scrape_configs": [_scraped("db", targets, "http"), _scraped("db-tls", tls, "https")],
-        }
-        (directory / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")
+        configure(directory, targets, rules, tls=tls, every=SCRAPE_SECONDS)
         self._address = f"127.0.0.1:{free_ports(1)[0]}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        command = ["prometheus", f"--config.file={self._directory}/prometheus.yml", "--log.level=warn"]
-        command += [f"--storage.tsdb.path={self._directory}/data", f"--web.listen-address={self._address}"]
+        words = command(self._directory, self._address)
         with (self._directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -69,6 +82,11 @@ class Prometheus:
     def seen(self, query: str) -> int:
         """How many series a query finds now."""
         return len(self._ask(f"/api/v1/query?query={query}")["result"])
+
+    def value(self, query: str) -> float:
+        """Of the one series that a query finds now."""
+        (found,) = self._ask("/api/v1/query?" + urllib.parse.urlencode({"query": query}))["result"]
+        return float(found["value"][1])
 
     def _ask(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://{self._address}{path}", timeout=5) as answer:

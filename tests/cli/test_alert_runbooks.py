@@ -3,25 +3,26 @@ section names are run, and it is gone. What troubleshooting.md is the runbook of
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from harness.alert_page import Alerts
 from harness.commands import Run
-from harness.page_commands import PageCommands, chapter
-from harness.sick import NEARLY_FULL, fall_ill
-from needle.client.alerts import ALERTS
+from harness.sick import NEARLY_FULL
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import NoteBackup
+from proof.sick_nodes import fall_ill
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(400),
+    pytest.mark.xdist_group("alert-runbooks"),  # its tests share one cluster
+]
 
 HOUR = 3_600_000_000
 FULL = NEARLY_FULL.replace("3 * (64 << 20)", "(64 << 20)")
@@ -33,36 +34,6 @@ async def cluster(module_path: Path) -> AsyncIterator[ProcessCluster]:
     calm = {"election_timeout": 1.0, "heartbeat_interval": 0.1}
     async with ProcessCluster(module_path, sharding={"shards": 1, "replicas": 3}, **calm) as made:
         yield made
-
-
-class Alerts(PageCommands):
-    """Runs the commands that a section names."""
-
-    async def told(self) -> dict[str, str]:
-        """Subject of each alert that `needle status` tells; the commands say where it says more."""
-        shown: Any = json.loads((await self.line("needle status --json", None)).splitlines()[0])
-        for one in shown["conditions"]:
-            places = (
-                f"/ui#/runbooks/{one['alert'].lower()}",
-                ALERTS[one["alert"]].runbook,
-            )  # a file if no node tells
-            assert one["runbook"].endswith(places)
-        return {one["alert"]: one["subject"] for one in shown["conditions"]}
-
-    async def until(self, *alerts: str) -> dict[str, str]:
-        """Waits until these are told, or none at all; their subjects."""
-
-        deadline = time.monotonic() + 90
-        while True:
-            told = await self.told()
-            if set(alerts) <= set(told) if alerts else not told:
-                return told
-            assert time.monotonic() < deadline, f"not {alerts or 'well'}: {told}"
-
-    async def command_of(self, alert: str, command: str, more: str = "", expect: int | None = 0) -> str:
-        """Runs a command that the section names, with what it leaves to the reader."""
-        assert command in re.findall(r"`(needle [^`]+)`", chapter("alerts.md", alert).replace("\n", " "))
-        return await self.line(f"{command} {more}", expect)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from needle.connecting import Credentials, connected
 from needle.local.certificates import create_node
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import ZoneNode
+from proof.sick_nodes import fall_ill
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -147,7 +148,7 @@ async def test_a_link_that_is_cut_is_critical(well: ProcessCluster, capsys: pyte
 )
 async def test_a_machine_that_is_not_fit_is_told(well: ProcessCluster, how: str, name: str, told: str) -> None:
     node = well.nodes["node-3"]
-    sick.fall_ill(node, well.directory / name, how)
+    fall_ill(node, well.directory / name, how)
     try:
         await restarted(well, "node-3")
         finding = one(await until(well, lambda found: names(found) == {name}), name)

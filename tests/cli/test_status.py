@@ -19,6 +19,7 @@ from needle.cli.status import balance, look
 from needle.client.health import ClusterHealth, ReplicaStatus, ShardHealth
 from needle.protocol.catalog_commands import AddShard, RetireShard
 from needle.protocol.peer_calls import DiskRoom, WhoAnswer
+from needle.routing.jobs import Job, JobState, RebalanceConfig, Wish
 from needle.routing.topology import Topology
 
 
@@ -34,6 +35,7 @@ class FakeClient:
         self.full = full
         self.damaged: dict[str, str] = {}
         self.given_up: list[tuple[int, str]] = []
+        self.held: list[str] = []
 
     async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]:
         nodes = self.now.shards[0].replicas
@@ -42,7 +44,9 @@ class FakeClient:
         def status(node: str, state: str) -> RaftStatus:
             found = view(node, state).status
             assert found is not None
-            return msgspec.structs.replace(found, voters=list(nodes), damage=self.damaged.get(node, ""))
+            return msgspec.structs.replace(
+                found, voters=list(nodes), damage=self.damaged.get(node, ""), held_moves=self.held
+            )
 
         return [
             ReplicaStatus(shard=0, node=node, address=f"{node}:1", status=status(node, state))
@@ -129,6 +133,26 @@ def test_files_that_a_node_may_not_delete_are_told_with_the_reason(well: RaftSta
     (found,) = asyncio.run(look(client, [])).conditions  # type: ignore[arg-type]
     assert (found.severity, found.name) == ("warning", "files not deleted")
     assert found.subject.startswith("node-2 holds shard 3 no more and keeps its files: no leader of it answers")
+
+
+@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.FAILED])
+def test_a_rebalance_of_which_nothing_can_go_on_is_told(well: RaftStatus, state: JobState) -> None:
+    """Prometheus told of it, and `needle status` of moves that wait only."""
+    client = FakeClient(well)
+    job = Job(id=7, wish=Wish(), config=RebalanceConfig(), state=state, why="shard 1 has no leader")
+    client.now = msgspec.structs.replace(client.now, rebalance=job)
+    found = asyncio.run(look(client, [])).conditions  # type: ignore[arg-type]
+    told = [("NeedleMoveWaits", "rebalance 7: shard 1 has no leader")] if state is JobState.RUNNING else []
+    assert [(one.alert, one.subject) for one in found] == told
+
+
+def test_moves_that_wait_speak_for_their_rebalance(well: RaftStatus) -> None:
+    client = FakeClient(well)
+    client.held = ["move 9 to shard 1 waits"]
+    job = Job(id=7, wish=Wish(), config=RebalanceConfig(), state=JobState.RUNNING, why="move 9 to shard 1 waits")
+    client.now = msgspec.structs.replace(client.now, rebalance=job)
+    found = asyncio.run(look(client, [])).conditions  # type: ignore[arg-type]
+    assert [one.subject for one in found if one.alert == "NeedleMoveWaits"] == ["move 9 to shard 1 waits"]
 
 
 def test_a_catalog_without_a_leader_is_critical() -> None:

@@ -14,9 +14,10 @@ from needle.local.process_cluster import ProcessCluster
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SSH = """#!/bin/sh
-# ssh HOST systemctl VERB... needle@NODE, as an operator's machines would have it
-for last; do :; done
-echo "$3 ${last#needle@}" > DIRECTORY/$$.new
+# ssh HOST ... systemctl VERB... needle@NODE, in one word or several, as an operator's machines would have it
+words="$*"
+verb="${words##*systemctl }"
+echo "${verb%% *} ${words##*needle@}" > DIRECTORY/$$.new
 mv DIRECTORY/$$.new DIRECTORY/$$.asked
 until [ -e DIRECTORY/$$.done ]; do sleep 0.05; done
 """
@@ -31,6 +32,12 @@ def chapter(page: str, name: str) -> str:
 def blocks(text: str) -> list[str]:
     """The blocks of commands in it."""
     return re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def between_blocks(page: str) -> set[str]:
+    """The commands that stand in the text of a page, outside of blocks."""
+    text = re.sub(r"^ *```.*?^ *```", "", (DOCS / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return {" ".join(one.split()) for one in re.findall(r"`(needle [^`]+)`", text)}
 
 
 class PageCommands:

@@ -1,11 +1,6 @@
-"""Node processes whose machine is not as it should be: a module that Python imports at their start changes what the
-system tells them."""
+"""What to have node processes fall ill with (proof.sick_nodes): what the system tells them is changed."""
 
 from __future__ import annotations
-
-from pathlib import Path
-
-from needle.local.node_process import NodeProcess
 
 FILES = """
 import builtins, io
@@ -41,11 +36,8 @@ def _told(path):
     return os.statvfs_result(found)
 os.statvfs = _told
 """
+SLOWER_DISK = SLOW_DISK.replace("0.03", "0.15")
+"""Slower than what an alert wants."""
 OTHER_RELEASE = "import needle; needle.__version__ = '9.9.9'"
-
-
-def fall_ill(node: NodeProcess, directory: Path, how: str) -> None:
-    """From its next start on."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "sitecustomize.py").write_text(how, encoding="utf-8")
-    node.source = directory
+FORMER_VERSION = "import needle.base.versions as versions; versions.KNOWN -= 1"
+"""Knows the commands and formats of the release before."""

@@ -578,7 +578,7 @@ def test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted(
         await until(lambda: bool(mover.held(1)))
         await asyncio.sleep(5)
         assert [one.state for one in world.topology.moves] == [MoveState.COPYING]
-        assert len(mover.held(1)) == 1
+        assert len(mover.held(1)) == 1 and mover.waits
         assert mover.held(2) == []
         assert "collection 'default'" in mover.held(1)[0]
         assert "'m1', 'm2'," in mover.held(1)[0]

@@ -79,6 +79,7 @@ async def look(client: Asked, timeout: float) -> Seen:
         counted = {info.id for info in topology.nodes if not info.maintenance} & topology.addresses().keys()
         lacking = who_replaces(topology, counted - told.keys())
         found = [*_of_shards(topology, health, replicas, lacking), *catalog, *uneven(health), *of_nodes(topology, told)]
+        found += of_rebalance(topology, found)
     seen = Seen(health=health, replicas=replicas, told=told)
     placed = [condition.told_at(seen.runbooks) for condition in ordered(found)]
     return msgspec.structs.replace(seen, health=msgspec.structs.replace(health, conditions=placed))
@@ -173,6 +174,15 @@ def uneven(health: ClusterHealth) -> list[Condition]:
     largest = max(counts, key=lambda number: counts[number])
     subject = f"shard {largest} has {counts[largest]} documents, {over:.0%} more than the mean"
     return [holds("NeedleShardsUneven", subject, "`needle rebalance --dry-run` shows what would move")]
+
+
+def of_rebalance(topology: Topology, found: Sequence[Condition]) -> list[Condition]:
+    """A rebalance of which nothing can go on, unless its moves say so themselves, in `found`."""
+    job = topology.rebalance
+    if job is None or job.over or not job.why or any(one.alert == "NeedleMoveWaits" for one in found):
+        return []
+    action = "it goes on when that is put right; `needle rebalance --cancel` gives it up"
+    return [holds("NeedleMoveWaits", f"rebalance {job.id}: {job.why}", action)]
 
 
 def of_nodes(topology: Topology, told: Mapping[NodeId, WhoAnswer]) -> list[Condition]:

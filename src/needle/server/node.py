@@ -109,7 +109,7 @@ class Node:
         self._hosting = Hosting(self, self._fatal)
         self._adoption = Adoption(self, self._hosting)
         self._belonging, self._news = Belonging(self, self._hosting), AddressNews(self)
-        self._mover = Mover(self, move_rows, config.limits.freeze_seconds)
+        self.mover = Mover(self, move_rows, config.limits.freeze_seconds)
         self._replicas, self.coordinator = Replicas(self), Coordinator(self)
         self._healing, self.given_up = Healing(self, config.replace_after, config.replace_throttle), GivenUp(self)
         self._background = Background(self._background_failed)
@@ -167,7 +167,7 @@ class Node:
     def _background_works(self) -> None:
         works: list[Callable[[], Coroutine[Any, Any, None]]] = [
             *(CatalogFollower(self).run, Registration(self, self._fatal).run, LeaderSpread(self).run),
-            *(RoomierLeaders(self).run, self._mover.run, self._replicas.run, self.coordinator.run),
+            *(RoomierLeaders(self).run, self.mover.run, self._replicas.run, self.coordinator.run),
             *(self.reconciler.run, self._healing.run, self.given_up.run, VersionRise(self).run, SavingMemory(self).run),
             *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
         ]
@@ -261,7 +261,7 @@ class Node:
     def status(self, group: GroupId, digest: bool = False) -> RaftStatus:
         """This node's view of a group, with addresses and the number of documents. Blocking with a digest, which reads
         every row. Raises ReplicaDamaged then."""
-        return status_of(self, group, self._mover, self._replicas, digest=digest)
+        return status_of(self, group, self.mover, self._replicas, digest=digest)
 
     def watch_health(self) -> HealthWatch:
         """Ask all replicas how they are, from now on until the node stops."""

@@ -110,7 +110,7 @@ class NodeState(Collector):
     def _moves(self) -> Iterator[Metric]:
         job = self._node.topology.rebalance
         running = job if job is not None and not job.over else None
-        yield read("needle_rebalance_waits", int(running is not None and bool(running.why)))
+        yield read("needle_rebalance_waits", int(self._node.mover.waits or (running is not None and bool(running.why))))
         yield read("needle_rebalance_planned_bytes", running.planned_bytes if running is not None else 0)
         yield read("needle_rebalance_moved_bytes", running.moved_bytes if running is not None else 0)
         yield read("needle_given_up_replicas", len(self._node.given_up.kept))

@@ -116,8 +116,9 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_rebalance_planned_bytes", "", BYTES, "What the rebalance that is under way meant to move when it "
               "began; 0 without one.", "routing/jobs.py"),
         gauge("needle_rebalance_moved_bytes", "", BYTES, "What it has moved.", "routing/jobs.py"),
-        gauge("needle_rebalance_waits", "", "", "1 while a rebalance is under way and nothing of it can go on; `needle "
-              "rebalance --status` says for what it waits.", "routing/jobs.py"),
+        gauge("needle_rebalance_waits", "", "", "1 while a rebalance is under way and nothing of it can go on, or a "
+              "move of key ranges that this node drives waits; `needle rebalance --status` says for what.",
+              "server/upkeep/mover.py"),
         gauge("needle_given_up_replicas", "", "", "Replicas that this node holds no more and whose files are still on "
               "its disk.", "server/upkeep/given_up.py"),
     ),

@@ -73,6 +73,11 @@ class Mover:
         """Why moves of what this node's shard `group` owns wait."""
         return [held.why for held in self._held.values() if held.group == group]
 
+    @property
+    def waits(self) -> bool:
+        """Whether any move that this node drives does."""
+        return bool(self._held)
+
     def copied(self, group: GroupId) -> dict[int, int]:
         """Documents copied by moves of what this node's shard `group` owns, by move, since this node drives them."""
         return {move: copy.documents for move, copy in self._copier.copies.items() if copy.group == group}

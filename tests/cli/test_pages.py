@@ -1,0 +1,83 @@
+"""Which section of docs/alerts.md, and which command of docs/operations.md, is run by which test: none is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.alert_page import commands
+from harness.page_commands import between_blocks, blocks, chapter
+from needle.client.alerts import ALERTS
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+NOT_CAUSED = {
+    "NeedleCollectionWorn": "it takes two thousand million writes to a shard of a collection",
+    "NeedleUnknownCollections": "catalog and shards share each node's log: neither is put back without the other",
+}
+"""Why on no real process within seconds. Both sections name no command."""
+PROMETHEUS_ONLY = {"NeedleNodeNotScraped", "NeedleClusterNotScraped"}
+"""Not of `needle status`: `make alerts` causes them before a real Prometheus (proof/alerts/faults.py)."""
+ALERTS_ELSEWHERE = {
+    ("NeedleArchiveBehind", "needle backup archive"): "tests/cli/test_tutorial.py, which runs the tutorial",
+    ("NeedleBackupTooOld", "needle backup forget"): "as in NeedleArchiveBehind",
+    ("NeedleClusterNotScraped", "needle recover"): "tests/cluster/test_recover.py",
+    ("NeedleLogNearlyFull", "needle node replace"): "as in NeedleUnderReplicated",
+    ("NeedleReplicaDivergence", "needle node replace"): "the section says not to",
+    ("NeedleDiskNearlyFull", "needle rebalance"): "as in NeedleMemoryNearlyFull",
+}
+"""Where these commands of a section are run, or why they are not."""
+STATUS = "needle status"
+"""All these tests run it all the time."""
+OPERATIONS_ELSEWHERE = {
+    "needle node add node-4": "test_runbooks.py",
+    "needle node drain node-2": "test_runbooks.py",
+    "needle node drain node-2 --undo": "test_runbooks.py",
+    "needle node remove node-2": "test_runbooks.py, of node-3",
+    "needle node replace node-2 node-5": "test_runbooks.py",
+    "needle maintenance enter node-2": "test_runbooks.py",
+    "needle shard replicas": "test_alert_moves.py",
+    "needle recover": "tests/cluster/test_recover.py",
+    "needle restore": "tests/cli/test_tutorial.py",
+    "needle serve": "test_runbooks.py",
+    "needle cluster create": "test_alert_moves.py",
+    "needle get ...": "tests/cli/test_tutorial.py",
+    "needle insert": "tests/cli/test_tutorial.py",
+    "needle node remove": "test_runbooks.py",
+    "needle node add": "test_runbooks.py",
+}
+"""Where what the page names is run, if not in test_operations_page.py."""
+UPGRADE = "needle rolling-restart "
+"""What begins so is found there by that."""
+RUNNERS = ("test_alert_runbooks.py", "test_alert_faults.py", "test_alert_moves.py", "test_operations_page.py")
+
+
+def runners(alert: str) -> list[str]:
+    """The test files that name the alert."""
+    return [name for name in RUNNERS if f'"{alert}"' in (HERE / name).read_text()]
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_each_section_is_run_under_its_fault_or_it_is_said_why_not(alert: str) -> None:
+    if alert in NOT_CAUSED:
+        assert not runners(alert) and not commands(alert) and not blocks(chapter("alerts.md", alert))
+    elif alert in PROMETHEUS_ONLY:
+        assert not ALERTS[alert].condition and f'"{alert}"' in (ROOT / "proof/alerts/faults.py").read_text()
+    else:
+        assert runners(alert), f"no test causes {alert}: tell of it in one of {RUNNERS}, or say here why none can"
+
+
+def test_each_command_of_alerts_is_run() -> None:
+    text = "".join((HERE / name).read_text() for name in RUNNERS)
+    named = {(alert, command) for alert in ALERTS for command in commands(alert) if command != STATUS}
+    assert ALERTS_ELSEWHERE.keys() <= named, "of commands that the page names no more"
+    missing = {(alert, command) for alert, command in named if f'"{alert}", "{command}"' not in text}
+    assert missing <= ALERTS_ELSEWHERE.keys(), f"run by no test: {missing - ALERTS_ELSEWHERE.keys()}"
+
+
+def test_each_command_of_operations_is_run() -> None:
+    text = (HERE / "test_operations_page.py").read_text()
+    named = {one for one in between_blocks("operations.md") if not one.startswith(UPGRADE)}
+    missing = {one for one in named if f'.says("{one}"' not in text}
+    assert missing == OPERATIONS_ELSEWHERE.keys(), missing ^ OPERATIONS_ELSEWHERE.keys()
