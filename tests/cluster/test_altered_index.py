@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cluster.catalog_util import spec, topology
+from needle import Client
 from needle.base.collection_sizes import IndexProgress
 from needle.base.errors import ClusterTooOld, CollectionExists, InvalidArgument, NeedleError
 from needle.base.model import IndexKind, IndexParams, WriteResult
@@ -79,6 +80,28 @@ def test_progress_of_shards_adds_up() -> None:
     assert (IndexProgress() + IndexProgress()).recall_after is None
 
 
+async def beams_are_those_of_now(cluster: ProcessCluster, client: Client) -> None:
+    """Also for a client that was connected before `ef_search` was changed; a graph that needs more than that gets it.
+    Clients filled in what they knew of the catalog: one of before stayed with it, and the graphs' own beams, for
+    searches that say none, were never used."""
+    async with cluster.connect() as other:
+
+        async def beams() -> list[int]:
+            (told,) = (await other.search(VECTORS[7], 1, explain=True)).explained
+            (many,) = (await other.search_many(VECTORS[7:8], 1, explain=True))[0].explained
+            assert [one.ef for one in many.segments] == [one.ef for one in told.segments]
+            return [one.ef for one in told.segments if one.way == "graph"]
+
+        async def are(low: int, high: int) -> bool:
+            return all(low <= beam <= high for beam in await beams())
+
+        assert await beams()
+        for ef_search, low, high in ((150, 150, 512), (1, 10, 149)):
+            await client.alter_collection(ef_search=ef_search)
+            await wait_for(lambda low=low, high=high: are(low, high), 30, f"beams from {low} to {high}")
+        await client.alter_collection(ef_search=64)
+
+
 async def test_an_index_is_changed_and_back_while_leaders_are_killed(tmp_path: Path) -> None:
     async with (
         ProcessCluster(tmp_path, dimensions=16, segments={"seal_rows": 1000}) as cluster,
@@ -103,6 +126,7 @@ async def test_an_index_is_changed_and_back_while_leaders_are_killed(tmp_path: P
             return now.now == [words] and not now.wanted
 
         await wait_for(indexed, 60, "index files")
+        await beams_are_those_of_now(cluster, client)
         with pytest.raises(InvalidArgument, match="index"):
             await client.alter_collection(index="hnsw_sq9")
         await client.alter_collection(index="hnsw_sq8:high_recall")

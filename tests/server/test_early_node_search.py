@@ -13,7 +13,7 @@ from needle.protocol.calls import Freshness, SearchCall
 from needle.protocol.node_calls import AskedShard, NodeHits, SearchShardsAnswer, SearchShardsCall
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import CONSISTENT_HASH
-from needle.routing.topology import Ownership
+from needle.routing.topology import Ownership, Topology
 from needle.server.service.node_searches import NodeSearches
 from needle.server.service.reads import Reads
 
@@ -30,6 +30,7 @@ class Node:
 
     def __init__(self) -> None:
         self.node_id, self.host = "n1", self
+        self.topology = Topology()
         self.state: dict[int, int | NeedleError] = dict.fromkeys(GROUPS, 7)
         self.rounds: dict[int, asyncio.Future[int]] = {}
         self.found: dict[int, asyncio.Future[HitBatch]] = {}

@@ -10,6 +10,7 @@ import pytest
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, NotLeader, Overloaded
 from needle.base.model import HitBatch, ReadMode, SearchRequest
 from needle.protocol.calls import Freshness, GetCall, SearchCall
+from needle.routing.topology import Topology
 from needle.server.service.reads import Reads
 
 REQUEST = SearchRequest(collection="books", vector=b"", k=1)
@@ -62,7 +63,9 @@ class Leader:
 def reads_of(leader: Leader) -> Reads:
     hosted = SimpleNamespace(batcher=leader, recall=SimpleNamespace(saw=leader.answered.append))
     groups = {1: hosted}
-    node = SimpleNamespace(node_id="n1", host=leader, hosted=groups.__getitem__, groups=groups, now=lambda: 0.0)
+    node = SimpleNamespace(
+        node_id="n1", host=leader, hosted=groups.__getitem__, groups=groups, now=lambda: 0.0, topology=Topology()
+    )
     return Reads(node)  # type: ignore[arg-type]
 
 

@@ -198,7 +198,8 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     of the k nearest, `take` hits, `offset` included, that are unlike each other, by this weight; bare: without the
     vectors, which are there for that only. order_by: the field by whose values who merges orders the hits in the end,
     "" for none; descending: from the greatest. keywords: words to find instead of a vector; words: what a shard is
-    asked of them, by who routes."""
+    asked of them, by who routes. usual_ef: `ef_search` of the collection, for a search that says none, 0 where
+    the catalog does not tell it (set by the node)."""
 
     collection: str
     vector: bytes
@@ -226,6 +227,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     descending: bool = False
     keywords: str = ""
     words: TextQuery | None = None
+    usual_ef: int = 0
 
 
 def score_of(distance: float, metric: Metric) -> float:

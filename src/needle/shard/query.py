@@ -208,7 +208,13 @@ def _nearest(
     if allow is not None and places:
         allow = Allowed(places.vectors_of(allow.bitmap))
     found = collection.vectors.nearest(
-        queries, k, allow=allow, exact=request.exact, ef_search=request.ef_search, trace=trace
+        queries,
+        k,
+        allow=allow,
+        exact=request.exact,
+        ef_search=request.ef_search,
+        usual_ef=request.usual_ef,
+        trace=trace,
     )
     return [(places.documents_of(vectors), distances) for vectors, distances in found] if places else found
 

@@ -31,6 +31,8 @@ from needle.routing.topology import CollectionInfo, Ownership, Topology
 
 BATCH_BYTES_MAX = 1 << 20
 PAUSE_SECONDS = 0.02
+EFFORT_BY_NODES = 5
+"""Since this version nodes know the effort of searches that do not say any (base/versions.py)."""
 LOOK_SECONDS = 0.1
 BATCH_DOCUMENTS_MAX = 10_000
 """Documents of one entry."""
@@ -155,9 +157,12 @@ class Routes:
         return lambda shard: Freshness(mode, self.seen.get(shard, 0) if session else 0, max_staleness)
 
     def as_stored(self, request: SearchRequest, stored: str) -> SearchRequest:
-        """For the shards: how accurate searches are is the catalog's to say, if the caller does not."""
-        info = self._collections.find(self.shards.topology(), stored)
-        ef_search = request.ef_search or (0 if info is None else info.spec.index.ef_search)
+        """For the shards. How accurate searches are that do not say it is the catalog's to say, and nodes ask theirs:
+        this one may be old. Those of releases before version 5 do not, so it is said for them."""
+        topology, ef_search = self.shards.topology(), request.ef_search
+        if not ef_search and topology.cluster_version < EFFORT_BY_NODES:
+            info = self._collections.find(topology, stored)
+            ef_search = 0 if info is None else info.spec.index.ef_search
         return msgspec.structs.replace(request, collection=stored, ef_search=ef_search)
 
     def text_of(self, stored: str) -> TextField | None:

@@ -12,8 +12,6 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from needle.base.errors import NeedleError, invalid
 from needle.base.ids import GroupId
 from needle.base.model import Claim, HitBatch, SearchRequest
@@ -106,7 +104,7 @@ class NodeSearches:
         for group in told:
             hosted, request, _, _ = begun[group]
             hosted.calls.searched(node.now())
-            hosted.recall.saw(call.request)
+            hosted.recall.saw(request)
             node.observe("shard_search", seconds, None)
         return told
 
@@ -116,7 +114,7 @@ class NodeSearches:
         fresh = Freshness(call.freshness.mode, max(one.min_index, claim.since))
         if hosted is None or not self._reads.may_search_early(one.group, fresh):
             return None
-        request = msgspec.structs.replace(call.request, claim=claim)
+        request = self._reads.as_searched(call.request, claim, explain=call.request.explain)
         confirmed = self._node.host.begin_read(one.group, timeout)
         try:
             return hosted, request, confirmed, hosted.batcher.begin(request, timeout)

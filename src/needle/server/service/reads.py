@@ -48,6 +48,7 @@ from needle.protocol.calls import (
     expiries,
     told_counts,
 )
+from needle.routing.stored_collections import StoredCollections
 from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
 from needle.shard.documents.projection import projection
@@ -73,6 +74,15 @@ class Reads:
         self._node = node
         self._host = node.host
         self.reading = 0
+        self._collections = StoredCollections()
+
+    def as_searched(self, request: SearchRequest, claim: Claim | None, *, explain: bool) -> SearchRequest:
+        """For the shard: how accurate a search is that does not say it is the catalog's to say, now."""
+        usual = 0
+        if not request.ef_search:
+            info = self._collections.find(self._node.topology, request.collection)
+            usual = 0 if info is None else info.spec.index.ef_search
+        return msgspec.structs.replace(request, claim=claim, explain=explain, usual_ef=usual)
 
     async def fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
         """Wait until this replica may answer a read of that freshness."""
@@ -108,7 +118,7 @@ class Reads:
         try:
             about, asked = current.get(), call.request
             explains = asked.explain or (about is not None and about.explains and not asked.bound)
-            request = msgspec.structs.replace(asked, claim=claim, explain=explains)
+            request = self.as_searched(asked, claim, explain=explains)
             if asked.keywords:
                 found = await self._words(call, request)
             elif self.may_search_early(call.group, call.freshness):
@@ -117,7 +127,7 @@ class Reads:
                 hosted = await self.fresh(call.group, call.freshness)
                 found = await self._search(hosted, request, deadline - loop.time())
             if not asked.keywords and (answered := self._node.groups.get(call.group)) is not None:
-                answered.recall.saw(call.request)
+                answered.recall.saw(request)
             found = self.told(found)
             if about is not None and found.explained:
                 about.explained = found.explained
@@ -144,7 +154,7 @@ class Reads:
 
     async def search_many(self, call: SearchManyCall, claim: Claim | None = None) -> SearchManyAnswer:
         """Raises what `search` does; a few at a time, so that others get their turn and the answer has a bound."""
-        request, count = call.request, call.count
+        request, count = self.as_searched(call.request, claim, explain=call.request.explain), call.count
         if not 1 <= count <= QUERIES_MAX:
             raise invalid("queries", f"{count} vectors", f"1 to {QUERIES_MAX} in one call")
         if request.keywords:
@@ -161,7 +171,7 @@ class Reads:
             for start in range(0, count, QUERIES_AT_ONCE):
                 places = range(start, min(start + QUERIES_AT_ONCE, count))
                 single = [request.vector[at * width : (at + 1) * width] for at in places]
-                asked = [msgspec.structs.replace(request, vector=one, claim=claim) for one in single]
+                asked = [msgspec.structs.replace(request, vector=one) for one in single]
                 tasks = [loop.create_task(search(one, deadline - loop.time())) for one in asked]
                 try:
                     found += await asyncio.gather(*tasks)

@@ -104,7 +104,7 @@ class VectorsView:
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         allowed = None if allow is None else Allowed(allow)
-        return top_k(self._candidates(queries, k, allowed, exact, ef_search, None), len(queries), k)
+        return top_k(self._candidates(queries, k, allowed, exact, ef_search, 0, None), len(queries), k)
 
     def nearest(
         self,
@@ -114,24 +114,34 @@ class VectorsView:
         allow: Allowed | None = None,
         exact: bool = False,
         ef_search: int = 0,
+        usual_ef: int = 0,
         trace: Trace | None = None,
     ) -> list[tuple[list[int], list[float]]]:
         """Like `search`, and with what is as near as the k-th (TIES_MAX more at most): for each query its ordinals and
-        distances. With exact=True all ties are there, without it those that the graphs show. trace: told how."""
+        distances. With exact=True all ties are there, without it those that the graphs show. usual_ef: the collection's
+        `ef_search`, where another one is known than this view's. trace: told how."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        found = with_ties(self._candidates(queries, k, allow, exact, ef_search, trace), len(queries), k)
+        found = with_ties(self._candidates(queries, k, allow, exact, ef_search, usual_ef, trace), len(queries), k)
         ends = np.searchsorted(found.query, np.arange(len(queries) + 1)).tolist()
         ordinals, distances = found.ordinal.tolist(), found.distance.tolist()
         return [(ordinals[a:b], distances[a:b]) for a, b in pairwise(ends)]
 
     def _candidates(
-        self, queries: Floats, k: int, allowed: Allowed | None, exact: bool, ef_search: int, trace: Trace | None
+        self,
+        queries: Floats,
+        k: int,
+        allowed: Allowed | None,
+        exact: bool,
+        ef_search: int,
+        usual_ef: int,
+        trace: Trace | None,
     ) -> list[Candidates]:
         """What every place finds: the k nearest of each query are among them."""
         found: list[Candidates] = []
         scan = None
         growing, places = self._state
-        beam, measured = ef_search or self.spec.index.ef_search, not ef_search  # what a search asks for, it gets
+        # What a search asks for, it gets.
+        beam, measured = ef_search or usual_ef or self.spec.index.ef_search, not ef_search
         for served in places:
             served.sealed.check_size()
         if exact or growing.chunks:
