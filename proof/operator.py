@@ -29,7 +29,10 @@ class Operator:
     def run(self, *words: str, expect: int = 0) -> str:
         """What a command says. Raises AssertionError if it ends otherwise than expected."""
         with self.popen(*words) as process:
-            out, err = process.communicate(timeout=COMMAND_SECONDS)
+            try:
+                out, err = process.communicate(timeout=COMMAND_SECONDS)
+            finally:
+                process.kill()  # one that hangs would be waited for without end
         assert process.returncode == expect, f"{' '.join(words)}: {process.returncode} {out}{err}"
         self._say(f"  {' '.join(words[:3])}: {(err or out).strip().splitlines()[-1][:150] if err or out else 'ok'}")
         return out + err

@@ -9,7 +9,7 @@ import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +32,8 @@ NODES = 3
 WRITERS = 3
 CALL_SECONDS = 30.0
 LOOK_SECONDS = 0.02
-DARK_SECONDS = 15.0
-"""After the start of nodes that were all down at a time, until the first one answers."""
+END_SECONDS = 300.0
+"""After the faults: a backup that never succeeds, or a cluster that never settles, is a fault of its own."""
 REFUSED_SECONDS = 30
 """Within so long of an instant that is refused there is one that is not."""
 SLOW_MEGABYTES = 0.002
@@ -65,8 +65,6 @@ class Drill:
         self._rng = random.Random(seed)
         self._target = str(directory / "target")
         self._store = backups.open_store(self._target)
-        self._dark_until = 0.0
-        """Until then no node may be reached."""
         self.faults: list[str] = []
         self.backups: list[str] = []
         self.refused = 0
@@ -85,7 +83,8 @@ class Drill:
                 work = [*(writers.run(n) for n in range(WRITERS)), self._archive(operator), self._back_up(operator)]
                 tasks = [asyncio.create_task(one) for one in work]
                 try:
-                    await self._disturb(cluster, client, began + self._plan.seconds)
+                    async with _within(self._plan.seconds + END_SECONDS, "what has to be seen"):
+                        await self._disturb(cluster, client, began + self._plan.seconds)
                 finally:
                     for task in tasks:
                         task.cancel()
@@ -94,25 +93,23 @@ class Drill:
                     if isinstance(one, Exception):  # it went on without what had failed
                         raise one
                 ended = time.time()
-                await self._archived_until(other, ended)
+                async with _within(END_SECONDS, "the archive"):
+                    await self._archived_until(other, ended)
         told = await asyncio.to_thread(self._judge, writers, began, ended)
         self._told(told)
         return told + await self._returned(writers, began, ended)
 
     # --- what goes on ------------------------------------------------------------------------------------------------
     async def _archive(self, operator: Operator) -> None:
-        """Killed with -9 again and again; the next one goes on. Where no node answers it ends by itself, and is begun
-        again, as by systemd."""
+        """Killed with -9 again and again; the next one goes on. It never ends by itself: where no node answers it
+        waits."""
         while True:
-            began = time.monotonic()
             process = operator.popen("backup", "archive", self._target, "--every", "0.5", "--base-hours", "0.01")
             with _killed_at_the_end(process):
                 if await _ended(process, self._rng.uniform(2.0, 8.0)):
                     out, err = process.communicate()
-                    if process.returncode != 1 or began > self._dark_until:
-                        raise Violation("restore", f"the archiver ended by itself: {out}{err}")
-                else:
-                    self.faults.append("archiver killed")
+                    raise Violation("restore", f"the archiver ended by itself: {out}{err}")
+                self.faults.append("archiver killed")
 
     async def _back_up(self, operator: Operator) -> None:
         """Every second one is killed with -9 while it reads, and one is made right behind it."""
@@ -161,13 +158,10 @@ class Drill:
                 else:
                     leader = await client.leader(0, timeout=CALL_SECONDS) or "node-1"
                     victims = [leader] if fault == "kill" else list(cluster.nodes)
-                    if len(victims) == len(cluster.nodes):
-                        self._dark_until = float("inf")
                     cluster.kill(*victims)
                     await asyncio.sleep(self._rng.uniform(0.2, 2.0))
                     for victim in victims:
                         cluster.restart(victim)
-                    self._dark_until = min(self._dark_until, time.monotonic() + DARK_SECONDS)
             self.faults.append(fault)
             await asyncio.sleep(self._rng.uniform(0.5, 2.0))
         await self._settled(client)
@@ -248,6 +242,16 @@ class Drill:
             async for words, found in returning.into(shape, list(moments)):
                 writers.judge(f"needle restore {words} into {shape}", *moments[words], found)
         return returning.told()
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float, what: str) -> AsyncIterator[None]:
+    """Raises Violation if it takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise Violation("restore", f"{what} has not come about within {seconds:g} s") from error
 
 
 @contextlib.contextmanager

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cli.conftest import Needle
+from needle.base.errors import NoQuorum
+from needle.cli.maintenance_commands import Note, _is_noted
+from needle.routing.topology import NodeInfo, NodeState, Topology
 
 
 def is_resting(needle: Needle, node: str) -> bool:
@@ -67,3 +70,48 @@ def test_a_note_of_who_died_while_it_began_is_good_and_a_wrong_one_is_refused(ne
     assert not is_resting(needle, "node-2")
     enter(needle, "--note", str(note.with_name("no") / "such" / "place"), expect=1)
     assert not is_resting(needle, "node-2"), "what cannot be noted is not begun"
+
+
+def test_what_was_refused_leaves_no_note_by_which_another_maintenance_would_end(needle: Needle, note: Path) -> None:
+    for other in ("node-1", "node-3"):
+        needle.run("maintenance", "enter", other, "--timeout", "30")
+    enter(needle, "--note", str(note), expect=1)
+    assert not note.exists()
+    for other in ("node-1", "node-3"):
+        needle.run("maintenance", "exit", other, "--timeout", "60")
+
+
+KNOWN = Note(node="node-2", after=5, since=6)
+
+
+@pytest.mark.parametrize(("began", "ends"), [(0, None), (6, True), (9, None)])
+async def test_what_nodes_know_without_the_catalog_ends_a_maintenance_but_never_says_that_it_is_over(
+    began: int, ends: bool | None
+) -> None:
+    """A pod deleted its note because a node had heard of nothing yet, and stayed in maintenance for ever."""
+    resting = NodeInfo(id="node-2", address="127.0.0.1:1", incarnation=1, maintenance=began)
+
+    class Client:
+        async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
+            raise NoQuorum("the catalog has no leader")
+
+        def topology(self) -> Topology:
+            return Topology(nodes=(resting,))
+
+    asked = _is_noted(cast(Any, Client()), "node-2", KNOWN, 1.0)
+    if ends is None:
+        with pytest.raises(NoQuorum):
+            await asked
+    else:
+        assert await asked is ends
+
+
+@pytest.mark.parametrize("state", [NodeState.ACTIVE, NodeState.REMOVED])
+async def test_a_node_that_was_removed_is_in_no_maintenance(state: NodeState) -> None:
+    info = NodeInfo(id="node-2", address="127.0.0.1:1", incarnation=1, maintenance=6, state=state)
+
+    class Client:
+        async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
+            return Topology(nodes=(info,))
+
+    assert await _is_noted(cast(Any, Client()), "node-2", KNOWN, 1.0) is (state is NodeState.ACTIVE)

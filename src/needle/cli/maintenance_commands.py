@@ -12,7 +12,15 @@ import typer
 
 import needle
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, NoQuorum, Unavailable
+from needle.base.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InvalidArgument,
+    NeedleError,
+    NoQuorum,
+    Unauthenticated,
+    Unavailable,
+)
 from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
 from needle.routing.topology import NodeInfo, NodeState, Topology
@@ -66,15 +74,19 @@ def enter(node: Node, note: EnterNote = None, cluster: Cluster = DEFAULT_CLUSTER
         if note is None:
             await client.enter_maintenance_mode(node, timeout=timeout)
             return True
+        ends = time.monotonic() + timeout  # of all three calls: who waits for this has a bound of its own
         before, info = await _known(client, node, timeout)
         if info.maintenance:
             return False
         begun = Note(node=node, after=before.version)
-        replace_file(
-            str(note), msgspec.json.encode(begun)
-        )  # before: if this process dies, the maintenance is known to be its own
-        await client.enter_maintenance_mode(node, timeout=timeout)
-        _, info = await _known(client, node, timeout)
+        # Before: if this process dies, the maintenance is known to be its own.
+        replace_file(str(note), msgspec.json.encode(begun))
+        try:
+            await client.enter_maintenance_mode(node, timeout=_left(ends))
+        except (Forbidden, InvalidArgument, Unauthenticated):  # what somebody begins later is not this one
+            note.unlink()
+            raise
+        _, info = await _known(client, node, _left(ends))
         replace_file(str(note), msgspec.json.encode(msgspec.structs.replace(begun, since=info.maintenance)))
         return True
 
@@ -91,10 +103,8 @@ def exit_(node: Node, note: ExitNote = None, cluster: Cluster = DEFAULT_CLUSTER,
         return
 
     async def work(client: needle.Client) -> bool:
-        if note is not None:
-            info = await _known_at_least(client, node, timeout)
-            if not _read(note, node).tells_of(info):
-                return False
+        if note is not None and not await _is_noted(client, node, _read(note, node), timeout):
+            return False
         await _exit(client, node, timeout)
         return True
 
@@ -128,16 +138,23 @@ async def _known(client: needle.Client, node: str, timeout: float) -> tuple[Topo
     return now, info
 
 
-async def _known_at_least(client: needle.Client, node: str, timeout: float) -> NodeInfo:
-    """As `_known`, or what the nodes know that answer while the catalog has no leader: perhaps only a node in
-    maintenance can become one."""
+async def _is_noted(client: needle.Client, node: str, note: Note, timeout: float) -> bool:
+    """Whether the node is in the maintenance that was noted; also of one that was removed, it is in none. While the
+    catalog has no leader what nodes know counts if they know of it: perhaps only a node in maintenance can become one.
+    That they do not says nothing: they may have heard of it too long ago."""
     try:
-        return (await _known(client, node, min(timeout, CATALOG_SECONDS)))[1]
+        now = await client.refresh_topology(confirmed=True, timeout=min(timeout, CATALOG_SECONDS))
     except (NoQuorum, DeadlineExceeded, Unavailable):
         known = client.topology().node(node)
-        if known is None:
+        if known is None or not note.tells_of(known):
             raise
-        return known
+        return True
+    info = now.node(node)
+    return info is not None and info.state is not NodeState.REMOVED and note.tells_of(info)
+
+
+def _left(ends: float) -> float:
+    return max(0.01, ends - time.monotonic())
 
 
 def _unknown(node: str | None, now: Topology) -> InvalidArgument:

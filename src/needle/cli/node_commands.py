@@ -153,6 +153,7 @@ def drain(
         json,
         not_emptied,
         deadline,
+        lambda now: _emptying_now(now, node) is not None,
     )
 
 

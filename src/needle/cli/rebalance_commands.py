@@ -29,11 +29,12 @@ from needle.cli.common import (
     run,
     table,
 )
-from needle.routing.jobs import Job, JobState, Progress, RebalanceConfig, check_over
+from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
 from needle.routing.pace import expected_seconds
 from needle.routing.planned_moves import MoveReplicas, size_in_words
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import RebalanceStats
+from needle.routing.topology import Topology
 
 LOOK_SECONDS = 0.5
 
@@ -243,11 +244,12 @@ def carry_out(
     json: bool,
     refused: Callable[[Plan], str] = Plan.missing,
     deadline: float = math.inf,
+    goes_on: Callable[[Topology], bool] = lambda _: False,
 ) -> None:
     """refused: why a rebalance by this plan would not be begun, empty if it would; as the client's method asks.
-    config: as of `start`. deadline: see `followed`."""
+    config: as of `start`. deadline: see `followed`. goes_on: whether `start` would find that it was begun before."""
     if dry_run:
-        _show_only(cluster, planned, refused, config, json)
+        _show_only(cluster, planned, refused, config, json, goes_on)
         return
 
     async def work(client: needle.Client) -> Progress:
@@ -270,17 +272,20 @@ def _show_only(
     refused: Callable[[Plan], str],
     config: RebalanceConfig,
     json: bool,
+    goes_on: Callable[[Topology], bool],
 ) -> None:
     """Show the plan; fail as the command itself would, for scripts that ask first."""
 
-    async def work(client: needle.Client) -> tuple[Plan, Job | None]:
-        return await planned(client), (await client.refresh_topology(confirmed=True)).rebalance
+    async def work(client: needle.Client) -> tuple[Plan, Topology]:
+        return await planned(client), await client.refresh_topology(confirmed=True)
 
-    made, job = run(cluster, work)
+    made, now = run(cluster, work)
     show_plan(made, json, config)
+    if goes_on(now):
+        return
     if why := refused(made):
         raise Unavailable(f"it would be refused now: {why}")
-    check_over(job)
+    check_over(now.rebalance)
 
 
 async def followed(client: needle.Client, id_: int, no_wait: bool, json: bool, deadline: float = math.inf) -> Progress:

@@ -29,10 +29,15 @@ TOGETHER_MAX = 4
 """Reads of one moment that go to the same node: it searches them as one batch, for less than one by one."""
 
 
-class Caller(Protocol):
-    """What a client needs of the network: `rpc.RpcClient`, or the simulator's."""
+class Calling(Protocol):
+    """Who asks one address."""
 
     async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload: ...
+
+
+class Caller(Calling, Protocol):
+    """What a client needs of the network: `rpc.RpcClient`, or the simulator's."""
+
     def connected(self, address: str) -> bool: ...
     async def connect(self, address: str, timeout: float) -> None: ...
     async def close(self) -> None: ...

@@ -16,7 +16,7 @@ from needle.client.activity import Look
 from needle.client.clock_readings import Reading, compare
 from needle.client.cluster_conditions import Asked, look
 from needle.client.diagnosis import diagnose
-from needle.client.directory import Caller
+from needle.client.directory import Caller, Calling
 from needle.client.fitness import Diagnosis
 from needle.client.measuring import measure
 from needle.protocol import calls
@@ -68,7 +68,7 @@ async def examine(client: Asked, caller: Caller, timeout: float) -> Diagnosis:
     return diagnose(client.topology(), probes, {**silent, **unprobed}, clocks, seen.health.conditions)
 
 
-async def loads(topology: Topology, caller: Caller, timeout: float) -> dict[NodeId, LoadAnswer]:
+async def loads(topology: Topology, caller: Calling, timeout: float) -> dict[NodeId, LoadAnswer]:
     """See Client.node_loads."""
     body = calls.encode(LoadCall())
 

@@ -29,8 +29,9 @@ class ShareMethods(OverShards):
     async def rebalance_by_weight(
         self, node: NodeId, weight: float | None, config: RebalanceConfig | None = None, *, timeout: Seconds = 10.0
     ) -> int:
-        """`weigh_node` and the rebalance that follows from it, decided at once: what `start_rebalance` would refuse
-        changes nothing. Returns the rebalance's id."""
+        """`weigh_node` and the rebalance that follows from it: what `start_rebalance` would refuse changes nothing.
+        While nodes of a release before are in the cluster these are two commands, and the weight stays if the second
+        one is refused. With None no plan is looked at. Returns the rebalance's id."""
         command = _weighed(node, weight)
         wish = Wish() if weight is None else Wish(weights={node: float(weight)})
         return await self._rebalance_by(command, wish, config, values.check_timeout(timeout))

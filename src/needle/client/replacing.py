@@ -58,8 +58,9 @@ class ReplaceMethods(OverShards):
         self, old: NodeId, new: NodeId, config: RebalanceConfig | None = None, *, timeout: Seconds = 10.0
     ) -> int | None:
         """Have the cluster put all that `old` holds, dead or alive, on `new`, which has joined, and forget `old` when
-        that is done; returns the id of the rebalance that does it, also of one that does already, or None if it was
-        done before. `old` gets nothing new from its start on, also after a cancel, until `undrain_node`.
+        that is done; returns the id of the rebalance that does it, also of one that does already (at the pace that it
+        began with), or None if it was done before. `old` gets nothing new from its start on, also after a cancel, until
+        `undrain_node`.
 
         Raises InvalidArgument for nodes that are not there, while another rebalance is not over, if `new` holds a part
         of what `old` holds, if another node is taking the place of `old`, or did, and `new` holds nothing, or if `new`

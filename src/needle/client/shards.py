@@ -106,12 +106,10 @@ class ClusterShards:
 
     async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
         """Execute a command of the catalog, once, through any node: it is sent until one answers. Raises ClusterTooOld,
-        before it is sent, for one that not all nodes know: those of a release before would execute it without what they
-        do not know."""
+        before it is sent, for one that not all nodes know."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        if not isinstance(command, CreateCluster) and command.needs() > self.topology().cluster_version:
-            check_known(command, await self.confirmed(timeout))
+        await self._check_known(command, timeout)
         data, last, sent = self._identified(command), "", False
         short, backoff = None, SHORT_SECONDS
         while True:
@@ -165,6 +163,11 @@ class ClusterShards:
                     finally:
                         del short  # its traceback holds this frame
             await asyncio.sleep(max(0.0, min(pause, left)))
+
+    async def _check_known(self, command: CatalogCommand, timeout: float) -> None:
+        """Nodes of a release before would execute it without what they do not know."""
+        if not isinstance(command, CreateCluster) and command.needs() > self.topology().cluster_version:
+            check_known(command, await self.confirmed(timeout))
 
     def nonce(self) -> int:
         """A random number that tells one command from others like it."""

@@ -339,11 +339,10 @@ class Engine:
                 unheard.append(group_id)
         if unheard:
             self._after_sending(self._tick, unheard)
-        if not self._dirty:
+        if self._dirty:
+            self._schedule()  # behind requests that wait to be begun
+        else:
             self._alarm.set(self._loop, now, self._timers.next_fire())
-        elif not self._scheduled and self._loop is not None:  # else that turn takes this, too
-            self._scheduled = True
-            self.gathering.due(self._loop)
 
     # --- from other nodes -------------------------------------------------------------------------------------------
     def on_raft(self, frm: NodeId, body: Payload) -> None:

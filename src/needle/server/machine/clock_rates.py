@@ -29,13 +29,12 @@ class ClockRates:
         self._looks: deque[tuple[float, dict[NodeId, Reading]]] = deque(maxlen=KEPT)
         self._last: dict[NodeId, Reading] = {}
 
-    def note(self, begun: float, ended: float, loads: Mapping[NodeId, LoadAnswer]) -> None:
-        """The others were asked between these two, by the own clock, and answered this."""
-        at, took = (begun + ended) / 2, ended - begun
+    def note(self, at: float, loads: Mapping[NodeId, LoadAnswer], spans: Mapping[NodeId, tuple[float, float]]) -> None:
+        """The others answered this. at: now; spans: when each was asked, and had answered; all by the own clock."""
         self._last = {
-            name: Reading(at, took, ClockAnswer(name, 0.0, load.at, load.life))
-            for name, load in loads.items()
-            if name != self._node
+            name: Reading((begun + ended) / 2, ended - begun, ClockAnswer(name, 0.0, loads[name].at, loads[name].life))
+            for name, (begun, ended) in spans.items()
+            if name != self._node and name in loads
         }
         if not self._looks or at - self._looks[-1][0] >= EVERY_SECONDS:
             self._looks.append((at, self._last))

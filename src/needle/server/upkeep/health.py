@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from needle.base.errors import NeedleError
 from needle.base.ids import NodeId
+from needle.base.parts import Body, Payload
 from needle.base.runtime import Clock
-from needle.client.directory import Caller
+from needle.client.directory import Caller, Calling
 from needle.client.examining import loads
 from needle.client.health import ClusterHealth, judge
 from needle.client.replicas import ask_replicas
@@ -23,6 +24,21 @@ from needle.server.machine.clock_rates import ClockRates
 
 LOOK_SECONDS = 2.0
 ASK_SECONDS = 1.0
+
+
+class _Timed:
+    """Asks, and notes when each address was asked and had answered: one node that is silent must not make the readings
+    of all others' clocks uncertain."""
+
+    def __init__(self, caller: Calling, clock: Clock) -> None:
+        self._caller, self._clock = caller, clock
+        self.spans: dict[str, tuple[float, float]] = {}
+
+    async def call(self, address: str, method: str, body: Body, timeout: float) -> Payload:
+        begun = self._clock.monotonic()
+        answer = await self._caller.call(address, method, body, timeout)
+        self.spans[address] = begun, self._clock.monotonic()
+        return answer
 
 
 class HealthWatch:
@@ -45,15 +61,16 @@ class HealthWatch:
             replicas = await ask_replicas(self._caller, topology, ASK_SECONDS)
             self.latest = judge(topology, replicas)
             if topology.settings is not None and self.history.due(now := self._clock.wall()):
-                begun = self._clock.monotonic()
-                found = await self._loads(topology)
-                self._rates.note(begun, self._clock.monotonic(), found)
+                timed = _Timed(self._caller, self._clock)
+                found = await self._loads(topology, timed)
+                spans = {node: timed.spans[at] for node, at in topology.addresses().items() if at in timed.spans}
+                self._rates.note(self._clock.monotonic(), found, spans)
                 self.history.note(now, replicas, found)
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _loads(self, topology: Topology) -> dict[NodeId, LoadAnswer]:
+    async def _loads(self, topology: Topology, caller: Calling) -> dict[NodeId, LoadAnswer]:
         """Of the nodes that tell; none where one does not take this node for one of the cluster."""
         try:
-            return await loads(topology, self._caller, ASK_SECONDS)
+            return await loads(topology, caller, ASK_SECONDS)
         except NeedleError:
             return {}
