@@ -19,6 +19,8 @@ NOT_CAUSED = {
 """Why on no real process within seconds. Both sections name no command."""
 PROMETHEUS_ONLY = {"NeedleNodeNotScraped", "NeedleClusterNotScraped"}
 """Not of `needle status`: `make alerts` causes them before a real Prometheus (proof/alerts/faults.py)."""
+IN_ONE_PROCESS = {"NeedleDiskHangs": "tests/distributed/test_hanging_disk.py"}
+"""Caused there, on nodes of one process: no file system here hangs and comes back. The section names no command."""
 ALERTS_ELSEWHERE = {
     ("NeedleArchiveBehind", "needle backup archive"): "tests/cli/test_tutorial.py, which runs the tutorial",
     ("NeedleBackupTooOld", "needle backup forget"): "as in NeedleArchiveBehind",
@@ -64,6 +66,9 @@ def test_each_section_is_run_under_its_fault_or_it_is_said_why_not(alert: str) -
         assert not runners(alert) and not commands(alert) and not blocks(chapter("alerts.md", alert))
     elif alert in PROMETHEUS_ONLY:
         assert not ALERTS[alert].condition and f'"{alert}"' in (ROOT / "proof/alerts/faults.py").read_text()
+    elif alert in IN_ONE_PROCESS:
+        assert f'"{alert} ' in (ROOT / IN_ONE_PROCESS[alert]).read_text().replace('f"', '"')
+        assert not commands(alert) and not blocks(chapter("alerts.md", alert))
     else:
         assert runners(alert), f"no test causes {alert}: tell of it in one of {RUNNERS}, or say here why none can"
 
