@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -41,9 +41,10 @@ from needle.server.audit import REFUSALS
 from needle.server.history import History
 from needle.server.http import idempotency, session
 from needle.server.http.browsers import check_host
-from needle.server.http.call import BESIDE_BYTES, Call, Feeds, subject_of
+from needle.server.http.call import BESIDE_BYTES, Call, subject_of
 from needle.server.http.door_node import DoorNode
 from needle.server.http.endings import Ending
+from needle.server.http.feeds import Feeds
 from needle.server.http.memory import Memory, Share, decoded_bytes
 from needle.server.http.message import (
     Gone,
@@ -69,7 +70,7 @@ from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
 from needle.server.http.queries import from_query, no_query
 from needle.server.http.routes import BASE, Route
-from needle.server.http.streams import EVENTS, LINES, stream
+from needle.server.http.streams import EVENTS, LINES, in_parts, stream
 from needle.server.http.unreadable import unreadable
 from needle.server.service.watched import Subject
 
@@ -282,7 +283,7 @@ class _Endpoint:
                 extra.append(
                     (b"needle-session", session.encode(call.router.seen, node.shards.topology().founding).encode())
                 )
-            if isinstance(answer, AsyncIterator):
+            if in_parts(answer):
                 form = EVENTS if self._route.events else LINES
                 failure = await stream(send, answer, extra, share, scope["needle.request_id"], meter, form)
             else:

@@ -1,0 +1,81 @@
+"""The places of change feeds at a node: taken and given back, however a feed ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from needle.client.feed import Change
+from needle.server.http import events
+from needle.server.http.feeds import Feeds
+from needle.server.http.memory import Memory, Share
+from needle.server.http.streams import EVENTS, stream
+
+
+class Feed(AsyncIterator[Change]):
+    """Of a collection that changes all the time."""
+
+    token = "t"
+
+    def __init__(self, wrong: BaseException | None = None) -> None:
+        self.wrong, self.closed = wrong, False
+
+    @property
+    def waiting(self) -> bool:
+        return False
+
+    async def begin(self) -> Feed:
+        if self.wrong is not None:
+            raise self.wrong
+        return self
+
+    async def __anext__(self) -> Change:
+        return Change(kind="delete", id="a")
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def call_of(feeds: Feeds, feed: Feed, **caller: Any) -> Any:
+    return SimpleNamespace(
+        body=events.ReadChanges(), last_event="", go_on=lambda: None, feeds=feeds, collection="a",
+        client=SimpleNamespace(changes=lambda *a, **k: feed),
+        caller=SimpleNamespace(**{"name": "", "meter": None, **caller}),
+    )  # fmt: skip
+
+
+async def read(told: Any, sends: int, end: BaseException) -> None:
+    """Its reader takes so many messages, and then it ends so."""
+    left = sends
+
+    async def send(message: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise end
+
+    await stream(send, told, [], Share(Memory()), "id", None, EVENTS)
+
+
+@pytest.mark.parametrize("sends", [0, 1, 2, 5])
+@pytest.mark.parametrize("end", [TimeoutError(), asyncio.CancelledError(), ConnectionResetError()])
+async def test_a_reader_that_leaves_gives_its_place_back_also_before_the_answer_began(
+    sends: int, end: BaseException
+) -> None:
+    feeds, feed = Feeds(), Feed()
+    told = await events.changes(call_of(feeds, feed))
+    assert feeds.open == 1
+    with pytest.raises(type(end)):
+        await read(told, sends, end)
+    assert (feeds.open, feed.closed) == (0, True)
+
+
+async def test_a_feed_that_never_began_has_no_place() -> None:
+    feeds = Feeds()
+    with pytest.raises(TimeoutError):
+        await events.changes(call_of(feeds, Feed(TimeoutError())))
+    assert feeds.open == 0
