@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from needle.base.errors import Overloaded
 from needle.client.feed import Change
+from needle.client.feed_memory import Held
 from needle.server.http import events
-from needle.server.http.feeds import Feeds
+from needle.server.http.feeds import BYTES_MAX, Feeds
+from needle.server.http.memory import BYTES_MAX as REQUESTS_BYTES_MAX
 from needle.server.http.memory import Memory, Share
 from needle.server.http.streams import EVENTS, stream
 
@@ -22,7 +25,7 @@ class Feed(AsyncIterator[Change]):
     token = "t"
 
     def __init__(self, wrong: BaseException | None = None) -> None:
-        self.wrong, self.closed = wrong, False
+        self.wrong, self.closed, self.held = wrong, False, Held()
 
     @property
     def waiting(self) -> bool:
@@ -66,7 +69,7 @@ async def read(told: Any, sends: int, end: BaseException) -> None:
 async def test_a_reader_that_leaves_gives_its_place_back_also_before_the_answer_began(
     sends: int, end: BaseException
 ) -> None:
-    feeds, feed = Feeds(), Feed()
+    feeds, feed = Feeds(Memory()), Feed()
     told = await events.changes(call_of(feeds, feed))
     assert feeds.open == 1
     with pytest.raises(type(end)):
@@ -75,7 +78,47 @@ async def test_a_reader_that_leaves_gives_its_place_back_also_before_the_answer_
 
 
 async def test_a_feed_that_never_began_has_no_place() -> None:
-    feeds = Feeds()
+    feeds = Feeds(Memory())
     with pytest.raises(TimeoutError):
         await events.changes(call_of(feeds, Feed(TimeoutError())))
     assert feeds.open == 0
+
+
+async def test_what_feeds_hold_is_a_bounded_part_of_what_requests_hold() -> None:
+    memory = Memory()
+    feeds = Feeds(memory)
+    places = [feeds.begin() for _ in range(3)]
+    places[0].hold(BYTES_MAX - 50_000)
+    places[1].hold(60_000)  # who holds little goes on
+    with pytest.raises(Overloaded):
+        places[1].hold(60_000)
+    assert feeds.held == memory.held == BYTES_MAX + 10_000
+    places[0].hold(-100_000)
+    places[1].hold(60_000)
+    other = Share(memory)
+    other.take(REQUESTS_BYTES_MAX - memory.held)
+    with pytest.raises(Overloaded):
+        places[2].hold(100_000)
+    other.settle(0)
+    for place in places:
+        place.close()
+        place.close()
+        place.hold(5)  # what comes too late
+    assert (feeds.open, feeds.held, memory.held) == (0, 0, 0)
+
+
+async def test_a_feed_without_room_ends_with_a_problem_that_passes() -> None:
+    class Full(Feed):
+        async def __anext__(self) -> Change:
+            self.held.take(BYTES_MAX + 1)
+            raise AssertionError
+
+    feeds, sent = Feeds(Memory()), list[bytes]()
+    told = await events.changes(call_of(feeds, Full()))
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    assert isinstance(await stream(send, told, [], Share(Memory()), "id", None, EVENTS), Overloaded)
+    assert b"event: problem" in sent[-2] and b'"retryable":true' in sent[-2]
+    assert (feeds.open, feeds.held) == (0, 0)

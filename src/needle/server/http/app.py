@@ -98,10 +98,10 @@ class Door:
     ) -> None:
         self.node, self.history = node, history
         self._hosts = frozenset(host.lower() for host in hosts)
-        self.draining, self._requests = False, 0
+        self.draining, self._requests, self.memory = False, 0, Memory()
         self.refused: Counter[str] = Counter()
         """Answers that were errors, by code."""
-        self.memory, self.decoding, self.feeds = Memory(), asyncio.Lock(), Feeds()
+        self.decoding, self.feeds = asyncio.Lock(), Feeds(self.memory)
         served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
         self._routes = [*served, *more]
         self._api = Router(served, redirect_slashes=False)

@@ -21,7 +21,7 @@ from needle.protocol.commands import Asked
 from needle.server.history import History
 from needle.server.http import bodies
 from needle.server.http.feeds import Feeds
-from needle.server.http.memory import Share
+from needle.server.http.memory import Memory, Share
 from needle.server.service.watched import Subject
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Call:
     large: bool
     asked: Asked | None
     history: History
-    feeds: Feeds = field(default_factory=Feeds)
+    feeds: Feeds = field(default_factory=lambda: Feeds(Memory()))
     last_event: str = ""
     go_on: Callable[[], None] = lambda: None
 

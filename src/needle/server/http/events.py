@@ -85,6 +85,7 @@ async def changes(call: Call) -> Told:
     )  # fmt: skip
     feed.page_max = PAGE
     place = call.feeds.begin()  # from here on, for beginning takes time
+    feed.held.told = place.hold
     try:
         await feed.begin()
     except BaseException:
