@@ -293,6 +293,8 @@ class Changes(AsyncIterator[Change]):
                     ReadMode.STRONG, self._timeout, None, self._id,
                 )  # fmt: skip
             except InvalidArgument as error:
+                if error.details.get("field") != "cursor":
+                    raise
                 raise CollectionNotFound(
                     f"collection {name[:80]!r} was dropped and made again", collection=name[:80]
                 ) from error
