@@ -118,7 +118,13 @@ class Changes(AsyncIterator[Change]):
         self._wish = wish
         self._timeout = timeout
         if since not in (NOW, START):
-            feed_token.decode(since)
+            token = feed_token.decode(since)
+            if wish.near is not None and token.after is not None:
+                raise InvalidArgument(
+                    'since was given by `changes` between "reset" and "ready", where it tells all documents, which a '
+                    'watch never does: give a token from behind "ready", or of a watch, or "now"',
+                    field="since",
+                )
         self._feeding: FeedCalls | None = None
         self._shards: ShardFeed | None = None
         self._stored, self._id, self._founding = "", 0, 0
