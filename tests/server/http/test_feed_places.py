@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from needle.base.access import ADMIN, READER, Identity
 from needle.base.errors import Overloaded
+from needle.base.rates import Rates
 from needle.client.feed import Change
 from needle.client.feed_memory import Held
 from needle.server.http import events
@@ -17,6 +19,8 @@ from needle.server.http.feeds import BYTES_MAX, Feeds
 from needle.server.http.memory import BYTES_MAX as REQUESTS_BYTES_MAX
 from needle.server.http.memory import Memory, Share
 from needle.server.http.streams import EVENTS, stream
+
+ANYONE = Identity("", ADMIN)
 
 
 class Feed(AsyncIterator[Change]):
@@ -43,11 +47,11 @@ class Feed(AsyncIterator[Change]):
         self.closed = True
 
 
-def call_of(feeds: Feeds, feed: Feed, **caller: Any) -> Any:
+def call_of(feeds: Feeds, feed: Feed, caller: Identity | None = None) -> Any:
     return SimpleNamespace(
         body=events.ReadChanges(), last_event="", go_on=lambda: None, feeds=feeds, collection="a",
         client=SimpleNamespace(changes=lambda *a, **k: feed),
-        caller=SimpleNamespace(**{"name": "", "meter": None, **caller}),
+        caller=caller or ANYONE,
     )  # fmt: skip
 
 
@@ -61,7 +65,7 @@ async def read(told: Any, sends: int, end: BaseException) -> None:
         if left < 0:
             raise end
 
-    await stream(send, told, [], Share(Memory()), "id", None, EVENTS)
+    await stream(send, told, [], Share(Memory()), "id", ANYONE, EVENTS)
 
 
 @pytest.mark.parametrize("sends", [0, 1, 2, 5])
@@ -119,6 +123,27 @@ async def test_a_feed_without_room_ends_with_a_problem_that_passes() -> None:
     async def send(message: Any) -> None:
         sent.append(message.get("body", b""))
 
-    assert isinstance(await stream(send, told, [], Share(Memory()), "id", None, EVENTS), Overloaded)
+    assert isinstance(await stream(send, told, [], Share(Memory()), "id", ANYONE, EVENTS), Overloaded)
     assert b"event: problem" in sent[-2] and b'"retryable":true' in sent[-2]
     assert (feeds.open, feeds.held) == (0, 0)
+
+
+async def test_a_key_that_is_limited_while_its_feed_is_open_is_held_back() -> None:
+    key, feeds, parts = Identity("key", READER), Feeds(Memory()), 0
+    told = await events.changes(call_of(feeds, Feed(), key))
+
+    async def send(message: Any) -> None:
+        nonlocal parts
+        parts += bool(message.get("body"))
+        await asyncio.sleep(0)
+        if parts == 10:
+            key.limit(Rates(requests=0.001))
+
+    sending = asyncio.create_task(stream(send, told, [], Share(Memory()), "id", key, EVENTS))
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert 10 <= parts <= 12
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert feeds.open == 0

@@ -285,7 +285,7 @@ class _Endpoint:
                 )
             if in_parts(answer):
                 form = EVENTS if self._route.events else LINES
-                failure = await stream(send, answer, extra, share, scope["needle.request_id"], meter, form)
+                failure = await stream(send, answer, extra, share, scope["needle.request_id"], caller, form)
             else:
                 size = max(size_of(answer), share.held)
                 told, body = await encoded(answer, headers, extra, size=size, blocking=node.blocking)

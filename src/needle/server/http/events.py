@@ -100,7 +100,7 @@ def ending(problem: Problem) -> bytes:
 
 
 async def _told(call: Call, feed: Changes) -> AsyncGenerator[bytes]:
-    meter, silent, loop = call.caller.meter, 0.0, asyncio.get_running_loop()
+    caller, silent, loop = call.caller, 0.0, asyncio.get_running_loop()
     yield RETRY
     while True:
         call.go_on()
@@ -111,7 +111,8 @@ async def _told(call: Call, feed: Changes) -> AsyncGenerator[bytes]:
         if not part:
             continue
         yield part
-        while meter is not None and not part.startswith(b"id"):  # the key's rates: what was sent is paid for
+        # The key's rates, as they are now: what was sent is paid for.
+        while (meter := caller.meter) is not None and not part.startswith(b"id"):
             try:
                 meter.admit(loop.time())
                 break

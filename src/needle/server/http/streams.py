@@ -12,8 +12,8 @@ from typing import Final, NamedTuple, Protocol, Self, TypeGuard
 
 import msgspec
 
+from needle.base.access import Identity
 from needle.base.errors import NeedleError
-from needle.base.rates import Meter
 from needle.server.http import bodies, events
 from needle.server.http.memory import Share
 from needle.server.http.message import Send
@@ -58,13 +58,14 @@ async def stream(
     extra: list[tuple[bytes, bytes]],
     share: Share,
     request_id: str,
-    meter: Meter | None,
+    caller: Identity,
     form: Form = LINES,
 ) -> NeedleError | None:
-    """Send all parts, and why there are no more of them, if they broke off: what is returned. meter: pays for them. The
-    parts are closed, also if none was read, for their reader may leave before."""
+    """Send all parts, and why there are no more of them, if they broke off: what is returned. caller: whose
+    rates pay for them, as they are then. The parts are closed, also if none was read, for their reader may leave
+    before."""
     try:
-        return await _stream(send, parts, extra, share, request_id, meter, form)
+        return await _stream(send, parts, extra, share, request_id, caller, form)
     finally:
         await parts.aclose()
 
@@ -75,7 +76,7 @@ async def _stream(
     extra: list[tuple[bytes, bytes]],
     share: Share,
     request_id: str,
-    meter: Meter | None,
+    caller: Identity,
     form: Form,
 ) -> NeedleError | None:
     headers = [(b"content-type", form.content_type.encode()), (b"cache-control", b"no-store"), *extra]
@@ -84,7 +85,7 @@ async def _stream(
     try:
         async for part in parts:
             share.settle(len(part))
-            if meter is not None:
+            if (meter := caller.meter) is not None:
                 meter.pay(part.count(form.unit), len(part))
             if part:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
