@@ -15,9 +15,10 @@ from needle.base.rates import Rates
 from needle.client.feed import Change
 from needle.client.feed_memory import Held
 from needle.server.http import events
-from needle.server.http.feeds import BYTES_MAX, Feeds
+from needle.server.http.feeds import BYTES_MAX, FEEDS_MAX, WAITS_MAX, Feeds, Place
 from needle.server.http.memory import BYTES_MAX as REQUESTS_BYTES_MAX
 from needle.server.http.memory import Memory, Share
+from needle.server.http.problems import HttpError
 from needle.server.http.streams import EVENTS, stream
 
 ANYONE = Identity("", ADMIN)
@@ -91,7 +92,7 @@ async def test_a_feed_that_never_began_has_no_place() -> None:
 async def test_what_feeds_hold_is_a_bounded_part_of_what_requests_hold() -> None:
     memory = Memory()
     feeds = Feeds(memory)
-    places = [feeds.begin() for _ in range(3)]
+    places = [feeds.begin("") for _ in range(3)]
     places[0].hold(BYTES_MAX - 50_000)
     places[1].hold(60_000)  # who holds little goes on
     with pytest.raises(Overloaded):
@@ -147,3 +148,27 @@ async def test_a_key_that_is_limited_while_its_feed_is_open_is_held_back() -> No
     with pytest.raises(asyncio.CancelledError):
         await sending
     assert feeds.open == 0
+
+
+@pytest.mark.parametrize(("shards", "most"), [(0, FEEDS_MAX), (8, 256), (17, 120), (1000, 2), (9000, 1)])
+async def test_places_are_as_many_as_calls_may_wait_and_a_key_has_half_of_them(shards: int, most: int) -> None:
+    feeds = Feeds(Memory(), lambda: shards)
+
+    def taken(key: str) -> list[Place]:
+        found = list[Place]()
+        with pytest.raises(HttpError) as caught:
+            while True:
+                found.append(feeds.begin(key))
+        assert caught.value.status == 429
+        return found
+
+    places = taken("greedy")
+    assert len(places) == max(1, most // 2)
+    places += taken("")
+    assert len(places) == most
+    assert most == 1 or most * shards <= WAITS_MAX
+    places.pop(0).close()
+    feeds.begin("greedy").close()
+    for place in places:
+        place.close()
+    assert (feeds.open, dict(feeds.of_key)) == (0, {})

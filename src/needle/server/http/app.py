@@ -101,7 +101,7 @@ class Door:
         self.draining, self._requests, self.memory = False, 0, Memory()
         self.refused: Counter[str] = Counter()
         """Answers that were errors, by code."""
-        self.decoding, self.feeds = asyncio.Lock(), Feeds(self.memory)
+        self.decoding, self.feeds = asyncio.Lock(), Feeds(self.memory, lambda: len(node.shards.topology().serving))
         served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
         self._routes = [*served, *more]
         self._api = Router(served, redirect_slashes=False)

@@ -84,7 +84,7 @@ async def changes(call: Call) -> Told:
         call.collection, since=since, filter=_filter(body.filter), with_vectors=body.with_vectors, timeout=body.timeout,
     )  # fmt: skip
     feed.page_max = PAGE
-    place = call.feeds.begin()  # from here on, for beginning takes time
+    place = call.feeds.begin(call.caller.name)  # from here on, for beginning takes time
     feed.held.told = place.hold
     try:
         await feed.begin()

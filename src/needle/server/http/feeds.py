@@ -7,14 +7,20 @@ not know what a feed tells.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from needle.base.errors import Overloaded
 from needle.server.http.memory import SMALL_BYTES, Memory, Share
 from needle.server.http.problems import HttpError
+from needle.server.service.feeding import WAITING_MAX
 
 FEEDS_MAX: Final = 256
 """That may be open at one node."""
+WAITS_MAX: Final = WAITING_MAX // 2
+"""Calls that the feeds of one node wait in, one for each shard. Those of other nodes wait at the same replicas, not all
+equally many at each."""
 BYTES_MAX: Final = 256 * 1024 * 1024
 """That they hold. Who needs more has to come back; a feed that holds little goes on."""
 
@@ -22,23 +28,33 @@ BYTES_MAX: Final = 256 * 1024 * 1024
 class Feeds:
     """See the module. open: how many there are. held: bytes."""
 
-    def __init__(self, memory: Memory) -> None:
-        self.memory = memory
+    def __init__(self, memory: Memory, shards: Callable[[], int] = lambda: 1) -> None:
+        """shards: how many there are now."""
+        self.memory, self._shards = memory, shards
         self.open = self.held = 0
+        self.of_key: Counter[str] = Counter()
 
-    def begin(self) -> Place:
-        """One more. Raises HttpError."""
-        if self.open >= FEEDS_MAX:
-            raise HttpError(429, "overloaded", f"{FEEDS_MAX} change feeds are open at this node already")
-        return Place(self)
+    def begin(self, key: str) -> Place:
+        """One more. key: the name of its API key, which has half of all at most; "" without one. Raises HttpError."""
+        shards = max(1, self._shards())
+        most = max(1, min(FEEDS_MAX, WAITS_MAX // shards))
+        share = max(1, most // 2)
+        if self.open >= most:
+            text = f"{self.open} change feeds are open at this node already: {most} may be, with {shards} shards"
+            raise HttpError(429, "overloaded", text)
+        if key and self.of_key[key] >= share:
+            text = f"this API key has {self.of_key[key]} change feeds open at this node already: a key may have {share}"
+            raise HttpError(429, "overloaded", text)
+        return Place(self, key)
 
 
 class Place:
     """Of one feed."""
 
-    def __init__(self, feeds: Feeds) -> None:
-        self._feeds, self._open, self._share = feeds, True, Share(feeds.memory)
+    def __init__(self, feeds: Feeds, key: str) -> None:
+        self._feeds, self._key, self._open, self._share = feeds, key, True, Share(feeds.memory)
         feeds.open += 1
+        feeds.of_key[key] += 1
 
     def hold(self, count: int) -> None:
         """So many bytes more, or less. Raises Overloaded."""
@@ -65,3 +81,5 @@ class Place:
             self.hold(-self._share.held)
             self._open = False
             self._feeds.open -= 1
+            self._feeds.of_key[self._key] -= 1
+            self._feeds.of_key += Counter()  # names that have none left go
