@@ -9,17 +9,23 @@ from typing import Any
 
 import pytest
 
+from harness.door import Idle, ask, request, serving
 from needle.base.access import ADMIN, READER, Identity
 from needle.base.errors import Overloaded
 from needle.base.rates import Rates
 from needle.client.feed import Change
 from needle.client.feed_memory import Held
+from needle.local.process_cluster import wait_for
 from needle.server.http import events
+from needle.server.http.bodies import Nothing
+from needle.server.http.call import Call
 from needle.server.http.feeds import BYTES_MAX, FEEDS_MAX, WAITS_MAX, Feeds, Place
 from needle.server.http.memory import BYTES_MAX as REQUESTS_BYTES_MAX
 from needle.server.http.memory import Memory, Share
 from needle.server.http.problems import HttpError
+from needle.server.http.routes import Route
 from needle.server.http.streams import EVENTS, stream
+from needle.server.service.watched import Watch
 
 ANYONE = Identity("", ADMIN)
 
@@ -172,3 +178,35 @@ async def test_places_are_as_many_as_calls_may_wait_and_a_key_has_half_of_them(s
     for place in places:
         place.close()
     assert (feeds.open, dict(feeds.of_key)) == (0, {})
+
+
+@pytest.mark.parametrize(("endless", "seconds"), [(True, 2.0), (False, 3602.0)])
+async def test_a_feed_took_as_long_as_until_its_answer_began(
+    endless: bool, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Clocked(Idle):
+        time, observed = 0.0, -1.0
+
+        def now(self) -> float:
+            return self.time
+
+        def observe(self, what: str, seconds: float, error: object) -> None:
+            self.observed = seconds
+
+    node = Clocked()
+    node.service.watch = Watch(node, 60.0, None)
+
+    async def parts(call: Call) -> AsyncIterator[bytes]:
+        async def told() -> AsyncIterator[bytes]:
+            yield b"a: b\n\n"
+            node.time += 3600
+            yield b"a: c\n\n"
+
+        node.time += 2
+        return told()
+
+    async with serving([Route("GET", "/v1/parts", parts, "", Nothing, None, "reader", events=endless)], node) as server:
+        assert (await ask(server, request("GET", "/v1/parts")))[0] == 200
+        await wait_for(lambda: server.door._requests == 0, 30, "the end of the request")
+    assert node.observed == seconds
+    assert any("http_parts" in record.getMessage() for record in caplog.records) != endless

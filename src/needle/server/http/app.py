@@ -262,7 +262,7 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         node, headers, share = self._door.node, scope["needle.headers"], scope["needle.share"]
-        start, failure, done = node.now(), None, False
+        start, took, failure, done = node.now(), None, None, False
         watched = node.service.watch.begin(f"http_{self._route.name}", Subject(), "")
         ending = Ending(scope, self._route.role == "reader")
         try:
@@ -284,7 +284,7 @@ class _Endpoint:
                     (b"needle-session", session.encode(call.router.seen, node.shards.topology().founding).encode())
                 )
             if in_parts(answer):
-                form = EVENTS if self._route.events else LINES
+                form, took = (EVENTS, node.now() - start) if self._route.events else (LINES, None)
                 failure = await stream(send, answer, extra, share, scope["needle.request_id"], caller, form)
             else:
                 size = max(size_of(answer), share.held)
@@ -315,9 +315,9 @@ class _Endpoint:
             raise failure from None
         finally:
             ending.close()
-            node.observe(f"http_{self._route.name}", node.now() - start, failure)
+            node.observe(f"http_{self._route.name}", node.now() - start if took is None else took, failure)
             if watched is not None:
-                watched.end(failure)
+                watched.end(failure, took)
             if self._rank == ADMIN and (done or failure is not None) and not isinstance(failure, REFUSALS):
                 self._door.note(scope, failure, about=self._route.name, seconds=node.now() - start)
 
