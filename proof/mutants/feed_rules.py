@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
+_PLACES = "tests/server/http/test_feed_places.py::"
 _TESTS = "tests/shard/test_effects.py::"
 _MOVED = (_TESTS + "test_what_a_move_brings_and_takes_is_no_change_and_a_page_ends_before_it",)
 
@@ -86,5 +87,35 @@ MUTANTS = (
         breaks="a watcher takes documents for near that have moved away",
         edits=(Edit("shard.feeding:_told", "if one.old in there:", "if False:"),),
         tests=("tests/client/test_feed_sync.py::test_a_watcher_hears_what_comes_near_and_what_leaves",),
+    ),
+    Mutant(
+        name="a-reader-that-left-keeps-its-place",
+        breaks="a node answers 429 to all feeds, once 256 readers have left",
+        edits=(Edit("server.http.events:Told.aclose", "self._place.close()", "pass"),),
+        tests=(_PLACES + "test_a_reader_that_leaves_gives_its_place_back_also_before_the_answer_began",),
+    ),
+    Mutant(
+        name="pages-of-silent-readers-are-not-counted",
+        breaks="feeds that nobody reads hold as much memory as there is",
+        edits=(Edit("client.feed_shards:ShardFeed._poll", "self._held.take(size_of(page))", "pass"),),
+        tests=("tests/client/test_feed_memory.py::test_what_there_is_no_room_for_is_asked_for_anew",),
+    ),
+    Mutant(
+        name="pieces-of-silent-readers-are-not-counted",
+        breaks="feeds that nobody reads hold as many documents as there is memory for",
+        edits=(Edit("client.feed:Changes._piece", "self.held.take(size_of(page))", "pass"),),
+        tests=("tests/client/test_feed_memory.py::test_a_feed_holds_a_page_at_most_and_nothing_at_its_end",),
+    ),
+    Mutant(
+        name="what-was-read-counts-as-held",
+        breaks="a feed ends for want of memory that it does not hold",
+        edits=(Edit("client.feed:Changes._hand_out", "self.held.free(step.size)", "pass"),),
+        tests=("tests/client/test_feed_memory.py::test_a_feed_holds_a_page_at_most_and_nothing_at_its_end",),
+    ),
+    Mutant(
+        name="an-open-feed-knows-no-new-rates",
+        breaks="a key that is limited while its feed is open is not held back",
+        edits=(Edit("server.http.events:_told", "(meter := caller.meter) is not None", "(meter := None) is not None"),),
+        tests=(_PLACES + "test_a_key_that_is_limited_while_its_feed_is_open_is_held_back",),
     ),
 )

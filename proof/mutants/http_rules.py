@@ -108,7 +108,7 @@ MUTANTS = (
         breaks="an export that broke off has no last line that says so",
         edits=(
             Edit(
-                "server.http.streams:stream",
+                "server.http.streams:_stream",
                 "except NeedleError as error:",
                 "except NeedleError as error:\n        raise",
             ),

@@ -22,6 +22,7 @@ from needle.base.model import ReadMode
 from needle.client import answers, feed_token
 from needle.client.document_calls import DocumentCalls
 from needle.client.feed_calls import FeedCalls
+from needle.client.feed_memory import Held, size_of
 from needle.client.feed_shards import Forgotten, ShardFeed, What, heard, retired
 from needle.client.feed_token import VERSION, Token
 from needle.protocol.calls import ScanAnswer
@@ -67,19 +68,20 @@ class Wish(NamedTuple):
 
 class _Step(NamedTuple):
     """What is handed out next, and what a token says from then on: of a shard, up to where its changes were told; up to
-    which id all documents were. starts: of all shards."""
+    which id all documents were. starts: of all shards. size: bytes that are held no more then."""
 
     change: Change | None = None
     shard: int = -1
     position: Position = (0, 0)
     after: str | None = None
     starts: Mapping[int, Position] | None = None
+    size: int = 0
 
 
 class _Scan:
     """All documents, as far as they were read. after: the last id of the pieces so far. page, ends: the piece that was
-    read now, and where the changes ended behind that. rows: what is to be told of it, by id. rested: when a piece was
-    done."""
+    read now, and where the changes ended behind that. rows: what is to be told of it, by id. size: bytes held for
+    that, and for the changes meanwhile. rested: when a piece was done."""
 
     def __init__(self, after: str | None = None) -> None:
         """after: None for a scan that has not begun."""
@@ -88,6 +90,7 @@ class _Scan:
         self.page: ScanAnswer | None = None
         self.ends: dict[int, Position] | None = None
         self.rows: dict[str, Change] = {}
+        self.size = 0
         self.rested: float | None = None
 
     def reaches(self, name: str) -> bool:
@@ -115,7 +118,13 @@ class Changes(AsyncIterator[Change]):
         self._wish = wish
         self._timeout = timeout
         if since not in (NOW, START):
-            feed_token.decode(since)
+            token = feed_token.decode(since)
+            if wish.near is not None and token.after is not None:
+                raise InvalidArgument(
+                    'since was given by `changes` between "reset" and "ready", where it tells all documents, which a '
+                    'watch never does: give a token from behind "ready", or of a watch, or "now"',
+                    field="since",
+                )
         self._feeding: FeedCalls | None = None
         self._shards: ShardFeed | None = None
         self._stored, self._id, self._founding = "", 0, 0
@@ -129,7 +138,8 @@ class Changes(AsyncIterator[Change]):
         """A call for the scan. It goes on when the reader gives up waiting for it, as with a timeout."""
 
         self.page_max = LIMIT_MAX
-        """Changes that a shard is asked for at once; fewer hold less memory."""
+        """Changes that a shard is asked for at once, and documents; fewer hold less memory."""
+        self.held = Held()
 
     # --- for the reader ----------------------------------------------------------------------------------------------
     @property
@@ -164,7 +174,7 @@ class Changes(AsyncIterator[Change]):
             self._told, self._whole, self._after = dict(token.positions), token.whole, token.after
         self._stored, self._id, self._founding = begun.stored, begun.collection_id, founding
         what = What(self._collection, self._stored, *self._wish)
-        self._shards = ShardFeed(feeding, what, self._timeout, self._took, self.page_max)
+        self._shards = ShardFeed(feeding, what, self._timeout, self._took, self.page_max, self.held)
         self._shards.begin(self._told)
         if not self._whole:
             self._scan = _Scan(self._after)
@@ -200,6 +210,7 @@ class Changes(AsyncIterator[Change]):
                 await self._stop()
 
     def _hand_out(self, step: _Step) -> Change | None:
+        self.held.free(step.size)
         if step.starts is not None:
             self._told = dict(step.starts)
         if step.shard >= 0:
@@ -221,10 +232,13 @@ class Changes(AsyncIterator[Change]):
             await asyncio.gather(pending, return_exceptions=True)
         if self._shards is not None:
             await self._shards.aclose()
+        self.held.free(self.held.bytes)
 
     def _took(self, shard: int, page: ChangesAnswer) -> None:
         """A page of a shard's changes was read."""
-        scan = self._scan
+        scan, size = self._scan, size_of(page)
+        if scan is not None:  # what it tells with its piece is held until then
+            scan.size, size = scan.size + size, 0
         for after, change in zip(page.after, _changes(shard, page), strict=True):
             told: Change | None = change
             if scan is not None and change.id > scan.after:  # it is told with its piece, if it was not read before
@@ -234,7 +248,7 @@ class Changes(AsyncIterator[Change]):
                     if change.kind != "delete":
                         scan.rows[change.id] = msgspec.structs.replace(change, kind="insert", shard=-1)
             self._left.append(_Step(told, shard, after))
-        self._left.append(_Step(None, shard, page.reached))
+        self._left.append(_Step(None, shard, page.reached, size=size))
 
     # --- all documents -----------------------------------------------------------------------------------------------
     async def _scan_on(self, scan: _Scan, feeding: FeedCalls, shards: ShardFeed) -> None:
@@ -251,6 +265,7 @@ class Changes(AsyncIterator[Change]):
             rested = scan.rested is None or loop.time() - scan.rested > REST_SECONDS
             page, scan.ends = await self._unless_given_up(lambda: self._piece(None if rested else scan, feeding))
             if page is not None:
+                scan.size += size_of(page)
                 scan.page, scan.rows = page, {one.id: _insert(one) for one in answers.documents(page.documents)}
         elif not shards.is_past(scan.ends):
             await shards.step(scan.ends)
@@ -261,10 +276,11 @@ class Changes(AsyncIterator[Change]):
     def _tell(self, scan: _Scan) -> None:
         """All that is before the second place was read."""
         page, rows = scan.page, scan.rows
-        scan.page, scan.ends, scan.rows = None, None, {}
+        size, scan.page, scan.ends, scan.rows, scan.size = scan.size, None, None, {}, 0
+        self._left.extend(_Step(rows[name], after=name) for name in sorted(rows))
+        self._left.append(_Step(size=size))
         if page is None:
             return
-        self._left.extend(_Step(rows[name], after=name) for name in sorted(rows))
         if page.reached is None:
             self._left.append(_Step(Change(kind="ready")))
             self._scan = None
@@ -279,14 +295,21 @@ class Changes(AsyncIterator[Change]):
             name = public_name(self._stored)
             try:
                 page = await (await self._documents()).scan(
-                    name, self._wish.filter, scan.after, PAGE, self._wish.with_vectors, (0, 1), ReadMode.STRONG,
-                    self._timeout, None, self._id,
+                    name, self._wish.filter, scan.after, min(PAGE, self.page_max), self._wish.with_vectors, (0, 1),
+                    ReadMode.STRONG, self._timeout, None, self._id,
                 )  # fmt: skip
             except InvalidArgument as error:
+                if error.details.get("field") != "cursor":
+                    raise
                 raise CollectionNotFound(
                     f"collection {name[:80]!r} was dropped and made again", collection=name[:80]
                 ) from error
-        return page, await feeding.ends(self._stored, self._timeout)
+        self.held.take(size_of(page))
+        try:
+            return page, await feeding.ends(self._stored, self._timeout)
+        except BaseException:
+            self.held.free(size_of(page))
+            raise
 
     async def _unless_given_up(self, call: Callable[[], Any]) -> Any:
         """What a call answers, or the one that a step before this one has begun and did not wait for."""

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from needle.base.errors import CollectionNotFound, NeedleError
 from needle.client.feed_calls import Asked, FeedCalls
+from needle.client.feed_memory import Held, size_of
 from needle.protocol.change_calls import LIMIT_MAX, ChangesAnswer, Near, Position
 from needle.routing.topology import Topology
 
@@ -66,13 +67,16 @@ class ShardFeed:
         timeout: float,
         took: Callable[[int, ChangesAnswer], None],
         page_max: int = LIMIT_MAX,
+        held: Held | None = None,
     ) -> None:
-        """took: is given each page that was read, of which shard. page_max: changes of a page."""
+        """took: is given each page that was read, of which shard. page_max: changes of a page.
+        held: counts pages that have come."""
         self._calls = calls
         self._what = what
         self._timeout = timeout
         self._took = took
         self._page_max = page_max
+        self._held = held or Held()
         self.read: dict[int, Position] = {}
         self._over: set[int] = set()
         self._polls: dict[int, asyncio.Task[ChangesAnswer | None]] = {}
@@ -138,7 +142,9 @@ class ShardFeed:
             what.stored, shard, self.read[shard], what.with_vectors, wait, self._past.get(shard, 0), applied, limit,
             what.filter, what.near,
         )  # fmt: skip
-        return await self._calls.page(asked, self._timeout)
+        page = await self._calls.page(asked, self._timeout)
+        self._held.take(size_of(page))
+        return page
 
     async def _take(self, shard: int, task: asyncio.Task[ChangesAnswer | None]) -> None:
         try:

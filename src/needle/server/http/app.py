@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
 
@@ -41,9 +41,10 @@ from needle.server.audit import REFUSALS
 from needle.server.history import History
 from needle.server.http import idempotency, session
 from needle.server.http.browsers import check_host
-from needle.server.http.call import BESIDE_BYTES, Call, Feeds, subject_of
+from needle.server.http.call import BESIDE_BYTES, Call, subject_of
 from needle.server.http.door_node import DoorNode
 from needle.server.http.endings import Ending
+from needle.server.http.feeds import Feeds
 from needle.server.http.memory import Memory, Share, decoded_bytes
 from needle.server.http.message import (
     Gone,
@@ -69,7 +70,7 @@ from needle.server.http.pieces import JSON_BYTES_MAX, large_decoder
 from needle.server.http.problems import CONTENT_TYPE, RETRY_SECONDS, HttpError, problem_of
 from needle.server.http.queries import from_query, no_query
 from needle.server.http.routes import BASE, Route
-from needle.server.http.streams import EVENTS, LINES, stream
+from needle.server.http.streams import EVENTS, LINES, in_parts, stream
 from needle.server.http.unreadable import unreadable
 from needle.server.service.watched import Subject
 
@@ -97,10 +98,10 @@ class Door:
     ) -> None:
         self.node, self.history = node, history
         self._hosts = frozenset(host.lower() for host in hosts)
-        self.draining, self._requests = False, 0
+        self.draining, self._requests, self.memory = False, 0, Memory()
         self.refused: Counter[str] = Counter()
         """Answers that were errors, by code."""
-        self.memory, self.decoding, self.feeds = Memory(), asyncio.Lock(), Feeds()
+        self.decoding, self.feeds = asyncio.Lock(), Feeds(self.memory, lambda: len(node.shards.topology().serving))
         served = [Path(route.path, _Endpoint(self, route), methods=[route.method]) for route in table]
         self._routes = [*served, *more]
         self._api = Router(served, redirect_slashes=False)
@@ -261,7 +262,7 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         node, headers, share = self._door.node, scope["needle.headers"], scope["needle.share"]
-        start, failure, done = node.now(), None, False
+        start, took, failure, done = node.now(), None, None, False
         watched = node.service.watch.begin(f"http_{self._route.name}", Subject(), "")
         ending = Ending(scope, self._route.role == "reader")
         try:
@@ -282,9 +283,9 @@ class _Endpoint:
                 extra.append(
                     (b"needle-session", session.encode(call.router.seen, node.shards.topology().founding).encode())
                 )
-            if isinstance(answer, AsyncIterator):
-                form = EVENTS if self._route.events else LINES
-                failure = await stream(send, answer, extra, share, scope["needle.request_id"], meter, form)
+            if in_parts(answer):
+                form, took = (EVENTS, node.now() - start) if self._route.events else (LINES, None)
+                failure = await stream(send, answer, extra, share, scope["needle.request_id"], caller, form)
             else:
                 size = max(size_of(answer), share.held)
                 told, body = await encoded(answer, headers, extra, size=size, blocking=node.blocking)
@@ -314,9 +315,9 @@ class _Endpoint:
             raise failure from None
         finally:
             ending.close()
-            node.observe(f"http_{self._route.name}", node.now() - start, failure)
+            node.observe(f"http_{self._route.name}", node.now() - start if took is None else took, failure)
             if watched is not None:
-                watched.end(failure)
+                watched.end(failure, took)
             if self._rank == ADMIN and (done or failure is not None) and not isinstance(failure, REFUSALS):
                 self._door.note(scope, failure, about=self._route.name, seconds=node.now() - start)
 

@@ -20,19 +20,13 @@ from needle.client.router.router import Router
 from needle.protocol.commands import Asked
 from needle.server.history import History
 from needle.server.http import bodies
-from needle.server.http.memory import Share
+from needle.server.http.feeds import Feeds
+from needle.server.http.memory import Memory, Share
 from needle.server.service.watched import Subject
 
 T = TypeVar("T")
 BESIDE_BYTES: Final = 64 * 1024
 """What takes time by the byte is done in a thread from this size on."""
-
-
-class Feeds:
-    """Of one node. open: change feeds."""
-
-    def __init__(self) -> None:
-        self.open = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +49,7 @@ class Call:
     large: bool
     asked: Asked | None
     history: History
-    feeds: Feeds = field(default_factory=Feeds)
+    feeds: Feeds = field(default_factory=lambda: Feeds(Memory()))
     last_event: str = ""
     go_on: Callable[[], None] = lambda: None
 

@@ -9,7 +9,7 @@ key opens nothing any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 import msgspec
@@ -19,11 +19,10 @@ from needle.base.errors import TooManyRequests, invalid
 from needle.client.feed import Change, Changes
 from needle.server.http.bodies import Body
 from needle.server.http.call import Call
-from needle.server.http.problems import HttpError, Problem
+from needle.server.http.feeds import Place
+from needle.server.http.problems import Problem
 
 TYPE: Final = "text/event-stream"
-FEEDS_MAX: Final = 256
-"""Feeds that may be open at one node."""
 LOOK_SECONDS: Final = 1.0
 """So often it is looked whether the feed may go on."""
 SILENT_SECONDS: Final = 15.0
@@ -58,24 +57,41 @@ class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     vector: list[float] | None = None
 
 
-async def changes(call: Call) -> AsyncIterator[bytes]:
+class Told(AsyncIterator[bytes]):
+    """The parts of one feed. Closed before the first one was read, a generator does nothing of what it has to."""
+
+    def __init__(self, call: Call, feed: Changes, place: Place) -> None:
+        self._feed, self._place, self._parts = feed, place, _told(call, feed)
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._parts)
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+        self._place.close()
+        try:
+            await self._parts.aclose()
+        finally:
+            await self._feed.aclose()
+
+
+async def changes(call: Call) -> Told:
     """Where it begins is found out before the answer does: errors up to then have a status."""
     body: ReadChanges = call.body
     call.go_on()
-    if call.feeds.open >= FEEDS_MAX:
-        raise HttpError(429, "overloaded", f"{FEEDS_MAX} change feeds are open at this node already")
     since = call.last_event or body.since
     feed = call.client.changes(
         call.collection, since=since, filter=_filter(body.filter), with_vectors=body.with_vectors, timeout=body.timeout,
     )  # fmt: skip
     feed.page_max = PAGE
-    call.feeds.open += 1  # from here on, for beginning takes time
+    place = call.feeds.begin(call.caller.name)  # from here on, for beginning takes time
+    feed.held.told = place.hold
     try:
         await feed.begin()
     except BaseException:
-        call.feeds.open -= 1
+        place.close()
         raise
-    return _told(call, feed)
+    return Told(call, feed, place)
 
 
 def ending(problem: Problem) -> bytes:
@@ -83,29 +99,26 @@ def ending(problem: Problem) -> bytes:
     return b"event: problem\ndata: " + _json.encode(problem) + b"\n\n"
 
 
-async def _told(call: Call, feed: Changes) -> AsyncIterator[bytes]:
-    meter, silent, loop = call.caller.meter, 0.0, asyncio.get_running_loop()
-    try:
-        yield RETRY
-        while True:
-            call.go_on()
-            part = await _part(feed)
-            silent = 0.0 if part else silent + LOOK_SECONDS
-            if silent >= SILENT_SECONDS:
-                part, silent = _place(feed), 0.0
-            if not part:
-                continue
-            yield part
-            while meter is not None and not part.startswith(b"id"):  # the key's rates: what was sent is paid for
-                try:
-                    meter.admit(loop.time())
-                    break
-                except TooManyRequests as error:
-                    await asyncio.sleep(min(LOOK_SECONDS, float(str(error.details["wait"]))))
-                    call.go_on()
-    finally:
-        call.feeds.open -= 1
-        await feed.aclose()
+async def _told(call: Call, feed: Changes) -> AsyncGenerator[bytes]:
+    caller, silent, loop = call.caller, 0.0, asyncio.get_running_loop()
+    yield RETRY
+    while True:
+        call.go_on()
+        part = await _part(feed)
+        silent = 0.0 if part else silent + LOOK_SECONDS
+        if silent >= SILENT_SECONDS:
+            part, silent = _place(feed), 0.0
+        if not part:
+            continue
+        yield part
+        # The key's rates, as they are now: what was sent is paid for.
+        while (meter := caller.meter) is not None and not part.startswith(b"id"):
+            try:
+                meter.admit(loop.time())
+                break
+            except TooManyRequests as error:
+                await asyncio.sleep(min(LOOK_SECONDS, float(str(error.details["wait"]))))
+                call.go_on()
 
 
 async def _part(feed: Changes) -> bytes:

@@ -8,12 +8,12 @@ events there are always more.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol, Self, TypeGuard
 
 import msgspec
 
+from needle.base.access import Identity
 from needle.base.errors import NeedleError
-from needle.base.rates import Meter
 from needle.server.http import bodies, events
 from needle.server.http.memory import Share
 from needle.server.http.message import Send
@@ -21,6 +21,19 @@ from needle.server.http.problems import Problem, problem_of
 from needle.server.http.routes import NDJSON
 
 _lines: Final = msgspec.json.Encoder()
+
+
+class Parts(Protocol):
+    """An answer that comes in parts, as an asynchronous generator."""
+
+    def __aiter__(self) -> Self: ...
+    async def __anext__(self) -> bytes: ...
+    async def aclose(self) -> None: ...
+
+
+def in_parts(answer: object) -> TypeGuard[Parts]:
+    """Whether it comes so."""
+    return isinstance(answer, AsyncIterator)
 
 
 class Form(NamedTuple):
@@ -41,21 +54,38 @@ EVENTS: Final = Form(events.TYPE, events.ending, b"\n\n")
 
 async def stream(
     send: Send,
-    parts: AsyncIterator[bytes],
+    parts: Parts,
     extra: list[tuple[bytes, bytes]],
     share: Share,
     request_id: str,
-    meter: Meter | None,
+    caller: Identity,
     form: Form = LINES,
 ) -> NeedleError | None:
-    """Send all parts, and why there are no more of them, if they broke off: what is returned. meter: pays for them."""
+    """Send all parts, and why there are no more of them, if they broke off: what is returned. caller: whose
+    rates pay for them, as they are then. The parts are closed, also if none was read, for their reader may leave
+    before."""
+    try:
+        return await _stream(send, parts, extra, share, request_id, caller, form)
+    finally:
+        await parts.aclose()
+
+
+async def _stream(
+    send: Send,
+    parts: Parts,
+    extra: list[tuple[bytes, bytes]],
+    share: Share,
+    request_id: str,
+    caller: Identity,
+    form: Form,
+) -> NeedleError | None:
     headers = [(b"content-type", form.content_type.encode()), (b"cache-control", b"no-store"), *extra]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     failure: NeedleError | None = None
     try:
         async for part in parts:
             share.settle(len(part))
-            if meter is not None:
+            if (meter := caller.meter) is not None:
                 meter.pay(part.count(form.unit), len(part))
             if part:
                 await send({"type": "http.response.body", "body": part, "more_body": True})

@@ -124,8 +124,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
     ),
     "Calls": (
         histogram("needle_request_seconds", "method", SECONDS, "Time to serve a call, by method: `shard_search` and "
-                  "the like are what replicas here answer, `search` what this node routes.",
-                  "server/service/dispatch.py"),
+                  "the like are what replicas here answer, `search` what this node routes, `http_changes` how long a "
+                  "change feed took to begin.", "server/service/dispatch.py"),
         counter("needle_request_errors_total", "method code", "", "Calls answered with an error, by its code.",
                 "server/service/dispatch.py"),
         counter("needle_rejected_requests_total", "door reason", "", "Requests and connections that were refused "

@@ -120,9 +120,10 @@ class Watched:
         """What follows here works for somebody else; the call goes on."""
         current.reset(self._token)
 
-    def end(self, error: BaseException | None = None) -> None:
-        """It was answered, where `leave` was called before, or where it began."""
-        request, took = self.request, self._watch.now() - self._began
+    def end(self, error: BaseException | None = None, took: float | None = None) -> None:
+        """It was answered, where `leave` was called before, or where it began. took: seconds until its answer began, of
+        one that is as long as its reader likes."""
+        request, took = self.request, self._watch.now() - self._began if took is None else took
         before = current.get()
         token = current.set(request) if before is not request else None
         try:
