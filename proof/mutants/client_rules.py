@@ -36,7 +36,7 @@ MUTANTS: tuple[Mutant, ...] = (
         breaks="a request is given up after a fifth of its time and sent again: a slow search is begun over and over",
         edits=(
             Edit(
-                "client.group:GroupClient._ask_leader",
+                "client.group:GroupClient._ask_until_answered",
                 "answer = await self.unanswered.call(address, method, body, left)",
                 "answer = await self.unanswered.call(address, method, body, attempts.whole / 500)",
             ),
@@ -83,7 +83,7 @@ MUTANTS: tuple[Mutant, ...] = (
         breaks="a request is sent with the time that it does not have any more, and refused as malformed",
         edits=(
             Edit(
-                "client.group:GroupClient._ask_leader",
+                "client.group:GroupClient._ask_until_answered",
                 "if left <= 0:\n                continue",
                 "if left < -99:\n                continue",
             ),
