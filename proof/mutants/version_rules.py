@@ -55,7 +55,7 @@ MUTANTS = (
     Mutant(
         name="new-commands-sent-to-old-nodes",
         breaks="a node of the former release makes a collection without the text index that was asked for",
-        edits=(Edit("client.shards:ClusterShards.command", "command.needs() > self", "command.needs() < self"),),
+        edits=(Edit("client.shards:ClusterShards._check_known", "command.needs() > self", "command.needs() < self"),),
         tests=("tests/client/test_too_new.py::test_it_is_refused_before_it_is_sent",),
     ),
     Mutant(
