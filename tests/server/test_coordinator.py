@@ -772,3 +772,43 @@ def test_a_replacement_waits_for_its_new_node_and_what_is_lost_is_rebuilt_elsewh
         assert known is not None and known.state is NodeState.REMOVED
 
     _run(work())
+
+
+@pytest.mark.parametrize("dead", ["node-2", "node-6"])
+def test_who_is_replaced_gives_all_to_the_new_node_while_a_third_one_is_rebuilt(dead: str) -> None:
+    """Neither does the new node take the place of the dead one, nor do others get what the old one holds."""
+
+    async def work() -> None:
+        made = _two_shards_of_three()
+        for number in (7, 9):
+            join(made, info(number))
+        paper = _started(Wish(replace=Replacement(old="node-1", new="node-9")), made)
+        held = {one.shard for one in made.topology.hosted_by("node-1")}
+        made.dead = paper.silent = {dead}
+        paper.due = (dead,)
+        for _ in range(60):
+            await paper.coordinator()._round()
+            while paper.started:
+                paper.finish()
+            if paper.job.over:
+                break
+        assert paper.job.state is JobState.DONE, paper.job.why
+        assert held and {one.shard for one in made.topology.hosted_by("node-9")} == held
+        for move in paper.seen:
+            assert isinstance(move, MoveReplicas)
+            assert move.removed in (("node-1",), (dead,)) and (move.removed == ("node-1",)) == (
+                move.added == ("node-9",)
+            )
+        if dead == "node-6":  # of shards that the old node does not hold
+            assert not made.topology.hosted_by(dead)
+
+    _run(work())
+
+
+def _two_shards_of_three() -> World:
+    made = world(documents=400, shards=2, nodes=6)
+    assert [set(one.wanted) for one in made.topology.serving] == [
+        {"node-1", "node-2", "node-3"},
+        {"node-4", "node-5", "node-6"},
+    ]
+    return made

@@ -22,7 +22,7 @@ from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
-from needle.catalog.planning import planner, rebalance
+from needle.catalog.planning import planner, rebalance, rebuilding
 from needle.catalog.planning.heat import calls_of
 from needle.catalog.planning.rebalance import Round
 from needle.catalog.planning.running import Seen, fate, now_running, others, unsettled
@@ -31,7 +31,7 @@ from needle.client.measuring import Measured, Measuring, measure
 from needle.multiraft.host import Host
 from needle.protocol.catalog_commands import StepRebalance
 from needle.routing.jobs import Job, JobState, Progress, Running
-from needle.routing.planned_moves import Move, MoveReplicas
+from needle.routing.planned_moves import Move
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats
 from needle.routing.topology import Topology
@@ -269,12 +269,14 @@ class Coordinator:
         what is lost meanwhile, and does not fail where that cannot be."""
         job, wish = topology.rebalance.id if topology.rebalance is not None else 0, rebalance.of_now(wish, topology)
         plan = await self._planned(topology, found, wish, job)
-        replaced = wish.replace.old if wish.replace is not None and wish.replace.new in found.stats.alive else ""
-        lost = sorted(set(self._node.due_to_heal(topology)) - found.stats.alive - {*wish.lost, replaced})
+        gone = set(self._node.due_to_heal(topology)) - found.stats.alive
+        named = rebuilding.pending(wish, gone)
+        lost = sorted(gone - {*wish.lost, named.old if named is not None else ""})
         if not lost:
             return plan
-        healing = await self._planned(topology, found, Wish(lost=tuple(lost), balance=False))
-        rebuilt = tuple(move for move in healing.moves if isinstance(move, MoveReplicas) and move.added)
+        calm = rebuilding.left_alone(topology, wish, named)
+        healing = await self._planned(calm, found, Wish(lost=tuple(lost), balance=False))
+        rebuilt = rebuilding.rebuilt(topology, healing, lost, named)
         return _replace(plan, moves=(*rebuilt, *plan.moves), least=plan.least + sum(move.bytes for move in rebuilt))
 
     async def _called(self, topology: Topology, found: Measured, wish: Wish, job: int) -> ClusterStats:
