@@ -29,6 +29,7 @@ from needle.protocol.catalog_commands import (
     AdvanceMove,
     AskRebalance,
     CatalogCommand,
+    ConfirmReplicas,
     DrainNode,
     FinishMove,
     RemoveNode,
@@ -36,7 +37,7 @@ from needle.protocol.catalog_commands import (
     StartRebalance,
     StepRebalance,
 )
-from needle.protocol.peer_calls import WHO, DiskRoom, WhoAnswer
+from needle.protocol.peer_calls import WHO, DiskRoom, Levels, MemoryRoom, WhoAnswer
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
 from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.plans import Plan, Replacement, ReplicaMove, Wish
@@ -44,6 +45,7 @@ from needle.routing.stats import ClusterStats, imbalance
 from needle.routing.topology import MoveState, NodeState, Topology
 from needle.server.upkeep.coordinator import Coordinator
 from needle.server.upkeep.lasting_calls import RATE_SECONDS
+from needle.server.upkeep.refused_moves import PATIENCE_SECONDS
 
 
 class Paper:
@@ -54,6 +56,7 @@ class Paper:
         self.made, self.rng = made, rng
         self.started: list[tuple[Any, Begun]] = []
         self.silent: set[NodeId] = set()
+        self.tight: set[NodeId] = set()
         self.breaks: Callable[[bool], None] = lambda _: None
         self.leads = True
         self.leaderless: set[GroupId] = set()
@@ -144,7 +147,8 @@ class Paper:
         if method == WHO:
             free = {one.node: one.free for one in self.made.stats().nodes}[node]
             disk = None if free is None else DiskRoom(free + 5, 1 << 40, 1, 5)
-            return calls.encode(WhoAnswer(node, address, born, "", 1.0, 1, 1, disk=disk))
+            levels = Levels(0, 1, memory=MemoryRoom(90, 100, node in self.tight))
+            return calls.encode(WhoAnswer(node, address, born, "", 1.0, 1, 1, disk=disk, levels=levels))
         return calls.encode(self.status(node, calls.decode(body, StatusCall).group))
 
     def status(self, node: NodeId, group: GroupId) -> RaftStatus:
@@ -812,3 +816,67 @@ def _two_shards_of_three() -> World:
         {"node-4", "node-5", "node-6"},
     ]
     return made
+
+
+def test_a_move_to_a_node_that_turns_out_short_of_memory_is_planned_anew() -> None:
+    """The new node refuses it for as long as it is, and one rebalance runs at a time."""
+
+    async def work() -> None:
+        made = world(documents=400, shards=1, nodes=3)
+        for number in (4, 5):
+            join(made, info(number))
+        made.dead = {"node-2"}
+        paper = Paper(made, random.Random(1))
+        paper.silent, made.index = made.dead, made.index + 1
+        wish = Wish(lost=("node-2",), balance=False)
+        made.topology = execute(made.topology, made.index, StartRebalance(wish, RebalanceConfig()))[0]
+        coordinator = paper.coordinator()
+        await coordinator._round()
+        shard = next(move for move, _ in paper.started if move.group == 1)
+        (first,) = shard.added
+        other = next(one for one in ("node-4", "node-5") if one != first)
+        paper.tight = {first}
+        await coordinator._round()
+        paper.later += PATIENCE_SECONDS - 10
+        await coordinator._round()
+        assert shard in [one.move for one in paper.job.running]  # it may have memory again in a moment
+        paper.tight = set()
+        await coordinator._round()
+        paper.tight, paper.later = {first}, paper.later + 20
+        await coordinator._round()
+        assert shard in [one.move for one in paper.job.running]
+        paper.later += PATIENCE_SECONDS
+        await coordinator._round()
+        assert shard not in [one.move for one in paper.job.running]
+        paper.started = [(move, begun) for move, begun in paper.started if move is not shard]
+        held = made.topology.holders(1)
+        assert held is not None and held.leaving == (first,)
+        made.index += 1
+        made.topology = execute(made.topology, made.index, ConfirmReplicas(1, held.assigned))[0]
+        for _ in range(20):
+            await coordinator._round()
+            while paper.started:
+                paper.finish()
+            if paper.job.over:
+                break
+        assert paper.job.state is JobState.DONE, paper.job.why
+        assert set(made.topology.shards[0].wanted) == {"node-1", "node-3", other}
+
+    _run(work())
+
+
+def test_a_replacement_waits_for_a_new_node_that_is_short_of_memory() -> None:
+    async def work() -> None:
+        made = world(documents=400)
+        join(made, info(9))
+        paper = _started(Wish(replace=Replacement(old="node-2", new="node-9")), made)
+        paper.tight = {"node-9"}
+        for _ in range(2 * STUCK_MAX):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.RUNNING and not paper.seen
+        assert "node-9, which is to replace node-2, is short of memory" in paper.job.why
+        paper.tight = set()
+        await paper.coordinator()._round()
+        assert paper.seen
+
+    _run(work())

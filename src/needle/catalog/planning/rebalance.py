@@ -82,11 +82,12 @@ def look(
     unsettled: str = "",
     others: int = 0,
     silent: Collection[int] = (),
+    refused: Collection[int] = (),
 ) -> Round:
     """One round. plan: made by `job.pressing()` of what is so now; not looked at once the job is being cancelled. free:
     bytes that each node's disk takes, None if any. holders: the nodes of each group. unsettled: what others move, which
     a plan takes for done; "" for nothing. others: how many moves these are. silent: shards whose leader does not
-    answer."""
+    answer. refused: ids of running moves that get nowhere: they are given up, and planned anew."""
     if job.over or job.state is JobState.PAUSED:
         return Round(job=job)
     if job.state is JobState.CANCELLING:
@@ -95,7 +96,8 @@ def look(
         job = _replace(job, state=JobState.RUNNING, planned_bytes=plan.bytes)
     start = startable(plan.moves, running, job.config.max_concurrent_moves - others, free, holders)
     if start or running:
-        return Round(job=_replace(job, why="", stuck=0), start=start)
+        back = tuple(one.id for one in running if one.id in refused and one.phase in _GIVEN_UP)
+        return Round(job=_replace(job, why="", stuck=0), start=start, give_up=back)
     if plan.waiting:  # for nothing that this job could mend
         return Round(job=_replace(job, why="; ".join([*plan.waiting, *plan.unmet]), stuck=0))
     if not plan.moves and not plan.unmet and unsettled:

@@ -38,6 +38,7 @@ from needle.routing.topology import Topology
 from needle.server.lasting import next_beat
 from needle.server.ports import Catalog
 from needle.server.upkeep.lasting_calls import LastingCalls
+from needle.server.upkeep.refused_moves import RefusedMoves
 
 log = logging.getLogger("needle.server")
 
@@ -109,6 +110,7 @@ class Coordinator:
         """The rebalance that they are of."""
         self._measuring = Measuring()
         self._calls = LastingCalls()
+        self._refused = RefusedMoves()
         self._look: _Look | None = None
         self._took = 0.0
         """Seconds of the last plan."""
@@ -216,8 +218,18 @@ class Coordinator:
         free = {one.node: one.free for one in found.stats.nodes}
         holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
         foreign = others(topology, running)
+        refused = self._refused.look(running, seen, found.stats, self._node.now())
         led: Round = await self._node.blocking(  # a plan may have thousands of moves
-            rebalance.look, made, plan, running, free, holders, unsettled(topology), foreign, found.stats.unknown
+            rebalance.look,
+            made,
+            plan,
+            running,
+            free,
+            holders,
+            unsettled(topology),
+            foreign,
+            found.stats.unknown,
+            refused,
         )
         await self._take(job, topology, led, running)
 
