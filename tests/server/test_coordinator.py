@@ -44,6 +44,7 @@ from needle.routing.plans import Plan, Replacement, ReplicaMove, Wish
 from needle.routing.stats import ClusterStats, imbalance
 from needle.routing.topology import MoveState, NodeState, Topology
 from needle.server.upkeep.coordinator import Coordinator
+from needle.server.upkeep.getting_on import STILL_SECONDS
 from needle.server.upkeep.lasting_calls import RATE_SECONDS
 from needle.server.upkeep.refused_moves import PATIENCE_SECONDS
 
@@ -64,6 +65,7 @@ class Paper:
         """All moves that were started."""
         self.held: list[str] = []
         self.lacking: dict[GroupId, str] = {}
+        self.copied: dict[int, int] = {}
         self.due: tuple[NodeId, ...] = ()
         self.writes: dict[GroupId, float] = {}
         self.later = 0.0
@@ -163,7 +165,7 @@ class Paper:
             leader_changes=0, voters=list(next(moving, holders.wanted)),
             held_moves=self.held if group == 1 else [], waits_for=self.lacking.get(group, "") if leads else "",
             documents=found.documents if found else 0, live_bytes=found.bytes if found else 0,
-            writes=self.writes.get(group, 0.0) if leads else 0.0,
+            writes=self.writes.get(group, 0.0) if leads else 0.0, copied=self.copied if leads and group == 1 else {},
         )  # fmt: skip
 
 
@@ -693,6 +695,17 @@ def test_a_move_that_is_refused_neither_holds_up_others_nor_fails_what_goes_on()
         assert len(refused) > STUCK_MAX
         assert {move.target for move in paper.seen} == {2, 3}
         assert paper.job.state is JobState.RUNNING and paper.job.running
+        coordinator = paper.coordinator()
+        for copied in range(1, 4):  # documents are copied, so it does not wait
+            paper.copied = {one.id: copied for one in paper.job.running}
+            await coordinator._round()
+            paper.later += STILL_SECONDS
+            assert paper.job.why == ""
+        await coordinator._round()
+        assert "takes nothing now" in paper.job.why
+        paper.copied = {one.id: 9 for one in paper.job.running}
+        await coordinator._round()
+        assert paper.job.why == ""
         while paper.started:
             paper.finish()
         for _ in range(2 * STUCK_MAX):

@@ -151,12 +151,12 @@ def _shards(move: Move) -> set[int]:
     return {group - 1 for group in move.groups}
 
 
-def refused(job: Job, why: str) -> Job:
+def refused(job: Job, why: str, getting_on: bool = False) -> Job:
     """What becomes of a job of which nothing that it wants to begin or to give up is taken. It fails once that goes on
     with nothing running: what runs has to be followed to its end, and can be cancelled. One that is being cancelled
-    leaves what it cannot give up to end by itself."""
+    leaves what it cannot give up to end by itself. getting_on: something of what runs does, so it waits for nothing."""
     if job.running and job.state is not JobState.CANCELLING:
-        return _replace(job, why=why, stuck=0)
+        return _replace(job, why="" if getting_on else why, stuck=0)
     stuck = job.stuck + 1
     if stuck < STUCK_MAX:
         return _replace(job, why=why, stuck=stuck)

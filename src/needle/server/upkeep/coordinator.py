@@ -37,6 +37,7 @@ from needle.routing.stats import ClusterStats
 from needle.routing.topology import Topology
 from needle.server.lasting import next_beat
 from needle.server.ports import Catalog
+from needle.server.upkeep.getting_on import GettingOn
 from needle.server.upkeep.lasting_calls import LastingCalls
 from needle.server.upkeep.refused_moves import RefusedMoves
 
@@ -110,7 +111,7 @@ class Coordinator:
         """The rebalance that they are of."""
         self._measuring = Measuring()
         self._calls = LastingCalls()
-        self._refused = RefusedMoves()
+        self._refused, self._getting_on = RefusedMoves(), GettingOn()
         self._look: _Look | None = None
         self._took = 0.0
         """Seconds of the last plan."""
@@ -231,7 +232,7 @@ class Coordinator:
             found.stats.unknown,
             refused,
         )
-        await self._take(job, topology, led, running)
+        await self._take(job, topology, led, running, self._getting_on.look(running, self._node.now()))
 
     async def _seen(self, timeout: float) -> tuple[Topology, Measured]:
         """The catalog, and what was measured while it said that."""
@@ -324,9 +325,11 @@ class Coordinator:
         self._took = self._node.now() - began
         return plan
 
-    async def _take(self, job: Job, topology: Topology, led: Round, running: Sequence[Running]) -> None:
+    async def _take(
+        self, job: Job, topology: Topology, led: Round, running: Sequence[Running], getting_on: bool
+    ) -> None:
         """Have the catalog take the steps that a look led to, one after the other. One that is refused keeps none of
-        the others from being taken: they are about other groups."""
+        the others from being taken: they are about other groups. getting_on: whether something of `running` does."""
         back = [one.id for one in running if one.id in led.give_up]
         steps: list[tuple[Move | None, int]] = [(move, 0) for move in led.start] + [(None, id_) for id_ in back]
         made, epoch = led.job, topology.map.epoch if topology.map is not None else 0
@@ -351,7 +354,7 @@ class Coordinator:
                 tell(REBALANCE_ENDED, rebalance=now.id, state=now.state, why=why)
             job = made = now
             taken = True
-        left = rebalance.refused(job if led.job.over else _replace(led.job, stuck=job.stuck), why)
+        left = rebalance.refused(job if led.job.over else _replace(led.job, stuck=job.stuck), why, getting_on)
         if why and not taken and left != job:
             await self._step(StepRebalance(left, job.revision))
 
