@@ -44,7 +44,7 @@ from needle.routing.plans import Plan, Replacement, ReplicaMove, Wish
 from needle.routing.stats import ClusterStats, imbalance
 from needle.routing.topology import MoveState, NodeState, Topology
 from needle.server.upkeep.coordinator import Coordinator
-from needle.server.upkeep.getting_on import STILL_SECONDS
+from needle.server.upkeep.getting_on import STILL_SECONDS, Waiting
 from needle.server.upkeep.lasting_calls import RATE_SECONDS
 from needle.server.upkeep.refused_moves import PATIENCE_SECONDS
 
@@ -893,3 +893,16 @@ def test_a_replacement_waits_for_a_new_node_that_is_short_of_memory() -> None:
         assert paper.seen
 
     _run(work())
+
+
+def test_it_says_for_how_long_what_it_carries_out_has_waited() -> None:
+    job = Job(id=7, wish=Wish(), config=RebalanceConfig(), state=JobState.RUNNING)
+    waits, waiting, said = msgspec.structs.replace(job, why="a node does not answer"), Waiting(), []
+    over = msgspec.structs.replace(waits, state=JobState.FAILED)
+    for at, (seen, leads) in enumerate([
+        (None, True), (job, True), (waits, True), (msgspec.structs.replace(waits, why="another"), True), (job, True),
+        (waits, True), (waits, False), (waits, True), (over, True),
+    ]):  # fmt: skip
+        waiting.look(seen, leads, 10.0 * at)
+        said.append(waiting.seconds(10.0 * at + 5))
+    assert said == [None, 0.0, 5.0, 15.0, 0.0, 5.0, None, 5.0, None]

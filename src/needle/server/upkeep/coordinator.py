@@ -37,7 +37,7 @@ from needle.routing.stats import ClusterStats
 from needle.routing.topology import Topology
 from needle.server.lasting import next_beat
 from needle.server.ports import Catalog
-from needle.server.upkeep.getting_on import GettingOn
+from needle.server.upkeep.getting_on import GettingOn, Waiting
 from needle.server.upkeep.lasting_calls import LastingCalls
 from needle.server.upkeep.refused_moves import RefusedMoves
 
@@ -111,7 +111,7 @@ class Coordinator:
         """The rebalance that they are of."""
         self._measuring = Measuring()
         self._calls = LastingCalls()
-        self._refused, self._getting_on = RefusedMoves(), GettingOn()
+        self._refused, self._getting_on, self._waiting = RefusedMoves(), GettingOn(), Waiting()
         self._look: _Look | None = None
         self._took = 0.0
         """Seconds of the last plan."""
@@ -123,6 +123,7 @@ class Coordinator:
             pause = max(LOOK_SECONDS * (1 + waits), PLAN_SHARE * self._took)
             await next_beat(node.now(), min(pause, LOOK_SECONDS_MAX))
             job = node.topology.rebalance
+            self._waiting.look(job, self._leads(), node.now())
             self._calls.follow(node.topology.map.epoch if node.topology.map is not None else 0, node.now())
             waits = job.stuck if job is not None else 0
             if job is None or job.over or not self._leads():
@@ -133,6 +134,10 @@ class Coordinator:
                 await self._round()
             except NeedleError as error:
                 log.info("rebalance %d does not go on now: %s", job.id, error)
+
+    def waited(self) -> float | None:
+        """Seconds; see Levels."""
+        return self._waiting.seconds(self._node.now())
 
     # --- what it is asked ---------------------------------------------------------------------------------------------
     async def plan(self, wish: Wish, timeout: float) -> Plan:
