@@ -301,14 +301,16 @@ MUTANTS = (
     Mutant(
         name="healed-beside-its-replacement",
         breaks="what a dead node held goes to nodes that nobody named, while another one is to take its place",
-        edits=(
-            Edit(
-                "server.upkeep.coordinator:Coordinator._planned_with_healing",
-                "wish.replace.new in found.stats.alive",
-                "not wish.replace.new",
-            ),
-        ),
+        edits=(Edit("catalog.planning.rebuilding:pending", "wish.replace.new in gone", "wish.replace.new"),),
         tests=(_COORDINATOR + "test_a_node_is_replaced_whoever_dies_whenever",),
+    ),
+    Mutant(
+        name="rebuilt-in-the-way-of-a-replacement",
+        breaks="the new node gets the place of a third one that is dead, or a replica lands in its zone",
+        edits=(
+            Edit("catalog.planning.rebuilding:rebuilt", "hurt -= held_by(topology, named.old).keys()", "hurt -= set()"),
+        ),
+        tests=(_COORDINATOR + "test_who_is_replaced_gives_all_to_the_new_node_while_a_third_one_is_rebuilt",),
     ),
     Mutant(
         name="weighed-before-it-is-begun",

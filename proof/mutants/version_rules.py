@@ -29,6 +29,12 @@ MUTANTS = (
         tests=(_VERSIONS + "test_a_command_is_proposed_only_where_all_can_read_it", _ROLLED),
     ),
     Mutant(
+        name="own-needs-not-asked",
+        breaks="a key of the role monitor gets into the catalog's log while nodes that do not know the role apply it",
+        edits=(Edit("protocol.versioned:check_known", "at >= _newest(type(command))", "at >= 4"),),
+        tests=(_VERSIONS + "test_no_value_of_any_command_gets_into_a_log_below_the_version_that_it_needs",),
+    ),
+    Mutant(
         name="writes-proposed-unchecked",
         breaks="what clients write is proposed without a look at the version that the cluster is at",
         edits=(

@@ -16,9 +16,10 @@ from needle.base.model import RaftStatus
 from needle.catalog.state import execute
 from needle.cli.common import standard_output, table
 from needle.cli.status import balance, look
+from needle.client.cluster_conditions import WAITS_SECONDS
 from needle.client.health import ClusterHealth, ReplicaStatus, ShardHealth
 from needle.protocol.catalog_commands import AddShard, RetireShard
-from needle.protocol.peer_calls import DiskRoom, WhoAnswer
+from needle.protocol.peer_calls import DiskRoom, Levels, WhoAnswer
 from needle.routing.jobs import Job, JobState, RebalanceConfig, Wish
 from needle.routing.topology import Topology
 
@@ -36,6 +37,7 @@ class FakeClient:
         self.damaged: dict[str, str] = {}
         self.given_up: list[tuple[int, str]] = []
         self.held: list[str] = []
+        self.waited: dict[str, float | None] = {}
 
     async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]:
         nodes = self.now.shards[0].replicas
@@ -63,7 +65,8 @@ class FakeClient:
             raise ConnectionLost("down")
         low = DiskRoom(10**6, 10**9, 9 * 10**8, 10**8, True)
         disk, given_up = low if node in self.full else None, self.given_up if node == "node-2" else []
-        return WhoAnswer(node, f"{node}:1", 1, "", 1.0, 1, 1, disk=disk, given_up=given_up)
+        levels = Levels(0, 1, rebalance_seconds=self.waited.get(node)) if self.waited else None
+        return WhoAnswer(node, f"{node}:1", 1, "", 1.0, 1, 1, disk=disk, given_up=given_up, levels=levels)
 
     def topology(self) -> Topology:
         return self.now
@@ -144,6 +147,17 @@ def test_a_rebalance_of_which_nothing_can_go_on_is_told(well: RaftStatus, state:
     found = asyncio.run(look(client, [])).conditions  # type: ignore[arg-type]
     told = [("NeedleMoveWaits", "rebalance 7: shard 1 has no leader")] if state is JobState.RUNNING else []
     assert [(one.alert, one.subject) for one in found] == told
+
+
+def test_a_rebalance_that_waits_for_a_moment_is_not_told(well: RaftStatus) -> None:
+    """Others move something first, say; it is once that has lasted, by who carries it out."""
+    client = FakeClient(well)
+    job = Job(id=7, wish=Wish(), config=RebalanceConfig(), state=JobState.RUNNING, why="waits: its limit is used")
+    client.now = msgspec.structs.replace(client.now, rebalance=job)
+    for seconds, told in ((0.0, 0), (WAITS_SECONDS - 1, 0), (WAITS_SECONDS, 1), (None, 1)):
+        client.waited = {"node-1": None, "node-2": seconds}
+        found = asyncio.run(look(client, [])).conditions  # type: ignore[arg-type]
+        assert [one.alert for one in found] == ["NeedleMoveWaits"] * told, seconds
 
 
 def test_moves_that_wait_speak_for_their_rebalance(well: RaftStatus) -> None:

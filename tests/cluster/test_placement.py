@@ -130,3 +130,16 @@ def test_leaders_of_any_shards_are_even_and_settle(
             fuller = max(load[busy] - lead / weight[busy], load[other] + lead / weight[other])
             assert fuller >= load[busy] - gain, (placed, load)
     assert arrange(needs, known, placed, goal=goal) == placed
+
+
+def test_a_node_short_of_memory_gets_nothing_new_keeps_what_it_has_and_may_lead() -> None:
+    """Also if it is the emptiest, or the only one in its zone."""
+    known = [*nodes(3), PlacementNode(id="node-4", zone="z9", tight=True), *nodes(2, first=5)]
+    current = {0: ("node-1", "node-2", "node-3"), 1: ("node-1", "node-2", "node-3"), 2: ("node-4", "node-2", "node-3")}
+    needs = {shard: Need(replicas=3, size=10) for shard in range(3)}
+    placed = arrange(needs, known, current)
+    assert [shard for shard, replicas in placed.items() if "node-4" in replicas] == [2] and placed[2][0] == "node-4"
+    assert {"node-5", "node-6"} <= {node for replicas in placed.values() for node in replicas}
+    alone = [*nodes(2), PlacementNode(id="node-4", tight=True)]
+    only = {0: ("node-1", "node-2")}
+    assert set(arrange({0: Need(replicas=3)}, alone, only)[0]) == {"node-1", "node-2"}

@@ -15,6 +15,7 @@ import pytest
 from cluster.catalog_util import create, entry, node, topology
 from needle.base.access import Role
 from needle.base.config import RaftConfig, ShardingConfig
+from needle.base.dtypes import DType
 from needle.base.errors import (
     ClusterTooOld,
     ConnectionLost,
@@ -191,6 +192,39 @@ def test_a_filter_that_is_judged_at_apply_is_proposed_only_where_all_know_its_op
                 check_known(command, made(needed, needed, needed))
                 with pytest.raises(ClusterTooOld) if needed > FIRST else nullcontext():
                     check_known(command, made(max(needed - 1, FIRST), needed, needed))
+
+
+def test_no_value_of_any_command_gets_into_a_log_below_the_version_that_it_needs() -> None:
+    """Also where a command says by itself what it needs."""
+    vectors, matched = b"", Filter.parse({"a": 1}).to_json()
+    insert = commands.Insert("c", ["x"], vectors, [b""])
+    spec = CollectionSpec(name="c", dimensions=2)
+    nodes = create(shards=1, nodes=3)
+    writes = [
+        *_with_newer(insert, expires=[1], bound=commands.Bound(matched), dtype=DType.FLOAT16),
+        *_with_newer(commands.Delete("c", ["x"]), bound=commands.Bound(matched)),
+    ]
+    told: list[Versioned] = [
+        *writes,
+        *(commands.Once(commands.Asked(b"", b""), 1, one) for one in writes),  # type: ignore[arg-type]
+        *_with_newer(commands.OpenSession(7), owner=8),
+        commands.CreateCollection(msgspec.structs.replace(spec, dtype=DType.FLOAT16)),
+        RegisterNode(node(1, knows=SAID)),
+        nodes,
+        *(CreateKey("k", b"", role) for role in Role),
+        *_with_newer(CreateKey("k", b"", Role.READER), filter=matched, rates=Rates(1)),
+    ]
+    own = {one for one in (*Command.__args__, *CatalogCommand.__args__) if one.needs is not Versioned.needs}
+    assert own and own <= {type(one) for one in told}  # add a sample of each that says what it needs
+    for command in told:
+        for at in range(FIRST, KNOWN + 1):
+            with pytest.raises(ClusterTooOld) if at < command.needs() else nullcontext():
+                check_known(command, made(at, KNOWN, KNOWN))
+    assert {one.needs() for one in told if type(one) in own} >= {2, 3, KNOWN}
+
+
+def _with_newer(command: Any, **newer: Any) -> list[Any]:
+    return [command, *(msgspec.structs.replace(command, **{name: value}) for name, value in newer.items())]
 
 
 def test_other_kinds_of_index_need_nodes_that_know_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import time
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def test_memory_of_its_own_counts_and_mapped_files_do_not(tmp_path: Path) -> Non
     held = bytearray(b"1") * size
     assert computer.own_bytes() - before > size // 2
     del held
+
+
+def test_memory_that_is_swapped_out_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {
+        "/proc/self/statm": "9000 5000 2000 1 0 4000 0\n",
+        "/proc/self/status": "Name:\tneedle\nVmRSS:\t   20000 kB\nVmSwap:\t   700 kB\nThreads:\t4\n",
+    }
+    monkeypatch.setattr(computer, "_read", lambda path: told[path])
+    held = 3000 * os.sysconf("SC_PAGE_SIZE")
+    assert computer.own_bytes() == held + 700 * 1024
+    told["/proc/self/status"] = "Name:\tneedle\n"  # of a system without swap
+    assert computer.own_bytes() == held
 
 
 def test_durable_writes_are_bounded_and_leave_nothing(tmp_path: Path) -> None:

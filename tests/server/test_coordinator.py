@@ -29,6 +29,7 @@ from needle.protocol.catalog_commands import (
     AdvanceMove,
     AskRebalance,
     CatalogCommand,
+    ConfirmReplicas,
     DrainNode,
     FinishMove,
     RemoveNode,
@@ -36,14 +37,16 @@ from needle.protocol.catalog_commands import (
     StartRebalance,
     StepRebalance,
 )
-from needle.protocol.peer_calls import WHO, DiskRoom, WhoAnswer
+from needle.protocol.peer_calls import WHO, DiskRoom, Levels, MemoryRoom, WhoAnswer
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
 from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.plans import Plan, Replacement, ReplicaMove, Wish
 from needle.routing.stats import ClusterStats, imbalance
 from needle.routing.topology import MoveState, NodeState, Topology
 from needle.server.upkeep.coordinator import Coordinator
+from needle.server.upkeep.getting_on import STILL_SECONDS, Waiting
 from needle.server.upkeep.lasting_calls import RATE_SECONDS
+from needle.server.upkeep.refused_moves import PATIENCE_SECONDS
 
 
 class Paper:
@@ -54,6 +57,7 @@ class Paper:
         self.made, self.rng = made, rng
         self.started: list[tuple[Any, Begun]] = []
         self.silent: set[NodeId] = set()
+        self.tight: set[NodeId] = set()
         self.breaks: Callable[[bool], None] = lambda _: None
         self.leads = True
         self.leaderless: set[GroupId] = set()
@@ -61,6 +65,7 @@ class Paper:
         """All moves that were started."""
         self.held: list[str] = []
         self.lacking: dict[GroupId, str] = {}
+        self.copied: dict[int, int] = {}
         self.due: tuple[NodeId, ...] = ()
         self.writes: dict[GroupId, float] = {}
         self.later = 0.0
@@ -144,7 +149,8 @@ class Paper:
         if method == WHO:
             free = {one.node: one.free for one in self.made.stats().nodes}[node]
             disk = None if free is None else DiskRoom(free + 5, 1 << 40, 1, 5)
-            return calls.encode(WhoAnswer(node, address, born, "", 1.0, 1, 1, disk=disk))
+            levels = Levels(0, 1, memory=MemoryRoom(90, 100, node in self.tight))
+            return calls.encode(WhoAnswer(node, address, born, "", 1.0, 1, 1, disk=disk, levels=levels))
         return calls.encode(self.status(node, calls.decode(body, StatusCall).group))
 
     def status(self, node: NodeId, group: GroupId) -> RaftStatus:
@@ -159,7 +165,7 @@ class Paper:
             leader_changes=0, voters=list(next(moving, holders.wanted)),
             held_moves=self.held if group == 1 else [], waits_for=self.lacking.get(group, "") if leads else "",
             documents=found.documents if found else 0, live_bytes=found.bytes if found else 0,
-            writes=self.writes.get(group, 0.0) if leads else 0.0,
+            writes=self.writes.get(group, 0.0) if leads else 0.0, copied=self.copied if leads and group == 1 else {},
         )  # fmt: skip
 
 
@@ -689,6 +695,17 @@ def test_a_move_that_is_refused_neither_holds_up_others_nor_fails_what_goes_on()
         assert len(refused) > STUCK_MAX
         assert {move.target for move in paper.seen} == {2, 3}
         assert paper.job.state is JobState.RUNNING and paper.job.running
+        coordinator = paper.coordinator()
+        for copied in range(1, 4):  # documents are copied, so it does not wait
+            paper.copied = {one.id: copied for one in paper.job.running}
+            await coordinator._round()
+            paper.later += STILL_SECONDS
+            assert paper.job.why == ""
+        await coordinator._round()
+        assert "takes nothing now" in paper.job.why
+        paper.copied = {one.id: 9 for one in paper.job.running}
+        await coordinator._round()
+        assert paper.job.why == ""
         while paper.started:
             paper.finish()
         for _ in range(2 * STUCK_MAX):
@@ -772,3 +789,124 @@ def test_a_replacement_waits_for_its_new_node_and_what_is_lost_is_rebuilt_elsewh
         assert known is not None and known.state is NodeState.REMOVED
 
     _run(work())
+
+
+@pytest.mark.parametrize("dead", ["node-2", "node-6"])
+def test_who_is_replaced_gives_all_to_the_new_node_while_a_third_one_is_rebuilt(dead: str) -> None:
+    """Neither does the new node take the place of the dead one, nor do others get what the old one holds."""
+
+    async def work() -> None:
+        made = _two_shards_of_three()
+        for number in (7, 9):
+            join(made, info(number))
+        paper = _started(Wish(replace=Replacement(old="node-1", new="node-9")), made)
+        held = {one.shard for one in made.topology.hosted_by("node-1")}
+        made.dead = paper.silent = {dead}
+        paper.due = (dead,)
+        for _ in range(60):
+            await paper.coordinator()._round()
+            while paper.started:
+                paper.finish()
+            if paper.job.over:
+                break
+        assert paper.job.state is JobState.DONE, paper.job.why
+        assert held and {one.shard for one in made.topology.hosted_by("node-9")} == held
+        for move in paper.seen:
+            assert isinstance(move, MoveReplicas)
+            assert move.removed in (("node-1",), (dead,)) and (move.removed == ("node-1",)) == (
+                move.added == ("node-9",)
+            )
+        # What the old node holds is not rebuilt before: another one might get in the new one's way, in its zone say.
+        for group in (CATALOG_GROUP, *(shard + 1 for shard in held)):
+            first = next(move for move in paper.seen if isinstance(move, MoveReplicas) and move.group == group)
+            assert first.removed == ("node-1",)
+        if dead == "node-6":
+            assert not made.topology.hosted_by(dead)
+
+    _run(work())
+
+
+def _two_shards_of_three() -> World:
+    made = world(documents=400, shards=2, nodes=6)
+    assert [set(one.wanted) for one in made.topology.serving] == [
+        {"node-1", "node-2", "node-3"},
+        {"node-4", "node-5", "node-6"},
+    ]
+    return made
+
+
+def test_a_move_to_a_node_that_turns_out_short_of_memory_is_planned_anew() -> None:
+    """The new node refuses it for as long as it is, and one rebalance runs at a time."""
+
+    async def work() -> None:
+        made = world(documents=400, shards=1, nodes=3)
+        for number in (4, 5):
+            join(made, info(number))
+        made.dead = {"node-2"}
+        paper = Paper(made, random.Random(1))
+        paper.silent, made.index = made.dead, made.index + 1
+        wish = Wish(lost=("node-2",), balance=False)
+        made.topology = execute(made.topology, made.index, StartRebalance(wish, RebalanceConfig()))[0]
+        coordinator = paper.coordinator()
+        await coordinator._round()
+        shard = next(move for move, _ in paper.started if move.group == 1)
+        (first,) = shard.added
+        other = next(one for one in ("node-4", "node-5") if one != first)
+        paper.tight = {first}
+        await coordinator._round()
+        paper.later += PATIENCE_SECONDS - 10
+        await coordinator._round()
+        assert shard in [one.move for one in paper.job.running]  # it may have memory again in a moment
+        paper.tight = set()
+        await coordinator._round()
+        paper.tight, paper.later = {first}, paper.later + 20
+        await coordinator._round()
+        assert shard in [one.move for one in paper.job.running]
+        paper.later += PATIENCE_SECONDS
+        await coordinator._round()
+        assert shard not in [one.move for one in paper.job.running]
+        paper.started = [(move, begun) for move, begun in paper.started if move is not shard]
+        held = made.topology.holders(1)
+        assert held is not None and held.leaving == (first,)
+        made.index += 1
+        made.topology = execute(made.topology, made.index, ConfirmReplicas(1, held.assigned))[0]
+        for _ in range(20):
+            await coordinator._round()
+            while paper.started:
+                paper.finish()
+            if paper.job.over:
+                break
+        assert paper.job.state is JobState.DONE, paper.job.why
+        assert set(made.topology.shards[0].wanted) == {"node-1", "node-3", other}
+
+    _run(work())
+
+
+def test_a_replacement_waits_for_a_new_node_that_is_short_of_memory() -> None:
+    async def work() -> None:
+        made = world(documents=400)
+        join(made, info(9))
+        paper = _started(Wish(replace=Replacement(old="node-2", new="node-9")), made)
+        paper.tight = {"node-9"}
+        for _ in range(2 * STUCK_MAX):
+            await paper.coordinator()._round()
+        assert paper.job.state is JobState.RUNNING and not paper.seen
+        assert "node-9, which is to replace node-2, is short of memory" in paper.job.why
+        paper.tight = set()
+        await paper.coordinator()._round()
+        assert paper.seen
+
+    _run(work())
+
+
+def test_it_says_for_how_long_what_it_carries_out_has_waited() -> None:
+    job = Job(id=7, wish=Wish(), config=RebalanceConfig(), state=JobState.RUNNING)
+    waits, waiting, said = msgspec.structs.replace(job, why="a node does not answer"), Waiting(), []
+    over = msgspec.structs.replace(waits, state=JobState.FAILED)
+    for at, (seen, leads) in enumerate([
+        (None, True), (job, True), (waits, True), (msgspec.structs.replace(waits, why="another"), True), (job, True),
+        (waits, True), (waits, False), (waits, True), (over, True),
+    ]):  # fmt: skip
+        waiting.look(seen, leads, 10.0 * at)
+        said.append(waiting.seconds(10.0 * at + 5))
+    assert said == [None, 0.0, 5.0, 15.0, 0.0, 5.0, None, 5.0, None]

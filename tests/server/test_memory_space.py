@@ -90,12 +90,18 @@ async def test_what_is_only_remembered_is_given_back_again_and_again_while_memor
     """And index files are planned anew when there is memory again."""
     done: list[str] = []
 
+    threads: list[str] = []
+
     async def blocking(call: Any, *arguments: Any) -> Any:
-        return call(*arguments)
+        threads.append("another")
+        try:
+            return call(*arguments)
+        finally:
+            threads.pop()
 
     def replica(name: str) -> Any:
         view = SimpleNamespace(opened=SimpleNamespace(give_back=lambda: done.append(f"rows of {name}")), collections={})
-        indexes = SimpleNamespace(shrink=lambda: done.append(f"indexes of {name}"))
+        indexes = SimpleNamespace(shrink=lambda: done.append(f"indexes of {name}{'' if threads else ', on the loop'}"))
         keeper = SimpleNamespace(look_again=lambda ids: done.append(f"plans of {name}"))
         held = SimpleNamespace(view=view, field_indexes=indexes, look=lambda at: at(view))
         return SimpleNamespace(group=1, replica=held, keeper=keeper)

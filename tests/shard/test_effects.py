@@ -24,7 +24,7 @@ from needle.protocol.commands import (
 from needle.protocol.move_commands import Forget, Freeze, Own, Release
 from needle.shard import copying
 from needle.shard.effects import ABSENT, DELETED, OWNED, WRITTEN, Effect, EffectLog, Position
-from needle.shard.feeding import Fed, Wanted, read_changes
+from needle.shard.feeding import BYTES_MAX, Fed, Wanted, read_changes
 from shard.replica_util import Log, floats, open_replica, put, spec
 from shard.test_moving import ALL, MOVED, handed_over, imported, prepare, shards_of
 
@@ -195,7 +195,24 @@ def test_a_page_looks_at_a_bounded_number_of_documents(tmp_path: Path, monkeypat
         assert page.more
         position = page.reached
     assert [one.document.id for one in page.told] == ["d599"]
-    assert pages == 2  # of 300, for a hundred are read at once
+    assert pages == 3  # of 280, for few are read first, and then a hundred at once
+
+
+def test_a_page_reads_a_bounded_number_of_bytes_though_it_tells_nothing(tmp_path: Path) -> None:
+    """Else who asks gives up before it is there, and again at the same place."""
+    shard, large = Shard(tmp_path), 60_000
+    for first in range(0, 300, 50):
+        names = [f"d{n}" for n in range(first, first + 50)]
+        put_them = put(names, [[1, 2, 3]] * 50, [{"mine": name == "d299", "text": "x" * large} for name in names])
+        shard.done(put_them)
+    position, pages, told = START, 0, list[str]()
+    while not told:
+        page = shard.page(position, bound=b'{"mine":true}')
+        assert page is not None and (page.told or page.more)
+        before = (position.entry - START.entry) * 50 + position.offset
+        assert (page.reached.entry - START.entry) * 50 + page.reached.offset - before <= 2 * BYTES_MAX // large
+        position, pages, told = page.reached, pages + 1, [one.document.id for one in page.told]
+    assert told == ["d299"] and pages > 2
 
 
 def test_a_replica_that_was_opened_again_says_that_it_does_not_know(tmp_path: Path) -> None:

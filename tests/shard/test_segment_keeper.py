@@ -746,11 +746,13 @@ async def test_a_cancelled_build_leaves_nothing_in_memory(tmp_path: Path, monkey
         gc.enable()
 
 
+@pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("tight", [False, True])
 async def test_after_a_long_pause_segments_are_joined(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tight: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tight: bool, told: bool
 ) -> None:
-    """Not while memory is tight: a join needs the memory of both. They are once it is not."""
+    """Not while memory is tight: a join needs the memory of both. They are once it is not, also if it was tight for
+    such a short time that nobody tells of its end."""
     passes = count_passes(monkeypatch)
     cluster = Cluster(tmp_path, seal_rows=None)
     cluster.clock = clock = HandClock()
@@ -774,7 +776,12 @@ async def test_after_a_long_pause_segments_are_joined(
                 await until(lambda before=before: len(passes) > before)
             assert len(cluster.a.vectors.manifest()) == 2
             short[0] = False
-            cluster.a.keeper.look_again([7])
-        cluster.a.keeper.kick()
+            if told:
+                cluster.a.keeper.look_again([7])
+            clock.now += 30
+        if tight and not told:
+            cluster.a.keeper._build_wanted.set()  # as if the 30 s were over by the timer, too
+        else:
+            cluster.a.keeper.kick()
         await until(lambda: len(cluster.a.vectors.manifest()) == 1)
     assert cluster.a.keeper.stats.inserted_rows == 4300, "only the rows of the smaller one are inserted again"

@@ -79,7 +79,7 @@ async def look(client: Asked, timeout: float) -> Seen:
         counted = {info.id for info in topology.nodes if not info.maintenance} & topology.addresses().keys()
         lacking = who_replaces(topology, counted - told.keys())
         found = [*_of_shards(topology, health, replicas, lacking), *catalog, *uneven(health), *of_nodes(topology, told)]
-        found += of_rebalance(topology, found)
+        found += of_rebalance(topology, found, told)
     seen = Seen(health=health, replicas=replicas, told=told)
     placed = [condition.told_at(seen.runbooks) for condition in ordered(found)]
     return msgspec.structs.replace(seen, health=msgspec.structs.replace(health, conditions=placed))
@@ -176,10 +176,18 @@ def uneven(health: ClusterHealth) -> list[Condition]:
     return [holds("NeedleShardsUneven", subject, "`needle rebalance --dry-run` shows what would move")]
 
 
-def of_rebalance(topology: Topology, found: Sequence[Condition]) -> list[Condition]:
-    """A rebalance of which nothing can go on, unless its moves say so themselves, in `found`."""
+WAITS_SECONDS = 60.0
+"""A rebalance that waits for less is not told of."""
+
+
+def of_rebalance(topology: Topology, found: Sequence[Condition], told: Mapping[NodeId, WhoAnswer]) -> list[Condition]:
+    """A rebalance of which nothing can go on, unless its moves say so themselves, in `found`. It often waits for a
+    moment: that is told once it has lasted, by the node that carries it out, or if no node says."""
     job = topology.rebalance
     if job is None or job.over or not job.why or any(one.alert == "NeedleMoveWaits" for one in found):
+        return []
+    waited = [who.levels.rebalance_seconds for who in told.values() if who.levels is not None]
+    if max((one for one in waited if one is not None), default=WAITS_SECONDS) < WAITS_SECONDS:
         return []
     action = "it goes on when that is put right; `needle rebalance --cancel` gives it up"
     return [holds("NeedleMoveWaits", f"rebalance {job.id}: {job.why}", action)]

@@ -147,7 +147,9 @@ async def _node(caller: Caller, info: NodeInfo, timeout: float) -> NodeStats:
         return NodeStats(node=node, alive=False)
     if told.node_id != node or told.lost or info.incarnation not in (0, told.incarnation):
         return NodeStats(node=node, alive=False)  # not the directory that the cluster counts on
-    disk = told.disk
+    disk, memory = told.disk, told.levels.memory if told.levels is not None else None
+    tight = memory is not None and memory.tight
     if disk is None:
-        return NodeStats(node=node)
-    return NodeStats(node=node, free=max(0, disk.free - disk.kept_free), total=disk.total, used=disk.used)
+        return NodeStats(node=node, tight=tight)
+    free = max(0, disk.free - disk.kept_free)
+    return NodeStats(node=node, free=free, total=disk.total, used=disk.used, tight=tight)

@@ -187,7 +187,8 @@ class Levels(msgspec.Struct, frozen=True, array_like=True):
     certificate expires, by its own clock; None without TLS. backup_seconds: since the last backup began, None if none
     is expected. archive_seconds: by how much the archive of the log is behind, of the shard where it is the most among
     those that the node leads; None if it leads none, or none is expected. memory, flushes: None of nodes that do not
-    say. clock: None of nodes that do not say, or do not know yet."""
+    say. clock: None of nodes that do not say, or do not know yet. rebalance_seconds: for how long the rebalance that
+    this node carries out has waited for something; None of nodes that carry none out, or do not say."""
 
     log_bytes: int
     log_bytes_max: int
@@ -197,6 +198,7 @@ class Levels(msgspec.Struct, frozen=True, array_like=True):
     memory: MemoryRoom | None = None
     flushes: FlushLevels | None = None
     clock: ClockLevels | None = None
+    rebalance_seconds: float | None = None
 
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):

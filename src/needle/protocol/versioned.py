@@ -16,7 +16,7 @@ from needle.base.config import Limits
 from needle.base.errors import ClusterTooOld
 from needle.base.filters.builder import Filter
 from needle.base.filters.operators import OPERATORS
-from needle.base.versions import FIRST
+from needle.base.versions import FIRST, KNOWN
 from needle.routing.topology import Topology
 
 APPLIED_LIMITS: Final = Limits(filter_depth_max=200, filter_nodes_max=1_000_000)
@@ -105,8 +105,9 @@ def _at(command: Versioned, path: str) -> Any:
 
 @cache
 def _newest(kind: type[Versioned]) -> int:
-    """The version that knows the command with all its fields."""
-    return max([kind.SINCE, *kind.NEWER.values(), *(_OPERATORS if kind.FILTERS else [])])
+    """The version that knows the command with all its fields, whatever they hold."""
+    said = kind.needs is Versioned.needs  # else only the command itself can tell, and no command needs more than KNOWN
+    return max([kind.SINCE, *kind.NEWER.values(), *(_OPERATORS if kind.FILTERS else []), *([] if said else [KNOWN])])
 
 
 @cache

@@ -50,13 +50,15 @@ class ShardStats(msgspec.Struct, frozen=True, kw_only=True):
 
 class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     """alive: whether it answers. free: bytes that its disk still takes, without those that it keeps in reserve; None:
-    not known, so it is taken for enough. total, used: bytes of its disk, and that its files take; None: not known."""
+    not known, so it is taken for enough. total, used: bytes of its disk, and that its files take; None: not known.
+    tight: it is short of memory, so it takes no new replica."""
 
     node: NodeId
     alive: bool = True
     free: int | None = None
     total: int | None = None
     used: int | None = None
+    tight: bool = False
 
 
 class ClusterStats(msgspec.Struct, frozen=True, kw_only=True):

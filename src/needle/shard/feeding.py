@@ -28,9 +28,11 @@ INSERT, UPDATE, DELETE = "insert", "update", "delete"
 EFFECTS_MAX: Final = 10_000
 DOCUMENTS_MAX: Final = 10_000
 BYTES_MAX: Final = 4 << 20
-"""A page looks at so many effects and documents, and holds so many bytes, about."""
+"""A page looks at so many effects and documents, and reads and holds so many bytes, about: it has to be there before
+who asks gives up, also if nothing of what it reads is told."""
+CHUNK_FIRST: Final = 16
 CHUNK: Final = 256
-"""So many changes are read at once."""
+"""So many changes are read at once: few first, for nobody knows yet how large their documents are."""
 
 
 class Told(NamedTuple):
@@ -119,16 +121,18 @@ def _read(
     view: ReplicaView, record: CollectionRecord, found: list[Effect], wanted: Wanted, all_of_it: Fed, limits: Limits
 ) -> Fed | None:
     wish, size, looked, told = _Wish(record, wanted, limits), 0, 0, list[Told]()
+    read, count = 0, CHUNK_FIRST
     pending = _ones([effect for effect in found if effect.collection_id == record.id], wanted.position)
     reached = wanted.position
     try:
         while True:
-            part = [one for _, one in zip(range(min(CHUNK, wanted.limit - len(told))), pending, strict=False)]
+            part = [one for _, one in zip(range(min(count, wanted.limit - len(told))), pending, strict=False)]
             if not part:
                 return Fed(told, all_of_it.reached, all_of_it.owned, all_of_it.more)
             documents = _documents(view, record, part, wanted.with_vectors, wish.needs_vectors)
             if documents is None:
                 return None
+            read += sum(len(one.metadata) + len(one.vector) + len(one.id) for one in documents.values())
             there = wish.those(documents)
             new = [one for one in part if one.new in there]
             shown = [documents[one.new] for one in new]
@@ -142,8 +146,8 @@ def _read(
                 if (change := _told(one, documents, there)) is not None:
                     told.append(change)
                     size += len(change.document.metadata) + len(change.document.vector) + len(change.document.id)
-            looked += len(part)
-            if len(told) >= wanted.limit or size > BYTES_MAX or looked >= DOCUMENTS_MAX:
+            looked, count = looked + len(part), min(CHUNK, 4 * count)
+            if len(told) >= wanted.limit or max(size, read) > BYTES_MAX or looked >= DOCUMENTS_MAX:
                 return Fed(told, reached, 0, True)
     except CorruptDocuments as error:
         raise not_served(error) from error  # the store has told of it

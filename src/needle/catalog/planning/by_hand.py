@@ -116,11 +116,14 @@ def replaced(
     return found
 
 
-def waits_for(topology: Topology, named: Replacement | None, alive: Collection[NodeId]) -> str:
-    """Why a replacement cannot go on now; "" if it can, or nothing is left of it."""
-    if named is None or named.new in alive or not held_by(topology, named.old):
+def waits_for(
+    topology: Topology, named: Replacement | None, alive: Collection[NodeId], tight: Collection[NodeId]
+) -> str:
+    """Why a replacement cannot go on now; "" if it can, or nothing is left of it. tight: nodes short of memory."""
+    if named is None or (named.new in alive and named.new not in tight) or not held_by(topology, named.old):
         return ""
-    return f"{named.new}, which is to replace {named.old}, does not answer"
+    why = "is short of memory" if named.new in alive else "does not answer"
+    return f"{named.new}, which is to replace {named.old}, {why}"
 
 
 def shards_named(topology: Topology, wish: Wish, shards: Collection[int]) -> set[int]:

@@ -28,15 +28,21 @@ Assignment = dict[int, tuple[NodeId, ...]]
 class PlacementNode(msgspec.Struct, frozen=True, kw_only=True):
     """What placement knows of a node. weight: its share of replicas relative to the others. usable: False for a node
     that is drained, dead or removed: it gets nothing new and what it has is placed elsewhere. open: False for a node
-    that does not answer, but may come back: it gets nothing new and keeps what it has. room: bytes that its replicas
-    may take together; None: any."""
+    that does not answer, but may come back: it gets nothing new and keeps what it has. tight: the same of one that is
+    short of memory, which may lead. room: bytes that its replicas may take together; None: any."""
 
     id: NodeId
     zone: str = ""
     weight: float = 1.0
     usable: bool = True
     open: bool = True
+    tight: bool = False
     room: int | None = None
+
+    @property
+    def takes(self) -> bool:
+        """Whether it may get a replica, if it has room."""
+        return self.usable and self.open and not self.tight and self.weight > 0
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +126,7 @@ class _Board:
         return (self.load[node.id] + more) / node.weight
 
     def takes(self, node: PlacementNode, need: Need) -> bool:
-        return node.open and (node.room is None or self.taken[node.id] + need.bytes <= node.room)
+        return node.takes and (node.room is None or self.taken[node.id] + need.bytes <= node.room)
 
     def hold(self, shard: int, node: NodeId, times: int = 1) -> None:
         """Count a replica; times -1: not any more."""
@@ -187,9 +193,11 @@ class _Board:
         return sum(self.load.values()) / sum(node.weight for node in self.usable)
 
     def uneven(self, threshold: float) -> bool:
-        """Whether an open node has more or less than its share, and more than that fraction of it."""
+        """Whether an open node has more than its share, or one that takes more has less, and more than that fraction
+        of it."""
         fills, mean = [self.fill(node) for node in self.usable if node.open], self.mean
-        return bool(fills) and (max(fills) > mean * (1 + threshold) or min(fills) < mean * (1 - EMPTIER * threshold))
+        least = min((self.fill(node) for node in self.usable if node.takes), default=mean)
+        return bool(fills) and (max(fills) > mean * (1 + threshold) or least < mean * (1 - EMPTIER * threshold))
 
     def even_out(self, goal: float) -> bool:
         """Move a replica from a full node to an emptier one, if that makes the pair more even."""

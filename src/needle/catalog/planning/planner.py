@@ -52,7 +52,8 @@ class _Planning:
             raise invalid("topology", topology.version, "a cluster that was made")
         self._space = KeySpace(topology.map)
         self._alive = stats.alive - set(wish.lost)
-        known = topology.addresses()
+        known, asked, measured = topology.addresses(), stats.by_node(), stats.by_shard()
+        self._tight = {one.node for one in stats.nodes if one.tight}
         self._nodes = {info.id: self._node(info) for info in topology.nodes if info.id in known}
         self._factor = self._copies(topology.settings.replication_factor) if wish.replicas is None else wish.replicas
         if not 1 <= self._factor <= REPLICAS_MAX:
@@ -73,7 +74,6 @@ class _Planning:
             strange = sorted(set(names) - known.keys())
             if strange:
                 raise invalid(field, ", ".join(strange), f"nodes of this cluster: {', '.join(known)}")
-        asked, measured = stats.by_node(), stats.by_shard()
         self._free = {node: asked[node].free if node in asked else None for node in self._nodes}
         self._measured = {
             info.shard: measured.get(info.shard, ShardStats(shard=info.shard)) for info in topology.serving
@@ -114,6 +114,7 @@ class _Planning:
             weight=wish.weights.get(info.id, info.weight),
             usable=usable and wish.weights.get(info.id, info.weight) > 0,
             open=info.id in self._alive and not info.maintenance,
+            tight=info.id in self._tight,
         )
 
     # --- the plan ----------------------------------------------------------------------------------------------------
@@ -333,7 +334,7 @@ class _Planning:
     def _waiting(self) -> tuple[str, ...]:
         """What the plan leaves out as long as nobody says what a shard holds, if it matters for what is wished."""
         wish, unknown = self._wish, self._stats.unknown
-        if silent := by_hand.waits_for(self._topology, wish.replace, self._alive):
+        if silent := by_hand.waits_for(self._topology, wish.replace, self._alive, self._tight):
             return (silent,)
         waiting = sorted(by_hand.shards_named(self._topology, wish, unknown).intersection(unknown))
         if not (wish.by_hand or wish.balance or wish.retire or wish.shards is not None):

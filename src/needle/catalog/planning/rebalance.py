@@ -82,11 +82,12 @@ def look(
     unsettled: str = "",
     others: int = 0,
     silent: Collection[int] = (),
+    refused: Collection[int] = (),
 ) -> Round:
     """One round. plan: made by `job.pressing()` of what is so now; not looked at once the job is being cancelled. free:
     bytes that each node's disk takes, None if any. holders: the nodes of each group. unsettled: what others move, which
     a plan takes for done; "" for nothing. others: how many moves these are. silent: shards whose leader does not
-    answer."""
+    answer. refused: ids of running moves that get nowhere: they are given up, and planned anew."""
     if job.over or job.state is JobState.PAUSED:
         return Round(job=job)
     if job.state is JobState.CANCELLING:
@@ -95,7 +96,8 @@ def look(
         job = _replace(job, state=JobState.RUNNING, planned_bytes=plan.bytes)
     start = startable(plan.moves, running, job.config.max_concurrent_moves - others, free, holders)
     if start or running:
-        return Round(job=_replace(job, why="", stuck=0), start=start)
+        back = tuple(one.id for one in running if one.id in refused and one.phase in _GIVEN_UP)
+        return Round(job=_replace(job, why="", stuck=0), start=start, give_up=back)
     if plan.waiting:  # for nothing that this job could mend
         return Round(job=_replace(job, why="; ".join([*plan.waiting, *plan.unmet]), stuck=0))
     if not plan.moves and not plan.unmet and unsettled:
@@ -149,12 +151,12 @@ def _shards(move: Move) -> set[int]:
     return {group - 1 for group in move.groups}
 
 
-def refused(job: Job, why: str) -> Job:
+def refused(job: Job, why: str, getting_on: bool = False) -> Job:
     """What becomes of a job of which nothing that it wants to begin or to give up is taken. It fails once that goes on
     with nothing running: what runs has to be followed to its end, and can be cancelled. One that is being cancelled
-    leaves what it cannot give up to end by itself."""
+    leaves what it cannot give up to end by itself. getting_on: something of what runs does, so it waits for nothing."""
     if job.running and job.state is not JobState.CANCELLING:
-        return _replace(job, why=why, stuck=0)
+        return _replace(job, why="" if getting_on else why, stuck=0)
     stuck = job.stuck + 1
     if stuck < STUCK_MAX:
         return _replace(job, why=why, stuck=stuck)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -91,6 +91,23 @@ def _now(one: Running, seen: Seen) -> Running:
     if not added & (there | seen.learners.get(move.group, frozenset())):
         phase = Phase.PREPARE
     return msgspec.structs.replace(one, phase=phase, copied=int(move.bytes * sum(parts) / len(parts)))
+
+
+def refused(running: Sequence[Running], seen: Seen, tight: Collection[NodeId]) -> dict[int, NodeId]:
+    """Moves of replicas that get nowhere because a new node is short of memory and has fetched nothing: by id, that
+    node. tight: the nodes that are."""
+    found: dict[int, NodeId] = {}
+    for one in running:
+        if not isinstance(one.move, MoveReplicas):
+            continue
+        group = one.move.group
+        if group not in seen.voters:  # no leader says who fetches
+            continue
+        there = seen.voters[group] | seen.learners.get(group, frozenset())
+        waiting = [node for node in one.move.added if node in tight and node not in there]
+        if waiting:
+            found[one.id] = waiting[0]
+    return found
 
 
 def others(topology: Topology, running: Sequence[Running]) -> int:

@@ -117,6 +117,8 @@ class State:
         if why := self._no_majority(group, now) or self._no_majority(group, after):
             return why
         for node in move.added:
+            if self.nodes[node].tight:
+                return f"{node} is short of memory"
             if not self.has_room(node, self.sizes[group]):
                 return f"{node} has no room for {self.sizes[group]} bytes more"
             others = {self.nodes[other].zone for other in after if other != node}
@@ -130,7 +132,7 @@ class State:
         return sorted(
             node.zone
             for node in self.nodes.values()
-            if node.usable and node.open and node.weight > 0 and node.zone not in taken
+            if node.takes and node.zone not in taken
             if node.id not in replicas and self.has_room(node.id, size)
         )
 

@@ -29,6 +29,7 @@ from needle.server.machine.space import Space
 from needle.server.machine.watches import Watches
 from needle.server.ports import NodePorts
 from needle.server.upkeep.archives import archive_lags
+from needle.server.upkeep.coordinator import Coordinator
 from needle.server.upkeep.given_up import GivenUp
 
 STRANGERS_MAX = 16
@@ -47,6 +48,7 @@ class BelongingNode(Protocol):
     topology: Topology
     cluster: ClusterFile
     given_up: GivenUp
+    coordinator: Coordinator
 
 
 class Belonging:
@@ -152,7 +154,8 @@ class Belonging:
         log_bytes, archive = engine.bytes_used(), max(behind, default=None)
         memory, flushes = node.space.memory.room(), node.watches.flushes.levels()
         rate = node.watches.rates.levels(node.ports.clock.monotonic())
-        return Levels(log_bytes, engine.config.log_bytes_max, left, backup, archive, memory, flushes, rate)
+        log_max, waited = engine.config.log_bytes_max, node.coordinator.waited()
+        return Levels(log_bytes, log_max, left, backup, archive, memory, flushes, rate, waited)
 
     def info(self) -> NodeInfo:
         """This node, as the catalog should know it: without what it knows while there may be nodes that would not

@@ -110,10 +110,12 @@ def process_memory() -> Callable[[], MemoryUse]:
 
 
 def own_bytes() -> int:
-    """Anonymous memory of this process in RAM: without files that are mapped, whose pages the system can take back."""
+    """Anonymous memory of this process, in RAM or swapped out: who swaps is short of memory, not rid of it. Without
+    files that are mapped, whose pages the system can take back."""
     with suppress(ValueError, IndexError):
         resident, shared = map(int, _read("/proc/self/statm").split()[1:3])
-        return max(0, resident - shared) * os.sysconf("SC_PAGE_SIZE")
+        _, _, swapped = _read("/proc/self/status").partition("\nVmSwap:")
+        return max(0, resident - shared) * os.sysconf("SC_PAGE_SIZE") + _kib(swapped)
     return 0
 
 

@@ -24,8 +24,8 @@ STEPS: Final = 16
 
 
 class MemoryUse(NamedTuple):
-    """Bytes. own: anonymous memory of the process in RAM. total: that the machine, or the process' cgroup, has. 0 for
-    what is not known."""
+    """Bytes. own: anonymous memory of the process, in RAM or swapped out. total: that the machine, or the
+    process' cgroup, has. 0 for what is not known."""
 
     own: int
     total: int

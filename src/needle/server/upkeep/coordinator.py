@@ -22,7 +22,7 @@ from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import RaftStatus
 from needle.base.runtime import Rng
 from needle.catalog.machine import CatalogMachine
-from needle.catalog.planning import planner, rebalance
+from needle.catalog.planning import planner, rebalance, rebuilding
 from needle.catalog.planning.heat import calls_of
 from needle.catalog.planning.rebalance import Round
 from needle.catalog.planning.running import Seen, fate, now_running, others, unsettled
@@ -31,13 +31,15 @@ from needle.client.measuring import Measured, Measuring, measure
 from needle.multiraft.host import Host
 from needle.protocol.catalog_commands import StepRebalance
 from needle.routing.jobs import Job, JobState, Progress, Running
-from needle.routing.planned_moves import Move, MoveReplicas
+from needle.routing.planned_moves import Move
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats
 from needle.routing.topology import Topology
 from needle.server.lasting import next_beat
 from needle.server.ports import Catalog
+from needle.server.upkeep.getting_on import GettingOn, Waiting
 from needle.server.upkeep.lasting_calls import LastingCalls
+from needle.server.upkeep.refused_moves import RefusedMoves
 
 log = logging.getLogger("needle.server")
 
@@ -109,6 +111,7 @@ class Coordinator:
         """The rebalance that they are of."""
         self._measuring = Measuring()
         self._calls = LastingCalls()
+        self._refused, self._getting_on, self._waiting = RefusedMoves(), GettingOn(), Waiting()
         self._look: _Look | None = None
         self._took = 0.0
         """Seconds of the last plan."""
@@ -120,6 +123,7 @@ class Coordinator:
             pause = max(LOOK_SECONDS * (1 + waits), PLAN_SHARE * self._took)
             await next_beat(node.now(), min(pause, LOOK_SECONDS_MAX))
             job = node.topology.rebalance
+            self._waiting.look(job, self._leads(), node.now())
             self._calls.follow(node.topology.map.epoch if node.topology.map is not None else 0, node.now())
             waits = job.stuck if job is not None else 0
             if job is None or job.over or not self._leads():
@@ -130,6 +134,10 @@ class Coordinator:
                 await self._round()
             except NeedleError as error:
                 log.info("rebalance %d does not go on now: %s", job.id, error)
+
+    def waited(self) -> float | None:
+        """Seconds; see Levels."""
+        return self._waiting.seconds(self._node.now())
 
     # --- what it is asked ---------------------------------------------------------------------------------------------
     async def plan(self, wish: Wish, timeout: float) -> Plan:
@@ -216,10 +224,20 @@ class Coordinator:
         free = {one.node: one.free for one in found.stats.nodes}
         holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
         foreign = others(topology, running)
+        refused = self._refused.look(running, seen, found.stats, self._node.now())
         led: Round = await self._node.blocking(  # a plan may have thousands of moves
-            rebalance.look, made, plan, running, free, holders, unsettled(topology), foreign, found.stats.unknown
+            rebalance.look,
+            made,
+            plan,
+            running,
+            free,
+            holders,
+            unsettled(topology),
+            foreign,
+            found.stats.unknown,
+            refused,
         )
-        await self._take(job, topology, led, running)
+        await self._take(job, topology, led, running, self._getting_on.look(running, self._node.now()))
 
     async def _seen(self, timeout: float) -> tuple[Topology, Measured]:
         """The catalog, and what was measured while it said that."""
@@ -269,12 +287,14 @@ class Coordinator:
         what is lost meanwhile, and does not fail where that cannot be."""
         job, wish = topology.rebalance.id if topology.rebalance is not None else 0, rebalance.of_now(wish, topology)
         plan = await self._planned(topology, found, wish, job)
-        replaced = wish.replace.old if wish.replace is not None and wish.replace.new in found.stats.alive else ""
-        lost = sorted(set(self._node.due_to_heal(topology)) - found.stats.alive - {*wish.lost, replaced})
+        gone = set(self._node.due_to_heal(topology)) - found.stats.alive
+        named = rebuilding.pending(wish, gone)
+        lost = sorted(gone - {*wish.lost, named.old if named is not None else ""})
         if not lost:
             return plan
-        healing = await self._planned(topology, found, Wish(lost=tuple(lost), balance=False))
-        rebuilt = tuple(move for move in healing.moves if isinstance(move, MoveReplicas) and move.added)
+        calm = rebuilding.left_alone(topology, wish, named)
+        healing = await self._planned(calm, found, Wish(lost=tuple(lost), balance=False))
+        rebuilt = rebuilding.rebuilt(topology, healing, lost, named)
         return _replace(plan, moves=(*rebuilt, *plan.moves), least=plan.least + sum(move.bytes for move in rebuilt))
 
     async def _called(self, topology: Topology, found: Measured, wish: Wish, job: int) -> ClusterStats:
@@ -310,9 +330,11 @@ class Coordinator:
         self._took = self._node.now() - began
         return plan
 
-    async def _take(self, job: Job, topology: Topology, led: Round, running: Sequence[Running]) -> None:
+    async def _take(
+        self, job: Job, topology: Topology, led: Round, running: Sequence[Running], getting_on: bool
+    ) -> None:
         """Have the catalog take the steps that a look led to, one after the other. One that is refused keeps none of
-        the others from being taken: they are about other groups."""
+        the others from being taken: they are about other groups. getting_on: whether something of `running` does."""
         back = [one.id for one in running if one.id in led.give_up]
         steps: list[tuple[Move | None, int]] = [(move, 0) for move in led.start] + [(None, id_) for id_ in back]
         made, epoch = led.job, topology.map.epoch if topology.map is not None else 0
@@ -337,7 +359,7 @@ class Coordinator:
                 tell(REBALANCE_ENDED, rebalance=now.id, state=now.state, why=why)
             job = made = now
             taken = True
-        left = rebalance.refused(job if led.job.over else _replace(led.job, stuck=job.stuck), why)
+        left = rebalance.refused(job if led.job.over else _replace(led.job, stuck=job.stuck), why, getting_on)
         if why and not taken and left != job:
             await self._step(StepRebalance(left, job.revision))
 

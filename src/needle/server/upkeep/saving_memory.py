@@ -60,8 +60,8 @@ class SavingMemory:
         node, tight = self._node, self._node.space.memory.tight
         if tight and (not self._tight or node.now() >= self._due):
             for hosted in list(node.groups.values()):
-                hosted.replica.field_indexes.shrink()
                 try:
+                    await node.blocking(hosted.replica.field_indexes.shrink)  # to free large ones takes long
                     await node.blocking(hosted.replica.look, _give_back)
                 except NeedleError as error:  # it is closed, or damaged: others tell of it
                     log.debug("%s gives nothing back: %s", group_name(hosted.group), error)

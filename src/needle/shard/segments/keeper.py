@@ -105,18 +105,10 @@ class SegmentKeeper:
             name=name, fetch_chunk=fetch_chunk, file_pool=file_pool, disk=disk, stats=self.stats
         )
         self._builds = SegmentBuilds(
-            name=name,
-            publish=publish,
-            peers=peers,
-            ask_building=ask_building,
-            build_pool=build_pool,
-            file_pool=file_pool,
-            clock=clock,
-            disk=disk,
-            files=self._files,
-            stats=self.stats,
+            name=name, publish=publish, peers=peers, ask_building=ask_building, build_pool=build_pool,
+            file_pool=file_pool, clock=clock, disk=disk, files=self._files, stats=self.stats,
             pause=lambda: asyncio.sleep(RETRY_SECONDS),
-        )
+        )  # fmt: skip
         self.adoption = Adoption(self._builds, is_leader, build_pool, file_pool, clock, disk)
         self._changes = IndexChanges(
             name=name, builds=self._builds, wish=wish, publish=publish, peers=peers,
@@ -206,6 +198,9 @@ class SegmentKeeper:
             self._to_plan.later(vectors.collection_id, now + QUIET_SECONDS - quiet_for)
         elif quiet_for < IDLE_SECONDS and decide(quiet=True, idle=True) is not None:
             self._to_plan.later(vectors.collection_id, now + IDLE_SECONDS - quiet_for)
+        elif saving and (changing or decide(quiet=True, idle=True, apart=False) is not None):
+            # There may be memory again before anybody has seen that there was none, and then nobody says so.
+            self._to_plan.later(vectors.collection_id, now + IDLE_SECONDS)
 
     def _again(self, vectors: CollectionVectors, seconds: float) -> None:
         if seconds:
