@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import needle
 from needle import backup as backups
-from needle.backup.archive_reading import chosen, read_head
+from needle.backup.archive_reading import Archived, chosen, gaps_of, read_head
 from needle.backup.archiving import Archiver
 from needle.backup.instant import Making
 from needle.backup.keeping import MAKING, read_manifest
@@ -30,6 +30,9 @@ from proof.restore_drill.returns import SETTINGS, Returning, Shape
 
 NODES = 3
 WRITERS = 3
+FOUNDED = 2
+SHARDS_MAX = 1000
+"""More than a drill makes."""
 CALL_SECONDS = 30.0
 LOOK_SECONDS = 0.02
 END_SECONDS = 300.0
@@ -73,7 +76,7 @@ class Drill:
         """What was done, in a line. Raises Violation."""
         (self._directory / "nodes").mkdir()
         async with ProcessCluster(self._directory / "nodes", NODES, **SETTINGS) as cluster:
-            await cluster.create(2, NODES, CONSISTENT_HASH)
+            await cluster.create(FOUNDED, NODES, CONSISTENT_HASH)
             operator = Operator({"NEEDLE_CLUSTER": cluster.cluster})
             async with cluster.connect() as client, cluster.connect() as other:
                 await client.create_collection("default", dimensions=2, metric="l2")
@@ -196,6 +199,7 @@ class Drill:
             at, found = self._taken_out(wanted, began, ended)
             writers.judge(f"the archive at {rfc3339(int(at * 1e6))}", at, at, found)
             documents += len(found)
+        self._judge_gaps(archived)
         counts = {fault: self.faults.count(fault) for fault in sorted(set(self.faults))}
         return (
             f"{len(self.backups)} backups and {count} instants of {archived.shards} shards as the model says, "
@@ -203,6 +207,14 @@ class Drill:
             f"{sum(map(len, writers.done.values()))} writes, {documents} documents restored; "
             + ", ".join(f"{name} {times}" for name, times in counts.items())
         )
+
+    def _judge_gaps(self, archived: Archived) -> None:
+        """None of the shards that were there from the start. One that came while no archiver ran may lack
+        its first entries, if its leader had a snapshot: that is told, and such instants are refused."""
+        found = [gaps_of(self._store, int(archived.cluster, 16), shard) for shard in range(SHARDS_MAX)]
+        lost = [gap for shard, gaps in enumerate(found) for gap, _ in gaps[shard >= FOUNDED :]]
+        if lost or len(archived.gaps) > sum(map(len, found)):
+            raise Violation("restore", "; ".join(lost or archived.gaps))
 
     def _taken_out(self, wanted: float, began: float, ended: float) -> tuple[float, dict[str, int]]:
         """What the archive has at an instant: this one, or one some seconds from it, where it is refused because a
