@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Where this is set (in images, mostly) each process compiles all modules anew: 2.2 s of CPU instead of 0.9 to start a node.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test runbooks lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms pyright alerts prometheus deployment packages real-s3 ui docs integrations clean
+.PHONY: demo test campaigns runbooks lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms pyright alerts prometheus deployment packages real-s3 ui docs integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,8 +21,14 @@ demo: $(STAMP)
 # First all tests that share a machine well, three at a time: most of them wait for processes. Then the others, one by one.
 WORKERS ?= 3
 test: $(STAMP)
-	$(BIN)/pytest -m "not alone and not runbook" --numprocesses $(WORKERS) --dist loadgroup --durations 15
+	$(BIN)/pytest -m "not alone and not runbook and not campaign" --numprocesses $(WORKERS) --dist loadgroup --durations 15
 	$(BIN)/pytest -m alone --durations 15
+
+# Damage, lost directories, full disks and kills at each step on real processes, and simulated runs that once failed, beside
+# those that `make test` runs: a quarter of an hour. `make campaigns SLICE=2/6` runs the second of six slices.
+SLICE ?= 1/1
+campaigns: $(STAMP)
+	$(BIN)/pytest -m campaign --slice $(SLICE) --numprocesses $(WORKERS) --dist loadgroup --durations 15
 
 # The sections of docs/alerts.md and docs/operations.md under their faults, beside those that `make test` runs: minutes.
 # `make runbooks SHORT=--short` runs some.
@@ -78,7 +84,7 @@ sim: $(STAMP)
 sim-shards: $(STAMP)
 	$(BIN)/python -m proof.sim --sharded --minutes 1 --seed $(SEED) --seeds $(SEEDS) --jobs $$(nproc)
 
-# All simulated runs that once failed; `make test` leaves out those whose bug has a test of its own (tests/sim/regressions.txt)
+# All simulated runs that once failed; `make campaigns` leaves out those whose bug has a test of its own (tests/sim/regressions.txt)
 regressions: $(STAMP)
 	NEEDLE_REGRESSIONS=all $(BIN)/pytest tests/sim/test_runs.py -k once_failed --numprocesses $$(nproc)
 

@@ -37,6 +37,8 @@ from needle.protocol.index_file_calls import (
 )
 from needle.routing.strategy import CONSISTENT_HASH
 
+pytestmark = pytest.mark.campaign
+
 ROWS, WIDTH = 6000, 16
 SETTINGS = {
     "election_timeout": 0.5,

@@ -33,6 +33,8 @@ from needle.connecting import Credentials, connected
 from needle.local.process_cluster import ProcessCluster
 from needle.routing.strategy import CONSISTENT_HASH
 
+pytestmark = pytest.mark.campaign
+
 CALM = {"election_timeout": 0.5, "heartbeat_interval": 0.1}
 WAITING = {"sharding": {"zone": "a"}, **CALM}
 ROWS = 1500

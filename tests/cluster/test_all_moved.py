@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from cluster.processes import ShardedProcesses, healthy
 from needle.client.client import Client
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
+
+pytestmark = pytest.mark.campaign
 
 
 async def test_nodes_that_all_moved_find_each_other_along_a_chain_of_seeds(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from needle.protocol.catalog_commands import AlterCollection, CatalogCommand, Cr
 from needle.protocol.versioned import check_known
 from needle.routing.topology import CollectionInfo, Topology
 
+pytestmark = pytest.mark.campaign
+
 SQ8 = IndexParams(kind=IndexKind.HNSW_SQ8, ef_search=99)
 VECTORS = np.random.default_rng(1).standard_normal((4000, 16)).astype(np.float32)
 

@@ -13,6 +13,8 @@ from needle.local.free_ports import free_ports
 from needle.local.node_process import NodeProcess
 from needle.local.process_cluster import wait_for
 
+pytestmark = pytest.mark.campaign
+
 
 @pytest.mark.parametrize("runs", [True, False])
 async def test_a_copy_leaves_the_node_that_runs_its_place(tmp_path: Path, runs: bool) -> None:

@@ -28,6 +28,8 @@ from needle.routing.strategy import CONSISTENT_HASH
 from needle.routing.topology import ClusterSettings
 from needle.server.catalog.founding import create_cluster
 
+pytestmark = pytest.mark.campaign
+
 
 async def test_no_cluster_is_made_of_a_node_that_others_know_with_another_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

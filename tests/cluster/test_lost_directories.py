@@ -21,6 +21,8 @@ from needle.client.health import lost_nodes
 from needle.local.process_cluster import wait_for
 from needle.local.published import of_one_cluster
 
+pytestmark = pytest.mark.campaign
+
 LEADER, VICTIM, BEHIND = "node-1", "node-2", "node-3"
 LOST = f"node {VICTIM} does not go on"
 

@@ -32,6 +32,8 @@ from needle.server.recovery.directory import StoppedNode
 from needle.server.recovery.plan import Plan, plan_of
 from needle.server.recovery.recover import STEPS, begin, carry_out, load_plan, survey
 
+pytestmark = pytest.mark.campaign
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 CHAPTER = "When a majority is lost for good"
 DOCUMENTS = 200

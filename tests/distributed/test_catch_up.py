@@ -19,6 +19,8 @@ from needle.client import Client
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.local.published import of_one_cluster
 
+pytestmark = pytest.mark.campaign
+
 DIMENSIONS = 128
 ROWS = 3000
 SETTINGS = {

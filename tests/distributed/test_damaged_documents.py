@@ -17,6 +17,8 @@ from harness.damage import cut_documents_wal, documents, flip_bit
 from harness.marked_documents import CALM, complete, fill, follower_of
 from needle.local.process_cluster import ProcessCluster, wait_for
 
+pytestmark = pytest.mark.campaign
+
 Lose = Callable[[ProcessCluster, random.Random], Awaitable[list[str]]]
 
 

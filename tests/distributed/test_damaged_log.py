@@ -24,6 +24,8 @@ from harness.damage import (
 from harness.marked_documents import CALM, DOCUMENTS, complete, ended, fill, follower_of, marker, vector
 from needle.local.process_cluster import ProcessCluster, wait_for
 
+pytestmark = pytest.mark.campaign
+
 
 async def test_a_torn_tail_is_dropped(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, **CALM) as cluster:

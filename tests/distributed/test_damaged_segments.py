@@ -21,6 +21,8 @@ from needle.base.model import SearchRequest
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.local.published import of_one_cluster
 
+pytestmark = pytest.mark.campaign
+
 DIMENSIONS = 32
 ROWS = 1500
 RNG = np.random.default_rng(3)

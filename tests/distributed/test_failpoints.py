@@ -8,6 +8,8 @@ import pytest
 from needle.base.errors import NeedleError
 from needle.local.process_cluster import ProcessCluster, wait_for
 
+pytestmark = pytest.mark.campaign
+
 VECTOR = [1.0] * 8
 PLACES = ["log.before_commit", "log.after_commit", "apply.before", "apply.after", "compact.after_checkpoint"]
 

@@ -18,6 +18,8 @@ from needle.distributed import ClusterConfig, DistributedCluster
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster, wait_for
 
+pytestmark = pytest.mark.campaign
+
 DIMENSIONS = 256
 DISK = 160 << 20
 RESERVE = 64 << 20

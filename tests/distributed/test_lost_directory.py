@@ -23,6 +23,8 @@ from needle.rpc.codec import Hello, encode
 from needle.rpc.frame import HELLO, ONEWAY
 from needle.rpc.frame import encode_frame as rpc_frame
 
+pytestmark = pytest.mark.campaign
+
 
 @pytest.mark.parametrize("kind", ["emptied", "older copy", "copy of a leader that runs"])
 async def test_a_directory_that_forgot_is_not_accepted_and_everybody_says_so(tmp_path: Path, kind: str) -> None:

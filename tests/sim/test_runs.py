@@ -50,13 +50,14 @@ def test_another_seed_is_another_run():
 
 
 def regressions():
-    """Those whose bug has a test of its own are run by `make regressions` only."""
+    """Those whose bug has a test of its own are run by `make regressions` only, the others by `make campaigns` too."""
     every = "NEEDLE_REGRESSIONS" in os.environ
     lines = [line.partition("#") for line in REGRESSIONS.read_text().splitlines()]
     shown = [arguments.split() for arguments, _, why in lines if every or "; by " not in why]
     return [tuple(line) for line in shown if line]
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("arguments", regressions(), ids=" ".join)
 def test_a_seed_that_once_failed_holds(arguments, capsys):
     code = main([*arguments, "--shrink", "0"])
