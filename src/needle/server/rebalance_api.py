@@ -17,7 +17,7 @@ import math
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
-from needle.base.errors import DeadlineExceeded, InvalidArgument
+from needle.base.errors import DeadlineExceeded
 from needle.base.ids import NodeId
 from needle.client.client import Client
 from needle.client.feeds import TIMEOUT
@@ -40,11 +40,12 @@ class RebalanceHandle:
         self._last: Progress | None = None
 
     async def progress(self, *, timeout: Seconds = TIMEOUT) -> Progress:
-        """How far it is. Raises InvalidArgument once another one was started after its end."""
-        found = await self._client.rebalance_progress(timeout=timeout)
-        if found is None or found.id != self.id:
-            last = "there is none" if found is None else f"the last one is {found.id}"
-            raise InvalidArgument(f"rebalance {self.id} is not known any more: {last}", field="rebalance")
+        """How far it is, or how it ended, also when others were started since. Raises InvalidArgument for one that is
+        not known any more, see `Client.rebalance_progress`."""
+        if self._last is not None and self._last.is_complete:
+            return self._last
+        found = await self._client.rebalance_progress(self.id, timeout=timeout)
+        assert found is not None  # an id was named
         self._last = found
         return found
 
@@ -166,8 +167,9 @@ class RebalanceCoordinator:
         client = await self._client()
         return RebalanceHandle(client, await client.drain_node(node, config, timeout=timeout))
 
-    async def rebalance(self, *, timeout: Seconds = TIMEOUT) -> RebalanceHandle | None:
-        """The last rebalance, whoever started it; None if there never was one."""
+    async def rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> RebalanceHandle | None:
+        """The last rebalance, whoever started it; None if there never was one. id: another one, see
+        `Client.rebalance_progress`; raises InvalidArgument if it is not known."""
         client = await self._client()
-        found = await client.rebalance_progress(timeout=timeout)
+        found = await client.rebalance_progress(id, timeout=timeout)
         return None if found is None else RebalanceHandle(client, found.id)
