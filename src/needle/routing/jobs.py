@@ -13,6 +13,7 @@ import msgspec
 from needle.base.config import check_range
 from needle.base.errors import InvalidArgument
 from needle.base.ids import NodeId
+from needle.base.schema import Seconds, check_whole
 from needle.routing.planned_moves import Move
 from needle.routing.plans import Wish
 
@@ -29,15 +30,18 @@ WHY_CHARS = 300
 
 class RebalanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """max_concurrent_moves: at a time. batch_size: documents of a move copied between two pauses. throttle_rate:
-    how long these are, in seconds; a new replica comes as slowly (routing.pace). Raises InvalidArgument."""
+    how long these are, in seconds as float or `datetime.timedelta`, kept as float; a new replica comes as slowly
+    (routing.pace). Raises InvalidArgument."""
 
     max_concurrent_moves: int = 10
     batch_size: int = 1000
-    throttle_rate: float = 0.1
+    throttle_rate: Seconds = 0.1
 
     def __post_init__(self) -> None:
-        check_range("max_concurrent_moves", self.max_concurrent_moves, 1, 100)
-        check_range("batch_size", self.batch_size, 1, 10_000)
+        if hasattr(self.throttle_rate, "total_seconds"):
+            msgspec.structs.force_setattr(self, "throttle_rate", self.throttle_rate.total_seconds())
+        check_whole("max_concurrent_moves", self.max_concurrent_moves, 1, 100)
+        check_whole("batch_size", self.batch_size, 1, 10_000)
         check_range("throttle_rate", self.throttle_rate, 0, 3600)
 
 

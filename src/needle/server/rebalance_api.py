@@ -16,8 +16,9 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Protocol
 
-from needle.base.errors import DeadlineExceeded
+from needle.base.errors import DeadlineExceeded, invalid
 from needle.base.ids import NodeId
 from needle.client.client import Client
 from needle.client.feeds import TIMEOUT
@@ -29,6 +30,13 @@ from needle.routing.stats import RebalanceStats
 from needle.server.cluster_api import ShardManager
 
 LOOK_SECONDS = 0.5
+
+
+class WithClient(Protocol):
+    """A RaftCluster: one node in this process, and a client of its cluster."""
+
+    @property
+    def client(self) -> Client: ...
 
 
 class RebalanceHandle:
@@ -98,12 +106,19 @@ class RebalanceHandle:
 class RebalanceCoordinator:
     """What operators ask of a cluster that grows, shrinks or is uneven. The methods are `Client`'s, with handles."""
 
-    def __init__(self, cluster: ShardManager | Client) -> None:
-        """cluster: a DistributedCluster or ShardManager, or a Client."""
+    def __init__(self, cluster: ShardManager | WithClient | Client) -> None:
+        """cluster: a DistributedCluster or ShardManager, a RaftCluster, or a Client. Raises InvalidArgument for another
+        object."""
+        known = isinstance(cluster, ShardManager | Client)
+        if not known and not isinstance(getattr(type(cluster), "client", None), property):
+            raise invalid("cluster", type(cluster).__name__, "a DistributedCluster, a RaftCluster or a Client")
         self._cluster = cluster
 
     async def _client(self) -> Client:
-        return await self._cluster.client() if isinstance(self._cluster, ShardManager) else self._cluster
+        cluster = self._cluster
+        if isinstance(cluster, ShardManager):
+            return await cluster.client()
+        return cluster if isinstance(cluster, Client) else cluster.client
 
     async def get_stats(self, *, timeout: Seconds = TIMEOUT) -> RebalanceStats:
         """See `Client.get_stats`."""
