@@ -287,7 +287,7 @@ def test_what_has_to_wait_for_another_rebalance_says_so_and_changes_nothing(
 def test_a_command_whose_rebalance_somebody_cancelled_has_not_done_its_work(client: Make) -> None:
     one = client(founded(1, 3, 4))
 
-    async def progress(*, timeout: float) -> Progress:
+    async def progress(id: int, *, timeout: float) -> Progress:
         job = one.now.rebalance
         assert job is not None
         job = msgspec.structs.replace(job, state=JobState.CANCELLED)
@@ -306,7 +306,7 @@ def test_a_command_is_not_longer_than_its_timeout_while_somebody_has_it_paused(
 ) -> None:
     one, looks = client(founded(1, 3, 4)), 0
 
-    async def progress(*, timeout: float) -> Progress:
+    async def progress(id: int, *, timeout: float) -> Progress:
         nonlocal looks
         looks += 1
         assert looks < 100, "it waits without end"
