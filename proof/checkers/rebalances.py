@@ -12,6 +12,7 @@ Checked at each change of the topology:
 - Who says `done` has what was wished: who was replaced is removed, retired shards are gone, as many serve as were
   asked for, each owns something, and nodes that are to be emptied hold nothing.
 - A retired shard owned nothing, by the shards' logs.
+- How a rebalance ended is known when the next one has begun, and stays so while it is among the last few.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from proof.checkers.violation import Violation
 
 NAME = "rebalances"
 _OVER = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
+ENDINGS = 5
+"""The cluster's version from which on their ends are kept; ENDINGS_MIN: of so many at least."""
+ENDINGS_MIN = 8
 LOOKS_MIN = 10
 """So many steps a cancelled one takes at least before it leaves anything to end by itself."""
 
@@ -51,6 +55,7 @@ class Rebalances:
         if len(now.shards) < len(before.shards):
             raise Violation(NAME, f"{len(before.shards)} shards were known, now {len(now.shards)}")
         job, was = now.rebalance, before.rebalance
+        self._kept(before, now)
         if job is None or job == was:
             if was is not None and job is None:
                 raise Violation(NAME, f"rebalance {was.id} is forgotten")
@@ -73,6 +78,15 @@ class Rebalances:
                 self._ended(one, now)
         if job.state is JobState.DONE:
             self._done(job, now)
+
+    def _kept(self, before: Topology, now: Topology) -> None:
+        job, was = now.rebalance, before.rebalance
+        known = [(one.id, one.state) for one in before.ended]
+        if job is not None and was is not None and job.id != was.id and now.cluster_version >= ENDINGS:
+            known.append((was.id, was.state))
+        told = [(one.id, one.state) for one in now.ended]
+        if told != known[len(known) - len(told) :] or len(told) < min(len(known), ENDINGS_MIN):
+            raise Violation(NAME, f"of the rebalances that ended so, {known}, the catalog keeps {told}")
 
     def _replacing(self, before: Topology, now: Topology, job: Job) -> None:
         old = job.wish.replace.old if job.wish.replace is not None else ""

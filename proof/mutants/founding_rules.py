@@ -105,4 +105,24 @@ MUTANTS = (
         edits=(Edit("client.known_topology:AskedTopology._offer", "self._now.settings is not None", "False"),),
         tests=("tests/client/test_two_clusters.py::test_a_newer_topology_of_another_cluster_is_none",),
     ),
+    Mutant(
+        name="founders-that-all-keep-the-catalog",
+        breaks="a cluster of six founders has six voters of its catalog, in any zones",
+        edits=(Edit("server.catalog.settings_founding:SettingsFounding.run", "if begins", "if False"),),
+        tests=(
+            "tests/cluster/test_founding_steps.py::test_so_many_of_the_founders_hold_the_catalog_as_the_cluster_needs",
+        ),
+    ),
+    Mutant(
+        name="catalog-in-one-zone",
+        breaks="a new cluster puts its catalog on the first nodes, though they are in one zone",
+        edits=(
+            Edit(
+                "catalog.planning.catalog_nodes:catalog_voters",
+                "PlacementNode(id=one.id, zone=one.zone) for one in infos if one.weight > 0",
+                "PlacementNode(id=one.id) for one in infos if one.weight > 0",
+            ),
+        ),
+        tests=("tests/cluster/test_catalog_nodes.py::test_a_new_catalog_is_spread_over_zones",),
+    ),
 )

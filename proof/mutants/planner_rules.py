@@ -11,7 +11,27 @@ _STATE = "catalog.planning.schedule:State."
 _SPREAD = "catalog.planning.spread:Spread."
 _BY_HAND = "tests/cluster/test_by_hand.py::"
 
+_CATALOG = "tests/cluster/test_catalog_nodes.py::"
+
 MUTANTS = (
+    Mutant(
+        name="catalog-of-an-even-number",
+        breaks="four nodes hold the catalog where three let as many fail, and none of four can be given away",
+        edits=(Edit("catalog.planning.catalog_nodes:_odd", "if count % 2 or count <= 2", "if count"),),
+        tests=(_CATALOG + "test_any_catalog_comes_to_an_odd_number_on_nodes_that_stay",),
+    ),
+    Mutant(
+        name="catalog-that-only-grows",
+        breaks="the last nodes of a cluster that shrinks cannot leave its catalog",
+        edits=(
+            Edit(
+                "catalog.planning.catalog_nodes:catalog_count",
+                "size if balance else max(size, _odd(min(now, staying, REPLICAS_MAX)))",
+                "max(now, size)",
+            ),
+        ),
+        tests=(_CATALOG + "test_nine_nodes_go_one_by_one_down_to_three",),
+    ),
     Mutant(
         name="shards-that-stay-empty",
         breaks="under `range` a shard is added although no id is known at which another one could be cut",

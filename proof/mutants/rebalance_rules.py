@@ -318,4 +318,10 @@ MUTANTS = (
         edits=(Edit("client.node_shares:ShareMethods._rebalance_by", "now.cluster_version >= EMPTIES", "False"),),
         tests=(_REPLACING + "test_a_weight_or_zone_that_begins_a_rebalance_is_changed_with_it_or_not_at_all",),
     ),
+    Mutant(
+        name="ends-that-are-forgotten",
+        breaks="who follows a rebalance is told that nobody knows it, when another one has begun since its end",
+        edits=(Edit("catalog.state:_start_rebalance", "now.cluster_version >= ENDINGS", "False"),),
+        tests=(_COMMANDS + "test_how_the_last_few_rebalances_ended_is_known_when_others_have_begun",),
+    ),
 )

@@ -11,7 +11,8 @@ import random
 from collections.abc import Collection, Sequence
 
 from needle.base.errors import InvalidArgument
-from needle.base.ids import GroupId
+from needle.base.ids import CATALOG_GROUP, GroupId
+from needle.catalog.planning.catalog_nodes import catalog_size
 from needle.client.client import Client
 from needle.protocol.catalog_commands import AssignReplicas, ConfirmReplicas
 from needle.raft.messages import ConfState
@@ -82,7 +83,9 @@ class Holders:
         return conf
 
     def _full(self, group: GroupId) -> int:
-        """How many replicas a group began with."""
+        """How many replicas a group began with. The catalog is begun by all founders, and comes to so many at once."""
+        if group == CATALOG_GROUP:
+            return catalog_size(self._stage.spec.nodes, self._replicas)
         first = self._truth.topologies[1].holders(group)
         return len(first.wanted) if first is not None else min(self._replicas, len(self.members))
 

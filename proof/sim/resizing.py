@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from needle.catalog.planning.catalog_nodes import catalog_size
 from needle.client.client import Client
 from needle.protocol.catalog_commands import DrainNode
 from needle.routing.jobs import RebalanceConfig
@@ -30,6 +31,8 @@ SHARDS_MORE = 2
 CANCELLED_SHARE, PAUSED_SHARE = 0.25, 0.25
 HEATS = (*[0.0] * 9, 0.7)
 """How much calls a second count. Who goes by them waits for a map that stands still, which is rare here."""
+FOLLOWS_SHARE = 0.6
+"""Of rebalances: the catalog follows the nodes that there are; in the others so many hold it as began it."""
 PAUSE_SECONDS = 3.0
 IDLE_TRIES = 30
 
@@ -44,6 +47,7 @@ class Resizing:
         self._shards, self._replicas, self._batch = shape.shards, shape.replicas, shape.move_rows
         self._rng = rng
         self._heat = stream(stage.spec.seed, "calls that count")
+        self._catalog = stream(stage.spec.seed, "who holds the catalog")
 
     @property
     def under_way(self) -> bool:
@@ -106,7 +110,8 @@ class Resizing:
 
     async def _start(self, client: Client, wish: Wish) -> None:
         config = self._config()
-        nodes = len(self._truth.topologies[1].catalog)
+        begun = catalog_size(self._stage.spec.nodes, self._replicas)
+        nodes = None if self._catalog.random() < FOLLOWS_SHARE else begun
         heat = self._heat.choice(HEATS)
         wish = msgspec.structs.replace(wish, catalog_nodes=nodes, replicas=self._replicas, heat=heat)
         id_ = await client.start_rebalance(config, wish=wish, timeout=ADMIN_SECONDS)

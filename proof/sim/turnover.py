@@ -29,6 +29,8 @@ MORE_NODES_MAX = 3
 KNOWN_TRIES, TRIES, IDLE_TRIES = 40, 6, 30
 DEAD_SHARE = 0.4
 DOWN_SECONDS = 2.0
+NO_OTHER_NODE = "replica of the catalog: no other node can take it"
+"""What a rebalance that failed says of it."""
 
 
 class Turnover:
@@ -47,6 +49,8 @@ class Turnover:
         self.ending = False
         self.restarted = 0
         """How many nodes were restarted by rolling restarts that came to their end."""
+        self.emptied = 0
+        """How many nodes were drained to the end."""
         self.gone = 0
         """How many nodes were replaced or removed."""
 
@@ -150,6 +154,7 @@ class Turnover:
             self._draining = name
             id_ = await client.drain_node(name, timeout=ADMIN_SECONDS)
             if await self._done(id_):
+                self.emptied += 1
                 await self._repeated(lambda: client.remove_node(name, timeout=ADMIN_SECONDS))
             else:
                 await client.undrain_node(name, timeout=ADMIN_SECONDS)
@@ -163,8 +168,19 @@ class Turnover:
         while True:
             job = self._truth.now.rebalance
             if job is not None and job.id >= id_ and job.over:
+                if job.id == id_ and job.state is JobState.FAILED:
+                    self._check_refusal(self._draining, job.why)
                 return job.id == id_ and job.state is JobState.DONE
             await asyncio.sleep(0.25)
+
+    def _check_refusal(self, name: str, why: str) -> None:
+        """The catalog keeps no node for want of another one as long as enough stay for it to shrink to."""
+        now = self._truth.now
+        there = [info.id for info in now.nodes if info.state is NodeState.ACTIVE]
+        least = min((len(info.wanted) for info in now.serving), default=1)
+        spare = [node for node in there if node not in now.catalog]
+        if NO_OTHER_NODE in why and name in now.catalog and not spare and len(there) >= max(least, 1):
+            self._stage.guard(lambda: _kept(name, there, why))
 
     async def _restart(self, client: Client, name: str) -> None:
         """`needle rolling-restart`. If it is given up, the node that is in maintenance is taken out of it."""
@@ -210,6 +226,10 @@ class Turnover:
                 await asyncio.sleep(2.0)
             else:
                 return
+
+
+def _kept(name: str, there: list[str], why: str) -> None:
+    raise Violation("the catalog follows its nodes", f"it cannot leave {name}, with {there} to stay: {why}")
 
 
 def _holds(name: str, groups: list[int]) -> None:

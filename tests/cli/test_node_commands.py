@@ -29,6 +29,7 @@ from needle.protocol.catalog_commands import (
     ZoneNode,
 )
 from needle.routing.jobs import JobState, Progress, RebalanceConfig
+from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats, RebalanceStats, ShardStats, summarize
 from needle.routing.topology import NodeState, Topology
@@ -47,6 +48,7 @@ class FakeClient:
     def __init__(self, now: Topology) -> None:
         self.now = now
         self.away = False
+        self.take: tuple[MoveReplicas, ...] = ()
 
     async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
         return self.now
@@ -65,8 +67,8 @@ class FakeClient:
         return self.now.version
 
     async def plan_rebalance(self, wish: Wish, *, timeout: float = 1) -> Plan:
-        """As of a cluster in which another rebalance moves what `wish` would."""
-        return msgspec.structs.replace(NOTHING, unmet=("key ranges of shard 0 are being moved",))
+        """As of a cluster in which another rebalance moves what `wish` would, but for what others `take`."""
+        return msgspec.structs.replace(NOTHING, moves=self.take, unmet=("key ranges of shard 0 are being moved",))
 
     async def describe_node(self, node: str, *, timeout: float) -> None:
         assert node in self.now.addresses()
@@ -197,6 +199,24 @@ def test_the_catalog_gets_another_node_for_one_that_goes(client: Make) -> None:
     assert one.now.catalog == ("node-2", "node-3", "node-4")
 
 
+def test_where_shards_are_on_different_nodes_only_those_have_fewer_replicas_that_nobody_can_take(client: Make) -> None:
+    one = client(founded(2, 3, 5, [["node-1", "node-2", "node-3"], ["node-3", "node-4", "node-5"]]))
+    after = ("node-1", "node-2", "node-4")
+    before = tuple(one.now.shards[0].replicas)
+    one.take = (MoveReplicas(group=1, before=before, after=after, documents=0, bytes=0),)
+    remove("node-3", 10)
+    assert replicas(one.now) == [list(after), ["node-4", "node-5"]]
+    assert one.now.catalog == ("node-1", "node-2", "node-4") and "node-3" not in one.now.addresses()
+
+
+def test_a_catalog_that_nobody_takes_comes_to_an_odd_number(client: Make) -> None:
+    one = client(founded(1, 5, 5))
+    everywhere = [f"node-{n}" for n in range(1, 6)]
+    one.now = execute(one.now, one.now.version + 1, AssignReplicas(0, list(one.now.catalog), everywhere))[0]
+    remove("node-1", 10)
+    assert one.now.catalog == ("node-2", "node-3", "node-4")
+
+
 def test_a_change_that_was_not_waited_for_goes_on_and_may_be_repeated(client: Make) -> None:
     one = client(founded(3, 3, 4, EACH))
     one.away = True
@@ -218,9 +238,10 @@ def test_half_of_the_shards_may_have_the_node_already(client: Make) -> None:
 def test_what_cannot_be_is_refused_and_changes_nothing(client: Make) -> None:
     one = client(founded(2, 1, 4, [["node-1"], ["node-2"]]))
     before = one.now
-    for change in (add, remove):
-        with pytest.raises(InvalidArgument, match="on different nodes each"):
-            change("node-2", 10)
+    with pytest.raises(InvalidArgument, match="on different nodes each"):
+        add("node-2", 10)
+    with pytest.raises(InvalidArgument, match="node-2 is the only node that holds the data of shard 1"):
+        remove("node-2", 10)
     alone = client(founded(1, 1, 1))
     with pytest.raises(InvalidArgument, match="only node that holds the data"):
         remove("node-1", 10)
@@ -266,7 +287,7 @@ def test_what_has_to_wait_for_another_rebalance_says_so_and_changes_nothing(
 def test_a_command_whose_rebalance_somebody_cancelled_has_not_done_its_work(client: Make) -> None:
     one = client(founded(1, 3, 4))
 
-    async def progress(*, timeout: float) -> Progress:
+    async def progress(id: int, *, timeout: float) -> Progress:
         job = one.now.rebalance
         assert job is not None
         job = msgspec.structs.replace(job, state=JobState.CANCELLED)
@@ -285,7 +306,7 @@ def test_a_command_is_not_longer_than_its_timeout_while_somebody_has_it_paused(
 ) -> None:
     one, looks = client(founded(1, 3, 4)), 0
 
-    async def progress(*, timeout: float) -> Progress:
+    async def progress(id: int, *, timeout: float) -> Progress:
         nonlocal looks
         looks += 1
         assert looks < 100, "it waits without end"

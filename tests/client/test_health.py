@@ -9,9 +9,17 @@ import msgspec
 from client.test_conditions import view
 from cluster.catalog_util import topology
 from needle.catalog.state import execute
+from needle.client.cluster_conditions import of_shards as shard_conditions
 from needle.client.cluster_conditions import views
 from needle.client.health import ReplicaStatus, judge
-from needle.protocol.catalog_commands import AddShard, DrainNode, RetireShard, StartRebalance
+from needle.protocol.catalog_commands import (
+    AddShard,
+    AssignReplicas,
+    ConfirmReplicas,
+    DrainNode,
+    RetireShard,
+    StartRebalance,
+)
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import Wish
 
@@ -30,6 +38,29 @@ def test_what_is_under_way_is_told() -> None:
     told = " ".join(judge(made, []).warnings)
     assert "rebalance 2 is pending" in told
     assert "node-2 is to be emptied" in told
+
+
+def test_a_shard_that_was_given_fewer_replicas_than_the_cluster_has_lacks_them() -> None:
+    """It served as healthy with two of three, and nobody was told but who had asked for that."""
+    now = topology()
+    info = now.shards[1]
+    assert now.settings is not None and len(info.wanted) == now.settings.replication_factor == 3
+    now, _ = execute(now, 2, AssignReplicas(2, list(info.wanted), list(info.wanted[:2])))
+    now, _ = execute(now, 3, ConfirmReplicas(2, 2))
+    two = now.shards[1].wanted
+    replicas = []
+    for node in two:
+        status = view(node, "Leader" if node == two[0] else "Follower").status
+        assert status is not None
+        status = msgspec.structs.replace(status, voters=list(two), leader=two[0])
+        replicas.append(ReplicaStatus(shard=1, node=node, address="", status=status))
+    health = judge(now, replicas)
+    assert health.shards[1].missing_replicas == 1 and 1 in health.under_replicated
+    assert health.shards[1].state == "healthy"  # all that it has serve: a rolling restart may go on
+    assert "shards 1 were given fewer than 3 replicas: `needle rebalance` gives them more" in health.warnings
+    told = [one for one in shard_conditions(now, health, replicas, "") if one.subject.startswith("shard 1 ")]
+    assert [one.subject for one in told] == ["shard 1 has 2 of 3 replicas"]
+    assert "`needle rebalance`" in told[0].action
 
 
 def test_what_waits_is_told_with_the_reason() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,7 @@ from needle.protocol.catalog_commands import EMPTIES, CatalogCommand, DrainNode,
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import Topology
+from needle.server.rebalance_api import RebalanceCoordinator
 
 WAITING = "no leader of shard 1 answers, so what it holds is not known: it is left as it is until then"
 
@@ -84,3 +87,37 @@ def test_a_drain_that_comes_too_late_in_an_older_cluster_says_what_it_has_change
     with pytest.raises(InvalidArgument, match=r"rebalance 7 is running; node-1 is to be emptied.*--undo") as caught:
         asyncio.run(fake.drain_node("node-1"))
     assert fake.told == [DrainNode("node-1", True)] and caught.value.details == {"field": "rebalance"}
+
+
+def test_a_pause_is_seconds_or_a_timedelta() -> None:
+    made = RebalanceConfig(throttle_rate=timedelta(milliseconds=100))
+    assert made == RebalanceConfig(throttle_rate=0.1) and type(made.throttle_rate) is float
+    assert calls.decode(calls.encode(made), RebalanceConfig) == made
+    with pytest.raises(InvalidArgument, match=r"throttle_rate = 7200\.0 is not allowed: a number from 0 to 3600"):
+        RebalanceConfig(throttle_rate=timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: RebalanceConfig(max_concurrent_moves=2.5),
+            "max_concurrent_moves = 2.5 .* a whole number from 1 to 100",
+        ),
+        (lambda: RebalanceConfig(batch_size=True), "batch_size = True .* a whole number from 1 to 10000"),
+        (lambda: Wish(shards=2.5), "shards = 2.5 .* a whole number, or None"),
+        (lambda: Wish(replicas="3"), "replicas = '3' .* a whole number, or None"),
+        (lambda: Wish(range_bytes_max=1e9), "range_bytes_max = 1000000000.0 .* a whole number of bytes"),
+        (lambda: Wish(retire=3), r"retire = 3 .* numbers of shards, as in \(3,\)"),
+        (lambda: Wish(drain="node-1"), "drain = 'node-1' .* ids of nodes in a tuple"),
+        (lambda: Wish(lost=(1,)), r"lost = \(1,\) .* ids of nodes in a tuple"),
+    ],
+)
+def test_what_is_of_another_type_is_refused_when_it_is_made(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        make()
+
+
+def test_a_coordinator_says_what_it_takes() -> None:
+    with pytest.raises(InvalidArgument, match=r"cluster = 'str' .* a DistributedCluster, a RaftCluster or a Client"):
+        RebalanceCoordinator("127.0.0.1:5000")  # type: ignore[arg-type]

@@ -273,7 +273,14 @@ def info(n: int, zone: str = "", weight: float = 1.0) -> NodeInfo:
     return NodeInfo(id=f"node-{n}", address=f"10.0.0.{n}:5000", incarnation=n, zone=zone, weight=weight)
 
 
-def cluster(shards: int, factor: int, nodes: list[NodeInfo], strategy: ShardStrategy = CONSISTENT_HASH) -> Topology:
+def cluster(
+    shards: int,
+    factor: int,
+    nodes: list[NodeInfo],
+    strategy: ShardStrategy = CONSISTENT_HASH,
+    catalog: int | None = None,
+) -> Topology:
+    """catalog: so many nodes hold it, the first ones; by default as many as of a new cluster of up to 8 nodes."""
     assignment = place(
         shards, factor, [PlacementNode(id=one.id, zone=one.zone, weight=one.weight) for one in nodes], {}
     )
@@ -281,7 +288,7 @@ def cluster(shards: int, factor: int, nodes: list[NodeInfo], strategy: ShardStra
         ClusterSettings(shard_count=shards, replication_factor=factor, strategy=strategy),
         initial_map(strategy, shards, 100),
         nodes,
-        [one.id for one in nodes[: 1 if len(nodes) < 3 else 3]],
+        [one.id for one in nodes[: catalog or (1 if len(nodes) < 3 and factor == 1 else 3)]],
         [list(assignment[shard]) for shard in range(shards)],
     )
     return execute(Topology(), 1, command)[0]

@@ -37,7 +37,8 @@ def clusters(draw: st.DrawFn) -> World:
     if keys and draw(st.booleans()):  # more in one part of the key space
         low, extra, at = draw(st.integers(0, 255)), draw(st.integers(0, 300)), 2 if strategy == HASH else 0
         keys += [key[:at] + bytes([low]) + key[at + 1 :] for key in hashed(shards, extra, strategy)]
-    made = World(cluster(shards, factor, nodes, strategy), [(key, size) for key in sorted(keys)])
+    catalog = draw(st.integers(1, count))  # so many as founded it, or as an operator has said
+    made = World(cluster(shards, factor, nodes, strategy, catalog), [(key, size) for key in sorted(keys)])
     step = draw(st.sampled_from([1, 1, 8]))
     made.edges = sorted(set(keys))[::step]
     made.unknown = 10 * size if step > 1 else 0
@@ -136,6 +137,7 @@ def _reached(made: World, wish: Wish, first: Plan) -> None:
     _shards_are_even(made)
     _nodes_are_even(made)
     _zones_are_apart(made)
+    _catalog_fits(made, factor)
     leads = Counter(one.replicas[0] for one in serving)
     weight = {one.id: one.weight for one in made.topology.nodes}
     if not made.dead and not made.capacity and set(weight.values()) == {1.0}:
@@ -160,14 +162,23 @@ def _moved_by_hand(made: World, wish: Wish, first: Plan) -> None:
 
 
 def _zones_are_apart(made: World) -> None:
-    """No shard has two replicas in a zone while a node in a zone without one could hold it."""
+    """No shard, nor the catalog, has two replicas in a zone while a node in a zone without one could hold it."""
     if made.dead or made.capacity:
         return
     known = {one.id: one for one in made.topology.nodes if one.id not in made.closed and one.weight > 0}
-    for one in made.topology.serving:
-        used = [known[node].zone for node in one.replicas]
+    for replicas in (made.topology.catalog, *(one.replicas for one in made.topology.serving)):
+        used = [known[node].zone for node in replicas]
         spare = {node.zone for node in known.values()} - set(used)
-        assert len(set(used)) == len(used) or not spare, (one, spare)
+        assert len(set(used)) == len(used) or not spare, (replicas, spare)
+
+
+def _catalog_fits(made: World, factor: int) -> None:
+    """It is held by 1, 3, 5 or 7 nodes, or by two if there is no third that answers, and as many may fail as of a
+    shard."""
+    held, there = len(made.topology.catalog), len(made.topology.addresses().keys() - made.closed)
+    assert held % 2 or (held == 2 and (there == 2 or made.dead)), made.topology.catalog
+    if not made.dead:
+        assert (held - 1) // 2 >= (min(max(factor, 3), there) - 1) // 2, (made.topology.catalog, there)
 
 
 def _shards_are_even(made: World) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from needle.base.config import RaftConfig, ShardingConfig
-from needle.base.errors import ConnectionLost
+from needle.base.errors import ConnectionLost, Unavailable
 from needle.base.ids import CATALOG_GROUP
 from needle.base.model import WriteResult
 from needle.catalog.state import execute
@@ -55,6 +55,9 @@ class FakeNode:
         """When n3 begins to answer, and ends."""
         self.begun: list[FoundCall] = []
         self.created: list[tuple[float, Topology]] = []
+        self.loses_lead = False
+        """After its first command."""
+        self.refused_once = False
         self._leads, self._rounds, self._now = leads, rounds, 0.0
 
     def is_leader(self, group: int) -> bool:
@@ -81,10 +84,13 @@ class FakeNode:
         self.catalog = SimpleNamespace(topology=Topology())
 
     async def execute(self, command: bytes, timeout: float) -> WriteResult:
-        made, result = execute(Topology(), 1, catalog_commands.decode(command))
+        before = self.topology
+        made, result = execute(before, before.version + 1, catalog_commands.decode(command))
         assert isinstance(result, WriteResult), result
-        self.created.append((self._now, made))
+        if before.settings is None:
+            self.created.append((self._now, made))
         self.topology = made
+        self._leads = self._leads and not self.loses_lead
         return result
 
     async def wait_topology(self, version: int, timeout: float) -> bool:
@@ -161,6 +167,81 @@ def test_the_leader_makes_a_cluster_of_all_that_answer() -> None:
     assert {node.id: node.incarnation for node in made.nodes} == {name: ord(name[1]) for name in NAMES}
     assert made.catalog == NAMES and [set(info.replicas) for info in made.shards] == [set(NAMES)] * 2
     assert [info.spec.name for info in made.collections] == ["default"]
+
+
+def of_more(count: int, replicas: int, silent: int = 0, zones: str = "") -> FakeNode:
+    """n1 of so many, of which the last few are silent."""
+    names = [f"n{n}" for n in range(1, count + 1)]
+    config = msgspec.structs.replace(
+        CONFIG,
+        cluster_nodes=[f"{name}={name}:1" for name in names],
+        sharding=ShardingConfig(shards=2, replicas=replicas),
+    )
+    uid = cluster_uid(config)
+    others = [who(name, uid, founds=uid) for name in names[1 : count - silent]]
+    for at, one in enumerate(others):
+        if zones[at + 1 : at + 2] == "-":
+            others[at] = msgspec.structs.replace(one, zone="other rack")
+    node = FakeNode(*others, uid=uid, leads=True, rounds=9)
+    node.config = config
+    return node
+
+
+@pytest.mark.parametrize(
+    ("count", "replicas", "silent", "zones", "catalog"),
+    [
+        (4, 3, 0, "", ("n1", "n2", "n3")),
+        (4, 4, 0, "", ("n1", "n2", "n3")),
+        (5, 3, 0, "", ("n1", "n2", "n3")),
+        (5, 5, 0, "", ("n1", "n2", "n3", "n4", "n5")),
+        (6, 3, 0, "rrrr-r", ("n1", "n2", "n5")),
+        (7, 5, 0, "", ("n1", "n2", "n3", "n4", "n5")),
+        (5, 3, 2, "", ("n1", "n2", "n3")),
+        (2, 2, 0, "", ("n1", "n2")),
+    ],
+)
+def test_so_many_of_the_founders_hold_the_catalog_as_the_cluster_needs(
+    count: int, replicas: int, silent: int, zones: str, catalog: tuple[str, ...]
+) -> None:
+    node = of_more(count, replicas, silent, zones)
+    made = ran(node).topology
+    held = made.holders(CATALOG_GROUP)
+    assert held is not None and tuple(sorted(held.wanted)) == catalog
+    assert set(held.all) == set(node.config.founders)  # the others vote until the rest are a group of their own
+
+
+def test_who_leads_next_brings_the_catalog_to_its_nodes_if_the_first_leader_did_not() -> None:
+    first = of_more(4, 3)
+    first.loses_lead = True
+    made = ran(first).topology
+    assert len(made.catalog) == 4 and not made.catalog_leaving
+    following = of_more(4, 3)  # it was there when the cluster was founded, and leads after that
+    following._leads, adopted = False, following.wait_topology
+
+    async def wait_topology(version: int, timeout: float) -> bool:
+        following.topology, following._leads = made, True
+        following.wait_topology = adopted  # type: ignore[method-assign]
+        return True
+
+    following.wait_topology = wait_topology  # type: ignore[method-assign]
+    assert ran(following).topology.catalog_leaving == ("n4",)
+    later = of_more(4, 3)  # one that starts when the cluster is there leaves its catalog to plans
+    later.topology = made
+    assert ran(later).topology is made
+
+
+def test_a_refusal_of_that_is_no_end_of_it() -> None:
+    node = of_more(4, 3)
+    executed = node.execute
+
+    async def execute_once(command: bytes, timeout: float) -> WriteResult:
+        if node.created and not node.refused_once:
+            node.refused_once = True
+            raise Unavailable("no majority answers")
+        return await executed(command, timeout)
+
+    node.execute = execute_once  # type: ignore[method-assign]
+    assert ran(node).topology.catalog_leaving == ("n4",) and node.refused_once
 
 
 def test_the_cluster_is_sharded_as_its_settings_say() -> None:

@@ -314,7 +314,7 @@ def test_who_is_to_leave_still_votes_so_a_lost_replica_is_rebuilt() -> None:
 
 
 def test_a_shard_without_a_majority_is_not_asked_to_change_its_leader() -> None:
-    made = World(cluster(1, 2, [info(1), info(2)]), [])
+    made = World(cluster(1, 2, [info(1), info(2)], catalog=1), [])
     join(made, info(3, weight=0.0))
     made.topology = execute(made.topology, 9, AssignReplicas(0, ["node-1"], ["node-3"]))[0]
     made.dead = {"node-1"}

@@ -13,7 +13,8 @@ from needle.base.ids import shard_group
 from needle.base.model import WriteResult
 from needle.catalog.planning.planner import plan
 from needle.catalog.rebalances import CHECKED, WHY_CHARS_MAX, WISHED_MAX
-from needle.catalog.state import execute
+from needle.catalog.state import ENDINGS, execute
+from needle.client.rebalancing import ended_in
 from needle.protocol.catalog_commands import (
     EMPTIES,
     AskRebalance,
@@ -57,6 +58,47 @@ def started(**config: object) -> Catalog:
     made = Catalog()
     made.tell(StartRebalance(Wish(), RebalanceConfig(**config)))  # type: ignore[arg-type]
     return made
+
+
+def at_version(now: Topology, version: int) -> Topology:
+    return replace(now, nodes=tuple(replace(one, knows=version) for one in now.nodes), cluster_version=version)
+
+
+def ended_one_after_another(made: Catalog, count: int) -> list[tuple[int, JobState]]:
+    """Each begins, and then ends in one of two ways; the ids and how."""
+    told = []
+    for n in range(count):
+        state = JobState.DONE if n % 2 else JobState.FAILED
+        made.tell(StartRebalance(Wish(), RebalanceConfig()))
+        why = "" if n % 2 else "no node can take it " * 40
+        made.tell(StepRebalance(replace(made.job, state=state, why=why, moved_bytes=n), made.job.revision))
+        told.append((made.job.id, state))
+    return told
+
+
+def test_how_the_last_few_rebalances_ended_is_known_when_others_have_begun() -> None:
+    made = Catalog()
+    made.now = at_version(made.now, ENDINGS)
+    told = ended_one_after_another(made, 20)
+    assert [(one.id, one.state) for one in made.now.ended] == told[-17:-1]  # the last one is there whole
+    first, last = made.now.ended[0].progress(), ended_in(made.now, told[-1][0])
+    assert (first.state, first.moved_bytes, first.percent_complete) == (JobState.DONE, 3, 100.0)
+    failed = ended_in(made.now, told[-2][0])
+    assert failed.is_complete and failed.why.startswith("no node can take it") and len(failed.why) == 300
+    assert last.state is JobState.DONE
+    with pytest.raises(NeedleError, match=f"rebalance {told[0][0]} is not known: the last one is {told[-1][0]}"):
+        ended_in(made.now, told[0][0])
+    with pytest.raises(NeedleError, match=f"rebalance {told[-3][0]} is done, and another one was started"):
+        made.tell(AskRebalance(told[-3][0], "pause"))
+    size = len(msgspec.msgpack.encode(made.now.ended))
+    assert size < 16 * 400
+
+
+def test_while_nodes_of_the_release_before_are_there_nobody_keeps_how_rebalances_ended() -> None:
+    made = Catalog()
+    made.now = at_version(made.now, ENDINGS - 1)
+    ended_one_after_another(made, 3)
+    assert made.now.ended == ()
 
 
 def test_a_node_is_emptied_from_the_entry_on_that_begins_it_and_not_by_one_that_is_refused() -> None:

@@ -171,9 +171,15 @@ async def test_a_rebalance_is_planned_paused_cancelled_and_found_again(tmp_path:
             # What has moved stays, and the same wish ends it.
             done = await (await coordinator.remove_shard(1, RebalanceConfig(throttle_rate=0))).wait(60)
             assert (done.state, done.percent_complete) == (JobState.DONE, 100.0)
-            with pytest.raises(InvalidArgument, match="is not known any more"):
-                await handle.progress()
-            assert handle.is_complete()
+            again = await RebalanceCoordinator(other).rebalance(handle.id)  # as after a crash of who began it
+            assert again is not None and again.is_complete()
+            assert (await again.wait(10)).state is JobState.CANCELLED
+            assert [one.state async for one in again] == [JobState.CANCELLED]
+            assert (await handle.progress()).state is JobState.CANCELLED and handle.is_complete()
+            with pytest.raises(InvalidArgument, match=f"rebalance {handle.id} is cancelled, and another one was"):
+                await again.pause()
+            with pytest.raises(InvalidArgument, match="rebalance 1 is not known: the last one is"):
+                await coordinator.rebalance(1)
             assert sorted((await coordinator.get_stats()).shard_sizes) == [0]
             hits = await other.search(np.ones(8, np.float32), 10_000, exact=True)
             assert sorted(hit.id for hit in hits) == sorted(load.there)

@@ -63,6 +63,30 @@ async def test_nodes_with_the_same_list_are_a_cluster_with_its_first_collection(
         assert await client.collections() == []
 
 
+async def test_of_four_founders_three_hold_the_catalog_and_any_node_can_go(tmp_path: Path) -> None:
+    """Also when all are killed at once after that: who left the catalog's group does not begin it again."""
+    sharding = {"shards": 2, "replicas": 3}
+    async with described(tmp_path, nodes=4, sharding=sharding) as processes, processes.connect() as client:
+        await healthy(client)
+        await client.insert("d1", vector(1), timeout=60)
+        for _ in range(300):
+            if len((await client.refresh_topology(confirmed=True)).catalog) == 3:
+                break
+            await asyncio.sleep(0.1)
+        processes.kill(*processes.nodes)
+        processes.start_nodes()
+        await processes.ready()
+        await healthy(client)
+        gone = (await client.refresh_topology(confirmed=True)).catalog[0]
+        at = next(node.address for name, node in processes.nodes.items() if name != gone)
+        assert await asyncio.to_thread(main, ["node", "drain", gone, "--throttle", "0", "--cluster", at]) == 0
+        assert await asyncio.to_thread(main, ["node", "remove", gone, "--cluster", at]) == 0
+        now = await client.refresh_topology(confirmed=True)
+        assert gone not in now.addresses() and sorted(now.catalog) == sorted(now.addresses())
+        assert await client.count() == 1
+        await client.create_collection("other", dimensions=8, timeout=60)
+
+
 async def test_a_node_that_was_silent_is_one_of_the_cluster_when_it_comes(tmp_path: Path) -> None:
     processes = described(tmp_path, shards=1)
     try:

@@ -13,7 +13,7 @@ import pytest
 from needle.base.config import ShardingConfig
 from needle.base.errors import ConfigError, StorageError, Unavailable
 from needle.client import Client
-from needle.distributed import Filter, RaftCluster, RaftConfig, load_config
+from needle.distributed import Filter, RaftCluster, RaftConfig, RebalanceCoordinator, load_config
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
 
@@ -61,6 +61,7 @@ async def test_a_node_that_joins_is_ready_when_it_can_be_given_a_shard(tmp_path:
     (config,) = configs(tmp_path, 1)
     async with RaftCluster(config) as first:
         await first.wait_ready(60)
+        assert list((await RebalanceCoordinator(first).get_stats()).shard_sizes) == [0]
         seed, mine = config.cluster_nodes[0].partition("=")[2], f"127.0.0.1:{free_ports(1)[0]}"
         joining = RaftConfig(
             node_id="node-2", listen=mine, data_dir=str(tmp_path / "node-2"), sharding=ShardingConfig(join=[seed])

@@ -18,7 +18,7 @@ from needle.protocol.catalog_commands import (
     RetireShard,
     StartMove,
 )
-from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
+from needle.routing.jobs import Ended, Job, JobState, RebalanceConfig, Running
 from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas
 from needle.routing.plans import Replacement, ReplicaMove, ShardSplit, Wish
 from needle.routing.topology import Topology
@@ -36,6 +36,20 @@ def with_job(now: Topology, **changes: Any) -> Topology:
 
 def judged(before: Topology, now: Topology, owned: int = 0) -> None:
     Rebalances(lambda shard: [(b"", None)] * owned).changed(before, now)
+
+
+def test_how_the_last_one_ended_is_kept() -> None:
+    at = replace(NOW, cluster_version=5)
+    before = with_job(at, state=JobState.FAILED)
+    assert before.rebalance is not None
+    after = with_job(at, id=9)
+    judged(before, replace(after, ended=(Ended.of(before.rebalance),)))
+    done = Ended.of(replace(before.rebalance, state=JobState.DONE))
+    for wrong in ((), (done,)):
+        with pytest.raises(Violation, match="of the rebalances that ended so"):
+            judged(before, replace(after, ended=wrong))
+    with pytest.raises(Violation, match="of the rebalances that ended so"):
+        judged(replace(after, ended=(done,)), after)
 
 
 def of_ranges(id_: int, source: int = 0, target: int = 1) -> Running:

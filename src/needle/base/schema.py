@@ -35,6 +35,13 @@ def refuse(name: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(invalid(name, told, allowed).message, field=name)
 
 
+def check_whole(name: str, value: object, low: int, high: int) -> int:
+    """`value` as a whole number within [low, high], or a ConfigError."""
+    if type(value) is not int or not low <= value <= high:
+        raise refuse(name, value, f"a whole number from {low} to {high}")
+    return value
+
+
 def required(name: str) -> ConfigError:
     """A ConfigError about a setting that nobody gave."""
     return ConfigError(f"the setting {name} is required, and is not given", field=name)

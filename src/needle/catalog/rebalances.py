@@ -124,6 +124,8 @@ def _check_numbers(made: Job, start: Move | None) -> None:
 
 def _current(now: Topology, job: int) -> Job:
     known = now.rebalance
+    if ended := next((one for one in now.ended if one.id == job), None):
+        raise InvalidArgument(f"rebalance {job} is {ended.state}, and another one was started", field="rebalance")
     if known is None or known.id != job:
         there = "there is none" if known is None else f"the last one is {known.id}"
         raise InvalidArgument(f"rebalance {job} is not known any more: {there}", field="rebalance")

@@ -55,6 +55,7 @@ from needle.protocol.catalog_commands import (
     ZoneNode,
 )
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
+from needle.routing.jobs import kept
 from needle.routing.plans import REPLICAS_MAX
 from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.topology import (
@@ -65,6 +66,9 @@ from needle.routing.topology import (
 )
 
 _replace = msgspec.structs.replace
+
+ENDINGS = 5
+"""The cluster's version from which on the catalog keeps how rebalances ended: nodes of the release before would not."""
 
 
 def execute(topology: Topology, index: int, command: CatalogCommand) -> tuple[Topology, WriteResult | NeedleError]:
@@ -225,6 +229,8 @@ def _start_rebalance(now: Topology, index: int, command: StartRebalance) -> Chan
         now, _ = _EXECUTE[type(command.first)](now, index, command.first)
     if empty:
         now, _ = nodes.drain(now, index, DrainNode(empty, True))
+    if now.rebalance is not None and now.cluster_version >= ENDINGS:
+        now = _replace(now, ended=kept(now.ended, now.rebalance))
     return done(_replace(now, rebalance=job), index)
 
 

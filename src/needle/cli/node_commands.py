@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ import typer
 import needle
 from needle.base.config import refuse
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, notes, print_json, run
 from needle.cli.node_list import without_shards
 from needle.cli.rebalance_commands import (
@@ -182,7 +183,8 @@ def remove(
             raise InvalidArgument(f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}")
         holds = known.state is not NodeState.REMOVED and (now.hosted_by(node) or node in now.catalog)
         if dry_run and fewer_replicas:
-            show_moves(await _sized(client, without_node(now, node)), json, AT_ONCE, f"then {node} is forgotten")
+            decisions = without_node(now, node, await _taken(client, node))
+            show_moves(await _sized(client, decisions), json, AT_ONCE, f"then {node} is forgotten")
             return
         if dry_run:
             plan = await client.plan_rebalance(await _without(client, node))
@@ -192,7 +194,7 @@ def remove(
                 _check_taken(node, plan)
             return
         if holds and fewer_replicas:
-            await _hold(client, without_node(now, node), deadline)
+            await _hold(client, without_node(now, node, await _taken(client, node)), deadline)
         elif holds:
             id_ = _emptying_now(now, node)
             if id_ is None:
@@ -298,18 +300,30 @@ def with_node(now: Topology, node: NodeId) -> list[AssignReplicas]:
     ]
 
 
-def without_node(now: Topology, node: NodeId) -> list[AssignReplicas]:
-    """What to decide so that `node` holds nothing. The catalog, which may be on fewer nodes than the shards are, gets
-    another one in its place where there is one. Raises InvalidArgument if nobody else holds the data."""
-    _check_everywhere(now, node)
+async def _taken(client: needle.Client, node: NodeId) -> dict[GroupId, tuple[NodeId, ...]]:
+    """Who is to hold what `node` holds and other nodes can take, by group."""
+    plan = await client.plan_rebalance(await _without(client, node))
+    moves = [move for move in plan.moves if isinstance(move, MoveReplicas)]
+    return {move.group: move.after for move in moves if node not in move.after}
+
+
+def without_node(
+    now: Topology, node: NodeId, taken: Mapping[GroupId, Sequence[NodeId]] = MappingProxyType({})
+) -> list[AssignReplicas]:
+    """What to decide so that `node` holds nothing: what is `taken` goes to other nodes, and of the rest there is one
+    replica less. Raises InvalidArgument if nobody else holds the data."""
     found, holders = [], _holders(now)
     for group, held in holders.items():
         rest = [one for one in held if one != node]
-        if group == CATALOG_GROUP and node in held:
+        if node in held and group in taken:
+            rest = list(taken[group])
+        elif node in held and group == CATALOG_GROUP:  # it may be on fewer nodes than the shards are
             spare = {one: None for others in holders.values() for one in others if one not in held}
             rest += list(spare)[: len(held) - len(rest)]
+            if len(rest) > 2 and len(rest) % 2 == 0:  # see catalog_nodes
+                rest.pop()
         if not rest:
-            raise InvalidArgument(f"{node} is the only node that holds the data")
+            raise InvalidArgument(f"{node} is the only node that holds the data of {group_name(group)}")
         found.append(AssignReplicas(group, list(held), rest))
     return found
 

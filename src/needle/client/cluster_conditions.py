@@ -33,7 +33,7 @@ from needle.client.alerts import (
     holds,
 )
 from needle.client.conditions import GOES_ON, NodeView, conditions
-from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge
+from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge, not_wanted
 from needle.protocol.peer_calls import ClockLevels, FlushLevels, MemoryRoom, WhoAnswer
 from needle.routing.gone import too_many
 from needle.routing.stats import imbalance
@@ -78,7 +78,7 @@ async def look(client: Asked, timeout: float) -> Seen:
     if topology.settings is not None:
         counted = {info.id for info in topology.nodes if not info.maintenance} & topology.addresses().keys()
         lacking = who_replaces(topology, counted - told.keys())
-        found = [*_of_shards(topology, health, replicas, lacking), *catalog, *uneven(health), *of_nodes(topology, told)]
+        found = [*of_shards(topology, health, replicas, lacking), *catalog, *uneven(health), *of_nodes(topology, told)]
         found += of_rebalance(topology, found, told)
     seen = Seen(health=health, replicas=replicas, told=told)
     placed = [condition.told_at(seen.runbooks) for condition in ordered(found)]
@@ -139,7 +139,7 @@ def who_replaces(topology: Topology, silent: Collection[NodeId]) -> str:
     return "bring its nodes back, or `needle node replace` them; after replace_after the cluster does"
 
 
-def _of_shards(
+def of_shards(
     topology: Topology, health: ClusterHealth, replicas: Sequence[ReplicaStatus], lacking: str
 ) -> list[Condition]:
     """lacking: what to do about missing replicas."""
@@ -156,10 +156,15 @@ def _of_shards(
         )
     ]
     for number in health.under_replicated:
-        shard, wanted = health.shards[number], len(topology.shards[number].wanted)
+        shard, info = health.shards[number], topology.shards[number]
+        fewer = not_wanted(info, topology.settings.replication_factor if topology.settings is not None else 0)
         if shard.leader is not None:
-            subject = f"shard {number} has {wanted - shard.missing_replicas} of {wanted} replicas"
-            found.append(holds("NeedleUnderReplicated", subject, lacking))
+            count = len(info.wanted) + fewer
+            subject = f"shard {number} has {count - shard.missing_replicas} of {count} replicas"
+            remedy = "`needle rebalance` gives it more, if there are nodes for them"
+            found.append(
+                holds("NeedleUnderReplicated", subject, remedy if fewer == shard.missing_replicas else lacking)
+            )
     return found
 
 

@@ -35,7 +35,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
 class ShardHealth(msgspec.Struct, frozen=True, kw_only=True):
     """state: "healthy"; "degraded": it serves, but a replica is down or behind; "unavailable": it has no leader, so
     strong and leased reads and writes wait. documents: as the leader counts them, all collections. missing_replicas: of
-    those that the catalog wants, how many are down, behind, damaged or not built yet: so many fewer may fail."""
+    those that the catalog wants, how many are down, behind, damaged or not built yet, and how many fewer these are than
+    the cluster's replication factor: so many fewer may fail."""
 
     state: str
     leader: NodeId | None
@@ -79,8 +80,9 @@ def by_shard(replicas: Sequence[ReplicaStatus]) -> dict[int, list[ReplicaStatus]
 def judge(topology: Topology, replicas: Sequence[ReplicaStatus]) -> ClusterHealth:
     """The health of all shards."""
     shares, held = key_shares(topology), by_shard(replicas)
+    factor = topology.settings.replication_factor if topology.settings is not None else 0
     shards = {
-        info.shard: _judge_shard(info, held.get(info.shard, []), shares.get(info.shard, 0.0))
+        info.shard: _judge_shard(info, held.get(info.shard, []), shares.get(info.shard, 0.0), factor)
         for info in topology.serving
     }
     return ClusterHealth(
@@ -114,7 +116,7 @@ def lost_nodes(replicas: Sequence[ReplicaStatus]) -> set[NodeId]:
     return found.union(*(r.status.refused for r in replicas if r.status is not None))
 
 
-def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: float) -> ShardHealth:
+def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: float, factor: int) -> ShardHealth:
     answered = {r.node: r.status for r in replicas if r.status is not None}
     leading = [status for status in answered.values() if status.state == "Leader"]
     leader = max(leading, key=lambda status: status.current_term, default=None)
@@ -167,8 +169,13 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
         documents=leader.documents if leader else 0,
         share=share,
         problems=problems,
-        missing_replicas=len(set(info.wanted) - set(whole)),
+        missing_replicas=len(set(info.wanted) - set(whole)) + not_wanted(info, factor),
     )
+
+
+def not_wanted(info: ShardInfo, factor: int) -> int:
+    """Replicas that a shard would have more of by the replication factor, and the catalog names no nodes for."""
+    return max(0, factor - len(info.wanted))
 
 
 def _told_by(leader: RaftStatus) -> list[str]:
@@ -211,10 +218,12 @@ def _warnings(topology: Topology) -> list[str]:
     even = [info.shard for info in topology.serving if len(info.wanted) == 2]
     if even:
         told.append(f"shards {', '.join(map(str, even))} have two replicas: both must run to accept writes")
-    short = [info.shard for info in topology.serving if len(info.wanted) < settings.replication_factor]
+    short = [info.shard for info in topology.serving if not_wanted(info, settings.replication_factor)]
     if short:
+        nodes = len(topology.addresses())
+        more = "" if nodes >= settings.replication_factor else f" once there are more than {nodes} nodes"
         told.append(
-            f"shards {', '.join(map(str, short))} have fewer than {settings.replication_factor} replicas: "
-            f"there are only {len(topology.addresses())} nodes"
+            f"shards {', '.join(map(str, short))} were given fewer than {settings.replication_factor} replicas: "
+            f"`needle rebalance` gives them more{more}"
         )
     return told

@@ -19,7 +19,7 @@ from needle.client.values import Seconds
 from needle.protocol import calls
 from needle.protocol.catalog_commands import EMPTIES, AskRebalance, DrainNode, StartRebalance
 from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
-from needle.routing.jobs import Job, Progress, RebalanceConfig, check_over
+from needle.routing.jobs import Ended, Job, Progress, RebalanceConfig, check_over
 from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
 from needle.routing.stats import RebalanceStats, summarize
 from needle.routing.topology import Topology
@@ -150,9 +150,17 @@ class RebalanceMethods(OverShards):
         command = DrainNode(values.check_id(node, "node"), False)
         await self._shards.command(command, values.check_timeout(timeout))
 
-    async def rebalance_progress(self, *, timeout: Seconds = TIMEOUT) -> Progress | None:
-        """How far the last rebalance is, also one that another client started; None if there never was one."""
-        return await progress_of(self._shards, values.check_timeout(timeout))
+    async def rebalance_progress(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> Progress | None:
+        """How far a rebalance is, or how it ended, whoever started it. id: by default the last one; None if there never
+        was one. Of those before the last one the catalog keeps how the last 16 ended. Raises InvalidArgument for
+        another id."""
+        seconds = values.check_timeout(timeout)
+        if id is not None:
+            values.check_count(id, "id")
+        found = await progress_of(self._shards, seconds)
+        if id is None or (found is not None and found.id == id):
+            return found
+        return ended_in(await self._shards.confirmed(seconds), id)
 
     async def pause_rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> None:
         """Start no more moves; those that are under way end. id: by default the last rebalance. Raises InvalidArgument
@@ -190,6 +198,18 @@ async def progress_of(shards: ClusterShards, seconds: float) -> Progress | None:
     group = shards.group(CATALOG)
     data = await group.ask_leader(PROGRESS, lambda left: calls.encode(ProgressCall(left)), seconds)
     return calls.decode(data, ProgressAnswer).progress
+
+
+def ended_in(now: Topology, id_: int) -> Progress:
+    """How a rebalance ended that is over, as the catalog says. Raises InvalidArgument if it does not know it."""
+    last = now.rebalance
+    endings = [*now.ended, *([Ended.of(last)] if last is not None and last.over else [])]
+    for one in endings:
+        if one.id == id_:
+            return one.progress()
+    there = "there is none" if last is None else f"the last one is {last.id}"
+    kept = f", and of those before it {', '.join(str(one.id) for one in now.ended)} are known" if now.ended else ""
+    raise InvalidArgument(f"rebalance {id_} is not known: {there}{kept}", field="rebalance")
 
 
 async def stats_of(caller: Caller, shards: ClusterShards, seconds: float) -> RebalanceStats:

@@ -22,7 +22,7 @@ from needle.client.shards import OverShards
 from needle.client.values import Seconds
 from needle.protocol.catalog_commands import StartRebalance
 from needle.protocol.versioned import check_known
-from needle.routing.jobs import Job, Progress, RebalanceConfig, check_over
+from needle.routing.jobs import Ended, Progress, RebalanceConfig, check_over
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Replacement, Wish
 from needle.routing.stats import RebalanceStats
@@ -121,14 +121,17 @@ class ReplaceMethods(OverShards):
         job, known = now.rebalance, now.node(old)
         if known is None or known.state is NodeState.REMOVED:
             return True
-        if job is None or job.id != id_:
+        if job is not None and job.id == id_ and not job.over:
+            return False
+        ended = next((one for one in now.ended if one.id == id_), None)
+        if job is not None and job.id == id_:
+            ended = Ended.of(job)
+        if ended is None:
             raise Unavailable(f"rebalance {id_}, which was to replace {old}, has ended, and another one was started")
-        if job.over:
-            raise Unavailable(not_replaced(job, old))
-        return False
+        raise Unavailable(not_replaced(ended, old))
 
 
-def not_replaced(ended: Job | Progress, old: NodeId) -> str:
+def not_replaced(ended: Ended | Progress, old: NodeId) -> str:
     """Why a replacement is over and was not done, for people."""
     why = ended.why or "somebody ended it"
     return (

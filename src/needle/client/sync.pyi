@@ -597,6 +597,7 @@ class SyncClient:
     ) -> None: ...
     def rebalance_progress(
         self,
+        id: int | None = ...,
         *,
         timeout: Seconds = ...,
     ) -> Progress | None: ...

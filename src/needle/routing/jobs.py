@@ -13,6 +13,7 @@ import msgspec
 from needle.base.config import check_range
 from needle.base.errors import InvalidArgument
 from needle.base.ids import NodeId
+from needle.base.schema import Seconds, check_whole
 from needle.routing.planned_moves import Move
 from needle.routing.plans import Wish
 
@@ -21,17 +22,26 @@ PRESSING = 0.05
 below the wish's."""
 
 
+ENDED_MAX = 16
+"""Rebalances before the last one of which the catalog keeps how they ended: it travels whole at each change."""
+WHY_CHARS = 300
+"""Of why each of them ended."""
+
+
 class RebalanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """max_concurrent_moves: at a time. batch_size: documents of a move copied between two pauses. throttle_rate:
-    how long these are, in seconds; a new replica comes as slowly (routing.pace). Raises InvalidArgument."""
+    how long these are, in seconds as float or `datetime.timedelta`, kept as float; a new replica comes as slowly
+    (routing.pace). Raises InvalidArgument."""
 
     max_concurrent_moves: int = 10
     batch_size: int = 1000
-    throttle_rate: float = 0.1
+    throttle_rate: Seconds = 0.1
 
     def __post_init__(self) -> None:
-        check_range("max_concurrent_moves", self.max_concurrent_moves, 1, 100)
-        check_range("batch_size", self.batch_size, 1, 10_000)
+        if hasattr(self.throttle_rate, "total_seconds"):
+            msgspec.structs.force_setattr(self, "throttle_rate", self.throttle_rate.total_seconds())
+        check_whole("max_concurrent_moves", self.max_concurrent_moves, 1, 100)
+        check_whole("batch_size", self.batch_size, 1, 10_000)
         check_range("throttle_rate", self.throttle_rate, 0, 3600)
 
 
@@ -128,6 +138,49 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     def is_complete(self) -> bool:
         """Whether nothing of it is to come: done, failed or cancelled."""
         return self.state in OVER
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """How a rebalance ended. Fields as in Job."""
+
+    id: int
+    state: JobState
+    why: str
+    moved_documents: int
+    moved_bytes: int
+    planned_bytes: int
+    moves: int
+
+    @classmethod
+    def of(cls, job: Job) -> Ended:
+        """What is kept of one that is over."""
+        sums = job.moved_documents, job.moved_bytes, job.planned_bytes, job.moves
+        return cls(job.id, job.state, job.why, *sums)
+
+    def progress(self) -> Progress:
+        """As it was told when it ended. One that did not do what was wished is not all done for that."""
+        done = self.state is JobState.DONE
+        total = self.moved_bytes if done else max(self.moved_bytes, self.planned_bytes)
+        part = self.moved_bytes / total if total else 1.0 if self.moves else 0.0
+        return Progress(
+            id=self.id,
+            state=self.state,
+            percent_complete=100.0 if done else min(99.9, 100 * part),
+            moved_documents=self.moved_documents,
+            total_documents=self.moved_documents,
+            moved_bytes=self.moved_bytes,
+            total_bytes=total,
+            rate=0.0,
+            eta=None,
+            phases={},
+            why=self.why,
+        )
+
+
+def kept(ended: tuple[Ended, ...], over: Job) -> tuple[Ended, ...]:
+    """The last ones with one more, the last of which is `over`."""
+    made = Ended.of(over)
+    return (*ended, msgspec.structs.replace(made, why=made.why[:WHY_CHARS]))[-ENDED_MAX:]
 
 
 def check_over(job: Job | None) -> None:

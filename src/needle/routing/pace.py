@@ -23,7 +23,7 @@ STEPS_SECONDS: Final = 2.0
 
 def pauses(documents: float, config: RebalanceConfig) -> float:
     """Seconds, of all pauses while so many documents are copied."""
-    return documents / config.batch_size * config.throttle_rate
+    return float(documents / config.batch_size * config.throttle_rate)
 
 
 def rest_of(job: Job | None, group: GroupId, node: NodeId) -> float:

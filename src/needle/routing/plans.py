@@ -12,6 +12,7 @@ import msgspec
 from needle.base.config import check_range
 from needle.base.errors import invalid
 from needle.base.ids import NodeId
+from needle.base.schema import refuse
 from needle.routing.planned_moves import Move, size_in_words
 
 REPLICAS_MAX = 7
@@ -20,6 +21,9 @@ ZONE_CHARS_MAX = 256
 FRACTION_MAX = 1000
 RANGE_BYTES = (1 << 20, 1 << 50)
 """Of one move of key ranges: with less, a plan has more moves than anybody can make."""
+
+
+_SEVERAL = (tuple, list, set, frozenset)
 
 
 class ReplicaMove(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +77,20 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     move: ReplicaMove | None = None
     split: ShardSplit | None = None
     replace: Replacement | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for what is of another type; never when it is decoded, for that is checked there."""
+        for name in ("shards", "replicas", "catalog_nodes"):
+            if type(value := getattr(self, name)) not in (int, type(None)):
+                raise refuse(name, value, "a whole number, or None")
+        if type(self.range_bytes_max) is not int:
+            raise refuse("range_bytes_max", self.range_bytes_max, "a whole number of bytes")
+        for name, whose in (("retire", int), ("drain", str), ("lost", str)):
+            value = getattr(self, name)
+            if not isinstance(value, _SEVERAL) or any(type(one) is not whose for one in value):
+                raise refuse(
+                    name, value, "numbers of shards, as in (3,)" if whose is int else "ids of nodes in a tuple"
+                )
 
     @property
     def by_hand(self) -> bool:

@@ -18,7 +18,7 @@ from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import Claim, CollectionSpec, IndexParams
 from needle.base.versions import FIRST
-from needle.routing.jobs import Job
+from needle.routing.jobs import Ended, Job
 from needle.routing.ranges import check_ranges, contains, fingerprint
 from needle.routing.recoveries import Recovery
 from needle.routing.shard_map import KeyRange, ShardMap
@@ -202,7 +202,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     """What a cluster is made of, as its catalog says. Before the cluster is created: version 0, no settings, no map.
     dropped: ids of collections that were dropped, the last ones; shards delete no other. founding: drawn when the
     cluster was made, to tell it from one that is made again after its catalog was lost. catalog: the nodes that hold
-    it; catalog_leaving and catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over. aliases:
+    it; catalog_leaving and catalog_assigned: as in ShardInfo. rebalance: the last one, also when it is over; ended:
+    how those before it ended, the last few. aliases:
     by name, ascending; none has the name of a collection, or leads to another alias. When one gets another meaning, the
     map gets the next epoch, so that whoever goes by the old one is refused. keys: the API keys, by name; only nodes and
     admins are told them. cluster_version: of commands and formats, which every node that was not removed knows; it
@@ -230,6 +231,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     recovered: tuple[Recovery, ...] = ()
     backed_up: int = 0
     archived: int = 0
+    ended: tuple[Ended, ...] = ()
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""

@@ -16,8 +16,9 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Protocol
 
-from needle.base.errors import DeadlineExceeded, InvalidArgument
+from needle.base.errors import DeadlineExceeded, invalid
 from needle.base.ids import NodeId
 from needle.client.client import Client
 from needle.client.feeds import TIMEOUT
@@ -31,6 +32,13 @@ from needle.server.cluster_api import ShardManager
 LOOK_SECONDS = 0.5
 
 
+class WithClient(Protocol):
+    """A RaftCluster: one node in this process, and a client of its cluster."""
+
+    @property
+    def client(self) -> Client: ...
+
+
 class RebalanceHandle:
     """One rebalance. Any process may make another one of the same, by `RebalanceCoordinator.rebalance`."""
 
@@ -40,11 +48,12 @@ class RebalanceHandle:
         self._last: Progress | None = None
 
     async def progress(self, *, timeout: Seconds = TIMEOUT) -> Progress:
-        """How far it is. Raises InvalidArgument once another one was started after its end."""
-        found = await self._client.rebalance_progress(timeout=timeout)
-        if found is None or found.id != self.id:
-            last = "there is none" if found is None else f"the last one is {found.id}"
-            raise InvalidArgument(f"rebalance {self.id} is not known any more: {last}", field="rebalance")
+        """How far it is, or how it ended, also when others were started since. Raises InvalidArgument for one that is
+        not known any more, see `Client.rebalance_progress`."""
+        if self._last is not None and self._last.is_complete:
+            return self._last
+        found = await self._client.rebalance_progress(self.id, timeout=timeout)
+        assert found is not None  # an id was named
         self._last = found
         return found
 
@@ -97,12 +106,19 @@ class RebalanceHandle:
 class RebalanceCoordinator:
     """What operators ask of a cluster that grows, shrinks or is uneven. The methods are `Client`'s, with handles."""
 
-    def __init__(self, cluster: ShardManager | Client) -> None:
-        """cluster: a DistributedCluster or ShardManager, or a Client."""
+    def __init__(self, cluster: ShardManager | WithClient | Client) -> None:
+        """cluster: a DistributedCluster or ShardManager, a RaftCluster, or a Client. Raises InvalidArgument for another
+        object."""
+        known = isinstance(cluster, ShardManager | Client)
+        if not known and not isinstance(getattr(type(cluster), "client", None), property):
+            raise invalid("cluster", type(cluster).__name__, "a DistributedCluster, a RaftCluster or a Client")
         self._cluster = cluster
 
     async def _client(self) -> Client:
-        return await self._cluster.client() if isinstance(self._cluster, ShardManager) else self._cluster
+        cluster = self._cluster
+        if isinstance(cluster, ShardManager):
+            return await cluster.client()
+        return cluster if isinstance(cluster, Client) else cluster.client
 
     async def get_stats(self, *, timeout: Seconds = TIMEOUT) -> RebalanceStats:
         """See `Client.get_stats`."""
@@ -166,8 +182,9 @@ class RebalanceCoordinator:
         client = await self._client()
         return RebalanceHandle(client, await client.drain_node(node, config, timeout=timeout))
 
-    async def rebalance(self, *, timeout: Seconds = TIMEOUT) -> RebalanceHandle | None:
-        """The last rebalance, whoever started it; None if there never was one."""
+    async def rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> RebalanceHandle | None:
+        """The last rebalance, whoever started it; None if there never was one. id: another one, see
+        `Client.rebalance_progress`; raises InvalidArgument if it is not known."""
         client = await self._client()
-        found = await client.rebalance_progress(timeout=timeout)
+        found = await client.rebalance_progress(id, timeout=timeout)
         return None if found is None else RebalanceHandle(client, found.id)

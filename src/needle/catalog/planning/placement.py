@@ -67,11 +67,6 @@ def place(
     return arrange({shard: Need(replicas=replication_factor) for shard in range(shard_count)}, nodes, current)
 
 
-def catalog_size(nodes: int) -> int:
-    """How many of so many nodes hold the catalog: 3 of up to 8, 5 of more, one of one or two."""
-    return 1 if nodes < 3 else 3 if nodes <= 8 else 5
-
-
 def arrange(
     needs: Mapping[int, Need],
     nodes: Sequence[PlacementNode],

@@ -17,9 +17,10 @@ from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.catalog.planning import by_hand
 from needle.catalog.planning.batches import MOVES_MAX, range_moves
+from needle.catalog.planning.catalog_nodes import catalog_count, settled_catalog
 from needle.catalog.planning.fewest import EMPTY_REPLICA_BYTES, fewest_bytes, fullness
 from needle.catalog.planning.pieces import Piece, pieces_of
-from needle.catalog.planning.placement import Assignment, Need, PlacementNode, arrange, catalog_size
+from needle.catalog.planning.placement import Assignment, Need, PlacementNode, arrange
 from needle.catalog.planning.schedule import Goal, Replicas, State, schedule
 from needle.catalog.planning.spread import Spread, least
 from needle.routing.key_space import KeySpace
@@ -292,19 +293,18 @@ class _Planning:
         return (*after, *rest[: max(0, min(len(before), self._factor) - len(after))])
 
     def _catalog(self) -> Replicas:
-        """The nodes that should hold the catalog: so many as it has in a new cluster, or as do now."""
+        """The nodes that should hold the catalog."""
         held, usable = self._topology.holders(CATALOG_GROUP), [node for node in self._nodes.values() if node.usable]
         before = held.wanted if held is not None else ()
-        count = self._wish.catalog_nodes
-        if count is None:
-            count = max(len(before), catalog_size(sum(node.open for node in usable)))
         if not usable:
             return before
-        need = Need(replicas=count, settled=bool(self._unsettled(CATALOG_GROUP, count)))
-        nodes = [msgspec.structs.replace(node, weight=1.0) for node in usable]
-        after = arrange({0: need}, nodes, {0: before}).get(0, ())
-        rest = sorted((node for node in before if node not in after), key=lambda node: node not in self._alive)
-        return (*after, *rest[: max(0, min(len(before), count) - len(after))])
+        count = self._wish.catalog_nodes
+        if count is None:
+            # Fewer than the replicas do not stay: those of shards keep their nodes until there are others for them.
+            staying = max(len(usable), min(self._factor, len(self._nodes)))
+            able, factor, balance = sum(node.open for node in usable), self._factor, self._wish.balance
+            count = catalog_count(len(before), staying=staying, able=able, replicas=factor, balance=balance)
+        return settled_catalog(before, count, usable, bool(self._unsettled(CATALOG_GROUP, count)), self._alive)
 
     def _state(self, sizes: Mapping[int, int]) -> State:
         topology = self._topology

@@ -19,7 +19,8 @@ from needle.base.ids import NodeId, shard_group
 from needle.base.model import CollectionSpec
 from needle.base.runtime import Rng
 from needle.base.versions import FIRST, SAID
-from needle.catalog.planning.placement import PlacementNode, catalog_size, place
+from needle.catalog.planning.catalog_nodes import catalog_voters
+from needle.catalog.planning.placement import PlacementNode, place
 from needle.client.directory import Caller
 from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
@@ -61,7 +62,11 @@ async def create_cluster(
     for node, answer in who.items():
         check_fresh(node, answer.lost, set(answer.strangers) - nodes.keys())
     check_router(settings.strategy, who)
-    uid = _uid(who, voters := list(nodes)[: catalog_size(len(nodes))])
+    infos = [
+        NodeInfo(id=node, address=nodes[node], incarnation=a.incarnation, zone=a.zone, weight=a.weight, knows=a.knows)
+        for node, a in who.items()
+    ]
+    uid = _uid(who, voters := catalog_voters(infos, settings.replication_factor))
     old = [node for node, answer in who.items() if answer.version]
     new = [node for node, answer in who.items() if not answer.uid]
     if old and new:
@@ -73,10 +78,6 @@ async def create_cluster(
     found = calls.encode(FoundCall(uid, {node: nodes[node] for node in voters}))
     for part in (nodes.keys() - new, new):  # who was begun with other voters refuses before another one is begun
         await asyncio.gather(*(caller.call(nodes[node], FOUND, found, ASK_SECONDS) for node in sorted(part)))
-    infos = [
-        NodeInfo(id=node, address=nodes[node], incarnation=a.incarnation, zone=a.zone, weight=a.weight, knows=a.knows)
-        for node, a in who.items()
-    ]
     command = first_topology(settings, infos, voters, rng, boundaries)
     known = AskedTopology(caller, [nodes[node] for node in voters], Topology())
     shards = ClusterShards(caller, known, rng=rng)

@@ -1,7 +1,8 @@
 """A cluster that its settings describe founds itself: every node lists the same `cluster_nodes`.
 
 A node whose directory is new asks the others. Once a majority is there and nobody knows the cluster, it begins its
-replica of the catalog's group with all of them as voters, and whoever they elect puts the first topology into it.
+replica of the catalog's group with all of them as voters, and whoever they elect puts the first topology into it; of
+more than three, or of an even number, the ones that are left over then leave the group (`catalog_nodes`).
 Invariants: that is one command, so a crash at any step leaves the catalog empty, for the next leader to fill, or whole;
 nodes with other lists do not get into one cluster, for the list gives the cluster its uid, and nothing is written down
 while one that answers has another list; a node that comes when the cluster is there begins nothing; one that was silent
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import xxhash
@@ -25,8 +26,10 @@ from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
 from needle.base.news import FOR_EVER, News
 from needle.catalog.machine import CatalogMachine
+from needle.catalog.planning.catalog_nodes import catalog_voters
 from needle.multiraft.host import Host
 from needle.protocol import calls, catalog_commands
+from needle.protocol.catalog_commands import AssignReplicas
 from needle.protocol.peer_calls import WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import CONSISTENT_HASH, RANGE, parse_strategy
@@ -120,6 +123,17 @@ def other_settings(config: RaftConfig, now: Topology) -> list[str]:
     return found
 
 
+def fitted(now: Topology, founders: Sequence[NodeId]) -> AssignReplicas | None:
+    """What brings the catalog from all founders to those of them that are to hold it, the ones that answered first;
+    None if these are the same, or others have decided since."""
+    if now.settings is None or now.catalog_assigned or set(now.catalog) != set(founders):
+        return None
+    infos = [info for name in founders if (info := now.node(name)) is not None]
+    silent = {info.id for info in infos if not info.incarnation}
+    after = catalog_voters(infos, now.settings.replication_factor, silent)
+    return AssignReplicas(CATALOG_GROUP, list(now.catalog), after) if len(after) < len(founders) else None
+
+
 class SettingsFounding:
     """See the module."""
 
@@ -134,6 +148,7 @@ class SettingsFounding:
     async def run(self) -> None:
         """Until the cluster is founded, by this node or another."""
         node, since = self._node, -1.0
+        begins = node.topology.settings is None
         while node.topology.settings is None and not node.host.stopped:
             leads = node.catalog is not None and node.host.is_leader(CATALOG_GROUP)
             since = -1.0 if not leads else since if since >= 0 else node.now()
@@ -150,6 +165,20 @@ class SettingsFounding:
             await node.wait_topology(1, PAUSE_SECONDS)
         if ignored := other_settings(node.config, node.topology):
             log.warning("the cluster was founded before, so these settings of it do nothing: %s", "; ".join(ignored))
+        if begins:
+            await self._fit_catalog()
+
+    async def _fit_catalog(self) -> None:
+        """All founders began the catalog's group, for that list is equal on all; now it is held by as many as a cluster
+        of this size needs. Whoever leads it does that; if they all stop meanwhile, the next plan does."""
+        node = self._node
+        while not node.host.stopped and (command := fitted(node.topology, list(node.config.founders))) is not None:
+            if node.catalog is not None and node.host.is_leader(CATALOG_GROUP):
+                try:
+                    await node.execute(catalog_commands.entry(command, node.topology), COMMAND_SECONDS)
+                except NeedleError as error:
+                    log.debug("the catalog keeps its founders for now: %s", error)
+            await node.wait_topology(node.topology.version + 1, PAUSE_SECONDS)
 
     def _say(self, error: NeedleError) -> None:
         if self._said.is_news(error.message):

@@ -21,8 +21,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "server/upkeep/health.py", "needle_cluster_healthy", HTTP),
         gauge("needle_shard_led", "shard", "", "1 while a replica of the shard says that it leads.",
               "server/upkeep/health.py", only=HTTP),
-        gauge("needle_shard_missing_replicas", "shard", "", "Replicas that are down, behind or not built yet.",
-              "server/upkeep/health.py", only=HTTP),
+        gauge("needle_shard_missing_replicas", "shard", "", "Replicas that are down, behind, not built yet, or "
+              "that the replication factor asks for and the catalog does not.", "server/upkeep/health.py", only=HTTP),
         gauge("needle_node_reachable", "node", "", "1 while a node that holds replicas answers; a node in maintenance "
               "that does not answer is left out.", "server/upkeep/health.py", only=HTTP),
         gauge("needle_catalog_led", "", "", "1 while this node, which holds the catalog, knows who leads it.",

@@ -30,7 +30,7 @@ from needle.client.directory import Caller
 from needle.client.measuring import Measured, Measuring, measure
 from needle.multiraft.host import Host
 from needle.protocol.catalog_commands import StepRebalance
-from needle.routing.jobs import Job, JobState, Progress, Running
+from needle.routing.jobs import Ended, Job, JobState, Progress, Running
 from needle.routing.planned_moves import Move
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import ClusterStats
@@ -158,7 +158,7 @@ class Coordinator:
         if job is None:
             return None
         if job.over:
-            return rebalance.progress(job, rebalance.NOTHING, (), 0.0)
+            return Ended.of(job).progress()
         try:
             look = await self._fresh(topology, timeout)
             job = look.seen.topology.rebalance or job
