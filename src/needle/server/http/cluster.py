@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from needle.base.errors import invalid
 from needle.client.health import judge
+from needle.client.rebalancing import ShardOrCatalog
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.http import cluster_bodies as bodies
@@ -121,8 +122,9 @@ async def split_shard(call: Call) -> bodies.StartedRebalance:
 
 async def move_replica(call: Call) -> bodies.StartedRebalance:
     body: bodies.MoveReplica = call.body
+    shard: ShardOrCatalog = "catalog" if call.path["shard"] == "catalog" else _number(call)
     started = await call.client.move_replica(
-        _number(call), body.source, body.target, bodies.pace_of(body.config), timeout=body.timeout
+        shard, body.source, body.target, bodies.pace_of(body.config), timeout=body.timeout
     )
     return bodies.StartedRebalance(id=started)
 

@@ -169,7 +169,8 @@ class SplitShard(Body, frozen=True, kw_only=True):
 
 
 class MoveReplica(SplitShard, frozen=True, kw_only=True):
-    """source: the node that holds the shard, dead or alive. target: that is to hold it instead."""
+    """source: the node that holds the shard (in the path: its number, or `catalog`), dead or alive. target: that is to
+    hold it instead."""
 
     source: str
     target: str
