@@ -575,7 +575,7 @@ class SyncClient:
     ) -> int: ...
     def move_replica(
         self,
-        shard: int | Literal["catalog"],
+        shard: int | Literal['catalog'],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = ...,
@@ -671,7 +671,7 @@ class SyncClient:
         config: RebalanceConfig | None = ...,
         told: Callable[[str], None] | None = ...,
         timeout: Seconds = ...,
-    ) -> None: ...
+    ) -> int | None: ...
     def describe_node(
         self,
         node: str,
