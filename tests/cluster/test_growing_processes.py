@@ -5,6 +5,7 @@ equals a model at every moment."""
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -117,6 +118,8 @@ async def test_three_nodes_and_a_shard_become_six_and_four_and_go_back(tmp_path:
             for _ in range(3):
                 await done(lambda: coordinator.add_shard(CONFIG))
             await done(lambda: coordinator.start_rebalance(CONFIG))
+            held, arrived = await _switches(processes)
+            assert held == arrived >= 3  # each shard was given something, and nobody died
             stats = await coordinator.get_stats()
             assert sorted(stats.shard_sizes) == [0, 1, 2, 3]
             assert stats.documents_imbalance < 0.25
@@ -149,3 +152,13 @@ async def test_three_nodes_and_a_shard_become_six_and_four_and_go_back(tmp_path:
 
 async def _known(client: Client, nodes: int) -> bool:
     return len((await client.refresh_topology(timeout=0.2)).addresses()) == nodes
+
+
+async def _switches(processes: ShardedProcesses) -> tuple[float, float]:
+    """Decided switches of key ranges, and those that arrived, as all nodes have counted them."""
+    found = [0.0, 0.0]
+    names = r"(needle_move_hold_seconds_count\{[^}]*event=\"decided\"|needle_move_arrival_seconds_count)[^ ]* (\S+)"
+    for node in processes.nodes:
+        for name, count in re.findall(names, (await processes.http(node, "/metrics"))[1]):
+            found["arrival" in name] += float(count)
+    return found[0], found[1]
