@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+
+import msgspec
 
 from needle.server.upkeep.move_steps import STEP_SECONDS
 from needle.server.upkeep.mover import NOT_ARRIVED
 from proof.sim.faults import both, each
+from proof.sim.machine import stream
+from proof.sim.resizing import CATALOG_SHARE
 from proof.sim.shards.happenings import Happening
 from proof.sim.spec import Fault, Spec
 from proof.sim.world import World
@@ -119,3 +124,21 @@ async def _without_target(world: World, decided: Happening) -> list[str]:
     finally:
         each(lambda link: world.stage.network.unblock(*link), links)
     return found
+
+
+def test_a_replica_of_the_catalog_is_moved_by_its_name() -> None:
+    for seed in range(1, 200):
+        spec = Spec(seed=seed, nodes=6, seconds=SECONDS, sharded=True)
+        faults = [one for one in spec.schedule() if one.kind == "move-by-hand" and one.at < SECONDS - 10]
+        if not spec.resizes or not faults or stream(seed, "the catalog by hand").random() >= CATALOG_SHARE:
+            continue
+        numbers = tuple(one.number for one in faults)
+        world = World(msgspec.structs.replace(spec, faults=numbers), keep_trace=True)
+        report = world.run()
+        assert report.failure is None, report.failure
+        begun = [re.search(r"begins: the catalog from (\S+) to (\S+)", line) for line in world.trace.lines]
+        if moves := [found for found in begun if found is not None]:
+            source, target = moves[0].groups()
+            assert any(target in now.catalog and source not in now.catalog for now in world.truth.topologies)
+            return
+    raise AssertionError("no seed has it")
