@@ -108,10 +108,11 @@ chaos-shards: $(STAMP)
 chaos-growing: $(STAMP)
 	$(BIN)/python -m proof.chaos --growing --minutes $(MINUTES) --seed $(SEED) --verbose
 
-# kill -9 of the coordinator, the source's and the target's leader at each phase of a move: make chaos-phases ROUNDS=3
+# kill -9 of who takes part in a move of key ranges, and in one of a replica, at each of its phases: make chaos-phases ROUNDS=3
 ROUNDS ?= 1
 chaos-phases: $(STAMP)
 	$(BIN)/python -m proof.chaos.at_phases --rounds $(ROUNDS) --seed $(SEED)
+	$(BIN)/python -m proof.chaos.at_replica_phases --rounds $(ROUNDS) --seed $(SEED)
 
 # No election without a fault: a bulk load at the guide's timeouts: make soak SOAK_SECONDS=60
 SOAK_SECONDS ?= 60

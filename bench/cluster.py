@@ -125,15 +125,22 @@ class NeedleCluster:
 
 class ShardedNodes:
     """A sharded cluster; with one replica a shard routing and merging are measured, not replication. Use with
-    `async with`; then `client` is shard-aware. settings: any node setting."""
+    `async with`; then `client` is shard-aware. http: the nodes serve it, and `metrics`. settings: any node setting."""
 
     client: Client
 
-    def __init__(self, shards: int, replicas: int = 1, **settings: object) -> None:
+    def __init__(self, shards: int, replicas: int = 1, *, http: bool = False, **settings: object) -> None:
         self.shards = shards
         self._replicas = replicas
         self._directory = Path(tempfile.mkdtemp(prefix="bench-shards-"))
-        self._nodes = ProcessCluster(self._directory, NODES, as_user=True, sharding={}, **(settings or TIMING))
+        self._nodes = ProcessCluster(
+            self._directory,
+            NODES,
+            ports=free_ports(2 * NODES if http else NODES),
+            as_user=True,
+            sharding={},
+            **(settings or TIMING),
+        )
         self._callers: list[RpcClient] = []
         self._indexable = self._files = 0
         self._open = contextlib.AsyncExitStack()
@@ -179,6 +186,10 @@ class ShardedNodes:
         await wait_for(known, START_SECONDS, f"{name} being a node")
         return name
 
+    def names(self) -> list[str]:
+        """Of all nodes."""
+        return list(self._nodes.nodes)
+
     def index_files(self, node: str) -> list[Path]:
         """Those that a node has published; by name."""
         return self._nodes.nodes[node].index_files()
@@ -195,8 +206,9 @@ class ShardedNodes:
         )
         return {name: float(value) for name, _, value in samples}
 
-    async def load(self, collection: str, vectors: Floats) -> int:
-        """Create and fill a collection; returns how many index files hold it once nothing is built any more."""
+    async def load(self, collection: str, vectors: Floats, metadata: object = None) -> int:
+        """Create and fill a collection. metadata: of each document. Returns how many index files hold it once
+        nothing is built any more."""
         dimensions = vectors.shape[1]
         await self.client.create_collection(collection, dimensions=dimensions, timeout=60)
         batches = iter(range(0, len(vectors), BATCH))
@@ -205,7 +217,10 @@ class ShardedNodes:
             for first in batches:
                 rows = vectors[first : first + BATCH]
                 ids = [f"v{n}" for n in range(first, first + len(rows))]
-                await self.client.insert_batch(ids=ids, vectors=rows, collection=collection, timeout=120)
+                about = None if metadata is None else [metadata] * len(rows)
+                await self.client.insert_batch(
+                    ids=ids, vectors=rows, metadatas=about, collection=collection, timeout=120
+                )
 
         await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
         # Of each shard a few may stay outside index files for good.

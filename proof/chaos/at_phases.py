@@ -14,9 +14,10 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.client.client import Client
@@ -51,6 +52,9 @@ def cells() -> list[Cell]:
 class AtPhases:
     """One cluster. kills: by phase and victim. ended: rebalances, by how they ended."""
 
+    settings: Mapping[str, Any] = {}
+    """Of its nodes."""
+
     def __init__(self, directory: Path, seed: int, say: Say) -> None:
         self._directory, self._rng, self._say = directory, random.Random(seed), say
         self.kills: Counter[Cell] = Counter()
@@ -60,11 +64,12 @@ class AtPhases:
     async def run(self, wanted: Sequence[Cell]) -> None:
         """Raises Violation."""
         sharding = {"shards": FIRST_SHARDS, "replicas": REPLICAS}
-        async with ProcessCluster(self._directory, NODES, sharding=sharding) as cluster:
+        async with ProcessCluster(self._directory, NODES, sharding=sharding, **self.settings) as cluster:
             await cluster.ready()
             async with cluster.connect() as operator, cluster.connect() as caller:
                 kept = Kept(caller, KEPT_DOCUMENTS, self._rng)
                 await kept.fill()
+                await self._fill(operator)
                 self.owners = [Owned(f"o{n}", caller, OWNED_DOCUMENTS, self._rng) for n in range(OWNERS)]
                 loads: list[Kept | Owned] = [kept, *self.owners]
                 load = [asyncio.create_task(one.run()) for one in loads]
@@ -106,14 +111,9 @@ class AtPhases:
                 raise Violation("liveness", f"no move was seen in phase {cell[0]!r} in {TRIES} rebalances")
 
     async def _begin(self, operator: Client) -> int:
-        """A shard more, or one less."""
-
         async def begun() -> int | None:
             try:
-                serving = (await self._now(operator)).serving
-                if len(serving) <= FIRST_SHARDS:
-                    return await operator.add_shard(PACE, timeout=CALL_SECONDS)
-                return await operator.remove_shard(serving[-1].shard, PACE, timeout=CALL_SECONDS)
+                return await self._change(operator)
             except NeedleError as error:
                 if not error.retryable and not isinstance(error, InvalidArgument) and error.code != "outcome_unknown":
                     raise
@@ -121,6 +121,16 @@ class AtPhases:
 
         made: int = await wait_for(begun, READY_SECONDS, "a rebalance to begin")
         return made
+
+    async def _fill(self, operator: Client) -> None:
+        """What else there is; nothing here."""
+
+    async def _change(self, operator: Client) -> int:
+        """A shard more, or one less; the rebalance."""
+        serving = (await self._now(operator)).serving
+        if len(serving) <= FIRST_SHARDS:
+            return await operator.add_shard(PACE, timeout=CALL_SECONDS)
+        return await operator.remove_shard(serving[-1].shard, PACE, timeout=CALL_SECONDS)
 
     async def _now(self, operator: Client) -> Topology:
         return await operator.refresh_topology(confirmed=True, timeout=CALL_SECONDS)
@@ -186,10 +196,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1, help="how often each phase with each victim")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    wanted = cells() * given.rounds
-    random.Random(given.seed).shuffle(wanted)
+    return told(AtPhases, cells() * given.rounds, given.seed)
+
+
+def told(kind: type[AtPhases], wanted: list[Cell], seed: int) -> int:
+    """Run it and print what came of it; 0 if every promise held."""
+    random.Random(seed).shuffle(wanted)
     with tempfile.TemporaryDirectory(prefix="needle-phases-") as directory:
-        run = AtPhases(Path(directory), given.seed, print)
+        run = kind(Path(directory), seed, print)
         try:
             asyncio.run(run.run(wanted))
         except Violation as violation:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from needle.base.ids import NodeId, shard_group
+from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.routing.jobs import Job, JobState, Running
 from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.shard_map import KeyRange
@@ -150,9 +150,10 @@ class Rebalances:
         gone = now.node(new.old) if new is not None else None
         if new is not None and (gone is None or gone.state is not NodeState.REMOVED):
             raise Violation(NAME, f"rebalance {job.id} is done, and {new.old}, which it replaces, is not removed")
-        holders = now.holders(shard_group(move.shard)) if move is not None else None
+        group = shard_group(move.shard) if move is not None else CATALOG_GROUP
+        holders, name = now.holders(group), group_name(group)
         if move is not None and (holders is None or move.source in holders.all or move.target not in holders.wanted):
-            raise Violation(NAME, f"rebalance {job.id} is done, and shard {move.shard} is on {holders}")
+            raise Violation(NAME, f"rebalance {job.id} is done, and {name} is on {holders}")
 
     def _done(self, job: Job, now: Topology) -> None:
         self.done += 1

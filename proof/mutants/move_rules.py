@@ -33,6 +33,18 @@ MUTANTS = (
         tests=(_MOVER + "test_another_drivers_import_is_not_taken_for_one_that_failed",),
     ),
     Mutant(
+        name="a-page-grows",
+        breaks="a move reads more documents at a time than it may, so its driver's memory grows with its batch",
+        edits=(
+            Edit(
+                "server.upkeep.range_copy:RangeCopier._copy_collection",
+                "min(left or rows_max, rows_max)",
+                "left or 4 * rows_max",
+            ),
+        ),
+        tests=("tests/server/test_move_memory.py::test_a_move_holds_a_page_at_a_time",),
+    ),
+    Mutant(
         name="deletes-of-the-rest-are-forgotten",
         breaks="what was deleted between the copy and the freeze comes back in the target",
         edits=(

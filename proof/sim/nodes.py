@@ -188,6 +188,10 @@ class SimNode:
             for held in hosted.replica.view.collections.values():
                 yield group, held.record.id, held.vectors.served
 
+    def waiting_moves(self, group: GroupId) -> list[str]:
+        """Why moves of key ranges of a shard that it leads wait, as its health says."""
+        return self._node.mover.held(group) if self._node is not None else []
+
     def topology_version(self) -> int:
         """Of the catalog, as this node knows it."""
         return self._node.topology.version if self._node is not None else 0

@@ -33,6 +33,8 @@ HEATS = (*[0.0] * 9, 0.7)
 """How much calls a second count. Who goes by them waits for a map that stands still, which is rare here."""
 FOLLOWS_SHARE = 0.6
 """Of rebalances: the catalog follows the nodes that there are; in the others so many hold it as began it."""
+CATALOG_SHARE = 0.3
+"""Of the moves by hand are of the catalog."""
 PAUSE_SECONDS = 3.0
 IDLE_TRIES = 30
 
@@ -48,6 +50,7 @@ class Resizing:
         self._rng = rng
         self._heat = stream(stage.spec.seed, "calls that count")
         self._catalog = stream(stage.spec.seed, "who holds the catalog")
+        self._by_hand = stream(stage.spec.seed, "the catalog by hand")
 
     @property
     def under_way(self) -> bool:
@@ -97,10 +100,21 @@ class Resizing:
             id_ = await client.split_shard(info.shard, config, timeout=ADMIN_SECONDS)
             self._stage.trace.tell(f"rebalance {id_} begins: shard {info.shard} is split")
         spare = sorted(set(members) - {*info.replicas, *self._draining()} - self._fleet.retired)
+        if what == "move-by-hand" and self._by_hand.random() < CATALOG_SHARE:
+            await self._catalog_by_hand(client, members, config)
+            return
         if what == "move-by-hand" and spare:
             source, target = rng.choice(info.wanted), rng.choice(spare)
             id_ = await client.move_replica(info.shard, source, target, config, timeout=ADMIN_SECONDS)
             self._stage.trace.tell(f"rebalance {id_} begins: shard {info.shard} from {source} to {target}")
+
+    async def _catalog_by_hand(self, client: Client, members: Sequence[str], config: RebalanceConfig) -> None:
+        held = self._truth.now.catalog
+        spare = sorted(set(members) - {*held, *self._draining()} - self._fleet.retired)
+        if spare:
+            source, target = self._by_hand.choice(held), self._by_hand.choice(spare)
+            id_ = await client.move_replica("catalog", source, target, config, timeout=ADMIN_SECONDS)
+            self._stage.trace.tell(f"rebalance {id_} begins: the catalog from {source} to {target}")
 
     def _config(self) -> RebalanceConfig:
         rng = self._rng

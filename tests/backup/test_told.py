@@ -15,12 +15,12 @@ from needle.backup.archive_reading import bases_of
 from needle.backup.archiving import Archiver
 from needle.base.errors import InvalidArgument
 from needle.catalog.state import execute
-from needle.client.client import CATALOG
 from needle.client.shards import ask_leader
 from needle.local.process_cluster import ProcessCluster
 from needle.protocol import calls
 from needle.protocol.archive_calls import BACKED_UP, BackedUpCall
 from needle.protocol.catalog_commands import FORGET, NoteBackup
+from needle.routing.plans import CATALOG
 from needle.routing.topology import ClusterSettings, Topology
 
 NODE = {"sharding": {"shards": 1, "replicas": 1}, "election_timeout": 0.5, "heartbeat_interval": 0.1}

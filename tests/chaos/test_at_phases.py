@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from needle.base.errors import Internal, OutcomeUnknown, Unavailable
+from needle.routing.jobs import Phase
+from proof.chaos import at_replica_phases
 from proof.chaos.at_phases import PHASES, VICTIMS, AtPhases, cells
+from proof.chaos.at_replica_phases import AtReplicaPhases
 from proof.chaos.owned import Owned
 from proof.checkers.violation import Violation
 
@@ -25,8 +28,20 @@ async def test_who_takes_part_in_a_move_is_killed_at_a_phase_and_nothing_is_lost
     assert sum(owner.done.total() for owner in run.owners) > 100
 
 
+@pytest.mark.alone
+async def test_who_takes_part_in_a_move_of_a_replica_is_killed_at_a_phase_and_nothing_is_lost(tmp_path: Path) -> None:
+    told: list[str] = []
+    run = AtReplicaPhases(tmp_path, 1, told.append)
+    wanted = [("copy", "target"), ("switch", "leader"), ("clean up", "coordinator")]
+    await run.run(wanted)
+    assert sorted(run.kills) == sorted(wanted), told
+    assert sum(owner.done.total() for owner in run.owners) > 100
+
+
 def test_the_whole_has_each_phase_with_each_victim() -> None:
     assert sorted(cells()) == sorted((phase, victim) for phase in PHASES for victim in VICTIMS)
+    of_replicas = sorted((phase, victim) for phase in Phase for victim in at_replica_phases.VICTIMS)
+    assert sorted(at_replica_phases.cells()) == of_replicas
 
 
 class Memory:

@@ -48,6 +48,27 @@ def test_what_was_noted_is_ended_and_only_that(needle: Needle, note: Path) -> No
     leave(needle)
 
 
+def test_what_would_be_done_is_shown_and_refused_as_it_would_be(needle: Needle, note: Path) -> None:
+    before = needle.json("maintenance", "enter", "node-2", "--dry-run")
+    assert (before["maintenance"], before["answers"], before["changes"]) == (False, True, True)
+    assert not needle.json("maintenance", "exit", "node-2", "--dry-run")["changes"]
+    needle.run("maintenance", "enter", "node-2", "--dry-run", "--note", str(note))
+    assert not is_resting(needle, "node-2") and not note.exists()
+    assert needle.json("maintenance", "enter", "node-2", "--timeout", "30") == {"node": "node-2", "begun": True}
+    assert not needle.json("maintenance", "enter", "node-2", "--dry-run")["changes"]
+    assert not needle.json("maintenance", "exit", "node-2", "--dry-run", "--note", str(note))["changes"]
+    assert needle.json("maintenance", "exit", "node-2", "--note", str(note)) == {"node": "node-2", "ended": False}
+    assert needle.json("maintenance", "exit", "node-2", "--dry-run")["changes"]
+    needle.run("maintenance", "enter", "node-1", "--timeout", "30")
+    needle.run("maintenance", "enter", "node-3", "--dry-run", expect=1)
+    assert "nobody could lead" in needle.notes
+    needle.run("maintenance", "enter", "node-9", "--dry-run", expect=1)
+    assert "no node of this cluster" in needle.notes
+    for node in ("node-1", "node-2"):
+        assert needle.json("maintenance", "exit", node, "--timeout", "60") == {"node": node, "ended": True}
+    assert not is_resting(needle, "node-2")
+
+
 def test_maintenance_that_was_begun_anew_by_hand_goes_on(needle: Needle, note: Path) -> None:
     enter(needle, "--note", str(note))
     leave(needle)

@@ -299,6 +299,31 @@ def test_a_command_whose_rebalance_somebody_cancelled_has_not_done_its_work(clie
 
 
 @pytest.mark.parametrize(
+    ("state", "why"), [(JobState.FAILED, "has failed: "), (JobState.CANCELLED, "was cancelled"), (JobState.PAUSED, "")]
+)
+def test_the_status_of_a_rebalance_that_did_not_do_its_work_fails(client: Make, state: JobState, why: str) -> None:
+    one = client(execute(founded(1, 3, 4), 2, StartRebalance(Wish(), RebalanceConfig()))[0])
+
+    async def progress(*, timeout: float) -> Progress:
+        job = one.now.rebalance
+        assert job is not None
+        return rebalance.progress(msgspec.structs.replace(job, state=state), NOTHING, (), 0.0)
+
+    one.rebalance_progress = progress  # type: ignore[attr-defined]
+    if why:
+        with pytest.raises(Unavailable, match=f"rebalance 2 {why}"):
+            rebalance_commands.rebalance(status=True, cluster="")
+    else:
+        rebalance_commands.rebalance(status=True, cluster="")
+
+
+def test_what_is_held_everywhere_is_told_with_json(client: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    client(founded(2, 3, 4, [["node-1", "node-2", "node-3"]] * 2))
+    node_commands.add("node-4", everywhere=True, cluster="", json=True)
+    assert msgspec.json.decode(capsys.readouterr().out) == {"node": "node-4", "shards": [0, 1], "catalog": True}
+
+
+@pytest.mark.parametrize(
     "command", [node_commands.add, node_commands.remove, node_commands.drain], ids=["add", "remove", "drain"]
 )
 def test_a_command_is_not_longer_than_its_timeout_while_somebody_has_it_paused(

@@ -118,6 +118,20 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         assert shown("shard", "move", "3", source, target)["moved_bytes"] == 0  # it may be repeated
         assert _ids(cluster.cluster) == names
 
+        before = {node["id"]: node["catalog"] for node in listing()}
+        (spare,) = [node for node, holds in before.items() if not holds]
+        leaves = next(node for node, holds in before.items() if holds)
+        planned = shown("shard", "move", "catalog", leaves, spare, "--dry-run")
+        assert [(move["group"], move["after"].count(spare)) for move in planned["moves"]] == [(0, 1)]
+        assert {node["id"]: node["catalog"] for node in listing()} == before
+        assert shown("shard", "move", "catalog", leaves, spare)["state"] == "done"
+        assert {node["id"] for node in listing() if node["catalog"]} == {*before} - {leaves}
+        assert "the number of a shard, or catalog" in run("shard", "move", "none", leaves, spare, *at, expect=1)
+
+        asked = shown("node", "weight", "node-1", "own", "--dry-run")
+        assert asked["moves"] == shown("node", "weight", "node-1", "1", "--dry-run")["moves"]
+        assert "moves copy" in run("node", "zone", "node-1", "--own", "--dry-run", *at)
+
         assert "drain = 'nobody'" in run("node", "drain", "nobody", *at, expect=1)
         assert json.loads(run("node", "drain", "node-1", "--json", *at))["state"] == "done"
         assert shown("cluster", "stats")["nodes"]["node-1"]["replicas"] == 0
@@ -128,7 +142,8 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         listed = {node["id"]: node for node in listing()}
         assert (listed["node-1"]["state"], listed["node-1"]["catalog"]) == ("draining", False)
         assert listed["node-2"]["state"] == "active"
-        run("node", "drain", "node-1", "--undo", *at)
+        undone = json.loads(run("node", "drain", "node-1", "--undo", "--json", *at).splitlines()[0])
+        assert undone == {"node": "node-1", "state": "active"}
         assert next(node["state"] for node in listing() if node["id"] == "node-1") == "active"
         assert shown("rebalance")["is_complete"]
         assert _ids(cluster.cluster) == names

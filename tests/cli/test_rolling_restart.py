@@ -13,6 +13,8 @@ def test_an_operators_command_restarts_every_node(needle, tmp_path: Path) -> Non
     planned = needle.json("rolling-restart", "--dry-run", "--command", command)
     assert sorted(one["node"] for one in planned) == nodes
     assert all(f"asked-{one['node']};" in one["command"] for one in planned)
+    assert all(one["seconds"] > 0 for one in planned)
+    assert "takes about 18 s" in needle.run("rolling-restart", "--dry-run")
     assert needle.cluster.pids() == before
     restarted = []
     with ThreadPoolExecutor(1) as threads:

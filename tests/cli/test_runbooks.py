@@ -74,6 +74,16 @@ def after(book: Runbooks, block: str) -> None:
         assert nodes["node-4"]["shards"]
     elif "shard add" in block:
         assert [shard["shard"] for shard in book.shown("shard", "list")] == shards
+    elif "rebalance" in block:  # a shard was added before, and node-4 has joined
+        ended = book.shown("rebalance", "--status")
+        assert ended["is_complete"] and ended["state"] == "done"
+        stats = book.shown("cluster", "stats")
+        assert sorted(map(int, stats["shard_sizes"])) == shards and not stats["unknown"]
+        assert all(one["documents"] for one in stats["shard_sizes"].values())
+        assert sum(one["documents"] for one in stats["shard_sizes"].values()) == DOCUMENTS
+        held = [load["replicas"] for load in stats["nodes"].values() if load["replicas"]]
+        assert sum(held) == 3 * len(shards) and max(held) - min(held) <= 1
+        assert not book.shown("rebalance", "--dry-run")["moves"], "it is even"
     elif "drain node-2" in block:
         assert nodes["node-2"]["state"] == "active" and nodes["node-2"]["shards"]
     elif "remove node-3" in block:

@@ -18,7 +18,7 @@ from needle.client.rebalancing import RebalanceMethods
 from needle.protocol import calls
 from needle.protocol.catalog_commands import EMPTIES, CatalogCommand, DrainNode, StartRebalance
 from needle.routing.jobs import RebalanceConfig
-from needle.routing.plans import Plan, Wish
+from needle.routing.plans import CATALOG, Plan, ReplicaMove, Wish
 from needle.routing.topology import Topology
 from needle.server.rebalance_api import RebalanceCoordinator
 
@@ -60,6 +60,18 @@ def test_what_waits_for_a_shard_alone_is_refused_before_anything_is_decided(what
     with pytest.raises(Unavailable, match="no leader of shard 1"):
         asyncio.run(asked())
     assert not fake.told
+
+
+def test_the_catalog_is_moved_by_its_name_once_all_nodes_know_that() -> None:
+    fake = Fake(NOTHING)
+    assert asyncio.run(fake.move_replica("catalog", "node-1", "node-6")) == 7
+    wish = Wish(move=ReplicaMove(shard=CATALOG, source="node-1", target="node-6"))
+    assert fake.told == [StartRebalance(wish, RebalanceConfig())]
+    assert fake.told[0].needs() == EMPTIES
+    assert StartRebalance(msgspec.structs.replace(wish, move=None), RebalanceConfig()).needs() < EMPTIES
+    for wrong in (-1, "catalogue", None):
+        with pytest.raises(InvalidArgument, match="shard"):
+            asyncio.run(fake.move_replica(wrong, "node-1", "node-6"))  # type: ignore[arg-type]
 
 
 class Slower(Fake):

@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.planned_world import MIB, World, cluster, hashed, info, join
-from needle.base.ids import NodeId
+from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.catalog.planning.planner import plan
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import ZoneNode
 from needle.routing.planned_moves import FoundShard, MoveRange
-from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
+from needle.routing.plans import CATALOG, Plan, ReplicaMove, ShardSplit, Wish
 from needle.routing.stats import summarize
 from needle.routing.strategy import CONSISTENT_HASH, HASH
 from needle.routing.topology import NodeInfo
 
 WISHES = ("nothing", "add shards", "fewer shards", "retire", "drain", "lost", "weights", "zones", "replicas", "several")
-BY_HAND = ("split", "move")
+BY_HAND = ("split", "move", "move catalog")
 
 
 @st.composite
@@ -76,6 +76,11 @@ def worlds(draw: st.DrawFn) -> tuple[World, Wish]:
         fields["split"] = ShardSplit(shard=draw(st.integers(0, shards - 1)), into=shards)
     one = draw(st.sampled_from(made.topology.shards))
     spare = sorted(set(names) - set(one.replicas))
+    held = made.topology.holders(CATALOG_GROUP)
+    if kind == "move catalog" and held is not None and len(held.wanted) < len(names):
+        spare_nodes = sorted(set(names) - set(held.wanted))
+        source, target = draw(st.sampled_from(held.wanted)), draw(st.sampled_from(spare_nodes))
+        fields["move"] = ReplicaMove(shard=CATALOG, source=source, target=target)
     if kind == "move" and spare:
         source, target = draw(st.sampled_from(one.replicas)), draw(st.sampled_from(spare))
         fields["move"] = ReplicaMove(shard=one.shard, source=source, target=target)

@@ -1,15 +1,18 @@
 """A cluster of real processes that began as three nodes and one shard becomes six nodes and four shards, and goes back,
-while clients that were connected before work on: no call fails, nothing is lost or doubled."""
+while clients that were connected before work on: no call fails, and every read and exact search, filtered ones too,
+equals a model at every moment."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cluster.modelled import Model, Stored, Vector
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import InvalidArgument
 from needle.client.client import Client
@@ -23,48 +26,73 @@ ROWS = np.random.default_rng(1).normal(size=(LOADED, 8)).astype(np.float32)
 
 
 class Load:
-    """One client that writes, reads and searches all the time; any error of it fails the test."""
+    """One client that writes, reads and searches all the time; any error and any wrong answer fails the test."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self.there = {f"doc-{n}": n for n in range(LOADED)}
-        self.calls = 0
+        self._number = 0
+        self.model = Model()
+        self.calls = self.filtered = 0
         self.ending = False
 
     async def run(self) -> None:
         await asyncio.gather(self._write(), self._batch(), self._search())
 
+    def _made(self, row: int) -> Stored:
+        self._number += 1
+        return Stored(ROWS[row], {"even": row % 2 == 0, "number": self._number})
+
+    async def load(self) -> None:
+        await self._insert([f"doc-{n}" for n in range(LOADED)], range(LOADED))
+
+    async def _insert(self, names: list[str], rows: Sequence[int]) -> None:
+        made = dict(zip(names, map(self._made, rows), strict=True))
+        self.model.write(made)
+        about = [state.metadata for state in made.values()]
+        vectors = np.stack([state.vector for state in made.values()])
+        await self._client.insert_batch(ids=names, vectors=vectors, metadatas=about, timeout=30)
+        self.model.written(made)
+
     async def _write(self) -> None:
+        """Single writes: new documents, and of those that were loaded one after the other anew."""
         while not self.ending:
-            name, row = f"live-{self.calls}", self.calls % LOADED
-            await self._client.insert(name, ROWS[row], {"even": row % 2 == 0}, timeout=20)
-            self.there[name] = row
-            found = await self._client.get(name, timeout=20)
-            assert found is not None
+            at = self.calls
+            name, state = f"live-{at}" if at % 2 else f"doc-{at % LOADED}", self._made((at * 7) % LOADED)
+            self.model.write({name: state})
+            told = await self._client.insert(name, state.vector, state.metadata, timeout=20)
+            self.model.written({name: state}, told.version)
+            asked = self.model.ask()
+            self.model.judge_get(asked, name, await self._client.get(name, timeout=20))
             self.calls += 1
             await asyncio.sleep(0.02)
 
     async def _batch(self) -> None:
         while not self.ending:
             names = [f"batch-{self.calls}-{n}" for n in range(5)]
-            await self._client.insert_batch(ids=names, vectors=ROWS[:5], timeout=20)
-            self.there.update({name: n for n, name in enumerate(names)})
-            del self.there[names[0]]  # first: a search may see it gone before this client hears so
+            await self._insert(names, range(5))
+            gone: dict[str, Stored | None] = {names[0]: None}
+            self.model.write(gone)
             await self._client.delete(names[0], timeout=20)
+            self.model.written(gone)
+            asked = self.model.ask()
+            self.model.judge_get(asked, names[0], await self._client.get(names[0], timeout=20))
             self.calls += 1
             await asyncio.sleep(0.1)
 
     async def _search(self) -> None:
         while not self.ending:
-            before, row = dict(self.there), self.calls % LOADED
-            hits = await self._client.search(ROWS[row], 9999, exact=True, timeout=20)
-            found = [hit.id for hit in hits]
-            assert len(found) == len(set(found))
-            assert {name for name in before if name in self.there} <= set(found)
-            some = await self._client.search(ROWS[row], 5, {"even": True}, exact=True, timeout=20)
-            assert all(hit.metadata == {"even": True} for hit in some)
+            await self.search(self._client, ROWS[self.calls % LOADED])
             self.calls += 1
             await asyncio.sleep(0.1)
+
+    async def search(self, client: Client, query: Vector) -> None:
+        """Everything there is, and the nearest with a filter, as exact searches show them."""
+        asked = self.model.ask()
+        self.model.judge_search(asked, query, 9999, await client.search(query, 9999, exact=True, timeout=20))
+        asked, even = self.model.ask(), {"even": True}
+        hits = await client.search(query, 5, even, exact=True, with_vectors=True, timeout=20)
+        self.model.judge_search(asked, query, 5, hits, even)
+        self.filtered += len(hits)
 
 
 @pytest.mark.alone
@@ -74,8 +102,8 @@ async def test_three_nodes_and_a_shard_become_six_and_four_and_go_back(tmp_path:
         async with processes.connect() as client, processes.connect() as operator:
             await healthy(client)
             await client.create_collection("default", dimensions=8, metric="l2")
-            await client.insert_batch(ids=[f"doc-{n}" for n in range(LOADED)], vectors=ROWS, timeout=30)
             load, coordinator = Load(client), RebalanceCoordinator(operator)
+            await load.load()
             work = asyncio.create_task(load.run())
             first = processes.nodes["node-1"].address
             for _ in range(3):
@@ -90,17 +118,20 @@ async def test_three_nodes_and_a_shard_become_six_and_four_and_go_back(tmp_path:
             for _ in range(3):
                 await done(lambda: coordinator.add_shard(CONFIG))
             await done(lambda: coordinator.start_rebalance(CONFIG))
+            held, arrived = await _switches(processes)
+            assert min(held, arrived) >= 3  # each shard was given something
             stats = await coordinator.get_stats()
             assert sorted(stats.shard_sizes) == [0, 1, 2, 3]
             assert stats.documents_imbalance < 0.25
             assert [load.replicas for load in stats.nodes.values()] == [2] * 6
-            await _all_there(operator, load)
+            await load.search(operator, ROWS[0])
 
             for shard in (3, 2, 1):
                 await done(lambda shard=shard: coordinator.remove_shard(shard, CONFIG))  # type: ignore[misc]
             for node in ("node-6", "node-5", "node-1"):
                 await done(lambda node=node: coordinator.drain_node(node, CONFIG))  # type: ignore[misc]
                 await operator.remove_node(node)
+                processes.kill(node)  # clients that knew it meet nobody there
             stats = await coordinator.get_stats()
             assert sorted(stats.shard_sizes) == [0]
             assert {node: load.replicas for node, load in stats.nodes.items()} == dict.fromkeys(
@@ -108,8 +139,9 @@ async def test_three_nodes_and_a_shard_become_six_and_four_and_go_back(tmp_path:
             )
             load.ending = True
             await work
-            await _all_there(operator, load)
+            await load.search(operator, ROWS[0])
             assert load.calls > 50
+            assert load.filtered > 50
             with pytest.raises(InvalidArgument, match="number of a shard"):
                 await client.leader(2)
             await client.drop_collection("default")  # the shard confirms it, and the retired ones are not asked
@@ -122,9 +154,11 @@ async def _known(client: Client, nodes: int) -> bool:
     return len((await client.refresh_topology(timeout=0.2)).addresses()) == nodes
 
 
-async def _all_there(client: Client, load: Load) -> None:
-    before = set(load.there)
-    found = {hit.id for hit in await client.search(ROWS[0], 9999, exact=True, timeout=20)}
-    assert before & set(load.there) <= found
-    if load.ending:
-        assert found == set(load.there)
+async def _switches(processes: ShardedProcesses) -> tuple[float, float]:
+    """Decided switches of key ranges, and those that arrived, as all nodes have counted them."""
+    found = [0.0, 0.0]
+    names = r"(needle_move_hold_seconds_count\{[^}]*event=\"decided\"|needle_move_arrival_seconds_count)[^ ]* (\S+)"
+    for node in processes.nodes:
+        for name, count in re.findall(names, (await processes.http(node, "/metrics"))[1]):
+            found["arrival" in name] += float(count)
+    return found[0], found[1]

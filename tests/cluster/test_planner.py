@@ -12,11 +12,12 @@ import pytest
 
 from cluster.planned_world import MIB, Begun, World, cluster, info, join, world
 from needle.base.errors import InvalidArgument
+from needle.base.ids import CATALOG_GROUP
 from needle.catalog.planning.planner import MOVES_MAX, SHARDS_AT_ONCE, plan
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AssignReplicas, DrainNode, StartMove
 from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas, PreferLeader
-from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
+from needle.routing.plans import CATALOG, Plan, ReplicaMove, ShardSplit, Wish
 from needle.routing.stats import ClusterStats, imbalance, summarize
 from needle.routing.strategy import CONSISTENT_HASH, HASH, RANGE, ShardStrategy
 from needle.routing.topology import Topology
@@ -142,6 +143,25 @@ def test_by_hand_only_what_is_named_waits() -> None:
     assert waits.moves == () and waits.waiting
     split = plan(made.topology, without(made.stats(), 0), Wish(split=ShardSplit(shard=0, into=4)))
     assert split.moves == () and split.waiting and split.unmet == ()
+
+
+def test_a_replica_of_the_catalog_goes_where_it_is_named_and_nowhere_else() -> None:
+    made = world()
+    held = made.topology.holders(CATALOG_GROUP)
+    assert held is not None
+    target = next(one.id for one in made.topology.nodes if one.id not in held.wanted)
+    wish = Wish(move=ReplicaMove(shard=CATALOG, source=held.wanted[0], target=target))
+    found = carried_out(made, wish)
+    after = (target, *held.wanted[1:])
+    assert [(move.group, move.after) for move in found.moves if isinstance(move, MoveReplicas)] == [(0, after)]
+    assert len(found.moves) == 1 and plan(made.topology, without(made.stats(), 1), wish).waiting == ()
+    made = world()
+    made.dead.add(target)
+    assert plan(made.topology, made.stats(), wish).unmet
+    for wrong in ({"shard": -2}, {"source": target}, {"target": held.wanted[1]}, {"target": "node-99"}):
+        named = msgspec.structs.replace(wish.move, **wrong)  # type: ignore[type-var]
+        with pytest.raises(InvalidArgument):
+            plan(world().topology, world().stats(), Wish(move=named))
 
 
 def test_an_added_shard_gets_its_share_of_an_empty_cluster() -> None:

@@ -5,6 +5,7 @@ Nothing is built twice: a replica that was away takes the files that the leader 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 from pathlib import Path
@@ -18,6 +19,7 @@ from needle.base.model import SearchRequest
 from needle.client import Client
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.local.published import of_one_cluster
+from needle.routing.jobs import RebalanceConfig
 
 pytestmark = pytest.mark.campaign
 
@@ -132,6 +134,77 @@ async def test_a_follower_that_was_away_gets_a_snapshot_with_its_index_files(how
         state = [path.name for path in (cluster.nodes[away].data_dir / "shards" / "0").glob("state-*")]
         assert state != ["state-1"], "it was caught up by the log, not by a snapshot"
         assert list((cluster.nodes[away].data_dir / "snapshots").glob("in-*")) == []
+
+
+async def writes(client: Client, written: list[int]) -> None:
+    """New documents, and those of before anew, until it is cancelled; `written`: how many batches were acknowledged."""
+    while True:
+        at = len(written) * 10 % ROWS
+        ids = [f"d{n}" if len(written) % 2 else f"w{len(written)}-{n}" for n in range(at, at + 10)]
+        await client.insert_batch(ids=ids, vectors=VECTORS[at : at + 10], timeout=30)
+        written.append(at)
+        await asyncio.sleep(0.01)
+
+
+async def caught_up(cluster: ProcessCluster, leader: str, name: str) -> bool:
+    """Whether a node has applied what the leader had a moment ago."""
+    there = await start_of_log(cluster, leader)
+    return await start_of_log(cluster, name) >= there
+
+
+async def test_a_follower_that_was_away_catches_up_while_writes_go_on(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, **SETTINGS) as cluster, cluster.connect() as client:
+        await load(client, 0, 300)
+        away, leader = await follower_of(cluster), await cluster.leader()
+        cluster.kill(away)
+        await load(client, 300, ROWS - 300)
+        written: list[int] = []
+        writing = asyncio.create_task(writes(client, written))
+        await wait_for(lambda: len(written) > 50, 60, "writes without it")
+        cluster.restart(away)
+        begun = len(written)
+        await wait_for(lambda: caught_up(cluster, leader, away), 90, "the follower to have what is written")
+        assert not writing.done() and len(written) > begun, "nothing was written while it caught up"
+        for _ in range(5):  # and it keeps up
+            more = len(written) + 5
+            await wait_for(lambda more=more: len(written) > more, 30, "more writes")  # type: ignore[misc]
+            await wait_for(lambda: caught_up(cluster, leader, away), 10, "the follower to keep up")
+        assert not writing.done()
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await settled(cluster, away)
+        assert await metric(cluster, away, 'needle_snapshot_events_total{event="installed"}') >= 1
+
+
+async def test_a_replica_that_moves_brings_its_index_files_while_writes_go_on(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, **SETTINGS) as cluster, cluster.connect() as client:
+        await load(client, 0, ROWS)
+        await indexed(cluster, *cluster.nodes)
+        source = await follower_of(cluster)
+        fresh = cluster.add(sharding={"join": [cluster.addresses[source]]}, cluster_nodes=None)
+        cluster.restart(fresh)
+
+        async def joined() -> bool:
+            return fresh in (await client.refresh_topology(confirmed=True)).addresses()
+
+        await wait_for(joined, 60, "the fourth node")
+        written: list[int] = []
+        writing = asyncio.create_task(writes(client, written))
+        id_ = await client.move_replica(0, source, fresh, RebalanceConfig(throttle_rate=0.0), timeout=30)
+
+        async def over() -> bool:
+            found = await client.rebalance_progress()
+            return found is not None and found.id == id_ and found.is_complete
+
+        await wait_for(over, 90, "the move of the replica")
+        assert not writing.done() and len(written) > 10
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        held = (await client.refresh_topology(confirmed=True)).shards[0].replicas
+        assert fresh in held and source not in held
+        await indexed(cluster, *held)
+        found = await events(cluster, fresh)
+        assert (found["built"], found["rebuilt"], found["corrupt"]) == (0, 0, 0) and found["shipped"] >= 1, found
 
 
 def staged_bytes(cluster: ProcessCluster, name: str) -> int:

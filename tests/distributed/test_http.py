@@ -22,6 +22,7 @@ import pytest_asyncio
 from harness.marked_documents import CALM
 from needle.base.config import RaftConfig
 from needle.base.errors import InvalidArgument
+from needle.client.client import Client
 from needle.client.embedding import WORDLLAMA
 from needle.distributed import RaftCluster
 from needle.local.free_ports import free_ports
@@ -517,8 +518,18 @@ async def test_shards_and_nodes_are_changed_by_hand(tmp_path: Path) -> None:
         assert {n["id"]: n["zone"] for n in (await a("GET", "/v1/nodes")).json["nodes"]}[names[0]] == "z"
         assert (await a("PUT", zone, {"zone": None})).status == 200
         assert "zone" in (await a("PUT", zone, {})).json["detail"]
-        moved = await a("POST", "/v1/shards/0/move", {"source": names[0], "target": "nobody"})
-        assert (moved.status, "nobody" in moved.json["detail"]) == (400, True)
+        weight = f"/v1/nodes/{names[0]}/weight"
+        assert (await b("PUT", weight, {"weight": 2})).status == 200
+        assert {n["id"]: n["weight"] for n in (await a("GET", "/v1/nodes")).json["nodes"]}[names[0]] == 2.0
+        assert (await a("PUT", weight, {"weight": None})).status == 200
+        assert "weight" in (await a("PUT", weight, {"weight": -1})).json["detail"]
+        for shard in ("0", "catalog"):
+            moved = await a("POST", f"/v1/shards/{shard}/move", {"source": names[0], "target": "nobody"})
+            assert (moved.status, "nobody" in moved.json["detail"]) == (400, True)
+        drain = f"/v1/nodes/{names[0]}/drain"
+        assert "throttle_rate" in (await a("PUT", drain, {"config": {"throttle_rate": -1}})).json["detail"]
+        drained = await a("PUT", drain, {"config": {"throttle_rate": 0.5}})
+        assert (drained.status, drained.json["code"]) == (503, "unavailable")  # nobody else can take its replica
         assert "target" in (await b("POST", "/v1/shards/0/move", {"source": names[0]})).json["detail"]
         replaced = await b("POST", f"/v1/nodes/{names[0]}/replace", {"by": names[1]})
         assert (replaced.status, replaced.json["code"]) == (400, "invalid_argument")
@@ -531,7 +542,23 @@ async def test_shards_and_nodes_are_changed_by_hand(tmp_path: Path) -> None:
 
         await wait_for(over, 60, "the split")
         assert len((await a("GET", "/v1/shards?timeout=60")).json["shards"]) == 2
+        new = cluster.add(sharding={"join": [cluster.addresses[names[0]]]})
+        cluster.restart(new)
+        await wait_for(lambda: _has_joined(client, new), 60, "the fourth node")
+        asked = {"by": new, "timeout": 60, "config": {"throttle_rate": 0.0}}
+        replace = f"/v1/nodes/{names[2]}/replace"
+        began = (await a("POST", replace, {**asked, "wait": False})).json
+        assert began == {"id": began["id"], "done": False} and began["id"] > started
+        job = (await client.refresh_topology(confirmed=True)).rebalance
+        assert job is not None and (job.id, job.config.throttle_rate) == (began["id"], 0.0)
+        ended = (await a("POST", replace, asked)).json
+        assert ended["done"] and ended["id"] in (began["id"], None)
+        assert (await b("POST", replace, {**asked, "wait": False})).status == 400  # no node of that name any more
         assert await client.count() == 20
+
+
+async def _has_joined(client: Client, node: str) -> bool:
+    return node in (await client.refresh_topology(confirmed=True)).addresses()
 
 
 async def test_the_cluster_is_seen_and_looked_after(world: World) -> None:
@@ -554,11 +581,17 @@ async def test_the_cluster_is_seen_and_looked_after(world: World) -> None:
     assert (await a("DELETE", f"/v1/nodes/{target}")).status == 400
     planned = (await a("GET", "/v1/restart_plan")).json["nodes"]
     assert len(planned) == 3 and {one["node"] for one in planned} == set(names)
-    assert all(set(one) == {"node", "address", "leads", "why_not"} for one in planned)
+    assert all(set(one) == {"node", "address", "leads", "why_not", "seconds"} for one in planned)
     assert (await a("GET", "/v1/moves")).json == {"moves": []}
     assert (await a("GET", "/v1/rebalance")).json == {"progress": None}
     assert (await a("POST", "/v1/rebalance/plan", {})).json["moves"] == []
     assert (await a("POST", "/v1/rebalance/plan", {"wish": {"drain": ["nobody"]}})).status == 400
+    planned = (await a("POST", "/v1/rebalance/plan", {"wish": {"shards": 2}, "config": {"throttle_rate": 3600}})).json
+    assert [move["type"] for move in planned["details"]][:1] == ["found-shard"]
+    assert len(planned["details"]) == len(planned["moves"]) and planned["details"][0]["shards"] == [1]
+    for what in ("documents", "bytes"):
+        assert planned[what] == sum(move[what] for move in planned["details"])
+    assert planned["ratio"] >= 1 and planned["seconds"] > planned["documents"]
     assert (await a("POST", "/v1/rebalance/pause", {})).status == 400
     assert "shard_sizes" in (await a("GET", "/v1/rebalance/stats?timeout=60")).json
 

@@ -47,11 +47,11 @@ from needle.base.errors import (
 )
 from needle.base.instants import rfc3339
 from needle.client import Client
-from needle.client.client import CATALOG
 from needle.client.shards import ask_leader
 from needle.protocol import calls
 from needle.protocol.archive_calls import BACKED_UP, BackedUpCall
 from needle.protocol.calls import batch_bytes
+from needle.routing.plans import CATALOG
 from needle.routing.topology import CollectionInfo, Topology
 
 ATTEMPTS: Final = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -22,7 +22,9 @@ from needle.base.errors import (
     Unavailable,
 )
 from needle.base.ids import NodeId
+from needle.catalog.nodes import maintain
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
+from needle.protocol.catalog_commands import MaintainNode
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.files import replace_file
 
@@ -42,6 +44,12 @@ ExitNote = Annotated[
         "--note",
         help="End only the maintenance that `enter` noted in this file, and delete it; nothing if there is no file.",
     ),
+]
+
+
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print what the node leads and what would change. Exit code 1 if it is refused."),
 ]
 
 
@@ -67,8 +75,24 @@ class Resting(msgspec.Struct, frozen=True, kw_only=True):
     leads: list[int]
 
 
-def enter(node: Node, note: EnterNote = None, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0) -> None:
+class Before(Resting, frozen=True, kw_only=True):
+    """What --dry-run shows. changes: whether the command would change the node's state."""
+
+    changes: bool
+
+
+def enter(
+    node: Node,
+    note: EnterNote = None,
+    dry_run: DryRun = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
     """Move leadership off a node and keep it off, also after its restart; the node still replicates and votes."""
+    if dry_run:
+        _show_before(run(cluster, lambda client: _before(client, node, True, timeout)), json)
+        return
 
     async def work(client: needle.Client) -> bool:
         if note is None:
@@ -90,15 +114,31 @@ def enter(node: Node, note: EnterNote = None, cluster: Cluster = DEFAULT_CLUSTER
         replace_file(str(note), msgspec.json.encode(msgspec.structs.replace(begun, since=info.maintenance)))
         return True
 
-    if run(cluster, work):
+    begun = run(cluster, work)
+    if json:
+        print_json({"node": node, "begun": begun})
+    if begun:
         notes.print(f"{node} is in maintenance; `needle maintenance exit {node}` ends it", markup=False)
     else:
         notes.print(f"{node} is in maintenance already, which somebody else began; nothing is noted", markup=False)
 
 
-def exit_(node: Node, note: ExitNote = None, cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 10.0) -> None:
+def exit_(
+    node: Node,
+    note: ExitNote = None,
+    dry_run: DryRun = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
     """Bring a node back after maintenance; waits until it answers and has caught up."""
+    if dry_run:
+        noted = None if note is None else note.exists() and _read(note, node)
+        _show_before(run(cluster, lambda client: _before(client, node, False, timeout, noted)), json)
+        return
     if note is not None and not note.exists():
+        if json:
+            print_json({"node": node, "ended": False})
         notes.print(f"{note} is not there: no maintenance of {node} is to be ended by it", markup=False, soft_wrap=True)
         return
 
@@ -111,8 +151,46 @@ def exit_(node: Node, note: ExitNote = None, cluster: Cluster = DEFAULT_CLUSTER,
     ended = run(cluster, work)
     if note is not None:
         note.unlink()
+    if json:
+        print_json({"node": node, "ended": ended})
     said = f"{node} is back" if ended else f"{node} is as it was: the maintenance noted in {note} is over"
     notes.print(said, markup=False, soft_wrap=True)
+
+
+async def _before(
+    client: needle.Client, node: str, on: bool, timeout: float, noted: Note | Literal[False] | None = None
+) -> Before:
+    """What a command would begin with. noted: what its note says; False without the file that it names. Raises what it
+    would be refused with."""
+    now, info = await _known(client, node, timeout)
+    mine = noted is None or (noted and await _is_noted(client, node, noted, timeout))
+    (resting,) = await _look(client, node, timeout)
+    if on:
+        maintain(now, now.version + 1, MaintainNode(node, True))
+    elif mine and not resting.answers:
+        raise Unavailable(f"{node} does not answer: the command would wait until it does, as long as --timeout says")
+    return Before(
+        node=node,
+        maintenance=resting.maintenance,
+        answers=resting.answers,
+        leads=resting.leads,
+        changes=bool(mine) and on != bool(info.maintenance),
+    )
+
+
+def _show_before(found: Before, json: bool) -> None:
+    if json:
+        print_json(found)
+        return
+    state = "in maintenance" if found.maintenance else "in service"
+    leads = ", ".join(f"shard {shard}" for shard in found.leads) or "no shard"
+    told = (
+        f"{found.node} is {state} and leads {leads}" if found.answers else f"{found.node} is {state}, does not answer"
+    )
+    then = "nothing would change"
+    if found.changes:
+        then = "it would be back in service" if found.maintenance else "others would take over what it leads"
+    console.print(f"{told}; {then}", soft_wrap=True)
 
 
 async def _exit(client: needle.Client, node: str, timeout: float) -> None:

@@ -75,6 +75,9 @@ def add(
             else:
                 await _hold(client, decisions, deadline)
                 notes.print(f"{node} holds every shard", markup=False)
+                if json:
+                    shards = sorted(one.group - 1 for one in decisions if one.group != CATALOG_GROUP)
+                    print_json({"node": node, "shards": shards, "catalog": True})
 
         run(cluster, work)
         return
@@ -137,6 +140,8 @@ def drain(
         raise refuse("--undo", "with --dry-run", "one of them: it moves nothing, so there is no plan to print")
     if undo:
         run(cluster, lambda client: client.undrain_node(node, timeout=seconds))
+        if json:
+            print_json({"node": node, "state": NodeState.ACTIVE})
         notes.print(f"{node} is used again; `needle node add {node}` brings it replicas", markup=False)
         return
 

@@ -1,7 +1,8 @@
 """`needle node weight | zone`: what share of the replicas a node takes, and which other nodes it fails with.
 
-Each prints what it would move with --dry-run. Invariant: the change and the rebalance that follows are one entry of the
-catalog, so where the second is refused nothing is changed.
+Each prints what it would move with --dry-run; of a node's own setting, which only the node knows, by its word.
+Invariant: the change and the rebalance that follows are one entry of the catalog, so where the second is refused
+nothing is changed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import needle
 from needle.base.config import refuse
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, notes
 from needle.cli.rebalance_commands import Batch, DryRun, Moves, NoWait, Throttle, carry_out, pace
-from needle.routing.plans import Wish
+from needle.routing.plans import Plan, Wish
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle node list`.")]
 
@@ -38,19 +39,18 @@ def weight(
         share = None if weight == "own" else float(weight)
     except ValueError:
         raise refuse("WEIGHT", weight, "a number from 0 to 1000, or own") from None
-    if share is None and dry_run:
-        raise refuse("WEIGHT", weight, "a number with --dry-run: what the node's setting says is known when it counts")
     config = pace(moves, batch, throttle)
-    wish = Wish(weights={} if share is None else {node: share})
+
+    async def planned(client: needle.Client) -> Plan:
+        said = (await client.describe_node(node, timeout=timeout)).weight if share is None else share
+        return await client.plan_rebalance(Wish(weights={node: said}), timeout=timeout)
 
     async def start(client: needle.Client) -> int:
         id_ = await client.rebalance_by_weight(node, share, config, timeout=timeout)
         notes.print(f"the weight of {node} is {'its own' if share is None else weight} from now on", markup=False)
         return id_
 
-    carry_out(
-        cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, config, dry_run, no_wait, json
-    )
+    carry_out(cluster, planned, start, config, dry_run, no_wait, json)
 
 
 def zone(
@@ -70,15 +70,15 @@ def zone(
     share a zone without need."""
     if own == (zone is not None):
         raise refuse("ZONE", zone or "nothing", "either ZONE or --own")
-    if own and dry_run:
-        raise refuse("--own", "with --dry-run", "ZONE with --dry-run: what the setting says is known when it counts")
-    config, wish = pace(moves, batch, throttle), Wish(zones={} if zone is None else {node: zone})
+    config = pace(moves, batch, throttle)
+
+    async def planned(client: needle.Client) -> Plan:
+        said = (await client.describe_node(node, timeout=timeout)).zone if zone is None else zone
+        return await client.plan_rebalance(Wish(zones={node: said}), timeout=timeout)
 
     async def start(client: needle.Client) -> int:
         id_ = await client.rebalance_by_zone(node, zone, config, timeout=timeout)
         notes.print(f"the zone of {node} is {'its own' if own else zone} from now on", markup=False)
         return id_
 
-    carry_out(
-        cluster, lambda client: client.plan_rebalance(wish, timeout=timeout), start, config, dry_run, no_wait, json
-    )
+    carry_out(cluster, planned, start, config, dry_run, no_wait, json)

@@ -174,7 +174,12 @@ def expected_in_words(seconds: float) -> str:
 
 
 def rebalance(
-    status: Annotated[bool, typer.Option("--status", help="Show how far the last rebalance is.")] = False,
+    status: Annotated[
+        bool,
+        typer.Option(
+            "--status", help="Show how far the last rebalance is. Exit code 1 if it has failed, or was cancelled."
+        ),
+    ] = False,
     pause: Annotated[bool, typer.Option("--pause", help="Have it start no more moves.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Have it go on.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End it: what is not decided is taken back.")] = False,
@@ -200,6 +205,8 @@ def rebalance(
         if found is None:
             raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
         show_progress(found, json)
+        if status:
+            _check_ended(found)
         return
     wish, config = Wish(lost=tuple(lost or ()), heat=heat), pace(moves, batch, throttle)
 
@@ -260,9 +267,15 @@ def carry_out(
 
     found = run(cluster, work)
     show_progress(found, json)
+    _check_ended(found)
+
+
+def _check_ended(found: Progress) -> None:
+    """Raises Unavailable for one that is over without having done its work: what comes next in a script, as stopping a
+    node, must not go on."""
     if found.state is JobState.FAILED:
         raise Unavailable(f"rebalance {found.id} has failed: {found.why}")
-    if found.state is JobState.CANCELLED:  # what comes next in a script, as stopping a node, must not go on
+    if found.state is JobState.CANCELLED:
         raise Unavailable(f"rebalance {found.id} was cancelled: what was not moved yet stays where it was")
 
 

@@ -85,6 +85,8 @@ def _show_plan(planned: list[Restart], command: str | None, json: bool) -> None:
         for one, text in zip(planned, commands, strict=True):
             rows.add_row(one.node, ", ".join(one.leads) or "nothing", text)
         console.print(rows)
+        seconds = sum(one.seconds for one in planned)
+        console.print(f"takes about {seconds:.0f} s, if the command restarts a node at once")
     if refused := [f"{one.node}: {one.why_not}" for one in planned if one.why_not]:
         raise Unavailable(f"not possible now: {'; '.join(refused)}")
 

@@ -6,7 +6,7 @@ on without who watches.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -21,7 +21,10 @@ from needle.client.rebalancing import wish_to_move, wish_to_split
 from needle.routing.plans import Plan, Wish
 
 LIST_TIMEOUT = 2.0
+NUMBER_DIGITS_MAX = 9
 Shard = Annotated[int, typer.Argument(metavar="SHARD", help="Its number, as in `needle shard list`.")]
+
+ShardOrCatalog = Annotated[str, typer.Argument(metavar="SHARD", help="The shard's number, or 'catalog'.")]
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +148,7 @@ def split(
 
 
 def move(
-    shard: Shard,
+    shard: ShardOrCatalog,
     source: Annotated[str, typer.Argument(metavar="FROM", help="A node that holds it; it may be dead.")],
     target: Annotated[str, typer.Argument(metavar="TO", help="The node that holds it from now on, in its place.")],
     dry_run: DryRun = False,
@@ -156,21 +159,21 @@ def move(
     timeout: Timeout = 10.0,
     json: Json = False,
 ) -> None:
-    """Move one replica of a shard to another node, while it serves. Nothing else moves. A later `needle rebalance` may
-    move it on, where that makes the nodes more even."""
-    config = pace(1, batch, throttle)
+    """Move one replica of a shard, or of the catalog, to another node, while it serves. Nothing else moves. A later
+    `needle rebalance` may move it on, where that makes the nodes more even."""
+    config, which = pace(1, batch, throttle), _which(shard)
 
     async def planned(client: needle.Client) -> Plan:
-        return await client.plan_rebalance(wish_to_move(shard, source, target), timeout=timeout)
+        return await client.plan_rebalance(wish_to_move(which, source, target), timeout=timeout)
 
     async def start(client: needle.Client) -> int:
-        return await client.move_replica(shard, source, target, config, timeout=timeout)
+        return await client.move_replica(which, source, target, config, timeout=timeout)
 
     carry_out(cluster, planned, start, config, dry_run, no_wait, json, not_whole)
 
 
 def replicas(
-    shard: Annotated[str, typer.Argument(metavar="SHARD", help="The shard's number, or 'catalog'.")],
+    shard: ShardOrCatalog,
     nodes: Annotated[
         list[str], typer.Argument(metavar="NODE...", help="All nodes that hold it from now on, preferred leader first.")
     ],
@@ -183,14 +186,13 @@ def replicas(
     A node that is new to it fetches the data first; then it takes the place of one that is not named any more. May be
     repeated after an error, and the cluster goes on without who waits.
     """
-    if shard != "catalog" and not (shard.isascii() and shard.isdecimal()):
-        raise refuse("SHARD", shard, "the number of a shard, or catalog")
+    which = _which(shard)
 
     async def work(client: needle.Client) -> None:
-        if shard == "catalog":
+        if which == "catalog":
             await client.set_catalog_nodes(nodes, timeout=timeout)
         else:
-            await client.set_replicas(int(shard), nodes, timeout=timeout)
+            await client.set_replicas(which, nodes, timeout=timeout)
 
     run(cluster, work)
     if json:
@@ -198,3 +200,12 @@ def replicas(
     else:
         name = "the catalog" if shard == "catalog" else f"shard {shard}"
         notes.print(f"{name} is on {', '.join(nodes)}", markup=False)
+
+
+def _which(shard: str) -> int | Literal["catalog"]:
+    """Raises InvalidArgument."""
+    if shard == "catalog":
+        return "catalog"
+    if not (shard.isascii() and shard.isdecimal() and len(shard) <= NUMBER_DIGITS_MAX):
+        raise refuse("SHARD", shard, "the number of a shard, or catalog")
+    return int(shard)

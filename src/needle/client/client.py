@@ -46,11 +46,11 @@ from needle.protocol.calls import (
 from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
 from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.meant import shard_meant
+from needle.routing.plans import CATALOG
 from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
 MADE_SECONDS = 0.2
-CATALOG = -1
 
 
 class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):

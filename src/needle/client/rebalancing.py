@@ -20,11 +20,11 @@ from needle.protocol import calls
 from needle.protocol.catalog_commands import EMPTIES, AskRebalance, DrainNode, StartRebalance
 from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
 from needle.routing.jobs import Ended, Job, Progress, RebalanceConfig, check_over
-from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
+from needle.routing.plans import CATALOG, Plan, ReplicaMove, ShardSplit, Wish
 from needle.routing.stats import RebalanceStats, summarize
 from needle.routing.topology import Topology
 
-CATALOG = -1
+ShardOrCatalog = int | Literal["catalog"]
 SETTLE_SECONDS = 3.0
 """So long a shard may be without a leader that says what it holds."""
 PAUSE_SECONDS = 0.05
@@ -98,21 +98,20 @@ class RebalanceMethods(OverShards):
 
     async def move_replica(
         self,
-        shard: int,
+        shard: int | Literal["catalog"],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = None,
         *,
         timeout: Seconds = TIMEOUT,
     ) -> int:
-        """Have the node `target` hold a shard in the place of the node `source`, which may be dead; nothing else
-        moves. As `start_rebalance`; raises Unavailable, and changes nothing, if `target` does not answer, has no room,
-        or is in a zone with another replica while a zone without one has room."""
+        """Have the node `target` hold a shard, or "catalog", in the place of the node `source`, which may be dead;
+        nothing else moves. As `start_rebalance`; raises Unavailable, and changes nothing, if `target` does not answer,
+        has no room, or is in a zone with another replica while a zone without one has room."""
         seconds = values.check_timeout(timeout)
-        wish = wish_to_move(
-            values.check_count(shard, "shard", 0), values.check_id(source, "source"), values.check_id(target, "target")
-        )
-        why = f"the replica of shard {shard} cannot go from {source} to {target}"
+        wish = wish_to_move(shard, values.check_id(source, "source"), values.check_id(target, "target"))
+        name = "the catalog" if shard == "catalog" else f"shard {shard}"
+        why = f"the replica of {name} cannot go from {source} to {target}"
         return await self._by_hand(wish, why, config, seconds)
 
     async def _by_hand(self, wish: Wish, refused: str, config: RebalanceConfig | None, seconds: float) -> int:
@@ -241,9 +240,10 @@ def wish_to_split(now: Topology, shard: int) -> Wish:
     return Wish(split=ShardSplit(shard=shard, into=len(now.shards)))
 
 
-def wish_to_move(shard: int, source: NodeId, target: NodeId) -> Wish:
-    """That one node holds a shard in the place of another one."""
-    return Wish(move=ReplicaMove(shard=shard, source=source, target=target))
+def wish_to_move(shard: ShardOrCatalog, source: NodeId, target: NodeId) -> Wish:
+    """That one node holds a shard, or the catalog, in the place of another one. Raises InvalidArgument."""
+    number = CATALOG if shard == "catalog" else values.check_count(shard, "shard", 0)
+    return Wish(move=ReplicaMove(shard=number, source=source, target=target))
 
 
 def known_rebalance(client: RebalanceMethods) -> Job | None:

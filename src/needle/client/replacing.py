@@ -86,8 +86,9 @@ class ReplaceMethods(OverShards):
         config: RebalanceConfig | None = None,
         told: Callable[[str], None] | None = None,
         timeout: Seconds = 3600.0,
-    ) -> None:
-        """`start_replacement`, and wait until it is done. told: called with what has happened, for people.
+    ) -> int | None:
+        """`start_replacement`, and wait until it is done; returns what that does. told: called with what has happened,
+        for people.
 
         Raises what that raises; Unavailable if the rebalance has failed, or somebody has cancelled it; DeadlineExceeded
         when it takes longer: the cluster goes on with it, and the same call goes on waiting.
@@ -98,7 +99,7 @@ class ReplaceMethods(OverShards):
         if id_ is None:
             if told is not None:
                 told(f"{old} was removed from this cluster before; nothing was changed")
-            return
+            return None
         if told is not None:
             told(f"rebalance {id_} replaces {old} by {new}; it goes on if you stop waiting")
         while not await self._is_replaced(id_, old, max(1.0, deadline - loop.time())):
@@ -108,6 +109,7 @@ class ReplaceMethods(OverShards):
                     "(`needle rebalance --status`), and the same call waits for it"
                 )
             await asyncio.sleep(LOOK_SECONDS)
+        return id_
 
     async def _is_replaced(self, id_: int, old: NodeId, left: float) -> bool:
         """Raises Unavailable if that rebalance is over and did not do it."""

@@ -29,13 +29,17 @@ LOOK_SECONDS = 0.1
 ASK_SECONDS = 2.0
 SETTLE_SECONDS = 10.0
 """So long a cluster may take to be well enough for the first restart: leadership may be on its way."""
+NODE_SECONDS = 6.0
+"""What a node takes as a rule, if its command restarts it at once: to hand over what it leads, to start, to catch up
+(17 s for three nodes by tests/cluster/test_rolling_restart.py). The more was written meanwhile the longer it takes."""
 LAG_MAX = 100
 """Entries that a replica may lack and still count as having the log."""
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
     """A node of a rolling restart. leads: the groups that it led, by name. why_not: why it cannot be restarted now; ""
-    if it can. seconds: from maintenance until it had everything again; 0 if it was not restarted (yet)."""
+    if it can. seconds: from maintenance until it had everything again; of a plan, about as long as that takes with a
+    command that restarts the node at once."""
 
     node: NodeId
     address: str
@@ -94,7 +98,8 @@ class _Rolling:
         found = []
         for node in in_order(wanted, groups):
             why = _resting(now, ()) or await self._silent(node) or why_not(node, groups, now)
-            found.append(Restart(node=node, address=now.addresses()[node], leads=_led(node, groups), why_not=why))
+            address, leads = now.addresses()[node], _led(node, groups)
+            found.append(Restart(node=node, address=address, leads=leads, why_not=why, seconds=NODE_SECONDS))
         return found
 
     async def run(

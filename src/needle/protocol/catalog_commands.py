@@ -20,7 +20,7 @@ from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import Move
-from needle.routing.plans import Wish
+from needle.routing.plans import CATALOG, Wish
 from needle.routing.shard_map import KeyRange, ShardMap
 from needle.routing.topology import ClusterSettings, MoveState, NodeInfo, Topology
 
@@ -243,7 +243,8 @@ class FinishMove(Versioned, frozen=True, tag="finish"):
 
 
 EMPTIES = 5
-"""The cluster's version from which on one entry has a node emptied and begins that, and a rebalance replaces a node."""
+"""The cluster's version from which on one entry has a node emptied and begins that, and a rebalance replaces a node or
+moves the catalog by hand."""
 
 
 class StartRebalance(Versioned, frozen=True, tag="rebalance"):
@@ -259,6 +260,11 @@ class StartRebalance(Versioned, frozen=True, tag="rebalance"):
     healing: bool = False
     empty: NodeId = ""
     first: WeighNode | ZoneNode | None = None
+
+    def needs(self) -> int:
+        """Releases before know no move of the catalog by hand."""
+        moves_catalog = self.wish.move is not None and self.wish.move.shard == CATALOG
+        return max(super().needs(), EMPTIES if moves_catalog else 0)
 
 
 class AskRebalance(Versioned, frozen=True, tag="ask-rebalance"):

@@ -6,6 +6,7 @@ Invariant: both are data alone, so a wish can be stored and a plan shown before 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
@@ -21,13 +22,13 @@ ZONE_CHARS_MAX = 256
 FRACTION_MAX = 1000
 RANGE_BYTES = (1 << 20, 1 << 50)
 """Of one move of key ranges: with less, a plan has more moves than anybody can make."""
-
-
+CATALOG: Final = -1
+"""In the place of a shard's number: the catalog."""
 _SEVERAL = (tuple, list, set, frozenset)
 
 
 class ReplicaMove(msgspec.Struct, frozen=True, kw_only=True):
-    """The replica of a shard on the node `source` goes to the node `target`."""
+    """The replica of a shard on the node `source` goes to the node `target`. shard: -1 for the catalog."""
 
     shard: int
     source: NodeId

@@ -22,7 +22,7 @@ from needle.base.errors import DeadlineExceeded, invalid
 from needle.base.ids import NodeId
 from needle.client.client import Client
 from needle.client.feeds import TIMEOUT
-from needle.client.rebalancing import known_rebalance
+from needle.client.rebalancing import ShardOrCatalog, known_rebalance
 from needle.client.values import Seconds
 from needle.routing.jobs import Progress, RebalanceConfig
 from needle.routing.plans import Plan, Wish
@@ -156,7 +156,7 @@ class RebalanceCoordinator:
 
     async def move_replica(
         self,
-        shard: int,
+        shard: ShardOrCatalog,
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = None,

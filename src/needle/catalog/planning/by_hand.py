@@ -17,7 +17,7 @@ from needle.catalog.planning.placement import PlacementNode
 from needle.catalog.planning.spread import Spread
 from needle.routing.key_space import KeySpace
 from needle.routing.planned_moves import Move, MoveReplicas
-from needle.routing.plans import Replacement, ReplicaMove, ShardSplit, Wish
+from needle.routing.plans import CATALOG, Replacement, ReplicaMove, ShardSplit, Wish
 from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.topology import NodeState, Topology
 
@@ -59,9 +59,10 @@ def why_whole(space: KeySpace, shard: int) -> str:
 def moved(
     topology: Topology, move: ReplicaMove, nodes: Mapping[NodeId, PlacementNode]
 ) -> dict[GroupId, tuple[NodeId, ...]]:
-    """Who should hold the shard. Raises InvalidArgument."""
-    held = topology.holders(shard_group(move.shard))
-    if held is None or move.shard < 0:
+    """Who should hold the shard, or the catalog. Raises InvalidArgument."""
+    group = shard_group(move.shard)
+    held, name = topology.holders(group) if move.shard >= CATALOG else None, group_name(group)
+    if held is None:
         raise invalid("shard", move.shard, f"one of {', '.join(str(info.shard) for info in topology.serving)}")
     for field, node in (("source", move.source), ("target", move.target)):
         if node not in nodes:
@@ -70,12 +71,12 @@ def moved(
     if move.source not in wanted:
         if move.target in wanted:  # it has arrived
             return {}
-        raise invalid("source", move.source, f"a node that holds shard {move.shard}: {on}")
+        raise invalid("source", move.source, f"a node that holds {name}: {on}")
     if move.target in wanted:
-        raise invalid("target", move.target, f"a node that does not hold shard {move.shard}, as these do: {on}")
+        raise invalid("target", move.target, f"a node that does not hold {name}, as these do: {on}")
     if not nodes[move.target].usable:
         raise invalid("target", move.target, "a node that takes replicas: this one is to be emptied, or has weight 0")
-    return {shard_group(move.shard): tuple(move.target if node == move.source else node for node in wanted)}
+    return {group: tuple(move.target if node == move.source else node for node in wanted)}
 
 
 def held_by(topology: Topology, node: NodeId) -> dict[GroupId, tuple[NodeId, ...]]:

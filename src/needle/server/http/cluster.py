@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from needle.base.errors import invalid
 from needle.client.health import judge
+from needle.client.rebalancing import ShardOrCatalog
+from needle.routing.jobs import RebalanceConfig
+from needle.routing.pace import expected_seconds
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.http import cluster_bodies as bodies
@@ -72,7 +75,9 @@ async def restart_plan(call: Call) -> bodies.RestartPlan:
     planned = await call.client.plan_rolling_restart(timeout=call.body.timeout)
     return bodies.RestartPlan(
         nodes=[
-            bodies.PlannedRestart(node=one.node, address=one.address, leads=list(one.leads), why_not=one.why_not)
+            bodies.PlannedRestart(
+                node=one.node, address=one.address, leads=list(one.leads), why_not=one.why_not, seconds=one.seconds
+            )
             for one in planned
         ]
     )
@@ -121,8 +126,9 @@ async def split_shard(call: Call) -> bodies.StartedRebalance:
 
 async def move_replica(call: Call) -> bodies.StartedRebalance:
     body: bodies.MoveReplica = call.body
+    shard: ShardOrCatalog = "catalog" if call.path["shard"] == "catalog" else _number(call)
     started = await call.client.move_replica(
-        _number(call), body.source, body.target, bodies.pace_of(body.config), timeout=body.timeout
+        shard, body.source, body.target, bodies.pace_of(body.config), timeout=body.timeout
     )
     return bodies.StartedRebalance(id=started)
 
@@ -147,7 +153,8 @@ async def exit_maintenance(call: Call) -> bodies.Done:
 
 
 async def drain(call: Call) -> bodies.StartedRebalance:
-    return bodies.StartedRebalance(id=await call.client.drain_node(_node(call), timeout=call.body.timeout))
+    config = bodies.pace_of(call.body.config)
+    return bodies.StartedRebalance(id=await call.client.drain_node(_node(call), config, timeout=call.body.timeout))
 
 
 async def undrain(call: Call) -> bodies.Done:
@@ -160,10 +167,21 @@ async def zone(call: Call) -> bodies.Done:
     return bodies.Done()
 
 
-async def replace_node(call: Call) -> bodies.Done:
-    """Whose time is over before all is moved is told so; the moves go on, and the same call waits for them."""
-    await call.client.replace_node(_node(call), call.body.by, timeout=call.body.timeout)
+async def weight(call: Call) -> bodies.Done:
+    await call.client.weigh_node(_node(call), call.body.weight, timeout=call.body.timeout)
     return bodies.Done()
+
+
+async def replace_node(call: Call) -> bodies.Replacing:
+    """Whose time is over before all is moved is told so; the moves go on, and the same call waits for them."""
+    body: bodies.ReplaceNode = call.body
+    old, config = _node(call), bodies.pace_of(body.config)
+    if body.wait:
+        return bodies.Replacing(
+            id=await call.client.replace_node(old, body.by, config=config, timeout=body.timeout), done=True
+        )
+    id_ = await call.client.start_replacement(old, body.by, config, timeout=body.timeout)
+    return bodies.Replacing(id=id_, done=id_ is None)
 
 
 async def remove_node(call: Call) -> bodies.Done:
@@ -177,9 +195,23 @@ async def stats(call: Call) -> RebalanceStats:
 
 
 async def plan(call: Call) -> bodies.PlanView:
-    found = await call.client.plan_rebalance(bodies.wished(call.body.wish), timeout=call.body.timeout)
+    body: bodies.PlanRebalance = call.body
+    found = await call.client.plan_rebalance(bodies.wished(body.wish), timeout=body.timeout)
     return bodies.PlanView(
         moves=[move.in_words() for move in found.moves],
+        details=[
+            bodies.PlannedMove(
+                type=str(move.__struct_config__.tag),
+                shards=sorted(group - 1 for group in move.groups),
+                documents=move.documents,
+                bytes=move.bytes,
+            )
+            for move in found.moves
+        ],
+        documents=found.documents,
+        bytes=found.bytes,
+        ratio=found.ratio,
+        seconds=expected_seconds(found.moves, bodies.pace_of(body.config) or RebalanceConfig()),
         unmet=list(found.unmet),
         waiting=list(found.waiting),
         before=found.before,

@@ -105,12 +105,13 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 class PlannedRestart(msgspec.Struct, frozen=True, kw_only=True):
     """leads: the shards (and the catalog) that the node leads, by name. why_not: why it cannot be restarted now; empty
-    if it can."""
+    if it can. seconds: about how long it takes, if it is restarted at once."""
 
     node: str
     address: str
     leads: list[str]
     why_not: str
+    seconds: float
 
 
 class RestartPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +170,8 @@ class SplitShard(Body, frozen=True, kw_only=True):
 
 
 class MoveReplica(SplitShard, frozen=True, kw_only=True):
-    """source: the node that holds the shard, dead or alive. target: that is to hold it instead."""
+    """source: the node that holds the shard (in the path: its number, or `catalog`), dead or alive. target: that is to
+    hold it instead."""
 
     source: str
     target: str
@@ -181,16 +183,38 @@ class SetZone(Body, frozen=True, kw_only=True):
     zone: str | None
 
 
-class ReplaceNode(Body, frozen=True, kw_only=True):
-    """by: the node that is to hold all of it; it has joined, and holds nothing of it yet."""
+class SetWeight(Body, frozen=True, kw_only=True):
+    """weight: its share of the replicas beside that of others, 0 for none, whatever the node's own setting says; null:
+    its setting counts again."""
+
+    weight: float | None
+
+
+class DrainNode(Body, frozen=True, kw_only=True):
+    """config: its pace."""
+
+    config: AskedPace | None = None
+
+
+class ReplaceNode(DrainNode, frozen=True, kw_only=True):
+    """by: the node that is to hold all of it; it has joined, and holds nothing of it yet. wait: until it is done."""
 
     by: str
+    wait: bool = True
+
+
+class Replacing(msgspec.Struct, frozen=True, kw_only=True):
+    """id: of the rebalance; null if the node was removed before. done: whether it has taken the node's place."""
+
+    id: int | None
+    done: bool
 
 
 class PlanRebalance(Body, frozen=True, kw_only=True):
-    """wish: how the cluster should be; even, if it is left out."""
+    """wish: how the cluster should be; even, if it is left out. config: its pace."""
 
     wish: AskedWish | None = None
+    config: AskedPace | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -200,9 +224,7 @@ class PlanRebalance(Body, frozen=True, kw_only=True):
 
 
 class StartRebalance(PlanRebalance, frozen=True, kw_only=True):
-    """config: its pace."""
-
-    config: AskedPace | None = None
+    """wish: how the cluster should be; even, if it is left out. config: its pace."""
 
 
 class StartedRebalance(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,11 +239,27 @@ class AskRebalance(Body, frozen=True, kw_only=True):
     id: Whole | None = None
 
 
+class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
+    """type: found-shard, move-range, move-replicas, prefer-leader or give-up-shard. documents, bytes: that it copies.
+    shards: that it is about, -1 for the catalog."""
+
+    type: str
+    shards: list[int]
+    documents: int
+    bytes: int
+
+
 class PlanView(msgspec.Struct, frozen=True, kw_only=True):
-    """moves: in order, in words. unmet: what of the wish is left, and why. waiting: what waits for a shard to have a
-    leader. least_bytes: that any plan must move."""
+    """moves: in order, in words; details: the same moves in numbers. unmet: what of the wish is left, and why. waiting:
+    what waits for a shard to have a leader. documents, bytes: that all of it copies. least_bytes: that any plan must
+    move; ratio: bytes over that. seconds: about how long it takes at the pace of `config`, if nothing else copies."""
 
     moves: list[str]
+    details: list[PlannedMove]
+    documents: int
+    bytes: int
+    ratio: float
+    seconds: float
     unmet: list[str]
     waiting: list[str]
     before: Balance

@@ -225,7 +225,7 @@ ROUTES: Final = (
     ),
     Route(
         "PUT", f"{BASE}/nodes/{{node}}/drain", cluster.drain, "Have other nodes take over what a node holds",
-        Nothing, cluster_bodies.StartedRebalance, "admin", {}, "cluster",
+        cluster_bodies.DrainNode, cluster_bodies.StartedRebalance, "admin", {}, "cluster",
     ),
     Route(
         "DELETE", f"{BASE}/nodes/{{node}}/drain", cluster.undrain, "Use a node again that was to be emptied",
@@ -236,8 +236,12 @@ ROUTES: Final = (
         cluster_bodies.SetZone, cluster_bodies.Done, "admin", {"zone": "a"}, "cluster",
     ),
     Route(
+        "PUT", f"{BASE}/nodes/{{node}}/weight", cluster.weight, "Have a node's share of the replicas be so large",
+        cluster_bodies.SetWeight, cluster_bodies.Done, "admin", {"weight": 2.0}, "cluster",
+    ),
+    Route(
         "POST", f"{BASE}/nodes/{{node}}/replace", cluster.replace_node, "Have another node hold all that a node holds",
-        cluster_bodies.ReplaceNode, cluster_bodies.Done, "admin", {"by": "node-4", "timeout": 600}, "cluster",
+        cluster_bodies.ReplaceNode, cluster_bodies.Replacing, "admin", {"by": "node-4", "timeout": 600}, "cluster",
     ),
     Route(
         "DELETE", f"{BASE}/nodes/{{node}}", cluster.remove_node, "Have the cluster forget a node that holds nothing",

@@ -42,12 +42,17 @@ class NodeMetrics:
         self._failures = counted("needle_request_errors_total", registry)
         self._fan_out = observed("needle_search_fanout_count", registry)
         self._merge = observed("needle_search_merge_time_ms", registry)
+        self._hold = observed("needle_move_hold_seconds", registry)
+        self._arrival = observed("needle_move_arrival_seconds", registry)
 
     def watch(self, node: Node, loop: LoopWatch | None = None) -> None:
         """Read this node's state at every scrape, and observe its calls."""
         self._watched = node
         node.router.stats.on_search = self._routed
         node.watches.flushes.observe = self._fsync.observe
+        switches = node.mover.switches
+        switches.on_hold = lambda end, seconds: self._hold.labels(end).observe(seconds)
+        switches.on_arrival = self._arrival.observe
         health = node.watch_health() if node.config.http_address is not None else None
         if health is not None:
             self.history = health.history

@@ -113,6 +113,12 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_move_copied_documents", "shard", "", "Documents that moves of key ranges have copied so far; on "
               "the leader.",
               "server/upkeep/mover.py"),
+        histogram("needle_move_hold_seconds", "event", SECONDS, "How long a switch of key ranges held writes to them, "
+                  "from the freeze to its end: `decided`, `thawed` (the target did not confirm in time, the move "
+                  "begins anew) or `given_up` (cancelled); on the source's leader.", "server/upkeep/switches.py"),
+        histogram("needle_move_arrival_seconds", "", SECONDS, "From the decision of a switch until its target owned "
+                  "the keys: so long their writes and all searches wait on. On the source's leader.",
+                  "server/upkeep/switches.py"),
         gauge("needle_rebalance_planned_bytes", "", BYTES, "What the rebalance that is under way meant to move when it "
               "began; 0 without one.", "routing/jobs.py"),
         gauge("needle_rebalance_moved_bytes", "", BYTES, "What it has moved.", "routing/jobs.py"),

@@ -28,6 +28,7 @@ from needle.server.lasting import next_beat
 from needle.server.upkeep.copy_turn import CopyTurn
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode, side_by_side
 from needle.server.upkeep.range_copy import Copy, RangeCopier
+from needle.server.upkeep.switches import End, Switches
 from needle.shard.apply.holdings import FROZEN, GIVEN_UP, OPEN, OVER, RELEASED
 
 log = logging.getLogger("needle.server")
@@ -40,6 +41,9 @@ HELD_SECONDS_MAX = 30.0
 LOOK_SECONDS = 2.0
 """Between two looks, while a copy rests, whether it is still to be made."""
 WAY_OUT = "or give the move up by `needle rebalance --cancel`, which leaves all documents of its keys where they are"
+NOT_ARRIVED = "is decided, and not at its target yet: its writes and all searches wait"
+ARRIVAL_SECONDS = 1.0
+"""From the decision on: after it that is told, before any step has failed."""
 AGAIN_SECONDS = 0.05
 """Between two tries to finish a copy while its ranges are frozen."""
 
@@ -65,6 +69,7 @@ class Mover:
         self._steps = MoveSteps(node)
         self._turn = CopyTurn(self._calls)
         self._copier = RangeCopier(node, self._steps, rows_max, self._turn, self._rest)
+        self.switches = Switches(node.now)
         self._driven: dict[int, asyncio.Task[None]] = {}
         self._held: dict[int, _Held] = {}
         """Both by move, of those that this node drives."""
@@ -96,6 +101,7 @@ class Mover:
                 copies = self._copier.copies
                 self._copier.copies = {info.id: copy for info in moves if (copy := copies.get(info.id)) is not None}
                 self._held = {info.id: self._held[info.id] for info in moves if info.id in self._held}
+                self._look_at_switches(moves)
                 self._begin(moves)
                 await next_beat(node.now(), PAUSE_SECONDS)
         finally:
@@ -104,6 +110,15 @@ class Mover:
             for task in driven:
                 task.cancel()
             await asyncio.gather(*driven, return_exceptions=True)
+
+    def _look_at_switches(self, moves: Sequence[MoveInfo]) -> None:
+        """Tell of what was decided and does not arrive."""
+        host, groups = self._node.host, self._node.groups
+        led = {info.id: info for info in moves if (at := shard_group(info.source)) in groups and host.is_leader(at)}
+        self.switches.keep(led)
+        for move, info in led.items():
+            if move not in self._held and self.switches.decided_for(move) > ARRIVAL_SECONDS:
+                self._hold(info, NOT_ARRIVED, 0.0)
 
     def _begin(self, moves: Sequence[MoveInfo]) -> None:
         """Go on with those that are due. Raises what one ended with that this driver does not know."""
@@ -134,8 +149,7 @@ class Mover:
                 log.info("move %d (%s) does not advance: %s", info.id, now.state, error)
                 source = self._steps.source(now) if group in node.groups else None
                 if source is not None and source.phase == RELEASED and _hurried(now):
-                    why = f"is decided, and not at its target yet: its writes and all searches wait ({error.message})"
-                    self._hold(now, why, 0.0)
+                    self._hold(now, f"{NOT_ARRIVED} ({error.message})", 0.0)
                 if now.state is MoveState.GIVEN_UP:
                     self._hold(now, f"was given up; its target keeps a copy so far: {error.message}", HELD_SECONDS)
                 return
@@ -200,16 +214,19 @@ class Mover:
         source, copy = self._steps.source(info), None
         if source is not None and source.phase == OPEN and source.attempt <= info.attempt:
             copy = await self._prepare_target(info)  # nothing is frozen for a target that does not answer
+            self.switches.frozen(info.id)
             await self._steps.propose(info, Freeze(info.id, info.attempt))
         source = self._steps.source(info)
         if source is not None and source.phase == OPEN:
             await self._steps.tell_catalog(RestartMove(info.id, info.attempt))
             return
         if source is not None and source.phase == FROZEN:
+            self.switches.frozen(info.id)
             try:
                 copy = await self._confirmed(info, copy)
             except (AlreadyExists, DeadlineExceeded) as refused:
                 await self._steps.propose(info, Thaw(info.id, info.attempt))
+                self.switches.ended(info.id, End.THAWED)
                 if isinstance(refused, DeadlineExceeded):
                     pause = min(HELD_SECONDS * 2 ** min(info.attempt, 8), HELD_SECONDS_MAX)
                     self._hold(info, refused.message, pause)
@@ -263,6 +280,7 @@ class Mover:
         source = self._steps.source(info)
         if source is None or source.phase != RELEASED:
             raise Internal(f"the source of move {info.id} is not released, but {source}")
+        self.switches.ended(info.id, End.DECIDED)
         if copy is None:
             target = await self._steps.tell_target(info, self._steps.prepare(info, info.target))
             if target.phase != OVER:
@@ -270,6 +288,7 @@ class Mover:
                 await self._copy_rest(info, copy, await self._node.confirmed(STEP_SECONDS))
         if copy is not None:
             target = await self._steps.tell_target(info, Own(info.id, copy.step, source.floor, info.attempt))
+        self.switches.arrived(info.id)
         await self._steps.tell_catalog(
             AdvanceMove(info.id, MoveState.SWITCHED, released.index, target.at, attempt=info.attempt)
         )
@@ -280,6 +299,7 @@ class Mover:
         await self._steps.propose(info, GiveUp(info.id))
         source = self._steps.source(info)
         if source is not None and source.phase == GIVEN_UP:
+            self.switches.ended(info.id, End.GIVEN_UP)
             await self._steps.tell_catalog(AdvanceMove(info.id, MoveState.GIVEN_UP, attempt=info.attempt))
         else:
             await self._switch(info)

@@ -1,0 +1,63 @@
+"""What the driver of moves has seen of switches of key ranges: how long they held writes, and how long a target took to
+own what was decided to be its.
+
+Invariant: a switch is measured from the moment at which this driver knew of it, so one that a dead leader of the source
+began counts from when its successor took over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from enum import StrEnum
+
+
+class End(StrEnum):
+    """How the hold of writes ended. decided: the source does not own the keys any more. thawed: the target did not
+    confirm in time. given_up: the move was cancelled."""
+
+    DECIDED = "decided"
+    THAWED = "thawed"
+    GIVEN_UP = "given_up"
+
+
+class Switches:
+    """on_hold: called with how a hold ended and its seconds. on_arrival: with the seconds from a decision until the
+    target owned the keys."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        """now: seconds."""
+        self._now = now
+        self._frozen: dict[int, float] = {}
+        self._decided: dict[int, float] = {}
+        """Since when, by move."""
+        self.on_hold: Callable[[End, float], None] = lambda end, seconds: None
+        self.on_arrival: Callable[[float], None] = lambda seconds: None
+
+    def frozen(self, move: int) -> None:
+        """The source of a move takes no writes to its keys, or is about to."""
+        self._frozen.setdefault(move, self._now())
+
+    def ended(self, move: int, end: End) -> None:
+        """It takes them again, or has given them away."""
+        since = self._frozen.pop(move, None)
+        if since is not None:
+            self.on_hold(end, self._now() - since)
+        if end is End.DECIDED:
+            self._decided.setdefault(move, self._now())
+
+    def arrived(self, move: int) -> None:
+        """The target owns the keys of a move that was decided."""
+        since = self._decided.pop(move, None)
+        if since is not None:
+            self.on_arrival(self._now() - since)
+
+    def decided_for(self, move: int) -> float:
+        """Seconds since the decision of a move whose target does not own its keys yet; 0 of others."""
+        since = self._decided.get(move)
+        return 0.0 if since is None else self._now() - since
+
+    def keep(self, moves: Collection[int]) -> None:
+        """Forget all but these, which this driver drives."""
+        for known in (self._frozen, self._decided):
+            for move in [one for one in known if one not in moves]:
+                del known[move]
