@@ -196,8 +196,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "base/config.py"),
         gauge("needle_backup_timestamp_seconds", "", SECONDS, "When the last backup began that the cluster was told "
               "of, since 1970.", "routing/topology.py", only=BACKED_UP),
-        gauge("needle_certificate_expiry_timestamp_seconds", "", SECONDS, "When the node's certificate expires, since "
-              "1970.", "server/certificates.py", only=TLS),
+        gauge("needle_certificate_expiry_timestamp_seconds", "", SECONDS, "When the node's certificate expires, or an "
+              "authority in tls.ca if that is earlier, since 1970.", "server/certificates.py", only=TLS),
     ),
     "The event loop (only of `needle serve`)": (
         histogram("needle_loop_lag_seconds", "", SECONDS, "How long the event loop took to come to what was asked of "
