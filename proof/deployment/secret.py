@@ -89,6 +89,7 @@ def _greeted(secret: Path, host: str) -> dict[str, object]:
                 side.do_handshake()
             except ssl.SSLWantReadError:
                 continue
+        caller.do_handshake()  # raises what it has told the other side first
     except ssl.SSLError as error:
         raise RuntimeError(f"a certificate made as values.yaml says is not good for {host!r}: {error}") from None
     found = caller.getpeercert()
