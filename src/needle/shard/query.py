@@ -101,7 +101,7 @@ def search_group(
             batches = [work.batch(query, applied, trace) for query in queries]
             instants.append(clock())
         else:
-            found = _nearest(collection, np.stack(queries), first, first.k, allow, trace)
+            found = nearest_of(collection, np.stack(queries), first, first.k, allow, trace)
             instants.append(clock())
             batches = _batches(collection.record, store, first, found, applied)
         if trace is not None:
@@ -192,7 +192,7 @@ def both(filter_json: bytes, bound: bytes, limits: Limits) -> Node | None:
     return And(nodes) if len(nodes) > 1 else nodes[0] if nodes else None
 
 
-def _nearest(
+def nearest_of(
     collection: Collection,
     queries: npt.NDArray[np.float32],
     request: SearchRequest,
@@ -244,7 +244,7 @@ class _Grouped:
         payload, end = self._collection.payload, self._collection.record.next_ordinal
 
         def nearest(k: int, among: BitMap) -> tuple[list[int], list[float], bool]:
-            ((ordinals, distances),) = _nearest(self._collection, query[None, :], request, k, Allowed(among), trace)
+            ((ordinals, distances),) = nearest_of(self._collection, query[None, :], request, k, Allowed(among), trace)
             near = near_enough(distances, record.spec.metric, request)
             return ordinals[:near], distances[:near], near == len(ordinals)
 
