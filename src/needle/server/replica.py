@@ -41,7 +41,7 @@ from needle.server.ports import NodePorts
 from needle.shard.caretaker import Caretaker
 from needle.shard.fields.builders import Builders, SearchAnswer
 from needle.shard.joined_calls import JoinedCalls
-from needle.shard.search_batcher import SearchBatcher, Wanted
+from needle.shard.search_batcher import SearchBatcher, SearchMany, Wanted
 from needle.shard.segments.builds import Progress
 from needle.shard.segments.keeper import SegmentKeeper
 from needle.shard.state_machine import Replica
@@ -85,12 +85,7 @@ class HostedReplica:
         self.space = space
         self.replica = replica
         self.builders = builders
-        # That a request was slow is known when it was searched; below a tenth of it the search was not why.
-        figures = config.log.slow_request_seconds / 10 or inf
-
-        def search_many(requests: list[SearchRequest], wanted: Wanted) -> list[SearchAnswer]:
-            return replica.reads().search_many(requests, wanted, builders, ports.clock.monotonic, figures)
-
+        search_many = _searching(replica, builders, ports.clock, config.log.slow_request_seconds)
         threads_max = ports.search_threads
         self.batcher = SearchBatcher(search_many, searching, in_flight_max=threads_max, short=self._is_short)
         self.calls, self.parts = CallRates(), KnownParts()
@@ -316,3 +311,14 @@ class HostedReplica:
         self._asking = None
         if not task.cancelled():
             task.exception()  # whoever waits raises it; when nobody does any more, it counts as seen
+
+
+def _searching(replica: Replica, builders: Builders, clock: Clock, slow: float) -> SearchMany:
+    """slow: from so many seconds on a request is told of, 0 for none. That one was is known when it was searched; where
+    its search took less than a tenth of that, this was not why."""
+    figures = slow / 10 or inf
+
+    def search_many(requests: list[SearchRequest], wanted: Wanted) -> list[SearchAnswer]:
+        return replica.reads().search_many(requests, wanted, builders, clock.monotonic, figures)
+
+    return search_many

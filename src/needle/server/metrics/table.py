@@ -191,7 +191,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "server/machine/memory_space.py"),
         gauge("needle_memory_bytes", "part", BYTES, "Memory by part: `process` is all of it that is in RAM; "
               "`documents` SQLite's pages; `vectors` those that no index file has; `index_files` mapped, of which the "
-              "system may keep less in RAM; `field_indexes`; `caches` of ids and of what filters allowed; "
+              "system may keep less in RAM (both of the 100 oldest collections of a shard); "
+              "`field_indexes`; `caches` of ids and of what filters allowed; "
               "`change_feeds` what the last entries did, for who reads changes; `requests` held for callers.",
               "server/metrics/node_state.py"),
         gauge("needle_clock_monotonic_seconds", "", SECONDS, "The node's clock for durations, by which leases are "
