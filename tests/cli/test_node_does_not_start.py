@@ -1,5 +1,5 @@
 """The chapter "A node does not start" of docs/troubleshooting.md: each cause is made on a real data directory, and the
-one line with which the node ends has the code that the page's table says, and names what the page says that it names."""
+one line with which the node ends has the code that the page says, and names what the page says that it names."""
 
 from __future__ import annotations
 
