@@ -240,7 +240,7 @@ EXAMPLES: Mapping[str, Example] = {
     ),
     "NeedleCertificateExpires": Example(
         {_of("needle_certificate_expiry_timestamp_seconds"): Level(15 * DAY, 13 * DAY + WELL + STEP + 90)},
-        NODE, "The certificate of a:1 expires in 13d 0h 0m 0s",
+        NODE, "The certificate of a:1 or its authority expires in 13d 0h 0m 0s",
     ),
     "NeedleBackupTooOld": Example(
         {_of("needle_backup_timestamp_seconds"): Level(-25 * HOUR, WELL + STEP + 90 - 27 * HOUR)}, CLUSTER,

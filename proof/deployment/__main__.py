@@ -9,8 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from proof.deployment.chart import Chart, check
-from proof.deployment.pods import trial
+from proof.deployment.chart import ARCHIVED, CLOSED, OPEN, WATCHED, Chart, check
+from proof.deployment.pods import Pods, open_trial, trial
+from proof.deployment.secret import check_names, make
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -29,6 +30,18 @@ def image() -> None:
     subprocess.run([hadolint, DEPLOY / "docker" / "Dockerfile"], check=True, timeout=60)
 
 
+def names(chart: Chart, directory: Path) -> None:
+    """Certificates made as values.yaml says are good for every name that the chart renders. Raises RuntimeError."""
+    for release, name, namespace in (("needle", "needle", "default"), ("shop", "shop-needle", "team")):
+        secret = make(_made(directory / release), name, namespace)
+        check_names(chart.rendered(CLOSED | WATCHED, release, namespace), name, namespace, secret)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
 def main() -> None:
     """Exit code 0 if all is well; an exception with the reason otherwise."""
     parser = argparse.ArgumentParser(prog="python -m proof.deployment")
@@ -36,11 +49,16 @@ def main() -> None:
     chart = Chart(parser.parse_args().helm)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="needle-deployment-") as directory:
+        place = Path(directory)
         image()
-        unit(Path(directory))
-        objects = check(chart)
+        unit(place)
+        check(chart)
+        names(chart, place)
         print("image, unit and chart are well-formed; now the chart's pods", flush=True)
-        trial(Path(directory), objects)
+        open_trial(Pods(_made(place / "open"), chart.rendered(OPEN | ARCHIVED)))
+        closed = _made(place / "closed")
+        secret = make(closed, "needle", "default", ("127.0.0.1", "needle-3"))
+        trial(Pods(closed, chart.rendered(CLOSED | ARCHIVED), secret))
     print(f"done in {time.monotonic() - begun:.0f} s")
 
 

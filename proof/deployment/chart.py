@@ -40,9 +40,11 @@ class Chart:
         """Raises RuntimeError with Helm's output."""
         self._ran("lint", "--strict", *KUBERNETES, str(CHART), *_set(values))
 
-    def rendered(self, values: dict[str, str]) -> dict[tuple[str, str], Object]:
+    def rendered(
+        self, values: dict[str, str], release: str = "needle", namespace: str = "default"
+    ) -> dict[tuple[str, str], Object]:
         """The objects by kind and name. Raises RuntimeError with Helm's output."""
-        text = self._ran("template", "needle", *KUBERNETES, str(CHART), *_set(values))
+        text = self._ran("template", release, "--namespace", namespace, *KUBERNETES, str(CHART), *_set(values))
         objects = [one for one in yaml.safe_load_all(text) if one]
         return {(one["kind"], one["metadata"]["name"]): one for one in objects}
 
@@ -61,8 +63,8 @@ class Chart:
         return done.stdout
 
 
-def check(chart: Chart) -> dict[tuple[str, str], Object]:
-    """All that the chart takes and refuses; the objects of an open cluster. Raises RuntimeError."""
+def check(chart: Chart) -> None:
+    """All that the chart takes and refuses. Raises RuntimeError."""
     for values in ACCEPTED:
         chart.lint(values)
         objects = chart.rendered(values)
@@ -71,7 +73,6 @@ def check(chart: Chart) -> dict[tuple[str, str], Object]:
     for why, values in REFUSED.items():
         if why not in (said := chart.refusal(values)):
             raise RuntimeError(f"of {values} the chart says {said!r}, not {why!r}")
-    return chart.rendered(OPEN | ARCHIVED)
 
 
 def _check_references(objects: dict[tuple[str, str], Object], values: dict[str, str]) -> None:

@@ -384,7 +384,13 @@ MUTANTS = (
     Mutant(
         name="recall-is-measured-whatever-else-waits",
         breaks="exact searches are asked in the background while callers wait for theirs",
-        edits=(Edit("server.chores.recall:Recall.run", " or self._busy()", ""),),
+        edits=(Edit("server.chores.recall:Recall.run", " or self._put_off()", ""),),
         tests=("tests/server/test_recall.py::test_it_takes_a_hundredth_of_a_core_and_waits_while_the_node_is_busy",),
+    ),
+    Mutant(
+        name="recall-counts-only-what-the-index-reaches",
+        breaks="of large collections what no search through the index reaches is not missed",
+        edits=(Edit("shard.recall:_estimated", " + missed / share", ""),),
+        tests=("tests/server/test_recall.py::test_of_more_vectors_than_are_scored_it_is_an_estimate_of_the_same",),
     ),
 )

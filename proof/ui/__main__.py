@@ -14,6 +14,8 @@ from playwright.async_api import Browser, async_playwright
 
 from needle.local.process_cluster import ProcessCluster
 from proof.ui import views
+from proof.ui.busy import busy
+from proof.ui.busy import view as busy_view
 from proof.ui.looking import WIDTHS, looking
 from proof.ui.site import closed, fill
 
@@ -55,6 +57,10 @@ async def run(directory: Path, short: bool) -> None:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         await opened(browser, directory / "opened", short)
+        async with busy(directory / "busy") as address:
+            async with looking(browser, address, SHOTS, 1280, "light") as look:
+                await busy_view(look)
+            print("a cluster that moves data, and a follower that is behind", flush=True)
         async with closed(directory / "closed") as site:
             for width, scheme in ((1280, "light"),) if short else ((1280, "dark"), (390, "light")):
                 async with looking(browser, site.address, SHOTS, width, scheme) as look:
@@ -74,7 +80,7 @@ def main() -> None:
     SHOTS.mkdir(parents=True)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="needle-ui-") as directory:
-        for name in ("opened", "closed"):
+        for name in ("opened", "busy", "closed"):
             (Path(directory) / name).mkdir()
         asyncio.run(run(Path(directory), short))
     print(f"{len(list(SHOTS.iterdir()))} pictures in {SHOTS}; done in {time.monotonic() - begun:.0f} s")

@@ -147,7 +147,7 @@ async def test_a_log_with_too_little_room(page: Alerts, cluster: ProcessCluster)
 
 async def test_a_certificate_that_expires(page: Alerts, cluster: ProcessCluster, tmp_path: Path) -> None:
     await page.until()
-    create_ca(tmp_path / "ca", "alerts", 100)
+    create_ca(tmp_path / "ca", "alerts", 1000)
     old = create_node(tmp_path / "old", "node-2", ("127.0.0.1",), 5, tmp_path / "ca")
     files = {"certificate": str(old.certificate), "key": str(old.key), "ca": str(tmp_path / "ca" / "ca.crt")}
     await restart(page, "node-2", tls={"mode": "accept", **files})

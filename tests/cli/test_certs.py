@@ -8,6 +8,8 @@ import ssl
 import stat
 import sys
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +17,10 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from needle.base.errors import ConfigError, TlsFailed
+from needle.base.errors import ConfigError, InvalidArgument, TlsFailed
 from needle.base.tls_config import TlsConfig
 from needle.cli.app import main
+from needle.local.certificates import create_ca, create_node
 from needle.server.certificates import Certificates
 from needle.server.metrics.node_state import NodeState
 
@@ -41,9 +44,11 @@ def test_a_node_can_use_what_is_made_and_no_other_node_can(tmp_path: Path, capsy
         certificates(tmp_path, "node-1", "node-1").load()
 
 
-def certificates(directory: Path, name: str, node_id: str) -> Certificates:
-    files = {"certificate": f"{directory}/{name}.crt", "key": f"{directory}/{name}.key", "ca": f"{directory}/ca.crt"}
-    return Certificates(TlsConfig(mode="require", **files), node_id)
+def certificates(
+    directory: Path, name: str, node_id: str, ca: Path | None = None, wall: Callable[[], float] = time.time
+) -> Certificates:
+    files = {"certificate": f"{directory}/{name}.crt", "key": f"{directory}/{name}.key"}
+    return Certificates(TlsConfig(mode="require", ca=str(ca or directory / "ca.crt"), **files), node_id, wall)
 
 
 def test_a_node_tells_when_its_certificate_expires(tmp_path: Path) -> None:
@@ -59,6 +64,49 @@ def test_a_node_tells_when_its_certificate_expires(tmp_path: Path) -> None:
     )  # fmt: skip
     shown = {family.name: family.samples for family in itertools.islice(NodeState(node, None).collect(), 4)}
     assert shown["needle_certificate_expiry_timestamp_seconds"][0].value == used.expires
+
+
+def test_what_ends_with_the_authority_is_told_as_the_nodes_end(tmp_path: Path) -> None:
+    """While the authority is changed, the former one counts until it has ended; what is between the node and its
+    authority counts, too."""
+    old, new, here = tmp_path / "old", tmp_path / "new", tmp_path / "here"
+    create_ca(old, "old", 3)
+    create_ca(new, "new", 100)
+    create_node(here, "node-1", (), 30, new)
+    used = certificates(here, "node-1", "node-1", here / "ca.crt")
+    (here / "ca.crt").write_bytes((new / "ca.crt").read_bytes())
+    used.load()
+    assert used.expires == end_of(here / "node-1.crt")
+    (here / "ca.crt").write_bytes((new / "ca.crt").read_bytes() + (old / "ca.crt").read_bytes())
+    used.load()
+    assert used.expires == end_of(old / "ca.crt")
+    later = certificates(here, "node-1", "node-1", here / "ca.crt", lambda: time.time() + 4 * 86400)
+    later.load()
+    assert later.expires == end_of(here / "node-1.crt"), "one that has ended holds nobody up"
+    (here / "ca.crt").write_bytes((new / "ca.crt").read_bytes())
+    with (here / "node-1.crt").open("ab") as file:
+        file.write((old / "ca.crt").read_bytes())
+    used.load()
+    assert used.expires == end_of(old / "ca.crt")
+
+
+def end_of(path: Path) -> float:
+    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
+
+
+def test_nothing_that_is_signed_outlives_its_authority(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path)
+    assert main(["certs", "create-ca", "--days", "30", "--out", out]) == 0
+    capsys.readouterr()
+    for kind, name in (("create-node", "node-1"), ("create-client", "shop")):
+        assert main(["certs", kind, name, "--days", "31", "--out", out]) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert "--days" in said and "from 1 to 30: the authority expires at 20" in said
+        assert not (tmp_path / f"{name}.crt").exists()
+        assert main(["certs", kind, name, "--days", "30", "--out", out]) == 0
+        assert end_of(tmp_path / f"{name}.crt") <= end_of(tmp_path / "ca.crt")
+    with pytest.raises(InvalidArgument, match=r"--days.*none: the authority expires at .*create-ca"):
+        create_node(tmp_path, "node-2", (), 1, now=datetime.now(UTC) + timedelta(days=31))
 
 
 def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

@@ -103,6 +103,17 @@ async def test_a_disk_that_takes_no_small_file_is_told(well: ProcessCluster) -> 
     assert [node.fsync_p50 is None for node in seen.nodes] == [False, True, False]
 
 
+async def test_documents_that_no_backup_holds_are_told(well: ProcessCluster, tmp_path: Path) -> None:
+    async with well.connect() as client:
+        await client.insert("a", [1.0] * 8)
+        seen = await until(well, lambda found: names(found) == {"no-backup"})
+        assert one(seen, "no-backup").measured == "1 documents, and no backup is told of" and not seen.critical
+        target = str(tmp_path / "backups")
+        assert await asyncio.to_thread(main, ["backup", "create", target, "--cluster", well.cluster]) == 0
+        await until(well, lambda found: not found.findings)
+        await client.delete("a")
+
+
 async def test_a_slow_link_is_named(well: ProcessCluster) -> None:
     well.links["node-1", "node-2"].delay = 0.02
     seen = await until(well, lambda found: names(found) == {"link-slow"})

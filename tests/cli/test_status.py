@@ -15,7 +15,7 @@ from needle.base.errors import ConnectionLost, NoQuorum
 from needle.base.model import RaftStatus
 from needle.catalog.state import execute
 from needle.cli.common import standard_output, table
-from needle.cli.status import balance, look
+from needle.cli.status import balance, look, status_json, status_table
 from needle.client.cluster_conditions import WAITS_SECONDS
 from needle.client.health import ClusterHealth, ReplicaStatus, ShardHealth
 from needle.protocol.catalog_commands import AddShard, RetireShard
@@ -37,6 +37,7 @@ class FakeClient:
         self.damaged: dict[str, str] = {}
         self.given_up: list[tuple[int, str]] = []
         self.held: list[str] = []
+        self.documents = 0
         self.waited: dict[str, float | None] = {}
 
     async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]:
@@ -47,7 +48,11 @@ class FakeClient:
             found = view(node, state).status
             assert found is not None
             return msgspec.structs.replace(
-                found, voters=list(nodes), damage=self.damaged.get(node, ""), held_moves=self.held
+                found,
+                voters=list(nodes),
+                damage=self.damaged.get(node, ""),
+                held_moves=self.held,
+                documents=self.documents,
             )
 
         return [
@@ -192,6 +197,24 @@ def test_documents_that_no_leader_counts_are_not_said_to_be_none() -> None:
     assert "no documents yet" in line(shard("a", 0), shard("b", 0))
     assert line(shard(None, 0), shard(None, 0)).endswith("no leader counts shards 0, 1")
     assert line(shard("a", 7), shard(None, 0)).endswith("no leader counts shards 1")
+
+
+def test_the_last_backup_is_told_or_that_there_is_none(well: RaftStatus, capsys: pytest.CaptureFixture[str]) -> None:
+    client = FakeClient(well)
+
+    def line() -> str:
+        console = Console(width=200)
+        console.print(status_table(asyncio.run(look(client, []))))  # type: ignore[arg-type]
+        return capsys.readouterr().out.splitlines()[-1].strip()
+
+    assert "backup" not in line(), "an empty cluster lacks none"
+    client.documents = 12
+    seen = asyncio.run(look(client, []))  # type: ignore[arg-type]
+    assert line().startswith("backup: none was made that the cluster was told of")
+    assert status_json(seen)["last_backup"] is None
+    client.now = msgspec.structs.replace(client.now, backed_up=1_900_000_000_250_000)
+    assert line() == "backup: the last one began at 2030-03-17T17:46:40Z"
+    assert status_json(asyncio.run(look(client, [])))["last_backup"] == "2030-03-17T17:46:40.25Z"  # type: ignore[arg-type]
 
 
 def test_what_goes_into_a_pipe_is_as_wide_as_a_table_of_replicas(

@@ -50,10 +50,13 @@ def probe(node: str, **changed: object) -> ProbeAnswer:
     return msgspec.structs.replace(made, **changed)
 
 
-def findings(*probes: ProbeAnswer, of: dict[str, ClockFound] | None = None) -> list[Finding]:
+def findings(
+    *probes: ProbeAnswer, of: dict[str, ClockFound] | None = None, documents: int = 0, backed_up: int = 0
+) -> list[Finding]:
     usual = {node: probe(node) for node in ("node-1", "node-2", "node-3")}
     told = {**usual, **{one.node_id: one for one in probes}}
-    return diagnose(topology(shards=1, nodes=3), told, {}, of or {}, []).findings
+    now = msgspec.structs.replace(topology(shards=1, nodes=3), backed_up=backed_up)
+    return diagnose(now, told, {}, of or {}, [], documents).findings
 
 
 def test_nothing_is_found_where_all_is_well() -> None:
@@ -95,7 +98,7 @@ def test_a_link_is_cut_if_the_node_behind_it_is_there_for_anybody(reached: bool)
         "node-1": probe("node-1", links=[Link("node-2", [0.001] * 20), Link("node-3", [], "Connection refused")]),
         "node-2": probe("node-2", links=[Link("node-1", [0.001] * 20), *other]),
     }
-    found = diagnose(topology(shards=1, nodes=3), told, {"node-3": "Connection refused"}, {}, []).findings
+    found = diagnose(topology(shards=1, nodes=3), told, {"node-3": "Connection refused"}, {}, [], 0).findings
     cut = [("link-cut", "node-1 to node-3")] if reached else []
     assert [(one.name, one.subject) for one in found] == [*cut, ("not-probed", "node-3")]
 
@@ -103,6 +106,12 @@ def test_a_link_is_cut_if_the_node_behind_it_is_there_for_anybody(reached: bool)
 def test_few_files_left_are_critical() -> None:
     told = findings(probe("node-2", facts=Facts(files=9000, files_max=10_000)))
     assert [(one.severity, one.name) for one in told] == [("critical", "few-descriptors")]
+
+
+def test_documents_without_any_backup_are_told_of() -> None:
+    (found,) = findings(documents=1200)
+    assert (found.severity, found.name) == ("warning", "no-backup") and found.measured.startswith("1,200 documents")
+    assert findings(documents=1200, backed_up=5) == [], "whether it is too old, a condition says"
 
 
 def test_each_check_has_a_section_in_the_documents() -> None:

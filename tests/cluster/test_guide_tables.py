@@ -2,7 +2,8 @@
 severity, and no condition before and after; `health_check()` and `/metrics` say what "Health Checks" and "Key Metrics"
 show.
 
-"Cluster Sizing" is held in tests/client/test_sizing.py, "Network Configuration" in tests/cli/test_doctor.py.
+"Cluster Topology" is held in tests/cluster/test_guide_topology.py, "Cluster Sizing" in tests/client/test_sizing.py,
+"Network Configuration" in tests/cli/test_doctor.py.
 """
 
 from __future__ import annotations

@@ -66,3 +66,38 @@ def test_all_say_the_same_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     chart = yaml.safe_load((DEPLOY / "helm" / "needle" / "Chart.yaml").read_text(encoding="utf-8"))
     assert {project["version"], chart["version"], chart["appVersion"]} == {needle.__version__}
+
+
+def leaves(values: dict[str, Any], above: str = "") -> set[str]:
+    found: set[str] = set()
+    for name, value in values.items():
+        found |= leaves(value, f"{above}{name}.") if isinstance(value, dict) and value else {above + name}
+    return found
+
+
+def told_values() -> set[str]:
+    """Of the page's table; `.name` stands behind the one before it."""
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    found: set[str] = set()
+    for row in re.findall(r"^\| (`[^|]*) \|", text[text.index("| value | default") :], re.MULTILINE):
+        before = ""
+        for name in re.findall(r"`([\w.]+)`", row):
+            before = before.rpartition(".")[0] + name if name.startswith(".") else name
+            found.add(before)
+    return found
+
+
+def test_the_page_names_every_value_of_the_chart_and_no_other() -> None:
+    values = yaml.safe_load((DEPLOY / "helm" / "needle" / "values.yaml").read_text(encoding="utf-8"))
+    there, told = leaves(values), told_values()
+    assert [one for one in there if not any(one == name or one.startswith(f"{name}.") for name in told)] == []
+    assert [name for name in told if not any(one == name or one.startswith(f"{name}.") for one in there)] == []
+
+
+def test_the_page_and_the_chart_tell_the_same_commands_for_certificates() -> None:
+    text = (DEPLOY / "helm" / "needle" / "values.yaml").read_text(encoding="utf-8")
+    commands = re.findall(r"^#   ((?:needle certs|kubectl create secret) .*)$", text, re.MULTILINE)
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8").splitlines()
+    assert len(commands) == 3
+    for command in commands:
+        assert command.replace("NAMESPACE", "default").replace("NAME", "needle") in page

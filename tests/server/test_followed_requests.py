@@ -14,14 +14,17 @@ import needle
 from harness.door import Idle, ask, request, serving
 from harness.marked_documents import CALM
 from needle.base.errors import InvalidArgument
+from needle.base.explain import ShardExplanation
 from needle.base.filters.shape import PARSED_BYTES_MAX, SHAPE_MAX, shape
+from needle.base.model import HitBatch
+from needle.base.request import Request
 from needle.client import values
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.server.http.bodies import Count
 from needle.server.http.call import Call
 from needle.server.http.routes import Route
 from needle.server.service.served import JUDGED_BYTES_MAX
-from needle.server.service.watched import Watch
+from needle.server.service.watched import Watch, noted
 
 SHARDS = {"shards": 2, "replicas": 3}
 SECRET = "rosebud"
@@ -65,7 +68,10 @@ async def test_one_request_is_followed_through_router_and_shards(tmp_path: Path)
         await asyncio.to_thread(search_by_http, node.http, "from-http")
         with needle.request_id("from-python"):
             await client.search([1.0] * 8, 3, {"word": SECRET}, explain=True)
-        await client.search([1.0] * 8, 3)
+        assert not (await client.search([1.0] * 8, 3)).explained, "nobody asked for it"
+        with needle.request_id("many"):
+            many = await client.search_many([[1.0] * 8, [2.0] * 8], 3, {"word": SECRET})
+        assert len(many) == 2
         told = lines_of(cluster, "slow_request")
     http = [line for line in told if (line.get("request"), line["code"]) == ("from-http", "")]
     assert {line["method"] for line in http} == {"http_search", "shard_search"}
@@ -80,6 +86,9 @@ async def test_one_request_is_followed_through_router_and_shards(tmp_path: Path)
     python = [line for line in told if (line.get("request"), line["code"]) == ("from-python", "")]
     assert {line["shard"] for line in python} == {0, 1}  # the client routes itself
     assert all(line["explain"][0]["allowed"] >= 1 for line in python)
+    found = [line for line in told if line["method"] in ("shard_search", "shard_search_many") and not line["code"]]
+    assert all(line["explain"][0]["documents"] >= 1 for line in found), "also where nobody asked for it"
+    assert {line["shard"] for line in found if line.get("request") == "many"} == {0, 1}
     assert any("request" not in line and line["method"] == "shard_search" for line in told)
     assert SECRET not in json.dumps(told)
 
@@ -132,3 +141,25 @@ async def test_filters_are_read_for_lines_only_where_lines_are_wanted(
     async with serving([Route("POST", "/v1/count", none, "", Count, dict, "reader")], node) as server:
         assert (await ask(server, request("POST", "/v1/count", b'{"filter":{"a":1}}')))[0] == 200
     assert len(read) == times
+
+
+def test_what_nobody_asked_for_goes_no_further_and_the_slowest_is_told() -> None:
+    def batch(milliseconds: float) -> HitBatch:
+        explained = ShardExplanation(
+            shard=-1,
+            applied_index=7,
+            documents=3,
+            allowed=2,
+            together=1,
+            filter_milliseconds=1.0,
+            vectors_milliseconds=milliseconds,
+            documents_milliseconds=0.5,
+            segments=[],
+        )
+        return HitBatch(["a"], [0.5], [1], [], b"", 7, explained=[explained])
+
+    about, batches = Request(), [batch(1.0), batch(9.0), batch(2.0)]
+    assert [one.explained for one in noted(about, batches, asked=False)] == [[], [], []]
+    assert about.explained == batches[1].explained
+    assert noted(None, batches, asked=True) == batches
+    assert noted(about, [], asked=False) == []

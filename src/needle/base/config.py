@@ -146,8 +146,8 @@ class SegmentConfig(Settings, frozen=True, kw_only=True):
     ship_timeout: Seconds after which a replica that cannot fetch an index file builds its own.
     dead_ratio_max: An index file with a larger share of replaced documents is rebuilt.
     scrub_interval: Seconds between two readings of all index files; a damaged one is replaced.
-    recall_share: Share of the searches that are asked again, exactly, in the background of a node that is not busy, to
-        know how much they find (`needle_recall_sampled`); 0: none.
+    recall_share: Share of the searches that are asked again in the background, one a minute at most while a node is
+        busy, to know how much they find (`needle_recall_sampled`); 0: none.
     """
 
     table: ClassVar[str] = "segments"

@@ -232,7 +232,7 @@ REBALANCE_ENDED = Event(
 HEALING_BEGUN = Event(
     _CLUSTER, "healing_begun", WARNING,
     "%(node_names)s is gone for %(seconds)g s: rebalance %(rebalance)d rebuilds its replicas elsewhere",
-    "With `replicas.replace_after_seconds`.",
+    "After `replace_after`.",
 )  # fmt: skip
 HEALING_STOPPED = Event(
     _CLUSTER, "healing_stopped", WARNING,
@@ -243,7 +243,7 @@ REPLICAS_DIFFER = Event(
     _CLUSTER, "replicas_differ", ERROR,
     "replicas of %(group)s do not hold the same: %(why)s. This is a bug, or memory that is broken: docs/alerts.md, "
     "NeedleReplicaDivergence",
-    "The leader compared their digests at one entry of the log. Also `index` and `digests`, by node.",
+    "The leader compared their digests, by node, at one entry of the log.",
     "index", "digests",
 )  # fmt: skip
 REPLICAS_EQUAL = Event(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -45,7 +46,7 @@ def _run(cluster: str | None, config: Path | None, work: Callable[[needle.Client
     settings = resolve(read_file(config), os.environ, {})
     if not settings.cluster_secret:
         raise ConfigError(f"config = {str(config)!r} has no cluster_secret to show", field="cluster_secret")
-    certificates = Certificates(settings.tls, settings.node_id) if settings.tls.on else None
+    certificates = Certificates(settings.tls, settings.node_id, time.time) if settings.tls.on else None
     if certificates is not None:
         certificates.load()
     shown = Credentials(secrets=settings.secrets, dial=certificates.dial() if certificates is not None else None)

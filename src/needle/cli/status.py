@@ -16,6 +16,7 @@ import needle
 from needle.base.config import check_range
 from needle.base.errors import ConnectionLost, InvalidArgument, LostState, NeedleError, NoQuorum
 from needle.base.ids import NodeId
+from needle.base.instants import rfc3339
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -40,13 +41,15 @@ STATUS_TIMEOUT = 2.0
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
     """What `needle status` shows. version: of commands and formats, that the cluster is at; 0 if it is not known.
-    knows: by node, that of the nodes that answer."""
+    knows: by node, that of the nodes that answer. backed_up: when the last backup that it was told of
+    began, in microseconds since 1970; 0 if there is none."""
 
     health: ClusterHealth
     replicas: list[ReplicaStatus]
     conditions: list[Condition]
     version: int = 0
     knows: dict[NodeId, int] = {}
+    backed_up: int = 0
 
     @property
     def critical(self) -> bool:
@@ -113,6 +116,7 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
         conditions=ordered(found),
         version=topology.cluster_version,
         knows={node: who.knows for node, who in seen.told.items()},
+        backed_up=topology.backed_up,
     )
 
 
@@ -185,6 +189,7 @@ def status_json(seen: Look) -> dict[str, object]:
         "warnings": seen.health.warnings,
         "cluster_version": seen.version,
         "versions": seen.knows,
+        "last_backup": rfc3339(seen.backed_up) if seen.backed_up else None,
     }
 
 
@@ -223,7 +228,8 @@ def status_table(seen: Look) -> RenderableType:
         )
     lines = [*map(_line, seen.conditions)]
     lines += [Text.assemble(("note", "yellow"), f": {warning}") for warning in seen.health.warnings]
-    return Group(rows, *lines, *(Text(text) for text in (balance(seen.health), _version_line(seen)) if text))
+    others = (balance(seen.health), _version_line(seen), _backup_line(seen))
+    return Group(rows, *lines, *(Text(text) for text in others if text))
 
 
 def _version_line(seen: Look) -> str:
@@ -232,6 +238,14 @@ def _version_line(seen: Look) -> str:
         return ""
     others = [f"{node} knows {knows}" for node, knows in sorted(seen.knows.items()) if knows != seen.version]
     return f"version: the cluster is at {seen.version}; {', '.join(others) or 'the nodes that answer know no other'}"
+
+
+def _backup_line(seen: Look) -> str:
+    """When the last backup began, or that there are documents and none was made."""
+    if seen.backed_up:
+        return f"backup: the last one began at {rfc3339(seen.backed_up // 1_000_000 * 1_000_000)}"
+    documents = any(shard.documents for shard in seen.health.shards.values())
+    return "backup: none was made that the cluster was told of; `needle backup create` makes one" if documents else ""
 
 
 def _line(condition: Condition) -> Text:

@@ -141,7 +141,7 @@ ROWS: Final = (
           "The clock of {{ $labels.instance }} runs at another rate than others, by {{ $value | humanizePercentage }}"),
     Alert("NeedleCertificateExpires", "certificate expires", WARNING, 60,
           f"needle_certificate_expiry_timestamp_seconds - time() < {CERTIFICATE_SECONDS:.0f}",
-          "The certificate of {{ $labels.instance }} expires in {{ $value | humanizeDuration }}"),
+          "The certificate of {{ $labels.instance }} or its authority expires in {{ $value | humanizeDuration }}"),
     Alert("NeedleBackupTooOld", "backup too old", WARNING, 60,
           f"time() - max by ({_OF}) (needle_backup_timestamp_seconds) > {BACKUP_SECONDS:.0f}",
           "The last backup began {{ $value | humanizeDuration }} ago"),

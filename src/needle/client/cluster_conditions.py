@@ -276,7 +276,8 @@ def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
     if levels.certificate_seconds is not None and levels.certificate_seconds < CERTIFICATE_SECONDS:
         days = levels.certificate_seconds / 86_400
         subject = f"{node}: in {days:.1f} days" if days > 0 else f"{node}: it did {-days:.1f} days ago"
-        action = "make a new one and put it in its place: the node takes it without a restart (docs/security.md)"
+        action = "make a new one and put it in its place: the node takes it without a restart; or the authority does, "
+        action += "which all certificates end with: change it (docs/security.md)"
         found.append(holds("NeedleCertificateExpires", subject, action))
     return found
 

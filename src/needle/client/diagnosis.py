@@ -61,8 +61,10 @@ def diagnose(
     silent: Mapping[NodeId, str],
     clocks: Clocks,
     conditions: Sequence[Condition],
+    documents: int,
 ) -> Diagnosis:
-    """silent: nodes without an answer, and why. conditions: that `needle status` tells."""
+    """silent: nodes without an answer, and why. conditions: that `needle status` tells. documents: of the cluster, as
+    far as leaders count them."""
     reached = {link.node for answer in probes.values() for link in answer.links if link.pings}
     down = silent.keys() - reached
     findings = chain(
@@ -75,6 +77,7 @@ def diagnose(
         _equal(probes),
         _replicas(topology),
         _zones(topology),
+        _backups(topology, documents),
     )
     return Diagnosis(
         findings=sorted(findings, key=lambda one: one.severity != CRITICAL),
@@ -239,6 +242,12 @@ def _zones(topology: Topology) -> Iterator[Finding]:
         if len(used) < wanted:
             told = f"its {len(info.wanted)} replicas are in {len(used)} of {len(zones)} zones"
             yield found("few-zones", f"shard {info.shard}", told, f"{wanted} zones")
+
+
+def _backups(topology: Topology, documents: int) -> Iterator[Finding]:
+    """One that is too old is a condition of `needle status`."""
+    if documents and not topology.backed_up:
+        yield found("no-backup", "the cluster", f"{documents:,} documents, and no backup is told of")
 
 
 def _ms(seconds: float) -> str:

@@ -65,7 +65,8 @@ async def examine(client: Asked, caller: Caller, timeout: float) -> Diagnosis:
     last, _ = await _each({node: nodes[node] for node in first}, lambda at: _read_clock(caller, at, timeout))
     seen = await look(client, min(timeout, PROBE_SECONDS))
     clocks = compare(first, last)
-    return diagnose(client.topology(), probes, {**silent, **unprobed}, clocks, seen.health.conditions)
+    documents = sum(shard.documents for shard in seen.health.shards.values())
+    return diagnose(client.topology(), probes, {**silent, **unprobed}, clocks, seen.health.conditions, documents)
 
 
 async def loads(topology: Topology, caller: Calling, timeout: float) -> dict[NodeId, LoadAnswer]:

@@ -1,8 +1,8 @@
 """Making certificates: a cluster's own authority, and what it signs for nodes and clients.
 
-Invariant: no file is overwritten, and a private key is readable by its owner alone from the moment it exists. Keys are
-of the curve P-256: a handshake takes the event loop a tenth of the time of RSA with 2048 bits. Needs `cryptography`,
-the extra `certs`.
+Invariant: no file is overwritten, nothing that is signed outlives its authority, and a private key is readable by its
+owner alone from the moment it exists. Keys are of the curve P-256: a handshake takes the event loop a tenth of the time
+of RSA with 2048 bits. Needs `cryptography`, the extra `certs`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ipaddress
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def create_node(
     directory: Path, node_id: str, hosts: Sequence[str], days: int, ca: Path | None = None, now: datetime | None = None
 ) -> Made:
     """A node's certificate, for its name and these hosts and addresses. ca: the directory of ca.crt and ca.key, by
-    default the same. Raises ConfigError."""
+    default the same. Raises ConfigError, and InvalidArgument for days after the authority's last."""
     check_node_id("NODE", node_id)
     names: list[x509.GeneralName] = [x509.DNSName(node_id)]
     for host in hosts:
@@ -96,11 +97,22 @@ def _general_name(host: str) -> x509.GeneralName | None:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, now: datetime | None
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    days: int,
+    now: datetime | None,
+    last: datetime | None = None,
 ) -> x509.CertificateBuilder:
+    """last: when the authority expires, if it is another's; what it signs is refused afterwards."""
     if not 1 <= days <= DAYS_MAX:
         raise invalid("--days", days, f"a whole number from 1 to {DAYS_MAX}")
-    since = (now or datetime.now(UTC)) - BACKDATED
+    begun = now or datetime.now(UTC)
+    since, until = begun - BACKDATED, begun + timedelta(days=days)
+    if last is not None:
+        if days > (left := ceil((last - begun) / timedelta(days=1))):
+            raise invalid("--days", days, _up_to(left, last))
+        until = min(until, last)  # both were made for as many days, one after the other
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -108,9 +120,17 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(since)
-        .not_valid_after(since + BACKDATED + timedelta(days=days))
+        .not_valid_after(until)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
+
+
+def _up_to(left: int, last: datetime) -> str:
+    """What is allowed of days with so many left of the authority."""
+    expires = f"the authority expires at {last:%Y-%m-%dT%H:%M:%SZ}"
+    if left < 1:
+        return f"none: {expires}; make another one (`needle certs create-ca`; docs/security.md: changing the authority)"
+    return f"a whole number from 1 to {left}: {expires}"
 
 
 def _signed(
@@ -136,7 +156,7 @@ def _signed(
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key())
     builder = (
-        _builder(subject, issuer.subject, key, days, now)
+        _builder(subject, issuer.subject, key, days, now, issuer.not_valid_after_utc)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage(list(purposes)), critical=False)
         .add_extension(issuer_key, critical=False)

@@ -184,11 +184,12 @@ class ClockLevels(msgspec.Struct, frozen=True, array_like=True):
 
 class Levels(msgspec.Struct, frozen=True, array_like=True):
     """How near a node is to bounds. log_bytes_max: what its Raft log may take. certificate_seconds: until its
-    certificate expires, by its own clock; None without TLS. backup_seconds: since the last backup began, None if none
-    is expected. archive_seconds: by how much the archive of the log is behind, of the shard where it is the most among
-    those that the node leads; None if it leads none, or none is expected. memory, flushes: None of nodes that do not
-    say. clock: None of nodes that do not say, or do not know yet. rebalance_seconds: for how long the rebalance that
-    this node carries out has waited for something; None of nodes that carry none out, or do not say."""
+    certificate or an authority expires, by its own clock; None without TLS. backup_seconds: since the last backup
+    began, None if none is expected. archive_seconds: by how much the archive of the log is behind, of the shard where
+    it is the most among those that the node leads; None if it leads none, or none is expected. memory, flushes: None
+    of nodes that do not say. clock: None of nodes that do not say, or do not know yet. rebalance_seconds: for how long
+    the rebalance that this node carries out has waited for something; None of nodes that carry none out, or do not
+    say."""
 
     log_bytes: int
     log_bytes_max: int

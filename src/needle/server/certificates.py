@@ -32,15 +32,16 @@ class _Contexts(NamedTuple):
     http_door: ssl.SSLContext
     dial: ssl.SSLContext
     expires: float
-    """Of the node's certificate: seconds since 1970."""
+    """When the first of those that matter does: seconds since 1970."""
 
 
 class Certificates:
-    """What a node shows and takes. `load()` before anything else."""
+    """What a node shows and takes. `load()` before anything else. wall: seconds since 1970."""
 
-    def __init__(self, config: TlsConfig, node_id: NodeId) -> None:
+    def __init__(self, config: TlsConfig, node_id: NodeId, wall: Callable[[], float]) -> None:
         self._config = config
         self._node_id = node_id
+        self._wall = wall
         self._used: _Contexts | None = None
         self._seen: object = None
 
@@ -74,7 +75,8 @@ class Certificates:
 
     @property
     def expires(self) -> float:
-        """When the certificate in use is no longer good: seconds since 1970."""
+        """When the certificate in use, one between it and its authority, or an authority in tls.ca is no longer good:
+        seconds since 1970."""
         return self._contexts.expires
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ class Certificates:
         return context(server=server, ca=own.ca, certificate=own.certificate, key=own.key, ask=ask)
 
     def _try(self, made: _Contexts) -> float:
-        """A handshake of this node with itself. Returns when its certificate expires."""
+        """A handshake of this node with itself. Returns when the first of its certificates expires."""
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
         server = made.node_door.wrap_bio(to_server, to_client, server_side=True)
         client = made.dial.wrap_bio(to_client, to_server, server_side=False)
@@ -156,7 +158,22 @@ class Certificates:
         except ssl.SSLError as error:
             raise _refused("certificate", self._config.certificate, f"cannot be used: {error}") from None
         check_node_name(certificate, self._node_id, f"tls.certificate = {self._config.certificate!r}")
-        return float(ssl.cert_time_to_seconds(str((certificate or {})["notAfter"])))
+        return self._first_end((certificate or {})["notAfter"], made.dial)
+
+    def _first_end(self, own: object, dial: ssl.SSLContext) -> float:
+        """Of its own certificate, those between it and the authority, which are in the same file, and the authorities.
+        An authority that has expired is left out: it is kept beside the one that took its place, or the handshake had
+        failed."""
+        between = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        between.load_verify_locations(cafile=self._config.certificate)
+        ends = [_seconds(one["notAfter"]) for one in between.get_ca_certs()]
+        now = self._wall()
+        authorities = [_seconds(one["notAfter"]) for one in dial.get_ca_certs()]
+        return min([_seconds(own), *ends, *(end for end in authorities if end > now)])
+
+
+def _seconds(told: object) -> float:
+    return float(ssl.cert_time_to_seconds(str(told)))
 
 
 def _refused(name: str, path: str, why: str) -> ConfigError:

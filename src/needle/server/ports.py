@@ -215,7 +215,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
     rng, clock = random.Random(int.from_bytes(os.urandom(16), "little")), SystemClock()
     incarnation = rng.getrandbits(63)
     limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
-    certificates = Certificates(config.tls, config.node_id) if config.tls.on else None
+    certificates = Certificates(config.tls, config.node_id, clock.wall) if config.tls.on else None
     threads = max(2, min(os.cpu_count() or 1, 16))  # one may be busy with an index
 
     def listen(handler: Handler) -> Listener:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 from needle.base.config import RaftConfig
@@ -38,9 +39,9 @@ from needle.server.lasting import lasting, next_beat
 from needle.server.machine.space import Space
 from needle.server.ports import NodePorts
 from needle.shard.caretaker import Caretaker
-from needle.shard.fields.builders import Builders
+from needle.shard.fields.builders import Builders, SearchAnswer
 from needle.shard.joined_calls import JoinedCalls
-from needle.shard.search_batcher import SearchBatcher
+from needle.shard.search_batcher import SearchBatcher, SearchMany, Wanted
 from needle.shard.segments.builds import Progress
 from needle.shard.segments.keeper import SegmentKeeper
 from needle.shard.state_machine import Replica
@@ -84,7 +85,7 @@ class HostedReplica:
         self.space = space
         self.replica = replica
         self.builders = builders
-        search_many = partial(replica.search_many, builders=builders, clock=ports.clock.monotonic)
+        search_many = _searching(replica, builders, ports.clock, config.log.slow_request_seconds)
         threads_max = ports.search_threads
         self.batcher = SearchBatcher(search_many, searching, in_flight_max=threads_max, short=self._is_short)
         self.calls, self.parts = CallRates(), KnownParts()
@@ -310,3 +311,14 @@ class HostedReplica:
         self._asking = None
         if not task.cancelled():
             task.exception()  # whoever waits raises it; when nobody does any more, it counts as seen
+
+
+def _searching(replica: Replica, builders: Builders, clock: Clock, slow: float) -> SearchMany:
+    """slow: from so many seconds on a request is told of, 0 for none. That one was is known when it was searched; where
+    its search took less than a tenth of that, this was not why."""
+    figures = slow / 10 or inf
+
+    def search_many(requests: list[SearchRequest], wanted: Wanted) -> list[SearchAnswer]:
+        return replica.reads().search_many(requests, wanted, builders, clock.monotonic, figures)
+
+    return search_many

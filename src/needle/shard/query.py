@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from math import inf
 from typing import Protocol
 
 import msgspec
@@ -75,9 +76,11 @@ def search_group(
     builders: Builders | None = None,
     go_on: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = lambda: 0.0,
+    figures: float = inf,
 ) -> list[HitBatch | NeedleError]:
     """Answer requests that differ in their vector only. builders, go_on: see PayloadIndex.within. clock: seconds, for
-    explanations. Raises what concerns all of them; an error in place of an answer concerns one."""
+    explanations. figures: seconds; of what takes longer the figures are told, too, without the parts of the vectors,
+    though nobody asked. Raises what concerns all of them; an error in place of an answer concerns one."""
     first = requests[0]
     if first.bound and first.explain:
         raise Forbidden("explain tells how many documents there are in all, and this API key is for some only")
@@ -101,20 +104,21 @@ def search_group(
             batches = [work.batch(query, applied, trace) for query in queries]
             instants.append(clock())
         else:
-            found = _nearest(collection, np.stack(queries), first, first.k, allow, trace)
+            found = nearest_of(collection, np.stack(queries), first, first.k, allow, trace)
             instants.append(clock())
             batches = _batches(collection.record, store, first, found, applied)
-        if trace is not None:
+        instants.append(clock())
+        if trace is not None or instants[-1] - instants[0] >= figures:
             allowed = collection.visible if allow is None else len(allow)
-            notes = [] if allowed else _notes(first.filter, limits)
-            batches = _explained(batches, trace, collection.visible, allowed, [*instants, clock()], notes)
+            notes = [] if allowed or trace is None else _notes(first.filter, limits)
+            batches = _explained(batches, trace, collection.visible, allowed, instants, notes)
         answers.update(zip(good, batches, strict=True))
     return [answers[at] for at in range(len(requests))]
 
 
 def _explained(
     batches: list[HitBatch],
-    trace: Trace,
+    trace: Trace | None,
     documents: int,
     allowed: int,
     instants: Sequence[float],
@@ -122,26 +126,22 @@ def _explained(
 ) -> list[HitBatch]:
     """With how each was found. instants: of the beginning, and after filter, vectors and documents."""
     took = [round(1000 * (after - before), 3) for before, after in pairwise(instants)]
-    return [
-        msgspec.structs.replace(
-            batch,
-            explained=[
-                ShardExplanation(
-                    shard=-1,  # who asked this shard knows its number
-                    applied_index=batch.applied_index,
-                    documents=documents,
-                    allowed=allowed,
-                    together=len(batches),
-                    filter_milliseconds=took[0],
-                    vectors_milliseconds=took[1],
-                    documents_milliseconds=took[2],
-                    segments=trace.segments(at),
-                    notes=notes,
-                )
-            ],
-        )
-        for at, batch in enumerate(batches)
-    ]
+    told = ShardExplanation(
+        shard=-1,  # who asked this shard knows its number
+        applied_index=batches[0].applied_index,
+        documents=documents,
+        allowed=allowed,
+        together=len(batches),
+        filter_milliseconds=took[0],
+        vectors_milliseconds=took[1],
+        documents_milliseconds=took[2],
+        segments=[],
+        notes=notes,
+    )
+    if trace is None:  # the same for all of them
+        return [msgspec.structs.replace(batch, explained=[told]) for batch in batches]
+    each = [msgspec.structs.replace(told, segments=trace.segments(at)) for at in range(len(batches))]
+    return [msgspec.structs.replace(batch, explained=[one]) for batch, one in zip(batches, each, strict=True)]
 
 
 def _notes(filter_json: bytes, limits: Limits) -> list[str]:
@@ -192,7 +192,7 @@ def both(filter_json: bytes, bound: bytes, limits: Limits) -> Node | None:
     return And(nodes) if len(nodes) > 1 else nodes[0] if nodes else None
 
 
-def _nearest(
+def nearest_of(
     collection: Collection,
     queries: npt.NDArray[np.float32],
     request: SearchRequest,
@@ -244,7 +244,7 @@ class _Grouped:
         payload, end = self._collection.payload, self._collection.record.next_ordinal
 
         def nearest(k: int, among: BitMap) -> tuple[list[int], list[float], bool]:
-            ((ordinals, distances),) = _nearest(self._collection, query[None, :], request, k, Allowed(among), trace)
+            ((ordinals, distances),) = nearest_of(self._collection, query[None, :], request, k, Allowed(among), trace)
             near = near_enough(distances, record.spec.metric, request)
             return ordinals[:near], distances[:near], near == len(ordinals)
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
+from math import inf
 from typing import Final, NamedTuple
 
 import msgspec
@@ -112,8 +113,9 @@ class Reads:
         wanted: Callable[[int], bool],
         builders: Builders | None,
         clock: Clock,
+        figures: float = inf,
     ) -> list[SearchAnswer]:
-        """See Replica.search_many."""
+        """See Replica.search_many. figures: see search_group."""
         groups: dict[tuple[object, ...], list[int]] = {}
         for at, r in enumerate(requests):
             groups.setdefault(msgspec.structs.astuple(msgspec.structs.replace(r, vector=b"")), []).append(at)
@@ -123,8 +125,8 @@ class Reads:
             for grouped in groups.values():
                 members = [at for at in grouped if wanted(at)]
                 if members:
-                    go_on = partial(_while_wanted, members, wanted)
-                    answers = self._search_group(view, [requests[at] for at in members], builders, go_on, clock)
+                    how = builders, partial(_while_wanted, members, wanted), clock, figures
+                    answers = self._search_group(view, [requests[at] for at in members], *how)
                     results.update(zip(members, answers, strict=True))
         late = DeadlineExceeded("the search's time was over before it could begin")
         return [results.get(at, late) for at in range(len(requests))]
@@ -136,12 +138,14 @@ class Reads:
         builders: Builders | None,
         go_on: Callable[[], None],
         clock: Clock,
+        figures: float,
     ) -> Sequence[SearchAnswer]:
         """Of requests that differ in their vectors only."""
+        how = builders, go_on, clock, figures
         try:
             check_claim(view.fence, asked[0].claim, view.at.index)
             collection = view.collection(asked[0].collection)
-            return search_group(collection, view.store, asked, view.at.index, self._limits, builders, go_on, clock)
+            return search_group(collection, view.store, asked, view.at.index, self._limits, *how)
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             return [not_served(error)] * len(asked)

@@ -41,8 +41,8 @@ class NodeStatus(Node, frozen=True, kw_only=True):
     """answers: whether it does; if not, what it says of itself is null. catalog: whether it
     holds the catalog. memory_used: bytes of its process in RAM; memory_total: of its machine, or what it may have of
     that. cpu_seconds: that its process has used. disk_free, disk_total: bytes of its disk; disk_used: by its own files;
-    disk_kept_free: below that much room it refuses data. certificate_seconds: until its certificate expires; null
-    without TLS."""
+    disk_kept_free: below that much room it refuses data. certificate_seconds: until its certificate or an
+    authority expires; null without TLS."""
 
     answers: bool
     catalog: bool

@@ -101,11 +101,15 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
                 "it rises all the time, raise the limit.", "shard/fields/index_budget.py"),
     ),
     "Answers": (
-        gauge("needle_recall_sampled", "shard collection", "", "Mean share of the nearest documents that "
-              "searches found through the index: of up to 200 that were asked again exactly, within an hour. Of a node "
-              "that is busy all the time there are none.", "server/chores/recall.py"),
-        counter("needle_recall_samples_total", "shard", "", "Searches that were asked again exactly; `segments.recall_"
-                "share` says how many are.", "server/chores/recall.py"),
+        gauge("needle_recall_sampled", "shard collection", "", "Share of the nearest documents that searches found "
+              "through the index: of 20 to 200 that were asked again, within an hour. Exact where the vectors that a "
+              "search may find have at most 256 MiB as float32 (32 MiB on a node that is busy all the time, which asks "
+              "one a minute). Otherwise an estimate: what a search of four times the effort finds, and what is nearer "
+              "in a random part of that size, each for as many as the part stands for. Its standard error is about "
+              "sqrt(m / (p * n * k)): m is the share that the wider search misses, too, p the part's share of the "
+              "vectors, n searches, k hits; under 0.5 it may be told too high.", "server/chores/recall.py"),
+        counter("needle_recall_samples_total", "shard", "", "Searches that were asked again; `segments.recall_share` "
+                "says how many are.", "server/chores/recall.py"),
     ),
     "Moves": (
         gauge("needle_moves_running", "shard", "", "Moves of key ranges away from the shard that are under way, and of "
@@ -193,7 +197,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "server/machine/memory_space.py"),
         gauge("needle_memory_bytes", "part", BYTES, "Memory by part: `process` is all of it that is in RAM; "
               "`documents` SQLite's pages; `vectors` those that no index file has; `index_files` mapped, of which the "
-              "system may keep less in RAM; `field_indexes`; `caches` of ids and of what filters allowed; "
+              "system may keep less in RAM (both of the 100 oldest collections of a shard); "
+              "`field_indexes`; `caches` of ids and of what filters allowed; "
               "`change_feeds` what the last entries did, for who reads changes; `requests` held for callers.",
               "server/metrics/node_state.py"),
         gauge("needle_clock_monotonic_seconds", "", SECONDS, "The node's clock for durations, by which leases are "
@@ -202,8 +207,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "base/config.py"),
         gauge("needle_backup_timestamp_seconds", "", SECONDS, "When the last backup began that the cluster was told "
               "of, since 1970.", "routing/topology.py", only=BACKED_UP),
-        gauge("needle_certificate_expiry_timestamp_seconds", "", SECONDS, "When the node's certificate expires, since "
-              "1970.", "server/certificates.py", only=TLS),
+        gauge("needle_certificate_expiry_timestamp_seconds", "", SECONDS, "When the node's certificate expires, or an "
+              "authority in tls.ca if that is earlier, since 1970.", "server/certificates.py", only=TLS),
     ),
     "The event loop (only of `needle serve`)": (
         histogram("needle_loop_lag_seconds", "", SECONDS, "How long the event loop took to come to what was asked of "

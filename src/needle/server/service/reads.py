@@ -51,6 +51,7 @@ from needle.protocol.calls import (
 from needle.routing.stored_collections import StoredCollections
 from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
+from needle.server.service.watched import noted
 from needle.shard.documents.projection import projection
 from needle.shard.documents.records import StoredDocument
 from needle.shard.fields.builders import BeingIndexed
@@ -128,11 +129,7 @@ class Reads:
                 found = await self._search(hosted, request, deadline - loop.time())
             if not asked.keywords and (answered := self._node.groups.get(call.group)) is not None:
                 answered.recall.saw(request)
-            found = self.told(found)
-            if about is not None and found.explained:
-                about.explained = found.explained
-                if not asked.explain:
-                    found = msgspec.structs.replace(found, explained=[])
+            (found,) = noted(about, [self.told(found)], asked=asked.explain)
             return found
         finally:
             self.reading -= 1
@@ -185,7 +182,7 @@ class Reads:
                     hosted.recall.saw(one)
         finally:
             self.reading -= 1
-        return SearchManyAnswer([self.told(batch) for batch in found])
+        return SearchManyAnswer(noted(current.get(), list(map(self.told, found)), asked=request.explain))
 
     def told(self, batch: HitBatch) -> HitBatch:
         """If it explains itself, with the name of this node."""

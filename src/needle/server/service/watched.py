@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
+
 from needle.base.errors import NeedleError
 from needle.base.events import SLOW_REQUEST, tell
+from needle.base.explain import ShardExplanation
 from needle.base.filters.shape import shape
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
+from needle.base.model import HitBatch
 from needle.base.request import Request, current
 from needle.multiraft.host import Host
 from needle.routing.topology import called
@@ -161,6 +165,20 @@ class Watched:
         tell(SLOW_REQUEST, method=self._method, milliseconds=_milliseconds(took), told=text, explain=explain, **told)
 
 
+def noted(about: Request | None, batches: list[HitBatch], *, asked: bool) -> list[HitBatch]:
+    """Of answers how the one that took longest was found, for the line of a slow request. They go on without it unless
+    somebody asked."""
+    if not batches or not batches[0].explained:
+        return batches
+    if about is not None:
+        about.explained = max((batch.explained for batch in batches), key=_took)
+    return batches if asked else [msgspec.structs.replace(batch, explained=[]) for batch in batches]
+
+
+def _took(explained: list[ShardExplanation]) -> float:
+    return sum(one.filter_milliseconds + one.vectors_milliseconds + one.documents_milliseconds for one in explained)
+
+
 def _milliseconds(seconds: float) -> float:
     return round(1000 * seconds, 3)
 
@@ -171,17 +189,17 @@ def _words(value: object) -> str:
     return f"({value})" if isinstance(value, str) and " " in value else str(value)
 
 
-def _explained(shard: Any) -> dict[str, Any]:
-    """The figures of a ShardExplanation, with the segments counted."""
-    return {
+def _explained(shard: ShardExplanation) -> dict[str, Any]:
+    """Its figures, with the segments counted if they are told."""
+    told: dict[str, Any] = {
         "documents": shard.documents,
         "allowed": shard.allowed,
         "together": shard.together,
         "filter_ms": shard.filter_milliseconds,
         "vectors_ms": shard.vectors_milliseconds,
         "documents_ms": shard.documents_milliseconds,
-        "segments": len(shard.segments),
     }
+    return {**told, "segments": len(shard.segments)} if shard.segments else told
 
 
 def subject_of(call: Any, command: Any = None) -> Subject:
