@@ -50,7 +50,7 @@ class Resizing:
         self._rng = rng
         self._heat = stream(stage.spec.seed, "calls that count")
         self._catalog = stream(stage.spec.seed, "who holds the catalog")
-        self._by_hand = stream(stage.spec.seed, "the catalog by hand")
+        self._chance = stream(stage.spec.seed, "the catalog by hand")
 
     @property
     def under_way(self) -> bool:
@@ -100,7 +100,7 @@ class Resizing:
             id_ = await client.split_shard(info.shard, config, timeout=ADMIN_SECONDS)
             self._stage.trace.tell(f"rebalance {id_} begins: shard {info.shard} is split")
         spare = sorted(set(members) - {*info.replicas, *self._draining()} - self._fleet.retired)
-        if what == "move-by-hand" and self._by_hand.random() < CATALOG_SHARE:
+        if what == "move-by-hand" and self._chance.random() < CATALOG_SHARE:
             await self._catalog_by_hand(client, members, config)
             return
         if what == "move-by-hand" and spare:
@@ -112,7 +112,7 @@ class Resizing:
         held = self._truth.now.catalog
         spare = sorted(set(members) - {*held, *self._draining()} - self._fleet.retired)
         if spare:
-            source, target = self._by_hand.choice(held), self._by_hand.choice(spare)
+            source, target = self._chance.choice(held), self._chance.choice(spare)
             id_ = await client.move_replica("catalog", source, target, config, timeout=ADMIN_SECONDS)
             self._stage.trace.tell(f"rebalance {id_} begins: the catalog from {source} to {target}")
 
