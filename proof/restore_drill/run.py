@@ -166,9 +166,11 @@ class Drill:
         await self._settled(client)
 
     async def _rearrange(self, cluster: ProcessCluster, client: needle.Client, now: Topology) -> None:
-        """In turn a shard comes or goes, and a replica moves to the node that has none of its shard."""
-        if self.faults.count("move") < self.faults.count("grow") + self.faults.count("shrink"):
-            shard = self._rng.choice(now.serving)
+        """In turn a shard comes or goes, and a replica moves to the node that has none of its shard: of the shards that
+        were there from the start, as a new one may lose entries to a leader that came by a snapshot (_judge_gaps)."""
+        founded = [info for info in now.serving if info.shard < FOUNDED]
+        if founded and self.faults.count("move") < self.faults.count("grow") + self.faults.count("shrink"):
+            shard = self._rng.choice(founded)
             free = sorted(set(cluster.nodes) - set(shard.replicas))
             with contextlib.suppress(Unavailable):  # a node that was killed is not up again: the next time
                 if free:

@@ -3,7 +3,7 @@
 A layer above the client: it knows no server. What a backup is made of is in format.py; where it lies, in store.py.
 """
 
-from needle.backup.archive_reading import Archived, list_archives
+from needle.backup.archive_reading import Archived, indexes_at, list_archives
 from needle.backup.archiving import archive
 from needle.backup.creating import Made, create
 from needle.backup.format import Manifest
@@ -22,6 +22,7 @@ __all__ = [
     "Verified",
     "archive",
     "create",
+    "indexes_at",
     "list_archives",
     "list_backups",
     "open_store",

@@ -33,6 +33,7 @@ from needle.backup.store import Stat, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, UnsupportedFormat, invalid
 from needle.base.instants import rfc3339
 from needle.protocol.archive_calls import LoggedEntry
+from needle.protocol.stamps import stamp
 
 _OURS: Final = re.compile(
     rf"{ARCHIVES}[0-9a-f]+/({HEAD}|{TARGET}|[0-9a-f]{{16}}{re.escape(CATALOG)}"
@@ -47,7 +48,8 @@ def files_of(store: Store, prefix: str) -> dict[str, Stat]:
 
 class Archived(msgspec.Struct, frozen=True, kw_only=True):
     """An archive as `needle backup list` shows it. since, until: RFC 3339, "" if nothing can be restored yet. gaps:
-    what is missing between, or damaged, one line each. bytes: of its entries."""
+    what is missing between, or damaged, one line each. bytes: of its entries. indexes: of each shard that serves, the
+    first index of its log that can be restored (0: before its first entry), and the last one."""
 
     cluster: str
     since: str
@@ -55,6 +57,7 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
     shards: int
     bytes: int
     gaps: list[str]
+    indexes: dict[int, tuple[int, int]] = {}
 
 
 def clusters(store: Store) -> list[int]:
@@ -255,16 +258,58 @@ def entries(store: Store, founding: int, shard: int, after: int) -> Iterator[tup
             return
 
 
+def indexes_at(store: Store, at: int, *, archive: str | None = None) -> dict[int, int]:
+    """The index that each shard's log had at an instant (microseconds since 1970): what `restore_at` restores, also
+    where it refuses an instant because a clock was put back. archive: as there. Reads the logs since the state before
+    the instant. Blocking. Raises InvalidArgument for an instant that is not archived, CorruptBackup."""
+    founding = chosen(store, founding_of(archive))
+    head, found = read_head(store, founding).shards, dict[int, int]()
+    for shard in catalog_at(store, founding, at)[1]:
+        found[shard], newest = base_before(store, founding, shard, lambda _: None, at=at, index=None).index, 0
+        for one, _ in entries(store, founding, shard, found[shard]):
+            newest = max(newest, stamp(one.data))
+            if newest > at:
+                break
+            found[shard] = one.index
+        if newest <= at:
+            check_reach(head.get(shard, (0, 0)), shard, found[shard], at)
+    return found
+
+
+def check_reach(head: tuple[int, int], shard: int, reached: int, at: int) -> None:
+    """A shard's entries have come to an end before one that is later than an instant: was that all there was? head: of
+    the shard. Raises CorruptBackup, InvalidArgument."""
+    kept, until = head
+    if reached < kept:
+        raise CorruptBackup(
+            f"the archive of shard {shard} lacks the entries behind {reached}, which lead to {rfc3339(at)}: `needle "
+            "backup list` shows what is missing"
+        )
+    if until < at:
+        raise InvalidArgument(
+            f"at = {rfc3339(at)} is not allowed: shard {shard} is archived until {rfc3339(until)}", field="at"
+        )
+
+
+def founding_of(archive: str | None) -> int | None:
+    """A cluster's, by its name. Raises InvalidArgument."""
+    try:
+        return None if archive is None else int(archive, 16)
+    except ValueError:
+        raise invalid("archive", archive, "a cluster as `needle backup list` shows it") from None
+
+
 def list_archives(store: Store) -> list[Archived]:
     """All archives of a target."""
     found = []
     for founding in clusters(store):
-        names, gaps, since, serving, head = (
+        names, gaps, since, serving, head, firsts = (
             catalogs_of(store, founding),
             list[str](),
             0,
             list[int](),
             Head(shards={}, at=0),
+            dict[int, int](),
         )
         try:
             since = number_of(names[0], CATALOG) if names else 0
@@ -273,6 +318,7 @@ def list_archives(store: Store) -> list[Archived]:
             for shard in serving:
                 bases = bases_of(store, founding, shard)
                 if bases:
+                    firsts[shard] = bases[0][0]
                     since = max(since, read_base(store, bases[0][1]).since)
         except (CorruptBackup, UnsupportedFormat) as error:
             gaps.append(error.message)
@@ -289,6 +335,7 @@ def list_archives(store: Store) -> list[Archived]:
                 shards=len(serving),
                 bytes=sum(stat.size for name, stat in sizes.items() if name.endswith(LOG)),
                 gaps=gaps,
+                indexes={shard: (first, head.shards.get(shard, (first, 0))[0]) for shard, first in firsts.items()},
             )
         )
     return found

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 import needle
-from needle.backup.archive_reading import catalog_at, catalogs_of, chosen, read_catalog
+from needle.backup.archive_reading import catalog_at, catalogs_of, chosen, founding_of, read_catalog
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
     FORMAT,
@@ -106,7 +106,7 @@ class Making:
 
     def run(self, at: int | None, indexes: dict[int, int], archive: str | None) -> str:
         """The id of the backup, the same for the same place."""
-        founding = chosen(self._store, None if archive is None else _founding(archive))
+        founding = chosen(self._store, founding_of(archive))
         topology, shards = self._topology(founding, at, indexes)
         if topology.map is None:
             raise StorageError("the archive knows no shard map: it began before the cluster was made")
@@ -145,11 +145,14 @@ class Making:
         names = catalogs_of(self._store, founding)
         if not names:
             raise StorageError("the archive does not say which shards there were")
-        topology = read_catalog(self._store, names[-1]).topology
-        serving = {info.shard for info in topology.serving}
-        if set(indexes) != serving:
-            raise invalid("index", sorted(indexes), f"one index for each of the shards {sorted(serving)}")
-        return topology, sorted(serving)
+        last: list[int] | None = None
+        for name in reversed(names):
+            topology = read_catalog(self._store, name).topology
+            serving = sorted(info.shard for info in topology.serving)
+            if serving == sorted(indexes):
+                return topology, serving
+            last = last or serving
+        raise invalid("index", sorted(indexes), f"one index for each of the shards {last}")
 
     def _collections(self, founding: int, topology: Topology, found: Mapping[int, Replayed]) -> list[CollectionInfo]:
         """Those that the shards had and none had dropped, nor the catalog; the last of a name."""
@@ -228,13 +231,6 @@ class Making:
             put(cutter.cut(batch))
         put(cutter.rest())
         return made
-
-
-def _founding(text: str) -> int:
-    try:
-        return int(text, 16)
-    except ValueError:
-        raise invalid("archive", text, "a cluster as `needle backup list` shows it") from None
 
 
 def _aliases(topology: Topology, names: set[str]) -> dict[str, str]:
