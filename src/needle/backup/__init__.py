@@ -3,12 +3,13 @@
 A layer above the client: it knows no server. What a backup is made of is in format.py; where it lies, in store.py.
 """
 
-from needle.backup.archive_reading import Archived, indexes_at, list_archives
+from needle.backup.archive_reading import Archived, list_archives
 from needle.backup.archiving import archive
 from needle.backup.creating import Made, create
 from needle.backup.format import Manifest
 from needle.backup.instant import restore_at
 from needle.backup.keeping import Listed, Verified, list_backups, prune, verify
+from needle.backup.places import indexes_at
 from needle.backup.restoring import Restored, restore
 from needle.backup.store import Store, open_store
 

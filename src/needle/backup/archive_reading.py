@@ -17,12 +17,14 @@ from needle.backup.archive_format import (
     BASE,
     CATALOG,
     HEAD,
+    INDEXES,
     LOG,
     TARGET,
     Base,
     Catalog,
     Chunk,
     Head,
+    IndexSet,
     Span,
     Target,
     decode,
@@ -33,11 +35,10 @@ from needle.backup.store import Stat, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, UnsupportedFormat, invalid
 from needle.base.instants import rfc3339
 from needle.protocol.archive_calls import LoggedEntry
-from needle.protocol.stamps import stamp
 
 _OURS: Final = re.compile(
     rf"{ARCHIVES}[0-9a-f]+/({HEAD}|{TARGET}|[0-9a-f]{{16}}{re.escape(CATALOG)}"
-    rf"|[0-9]+/[0-9a-f]{{16}}({re.escape(BASE)}|-[0-9a-f]{{16}}{re.escape(LOG)}))"
+    rf"|[0-9]+/[0-9a-f]{{16}}({re.escape(BASE)}|{re.escape(INDEXES)}|-[0-9a-f]{{16}}{re.escape(LOG)}))"
 )
 
 
@@ -73,9 +74,30 @@ def archived_shards(store: Store, founding: int) -> list[int]:
 
 def bases_of(store: Store, founding: int, shard: int) -> list[tuple[int, str]]:
     """(index, name) of a shard's states, ascending."""
+    return _numbered(store, founding, shard, BASE)
+
+
+def index_sets_of(store: Store, founding: int, shard: int) -> list[tuple[int, str]]:
+    """The same of its sets of index files."""
+    return _numbered(store, founding, shard, INDEXES)
+
+
+def _numbered(store: Store, founding: int, shard: int, suffix: str) -> list[tuple[int, str]]:
     where = directory(founding, shard)
-    names = [name for name in files_of(store, where) if name.endswith(BASE)]
-    return sorted((int(name.removeprefix(where).removesuffix(BASE), 16), name) for name in names)
+    names = [name for name in files_of(store, where) if name.endswith(suffix)]
+    return sorted((number_of(name, suffix), name) for name in names)
+
+
+def index_set_near(store: Store, founding: int, shard: int, index: int) -> IndexSet | None:
+    """The newest set of index files up to an index, else the first one behind it, of those that can be read."""
+    sets = index_sets_of(store, founding, shard)
+    before = [name for at, name in sets if at <= index]
+    for name in [*reversed(before), *(name for at, name in sets if at > index)]:
+        try:
+            return read_index_set(store, name)
+        except (CorruptBackup, UnsupportedFormat):
+            continue
+    return None
 
 
 def chunks_of(store: Store, founding: int, shard: int) -> list[Span]:
@@ -116,6 +138,11 @@ def catalogs_of(store: Store, founding: int) -> list[str]:
 def read_base(store: Store, name: str) -> Base:
     """Raises CorruptBackup, UnsupportedFormat; so do the others."""
     return decode(name, store.get(name), Base)
+
+
+def read_index_set(store: Store, name: str) -> IndexSet:
+    """Index files."""
+    return decode(name, store.get(name), IndexSet)
 
 
 def read_chunk(store: Store, span: Span) -> Chunk:
@@ -256,24 +283,6 @@ def entries(store: Store, founding: int, shard: int, after: int) -> Iterator[tup
                     after = one.index
         else:
             return
-
-
-def indexes_at(store: Store, at: int, *, archive: str | None = None) -> dict[int, int]:
-    """The index that each shard's log had at an instant (microseconds since 1970): what `restore_at` restores, also
-    where it refuses an instant because a clock was put back. archive: as there. Reads the logs since the state before
-    the instant. Blocking. Raises InvalidArgument for an instant that is not archived, CorruptBackup."""
-    founding = chosen(store, founding_of(archive))
-    head, found = read_head(store, founding).shards, dict[int, int]()
-    for shard in catalog_at(store, founding, at)[1]:
-        found[shard], newest = base_before(store, founding, shard, lambda _: None, at=at, index=None).index, 0
-        for one, _ in entries(store, founding, shard, found[shard]):
-            newest = max(newest, stamp(one.data))
-            if newest > at:
-                break
-            found[shard] = one.index
-        if newest <= at:
-            check_reach(head.get(shard, (0, 0)), shard, found[shard], at)
-    return found
 
 
 def check_reach(head: tuple[int, int], shard: int, reached: int, at: int) -> None:

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 import needle
-from needle.backup.archive_reading import catalog_at, catalogs_of, chosen, founding_of, read_catalog
+from needle.backup.archive_reading import catalog_at, catalogs_of, chosen, founding_of, index_set_near, read_catalog
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
     FORMAT,
     CollectionBackup,
     Contents,
     Cutter,
+    IndexFile,
     Manifest,
     Piece,
     PieceRef,
@@ -36,7 +37,7 @@ from needle.backup.format import (
 )
 from needle.backup.replaying import Place, Replay, Replayed
 from needle.backup.restoring import Progress, Restored, restore
-from needle.backup.store import DirectoryStore, Store
+from needle.backup.store import Before, DirectoryStore, Store
 from needle.base.decoding import routed_metadata
 from needle.base.dtypes import VectorForm
 from needle.base.errors import InvalidArgument, StorageError, invalid
@@ -66,6 +67,7 @@ async def restore_at(
     *,
     indexes: Mapping[int, int] | None = None,
     archive: str | None = None,
+    index_files: bool = True,
     scratch: str | None = None,
     timeout: float = 30.0,
     told: Told = lambda _: None,
@@ -74,7 +76,8 @@ async def restore_at(
 ) -> Restored:
     """Restore what there was at an instant (microseconds since 1970), or at an index of each shard's log.
 
-    archive: the founding of the cluster, in hex, if several are archived at the target. scratch: a directory with room
+    archive: the founding of the cluster, in hex, if several are archived at the target. index_files: whether those of
+    the archive are used, which takes as many shards as there were. scratch: a directory with room
     for all documents twice. told: of what is done. progress, timeout: as in `restore`. Raises InvalidArgument for an
     instant that the archive does not reach, CorruptBackup, RestoreDiffers, DiskFull and DiskFailed of the scratch
     directory, and what `restore` raises.
@@ -84,7 +87,10 @@ async def restore_at(
     with _scratch(scratch) as directory:
         made = Making(store, Path(directory), told)
         backup = await around.blocking(made.run, at, dict(indexes or {}), archive)
-        return await restore(client, made.local, backup, timeout=timeout, progress=progress, around=around)
+        return await restore(
+            client, Before(made.local, store), backup, indexes=index_files, timeout=timeout, progress=progress,
+            around=around,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -195,10 +201,13 @@ class Making:
         sums = {info.id: Contents() for info in infos}
         pieces: dict[int, list[PieceRef]] = {info.id: [] for info in infos}
         cuts: dict[int, list[tuple[int, int]]] = {info.id: [] for info in infos}
+        indexes: dict[int, list[IndexFile]] = {info.id: [] for info in infos}
         for shard, replayed in sorted(found.items()):
             self._told(f"shard {shard}: reading its documents at index {replayed.index}")
+            files = index_set_near(self._store, founding, shard, replayed.index)
             with Replay(self._store, founding, shard, Path(replayed.directory)) as replay:
                 for info in infos:
+                    indexes[info.id] += [] if files is None else files.collections.get(info.stored_name, [])
                     cuts[info.id].append((shard, replayed.index))
                     if info.stored_name in replayed.collections:
                         batches = documents(replay, info.stored_name, owned[shard], shard_map)
@@ -213,6 +222,7 @@ class Making:
                 digest=sums[info.id].digest,
                 cuts=cuts[info.id],
                 pieces=pieces[info.id],
+                indexes=indexes[info.id],
             )
             for info in infos
         ]

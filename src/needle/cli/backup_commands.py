@@ -106,6 +106,10 @@ def archive(
     base_hours: Annotated[
         float, typer.Option("--base-hours", min=0.01, help="Hours between two copies of a shard's whole state.")
     ] = 24.0,
+    index_minutes: Annotated[
+        float,
+        typer.Option("--index-minutes", min=0, help="Minutes between two copies of new index files; 0 for none."),
+    ] = 60.0,
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Archive the log of every shard until SIGTERM or Ctrl-C: `needle restore --at` brings back any instant of it.
@@ -120,7 +124,10 @@ def archive(
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         notes.print(f"archiving the logs of all shards to {target}", markup=False)
-        await backups.archive(client, store, every=every, base_every=base_hours * 3600, until=stopped.wait)
+        await backups.archive(
+            client, store, every=every, base_every=base_hours * 3600, indexes_every=index_minutes * 60,
+            until=stopped.wait,
+        )  # fmt: skip
         notes.print("stopped: what was written until now is at the target", markup=False)
 
     run(cluster, work, patient=True)
@@ -264,7 +271,10 @@ def restore(
     ] = None,
     archive: Archive = None,
     indexes: Annotated[
-        bool, typer.Option("--indexes/--no-indexes", help="Use the backup's index files, for as many shards as it had.")
+        bool,
+        typer.Option(
+            "--indexes/--no-indexes", help="Use index files that came along, for as many shards as there were."
+        ),
     ] = True,
     scratch: Annotated[
         str | None,
@@ -290,8 +300,9 @@ def restore(
             if instant is None and not index:
                 return await backups.restore(client, store, backup, indexes=indexes, timeout=timeout, progress=progress)
             return await backups.restore_at(
-                client, store, instant, indexes=_indexes(index) if index else None, archive=archive, scratch=scratch,
-                timeout=timeout, told=lambda text: shown.update(task, description=text), progress=progress,
+                client, store, instant, indexes=_indexes(index) if index else None, archive=archive,
+                index_files=indexes, scratch=scratch, timeout=timeout,
+                told=lambda text: shown.update(task, description=text), progress=progress,
             )  # fmt: skip
 
     done = run(cluster, work)
@@ -310,6 +321,6 @@ def _told_of(done: backups.Restored, what: str, seconds: float) -> None:
         markup=False,
     )
     if done.indexed:
-        notes.print(f"{done.indexed} of them are searched by index files of the backup", markup=False)
+        notes.print(f"{done.indexed} of them are searched by index files that came along", markup=False)
     for line in done.built:
         notes.print(f"built anew is the index of {line}", markup=False, soft_wrap=True)
