@@ -44,6 +44,12 @@ MUTANTS = (
         tests=(_ARCHIVE + "test_a_range_that_is_on_its_way_has_one_owner",),
     ),
     Mutant(
+        name="restored-instant-mixes-vectors",
+        breaks="documents of an instant come back with each other's vectors",
+        edits=(Edit("backup.instant:_batch", "vector for row in rows)", "vector for row in rows[::-1])"),),
+        tests=("tests/backup/test_restore_drill.py::test_what_comes_back_is_what_was_there",),
+    ),
+    Mutant(
         name="joined-file-lacks-an-entry",
         breaks="where files of the archive overlap, the joined one lacks entries, and its parts are deleted",
         edits=(

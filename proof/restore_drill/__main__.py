@@ -1,11 +1,12 @@
 """`python -m proof.restore_drill [--minutes 3] [--seed 1]`: do backups and the archive bring back what was there?
 
-Documents are written and deleted on real processes, while backups are made every 30 seconds by processes of which every
-second one is killed with -9, the logs are archived by a process that is killed with -9 again and again, nodes are
-killed, one or all at a time, leaders step down, shards come and go. Then each backup, and the archive at many instants,
-is taken out, and some of them are restored into running clusters of other shards and nodes, by a command that is
-killed, too. All is judged by a model: of each document there is a state that was acknowledged before, or was under way
-then; nothing that was asked for later, and no id twice.
+Documents of two collections are written, one by one and in batches, patched and deleted on real processes, while
+backups are made every 30 seconds by processes of which every second one is killed with -9, the logs are archived by a
+process that is killed with -9 again and again, nodes are killed, one or all at a time, leaders step down, shards come
+and go, replicas move. Then each backup, and the archive at many instants, is taken out, and some of them are restored
+into running clusters of other shards and nodes, by a command that is killed, too. All is judged by a model: of each
+document there is a state that was acknowledged before, or was under way then, with the vector of that write; nothing
+that was asked for later, and no id twice.
 """
 
 from __future__ import annotations

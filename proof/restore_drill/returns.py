@@ -15,9 +15,14 @@ from needle.local.process_cluster import ProcessCluster
 from needle.routing.strategy import CONSISTENT_HASH
 from proof.checkers.violation import Violation
 from proof.operator import Operator
-from proof.restore_drill.model import served
+from proof.restore_drill.model import SEAL_ROWS, Found, Key, served
 
-SETTINGS: dict[str, Any] = {"sharding": {"zone": "a"}, "election_timeout": 0.5, "heartbeat_interval": 0.1}
+SETTINGS: dict[str, Any] = {
+    "sharding": {"zone": "a"},
+    "election_timeout": 0.5,
+    "heartbeat_interval": 0.1,
+    "segments": {"seal_rows": SEAL_ROWS},
+}
 RESTORE_SECONDS = 120.0
 
 
@@ -49,7 +54,7 @@ class Returning:
             f"{self.killed}, nodes killed {self.nodes_killed}"
         )
 
-    async def into(self, shape: Shape, restores: list[str]) -> AsyncIterator[tuple[str, dict[str, int]]]:
+    async def into(self, shape: Shape, restores: list[str]) -> AsyncIterator[tuple[str, dict[Key, Found]]]:
         """What a cluster of this shape serves after each of these: options of `needle restore`."""
         self._shapes.append(shape)
         place = self._directory / f"into-{len(self._shapes)}"

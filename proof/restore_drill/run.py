@@ -19,16 +19,18 @@ from needle.backup.archive_reading import Archived, chosen, gaps_of, read_head
 from needle.backup.archiving import Archiver
 from needle.backup.instant import Making
 from needle.backup.keeping import MAKING, read_manifest
-from needle.base.errors import NeedleError, StorageError
+from needle.base.errors import InvalidArgument, NeedleError, StorageError, Unavailable
 from needle.base.instants import micros, rfc3339
 from needle.local.process_cluster import ProcessCluster
 from needle.routing.strategy import CONSISTENT_HASH
+from needle.routing.topology import Topology
 from proof.checkers.violation import Violation
 from proof.operator import Operator
-from proof.restore_drill.model import Writers, held
+from proof.restore_drill.model import Found, Key, Writers, held
 from proof.restore_drill.returns import SETTINGS, Returning, Shape
 
-NODES = 3
+NODES = 4
+REPLICAS = 3
 WRITERS = 3
 FOUNDED = 2
 SHARDS_MAX = 1000
@@ -41,7 +43,7 @@ REFUSED_SECONDS = 30
 """Within so long of an instant that is refused there is one that is not."""
 SLOW_MEGABYTES = 0.002
 """A second: at this rate a backup that is to be killed reads for some seconds."""
-SEEN = {"kill", "grow", "backup killed", "archiver killed"}
+SEEN = {"kill", "grow", "move", "backup killed", "archiver killed"}
 """Without each of these it is no drill."""
 Told = Callable[[str], None]
 
@@ -71,16 +73,17 @@ class Drill:
         self.faults: list[str] = []
         self.backups: list[str] = []
         self.refused = 0
+        self._grows = True
 
     async def run(self) -> str:
         """What was done, in a line. Raises Violation."""
         (self._directory / "nodes").mkdir()
         async with ProcessCluster(self._directory / "nodes", NODES, **SETTINGS) as cluster:
-            await cluster.create(FOUNDED, NODES, CONSISTENT_HASH)
+            await cluster.create(FOUNDED, REPLICAS, CONSISTENT_HASH)
             operator = Operator({"NEEDLE_CLUSTER": cluster.cluster})
             async with cluster.connect() as client, cluster.connect() as other:
-                await client.create_collection("default", dimensions=2, metric="l2")
                 writers = Writers(client)
+                await writers.begin()
                 await Archiver(other, self._store).look(flush=True)
                 began = time.time()
                 work = [*(writers.run(n) for n in range(WRITERS)), self._archive(operator), self._back_up(operator)]
@@ -143,17 +146,10 @@ class Drill:
 
     async def _disturb(self, cluster: ProcessCluster, client: needle.Client, until: float) -> None:
         """One fault after the other; a rebalance goes on beside them. Until what has to be seen was seen."""
-        grows = True
         while time.time() < until or not set(self.faults) >= SEEN or len(self.backups) < 2:
-            job = (await client.refresh_topology(confirmed=True, timeout=CALL_SECONDS)).rebalance
-            if job is None or job.over:
-                serving = len(client.topology().serving)
-                grows = serving < 3 or (grows and serving < 5)
-                if grows:
-                    await client.add_shard(timeout=CALL_SECONDS)
-                else:
-                    await client.remove_shard(client.topology().serving[-1].shard, timeout=CALL_SECONDS)
-                self.faults.append("grow" if grows else "shrink")
+            now = await client.refresh_topology(confirmed=True, timeout=CALL_SECONDS)
+            if now.rebalance is None or now.rebalance.over:
+                await self._rearrange(cluster, client, now)
             fault = self._rng.choice(("kill", "kill", "kill all", "step-down"))
             with contextlib.suppress(NeedleError):
                 if fault == "step-down":
@@ -168,6 +164,27 @@ class Drill:
             self.faults.append(fault)
             await asyncio.sleep(self._rng.uniform(0.5, 2.0))
         await self._settled(client)
+
+    async def _rearrange(self, cluster: ProcessCluster, client: needle.Client, now: Topology) -> None:
+        """In turn a shard comes or goes, and a replica moves to the node that has none of its shard: of the shards that
+        were there from the start, as a new one may lose entries to a leader that came by a snapshot (_judge_gaps)."""
+        founded = [info for info in now.serving if info.shard < FOUNDED]
+        if founded and self.faults.count("move") < self.faults.count("grow") + self.faults.count("shrink"):
+            shard = self._rng.choice(founded)
+            free = sorted(set(cluster.nodes) - set(shard.replicas))
+            with contextlib.suppress(Unavailable):  # a node that was killed is not up again: the next time
+                if free:
+                    await client.move_replica(
+                        shard.shard, self._rng.choice(sorted(shard.replicas)), free[0], timeout=CALL_SECONDS
+                    )
+                self.faults.append("move")
+            return
+        self._grows = len(now.serving) < 3 or (self._grows and len(now.serving) < 5)
+        if self._grows:
+            await client.add_shard(timeout=CALL_SECONDS)
+        else:
+            await client.remove_shard(now.serving[-1].shard, timeout=CALL_SECONDS)
+        self.faults.append("grow" if self._grows else "shrink")
 
     async def _settled(self, client: needle.Client) -> None:
         while True:
@@ -216,9 +233,10 @@ class Drill:
         if lost or len(archived.gaps) > sum(map(len, found)):
             raise Violation("restore", "; ".join(lost or archived.gaps))
 
-    def _taken_out(self, wanted: float, began: float, ended: float) -> tuple[float, dict[str, int]]:
+    def _taken_out(self, wanted: float, began: float, ended: float) -> tuple[float, dict[Key, Found]]:
         """What the archive has at an instant: this one, or one some seconds from it, where it is refused because a
-        range of keys was just on its way. Raises Violation if none of those is to be had."""
+        range of keys was just on its way, or a new shard's first entries were cut before anybody archived them (see
+        _judge_gaps). Raises Violation if none of those is to be had."""
         for at in (wanted + sign * n for n in range(REFUSED_SECONDS) for sign in ((1, -1) if n else (1,))):
             if not began <= at <= ended:
                 continue
@@ -226,7 +244,7 @@ class Drill:
                 making = Making(self._store, Path(scratch))
                 try:
                     return at, held(making.local, making.run(int(at * 1e6), {}, None))
-                except StorageError as error:
+                except (StorageError, InvalidArgument) as error:
                     self._told(f"{rfc3339(int(at * 1e6))} is refused: {error.message}")
                     self.refused += 1
         raise Violation(

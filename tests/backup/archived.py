@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import xxhash
 
 from needle.backup.archiving import Archiver
@@ -95,7 +96,11 @@ class World:
             version=1, founding=7, map=initial_map(RANGE, 1), collections=(BOOKS,),
             shards=(ShardInfo(shard=0, replicas=("a",), founders=("a",)),), cluster_version=KNOWN,
         )  # fmt: skip
-        group = SimpleNamespace(ask_leader=self.ask)
+        self.followers: list[Shard] = []
+        group = SimpleNamespace(
+            ask_leader=self.ask, ask_replica=self.ask_replica,
+            replicas=lambda: ["leader", *map(str, range(len(self.followers)))],
+        )  # fmt: skip
         self.client: Any = SimpleNamespace(
             refresh_topology=self.refresh, _shards=SimpleNamespace(group=lambda shard: group)
         )
@@ -117,6 +122,12 @@ class World:
             calls.decode(body(1.0), ImageCall)
             return calls.encode(self.shard.image(self.now))
         return self.shard.chunk(calls.decode(body(1.0), ImageChunkCall))
+
+    async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        assert method == LOG
+        call = calls.decode(body, LogCall)
+        answer = (self.shard if address == "leader" else self.followers[int(address)]).logged(call, self.now)
+        return calls.encode(answer if address == "leader" else msgspec.structs.replace(answer, until=0))
 
     def write(self, *entries: commands.Command) -> None:
         for one in entries:

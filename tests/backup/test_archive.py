@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,23 @@ async def test_a_log_that_was_cut_leaves_a_gap_that_is_told_and_goes_on_behind_i
     (told,) = list_archives(store)
     assert told.gaps == ["shard 0: entries 12 to 41 are missing"]
     assert verify(store).problems == []  # nothing is damaged
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_what_a_leader_of_a_snapshot_lacks_the_other_replicas_give(tmp_path: Path, begun: bool) -> None:
+    """A replica that came by a snapshot, and leads then, has no entries behind it: instants up to there were lost."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(10)
+    if begun:
+        await world.archiver(store).look(flush=True)
+    world.followers = [copy.copy(world.shard), copy.copy(world.shard)]
+    world.followers[0].first = 20
+    world.fill(30)
+    world.shard.first = 31
+    await world.archiver(store).look(flush=True)
+    assert list_archives(store)[0].gaps == [] and [index for index, _ in bases_of(store, 7, 0)] == [0]
+    for index in (9, 15, 25, 40):
+        assert restored(store, tmp_path / f"{index}", index=index) == world.shard.contents[index]
 
 
 async def test_damage_is_found(tmp_path: Path) -> None:

@@ -84,9 +84,10 @@ def test_the_page_from_the_first_backup_to_the_restore(
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     assert [line.split()[1:3] for line in lines if "backup" in line.split()[1]] == [
         ["backup", verb]
-        for verb in ("create", "create", "archive", "list", "list", "verify", "prune", "prune", "prune")
+        for verb in ("create", "create", "archive", "list", "list", "verify", "prune", "prune", "prune", "list")
     ]
-    archive, at, former = lines.pop(2), lines.pop(), "needle backup prune /backups/shop --drop-archive 7f3a9c"
+    by_index, indexes_of, archive, at = lines.pop(), lines.pop(), lines.pop(2), lines.pop()
+    former = "needle backup prune /backups/shop --drop-archive 7f3a9c"
     lines.remove(former)
     assert at == "needle restore /backups/shop --at 2026-11-26T14:03:06Z"
     first = started(tmp_path / "first", monkeypatch)
@@ -117,6 +118,13 @@ def test_the_page_from_the_first_backup_to_the_restore(
         until(page.ready)
         said_of_it = page.line(at.replace("2026-11-26T14:03:06Z", second_before) + " --timeout 60")
         assert "200 documents" in said_of_it and documents(page) == before
+        # The two of the page are of a cluster of two shards; this one has one.
+        assert "one index for each of the shards [0]" in page.line(by_index, expect=1)
+        shown = page.line(indexes_of.replace("2026-11-26T14:03:06Z", second_before)).strip()
+        assert re.fullmatch(r"--index 0:\d+", shown)
+        page.line("needle collections drop default --yes")
+        assert "200 documents" in page.line(f"needle restore /backups/shop {shown} --timeout 60")
+        assert documents(page) == before
     finally:
         third.stop()
     assert "200 documents" in said[0] and "0.0 MB written" in said[1] and "no problems" in said[4]
@@ -141,7 +149,7 @@ def test_the_page_from_the_first_backup_to_the_restore(
 
 
 async def test_the_python_of_the_page(tmp_path: Path) -> None:
-    mistake, code = blocks("python")
+    mistake, code, instant = blocks("python")
     async with (
         ProcessCluster(fresh(tmp_path / "first"), 1, **NODE) as first,
         ProcessCluster(fresh(tmp_path / "second"), 1, **NODE) as second,
@@ -155,6 +163,13 @@ async def test_the_python_of_the_page(tmp_path: Path) -> None:
         await names["example"](client, other_client)
         found = await other_client.get("a")
         assert isinstance(found, needle.Document) and found.vector.tolist() == [1.0, *[0.0] * 7]
+        for spec in await other_client.collections():
+            await other_client.drop_collection(spec.name)
+        body = indented(instant.replace(TARGET, str(tmp_path / "target")))
+        exec(f"async def example(other_client):\n{body}    return restored", names)
+        assert (await names["example"](other_client)).documents == 1
+        again = await other_client.get("a")
+        assert again is not None and again.vector.tolist() == found.vector.tolist()
         for one in (client, other_client):
             await one.create_collection("shop", dimensions=2, metric="l2")
         await other_client.insert("the-id", [1.0, 2.0], {"n": 1}, collection="shop")

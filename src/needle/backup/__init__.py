@@ -9,6 +9,7 @@ from needle.backup.creating import Made, create
 from needle.backup.format import Manifest
 from needle.backup.instant import restore_at
 from needle.backup.keeping import Listed, Verified, list_backups, prune, verify
+from needle.backup.places import indexes_at
 from needle.backup.restoring import Restored, restore
 from needle.backup.store import Store, open_store
 
@@ -22,6 +23,7 @@ __all__ = [
     "Verified",
     "archive",
     "create",
+    "indexes_at",
     "list_archives",
     "list_backups",
     "open_store",

@@ -2,6 +2,7 @@
 
 - `SHARD/FIRST-LAST.log`: entries of a shard's log, with digests that its leader had at some indexes;
 - `SHARD/INDEX.base`: a shard's whole state at an index, its files as pieces, from which the log goes on;
+- `SHARD/INDEX.indexes`: the index files that the shard had when it was archived up to that index (docs/adr/0111);
 - `AT.catalog`: which shards, collections and aliases there were at an instant;
 - `target`: what this target is called where several are archived to at a time;
 - `head`: up to which index, and which clock of its leader, each shard is archived.
@@ -17,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from needle.backup.format import PieceRef
+from needle.backup.format import IndexFile, PieceRef
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptBackup, UnsupportedFormat
 from needle.protocol.archive_calls import LoggedEntry
@@ -27,7 +28,7 @@ FORMAT: Final = 1
 ARCHIVES: Final = "archive/"
 HEAD: Final = "head"
 TARGET: Final = "target"
-LOG, BASE, CATALOG = ".log", ".base", ".catalog"
+LOG, BASE, CATALOG, INDEXES = ".log", ".base", ".catalog", ".indexes"
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -65,6 +66,23 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     def pieces(self) -> list[PieceRef]:
         """Of all its files."""
         return [piece for file in self.files for piece in file.pieces]
+
+
+class IndexSet(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard's index files, of collections by their names in the shard. at: the archiver's clock when they were asked
+    for. They need not be of the index that the file is called by: which documents one serves say their vectors."""
+
+    format: int = FORMAT
+    at: int
+    collections: dict[str, list[IndexFile]]
+
+    def files(self) -> list[IndexFile]:
+        """Of all collections."""
+        return [file for files in self.collections.values() for file in files]
+
+    def pieces(self) -> list[PieceRef]:
+        """Of all files."""
+        return [piece for file in self.files() for piece in file.refs()]
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +123,12 @@ class _Version(msgspec.Struct):
     format: int
 
 
+def told_of(topology: Topology) -> object:
+    """What of a topology has to be archived when it changes."""
+    shards = [(info.shard, info.retired) for info in topology.shards]
+    return topology.collections, topology.aliases, topology.dropped, shards
+
+
 def directory(founding: int, shard: int | None = None) -> str:
     """Of a cluster's archive, or of a shard's in it."""
     whole = f"{ARCHIVES}{founding:x}/"
@@ -119,6 +143,11 @@ def chunk_name(founding: int, shard: int, first: int, last: int) -> str:
 def base_name(founding: int, shard: int, index: int) -> str:
     """Of a state."""
     return f"{directory(founding, shard)}{index:016x}{BASE}"
+
+
+def indexes_name(founding: int, shard: int, index: int) -> str:
+    """Of a set of index files."""
+    return f"{directory(founding, shard)}{index:016x}{INDEXES}"
 
 
 def catalog_name(founding: int, at: int) -> str:

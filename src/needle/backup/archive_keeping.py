@@ -5,10 +5,10 @@ Blocking; it must not know clusters. Invariant: what is needed for an instant th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from needle.backup.archive_format import CATALOG, HEAD, TARGET, directory
+from needle.backup.archive_format import CATALOG, HEAD, TARGET, Base, IndexSet, directory
 from needle.backup.archive_reading import (
     archived_shards,
     bases_of,
@@ -17,12 +17,14 @@ from needle.backup.archive_reading import (
     clusters,
     files_of,
     gaps_of,
+    index_sets_of,
     number_of,
     reach,
     read_base,
     read_catalog,
     read_chunk,
     read_head,
+    read_index_set,
     read_target,
 )
 from needle.backup.replaying import read_block
@@ -51,15 +53,10 @@ def check_archives(store: Store, known: dict[str, int]) -> Iterator[str]:
 def _check_shard(store: Store, founding: int, shard: int, kept: int, known: dict[str, int]) -> Iterator[str]:
     bases = bases_of(store, founding, shard)
     for _, name in bases:
-        yield from _tried(known, name, read_base, store, name)
-        try:
-            pieces = read_base(store, name).pieces()
-        except StorageError:
-            continue
-        for ref in pieces:
-            if ref.name not in known:
-                yield from _tried(known, ref.name, read_block, store, ref)
-                known.setdefault(ref.name, ref.size)
+        yield from _check_pieces(store, name, read_base, known)
+    for _, name in index_sets_of(store, founding, shard):
+        for problem in _check_pieces(store, name, read_index_set, known):
+            yield f"{problem}, of index files: a restore builds these anew"
     for span in chunks_of(store, founding, shard):
         problems = list(_tried(known, span.name, read_chunk, store, span))
         if problems and span.name in files_of(
@@ -74,6 +71,20 @@ def _check_shard(store: Store, founding: int, shard: int, kept: int, known: dict
     for gap, behind in gaps_of(store, founding, shard):
         if behind not in starts:  # else its state was copied, for the log had been cut
             yield gap
+
+
+def _check_pieces(
+    store: Store, name: str, read: Callable[[Store, str], Base | IndexSet], known: dict[str, int]
+) -> Iterator[str]:
+    yield from _tried(known, name, read, store, name)
+    try:
+        pieces = read(store, name).pieces()
+    except StorageError:
+        return
+    for ref in pieces:
+        if ref.name not in known:
+            yield from _tried(known, ref.name, read_block, store, ref)
+            known.setdefault(ref.name, ref.size)
 
 
 def _tried(known: dict[str, int], name: str, read: object, *arguments: object) -> Iterator[str]:
@@ -96,13 +107,15 @@ def outdated(store: Store, before: int) -> list[str]:
         for shard in shards:
             bases = bases_of(store, founding, shard)
             chunks = chunks_of(store, founding, shard)
+            sets = index_sets_of(store, founding, shard)
             if needed is not None and shard not in needed:  # it was retired, and no instant that stays needs it
-                found += [name for _, name in bases] + [span.name for span in chunks]
+                found += [name for _, name in [*bases, *sets]] + [span.name for span in chunks]
                 continue
             first = next((one for one in reversed(bases) if read_base(store, one[1]).since <= before), None)
             if first is not None:
                 found += [name for index, name in bases if index < first[0]]
                 found += [span.name for span in chunks if span.last <= first[0]]
+                found += [name for _, name in [one for one in sets if one[0] <= first[0]][:-1]]
         found += old[:-1]
     return found
 
@@ -132,11 +145,11 @@ def whole_archive(store: Store, archive: str, now: int) -> list[str]:
 
 
 def pieces_of_archives(store: Store, without: set[str]) -> set[str]:
-    """The pieces that states name, but for those states that are in `without`. Raises CorruptBackup."""
-    return {
-        piece.name
-        for founding in clusters(store)
-        for shard in archived_shards(store, founding)
-        for _, name in bases_of(store, founding, shard) if name not in without
-        for piece in read_base(store, name).pieces()
-    }  # fmt: skip
+    """The pieces that states and index files name, but for those in `without`. Raises CorruptBackup."""
+    found: set[str] = set()
+    for founding in clusters(store):
+        for shard in archived_shards(store, founding):
+            for names, read in ((bases_of, read_base), (index_sets_of, read_index_set)):
+                left = [name for _, name in names(store, founding, shard) if name not in without]
+                found |= {piece.name for name in left for piece in read(store, name).pieces()}
+    return found

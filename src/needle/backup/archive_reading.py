@@ -17,12 +17,14 @@ from needle.backup.archive_format import (
     BASE,
     CATALOG,
     HEAD,
+    INDEXES,
     LOG,
     TARGET,
     Base,
     Catalog,
     Chunk,
     Head,
+    IndexSet,
     Span,
     Target,
     decode,
@@ -36,7 +38,7 @@ from needle.protocol.archive_calls import LoggedEntry
 
 _OURS: Final = re.compile(
     rf"{ARCHIVES}[0-9a-f]+/({HEAD}|{TARGET}|[0-9a-f]{{16}}{re.escape(CATALOG)}"
-    rf"|[0-9]+/[0-9a-f]{{16}}({re.escape(BASE)}|-[0-9a-f]{{16}}{re.escape(LOG)}))"
+    rf"|[0-9]+/[0-9a-f]{{16}}({re.escape(BASE)}|{re.escape(INDEXES)}|-[0-9a-f]{{16}}{re.escape(LOG)}))"
 )
 
 
@@ -47,7 +49,8 @@ def files_of(store: Store, prefix: str) -> dict[str, Stat]:
 
 class Archived(msgspec.Struct, frozen=True, kw_only=True):
     """An archive as `needle backup list` shows it. since, until: RFC 3339, "" if nothing can be restored yet. gaps:
-    what is missing between, or damaged, one line each. bytes: of its entries."""
+    what is missing between, or damaged, one line each. bytes: of its entries. indexes: of each shard that serves, the
+    first index of its log that can be restored (0: before its first entry), and the last one."""
 
     cluster: str
     since: str
@@ -55,6 +58,7 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
     shards: int
     bytes: int
     gaps: list[str]
+    indexes: dict[int, tuple[int, int]] = {}
 
 
 def clusters(store: Store) -> list[int]:
@@ -70,9 +74,30 @@ def archived_shards(store: Store, founding: int) -> list[int]:
 
 def bases_of(store: Store, founding: int, shard: int) -> list[tuple[int, str]]:
     """(index, name) of a shard's states, ascending."""
+    return _numbered(store, founding, shard, BASE)
+
+
+def index_sets_of(store: Store, founding: int, shard: int) -> list[tuple[int, str]]:
+    """The same of its sets of index files."""
+    return _numbered(store, founding, shard, INDEXES)
+
+
+def _numbered(store: Store, founding: int, shard: int, suffix: str) -> list[tuple[int, str]]:
     where = directory(founding, shard)
-    names = [name for name in files_of(store, where) if name.endswith(BASE)]
-    return sorted((int(name.removeprefix(where).removesuffix(BASE), 16), name) for name in names)
+    names = [name for name in files_of(store, where) if name.endswith(suffix)]
+    return sorted((number_of(name, suffix), name) for name in names)
+
+
+def index_set_near(store: Store, founding: int, shard: int, index: int) -> IndexSet | None:
+    """The newest set of index files up to an index, else the first one behind it, of those that can be read."""
+    sets = index_sets_of(store, founding, shard)
+    before = [name for at, name in sets if at <= index]
+    for name in [*reversed(before), *(name for at, name in sets if at > index)]:
+        try:
+            return read_index_set(store, name)
+        except (CorruptBackup, UnsupportedFormat):
+            continue
+    return None
 
 
 def chunks_of(store: Store, founding: int, shard: int) -> list[Span]:
@@ -113,6 +138,11 @@ def catalogs_of(store: Store, founding: int) -> list[str]:
 def read_base(store: Store, name: str) -> Base:
     """Raises CorruptBackup, UnsupportedFormat; so do the others."""
     return decode(name, store.get(name), Base)
+
+
+def read_index_set(store: Store, name: str) -> IndexSet:
+    """Index files."""
+    return decode(name, store.get(name), IndexSet)
 
 
 def read_chunk(store: Store, span: Span) -> Chunk:
@@ -255,16 +285,40 @@ def entries(store: Store, founding: int, shard: int, after: int) -> Iterator[tup
             return
 
 
+def check_reach(head: tuple[int, int], shard: int, reached: int, at: int) -> None:
+    """A shard's entries have come to an end before one that is later than an instant: was that all there was? head: of
+    the shard. Raises CorruptBackup, InvalidArgument."""
+    kept, until = head
+    if reached < kept:
+        raise CorruptBackup(
+            f"the archive of shard {shard} lacks the entries behind {reached}, which lead to {rfc3339(at)}: `needle "
+            "backup list` shows what is missing"
+        )
+    if until < at:
+        raise InvalidArgument(
+            f"at = {rfc3339(at)} is not allowed: shard {shard} is archived until {rfc3339(until)}", field="at"
+        )
+
+
+def founding_of(archive: str | None) -> int | None:
+    """A cluster's, by its name. Raises InvalidArgument."""
+    try:
+        return None if archive is None else int(archive, 16)
+    except ValueError:
+        raise invalid("archive", archive, "a cluster as `needle backup list` shows it") from None
+
+
 def list_archives(store: Store) -> list[Archived]:
     """All archives of a target."""
     found = []
     for founding in clusters(store):
-        names, gaps, since, serving, head = (
+        names, gaps, since, serving, head, firsts = (
             catalogs_of(store, founding),
             list[str](),
             0,
             list[int](),
             Head(shards={}, at=0),
+            dict[int, int](),
         )
         try:
             since = number_of(names[0], CATALOG) if names else 0
@@ -273,6 +327,7 @@ def list_archives(store: Store) -> list[Archived]:
             for shard in serving:
                 bases = bases_of(store, founding, shard)
                 if bases:
+                    firsts[shard] = bases[0][0]
                     since = max(since, read_base(store, bases[0][1]).since)
         except (CorruptBackup, UnsupportedFormat) as error:
             gaps.append(error.message)
@@ -289,6 +344,7 @@ def list_archives(store: Store) -> list[Archived]:
                 shards=len(serving),
                 bytes=sum(stat.size for name, stat in sizes.items() if name.endswith(LOG)),
                 gaps=gaps,
+                indexes={shard: (first, head.shards.get(shard, (first, 0))[0]) for shard, first in firsts.items()},
             )
         )
     return found

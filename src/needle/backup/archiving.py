@@ -31,6 +31,7 @@ from needle.backup.archive_format import (
     chunk_name,
     directory,
     encode,
+    told_of,
 )
 from needle.backup.archive_joining import Joining
 from needle.backup.archive_reading import (
@@ -47,7 +48,9 @@ from needle.backup.archive_reading import (
 from needle.backup.around import REAL, Around
 from needle.backup.creating import tell
 from needle.backup.format import PIECES
+from needle.backup.index_archiving import INDEXES_EVERY, IndexArchiving, indexed
 from needle.backup.keeping import MAKING, PRUNING, Mark
+from needle.backup.log_asking import CALL_SECONDS, ask_followers, ask_log
 from needle.backup.shard_archive import ShardArchive
 from needle.backup.state_copying import copied, image_of
 from needle.backup.store import Store
@@ -64,9 +67,7 @@ from needle.base.errors import (
 )
 from needle.base.ids import shard_group
 from needle.client import Client
-from needle.client.shards import ask_leader
-from needle.protocol import calls
-from needle.protocol.archive_calls import LOG, BackedUpCall, LogAnswer, LogCall
+from needle.protocol.archive_calls import BackedUpCall, LogAnswer, LogCall
 from needle.protocol.stamps import STAMPED_SINCE
 from needle.routing.topology import Topology
 
@@ -79,7 +80,6 @@ BUFFERED_BYTES_MAX: Final = 64 << 20
 """Of entries of all shards; one answer of each may come on top."""
 AT_ONCE: Final = 8
 """Shards that are asked at a time, or copied."""
-CALL_SECONDS: Final = 10.0
 TOLD_SECONDS: Final = 3600.0
 FINAL: Final = (ClientClosed, Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
 """What will not be otherwise at the next look."""
@@ -89,10 +89,10 @@ class Archiver:
     """See the module. shards: by number. written: bytes since it began."""
 
     def __init__(
-        self, client: Client, store: Store, *, every: float = 5.0, base_every: float = 86_400.0, around: Around = REAL
-    ) -> None:
-        """every: seconds after which entries are in the store at the latest. base_every: seconds between two copies of
-        a shard's whole state."""
+        self, client: Client, store: Store, *, every: float = 5.0, base_every: float = 86_400.0,
+        indexes_every: float = INDEXES_EVERY, around: Around = REAL,
+    ) -> None:  # fmt: skip
+        """As `archive`."""
         self._client, self._store, self._around = client, store, around
         self._every, self._base_every = every, base_every
         self._flushed = 0.0
@@ -102,6 +102,7 @@ class Archiver:
         self._target = ""
         self._basing: asyncio.Task[NeedleError | None] | None = None
         self._joining = Joining(store, around)
+        self._indexing = IndexArchiving(client, store, self._put, indexes_every, around)
         self.shards: dict[int, ShardArchive] = {}
         self.written = 0
 
@@ -171,7 +172,7 @@ class Archiver:
             await self._tell()
         self._joining.go_on(now.founding, [one.shard for one in self._serving()])
         if self._basing is None or self._basing.done():
-            self._basing = asyncio.create_task(self._base_anew())
+            self._basing = asyncio.create_task(self._base_anew(now))
         for said in done:
             if isinstance(said, BaseException):
                 raise said
@@ -184,12 +185,12 @@ class Archiver:
         """What the newest archived topology says; None if there is none that can be read. Blocking."""
         names = catalogs_of(self._store, self._founding)
         try:
-            return _told(read_catalog(self._store, names[-1]).topology) if names else None
+            return told_of(read_catalog(self._store, names[-1]).topology) if names else None
         except CorruptBackup:
             return None
 
     async def _note_catalog(self, at: int, now: Topology) -> None:
-        told = _told(now)
+        told = told_of(now)
         if told == self._told:
             return
         if self._told is None and told == await self._around.blocking(self._last_told):
@@ -270,6 +271,7 @@ class Archiver:
                 archive.read = archive.kept = last.last
                 with contextlib.suppress(CorruptBackup):
                     archive.term = read_chunk(self._store, last).entries[-1].term
+        archive.published, archive.indexed = archive.kept, indexed(self._store, self._founding, shard)
         return archive
 
     async def _begin(self, archive: ShardArchive) -> None:
@@ -296,26 +298,25 @@ class Archiver:
 
     async def _ask_log(self, archive: ShardArchive, kept: int | None = None, most: int = ASKED_BYTES) -> LogAnswer:
         """kept: behind which index the log is needed, if not behind what is archived."""
-        group, after = shard_group(archive.shard), archive.read if kept is None else kept
-        kept = archive.kept if kept is None else kept
-        answer = await ask_leader(
-            self._client,
-            archive.shard,
-            LOG,
-            lambda left: calls.encode(LogCall(group, after, kept, archive.kept_until, most, left, self._target)),
-            CALL_SECONDS,
-        )
-        return calls.decode(answer, LogAnswer)
+        upto = archive.kept if kept is None else kept
+        call = LogCall(
+            shard_group(archive.shard), archive.read if kept is None else kept, upto, archive.kept_until, most,
+            target=self._target,
+        )  # fmt: skip
+        answer = await ask_log(self._client, archive.shard, call)
+        if answer.entries is None and kept is None:
+            return await ask_followers(self._client, archive, call, answer)
+        return answer
 
     async def _put(self, name: str, data: bytes) -> None:
         await self._around.blocking(self._store.put, name, data)
         self.written += len(data)
 
     # --- whole states ------------------------------------------------------------------------------------------------
-    async def _base_anew(self) -> NeedleError | None:
+    async def _base_anew(self, topology: Topology) -> NeedleError | None:
         """Copy the states of shards that lack one, and the one that is the oldest, if it is old and the log went on
-        since. Those that were tried last come last: one that cannot be copied keeps no other one waiting. The first
-        error."""
+        since; then index files. Those that were tried last come last: one that cannot be copied keeps no other one
+        waiting. The first error."""
         now, serving = self._around.micros(), sorted(self._serving(), key=lambda one: max(one.tried, one.based_at))
         lacking = [one for one in serving if one.lacks_state]
         due = [
@@ -324,6 +325,7 @@ class Archiver:
             and now - one.based_at >= self._base_every * 1e6
         ]  # fmt: skip
         done = await asyncio.gather(*map(self._copied, [*lacking[:AT_ONCE], *due[:1]]))
+        await self._indexing.go_on(topology, [one for one in self._serving() if not one.lacks_state])
         return next((error for error in done if error is not None), None)
 
     async def _copied(self, archive: ShardArchive) -> NeedleError | None:
@@ -362,28 +364,24 @@ class Archiver:
         return base
 
 
-def _told(topology: Topology) -> object:
-    """What of a topology has to be archived when it changes."""
-    shards = [(info.shard, info.retired) for info in topology.shards]
-    return topology.collections, topology.aliases, topology.dropped, shards
-
-
 async def archive(
     client: Client,
     store: Store,
     *,
     every: float = 5.0,
     base_every: float = 86_400.0,
+    indexes_every: float = INDEXES_EVERY,
     around: Around = REAL,
     until: Callable[[], Awaitable[object]] | None = None,
 ) -> None:
     """Archive the logs of all shards until this is cancelled, or `until` returns; then what was read is in the store.
 
     every: seconds after which a write is in the store at the latest. base_every: seconds between copies of a shard's
-    state. Raises Forbidden for a key without the role admin."""
+    state, indexes_every: of its index files where there are new ones (sooner while it grows fast); 0 for none. Raises
+    Forbidden for a key without the role admin."""
     with contextlib.suppress(Unavailable):  # the archiver waits for it, and says so
         await client.catalog_status(timeout=CALL_SECONDS)
-    archiver = Archiver(client, store, every=every, base_every=base_every, around=around)
+    archiver = Archiver(client, store, every=every, base_every=base_every, indexes_every=indexes_every, around=around)
     running = asyncio.ensure_future(archiver.run())
     waiting = [running] if until is None else [running, asyncio.ensure_future(until())]
     try:

@@ -88,7 +88,8 @@ class Making:
         self._shards = [info.shard for info in now.serving]
         if self._with_indexes:
             former = await blocking(_former, self._store)
-            self._indexes = IndexCopying(client, self._known, self._store_part, self._pace, former)
+            known = [] if former is None else [file for one in former.collections for file in one.indexes]
+            self._indexes = IndexCopying(client, self._known, self._store_part, self._pace, known)
         found = [await self._collection(info, progress) for info in now.collections]
         collections = [one for one in found if one is not None]
         names = {one.spec.name for one in collections}

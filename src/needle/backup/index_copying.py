@@ -1,7 +1,7 @@
 """Takes the index files of a collection along, so that a restore has not to build them (docs/adr/0093).
 
 They are of no one moment, and need not be: which of the documents a file serves says the restore, by their vectors.
-What cannot be had now is left out, and is built by the restore. A file that the newest backup has is not read again.
+What cannot be had now is left out, and is built by the restore. A file that is known from before is not read again.
 Memory: PARTS_AT_ONCE parts of a file, and 8 bytes for each vector of one.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final
 
-from needle.backup.format import IndexFile, Manifest, PieceRef
+from needle.backup.format import IndexFile, PieceRef
 from needle.backup.state_copying import BLOCK_BYTES
 from needle.base.errors import NeedleError, Unavailable, UnknownMethod
 from needle.base.ids import shard_group
@@ -42,14 +42,14 @@ Put = Callable[[str, bytes], Awaitable[None]]
 
 class IndexCopying:
     """Of one backup. there: sizes of the files that the store has; told of more. put: into the store. pace: waits until
-    so many bytes more may have been read. left_out: files that could not be had, one line for each shard."""
+    so many bytes more may have been read. known: files that the store may have. left_out: files that could not be had,
+    one line for each shard."""
 
     def __init__(
         self, client: Client, there: dict[str, int], put: Put, pace: Callable[[int], Awaitable[None]],
-        former: Manifest | None,
+        known: Iterable[IndexFile],
     ) -> None:  # fmt: skip
         self._client, self._there, self._put, self._pace = client, there, put, pace
-        known = [] if former is None else [file for one in former.collections for file in one.indexes]
         self._known = {(file.checksum, file.size): file for file in known}
         self.left_out: list[str] = []
 

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 import needle
-from needle.backup.archive_reading import catalog_at, catalogs_of, chosen, read_catalog
+from needle.backup.archive_reading import catalog_at, catalogs_of, chosen, founding_of, index_set_near, read_catalog
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
     FORMAT,
     CollectionBackup,
     Contents,
     Cutter,
+    IndexFile,
     Manifest,
     Piece,
     PieceRef,
@@ -36,7 +37,7 @@ from needle.backup.format import (
 )
 from needle.backup.replaying import Place, Replay, Replayed
 from needle.backup.restoring import Progress, Restored, restore
-from needle.backup.store import DirectoryStore, Store
+from needle.backup.store import Before, DirectoryStore, Store
 from needle.base.decoding import routed_metadata
 from needle.base.dtypes import VectorForm
 from needle.base.errors import InvalidArgument, StorageError, invalid
@@ -66,6 +67,7 @@ async def restore_at(
     *,
     indexes: Mapping[int, int] | None = None,
     archive: str | None = None,
+    index_files: bool = True,
     scratch: str | None = None,
     timeout: float = 30.0,
     told: Told = lambda _: None,
@@ -74,7 +76,8 @@ async def restore_at(
 ) -> Restored:
     """Restore what there was at an instant (microseconds since 1970), or at an index of each shard's log.
 
-    archive: the founding of the cluster, in hex, if several are archived at the target. scratch: a directory with room
+    archive: the founding of the cluster, in hex, if several are archived at the target. index_files: whether those of
+    the archive are used, which takes as many shards as there were. scratch: a directory with room
     for all documents twice. told: of what is done. progress, timeout: as in `restore`. Raises InvalidArgument for an
     instant that the archive does not reach, CorruptBackup, RestoreDiffers, DiskFull and DiskFailed of the scratch
     directory, and what `restore` raises.
@@ -84,7 +87,10 @@ async def restore_at(
     with _scratch(scratch) as directory:
         made = Making(store, Path(directory), told)
         backup = await around.blocking(made.run, at, dict(indexes or {}), archive)
-        return await restore(client, made.local, backup, timeout=timeout, progress=progress, around=around)
+        return await restore(
+            client, Before(made.local, store), backup, indexes=index_files, timeout=timeout, progress=progress,
+            around=around,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -106,7 +112,7 @@ class Making:
 
     def run(self, at: int | None, indexes: dict[int, int], archive: str | None) -> str:
         """The id of the backup, the same for the same place."""
-        founding = chosen(self._store, None if archive is None else _founding(archive))
+        founding = chosen(self._store, founding_of(archive))
         topology, shards = self._topology(founding, at, indexes)
         if topology.map is None:
             raise StorageError("the archive knows no shard map: it began before the cluster was made")
@@ -145,11 +151,14 @@ class Making:
         names = catalogs_of(self._store, founding)
         if not names:
             raise StorageError("the archive does not say which shards there were")
-        topology = read_catalog(self._store, names[-1]).topology
-        serving = {info.shard for info in topology.serving}
-        if set(indexes) != serving:
-            raise invalid("index", sorted(indexes), f"one index for each of the shards {sorted(serving)}")
-        return topology, sorted(serving)
+        last: list[int] | None = None
+        for name in reversed(names):
+            topology = read_catalog(self._store, name).topology
+            serving = sorted(info.shard for info in topology.serving)
+            if serving == sorted(indexes):
+                return topology, serving
+            last = last or serving
+        raise invalid("index", sorted(indexes), f"one index for each of the shards {last}")
 
     def _collections(self, founding: int, topology: Topology, found: Mapping[int, Replayed]) -> list[CollectionInfo]:
         """Those that the shards had and none had dropped, nor the catalog; the last of a name."""
@@ -192,10 +201,13 @@ class Making:
         sums = {info.id: Contents() for info in infos}
         pieces: dict[int, list[PieceRef]] = {info.id: [] for info in infos}
         cuts: dict[int, list[tuple[int, int]]] = {info.id: [] for info in infos}
+        indexes: dict[int, list[IndexFile]] = {info.id: [] for info in infos}
         for shard, replayed in sorted(found.items()):
             self._told(f"shard {shard}: reading its documents at index {replayed.index}")
+            files = index_set_near(self._store, founding, shard, replayed.index)
             with Replay(self._store, founding, shard, Path(replayed.directory)) as replay:
                 for info in infos:
+                    indexes[info.id] += [] if files is None else files.collections.get(info.stored_name, [])
                     cuts[info.id].append((shard, replayed.index))
                     if info.stored_name in replayed.collections:
                         batches = documents(replay, info.stored_name, owned[shard], shard_map)
@@ -210,6 +222,7 @@ class Making:
                 digest=sums[info.id].digest,
                 cuts=cuts[info.id],
                 pieces=pieces[info.id],
+                indexes=indexes[info.id],
             )
             for info in infos
         ]
@@ -228,13 +241,6 @@ class Making:
             put(cutter.cut(batch))
         put(cutter.rest())
         return made
-
-
-def _founding(text: str) -> int:
-    try:
-        return int(text, 16)
-    except ValueError:
-        raise invalid("archive", text, "a cluster as `needle backup list` shows it") from None
 
 
 def _aliases(topology: Topology, names: set[str]) -> dict[str, str]:

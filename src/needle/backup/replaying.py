@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from needle.backup.archive_format import Base
-from needle.backup.archive_reading import base_before, entries, later_base, read_head
+from needle.backup.archive_reading import base_before, check_reach, entries, later_base, read_head
 from needle.backup.format import PieceRef
 from needle.backup.store import Store
 from needle.base.config import Limits, SegmentConfig
@@ -139,23 +139,13 @@ class Replay:
 
     def _check_reach(self, place: Place, reached: int) -> None:
         """The entries have come to an end: was that all there was?"""
-        kept, until = read_head(self._store, self._founding).shards.get(self._shard, (0, 0))
+        head = read_head(self._store, self._founding).shards.get(self._shard, (0, 0))
         if place.index is not None and reached < place.index:
             raise invalid(
                 "index", place.index, f"at most {reached}: so far shard {self._shard} is archived without a gap"
             )
-        if place.at is None:
-            return
-        if reached < kept:
-            raise CorruptBackup(
-                f"the archive of shard {self._shard} lacks the entries behind {reached}, which lead to "
-                f"{rfc3339(place.at)}: `needle backup list` shows what is missing"
-            )
-        if until < place.at:
-            raise InvalidArgument(
-                f"at = {rfc3339(place.at)} is not allowed: shard {self._shard} is archived until {rfc3339(until)}",
-                field="at",
-            )
+        if place.at is not None:
+            check_reach(head, self._shard, reached, place.at)
 
     def _check_order(self, at: int, cut: LoggedEntry) -> None:
         """Is an entry behind `cut`, which is later than the instant, before it by its leader's clock? Then a clock was

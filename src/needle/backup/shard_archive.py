@@ -11,6 +11,9 @@ from needle.protocol.archive_calls import LogAnswer, LoggedEntry
 ENTRY_BYTES: Final = 64
 """What an entry takes beside its data."""
 POINTS_MAX: Final = 64
+_HEAD_BYTES: Final = 40
+_PUBLISHED: Final = b"\xa7segment"
+"""How the name of the command stands in an entry by which an index file is published."""
 
 
 class ShardArchive:
@@ -18,7 +21,8 @@ class ShardArchive:
     until: a clock of its leader before which nothing but these was acknowledged. based: the index, and the clock, of
     the last state; None if there is none. lacks_state: the log does not lead on from what is kept, so nothing is read
     before a state is copied. copied: the index of the one that is being copied, 0 for none; tried: when that was begun
-    last (microseconds since 1970). serves: the cluster has this shard."""
+    last (microseconds since 1970). serves: the cluster has this shard. published: the last entry that was read by which
+    an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -30,11 +34,18 @@ class ShardArchive:
         self.bytes = 0
         self.copied = self.tried = 0
         self.lacks_state, self.serves = False, True
+        self.published, self.indexed = 0, (0, 0)
 
     @property
     def based_at(self) -> int:
         """The clock of the last state, 0 without one."""
         return 0 if self.based is None else self.based[1]
+
+    def lacks_indexes(self, now: int, every: float) -> bool:
+        """Its index files are to be copied: there are new ones, and the last time was so many seconds ago, or the log
+        has twice as many entries since. now: microseconds since 1970."""
+        index, at = self.indexed
+        return self.published > index and (now - at >= every * 1e6 or self.kept >= 2 * index)
 
     def take(self, answer: LogAnswer) -> bool:
         """Entries that follow; whether that was all there is. Raises StorageError if the log lost what is archived."""
@@ -48,6 +59,8 @@ class ShardArchive:
             self.entries.append(one)
             self.bytes += len(one.data) + ENTRY_BYTES
             self.read, self.term = one.index, one.term
+            if _PUBLISHED in one.data[:_HEAD_BYTES]:
+                self.published = one.index
         whole = self.read >= answer.upto
         if whole:  # not the latest of all: the clock of the next leader, or one that was put back, may say less
             self.until = answer.until

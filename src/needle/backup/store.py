@@ -124,6 +124,18 @@ class DirectoryStore:
             path.unlink(missing_ok=True)
 
 
+class Before:
+    """A store, and behind it another one from which is read what this one lacks."""
+
+    def __init__(self, store: Store, behind: Store) -> None:
+        self._store, self._behind = store, behind
+        self.put, self.names, self.delete = store.put, store.names, store.delete
+
+    def get(self, name: str) -> bytes | None:
+        found = self._store.get(name)
+        return self._behind.get(name) if found is None else found
+
+
 def _sync(what: Path | int) -> None:
     """A directory, or an open file."""
     if isinstance(what, int):

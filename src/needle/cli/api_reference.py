@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import needle
-from needle import distributed
+from needle import backup, distributed
+from needle.backup.format import CollectionBackup, IndexFile, PieceRef
+from needle.backup.store import Stat
 from needle.base.collection_sizes import FieldIndex
 from needle.base.errors import NeedleError
 from needle.client import SyncClient
@@ -62,8 +64,9 @@ DeadlineExceeded, NoQuorum or OutcomeUnknown after it. `Seconds` is a number of 
 `Documents` are (id, vector[, metadata]) tuples, or a table: of pyarrow, pandas, polars, anything with the Arrow
 PyCapsule protocol.
 
-Names in the first part come from `needle`, those in the second from `needle.distributed`; what methods return is
-described in the third, each with the module that has it. The methods for documents and
+Names in the first part come from `needle`, those in the second from `needle.distributed`, those in the third from
+`needle.backup` ([backup.md](backup.md)); what methods return is described in the fourth, each with the module that has
+it. The methods for documents and
 collections are written once: `Client`, `RaftCluster`, `DistributedCluster` and `ShardRouter` have those of
 `SearchMethods`, `FeedMethods`, `ChangeMethods`, `NamingMethods` and `DocumentMethods` (in `needle.client`); `Client`
 and `RaftCluster` have `BatchMethods`, too.
@@ -95,13 +98,18 @@ RESULTS: tuple[type, ...] = (
     *(Activity, NodeNow, ShardNow, CallsNow, MoveNow, Condition),
     *(RebalanceStats, ShardSize, NodeLoad, HotRange),
     *(Plan, Balance, MoveRange, MoveReplicas, PreferLeader, FoundShard, GiveUpShard, Progress, JobState, Phase),
-    *(Restart, FieldIndex, ValueCount, Scan),
+    *(Restart, FieldIndex, ValueCount, Scan, CollectionBackup, IndexFile, PieceRef, Stat),
 )
 """What public methods return, and what that holds, without a public name of its own."""
 
 
+RECORDS: tuple[object, ...] = (*RESULTS, *(getattr(backup, name) for name in backup.__all__))
+"""Of those that are structs only what they hold is described: what else they can do is for Needle itself."""
+
 SHOWN_MAX = 100
 """Characters of a default value."""
+UNTOLD = ("self", "cls", "around")
+"""Parameters; the last one is for tests."""
 STARS: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
@@ -139,6 +147,8 @@ def members(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: object) -> str:
+    if inspect.isfunction(value):
+        return "..."
     if isinstance(value, enum.Enum):
         return f"{type(value).__name__}.{value.name}"
     if isinstance(value, float) and value == int(value):
@@ -166,7 +176,7 @@ def signature(name: str, thing: Any) -> str:
     made = inspect.signature(thing)
     shown, named_only = [], False
     for parameter in made.parameters.values():
-        if parameter.name in ("self", "cls"):
+        if parameter.name in UNTOLD:
             continue
         if parameter.kind is parameter.KEYWORD_ONLY and not named_only:
             shown.append("*")
@@ -224,7 +234,7 @@ def _class(name: str, kind: type) -> str:
     if issubclass(kind, SyncClient):
         parts.append("It has the methods of `Client`, called without `await`.")
         return "\n\n".join(parts)
-    record = kind in RESULTS and hasattr(kind, "__struct_fields__")  # what else it can do is for Needle itself
+    record = kind in RECORDS and hasattr(kind, "__struct_fields__")
     lines = [
         _method(each, one)
         for each, one in members(kind)
@@ -246,7 +256,7 @@ def _errors() -> str:
 
 
 def entries() -> list[tuple[str, str, Any]]:
-    """(module, name, what it is) of everything that is described, errors too; a name of both modules once."""
+    """(module, name, what it is) of everything that is described, errors too; a name of two modules once."""
     described = [("needle", name, getattr(needle, name)) for name in sorted(needle.__all__)]
     described += [("needle", kind.__name__, kind) for kind in SHARED]
     again = set(needle.__all__)
@@ -255,14 +265,15 @@ def entries() -> list[tuple[str, str, Any]]:
         for name in sorted(distributed.__all__)
         if name not in again
     ]
+    described += [("needle.backup", name, getattr(backup, name)) for name in sorted(backup.__all__)]
     return described + [("results", kind.__name__, kind) for kind in RESULTS]
 
 
 def render() -> str:
     """The page as Markdown."""
     parts = [HEAD]
-    for module, title in (("needle", "needle"), ("needle.distributed", "needle.distributed"), ("results", "Results")):
-        parts.append(f"## {title}\n")
+    for module in ("needle", "needle.distributed", "needle.backup", "results"):
+        parts.append(f"## {module.capitalize() if module == 'results' else module}\n")
         mine = [(name, thing) for home, name, thing in entries() if home == module]
         for name, thing in mine:
             if not isinstance(thing, type):

@@ -20,6 +20,9 @@ from needle.protocol.catalog_commands import FORGET, NoteBackup
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
 Backup = Annotated[str | None, typer.Option("--backup", help="The id of a backup, as `needle backup list` shows it.")]
+Archive = Annotated[
+    str | None, typer.Option("--archive", help="Which cluster's, if several are archived at the target.")
+]
 
 
 def _shown(json: bool) -> Progress:
@@ -103,6 +106,10 @@ def archive(
     base_hours: Annotated[
         float, typer.Option("--base-hours", min=0.01, help="Hours between two copies of a shard's whole state.")
     ] = 24.0,
+    index_minutes: Annotated[
+        float,
+        typer.Option("--index-minutes", min=0, help="Minutes between two copies of new index files; 0 for none."),
+    ] = 60.0,
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Archive the log of every shard until SIGTERM or Ctrl-C: `needle restore --at` brings back any instant of it.
@@ -117,7 +124,10 @@ def archive(
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         notes.print(f"archiving the logs of all shards to {target}", markup=False)
-        await backups.archive(client, store, every=every, base_every=base_hours * 3600, until=stopped.wait)
+        await backups.archive(
+            client, store, every=every, base_every=base_hours * 3600, indexes_every=index_minutes * 60,
+            until=stopped.wait,
+        )  # fmt: skip
         notes.print("stopped: what was written until now is at the target", markup=False)
 
     run(cluster, work, patient=True)
@@ -129,10 +139,19 @@ def list_(
         float | None,
         typer.Option("--newer-than", min=0, help="Exit code 1 unless a whole backup began within so many hours."),
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", help="Show the index of each shard's log at this instant, for `needle restore --index`."),
+    ] = None,
+    archive: Archive = None,
     json: Json = False,
 ) -> None:
-    """List the backups at a target, the oldest first, and from when to when logs are archived there."""
-    store = backups.open_store(target)
+    """List the backups at a target, the oldest first, and from when to when, and which indexes of the shards' logs, are
+    archived there."""
+    store, instant = backups.open_store(target), _instant(at)
+    if instant is not None:
+        _show_indexes(backups.indexes_at(store, instant, archive=archive), json)
+        return
     found, archives = backups.list_backups(store), backups.list_archives(store)
     if json:
         print_json({"backups": found, "archives": archives})
@@ -149,6 +168,8 @@ def list_(
                 f"archive {archived.cluster}: {span}, {archived.shards} shards, {archived.bytes / 1e6:,.1f} MB",
                 markup=False,
             )
+            for shard, (first, last) in archived.indexes.items():
+                console.print(f"  shard {shard}: index {first} to {last}", markup=False)
             for gap in archived.gaps:
                 console.print(f"  {gap}", markup=False)
     if newer_than is not None:
@@ -156,6 +177,13 @@ def list_(
         if time.time() * 1e6 - max(whole, default=0) > newer_than * 3.6e9:
             notes.print(f"no backup began within {newer_than:g} hours", markup=False)
             raise typer.Exit(1)
+
+
+def _show_indexes(found: dict[int, int], json: bool) -> None:
+    if json:
+        print_json({"indexes": found})
+    else:
+        console.print(" ".join(f"--index {shard}:{index}" for shard, index in found.items()), soft_wrap=True)
 
 
 def verify(target: Target, backup: Backup = None, json: Json = False) -> None:
@@ -202,6 +230,14 @@ def prune(
         notes.print(f"{len(gone)} backups deleted, and {files} files that nothing needs", markup=False)
 
 
+def _instant(at: str | None) -> int | None:
+    """In microseconds since 1970."""
+    found = None if at is None else micros(at)
+    if at is not None and found is None:
+        raise typer.BadParameter("--at takes an instant with its zone, such as 2026-11-26T14:03:06Z")
+    return found
+
+
 def _indexes(given: list[str]) -> dict[int, int]:
     """SHARD:INDEX of each shard; for a cluster of one shard its index alone."""
     found = [text.rpartition(":") for text in given]
@@ -233,11 +269,12 @@ def restore(
     index: Annotated[
         list[str] | None, typer.Option("--index", help="The same at an index of the log: SHARD:INDEX, for each shard.")
     ] = None,
-    archive: Annotated[
-        str | None, typer.Option("--archive", help="Which cluster's, if several are archived at the target.")
-    ] = None,
+    archive: Archive = None,
     indexes: Annotated[
-        bool, typer.Option("--indexes/--no-indexes", help="Use the backup's index files, for as many shards as it had.")
+        bool,
+        typer.Option(
+            "--indexes/--no-indexes", help="Use index files that came along, for as many shards as there were."
+        ),
     ] = True,
     scratch: Annotated[
         str | None,
@@ -255,9 +292,7 @@ def restore(
     store, started = backups.open_store(target), time.perf_counter()
     if sum(given is not None for given in (backup, at, index or None)) > 1:
         raise typer.BadParameter("give one of --backup, --at and --index")
-    instant = None if at is None else micros(at)
-    if at is not None and instant is None:
-        raise typer.BadParameter("--at takes an instant with its zone, such as 2026-11-26T14:03:06Z")
+    instant = _instant(at)
 
     async def work(client: needle.Client) -> backups.Restored:
         with _shown(json) as shown:
@@ -265,8 +300,9 @@ def restore(
             if instant is None and not index:
                 return await backups.restore(client, store, backup, indexes=indexes, timeout=timeout, progress=progress)
             return await backups.restore_at(
-                client, store, instant, indexes=_indexes(index) if index else None, archive=archive, scratch=scratch,
-                timeout=timeout, told=lambda text: shown.update(task, description=text), progress=progress,
+                client, store, instant, indexes=_indexes(index) if index else None, archive=archive,
+                index_files=indexes, scratch=scratch, timeout=timeout,
+                told=lambda text: shown.update(task, description=text), progress=progress,
             )  # fmt: skip
 
     done = run(cluster, work)
@@ -285,6 +321,6 @@ def _told_of(done: backups.Restored, what: str, seconds: float) -> None:
         markup=False,
     )
     if done.indexed:
-        notes.print(f"{done.indexed} of them are searched by index files of the backup", markup=False)
+        notes.print(f"{done.indexed} of them are searched by index files that came along", markup=False)
     for line in done.built:
         notes.print(f"built anew is the index of {line}", markup=False, soft_wrap=True)

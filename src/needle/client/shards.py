@@ -216,14 +216,22 @@ async def tell_replicas(
     client: OverShards, shard: int, method: str, body: bytes, timeout: float
 ) -> dict[str, NeedleError]:
     """Tell all of a shard's replicas. Addresses of those that it does not reach, or that refuse, and why."""
+    answers = await ask_replicas(client, shard, method, body, timeout)
+    return {address: said for address, said in answers.items() if isinstance(said, NeedleError)}
+
+
+async def ask_replicas(
+    client: OverShards, shard: int, method: str, body: bytes, timeout: float
+) -> dict[str, Payload | NeedleError]:
+    """Ask all of a shard's replicas, once: what each answers, or why it does not, by address."""
     group = client._shards.group(shard)
-    failed: dict[str, NeedleError] = {}
+    answers: dict[str, Payload | NeedleError] = {}
 
-    async def tell(address: str) -> None:
+    async def ask(address: str) -> None:
         try:
-            await group.ask_replica(address, method, body, timeout)
+            answers[address] = await group.ask_replica(address, method, body, timeout)
         except NeedleError as error:
-            failed[address] = error
+            answers[address] = error
 
-    await asyncio.gather(*map(tell, group.replicas()))
-    return failed
+    await asyncio.gather(*map(ask, group.replicas()))
+    return answers

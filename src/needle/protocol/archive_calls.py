@@ -34,7 +34,8 @@ class LogCall(msgspec.Struct, frozen=True, array_like=True):
     """The committed entries behind the index `after`, about bytes_max of them at most. kept, until: up to where the
     archive has the log durably, and by which clock of a leader that was all there was (microseconds since 1970).
     target: where the archive is, by a name of its own: each has a place, so that none loses its hold on the log by what
-    another one has."""
+    another one has. follower: a replica that does not lead answers, too, of what it has applied: a leader that came
+    by a snapshot lacks what is behind it."""
 
     group: GroupId
     after: int
@@ -43,6 +44,7 @@ class LogCall(msgspec.Struct, frozen=True, array_like=True):
     bytes_max: int
     timeout: float = 10.0
     target: str = ""
+    follower: bool = False
 
 
 class LogAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -45,18 +45,24 @@ class Archiving:
         node, group = self._node, call.group
         hosted = node.hosted(group)
         if not self._host.is_leader(group):
+            if call.follower:
+                upto = (await node.blocking(hosted.replica.look, _digest))[0]
+                return LogAnswer(upto, 0, self._entries(call, upto), 0, "", self._host.term_of(group, call.after))
             raise not_leader(node, group)
         until = micros_of(node.ports.clock)
         upto = await self._host.read_index(group, call_timeout(call.timeout))
         # Not what is said of the time to come: the leader before had a clock that ran ahead, and it would hide a lag.
         self._host.note_archived(group, call.target[:TARGET_CHARS], call.kept, call.until if call.until <= until else 0)
-        found = self._host.committed(group, call.after, upto, max(1, min(call.bytes_max, BYTES_MAX)))
+        entries = self._entries(call, upto)
         term = self._host.term_of(group, call.after)
-        entries = None if found is None else [
-            LoggedEntry(one.index, one.term, one.data if one.kind == _NORMAL else b"") for one in found
-        ]  # fmt: skip
         at, digest = await node.blocking(hosted.replica.look, _digest)
         return LogAnswer(upto, until, entries, at, digest, term)
+
+    def _entries(self, call: LogCall, upto: int) -> list[LoggedEntry] | None:
+        found = self._host.committed(call.group, call.after, upto, max(1, min(call.bytes_max, BYTES_MAX)))
+        if found is None:
+            return None
+        return [LoggedEntry(one.index, one.term, one.data if one.kind == _NORMAL else b"") for one in found]
 
     async def image(self, call: ImageCall) -> ImageAnswer:
         """A copy of the shard's state, which stays while it is read. Raises NotLeader, StorageError."""
