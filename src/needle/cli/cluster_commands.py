@@ -19,6 +19,7 @@ from needle.cli.common import (
     print_json,
     run,
 )
+from needle.routing.meant import not_made
 
 STATUS_TIMEOUT = 2.0
 Shard = Annotated[
@@ -31,6 +32,8 @@ def leader(shard: Shard = None, cluster: Cluster = DEFAULT_CLUSTER, json: Json =
 
     async def work(client: needle.Client) -> str | None:
         found = await client.leader(shard)
+        if not client.topology().shards:
+            raise not_made()
         if found is None:
             return None
         try:  # what others believe may be old: ask the node itself

@@ -34,6 +34,7 @@ from needle.client.cluster_conditions import ordered, views
 from needle.client.conditions import START, NodeView, lag_of
 from needle.client.health import ClusterHealth, ReplicaStatus, lost_nodes
 from needle.protocol.peer_calls import WhoAnswer, check_fresh
+from needle.routing.meant import HOW_MADE
 
 STATUS_TIMEOUT = 2.0
 
@@ -136,8 +137,7 @@ async def _emptied(client: needle.Client, known: Sequence[str]) -> list[Conditio
         holds(
             "NeedleNoCluster",
             "the nodes belong to no cluster yet",
-            "start a majority of its cluster_nodes, or make it with `needle cluster create`; where they run, "
-            "their logs say what they wait for",
+            f"{HOW_MADE}; where they run, their logs say what they wait for",
         )
     ]
     answers: list[WhoAnswer] = []

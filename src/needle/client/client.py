@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, invalid
+from needle.base.errors import InvalidArgument, TransferFailed, invalid
 from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.client import values
@@ -45,7 +45,7 @@ from needle.protocol.calls import (
 )
 from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
 from needle.protocol.probe_calls import LoadAnswer
-from needle.routing.meant import shard_meant
+from needle.routing.meant import not_made, shard_meant
 from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
@@ -129,7 +129,7 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         made yet."""
         seconds = values.check_timeout(timeout)
         if not (await self._founded()).shards:
-            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
+            raise not_made()
         return await examine(self, self._caller, seconds)
 
     async def node_loads(self, *, timeout: Seconds = STATUS_SECONDS) -> dict[NodeId, LoadAnswer]:
@@ -144,16 +144,15 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         of some collections only; Unavailable if the cluster is not made yet."""
         seconds = values.check_timeout(timeout)
         if not (await self._founded()).shards:
-            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
+            raise not_made()
         found = await look_at_activity(self, self._caller, seconds)
         return activity(found, since.looked if since is not None else None)
 
     # --- the catalog's group -----------------------------------------------------------------------------------------
     async def catalog_leader(self, *, timeout: Seconds = 1.0) -> NodeId | None:
-        """The node that leads the catalog; None if none says so in time."""
-        group = await self._catalog()
-        group.forget_leader()
-        return await self._led_by(group, values.check_timeout(timeout))
+        """The node that leads the catalog; None if none says so in time, or while the cluster is not founded yet."""
+        seconds, topology = values.check_timeout(timeout), await self._founded()
+        return await self._led_by(CATALOG, seconds) if topology.catalog else None
 
     async def catalog_status(self, *, timeout: Seconds = TIMEOUT) -> RaftStatus:
         """The view of the catalog's leader: term, commit, and every peer's lag."""
@@ -175,11 +174,10 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         return shard_meant(await self._founded(), shard)
 
     async def leader(self, shard: int | None = None, *, timeout: Seconds = 1.0) -> NodeId | None:
-        """The node that leads a shard; None if its replicas name none in time. shard: may be left out if there is only
-        one. Raises Unavailable while the cluster is not made yet, and what nodes answer if all refuse to talk."""
-        group = self._shards.group((await self._shard(shard)).shard)
-        group.forget_leader()
-        return await self._led_by(group, values.check_timeout(timeout))
+        """The node that leads a shard; None if its replicas name none in time, or while the cluster is not founded yet.
+        shard: may be left out if there is only one. Raises what nodes answer if all refuse to talk."""
+        seconds, topology = values.check_timeout(timeout), await self._founded()
+        return await self._led_by(shard_meant(topology, shard).shard, seconds) if topology.shards else None
 
     async def status(self, shard: int | None = None, *, timeout: Seconds = TIMEOUT) -> RaftStatus:
         """The view of a shard's leader: term, commit, and every peer's lag. shard: may be left out if there is only
@@ -268,6 +266,8 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         )
         return calls.decode(answer, RaftStatus)
 
-    async def _led_by(self, group: GroupClient, timeout: float) -> NodeId | None:
+    async def _led_by(self, shard: int, timeout: float) -> NodeId | None:
+        group = self._shards.group(shard)
+        group.forget_leader()
         address = await group.find_leader(timeout)
         return next((node for node, there in self.nodes().items() if there == address), None)
