@@ -5,6 +5,7 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _STEPS = "tests/cluster/test_founding_steps.py::"
+_TWO = "tests/cluster/test_two_foundings.py::"
 _FOUNDINGS = "tests/rpc/test_founding.py::"
 _FOUNDING = "server.catalog.settings_founding:SettingsFounding."
 
@@ -104,5 +105,15 @@ MUTANTS = (
         breaks="a client takes the topology of another cluster with the same cluster_id for a newer one of its own",
         edits=(Edit("client.known_topology:AskedTopology._offer", "self._now.settings is not None", "False"),),
         tests=("tests/client/test_two_clusters.py::test_a_newer_topology_of_another_cluster_is_none",),
+    ),
+    Mutant(
+        name="collection-after-the-cluster",
+        breaks="`needle cluster create` that is interrupted leaves a cluster without the collection that it was to have",
+        edits=(
+            Edit(
+                "server.catalog.founding:create_cluster", "voters, rng, boundaries, first)", "voters, rng, boundaries)"
+            ),
+        ),
+        tests=(_TWO + "test_the_first_collection_is_made_by_the_command_that_makes_the_cluster",),
     ),
 )

@@ -20,10 +20,23 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> Non
         cluster.start_nodes()
         nodes = [f"{name}={address}" for name, address in cluster.addresses.items()]
         at = ("--cluster", cluster.cluster)
-        create = ("cluster", "create", "--shards", "2", "--replicas", "3", "--dimensions", "3", *nodes)
+        create = (
+            "cluster",
+            "create",
+            "--shards",
+            "2",
+            "--replicas",
+            "3",
+            "--dimensions",
+            "3",
+            "--index",
+            "flat",
+            *nodes,
+        )
         until(lambda: "`needle cluster create`" in run("node", "list", *at, expect=None))
         until(lambda: "2 shards on 3 nodes" in run(*create, expect=None))
         assert f"; export NEEDLE_CLUSTER={cluster.cluster}\n" in run(*create)  # may be repeated
+        assert "flat" in run("collections", "describe", "default", *at)
         fewer = run("cluster", "create", "--replicas", "3", *nodes[:2], expect=1)
         assert "replication_factor = 3 is not allowed" in fewer or "other settings" in fewer
         other = run("cluster", "create", "--shards", "3", *nodes, expect=1)
