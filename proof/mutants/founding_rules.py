@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     Mutant(
         name="collection-after-the-cluster",
-        breaks="`needle cluster create` that is interrupted leaves a cluster without the collection that it was to have",
+        breaks="`needle cluster create` that is interrupted leaves a cluster without its first collection",
         edits=(
             Edit(
                 "server.catalog.founding:create_cluster", "voters, rng, boundaries, first)", "voters, rng, boundaries)"

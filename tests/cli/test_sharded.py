@@ -20,19 +20,8 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> Non
         cluster.start_nodes()
         nodes = [f"{name}={address}" for name, address in cluster.addresses.items()]
         at = ("--cluster", cluster.cluster)
-        create = (
-            "cluster",
-            "create",
-            "--shards",
-            "2",
-            "--replicas",
-            "3",
-            "--dimensions",
-            "3",
-            "--index",
-            "flat",
-            *nodes,
-        )
+        first = ("--dimensions", "3", "--index", "flat")
+        create = ("cluster", "create", "--shards", "2", "--replicas", "3", *first, *nodes)
         until(lambda: "`needle cluster create`" in run("node", "list", *at, expect=None))
         until(lambda: "2 shards on 3 nodes" in run(*create, expect=None))
         assert f"; export NEEDLE_CLUSTER={cluster.cluster}\n" in run(*create)  # may be repeated

@@ -48,17 +48,14 @@ class Held:
 
 
 @asynccontextmanager
-async def waiting_nodes(
-    directory: Path, count: int, **settings: Any
-) -> AsyncIterator[tuple[RpcClient, dict[str, Node]]]:
+async def waiting_nodes(directory: Path, count: int, **more: Any) -> AsyncIterator[tuple[RpcClient, dict[str, Node]]]:
     """Nodes without a list, in this process, and a caller."""
     async with AsyncExitStack() as stack:
         found = dict[str, Node]()
         for n, port in enumerate(free_ports(count), 1):
             name = f"n{n}"
-            config = RaftConfig(
-                node_id=name, listen=f"127.0.0.1:{port}", data_dir=str(directory / name), **{**CALM, **settings}
-            )
+            at = f"127.0.0.1:{port}"
+            config = RaftConfig(node_id=name, listen=at, data_dir=str(directory / name), **{**CALM, **more})
             found[name] = (await stack.enter_async_context(RaftCluster(config)))._running()
         caller = system_caller("needle")
         stack.push_async_callback(caller.close)
@@ -89,7 +86,7 @@ async def test_the_first_collection_is_made_by_the_command_that_makes_the_cluste
                 assert (made.spec.name, made.spec.metric, made.spec.index.kind) == ("default", "dot", "hnsw_sq8")
                 assert made.spec.dimensions == dimensions
             else:
-                with pytest.raises(InvalidArgument, match="dimensions = 9001 is not allowed.*9000"):
+                with pytest.raises(InvalidArgument, match=r"dimensions = 9001 is not allowed.*9000"):
                     await making
 
 

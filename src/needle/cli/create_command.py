@@ -18,6 +18,15 @@ from needle.routing.strategy import parse_strategy
 if TYPE_CHECKING:
     from needle.server.cluster_api import ClusterConfig
 
+Boundaries = Annotated[
+    list[str] | None,
+    typer.Option("--boundary", help="With range sharding: first id of each shard except shard 0. Repeat in order."),
+]
+Index = Annotated[
+    str | None,
+    typer.Option("--index", metavar="KIND[:PRESET]", help=f"Of the default collection: {INDEX_WORDS}. (hnsw)"),
+]
+
 
 def create(
     nodes: Annotated[
@@ -27,9 +36,7 @@ def create(
     shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = 1,
     replicas: Annotated[
         int | None,
-        typer.Option(
-            "--replicas", help="Copies of each shard, each on its own node. (3, or one on each of fewer nodes)"
-        ),
+        typer.Option("--replicas", help="Copies of each shard, each on its own node. (3, or as many as nodes)"),
     ] = None,
     strategy: Annotated[
         str, typer.Option("--strategy", help="consistent_hash, hash, range, custom:FIELD[,FIELD], or router:NAME.")
@@ -37,20 +44,14 @@ def create(
     virtual_nodes: Annotated[
         int, typer.Option("--virtual-nodes", help="Points of each shard on the ring of consistent_hash.")
     ] = 100,
-    boundary: Annotated[
-        list[str] | None,
-        typer.Option("--boundary", help="With range sharding: first id of each shard except shard 0. Repeat in order."),
-    ] = None,
+    boundary: Boundaries = None,
     dimensions: Annotated[
         int | None, typer.Option("--dimensions", help="Create the collection 'default' with vectors of this length.")
     ] = None,
     metric: Annotated[
         str, typer.Option("--metric", help="Metric of the default collection: cosine, l2 or dot.")
     ] = Metric.COSINE,
-    index: Annotated[
-        str | None,
-        typer.Option("--index", metavar="KIND[:PRESET]", help=f"Of the default collection: {INDEX_WORDS}. (hnsw)"),
-    ] = None,
+    index: Index = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait until every shard has a leader.")] = 60.0,
     json: Json = False,
 ) -> None:

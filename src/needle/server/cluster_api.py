@@ -237,8 +237,14 @@ class ShardManager:
         client = cluster_client(self._caller, addresses, topology)
         held = topology.collection(DEFAULT_COLLECTION)
         if first is not None and (held is None or not held.is_made_as(first)):  # it was made before, by other settings
-            named = {"dimensions": first.dimensions, "metric": first.metric, "index": first.index}
-            await client.create_collection(DEFAULT_COLLECTION, **named, if_absent=True, timeout=timeout)
+            await client.create_collection(
+                first.name,
+                dimensions=first.dimensions,
+                metric=first.metric,
+                index=first.index,
+                if_absent=True,
+                timeout=timeout,
+            )
         self._client = client
 
     async def client(self) -> Client:
