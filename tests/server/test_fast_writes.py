@@ -1,4 +1,4 @@
-"""A shard's small write goes without a task (docs/adr/0009), whoever calls, and is decoded and hashed once on its way."""
+"""A small write goes without a task (docs/adr/0009), whoever calls, and is decoded and hashed once on its way."""
 
 from __future__ import annotations
 
