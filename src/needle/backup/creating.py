@@ -47,7 +47,7 @@ from needle.base.errors import (
 )
 from needle.base.instants import rfc3339
 from needle.client import Client
-from needle.client.client import CATALOG
+from needle.client.health import CATALOG
 from needle.client.shards import ask_leader
 from needle.protocol import calls
 from needle.protocol.archive_calls import BACKED_UP, BackedUpCall

@@ -8,10 +8,10 @@ operator's call names its shard or its node; a cluster of several shards has no 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from needle.base.errors import InvalidArgument, TransferFailed, invalid
-from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
+from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.client import values
 from needle.client.activity import Activity, activity
@@ -25,13 +25,13 @@ from needle.client.examining import examine, loads, look_at_activity
 from needle.client.feeds import TIMEOUT
 from needle.client.fitness import Diagnosis
 from needle.client.group import GroupClient
-from needle.client.health import ClusterHealth, ReplicaStatus
+from needle.client.health import CATALOG, ClusterHealth, ReplicaStatus
 from needle.client.keys import KeyMethods
 from needle.client.node_shares import ShareMethods
 from needle.client.nodes import NodeMethods, address_of
 from needle.client.rebalancing import RebalanceMethods
 from needle.client.replacing import ReplaceMethods
-from needle.client.replicas import ask_replicas
+from needle.client.replicas import ask_catalog, ask_replicas
 from needle.client.restarting import RestartMethods
 from needle.client.shards import ClusterShards
 from needle.client.values import Seconds
@@ -50,7 +50,6 @@ from needle.routing.topology import ShardInfo, Topology
 
 STATUS_SECONDS = 2.0
 MADE_SECONDS = 0.2
-CATALOG = -1
 
 
 class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):
@@ -159,6 +158,11 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         seconds = values.check_timeout(timeout)
         return await (await self._catalog()).leaders_status(seconds)
 
+    async def catalog_replicas(self, *, timeout: Seconds = STATUS_SECONDS) -> list[ReplicaStatus]:
+        """As `cluster_status`, every replica of the catalog; their `shard` is -1."""
+        seconds = values.check_timeout(timeout)
+        return await ask_catalog(self._caller, await self._founded(), seconds)
+
     # --- a shard -----------------------------------------------------------------------------------------------------
     async def _founded(self) -> Topology:
         """The topology, asked for again if the cluster was not made when this client heard of it."""
@@ -169,15 +173,23 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         await self._founded()
         return self._shards.group(CATALOG)
 
-    async def _shard(self, shard: int | None) -> ShardInfo:
+    async def _shard(self, shard: int | str | None) -> ShardInfo:
         """The shard that an operator's call is about: a cluster of several has no default. Raises InvalidArgument."""
         return shard_meant(await self._founded(), shard)
 
-    async def leader(self, shard: int | None = None, *, timeout: Seconds = 1.0) -> NodeId | None:
+    async def _meant(self, shard: int | str | None) -> tuple[int, Sequence[NodeId]]:
+        """The number and the replicas of a shard, or of the catalog."""
+        if shard == "catalog":
+            return CATALOG, (await self._founded()).catalog
+        info = await self._shard(shard)
+        return info.shard, info.replicas
+
+    async def leader(self, shard: int | str | None = None, *, timeout: Seconds = 1.0) -> NodeId | None:
         """The node that leads a shard; None if its replicas name none in time, or while the cluster is not founded yet.
-        shard: may be left out if there is only one. Raises what nodes answer if all refuse to talk."""
+        shard: may be left out if there is only one; "catalog" for the catalog's group. Raises what nodes answer if all
+        refuse to talk."""
         seconds, topology = values.check_timeout(timeout), await self._founded()
-        return await self._led_by(shard_meant(topology, shard).shard, seconds) if topology.shards else None
+        return await self._led_by((await self._meant(shard))[0], seconds) if topology.shards else None
 
     async def status(self, shard: int | None = None, *, timeout: Seconds = TIMEOUT) -> RaftStatus:
         """The view of a shard's leader: term, commit, and every peer's lag. shard: may be left out if there is only
@@ -186,16 +198,16 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         return await self._shards.group((await self._shard(shard)).shard).leaders_status(seconds)
 
     async def step_down(
-        self, to: NodeId | None = None, *, shard: int | None = None, timeout: Seconds = TIMEOUT
+        self, to: NodeId | None = None, *, shard: int | str | None = None, timeout: Seconds = TIMEOUT
     ) -> NodeId:
         """Hand the leadership of a shard to `to`, or to its most caught-up voter; writes in flight are not lost.
-        Returns who leads. Of several shards, each goes back to the preferred leader after a while. shard: may be left
-        out if there is only one.
+        Returns who leads. Of several shards, each goes back to the preferred leader after a while. shard: as for
+        `leader`.
 
         Raises InvalidArgument for a node that is no other voter or does not answer the leader, TransferFailed if it did
         not take over; the message says why.
         """
-        group = self._shards.group((await self._shard(shard)).shard)
+        group = self._shards.group((await self._meant(shard))[0])
         answer = await group.ask_leader(
             calls.STEP_DOWN,
             lambda left: calls.encode(StepDownCall(group.group, to, left)),
@@ -206,20 +218,21 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         return calls.decode(answer, LeaderAnswer).leader or ""
 
     async def force_new_election(
-        self, node: str | None = None, *, shard: int | None = None, timeout: Seconds = TIMEOUT
+        self, node: str | None = None, *, shard: int | str | None = None, timeout: Seconds = TIMEOUT
     ) -> None:
-        """Make `node`, one with a replica of the shard (default: one that does not lead), campaign now. shard: may be
-        left out if there is only one. Safe: a live leader with a quorum stays unless it is outvoted by Raft's rules,
+        """Make `node`, one with a replica of the shard (default: one that does not lead), campaign now. shard: as for
+        `leader`. Safe: a live leader with a quorum stays unless it is outvoted by Raft's rules,
         and at most one leader can ever commit."""
-        number, seconds = (await self._shard(shard)).shard, values.check_timeout(timeout)
-        leader = await self.leader(number) if node is None else None
-        replicas = (await self._shard(number)).replicas
+        (number, replicas), seconds = await self._meant(shard), values.check_timeout(timeout)
+        leader = await self._led_by(number, 1.0) if node is None else None
         if node is None:
             node = next((one for one in replicas if one != leader), leader)
         if node is None:
             raise InvalidArgument("no node answers, so none can be told to campaign", field="node")
         if node not in replicas:
-            raise invalid("node", node, f"one with a replica of shard {number}: {', '.join(replicas)}")
+            raise invalid(
+                "node", node, f"one with a replica of {group_name(shard_group(number))}: {', '.join(replicas)}"
+            )
         body = calls.encode(GroupCall(shard_group(number), seconds))
         await self._caller.call(await address_of(self._shards, node), calls.FORCE_ELECTION, body, seconds)
         self._shards.group(number).forget_leader()
@@ -256,11 +269,11 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
 
     # --- a node ------------------------------------------------------------------------------------------------------
     async def node_status(
-        self, node: str, *, digest: bool = False, shard: int | None = None, timeout: Seconds = TIMEOUT
+        self, node: str, *, digest: bool = False, shard: int | str | None = None, timeout: Seconds = TIMEOUT
     ) -> RaftStatus:
         """One node's own view of a shard of which it holds a replica. node: its id or its address. digest: also of all
-        its documents. shard: may be left out if there is only one."""
-        body = calls.encode(StatusCall(shard_group((await self._shard(shard)).shard), digest))
+        its documents. shard: as for `leader`."""
+        body = calls.encode(StatusCall(shard_group((await self._meant(shard))[0]), digest))
         answer = await self._caller.call(
             await address_of(self._shards, node), calls.STATUS, body, values.check_timeout(timeout)
         )

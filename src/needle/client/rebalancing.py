@@ -13,6 +13,7 @@ from needle.base.ids import NodeId
 from needle.client import values
 from needle.client.directory import Caller
 from needle.client.feeds import TIMEOUT
+from needle.client.health import CATALOG
 from needle.client.measuring import measure
 from needle.client.shards import ClusterShards, OverShards
 from needle.client.values import Seconds
@@ -24,7 +25,6 @@ from needle.routing.plans import Plan, ReplicaMove, ShardSplit, Wish
 from needle.routing.stats import RebalanceStats, summarize
 from needle.routing.topology import Topology
 
-CATALOG = -1
 SETTLE_SECONDS = 3.0
 """So long a shard may be without a leader that says what it holds."""
 PAUSE_SECONDS = 0.05

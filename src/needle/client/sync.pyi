@@ -791,9 +791,14 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> RaftStatus: ...
+    def catalog_replicas(
+        self,
+        *,
+        timeout: Seconds = ...,
+    ) -> list[ReplicaStatus]: ...
     def leader(
         self,
-        shard: int | None = ...,
+        shard: int | str | None = ...,
         *,
         timeout: Seconds = ...,
     ) -> NodeId | None: ...
@@ -807,14 +812,14 @@ class SyncClient:
         self,
         to: NodeId | None = ...,
         *,
-        shard: int | None = ...,
+        shard: int | str | None = ...,
         timeout: Seconds = ...,
     ) -> NodeId: ...
     def force_new_election(
         self,
         node: str | None = ...,
         *,
-        shard: int | None = ...,
+        shard: int | str | None = ...,
         timeout: Seconds = ...,
     ) -> None: ...
     def digests(
@@ -847,6 +852,6 @@ class SyncClient:
         node: str,
         *,
         digest: bool = ...,
-        shard: int | None = ...,
+        shard: int | str | None = ...,
         timeout: Seconds = ...,
     ) -> RaftStatus: ...

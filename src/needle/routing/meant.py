@@ -14,7 +14,7 @@ def not_made() -> Unavailable:
     return Unavailable(f"this cluster has no shards yet: {HOW_MADE}")
 
 
-def shard_meant(topology: Topology, shard: int | None) -> ShardInfo:
+def shard_meant(topology: Topology, shard: int | str | None) -> ShardInfo:
     """The shard of that number, or the only one: a cluster of several has no default.
 
     Raises InvalidArgument that says which there are, Unavailable while there is none."""

@@ -85,7 +85,7 @@ class ShardDocuments:
     def at_once(self, call: WriteCall, key: str = "", meter: Meter | None = None) -> Promise[bytes] | None:
         """A shard's write without a task: most of what a small write costs here would be the event loop's work. None if
         something has to be waited for before it can be proposed, or somebody else to answer. The caller must have
-        routed by this node's map, and the shard's log own what that says. key: the name of its API key; meter: its own."""
+        routed by this node's map, and the shard's log own what that says. key: its API key's name; meter: its own."""
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
