@@ -5,6 +5,7 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _STEPS = "tests/cluster/test_founding_steps.py::"
+_TWO = "tests/cluster/test_two_foundings.py::"
 _FOUNDINGS = "tests/rpc/test_founding.py::"
 _FOUNDING = "server.catalog.settings_founding:SettingsFounding."
 
@@ -124,5 +125,15 @@ MUTANTS = (
             ),
         ),
         tests=("tests/cluster/test_catalog_nodes.py::test_a_new_catalog_is_spread_over_zones",),
+    ),
+    Mutant(
+        name="collection-after-the-cluster",
+        breaks="`needle cluster create` that is interrupted leaves a cluster without its first collection",
+        edits=(
+            Edit(
+                "server.catalog.founding:create_cluster", "voters, rng, boundaries, first)", "voters, rng, boundaries)"
+            ),
+        ),
+        tests=(_TWO + "test_the_first_collection_is_made_by_the_command_that_makes_the_cluster",),
     ),
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _ONCE = "tests/shard/test_once.py::"
+_FAST = "tests/server/test_fast_writes.py::"
+_AT_ONCE = "server.service.documents:ShardDocuments.at_once"
 _MOVER = "tests/server/test_mover.py::"
 
 MUTANTS = (
@@ -66,5 +68,29 @@ MUTANTS = (
         breaks="what is remembered of requests grows without end",
         edits=(Edit("shard.apply.once:OnceTable._keep", "> self._records_max", "> 1 << 40"),),
         tests=(_ONCE + "test_records_are_bounded_in_number_bytes_and_time",),
+    ),
+    Mutant(
+        name="no-write-at-once",
+        breaks="every routed write gets a task of its own: the fast road of docs/adr/0009 is never taken",
+        edits=(Edit(_AT_ONCE, "owned is None or owned.epoch != call.epoch", "owned is None or owned.epoch"),),
+        tests=(_FAST + "test_a_small_write_is_proposed_at_once",),
+    ),
+    Mutant(
+        name="writes-that-cost-nothing",
+        breaks="a key with a rate of documents writes as many as it likes, one by one",
+        edits=(Edit("server.service.dispatch:Service._write", "caller.name, caller.meter)", "caller.name, None)"),),
+        tests=(_FAST + "test_a_limited_key_pays_for_what_it_wrote",),
+    ),
+    Mutant(
+        name="refused-writes-untold",
+        breaks="a bound key may try all ids, and the audit log has none of it",
+        edits=(Edit("server.service.audited:Audited._heard", "isinstance(error, NeedleError)", "False"),),
+        tests=(_FAST + "test_what_the_log_refuses_a_bound_key_is_refused_and_written_down",),
+    ),
+    Mutant(
+        name="bound-writes-unbound",
+        breaks="a key that is bound to a filter writes any document, where a shard is asked directly",
+        edits=(Edit("server.service.dispatch:Service._bound", "caller.filter or", "False and"),),
+        tests=(_FAST + "test_what_the_log_refuses_a_bound_key_is_refused_and_written_down",),
     ),
 )

@@ -158,7 +158,7 @@ class RaftCluster(BatchMethods):
         return shard_group(shard_meant(topology, shard).shard if topology.shards else 0)
 
     async def leader(self, shard: int | None = None) -> NodeId | None:
-        """Who leads a shard, as far as this node knows; None during an election."""
+        """Who leads a shard, as far as this node knows; None in an election, and while the cluster is not founded."""
         node, group = self._running(), self._group(shard)
         return node.host.leader(group) if group in node.groups else await self.client.leader(shard)
 

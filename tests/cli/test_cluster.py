@@ -23,7 +23,7 @@ def states(needle) -> dict[str, str]:
 
 def test_status_of_a_healthy_cluster(needle) -> None:
     shown = needle.run("status")
-    assert shown.count("Follower") == 2 and shown.count("Leader") == 1
+    assert shown.count("Follower") == 4 and shown.count("Leader") == 2  # of the shard, and of the catalog
     assert "CRITICAL" not in shown and "WARNING" not in shown
     status = needle.status()
     assert [node["node"] for node in status["replicas"]] == ["node-1", "node-2", "node-3"]
@@ -37,7 +37,7 @@ def test_one_address_is_enough_to_see_all_nodes(needle) -> None:
     for address in needle.cluster.addresses.values():
         needle._capsys.readouterr()
         assert main(["status", "--cluster", address]) == 0
-        assert len(re.findall(r"\bnode-\d", needle._capsys.readouterr().out, re.MULTILINE)) == 3
+        assert len(re.findall(r"\bnode-\d", needle._capsys.readouterr().out, re.MULTILINE)) == 2 * 3
 
 
 def test_an_address_that_is_no_nodes_is_said_and_not_waited_for(needle) -> None:

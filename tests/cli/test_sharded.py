@@ -20,10 +20,12 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> Non
         cluster.start_nodes()
         nodes = [f"{name}={address}" for name, address in cluster.addresses.items()]
         at = ("--cluster", cluster.cluster)
-        create = ("cluster", "create", "--shards", "2", "--replicas", "3", "--dimensions", "3", *nodes)
+        first = ("--dimensions", "3", "--index", "flat")
+        create = ("cluster", "create", "--shards", "2", "--replicas", "3", *first, *nodes)
         until(lambda: "`needle cluster create`" in run("node", "list", *at, expect=None))
         until(lambda: "2 shards on 3 nodes" in run(*create, expect=None))
         assert f"; export NEEDLE_CLUSTER={cluster.cluster}\n" in run(*create)  # may be repeated
+        assert "flat" in run("collections", "describe", "default", *at)
         fewer = run("cluster", "create", "--replicas", "3", *nodes[:2], expect=1)
         assert "replication_factor = 3 is not allowed" in fewer or "other settings" in fewer
         other = run("cluster", "create", "--shards", "3", *nodes, expect=1)
@@ -44,7 +46,7 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> Non
 
         def led() -> Any:
             text = run("status", *at, expect=None)
-            return (text.count("Leader"), text.count("Follower")) == (2, 4) and text
+            return (text.count("Leader"), text.count("Follower")) == (3, 6) and text
 
         assert "balance: of a fair share" in until(led)
         found = json.loads(run("get", "doc-3", "--json", *at))
@@ -59,6 +61,14 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> Non
         assert {replica["shard"] for replica in replicas} == {0, 1}
         until(lambda: run("leader", "--shard", "1", *at, expect=None).strip() in cluster.addresses)
         run("force-election", "--shard", "1", *at)
+        led_by = until(lambda: run("leader", "--shard", "catalog", *at, expect=None).strip())
+        other = next(name for name in cluster.addresses if name != led_by)
+        run("step-down", "--shard", "catalog", "--to", other, *at)
+        until(lambda: run("leader", "--shard", "catalog", *at, expect=None).strip() == other)
+        run("force-election", led_by, "--shard", "catalog", *at)
+        assert "the number of a shard, or catalog" in run("leader", "--shard", "catalogue", *at, expect=1)
+        catalog = json.loads(run("status", "--json", *at, expect=None))["catalog"]
+        assert sorted(one["node"] for one in catalog["replicas"]) == sorted(cluster.addresses)
         assert "shard = 2 is not allowed" in run("force-election", "node-1", "--shard", "2", *at, expect=1)
         listed = json.loads(run("node", "list", "--json", *at))
         assert [(node["id"], node["shards"], node["catalog"]) for node in listed] == [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,7 +14,7 @@ from rich.console import Console
 from client.test_conditions import view
 from cluster.catalog_util import topology
 from needle.base.errors import ConnectionLost, NoQuorum
-from needle.base.model import RaftStatus
+from needle.base.model import PeerStatus, RaftStatus
 from needle.catalog.state import execute
 from needle.cli.common import standard_output, table
 from needle.cli.status import balance, look, status_json, status_table
@@ -35,6 +37,7 @@ class FakeClient:
         self.told = told
         self.full = full
         self.damaged: dict[str, str] = {}
+        self.of_catalog: Callable[[RaftStatus], RaftStatus] = lambda status: status
         self.given_up: list[tuple[int, str]] = []
         self.held: list[str] = []
         self.documents = 0
@@ -64,6 +67,15 @@ class FakeClient:
         if isinstance(self.told, NoQuorum):
             raise self.told
         return self.told
+
+    async def catalog_replicas(self, *, timeout: float) -> list[ReplicaStatus]:
+        if isinstance(self.told, NoQuorum):
+            return []
+        told = {"node-1": self.told, "node-2": view("node-2", "Follower").status}
+        return [
+            ReplicaStatus(shard=-1, node=node, address=f"{node}:1", status=status and self.of_catalog(status))
+            for node, status in told.items()
+        ]
 
     async def describe_node(self, node: str, *, timeout: float) -> WhoAnswer:
         if node == "node-3":
@@ -105,6 +117,41 @@ def test_a_shard_that_lacks_a_replica_is_told(well: RaftStatus) -> None:
 def test_what_the_catalog_waits_for_is_said(well: RaftStatus) -> None:
     waits = msgspec.structs.replace(well, waits_for="node-4 does not answer")
     assert seen(waits) == [("warning", "replicas not in place", "catalog: node-4 does not answer")]
+
+
+def test_the_catalog_has_rows_and_conditions_of_its_own(well: RaftStatus) -> None:
+    client: Any = FakeClient(well)
+    client.of_catalog = lambda status: msgspec.structs.replace(
+        status,
+        damage="a checksum" if status.node_id == "node-2" else "",
+        peers=[
+            PeerStatus(
+                id=name,
+                address="",
+                match_index=1,
+                state="replicate",
+                is_learner=False,
+                lag_entries=9,
+                lag_ms=12_000.0,
+                recently_active=True,
+            )
+            for name in ("node-2", "node-3")
+        ],
+    )
+    found = asyncio.run(look(client, []))
+    assert [(one.name, one.subject) for one in found.conditions] == [
+        ("damaged data", "catalog: node-2: a checksum"),
+        ("replication lag > 10 s", "catalog: node-2 is 9 entries, 12.0 s behind"),
+    ]
+    told: Any = status_json(found)
+    assert told["catalog"]["leader"] == "node-1"
+    assert [(one["node"], one["lag_entries"]) for one in told["catalog"]["replicas"]] == [("node-1", 0), ("node-2", 9)]
+    shown = Console(record=True, width=200, file=io.StringIO())
+    shown.print(status_table(found))
+    assert [line.split()[:2] for line in shown.export_text().splitlines() if "node-" in line][3] == [
+        "catalog",
+        "node-1",
+    ]
 
 
 @pytest.mark.parametrize(("version", "names"), [(0, ["no cluster"]), (7, ["no cluster", "replica lost state"])])

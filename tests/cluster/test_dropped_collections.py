@@ -234,8 +234,8 @@ async def test_nodes_of_a_cluster_are_not_founded_again_together_with_new_ones(t
         await other.add_local_node("node-2", f"127.0.0.1:{free_ports(1)[0]}", str(tmp_path / "node-2"))
         both = {**cluster.nodes(), **other.nodes()}
         with pytest.raises(InvalidArgument, match="--join"):
-            await create_cluster(cluster._caller, other.config.settings, both, rng=random.Random(1))
-        three = ClusterConfig(shard_count=1, replication_factor=3).settings
+            await create_cluster(cluster._caller, other.config.settings_with(1), both, rng=random.Random(1))
+        three = ClusterConfig(shard_count=1).settings_with(3)
         with pytest.raises(InvalidArgument, match="replication_factor = 3 is not allowed: at most 2"):
             await create_cluster(cluster._caller, three, both, rng=random.Random(1))
     finally:

@@ -110,6 +110,9 @@ async def test_a_replica_that_does_not_go_on_is_critical_though_its_shard_serves
     async def catalog_status(timeout: float) -> RaftStatus:
         return status(leader).status or pytest.fail()
 
+    async def catalog_replicas(timeout: float) -> list[ReplicaStatus]:
+        return []
+
     async def describe_node(node: str, timeout: float) -> WhoAnswer:
         return WhoAnswer(node, "a:1", 1, "", 1.0, 1, 1)
 
@@ -117,6 +120,7 @@ async def test_a_replica_that_does_not_go_on_is_critical_though_its_shard_serves
         cluster_status=cluster_status,
         describe_node=describe_node,
         catalog_status=catalog_status,
+        catalog_replicas=catalog_replicas,
         topology=lambda: msgspec.structs.replace(now, shards=(shard,)),
     )
     seen = await look(client, [])

@@ -22,18 +22,20 @@ from needle.local.free_ports import free_ports
 
 
 def test_configurations_check_themselves() -> None:
-    assert ShardConfig(shard_count=8).settings.virtual_nodes_per_shard == 100
+    assert ShardConfig(shard_count=8).settings_with(3).virtual_nodes_per_shard == 100
     for wrong in (
         {"shard_count": 0},
         {"replication_factor": 8},
         {"strategy": "hash"},
         {"metric": "euclid"},
+        {"dimensions": 0},
         {"virtual_nodes_per_shard": 0},
     ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             ShardConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="raft_enabled"):
-        ClusterConfig(raft_enabled=False)
+        ClusterConfig(raft_enabled=False, replication_factor=3)
+    assert ClusterConfig(raft_enabled=False).replication_factor == 1
     with pytest.raises(InvalidArgument, match="boundaries"):
         ShardConfig(shard_count=3, strategy=ShardStrategy.RANGE, boundaries=["m"])
 

@@ -182,6 +182,7 @@ OF_THE_CLUSTER: dict[str, list[Row]] = table(
     digests=[(lambda c: c.digests(0), REFUSED)],
     node_status=[(lambda c: c.node_status("node-1", shard=0, digest=True), REFUSED)],
     catalog_status=[(lambda c: c.catalog_status(), REFUSED)],
+    catalog_replicas=[(lambda c: c.catalog_replicas(), REFUSED)],
     plan_rebalance=[(lambda c: c.plan_rebalance(), REFUSED)],
     keys=[(lambda c: c.keys(), REFUSED)],
 )

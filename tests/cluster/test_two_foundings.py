@@ -1,4 +1,4 @@
-"""`needle cluster create`, called twice at once, and again with other nodes after it was interrupted."""
+"""`needle cluster create`: its defaults, called twice at once, and again with other nodes after it was interrupted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from cluster.processes import CALM
-from needle.base.config import RaftConfig
+from needle.base.config import Limits, RaftConfig
 from needle.base.errors import InvalidArgument
 from needle.base.ids import CATALOG_GROUP
 from needle.connecting import system_caller
-from needle.distributed import RaftCluster
+from needle.distributed import ClusterConfig, DistributedCluster, RaftCluster, ShardConfig
 from needle.local.free_ports import free_ports
 from needle.protocol import calls
 from needle.protocol.peer_calls import FOUND, FoundCall
@@ -48,13 +48,14 @@ class Held:
 
 
 @asynccontextmanager
-async def waiting_nodes(directory: Path, count: int) -> AsyncIterator[tuple[RpcClient, dict[str, Node]]]:
+async def waiting_nodes(directory: Path, count: int, **more: Any) -> AsyncIterator[tuple[RpcClient, dict[str, Node]]]:
     """Nodes without a list, in this process, and a caller."""
     async with AsyncExitStack() as stack:
         found = dict[str, Node]()
         for n, port in enumerate(free_ports(count), 1):
             name = f"n{n}"
-            config = RaftConfig(node_id=name, listen=f"127.0.0.1:{port}", data_dir=str(directory / name), **CALM)
+            at = f"127.0.0.1:{port}"
+            config = RaftConfig(node_id=name, listen=at, data_dir=str(directory / name), **{**CALM, **more})
             found[name] = (await stack.enter_async_context(RaftCluster(config)))._running()
         caller = system_caller("needle")
         stack.push_async_callback(caller.close)
@@ -64,6 +65,44 @@ async def waiting_nodes(directory: Path, count: int) -> AsyncIterator[tuple[RpcC
 async def created(caller: Any, nodes: Mapping[str, Node], *names: str) -> Topology:
     addresses = {name: nodes[name].address for name in names}
     return await create_cluster(caller, SETTINGS, addresses, rng=random.SystemRandom(), timeout=30)
+
+
+async def test_the_first_collection_is_made_by_the_command_that_makes_the_cluster(tmp_path: Path) -> None:
+    """As by settings: no crash leaves a cluster without it. Its length is bounded by what the nodes take."""
+    async with waiting_nodes(tmp_path, 1, limits=Limits(dimensions_max=9000)) as (caller, nodes):
+        addresses = {name: node.address for name, node in nodes.items()}
+        for dimensions, taken in ((9001, False), (8999, True)):
+            config = ShardConfig(dimensions=dimensions, index="hnsw_sq8", metric="dot")
+            making = create_cluster(
+                caller,
+                config.settings_with(1),
+                addresses,
+                rng=random.Random(1),
+                first=config.first_collection,
+                timeout=30,
+            )
+            if taken:
+                (made,) = (await making).collections
+                assert (made.spec.name, made.spec.metric, made.spec.index.kind) == ("default", "dot", "hnsw_sq8")
+                assert made.spec.dimensions == dimensions
+            else:
+                with pytest.raises(InvalidArgument, match=r"dimensions = 9001 is not allowed.*9000"):
+                    await making
+
+
+async def test_fewer_nodes_than_three_have_a_replica_each_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    async with waiting_nodes(tmp_path, 2) as (_, nodes):
+        cluster = DistributedCluster(ClusterConfig(dimensions=2))
+        for name, node in nodes.items():
+            await cluster.add_node(name, node.address)
+        async with cluster:
+            topology = (await cluster.client()).topology()
+            assert [sorted(info.replicas) for info in topology.shards] == [["n1", "n2"]]
+            await cluster.insert("a", [1, 2])
+        again = DistributedCluster(ClusterConfig(dimensions=2))
+        await again.add_node("n1", nodes["n1"].address)
+        async with again:  # of the nodes that it was told of there is one
+            assert await again.count() == 1
 
 
 async def test_a_cluster_that_is_made_twice_at_once_is_one(tmp_path: Path) -> None:

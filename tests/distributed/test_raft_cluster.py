@@ -57,6 +57,14 @@ async def test_a_node_is_not_ready_before_its_shards_are_open(tmp_path: Path) ->
         assert None not in await asyncio.gather(*map(leader_when_ready, clusters))
 
 
+async def test_one_node_of_three_has_no_leader_before_the_cluster_is_founded(tmp_path: Path) -> None:
+    async with RaftCluster(configs(tmp_path)[0]) as cluster:
+        assert await cluster.leader() is None and not cluster.is_leader()
+        assert await cluster.client.leader() is None and await cluster.client.catalog_leader() is None
+        with pytest.raises(Unavailable, match="no shards yet: start a majority of its cluster_nodes, or"):
+            await cluster.client.status()
+
+
 async def test_a_node_that_joins_is_ready_when_it_can_be_given_a_shard(tmp_path: Path) -> None:
     (config,) = configs(tmp_path, 1)
     async with RaftCluster(config) as first:

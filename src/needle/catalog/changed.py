@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from needle.base.errors import Unavailable
 from needle.base.model import WriteResult
+from needle.routing.meant import HOW_MADE
 from needle.routing.topology import Topology
 
 Changed = tuple[Topology, WriteResult]
@@ -18,4 +19,4 @@ def done(topology: Topology, index: int, version: int = 0, existed: bool = False
 def need_cluster(now: Topology) -> None:
     """Raises Unavailable."""
     if now.settings is None:
-        raise Unavailable("the cluster was not created yet: `needle cluster create`")
+        raise Unavailable(f"the cluster was not created yet: {HOW_MADE}")

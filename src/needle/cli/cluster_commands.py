@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Annotated
 
 import typer
 
 import needle
-from needle.base.errors import Forbidden, NeedleError, Unavailable
+from needle.base.errors import Forbidden, NeedleError, Unavailable, invalid
 from needle.cli.common import (
     DEFAULT_CLUSTER,
     Cluster,
@@ -19,22 +20,39 @@ from needle.cli.common import (
     print_json,
     run,
 )
+from needle.routing.meant import not_made
 
 STATUS_TIMEOUT = 2.0
 Shard = Annotated[
-    int | None, typer.Option("--shard", help="Of a cluster with several shards: the number of the one that is meant.")
+    str | None,
+    typer.Option(
+        "--shard",
+        help="Of a cluster with several shards: the number of the one that is meant. `catalog` for its group.",
+    ),
 ]
+
+
+def _which(shard: str | None) -> int | str | None:
+    """Raises InvalidArgument."""
+    if shard is None or shard == "catalog":
+        return shard
+    if not re.fullmatch("-?[0-9]{1,9}", shard):
+        raise invalid("shard", shard, "the number of a shard, or catalog")
+    return int(shard)
 
 
 def leader(shard: Shard = None, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False) -> None:
     """Print the leader's node id. Exit code 1 if there is none."""
+    which = _which(shard)
 
     async def work(client: needle.Client) -> str | None:
-        found = await client.leader(shard)
+        found = await client.leader(which)
+        if not client.topology().shards:
+            raise not_made()
         if found is None:
             return None
         try:  # what others believe may be old: ask the node itself
-            status = await client.node_status(found, shard=shard, timeout=STATUS_TIMEOUT)
+            status = await client.node_status(found, shard=which, timeout=STATUS_TIMEOUT)
         except Forbidden:
             raise
         except NeedleError:
@@ -58,9 +76,10 @@ def step_down(
     json: Json = False,
 ) -> None:
     """Hand leadership to another node without losing a write in flight."""
+    which = _which(shard)
 
     async def work(client: needle.Client) -> str | None:
-        return await client.step_down(to, shard=shard, timeout=timeout) or await _led_by_any(client, shard, timeout)
+        return await client.step_down(to, shard=which, timeout=timeout) or await _led_by_any(client, which, timeout)
 
     _report_leader(run(cluster, work), json)
 
@@ -75,15 +94,16 @@ def force_election(
     json: Json = False,
 ) -> None:
     """Have a node start an election now. Safe at any time: a leader that a majority hears stays."""
+    which = _which(shard)
 
     async def work(client: needle.Client) -> str | None:
-        await client.force_new_election(node, shard=shard, timeout=timeout)
-        return await _led_by_any(client, shard, timeout)
+        await client.force_new_election(node, shard=which, timeout=timeout)
+        return await _led_by_any(client, which, timeout)
 
     _report_leader(run(cluster, work), json)
 
 
-async def _led_by_any(client: needle.Client, shard: int | None, timeout: float) -> str | None:
+async def _led_by_any(client: needle.Client, shard: int | str | None, timeout: float) -> str | None:
     """The leader's id as soon as there is one; None when there is none within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     found = await client.leader(shard)

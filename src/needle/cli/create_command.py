@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from needle.base.config import parse_node
-from needle.base.model import Metric
+from needle.base.model import INDEX_WORDS, Metric
 from needle.cli.common import Json, notes, print_json
 from needle.cli.status import Look, look, status_json
 from needle.connecting import DEFAULT_CLUSTER_ID
@@ -18,6 +18,15 @@ from needle.routing.strategy import parse_strategy
 if TYPE_CHECKING:
     from needle.server.cluster_api import ClusterConfig
 
+Boundaries = Annotated[
+    list[str] | None,
+    typer.Option("--boundary", help="With range sharding: first id of each shard except shard 0. Repeat in order."),
+]
+Index = Annotated[
+    str | None,
+    typer.Option("--index", metavar="KIND[:PRESET]", help=f"Of the default collection: {INDEX_WORDS}. (hnsw)"),
+]
+
 
 def create(
     nodes: Annotated[
@@ -25,23 +34,24 @@ def create(
         typer.Argument(metavar="NODE...", help="Running nodes, name=host:port, in the order shards are placed."),
     ],
     shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = 1,
-    replicas: Annotated[int, typer.Option("--replicas", help="Copies of each shard, each on its own node.")] = 3,
+    replicas: Annotated[
+        int | None,
+        typer.Option("--replicas", help="Copies of each shard, each on its own node. (3, or as many as nodes)"),
+    ] = None,
     strategy: Annotated[
         str, typer.Option("--strategy", help="consistent_hash, hash, range, custom:FIELD[,FIELD], or router:NAME.")
     ] = "consistent_hash",
     virtual_nodes: Annotated[
         int, typer.Option("--virtual-nodes", help="Points of each shard on the ring of consistent_hash.")
     ] = 100,
-    boundary: Annotated[
-        list[str] | None,
-        typer.Option("--boundary", help="With range sharding: first id of each shard except shard 0. Repeat in order."),
-    ] = None,
+    boundary: Boundaries = None,
     dimensions: Annotated[
         int | None, typer.Option("--dimensions", help="Create the collection 'default' with vectors of this length.")
     ] = None,
     metric: Annotated[
         str, typer.Option("--metric", help="Metric of the default collection: cosine, l2 or dot.")
     ] = Metric.COSINE,
+    index: Index = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait until every shard has a leader.")] = 60.0,
     json: Json = False,
 ) -> None:
@@ -56,6 +66,7 @@ def create(
         boundaries=tuple(boundary or ()),
         dimensions=dimensions,
         metric=metric,
+        index=index,
         cluster_id=os.environ.get("NEEDLE_CLUSTER_ID", DEFAULT_CLUSTER_ID),
         cluster_secret=os.environ.get("NEEDLE_CLUSTER_SECRET", ""),  # there are no keys yet
     )
@@ -88,6 +99,6 @@ def _tell(seen: Look, config: ClusterConfig, addresses: list[str]) -> None:
     count = "1 shard" if config.shard_count == 1 else f"{config.shard_count} shards"
     made = f"{count} on {len(addresses)} nodes, {led} with a leader; export NEEDLE_CLUSTER={names}"
     notes.print(made, markup=False, soft_wrap=True)
-    unevenly = uneven(config.settings, config.boundaries)
+    unevenly = uneven(config.settings_with(1), config.boundaries)
     for warning in [*health.warnings, *([unevenly] if unevenly else [])]:
         notes.print(f"note: {warning}", markup=False)

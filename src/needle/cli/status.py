@@ -32,21 +32,24 @@ from needle.cli.common import (
 from needle.client.alerts import Condition, holds
 from needle.client.cluster_conditions import look as look_around
 from needle.client.cluster_conditions import ordered, views
-from needle.client.conditions import START, NodeView, lag_of
+from needle.client.conditions import START, NodeView, lag_of, leader_of
 from needle.client.health import ClusterHealth, ReplicaStatus, lost_nodes
 from needle.protocol.peer_calls import WhoAnswer, check_fresh
+from needle.routing.meant import HOW_MADE
+from needle.routing.plans import CATALOG
 
 STATUS_TIMEOUT = 2.0
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """What `needle status` shows. version: of commands and formats, that the cluster is at; 0 if it is not known.
-    knows: by node, that of the nodes that answer. backed_up: when the last backup that it was told of
+    """What `needle status` shows. catalog: its replicas. version: of commands and formats, that the cluster is at; 0 if
+    it is not known. knows: by node, that of the nodes that answer. backed_up: when the last backup that it was told of
     began, in microseconds since 1970; 0 if there is none."""
 
     health: ClusterHealth
     replicas: list[ReplicaStatus]
     conditions: list[Condition]
+    catalog: list[ReplicaStatus] = []
     version: int = 0
     knows: dict[NodeId, int] = {}
     backed_up: int = 0
@@ -113,6 +116,7 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
     return Look(
         health=seen.health,
         replicas=seen.replicas,
+        catalog=seen.catalog,
         conditions=ordered(found),
         version=topology.cluster_version,
         knows={node: who.knows for node, who in seen.told.items()},
@@ -140,8 +144,7 @@ async def _emptied(client: needle.Client, known: Sequence[str]) -> list[Conditio
         holds(
             "NeedleNoCluster",
             "the nodes belong to no cluster yet",
-            "start a majority of its cluster_nodes, or make it with `needle cluster create`; where they run, "
-            "their logs say what they wait for",
+            f"{HOW_MADE}; where they run, their logs say what they wait for",
         )
     ]
     answers: list[WhoAnswer] = []
@@ -180,11 +183,19 @@ def _silent(known: Sequence[str]) -> Look:
 
 def status_json(seen: Look) -> dict[str, object]:
     """What `needle status --json` prints."""
-    held = views(seen.replicas)
+    held, catalog = views(seen.replicas), views(seen.catalog).get(CATALOG, [])
+    leader = leader_of(catalog)
     return {
         "healthy": seen.health.healthy,
         "shards": as_json(seen.health.shards),
         "replicas": [_with_lag(replica, held[replica.shard]) for replica in seen.replicas],
+        "catalog": {
+            "leader": leader.node_id if leader is not None else None,
+            "replicas": [
+                {name: value for name, value in _with_lag(replica, catalog).items() if name != "shard"}
+                for replica in seen.catalog
+            ],
+        },
         "conditions": as_json(seen.conditions),
         "warnings": seen.health.warnings,
         "cluster_version": seen.version,
@@ -201,13 +212,15 @@ def _with_lag(replica: ReplicaStatus, beside: Sequence[NodeView]) -> dict[str, o
 
 
 def status_table(seen: Look) -> RenderableType:
-    """Shards by replicas, the preferred leader's first, and what is wrong."""
+    """Shards by replicas, the preferred leader's first, then the catalog's, and what is wrong."""
     rows = table("shard", "keys", "node", "address", "state", "term", "commit", "applied", "lag", "documents", "lease")
     first: set[int] = set()
-    lost, held = lost_nodes(seen.replicas), views(seen.replicas)
-    for replica in seen.replicas:
-        shard, status = seen.health.shards[replica.shard], replica.status
-        head = ("", "") if replica.shard in first else (str(replica.shard), f"{shard.share:.1%}")
+    everywhere = [*seen.replicas, *seen.catalog]
+    lost, held = lost_nodes(everywhere), views(everywhere)
+    for replica in everywhere:
+        shard, status = seen.health.shards.get(replica.shard), replica.status
+        named = ("catalog", "") if shard is None else (str(replica.shard), f"{shard.share:.1%}")
+        head = ("", "") if replica.shard in first else named
         first.add(replica.shard)
         if status is None:
             state = "Lost" if replica.node in lost else "unreachable"
@@ -223,7 +236,7 @@ def status_table(seen: Look) -> RenderableType:
             str(status.commit_index),
             str(status.last_applied),
             "?" if lag is None else f"{lag[0]}, {lag[1]:.0f} ms",
-            str(status.documents),
+            "" if shard is None else str(status.documents),
             f"{status.lease_remaining * 1000:.0f} ms" if status.lease_remaining > 0 else "",
         )
     lines = [*map(_line, seen.conditions)]

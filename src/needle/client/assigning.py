@@ -12,6 +12,7 @@ from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, U
 from needle.base.ids import GroupId, NodeId, group_name
 from needle.client.shards import ClusterShards
 from needle.protocol.catalog_commands import AssignReplicas
+from needle.routing.meant import HOW_MADE
 
 LOOK_SECONDS = 0.2
 ASK_SECONDS = 2.0
@@ -31,7 +32,7 @@ async def assign(shards: ClusterShards, group: GroupId, nodes: Iterable[NodeId],
     deadline = loop.time() + timeout
     holders = (await shards.confirmed(timeout)).holders(group)
     if holders is None:
-        raise Unavailable(f"{group_name(group)} is not there yet: `needle cluster create` makes the cluster")
+        raise Unavailable(f"{group_name(group)} is not there yet: {HOW_MADE}")
     command = AssignReplicas(group, list(holders.wanted), wanted)
     decided = (await shards.command(command, max(0.001, deadline - loop.time()))).version
     while waits_for := await _lacking(shards, group, wanted, decided):

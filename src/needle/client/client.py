@@ -8,10 +8,10 @@ operator's call names its shard or its node; a cluster of several shards has no 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from needle.base.errors import InvalidArgument, TransferFailed, Unavailable, invalid
-from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
+from needle.base.errors import InvalidArgument, TransferFailed, invalid
+from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.base.model import RaftStatus, WriteResult
 from needle.client import values
 from needle.client.activity import Activity, activity
@@ -31,7 +31,7 @@ from needle.client.node_shares import ShareMethods
 from needle.client.nodes import NodeMethods, address_of
 from needle.client.rebalancing import RebalanceMethods
 from needle.client.replacing import ReplaceMethods
-from needle.client.replicas import ask_replicas
+from needle.client.replicas import ask_catalog, ask_replicas
 from needle.client.restarting import RestartMethods
 from needle.client.shards import ClusterShards
 from needle.client.values import Seconds
@@ -45,7 +45,7 @@ from needle.protocol.calls import (
 )
 from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
 from needle.protocol.probe_calls import LoadAnswer
-from needle.routing.meant import shard_meant
+from needle.routing.meant import not_made, shard_meant
 from needle.routing.plans import CATALOG
 from needle.routing.topology import ShardInfo, Topology
 
@@ -129,7 +129,7 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         made yet."""
         seconds = values.check_timeout(timeout)
         if not (await self._founded()).shards:
-            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
+            raise not_made()
         return await examine(self, self._caller, seconds)
 
     async def node_loads(self, *, timeout: Seconds = STATUS_SECONDS) -> dict[NodeId, LoadAnswer]:
@@ -144,21 +144,25 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         of some collections only; Unavailable if the cluster is not made yet."""
         seconds = values.check_timeout(timeout)
         if not (await self._founded()).shards:
-            raise Unavailable("this cluster has no shards yet: `needle cluster create` makes them")
+            raise not_made()
         found = await look_at_activity(self, self._caller, seconds)
         return activity(found, since.looked if since is not None else None)
 
     # --- the catalog's group -----------------------------------------------------------------------------------------
     async def catalog_leader(self, *, timeout: Seconds = 1.0) -> NodeId | None:
-        """The node that leads the catalog; None if none says so in time."""
-        group = await self._catalog()
-        group.forget_leader()
-        return await self._led_by(group, values.check_timeout(timeout))
+        """The node that leads the catalog; None if none says so in time, or while the cluster is not founded yet."""
+        seconds, topology = values.check_timeout(timeout), await self._founded()
+        return await self._led_by(CATALOG, seconds) if topology.catalog else None
 
     async def catalog_status(self, *, timeout: Seconds = TIMEOUT) -> RaftStatus:
         """The view of the catalog's leader: term, commit, and every peer's lag."""
         seconds = values.check_timeout(timeout)
         return await (await self._catalog()).leaders_status(seconds)
+
+    async def catalog_replicas(self, *, timeout: Seconds = STATUS_SECONDS) -> list[ReplicaStatus]:
+        """As `cluster_status`, every replica of the catalog; their `shard` is -1."""
+        seconds = values.check_timeout(timeout)
+        return await ask_catalog(self._caller, await self._founded(), seconds)
 
     # --- a shard -----------------------------------------------------------------------------------------------------
     async def _founded(self) -> Topology:
@@ -170,16 +174,23 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         await self._founded()
         return self._shards.group(CATALOG)
 
-    async def _shard(self, shard: int | None) -> ShardInfo:
+    async def _shard(self, shard: int | str | None) -> ShardInfo:
         """The shard that an operator's call is about: a cluster of several has no default. Raises InvalidArgument."""
         return shard_meant(await self._founded(), shard)
 
-    async def leader(self, shard: int | None = None, *, timeout: Seconds = 1.0) -> NodeId | None:
-        """The node that leads a shard; None if its replicas name none in time. shard: may be left out if there is only
-        one. Raises Unavailable while the cluster is not made yet, and what nodes answer if all refuse to talk."""
-        group = self._shards.group((await self._shard(shard)).shard)
-        group.forget_leader()
-        return await self._led_by(group, values.check_timeout(timeout))
+    async def _meant(self, shard: int | str | None) -> tuple[int, Sequence[NodeId]]:
+        """The number and the replicas of a shard, or of the catalog."""
+        if shard == "catalog":
+            return CATALOG, (await self._founded()).catalog
+        info = await self._shard(shard)
+        return info.shard, info.replicas
+
+    async def leader(self, shard: int | str | None = None, *, timeout: Seconds = 1.0) -> NodeId | None:
+        """The node that leads a shard; None if its replicas name none in time, or while the cluster is not founded yet.
+        shard: may be left out if there is only one; "catalog" for the catalog's group. Raises what nodes answer if all
+        refuse to talk."""
+        seconds, topology = values.check_timeout(timeout), await self._founded()
+        return await self._led_by((await self._meant(shard))[0], seconds) if topology.shards else None
 
     async def status(self, shard: int | None = None, *, timeout: Seconds = TIMEOUT) -> RaftStatus:
         """The view of a shard's leader: term, commit, and every peer's lag. shard: may be left out if there is only
@@ -188,16 +199,16 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         return await self._shards.group((await self._shard(shard)).shard).leaders_status(seconds)
 
     async def step_down(
-        self, to: NodeId | None = None, *, shard: int | None = None, timeout: Seconds = TIMEOUT
+        self, to: NodeId | None = None, *, shard: int | str | None = None, timeout: Seconds = TIMEOUT
     ) -> NodeId:
         """Hand the leadership of a shard to `to`, or to its most caught-up voter; writes in flight are not lost.
-        Returns who leads. Of several shards, each goes back to the preferred leader after a while. shard: may be left
-        out if there is only one.
+        Returns who leads. Of several shards, each goes back to the preferred leader after a while. shard: as for
+        `leader`.
 
         Raises InvalidArgument for a node that is no other voter or does not answer the leader, TransferFailed if it did
         not take over; the message says why.
         """
-        group = self._shards.group((await self._shard(shard)).shard)
+        group = self._shards.group((await self._meant(shard))[0])
         answer = await group.ask_leader(
             calls.STEP_DOWN,
             lambda left: calls.encode(StepDownCall(group.group, to, left)),
@@ -208,20 +219,21 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         return calls.decode(answer, LeaderAnswer).leader or ""
 
     async def force_new_election(
-        self, node: str | None = None, *, shard: int | None = None, timeout: Seconds = TIMEOUT
+        self, node: str | None = None, *, shard: int | str | None = None, timeout: Seconds = TIMEOUT
     ) -> None:
-        """Make `node`, one with a replica of the shard (default: one that does not lead), campaign now. shard: may be
-        left out if there is only one. Safe: a live leader with a quorum stays unless it is outvoted by Raft's rules,
+        """Make `node`, one with a replica of the shard (default: one that does not lead), campaign now. shard: as for
+        `leader`. Safe: a live leader with a quorum stays unless it is outvoted by Raft's rules,
         and at most one leader can ever commit."""
-        number, seconds = (await self._shard(shard)).shard, values.check_timeout(timeout)
-        leader = await self.leader(number) if node is None else None
-        replicas = (await self._shard(number)).replicas
+        (number, replicas), seconds = await self._meant(shard), values.check_timeout(timeout)
+        leader = await self._led_by(number, 1.0) if node is None else None
         if node is None:
             node = next((one for one in replicas if one != leader), leader)
         if node is None:
             raise InvalidArgument("no node answers, so none can be told to campaign", field="node")
         if node not in replicas:
-            raise invalid("node", node, f"one with a replica of shard {number}: {', '.join(replicas)}")
+            raise invalid(
+                "node", node, f"one with a replica of {group_name(shard_group(number))}: {', '.join(replicas)}"
+            )
         body = calls.encode(GroupCall(shard_group(number), seconds))
         await self._caller.call(await address_of(self._shards, node), calls.FORCE_ELECTION, body, seconds)
         self._shards.group(number).forget_leader()
@@ -258,16 +270,18 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
 
     # --- a node ------------------------------------------------------------------------------------------------------
     async def node_status(
-        self, node: str, *, digest: bool = False, shard: int | None = None, timeout: Seconds = TIMEOUT
+        self, node: str, *, digest: bool = False, shard: int | str | None = None, timeout: Seconds = TIMEOUT
     ) -> RaftStatus:
         """One node's own view of a shard of which it holds a replica. node: its id or its address. digest: also of all
-        its documents. shard: may be left out if there is only one."""
-        body = calls.encode(StatusCall(shard_group((await self._shard(shard)).shard), digest))
+        its documents. shard: as for `leader`."""
+        body = calls.encode(StatusCall(shard_group((await self._meant(shard))[0]), digest))
         answer = await self._caller.call(
             await address_of(self._shards, node), calls.STATUS, body, values.check_timeout(timeout)
         )
         return calls.decode(answer, RaftStatus)
 
-    async def _led_by(self, group: GroupClient, timeout: float) -> NodeId | None:
+    async def _led_by(self, shard: int, timeout: float) -> NodeId | None:
+        group = self._shards.group(shard)
+        group.forget_leader()
         address = await group.find_leader(timeout)
         return next((node for node, there in self.nodes().items() if there == address), None)

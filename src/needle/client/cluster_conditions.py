@@ -32,10 +32,11 @@ from needle.client.alerts import (
     Condition,
     holds,
 )
-from needle.client.conditions import GOES_ON, NodeView, conditions
-from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge, not_wanted
+from needle.client.conditions import GOES_ON, NodeView, catalog_conditions, conditions
+from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge, lost_nodes, not_wanted
 from needle.protocol.peer_calls import ClockLevels, FlushLevels, MemoryRoom, WhoAnswer
 from needle.routing.gone import too_many
+from needle.routing.plans import CATALOG
 from needle.routing.stats import imbalance
 from needle.routing.topology import NodeState, Topology
 
@@ -46,15 +47,17 @@ class Asked(Protocol):
     def topology(self) -> Topology: ...
     async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]: ...
     async def catalog_status(self, *, timeout: float) -> RaftStatus: ...
+    async def catalog_replicas(self, *, timeout: float) -> list[ReplicaStatus]: ...
     async def describe_node(self, node: str, *, timeout: float) -> WhoAnswer: ...
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """health: with its conditions. told: what the nodes that answer say of themselves. runbooks: where they say that
-    runbooks are."""
+    """health: with its conditions. catalog: its replicas. told: what the nodes that answer say of themselves.
+    runbooks: where they say that runbooks are."""
 
     health: ClusterHealth
     replicas: list[ReplicaStatus]
+    catalog: list[ReplicaStatus] = []
     told: dict[NodeId, WhoAnswer]
 
     @property
@@ -64,23 +67,29 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 async def look(client: Asked, timeout: float) -> Seen:
     """See the module. Without a cluster there are no conditions. Raises what `cluster_status` raises."""
+    holders: list[ReplicaStatus] = []
+    led: list[Condition] = []
     if client.topology().settings is None:
         replicas = await client.cluster_status(timeout=timeout)
-        others = await _of_catalog(client, timeout), await _told(client, timeout)
+        told = await _told(client, timeout)
     else:
-        replicas, *others = await asyncio.gather(  # type: ignore[assignment]
-            client.cluster_status(timeout=timeout), _of_catalog(client, timeout), _told(client, timeout)
+        replicas, holders, led, told = await asyncio.gather(
+            client.cluster_status(timeout=timeout),
+            client.catalog_replicas(timeout=timeout),
+            _of_catalog(client, timeout),
+            _told(client, timeout),
         )
-    catalog, told = others
     topology = client.topology()
     health = judge(topology, replicas)
     found: list[Condition] = []
     if topology.settings is not None:
         counted = {info.id for info in topology.nodes if not info.maintenance} & topology.addresses().keys()
         lacking = who_replaces(topology, counted - told.keys())
-        found = [*of_shards(topology, health, replicas, lacking), *catalog, *uneven(health), *of_nodes(topology, told)]
+        found = [*of_shards(topology, health, replicas, lacking), *led]
+        found += catalog_conditions(views(holders).get(CATALOG, []), lost_nodes(replicas))
+        found += [*uneven(health), *of_nodes(topology, told)]
         found += of_rebalance(topology, found, told)
-    seen = Seen(health=health, replicas=replicas, told=told)
+    seen = Seen(health=health, replicas=replicas, catalog=holders, told=told)
     placed = [condition.told_at(seen.runbooks) for condition in ordered(found)]
     return msgspec.structs.replace(seen, health=msgspec.structs.replace(health, conditions=placed))
 
@@ -117,8 +126,6 @@ async def _told(client: Asked, timeout: float) -> dict[NodeId, WhoAnswer]:
 
 async def _of_catalog(client: Asked, timeout: float) -> list[Condition]:
     """The catalog may be on other nodes than the shards are: whether it has a leader, and its members."""
-    if client.topology().settings is None:
-        return []
     try:
         status = await client.catalog_status(timeout=timeout)
     except NeedleError as error:

@@ -110,6 +110,16 @@ def conditions(
     return sorted(found, key=lambda condition: condition.severity != "critical")
 
 
+def catalog_conditions(views: Sequence[NodeView], lost: Collection[str] = ()) -> list[Condition]:
+    """Of the catalog's replicas: those that are damaged, must not go on, or answer and are behind. Who does not answer,
+    and who leads, has conditions of its own. lost: nodes of which the conditions of shards tell that they are."""
+    answering = [view.node for view in views if view.status is not None]
+    damaged = {view.node: view.status.damage for view in views if view.status is not None and view.status.damage}
+    action = FETCHES if len(damaged) < len(views) else RESTORE
+    found = [holds("NeedleReplicaDamaged", f"catalog: {node}: {damage}", action) for node, damage in damaged.items()]
+    return found + _lost_conditions(views, lost) + _lag_conditions(views, "catalog: ", answering)
+
+
 def _worn(views: Sequence[NodeView]) -> list[tuple[str, float]]:
     """Collections that have taken much of what they may, and how much of it, by the replica that is the furthest."""
     most: dict[str, float] = {}
@@ -119,8 +129,9 @@ def _worn(views: Sequence[NodeView]) -> list[tuple[str, float]]:
     return sorted(most.items())
 
 
-def _lost_conditions(views: Sequence[NodeView]) -> list[Condition]:
-    """Replicas that must not go on, as they say themselves or as others say that do not hear them."""
+def _lost_conditions(views: Sequence[NodeView], but: Collection[str] = ()) -> list[Condition]:
+    """Replicas that must not go on, as they say themselves or as others say that do not hear them; but those of some
+    nodes."""
     found: dict[str, str] = {}
     for view in views:
         for node, why in (view.status.refused if view.status is not None else {}).items():
@@ -128,13 +139,17 @@ def _lost_conditions(views: Sequence[NodeView]) -> list[Condition]:
     found |= {view.node: view.status.lost for view in views if view.status is not None and view.status.lost}
     found |= {view.node: view.lost for view in views if view.lost}
     action = "read 'A replica does not go on' in docs/troubleshooting.md before anything else"
-    return [holds("NeedleReplicaLost", f"{node}: {why}", action) for node, why in sorted(found.items())]
+    return [
+        holds("NeedleReplicaLost", f"{node}: {why}", action) for node, why in sorted(found.items()) if node not in but
+    ]
 
 
-def _lag_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
+def _lag_conditions(views: Sequence[NodeView], named: str, only: Collection[str] | None = None) -> list[Condition]:
     leader = leader_of(views)
     found: list[Condition] = []
     for peer in leader.peers if leader is not None else []:
+        if only is not None and peer.id not in only:
+            continue
         subject = f"{named}{peer.id} is {peer.lag_entries} entries, {peer.lag_ms / 1000:.1f} s behind"
         if leader is not None and not peer.match_index and not peer.recently_active:
             subject = (

@@ -22,7 +22,7 @@ LAG_ENTRIES_MAX = 10_000
 
 class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One replica as its node sees it; status None: it did not answer, for the reason in `error`. lost: it answered
-    that no replica on its node may go on, and why; "" otherwise."""
+    that no replica on its node may go on, and why; "" otherwise. shard: -1 of the catalog's."""
 
     shard: int
     node: NodeId

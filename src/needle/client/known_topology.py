@@ -15,6 +15,7 @@ from needle.client.finding import two_clusters
 from needle.client.group import GroupClient
 from needle.protocol import calls
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
+from needle.routing.meant import HOW_MADE
 from needle.routing.topology import Topology
 
 ASK_SECONDS = 1.0
@@ -151,7 +152,7 @@ class AskedTopology:
         if not (await self.refresh(1, timeout)).catalog:
             raise DeadlineExceeded(
                 f"no node named the catalog's nodes within {in_seconds(timeout)}: none answers, or they belong to no "
-                "cluster yet (a majority of cluster_nodes founds it, or `needle cluster create`)"
+                f"cluster yet: {HOW_MADE}"
             )
         timeout = max(0.001, deadline - loop.time())
         body = calls.encode(TopologyCall(0, 0.0, True))

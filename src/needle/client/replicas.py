@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from needle.base.errors import Forbidden, LostState, NeedleError
 from needle.base.ids import NodeId, shard_group
@@ -12,6 +12,7 @@ from needle.client.directory import Caller
 from needle.client.health import ReplicaStatus
 from needle.protocol import calls
 from needle.protocol.calls import StatusCall
+from needle.routing.plans import CATALOG
 from needle.routing.topology import Topology
 
 
@@ -29,6 +30,25 @@ async def ask_replicas(
     `timeout`. shards: only theirs. hot: also which keys are called. parts: also where ids lie, see StatusCall.
     for_client: raises Forbidden if a node says so, for such a node runs; nodes, which prove who they are, go on without
     the answer."""
+    asked = [(info.shard, info.replicas) for info in topology.shards if shards is None or info.shard in shards]
+    return await _ask(caller, topology, timeout, asked, hot=hot, parts=parts, for_client=for_client)
+
+
+async def ask_catalog(caller: Caller, topology: Topology, timeout: float) -> list[ReplicaStatus]:
+    """The same of the catalog's replicas, whose shard is CATALOG. For clients."""
+    return await _ask(caller, topology, timeout, [(CATALOG, topology.catalog)], for_client=True)
+
+
+async def _ask(
+    caller: Caller,
+    topology: Topology,
+    timeout: float,
+    asked: Iterable[tuple[int, Iterable[NodeId]]],
+    *,
+    hot: bool = False,
+    parts: bool = False,
+    for_client: bool = False,
+) -> list[ReplicaStatus]:
     refused: list[Forbidden] = []
 
     async def one(shard: int, node: NodeId) -> ReplicaStatus:
@@ -48,8 +68,7 @@ async def ask_replicas(
             return ReplicaStatus(shard=shard, node=node, address=address, status=None, error=told)
         return ReplicaStatus(shard=shard, node=node, address=address, status=status)
 
-    asked = [info for info in topology.shards if shards is None or info.shard in shards]
-    found = await asyncio.gather(*(one(info.shard, node) for info in asked for node in info.replicas))
+    found = await asyncio.gather(*(one(shard, node) for shard, nodes in asked for node in nodes))
     if for_client and refused:
         raise refused[0]
     return list(found)

@@ -49,6 +49,7 @@ from needle.protocol.peer_calls import (
     WhoCall,
 )
 from needle.protocol.versioned import check_known
+from needle.routing.meant import HOW_MADE
 from needle.routing.topology import Topology
 
 ASK_SECONDS = 1.0
@@ -88,7 +89,7 @@ class ClusterShards:
         found = self._groups.get(shard)
         if found is None:
             if shard < 0 and not self.topology().catalog:
-                raise Unavailable("this cluster has no catalog yet: `needle cluster create` makes it")
+                raise Unavailable(f"this cluster has no catalog yet: {HOW_MADE}")
             directory = Directory(self._caller, shard, self._known.topology, self._prefer)
             found = self._groups[shard] = GroupClient(directory, self._rng, ByMap(shard, self._known))
         return found

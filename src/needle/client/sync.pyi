@@ -792,9 +792,14 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> RaftStatus: ...
+    def catalog_replicas(
+        self,
+        *,
+        timeout: Seconds = ...,
+    ) -> list[ReplicaStatus]: ...
     def leader(
         self,
-        shard: int | None = ...,
+        shard: int | str | None = ...,
         *,
         timeout: Seconds = ...,
     ) -> NodeId | None: ...
@@ -808,14 +813,14 @@ class SyncClient:
         self,
         to: NodeId | None = ...,
         *,
-        shard: int | None = ...,
+        shard: int | str | None = ...,
         timeout: Seconds = ...,
     ) -> NodeId: ...
     def force_new_election(
         self,
         node: str | None = ...,
         *,
-        shard: int | None = ...,
+        shard: int | str | None = ...,
         timeout: Seconds = ...,
     ) -> None: ...
     def digests(
@@ -848,6 +853,6 @@ class SyncClient:
         node: str,
         *,
         digest: bool = ...,
-        shard: int | None = ...,
+        shard: int | str | None = ...,
         timeout: Seconds = ...,
     ) -> RaftStatus: ...

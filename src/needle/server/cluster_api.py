@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from needle.base.config import PlacementConfig, RaftConfig, check_node_id, check_range, parse_address, refuse
 from needle.base.errors import ConfigError, NeedleError, Unavailable, invalid
 from needle.base.ids import NodeId
-from needle.base.model import Hit, IndexParams, Metric, ReadMode
+from needle.base.model import CollectionSpec, Hit, IndexParams, Metric, ReadMode
 from needle.base.versions import FIRST, SAID
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls
@@ -31,7 +33,7 @@ from needle.client.documents import DocumentMethods
 from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.finding import find_topology
 from needle.client.health import ClusterHealth
-from needle.client.values import Seconds, check_timeout
+from needle.client.values import Seconds, check_index, check_timeout
 from needle.connecting import Credentials, Tls, check_key, check_tls, cluster_client, system_caller
 from needle.protocol import calls
 from needle.protocol.catalog_commands import RegisterNode
@@ -40,21 +42,26 @@ from needle.routing.plans import REPLICAS_MAX
 from needle.routing.ring import VIRTUAL_NODES_MAX
 from needle.routing.shard_map import SHARDS_MAX, ShardMap, initial_map
 from needle.routing.strategy import ShardStrategy, routing_key
-from needle.routing.topology import ClusterSettings, NodeInfo, Topology
-from needle.server.catalog.founding import ASK_SECONDS, ask_who, create_cluster
+from needle.routing.topology import ClusterSettings, Topology
+from needle.server.catalog.founding import ASK_SECONDS, ask_who, create_cluster, node_info
 from needle.server.node import Node
 from needle.server.ports import system_ports
 from needle.server.system_node import system_node
 
+DIMENSIONS_MAX = 1 << 20
+"""Of any node's `limits.dimensions_max`, which each node checks."""
+REPLICAS = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig:
-    """How a cluster is sharded. boundaries: for ShardStrategy.RANGE, the first id of every shard but the first.
-    dimensions, metric, index: of the collection `default`, made with the cluster; None makes none. api_key: as for
+    """How a cluster is sharded. replication_factor: None is 3, or one on each node where there are fewer. boundaries:
+    for ShardStrategy.RANGE, the first id of every shard but the first. dimensions, metric, index: of the collection
+    `default`, made with the cluster; dimensions=None makes none. api_key: as for
     `needle.connect`, as is tls. cluster_secret: that of the nodes, instead of a key, such as before there are any."""
 
     shard_count: int = 1
-    replication_factor: int = 3
+    replication_factor: int | None = None
     virtual_nodes_per_shard: int = 100
     strategy: ShardStrategy = ShardStrategy.CONSISTENT_HASH
     boundaries: Sequence[str] = ()
@@ -68,25 +75,34 @@ class ShardConfig:
 
     def __post_init__(self) -> None:
         check_range("shard_count", self.shard_count, 1, SHARDS_MAX)
-        check_range("replication_factor", self.replication_factor, 1, REPLICAS_MAX)
+        if self.replication_factor is not None:
+            check_range("replication_factor", self.replication_factor, 1, REPLICAS_MAX)
         check_range("virtual_nodes_per_shard", self.virtual_nodes_per_shard, 1, VIRTUAL_NODES_MAX)
         if not isinstance(self.strategy, ShardStrategy):
             raise refuse("strategy", self.strategy, "a ShardStrategy, such as ShardStrategy.CONSISTENT_HASH")
         if self.dimensions is not None:
-            check_range("dimensions", self.dimensions, 1, 8192)
+            check_range("dimensions", self.dimensions, 1, DIMENSIONS_MAX)
         if self.metric not in list(Metric):
             raise refuse("metric", self.metric, f"one of {', '.join(Metric)}")
+        check_index(self.index)
         self.first_map()
 
-    @property
-    def settings(self) -> ClusterSettings:
-        """What the catalog keeps of it."""
+    def settings_with(self, replicas: int) -> ClusterSettings:
+        """What the catalog keeps of it. replicas: of each shard, where `replication_factor` does not say."""
         return ClusterSettings(
             shard_count=self.shard_count,
-            replication_factor=self.replication_factor,
+            replication_factor=replicas if self.replication_factor is None else self.replication_factor,
             virtual_nodes_per_shard=self.virtual_nodes_per_shard,
             strategy=self.strategy,
         )
+
+    @property
+    def first_collection(self) -> CollectionSpec | None:
+        """The collection `default`, if `dimensions` says that there is to be one."""
+        if self.dimensions is None:
+            return None
+        metric, index = Metric(self.metric), check_index(self.index)
+        return CollectionSpec(name=DEFAULT_COLLECTION, dimensions=self.dimensions, metric=metric, index=index)
 
     @property
     def shown(self) -> Credentials:
@@ -107,7 +123,11 @@ class ClusterConfig(ShardConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.raft_enabled and self.replication_factor != 1:
+        if self.raft_enabled:
+            return
+        if self.replication_factor is None:
+            object.__setattr__(self, "replication_factor", 1)  # as a frozen dataclass sets its fields
+        elif self.replication_factor != 1:
             raise refuse("replication_factor", self.replication_factor, "1 with raft_enabled=False")
 
 
@@ -138,9 +158,7 @@ class ShardManager:
         uid = await self._uid_by(voters)
         await self._caller.call(address, FOUND, calls.encode(FoundCall(uid, voters)), ASK_SECONDS)
         knows = who.knows if topology.cluster_version >= SAID else FIRST
-        info = NodeInfo(
-            id=name, address=address, incarnation=who.incarnation, zone=who.zone, weight=who.weight, knows=knows
-        )
+        info = msgspec.structs.replace(node_info(name, address, who), knows=knows)
         await self._client.change_catalog(RegisterNode(info), timeout=TIMEOUT)
 
     async def _uid_by(self, voters: dict[NodeId, str]) -> int:
@@ -200,28 +218,30 @@ class ShardManager:
             return
         if not self._added:
             raise Unavailable("no node was added; call add_node first")
-        addresses = list(self._added.values())
+        config, addresses, first = self.config, list(self._added.values()), self.config.first_collection
         topology: Topology | None = await find_topology(self._caller, addresses)
         if topology is None:
             topology = await create_cluster(
                 self._caller,
-                self.config.settings,
+                config.settings_with(min(REPLICAS, len(self._added))),
                 self._added,
                 rng=self._rng,
-                boundaries=self.config.boundaries,
+                boundaries=config.boundaries,
+                first=first,
                 timeout=seconds,
             )
         there = topology.settings
-        if there != self.config.settings:
+        if there is None or there != config.settings_with(there.replication_factor):
             other = "none" if there is None else there.in_words()
             raise ConfigError(f"these nodes belong to a cluster with other settings: {other}")
         client = cluster_client(self._caller, addresses, topology)
-        if self.config.dimensions is not None:
+        held = topology.collection(DEFAULT_COLLECTION)
+        if first is not None and (held is None or not held.is_made_as(first)):  # it was made before, by other settings
             await client.create_collection(
-                DEFAULT_COLLECTION,
-                dimensions=self.config.dimensions,
-                metric=self.config.metric,
-                index=self.config.index,
+                first.name,
+                dimensions=first.dimensions,
+                metric=first.metric,
+                index=first.index,
                 if_absent=True,
                 timeout=timeout,
             )

@@ -44,10 +44,11 @@ async def create_cluster(
     *,
     rng: Rng,
     boundaries: Sequence[str] = (),
+    first: CollectionSpec | None = None,
     timeout: float = 60.0,
 ) -> Topology:
     """Create the cluster on `nodes` (name -> address, in the order in which shards are placed); returns once every
-    shard has a leader. boundaries: for RANGE, see `initial_map`.
+    shard has a leader. boundaries: for RANGE, see `initial_map`. first: a collection that is there from the beginning.
 
     Raises InvalidArgument for nodes that are not who they should be, belong to another cluster or do not know the
     strategy's router, or that others know with another data directory; LostState for nodes that do not go on;
@@ -62,10 +63,7 @@ async def create_cluster(
     for node, answer in who.items():
         check_fresh(node, answer.lost, set(answer.strangers) - nodes.keys())
     check_router(settings.strategy, who)
-    infos = [
-        NodeInfo(id=node, address=nodes[node], incarnation=a.incarnation, zone=a.zone, weight=a.weight, knows=a.knows)
-        for node, a in who.items()
-    ]
+    infos = [node_info(node, nodes[node], answer) for node, answer in who.items()]
     uid = _uid(who, voters := catalog_voters(infos, settings.replication_factor))
     old = [node for node, answer in who.items() if answer.version]
     new = [node for node, answer in who.items() if not answer.uid]
@@ -78,7 +76,7 @@ async def create_cluster(
     found = calls.encode(FoundCall(uid, {node: nodes[node] for node in voters}))
     for part in (nodes.keys() - new, new):  # who was begun with other voters refuses before another one is begun
         await asyncio.gather(*(caller.call(nodes[node], FOUND, found, ASK_SECONDS) for node in sorted(part)))
-    command = first_topology(settings, infos, voters, rng, boundaries)
+    command = first_topology(settings, infos, voters, rng, boundaries, first)
     known = AskedTopology(caller, [nodes[node] for node in voters], Topology())
     shards = ClusterShards(caller, known, rng=rng)
     await shards.command(command, deadline - asyncio.get_running_loop().time())
@@ -146,6 +144,15 @@ def first_topology(
     first_map = initial_map(settings.strategy, settings.shard_count, settings.virtual_nodes_per_shard, boundaries)
     shard_nodes = [list(assignment[shard]) for shard in sorted(assignment)]
     return CreateCluster(settings, first_map, as_all_read(infos), voters, shard_nodes, rng.getrandbits(62) + 1, first)
+
+
+def node_info(name: NodeId, address: str, said: WhoAnswer | None) -> NodeInfo:
+    """A node as the catalog lists it. said: None of one that is silent; its zone and weight come when it registers."""
+    if said is None:
+        return NodeInfo(id=name, address=address, incarnation=0)
+    return NodeInfo(
+        id=name, address=address, incarnation=said.incarnation, zone=said.zone, weight=said.weight, knows=said.knows
+    )
 
 
 def as_all_read(infos: Sequence[NodeInfo]) -> list[NodeInfo]:

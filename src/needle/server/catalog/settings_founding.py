@@ -33,8 +33,8 @@ from needle.protocol.catalog_commands import AssignReplicas
 from needle.protocol.peer_calls import WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import CONSISTENT_HASH, RANGE, parse_strategy
-from needle.routing.topology import ClusterSettings, NodeInfo, Topology
-from needle.server.catalog.founding import check_router, first_topology, uneven
+from needle.routing.topology import ClusterSettings, Topology
+from needle.server.catalog.founding import check_router, first_topology, node_info, uneven
 from needle.server.cluster_files import ClusterFile
 from needle.server.ports import NodePorts, Peers
 
@@ -214,7 +214,8 @@ class SettingsFounding:
         if silent and patient:
             return
         self._check(who)
-        infos = [_info(name, address, who.get(name)) for name, address in config.founders.items()]
+        at = {**config.founders, **{name: answer.address for name, answer in who.items()}}
+        infos = [node_info(name, at[name], who.get(name)) for name in config.founders]
         settings = settings_of(config)
         check_router(settings.strategy, who)
         command = first_topology(
@@ -279,17 +280,3 @@ class SettingsFounding:
                 "give every node the same list",
                 field="cluster_nodes",
             )
-
-
-def _info(name: NodeId, address: str, answer: WhoAnswer | None) -> NodeInfo:
-    """answer: None of a node that is silent; its zone and weight come when it registers."""
-    if answer is None:
-        return NodeInfo(id=name, address=address, incarnation=0)
-    return NodeInfo(
-        id=name,
-        address=answer.address,
-        incarnation=answer.incarnation,
-        zone=answer.zone,
-        weight=answer.weight,
-        knows=answer.knows,
-    )

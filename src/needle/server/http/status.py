@@ -11,10 +11,11 @@ from msgspec import Meta
 
 from needle.client.alerts import Condition
 from needle.client.cluster_conditions import look, views
-from needle.client.conditions import NodeView, lag_of
+from needle.client.conditions import NodeView, lag_of, leader_of
 from needle.client.health import ReplicaStatus, by_shard
 from needle.protocol.peer_calls import WhoAnswer
 from needle.protocol.probe_calls import LoadAnswer
+from needle.routing.plans import CATALOG
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.history import EVERY_SECONDS, Moment
 from needle.server.http.bodies import Body
@@ -92,6 +93,14 @@ class ShardStatus(msgspec.Struct, frozen=True, kw_only=True):
     replicas: list[ReplicaView]
 
 
+class CatalogStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Which shards, nodes and collections there are is kept by a Raft group of its own. leader: null while there is
+    none that its replicas know of."""
+
+    leader: str | None
+    replicas: list[ReplicaView]
+
+
 class MoveStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A move of key ranges from one shard to another. copied: documents so far."""
 
@@ -118,6 +127,7 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     waiting: list[str]
     nodes: list[NodeStatus]
     shards: list[ShardStatus]
+    catalog: CatalogStatus
     moves: list[MoveStatus]
 
 
@@ -166,6 +176,7 @@ async def status(call: Call) -> StatusView:
             for info in now.serving
             if (found := health.shards.get(info.shard)) is not None
         ],
+        catalog=_catalog(seen.catalog),
         moves=_moves(now, seen.replicas),
     )
 
@@ -187,6 +198,15 @@ def _node(info: NodeInfo, now: Topology, who: WhoAnswer | None, load: LoadAnswer
         log_bytes=levels.log_bytes if levels is not None else None,
         log_bytes_max=levels.log_bytes_max if levels is not None else None,
         certificate_seconds=levels.certificate_seconds if levels is not None else None,
+    )
+
+
+def _catalog(replicas: Sequence[ReplicaStatus]) -> CatalogStatus:
+    beside = views(replicas).get(CATALOG, [])
+    leader = leader_of(beside)
+    return CatalogStatus(
+        leader=leader.node_id if leader is not None else None,
+        replicas=[_replica(one, beside, leaving=False) for one in replicas],
     )
 
 

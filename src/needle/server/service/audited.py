@@ -80,6 +80,8 @@ class Audited:
         except NeedleError as error:
             self._note(peer, method, told, start, error)
             raise
+        if isinstance(answer, Promise) and not peer.identity.is_for_all:  # the log may refuse what it writes
+            return self._heard(answer, peer, method, start)
         if isinstance(answer, bytes | Pieces | Promise):
             return answer
         return self._watched(answer, peer, method, told, start)
@@ -99,6 +101,24 @@ class Audited:
         if told is not None:
             self._note(peer, method, told, start, None)
         return body
+
+    def _heard(self, answer: Promise[bytes], peer: PeerLike, method: str, start: float) -> Promise[bytes]:
+        heard, request = Promise[bytes](), current.get()
+
+        def settled(body: bytes | None, error: BaseException | None) -> None:
+            if isinstance(error, NeedleError):
+                token = current.set(request)  # whoever settles it works for another one
+                try:
+                    self._note(peer, method, None, start, error)
+                finally:
+                    current.reset(token)
+            if error is not None:
+                heard.set_exception(error)
+            else:
+                heard.set_result(body or b"")
+
+        answer.then(settled)
+        return heard
 
     def _note(
         self, peer: PeerLike, method: str, told: str | None, start: float, error: NeedleError | None, outcome: str = ""

@@ -127,6 +127,9 @@ class CatalogCalls:
             check_spec(command.spec, limits)
             for path in command.fields:
                 field_path(path, "field")
+        elif isinstance(command, catalog_commands.CreateCluster):
+            if command.first is not None:
+                check_spec(command.first, self._node.config.limits)
         elif isinstance(command, catalog_commands.AlterCollection):
             if command.ef_search:
                 check_ef_search(command.ef_search)

@@ -92,7 +92,7 @@ from needle.server.service.operations import Operations
 from needle.server.service.probing import Probing
 from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
-from needle.server.service.served import ServedNode, add_address, encoded, judge
+from needle.server.service.served import JUDGED_BYTES_MAX, ServedNode, add_address, encoded, judge
 from needle.server.service.watched import Watch
 from needle.tracing import spans
 
@@ -218,19 +218,39 @@ class Service:
         found = self._methods.get(method)
         if found is None:
             raise unknown_method(method)
+        metered = caller.meter is not None and method in COUNTED
+        if caller.meter is not None and metered:
+            self._admit(caller.meter, method, len(body))
         large = len(body) > DECODED_BYTES_MAX
-        if caller.meter is not None and method in COUNTED:
-            return self._serve_metered(caller, caller.meter, method, found[1], body)
-        looked_at = caller.rank < ADMIN and (not caller.is_for_all or method not in OPENLY)
-        if looked_at and (large or method != calls.WRITE or not caller.is_for_all):
+        looked_at = metered or (caller.rank < ADMIN and (not caller.is_for_all or method not in OPENLY))
+        if method == calls.WRITE and not large:
+            return self._write(caller, found[1], body, looked_at)
+        if looked_at:
             return self._serve_judged(caller, method, found[1], body)
         if large:
             return self._serve_large(method, found[1], body, caller.name)
-        call = self._decoded(method, body)
-        if looked_at and not call.epoch:  # with an epoch it is a shard's, which makes and drops no collections
-            return self._serve_judged(caller, method, found[1], body)
-        now = self.documents.at_once(call, caller.name) if method == calls.WRITE and call.epoch else None
-        return now if now is not None else self._serve(method, found[1], call, key=caller.name)
+        return self._serve(method, found[1], self._decoded(method, body), key=caller.name)
+
+    def _write(self, caller: Identity, run: Run, body: Any, looked_at: bool) -> Body | Awaitable[Body]:
+        """A shard's small write goes without a task, whoever its caller is. looked_at: of whom is to be thought."""
+        call = self._decoded(calls.WRITE, body)
+        if looked_at and (not call.epoch or (len(call.command) > JUDGED_BYTES_MAX and not caller.is_for_all)):
+            return self._serve_judged(caller, calls.WRITE, run, body)
+        if call.epoch and not caller.is_for_all:  # with an epoch it is a shard's, which makes and drops no collections
+            call = self._bound(caller, calls.WRITE, judge_call(caller, calls.WRITE, call, self._node.topology))
+        now = self.documents.at_once(call, caller.name, caller.meter) if call.epoch else None
+        if now is not None:
+            return now
+        return self._serve(calls.WRITE, run, call, caller if looked_at else None, caller.name)
+
+    def _admit(self, meter: Meter, method: str, size: int) -> None:
+        """Of a caller who may not ask for as much as it likes. Raises TooManyRequests."""
+        try:
+            meter.admit(self._node.now())
+        except TooManyRequests as error:
+            self._node.observe(method, 0.0, error)
+            raise
+        meter.pay(0, size)
 
     def _decoded(self, method: str, body: Any) -> Any:
         try:
@@ -249,23 +269,16 @@ class Service:
         node = self._node
         call = await judge(node, len(body), self._decoded, method, body)
         call = await judge(node, len(body), judge_call, caller, method, call, node.topology)
-        if caller.filter or numbers_its_own(caller, method, call, node.topology):
-            call = await judge(node, len(body), bound_call, method, call, Bound(caller.filter, caller.since))
+        call = await judge(node, len(body), self._bound, caller, method, call)
         if caller.filter and method in ROUTED:
             run = getattr(self.proxy.bound_to(caller), method)
         return await self._serve(method, run, call, caller, caller.name)
 
-    async def _serve_metered(self, caller: Identity, meter: Meter, method: str, run: Run, body: Any) -> Body:
-        """For a caller who may not ask for as much as it likes. Raises TooManyRequests."""
-        try:
-            meter.admit(self._node.now())
-        except TooManyRequests as error:
-            self._node.observe(method, 0.0, error)
-            raise
-        meter.pay(0, len(body))
-        answer = await self._serve_judged(caller, method, run, body)
-        meter.pay(0, len(answer) if isinstance(answer, bytes) else sum(map(len, answer)))
-        return answer
+    def _bound(self, caller: Identity, method: str, call: Any) -> Any:
+        """The call, within what this caller may reach."""
+        if caller.filter or numbers_its_own(caller, method, call, self._node.topology):
+            return bound_call(method, call, Bound(caller.filter, caller.since))
+        return call
 
     async def _judge(self, size: int, fn: Callable[..., Any], *arguments: object) -> Any:
         return await judge(self._node, size, fn, *arguments)
@@ -294,11 +307,14 @@ class Service:
                 # What is applied could not be committed for the read: the reserve is there for that.
                 await self._node.blocking(self._node.space.look)
                 answer = await run(call)
+            meter = caller.meter if caller is not None and method in COUNTED else None
+            documents = documents_of(method, call, answer) if meter is not None else 0
             if caller is not None:
-                if caller.meter is not None and method in COUNTED:
-                    caller.meter.pay(documents_of(method, call, answer), 0)
                 answer = told(caller, method, call, answer)
-            return answer if isinstance(answer, bytes | Pieces) else await encoded(self._node, answer)
+            body = answer if isinstance(answer, bytes | Pieces) else await encoded(self._node, answer)
+            if meter is not None:
+                meter.pay(documents, len(body) if isinstance(body, bytes) else sum(map(len, body)))
+            return body
         except NeedleError as error:
             failure = error
             add_address(error, self._node)

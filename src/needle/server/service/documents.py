@@ -23,6 +23,7 @@ from needle.base.errors import (
 from needle.base.ids import GroupId
 from needle.base.model import Claim, WriteResult
 from needle.base.parts import Body
+from needle.base.rates import Meter
 from needle.base.request import Stopwatch, current
 from needle.base.runtime import micros_of
 from needle.base.tracebacks import release
@@ -81,10 +82,10 @@ class ShardDocuments:
         self._feeding = Feeding(node, reads)
 
     # --- writes ------------------------------------------------------------------------------------------------------
-    def at_once(self, call: WriteCall, key: str = "") -> Promise[bytes] | None:
+    def at_once(self, call: WriteCall, key: str = "", meter: Meter | None = None) -> Promise[bytes] | None:
         """A shard's write without a task: most of what a small write costs here would be the event loop's work. None if
         something has to be waited for before it can be proposed, or somebody else to answer. The caller must have
-        routed by this node's map, and the shard's log own what that says. key: the name of the caller's API key."""
+        routed by this node's map, and the shard's log own what that says. key: its API key's name; meter: its own."""
         owned = self._node.ownership
         if owned is None or owned.epoch != call.epoch or len(call.command) > JUDGED_BYTES_MAX:
             return None
@@ -99,7 +100,7 @@ class ShardDocuments:
         if fence is not None and not agrees(fence, owned, call.group):
             return None
         now = self._node.now()
-        answer = WriteAnswer(self._node, "shard_write", now)
+        answer = WriteAnswer(self._node, "shard_write", now, meter)
         try:
             command = self._owners.checked(owned, call, by_log=fence is not None)
             if call.asked is not None and (done := known(hosted, call.asked, command)) is not None:
@@ -342,19 +343,23 @@ class ShardDocuments:
 class WriteAnswer(Promise[bytes]):
     """The answer of one write, settled by the Raft host: encoded, and reported to the node's observer as `observed`."""
 
-    __slots__ = ("_node", "_observed", "_start", "watched")
+    __slots__ = ("_meter", "_node", "_observed", "_start", "watched")
 
-    def __init__(self, node: ServedNode, observed: str, start: float) -> None:
-        """start: by the node's clock."""
+    def __init__(self, node: ServedNode, observed: str, start: float, meter: Meter | None) -> None:
+        """start: by the node's clock. meter: its caller's."""
         super().__init__()
         self._node = node
         self._observed = observed
         self._start = start
+        self._meter = meter
         self.watched: Watched | None = None
 
     def set_result(self, result: object) -> None:
-        """result: a WriteResult."""
-        super().set_result(calls.encode(result))
+        """result: a WriteResult, or None of a command that has none."""
+        body, count = calls.encode(result), result.count if isinstance(result, WriteResult) else 0
+        if self._meter is not None:
+            self._meter.pay(count, len(body))
+        super().set_result(body)
         self._node.observe(self._observed, self._node.now() - self._start, None)
         if self.watched is not None:
             self.watched.end()
