@@ -12,6 +12,7 @@ import msgspec
 
 from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.catalog.executed import Executed, execute_once
+from needle.client.by_map import UNKNOWN_EPOCH
 from needle.protocol.catalog_commands import decode_identified
 from needle.protocol.move_commands import MoveCommand
 from needle.raft.messages import ConfState
@@ -128,11 +129,12 @@ class Truth:
         if settings is None or first.map is None:
             raise RuntimeError("the first topology has no map")
         other = initial_map(settings.strategy, settings.shard_count, OLD_VIRTUAL_NODES)
-        old = msgspec.structs.replace(other, epoch=first.map.epoch - 1, owners=other.owners[::-1])
+        epoch = first.map.epoch - 1 or UNKNOWN_EPOCH  # 0 would be no epoch: the node routes then, by names of callers
+        old = msgspec.structs.replace(other, epoch=epoch, owners=other.owners[::-1])
         if settings.strategy.kind == "custom":
             # A delete that was spread by an older map asks the new owners by ranges, and only a shard that took part in
             # a move knows its documents' keys. That all of them moved without a move does not happen.
-            old = msgspec.structs.replace(first.map, epoch=first.map.epoch - 1)
+            old = msgspec.structs.replace(first.map, epoch=epoch)
         return msgspec.structs.replace(first, version=first.version - 1, map=old, collections=self.now.collections)
 
     def _catalog(self, index: int, data: bytes) -> None:
