@@ -1,5 +1,6 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
 [tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours] [hybrid] [metrics]`: or all.
+`python -m bench beside --other DIR`: this checkout beside another one.
 
 --quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
 200,000, 200,000, 20,000, 20,000 and 20,000 unless said otherwise."""
@@ -14,6 +15,7 @@ import sys
 from bench import archive as bench_archive
 from bench import backup as bench_backup
 from bench import (
+    beside,
     busy,
     collections,
     failover,
@@ -89,13 +91,20 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; all when none is named")
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, "beside", []], help="what to measure; all when none is named"
+    )
     parser.add_argument("--quick", action="store_true", help="smaller data and shorter runs")
     parser.add_argument("--documents", type=int, help="documents of the benchmarks of filters, replace and documents")
+    parser.add_argument("--other", help="for `beside`: a checkout of another release, with a .venv of its own")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     report = Report()
+    other = beside.check(options.other) if "beside" in options.parts else None
     try:
+        if other is not None:
+            asyncio.run(beside.run(report, quick=options.quick, other=other))
+            return
         asyncio.run(measure(options.parts or list(PARTS), report, quick=options.quick, documents=options.documents))
     finally:
         report.print(as_json=options.json)
