@@ -28,6 +28,8 @@ ALERTS_ELSEWHERE = {
     ("NeedleLogNearlyFull", "needle node replace"): "as in NeedleUnderReplicated",
     ("NeedleReplicaDivergence", "needle node replace"): "the section says not to",
     ("NeedleDiskNearlyFull", "needle rebalance"): "as in NeedleMemoryNearlyFull",
+    ("NeedleUnderReplicated", "needle rebalance"): "test_cluster.py, after fewer replicas were kept",
+    ("NeedleUnderReplicated", "needle shard replicas"): "test_alert_moves.py",
 }
 """Where these commands of a section are run, or why they are not."""
 STATUS = "needle status"

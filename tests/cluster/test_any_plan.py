@@ -151,7 +151,8 @@ def _reached(made: World, wish: Wish, first: Plan) -> None:
 
 def _moved_by_hand(made: World, wish: Wish, first: Plan) -> None:
     if wish.move is not None:
-        nodes = made.topology.shards[wish.move.shard].replicas
+        shard = wish.move.shard
+        nodes = made.topology.catalog if shard == CATALOG else made.topology.shards[shard].replicas
         assert wish.move.target in nodes and wish.move.source not in nodes
         assert len(first.moves) == 1
         return

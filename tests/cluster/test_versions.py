@@ -35,12 +35,22 @@ from needle.distributed import RaftCluster
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
 from needle.protocol import calls, catalog_commands, commands, versioned
-from needle.protocol.catalog_commands import CatalogCommand, Identity, RaiseVersion, RegisterNode, RemoveNode
+from needle.protocol.catalog_commands import (
+    CatalogCommand,
+    Identity,
+    RaiseVersion,
+    RegisterNode,
+    RemoveNode,
+    StartRebalance,
+)
 from needle.protocol.commands import Command, Patch
 from needle.protocol.key_commands import CreateKey
 from needle.protocol.move_commands import Mark
 from needle.protocol.peer_calls import CATALOG, CatalogCall, WhoAnswer
 from needle.protocol.versioned import Versioned, check_known
+from needle.routing import plans
+from needle.routing.jobs import RebalanceConfig
+from needle.routing.plans import ReplicaMove, Wish
 from needle.routing.topology import NodeInfo, Topology
 from needle.server.catalog.founding import as_all_read
 from needle.server.ports import system_ports
@@ -210,6 +220,9 @@ def test_no_value_of_any_command_gets_into_a_log_below_the_version_that_it_needs
         *_with_newer(commands.OpenSession(7), owner=8),
         commands.CreateCollection(msgspec.structs.replace(spec, dtype=DType.FLOAT16)),
         RegisterNode(node(1, knows=SAID)),
+        StartRebalance(
+            Wish(move=ReplicaMove(shard=plans.CATALOG, source="node-1", target="node-4")), RebalanceConfig()
+        ),
         nodes,
         *(CreateKey("k", b"", role) for role in Role),
         *_with_newer(CreateKey("k", b"", Role.READER), filter=matched, rates=Rates(1)),

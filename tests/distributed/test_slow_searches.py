@@ -16,7 +16,7 @@ from needle.distributed import RaftCluster, RaftConfig
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import wait_for
 from needle.shard.fields.builders import Builders
-from needle.shard.state_machine import Replica
+from needle.shard.reads import Reads
 
 QUERY = [1.0, 0.0, 0.0, 0.0]
 
@@ -28,20 +28,21 @@ class SlowSearches:
         self.go = threading.Event()
         self.begun: list[int] = []
         """k of each."""
-        real = Replica.search_many
+        real = Reads.search_many
 
         def search_many(
-            replica: Replica,
+            reads: Reads,
             requests: list[SearchRequest],
             wanted: Callable[[int], bool],
             builders: Builders,
             clock: Callable[[], float],
+            figures: bool,
         ) -> list[HitBatch | NeedleError]:
             self.begun += [asked.k for at, asked in enumerate(requests) if wanted(at)]
             assert self.go.wait(60)
-            return real(replica, requests, wanted, builders, clock)
+            return real(reads, requests, wanted, builders, clock, figures)
 
-        monkeypatch.setattr(Replica, "search_many", search_many)
+        monkeypatch.setattr(Reads, "search_many", search_many)
 
 
 async def test_a_slow_search_is_done_once_and_a_late_one_not_at_all(

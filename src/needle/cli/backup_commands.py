@@ -187,7 +187,7 @@ def _show_indexes(found: dict[int, int], json: bool) -> None:
 
 
 def verify(target: Target, backup: Backup = None, json: Json = False) -> None:
-    """Read every file of the backups at a target and compute all digests anew; no cluster is needed.
+    """Read every file at a target and compute all digests of backups anew; no cluster is needed.
 
     Exit code 1 if a file is missing or damaged: each is named.
     """
