@@ -15,7 +15,7 @@ from needle.base.errors import InvalidArgument
 from needle.base.ids import CATALOG_GROUP
 from needle.catalog.planning.planner import MOVES_MAX, SHARDS_AT_ONCE, plan
 from needle.catalog.state import execute
-from needle.protocol.catalog_commands import AssignReplicas, DrainNode, StartMove
+from needle.protocol.catalog_commands import AssignReplicas, ConfirmReplicas, DrainNode, StartMove
 from needle.routing.planned_moves import FoundShard, GiveUpShard, MoveRange, MoveReplicas, PreferLeader
 from needle.routing.plans import CATALOG, Plan, ReplicaMove, ShardSplit, Wish
 from needle.routing.stats import ClusterStats, imbalance, summarize
@@ -396,6 +396,16 @@ def test_more_replicas_are_added_at_once() -> None:
     assert {len(move.added) for move in first.moves if isinstance(move, MoveReplicas) and move.group} == {2}
     carried_out(made, Wish(replicas=1))
     assert all(len(one.replicas) == 1 for one in made.topology.serving)
+
+
+def test_a_plan_gives_a_shard_the_replicas_that_it_has_too_few_of() -> None:
+    made = world(shards=1, factor=3, nodes=3)
+    held = list(made.topology.shards[0].wanted)
+    made.topology = execute(made.topology, 801, AssignReplicas(1, held, held[:1]))[0]
+    made.topology = execute(made.topology, 802, ConfirmReplicas(1, 801))[0]
+    assert [len(one.wanted) for one in made.topology.serving] == [1]
+    assert carried_out(made).unmet == ()
+    assert [len(one.wanted) for one in made.topology.serving] == [3]
 
 
 def test_a_full_disk_is_told_and_never_exceeded() -> None:
