@@ -68,6 +68,24 @@ async def test_they_are_joined_and_every_index_comes_back(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("few")
+async def test_stopped_while_files_are_joined_it_reads_once_more_and_ends(tmp_path: Path) -> None:
+    """Asked to go on after it was broken off, joining raised the CancelledError of its task."""
+    world, store = World(tmp_path / "world"), DirectoryStore(tmp_path / "target")
+    await small_files(world, store, FEW)
+    archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    task = archiver._joining._task
+    assert task is not None and not task.done()
+    await archiver.close()
+    assert task.cancelled()
+    world.fill(3)
+    await archiver.read(flush=True)
+    await archiver.close()
+    last = len(world.shard.log)
+    assert [one.index for one, _ in entries(store, 7, 0, 0)] == list(range(1, last + 1))
+
+
+@pytest.mark.usefixtures("few")
 async def test_killed_at_each_step_nothing_is_lost_and_the_next_one_cleans_up(tmp_path: Path) -> None:
     ended = 0
     for step in range(1, 40):

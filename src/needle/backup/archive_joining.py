@@ -92,10 +92,11 @@ class Joining:
             self._task = asyncio.create_task(self._run(new))
 
     async def close(self) -> None:
-        """Break it off."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """Break it off; what it had to do is done by the next one."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self, new: Sequence[int]) -> None:
         for shard in dict.fromkeys([*new, *sorted(self._due)]):
