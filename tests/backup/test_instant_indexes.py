@@ -69,6 +69,9 @@ def _kept_and_checked(store: backups.Store, sets: list[list[tuple[int, str]]]) -
     store.put(refs[0].name, before[:-1] + bytes([before[-1] ^ 1]))
     [problem] = backups.verify(store).problems
     assert refs[0].name in problem and "a restore builds these anew" in problem
+    store.put(name, b"damaged")  # holds up no prune: no restore uses it any more
+    others = {ref.name for _, other in sets[0] for ref in read_index_set(store, other).pieces()}
+    assert others <= pieces_of_archives(store, set())
 
 
 def test_when_index_files_are_copied() -> None:

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import needle
@@ -163,3 +164,17 @@ def test_what_nobody_asked_for_goes_no_further_and_the_slowest_is_told() -> None
     assert about.explained == batches[1].explained
     assert noted(None, batches, asked=True) == batches
     assert noted(about, [], asked=False) == []
+
+
+def test_what_nobody_asked_for_is_taken_out_of_each_of_several_answers() -> None:
+    """The first of them may have been quick: how many documents there are is not for everybody."""
+    plain = HitBatch([], [], [], [], b"", 5)
+    slow = ShardExplanation(
+        shard=0, applied_index=5, documents=40, allowed=40, together=1, filter_milliseconds=0.0,
+        vectors_milliseconds=9.0, documents_milliseconds=0.0, segments=[],
+    )  # fmt: skip
+    batches = [plain, msgspec.structs.replace(plain, explained=[slow])]
+    about = Request()
+    assert noted(about, batches, asked=False) == [plain, plain]
+    assert about.explained == [slow]
+    assert noted(None, batches, asked=True) == batches

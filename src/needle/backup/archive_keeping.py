@@ -6,6 +6,7 @@ Blocking; it must not know clusters. Invariant: what is needed for an instant th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from needle.backup.archive_format import CATALOG, HEAD, TARGET, Base, IndexSet, directory
@@ -29,7 +30,7 @@ from needle.backup.archive_reading import (
 )
 from needle.backup.replaying import read_block
 from needle.backup.store import Store
-from needle.base.errors import StorageError, invalid
+from needle.base.errors import CorruptBackup, StorageError, invalid
 
 GOES_ON_SECONDS: Final = 3600.0
 
@@ -145,11 +146,14 @@ def whole_archive(store: Store, archive: str, now: int) -> list[str]:
 
 
 def pieces_of_archives(store: Store, without: set[str]) -> set[str]:
-    """The pieces that states and index files name, but for those in `without`. Raises CorruptBackup."""
+    """The pieces that states and index files name, but for those in `without`. Raises CorruptBackup for a damaged
+    state. A damaged set of index files names nothing: no restore uses it any more."""
     found: set[str] = set()
     for founding in clusters(store):
         for shard in archived_shards(store, founding):
-            for names, read in ((bases_of, read_base), (index_sets_of, read_index_set)):
-                left = [name for _, name in names(store, founding, shard) if name not in without]
-                found |= {piece.name for name in left for piece in read(store, name).pieces()}
+            for _, name in bases_of(store, founding, shard):
+                found |= set() if name in without else {piece.name for piece in read_base(store, name).pieces()}
+            for _, name in index_sets_of(store, founding, shard):
+                with suppress(CorruptBackup):
+                    found |= set() if name in without else {one.name for one in read_index_set(store, name).pieces()}
     return found

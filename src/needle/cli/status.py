@@ -219,7 +219,10 @@ def status_table(seen: Look) -> RenderableType:
     lost, held = lost_nodes(everywhere), views(everywhere)
     for replica in everywhere:
         shard, status = seen.health.shards.get(replica.shard), replica.status
-        named = ("catalog", "") if shard is None else (str(replica.shard), f"{shard.share:.1%}")
+        named = (
+            "catalog" if replica.shard == CATALOG else str(replica.shard),
+            "" if shard is None else f"{shard.share:.1%}",
+        )
         head = ("", "") if replica.shard in first else named
         first.add(replica.shard)
         if status is None:

@@ -138,8 +138,9 @@ class Recall:
                 log.exception("%s: the recall of a search cannot be measured", self._at.name)
             took = self._at.clock.monotonic() - now
             self._rests_until = now + took / CPU_SHARE
-            if share is not None:
+            if share is not None or now >= self._due:  # one that told nothing was an attempt, too
                 self._due = self._rests_until + PATIENCE
+            if share is not None:
                 self._note(request.collection, share)
 
     def _put_off(self) -> bool:

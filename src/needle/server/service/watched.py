@@ -168,7 +168,7 @@ class Watched:
 def noted(about: Request | None, batches: list[HitBatch], *, asked: bool) -> list[HitBatch]:
     """Of answers how the one that took longest was found, for the line of a slow request. They go on without it unless
     somebody asked."""
-    if not batches or not batches[0].explained:
+    if not any(batch.explained for batch in batches):  # of several, some may have taken long
         return batches
     if about is not None:
         about.explained = max((batch.explained for batch in batches), key=_took)
