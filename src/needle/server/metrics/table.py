@@ -64,9 +64,11 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_replica_damaged", "shard", "", "1 where the replica's data was found damaged, is not served, and "
               "is fetched again from another.", "multiraft/ports.py"),
         gauge("needle_replica_divergence", "shard", "", "Replicas whose digest was not that of most at the last entry "
-              "at which they were compared: 0 for ever; on the leader. It compares them some seconds after a change.",
+              "at which they were compared: 0 for ever; on the leader. It compares them some seconds after a change. "
+              'Those of the catalog have `shard="catalog"`.',
               "server/chores/comparing.py"),
-        counter("needle_replica_comparisons_total", "shard", "", "How often the leader compared all its replicas.",
+        counter("needle_replica_comparisons_total", "shard", "", "How often the leader compared all its replicas; "
+                'of the catalog\'s those with `shard="catalog"`.',
                 "server/chores/comparing.py"),
         gauge("needle_backup_archive_lag_seconds", "shard", SECONDS, "How far the archive of the shard's log is "
               "behind; on the leader, once logs were archived.", "server/upkeep/archives.py"),
