@@ -63,7 +63,7 @@ async def _call(client: Client, rng: random.Random) -> None:
 
 
 async def view(look: Look) -> None:
-    """Shards, the move and its progress, the lag of the follower, the most called keys, and the charts of rates and p99."""
+    """Shards, the move and its progress, the lag of the follower, the most called keys, and the charts."""
     await look.go("#/", ".verdict")
     page = look.page
     await page.wait_for_selector("table.shards tbody tr:nth-child(3)", timeout=60_000)

@@ -29,6 +29,7 @@ NAMES: Final = (
     "needle_backup_archive_lag_seconds",
     *("needle_elections_total", "needle_leader_stepdowns_total", "needle_apply_lag_entries"),
     *("needle_proposals_waiting", "needle_snapshot_fetching", "needle_replica_lost", "needle_replica_damaged"),
+    "needle_unknown_collections",
     *("needle_recall_sampled", "needle_recall_samples_total"),
     *("needle_replica_divergence", "needle_replica_comparisons_total"),
     *("needle_moves_running", "needle_move_copied_documents"),
@@ -112,6 +113,7 @@ class ReplicaState:
         moves = sum(move.source == number for move in topology.moves) + of_replicas
         made["needle_shard_followers"].add_metric([shard], sum(peer.recently_active for peer in status.peers))
         made["needle_replica_divergence"].add_metric([shard], len(strays(status.diverged)))
+        made["needle_unknown_collections"].add_metric([shard], len(status.unknown_collections))
         made["needle_replicas_waiting"].add_metric([shard], bool(status.waits_for))
         made["needle_moves_running"].add_metric([shard], moves)
         made["needle_move_copied_documents"].add_metric([shard], sum(status.copied.values()))
