@@ -144,6 +144,8 @@ async def two_older_copies(page: Book, client: needle.Client, path: Path) -> Non
     store.close()
     await page.begin(*left)
     await cluster.ready(*left)
+    leader = await client.leader(0)  # in a term of before, maybe: what it has there nobody could tell apart
+    await client.step_down(next(name for name in left if name != leader), shard=0, timeout=60)
     for n in range(30):
         await client.insert(f"b{n}", VECTOR, timeout=60)
     await page.begin("node-4")

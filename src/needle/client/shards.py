@@ -144,6 +144,8 @@ class ClusterShards:
                     continue
                 except NeedleError as error:
                     sent |= asked and isinstance(error, _FATE_UNKNOWN)
+                    if isinstance(error, OutOfMemory) and "limit" in error.details and not sent:
+                        raise  # the catalog's leader has more than it may: it seldom has less within a call's time
                     if not error.retryable and not isinstance(error, OutcomeUnknown):
                         if sent and (error.of_the_node or isinstance(error, _FATE_UNKNOWN)):  # of this attempt only
                             raise OutcomeUnknown(f"the command was sent and no answer came; now {error}") from error
