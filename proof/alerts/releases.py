@@ -35,6 +35,7 @@ class Releases(Trial):
         self._stop()
         for name, node in self._cluster.nodes.items():
             shutil.copytree(node.data_dir / "catalog", node.directory / "catalogs" / name)
+            (node.data_dir / "topology.bin").unlink()  # what it knew last
             newer = NEXT_RELEASE if name != self.hurt else ""
             fall_ill(node, node.directory / "ill" / name, FEW_VERSIONS + LOST_COLLECTION + newer)
         await self._back()
@@ -47,6 +48,7 @@ class Releases(Trial):
         for name, node in self._cluster.nodes.items():
             shutil.rmtree(node.data_dir / "catalog")
             (node.directory / "catalogs" / name).rename(node.data_dir / "catalog")
+            (node.data_dir / "topology.bin").unlink()
             node.source = None
         await self._back()
         assert await self._client.count(collection="lost", timeout=60) == 1

@@ -371,6 +371,7 @@ async def test_collections_that_the_catalog_does_not_know(
         for name, node in cluster.nodes.items():
             shutil.copytree(node.data_dir / "catalog", tmp_path / "copies" / name)
             fall_ill(node, tmp_path / name, LOST_COLLECTION)
+            (node.data_dir / "topology.bin").unlink()  # what it knew last
             await page.line(f"ssh 10.0.0.{name[-1]} systemctl start needle@{name}")
         await cluster.ready()
         assert "lost" in (await page.until("NeedleUnknownCollections"))["NeedleUnknownCollections"]
@@ -381,6 +382,7 @@ async def test_collections_that_the_catalog_does_not_know(
         for name, node in cluster.nodes.items():
             shutil.rmtree(node.data_dir / "catalog")
             (tmp_path / "copies" / name).rename(node.data_dir / "catalog")
+            (node.data_dir / "topology.bin").unlink()
             node.source = None
             await page.line(f"ssh 10.0.0.{name[-1]} systemctl start needle@{name}")
         await cluster.ready()
