@@ -7,13 +7,14 @@ they need no escape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client.core import Metric
 from prometheus_client.utils import floatToGoString
 
 _HELP = str.maketrans({"\\": r"\\", "\n": r"\n"})
 _VALUE = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+_number: Callable[[float], str] = floatToGoString
 _APART = "_created"
 """When something was first counted: a gauge of its own in this format."""
 
@@ -37,7 +38,7 @@ def text(families: Iterable[Metric], common: Mapping[str, str]) -> bytes:
         lines.append(f"# HELP {name} {meaning}\n# TYPE {name} {family.type}")
         created = family.name + _APART
         for one in family.samples:
-            line = f"{one.name}{labels(one.labels)} {floatToGoString(one.value)}"
+            line = f"{one.name}{labels(one.labels)} {_number(one.value)}"
             (apart if one.name == created else lines).append(line)
         if apart:
             lines.append(f"# HELP {created} {meaning}\n# TYPE {created} gauge")
