@@ -575,7 +575,7 @@ class SyncClient:
     ) -> int: ...
     def move_replica(
         self,
-        shard: int | Literal["catalog"],
+        shard: int | Literal['catalog'],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = ...,
@@ -682,6 +682,12 @@ class SyncClient:
     def enter_maintenance_mode(
         self,
         node: str,
+        *,
+        timeout: Seconds = ...,
+    ) -> None: ...
+    def check_maintenance(
+        self,
+        node: NodeId,
         *,
         timeout: Seconds = ...,
     ) -> None: ...
@@ -839,6 +845,31 @@ class SyncClient:
     def set_catalog_nodes(
         self,
         nodes: Iterable[NodeId],
+        *,
+        timeout: Seconds = ...,
+    ) -> None: ...
+    def plan_everywhere(
+        self,
+        node: NodeId,
+    ) -> list[MoveReplicas]: ...
+    def hold_everywhere(
+        self,
+        node: NodeId,
+        *,
+        timeout: Seconds = ...,
+    ) -> list[int]: ...
+    def plan_fewer_replicas(
+        self,
+        node: NodeId,
+    ) -> list[MoveReplicas]: ...
+    def hold_fewer_replicas(
+        self,
+        node: NodeId,
+        *,
+        timeout: Seconds = ...,
+    ) -> list[int]: ...
+    def forget_backups(
+        self,
         *,
         timeout: Seconds = ...,
     ) -> None: ...
