@@ -67,7 +67,7 @@ async def view(look: Look) -> None:
     await look.go("#/", ".verdict")
     page = look.page
     await page.wait_for_selector("table.shards tbody tr:nth-child(4)", timeout=60_000)
-    assert await page.locator("table.nodes tbody tr").count() == 4
+    assert await page.locator("table.nodes tbody tr").count() == 3
     assert await page.locator("table.shards tbody tr").count() == 4
     job = await page.inner_text(".job")
     assert re.search(r"Rebalance \d+ running\b", " ".join(job.split())), job

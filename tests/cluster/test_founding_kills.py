@@ -64,7 +64,7 @@ async def founded_although_killed(directory: Path, place: str, victims: tuple[st
 
     async def written() -> bool:
         async with processes.connect() as client:
-            await client.insert("before", VECTOR, timeout=5)
+            await client.insert("before", VECTOR, {"is": "there"}, timeout=5)
         return True
 
     async def written_with_all() -> bool:
@@ -101,7 +101,7 @@ async def founded_although_killed(directory: Path, place: str, victims: tuple[st
             await processes.ready(deadline=120)
             await healthy(client, 120)
             found = await client.get("before", timeout=30)
-            assert found is not None and found.vector.tolist() == VECTOR
+            assert found is not None and found.metadata == {"is": "there"}
             assert client.topology().founding == now.founding
             assert len({(await client.describe_node(name)).uid for name in ALL}) == 1
             assert [spec.name for spec in await client.collections()] == ["default"]
