@@ -66,9 +66,9 @@ async def view(look: Look) -> None:
     """Shards, the move and its progress, the lag of the follower, the most called keys, and the charts."""
     await look.go("#/", ".verdict")
     page = look.page
-    await page.wait_for_selector("table.shards tbody tr:nth-child(3)", timeout=60_000)
+    await page.wait_for_selector("table.shards tbody tr:nth-child(4)", timeout=60_000)
     assert await page.locator("table.nodes tbody tr").count() == 3
-    assert await page.locator("table.shards tbody tr").count() == 3
+    assert await page.locator("table.shards tbody tr").count() == 4
     job = await page.inner_text(".job")
     assert re.search(r"Rebalance \d+ running\b", " ".join(job.split())), job
     assert re.search(r"\d+ %, .* of .*B", job), job

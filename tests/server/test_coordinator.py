@@ -17,7 +17,6 @@ from cluster.planned_world import MIB, Begun, World, info, join, world
 from needle.base.errors import ConnectionLost, Internal, InvalidArgument, NeedleError, NotLeader
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import RaftStatus, WriteResult
-from needle.catalog.nodes import LEADABLE
 from needle.catalog.planning import planner
 from needle.catalog.planning.planner import plan
 from needle.catalog.planning.rebalance import STUCK_MAX, check_invariants
@@ -39,6 +38,7 @@ from needle.protocol.catalog_commands import (
 )
 from needle.protocol.peer_calls import WHO, DiskRoom, Levels, MemoryRoom, WhoAnswer
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
+from needle.routing.leadable import LEADABLE
 from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.plans import Plan, Replacement, ReplicaMove, Wish
 from needle.routing.stats import ClusterStats, imbalance

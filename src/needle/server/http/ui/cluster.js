@@ -132,6 +132,32 @@ const cell = (replica, leader) => {
 
 const urgency = { unavailable: 0, degraded: 1, healthy: 2 };
 
+// The catalog's group, as a row above the shards: without a leader nothing can be changed in the cluster.
+const catalogState = (one) => (one.leader === null ? "unavailable" : one.replicas.some((replica) => replica.error || ["Lost", "silent"].includes(replica.state)) ? "degraded" : "healthy");
+
+const holders = (one, nodes, wide) => {
+  const by = new Map(one.replicas.map((replica) => [replica.node, replica]));
+  if (wide) return nodes.map((id) => cell(by.get(id), one.leader));
+  return [h("td", { class: "many" }, one.replicas.map((replica) => h("span", { class: "held" }, name(replica.node), " ", mark(replica.state === "Leader" ? "lead" : replica.error ? "bad" : "good", ROLES[replica.state] ?? replica.state))))];
+};
+
+const catalogRow = (now, nodes, wide) => {
+  const state = catalogState(now.catalog);
+  const none = () => h("td", { class: "number faint" }, "\u2013");
+  return h(
+    "tr",
+    { "data-key": "shard-catalog" },
+    h("th", { scope: "row", class: "number" }, "catalog"),
+    h("td", {}, mark(STATES[state], state)),
+    holders(now.catalog, nodes, wide),
+    none(),
+    none(),
+    none(),
+    none(),
+    h("td", { class: "number" }, String(Math.max(0, ...now.catalog.replicas.map((replica) => replica.term)))),
+  );
+};
+
 const shards = (now) => {
   const sorted = [...now.shards].sort((a, b) => (now.shards.length > SHARDS_MAX ? urgency[a.state] - urgency[b.state] : 0) || a.shard - b.shard);
   const shown = sorted.slice(0, SHARDS_MAX);
@@ -140,16 +166,12 @@ const shards = (now) => {
   const most = Math.max(...now.shards.map((one) => one.documents), 1);
   const columns = wide ? nodes.map((id) => head(seen(id), "cell")) : [head("replicas")];
   const rows = shown.map((one) => {
-    const by = new Map(one.replicas.map((replica) => [replica.node, replica]));
-    const cells = wide
-      ? nodes.map((id) => cell(by.get(id), one.leader))
-      : [h("td", { class: "many" }, one.replicas.map((replica) => h("span", { class: "held" }, name(replica.node), " ", mark(replica.state === "Leader" ? "lead" : replica.error ? "bad" : "good", ROLES[replica.state] ?? replica.state))))];
     return h(
       "tr",
       { "data-key": `shard-${one.shard}` },
       h("th", { scope: "row", class: "number" }, String(one.shard)),
       h("td", {}, mark(STATES[one.state] ?? "warn", one.state)),
-      cells,
+      holders(one, nodes, wide),
       h("td", { class: "number" }, percent(one.share)),
       h("td", { class: "number" }, count(one.documents), bar(one.documents / most)),
       h("td", { class: "number" }, rate(one.replicas.reduce((total, replica) => total + replica.writes, 0))),
@@ -157,6 +179,7 @@ const shards = (now) => {
       h("td", { class: "number" }, String(one.term)),
     );
   });
+  rows.unshift(catalogRow(now, nodes, wide));
   const left = sorted.length - shown.length;
   return section(
     "Shards",
