@@ -36,6 +36,7 @@ from needle.cli import (
     rebalance_commands,
     recover_command,
     repair_commands,
+    replication_command,
     restart_commands,
     search_command,
     serve_command,
@@ -227,6 +228,12 @@ _add(
 )
 _add(cluster_app, "stats", rebalance_commands.stats, "needle cluster stats")
 _add(cluster_app, "plan", rebalance_commands.plan, "needle cluster plan --add-shard")
+_add(
+    cluster_app,
+    "replication-factor",
+    replication_command.replication_factor,
+    "needle cluster replication-factor 5 --dry-run",
+)
 _add(certs_app, "create-ca", certs_commands.ca, "needle certs create-ca --out certs")
 _add(certs_app, "create-node", certs_commands.node, "needle certs create-node node-1 --host 10.0.0.1 --out certs")
 _add(certs_app, "create-client", certs_commands.client, "needle certs create-client shop --out certs")

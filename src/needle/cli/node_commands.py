@@ -34,10 +34,10 @@ from needle.cli.rebalance_commands import (
     show_progress,
 )
 from needle.client.replacing import not_replaced, with_size
-from needle.protocol.catalog_commands import AssignReplicas
+from needle.protocol.catalog_commands import AssignReplicas, SetReplication
 from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
 from needle.routing.planned_moves import MoveReplicas
-from needle.routing.plans import Plan, Wish
+from needle.routing.plans import REPLICAS_MAX, Plan, Wish
 from needle.routing.topology import NodeState, Topology
 
 LOOK_SECONDS = 0.1
@@ -73,6 +73,7 @@ def add(
             if dry_run:
                 show_moves(await _sized(client, decisions), json, AT_ONCE)
             else:
+                await _raise_factor(client, decisions)
                 await _hold(client, decisions, deadline)
                 notes.print(f"{node} holds every shard", markup=False)
                 if json:
@@ -356,6 +357,14 @@ async def _sized(client: needle.Client, decisions: Sequence[AssignReplicas]) -> 
         if one.before != one.after
     ]
     return [with_size(move, stats) for move in moves]
+
+
+async def _raise_factor(client: needle.Client, decisions: Sequence[AssignReplicas]) -> None:
+    """Where an operator has said how many replicas there are to be, a later plan would take the new ones back."""
+    now = await _confirmed(client)
+    count = min((len(one.after) for one in decisions if one.group != CATALOG_GROUP), default=0)
+    if now.replicas and count > now.replicas:
+        await client.change_catalog(SetReplication(min(count, REPLICAS_MAX)), timeout=ASK_SECONDS)
 
 
 async def _hold(client: needle.Client, decisions: Sequence[AssignReplicas], deadline: float) -> None:

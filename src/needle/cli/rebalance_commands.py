@@ -244,7 +244,7 @@ def _ask(what: str, cluster: str, timeout: float) -> None:
 def carry_out(
     cluster: str,
     planned: Callable[[needle.Client], Awaitable[Plan]],
-    start: Callable[[needle.Client], Awaitable[int]],
+    start: Callable[[needle.Client], Awaitable[int | None]],
     config: RebalanceConfig,
     dry_run: bool,
     no_wait: bool,
@@ -253,19 +253,28 @@ def carry_out(
     deadline: float = math.inf,
     goes_on: Callable[[Topology], bool] = lambda _: False,
 ) -> None:
-    """refused: why a rebalance by this plan would not be begun, empty if it would; as the client's method asks.
-    config: as of `start`. deadline: see `followed`. goes_on: whether `start` would find that it was begun before."""
+    """start: the rebalance's id, None if nothing has to move. refused: why a rebalance by this plan would not be begun,
+    empty if it would; as the client's method asks. config: as of `start`. deadline: see `followed`. goes_on: whether
+    `start` would find that it was begun before, or that nothing has to move."""
     if dry_run:
         _show_only(cluster, planned, refused, config, json, goes_on)
         return
 
-    async def work(client: needle.Client) -> Progress:
+    async def work(client: needle.Client) -> Progress | None:
         id_ = await start(client)
+        if id_ is None:
+            return None
         if not json:
             notes.print(f"rebalance {id_} has begun; it goes on if you stop watching", markup=False)
         return await followed(client, id_, no_wait, json, deadline)
 
     found = run(cluster, work)
+    if found is None:
+        if json:
+            print_json({"id": None, "is_complete": True})
+        else:
+            notes.print("nothing has to move")
+        return
     show_progress(found, json)
     _check_ended(found)
 

@@ -32,6 +32,7 @@ from needle.client.nodes import NodeMethods, address_of
 from needle.client.rebalancing import RebalanceMethods
 from needle.client.replacing import ReplaceMethods
 from needle.client.replicas import ask_catalog, ask_replicas
+from needle.client.replication import ReplicationMethods
 from needle.client.restarting import RestartMethods
 from needle.client.shards import ClusterShards
 from needle.client.values import Seconds
@@ -53,7 +54,16 @@ STATUS_SECONDS = 2.0
 MADE_SECONDS = 0.2
 
 
-class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):
+class Client(
+    BatchMethods,
+    ReplaceMethods,
+    ShareMethods,
+    ReplicationMethods,
+    RebalanceMethods,
+    RestartMethods,
+    NodeMethods,
+    KeyMethods,
+):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
     def __init__(

@@ -164,7 +164,7 @@ def of_shards(
     ]
     for number in health.under_replicated:
         shard, info = health.shards[number], topology.shards[number]
-        fewer = not_wanted(info, topology.settings.replication_factor if topology.settings is not None else 0)
+        fewer = not_wanted(info, topology.replication_factor)
         if shard.leader is not None:
             count = len(info.wanted) + fewer
             subject = f"shard {number} has {count - shard.missing_replicas} of {count} replicas"

@@ -239,6 +239,20 @@ class AskRebalance(Body, frozen=True, kw_only=True):
     id: Whole | None = None
 
 
+class SetReplication(Body, frozen=True, kw_only=True):
+    """replicas: that each shard is to have, 1 to 7, and one on each node at most. config: the pace of the rebalance
+    that follows."""
+
+    replicas: int
+    config: AskedPace | None = None
+
+
+class Replicating(msgspec.Struct, frozen=True, kw_only=True):
+    """id: of the rebalance; null if nothing has to move."""
+
+    id: int | None
+
+
 class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
     """type: found-shard, move-range, move-replicas, prefer-leader or give-up-shard. documents, bytes: that it copies.
     shards: that it is about, -1 for the catalog."""

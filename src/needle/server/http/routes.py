@@ -298,6 +298,10 @@ ROUTES: Final = (
         cluster_bodies.PlanRebalance, cluster_bodies.PlanView, "reader", {"wish": {"shards": 4}}, "rebalancing",
     ),
     Route(
+        "PUT", f"{BASE}/replication_factor", cluster.set_replication_factor, "Have each shard have so many replicas",
+        cluster_bodies.SetReplication, cluster_bodies.Replicating, "admin", {"replicas": 3}, "rebalancing",
+    ),
+    Route(
         "POST", f"{BASE}/rebalance/pause", cluster.pause_rebalance, "Start no more moves",
         cluster_bodies.AskRebalance, cluster_bodies.Done, "admin", {}, "rebalancing",
     ),
