@@ -36,6 +36,7 @@ from needle.cli import (
     rebalance_commands,
     recover_command,
     repair_commands,
+    replica_command,
     replication_command,
     restart_commands,
     search_command,
@@ -242,7 +243,7 @@ _add(shard_app, "add", shard_commands.add, "needle shard add --dry-run")
 _add(shard_app, "remove", shard_commands.remove, "needle shard remove 3")
 _add(shard_app, "split", shard_commands.split, "needle shard split 0 --dry-run")
 _add(shard_app, "move", shard_commands.move, "needle shard move 0 node-2 node-4")
-_add(shard_app, "replicas", shard_commands.replicas, "needle shard replicas 2 node-1 node-3 node-7")
+_add(shard_app, "replicas", replica_command.replicas, "needle shard replicas 2 node-1 node-3 node-7")
 _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
 _add(keys_app, "create", key_commands.create, "needle keys create shop --role writer -c books")

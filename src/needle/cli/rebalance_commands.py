@@ -31,7 +31,7 @@ from needle.cli.common import (
 )
 from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
 from needle.routing.pace import expected_seconds
-from needle.routing.planned_moves import MoveReplicas, size_in_words
+from needle.routing.planned_moves import MoveReplicas, PreferLeader, size_in_words
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import Topology
@@ -152,8 +152,10 @@ def show_plan(made: Plan, json: bool, config: RebalanceConfig) -> None:
         console.print(expected_in_words(seconds))
 
 
-def show_moves(moves: Sequence[MoveReplicas], json: bool, config: RebalanceConfig, then: str = "") -> None:
-    """Moves of replicas alone. then: what follows them, for people."""
+def show_moves(
+    moves: Sequence[MoveReplicas | PreferLeader], json: bool, config: RebalanceConfig, then: str = ""
+) -> None:
+    """Moves of groups alone. then: what follows them, for people."""
     seconds, size = expected_seconds(moves, config), sum(move.bytes for move in moves)
     if json:
         documents = sum(move.documents for move in moves)
@@ -174,10 +176,19 @@ def expected_in_words(seconds: float) -> str:
 
 
 def rebalance(
+    id_: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="[ID]",
+            min=1,
+            help="Which rebalance, with --status one of the last 17; by default the last. Only with --status, --pause, "
+            "--resume and --cancel.",
+        ),
+    ] = None,
     status: Annotated[
         bool,
         typer.Option(
-            "--status", help="Show how far the last rebalance is. Exit code 1 if it has failed, or was cancelled."
+            "--status", help="Show how far a rebalance is, or how it ended. Exit code 1 if it failed or was cancelled."
         ),
     ] = False,
     pause: Annotated[bool, typer.Option("--pause", help="Have it start no more moves.")] = False,
@@ -198,10 +209,12 @@ def rebalance(
     asks = [name for name, on in (("pause", pause), ("resume", resume), ("cancel", cancel)) if on]
     if len(asks) + status + dry_run > 1:
         raise refuse("--" + (asks or ["status"])[0], "with others", "one of --status, --pause, --resume, --cancel")
+    if id_ is not None and not (asks or status):
+        raise refuse("ID", id_, "given with --status, --pause, --resume or --cancel only")
     if asks:
-        _ask(asks[0], cluster, timeout)
+        _ask(asks[0], id_, cluster, timeout)
     if status or asks:
-        found = run(cluster, lambda client: client.rebalance_progress(timeout=timeout))
+        found = run(cluster, lambda client: client.rebalance_progress(id_, timeout=timeout))
         if found is None:
             raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
         show_progress(found, json)
@@ -233,10 +246,10 @@ def not_emptied(made: Plan) -> str:
     return made.missing(unmet=True)
 
 
-def _ask(what: str, cluster: str, timeout: float) -> None:
+def _ask(what: str, id_: int | None, cluster: str, timeout: float) -> None:
     async def work(client: needle.Client) -> None:
         asks = {"pause": client.pause_rebalance, "resume": client.resume_rebalance, "cancel": client.cancel_rebalance}
-        await asks[what](timeout=timeout)
+        await asks[what](id_, timeout=timeout)
 
     run(cluster, work)
 

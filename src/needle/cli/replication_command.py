@@ -46,9 +46,9 @@ def replication_factor(
 
     async def start(client: needle.Client) -> int | None:
         id_ = await client.set_replication_factor(number, config, timeout=timeout)
-        notes.print(f"each shard is to have {number} replicas from now on", markup=False)
-        if told := told_of(number):
-            notes.print(told, markup=False, soft_wrap=True)
+        if not json:
+            told = [f"each shard is to have {number} replicas from now on", told_of(number)]
+            notes.print("\n".join(filter(None, told)), markup=False, soft_wrap=True)
         return id_
 
     carry_out(cluster, planned, start, config, dry_run, no_wait, json, refused)

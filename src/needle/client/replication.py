@@ -1,7 +1,7 @@
 """How many replicas each shard should have, after the cluster was created.
 
-Invariant: the number and the rebalance that follows from it are one entry of the catalog, so where the second is refused
-nothing is changed.
+Invariant: the number and the rebalance that follows from it are one entry of the catalog, so where the second is
+refused nothing is changed.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ async def start_rebalance(call: Call) -> bodies.StartedRebalance:
 
 
 async def progress(call: Call) -> bodies.ProgressView:
-    return bodies.ProgressView(progress=await call.client.rebalance_progress(timeout=call.body.timeout))
+    return bodies.ProgressView(progress=await call.client.rebalance_progress(call.body.id, timeout=call.body.timeout))
 
 
 async def set_replication_factor(call: Call) -> bodies.Replicating:

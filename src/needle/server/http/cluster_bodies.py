@@ -6,7 +6,7 @@ import msgspec
 
 from needle.routing.jobs import Progress, RebalanceConfig
 from needle.routing.plans import Balance, Replacement, ReplicaMove, ShardSplit, Wish
-from needle.server.http.bodies import Body, Whole
+from needle.server.http.bodies import Body, Positive, Whole
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,6 +233,12 @@ class StartedRebalance(msgspec.Struct, frozen=True, kw_only=True):
     id: int
 
 
+class WhichRebalance(Body, frozen=True, kw_only=True):
+    """id: of the last rebalance, or of one of the 16 before it; by default the last one."""
+
+    id: Positive | None = None
+
+
 class AskRebalance(Body, frozen=True, kw_only=True):
     """id: by default the last rebalance."""
 
@@ -282,6 +288,6 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProgressView(msgspec.Struct, frozen=True, kw_only=True):
-    """progress: of the last rebalance; null if there never was one."""
+    """progress: of the rebalance that was asked for; null if there never was one."""
 
     progress: Progress | None

@@ -282,8 +282,8 @@ ROUTES: Final = (
     ),
     # --- rebalancing -------------------------------------------------------------------------------------------------
     Route(
-        "GET", f"{BASE}/rebalance", cluster.progress, "How far the last rebalance is",
-        Nothing, cluster_bodies.ProgressView, "reader", tag="rebalancing",
+        "GET", f"{BASE}/rebalance", cluster.progress, "How far a rebalance is, or how it ended",
+        cluster_bodies.WhichRebalance, cluster_bodies.ProgressView, "reader", tag="rebalancing",
     ),
     Route(
         "POST", f"{BASE}/rebalance", cluster.start_rebalance, "Start a rebalance",
