@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from needle.routing.jobs import Progress, RebalanceConfig
-from needle.routing.plans import Balance, Replacement, ReplicaMove, ShardSplit, Wish
+from needle.routing.plans import REPLICAS_MAX, Balance, Replacement, ReplicaMove, ShardSplit, Wish
 from needle.server.http.bodies import Body, Positive, Whole
 
 
@@ -249,7 +252,7 @@ class SetReplication(Body, frozen=True, kw_only=True):
     """replicas: that each shard is to have, 1 to 7, and one on each node at most. config: the pace of the rebalance
     that follows."""
 
-    replicas: int
+    replicas: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)]
     config: AskedPace | None = None
 
 
