@@ -12,10 +12,10 @@ from collections.abc import Collection, Sequence
 
 from needle.base.errors import InvalidArgument
 from needle.base.ids import CATALOG_GROUP, GroupId
-from needle.catalog.planning.catalog_nodes import catalog_size
 from needle.client.client import Client
 from needle.protocol.catalog_commands import AssignReplicas, ConfirmReplicas
 from needle.raft.messages import ConfState
+from needle.routing.replication import catalog_size
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
 
@@ -83,8 +83,8 @@ class Holders:
         return conf
 
     def _full(self, group: GroupId) -> int:
-        """How many replicas a group should have: as the operator said last, or as it began with. The catalog is begun by
-        all founders, and comes to so many at once."""
+        """How many replicas a group should have: as the operator said last, or as it began with. The catalog is begun
+        by all founders, and comes to so many at once."""
         said = self._truth.now.replicas
         if group == CATALOG_GROUP:
             return catalog_size(self._stage.spec.nodes, said or self._replicas)

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from needle.catalog.planning.catalog_nodes import catalog_size
 from needle.client.client import Client
 from needle.protocol.catalog_commands import DrainNode
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import Wish
+from needle.routing.replication import catalog_size
 from needle.routing.topology import NodeState
 from proof.sim.machine import stream
 from proof.sim.shards.profile import Shape

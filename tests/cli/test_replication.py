@@ -71,6 +71,12 @@ def test_the_replication_factor_is_raised_lowered_and_kept_by_rebalances(tmp_pat
         with needle.connect_sync(cluster.cluster) as client:
             assert sum(client.counts().values()) == DOCUMENTS
 
+        # Fewer nodes hold the catalog than could.
+        run("shard", "replicas", "catalog", "node-1", "node-2", *at)
+        until(lambda: "3 nodes could hold the catalog, and 2 do" in " ".join(run("status", *at, expect=None).split()))
+        assert " is done" in run("rebalance", *at)
+        assert "could hold the catalog" not in " ".join(run("status", *at, expect=None).split())
+
         # What became of the one before the last is told by its id.
         assert shown("rebalance", "--status")["id"] > first
         before = shown("rebalance", str(first), "--status")

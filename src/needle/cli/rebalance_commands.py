@@ -191,7 +191,7 @@ def rebalance(
             "--status", help="Show how far a rebalance is, or how it ended. Exit code 1 if it failed or was cancelled."
         ),
     ] = False,
-    pause: Annotated[bool, typer.Option("--pause", help="Have it start no more moves.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Have it start no more moves, and copy no more.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Have it go on.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End it: what is not decided is taken back.")] = False,
     dry_run: DryRun = False,

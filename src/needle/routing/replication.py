@@ -1,4 +1,4 @@
-"""How many replicas each shard of a cluster may be said to have. Pure."""
+"""How many replicas each shard of a cluster may be said to have, and how many nodes hold its catalog. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ from needle.base.config import check_range
 from needle.base.errors import invalid
 from needle.routing.plans import REPLICAS_MAX
 from needle.routing.topology import Topology
+
+THREE_UP_TO, FIVE_UP_TO = 8, 24
+"""Nodes of which so many hold the catalog; of more it is 7 (adr/0108)."""
+
+
+def catalog_size(nodes: int, replicas: int) -> int:
+    """How many of so many nodes hold the catalog, where shards have so many replicas: 3, 5 or 7, and never fewer that
+    may fail than of a shard; what there are nodes for."""
+    usual = 3 if nodes <= THREE_UP_TO else 5 if nodes <= FIVE_UP_TO else REPLICAS_MAX
+    size = odd(min(max(usual, replicas), nodes, REPLICAS_MAX))
+    return 1 if size == 2 and replicas < 2 else size
+
+
+def odd(count: int) -> int:
+    """So many or one less; two stay two."""
+    return count if count % 2 or count <= 2 else count - 1
 
 
 def check_replication(now: Topology, replicas: int) -> None:

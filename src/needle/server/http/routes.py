@@ -302,7 +302,7 @@ ROUTES: Final = (
         cluster_bodies.SetReplication, cluster_bodies.Replicating, "admin", {"replicas": 3}, "rebalancing",
     ),
     Route(
-        "POST", f"{BASE}/rebalance/pause", cluster.pause_rebalance, "Start no more moves",
+        "POST", f"{BASE}/rebalance/pause", cluster.pause_rebalance, "Start no more moves, and copy no more",
         cluster_bodies.AskRebalance, cluster_bodies.Done, "admin", {}, "rebalancing",
     ),
     Route(
