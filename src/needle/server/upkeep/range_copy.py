@@ -171,6 +171,7 @@ class RangeCopier:
             if more and info.state is MoveState.COPYING:
                 await self._rest(info, 0.0 if left else info.throttle_rate)
                 left = left or info.batch_size
+        await self._rest(info, 0.0)
         known = copy.known.get(name, BitMap())
         upto = copy.cursors.get(name, -1)
         deleted, known = await self._look(info, copying.deleted, name, info.ranges, upto, known)
