@@ -324,9 +324,6 @@ MUTANTS = (
         breaks="a cluster that was to have fewer replicas keeps them, and its rebalance says that it is done",
         edits=(Edit("catalog.planning.planner:_Planning._copies", "if self._topology.replicas:", "if False:"),),
         tests=(_REPLICATION + "test_replicas_are_added_and_taken_away_and_health_judges_by_the_new_number",),
-        sim=True,
-        growing=True,
-        minutes=1.0,
     ),
     Mutant(
         name="factor-without-its-rebalance",
