@@ -17,7 +17,7 @@ MUTANTS = (
     Mutant(
         name="catalog-of-an-even-number",
         breaks="four nodes hold the catalog where three let as many fail, and none of four can be given away",
-        edits=(Edit("catalog.planning.catalog_nodes:_odd", "if count % 2 or count <= 2", "if count"),),
+        edits=(Edit("routing.replication:odd", "if count % 2 or count <= 2", "if count"),),
         tests=(_CATALOG + "test_any_catalog_comes_to_an_odd_number_on_nodes_that_stay",),
     ),
     Mutant(
@@ -26,7 +26,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "catalog.planning.catalog_nodes:catalog_count",
-                "size if balance else max(size, _odd(min(now, staying, REPLICAS_MAX)))",
+                "size if balance else max(size, odd(min(now, staying, REPLICAS_MAX)))",
                 "max(now, size)",
             ),
         ),

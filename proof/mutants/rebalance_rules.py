@@ -11,6 +11,7 @@ _ANY = _COORDINATOR + "test_whoever_dies_whenever_it_comes_to_its_end"
 _STEPPED = "catalog.rebalances:stepped"
 
 _HEALING = "tests/server/test_healing.py::"
+_REPLICATION = "tests/client/test_replication.py::"
 _REPLACING = "tests/client/test_replacing.py::"
 
 MUTANTS = (
@@ -317,6 +318,30 @@ MUTANTS = (
         breaks="a weight or zone is changed although the rebalance that was to follow is refused",
         edits=(Edit("client.node_shares:ShareMethods._rebalance_by", "now.cluster_version >= EMPTIES", "False"),),
         tests=(_REPLACING + "test_a_weight_or_zone_that_begins_a_rebalance_is_changed_with_it_or_not_at_all",),
+    ),
+    Mutant(
+        name="factor-that-plans-pass-over",
+        breaks="a cluster that was to have fewer replicas keeps them, and its rebalance says that it is done",
+        edits=(Edit("catalog.planning.planner:_Planning._copies", "if self._topology.replicas:", "if False:"),),
+        tests=(_REPLICATION + "test_replicas_are_added_and_taken_away_and_health_judges_by_the_new_number",),
+    ),
+    Mutant(
+        name="factor-without-its-rebalance",
+        breaks="the replication factor is set although the rebalance that was to follow is refused",
+        edits=(
+            Edit(
+                "client.replication:ReplicationMethods.set_replication_factor",
+                "check_over(now.rebalance)",
+                "await self._shards.command(SetReplication(number), seconds)",
+            ),
+        ),
+        tests=(_REPLICATION + "test_what_cannot_be_is_refused_and_changes_nothing",),
+    ),
+    Mutant(
+        name="factor-above-the-nodes",
+        breaks="a cluster is to have more replicas than it has nodes for, and is under-replicated for ever",
+        edits=(Edit("routing.replication:check_replication", "replicas > len(now.taking)", "False"),),
+        tests=(_REPLICATION + "test_what_cannot_be_is_refused_and_changes_nothing",),
     ),
     Mutant(
         name="ends-that-are-forgotten",

@@ -12,10 +12,10 @@ from collections.abc import Collection, Sequence
 
 from needle.base.errors import InvalidArgument
 from needle.base.ids import CATALOG_GROUP, GroupId
-from needle.catalog.planning.catalog_nodes import catalog_size
 from needle.client.client import Client
 from needle.protocol.catalog_commands import AssignReplicas, ConfirmReplicas
 from needle.raft.messages import ConfState
+from needle.routing.replication import catalog_size
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
 
@@ -83,9 +83,13 @@ class Holders:
         return conf
 
     def _full(self, group: GroupId) -> int:
-        """How many replicas a group began with. The catalog is begun by all founders, and comes to so many at once."""
+        """How many replicas a group should have: as the operator said last, or as it began with. The catalog is begun
+        by all founders, and comes to so many at once."""
+        said = self._truth.now.replicas
         if group == CATALOG_GROUP:
-            return catalog_size(self._stage.spec.nodes, self._replicas)
+            return catalog_size(self._stage.spec.nodes, said or self._replicas)
+        if said:
+            return min(said, len(self.members))
         first = self._truth.topologies[1].holders(group)
         return len(first.wanted) if first is not None else min(self._replicas, len(self.members))
 
@@ -186,9 +190,9 @@ class Holders:
         kept = [node for node in wanted if node not in lost]
         spare = [node for node in (*self._truth.leaving(group), *self.members) if node not in wanted]
         spare = [node for node in dict.fromkeys(spare) if node not in lost]
-        made = [*kept, *spare[: self._full(group) - len(kept)]]
+        made = [*kept, *spare[: max(0, self._full(group) - len(kept))]]
         voting = [node for node in wanted if node in lost and conf is not None and node in conf.voters]
-        return [*made, *voting[: self._full(group) - len(made)]]
+        return [*made, *voting[: max(0, self._full(group) - len(made))]]
 
     def to_mend(self) -> list[GroupId]:
         """The groups of which the catalog has other nodes hold replicas than an operator wants."""

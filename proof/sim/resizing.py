@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from needle.catalog.planning.catalog_nodes import catalog_size
 from needle.client.client import Client
 from needle.protocol.catalog_commands import DrainNode
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import Wish
+from needle.routing.replication import catalog_size
 from needle.routing.topology import NodeState
 from proof.sim.machine import stream
 from proof.sim.shards.profile import Shape
@@ -35,6 +35,8 @@ FOLLOWS_SHARE = 0.6
 """Of rebalances: the catalog follows the nodes that there are; in the others so many hold it as began it."""
 CATALOG_SHARE = 0.3
 """Of the moves by hand are of the catalog."""
+FACTOR_SHARE, REPLICAS_MORE = 0.2, 2
+"""Of what is asked for is the replication factor set: to what the run began with, or up to so many more."""
 PAUSE_SECONDS = 3.0
 IDLE_TRIES = 30
 
@@ -47,10 +49,12 @@ class Resizing:
         self._fleet = stage.fleet
         self._truth = truth
         self._shards, self._replicas, self._batch = shape.shards, shape.replicas, shape.move_rows
+        self._most = shape.replicas + REPLICAS_MORE
         self._rng = rng
         self._heat = stream(stage.spec.seed, "calls that count")
         self._catalog = stream(stage.spec.seed, "who holds the catalog")
         self._chance = stream(stage.spec.seed, "the catalog by hand")
+        self._factor = stream(stage.spec.seed, "how many replicas")
 
     @property
     def under_way(self) -> bool:
@@ -74,6 +78,9 @@ class Resizing:
         if what in BY_HAND_KINDS:
             await self._by_hand(client, what, members)
             return
+        if self._factor.random() < FACTOR_SHARE:
+            await self._set_factor(client, members)
+            return
         serving, wish = [info.shard for info in now.serving], Wish()
         if what == "add-shard" and len(serving) < self._shards + SHARDS_MORE:
             wish = Wish(shards=len(serving) + 1)
@@ -85,6 +92,12 @@ class Resizing:
             await client.change_catalog(DrainNode(rng.choice(list(members)), True), timeout=ADMIN_SECONDS)
             wish = Wish(balance=rng.random() < 0.5)
         await self._start(client, wish)
+
+    async def _set_factor(self, client: Client, members: Sequence[str]) -> None:
+        """Never to fewer than the run began with: what may be lost is judged by that."""
+        number = self._factor.randint(self._replicas, max(self._replicas, min(len(members), self._most)))
+        id_ = await client.set_replication_factor(number, self._config(), timeout=ADMIN_SECONDS)
+        self._stage.trace.tell(f"each shard is to have {number} replicas: rebalance {id_ or 'not needed'}")
 
     async def _until_idle(self) -> None:
         for _ in range(IDLE_TRIES):
@@ -124,10 +137,12 @@ class Resizing:
 
     async def _start(self, client: Client, wish: Wish) -> None:
         config = self._config()
-        begun = catalog_size(self._stage.spec.nodes, self._replicas)
+        said = self._truth.now.replicas
+        begun = catalog_size(self._stage.spec.nodes, said or self._replicas)
         nodes = None if self._catalog.random() < FOLLOWS_SHARE else begun
         heat = self._heat.choice(HEATS)
-        wish = msgspec.structs.replace(wish, catalog_nodes=nodes, replicas=self._replicas, heat=heat)
+        replicas = None if said else self._replicas
+        wish = msgspec.structs.replace(wish, catalog_nodes=nodes, replicas=replicas, heat=heat)
         id_ = await client.start_rebalance(config, wish=wish, timeout=ADMIN_SECONDS)
         self._stage.trace.tell(f"rebalance {id_} begins: {wish}")
 

@@ -317,7 +317,7 @@ def test_a_command_whose_rebalance_somebody_cancelled_has_not_done_its_work(clie
 def test_the_status_of_a_rebalance_that_did_not_do_its_work_fails(client: Make, state: JobState, why: str) -> None:
     one = client(execute(founded(1, 3, 4), 2, StartRebalance(Wish(), RebalanceConfig()))[0])
 
-    async def progress(*, timeout: float) -> Progress:
+    async def progress(id: int | None, *, timeout: float) -> Progress:
         job = one.now.rebalance
         assert job is not None
         return rebalance.progress(msgspec.structs.replace(job, state=state), NOTHING, (), 0.0)

@@ -28,6 +28,7 @@ ALERTS_ELSEWHERE = {
 STATUS = "needle status"
 """All these tests run it all the time."""
 OPERATIONS_ELSEWHERE = {
+    "needle cluster replication-factor N": "test_replication.py",
     "needle node add node-4": "test_runbooks.py",
     "needle node drain node-2": "test_runbooks.py",
     "needle node drain node-2 --undo": "test_runbooks.py",

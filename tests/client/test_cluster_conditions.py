@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 
 from cluster.catalog_util import topology
-from needle.client.cluster_conditions import of_nodes, uneven, who_replaces
+from needle.base.ids import CATALOG_GROUP
+from needle.catalog.state import execute
+from needle.client.cluster_conditions import few_hold_the_catalog, of_nodes, uneven, who_replaces
 from needle.client.health import ClusterHealth, ShardHealth
+from needle.protocol.catalog_commands import MaintainNode, StartRebalance, WeighNode
 from needle.protocol.peer_calls import ClockLevels, DiskRoom, FlushLevels, Levels, WhoAnswer
+from needle.routing.jobs import RebalanceConfig
+from needle.routing.plans import Wish
+from needle.routing.topology import Holders
 
 DAY = 86_400.0
 
@@ -29,6 +35,22 @@ def test_who_lacks_replicas_is_told_when_the_cluster_makes_up_for_none() -> None
     now = topology()
     assert "the cluster does" in who_replaces(now, ["node-2", "node-3"])
     assert "replaces none by itself" in who_replaces(now, ["node-2", "node-3", "node-4"])
+
+
+def test_a_catalog_on_fewer_nodes_than_could_hold_it_is_told_with_what_to_type() -> None:
+    now = topology(shards=1, factor=2, nodes=3).with_holders(CATALOG_GROUP, Holders(("node-1", "node-2")))
+    nodes = set(now.addresses())
+    (hint,) = few_hold_the_catalog(now, nodes)
+    assert hint.startswith("3 nodes could hold the catalog, and 2 do (node-1, node-2)") and "`needle rebalance`" in hint
+    assert few_hold_the_catalog(now, nodes - {"node-3"}) == []  # it is not back
+    for command in (
+        MaintainNode("node-3", True),
+        WeighNode("node-3", 0.0),
+        StartRebalance(Wish(), RebalanceConfig()),  # it brings it there
+    ):
+        assert few_hold_the_catalog(execute(now, 5, command)[0], nodes) == []
+    assert few_hold_the_catalog(topology(shards=1, factor=2, nodes=3), nodes) == []
+    assert few_hold_the_catalog(now.with_holders(CATALOG_GROUP, Holders(("node-1",), ("node-2",), 7)), nodes) == []
 
 
 def test_a_disk_that_takes_no_more_files_is_said_to_be_so() -> None:

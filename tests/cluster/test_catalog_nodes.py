@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.planned_world import World, cluster, info, join
-from needle.catalog.planning.catalog_nodes import catalog_count, catalog_size, catalog_voters
+from needle.catalog.planning.catalog_nodes import catalog_count, catalog_voters
 from needle.catalog.planning.planner import plan
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import DrainNode, MaintainNode, RemoveNode
 from needle.routing.plans import Wish
+from needle.routing.replication import catalog_size
 
 
 def made_of(nodes: int, catalog: int, shards: int = 2, factor: int = 3) -> World:

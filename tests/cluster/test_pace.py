@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 
@@ -23,9 +25,16 @@ def job(state: JobState = JobState.RUNNING, config: RebalanceConfig = SLOW) -> J
     return Job(id=5, wish=Wish(), config=config, state=state, running=running)
 
 
-@pytest.mark.parametrize("state", [state for state in JobState if state not in OVER])
+@pytest.mark.parametrize("state", [state for state in JobState if state not in {*OVER, JobState.PAUSED}])
 def test_a_new_replica_rests_as_long_as_ranges_of_as_many_documents(state: JobState) -> None:
     assert rest_of(job(state), 3, "c") == rest_of(job(state), 3, "d") == 1000 / 100 * 0.5
+
+
+def test_a_new_replica_waits_while_its_rebalance_is_paused_whatever_its_pace() -> None:
+    for config in (SLOW, FAST):
+        paused = job(JobState.PAUSED, config)
+        assert rest_of(paused, 3, "c") == rest_of(paused, 3, "d") == math.inf
+        assert rest_of(paused, 3, "b") == rest_of(paused, 2, "c") == 0.0  # a follower that was away
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import pytest
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import ConnectionLost, InvalidArgument, OutcomeUnknown, Unavailable
 from needle.client.client import Client
-from needle.distributed import RebalanceConfig, RebalanceCoordinator, Wish
+from needle.distributed import RebalanceConfig, RebalanceCoordinator, RebalanceHandle, Wish
 from needle.local.process_cluster import wait_for
 from needle.routing.jobs import JobState
 from needle.routing.planned_moves import FoundShard, MoveRange
 from needle.routing.strategy import ShardStrategy
-from needle.routing.topology import Topology
+from needle.routing.topology import MoveState, Topology
 
 LOADED = 3000
 SLOWLY = RebalanceConfig(max_concurrent_moves=4, batch_size=100, throttle_rate=0.05)
@@ -163,6 +163,7 @@ async def test_a_rebalance_is_planned_paused_cancelled_and_found_again(tmp_path:
                 if progress.phases and 0 < progress.percent_complete < 100:
                     break
             assert progress.moved_bytes < progress.total_bytes
+            await _paused_copies_nothing(client, handle)
             assert all("move" in words for words in progress.moves.values())
             await handle.cancel()
             ended = await handle.wait(60)
@@ -184,6 +185,26 @@ async def test_a_rebalance_is_planned_paused_cancelled_and_found_again(tmp_path:
             hits = await other.search(np.ones(8, np.float32), 10_000, exact=True)
             assert sorted(hit.id for hit in hits) == sorted(load.there)
             await _a_replica_comes_slowly(client, coordinator)
+
+
+async def _paused_copies_nothing(client: Client, handle: RebalanceHandle) -> None:
+    """What a batch was under way with when it was paused still comes; then nothing more does, until it goes on."""
+    await handle.pause()
+    counted: list[int] = []
+
+    async def still() -> bool:
+        counted.append((await handle.progress()).moved_documents)
+        return len(counted) > 6 and len(set(counted[-6:])) == 1
+
+    paused = await wait_for(still, 60, "a copy that stands still") and counted[-1]
+    assert (await handle.progress()).state is JobState.PAUSED
+    assert (await client.refresh_topology(confirmed=True)).moves[0].state is MoveState.COPYING
+    await handle.resume()
+
+    async def goes_on() -> bool:
+        return (await handle.progress()).moved_documents > paused
+
+    await wait_for(goes_on, 60, "the copy going on")
 
 
 async def _a_replica_comes_slowly(client: Client, coordinator: RebalanceCoordinator) -> None:

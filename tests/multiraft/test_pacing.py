@@ -80,3 +80,54 @@ def test_the_sender_hears_of_a_long_rest_and_a_new_pace_counts_at_once(tmp_path:
     at = [moment for moment, _ in leader.asked]
     assert max(later - earlier for earlier, later in pairwise(at)) <= 10.0 + 1e-6
     assert [size for _, size in leader.asked if size] == [CHUNK, CHUNK]
+
+
+def test_several_snapshots_of_a_node_share_the_pace_and_each_sender_hears_of_it(tmp_path: Path) -> None:
+    leaders = {group: Asked({"f": bytes([group]) * 4 * CHUNK}) for group in (7, 8, 9)}
+
+    async def work() -> tuple[Path, float]:
+        loop, config = asyncio.get_running_loop(), replace(FAST, snapshot_chunk_bytes=CHUNK, snapshot_keep=30.0)
+
+        class Both(Nothing):
+            async def call(self, node: str, method: str, body: Any, timeout: float) -> bytes:
+                return await leaders[int(node)].call(node, method, body, timeout)
+
+        paces = {7: 80.0, 8: 80.0, 9: 0.0}
+        fetcher = SnapshotFetcher(
+            str(tmp_path),
+            Files(),
+            Inline(),
+            Both(),
+            config,
+            lambda _: None,
+            paces.__getitem__,  # type: ignore[arg-type]
+        )
+        began, ended = loop.time(), dict[int, float]()
+
+        async def fetch(group: int) -> None:
+            await fetcher.fetch(group, str(group), manifest(leaders[group].files), Nothing())
+            ended[group] = loop.time() - began
+
+        await asyncio.gather(*map(fetch, leaders))
+        assert ended[9] == 0.0  # who was away is not held up by others
+        assert ended[7] > 80.0 and ended[8] > 80.0
+        return tmp_path, loop.time() - began
+
+    assert run(work)[1] == pytest.approx(160.0)
+    for group in (7, 8):
+        at = [moment for moment, _ in leaders[group].asked]
+        assert max(later - earlier for earlier, later in pairwise(at)) <= 30.0
+
+
+def test_what_is_paused_comes_no_further_until_it_goes_on_and_the_sender_hears_of_it(tmp_path: Path) -> None:
+    leader = Asked({"f": b"x" * 4 * CHUNK})
+
+    def pace(_: int) -> float:
+        return float("inf") if 0.0 <= asyncio.get_running_loop().time() < 500.0 else 0.0
+
+    took = fetched(tmp_path, leader, pace)[1]
+    assert 500.0 <= took <= 510.0
+    parts = [moment for moment, size in leader.asked if size]
+    assert parts[0] < 1.0 and min(parts[1:]) >= 500.0 and len(parts) == 4
+    at = [moment for moment, _ in leader.asked]
+    assert max(later - earlier for earlier, later in pairwise(at)) <= 10.0 + 1e-6

@@ -24,6 +24,9 @@ from needle.protocol.catalog_commands import AdvanceMove, CancelMove, CatalogCom
 from needle.protocol.commands import Asked, Command, CreateCollection, Delete, Once
 from needle.protocol.move_commands import Confirm, Forget, Freeze, Import, Mark, Own, PrepareMove, Release
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
+from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
+from needle.routing.planned_moves import MoveRange
+from needle.routing.plans import Wish
 from needle.routing.strategy import RANGE, ShardStrategy, routing_key
 from needle.routing.topology import CollectionInfo, MoveState, Topology
 from needle.server.upkeep.mover import Mover
@@ -743,6 +746,55 @@ def test_a_move_that_copies_keeps_its_pace_whatever_is_frozen_on_other_nodes(tmp
         await asyncio.sleep(600)
         running.cancel()
         assert len(copied) == 1  # the next one is due after an hour
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("rows_max", [5, 100])
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_paused_move_copies_no_further_than_its_batch_and_goes_on_with_what_was_written(
+    tmp_path: Path, rows_max: int, cancelled: bool
+) -> None:
+    """Also one whose whole copy was a single batch: it does not freeze."""
+
+    async def work() -> None:
+        world = World(tmp_path, random.Random(3))
+        world.writes = False
+        for _ in range(60):
+            world.write()
+        sent: list[Command] = []
+
+        def pause(state: JobState) -> None:
+            (info,) = world.topology.moves
+            move = MoveRange(source=0, target=1, ranges=info.ranges, documents=10, bytes=10)
+            running = (Running(id=info.id, move=move, nodes=("node-1",)),)
+            job = Job(id=50, wish=Wish(), config=RebalanceConfig(), state=state, running=running)
+            world.topology = msgspec.structs.replace(world.topology, rebalance=job)
+
+        def seen(command: object, done: bool) -> None:
+            if done and isinstance(command, Import | Freeze | Release | Own):
+                sent.append(command)
+                if len(sent) == 1:
+                    pause(JobState.PAUSED)
+
+        world.seen = seen
+        await world.command(StartMove(1, 1, [(b"m", b"m\xff")], 0, 1), 1.0)
+        move = world.topology.moves[0].id
+        running = asyncio.create_task(Mover(world.node(), rows_max).run())
+        await until(lambda: bool(sent))
+        await asyncio.sleep(600)
+        assert [type(command) for command in sent] == [Import]
+        assert world.topology.moves[0].state is MoveState.COPYING
+        for _ in range(60):
+            world.write()  # writes go on where they were
+        if cancelled:
+            await world.command(CancelMove(move), 1.0)
+        else:
+            pause(JobState.RUNNING)
+        await until(lambda: not world.topology.moves)
+        running.cancel()
+        there = {name for name in world.visible(2) if name.startswith("m")}
+        assert there == (set() if cancelled else {name for name in world.truth if name.startswith("m")})
 
     virtually(work())
 

@@ -158,6 +158,25 @@ def test_done_is_what_was_wished() -> None:
             judged(with_job(now, **{**changes, "state": JobState.RUNNING}), with_job(now, state=done, **changes))
 
 
+def test_each_shard_has_as_many_replicas_as_was_said() -> None:
+    at = replace(NOW, replicas=4)
+    begun, done = with_job(at), with_job(at, state=JobState.DONE, revision=1)
+    seen = Rebalances(lambda shard: [])
+    seen.changed(at, begun)
+    with pytest.raises(Violation, match="is done, and shard 0 has 3 of 4 replicas"):
+        seen.changed(begun, done)
+    fewer = replace(NOW, replicas=2)
+    seen = Rebalances(lambda shard: [])
+    seen.changed(fewer, with_job(fewer))
+    with pytest.raises(Violation, match="is done, and shard 0 has 3 of 2 replicas"):
+        seen.changed(with_job(fewer), with_job(fewer, state=JobState.DONE, revision=1))
+    enough = replace(NOW, replicas=3)
+    seen = Rebalances(lambda shard: [])
+    seen.changed(enough, begun := with_job(enough))
+    shards = tuple(replace(one, replicas=one.replicas[:2]) if not one.shard else one for one in NOW.shards)
+    seen.changed(begun, with_job(replace(enough, shards=shards), state=JobState.DONE, revision=1))  # by others, since
+
+
 def test_what_was_wished_by_hand_is_so_and_nothing_else_need_be() -> None:
     drained = execute(NOW, 6, DrainNode("node-1", True))[0]
     held = NOW.shards[0].replicas

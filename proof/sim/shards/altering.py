@@ -49,7 +49,7 @@ class Altering:
                 index = msgspec.structs.replace(index, kind=self._stage.profile.index)
             try:
                 await self._client.alter_collection(COLLECTION, index=index, timeout=CALL_TIMEOUT)
-            except (Unavailable, OutcomeUnknown, StorageError) as error:
+            except (Unavailable, OutcomeUnknown, StorageError, ClusterTooOld) as error:
                 self._stage.trace.note(f"altering: {error.code}")
             except NeedleError as error:
                 self.broken = Violation("expected errors", f"altering to {index.built}: {error!r}: {error}")

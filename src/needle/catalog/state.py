@@ -48,6 +48,7 @@ from needle.protocol.catalog_commands import (
     RetireShard,
     SetAlias,
     SetReplicas,
+    SetReplication,
     StartMove,
     StartRebalance,
     StepRebalance,
@@ -58,6 +59,7 @@ from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.routing.jobs import kept
 from needle.routing.leadable import check_leadable
 from needle.routing.plans import REPLICAS_MAX
+from needle.routing.replication import check_replication
 from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.topology import (
     CollectionInfo,
@@ -158,6 +160,14 @@ def _set_replicas(now: Topology, index: int, command: SetReplicas) -> Changed:
         raise InvalidArgument(f"shard {info.shard} is on {info.replicas}, not on {command.before}", field="before")
     shards = tuple(_replace(s, replicas=after, leaving=()) if s.shard == info.shard else s for s in now.shards)
     return done(_replace(now, shards=shards), index)
+
+
+def _set_replication(now: Topology, index: int, command: SetReplication) -> Changed:
+    need_cluster(now)
+    check_replication(now, command.replicas)
+    if now.replicas == command.replicas:
+        return done(now, index, now.version, existed=True)
+    return done(_replace(now, replicas=command.replicas), index)
 
 
 def _holders(now: Topology, group: int) -> Holders:
@@ -287,6 +297,7 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], Changed]] = {
     AddShard: _add_shard,
     RetireShard: _retire_shard,
     SetReplicas: _set_replicas,
+    SetReplication: _set_replication,
     AssignReplicas: _assign_replicas,
     ConfirmReplicas: _confirm_replicas,
     CreateCollection: collections.create,

@@ -36,6 +36,8 @@ from needle.cli import (
     rebalance_commands,
     recover_command,
     repair_commands,
+    replica_command,
+    replication_command,
     restart_commands,
     search_command,
     serve_command,
@@ -227,6 +229,12 @@ _add(
 )
 _add(cluster_app, "stats", rebalance_commands.stats, "needle cluster stats")
 _add(cluster_app, "plan", rebalance_commands.plan, "needle cluster plan --add-shard")
+_add(
+    cluster_app,
+    "replication-factor",
+    replication_command.replication_factor,
+    "needle cluster replication-factor 5 --dry-run",
+)
 _add(certs_app, "create-ca", certs_commands.ca, "needle certs create-ca --out certs")
 _add(certs_app, "create-node", certs_commands.node, "needle certs create-node node-1 --host 10.0.0.1 --out certs")
 _add(certs_app, "create-client", certs_commands.client, "needle certs create-client shop --out certs")
@@ -235,7 +243,7 @@ _add(shard_app, "add", shard_commands.add, "needle shard add --dry-run")
 _add(shard_app, "remove", shard_commands.remove, "needle shard remove 3")
 _add(shard_app, "split", shard_commands.split, "needle shard split 0 --dry-run")
 _add(shard_app, "move", shard_commands.move, "needle shard move 0 node-2 node-4")
-_add(shard_app, "replicas", shard_commands.replicas, "needle shard replicas 2 node-1 node-3 node-7")
+_add(shard_app, "replicas", replica_command.replicas, "needle shard replicas 2 node-1 node-3 node-7")
 _add(repair_app, "term", repair_commands.term, "needle repair term /var/lib/needle")
 _add(repair_app, "resume", repair_commands.resume, "needle repair resume /var/lib/needle")
 _add(keys_app, "create", key_commands.create, "needle keys create shop --role writer -c books")

@@ -31,7 +31,7 @@ from needle.cli.common import (
 )
 from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
 from needle.routing.pace import expected_seconds
-from needle.routing.planned_moves import MoveReplicas, size_in_words
+from needle.routing.planned_moves import MoveReplicas, PreferLeader, size_in_words
 from needle.routing.plans import Plan, Wish
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import Topology
@@ -152,8 +152,10 @@ def show_plan(made: Plan, json: bool, config: RebalanceConfig) -> None:
         console.print(expected_in_words(seconds))
 
 
-def show_moves(moves: Sequence[MoveReplicas], json: bool, config: RebalanceConfig, then: str = "") -> None:
-    """Moves of replicas alone. then: what follows them, for people."""
+def show_moves(
+    moves: Sequence[MoveReplicas | PreferLeader], json: bool, config: RebalanceConfig, then: str = ""
+) -> None:
+    """Moves of groups alone. then: what follows them, for people."""
     seconds, size = expected_seconds(moves, config), sum(move.bytes for move in moves)
     if json:
         documents = sum(move.documents for move in moves)
@@ -174,13 +176,22 @@ def expected_in_words(seconds: float) -> str:
 
 
 def rebalance(
+    id_: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="[ID]",
+            min=1,
+            help="Which rebalance, with --status one of the last 17; by default the last. Only with --status, --pause, "
+            "--resume and --cancel.",
+        ),
+    ] = None,
     status: Annotated[
         bool,
         typer.Option(
-            "--status", help="Show how far the last rebalance is. Exit code 1 if it has failed, or was cancelled."
+            "--status", help="Show how far a rebalance is, or how it ended. Exit code 1 if it failed or was cancelled."
         ),
     ] = False,
-    pause: Annotated[bool, typer.Option("--pause", help="Have it start no more moves.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Have it start no more moves, and copy no more.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Have it go on.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End it: what is not decided is taken back.")] = False,
     dry_run: DryRun = False,
@@ -198,10 +209,12 @@ def rebalance(
     asks = [name for name, on in (("pause", pause), ("resume", resume), ("cancel", cancel)) if on]
     if len(asks) + status + dry_run > 1:
         raise refuse("--" + (asks or ["status"])[0], "with others", "one of --status, --pause, --resume, --cancel")
+    if id_ is not None and not (asks or status):
+        raise refuse("ID", id_, "given with --status, --pause, --resume or --cancel only")
     if asks:
-        _ask(asks[0], cluster, timeout)
+        _ask(asks[0], id_, cluster, timeout)
     if status or asks:
-        found = run(cluster, lambda client: client.rebalance_progress(timeout=timeout))
+        found = run(cluster, lambda client: client.rebalance_progress(id_, timeout=timeout))
         if found is None:
             raise InvalidArgument("this cluster was never rebalanced", field="rebalance")
         show_progress(found, json)
@@ -233,10 +246,10 @@ def not_emptied(made: Plan) -> str:
     return made.missing(unmet=True)
 
 
-def _ask(what: str, cluster: str, timeout: float) -> None:
+def _ask(what: str, id_: int | None, cluster: str, timeout: float) -> None:
     async def work(client: needle.Client) -> None:
         asks = {"pause": client.pause_rebalance, "resume": client.resume_rebalance, "cancel": client.cancel_rebalance}
-        await asks[what](timeout=timeout)
+        await asks[what](id_, timeout=timeout)
 
     run(cluster, work)
 
@@ -244,7 +257,7 @@ def _ask(what: str, cluster: str, timeout: float) -> None:
 def carry_out(
     cluster: str,
     planned: Callable[[needle.Client], Awaitable[Plan]],
-    start: Callable[[needle.Client], Awaitable[int]],
+    start: Callable[[needle.Client], Awaitable[int | None]],
     config: RebalanceConfig,
     dry_run: bool,
     no_wait: bool,
@@ -253,19 +266,28 @@ def carry_out(
     deadline: float = math.inf,
     goes_on: Callable[[Topology], bool] = lambda _: False,
 ) -> None:
-    """refused: why a rebalance by this plan would not be begun, empty if it would; as the client's method asks.
-    config: as of `start`. deadline: see `followed`. goes_on: whether `start` would find that it was begun before."""
+    """start: the rebalance's id, None if nothing has to move. refused: why a rebalance by this plan would not be begun,
+    empty if it would; as the client's method asks. config: as of `start`. deadline: see `followed`. goes_on: whether
+    `start` would find that it was begun before, or that nothing has to move."""
     if dry_run:
         _show_only(cluster, planned, refused, config, json, goes_on)
         return
 
-    async def work(client: needle.Client) -> Progress:
+    async def work(client: needle.Client) -> Progress | None:
         id_ = await start(client)
+        if id_ is None:
+            return None
         if not json:
             notes.print(f"rebalance {id_} has begun; it goes on if you stop watching", markup=False)
         return await followed(client, id_, no_wait, json, deadline)
 
     found = run(cluster, work)
+    if found is None:
+        if json:
+            print_json({"id": None, "is_complete": True})
+        else:
+            notes.print("nothing has to move")
+        return
     show_progress(found, json)
     _check_ended(found)
 

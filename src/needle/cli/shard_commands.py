@@ -1,4 +1,4 @@
-"""`needle shard list | add | remove | split | move | replicas`: the parts that a cluster's documents are spread over.
+"""`needle shard list | add | remove | split | move`: the parts that a cluster's documents are spread over.
 
 What moves something prints the plan with --dry-run instead, and otherwise follows it until it is over; the cluster goes
 on without who watches.
@@ -14,7 +14,7 @@ import typer
 import needle
 from needle.base.config import refuse
 from needle.base.ids import NodeId
-from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, print_json, run, table
 from needle.cli.rebalance_commands import Batch, DryRun, Moves, NoWait, Throttle, carry_out, not_whole, pace
 from needle.client.health import ShardHealth
 from needle.client.rebalancing import wish_to_move, wish_to_split
@@ -161,7 +161,7 @@ def move(
 ) -> None:
     """Move one replica of a shard, or of the catalog, to another node, while it serves. Nothing else moves. A later
     `needle rebalance` may move it on, where that makes the nodes more even."""
-    config, which = pace(1, batch, throttle), _which(shard)
+    config, which = pace(1, batch, throttle), which_shard(shard)
 
     async def planned(client: needle.Client) -> Plan:
         return await client.plan_rebalance(wish_to_move(which, source, target), timeout=timeout)
@@ -172,37 +172,7 @@ def move(
     carry_out(cluster, planned, start, config, dry_run, no_wait, json, not_whole)
 
 
-def replicas(
-    shard: ShardOrCatalog,
-    nodes: Annotated[
-        list[str], typer.Argument(metavar="NODE...", help="All nodes that hold it from now on, preferred leader first.")
-    ],
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait until they hold it.")] = 600.0,
-    json: Json = False,
-) -> None:
-    """Put a shard's replicas, or the catalog's, on these nodes, while it serves; wait until they are there.
-
-    A node that is new to it fetches the data first; then it takes the place of one that is not named any more. May be
-    repeated after an error, and the cluster goes on without who waits.
-    """
-    which = _which(shard)
-
-    async def work(client: needle.Client) -> None:
-        if which == "catalog":
-            await client.set_catalog_nodes(nodes, timeout=timeout)
-        else:
-            await client.set_replicas(which, nodes, timeout=timeout)
-
-    run(cluster, work)
-    if json:
-        print_json({"shard": shard, "nodes": nodes})
-    else:
-        name = "the catalog" if shard == "catalog" else f"shard {shard}"
-        notes.print(f"{name} is on {', '.join(nodes)}", markup=False)
-
-
-def _which(shard: str) -> int | Literal["catalog"]:
+def which_shard(shard: str) -> int | Literal["catalog"]:
     """Raises InvalidArgument."""
     if shard == "catalog":
         return "catalog"

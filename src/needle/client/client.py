@@ -32,6 +32,7 @@ from needle.client.nodes import NodeMethods, address_of
 from needle.client.rebalancing import RebalanceMethods
 from needle.client.replacing import ReplaceMethods
 from needle.client.replicas import ask_catalog, ask_replicas
+from needle.client.replication import ReplicationMethods
 from needle.client.restarting import RestartMethods
 from needle.client.shards import ClusterShards
 from needle.client.values import Seconds
@@ -54,7 +55,16 @@ STATUS_SECONDS = 2.0
 MADE_SECONDS = 0.2
 
 
-class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, RestartMethods, NodeMethods, KeyMethods):
+class Client(
+    BatchMethods,
+    ReplaceMethods,
+    ShareMethods,
+    ReplicationMethods,
+    RebalanceMethods,
+    RestartMethods,
+    NodeMethods,
+    KeyMethods,
+):
     """A client of one cluster. Made by `needle.connect`; use as an async context manager or call `close`."""
 
     def __init__(
@@ -273,7 +283,9 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
         `needle node add --everywhere`; the numbers of the shards. All of it is decided first, then waited for. Raises
         InvalidArgument if shards are on different nodes; DeadlineExceeded as `set_replicas`: it may be repeated."""
         seconds = values.check_timeout(timeout)
-        return await everywhere.carry_out(self, await everywhere.joining(self, node), seconds)
+        decisions = await everywhere.joining(self, node)
+        await everywhere.raise_factor(self, decisions)
+        return await everywhere.carry_out(self, decisions, seconds)
 
     async def plan_fewer_replicas(self, node: NodeId) -> list[MoveReplicas]:
         """What `hold_fewer_replicas` would move. Nothing does."""

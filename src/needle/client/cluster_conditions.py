@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from needle.base.errors import NeedleError
-from needle.base.ids import NodeId
+from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import RaftStatus
 from needle.client.alerts import (
     ARCHIVE_SECONDS,
@@ -37,6 +37,7 @@ from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge, 
 from needle.protocol.peer_calls import ClockLevels, FlushLevels, MemoryRoom, WhoAnswer
 from needle.routing.gone import too_many
 from needle.routing.plans import CATALOG
+from needle.routing.replication import catalog_size
 from needle.routing.stats import imbalance
 from needle.routing.topology import NodeState, Topology
 
@@ -91,7 +92,24 @@ async def look(client: Asked, timeout: float) -> Seen:
         found += of_rebalance(topology, found, told)
     seen = Seen(health=health, replicas=replicas, catalog=holders, told=told)
     placed = [condition.told_at(seen.runbooks) for condition in ordered(found)]
-    return msgspec.structs.replace(seen, health=msgspec.structs.replace(health, conditions=placed))
+    hints = [*health.warnings, *few_hold_the_catalog(topology, told)]
+    return msgspec.structs.replace(seen, health=msgspec.structs.replace(health, conditions=placed, warnings=hints))
+
+
+def few_hold_the_catalog(topology: Topology, told: Collection[NodeId]) -> list[str]:
+    """A cluster that healed down to few nodes leaves its catalog on these: others that come, or come back, hold it from
+    the next rebalance on. told: nodes that answer."""
+    held, job = topology.holders(CATALOG_GROUP), topology.rebalance
+    if held is None or held.leaving or (job is not None and not job.over):
+        return []
+    resting = {info.id for info in topology.nodes if info.maintenance}
+    able = [node for node in topology.taking if node in told and node not in resting]
+    could, count = catalog_size(len(able), topology.replication_factor), len(held.wanted)
+    if count >= could:
+        return []
+    fail, more = (count - 1) // 2, (could - 1) // 2
+    allowed = f"lets {fail} fail, and {more} could: `needle rebalance` brings it there"
+    return [f"{could} nodes could hold the catalog, and {count} do ({', '.join(held.wanted)}), which {allowed}"]
 
 
 def ordered(found: Sequence[Condition]) -> list[Condition]:
@@ -164,7 +182,7 @@ def of_shards(
     ]
     for number in health.under_replicated:
         shard, info = health.shards[number], topology.shards[number]
-        fewer = not_wanted(info, topology.settings.replication_factor if topology.settings is not None else 0)
+        fewer = not_wanted(info, topology.replication_factor)
         if shard.leader is not None:
             count = len(info.wanted) + fewer
             subject = f"shard {number} has {count - shard.missing_replicas} of {count} replicas"

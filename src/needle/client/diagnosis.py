@@ -222,8 +222,7 @@ def _beside(value: str, usual: str) -> str:
 
 
 def _replicas(topology: Topology) -> Iterator[Finding]:
-    settings = topology.settings
-    least = max(REPLICAS_MIN, settings.replication_factor if settings is not None else 0)
+    least = max(REPLICAS_MIN, topology.replication_factor)
     for info in topology.serving:
         if len(info.wanted) < least:
             yield found("few-replicas", f"shard {info.shard}", f"{len(info.wanted)} replicas", f"{least} replicas")

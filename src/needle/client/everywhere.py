@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from needle.base.errors import InvalidArgument, NeedleError, invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.client.replacing import with_size
-from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand
+from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand, SetReplication
 from needle.routing.planned_moves import MoveReplicas
-from needle.routing.plans import Plan, Wish
+from needle.routing.plans import REPLICAS_MAX, Plan, Wish
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import NodeState, Topology
 
@@ -110,6 +110,14 @@ async def sized(client: Operator, decisions: Sequence[AssignReplicas]) -> list[M
         if one.before != one.after
     ]
     return [with_size(move, stats) for move in moves]
+
+
+async def raise_factor(client: Operator, decisions: Sequence[AssignReplicas]) -> None:
+    """Where an operator has said how many replicas there are to be, a later plan would take the new ones back."""
+    now = await client.refresh_topology(confirmed=True, timeout=ASK_SECONDS)
+    count = min((len(one.after) for one in decisions if one.group != CATALOG_GROUP), default=0)
+    if now.replicas and count > now.replicas:
+        await client.change_catalog(SetReplication(min(count, REPLICAS_MAX)), timeout=ASK_SECONDS)
 
 
 async def carry_out(client: Operator, decisions: Sequence[AssignReplicas], timeout: float) -> list[int]:

@@ -80,7 +80,7 @@ def by_shard(replicas: Sequence[ReplicaStatus]) -> dict[int, list[ReplicaStatus]
 def judge(topology: Topology, replicas: Sequence[ReplicaStatus]) -> ClusterHealth:
     """The health of all shards."""
     shares, held = key_shares(topology), by_shard(replicas)
-    factor = topology.settings.replication_factor if topology.settings is not None else 0
+    factor = topology.replication_factor
     shards = {
         info.shard: _judge_shard(info, held.get(info.shard, []), shares.get(info.shard, 0.0), factor)
         for info in topology.serving
@@ -194,8 +194,7 @@ def _told_by(leader: RaftStatus) -> list[str]:
 
 def _warnings(topology: Topology) -> list[str]:
     told: list[str] = []
-    settings = topology.settings
-    if settings is None:
+    if topology.settings is None:
         return ["the cluster was not created yet"]
     told += [recovery.in_words() for recovery in topology.recovered]
     job = topology.rebalance
@@ -218,12 +217,16 @@ def _warnings(topology: Topology) -> list[str]:
     even = [info.shard for info in topology.serving if len(info.wanted) == 2]
     if even:
         told.append(f"shards {', '.join(map(str, even))} have two replicas: both must run to accept writes")
-    short = [info.shard for info in topology.serving if not_wanted(info, settings.replication_factor)]
+    factor = topology.replication_factor
+    short = [info.shard for info in topology.serving if not_wanted(info, factor)]
     if short:
-        nodes = len(topology.addresses())
-        more = "" if nodes >= settings.replication_factor else f" once there are more than {nodes} nodes"
+        nodes = len(topology.taking)
+        more = ""
+        if nodes < factor:
+            fewer = f"`needle cluster replication-factor {nodes}` where these are all there shall be"
+            more = f" once there are more than {nodes} nodes; {fewer}"
         told.append(
-            f"shards {', '.join(map(str, short))} were given fewer than {settings.replication_factor} replicas: "
+            f"shards {', '.join(map(str, short))} were given fewer than {factor} replicas: "
             f"`needle rebalance` gives them more{more}"
         )
     return told

@@ -162,8 +162,8 @@ class RebalanceMethods(OverShards):
         return ended_in(await self._shards.confirmed(seconds), id)
 
     async def pause_rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> None:
-        """Start no more moves; those that are under way end. id: by default the last rebalance. Raises InvalidArgument
-        if it is over, or not the last one."""
+        """Start no more moves; those that copy stop behind their next batch, those that are further end. id: by default
+        the last rebalance. Raises InvalidArgument if it is over, or not the last one."""
         await self._ask("pause", id, values.check_timeout(timeout))
 
     async def resume_rebalance(self, id: int | None = None, *, timeout: Seconds = TIMEOUT) -> None:

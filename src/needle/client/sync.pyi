@@ -649,6 +649,19 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> int: ...
+    def set_replication_factor(
+        self,
+        replicas: int,
+        config: RebalanceConfig | None = ...,
+        *,
+        timeout: Seconds = ...,
+    ) -> int | None: ...
+    def plan_replication_factor(
+        self,
+        replicas: int,
+        *,
+        timeout: Seconds = ...,
+    ) -> Plan: ...
     def plan_replacement(
         self,
         old: NodeId,

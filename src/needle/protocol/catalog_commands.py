@@ -99,6 +99,20 @@ class ZoneNode(Versioned, frozen=True, tag="zone"):
     zone: str | None
 
 
+EMPTIES = 5
+"""The cluster's version from which on one entry has a node emptied and begins that, and a rebalance replaces a node or
+moves the catalog by hand; and the replication factor is set."""
+
+
+class SetReplication(Versioned, frozen=True, tag="replication"):
+    """From now on each shard should have so many replicas, whatever the cluster was created with. It moves nothing
+    itself. Refused for more than there are nodes that take replicas."""
+
+    SINCE: ClassVar[int] = EMPTIES
+
+    replicas: int
+
+
 class AddShard(Versioned, frozen=True, tag="add-shard"):
     """Found the shard with the next number, on these nodes, preferred leader first. It owns nothing yet."""
 
@@ -242,11 +256,6 @@ class FinishMove(Versioned, frozen=True, tag="finish"):
     move: int
 
 
-EMPTIES = 5
-"""The cluster's version from which on one entry has a node emptied and begins that, and a rebalance replaces a node or
-moves the catalog by hand."""
-
-
 class StartRebalance(Versioned, frozen=True, tag="rebalance"):
     """Have the catalog's leader move what must move until the cluster is as wished; refused while another rebalance is
     not over. The answer's version is its id. healing: the cluster does it by itself, for the nodes that the wish takes
@@ -259,7 +268,7 @@ class StartRebalance(Versioned, frozen=True, tag="rebalance"):
     config: RebalanceConfig
     healing: bool = False
     empty: NodeId = ""
-    first: WeighNode | ZoneNode | None = None
+    first: WeighNode | ZoneNode | SetReplication | None = None
 
     def needs(self) -> int:
         """Releases before know no move of the catalog by hand."""
@@ -317,6 +326,7 @@ CatalogCommand = (
     | MaintainNode
     | WeighNode
     | ZoneNode
+    | SetReplication
     | AddShard
     | RetireShard
     | SetReplicas

@@ -1,16 +1,18 @@
 """How fast the moves of a rebalance may copy, by its `RebalanceConfig`, and how long a plan takes at least. Pure.
 
 A move of key ranges pauses behind each batch of documents. A replica comes as files, which know no documents: the node
-that fetches it rests for as long as a move of as many documents would pause, spread over its bytes.
+that fetches it rests for as long as a move of as many documents would pause, spread over its bytes; all that it fetches
+share these rests. A move of key ranges pauses for itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
 from needle.base.ids import GroupId, NodeId
-from needle.routing.jobs import Job, RebalanceConfig
+from needle.routing.jobs import Job, JobState, RebalanceConfig
 from needle.routing.planned_moves import Move, MoveRange, MoveReplicas
 
 REPLICA_BYTES: Final = 30_000_000
@@ -27,14 +29,14 @@ def pauses(documents: float, config: RebalanceConfig) -> float:
 
 
 def rest_of(job: Job | None, group: GroupId, node: NodeId) -> float:
-    """Seconds that `node` rests in all while it fetches the replica of a group that it gets by a rebalance; 0 for one
-    that it gets by nothing that runs: a follower that was away is never slowed down."""
+    """Seconds that `node` rests in all while it fetches the replica of a group that it gets by a rebalance, infinite
+    while that is paused; 0 for one that it gets by nothing that runs: a follower that was away is never slowed down."""
     if job is None or job.over:
         return 0.0
     for one in job.running:
         move = one.move
         if isinstance(move, MoveReplicas) and move.group == group and node in move.added:
-            return pauses(move.documents / len(move.added), job.config)
+            return math.inf if job.state is JobState.PAUSED else pauses(move.documents / len(move.added), job.config)
     return 0.0
 
 
@@ -48,10 +50,14 @@ def rate_max(move: Move, config: RebalanceConfig) -> float | None:
 def expected_seconds(moves: Sequence[Move], config: RebalanceConfig) -> float:
     """About how long they take, if so many go side by side as may, nothing else copies, and sizes stay."""
     free = [0.0] * max(1, min(config.max_concurrent_moves, len(moves)))
+    rests: dict[NodeId, float] = {}
     for move in moves:
         at = free.index(min(free))
         free[at] += _seconds(move, config)
-    return max(free)
+        if isinstance(move, MoveReplicas) and move.added:
+            for node in move.added:  # which fetches one part after the other, of whatever move
+                rests[node] = rests.get(node, 0.0) + pauses(move.documents / len(move.added), config)
+    return max(*free, *rests.values(), 0.0)
 
 
 def _seconds(move: Move, config: RebalanceConfig) -> float:

@@ -209,7 +209,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     admins are told them. cluster_version: of commands and formats, which every node that was not removed knows; it
     never falls. recovered: how often it was, the last one last. backed_up, archived: when the last backup that is told
     of began, and the last time that an archive of the logs was told to be made (microseconds since 1970); 0 if none is
-    expected."""
+    expected. replicas: that each shard should have, as an operator said last; 0: as in the settings."""
 
     version: int = 0
     settings: ClusterSettings | None = None
@@ -232,6 +232,17 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     backed_up: int = 0
     archived: int = 0
     ended: tuple[Ended, ...] = ()
+    replicas: int = 0
+
+    @property
+    def replication_factor(self) -> int:
+        """Replicas that each shard should have; 0 before the cluster is created."""
+        return self.replicas or (self.settings.replication_factor if self.settings is not None else 0)
+
+    @property
+    def taking(self) -> list[NodeId]:
+        """The nodes that take replicas: neither removed, nor to be emptied, nor of weight 0."""
+        return [info.id for info in self.nodes if info.state is NodeState.ACTIVE and info.weight > 0]
 
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""

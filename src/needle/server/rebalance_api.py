@@ -175,6 +175,14 @@ class RebalanceCoordinator:
         id_ = await client.start_replacement(old, new, config, timeout=timeout)
         return None if id_ is None else RebalanceHandle(client, id_)
 
+    async def set_replication_factor(
+        self, replicas: int, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
+    ) -> RebalanceHandle | None:
+        """See `Client.set_replication_factor`: None if nothing has to move."""
+        client = await self._client()
+        id_ = await client.set_replication_factor(replicas, config, timeout=timeout)
+        return None if id_ is None else RebalanceHandle(client, id_)
+
     async def drain_node(
         self, node: NodeId, config: RebalanceConfig | None = None, *, timeout: Seconds = TIMEOUT
     ) -> RebalanceHandle:

@@ -14,23 +14,8 @@ import msgspec
 from needle.base.ids import NodeId
 from needle.catalog.planning.placement import Need, PlacementNode, arrange
 from needle.routing.plans import REPLICAS_MAX
+from needle.routing.replication import catalog_size, odd
 from needle.routing.topology import NodeInfo
-
-THREE_UP_TO, FIVE_UP_TO = 8, 24
-"""Nodes of which so many hold the catalog; of more it is 7 (adr/0108)."""
-
-
-def catalog_size(nodes: int, replicas: int) -> int:
-    """How many of so many nodes hold the catalog, where shards have so many replicas: 3, 5 or 7, and never fewer that
-    may fail than of a shard; what there are nodes for."""
-    usual = 3 if nodes <= THREE_UP_TO else 5 if nodes <= FIVE_UP_TO else REPLICAS_MAX
-    size = _odd(min(max(usual, replicas), nodes, REPLICAS_MAX))
-    return 1 if size == 2 and replicas < 2 else size
-
-
-def _odd(count: int) -> int:
-    """So many or one less; two stay two."""
-    return count if count % 2 or count <= 2 else count - 1
 
 
 def catalog_count(now: int, *, staying: int, able: int, replicas: int, balance: bool) -> int:
@@ -38,8 +23,8 @@ def catalog_count(now: int, *, staying: int, able: int, replicas: int, balance: 
     able: those of them that may get something now. balance: False for a plan that only empties and heals."""
     size = catalog_size(staying, replicas)
     if now < size:  # as far as it can grow now
-        return max(_odd(now), catalog_size(able, replicas))
-    return size if balance else max(size, _odd(min(now, staying, REPLICAS_MAX)))
+        return max(odd(now), catalog_size(able, replicas))
+    return size if balance else max(size, odd(min(now, staying, REPLICAS_MAX)))
 
 
 def catalog_voters(infos: Sequence[NodeInfo], replicas: int, silent: Collection[NodeId] = ()) -> list[NodeId]:

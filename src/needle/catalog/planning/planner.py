@@ -56,7 +56,7 @@ class _Planning:
         known, asked, measured = topology.addresses(), stats.by_node(), stats.by_shard()
         self._tight = {one.node for one in stats.nodes if one.tight}
         self._nodes = {info.id: self._node(info) for info in topology.nodes if info.id in known}
-        self._factor = self._copies(topology.settings.replication_factor) if wish.replicas is None else wish.replicas
+        self._factor = self._copies() if wish.replicas is None else wish.replicas
         if not 1 <= self._factor <= REPLICAS_MAX:
             raise invalid("replicas", self._factor, f"a number from 1 to {REPLICAS_MAX}")
         self._apart = _apart(topology, stats)
@@ -80,9 +80,13 @@ class _Planning:
             info.shard: measured.get(info.shard, ShardStats(shard=info.shard)) for info in topology.serving
         }
 
-    def _copies(self, founded: int) -> int:
-        """Replicas of each shard: so many as in a new cluster, or as all shards have by now, if there are nodes for
-        them. A cluster that began with one node was given more by its operator, and must not lose them to a plan."""
+    def _copies(self) -> int:
+        """Replicas of each shard: so many as an operator said. If nobody has: as in a new cluster, or as all shards
+        have by now, if there are nodes for them. A cluster that began with one node was given more, node by node, and
+        must not lose them to a plan."""
+        if self._topology.replicas:
+            return self._topology.replicas
+        founded = self._topology.replication_factor
         least = min((len(info.wanted) for info in self._topology.serving), default=founded)
         return max(founded, min(least, sum(node.usable for node in self._nodes.values()), REPLICAS_MAX))
 

@@ -39,7 +39,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 # --- what people ask for ---------------------------------------------------------------------------------------------
 def pause(job: Job) -> Job:
-    """Start nothing more; what is running goes on to its end."""
+    """Start nothing more; what copies stops behind its next batch, and what is further goes on to its end."""
     return _asked(job, JobState.PAUSED, {JobState.PENDING, JobState.RUNNING})
 
 
@@ -279,7 +279,7 @@ def _waiting(job: Job, plan: Plan, running: Sequence[Running]) -> list[str]:
         return []
     text = f"{len(running)} of at most {job.config.max_concurrent_moves} moves at a time run"
     if job.state is JobState.PAUSED:
-        return [f"{text}; nothing starts until it is resumed"]
+        return [f"{text}; nothing starts or copies until it is resumed"]
     if job.state is JobState.CANCELLING:
         return [f"{text}; what is not decided is given up"]
     following = f", {len(plan.moves)} follow" if plan.moves else ""

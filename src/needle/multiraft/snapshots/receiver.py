@@ -72,6 +72,7 @@ class SnapshotFetcher:
         self._config = config
         self._failpoint = failpoint
         self._pace = pace
+        self._resting = asyncio.Lock()
         self.bytes_fetched = 0
         self.bytes_reused = 0
 
@@ -91,7 +92,7 @@ class SnapshotFetcher:
             former = await self._former(group, directory, list(similar))
             await self.discard_others(group, directory, former)
             total = sum(file.size for file in manifest.files)
-            pacing = Pacing(lambda: self._pace(group), total, self._config.snapshot_keep / 3)
+            pacing = Pacing(lambda: self._pace(group), total, self._config.snapshot_keep / 3, self._resting)
             for files in _together(manifest.files, similar, self._config.snapshot_chunk_bytes):
                 fetches = []
                 for file in files:

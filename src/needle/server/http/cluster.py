@@ -241,7 +241,13 @@ async def start_rebalance(call: Call) -> bodies.StartedRebalance:
 
 
 async def progress(call: Call) -> bodies.ProgressView:
-    return bodies.ProgressView(progress=await call.client.rebalance_progress(timeout=call.body.timeout))
+    return bodies.ProgressView(progress=await call.client.rebalance_progress(call.body.id, timeout=call.body.timeout))
+
+
+async def set_replication_factor(call: Call) -> bodies.Replicating:
+    body: bodies.SetReplication = call.body
+    id_ = await call.client.set_replication_factor(body.replicas, bodies.pace_of(body.config), timeout=body.timeout)
+    return bodies.Replicating(id=id_)
 
 
 async def pause_rebalance(call: Call) -> bodies.Done:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from needle.routing.jobs import Progress, RebalanceConfig
-from needle.routing.plans import Balance, Replacement, ReplicaMove, ShardSplit, Wish
-from needle.server.http.bodies import Body, Whole
+from needle.routing.plans import REPLICAS_MAX, Balance, Replacement, ReplicaMove, ShardSplit, Wish
+from needle.server.http.bodies import Body, Positive, Whole
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,10 +236,30 @@ class StartedRebalance(msgspec.Struct, frozen=True, kw_only=True):
     id: int
 
 
+class WhichRebalance(Body, frozen=True, kw_only=True):
+    """id: of the last rebalance, or of one of the 16 before it; by default the last one."""
+
+    id: Positive | None = None
+
+
 class AskRebalance(Body, frozen=True, kw_only=True):
     """id: by default the last rebalance."""
 
     id: Whole | None = None
+
+
+class SetReplication(Body, frozen=True, kw_only=True):
+    """replicas: that each shard is to have, 1 to 7, and one on each node at most. config: the pace of the rebalance
+    that follows."""
+
+    replicas: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)]
+    config: AskedPace | None = None
+
+
+class Replicating(msgspec.Struct, frozen=True, kw_only=True):
+    """id: of the rebalance; null if nothing has to move."""
+
+    id: int | None
 
 
 class PlannedMove(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,6 +291,6 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProgressView(msgspec.Struct, frozen=True, kw_only=True):
-    """progress: of the last rebalance; null if there never was one."""
+    """progress: of the rebalance that was asked for; null if there never was one."""
 
     progress: Progress | None

@@ -286,8 +286,8 @@ ROUTES: Final = (
     ),
     # --- rebalancing -------------------------------------------------------------------------------------------------
     Route(
-        "GET", f"{BASE}/rebalance", cluster.progress, "How far the last rebalance is",
-        Nothing, cluster_bodies.ProgressView, "reader", tag="rebalancing",
+        "GET", f"{BASE}/rebalance", cluster.progress, "How far a rebalance is, or how it ended",
+        cluster_bodies.WhichRebalance, cluster_bodies.ProgressView, "reader", tag="rebalancing",
     ),
     Route(
         "POST", f"{BASE}/rebalance", cluster.start_rebalance, "Start a rebalance",
@@ -302,7 +302,11 @@ ROUTES: Final = (
         cluster_bodies.PlanRebalance, cluster_bodies.PlanView, "reader", {"wish": {"shards": 4}}, "rebalancing",
     ),
     Route(
-        "POST", f"{BASE}/rebalance/pause", cluster.pause_rebalance, "Start no more moves",
+        "PUT", f"{BASE}/replication_factor", cluster.set_replication_factor, "Have each shard have so many replicas",
+        cluster_bodies.SetReplication, cluster_bodies.Replicating, "admin", {"replicas": 3}, "rebalancing",
+    ),
+    Route(
+        "POST", f"{BASE}/rebalance/pause", cluster.pause_rebalance, "Start no more moves, and copy no more",
         cluster_bodies.AskRebalance, cluster_bodies.Done, "admin", {}, "rebalancing",
     ),
     Route(

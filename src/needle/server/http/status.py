@@ -150,7 +150,7 @@ async def status(call: Call) -> StatusView:
         epoch=now.map.epoch if now.map is not None else 0,
         cluster_version=now.cluster_version,
         strategy=settings.strategy.text() if settings is not None else "",
-        replication_factor=settings.replication_factor if settings is not None else 0,
+        replication_factor=now.replication_factor,
         healthy=health.healthy,
         conditions=health.conditions,
         warnings=health.warnings,

@@ -23,6 +23,7 @@ from needle.base.events import MOVE_PHASE, MOVE_STUCK, tell
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.catalog_commands import AdvanceMove, FinishMove, RestartMove
 from needle.protocol.move_commands import Confirm, Discard, Forget, Freeze, GiveUp, Own, Release, Thaw
+from needle.routing.jobs import JobState
 from needle.routing.topology import MoveInfo, MoveState, Topology, public_name
 from needle.server.lasting import next_beat
 from needle.server.upkeep.copy_turn import CopyTurn
@@ -40,6 +41,8 @@ HELD_SECONDS = 2.0
 HELD_SECONDS_MAX = 30.0
 LOOK_SECONDS = 2.0
 """Between two looks, while a copy rests, whether it is still to be made."""
+PAUSED_SECONDS = 0.5
+"""Between two looks whether a rebalance that is paused goes on."""
 WAY_OUT = "or give the move up by `needle rebalance --cancel`, which leaves all documents of its keys where they are"
 NOT_ARRIVED = "is decided, and not at its target yet: its writes and all searches wait"
 ARRIVAL_SECONDS = 1.0
@@ -172,7 +175,7 @@ class Mover:
             for _ in range(ROUNDS_MAX):
                 copied = await self._copier.copy(info, copy, self._node.topology)
                 await self._copier.mark(info, copy)
-                if copied <= self._rows_max:
+                if not await self._rest(info, 0.0) and copied <= self._rows_max:
                     break
             await self._steps.tell_catalog(AdvanceMove(info.id, MoveState.FREEZING, attempt=info.attempt))
         elif info.state is MoveState.FREEZING:
@@ -304,17 +307,26 @@ class Mover:
         else:
             await self._switch(info)
 
-    async def _rest(self, info: MoveInfo, seconds: float) -> None:
-        """Between two batches of a copy. Raises Unavailable as soon as the catalog says something else of the move, or
-        this node does not lead its source any more. What is copied is known when it goes on."""
+    async def _rest(self, info: MoveInfo, seconds: float) -> bool:
+        """Between two batches of a copy, and for as long as its rebalance is paused; returns whether it was. Raises
+        Unavailable as soon as the catalog says something else of the move, or this node does not lead its source any
+        more. What is copied is known when it goes on."""
         loop, node, source = asyncio.get_running_loop(), self._node, shard_group(info.source)
-        until = loop.time() + seconds
+        until, paused = loop.time() + seconds, False
         while True:
             if node.topology.move(info.id) != info or source not in node.groups or not node.host.is_leader(source):
                 raise Unavailable(f"move {info.id} is not to be copied here any more")
+            if self._paused(info):
+                paused = True
+                await asyncio.sleep(PAUSED_SECONDS)
+                continue
             if (left := until - loop.time()) <= 0:
-                return
+                return paused
             await asyncio.sleep(min(left, LOOK_SECONDS))
+
+    def _paused(self, info: MoveInfo) -> bool:
+        job = self._node.topology.rebalance
+        return job is not None and job.state is JobState.PAUSED and any(one.id == info.id for one in job.running)
 
 
 def _hurried(info: MoveInfo) -> bool:

@@ -60,10 +60,10 @@ class RangeCopier:
         steps: MoveSteps,
         rows_max: int,
         turn: CopyTurn,
-        rest: Callable[[MoveInfo, float], Awaitable[None]],
+        rest: Callable[[MoveInfo, float], Awaitable[object]],
     ) -> None:
-        """turn: taken for each step while nothing is frozen. rest: waits so many seconds between two pages, and
-        raises if the move is not to go on."""
+        """turn: taken for each step while nothing is frozen. rest: waits so many seconds between two pages, and for
+        longer while the move is paused; raises if the move is not to go on."""
         self._node = node
         self._steps = steps
         self._rows_max = rows_max
@@ -85,6 +85,7 @@ class RangeCopier:
         copied, refused = 0, None
         for name in sorted(one.stored_name for one in topology.collections):
             if name in here and copy.seen.get(name) != here[name].record:
+                await self._rest(info, 0.0)
                 try:
                     copied += await self._copy_collection(info, copy, name)
                 except AlreadyExists as error:
@@ -170,6 +171,7 @@ class RangeCopier:
             if more and info.state is MoveState.COPYING:
                 await self._rest(info, 0.0 if left else info.throttle_rate)
                 left = left or info.batch_size
+        await self._rest(info, 0.0)
         known = copy.known.get(name, BitMap())
         upto = copy.cursors.get(name, -1)
         deleted, known = await self._look(info, copying.deleted, name, info.ranges, upto, known)
