@@ -186,17 +186,37 @@ def _show_indexes(found: dict[int, int], json: bool) -> None:
         console.print(" ".join(f"--index {shard}:{index}" for shard, index in found.items()), soft_wrap=True)
 
 
-def verify(target: Target, backup: Backup = None, json: Json = False) -> None:
-    """Read every file at a target and compute all digests of backups anew; no cluster is needed.
+def verify(
+    target: Target,
+    backup: Backup = None,
+    checksums_only: Annotated[
+        bool,
+        typer.Option("--checksums-only", help="Do not apply archived logs: compare checksums of files only."),
+    ] = False,
+    scratch: Annotated[
+        str | None,
+        typer.Option("--scratch", help="A directory with room for twice the largest shard, for archived logs."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Read every file at a target, compute all digests of backups anew, and apply archived logs again, to compare with
+    the digests that their shards had; no cluster is needed.
 
-    Exit code 1 if a file is missing or damaged: each is named.
+    Exit code 1 if a file is missing or damaged, or a digest differs: each is named.
     """
-    found = backups.verify(backups.open_store(target), backup)
+    with _shown(json) as shown:
+        task = shown.add_task("reading files")
+        found = backups.verify(
+            backups.open_store(target), backup, checksums_only=checksums_only, scratch=scratch,
+            told=lambda text: shown.update(task, description=text),
+        )  # fmt: skip
     if json:
         print_json(found)
     else:
         for problem in found.problems:
             console.print(problem, markup=False, soft_wrap=True)
+        for one in found.compared:
+            notes.print(_compared(one), markup=False, soft_wrap=True)
         notes.print(
             f"{found.backups} backups, {found.pieces} files of {found.bytes / 1e6:,.1f} MB: "
             f"{len(found.problems) or 'no'} problems",
@@ -204,6 +224,15 @@ def verify(target: Target, backup: Backup = None, json: Json = False) -> None:
         )
     if found.problems:
         raise typer.Exit(1)
+
+
+def _compared(one: backups.Compared) -> str:
+    """In words."""
+    upto = f"the last at index {one.proven} of {one.last}" if one.proven else f"index {one.last} was reached"
+    return (
+        f"archive {one.cluster}, shard {one.shard}: {one.entries} entries applied on {one.states} states, "
+        f"{one.digests} digests of its leaders compared, {upto}"
+    )
 
 
 def prune(
