@@ -1,4 +1,4 @@
-"""`verify` applies what an archive has again: what is not what the shard's leader had is found, whatever its checksums."""
+"""`verify` applies what an archive has again, so what a shard's leader did not have is found, whatever its checksum."""
 
 from __future__ import annotations
 

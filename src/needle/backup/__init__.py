@@ -8,6 +8,7 @@ from needle.backup.archive_reading import Archived, list_archives
 from needle.backup.archiving import archive
 from needle.backup.creating import Made, create
 from needle.backup.format import Manifest
+from needle.backup.index_waiting import wait_indexed
 from needle.backup.instant import restore_at
 from needle.backup.keeping import Listed, Verified, list_backups, prune, verify
 from needle.backup.places import indexes_at
@@ -33,4 +34,5 @@ __all__ = [
     "restore",
     "restore_at",
     "verify",
+    "wait_indexed",
 ]

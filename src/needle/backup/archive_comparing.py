@@ -39,9 +39,7 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     last: int
 
 
-def compare_archives(
-    store: Store, scratch: Path, told: Told = lambda _: None
-) -> Iterator[tuple[Compared, list[str]]]:
+def compare_archives(store: Store, scratch: Path, told: Told = lambda _: None) -> Iterator[tuple[Compared, list[str]]]:
     """Each shard of all archives, and a line for whatever differs or cannot be read. scratch: an empty directory. told:
     of what is done. Raises InvalidArgument without the whole package, DiskFull, DiskFailed of the directory."""
     for founding in clusters(store):

@@ -70,15 +70,16 @@ async def restore_at(
     timeout: float = 30.0,
     told: Told = lambda _: None,
     progress: Progress = lambda _: None,
+    total: Progress = lambda _: None,
     around: Around = REAL,
 ) -> Restored:
     """Restore what there was at an instant (microseconds since 1970), or at an index of each shard's log.
 
     archive: the founding of the cluster, in hex, if several are archived at the target. index_files: whether those of
     the archive are used, which takes as many shards as there were. scratch: a directory with room
-    for all documents twice. told: of what is done. progress, timeout: as in `restore`. Raises InvalidArgument for an
-    instant that the archive does not reach, CorruptBackup, RestoreDiffers, DiskFull and DiskFailed of the scratch
-    directory, and what `restore` raises.
+    for all documents twice. told: of what is done. progress, total, timeout: as in `restore`. Raises InvalidArgument
+    for an instant that the archive does not reach, CorruptBackup, RestoreDiffers, DiskFull and DiskFailed of the
+    scratch directory, and what `restore` raises.
     """
     if (at is None) == (indexes is None):
         raise InvalidArgument("give one of at and index", field="at")
@@ -87,7 +88,7 @@ async def restore_at(
         backup = await around.blocking(made.run, at, dict(indexes or {}), archive)
         return await restore(
             client, Before(made.local, store), backup, indexes=index_files, timeout=timeout, progress=progress,
-            around=around,
+            total=total, around=around,
         )  # fmt: skip
 
 

@@ -166,8 +166,8 @@ def verify(
     compared: list[Compared] = []
     if backup is None and not checksums_only and clusters(store):
         with scratch_directory(scratch) as directory:
-            for one, differing in compare_archives(store, directory, told):
-                compared.append(one)
+            for shard, differing in compare_archives(store, directory, told):
+                compared.append(shard)
                 lines = (f"archive: {problem}" for problem in differing)
                 problems += (line for line in lines if line not in problems)  # a damaged file was told of before
     return Verified(

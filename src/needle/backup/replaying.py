@@ -74,8 +74,8 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replay:
-    """One shard's. Use as a context manager, or `close` it: it holds files. directory: where they are. entries: how many
-    were applied, up to index `last`. digests: how many were compared; proven: the index of the last one, 0 for none."""
+    """One shard's. Use as a context manager, or `close` it: it holds files. directory: where they are. entries: how
+    many were applied, up to index `last`. digests: how many were compared; proven: the index of the last one, or 0."""
 
     def __init__(self, store: Store, founding: int, shard: int, directory: Path) -> None:
         """directory: of the replica; empty, or as an earlier replay left it."""
@@ -213,8 +213,8 @@ class Replay:
         here = self._replica.digest()
         if here != digest:
             raise RestoreDiffers(
-                f"shard {self._shard} has digest {here} at index {index}, and its leader had {digest}: what is archived "
-                "before, or this release, is not to be trusted"
+                f"shard {self._shard} has digest {here} at index {index}, and its leader had {digest}: what is "
+                "archived before, or this release, is not to be trusted"
             )
         self.digests, self.proven = self.digests + 1, index
 

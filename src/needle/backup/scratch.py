@@ -43,7 +43,7 @@ def scratch_directory(where: str | None) -> Iterator[Path]:
 
 
 def remove_left(parent: Path) -> list[Path]:
-    """Delete what commands that were killed left in `parent`: which directories. Raises OSError if it cannot be read."""
+    """Delete what killed commands left in `parent`: which directories. Raises OSError if that cannot be read."""
     found = []
     for name in sorted(os.listdir(parent)):
         if not (name.startswith(PREFIX) and name.endswith(LOCK)):

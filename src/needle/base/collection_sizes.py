@@ -27,8 +27,8 @@ class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):
     IndexParams.built). wanted: what files are being built as, that will take their place. vectors: those that files
     hold; done: of so many there is a file of the wanted index. recall_before, recall_after: of the former index and of
     this one, at the switch, over so many queries; None without a switch, or with nothing to measure. waiting: vectors
-    that no file has on the replica that answered, where they are enough for one: until one is built, searches score them
-    one by one."""
+    that no file has on the replica that answered, where they are enough for one: until it is built, searches score
+    them one by one."""
 
     now: list[str] = []
     wanted: list[str] = []
