@@ -6,6 +6,7 @@ answered (WHEN: before, after). The store is what the command has: a real one is
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -14,7 +15,6 @@ from typing import Any
 
 from needle import backup as backups
 from needle.backup.store import Stat, Store, open_store
-from needle.cli.app import main as needle_main
 
 
 class Deadly:
@@ -51,12 +51,13 @@ class Deadly:
         return self._store.names(prefix)
 
 
-def main() -> int:
+def main() -> None:
     """See the module."""
     step, when, what, *words = sys.argv[1:]
     backups.open_store = lambda target: Deadly(open_store(target), int(step), when, what)
-    return needle_main(words)
+    sys.argv = ["needle", *words]
+    runpy.run_module("needle", run_name="__main__")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

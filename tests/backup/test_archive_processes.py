@@ -36,7 +36,7 @@ def archiver(target: Path, cluster: str, said: Path, key: str = "") -> Iterator[
 
 
 async def says(said: Path, words: str, times: int = 1) -> None:
-    await wait_for(lambda: said.read_text().count(words) >= times, 60, f"{words!r} in {said.read_text()!r}")
+    await wait_for(lambda: said.read_text().count(words) >= times, 60, repr(words))
 
 
 async def is_archived(target: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-
 from needle.base.errors import NeedleError
 from needle.base.runtime import Clock
 
