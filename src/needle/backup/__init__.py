@@ -3,7 +3,7 @@
 A layer above the client: it knows no server. What a backup is made of is in format.py; where it lies, in store.py.
 """
 
-from needle.backup.archive_comparing import Compared
+from needle.backup.archive_comparing import ComparedShard
 from needle.backup.archive_reading import Archived, list_archives
 from needle.backup.archiving import archive
 from needle.backup.creating import Made, create
@@ -17,7 +17,7 @@ from needle.backup.store import Store, open_store
 
 __all__ = [
     "Archived",
-    "Compared",
+    "ComparedShard",
     "Listed",
     "Made",
     "Manifest",

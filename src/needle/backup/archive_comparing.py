@@ -24,7 +24,7 @@ from needle.base.file_errors import SHORTAGES
 Told = Callable[[str], None]
 
 
-class Compared(msgspec.Struct, frozen=True, kw_only=True):
+class ComparedShard(msgspec.Struct, frozen=True, kw_only=True):
     """What was compared of one shard of an archive. cluster: its founding, in hex. entries: that were applied. states:
     that were begun with, or compared with what the entries before lead to. digests: of its leader, at so many indexes.
     proven: the last one of them, 0 for none; what is archived behind it has no digest yet. last: the last index that
@@ -39,7 +39,9 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     last: int
 
 
-def compare_archives(store: Store, scratch: Path, told: Told = lambda _: None) -> Iterator[tuple[Compared, list[str]]]:
+def compare_archives(
+    store: Store, scratch: Path, told: Told = lambda _: None
+) -> Iterator[tuple[ComparedShard, list[str]]]:
     """Each shard of all archives, and a line for whatever differs or cannot be read. scratch: an empty directory. told:
     of what is done. Raises InvalidArgument without the whole package, DiskFull, DiskFailed of the directory."""
     for founding in clusters(store):
@@ -58,7 +60,7 @@ class _Comparing:
         self._chain: Replay | None = None
         self.problems: list[str] = []
 
-    def run(self) -> Compared:
+    def run(self) -> ComparedShard:
         try:
             for index, name in bases_of(self._store, self._founding, self._shard):
                 if not self._tried(self._follow, index):
@@ -68,7 +70,7 @@ class _Comparing:
         finally:
             self._end()
             shutil.rmtree(self._directory, ignore_errors=True)
-        return Compared(
+        return ComparedShard(
             cluster=f"{self._founding:x}",
             shard=self._shard,
             entries=self._entries,

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from needle.backup.archive_comparing import Compared, Told, compare_archives
+from needle.backup.archive_comparing import ComparedShard, Told, compare_archives
 from needle.backup.archive_keeping import check_archives, outdated, pieces_of_archives, whole_archive
 from needle.backup.archive_reading import clusters
 from needle.backup.around import REAL, Around
@@ -76,7 +76,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     pieces: int
     bytes: int
     problems: list[str]
-    compared: list[Compared] = []
+    compared: list[ComparedShard] = []
 
 
 def backup_ids(store: Store) -> list[str]:
@@ -163,7 +163,7 @@ def verify(
             problems += (f"backup {one}: {problem}" for problem in _problems(store, collection, known))
     if backup is None:
         problems += (f"archive: {problem}" for problem in check_archives(store, known))
-    compared: list[Compared] = []
+    compared: list[ComparedShard] = []
     if backup is None and not checksums_only and clusters(store):
         with scratch_directory(scratch) as directory:
             for shard, differing in compare_archives(store, directory, told):

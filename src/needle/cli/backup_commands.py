@@ -15,7 +15,6 @@ import needle
 from needle import backup as backups
 from needle.base.instants import micros
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
-from needle.protocol.catalog_commands import FORGET, NoteBackup
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
 Backup = Annotated[str | None, typer.Option("--backup", help="The id of a backup, as `needle backup list` shows it.")]
@@ -91,7 +90,7 @@ def forget(cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 30.0) -> None:
     """Have the cluster expect no backups, and no archive of its logs, until it is told of the next one: no alert."""
 
     async def work(client: needle.Client) -> None:
-        await client.change_catalog(NoteBackup(FORGET, FORGET), timeout=timeout)
+        await client.forget_backups(timeout=timeout)
 
     run(cluster, work)
     notes.print("the cluster expects no backups and no archive until the next one", markup=False)
@@ -225,7 +224,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _compared(one: backups.Compared) -> str:
+def _compared(one: backups.ComparedShard) -> str:
     """In words."""
     upto = f"the last at index {one.proven} of {one.last}" if one.proven else f"index {one.last} was reached"
     return (

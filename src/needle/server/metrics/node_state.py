@@ -91,6 +91,9 @@ class NodeState(Collector):
     def _cluster(self) -> Iterator[Metric]:
         if self._node.catalog is not None:
             yield read("needle_catalog_led", int(self._node.host.leader(CATALOG_GROUP) is not None))
+        if self._node.topology.settings is not None:
+            yield read("needle_version_known", self._node.ports.knows)
+            yield read("needle_version_cluster", self._node.topology.cluster_version)
         health = self._health.latest if self._health is not None else None
         if health is None:
             return

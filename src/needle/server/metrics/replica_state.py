@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from prometheus_client.core import Metric
 
-from needle.base.ids import GroupId, shard_group
+from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
 from needle.base.model import RaftStatus
 from needle.base.runtime import micros_of
 from needle.client.divergence import strays
@@ -29,6 +29,7 @@ NAMES: Final = (
     "needle_backup_archive_lag_seconds",
     *("needle_elections_total", "needle_leader_stepdowns_total", "needle_apply_lag_entries"),
     *("needle_proposals_waiting", "needle_snapshot_fetching", "needle_replica_lost", "needle_replica_damaged"),
+    "needle_unknown_collections",
     *("needle_recall_sampled", "needle_recall_samples_total"),
     *("needle_replica_divergence", "needle_replica_comparisons_total"),
     *("needle_moves_running", "needle_move_copied_documents"),
@@ -37,6 +38,8 @@ NAMES: Final = (
     *("needle_segments_building", "needle_segment_events_total", "needle_segment_build_seconds_total"),
     *("needle_segment_shipped_bytes_total", "needle_field_index_bytes", "needle_field_index_evictions_total"),
 )
+CATALOG_LABEL: Final = "catalog"
+"""Of its replicas, where those of shards have a number."""
 Families = Mapping[str, Any]
 
 
@@ -53,6 +56,7 @@ class ReplicaState:
         lags = archive_lags(self._node.host, self._node.topology, micros_of(self._node.ports.clock))
         for group, seconds in lags.items():
             made["needle_backup_archive_lag_seconds"].add_metric([str(group - 1)], seconds)
+        self._catalog(made)
         for group in list(self._node.groups):
             hosted = self._node.groups.get(group)
             if hosted is None or not self._node.alive():  # closed meanwhile
@@ -65,6 +69,14 @@ class ReplicaState:
             self._answers(made, shard, hosted, shown)
             await asyncio.sleep(0)
         return list(made.values())
+
+    def _catalog(self, made: Families) -> None:
+        """What its leader found when it compared replicas."""
+        node = self._node
+        if node.catalog is not None:
+            made["needle_replica_comparisons_total"].add_metric([CATALOG_LABEL], node.comparing.whole)
+            if node.host.is_leader(CATALOG_GROUP):
+                made["needle_replica_divergence"].add_metric([CATALOG_LABEL], len(strays(node.comparing.diverged)))
 
     def _raft(self, made: Families, shard: str, group: GroupId) -> None:
         status, load = self._node.status(group), self._node.host.load(group)
@@ -101,6 +113,7 @@ class ReplicaState:
         moves = sum(move.source == number for move in topology.moves) + of_replicas
         made["needle_shard_followers"].add_metric([shard], sum(peer.recently_active for peer in status.peers))
         made["needle_replica_divergence"].add_metric([shard], len(strays(status.diverged)))
+        made["needle_unknown_collections"].add_metric([shard], len(status.unknown_collections))
         made["needle_replicas_waiting"].add_metric([shard], bool(status.waits_for))
         made["needle_moves_running"].add_metric([shard], moves)
         made["needle_move_copied_documents"].add_metric([shard], sum(status.copied.values()))
