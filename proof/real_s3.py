@@ -1,8 +1,9 @@
 """`python -m proof.real_s3 SERVER`: backups and the archive in a bucket of a real S3 server, versitygw, on loopback.
 
 The commands of docs/backup.md run against it as processes, as an operator runs them, from a cluster with TLS and keys:
-create, archive, list, verify, prune, and restore of a backup and of an instant into other clusters. Then the server is
-stopped, and an object damaged: both are told.
+create, archive, list, verify, prune, and restore of a backup and of an instant into other clusters. All of them are
+killed at their requests, one after the other (s3_kills.py). Then an object is damaged, and the server stopped: both are
+told.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from needle.local.certificates import create_ca, create_node
 from needle.local.free_ports import free_ports
 from needle.local.process_cluster import ProcessCluster
 from proof.operator import Operator
+from proof.s3_kills import ARCHIVE_STEPS, Kills
 
 TARGET = "s3://backups/shop"
+KILLED = "s3://backups/killed"
 SECRET = "0123456789abcdef" * 4
 ACCESS, HIDDEN = "operator", "an-s3-secret-of-this-machine"
 BATCH_BYTES = 1 << 20
@@ -73,9 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def _through(server: Server, directory: Path) -> None:
     operator = Operator(server.environment, _say)
+    kills = Kills(operator, KILLED, server.root / "backups" / "killed")
     async with _closed_cluster(directory / "first", operator) as client:
         vectors = [[float(n), *[1.0] * 7] for n in range(ROWS)]
-        await client.insert_each(ids=[f"d{n}" for n in range(ROWS)], vectors=vectors)
+        told = [{"text": f"{n}" * 200} for n in range(ROWS)]  # several pieces
+        await client.insert_each(ids=[f"d{n}" for n in range(ROWS)], vectors=vectors, metadatas=told)
         await asyncio.to_thread(operator.run, "backup", "create", TARGET)
         archiving = operator.popen("backup", "archive", TARGET, "--every", "1")
         try:
@@ -90,6 +95,7 @@ async def _through(server: Server, directory: Path) -> None:
             archiving.send_signal(signal.SIGTERM)
             out, err = await asyncio.to_thread(archiving.communicate, None, 60)
         assert archiving.returncode == 0, f"{out}{err}"
+        killed_at = await kills.cluster_side(client, ROWS - 1)
     for line in ("list", "verify", "prune --keep 1", "prune --archive-hours 1", "verify"):
         verb, *options = line.split()
         operator.run("backup", verb, TARGET, *options)
@@ -101,6 +107,14 @@ async def _through(server: Server, directory: Path) -> None:
         async with _closed_cluster(directory / name, operator) as client:
             await asyncio.to_thread(operator.run, "restore", TARGET, *words, "--timeout", "60")
             assert await client.count() == documents
+    for name, words, documents in (
+        ("fourth", [], ROWS - 1),
+        ("fifth", ["--at", rfc3339(killed_at)], ROWS - 1 + ARCHIVE_STEPS),
+    ):
+        async with _closed_cluster(directory / name, operator) as client:
+            await kills.restores(client, words, documents)
+    assert set(kills.killed) == {"create", "archive", "prune", "restore"}, kills.killed
+    _say(f"killed at their steps, and each time all was whole: {kills.killed}")
     piece = next(path for path in (server.root / "backups" / "shop" / "pieces").rglob("*") if path.is_file())
     piece.write_bytes(piece.read_bytes()[:-1] + b"?")
     assert piece.name in operator.run("backup", "verify", TARGET, expect=1)

@@ -103,7 +103,7 @@ async def test_a_scratch_directory_that_takes_nothing_is_told_of_by_name(tmp_pat
     world.fill(20)
     world.shard.first = 8
     await world.archiver(store).look(flush=True)
-    with pytest.raises(DiskFailed, match="/absent/"):
+    with pytest.raises(DiskFailed, match="/absent"):
         await restore_at(world.client, store, world.now, scratch=str(tmp_path / "absent"))
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -16,10 +17,10 @@ import needle
 from backup.killing import Counted, Killed
 from needle import backup as backups
 from needle.backup.around import Around
-from needle.backup.format import IndexFile
+from needle.backup.format import IndexFile, encode_manifest, manifest_name
 from needle.backup.index_restoring import IndexRestoring
 from needle.backup.restoring import MARK
-from needle.backup.store import DirectoryStore, Store
+from needle.backup.store import Before, DirectoryStore, Store
 from needle.base.errors import InvalidArgument, Unavailable
 from needle.base.explain import Way
 from needle.base.ids import shard_group
@@ -146,7 +147,12 @@ async def test_with_other_shards_or_without_files_all_is_built(
         done = await backups.restore(client, store, made.manifest.id)
         assert done.indexed == 0 and done.built == []
         assert await events(cluster, "adopted") == 0
-        await wait_for(lambda: searched(client, done.documents - 740), 60, "index files")
+        told = list[tuple[int, int]]()
+        await asyncio.wait_for(
+            backups.wait_indexed(client, done.digests, progress=lambda *one: told.append(one)), timeout=120
+        )
+        assert await searched(client, done.documents - 740), "when it returns, and not later"
+        assert told[-1] == (done.documents, done.documents) and told == sorted(told)
     async with cluster_of(tmp_path / "two", 2, 1) as (cluster, client):
         done = await backups.restore(client, store, made.manifest.id, indexes=False)
         assert done.indexed == 0 and await events(cluster, "adopted") == 0
@@ -281,6 +287,50 @@ async def test_killed_after_a_file_was_refused_it_goes_on(
         done = await backups.restore(client, store, made.manifest.id)
         assert done.resumed and done.digests == {one.spec.name: one.digest for one in made.manifest.collections}
         assert done.documents == await client.count(collection="books")
+
+
+async def broken_off(client: needle.Client, store: Store, backup: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restore that ends in its second round, behind some pieces."""
+    monkeypatch.setattr("needle.backup.restoring.AT_ONCE", 1)
+    monkeypatch.setattr("needle.backup.restoring.NOTED", 2)
+    end = IndexRestoring.end
+
+    async def ends(self: IndexRestoring, number: int) -> None:
+        if number == 1:
+            raise Ends
+        await end(self, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IndexRestoring, "end", ends)
+        with pytest.raises(Ends):
+            await backups.restore(client, store, backup)
+
+
+@pytest.mark.parametrize("what", ["another set", "a damaged set"])
+async def test_killed_it_goes_on_with_other_files_or_damaged_ones(
+    tmp_path: Path, target: tuple[Store, backups.Made], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """What was written was told by files that are not there any more: RestoreDiffers, or no way on."""
+    store, made = target
+    [collection] = made.manifest.collections
+    async with cluster_of(tmp_path / "to", 2, 1) as (_, client):
+        await broken_off(client, store, made.manifest.id, monkeypatch)
+        local = DirectoryStore(tmp_path / "local")
+        if what == "another set":  # as a restore of an instant may choose one, when that of before is damaged
+            firsts = [next(one for one in collection.indexes if one.shard == shard) for shard in (0, 1)]
+            other = msgspec.structs.replace(
+                collection, indexes=[one for one in collection.indexes if one not in firsts]
+            )
+            manifest = msgspec.structs.replace(made.manifest, collections=[other])
+            local.put(manifest_name(made.manifest.id), encode_manifest(manifest))
+        else:
+            local.put(collection.indexes[0].hashes[0].name, b"damaged")
+        done = await backups.restore(client, Before(local, store), made.manifest.id)
+        assert done.resumed and done.digests == {one.spec.name: one.digest for one in made.manifest.collections}
+        assert done.indexed == 0 and "all documents are written again" in done.built[0]
+        assert done.documents == await client.count(collection="books")
+        await wait_for(lambda: searched(client, done.documents - 480), 90, "index files")
+        assert await found(client) > 0.97
 
 
 async def test_a_backup_that_is_killed_leaves_no_file_out(tmp_path: Path, target: tuple[Store, backups.Made]) -> None:

@@ -9,13 +9,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from needle.base.collection_sizes import CollectionSize
+from needle.base.collection_sizes import CollectionSize, IndexProgress
+from needle.base.config import Limits, SegmentConfig
 from needle.base.model import SearchRequest
 from needle.client.document_calls import Held
 from needle.client.naming import _description
 from needle.multiraft.ports import Applied
 from needle.protocol.commands import CreateCollection, Delete, PublishSegment
 from needle.routing.topology import CollectionInfo
+from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.store import DocumentStore
 from needle.shard.segments.sealed import SealedSegment
 from needle.shard.state_machine import Replica
@@ -54,6 +56,22 @@ def test_counts_and_bytes(replica: Replica) -> None:
     replica.search(SearchRequest(collection="c", vector=query, k=1, filter=b'{"n":{"$gte":150}}'))
     indexed = sizes(replica)["c"].field_index_bytes
     assert 0 < indexed <= replica.field_indexes.used
+
+
+def test_what_waits_for_an_index_file_counts_where_it_is_enough_for_one(tmp_path: Path) -> None:
+    """`needle restore` waits for it: what is too little for a file never gets one."""
+    sealing = SegmentConfig(seal_rows=200, rows_max=1000)
+    replica = Replica(str(tmp_path), limits=Limits(), segments=sealing, disk=ReplicaDisk())
+    log, ids, rows = Log(), [f"d{n}" for n in range(250)], [[n, 0, 0] for n in range(250)]
+    replica.apply(log.add(CreateCollection(spec()), put(ids[:199], rows[:199], [{}] * 199)))
+    assert sizes(replica)["c"].index.waiting == 0
+    replica.apply(log.add(put(ids[199:], rows[199:], [{}] * 51)))
+    assert sizes(replica)["c"].index.waiting == 250
+    replica.apply(log.add(Delete("c", ids[:51])))
+    assert sizes(replica)["c"].index.waiting == 0
+    two = CollectionSize(index=IndexProgress(waiting=3)) + CollectionSize(index=IndexProgress(waiting=4))
+    assert two.index.waiting == 7
+    replica.close()
 
 
 def test_index_files_count_as_they_are_on_disk(replica: Replica) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from needle.base.errors import NeedleError, OutcomeUnknown, StorageError, Unavailable
+from needle.base.errors import ClusterTooOld, NeedleError, OutcomeUnknown, StorageError, Unavailable
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import IndexKind, IndexParams
 from needle.client.client import Client

@@ -3,10 +3,12 @@
 A layer above the client: it knows no server. What a backup is made of is in format.py; where it lies, in store.py.
 """
 
+from needle.backup.archive_comparing import ComparedShard
 from needle.backup.archive_reading import Archived, list_archives
 from needle.backup.archiving import archive
 from needle.backup.creating import Made, create
 from needle.backup.format import Manifest
+from needle.backup.index_waiting import wait_indexed
 from needle.backup.instant import restore_at
 from needle.backup.keeping import Listed, Verified, list_backups, prune, verify
 from needle.backup.places import indexes_at
@@ -15,6 +17,7 @@ from needle.backup.store import Store, open_store
 
 __all__ = [
     "Archived",
+    "ComparedShard",
     "Listed",
     "Made",
     "Manifest",
@@ -31,4 +34,5 @@ __all__ = [
     "restore",
     "restore_at",
     "verify",
+    "wait_indexed",
 ]

@@ -46,6 +46,7 @@ from needle.backup.archive_reading import (
     target_name,
 )
 from needle.backup.around import REAL, Around
+from needle.backup.complaints import Complaints
 from needle.backup.creating import tell
 from needle.backup.format import PIECES
 from needle.backup.index_archiving import INDEXES_EVERY, IndexArchiving, indexed
@@ -109,14 +110,16 @@ class Archiver:
     async def run(self) -> None:
         """Until it is cancelled. Raises Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat; whatever else
         happens is tried again."""
+        complaints = Complaints(self._around.clock)
         try:
             while True:
                 try:
                     await self.look()
+                    complaints.goes_on()
                 except FINAL:
                     raise
                 except NeedleError as error:
-                    _log.warning("the archive waits: %s", error.message)
+                    complaints.waits(error)
                 await self._around.rest(LOOK_SECONDS)
         finally:
             await self.close()

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -66,6 +68,17 @@ def rounds_of(collection: CollectionBackup, now: Topology) -> list[list[IndexFil
                 rounds.append([])
             rounds[at].append(file)
     return rounds
+
+
+class IndexFilesChanged(Exception):
+    """What a restore wrote before it was broken off cannot be told by the index files that there are now. For callers
+    within this package: it is no error that anybody gets to see."""
+
+
+def fingerprint(rounds: list[list[IndexFile]]) -> str:
+    """Equal for equal files in equal rounds: then what a round wrote can be told again."""
+    told = [[(file.shard, file.checksum, file.nodes) for file in files] for files in rounds]
+    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()
 
 
 def part_of(piece: Piece, chosen: list[int]) -> Piece:
@@ -128,9 +141,9 @@ class IndexRestoring:
                 parts.append(await self._around.blocking(self._hashes, file))
             except StorageError as error:
                 if number <= self._begun:
-                    raise StorageError(
-                        f"{error.message}; without it nobody can tell what was written before this restore was broken "
-                        "off: run it again without index files (--no-indexes)"
+                    raise IndexFilesChanged(
+                        f"{error.message}, of an index file that this restore used before it was broken off, so that "
+                        "nobody can tell what it served: all documents are written again"
                     ) from error
                 await self._give_up(file.shard, error.message)
         self._next = max(self._next, number + 1)

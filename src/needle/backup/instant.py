@@ -11,9 +11,7 @@ the next one behind it, was found again, and before every key has exactly one ow
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -37,11 +35,11 @@ from needle.backup.format import (
 )
 from needle.backup.replaying import Place, Replay, Replayed
 from needle.backup.restoring import Progress, Restored, restore
+from needle.backup.scratch import scratch_directory
 from needle.backup.store import Before, DirectoryStore, Store
 from needle.base.decoding import routed_metadata
 from needle.base.dtypes import VectorForm
 from needle.base.errors import InvalidArgument, StorageError, invalid
-from needle.base.file_errors import os_failure
 from needle.base.instants import rfc3339
 from needle.base.model import CollectionSpec
 from needle.client import Client
@@ -72,35 +70,26 @@ async def restore_at(
     timeout: float = 30.0,
     told: Told = lambda _: None,
     progress: Progress = lambda _: None,
+    total: Progress = lambda _: None,
     around: Around = REAL,
 ) -> Restored:
     """Restore what there was at an instant (microseconds since 1970), or at an index of each shard's log.
 
     archive: the founding of the cluster, in hex, if several are archived at the target. index_files: whether those of
     the archive are used, which takes as many shards as there were. scratch: a directory with room
-    for all documents twice. told: of what is done. progress, timeout: as in `restore`. Raises InvalidArgument for an
-    instant that the archive does not reach, CorruptBackup, RestoreDiffers, DiskFull and DiskFailed of the scratch
-    directory, and what `restore` raises.
+    for all documents twice. told: of what is done. progress, total, timeout: as in `restore`. Raises InvalidArgument
+    for an instant that the archive does not reach, CorruptBackup, RestoreDiffers, DiskFull and DiskFailed of the
+    scratch directory, and what `restore` raises.
     """
     if (at is None) == (indexes is None):
         raise InvalidArgument("give one of at and index", field="at")
-    with _scratch(scratch) as directory:
-        made = Making(store, Path(directory), told)
+    with scratch_directory(scratch) as directory:
+        made = Making(store, directory, told)
         backup = await around.blocking(made.run, at, dict(indexes or {}), archive)
         return await restore(
             client, Before(made.local, store), backup, indexes=index_files, timeout=timeout, progress=progress,
-            around=around,
+            total=total, around=around,
         )  # fmt: skip
-
-
-@contextmanager
-def _scratch(where: str | None) -> Iterator[str]:
-    """A directory in `where`, that is gone afterwards. Raises DiskFull, DiskFailed, also for what is done in it."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="needle-restore-", dir=where) as directory:
-            yield directory
-    except OSError as error:
-        raise os_failure(error, str(error.filename or where or tempfile.gettempdir())) from error
 
 
 class Making:

@@ -18,7 +18,9 @@ from typing import Final
 
 import msgspec
 
+from needle.backup.archive_comparing import ComparedShard, Told, compare_archives
 from needle.backup.archive_keeping import check_archives, outdated, pieces_of_archives, whole_archive
+from needle.backup.archive_reading import clusters
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
     MANIFESTS,
@@ -34,6 +36,7 @@ from needle.backup.format import (
     manifest_name,
 )
 from needle.backup.replaying import read_block
+from needle.backup.scratch import scratch_directory
 from needle.backup.store import PARTIAL, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError, StorageError, Unavailable, invalid
 
@@ -66,12 +69,14 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found. problems: one line for each damaged or missing file, and each digest that differs."""
+    """What was found. problems: one line for each damaged or missing file, and each digest that differs. compared: of
+    each shard of an archive, how much of it was applied again and compared."""
 
     backups: int
     pieces: int
     bytes: int
     problems: list[str]
+    compared: list[ComparedShard] = []
 
 
 def backup_ids(store: Store) -> list[str]:
@@ -131,9 +136,20 @@ def list_backups(store: Store) -> list[Listed]:
     return found
 
 
-def verify(store: Store, backup: str | None = None) -> Verified:
-    """Read every file of one backup, or of all and of archives, and compute all digests of backups anew; no cluster is
-    needed. Of archives checksums are compared, and whether entries are missing; they are not applied. Blocking."""
+def verify(
+    store: Store,
+    backup: str | None = None,
+    *,
+    checksums_only: bool = False,
+    scratch: str | None = None,
+    told: Told = lambda _: None,
+) -> Verified:
+    """Read every file of one backup, or of all and of archives, and compute all digests anew; no cluster is needed.
+
+    Of archives the entries are applied again on the archived states, and compared with every digest that was recorded.
+    checksums_only: not that, only each file's checksum, and whether entries are missing. scratch: a directory with room
+    for twice the largest shard, for archives. told: of what is done. Blocking. Raises InvalidArgument for archives
+    without the whole package, DiskFull and DiskFailed of the scratch directory."""
     known: dict[str, int] = {}
     problems: list[str] = []
     ids = backup_ids(store) if backup is None else [backup]
@@ -147,7 +163,16 @@ def verify(store: Store, backup: str | None = None) -> Verified:
             problems += (f"backup {one}: {problem}" for problem in _problems(store, collection, known))
     if backup is None:
         problems += (f"archive: {problem}" for problem in check_archives(store, known))
-    return Verified(backups=len(ids), pieces=len(known), bytes=sum(known.values()), problems=problems)
+    compared: list[ComparedShard] = []
+    if backup is None and not checksums_only and clusters(store):
+        with scratch_directory(scratch) as directory:
+            for shard, differing in compare_archives(store, directory, told):
+                compared.append(shard)
+                lines = (f"archive: {problem}" for problem in differing)
+                problems += (line for line in lines if line not in problems)  # a damaged file was told of before
+    return Verified(
+        backups=len(ids), pieces=len(known), bytes=sum(known.values()), problems=problems, compared=compared
+    )
 
 
 def _problems(store: Store, collection: CollectionBackup, known: dict[str, int]) -> Iterator[str]:

@@ -2,7 +2,8 @@
 replicas apply them by.
 
 Invariant: wherever the archive recorded a digest that the shard's leader had, the state has it, or RestoreDiffers is
-raised. Blocking. Memory: that of a replica, and a file of entries. Needs the whole package, not only the client's.
+raised. Blocking. Memory: that of a replica without its vectors, and a file of entries. Needs the whole package, not
+only the client's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from needle.backup.archive_format import Base
 from needle.backup.archive_reading import base_before, check_reach, entries, later_base, read_head
 from needle.backup.format import PieceRef
 from needle.backup.store import Store
-from needle.base.config import Limits, SegmentConfig
+from needle.base.config import Limits
 from needle.base.errors import CorruptBackup, CorruptSnapshot, InvalidArgument, RestoreDiffers, invalid
 from needle.base.instants import rfc3339
 from needle.base.model import CollectionSpec
@@ -73,11 +74,12 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replay:
-    """One shard's. Use as a context manager: it holds files."""
+    """One shard's. Use as a context manager, or `close` it: it holds files. directory: where they are. entries: how
+    many were applied, up to index `last`. digests: how many were compared; proven: the index of the last one, or 0."""
 
     def __init__(self, store: Store, founding: int, shard: int, directory: Path) -> None:
         """directory: of the replica; empty, or as an earlier replay left it."""
-        self._store, self._founding, self._shard, self._directory = store, founding, shard, directory
+        self._store, self._founding, self._shard, self.directory = store, founding, shard, directory
         self._image = directory / "image"
         self._replica = _opened(directory / "replica")
         self._tape: Iterator[tuple[LoggedEntry, str | None]] | None = None
@@ -86,11 +88,17 @@ class Replay:
         self._bytes = 0
         self.dropped: set[int] = set()
         self.forgotten: set[int] = set()
+        self.entries = self.digests = self.proven = 0
+        self.last = self._replica.applied_index()
 
     def __enter__(self) -> Replay:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give files back."""
         self._replica.close()
 
     @property
@@ -102,8 +110,7 @@ class Replay:
         """Go there from the newest state before it. Raises InvalidArgument for a place that the archive does not
         reach, CorruptBackup, RestoreDiffers."""
         base = base_before(self._store, self._founding, self._shard, self._fetch, at=place.at, index=place.index)
-        if base.files:
-            self._install(base)
+        self._install(base)
         self._go(_ends(place))
         reached, after = self._replica.applied_index(), self._next
         if after is None:
@@ -115,12 +122,21 @@ class Replay:
         return Replayed(
             shard=self._shard,
             index=reached,
-            directory=str(self._directory),
+            directory=str(self.directory),
             holdings=None if view.fence is None else view.fence.holdings,
             collections={held.record.spec.name: (held.record.id, held.record.spec) for held in view.named()},
             dropped=self.dropped,
             forgotten=self.forgotten,
         )
+
+    def begin(self, base: Base) -> None:
+        """Go to a state, of whatever digest. Raises CorruptBackup."""
+        self._fetch(base)
+        self._install(base)
+
+    def follow(self, index: int | None) -> None:
+        """Go on to an index, or as far as entries lead. Raises as `to` does."""
+        self._go(lambda one, _: index is not None and one.index > index)
 
     def prove(self) -> int:
         """Go on to the next place with a recorded digest, and compare; its index, 0 if none comes. What was read before
@@ -180,18 +196,27 @@ class Replay:
             self._bytes += len(one.data)
             if digest is not None or len(self._batch) >= BATCH_ENTRIES or self._bytes >= BATCH_BYTES:
                 self._apply()
-            if digest is not None and digest != (here := self._replica.digest()):
-                raise RestoreDiffers(
-                    f"shard {self._shard} has digest {here} at index {one.index}, and its leader had {digest}: the "
-                    "archive, or the release that restores, is not to be trusted here"
-                )
+            if digest is not None:
+                self._compare(one.index, digest)
             self._next = next(self._tape, None)
         self._apply()
 
     def _apply(self) -> None:
-        if self._batch:
-            self._replica.apply(self._batch)
-            self._batch, self._bytes = [], 0
+        """For want of room a replica may take the first ones only, and raises when it takes none."""
+        while self._batch:
+            done = len(self._replica.apply(self._batch))
+            self.entries, self.last = self.entries + done, self._batch[done - 1].index
+            self._batch = self._batch[done:]
+        self._bytes = 0
+
+    def _compare(self, index: int, digest: str) -> None:
+        here = self._replica.digest()
+        if here != digest:
+            raise RestoreDiffers(
+                f"shard {self._shard} has digest {here} at index {index}, and its leader had {digest}: what is "
+                "archived before, or this release, is not to be trusted"
+            )
+        self.digests, self.proven = self.digests + 1, index
 
     def _note(self, one: LoggedEntry) -> None:
         if any(told in one.data[:_HEAD_BYTES] for told in _TOLD):
@@ -214,8 +239,12 @@ class Replay:
                     out.write(read_block(self._store, ref))
 
     def _install(self, base: Base) -> None:
+        if not base.files:
+            return
         try:
             self._replica.install_snapshot(str(self._image))
+            shutil.rmtree(self._image, ignore_errors=True)
+            self.last = self._replica.applied_index()
         except CorruptSnapshot as error:
             raise CorruptBackup(
                 f"the state of shard {self._shard} at index {base.index} is damaged: {error.message}"
@@ -252,6 +281,8 @@ def _opened(directory: Path) -> Replica:
         from needle.shard.state_machine import Replica
     except ImportError:
         raise InvalidArgument(
-            "to restore to an instant needs the whole package: pip install 'needle-vdb[server]'", field="at"
+            "to apply what is archived (`needle restore --at`, `needle backup verify` without --checksums-only) needs "
+            "the whole package: pip install 'needle-vdb[server]'",
+            field="at",
         ) from None
-    return Replica(str(directory), limits=Limits(), segments=SegmentConfig(), disk=ReplicaDisk())
+    return Replica(str(directory), limits=Limits(), segments=None, disk=ReplicaDisk())

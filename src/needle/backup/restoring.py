@@ -19,7 +19,7 @@ import msgspec
 
 from needle.backup.around import REAL, Around
 from needle.backup.format import CollectionBackup, Contents, Manifest, Piece, PieceRef
-from needle.backup.index_restoring import IndexRestoring, part_of, rounds_of
+from needle.backup.index_restoring import IndexFilesChanged, IndexRestoring, fingerprint, part_of, rounds_of
 from needle.backup.keeping import newest, read_manifest, read_piece
 from needle.backup.scanning import pages
 from needle.backup.store import Store
@@ -69,17 +69,20 @@ async def restore(
     indexes: bool = True,
     timeout: float = 30.0,
     progress: Progress = lambda _documents: None,
+    total: Progress = lambda _documents: None,
     around: Around = REAL,
 ) -> Restored:
     """Restore a backup, by default the newest, into a cluster that has none of its collections (or empty ones, made
     alike). indexes: whether index files of the backup are used, which takes as many shards as it was made of. progress:
-    told how many documents were written.
+    told how many documents were written. total: told once how many there are. Index files that did not come along are
+    built in the background when this returns: `wait_indexed` waits for them.
 
     Raises CollectionExists for a cluster that has something of that name, CorruptBackup, UnsupportedFormat for a backup
     of a later release, RestoreDiffers if what was read back is not what the backup holds.
     """
     await client.catalog_status(timeout=timeout)  # whoever may not see everything would compare less
     manifest = await around.blocking(read_manifest, store, backup or await around.blocking(newest, store))
+    total(manifest.documents)
     restoring = _Restoring(client, store, manifest, timeout, progress, around, indexes=indexes)
     return await restoring.run()
 
@@ -152,14 +155,23 @@ class _Restoring:
         # Who began without index files, or by an earlier release, goes on so.
         rounds = await self._rounds(collection, note) if self._with_indexes and (not note or "round" in note) else None
         if rounds is not None:
-            await self._fill_in_rounds(collection, rounds, int(note.get("round", 0)), int(note.get("of_round", 0)))
-            return
+            try:
+                await self._fill_in_rounds(collection, rounds, int(note.get("round", 0)), int(note.get("of_round", 0)))
+                return
+            except IndexFilesChanged as error:  # a piece may be written again, so it all is
+                self._built.append(f"collection {name}: {error}")
         await self._write_from(collection, int(note.get("pieces", 0)), lambda done: {"pieces": done}, self._write)
 
     async def _rounds(self, collection: CollectionBackup, note: Mapping[str, Any]) -> IndexRestoring | None:
         """How its index files can be brought, if they can. note: how far a restore came that was broken off."""
         now = await self._client.refresh_topology(confirmed=True, timeout=self._timeout)
         rounds = rounds_of(collection, now)
+        if note and note.get("files") != fingerprint(rounds):
+            self._built.append(
+                f"collection {collection.spec.name}: this restore began with other index files, or by an earlier "
+                "release, so that nobody can tell what they served: all documents are written again"
+            )
+            return None
         info = next((one for one in now.collections if one.spec.name == collection.spec.name), None)
         if not rounds or info is None:
             return None
@@ -179,7 +191,7 @@ class _Restoring:
                 known = len(collection.pieces) if one < number else done if one == number else 0
                 for at, ref in enumerate(collection.pieces[:known]):
                     await self._around.blocking(self._read, ref, at, indexes)
-                note = partial(_note_of_round, one, indexes.left)
+                note = partial(_note_of_round, fingerprint(indexes.rounds), one, indexes.left)
                 await self._write_from(collection, known, note, partial(self._write, indexes=indexes))
                 if one >= number:
                     await indexes.end(one)
@@ -289,9 +301,10 @@ class _Restoring:
         return found
 
 
-def _note_of_round(number: int, left: Mapping[int, int], done: int) -> dict[str, Any]:
-    """How far it is. pieces: for a release that knows no rounds, and has to begin anew. left: see IndexRestoring."""
-    return {"pieces": 0, "round": number, "of_round": done, "left": sorted(left.items())}
+def _note_of_round(files: str, number: int, left: Mapping[int, int], done: int) -> dict[str, Any]:
+    """How far it is. files: which index files the rounds are of. pieces: for a release that knows no rounds, and has to
+    begin anew. left: see IndexRestoring."""
+    return {"pieces": 0, "round": number, "of_round": done, "left": sorted(left.items()), "files": files}
 
 
 async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> int:

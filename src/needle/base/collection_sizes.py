@@ -26,7 +26,9 @@ class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):
     """The index of a collection's files in one shard, as its log says, or in all. now: what they are built as (see
     IndexParams.built). wanted: what files are being built as, that will take their place. vectors: those that files
     hold; done: of so many there is a file of the wanted index. recall_before, recall_after: of the former index and of
-    this one, at the switch, over so many queries; None without a switch, or with nothing to measure."""
+    this one, at the switch, over so many queries; None without a switch, or with nothing to measure. waiting: vectors
+    that no file has on the replica that answered, where they are enough for one: until it is built, searches score
+    them one by one."""
 
     now: list[str] = []
     wanted: list[str] = []
@@ -35,6 +37,7 @@ class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):
     recall_before: float | None = None
     recall_after: float | None = None
     queries: int = 0
+    waiting: int = 0
 
     def __add__(self, other: IndexProgress) -> IndexProgress:
         queries = self.queries + other.queries
@@ -51,6 +54,7 @@ class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):
             recall_before=mean("recall_before"),
             recall_after=mean("recall_after"),
             queries=queries,
+            waiting=self.waiting + other.waiting,
         )
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 import needle
 from needle import backup as backups
@@ -185,17 +184,37 @@ def _show_indexes(found: dict[int, int], json: bool) -> None:
         console.print(" ".join(f"--index {shard}:{index}" for shard, index in found.items()), soft_wrap=True)
 
 
-def verify(target: Target, backup: Backup = None, json: Json = False) -> None:
-    """Read every file at a target and compute all digests of backups anew; no cluster is needed.
+def verify(
+    target: Target,
+    backup: Backup = None,
+    checksums_only: Annotated[
+        bool,
+        typer.Option("--checksums-only", help="Do not apply archived logs: compare checksums of files only."),
+    ] = False,
+    scratch: Annotated[
+        str | None,
+        typer.Option("--scratch", help="A directory with room for twice the largest shard, for archived logs."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Read every file at a target, compute all digests of backups anew, and apply archived logs again, to compare with
+    the digests that their shards had; no cluster is needed.
 
-    Exit code 1 if a file is missing or damaged: each is named.
+    Exit code 1 if a file is missing or damaged, or a digest differs: each is named.
     """
-    found = backups.verify(backups.open_store(target), backup)
+    with _shown(json) as shown:
+        task = shown.add_task("reading files")
+        found = backups.verify(
+            backups.open_store(target), backup, checksums_only=checksums_only, scratch=scratch,
+            told=lambda text: shown.update(task, description=text),
+        )  # fmt: skip
     if json:
         print_json(found)
     else:
         for problem in found.problems:
             console.print(problem, markup=False, soft_wrap=True)
+        for one in found.compared:
+            notes.print(_compared(one), markup=False, soft_wrap=True)
         notes.print(
             f"{found.backups} backups, {found.pieces} files of {found.bytes / 1e6:,.1f} MB: "
             f"{len(found.problems) or 'no'} problems",
@@ -203,6 +222,15 @@ def verify(target: Target, backup: Backup = None, json: Json = False) -> None:
         )
     if found.problems:
         raise typer.Exit(1)
+
+
+def _compared(one: backups.ComparedShard) -> str:
+    """In words."""
+    upto = f"the last at index {one.proven} of {one.last}" if one.proven else f"index {one.last} was reached"
+    return (
+        f"archive {one.cluster}, shard {one.shard}: {one.entries} entries applied on {one.states} states, "
+        f"{one.digests} digests of its leaders compared, {upto}"
+    )
 
 
 def prune(
@@ -246,16 +274,29 @@ def _indexes(given: list[str]) -> dict[int, int]:
         raise typer.BadParameter("--index takes SHARD:INDEX, once for each shard") from None
 
 
-def _counting(shown: Progress) -> tuple[TaskID, Callable[[int], None]]:
-    """Shows how many documents were written so far."""
-    task, total = shown.add_task("0 documents"), 0
+def _percent(done: int, of: int) -> str:
+    return f"{done} of {of} documents ({100 * done // max(1, of)} %)"
 
-    def progress(documents: int) -> None:
-        nonlocal total
-        total += documents
-        shown.update(task, description=f"{total} documents")
 
-    return task, progress
+class _Counting:
+    """Shows how many documents were written so far, and then how many are searched by index files."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown, self._task = shown, shown.add_task("0 documents")
+        self._total = self._written = 0
+
+    def say(self, text: str) -> None:
+        self._shown.update(self._task, description=text)
+
+    def total(self, documents: int) -> None:
+        self._total = documents
+
+    def written(self, documents: int) -> None:
+        self._written += documents
+        self.say(f"written: {_percent(self._written, self._total)}")
+
+    def indexed(self, searched: int, documents: int) -> None:
+        self.say(f"indexed: {_percent(searched, documents)}")
 
 
 def restore(
@@ -279,6 +320,10 @@ def restore(
         str | None,
         typer.Option("--scratch", help="A directory with room for all documents twice, for --at and --index."),
     ] = None,
+    wait_index: Annotated[
+        bool,
+        typer.Option("--wait-index/--no-wait-index", help="End when searches use index files, as they did before."),
+    ] = True,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,
     json: Json = False,
@@ -286,7 +331,8 @@ def restore(
     """Bring a backup back, by default the newest, or an instant, into a new cluster of any number of nodes and shards.
 
     Every collection is read back and must have the digest that was recorded. What was broken off goes on when the
-    command is run again.
+    command is run again. Where index files do not come along, as with another number of shards, it waits until they
+    are built.
     """
     store, started = backups.open_store(target), time.perf_counter()
     if sum(given is not None for given in (backup, at, index or None)) > 1:
@@ -295,22 +341,35 @@ def restore(
 
     async def work(client: needle.Client) -> backups.Restored:
         with _shown(json) as shown:
-            task, progress = _counting(shown)
+            counting = _Counting(shown)
             if instant is None and not index:
-                return await backups.restore(client, store, backup, indexes=indexes, timeout=timeout, progress=progress)
+                return await backups.restore(
+                    client, store, backup, indexes=indexes, timeout=timeout, progress=counting.written,
+                    total=counting.total,
+                )  # fmt: skip
             return await backups.restore_at(
                 client, store, instant, indexes=_indexes(index) if index else None, archive=archive,
-                index_files=indexes, scratch=scratch, timeout=timeout,
-                told=lambda text: shown.update(task, description=text), progress=progress,
+                index_files=indexes, scratch=scratch, timeout=timeout, told=counting.say, progress=counting.written,
+                total=counting.total,
             )  # fmt: skip
 
-    done = run(cluster, work)
-    seconds = time.perf_counter() - started
+    async def all_of_it(client: needle.Client) -> tuple[backups.Restored, float]:
+        done = await work(client)
+        seconds = time.perf_counter() - started
+        if not json:
+            what = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
+            _told_of(done, what, seconds)
+        if wait_index:
+            with _shown(json) as shown:
+                await backups.wait_indexed(client, done.digests, timeout=timeout, progress=_Counting(shown).indexed)
+        return done, seconds
+
+    done, seconds = run(cluster, all_of_it)
     if json:
         print_json({**msgspec.structs.asdict(done), "seconds": round(seconds, 3)})
-    else:
-        what = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
-        _told_of(done, what, seconds)
+    elif wait_index:
+        waited = time.perf_counter() - started - seconds
+        notes.print(f"searches are as fast as before, {waited:.1f} s later", markup=False)
 
 
 def _told_of(done: backups.Restored, what: str, seconds: float) -> None:

@@ -37,7 +37,7 @@ from needle.shard.index_change import AS_MADE, IndexState, progress_of
 from needle.shard.ordinal_set import OrdinalSet
 from needle.shard.pins import NO_PINS, Pins
 from needle.shard.places import Places
-from needle.shard.plan import PublishedSegment
+from needle.shard.plan import PublishedSegment, seal_when_quiet_at
 from needle.shard.segments.collection_vectors import LOAD_ROWS, CollectionVectors
 from needle.shard.segments.view import VectorsView
 from needle.shard.weights import SAMPLE, Weights
@@ -50,7 +50,8 @@ NOT_INDEXED: Final = IndexProgress()
 class CollectionView:
     """One collection at one applied index. live: the ordinals that an id points at. hidden: those of them that must
     not be seen, because the shard does not own their keys (yet, or any more). places: the vectors of those that have
-    one of another ordinal. changes: grows with every view of an opened collection that shows something else."""
+    one of another ordinal. changes: grows with every view of an opened collection that shows something else.
+    sealed_from: so many vectors without an index file are enough for one."""
 
     record: CollectionRecord
     vectors: VectorsView
@@ -61,6 +62,7 @@ class CollectionView:
     document_bytes: int = 0
     changes: int = 0
     index: IndexProgress = NOT_INDEXED
+    sealed_from: int = 0
 
     @property
     def live_bytes(self) -> int:
@@ -153,7 +155,7 @@ class LiveCollection:
         record: CollectionRecord,
         store: DocumentStore,
         directory: str,
-        config: SegmentConfig,
+        config: SegmentConfig | None,
         budget: IndexBudget,
         files: FieldFiles | None = None,
     ) -> None:
@@ -176,6 +178,7 @@ class LiveCollection:
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
         self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget, record.id, files)
         self._weights = Weights(record.spec.vector_bytes)
+        self._sealed_from = seal_when_quiet_at(self.vectors.config, record.spec.dimensions)
         self._store = store
 
     def rows(self, first: int, last: int) -> Iterator[tuple[npt.NDArray[np.int64], StoredRows]]:
@@ -274,7 +277,7 @@ class LiveCollection:
     def view(self) -> CollectionView:
         vectors, size = self.vectors.view(), self._weights.document_bytes
         state = self.record, vectors, self.live, self.payload, self._invisible, self.places
-        return CollectionView(*state, size, self._changes, self._index)
+        return CollectionView(*state, size, self._changes, self._index, self._sealed_from)
 
 
 def _without(first: int, end: int, left_out: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -66,7 +66,7 @@ class Surroundings:
     disk: ReplicaDisk
     failpoint: Callable[[str], None]
     commit_rows_max: int
-    segments: SegmentConfig
+    segments: SegmentConfig | None
     field_indexes: IndexBudget
     changed: Changed = field(default_factory=Changed)
     effects: EffectLog = field(default_factory=EffectLog)

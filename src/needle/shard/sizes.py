@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from needle.base.collection_sizes import CollectionSize
 from needle.shard.live_collection import CollectionView
 
@@ -9,7 +11,7 @@ from needle.shard.live_collection import CollectionView
 def size_of(held: CollectionView) -> CollectionSize:
     """See the module."""
     vector = held.record.spec.vector_bytes
-    documents = held.visible
+    documents, growing = held.visible, len(held.vectors.growing)
     return CollectionSize(
         documents=documents,
         document_bytes=documents * max(0, held.document_bytes - 2 * vector),  # these count a vector twice: see weights
@@ -17,5 +19,5 @@ def size_of(held: CollectionView) -> CollectionSize:
         index_bytes=sum(served.sealed.size for served in held.vectors.served),
         field_index_bytes=held.payload.bytes_held(),
         fields=held.payload.declared(),
-        index=held.index,
+        index=msgspec.structs.replace(held.index, waiting=growing if growing >= held.sealed_from else 0),
     )

@@ -64,7 +64,7 @@ class Replica:
         directory: str,
         *,
         limits: Limits,
-        segments: SegmentConfig,
+        segments: SegmentConfig | None,
         disk: ReplicaDisk,
         failpoint: Callable[[str], None] = lambda _: None,
         purge_rows_min: int = PURGE_ROWS,
@@ -73,8 +73,8 @@ class Replica:
         """Open or create the replica in `directory`.
 
         failpoint: called with the names in FAILPOINTS and image.INSTALL_STEPS. purge_rows_min: superseded rows are
-        deleted once there are this many, and an eighth of the documents. index_rows: of field indexes.
-        Damaged files are no error: then `damage` says so. Raises DiskFailed or UnsupportedFormat.
+        deleted once there are this many, and an eighth of the documents. index_rows: of field indexes. segments: None:
+        no vectors are in memory. Raises DiskFailed or UnsupportedFormat; of damaged files `damage` tells.
         """
         self.directory = directory
         self.limits = limits

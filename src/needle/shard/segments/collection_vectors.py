@@ -49,11 +49,13 @@ class CollectionVectors:
     visible as one. Errors of files are CorruptSegment; a broken call order is Internal.
     """
 
-    def __init__(self, collection_id: int, spec: CollectionSpec, directory: str, config: SegmentConfig) -> None:
+    def __init__(self, collection_id: int, spec: CollectionSpec, directory: str, config: SegmentConfig | None) -> None:
+        """config: None where nothing is searched: then no vector is held, only where the next one goes."""
         self.collection_id = collection_id
         self.spec = spec
         self.directory = directory
-        self.config = config
+        self._holds = config is not None
+        self.config = config or SegmentConfig()
         self._lock = Lock()
         self._manifest: list[PublishedSegment] = []
         self._indexing = AS_MADE
@@ -94,7 +96,8 @@ class CollectionVectors:
             first = int(ordinals[0])
             if first < self._next_ordinal or vectors.shape != (len(ordinals), self.spec.form.numbers):
                 raise Internal(f"append of {vectors.shape} at ordinal {first}, next is {self._next_ordinal}")
-            self._growing = self._growing.appended(ordinals, vectors)
+            if self._holds:
+                self._growing = self._growing.appended(ordinals, vectors)
             self._next_ordinal = int(ordinals[-1]) + 1
             self._refresh()
 
@@ -378,6 +381,6 @@ class CollectionVectors:
     def _read_rows(self, growing: GrowingSegment, first: int, last: int) -> GrowingSegment:
         if self._rows is None:
             raise Internal("no documents to read vectors from")
-        for ordinals, vectors in self._rows(first, last):
+        for ordinals, vectors in self._rows(first, last) if self._holds else ():
             growing = growing.appended(np.asarray(ordinals, np.int64), np.asarray(vectors, self.spec.form.array))
         return growing

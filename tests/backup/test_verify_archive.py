@@ -1,0 +1,128 @@
+"""`verify` applies what an archive has again, so what a shard's leader did not have is found, whatever its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from backup.archived import World
+from needle.backup.archive_format import encode
+from needle.backup.archive_reading import bases_of, chunks_of, read_base, read_chunk
+from needle.backup.keeping import Verified, verify
+from needle.backup.replaying import Replay
+from needle.backup.store import DirectoryStore
+from needle.base.errors import DiskFailed
+from needle.protocol import commands
+from needle.routing.topology import Topology
+from shard.replica_util import put
+
+
+async def archived(tmp_path: Path, *, states: bool = True) -> tuple[World, DirectoryStore]:
+    """60 entries in several files, with states at 0, and on the way."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    archiver = world.archiver(store, base_every=10.0 if states else 1e9)
+    await archiver.look(flush=True)
+    for _ in range(6):
+        world.fill(10)
+        await archiver.look(flush=True)
+        assert archiver._basing is not None
+        await archiver._basing
+    await archiver.look(flush=True)
+    await archiver.close()
+    return world, store
+
+
+def checked(store: DirectoryStore, tmp_path: Path) -> Verified:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir(exist_ok=True)
+    found = verify(store, scratch=str(scratch))
+    assert not list(scratch.iterdir()), "nothing is left"
+    return found
+
+
+async def test_what_is_compared_is_said(tmp_path: Path) -> None:
+    world, store = await archived(tmp_path)
+    found = checked(store, tmp_path)
+    assert found.problems == []
+    [one] = found.compared
+    entries, states = len(world.shard.log), len(bases_of(store, 7, 0))
+    assert states > 2
+    assert (one.cluster, one.shard, one.entries, one.last, one.proven) == ("7", 0, entries, entries, entries)
+    assert one.states == states and one.digests >= 6
+    assert verify(store, checksums_only=True).compared == []
+
+
+async def test_an_entry_that_was_changed_with_a_right_checksum_is_found(tmp_path: Path) -> None:
+    world, store = await archived(tmp_path, states=False)
+    span = chunks_of(store, 7, 0)[1]
+    chunk = read_chunk(store, span)
+    other = put(["d1"], [[99.0, 1.0]], [{"n": 99}], collection="books@5")
+    data = commands.entry(other, Topology(cluster_version=world.topology.cluster_version), world.now)
+    at = next(at for at, one in enumerate(chunk.entries) if b"99" not in one.data)
+    entries = list(chunk.entries)
+    entries[at] = msgspec.structs.replace(entries[at], data=data)
+    store.put(span.name, encode(msgspec.structs.replace(chunk, entries=entries)))
+    assert verify(store, checksums_only=True).problems == []
+    [problem] = checked(store, tmp_path).problems
+    assert "shard 0 has digest" in problem and "and its leader had" in problem
+
+
+async def test_a_state_that_was_changed_with_right_checksums_is_found(tmp_path: Path) -> None:
+    _, store = await archived(tmp_path)
+    (_, early), *_, (index, late) = bases_of(store, 7, 0)[1:]
+    assert early != late
+    store.put(late, encode(msgspec.structs.replace(read_base(store, late), files=read_base(store, early).files)))
+    assert verify(store, checksums_only=True).problems == []
+    [problem] = checked(store, tmp_path).problems
+    assert f"its state at index {index} has digest" in problem
+
+
+@pytest.mark.parametrize("what", ["state", "piece", "entries"])
+async def test_bits_that_changed_are_told_once_and_the_rest_is_compared(tmp_path: Path, what: str) -> None:
+    world, store = await archived(tmp_path)
+    bases, chunks = bases_of(store, 7, 0), chunks_of(store, 7, 0)
+    named: dict[str, Callable[[], str]] = {
+        "state": lambda: bases[1][1],
+        "piece": lambda: read_base(store, bases[1][1]).pieces()[0].name,
+        "entries": lambda: chunks[1].name,
+    }
+    name = named[what]()
+    data = store.get(name) or b""
+    store.put(name, data[:-1] + bytes([data[-1] ^ 1]))
+    found = checked(store, tmp_path)
+    assert found.problems and all(name in problem for problem in found.problems)
+    assert len(set(found.problems)) == len(found.problems) == len(verify(store, checksums_only=True).problems)
+    [one] = found.compared
+    assert one.proven == one.last == len(world.shard.log), "a later state leads to the end"
+
+
+async def test_behind_a_gap_it_begins_with_the_next_state(tmp_path: Path) -> None:
+    world, store = await archived(tmp_path)
+    lost = chunks_of(store, 7, 0)[1]
+    store.delete(lost.name)
+    [one] = checked(store, tmp_path).compared
+    assert one.entries < len(world.shard.log) == one.proven
+
+
+async def test_no_vector_is_in_memory(tmp_path: Path) -> None:
+    """So that an archive is checked where its shards do not fit: what is compared is stored, and sums of it."""
+    world, store = await archived(tmp_path)
+    (tmp_path / "r").mkdir()
+    index, name = bases_of(store, 7, 0)[2]
+    with Replay(store, 7, 0, tmp_path / "r") as replay:
+        replay.begin(read_base(store, name))
+        assert replay.last == index
+        replay.follow(None)
+        assert replay.replica.count() == len(world.shard.contents[-1]) > 0
+        assert replay.replica.digest() == world.shard.digests[len(world.shard.log)]
+        assert sum(len(one.view().growing) for one in replay.replica.held.collection_vectors()) == 0
+        replay.replica.verify()
+
+
+async def test_a_scratch_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    _, store = await archived(tmp_path)
+    with pytest.raises(DiskFailed, match="/absent"):
+        verify(store, scratch=str(tmp_path / "absent"))
