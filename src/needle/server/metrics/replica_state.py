@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from prometheus_client.core import Metric
 
-from needle.base.ids import GroupId, shard_group
+from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import RaftStatus
 from needle.base.runtime import micros_of
 from needle.client.divergence import strays
@@ -21,6 +21,8 @@ from needle.server.upkeep.archives import archive_lags
 COLLECTIONS_MAX = 100
 """Collections of a shard that have series of their own, the oldest ones: their labels stay the same while others come
 and go, and a scrape takes the same time however many there are."""
+CATALOG_LABEL: Final = "catalog"
+"""What the label `shard` says of the catalog's replicas. They have the series of consensus, as shards' replicas do."""
 SEGMENT_EVENTS: Final = ("built", "shipped", "rebuilt", "adopted", "corrupt", "unpublished", "deleted")
 NAMES: Final = (
     *("raft_term", "raft_commit_index", "raft_apply_index", "raft_lease_seconds", "raft_leader_changes_total"),
@@ -53,6 +55,8 @@ class ReplicaState:
         lags = archive_lags(self._node.host, self._node.topology, micros_of(self._node.ports.clock))
         for group, seconds in lags.items():
             made["needle_backup_archive_lag_seconds"].add_metric([str(group - 1)], seconds)
+        if self._node.catalog is not None and self._node.alive():
+            self._raft(made, CATALOG_LABEL, CATALOG_GROUP)
         for group in list(self._node.groups):
             hosted = self._node.groups.get(group)
             if hosted is None or not self._node.alive():  # closed meanwhile
@@ -91,19 +95,20 @@ class ReplicaState:
             for cause, times in {**{cause.value: 0 for cause in causes}, **counts}.items():
                 made[name].add_metric([shard, cause], times)
         if status.state == "Leader":
-            self._led(made, shard, group - 1, status)
+            self._led(made, shard, group, status)
 
-    def _led(self, made: Families, shard: str, number: int, status: RaftStatus) -> None:
+    def _led(self, made: Families, shard: str, group: GroupId, status: RaftStatus) -> None:
         """What the leader says."""
         topology = self._node.topology
-        holders = topology.holders(shard_group(number))
-        of_replicas = 1 if holders is not None and holders.leaving else 0
-        moves = sum(move.source == number for move in topology.moves) + of_replicas
+        holders = topology.holders(group)
+        moves = 1 if holders is not None and holders.leaving else 0
+        if group != CATALOG_GROUP:  # which has no documents: nothing of it is compared, nor moved by ranges
+            moves += sum(move.source == group - 1 for move in topology.moves)
+            made["needle_replica_divergence"].add_metric([shard], len(strays(status.diverged)))
+            made["needle_move_copied_documents"].add_metric([shard], sum(status.copied.values()))
         made["needle_shard_followers"].add_metric([shard], sum(peer.recently_active for peer in status.peers))
-        made["needle_replica_divergence"].add_metric([shard], len(strays(status.diverged)))
         made["needle_replicas_waiting"].add_metric([shard], bool(status.waits_for))
         made["needle_moves_running"].add_metric([shard], moves)
-        made["needle_move_copied_documents"].add_metric([shard], sum(status.copied.values()))
         for peer in status.peers:
             made["raft_replication_lag"].add_metric([shard, peer.id], peer.lag_entries)
             made["raft_replication_lag_seconds"].add_metric([shard, peer.id], peer.lag_ms / 1000)
