@@ -117,19 +117,49 @@ async def test_a_cluster_that_is_made_twice_at_once_is_one(tmp_path: Path) -> No
         assert len({node.cluster.uid for node in nodes.values()}) == 1
 
 
-@pytest.mark.parametrize("then", [("n4", "n3", "n2", "n1"), ("n2", "n1", "n3"), ("n4", "n3", "n1")])
-async def test_what_was_begun_with_one_catalog_goes_on_with_no_other(tmp_path: Path, then: tuple[str, ...]) -> None:
+async def test_what_was_begun_with_one_catalog_goes_on_with_no_other(tmp_path: Path) -> None:
     """Two majorities of voters would each elect a leader of the catalog."""
     async with waiting_nodes(tmp_path, 4) as (caller, nodes):
         begun = {name: nodes[name].address for name in ("n1", "n2")}
         await caller.call(begun["n1"], FOUND, calls.encode(FoundCall(77, begun)), 5.0)  # and there it was interrupted
-        with pytest.raises(InvalidArgument, match="begun with its catalog on n1, n2") as refused:
-            await created(caller, nodes, *then)
-        assert "Name the same nodes" in refused.value.message
+        for then in (("n4", "n3", "n1"), ("n1",)):
+            with pytest.raises(InvalidArgument, match="begun with its catalog on n1, n2") as refused:
+                await created(caller, nodes, *then)
+            assert f"Name n2={begun['n2']} as well" in refused.value.message
+            assert "replicas" in refused.value.message and "zones and weights" in refused.value.message
         assert {name for name, node in nodes.items() if node.cluster.uid} == {"n1"}
         assert nodes["n1"].host.status(CATALOG_GROUP).voters == ["n1", "n2"]
-        with pytest.raises(InvalidArgument, match="begun with its catalog on n1, n2"):
-            await created(caller, nodes, "n1")
+        other = calls.encode(FoundCall(77, {"n1": begun["n1"]}))  # as releases before do
+        with pytest.raises(InvalidArgument, match="zones and weights, and the number of replicas"):
+            await caller.call(begun["n1"], FOUND, other, 5.0)
+
+
+@pytest.mark.parametrize("then", [("n4", "n3", "n2", "n1"), ("n2", "n1", "n3")])
+async def test_what_was_begun_goes_on_with_other_nodes_beside(tmp_path: Path, then: tuple[str, ...]) -> None:
+    """The catalog begins on the nodes that it was begun on, and goes where it would have been from the start."""
+    async with waiting_nodes(tmp_path, 4) as (caller, nodes):
+        begun = {name: nodes[name].address for name in ("n1", "n2")}
+        await caller.call(begun["n1"], FOUND, calls.encode(FoundCall(77, begun)), 5.0)
+        made = await created(caller, nodes, *then)
+        assert {node.cluster.uid for name, node in nodes.items() if name in then} == {77}
+        assert len(made.holders(CATALOG_GROUP).wanted) == 3
+        assert nodes["n1"].cluster.voters.keys() == begun.keys() == nodes["n2"].cluster.voters.keys()
+
+
+async def test_a_first_collection_that_was_refused_does_not_fix_the_replicas(tmp_path: Path) -> None:
+    async with waiting_nodes(tmp_path, 2, limits=Limits(dimensions_max=100)) as (caller, nodes):
+        addresses = {name: node.address for name, node in nodes.items()}
+
+        async def making(replicas: int, dimensions: int) -> Topology:
+            config = ShardConfig(replication_factor=replicas, dimensions=dimensions)
+            settings, first = config.settings_with(1), config.first_collection
+            return await create_cluster(caller, settings, addresses, rng=random.Random(1), first=first, timeout=30)
+
+        with pytest.raises(InvalidArgument, match="dimensions = 101"):
+            await making(1, 101)
+        made = await making(2, 100)
+        assert made.settings is not None and made.settings.replication_factor == 2
+        assert set(made.catalog) == {"n1", "n2"}, "of two nodes both hold it where shards have two replicas"
 
 
 async def test_a_cluster_that_is_made_may_be_named_in_another_order(tmp_path: Path) -> None:
