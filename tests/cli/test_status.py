@@ -283,6 +283,10 @@ def test_the_last_backup_is_told_or_that_there_is_none(well: RaftStatus, capsys:
     seen = asyncio.run(look(client, []))  # type: ignore[arg-type]
     assert line().startswith("backup: none was made that the cluster was told of")
     assert status_json(seen)["last_backup"] is None
+    client.now = msgspec.structs.replace(client.now, archived=1_800_000_000_000_000)
+    assert line() == "backup: the logs are archived, as was told last at 2027-01-15T08:00:00Z"
+    told = status_json(asyncio.run(look(client, [])))  # type: ignore[arg-type]
+    assert (told["last_backup"], told["last_archived"]) == (None, "2027-01-15T08:00:00Z")
     client.now = msgspec.structs.replace(client.now, backed_up=1_900_000_000_250_000)
     assert line() == "backup: the last one began at 2030-03-17T17:46:40Z"
     assert status_json(asyncio.run(look(client, [])))["last_backup"] == "2030-03-17T17:46:40.25Z"  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,8 +14,9 @@ import pytest
 
 from cluster.processes import CALM
 from needle.base.config import Limits, RaftConfig
-from needle.base.errors import InvalidArgument
+from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.ids import CATALOG_GROUP
+from needle.base.model import CollectionSpec, IndexParams
 from needle.connecting import system_caller
 from needle.distributed import ClusterConfig, DistributedCluster, RaftCluster, ShardConfig
 from needle.local.free_ports import free_ports
@@ -88,6 +90,29 @@ async def test_the_first_collection_is_made_by_the_command_that_makes_the_cluste
             else:
                 with pytest.raises(InvalidArgument, match=r"dimensions = 9001 is not allowed.*9000"):
                     await making
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "a\nb", " a"])
+async def test_the_first_collection_is_checked_as_any_other(tmp_path: Path, name: str) -> None:
+    """Shards would refuse it, or its name with what they put behind it, for ever."""
+    async with waiting_nodes(tmp_path, 1) as (caller, nodes):
+        addresses, first = {"n1": nodes["n1"].address}, CollectionSpec(name=name, dimensions=2)
+        with pytest.raises(InvalidArgument, match=r"collection = .* is not allowed"):
+            await create_cluster(caller, SETTINGS, addresses, rng=random.Random(1), first=first, timeout=30)
+        assert nodes["n1"].topology.settings is None
+
+
+async def test_a_first_collection_that_a_node_cannot_read_begins_nothing(tmp_path: Path) -> None:
+    async with waiting_nodes(tmp_path, 2) as (caller, nodes):
+        nodes["n2"].ports = dataclasses.replace(nodes["n2"].ports, knows=3)
+        addresses = {name: node.address for name, node in nodes.items()}
+        first = CollectionSpec(name="default", dimensions=2, index=IndexParams(kind="hnsw_sq8"))
+        with pytest.raises(ClusterTooOld, match=r"needs version 4 .* n2 \(3\)"):
+            await create_cluster(caller, SETTINGS, addresses, rng=random.Random(1), first=first, timeout=30)
+        assert not any(node.cluster.uid for node in nodes.values())
+        first = CollectionSpec(name="default", dimensions=2, ttl=60.0)  # known since 2
+        made = await create_cluster(caller, SETTINGS, addresses, rng=random.Random(1), first=first, timeout=30)
+        assert made.cluster_version == 3
 
 
 async def test_fewer_nodes_than_three_have_a_replica_each_unless_it_is_told_otherwise(tmp_path: Path) -> None:

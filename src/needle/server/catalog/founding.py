@@ -29,8 +29,9 @@ from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
-from needle.protocol.catalog_commands import AssignReplicas, CreateCluster
+from needle.protocol.catalog_commands import AssignReplicas, CreateCluster, as_founded
 from needle.protocol.peer_calls import FOUND, SHARD_LEADER, WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
+from needle.protocol.versioned import check_known
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import RANGE, ShardStrategy
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
@@ -55,7 +56,8 @@ async def create_cluster(
 
     Raises InvalidArgument for nodes that are not who they should be, belong to another cluster or do not know the
     strategy's router, or that others know with another data directory, and if making it was begun on nodes that are
-    not named; LostState for nodes that do not go on;
+    not named; ClusterTooOld for a first collection that a node of a release before cannot read; LostState for nodes
+    that do not go on;
     ConnectionLost or DeadlineExceeded for nodes that do not answer.
     """
     deadline = asyncio.get_running_loop().time() + timeout
@@ -79,10 +81,11 @@ async def create_cluster(
             "--join to add them to it",
             field="nodes",
         )
+    command = first_topology(settings, infos, voters, rng, boundaries, first)
+    check_known(command, as_founded(command, Topology()))  # before anything is begun
     found = calls.encode(FoundCall(uid, {node: nodes[node] for node in voters}))
     for part in (nodes.keys() - new, new):  # who was begun with other voters refuses before another one is begun
         await asyncio.gather(*(caller.call(nodes[node], FOUND, found, ASK_SECONDS) for node in sorted(part)))
-    command = first_topology(settings, infos, voters, rng, boundaries, first)
     known = AskedTopology(caller, [nodes[node] for node in voters], Topology())
     shards = ClusterShards(caller, known, rng=rng)
     await shards.command(command, deadline - asyncio.get_running_loop().time())
