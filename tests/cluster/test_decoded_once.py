@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from needle.base.model import WriteResult
-from needle.connecting import system_caller
+from needle.connecting import Credentials, system_caller
 from needle.distributed import ClusterConfig, DistributedCluster
 from needle.local.free_ports import free_ports
 from needle.protocol import calls, commands
-from needle.connecting import Credentials
 from needle.server.service import dispatch
 from needle.server.service.served import JUDGED_BYTES_MAX
 
