@@ -19,6 +19,55 @@ commands.decode_logged = _other
 """
 """Executes inserts in another way than the other replicas: a bug that must never be."""
 
+OTHER_CATALOG = """
+import msgspec
+from needle.catalog import machine
+_execute = machine.execute_once
+def _other(topology, executed, index, data):
+    topology, executed, result = _execute(topology, executed, index, data)
+    nodes = [msgspec.structs.replace(one, weight=one.weight + 1) for one in topology.nodes]
+    return msgspec.structs.replace(topology, nodes=nodes), executed, result
+machine.execute_once = _other
+"""
+"""Executes what the catalog is told in another way than its other replicas."""
+LOST_COLLECTION = """
+import msgspec
+from needle.catalog.machine import CatalogMachine
+_decode = CatalogMachine._decode
+def _older(self, data, path):
+    state = _decode(self, data, path)
+    kept = [one for one in state.topology.collections if one.spec.name != 'lost']
+    return msgspec.structs.replace(state, topology=msgspec.structs.replace(state.topology, collections=kept))
+CatalogMachine._decode = _older
+"""
+"""Opens its catalog as an older copy, from before there was a collection of the name `lost`."""
+FEW_VERSIONS = """
+import needle.shard.documents.records as records
+records.ORDINAL_MAX, records.ORDINAL_WARN = 1000, 500
+"""
+"""A collection takes a thousand document versions in a shard, instead of 2^32 - 1."""
+NEXT_RELEASE = """
+import needle.base.versions as versions
+versions.KNOWN += 1
+"""
+"""Knows one version more of commands and formats."""
+HANGING_DISK = """
+import os, time
+_sync = os.fdatasync
+def _hangs(handle):
+    time.sleep(0.01)
+    while os.path.exists(PATH):
+        time.sleep(0.05)
+    return _sync(handle)
+os.fdatasync = _hangs
+"""
+"""Syncs take ten milliseconds, so a thread makes them; and they do not end while the file PATH is there."""
+
+
+def hangs_by(path: Path) -> str:
+    """How to have a node fall ill with a disk that hangs while there is a file at `path`."""
+    return HANGING_DISK.replace("PATH", repr(str(path)))
+
 
 def fall_ill(node: NodeProcess, directory: Path, how: str) -> None:
     """From its next start on."""

@@ -12,6 +12,7 @@ from proof.alerts.faults import trial
 from proof.alerts.holdings import holdings
 from proof.alerts.machines import machines
 from proof.alerts.promtool import check
+from proof.alerts.releases import releases
 from proof.alerts.walk import walk
 
 SHORT_HOLDS = 0.1
@@ -40,6 +41,13 @@ async def data(directory: Path) -> None:
         await one.what_is_found()
 
 
+async def knowledge(directory: Path) -> None:
+    async with releases(directory, 1.0, print) as one:
+        await one.what_is_known()
+        await one.what_the_catalog_holds()
+        await one.what_does_not_end()
+
+
 async def computers(directory: Path) -> None:
     async with machines(directory, 1.0, print) as one:
         await one.what_is_kept()
@@ -48,13 +56,14 @@ async def computers(directory: Path) -> None:
 
 async def faults(directory: Path, short: bool) -> None:
     """What waits for most of its time goes side by side: the tutorial, too. Slow syncs and clocks come alone."""
-    for name in ("nodes", "data", "computers"):
+    for name in ("nodes", "data", "knowledge", "computers"):
         (directory / name).mkdir()
     tutorial = asyncio.to_thread(walk, directory / "walk", short, print)
     if short:
         await asyncio.gather(briefly(directory / "nodes"), tutorial)
         return
-    await asyncio.gather(nodes(directory / "nodes"), data(directory / "data"), tutorial)
+    held = asyncio.gather(data(directory / "data"), knowledge(directory / "knowledge"))
+    await asyncio.gather(nodes(directory / "nodes"), held, tutorial)
     await computers(directory / "computers")
 
 

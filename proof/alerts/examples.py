@@ -258,6 +258,7 @@ EXAMPLES: Mapping[str, Example] = {
         {
             _of("needle_replica_divergence", "shard=1"): Level(0, 1),
             _of("needle_replica_divergence", "shard=2"): Level(0, 0),
+            _of("needle_replica_divergence", "shard=catalog"): Level(0, 0),
         },
         SHARD, "Replicas of shard 1 do not hold the same at one index: 1 differ from most",
     ),
@@ -291,6 +292,19 @@ EXAMPLES: Mapping[str, Example] = {
             _of("needle_recall_sampled", "shard=2", "collection=books"): Level(0.9, 0.9),
         },
         {**SHARD, "collection": "books"}, "Searches of books find 80% of what is nearest in shard 1",
+    ),
+    "NeedleVersionsDiffer": Example(
+        {
+            _of("needle_version_known"): Level(5, 6),
+            _of("needle_version_known", instance="b:1"): Level(5, 5),
+            _of("needle_version_cluster"): Level(5, 5),
+            _of("needle_version_cluster", instance="b:1"): Level(5, 5),
+        },
+        CLUSTER, "Nodes know version 6, which the cluster cannot use for the sake of nodes that do not",
+    ),
+    "NeedleUnknownCollections": Example(
+        {_of("needle_unknown_collections", "shard=1"): Level(0, 2)}, SHARD,
+        "Shard 1 holds 2 collections that the catalog does not know",
     ),
 }  # fmt: skip
 
@@ -330,6 +344,13 @@ OF_CATALOG: Mapping[str, Example] = {
             _of("needle_replica_lost", "shard=1"): Level(0, 0),
         },
         {**NODE, "shard": "catalog"}, "a:1 lost state that others count on, or refuses  for that",
+    ),
+    "NeedleReplicaDivergence": Example(
+        {
+            _of("needle_replica_divergence", "shard=catalog"): Level(0, 1),
+            _of("needle_replica_divergence", "shard=1"): Level(0, 0),
+        },
+        CATALOG_LABELS, "Replicas of the catalog do not hold the same at one index: 1 differ from most",
     ),
     "NeedleReplicasNotInPlace": Example(
         {_of("needle_replicas_waiting", "shard=catalog"): Level(0, 1)}, CATALOG_LABELS,

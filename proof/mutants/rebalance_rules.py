@@ -248,7 +248,7 @@ MUTANTS = (
     Mutant(
         name="groups-that-nobody-can-lead",
         breaks="a shard goes to nodes in maintenance alone, and has no leader until one is back",
-        edits=(Edit("catalog.nodes:check_leadable", "set(nodes) <= _resting(now)", "not nodes"),),
+        edits=(Edit("routing.leadable:check_leadable", "set(nodes) <= _resting(now)", "not nodes"),),
         tests=("tests/cluster/test_catalog.py::test_replicas_do_not_go_to_nodes_in_maintenance_alone",),
     ),
     Mutant(

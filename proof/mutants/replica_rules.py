@@ -214,6 +214,29 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="catalogs-are-not-compared",
+        breaks="what another replica of the catalog has at the same entry is taken for another form, and ignored",
+        edits=(Edit("server.chores.comparing_catalog:CatalogCompared.mark", "if not self.form:", "if self.form:"),),
+        tests=(
+            "tests/server/test_comparing.py::test_a_replica_of_the_catalog_that_differs_is_told_of_until_it_has_the_others",
+            "tests/sim/test_runs.py::test_the_product_finds_a_replica_of_the_catalog_that_applies_an_entry_otherwise",
+        ),
+    ),
+    Mutant(
+        name="catalogs-are-compared-at-different-entries",
+        breaks="a replica of the catalog is asked for an entry, and says what it has by now",
+        edits=(
+            Edit(
+                "server.chores.comparing_catalog:CatalogCompared.answer",
+                "catalog.compared.at(index)",
+                "catalog.compared.at(catalog.compared.newest)",
+            ),
+        ),
+        tests=(
+            "tests/server/test_comparing.py::test_a_replica_of_the_catalog_that_went_on_has_nothing_to_say_of_an_entry",
+        ),
+    ),
+    Mutant(
         name="replicas-are-compared-at-different-entries",
         breaks="the entry at which replicas are compared is applied together with others, grouped as it happens",
         edits=(Edit("shard.apply.execute:runs", "in ALONE:", "in ALONE - {Compare}:"),),

@@ -14,7 +14,7 @@ import msgspec
 
 from needle.base.config import Limits, RaftConfig, SegmentConfig, ShardingConfig
 from needle.base.errors import NeedleError
-from needle.base.ids import GroupId
+from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import IndexParams
 from needle.rpc.peer_transport import PeerTransport
 from needle.rpc.transport import RpcClient
@@ -180,7 +180,11 @@ class SimNode:
 
     def comparisons(self) -> dict[GroupId, Comparing]:
         """What its leaders found when they compared replicas."""
-        return {group: hosted.comparing for group, hosted in (self._node.groups if self._node else {}).items()}
+        node = self._node
+        found = {group: hosted.comparing for group, hosted in (node.groups if node else {}).items()}
+        if node is not None and getattr(node, "comparing", None) is not None:
+            found[CATALOG_GROUP] = node.comparing
+        return found
 
     def served(self) -> Iterator[tuple[GroupId, int, tuple[Served, ...]]]:
         """The index files that its searches use: group, collection id, files."""

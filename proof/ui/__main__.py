@@ -57,9 +57,11 @@ async def run(directory: Path, short: bool) -> None:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         await opened(browser, directory / "opened", short)
+        looks = [(width, scheme) for width in WIDTHS for scheme in SCHEMES]
         async with busy(directory / "busy") as address:
-            async with looking(browser, address, SHOTS, 1280, "light") as look:
-                await busy_view(look)
+            for width, scheme in [looks[0], looks[3]] if short else looks:
+                async with looking(browser, address, SHOTS, width, scheme) as look:
+                    await busy_view(look)
             print("a cluster that moves data, and a follower that is behind", flush=True)
         async with closed(directory / "closed") as site:
             for width, scheme in ((1280, "light"),) if short else ((1280, "dark"), (390, "light")):

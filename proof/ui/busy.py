@@ -63,12 +63,12 @@ async def _call(client: Client, rng: random.Random) -> None:
 
 
 async def view(look: Look) -> None:
-    """Shards, the move and its progress, the lag of the follower, and the charts of rates and p99."""
+    """Shards, the move and its progress, the lag of the follower, the most called keys, and the charts."""
     await look.go("#/", ".verdict")
     page = look.page
-    await page.wait_for_selector("table.shards tbody tr:nth-child(3)", timeout=60_000)
+    await page.wait_for_selector("table.shards tbody tr:nth-child(4)", timeout=60_000)
     assert await page.locator("table.nodes tbody tr").count() == 3
-    assert await page.locator("table.shards tbody tr").count() == 3
+    assert await page.locator("table.shards tbody tr").count() == 4
     job = await page.inner_text(".job")
     assert re.search(r"Rebalance \d+ running\b", " ".join(job.split())), job
     assert re.search(r"\d+ %, .* of .*B", job), job
@@ -77,6 +77,10 @@ async def view(look: Look) -> None:
     assert re.search(r"shard [01] \u2192 shard 2", await move.inner_text()), await move.inner_text()
     late = page.locator("table.shards td.cell small", has_text=re.compile(r"^\s*([3-9]\d\d\sms|[1-9][\d.]*\s(s|min))"))
     await late.first.wait_for(timeout=60_000)
+    hot = page.locator("table.hot tbody tr").first
+    await hot.wait_for(timeout=60_000)
+    told = " ".join((await hot.inner_text()).split())
+    assert re.search(r"^\S+ to (the end|\S+) [0-2] \S+/s \S+/s [1-9][\d.]* %", told), told
     for title, keys in {"Rates": ("searches", "writes"), "Slowest of 100 (p99)": ("search", "write")}.items():
         chart = page.locator("figure.chart", has_text=title)
         for key in keys:

@@ -14,7 +14,9 @@ async def cluster(look: Look) -> None:
     page = look.page
     assert "Healthy" in await page.inner_text(".verdict")
     assert await page.locator("table.nodes tbody tr").count() == 3
-    assert await page.locator("table.shards tbody tr").count() == 1
+    assert await page.locator("table.shards tbody tr").count() == 2
+    catalog = await page.locator("tr[data-key=shard-catalog]").inner_text()
+    assert "catalog" in catalog and "healthy" in catalog and "Leader" in catalog.title(), catalog
     assert await page.locator("table.shards td.cell .mark").all_inner_texts() != []
     assert str(MANY + len(IDS) + len(TEXTS)) in await page.inner_text(".figures")
     plot = page.locator(".plot").last

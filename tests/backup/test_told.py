@@ -70,7 +70,7 @@ async def test_it_says_so_while_they_are_too_old(tmp_path: Path) -> None:
         assert now < later.backed_up < now + HOUR
         with pytest.raises(InvalidArgument):
             await say(backup=FORGET)
-        await client.change_catalog(NoteBackup(FORGET, FORGET))
+        await client.forget_backups()
         await client.change_catalog(NoteBackup(now - 27 * HOUR))
         assert await told(client) == {"backup too old"}
         after = await client.refresh_topology(confirmed=True)

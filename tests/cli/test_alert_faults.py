@@ -20,10 +20,10 @@ from harness.alert_page import Alerts
 from harness.commands import Run
 from harness.damage import documents
 from harness.sick import FAST_CLOCK, SLOWER_DISK
-from needle.client.alerts import RECALL_MIN
+from needle.client.alerts import HANG_SECONDS, RECALL_MIN, WORN_SHARE
 from needle.local.certificates import create_ca, create_node
 from needle.local.process_cluster import ProcessCluster, wait_for
-from proof.sick_nodes import OTHER_SUMS, fall_ill
+from proof.sick_nodes import FEW_VERSIONS, LOST_COLLECTION, OTHER_CATALOG, OTHER_SUMS, fall_ill, hangs_by
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -189,6 +189,40 @@ async def test_a_disk_that_is_slow(page: Alerts, cluster: ProcessCluster, tmp_pa
     await page.until()
 
 
+async def test_a_disk_that_hangs(page: Alerts, cluster: ProcessCluster, tmp_path: Path) -> None:
+    await page.until()
+    hangs = tmp_path / "hangs"
+    fall_ill(cluster.nodes["node-1"], tmp_path / "slow", hangs_by(hangs))
+    await restart(page, "node-1")
+    async with cluster.connect() as client:
+
+        async def leads() -> bool:
+            if await client.leader(0) != "node-1":
+                await client.step_down("node-1", shard=0)
+            return await client.leader(0) == "node-1"
+
+        await wait_for(leads, 60, "node-1 leading shard 0")
+        await client.insert("before", VECTOR, timeout=60)
+        assert await page.metric("node-1", "needle_fsync_under_way_seconds") < HANG_SECONDS
+        hangs.touch()
+        try:
+            writing = asyncio.ensure_future(client.insert("during", VECTOR, timeout=60))
+            assert "node-1" in (await page.until("NeedleDiskHangs"))["NeedleDiskHangs"]
+            assert await page.metric("node-1", "needle_fsync_under_way_seconds") > HANG_SECONDS, (
+                "what the rule asks for"
+            )
+            await writing
+            assert await client.leader(0) != "node-1"
+        finally:
+            hangs.unlink()
+        await page.until()
+        assert await client.count(timeout=60) == 2
+        await client.delete(["before", "during"], timeout=60)
+    cluster.nodes["node-1"].source = None
+    await restart(page, "node-1")
+    await page.until()
+
+
 async def test_a_clock_that_runs_fast(page: Alerts, cluster: ProcessCluster, tmp_path: Path) -> None:
     await page.until()
     fall_ill(cluster.nodes["node-3"], tmp_path / "fast", FAST_CLOCK)
@@ -276,6 +310,86 @@ async def test_replicas_that_differ(page: Alerts, cluster: ProcessCluster, tmp_p
         await page.until()
         found = await client.get("c", timeout=60)
         assert found is not None and found.metadata == {"right": 1}
+
+
+async def test_catalogs_that_differ(page: Alerts, cluster: ProcessCluster, tmp_path: Path) -> None:
+    """The same section, for a node whose replica of the catalog is made anew."""
+    await page.until()
+    fall_ill(cluster.nodes["node-2"], tmp_path / "other", OTHER_CATALOG)
+    await restart(page, "node-2")
+    async with cluster.connect() as client:
+        await client.create_collection("for-the-catalog", dimensions=8, timeout=60)
+        told = (await page.until("NeedleReplicaDivergence"))["NeedleReplicaDivergence"]
+        assert told.startswith("catalog: at index") and "node-2 differs from most" in told
+        shown = [
+            await page.metric(name, 'needle_replica_divergence{shard="catalog"}')
+            for name in cluster.nodes
+            if name == await client.catalog_leader()
+        ]
+        assert shown == [1.0], "what the rule asks for"
+        await page.line("ssh 10.0.0.2 systemctl stop needle@node-2")
+        shutil.rmtree(cluster.nodes["node-2"].data_dir / "catalog")
+        cluster.nodes["node-2"].source = None
+        await page.line("ssh 10.0.0.2 systemctl start needle@node-2")
+        await cluster.ready("node-2")
+        await page.until()
+        await client.drop_collection("for-the-catalog", timeout=60)
+    await page.until()
+
+
+async def test_a_collection_that_is_worn(page: Alerts, cluster: ProcessCluster, tmp_path: Path) -> None:
+    """On nodes on which a collection takes a thousand versions, instead of thousands of millions."""
+    await page.until()
+    for name, node in cluster.nodes.items():
+        fall_ill(node, tmp_path / name, FEW_VERSIONS)
+        await restart(page, name)
+    async with cluster.connect() as client:
+        await client.create_collection("worn", dimensions=8, timeout=60)
+        for begin in range(0, 600, 200):
+            ids = [f"a{n}" for n in range(begin, begin + 200)]
+            await client.insert_batch(ids=ids, vectors=[VECTOR] * 200, collection="worn", timeout=60)
+        assert "worn: 60%" in (await page.until("NeedleCollectionWorn"))["NeedleCollectionWorn"]
+        series = 'needle_ordinals_used_ratio{collection="worn",shard="0"}'
+        assert await page.metric("node-1", series) > WORN_SHARE, "what the rule asks for"
+        await client.drop_collection("worn", timeout=60)  # it was copied
+    for name, node in cluster.nodes.items():
+        node.source = None
+        await restart(page, name)
+    await page.until()
+
+
+async def test_collections_that_the_catalog_does_not_know(
+    page: Alerts, cluster: ProcessCluster, tmp_path: Path
+) -> None:
+    """Its replicas are opened as older copies on all nodes; then copies that know the collection are put back."""
+    await page.until()
+    async with cluster.connect() as client:
+        await client.create_collection("lost", dimensions=8, timeout=60)
+        await client.insert("a", VECTOR, collection="lost", timeout=60)
+        for name in cluster.nodes:
+            await page.line(f"ssh 10.0.0.{name[-1]} systemctl stop needle@{name}")
+        for name, node in cluster.nodes.items():
+            shutil.copytree(node.data_dir / "catalog", tmp_path / "copies" / name)
+            fall_ill(node, tmp_path / name, LOST_COLLECTION)
+            (node.data_dir / "topology.bin").unlink()  # what it knew last
+            await page.line(f"ssh 10.0.0.{name[-1]} systemctl start needle@{name}")
+        await cluster.ready()
+        assert "lost" in (await page.until("NeedleUnknownCollections"))["NeedleUnknownCollections"]
+        published = [await page.metrics(name, "needle_unknown_collections") for name in cluster.nodes]
+        assert sum(published) >= 1, "what the rule asks for"
+        for name in cluster.nodes:
+            await page.line(f"ssh 10.0.0.{name[-1]} systemctl stop needle@{name}")
+        for name, node in cluster.nodes.items():
+            shutil.rmtree(node.data_dir / "catalog")
+            (tmp_path / "copies" / name).rename(node.data_dir / "catalog")
+            (node.data_dir / "topology.bin").unlink()
+            node.source = None
+            await page.line(f"ssh 10.0.0.{name[-1]} systemctl start needle@{name}")
+        await cluster.ready()
+        await page.until()
+        assert await client.count(collection="lost", timeout=60) == 1
+        await client.drop_collection("lost", timeout=60)
+    await page.until()
 
 
 async def test_searches_that_find_too_little(page: Alerts, cluster: ProcessCluster) -> None:

@@ -17,6 +17,7 @@ from needle.catalog.planning.rebalance import NOTHING
 from needle.catalog.state import execute
 from needle.cli import node_commands, node_share_commands, rebalance_commands
 from needle.cli.node_list import usable_without_shards, without_shards
+from needle.client import everywhere
 from needle.protocol.catalog_commands import (
     AssignReplicas,
     CatalogCommand,
@@ -97,6 +98,18 @@ class FakeClient:
     async def get_stats(self, *, timeout: float) -> RebalanceStats:
         shards = [ShardStats(shard=info.shard, documents=10, bytes=2000) for info in self.now.serving]
         return summarize(self.now, ClusterStats(shards=tuple(shards)))
+
+    async def plan_everywhere(self, node: str) -> list[MoveReplicas]:
+        return await everywhere.sized(self, await everywhere.joining(self, node))
+
+    async def hold_everywhere(self, node: str, *, timeout: float) -> list[int]:
+        return await everywhere.carry_out(self, await everywhere.joining(self, node), timeout)
+
+    async def plan_fewer_replicas(self, node: str) -> list[MoveReplicas]:
+        return await everywhere.sized(self, await everywhere.leaving(self, node))
+
+    async def hold_fewer_replicas(self, node: str, *, timeout: float) -> list[int]:
+        return await everywhere.carry_out(self, await everywhere.leaving(self, node), timeout)
 
     async def remove_node(self, node: str, *, timeout: float) -> None:
         await self.change_catalog(RemoveNode(node), timeout=1)

@@ -7,20 +7,13 @@ from pathlib import Path
 import pytest
 
 from harness.alert_page import commands
-from harness.page_commands import between_blocks, blocks, chapter
+from harness.page_commands import between_blocks
 from needle.client.alerts import ALERTS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-NOT_CAUSED = {
-    "NeedleCollectionWorn": "it takes two thousand million writes to a shard of a collection",
-    "NeedleUnknownCollections": "catalog and shards share each node's log: neither is put back without the other",
-}
-"""Why on no real process within seconds. Both sections name no command."""
 PROMETHEUS_ONLY = {"NeedleNodeNotScraped", "NeedleClusterNotScraped"}
 """Not of `needle status`: `make alerts` causes them before a real Prometheus (proof/alerts/faults.py)."""
-IN_ONE_PROCESS = {"NeedleDiskHangs": "tests/distributed/test_hanging_disk.py"}
-"""Caused there, on nodes of one process: no file system here hangs and comes back. The section names no command."""
 ALERTS_ELSEWHERE = {
     ("NeedleArchiveBehind", "needle backup archive"): "tests/cli/test_tutorial.py, which runs the tutorial",
     ("NeedleBackupTooOld", "needle backup forget"): "as in NeedleArchiveBehind",
@@ -63,16 +56,11 @@ def runners(alert: str) -> list[str]:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_each_section_is_run_under_its_fault_or_it_is_said_why_not(alert: str) -> None:
-    if alert in NOT_CAUSED:
-        assert not runners(alert) and not commands(alert) and not blocks(chapter("alerts.md", alert))
-    elif alert in PROMETHEUS_ONLY:
+def test_each_section_is_run_under_its_fault(alert: str) -> None:
+    if alert in PROMETHEUS_ONLY:
         assert not ALERTS[alert].condition and f'"{alert}"' in (ROOT / "proof/alerts/faults.py").read_text()
-    elif alert in IN_ONE_PROCESS:
-        assert f'"{alert} ' in (ROOT / IN_ONE_PROCESS[alert]).read_text().replace('f"', '"')
-        assert not commands(alert) and not blocks(chapter("alerts.md", alert))
     else:
-        assert runners(alert), f"no test causes {alert}: tell of it in one of {RUNNERS}, or say here why none can"
+        assert runners(alert), f"no test causes {alert}: tell of it in one of {RUNNERS}"
 
 
 def test_each_command_of_alerts_is_run() -> None:

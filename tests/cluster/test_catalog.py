@@ -23,7 +23,6 @@ from needle.base.errors import (
 )
 from needle.base.model import CollectionSpec, IndexParams, Metric, WriteResult
 from needle.catalog.machine import IMAGE_NAME, CatalogMachine
-from needle.catalog.nodes import LEADABLE
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (
     AddShard,
@@ -45,6 +44,7 @@ from needle.protocol.catalog_commands import (
     decode,
     encode,
 )
+from needle.routing.leadable import LEADABLE
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import HASH
 from needle.routing.topology import Holders, MoveState, NodeState, Topology

@@ -15,6 +15,7 @@ from needle.base.errors import ConnectionLost, Unavailable
 from needle.base.ids import CATALOG_GROUP
 from needle.base.model import WriteResult
 from needle.catalog.state import execute
+from needle.multiraft.failpoints import no_failpoint
 from needle.protocol import calls, catalog_commands
 from needle.protocol.peer_calls import FoundCall, WhoAnswer
 from needle.routing.strategy import RANGE
@@ -49,7 +50,7 @@ class FakeNode:
         self.catalog: Any = SimpleNamespace(topology=Topology()) if uid else None
         self.host: Any = self
         self.peers: Any = self
-        self.ports: Any = SimpleNamespace(rng=random.Random(1))
+        self.ports: Any = SimpleNamespace(rng=random.Random(1), failpoint=no_failpoint)
         self.stopped = False
         self.others_later: dict[float, WhoAnswer | None] = {}
         """When n3 begins to answer, and ends."""

@@ -571,6 +571,15 @@ async def test_the_cluster_is_seen_and_looked_after(world: World) -> None:
     target = next(name for name in names if name != leader)
     assert (await b("POST", "/v1/shards/0/step_down", {"to": target})).json == {"shard": 0, "leader": target}
     assert (await a("POST", "/v1/shards/0/force_election", {})).status == 200
+    assert (await a("GET", "/v1/shards/0/leader")).json["shard"] == 0
+    catalog = (await a("GET", "/v1/shards/catalog/leader")).json["leader"]
+    other = next(name for name in names if name != catalog)
+    handed = (await b("POST", "/v1/shards/catalog/step_down", {"to": other})).json
+    assert handed == {"shard": "catalog", "leader": other}
+    assert (await a("POST", "/v1/shards/catalog/force_election", {})).json["shard"] == "catalog"
+    assert (await a("PUT", "/v1/shards/catalog/replicas", {"nodes": sorted(names)})).status == 200
+    assert (await a("PUT", "/v1/shards/catalog/replicas", {"nodes": ["nobody"]})).status == 400
+    assert (await a("GET", "/v1/shards/7/leader")).json["field"] == "shard"
     assert (await a("POST", "/v1/shards/7/step_down", {})).status == 400
     assert (await a("POST", "/v1/shards/x/step_down", {})).json["field"] == "shard"
     assert (await a("PUT", f"/v1/nodes/{target}/maintenance")).status == 200

@@ -241,6 +241,28 @@ async def test_an_older_directory_is_seen_though_it_cannot_ask(tmp_path: Path, m
         await until(lambda: peer.refused, 3)
 
 
+async def test_a_follower_hears_that_another_one_has_its_right_directory_back(tmp_path: Path) -> None:
+    """Neither has anything to say to the other."""
+    async with Cluster(str(tmp_path / "nodes"), config=CALM) as cluster:
+        await _written(cluster)
+        leader, good, victim = await _followers(cluster)
+        older = _copy(victim, tmp_path / "older")
+        await victim.restart()
+        for node in (leader, good):  # both know of this start
+            assert not await node.host.engine.lives.meet(victim.name)
+        await victim.down()
+        right = _copy(victim, tmp_path / "right")
+        _put_back(victim, tmp_path / "older", older)
+        await victim.start()
+        for node in (leader, good):
+            assert await node.host.engine.lives.meet(victim.name)
+        await victim.down()
+        _put_back(victim, tmp_path / "right", right)
+        await victim.start()
+        await until(lambda: not leader.host.engine.lives.refused() and not good.host.engine.lives.refused(), 30)
+        assert not good.host.is_leader(0) and not victim.host.lost
+
+
 async def test_a_leader_that_lacks_what_is_committed_elsewhere_stops_and_so_does_who_holds_it(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), config=CALM) as cluster:
         await _written(cluster)

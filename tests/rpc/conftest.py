@@ -102,7 +102,7 @@ class Net:
         version=1,
         secret="",
         door=None,
-        clock=None,
+        clocks=None,
         **limits,
     ):
         server = RpcServer(
@@ -114,7 +114,7 @@ class Net:
             secrets=(secret,) if isinstance(secret, str) and secret else tuple(secret),
             limits=RpcLimits(**limits),
             door=door,
-            **({} if clock is None else {"clock": clock}),
+            **(clocks or {}),
         )
         await server.start()
         self._stack.push_async_callback(server.stop)

@@ -417,11 +417,16 @@ async def test_clients_that_take_all_connections_do_not_keep_the_members_of_a_cl
     await until(lambda: server.stats.connections == server.known == 8)
 
 
+def ticking(seconds):
+    """Both clocks of a server's turns, which show `seconds` more whenever one of them is asked."""
+    ticks = itertools.count()
+    return dict.fromkeys(("computed", "passed"), lambda: next(ticks) * seconds)
+
+
 async def test_thousands_of_requests_in_one_chunk_do_not_hold_the_event_loop(net, recorder, until):
     """256 kB of small requests took a quarter of a second in which no heartbeat left; ten such clients, ten times as
     much. The clock here says that each request takes half a millisecond."""
-    ticks = itertools.count()
-    server = await net.server(recorder, clock=lambda: next(ticks) / 2000)
+    server = await net.server(recorder, clocks=ticking(1 / 2000))
     clients = [await hello(net, server) for _ in range(10)]
     count, served, most = 500, 0, 0
     answer = recorder.on_request
@@ -469,8 +474,7 @@ async def test_time_in_which_others_have_the_processor_is_no_part_of_a_turn(net,
 
 async def test_a_node_is_heard_before_the_clients_that_use_up_each_turn(net, recorder, until):
     """Its messages keep the cluster together: they do not wait until each client had its turn."""
-    ticks = itertools.count()
-    server = await net.server(recorder, clock=lambda: next(ticks) / 2000)
+    server = await net.server(recorder, clocks=ticking(1 / 2000))
     floods = [await hello(net, server) for _ in range(40)]
     node = net.client(node_id="n2")
     assert await node.call(server.address, "echo", b"a", 5.0) == b"a"

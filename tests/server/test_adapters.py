@@ -155,7 +155,7 @@ def test_a_directory_of_a_cluster_without_a_catalog_is_refused_with_what_to_do(
         assert b'"kind":"sharded"' in (tmp_path / "node.json").read_bytes()
         return
     before = (tmp_path / "node.json").read_bytes()
-    with pytest.raises(UnsupportedFormat, match="copy the documents from the old to the new one"):
+    with pytest.raises(UnsupportedFormat, match="read the documents out with the script"):
         claim(str(tmp_path), "a", "c")
     assert (tmp_path / "node.json").read_bytes() == before
 

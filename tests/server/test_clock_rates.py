@@ -42,8 +42,27 @@ def test_the_one_that_is_off_says_so(mine: str, rate: float) -> None:
     assert told.rate == pytest.approx(rate, abs=1e-4) and told.error < 1e-4 and told.error_max == 0.001
 
 
-def test_of_less_than_five_minutes_nothing_is_told() -> None:
-    assert watch(CLOCKS, "a", 290).levels(50 + 290) is None
+@pytest.mark.parametrize(("mine", "rate"), [("a", 0.0), ("b", 0.0), ("c", 0.0196)])
+def test_it_is_told_after_a_minute(mine: str, rate: float) -> None:
+    told = watch(CLOCKS, mine, 70).levels(50 + 70 * CLOCKS[mine])
+    assert told is not None
+    assert told.rate == pytest.approx(rate, abs=1e-3) and told.error < 1e-3
+
+
+@pytest.mark.parametrize("jump", [10, 40, 55])
+def test_a_clock_that_was_put_on_once_is_not_told_of_for_that(jump: int) -> None:
+    """As that of a virtual machine that stood still for a tenth of a second."""
+    made = ClockRates("a", 0.001)
+    for second in range(0, 75, 5):
+        at = 50 + second + (0.1 if second >= jump else 0.0)
+        loads = {node: load(node, 1000.0 + second) for node in ("a", "b", "c")}
+        made.note(at, loads, dict.fromkeys(loads, (at - 0.001, at + 0.001)))
+    told = made.levels(50.1 + 70)
+    assert told is not None and abs(told.rate) < 1e-6
+
+
+def test_of_less_than_a_minute_nothing_is_told() -> None:
+    assert watch(CLOCKS, "a", 55).levels(50 + 55) is None
     assert ClockRates("a", 0.001).levels(1e6) is None
     assert watch({"a": 1.0}, "a", 400).levels(450) is None, "it has nobody to compare itself with"
 

@@ -10,18 +10,23 @@ from typing import Any
 
 import pytest
 
+from cluster.catalog_util import create
 from cluster.fake_shards import virtually
+from needle.base.compared import KEPT, Compared
 from needle.base.errors import InvalidArgument, NotLeader, Unavailable
+from needle.base.ids import CATALOG_GROUP
 from needle.base.model import PeerStatus, RaftStatus
 from needle.base.versions import KNOWN
-from needle.client.conditions import NodeView, conditions
+from needle.catalog.machine import CatalogMachine, form
+from needle.client.conditions import NodeView, catalog_conditions, conditions
 from needle.client.divergence import differing, strays
 from needle.protocol import calls, commands
+from needle.protocol.catalog_commands import encode
 from needle.routing.topology import Topology
-from needle.server.chores.comparing import COMPARE_SECONDS, DIGEST_AT, Comparing
+from needle.server.chores.comparing import COMPARE_SECONDS, DIGEST_AT, Comparing, ShardCompared
+from needle.server.chores.comparing_catalog import CatalogCompared
 from needle.server.chores.context import ChoreContext
 from needle.server.service.documents import judged
-from needle.shard.compared import KEPT, Compared
 from shard.replica_util import Log, open_replica, put, spec
 
 
@@ -38,7 +43,9 @@ class World:
         clock: Any = SimpleNamespace(monotonic=now, wall=now)
         host: Any = self
         self.comparing = Comparing(
-            ChoreContext(1, self.replicas["n1"], host, clock, host, lambda: Topology(cluster_version=self.version)),
+            ShardCompared(
+                ChoreContext(1, self.replicas["n1"], host, clock, host, lambda: Topology(cluster_version=self.version))
+            ),
             lambda: ["n2", "n3"], self._call,
         )  # fmt: skip
         self.write(commands.CreateCollection(spec()))
@@ -187,3 +194,133 @@ def test_status_and_health_tell_of_it() -> None:
     found = [one for one in conditions([view]) if one.alert == "NeedleReplicaDivergence"]
     assert [(one.severity, one.runbook) for one in found] == [("critical", "docs/alerts.md#needlereplicadivergence")]
     assert "index 9 n1 has aa, n2 has aa, n3 has bb: n3 differs from most" in found[0].subject
+
+
+def founding(nodes: int) -> bytes:
+    return encode(create(1, 1, nodes))
+
+
+class CatalogWorld:
+    """Three replicas of the catalog; n1 leads. odd: the node that founds the cluster otherwise, if any."""
+
+    def __init__(self, path: Path, *, odd: str = "") -> None:
+        self.machines = {name: CatalogMachine(str(path / name)) for name in ("n1", "n2", "n3")}
+        self.odd, self.leads, self.stopped, self.index, self.asked = odd, True, False, 0, 0
+        self.forms = dict.fromkeys(self.machines, form())
+        now = asyncio.get_running_loop().time
+        clock: Any = SimpleNamespace(monotonic=now, wall=now)
+        node: Any = self
+        self.sides = {
+            name: CatalogCompared(node, clock, node, lambda name=name: self.machines[name])  # type: ignore[misc]
+            for name in self.machines
+        }
+        self.comparing = Comparing(self.sides["n1"], self.sides["n1"].others, self._call)
+
+    def write(self, *commands_: bytes, batches: bool = False) -> None:
+        """Entries; batches: which followers get in one step, the leader one by one."""
+        entries = [
+            SimpleNamespace(index=self.index + n + 1, term=1, conf=None, data=d) for n, d in enumerate(commands_)
+        ]
+        self.index += len(entries)
+        for name, machine in self.machines.items():
+            mine = [SimpleNamespace(**{**vars(e), "data": founding(2)}) if name == self.odd else e for e in entries]
+            for batch in [mine] if batches and name != "n1" else [[one] for one in mine]:
+                machine.apply(batch)
+
+    def is_leader(self, _: int) -> bool:
+        return self.leads
+
+    def applied_index(self, _: int) -> int:
+        return self.machines["n1"].applied_index()
+
+    def status(self, _: int) -> Any:
+        return SimpleNamespace(node_id="n1", leader="n1", voters=["n1", "n2", "n3"], learners=[])
+
+    async def run(self, work: Any, *values: Any) -> Any:
+        return work(*values)
+
+    async def _call(self, node: str, method: str, body: bytes, timeout: float) -> bytes:
+        self.asked += 1
+        group, index = calls.decode(body, tuple[int, int])
+        assert (method, group) == (DIGEST_AT, CATALOG_GROUP)
+        found = await self.sides[node].answer(index)
+        return calls.encode([*found[:1], self.forms[node]] if found else [])
+
+    async def beats(self, count: int) -> None:
+        task = asyncio.get_running_loop().create_task(self.comparing.run())
+        await asyncio.sleep((count + 0.5) * COMPARE_SECONDS)
+        task.cancel()
+
+
+def test_the_replicas_of_the_catalog_are_compared_without_an_entry(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = CatalogWorld(tmp_path)
+        await world.beats(2)
+        assert (world.comparing.index, world.asked) == (0, 0)  # nothing was ever applied
+        world.write(founding(1), b"", b"", batches=True)
+        await world.beats(4)
+        assert (world.comparing.index, world.comparing.whole, world.asked) == (3, 1, 2)  # once, at the last one
+        world.machines["n2"].close()
+        world.machines["n2"] = CatalogMachine(str(tmp_path / "n2"))  # a restart: it says what it was opened with
+        world.leads = False
+        await world.beats(2)
+        world.leads = True
+        await world.beats(2)
+        assert (world.comparing.whole, world.comparing.diverged) == (2, {})
+
+    virtually(work())
+
+
+def test_a_replica_of_the_catalog_that_differs_is_told_of_until_it_has_the_others(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = CatalogWorld(tmp_path, odd="n3")
+        world.write(founding(1))
+        await world.beats(3)
+        assert strays(world.comparing.diverged) == ["n3"]
+        image = tmp_path / "image"
+        image.mkdir()
+        world.machines["n1"].export_snapshot(str(image))
+        world.machines["n3"].install_snapshot(str(image))  # as of the same entry: nothing was written since
+        await world.beats(2)
+        assert world.comparing.diverged == {}
+
+    virtually(work())
+
+
+def test_a_replica_of_the_catalog_that_went_on_has_nothing_to_say_of_an_entry(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = CatalogWorld(tmp_path)
+        world.write(founding(1))
+        for name in ("n2", "n3"):  # their batches end behind the leader's
+            world.machines[name] = machine = CatalogMachine(str(tmp_path / f"{name}-anew"))
+            machine.apply([SimpleNamespace(index=n, term=1, conf=None, data=founding(1) if n == 1 else b"")
+                           for n in (1, 2)])  # fmt: skip
+        await world.beats(3)
+        assert (world.asked, world.comparing.whole, world.comparing.diverged) == (2, 0, {})
+        world.machines["n1"].apply([SimpleNamespace(index=2, term=1, conf=None, data=b"")])
+        await world.beats(3)
+        assert (world.comparing.index, world.comparing.whole, world.comparing.diverged) == (2, 1, {})
+
+    virtually(work())
+
+
+def test_catalogs_that_are_written_in_another_form_are_not_compared(tmp_path: Path) -> None:
+    async def work() -> None:
+        world = CatalogWorld(tmp_path, odd="n3")
+        world.forms["n3"] = "of another release"
+        world.write(founding(1))
+        await world.beats(3)
+        assert (world.comparing.diverged, world.comparing.whole) == ({}, 0)
+
+    virtually(work())
+
+
+def test_status_and_health_tell_of_the_catalog() -> None:
+    leader = RaftStatus(
+        node_id="n1", group=0, state="Leader", current_term=2, leader="n1", commit_index=9, last_applied=9,
+        first_index=1, last_index=9, peers=list[PeerStatus](), voters=["n1", "n2", "n3"], learners=[],
+        lease_remaining=1.0, leader_changes=1, compared=9, diverged={"n1": "aa", "n2": "aa", "n3": "bb"},
+    )  # fmt: skip
+    (found,) = catalog_conditions([NodeView(node="n1", address="a:1", status=leader)])
+    assert (found.alert, found.severity) == ("NeedleReplicaDivergence", "critical")
+    assert found.subject.startswith("catalog: at index 9 n1 has aa") and "n3 differs from most" in found.subject

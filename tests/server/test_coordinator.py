@@ -17,7 +17,6 @@ from cluster.planned_world import MIB, Begun, World, info, join, world
 from needle.base.errors import ConnectionLost, Internal, InvalidArgument, NeedleError, NotLeader
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import RaftStatus, WriteResult
-from needle.catalog.nodes import LEADABLE
 from needle.catalog.planning import planner
 from needle.catalog.planning.planner import plan
 from needle.catalog.planning.rebalance import STUCK_MAX, check_invariants
@@ -39,6 +38,7 @@ from needle.protocol.catalog_commands import (
 )
 from needle.protocol.peer_calls import WHO, DiskRoom, Levels, MemoryRoom, WhoAnswer
 from needle.routing.jobs import Job, JobState, Phase, RebalanceConfig
+from needle.routing.leadable import LEADABLE
 from needle.routing.planned_moves import MoveRange, MoveReplicas
 from needle.routing.plans import Plan, Replacement, ReplicaMove, Wish
 from needle.routing.stats import ClusterStats, imbalance
@@ -878,6 +878,50 @@ def test_a_move_to_a_node_that_turns_out_short_of_memory_is_planned_anew() -> No
                 break
         assert paper.job.state is JobState.DONE, paper.job.why
         assert set(made.topology.shards[0].wanted) == {"node-1", "node-3", other}
+
+    _run(work())
+
+
+def test_a_move_to_a_node_that_is_gone_for_long_is_planned_anew() -> None:
+    """Else what is lost stays lost until that one is back, or somebody cancels it, while others have room."""
+
+    async def work() -> None:
+        made = world(documents=400, shards=1, nodes=3)
+        for number in (4, 5):
+            join(made, info(number))
+        made.dead = {"node-2"}
+        paper = Paper(made, random.Random(1))
+        paper.silent, paper.due, made.index = made.dead, ("node-2",), made.index + 1
+        wish = Wish(lost=("node-2",), balance=False)
+        made.topology = execute(made.topology, made.index, StartRebalance(wish, RebalanceConfig()))[0]
+        coordinator = paper.coordinator()
+        await coordinator._round()
+        moves = [move for move, _ in paper.started]
+        shard = next(move for move in moves if move.group == 1)
+        (first,) = shard.added
+        other = next(one for one in ("node-4", "node-5") if one != first)
+        paper.silent |= {first}
+        await coordinator._round()
+        assert shard in [one.move for one in paper.job.running]  # it may be back in a moment
+        paper.due = ("node-2", first)
+        await coordinator._round()
+        left = [move for move in moves if first in move.added]
+        assert not [one.move for one in paper.job.running if first in one.move.added]
+        paper.started = [(move, begun) for move, begun in paper.started if move not in left]
+        for move in left:
+            held = made.topology.holders(move.group)
+            assert held is not None and held.leaving == (first,)
+            made.index += 1
+            made.topology = execute(made.topology, made.index, ConfirmReplicas(move.group, held.assigned))[0]
+        for _ in range(20):
+            await coordinator._round()
+            while paper.started:
+                paper.finish()
+            if paper.job.over:
+                break
+        assert paper.job.state is JobState.DONE, paper.job.why
+        assert set(made.topology.shards[0].wanted) == {"node-1", "node-3", other}
+        assert set(made.topology.catalog) == {"node-1", "node-3", other}
 
     _run(work())
 

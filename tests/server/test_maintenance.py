@@ -129,6 +129,27 @@ async def test_shards_that_come_and_go_while_a_node_catches_up_are_no_error() ->
     assert node.host.waited == [SHARD]
 
 
+async def test_a_shard_that_is_given_away_while_it_is_waited_for_is_no_error() -> None:
+    """An operator would read that a shard is closed, and that the node is not back."""
+    node = Node(Host())
+    other = shard_group(1)
+
+    def given_away() -> None:
+        del node.groups[SHARD]
+        raise Unavailable("shard 0 is closed on node node-1")
+
+    node.groups = {SHARD: Hosted(SHARD, given_away), other: Hosted(other)}
+    await node.maintenance.set(False, 100.0)
+    assert node.host.waited == [other]
+
+    def fails() -> None:
+        raise Unavailable("the leader does not answer")
+
+    node.groups = {SHARD: Hosted(SHARD, fails)}
+    with pytest.raises(Unavailable, match="does not answer"):
+        await node.maintenance.set(False, 100.0)
+
+
 async def test_a_node_is_in_maintenance_while_the_catalog_says_so() -> None:
     """A process that begins knows of nothing but the catalog's word."""
     node = Node(Host())

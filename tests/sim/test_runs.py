@@ -11,6 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from needle.base.ids import CATALOG_GROUP
+from needle.catalog import machine
+from needle.catalog.machine import CatalogMachine
 from needle.multiraft.lives import Lives
 from needle.protocol import commands
 from needle.raft.messages import MessageType
@@ -187,6 +190,30 @@ def test_the_product_finds_a_replica_that_applies_an_entry_otherwise(monkeypatch
     assert "n2 differs from most" in report.failure
 
 
+def test_the_product_finds_a_replica_of_the_catalog_that_applies_an_entry_otherwise(monkeypatch):
+    """The same for the catalog, of which nobody reads when the last backup began."""
+    execute = machine.execute_once
+    apply, on = CatalogMachine.apply, []
+
+    def planted(self, entries):
+        on[:] = [self] if "n2" in self._path.split(os.sep) else []
+        return apply(self, entries)
+
+    def otherwise(topology, executed, index, data):
+        topology, executed, result = execute(topology, executed, index, data)
+        return msgspec.structs.replace(topology, backed_up=1) if on else topology, executed, result
+
+    monkeypatch.setattr(CatalogMachine, "apply", planted)
+    monkeypatch.setattr(machine, "execute_once", otherwise)
+    spec = Spec(seed=3, seconds=25, faults=())
+    report, _ = run(spec)
+    assert report.checker == "equal replicas"
+    monkeypatch.setattr(Digests, "observe", lambda *_: None)
+    report, _ = run(spec)
+    assert report.checker == "divergence"
+    assert "leads group 0" in report.failure and "n2 differs from most" in report.failure
+
+
 @pytest.mark.parametrize("check", ["compare_logs", "compare_digests"])
 def test_what_is_compared_now_and_then_ends_the_run(check, monkeypatch):
     def broken(self, groups):
@@ -212,4 +239,5 @@ def _otherwise(entry, done):
 def test_leaders_compare_replicas_in_every_run():
     world = World(Spec(seed=3, seconds=25, faults=()))
     assert world.run().failure is None
-    assert len([index for _, index in world.stage.comparisons if index]) > 1
+    compared = {group for group, index in world.stage.comparisons if index}
+    assert len(compared) > 1 and CATALOG_GROUP in compared

@@ -5,14 +5,11 @@ Invariants: ids of nodes are never used again; a node that forgot its votes does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
-
 import msgspec
 
 from needle.base.config import check_node_id, check_range, parse_address
 from needle.base.errors import ClusterTooOld, InvalidArgument, invalid
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.base.ids import NodeId
 from needle.base.versions import FIRST
 from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
@@ -24,12 +21,11 @@ from needle.protocol.catalog_commands import (
     WeighNode,
     ZoneNode,
 )
+from needle.routing.leadable import check_led
 from needle.routing.plans import ZONE_CHARS_MAX
 from needle.routing.topology import NodeInfo, NodeState, Topology
 
 NODES_MAX = 4096
-LEADABLE: Final = 2
-"""The cluster's version from which on replicas are not given to nodes in maintenance alone."""
 
 _replace = msgspec.structs.replace
 _STATE = {True: NodeState.DRAINING, False: NodeState.ACTIVE}
@@ -118,7 +114,7 @@ def maintain(now: Topology, index: int, command: MaintainNode) -> Changed:
     if command.on == bool(known.maintenance):
         return done(now, index, now.version, existed=True)
     if command.on:
-        _check_led(now, command.node)
+        check_led(now, command.node)
     return _with_node(now, index, known, _replace(known, maintenance=index if command.on else 0))
 
 
@@ -148,33 +144,3 @@ def _with_node(now: Topology, index: int, known: NodeInfo, changed: NodeInfo) ->
         return done(now, index, now.version, existed=True)
     nodes = tuple(changed if info is known else info for info in now.nodes)
     return done(_replace(now, nodes=nodes), index, existed=True)
-
-
-def _check_led(now: Topology, node: NodeId) -> None:
-    """Raises InvalidArgument if all other nodes that hold a group with this one are in maintenance: nobody could lead
-    it. A group on this node alone it keeps leading."""
-    resting = _resting(now)
-    for group in (CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving)):
-        held = now.holders(group)
-        others = set(held.all) - {node} if held is not None and node in held.all else set()
-        if others and others <= resting:
-            raise InvalidArgument(
-                f"{', '.join(sorted(others))} are in maintenance: with {node} nobody could lead {group_name(group)}; "
-                "`needle maintenance exit` brings them back first",
-                field="node",
-            )
-
-
-def check_leadable(now: Topology, nodes: Sequence[NodeId], group: GroupId) -> None:
-    """Raises InvalidArgument if all nodes that are to hold a group are in maintenance: nobody could lead it. Nodes of
-    the release before take such commands, so all do until the cluster has risen above it."""
-    if now.cluster_version >= LEADABLE and set(nodes) <= _resting(now):
-        raise InvalidArgument(
-            f"{', '.join(nodes)} {'is' if len(nodes) == 1 else 'are'} in maintenance, so nobody could lead "
-            f"{group_name(group)}: name a node that is not, or bring one back first (`needle maintenance exit`)",
-            field="nodes",
-        )
-
-
-def _resting(now: Topology) -> set[NodeId]:
-    return {info.id for info in now.nodes if info.maintenance}

@@ -56,6 +56,7 @@ from needle.protocol.catalog_commands import (
 )
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.routing.jobs import kept
+from needle.routing.leadable import check_leadable
 from needle.routing.plans import REPLICAS_MAX
 from needle.routing.shard_map import SHARDS_MAX
 from needle.routing.topology import (
@@ -172,7 +173,7 @@ def _check_replicas(now: Topology, named: tuple[NodeId, ...], group: GroupId) ->
         raise invalid("nodes", ", ".join(strange), f"nodes of this cluster: {', '.join(now.addresses())}")
     if not named or len(set(named)) != len(named) or len(named) > REPLICAS_MAX:
         raise invalid("nodes", ", ".join(named), f"1 to {REPLICAS_MAX} different nodes")
-    nodes.check_leadable(now, named, group)
+    check_leadable(now, named, group)
 
 
 def _assign_replicas(now: Topology, index: int, command: AssignReplicas) -> Changed:

@@ -16,7 +16,6 @@ import needle
 from needle import backup as backups
 from needle.base.instants import micros
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
-from needle.protocol.catalog_commands import FORGET, NoteBackup
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
 Backup = Annotated[str | None, typer.Option("--backup", help="The id of a backup, as `needle backup list` shows it.")]
@@ -92,7 +91,7 @@ def forget(cluster: Cluster = DEFAULT_CLUSTER, timeout: Timeout = 30.0) -> None:
     """Have the cluster expect no backups, and no archive of its logs, until it is told of the next one: no alert."""
 
     async def work(client: needle.Client) -> None:
-        await client.change_catalog(NoteBackup(FORGET, FORGET), timeout=timeout)
+        await client.forget_backups(timeout=timeout)
 
     run(cluster, work)
     notes.print("the cluster expects no backups and no archive until the next one", markup=False)

@@ -23,9 +23,7 @@ from needle.base.errors import (
     Unavailable,
 )
 from needle.base.ids import NodeId
-from needle.catalog.nodes import maintain
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
-from needle.protocol.catalog_commands import MaintainNode
 from needle.routing.topology import NodeInfo, NodeState, Topology
 from needle.server.files import replace_file
 
@@ -185,11 +183,11 @@ async def _before(
 ) -> Before:
     """What a command would begin with. noted: what its note says; False without the file that it names. Raises what it
     would be refused with."""
-    now, info = await _known(client, node, timeout)
+    _, info = await _known(client, node, timeout)
     mine = noted is None or (noted and await _is_noted(client, node, noted, timeout))
     (resting,) = await _look(client, node, timeout)
     if on:
-        maintain(now, now.version + 1, MaintainNode(node, True))
+        await client.check_maintenance(node, timeout=timeout)
     elif mine and not resting.answers:
         raise Unavailable(f"{node} does not answer: the command would wait until it does, as long as --timeout says")
     return Before(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -16,7 +14,7 @@ import typer
 import needle
 from needle.base.config import refuse
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.base.ids import NodeId
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, notes, print_json, run
 from needle.cli.node_list import without_shards
 from needle.cli.rebalance_commands import (
@@ -33,10 +31,8 @@ from needle.cli.rebalance_commands import (
     show_plan,
     show_progress,
 )
-from needle.client.replacing import not_replaced, with_size
-from needle.protocol.catalog_commands import AssignReplicas
+from needle.client.replacing import not_replaced
 from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
-from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import NodeState, Topology
 
@@ -69,14 +65,12 @@ def add(
     if everywhere:
 
         async def work(client: needle.Client) -> None:
-            decisions = with_node(await _confirmed(client), node)
             if dry_run:
-                show_moves(await _sized(client, decisions), json, AT_ONCE)
+                show_moves(await client.plan_everywhere(node), json, AT_ONCE)
             else:
-                await _hold(client, decisions, deadline)
+                shards = await client.hold_everywhere(node, timeout=max(1.0, deadline - time.monotonic()))
                 notes.print(f"{node} holds every shard", markup=False)
                 if json:
-                    shards = sorted(one.group - 1 for one in decisions if one.group != CATALOG_GROUP)
                     print_json({"node": node, "shards": shards, "catalog": True})
 
         run(cluster, work)
@@ -188,8 +182,7 @@ def remove(
             raise InvalidArgument(f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}")
         holds = known.state is not NodeState.REMOVED and (now.hosted_by(node) or node in now.catalog)
         if dry_run and fewer_replicas:
-            decisions = without_node(now, node, await _taken(client, node))
-            show_moves(await _sized(client, decisions), json, AT_ONCE, f"then {node} is forgotten")
+            show_moves(await client.plan_fewer_replicas(node), json, AT_ONCE, f"then {node} is forgotten")
             return
         if dry_run:
             plan = await client.plan_rebalance(await _without(client, node))
@@ -199,7 +192,7 @@ def remove(
                 _check_taken(node, plan)
             return
         if holds and fewer_replicas:
-            await _hold(client, without_node(now, node, await _taken(client, node)), deadline)
+            await client.hold_fewer_replicas(node, timeout=max(1.0, deadline - time.monotonic()))
         elif holds:
             id_ = _emptying_now(now, node)
             if id_ is None:
@@ -290,85 +283,5 @@ def replace(
     notes.print(f"{new} is in the place of {old}; stop {old} and delete its data directory", markup=False)
 
 
-# --- clusters of which every node holds every shard ------------------------------------------------------------------
 async def _confirmed(client: needle.Client) -> Topology:
     return await client.refresh_topology(confirmed=True, timeout=ASK_SECONDS)
-
-
-def with_node(now: Topology, node: NodeId) -> list[AssignReplicas]:
-    """What to decide so that `node` holds the catalog and every shard, beside those that do. The order of each shard's
-    replicas stays: the first one is its preferred leader."""
-    _check_everywhere(now, node)
-    return [
-        AssignReplicas(group, list(held), [*held, *([] if node in held else [node])])
-        for group, held in _holders(now).items()
-    ]
-
-
-async def _taken(client: needle.Client, node: NodeId) -> dict[GroupId, tuple[NodeId, ...]]:
-    """Who is to hold what `node` holds and other nodes can take, by group."""
-    plan = await client.plan_rebalance(await _without(client, node))
-    moves = [move for move in plan.moves if isinstance(move, MoveReplicas)]
-    return {move.group: move.after for move in moves if node not in move.after}
-
-
-def without_node(
-    now: Topology, node: NodeId, taken: Mapping[GroupId, Sequence[NodeId]] = MappingProxyType({})
-) -> list[AssignReplicas]:
-    """What to decide so that `node` holds nothing: what is `taken` goes to other nodes, and of the rest there is one
-    replica less. Raises InvalidArgument if nobody else holds the data."""
-    found, holders = [], _holders(now)
-    for group, held in holders.items():
-        rest = [one for one in held if one != node]
-        if node in held and group in taken:
-            rest = list(taken[group])
-        elif node in held and group == CATALOG_GROUP:  # it may be on fewer nodes than the shards are
-            spare = {one: None for others in holders.values() for one in others if one not in held}
-            rest += list(spare)[: len(held) - len(rest)]
-            if len(rest) > 2 and len(rest) % 2 == 0:  # see catalog_nodes
-                rest.pop()
-        if not rest:
-            raise InvalidArgument(f"{node} is the only node that holds the data of {group_name(group)}")
-        found.append(AssignReplicas(group, list(held), rest))
-    return found
-
-
-def _holders(now: Topology) -> dict[GroupId, tuple[NodeId, ...]]:
-    """Which nodes hold the catalog and each shard, by the catalog's last word."""
-    groups = [CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving)]
-    return {group: held.wanted for group in groups if (held := now.holders(group)) is not None}
-
-
-def _check_everywhere(now: Topology, node: NodeId) -> None:
-    """Raises InvalidArgument if shards are on different nodes. `node` does not count: some may have it already."""
-    if len({frozenset(info.wanted) - {node} for info in now.serving}) > 1:
-        raise InvalidArgument(
-            "the shards of this cluster are on different nodes each: `needle shard replicas` says which hold one"
-        )
-
-
-async def _sized(client: needle.Client, decisions: Sequence[AssignReplicas]) -> list[MoveReplicas]:
-    """What decisions would have move, by the sizes of now."""
-    stats = await client.get_stats(timeout=ASK_SECONDS)
-    moves = [
-        MoveReplicas(group=one.group, before=tuple(one.before), after=tuple(one.after), documents=0, bytes=0)
-        for one in decisions
-        if one.before != one.after
-    ]
-    return [with_size(move, stats) for move in moves]
-
-
-async def _hold(client: needle.Client, decisions: Sequence[AssignReplicas], deadline: float) -> None:
-    """Decide all of it first, which the cluster then goes on with by itself, and wait for one after the other."""
-
-    def left() -> float:
-        return max(1.0, deadline - time.monotonic())
-
-    for one in decisions:
-        if one.before != one.after:
-            await client.change_catalog(one, timeout=left())
-    for one in decisions:
-        if one.group == CATALOG_GROUP:
-            await client.set_catalog_nodes(one.after, timeout=left())
-        else:
-            await client.set_replicas(one.group - 1, one.after, timeout=left())

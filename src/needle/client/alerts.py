@@ -155,7 +155,7 @@ ROWS: Final = (
           "{{ $labels.instance }} found " + _SHARD + " damaged and fetches it again"),
     Alert("NeedleReplicaDivergence", "replicas differ", CRITICAL, 0,
           f"max by ({_OF}, shard) (needle_replica_divergence) > 0",
-          "Replicas of shard {{ $labels.shard }} do not hold the same at one index: {{ $value }} differ from most"),
+          "Replicas of " + _SHARD + " do not hold the same at one index: {{ $value }} differ from most"),
     Alert("NeedleReplicaLost", "replica lost state", CRITICAL, 0,
           "needle_replica_lost == 1 or needle_node_lost == 1 or needle_peer_refused == 1",
           "{{ $labels.instance }} lost state that others count on, or refuses {{ $labels.node }} for that"),
@@ -176,9 +176,12 @@ ROWS: Final = (
           "{{ $labels.shard }}"),
     Alert("NeedleNoCluster", "no cluster", CRITICAL, 0, "", "The nodes belong to no cluster yet"),
     Alert("NeedleNotAMember", "not a member", WARNING, 0, "", "An address, or a node, is not of the cluster"),
-    Alert("NeedleVersionsDiffer", "versions differ", WARNING, 0, "", "An upgrade is under way"),
-    Alert("NeedleUnknownCollections", "unknown collections", WARNING, 0, "",
-          "A shard holds collections that the catalog does not know"),
+    Alert("NeedleVersionsDiffer", "versions differ", WARNING, 600,
+          f"max by ({_OF}) (needle_version_known) > max by ({_OF}) (needle_version_cluster)",
+          "Nodes know version {{ $value }}, which the cluster cannot use for the sake of nodes that do not"),
+    Alert("NeedleUnknownCollections", "unknown collections", WARNING, 60,
+          f"max by ({_OF}, shard) (needle_unknown_collections) > 0",
+          "Shard {{ $labels.shard }} holds {{ $value }} collections that the catalog does not know"),
 )  # fmt: skip
 ALERTS: Mapping[str, Alert] = {row.name: row for row in ROWS}
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from needle.base.errors import InvalidArgument, TransferFailed, invalid
 from needle.base.ids import CATALOG_GROUP, NodeId, group_name, shard_group
 from needle.base.model import RaftStatus, WriteResult
-from needle.client import values
+from needle.client import everywhere, values
 from needle.client.activity import Activity, activity
 from needle.client.assigning import assign
 from needle.client.batches import BatchMethods
@@ -43,9 +43,10 @@ from needle.protocol.calls import (
     StatusCall,
     StepDownCall,
 )
-from needle.protocol.catalog_commands import CatalogCommand, RemoveNode
+from needle.protocol.catalog_commands import FORGET, CatalogCommand, NoteBackup, RemoveNode
 from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.meant import not_made, shard_meant
+from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import CATALOG
 from needle.routing.topology import ShardInfo, Topology
 
@@ -262,6 +263,33 @@ class Client(BatchMethods, ReplaceMethods, ShareMethods, RebalanceMethods, Resta
     async def set_catalog_nodes(self, nodes: Iterable[NodeId], *, timeout: Seconds = 60.0) -> None:
         """Have `nodes` hold the catalog; as `set_replicas`."""
         await assign(self._shards, CATALOG_GROUP, nodes, values.check_timeout(timeout))
+
+    async def plan_everywhere(self, node: NodeId) -> list[MoveReplicas]:
+        """What `hold_everywhere` would move. Nothing does."""
+        return await everywhere.sized(self, await everywhere.joining(self, node))
+
+    async def hold_everywhere(self, node: NodeId, *, timeout: Seconds = 600.0) -> list[int]:
+        """Have `node`, which has joined, hold the catalog and a replica of every shard, beside the nodes that do, as
+        `needle node add --everywhere`; the numbers of the shards. All of it is decided first, then waited for. Raises
+        InvalidArgument if shards are on different nodes; DeadlineExceeded as `set_replicas`: it may be repeated."""
+        seconds = values.check_timeout(timeout)
+        return await everywhere.carry_out(self, await everywhere.joining(self, node), seconds)
+
+    async def plan_fewer_replicas(self, node: NodeId) -> list[MoveReplicas]:
+        """What `hold_fewer_replicas` would move. Nothing does."""
+        return await everywhere.sized(self, await everywhere.leaving(self, node))
+
+    async def hold_fewer_replicas(self, node: NodeId, *, timeout: Seconds = 600.0) -> list[int]:
+        """Have `node`, dead or alive, hold nothing: other nodes take over what they can, and of the rest there is one
+        replica less, as for `needle node remove --fewer-replicas`; `remove_node` forgets it then. Raises
+        InvalidArgument if nobody else holds the data; DeadlineExceeded as `set_replicas`: it may be repeated."""
+        seconds = values.check_timeout(timeout)
+        return await everywhere.carry_out(self, await everywhere.leaving(self, node), seconds)
+
+    async def forget_backups(self, *, timeout: Seconds = TIMEOUT) -> None:
+        """Have the cluster expect no backups, and no archive of its logs, until it is told of the next one: no alert
+        tells of their age. As `needle backup forget`."""
+        await self._shards.command(NoteBackup(FORGET, FORGET), values.check_timeout(timeout))
 
     async def remove_node(self, node: NodeId, *, timeout: Seconds = TIMEOUT) -> None:
         """Have the cluster forget a node that holds nothing any more; its id is never used again. Raises

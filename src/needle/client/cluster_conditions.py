@@ -284,7 +284,7 @@ def _clock(node: NodeId, clock: ClockLevels | None) -> list[Condition]:
     """Whether it runs at another rate than those of most, by more than the readings may be off."""
     if clock is None or abs(clock.rate) - clock.error <= max(clock.error_max, CLOCK_ERROR_MIN):
         return []
-    told = f"{node}: {abs(clock.rate):.2%} {'faster' if clock.rate > 0 else 'slower'} than others, over five minutes"
+    told = f"{node}: {abs(clock.rate):.2%} {'faster' if clock.rate > 0 else 'slower'} than others, for minutes"
     return [holds("NeedleClockRateOff", told, "use strong reads, or stop the node, until its clock is well")]
 
 

@@ -115,6 +115,7 @@ def catalog_conditions(views: Sequence[NodeView], lost: Collection[str] = ()) ->
     damaged = {view.node: view.status.damage for view in views if view.status is not None and view.status.damage}
     action = FETCHES if len(damaged) < len(views) else RESTORE
     found = [holds("NeedleReplicaDamaged", f"catalog: {node}: {damage}", action) for node, damage in damaged.items()]
+    found += _diverged(leader_of(views), "catalog: ")
     named = "catalog: "
     return found + _election(views, named) + _lost_conditions(views, lost) + _lag_conditions(views, named, answering)
 
@@ -178,14 +179,20 @@ def _held_conditions(views: Sequence[NodeView], named: str) -> list[Condition]:
     leader = leader_of(views)
     if leader is None:
         return []
-    found = []
-    if leader.diverged:
-        found.append(("NeedleReplicaDivergence", differing(leader.diverged, leader.compared), DIVERGED))
-    found += [("NeedleMoveWaits", held, "it goes on when that is put right") for held in leader.held_moves]
+    found = [("NeedleMoveWaits", held, "it goes on when that is put right") for held in leader.held_moves]
     if leader.waits_for:
         found.append(("NeedleReplicasNotInPlace", leader.waits_for, GOES_ON))
     if leader.unknown_collections:
         names = ", ".join(leader.unknown_collections)
         action = "they are kept, and not served: was the catalog restored from an older copy?"
         found.append(("NeedleUnknownCollections", names, action))
-    return [holds(alert, f"{named}{subject}", action) for alert, subject, action in found]
+    told = [holds(alert, f"{named}{subject}", action) for alert, subject, action in found]
+    return _diverged(leader, named) + told
+
+
+def _diverged(leader: RaftStatus | None, named: str) -> list[Condition]:
+    """What the leader found when it compared replicas."""
+    if leader is None or not leader.diverged:
+        return []
+    subject = f"{named}{differing(leader.diverged, leader.compared)}"
+    return [holds("NeedleReplicaDivergence", subject, DIVERGED)]

@@ -6,6 +6,7 @@ A part of `Client`.
 from __future__ import annotations
 
 from needle.base.errors import ConnectionLost, Unavailable, invalid
+from needle.base.ids import NodeId
 from needle.client import values
 from needle.client.directory import Caller
 from needle.client.feeds import TIMEOUT
@@ -15,6 +16,8 @@ from needle.protocol import calls
 from needle.protocol.calls import MaintenanceCall
 from needle.protocol.catalog_commands import MaintainNode
 from needle.protocol.peer_calls import WhoAnswer
+from needle.routing.leadable import check_led
+from needle.routing.topology import NodeState
 
 STATUS_SECONDS = 2.0
 
@@ -32,6 +35,16 @@ class NodeMethods(OverShards):
         drain. It still replicates and votes. Raises InvalidArgument if nobody else could lead one of its shards;
         Unavailable if the node does not answer: it will be in maintenance all the same."""
         await maintain(self._caller, self._shards, node, True, values.check_timeout(timeout))
+
+    async def check_maintenance(self, node: NodeId, *, timeout: Seconds = TIMEOUT) -> None:
+        """Raise what `enter_maintenance_mode` would be refused with, and change nothing: InvalidArgument if the cluster
+        has no such node, or if nobody else could lead one of its shards."""
+        now = await self._shards.confirmed(values.check_timeout(timeout))
+        known = now.node(values.check_id(node, "node"))
+        if known is None or known.state is NodeState.REMOVED:
+            raise invalid("node", node, f"a node of this cluster: {', '.join(now.addresses())}")
+        if not known.maintenance:
+            check_led(now, node)
 
     async def exit_maintenance_mode(self, node: str, *, timeout: Seconds = TIMEOUT) -> None:
         """End maintenance; returns once the node has caught up. Raises Unavailable if the node does not answer: it will

@@ -144,7 +144,7 @@ class ClusterShards:
                     continue
                 except NeedleError as error:
                     sent |= asked and isinstance(error, _FATE_UNKNOWN)
-                    if not error.retryable and not isinstance(error, OutcomeUnknown):
+                    if _is_final(error, sent):
                         if sent and (error.of_the_node or isinstance(error, _FATE_UNKNOWN)):  # of this attempt only
                             raise OutcomeUnknown(f"the command was sent and no answer came; now {error}") from error
                         raise  # judged by the catalog's log, which knows a command that is repeated
@@ -192,6 +192,14 @@ class ClusterShards:
             INDEX_ROOM, lambda left: calls.encode(IndexRoomCall(group, collection, path, left)), timeout
         )
         return calls.decode(answer, IndexRoom)
+
+
+def _is_final(error: NeedleError, sent: bool) -> bool:
+    """Whether a command is not sent again. Where the catalog's leader takes more memory than it may, it seldom takes
+    less within a call's time; but if the command may have been executed before, that is to be found out."""
+    if isinstance(error, OutOfMemory) and "limit" in error.details and not sent:
+        return True
+    return not error.retryable and not isinstance(error, OutcomeUnknown)
 
 
 class OverShards:

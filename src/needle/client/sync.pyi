@@ -685,6 +685,12 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> None: ...
+    def check_maintenance(
+        self,
+        node: NodeId,
+        *,
+        timeout: Seconds = ...,
+    ) -> None: ...
     def exit_maintenance_mode(
         self,
         node: str,
@@ -839,6 +845,31 @@ class SyncClient:
     def set_catalog_nodes(
         self,
         nodes: Iterable[NodeId],
+        *,
+        timeout: Seconds = ...,
+    ) -> None: ...
+    def plan_everywhere(
+        self,
+        node: NodeId,
+    ) -> list[MoveReplicas]: ...
+    def hold_everywhere(
+        self,
+        node: NodeId,
+        *,
+        timeout: Seconds = ...,
+    ) -> list[int]: ...
+    def plan_fewer_replicas(
+        self,
+        node: NodeId,
+    ) -> list[MoveReplicas]: ...
+    def hold_fewer_replicas(
+        self,
+        node: NodeId,
+        *,
+        timeout: Seconds = ...,
+    ) -> list[int]: ...
+    def forget_backups(
+        self,
         *,
         timeout: Seconds = ...,
     ) -> None: ...

@@ -30,7 +30,8 @@ LIFE_METHOD = "raft.life"
 ASK_SECONDS = 1.0
 LOOK_SECONDS = 0.02
 REFUSED_SECONDS = 5.0
-"""So long a peer that is refused is not asked again."""
+"""So long a peer that is refused is not asked again. Then it is, whether it speaks or not: two followers have nothing
+to say to each other, and one that has its right directory back would be told of as lost until the next election."""
 HELD_BYTES_MAX = 1 << 20
 """Frames of a peer that wait until it is known who it is."""
 HELD_BY_ALL_BYTES_MAX = 64 << 20
@@ -57,14 +58,15 @@ _TELLING = _OF_LEADER | {_ACK, *map(int, (MessageType.HEARTBEAT_RESP, MessageTyp
 class _Peer:
     """One other node. talking: the nonce of the life whose frames are heard, 0 for none yet. told: per group, the
     latest (term, index) that it said to hold durably. told_by: the nonce of the life that said so: it cannot have lost
-    that, whatever it had when it began. refused: why nothing of it is heard, "" otherwise."""
+    that, whatever it had when it began. refused: why nothing of it is heard, "" otherwise. again: whether it is asked
+    now and then for as long as it is refused."""
 
-    __slots__ = ("asking", "held", "held_bytes", "news", "refused", "retry_at", "talking", "told", "told_by")
+    __slots__ = ("again", "asking", "held", "held_bytes", "news", "refused", "retry_at", "talking", "told", "told_by")
 
     def __init__(self) -> None:
         self.talking = 0
         self.news = -1
-        self.asking = False
+        self.asking = self.again = False
         self.refused = ""
         self.retry_at = float("-inf")
         self.told: dict[GroupId, tuple[int, int]] = {}
@@ -275,6 +277,17 @@ class Lives:
             _log.critical("node %s is refused: %s. %s", node, reason, remedy)
         peer.refused, peer.talking = reason, 0
         peer.retry_at = self._host.clock.monotonic() + REFUSED_SECONDS
+        if not peer.again:
+            peer.again = True
+            self._host.spawn(self._ask_again(node, peer))
+
+    async def _ask_again(self, node: NodeId, peer: _Peer) -> None:
+        while peer.refused and self._peers.get(node) is peer and not self._host.stopped:
+            await asyncio.sleep(REFUSED_SECONDS)
+            if peer.refused and not peer.asking and not self._host.stopped:
+                peer.asking = True
+                await self._ask(node, peer)
+        peer.again = False
 
     def _news(self, node: NodeId, answer: LifeAnswer) -> dict[NodeId, Life]:
         """What the answer says of nodes that is not remembered here yet: of the peer itself, and what it remembers."""

@@ -54,11 +54,12 @@ class RpcServer:
         secrets: Sequence[str] = (),
         knows: int = KNOWN,
         door: Door | None = None,
-        clock: Callable[[], float] = time.thread_time,
+        computed: Callable[[], float] = time.thread_time,
+        passed: Callable[[], float] = time.monotonic,
     ) -> None:
         """secrets: of the cluster, (): it has none; the first is proved to callers, any of them is taken. knows: see
-        Hello. door: for TLS; None for plain connections only. clock: seconds that
-        the event loop's thread has computed (see Turns)."""
+        Hello. door: for TLS; None for plain connections only. computed,
+        passed: see Turns."""
         self.endpoint = parse_endpoint(address)
         self.handler = handler
         self.hello = Hello(
@@ -75,7 +76,7 @@ class RpcServer:
         self.passing: dict[ServerConnection, None] = {}
         self.known = 0
         self.tasks: dict[asyncio.Future[Any], None] = {}
-        self.turns = Turns(clock)
+        self.turns = Turns(computed, passed)
         self.more = self.turns.more
         self.held = 0
         """Bytes held for all peers; since unsent answers leave without a word, at most these."""

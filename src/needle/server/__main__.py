@@ -13,6 +13,7 @@ from pathlib import Path
 
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import FAILPOINTS, no_failpoint
+from needle.server.catalog import founding
 from needle.server.process.config_file import load_config
 from needle.server.process.main import EXIT_START, serve
 
@@ -37,7 +38,7 @@ def kill_at(text: str) -> Callable[[str], None]:
 def main(arguments: list[str]) -> None:
     """Entry point."""
     if len(arguments) not in (1, 3) or (len(arguments) == 3 and arguments[1] != "--failpoint"):
-        sys.stderr.write(USAGE + f"failpoints: {', '.join(FAILPOINTS)}\n")
+        sys.stderr.write(USAGE + f"failpoints: {', '.join((*FAILPOINTS, *founding.FAILPOINTS))}\n")
         sys.exit(EXIT_START)
     try:
         config = load_config(Path(arguments[0]))

@@ -169,9 +169,10 @@ def _check_owner(data_dir: str, mine: NodeFile) -> None:
             )
     if (found.kind or _kind_of(data_dir)) != SHARDED:
         raise UnsupportedFormat(
-            f"data_dir = {data_dir!r} belongs to a cluster of an earlier release that has no catalog: this release "
-            "cannot open it, and changed nothing in it. Start a new cluster with empty data directories, run the old "
-            "one with its own release beside it, and copy the documents from the old to the new one",
+            f"data_dir = {data_dir!r} belongs to a fixed cluster of an earlier release, which has no catalog: this "
+            "release cannot open it, and has changed nothing that is stored in it. Run the nodes of that cluster with "
+            "their own release, read the documents out with the script in docs/data-on-disk.md (Directories of "
+            "releases before the catalog), and give them to `needle insert` on a new cluster in empty data directories",
             directory=data_dir,
         )
     if not found.kind or json_is_whole(read_file(path) or b"") is None:

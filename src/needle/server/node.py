@@ -44,6 +44,8 @@ from needle.server.catalog.follower import CatalogFollower
 from needle.server.catalog.node_topology import NodeTopology
 from needle.server.catalog.registration import Registration
 from needle.server.catalog.settings_founding import SettingsFounding, seeds_of, settings_of
+from needle.server.chores.comparing import Comparing
+from needle.server.chores.comparing_catalog import CatalogCompared
 from needle.server.cluster_files import ClusterFile, load_cluster, load_topology
 from needle.server.hosting import Hosting, make_engine, open_log
 from needle.server.lasting import lasting
@@ -88,6 +90,8 @@ class Node:
         self.failed: asyncio.Future[NeedleError] = asyncio.get_running_loop().create_future()
         self.groups: dict[GroupId, HostedReplica] = {}
         self.host: Host
+        self.catalog_compared: CatalogCompared
+        self.comparing: Comparing
         self.peers: Peers
         self.service: Service
         self.listener: Listener
@@ -146,6 +150,8 @@ class Node:
         self.book.changed = self.peers.update
         engine = make_engine(config, ports, self.peers, store, self._fatal, lambda: self.topology)
         self.host = Host(engine)
+        compared = CatalogCompared(self.host, ports.clock, ports.file_pool, lambda: self.catalog)
+        self.catalog_compared, self.comparing = compared, Comparing(compared, compared.others, self.peers.call)
         self._undo.append(self._hosting.close_replicas)
         await self._open_groups()
         self._undo.append(ports.close_pools)  # after Raft has stopped, before what its threads work on is closed
@@ -169,7 +175,7 @@ class Node:
             *(CatalogFollower(self).run, Registration(self, self._fatal).run, LeaderSpread(self).run),
             *(RoomierLeaders(self).run, self.mover.run, self._replicas.run, self.coordinator.run),
             *(self.reconciler.run, self._healing.run, self.given_up.run, VersionRise(self).run, SavingMemory(self).run),
-            *(self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
+            *(self.comparing.run, self._adoption.retry_shortages, partial(self.space.watch, self.blocking, self.now)),
         ]
         if self.config.founders:
             works.append(SettingsFounding(self).run)

@@ -17,6 +17,7 @@ from needle.multiraft.host import Host
 from needle.routing.topology import Topology, called
 from needle.server.address_book import AddressBook
 from needle.server.catalog.collections import Reconciler
+from needle.server.chores.comparing import Comparing
 from needle.server.replica import HostedReplica
 from needle.server.upkeep.mover import Mover
 from needle.server.upkeep.replicas import Replicas
@@ -33,6 +34,7 @@ class Shown(Protocol):
     book: AddressBook
     topology: Topology
     reconciler: Reconciler
+    comparing: Comparing
 
     @property
     def groups(self) -> Mapping[GroupId, HostedReplica]: ...
@@ -71,7 +73,7 @@ def status_of(node: Shown, group: GroupId, mover: Mover, replicas: Replicas, *, 
     peers = [msgspec.structs.replace(peer, address=node.book.get(peer.id) or "") for peer in status.peers]
     status = msgspec.structs.replace(status, peers=peers, waits_for=replicas.why(group))
     if group == CATALOG_GROUP:
-        return status
+        return msgspec.structs.replace(status, compared=node.comparing.index, diverged=node.comparing.diverged)
     hosted, now = node.hosted(group), node.now()
     replica = hosted.replica
     return msgspec.structs.replace(

@@ -28,8 +28,8 @@ from needle.protocol.calls import GroupCall
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
 from needle.server.call_rates import CallRates
-from needle.server.chores.comparing import Comparing
-from needle.server.chores.context import ChoreContext
+from needle.server.chores.comparing import Comparing, ShardCompared
+from needle.server.chores.context import ChoreContext, others_of
 from needle.server.chores.expiry import Expiry
 from needle.server.chores.field_upkeep import FieldUpkeep
 from needle.server.chores.pinned_scans import PinnedScans
@@ -121,7 +121,7 @@ class HostedReplica:
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
         self._expiry = Expiry(at)
         self._pinned = PinnedScans(at, config.limits, lambda: space.disk.low)
-        self.comparing = Comparing(at, self._others, call)
+        self.comparing = Comparing(ShardCompared(at), self._others, call)
         self._fields = FieldUpkeep(at, call, space)
 
     def start(self) -> None:
@@ -168,9 +168,7 @@ class HostedReplica:
 
     def _others(self) -> Sequence[NodeId]:
         """The other replicas' nodes, leader first."""
-        status = self._host.status(self.group)
-        others = [node for node in [*status.voters, *status.learners] if node != status.node_id]
-        return sorted(others, key=lambda node: node != status.leader)
+        return others_of(self._host.status(self.group))
 
     async def _publish(self, data: bytes) -> object:
         """Have one of INDEX_COMMANDS proposed by whoever leads: this node may have led when it began to build."""

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from needle.base.collection_sizes import CollectionSize
+from needle.base.compared import Compared
 from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError, Unavailable
 from needle.base.file_errors import SHORTAGES
@@ -34,7 +35,6 @@ from needle.shard.apply.execute import decode_entry, runs
 from needle.shard.apply.holdings import Fence, check_claim
 from needle.shard.apply.sessions import SessionTable
 from needle.shard.apply.validation import check_command
-from needle.shard.compared import Compared
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.records import StoredDocument
 from needle.shard.documents.row_check import Checked

@@ -36,7 +36,16 @@ def open_node() -> Idle:
         ("Vectors.Internal:80", 503),
     ],
 )
-@pytest.mark.parametrize("said", [OF_A_PAGE, "origin: http://rebound.example"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        OF_A_PAGE,
+        "origin: http://rebound.example",
+        # Chromium tells nothing else of a GET over plain HTTP; a page can change their values in some browsers.
+        "user-agent: Mozilla/5.0 (X11; Linux x86_64) Chrome/130.0.0.0",
+        "accept-language: ",
+    ],
+)
 async def test_browsers_are_answered_under_names_of_this_node_only(host: str, said: str, status: int) -> None:
     async with serving(ROUTES, open_node(), hosts=["vectors.internal"]) as server:
         for method, path in (("GET", "/v1/collections"), ("POST", "/v1/collections/a/search")):

@@ -110,6 +110,22 @@ def refused(running: Sequence[Running], seen: Seen, tight: Collection[NodeId]) -
     return found
 
 
+def gone_for_good(running: Sequence[Running], seen: Seen, gone: Collection[NodeId]) -> dict[int, NodeId]:
+    """Moves of replicas whose new node is gone for long and does not vote yet, so that they cannot end: by id, that
+    node. gone: the nodes that are."""
+    found: dict[int, NodeId] = {}
+    for one in running:
+        if not isinstance(one.move, MoveReplicas):
+            continue
+        group = one.move.group
+        if group not in seen.voters:  # no leader says who votes
+            continue
+        missing = [node for node in one.move.added if node in gone and node not in seen.voters[group]]
+        if missing:
+            found[one.id] = missing[0]
+    return found
+
+
 def others(topology: Topology, running: Sequence[Running]) -> int:
     """How many moves are under way that are not `running`: what operators began, or a rebalance before."""
     ours = {one.id for one in running}

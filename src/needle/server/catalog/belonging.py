@@ -103,11 +103,14 @@ class Belonging:
                 )
             if node.cluster.uid == 0:
                 check_unused(node.node_id, node.config.data_dir)
+                node.ports.failpoint("founding.before_file")
                 await self._become(msgspec.structs.replace(node.cluster, uid=call.uid, voters=dict(call.voters)))
+                node.ports.failpoint("founding.after_file")
             self._check_voters(call)
         node.book.learn({name: at for name, at in call.voters.items() if name != node.node_id})
         if node.node_id in node.cluster.voters and not node.topology.catalog_assigned:
             self._hosting.open_catalog(node.topology)
+            node.ports.failpoint("founding.after_catalog")
 
     def _check_voters(self, call: FoundCall) -> None:
         """Raises InvalidArgument if the cluster was begun with a catalog on other nodes, and is not made yet."""

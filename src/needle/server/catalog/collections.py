@@ -114,6 +114,7 @@ class Reconciler:
         replica = self._node.hosted(group).replica
         here = {spec.name for spec in replica.collections()}
         if here == {info.stored_name for info in self._node.topology.collections}:
+            self._note_unknown(group, [])
             return
         # `here` was taken before: what the confirmed catalog names as dropped does not return, nor does its id.
         newest = await self._node.confirmed(timeout)

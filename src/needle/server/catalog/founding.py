@@ -36,6 +36,15 @@ from needle.routing.shard_map import initial_map
 from needle.routing.strategy import RANGE, ShardStrategy
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
 
+FAILPOINTS = (
+    "founding.before_file",
+    "founding.after_file",
+    "founding.after_catalog",
+    "founding.before_command",
+    "founding.after_command",
+    "founding.before_fitting",
+)
+"""Where a crash of a node is interesting while a cluster is founded: see `multiraft.failpoints`."""
 ASK_SECONDS = 2.0
 NO_SUCH_CALL = "the node there is of an earlier release, which has no catalog"
 LOOK_SECONDS = 0.05

@@ -177,6 +177,7 @@ class SettingsFounding:
         while not node.host.stopped and (command := fitted(node.topology, list(node.config.founders))) is not None:
             if node.catalog is not None and node.host.is_leader(CATALOG_GROUP):
                 try:
+                    node.ports.failpoint("founding.before_fitting")
                     await node.execute(catalog_commands.entry(command, node.topology), COMMAND_SECONDS)
                 except NeedleError as error:
                     log.debug("the catalog keeps its founders for now: %s", error)
@@ -239,7 +240,9 @@ class SettingsFounding:
         await node.host.read_index(CATALOG_GROUP, COMMAND_SECONDS)
         if node.catalog is not None and node.catalog.topology.settings is None:
             self._check_unheard_of(who)
+            node.ports.failpoint("founding.before_command")
             await node.execute(catalog_commands.entry(command, node.catalog.topology), COMMAND_SECONDS)
+            node.ports.failpoint("founding.after_command")
             heard = f"; {', '.join(silent)} did not answer and may come later" if silent else ""
             log.info("node %s founds the cluster: %s%s", node.node_id, command.settings.in_words(), heard)
             if note := uneven(settings, config.sharding.boundaries):

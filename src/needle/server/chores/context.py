@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
 from needle.base.errors import NeedleError
-from needle.base.ids import GroupId, group_name
+from needle.base.ids import GroupId, NodeId, group_name
+from needle.base.model import RaftStatus
 from needle.base.runtime import Clock, Pool, micros_of
 from needle.multiraft.host import Host
 from needle.protocol import commands
@@ -19,6 +20,12 @@ log = logging.getLogger("needle.server")
 PROPOSE_SECONDS: Final = 10.0
 
 T = TypeVar("T")
+
+
+def others_of(status: RaftStatus) -> list[NodeId]:
+    """The nodes of a group's other replicas, leader first."""
+    others = [node for node in [*status.voters, *status.learners] if node != status.node_id]
+    return sorted(others, key=lambda node: node != status.leader)
 
 
 class ChoreContext(NamedTuple):

@@ -12,12 +12,16 @@ from collections.abc import Collection, Mapping
 
 from needle.base.errors import Forbidden
 
-_OF_BROWSERS = (b"sec-fetch-site", b"origin")
+_OF_BROWSERS = (b"sec-fetch-site", b"origin", b"accept-language")
+"""The last is the only one that a page's GET over plain HTTP has, under any name but `localhost`. No page can leave it
+out, and programs seldom send it."""
+_MOZILLA = "mozilla/"
 
 
 def browsed_host(told: Mapping[bytes, str]) -> str | None:
     """The host that a browser was told to ask, in lower case, without its port; None if it is no browser that asks."""
-    if not any(name in told for name in _OF_BROWSERS):
+    said_by_browser = told.get(b"user-agent", "").lower().startswith(_MOZILLA)
+    if not said_by_browser and not any(name in told for name in _OF_BROWSERS):
         return None
     host = told.get(b"host", "").strip().lower()
     if host.startswith("["):

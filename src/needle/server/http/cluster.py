@@ -102,20 +102,33 @@ def _number(call: Call) -> int:
     return int(text)
 
 
+def _meant(call: Call) -> ShardOrCatalog:
+    return "catalog" if call.path["shard"] == "catalog" else _number(call)
+
+
+async def leader(call: Call) -> bodies.Leader:
+    shard = _meant(call)
+    return bodies.Leader(shard=shard, leader=await call.client.leader(shard, timeout=call.body.timeout))
+
+
 async def step_down(call: Call) -> bodies.Leader:
-    shard = _number(call)
+    shard = _meant(call)
     leader = await call.client.step_down(call.body.to, shard=shard, timeout=call.body.timeout)
     return bodies.Leader(shard=shard, leader=leader or None)
 
 
 async def force_election(call: Call) -> bodies.Leader:
-    shard = _number(call)
+    shard = _meant(call)
     await call.client.force_new_election(call.body.node, shard=shard, timeout=call.body.timeout)
     return bodies.Leader(shard=shard, leader=await call.client.leader(shard))
 
 
 async def set_replicas(call: Call) -> bodies.Done:
-    await call.client.set_replicas(_number(call), call.body.nodes, timeout=call.body.timeout)
+    shard = _meant(call)
+    if isinstance(shard, str):
+        await call.client.set_catalog_nodes(call.body.nodes, timeout=call.body.timeout)
+    else:
+        await call.client.set_replicas(shard, call.body.nodes, timeout=call.body.timeout)
     return bodies.Done()
 
 
@@ -126,9 +139,8 @@ async def split_shard(call: Call) -> bodies.StartedRebalance:
 
 async def move_replica(call: Call) -> bodies.StartedRebalance:
     body: bodies.MoveReplica = call.body
-    shard: ShardOrCatalog = "catalog" if call.path["shard"] == "catalog" else _number(call)
     started = await call.client.move_replica(
-        shard, body.source, body.target, bodies.pace_of(body.config), timeout=body.timeout
+        _meant(call), body.source, body.target, bodies.pace_of(body.config), timeout=body.timeout
     )
     return bodies.StartedRebalance(id=started)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from needle.routing.jobs import Progress, RebalanceConfig
@@ -91,9 +93,9 @@ class ForceElection(Body, frozen=True, kw_only=True):
 
 
 class Leader(msgspec.Struct, frozen=True, kw_only=True):
-    """Who leads a shard now."""
+    """Who leads a shard now, or the catalog; null while nobody does."""
 
-    shard: int
+    shard: int | Literal["catalog"]
     leader: str | None
 
 
@@ -121,7 +123,7 @@ class RestartPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetReplicas(Body, frozen=True, kw_only=True):
-    """nodes: that are to hold the shard, the preferred leader first."""
+    """nodes: that are to hold the shard, or the catalog, the preferred leader first."""
 
     nodes: list[str]
 

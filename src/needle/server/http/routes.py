@@ -256,6 +256,10 @@ ROUTES: Final = (
         Nothing, cluster_bodies.Shards, "reader", tag="cluster",
     ),
     Route(
+        "GET", f"{BASE}/shards/{{shard}}/leader", cluster.leader, "Who leads a shard, or the catalog (shard `catalog`)",
+        Nothing, cluster_bodies.Leader, "reader", tag="cluster",
+    ),
+    Route(
         "POST", f"{BASE}/shards/{{shard}}/step_down", cluster.step_down, "Hand over the leadership of a shard",
         cluster_bodies.StepDown, cluster_bodies.Leader, "admin", {"to": "node-2"}, "cluster",
     ),

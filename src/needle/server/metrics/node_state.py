@@ -91,6 +91,9 @@ class NodeState(Collector):
     def _cluster(self) -> Iterator[Metric]:
         if self._node.catalog is not None:
             yield read("needle_catalog_led", int(self._node.host.leader(CATALOG_GROUP) is not None))
+        if self._node.topology.settings is not None:
+            yield read("needle_version_known", self._node.ports.knows)
+            yield read("needle_version_cluster", self._node.topology.cluster_version)
         if self._health is None or (health := self._health.latest) is None:
             return
         yield read("needle_cluster_healthy", int(health.healthy))

@@ -31,6 +31,7 @@ NAMES: Final = (
     "needle_backup_archive_lag_seconds",
     *("needle_elections_total", "needle_leader_stepdowns_total", "needle_apply_lag_entries"),
     *("needle_proposals_waiting", "needle_snapshot_fetching", "needle_replica_lost", "needle_replica_damaged"),
+    "needle_unknown_collections",
     *("needle_recall_sampled", "needle_recall_samples_total"),
     *("needle_replica_divergence", "needle_replica_comparisons_total"),
     *("needle_moves_running", "needle_move_copied_documents"),
@@ -55,8 +56,7 @@ class ReplicaState:
         lags = archive_lags(self._node.host, self._node.topology, micros_of(self._node.ports.clock))
         for group, seconds in lags.items():
             made["needle_backup_archive_lag_seconds"].add_metric([str(group - 1)], seconds)
-        if self._node.catalog is not None and self._node.alive():
-            self._raft(made, CATALOG_LABEL, CATALOG_GROUP)
+        self._catalog(made)
         for group in list(self._node.groups):
             hosted = self._node.groups.get(group)
             if hosted is None or not self._node.alive():  # closed meanwhile
@@ -69,6 +69,13 @@ class ReplicaState:
             self._answers(made, shard, hosted, shown)
             await asyncio.sleep(0)
         return list(made.values())
+
+    def _catalog(self, made: Families) -> None:
+        """Of its replica here, if there is one: what shards' replicas have without documents."""
+        node = self._node
+        if node.catalog is not None and node.alive():
+            self._raft(made, CATALOG_LABEL, CATALOG_GROUP)
+            made["needle_replica_comparisons_total"].add_metric([CATALOG_LABEL], node.comparing.whole)
 
     def _raft(self, made: Families, shard: str, group: GroupId) -> None:
         status, load = self._node.status(group), self._node.host.load(group)
@@ -102,11 +109,12 @@ class ReplicaState:
         topology = self._node.topology
         holders = topology.holders(group)
         moves = 1 if holders is not None and holders.leaving else 0
-        if group != CATALOG_GROUP:  # which has no documents: nothing of it is compared, nor moved by ranges
+        if group != CATALOG_GROUP:  # which has no documents
             moves += sum(move.source == group - 1 for move in topology.moves)
-            made["needle_replica_divergence"].add_metric([shard], len(strays(status.diverged)))
+            made["needle_unknown_collections"].add_metric([shard], len(status.unknown_collections))
             made["needle_move_copied_documents"].add_metric([shard], sum(status.copied.values()))
         made["needle_shard_followers"].add_metric([shard], sum(peer.recently_active for peer in status.peers))
+        made["needle_replica_divergence"].add_metric([shard], len(strays(status.diverged)))
         made["needle_replicas_waiting"].add_metric([shard], bool(status.waits_for))
         made["needle_moves_running"].add_metric([shard], moves)
         for peer in status.peers:

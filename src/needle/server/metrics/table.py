@@ -26,6 +26,10 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "server/upkeep/health.py", only=HTTP),
         gauge("needle_node_reachable", "node", "", "1 while a node that holds replicas answers; a node in maintenance "
               "that does not answer is left out.", "server/upkeep/health.py", only=HTTP),
+        gauge("needle_version_known", "", "", "The version of commands and formats that this node knows.",
+              "base/versions.py"),
+        gauge("needle_version_cluster", "", "", "The one that the whole cluster is at, as far as this node knows: the "
+              "least that its nodes know. Newer ones are used only once it has risen.", "routing/topology.py"),
         gauge("needle_catalog_led", "", "", "1 while this node, which holds the catalog, knows who leads it.",
               "server/node.py", only="that hold the catalog"),
     ),
@@ -65,10 +69,14 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_replica_damaged", "shard", "", "1 where the replica's data was found damaged, is not served, and "
               "is fetched again from another.", "multiraft/ports.py"),
         gauge("needle_replica_divergence", "shard", "", "Replicas whose digest was not that of most at the last entry "
-              "at which they were compared: 0 for ever; on the leader. It compares them some seconds after a change.",
+              "at which they were compared: 0 for ever; on the leader. It compares them some seconds after a change. "
+              'Those of the catalog have `shard="catalog"`.',
               "server/chores/comparing.py"),
-        counter("needle_replica_comparisons_total", "shard", "", "How often the leader compared all its replicas.",
+        counter("needle_replica_comparisons_total", "shard", "", "How often the leader compared all its replicas; "
+                'of the catalog\'s those with `shard="catalog"`.',
                 "server/chores/comparing.py"),
+        gauge("needle_unknown_collections", "shard", "", "Collections that the shard holds and the catalog neither "
+              "lists nor says were dropped; on the leader.", "server/catalog/collections.py"),
         gauge("needle_backup_archive_lag_seconds", "shard", SECONDS, "How far the archive of the shard's log is "
               "behind; on the leader, once logs were archived.", "server/upkeep/archives.py"),
         gauge("needle_replicas_waiting", "shard", "", "1 while the replicas are not where the catalog wants them; on "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from needle.base.errors import invalid
-from needle.base.ids import GroupId
+from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import RaftStatus
 from needle.base.runtime import micros_of
 from needle.protocol import commands
@@ -163,6 +163,8 @@ class Operations:
         """The digest that this replica had at an entry, once it has applied that; none if it keeps none."""
         group, index = call
         await self._host.wait_applied(group, index, APPLY_SECONDS)
+        if group == CATALOG_GROUP:
+            return await self._node.catalog_compared.answer(index)
         found = self._node.hosted(group).replica.compared.at(index)
         return [] if found is None else [found]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from needle import __version__
 from needle.base.config import SETTINGS, RaftConfig
-from needle.base.errors import NeedleError, Overloaded
+from needle.base.errors import DeadlineExceeded, NeedleError, Overloaded
 from needle.base.ids import NodeId
 from needle.protocol import calls
 from needle.protocol.peer_calls import WHO, WhoCall
@@ -34,9 +34,9 @@ PINGS_MAX = 20
 LINKS_MAX = 64
 PING_SECONDS = 1.0
 """A link on which nothing comes back for so long is as good as cut."""
-CONNECT_TRIPS = 3
-"""Round trips of the first call, which may have to connect: TCP, the greeting, and its own. With TLS there is one more,
-and the next one is counted though the time is over: however slow a link is, it is measured once."""
+CONNECT_TRIPS = 4
+"""Round trips of the first call, which may have to connect: TCP, TLS, the greeting, and its own. The next one is
+counted though the time is over: however slow a link is, it is measured once."""
 COMMON = (
     *(
         "election_timeout",
@@ -125,13 +125,18 @@ class Probing:
     async def _link(self, other: NodeId, seconds: float) -> Link:
         """Ping by the connection that Raft uses, so what waits in it counts, with a call all releases know."""
         node, body, pings = self._node, calls.encode(WhoCall()), list[float]()
-        end = node.now() + seconds
+        begun, first = node.now(), 0.0
+        end = begun + seconds
         try:
             await node.peers.call(other, WHO, body, CONNECT_TRIPS * PING_SECONDS)
+            first = node.now() - begun
             while len(pings) < PINGS_MAX and ((start := node.now()) < end or not pings):
                 await node.peers.call(other, WHO, body, PING_SECONDS)
                 pings.append(node.now() - start)
         except NeedleError as error:
+            if first and not pings and isinstance(error, DeadlineExceeded):
+                # It answered, so it is slow and not cut: a trip takes at least as long as was waited for one.
+                return Link(other, [max(PING_SECONDS, first / CONNECT_TRIPS)])
             return Link(other, sorted(pings), error.message)
         return Link(other, sorted(pings))
 

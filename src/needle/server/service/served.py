@@ -30,6 +30,7 @@ from needle.routing.topology import Ownership, Topology
 from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.catalog.collections import Reconciler
+from needle.server.chores.comparing_catalog import CatalogCompared
 from needle.server.machine.space import Space
 from needle.server.ports import NodePorts, Peers
 from needle.server.replica import HostedReplica
@@ -66,6 +67,7 @@ class ServedNode(Protocol):
     topology: Topology
     ownership: Ownership | None
     catalog: CatalogMachine | None
+    catalog_compared: CatalogCompared
     router: Router
     reconciler: Reconciler
     coordinator: Coordinator

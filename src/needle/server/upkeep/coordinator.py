@@ -224,7 +224,7 @@ class Coordinator:
         free = {one.node: one.free for one in found.stats.nodes}
         holders = {group: known.all for group in seen.voters if (known := topology.holders(group)) is not None}
         foreign = others(topology, running)
-        refused = self._refused.look(running, seen, found.stats, self._node.now())
+        refused = self._refused.look(running, seen, found.stats, self._gone(topology, found), self._node.now())
         led: Round = await self._node.blocking(  # a plan may have thousands of moves
             rebalance.look,
             made,
@@ -287,7 +287,7 @@ class Coordinator:
         what is lost meanwhile, and does not fail where that cannot be."""
         job, wish = topology.rebalance.id if topology.rebalance is not None else 0, rebalance.of_now(wish, topology)
         plan = await self._planned(topology, found, wish, job)
-        gone = set(self._node.due_to_heal(topology)) - found.stats.alive
+        gone = self._gone(topology, found)
         named = rebuilding.pending(wish, gone)
         lost = sorted(gone - {*wish.lost, named.old if named is not None else ""})
         if not lost:
@@ -296,6 +296,10 @@ class Coordinator:
         healing = await self._planned(calm, found, Wish(lost=tuple(lost), balance=False))
         rebuilt = rebuilding.rebuilt(topology, healing, lost, named)
         return _replace(plan, moves=(*rebuilt, *plan.moves), least=plan.least + sum(move.bytes for move in rebuilt))
+
+    def _gone(self, topology: Topology, found: Measured) -> set[NodeId]:
+        """Nodes that the cluster does without, by what is known of them now."""
+        return set(self._node.due_to_heal(topology)) - found.stats.alive
 
     async def _called(self, topology: Topology, found: Measured, wish: Wish, job: int) -> ClusterStats:
         """What was measured, with the calls if they count. Raises Unavailable while a rebalance waits for them."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from needle.base.errors import DeadlineExceeded
+from needle.base.errors import DeadlineExceeded, NeedleError
 from needle.base.events import MAINTENANCE, tell
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.catalog.machine import CatalogMachine
@@ -98,8 +98,12 @@ class Maintenance:
                 raise DeadlineExceeded(f"reads did not drain from node {node.node_id} within {timeout:g} s")
             return
         for group, hosted in list(node.groups.items()):
-            if node.groups.get(group) is hosted:  # it may be given to other nodes meanwhile
-                await node.host.wait_applied(group, await self._leader_index(hosted, left()), left())
+            try:
+                if node.groups.get(group) is hosted:
+                    await node.host.wait_applied(group, await self._leader_index(hosted, left()), left())
+            except NeedleError:
+                if node.groups.get(group) is hosted:
+                    raise  # else it was given to other nodes meanwhile
 
     async def _leader_index(self, hosted: HostedReplica, timeout: float) -> int:
         await self.until(lambda: self._node.host.leader(hosted.group) is not None, timeout)

@@ -8,6 +8,7 @@ import { h, seen, show } from "./dom.js";
 import { book } from "./runbooks.js";
 
 const EVERY = 3000;
+const HOT_EVERY = 10_000;
 const SLOWER = 15_000;
 const HOUR = 3600;
 const SIZES_EVERY = 10_000;
@@ -18,6 +19,7 @@ const $ = (id) => document.getElementById(id);
 
 let turn = null; // what is shown now; another address ends it
 let past = { every: 5, now: 0, moments: [] };
+let hot = { ranges: null, due: 0 };
 
 // --- the key ---------------------------------------------------------------------------------------------------------
 const asking = $("ask");
@@ -82,9 +84,19 @@ const history = async (signal) => {
   return past;
 };
 
+// At its own pace: all replicas are asked for it, and a shard without a leader holds it up for seconds, which the rest
+// of the page must not wait for. What was heard last is shown.
+const hotRanges = () => {
+  if (performance.now() < hot.due) return hot.ranges;
+  hot.due = Infinity;
+  const none = () => ({ hot_ranges: null });
+  get("/v1/rebalance/stats").catch(none).then((found) => (hot = { ranges: found.hot_ranges, due: performance.now() + HOT_EVERY }));
+  return hot.ranges;
+};
+
 const overview = async (signal) => {
   const [status, hour, done] = await Promise.all([get("/v1/status", signal), history(signal), get("/v1/rebalance", signal).catch(() => ({ progress: null }))]);
-  show(main, ...cluster({ status, past: hour, rebalance: done.progress }));
+  show(main, ...cluster({ status, past: hour, rebalance: done.progress, hot: hotRanges() }));
 };
 
 const allCollections = async (signal) => {

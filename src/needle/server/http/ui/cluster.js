@@ -8,6 +8,8 @@ const SHARDS_MAX = 200;
 const NODES_MAX = 12;
 const SLICES_MAX = 64;
 const LEGEND_MAX = 6;
+const HOT_MAX = 8;
+const KEY_LETTERS = 24;
 const ROLES = { Leader: "Leader", Follower: "Follower", Learner: "Learner", Candidate: "Electing", PreCandidate: "Electing", Lost: "Lost", silent: "Silent" };
 const STATES = { healthy: "good", degraded: "warn", unavailable: "bad" };
 
@@ -130,6 +132,32 @@ const cell = (replica, leader) => {
 
 const urgency = { unavailable: 0, degraded: 1, healthy: 2 };
 
+// The catalog's group, as a row above the shards: without a leader nothing can be changed in the cluster.
+const catalogState = (one) => (one.leader === null ? "unavailable" : one.replicas.some((replica) => replica.error || ["Lost", "silent"].includes(replica.state)) ? "degraded" : "healthy");
+
+const holders = (one, nodes, wide) => {
+  const by = new Map(one.replicas.map((replica) => [replica.node, replica]));
+  if (wide) return nodes.map((id) => cell(by.get(id), one.leader));
+  return [h("td", { class: "many" }, one.replicas.map((replica) => h("span", { class: "held" }, name(replica.node), " ", mark(replica.state === "Leader" ? "lead" : replica.error ? "bad" : "good", ROLES[replica.state] ?? replica.state))))];
+};
+
+const catalogRow = (now, nodes, wide) => {
+  const state = catalogState(now.catalog);
+  const none = () => h("td", { class: "number faint" }, "\u2013");
+  return h(
+    "tr",
+    { "data-key": "shard-catalog" },
+    h("th", { scope: "row", class: "number" }, "catalog"),
+    h("td", {}, mark(STATES[state], state)),
+    holders(now.catalog, nodes, wide),
+    none(),
+    none(),
+    none(),
+    none(),
+    h("td", { class: "number" }, String(Math.max(0, ...now.catalog.replicas.map((replica) => replica.term)))),
+  );
+};
+
 const shards = (now) => {
   const sorted = [...now.shards].sort((a, b) => (now.shards.length > SHARDS_MAX ? urgency[a.state] - urgency[b.state] : 0) || a.shard - b.shard);
   const shown = sorted.slice(0, SHARDS_MAX);
@@ -138,16 +166,12 @@ const shards = (now) => {
   const most = Math.max(...now.shards.map((one) => one.documents), 1);
   const columns = wide ? nodes.map((id) => head(seen(id), "cell")) : [head("replicas")];
   const rows = shown.map((one) => {
-    const by = new Map(one.replicas.map((replica) => [replica.node, replica]));
-    const cells = wide
-      ? nodes.map((id) => cell(by.get(id), one.leader))
-      : [h("td", { class: "many" }, one.replicas.map((replica) => h("span", { class: "held" }, name(replica.node), " ", mark(replica.state === "Leader" ? "lead" : replica.error ? "bad" : "good", ROLES[replica.state] ?? replica.state))))];
     return h(
       "tr",
       { "data-key": `shard-${one.shard}` },
       h("th", { scope: "row", class: "number" }, String(one.shard)),
       h("td", {}, mark(STATES[one.state] ?? "warn", one.state)),
-      cells,
+      holders(one, nodes, wide),
       h("td", { class: "number" }, percent(one.share)),
       h("td", { class: "number" }, count(one.documents), bar(one.documents / most)),
       h("td", { class: "number" }, rate(one.replicas.reduce((total, replica) => total + replica.writes, 0))),
@@ -155,6 +179,7 @@ const shards = (now) => {
       h("td", { class: "number" }, String(one.term)),
     );
   });
+  rows.unshift(catalogRow(now, nodes, wide));
   const left = sorted.length - shown.length;
   return section(
     "Shards",
@@ -223,6 +248,35 @@ const moves = (now, rebalance) => {
   );
 };
 
+// A routing key, which comes in base64: as text where it is an id, else in hex, as `needle top` has it.
+const inWords = (key) => {
+  if (!key) return key === null ? "the end" : "the first";
+  const letters = atob(key);
+  return /^[ -~]*$/.test(letters) ? letters : [...letters].map((one) => one.charCodeAt(0).toString(16).padStart(2, "0")).join("");
+};
+
+const cut = (text) => (text.length > KEY_LETTERS ? `${text.slice(0, KEY_LETTERS - 1)}\u2026` : text);
+
+// hot: null while nobody has answered, or may see it.
+const hotRanges = (hot) => {
+  if (!hot || hot.length === 0) return null;
+  const most = Math.max(...hot.map((one) => one.share));
+  const rows = hot.slice(0, HOT_MAX).map((one) => {
+    const [first, behind] = one.span.map(inWords);
+    return h(
+      "tr",
+      { "data-key": `hot-${one.shard}-${one.span[0]}` },
+      h("th", { scope: "row", title: `${first} to ${behind}` }, name(cut(first)), " to ", name(cut(behind))),
+      h("td", { class: "number" }, String(one.shard)),
+      h("td", { class: "number" }, rate(one.writes)),
+      h("td", { class: "number" }, rate(one.searches)),
+      h("td", { class: "number" }, percent(one.share), bar(one.share / most)),
+    );
+  });
+  const heads = [head("keys"), head("shard", "number"), head("writes", "number"), head("reads", "number"), head("share", "number", "of all calls that were counted by key range")];
+  return section("Most called keys", "by their leaders, of the last half minute", table("Most called keys", heads, rows, { class: "hot" }));
+};
+
 const disk = (node) => {
   if (node.disk_total === null) return h("td", { class: "number" }, "\u2013");
   const kept = node.disk_kept_free;
@@ -264,7 +318,7 @@ const nodes = (now) => {
   return section("Nodes", `the cluster is at version ${now.cluster_version}`, table("Nodes", heads, rows, { class: "nodes" }));
 };
 
-export const cluster = ({ status, past, rebalance }) => {
+export const cluster = ({ status, past, rebalance, hot }) => {
   if (status.shards.length === 0) return [h("p", { class: "empty-page" }, prose("This cluster has no shards yet: `needle cluster create` makes them."))];
-  return [verdict(status), figures(status, past.moments), alerts(status), charts(past), shards(status), h("div", { class: "pair" }, keys(status), moves(status, rebalance)), nodes(status), notes(status)];
+  return [verdict(status), figures(status, past.moments), alerts(status), charts(past), shards(status), h("div", { class: "pair" }, keys(status), moves(status, rebalance)), hotRanges(hot), nodes(status), notes(status)];
 };

@@ -12,7 +12,8 @@ KEPT: Final = 8
 
 
 class Compared:
-    """Noted in the thread that applies, asked for on the event loop."""
+    """Noted in the thread that applies, asked for on the event loop. What is noted of an entry again takes the place of
+    what was."""
 
     def __init__(self) -> None:
         self._noted: dict[int, str] = {}
@@ -21,6 +22,11 @@ class Compared:
         """After entry `index` was applied."""
         noted = {**self._noted, index: digest}
         self._noted = dict(sorted(noted.items())[-KEPT:])
+
+    @property
+    def newest(self) -> int:
+        """The last entry of which there is a digest; 0 for none."""
+        return max(self._noted, default=0)
 
     def at(self, index: int) -> str | None:
         """None if it is not kept, or never was."""
