@@ -307,3 +307,54 @@ EXAMPLES: Mapping[str, Example] = {
         "Shard 1 holds 2 collections that the catalog does not know",
     ),
 }  # fmt: skip
+
+CATALOG_LABELS = {**CLUSTER, "shard": "catalog"}
+CATALOG_LAG = _of("needle_replication_lag_ms", "shard=catalog", "follower=node-2")
+
+OF_CATALOG: Mapping[str, Example] = {
+    "NeedleElection": Example(
+        {
+            _of("needle_shard_electing", "shard=catalog"): Level(0, 0),
+            _of("needle_elections_total", "shard=catalog", "reason=leader_gone"): Level(3, 4, 4),
+        },
+        CATALOG_LABELS, "The catalog lost its leader and elects one", window=60,
+    ),
+    "NeedleReplicationLag": Example(
+        {CATALOG_LAG: Level(999, 1500)}, {**CATALOG_LABELS, "follower": "node-2"},
+        "node-2 is 1500 ms behind in the catalog",
+    ),
+    "NeedleReplicationLagLong": Example(
+        {CATALOG_LAG: Level(9999, 10_001)}, {**CATALOG_LABELS, "follower": "node-2"},
+        "node-2 is 10001 ms behind in the catalog: do not stop another node",
+    ),
+    "NeedleUnderReplicated": Example(
+        {
+            _of("needle_shard_missing_replicas", "shard=catalog"): Level(0, 1),
+            _of("needle_shard_missing_replicas", "shard=1"): Level(0, 0),
+        },
+        CATALOG_LABELS, "The catalog lacks 1 replicas: so many fewer may fail",
+    ),
+    "NeedleReplicaDamaged": Example(
+        {_of("needle_replica_damaged", "shard=catalog"): Level(0, 1)}, {**NODE, "shard": "catalog"},
+        "a:1 found the catalog damaged and fetches it again",
+    ),
+    "NeedleReplicaLost": Example(
+        {
+            _of("needle_replica_lost", "shard=catalog"): Level(0, 1),
+            _of("needle_replica_lost", "shard=1"): Level(0, 0),
+        },
+        {**NODE, "shard": "catalog"}, "a:1 lost state that others count on, or refuses  for that",
+    ),
+    "NeedleReplicaDivergence": Example(
+        {
+            _of("needle_replica_divergence", "shard=catalog"): Level(0, 1),
+            _of("needle_replica_divergence", "shard=1"): Level(0, 0),
+        },
+        CATALOG_LABELS, "Replicas of the catalog do not hold the same at one index: 1 differ from most",
+    ),
+    "NeedleReplicasNotInPlace": Example(
+        {_of("needle_replicas_waiting", "shard=catalog"): Level(0, 1)}, CATALOG_LABELS,
+        "The replicas of the catalog are not where the catalog wants them",
+    ),
+}  # fmt: skip
+"""The rules that judge the catalog's replicas as they judge those of a shard, and what each then says."""

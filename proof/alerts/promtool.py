@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from needle.client.alerts import ALERTS
-from proof.alerts.examples import EXAMPLES, STEP, Example
+from proof.alerts.examples import EXAMPLES, OF_CATALOG, STEP, Example
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "needle.rules.yml"
 
 
 def unit_tests(rules: Path) -> str:
     """For `promtool test rules`. JSON, which is YAML."""
-    tests = [_test(alert, example) for alert, example in EXAMPLES.items()]
+    tests = [_test(alert, example) for alert, example in (*EXAMPLES.items(), *OF_CATALOG.items())]
     return json.dumps({"rule_files": [str(rules)], "evaluation_interval": f"{STEP}s", "tests": tests}, indent=1)
 
 

@@ -90,7 +90,7 @@ MUTANTS = (
     Mutant(
         name="bound-writes-unbound",
         breaks="a key that is bound to a filter writes any document, where a shard is asked directly",
-        edits=(Edit("server.service.dispatch:Service._bound", "caller.filter or", "False and"),),
+        edits=(Edit("server.service.dispatch:Service._judged", "caller.filter or", "False and"),),
         tests=(_FAST + "test_what_the_log_refuses_a_bound_key_is_refused_and_written_down",),
     ),
 )

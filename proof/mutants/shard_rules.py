@@ -191,8 +191,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "server.service.checks:Ownerships.checked",
-                "command = decoded_command(call.command)",
-                "command = [decoded_command(call.command) for _ in range(400 * len(call.command))][0]",
+                "command = command_of(call)",
+                "command = [command_of(call) for _ in range(400 * len(call.command))][0]",
             ),
         ),
         sim=True,

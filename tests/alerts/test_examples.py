@@ -10,13 +10,26 @@ import pytest
 from needle.client.alerts import ALERTS, ROWS
 from needle.server.metrics.row import CLUSTER_LABEL
 from needle.server.metrics.table import METRICS
-from proof.alerts.examples import EXAMPLES, STEP, WELL, Example, Level, Rising, unharmed
+from proof.alerts.examples import EXAMPLES, OF_CATALOG, STEP, WELL, Example, Level, Rising, unharmed
 from proof.alerts.prometheus import with_holds
 from proof.alerts.promtool import RULES, unit_tests
 
 
 def test_every_rule_has_an_example() -> None:
     assert set(EXAMPLES) == {row.name for row in ROWS if row.expression}
+
+
+def test_rules_that_judge_replicas_have_one_of_the_catalog() -> None:
+    """All that read series of `Consensus`, except those that only shards have."""
+    of_shards = {"NeedleShardNoLeader", "NeedleShardsUneven", "NeedleArchiveBehind"}
+    of_documents = {"NeedleCollectionWorn", "NeedleRecallLow", "NeedleUnknownCollections"}
+    judged = {row.name for row in ROWS if _shared(row.expression)}
+    assert set(OF_CATALOG) == judged - of_shards - of_documents
+
+
+def _shared(expression: str) -> set[str]:
+    """The metrics of an expression that tell of one shard."""
+    return {name for name in METRICS if name in expression and "shard" in METRICS[name].labels}
 
 
 @pytest.mark.parametrize("alert", EXAMPLES)

@@ -41,6 +41,8 @@ class FakeClient:
         self.given_up: list[tuple[int, str]] = []
         self.held: list[str] = []
         self.documents = 0
+        self.without: set[str] = set()
+        """Nodes on which the catalog has no replica that answers."""
         self.waited: dict[str, float | None] = {}
 
     async def cluster_status(self, *, timeout: float) -> list[ReplicaStatus]:
@@ -71,10 +73,13 @@ class FakeClient:
     async def catalog_replicas(self, *, timeout: float) -> list[ReplicaStatus]:
         if isinstance(self.told, NoQuorum):
             return []
-        told = {"node-1": self.told, "node-2": view("node-2", "Follower").status}
+        nodes = ["node-1", "node-2", "node-3"]
+        told = {"node-1": self.told, **{node: view(node, "Follower").status for node in nodes[1:]}}
+        told = {node: status and msgspec.structs.replace(status, voters=nodes) for node, status in told.items()}
         return [
             ReplicaStatus(shard=-1, node=node, address=f"{node}:1", status=status and self.of_catalog(status))
             for node, status in told.items()
+            if node not in self.without
         ]
 
     async def describe_node(self, node: str, *, timeout: float) -> WhoAnswer:
@@ -114,6 +119,23 @@ def test_a_shard_that_lacks_a_replica_is_told(well: RaftStatus) -> None:
     assert found.health.under_replicated == [0]
 
 
+def test_a_catalog_that_lacks_a_replica_is_told(well: RaftStatus) -> None:
+    client: Any = FakeClient(well)
+    assert asyncio.run(look(client, [])).conditions == []
+    client.without = {"node-2"}
+    (found,) = asyncio.run(look(client, [])).conditions
+    assert (found.name, found.subject) == ("under-replicated", "the catalog has 2 of 3 replicas")
+
+
+def test_an_election_of_the_catalog_is_told(well: RaftStatus) -> None:
+    client: Any = FakeClient(well)
+    client.of_catalog = lambda status: (
+        msgspec.structs.replace(status, state="Candidate") if status.node_id == "node-3" else status
+    )
+    told = [(one.name, one.subject) for one in asyncio.run(look(client, [])).conditions]
+    assert told == [("leader election in progress", "catalog: node-3")]
+
+
 def test_what_the_catalog_waits_for_is_said(well: RaftStatus) -> None:
     waits = msgspec.structs.replace(well, waits_for="node-4 does not answer")
     assert seen(waits) == [("warning", "replicas not in place", "catalog: node-4 does not answer")]
@@ -138,10 +160,12 @@ def test_the_catalog_has_rows_and_conditions_of_its_own(well: RaftStatus) -> Non
             for name in ("node-2", "node-3")
         ],
     )
+    client.without = {"node-3"}
     found = asyncio.run(look(client, []))
     assert [(one.name, one.subject) for one in found.conditions] == [
         ("damaged data", "catalog: node-2: a checksum"),
         ("replication lag > 10 s", "catalog: node-2 is 9 entries, 12.0 s behind"),
+        ("under-replicated", "the catalog has 1 of 3 replicas"),
     ]
     told: Any = status_json(found)
     assert told["catalog"]["leader"] == "node-1"
@@ -259,6 +283,10 @@ def test_the_last_backup_is_told_or_that_there_is_none(well: RaftStatus, capsys:
     seen = asyncio.run(look(client, []))  # type: ignore[arg-type]
     assert line().startswith("backup: none was made that the cluster was told of")
     assert status_json(seen)["last_backup"] is None
+    client.now = msgspec.structs.replace(client.now, archived=1_800_000_000_000_000)
+    assert line() == "backup: the logs are archived, as was told last at 2027-01-15T08:00:00Z"
+    told = status_json(asyncio.run(look(client, [])))  # type: ignore[arg-type]
+    assert (told["last_backup"], told["last_archived"]) == (None, "2027-01-15T08:00:00Z")
     client.now = msgspec.structs.replace(client.now, backed_up=1_900_000_000_250_000)
     assert line() == "backup: the last one began at 2030-03-17T17:46:40Z"
     assert status_json(asyncio.run(look(client, [])))["last_backup"] == "2030-03-17T17:46:40.25Z"  # type: ignore[arg-type]

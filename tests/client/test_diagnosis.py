@@ -51,11 +51,15 @@ def probe(node: str, **changed: object) -> ProbeAnswer:
 
 
 def findings(
-    *probes: ProbeAnswer, of: dict[str, ClockFound] | None = None, documents: int = 0, backed_up: int = 0
+    *probes: ProbeAnswer,
+    of: dict[str, ClockFound] | None = None,
+    documents: int = 0,
+    backed_up: int = 0,
+    archived: int = 0,
 ) -> list[Finding]:
     usual = {node: probe(node) for node in ("node-1", "node-2", "node-3")}
     told = {**usual, **{one.node_id: one for one in probes}}
-    now = msgspec.structs.replace(topology(shards=1, nodes=3), backed_up=backed_up)
+    now = msgspec.structs.replace(topology(shards=1, nodes=3), backed_up=backed_up, archived=archived)
     return diagnose(now, told, {}, of or {}, [], documents).findings
 
 
@@ -111,6 +115,7 @@ def test_few_files_left_are_critical() -> None:
 def test_documents_without_any_backup_are_told_of() -> None:
     (found,) = findings(documents=1200)
     assert (found.severity, found.name) == ("warning", "no-backup") and found.measured.startswith("1,200 documents")
+    assert findings(documents=1200, archived=5) == [], "an archive of the logs is a backup, too"
     assert findings(documents=1200, backed_up=5) == [], "whether it is too old, a condition says"
 
 

@@ -284,9 +284,14 @@ async def fill(router: Router, count: int = 60, metadata: bytes = b"{}") -> None
 
 
 def virtually(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run on virtual time."""
+    """Run on virtual time. What the work began and left running is cancelled, and has ended before this returns."""
     loop = SimLoop(random.Random(1))
     try:
         return loop.run_until_complete(work)
     finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
         loop.close()

@@ -56,6 +56,7 @@ async def test_the_metrics_of_a_sharded_cluster_are_measurements(tmp_path: Path)
             await _documented_and_healthy(processes)
             await _of_one_cluster(processes)
             await _documents_and_leaders(processes, client)
+            await _the_catalog_is_a_group_like_shards(processes, client)
             await _searches(processes, rows)
 
             stopped = topology.shards[0].replicas[2]
@@ -94,6 +95,29 @@ async def _documents_and_leaders(processes: ShardedProcesses, client: Client) ->
         )
 
     await wait_for(led_and_counted, 60, "documents and leaders on /metrics")
+
+
+async def _the_catalog_is_a_group_like_shards(processes: ShardedProcesses, client: Client) -> None:
+    """Its replicas have the series of consensus; and what the cluster says of it, counts missing ones."""
+
+    async def told() -> bool:
+        leader = (await client.catalog_status(timeout=1.0)).node_id
+        seen = {node: await scrape(processes, node) for node in processes.nodes}
+        return all(
+            seen[node].get("needle_shard_leader", shard="catalog", node=node) == (leader == node)
+            and seen[node].get("needle_shard_followers", shard="catalog") == (2 if leader == node else None)
+            and seen[node].get("needle_replicas_waiting", shard="catalog") == (0 if leader == node else None)
+            and seen[node].get("needle_shard_missing_replicas", shard="catalog") == 0
+            and all(
+                seen[node].get(name, shard="catalog") == 0 for name in ("needle_replica_damaged", "needle_replica_lost")
+            )
+            and seen[node].get("needle_elections_total", shard="catalog", reason="leader_silent") is not None
+            and seen[node].get("raft_term", shard="catalog")
+            and seen[node].get("needle_documents", shard="catalog") is None
+            for node in processes.nodes
+        )
+
+    await wait_for(told, 60, "series of the catalog's replicas")
 
 
 async def _of_one_cluster(processes: ShardedProcesses) -> None:
@@ -140,7 +164,10 @@ async def _lag_is_seen(processes: ShardedProcesses, client: Client, stopped: str
         told = await scrape(processes, str(leader))
         lag = told.get("needle_replication_lag_ms", shard=0, follower=stopped) or 0.0
         return (
-            lag > 500 and told.get("needle_cluster_healthy") == 0 and told.get("needle_shard_followers", shard=0) == 1
+            lag > 500
+            and told.get("needle_shard_missing_replicas", shard="catalog") == 1
+            and told.get("needle_cluster_healthy") == 0
+            and told.get("needle_shard_followers", shard=0) == 1
         )
 
     await wait_for(late, 60, "the paused follower's lag")

@@ -832,3 +832,20 @@ def test_while_there_are_callers_copies_and_clean_ups_take_half_of_the_time(tmp_
         assert (len(resting) > len(pauses) / 2) == bool(searches), pauses
 
     virtually(work())
+
+
+def test_what_a_virtual_run_left_running_has_ended_when_it_returns() -> None:
+    ended = []
+
+    async def left() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def work() -> None:
+        asyncio.create_task(left()).add_done_callback(lambda _: ended.append(False))
+        await asyncio.sleep(1.0)
+
+    virtually(work())
+    assert ended == [True, False]

@@ -45,3 +45,21 @@ def test_what_another_driver_began_is_not_guessed_and_what_it_drives_is_forgotte
     seen.ended(3, End.THAWED)
     seen.arrived(4)
     assert seen.told == [] and seen.decided_for(4) == 0.0
+
+
+def test_steps_that_are_taken_again_after_the_arrival_count_once() -> None:
+    """The catalog was not told in time: the driver goes through the steps of the state again."""
+    seen = Watched()
+    seen.frozen(7)
+    seen.ended(7, End.DECIDED)
+    seen.at = 1.0
+    seen.arrived(7)
+    for _ in range(2):
+        seen.keep({7})
+        seen.frozen(7)
+        seen.ended(7, End.DECIDED)
+        seen.at += 1.0
+        seen.arrived(7)
+    assert seen.told == [("decided", 0.0), ("arrived", 1.0)] and seen.decided_for(7) == 0.0
+    seen.keep(())
+    assert not seen._arrived, "what is over is forgotten"

@@ -19,7 +19,6 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId, NodeId, group_name, shard_group
 from needle.base.model import WriteResult
-from needle.base.versions import FIRST
 from needle.catalog import collections, keys, nodes, range_moves, rebalances
 from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
@@ -54,6 +53,7 @@ from needle.protocol.catalog_commands import (
     StepRebalance,
     WeighNode,
     ZoneNode,
+    founded_at,
 )
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.routing.jobs import kept
@@ -117,7 +117,7 @@ def _create_cluster(now: Topology, index: int, command: CreateCluster) -> Change
         nodes=tuple(sorted(command.nodes, key=lambda node: node.id)),
         shards=shards,
         founding=command.founding,
-        cluster_version=min((node.knows for node in command.nodes), default=FIRST),
+        cluster_version=founded_at(command),
         collections=() if command.first is None else (CollectionInfo(id=index, spec=command.first),),
     )
     return done(built, index)

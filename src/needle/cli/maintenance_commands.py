@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import typer
@@ -43,8 +44,6 @@ ExitNote = Annotated[
         help="End only the maintenance that `enter` noted in this file, and delete it; nothing if there is no file.",
     ),
 ]
-
-
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print what the node leads and what would change. Exit code 1 if it is refused."),
@@ -79,15 +78,44 @@ class Before(Resting, frozen=True, kw_only=True):
     changes: bool
 
 
-def enter(
-    node: Node,
-    note: EnterNote = None,
-    dry_run: DryRun = False,
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
-    json: Json = False,
-) -> None:
+class Asked(NamedTuple):
+    """What `enter` and `exit` are given: a node, and the options that both have."""
+
+    node: NodeId
+    note: Path | None
+    dry_run: bool
+    cluster: str
+    timeout: float
+    json: bool
+
+
+def _of_a_node(note: object) -> Callable[[Callable[[Asked], None]], Callable[..., None]]:
+    """A command of what works on a node. note: the type of its option --note. Typer reads the options from the
+    function's signature."""
+    kind = note
+
+    def made(work: Callable[[Asked], None]) -> Callable[..., None]:
+        def command(
+            node: Node,
+            note: Any = None,
+            dry_run: DryRun = False,
+            cluster: Cluster = DEFAULT_CLUSTER,
+            timeout: Timeout = 10.0,
+            json: Json = False,
+        ) -> None:
+            work(Asked(node, note, dry_run, cluster, timeout, json))
+
+        command.__annotations__["note"] = kind
+        command.__name__, command.__doc__ = work.__name__, work.__doc__
+        return command
+
+    return made
+
+
+@_of_a_node(EnterNote)
+def enter(asked: Asked) -> None:
     """Move leadership off a node and keep it off, also after its restart; the node still replicates and votes."""
+    node, note, dry_run, cluster, timeout, json = asked
     if dry_run:
         _show_before(run(cluster, lambda client: _before(client, node, True, timeout)), json)
         return
@@ -121,15 +149,10 @@ def enter(
         notes.print(f"{node} is in maintenance already, which somebody else began; nothing is noted", markup=False)
 
 
-def exit_(
-    node: Node,
-    note: ExitNote = None,
-    dry_run: DryRun = False,
-    cluster: Cluster = DEFAULT_CLUSTER,
-    timeout: Timeout = 10.0,
-    json: Json = False,
-) -> None:
+@_of_a_node(ExitNote)
+def exit_(asked: Asked) -> None:
     """Bring a node back after maintenance; waits until it answers and has caught up."""
+    node, note, dry_run, cluster, timeout, json = asked
     if dry_run:
         noted = None if note is None else note.exists() and _read(note, node)
         _show_before(run(cluster, lambda client: _before(client, node, False, timeout, noted)), json)

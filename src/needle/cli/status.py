@@ -44,7 +44,8 @@ STATUS_TIMEOUT = 2.0
 class Look(msgspec.Struct, frozen=True, kw_only=True):
     """What `needle status` shows. catalog: its replicas. version: of commands and formats, that the cluster is at; 0 if
     it is not known. knows: by node, that of the nodes that answer. backed_up: when the last backup that it was told of
-    began, in microseconds since 1970; 0 if there is none."""
+    began, in microseconds since 1970; 0 if there is none. archived: the same of when its logs were archived; while they
+    are, it is told of that once an hour."""
 
     health: ClusterHealth
     replicas: list[ReplicaStatus]
@@ -53,6 +54,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     knows: dict[NodeId, int] = {}
     backed_up: int = 0
+    archived: int = 0
 
     @property
     def critical(self) -> bool:
@@ -121,6 +123,7 @@ async def look(client: needle.Client, known: Sequence[str]) -> Look:
         version=topology.cluster_version,
         knows={node: who.knows for node, who in seen.told.items()},
         backed_up=topology.backed_up,
+        archived=topology.archived,
     )
 
 
@@ -201,6 +204,7 @@ def status_json(seen: Look) -> dict[str, object]:
         "cluster_version": seen.version,
         "versions": seen.knows,
         "last_backup": rfc3339(seen.backed_up) if seen.backed_up else None,
+        "last_archived": rfc3339(seen.archived) if seen.archived else None,
     }
 
 
@@ -260,6 +264,8 @@ def _backup_line(seen: Look) -> str:
     """When the last backup began, or that there are documents and none was made."""
     if seen.backed_up:
         return f"backup: the last one began at {rfc3339(seen.backed_up // 1_000_000 * 1_000_000)}"
+    if seen.archived:
+        return f"backup: the logs are archived, as was told last at {rfc3339(seen.archived // 1_000_000 * 1_000_000)}"
     documents = any(shard.documents for shard in seen.health.shards.values())
     return "backup: none was made that the cluster was told of; `needle backup create` makes one" if documents else ""
 

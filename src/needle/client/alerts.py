@@ -80,13 +80,16 @@ are sent to people by it; elsewhere there is none."""
 _COUNTS = f"max by ({_OF}, shard) (needle_shard_vector_count)"
 _SEEN = 'last_over_time(needle_node_up{needle_cluster!=""}[1d])'
 """The nodes that answered within a day. A node that has no cluster yet has no label, and gets one."""
+_SHARD: Final = '{{ if eq $labels.shard "catalog" }}the catalog{{ else }}shard {{ $labels.shard }}{{ end }}'
+"""Of series that the catalog's replicas have, too."""
+_SHARD_FIRST: Final = _SHARD.replace("the catalog", "The catalog").replace("shard {{", "Shard {{")
 _RATE = "deriv(needle_clock_monotonic_seconds[5m])"
 
 ROWS: Final = (
     Alert("NeedleElection", "leader election in progress", WARNING, 0,
           f"max by ({_OF}, shard) (needle_shard_electing) == 1 or sum by ({_OF}, shard) "
           '(increase(needle_elections_total{reason=~"leader_silent|leader_gone"}[1m])) > 0',
-          "Shard {{ $labels.shard }} lost its leader and elects one"),
+          _SHARD_FIRST + " lost its leader and elects one"),
     Alert("NeedleShardNoLeader", "no leader", CRITICAL, 10, f"max by ({_OF}, shard) (needle_shard_led) == 0",
           "Shard {{ $labels.shard }} has no leader: writes and strong reads of it wait"),
     Alert("NeedleCatalogNoLeader", "no leader", CRITICAL, 10, f"max by ({_OF}) (needle_catalog_led) == 0",
@@ -94,11 +97,11 @@ ROWS: Final = (
     Alert("NeedleReplicationLag", "replication lag > 1 s", WARNING, 5,
           f"max by ({_OF}, shard, follower) (needle_replication_lag_ms) > {LAG_WARNING_MS:g} "
           f"<= {LAG_CRITICAL_MS:g}",
-          '{{ $labels.follower }} is {{ printf "%.0f" $value }} ms behind in shard {{ $labels.shard }}'),
+          '{{ $labels.follower }} is {{ printf "%.0f" $value }} ms behind in ' + _SHARD),
     Alert("NeedleReplicationLagLong", "replication lag > 10 s", CRITICAL, 0,
           f"max by ({_OF}, shard, follower) (needle_replication_lag_ms) > {LAG_CRITICAL_MS:g}",
-          '{{ $labels.follower }} is {{ printf "%.0f" $value }} ms behind in shard {{ $labels.shard }}: '
-          "do not stop another node"),
+          '{{ $labels.follower }} is {{ printf "%.0f" $value }} ms behind in ' + _SHARD
+          + ": do not stop another node"),
     Alert("NeedleShardsUneven", "shards uneven", WARNING, 600,
           f"max by ({_OF}) ({_COUNTS}) / avg by ({_OF}) ({_COUNTS}) > {1 + IMBALANCE_MAX:g} and "
           f"avg by ({_OF}) ({_COUNTS}) >= {IMBALANCE_DOCUMENTS_MIN}",
@@ -115,7 +118,7 @@ ROWS: Final = (
           "Prometheus gets no answer of any node of {{ or $labels.needle_cluster `Needle` }}"),
     Alert("NeedleUnderReplicated", "under-replicated", WARNING, 60,
           f"min by ({_OF}, shard) (needle_shard_missing_replicas) > 0",
-          "Shard {{ $labels.shard }} lacks {{ $value }} replicas: so many fewer may fail"),
+          _SHARD_FIRST + " lacks {{ $value }} replicas: so many fewer may fail"),
     Alert("NeedleDiskNearlyFull", "disk nearly full", WARNING, 60,
           f"needle_disk_free_bytes < {DISK_ROOMS:g} * needle_disk_kept_free_bytes",
           "{{ $labels.instance }} has {{ $value | humanize1024 }}B left on its disk and will refuse data soon"),
@@ -149,16 +152,16 @@ ROWS: Final = (
           f"max by ({_OF}, shard) (needle_backup_archive_lag_seconds) > {ARCHIVE_SECONDS:.0f}",
           "The log of shard {{ $labels.shard }} is archived until {{ $value | humanizeDuration }} ago"),
     Alert("NeedleReplicaDamaged", "damaged data", CRITICAL, 0, "needle_replica_damaged == 1",
-          "{{ $labels.instance }} found shard {{ $labels.shard }} damaged and fetches it again"),
+          "{{ $labels.instance }} found " + _SHARD + " damaged and fetches it again"),
     Alert("NeedleReplicaDivergence", "replicas differ", CRITICAL, 0,
           f"max by ({_OF}, shard) (needle_replica_divergence) > 0",
-          "Replicas of shard {{ $labels.shard }} do not hold the same at one index: {{ $value }} differ from most"),
+          "Replicas of " + _SHARD + " do not hold the same at one index: {{ $value }} differ from most"),
     Alert("NeedleReplicaLost", "replica lost state", CRITICAL, 0,
           "needle_replica_lost == 1 or needle_node_lost == 1 or needle_peer_refused == 1",
           "{{ $labels.instance }} lost state that others count on, or refuses {{ $labels.node }} for that"),
     Alert("NeedleReplicasNotInPlace", "replicas not in place", WARNING, 600,
           f"max by ({_OF}, shard) (needle_replicas_waiting) == 1",
-          "The replicas of shard {{ $labels.shard }} are not where the catalog wants them"),
+          "The replicas of " + _SHARD + " are not where the catalog wants them"),
     Alert("NeedleMoveWaits", "move of key ranges waits", WARNING, 600,
           f"max by ({_OF}) (needle_rebalance_waits) == 1",
           "A rebalance is under way and cannot go on"),

@@ -33,7 +33,16 @@ from needle.client.alerts import (
     holds,
 )
 from needle.client.conditions import GOES_ON, NodeView, catalog_conditions, conditions
-from needle.client.health import ClusterHealth, ReplicaStatus, by_shard, judge, lost_nodes, not_wanted
+from needle.client.health import (
+    ClusterHealth,
+    ReplicaStatus,
+    by_shard,
+    catalog_lacks,
+    judge,
+    leading,
+    lost_nodes,
+    not_wanted,
+)
 from needle.protocol.peer_calls import ClockLevels, FlushLevels, MemoryRoom, WhoAnswer
 from needle.routing.gone import too_many
 from needle.routing.plans import CATALOG
@@ -88,6 +97,7 @@ async def look(client: Asked, timeout: float) -> Seen:
         lacking = who_replaces(topology, counted - told.keys())
         found = [*of_shards(topology, health, replicas, lacking), *led]
         found += catalog_conditions(views(holders).get(CATALOG, []), lost_nodes(replicas))
+        found += of_catalog_replicas(topology, holders, lacking)
         found += [*uneven(health), *of_nodes(topology, told)]
         found += of_rebalance(topology, found, told)
     seen = Seen(health=health, replicas=replicas, catalog=holders, told=told)
@@ -191,6 +201,16 @@ def of_shards(
                 holds("NeedleUnderReplicated", subject, remedy if fewer == shard.missing_replicas else lacking)
             )
     return found
+
+
+def of_catalog_replicas(topology: Topology, replicas: Sequence[ReplicaStatus], lacking: str) -> list[Condition]:
+    """Whether the catalog lacks replicas, while it has a leader: without one that is told. lacking: what to do."""
+    missing = catalog_lacks(topology, replicas)
+    holders = topology.holders(CATALOG_GROUP)
+    if not missing or holders is None or leading(replicas) is None:
+        return []
+    count = len(holders.wanted)
+    return [holds("NeedleUnderReplicated", f"the catalog has {count - missing} of {count} replicas", lacking)]
 
 
 def uneven(health: ClusterHealth) -> list[Condition]:

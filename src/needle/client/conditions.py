@@ -78,10 +78,7 @@ def conditions(
         for node, damage in damaged.items()
     ]
     answered = sum(view.status is not None for view in views)
-    electing = [view.node for view in views if view.status is not None and view.status.state in ELECTING]
-    if electing and 2 * answered > len(views):  # with fewer nobody can be elected: what helps is in "no leader"
-        action = "wait a second; if it stays, read 'Election failures' in docs/troubleshooting.md"
-        found.append(holds("NeedleElection", f"{named}{', '.join(electing)}", action))
+    found += _election(views, named)
     if leader_of(views) is None:
         action = START if 2 * answered <= len(views) else LEADERLESS if whole else RESTORE
         found.append(holds("NeedleShardNoLeader", f"{named}{answered} of {len(views)} nodes answer", action))
@@ -111,14 +108,25 @@ def conditions(
 
 
 def catalog_conditions(views: Sequence[NodeView], lost: Collection[str] = ()) -> list[Condition]:
-    """Of the catalog's replicas: those that are damaged, must not go on, or answer and are behind. Who does not answer,
-    and who leads, has conditions of its own. lost: nodes of which the conditions of shards tell that they are."""
+    """Of the catalog's replicas: those that are damaged, must not go on, ask for votes, or answer and are behind. Who
+    does not answer, and who leads, has conditions of its own. lost: nodes of which the conditions of shards tell that
+    they are."""
     answering = [view.node for view in views if view.status is not None]
     damaged = {view.node: view.status.damage for view in views if view.status is not None and view.status.damage}
     action = FETCHES if len(damaged) < len(views) else RESTORE
     found = [holds("NeedleReplicaDamaged", f"catalog: {node}: {damage}", action) for node, damage in damaged.items()]
     found += _diverged(leader_of(views), "catalog: ")
-    return found + _lost_conditions(views, lost) + _lag_conditions(views, "catalog: ", answering)
+    named = "catalog: "
+    return found + _election(views, named) + _lost_conditions(views, lost) + _lag_conditions(views, named, answering)
+
+
+def _election(views: Sequence[NodeView], named: str) -> list[Condition]:
+    answered = sum(view.status is not None for view in views)
+    electing = [view.node for view in views if view.status is not None and view.status.state in ELECTING]
+    if not electing or 2 * answered <= len(views):  # with fewer nobody can be elected: what helps is in "no leader"
+        return []
+    action = "wait a second; if it stays, read 'Election failures' in docs/troubleshooting.md"
+    return [holds("NeedleElection", f"{named}{', '.join(electing)}", action)]
 
 
 def _worn(views: Sequence[NodeView]) -> list[tuple[str, float]]:

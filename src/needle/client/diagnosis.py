@@ -244,9 +244,9 @@ def _zones(topology: Topology) -> Iterator[Finding]:
 
 
 def _backups(topology: Topology, documents: int) -> Iterator[Finding]:
-    """One that is too old is a condition of `needle status`."""
-    if documents and not topology.backed_up:
-        yield found("no-backup", "the cluster", f"{documents:,} documents, and no backup is told of")
+    """One that is too old, and an archive that is behind, is a condition of `needle status`."""
+    if documents and not topology.backed_up and not topology.archived:
+        yield found("no-backup", "the cluster", f"{documents:,} documents, and neither backup nor archive is told of")
 
 
 def _ms(seconds: float) -> str:

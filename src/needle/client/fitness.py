@@ -73,7 +73,7 @@ ROWS: Final = (
           "add nodes, then `needle shard replicas`"),
     Check("few-zones", WARNING, "each replica of a shard in a zone of its own, as far as there are zones",
           "`needle node zone` says where nodes are; then `needle rebalance`"),
-    Check("no-backup", WARNING, "a backup is told of once there are documents",
+    Check("no-backup", WARNING, "a backup, or an archive of the logs, is told of once there are documents",
           "`needle backup create TARGET` by a timer, on another machine's disk or in a bucket (docs/backup.md)"),
     Check("not-probed", WARNING, "each node answers", "look at its process, its log, its release and the network"),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from needle.base.ids import NodeId
+from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import RaftStatus
 from needle.client.alerts import Condition
 from needle.client.divergence import differing
@@ -118,8 +118,7 @@ def lost_nodes(replicas: Sequence[ReplicaStatus]) -> set[NodeId]:
 
 def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: float, factor: int) -> ShardHealth:
     answered = {r.node: r.status for r in replicas if r.status is not None}
-    leading = [status for status in answered.values() if status.state == "Leader"]
-    leader = max(leading, key=lambda status: status.current_term, default=None)
+    leader = leading(replicas)
     replicas = [r for r in replicas if r.node not in info.leaving]  # one that leaves may still lead, and need no more
     answered = {node: status for node, status in answered.items() if node not in info.leaving}
     problems = [r.lost or f"{r.node} does not answer: {r.error}" for r in replicas if r.status is None]
@@ -149,16 +148,8 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
         problems.insert(0, "no replica leads")
     else:
         problems += _told_by(leader)
+    missing = lacking(info.wanted, replicas, leader)
     followers = max(0, len(info.wanted) - (leader is None or leader.node_id in info.wanted))
-    whole = [
-        node
-        for node, status in answered.items()
-        if not status.damage
-        and not status.lost
-        and (leader is None or node in leader.voters)
-        and (leader is None or node == leader.node_id or leader.commit_index - status.last_applied <= LAG_ENTRIES_MAX)
-        and (leader is None or node not in leader.refused)
-    ]
     state = "unavailable" if leader is None else "healthy" if healthy == followers and not problems else "degraded"
     return ShardHealth(
         state=state,
@@ -169,8 +160,35 @@ def _judge_shard(info: ShardInfo, replicas: Sequence[ReplicaStatus], share: floa
         documents=leader.documents if leader else 0,
         share=share,
         problems=problems,
-        missing_replicas=len(set(info.wanted) - set(whole)) + not_wanted(info, factor),
+        missing_replicas=missing + not_wanted(info, factor),
     )
+
+
+def leading(replicas: Sequence[ReplicaStatus]) -> RaftStatus | None:
+    """What the replica says that leads in the newest term."""
+    leaders = [one.status for one in replicas if one.status is not None and one.status.state == "Leader"]
+    return max(leaders, key=lambda status: status.current_term, default=None)
+
+
+def lacking(wanted: Sequence[NodeId], replicas: Sequence[ReplicaStatus], leader: RaftStatus | None) -> int:
+    """How many of the replicas that the catalog wants of a group are down, behind, damaged or not built yet."""
+    answered = {one.node: one.status for one in replicas if one.status is not None}
+    whole = [
+        node
+        for node, status in answered.items()
+        if not status.damage
+        and not status.lost
+        and (leader is None or node in leader.voters)
+        and (leader is None or node == leader.node_id or leader.commit_index - status.last_applied <= LAG_ENTRIES_MAX)
+        and (leader is None or node not in leader.refused)
+    ]
+    return len(set(wanted) - set(whole))
+
+
+def catalog_lacks(topology: Topology, replicas: Sequence[ReplicaStatus]) -> int:
+    """How many replicas of the catalog are missing. replicas: of the catalog."""
+    holders = topology.holders(CATALOG_GROUP)
+    return lacking(holders.wanted, replicas, leading(replicas)) if holders is not None else 0
 
 
 def not_wanted(info: ShardInfo, factor: int) -> int:

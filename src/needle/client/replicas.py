@@ -34,9 +34,11 @@ async def ask_replicas(
     return await _ask(caller, topology, timeout, asked, hot=hot, parts=parts, for_client=for_client)
 
 
-async def ask_catalog(caller: Caller, topology: Topology, timeout: float) -> list[ReplicaStatus]:
-    """The same of the catalog's replicas, whose shard is CATALOG. For clients."""
-    return await _ask(caller, topology, timeout, [(CATALOG, topology.catalog)], for_client=True)
+async def ask_catalog(
+    caller: Caller, topology: Topology, timeout: float, *, for_client: bool = True
+) -> list[ReplicaStatus]:
+    """The same of the catalog's replicas, whose shard is CATALOG."""
+    return await _ask(caller, topology, timeout, [(CATALOG, topology.catalog)], for_client=for_client)
 
 
 async def _ask(

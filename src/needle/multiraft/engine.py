@@ -209,7 +209,7 @@ class Engine:
                 self._take_all()
         except NeedleError as error:
             self.fail(error)
-        except Exception as error:
+        except Exception as error:  # after a bug nothing of this node's state can be relied on: it stops
             self.fail(Internal(f"a loop turn failed: {error!r}"))
             raise
         finally:
@@ -254,7 +254,7 @@ class Engine:
             return
         try:
             work(*arguments)
-        except Exception as error:
+        except Exception as error:  # nobody awaits it, so nobody else would know
             self.background_failed(error)
             raise
 

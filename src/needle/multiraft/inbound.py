@@ -136,7 +136,7 @@ class Inbound:
                 host.wake(group)
         except NeedleError as error:
             host.fail(error)
-        except Exception as error:
+        except Exception as error:  # as in a turn: a bug stops the node
             host.fail(Internal(f"a message of {frm} could not be handled: {error!r}"))
             raise
 

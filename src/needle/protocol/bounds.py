@@ -27,6 +27,23 @@ _KEY_BYTES: Final = 16
 Put = Callable[[Any, Bound], Any]
 
 
+class DecodedWrite(calls.WriteCall, frozen=True, array_like=True):
+    """A write whose command was decoded when its caller was judged, and is not again. decoded: what `command` holds, by
+    whoever made the call: it is never read off the wire."""
+
+    decoded: Command | None = None
+
+
+def command_in(call: calls.WriteCall) -> Command:
+    """The command of a write. Raises UnsupportedFormat."""
+    found = call.decoded if isinstance(call, DecodedWrite) else None
+    return commands.decode(call.command) if found is None else found
+
+
+def _with_command(call: calls.WriteCall, command: Command, asked: Asked | None) -> DecodedWrite:
+    return DecodedWrite(call.group, commands.encode(command), call.timeout, call.epoch, asked, command)
+
+
 def _in_call(call: Any, bound: Bound) -> Any:
     return msgspec.structs.replace(call, bound=bound.filter)
 
@@ -37,12 +54,12 @@ def _in_request(call: Any, bound: Bound) -> Any:
 
 def _in_command(call: Any, bound: Bound) -> Any:
     """Raises UnsupportedFormat."""
-    command = bound_command(commands.decode(call.command), bound)
+    command = bound_command(command_in(call), bound)
     asked = call.asked
     if asked is not None:  # whose key of a request it is cannot be the caller's to say
         own = blake2b(b"%d:%b" % (bound.owner, asked.key), digest_size=_KEY_BYTES).digest()
         asked = Asked(own, asked.request)
-    return msgspec.structs.replace(call, command=commands.encode(command), asked=asked)
+    return _with_command(call, command, asked)
 
 
 def _as_it_is(call: Any, _: Bound) -> Any:
@@ -90,9 +107,8 @@ def bound_command(command: Command, bound: Bound) -> Command:
 def renamed(call: Any, collection: str) -> Any:
     """The call, about the collection of this name. Raises UnsupportedFormat for a command that cannot be read."""
     if isinstance(call, calls.WriteCall):
-        command: Any = commands.decode(call.command)
-        made = msgspec.structs.replace(command, collection=collection)
-        return msgspec.structs.replace(call, command=commands.encode(made))
+        command: Any = command_in(call)
+        return _with_command(call, msgspec.structs.replace(command, collection=collection), call.asked)
     if (request := getattr(call, "request", None)) is not None:
         return msgspec.structs.replace(call, request=msgspec.structs.replace(request, collection=collection))
     return msgspec.structs.replace(call, collection=collection)

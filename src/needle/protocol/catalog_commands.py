@@ -7,7 +7,7 @@ apply it alike.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
 
@@ -15,7 +15,7 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, IndexParams
-from needle.base.versions import SAID
+from needle.base.versions import FIRST, SAID
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.jobs import Job, RebalanceConfig
@@ -37,9 +37,15 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     since: int
 
 
+OF_A_SPEC: Final = {"ttl": 2, "index.kind": 4, "model": 4, "dtype": 5, "text": 5}
+"""The versions that brought fields to what a collection is made as."""
+
+
 class CreateCluster(Versioned, frozen=True, tag="cluster"):
     """Found the cluster. assignment: the replicas of each shard in order, preferred leader first. founding: random.
     first: a collection that is there from the beginning. Nodes that have not answered yet have no incarnation (0)."""
+
+    NEWER: ClassVar[dict[str, int]] = {f"first.{name}": version for name, version in OF_A_SPEC.items()}
 
     settings: ClusterSettings
     map: ShardMap
@@ -156,8 +162,9 @@ class CreateCollection(Versioned, frozen=True, tag="create"):
     from the beginning, as by DeclareField."""
 
     NEWER: ClassVar[dict[str, int]] = {
-        "spec.ttl": 2, "spec.index.kind": 4, "spec.model": 4, "fields": 4, "spec.dtype": 5, "spec.text": 5,
-    }  # fmt: skip
+        **{f"spec.{name}": version for name, version in OF_A_SPEC.items()},
+        "fields": 4,
+    }
 
     spec: CollectionSpec
     if_absent: bool
@@ -367,9 +374,20 @@ def encode(command: CatalogCommand, identity: Identity | None = None) -> bytes:
 
 def entry(command: CatalogCommand, now: Topology, identity: Identity | None = None) -> bytes:
     """The bytes to propose; the only way from a node to the catalog's log. Raises ClusterTooOld (see check_known)."""
-    if not isinstance(command, CreateCluster):  # nothing is there before it, and it has the word of all nodes
-        check_known(command, now)
+    check_known(command, now if not isinstance(command, CreateCluster) else as_founded(command, now))
     return encode(command, identity)
+
+
+def as_founded(command: CreateCluster, now: Topology) -> Topology:
+    """Where the cluster will be that a command makes: nothing is there before it, and it has the word of all nodes."""
+    if now.settings is not None:
+        return now
+    return msgspec.structs.replace(now, nodes=tuple(command.nodes), cluster_version=founded_at(command))
+
+
+def founded_at(command: CreateCluster) -> int:
+    """The version that a new cluster is at: the least that its nodes know."""
+    return min((node.knows for node in command.nodes), default=FIRST)
 
 
 def decode(data: bytes | memoryview) -> CatalogCommand:

@@ -209,7 +209,8 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     describe none. disk: None of nodes that do not say. life: drawn when the process began; 0 of nodes that do not say.
     knows: the version of commands and formats up to which it can read them. given_up: shards that it holds no more and
     has files of, and why these may not be deleted; some of them. levels: None of nodes that do not say. runbooks: what
-    an alert's name is put behind (`base.runbooks`), "" of nodes that do not say."""
+    an alert's name is put behind (`base.runbooks`), "" of nodes that do not say. begun: until its cluster is made, the
+    nodes that its catalog was begun on, and their addresses; none of nodes that do not say."""
 
     node_id: NodeId
     address: str
@@ -228,6 +229,7 @@ class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):
     given_up: list[tuple[int, str]] = []
     levels: Levels | None = None
     runbooks: str = ""
+    begun: dict[NodeId, str] = {}
 
 
 def check_fresh(node: NodeId, lost: str, strangers: Collection[NodeId]) -> None:

@@ -227,7 +227,7 @@ class ServerConnection(FrameConnection):
             self.stats.protocol_errors += 1
             level = logging.WARNING if self.server.is_news(self.remote, "one-way") else logging.DEBUG
             log.log(level, "one-way frame from %s (%s) is refused: %s", peer.node_id or "a client", self.remote, error)
-        except Exception:
+        except Exception:  # a boundary: it is no request, so nobody is answered, and the connection goes on
             self.stats.handler_failures += 1
             log.exception("one-way frame from %s (%s) failed", peer.node_id or "a client", self.remote)
 

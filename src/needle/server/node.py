@@ -227,7 +227,7 @@ class Node:
                 result = undo()
                 if isinstance(result, Awaitable):
                     await result
-            except Exception as error:
+            except Exception as error:  # the rest must be closed all the same; the first failure is raised at the end
                 log.error("closing failed", exc_info=error)
                 first = first or error
         if first is not None:

@@ -119,8 +119,9 @@ class Belonging:
         if begun and begun != call.voters.keys() and node.topology.settings is None:
             raise InvalidArgument(
                 f"making the cluster was begun with its catalog on {', '.join(sorted(begun))}, as node {node.node_id} "
-                f"says, and now it would be on {', '.join(sorted(call.voters))}. Name the same nodes in the same order "
-                "again; or start those of the first attempt with empty data directories",
+                f"says, and now it would be on {', '.join(sorted(call.voters))}. Which nodes hold it follows from the "
+                "nodes named, their zones and weights, and the number of replicas: create the cluster again with a "
+                "release that goes on with what was begun, or with all of these as they were",
                 field="nodes",
             )
 
@@ -145,6 +146,7 @@ class Belonging:
             node.given_up.told(),
             self._levels(),
             runbooks_of(node.config),
+            dict(node.cluster.voters) if node.topology.settings is None else {},
         )
 
     def _levels(self) -> Levels:

@@ -2,6 +2,8 @@
 
 Every step may be repeated: after an error in the middle, calling again with the same nodes goes on. What has to be
 decided (placement, ring, which nodes hold the catalog) is decided here and committed as one command.
+What was begun goes on with the nodes that it was begun on, whatever replicas, zones and weights would say now: the
+catalog goes to the nodes that these call for once the cluster is made.
 Invariant: all directories that were begun for one cluster were begun with the same voters of its catalog. With others
 there would be two majorities, each with a leader.
 """
@@ -9,13 +11,14 @@ there would be two majorities, each with a leader.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import msgspec
 import xxhash
 
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, UnknownMethod, invalid
-from needle.base.ids import NodeId, shard_group
+from needle.base.ids import CATALOG_GROUP, NodeId, shard_group
 from needle.base.model import CollectionSpec
 from needle.base.runtime import Rng
 from needle.base.versions import FIRST, SAID
@@ -26,8 +29,9 @@ from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
-from needle.protocol.catalog_commands import CreateCluster
+from needle.protocol.catalog_commands import AssignReplicas, CreateCluster, as_founded
 from needle.protocol.peer_calls import FOUND, SHARD_LEADER, WHO, FoundCall, WhoAnswer, WhoCall, check_fresh
+from needle.protocol.versioned import check_known
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import RANGE, ShardStrategy
 from needle.routing.topology import ClusterSettings, NodeInfo, Topology
@@ -60,7 +64,9 @@ async def create_cluster(
     shard has a leader. boundaries: for RANGE, see `initial_map`. first: a collection that is there from the beginning.
 
     Raises InvalidArgument for nodes that are not who they should be, belong to another cluster or do not know the
-    strategy's router, or that others know with another data directory; LostState for nodes that do not go on;
+    strategy's router, or that others know with another data directory, and if making it was begun on nodes that are
+    not named; ClusterTooOld for a first collection that a node of a release before cannot read; LostState for nodes
+    that do not go on;
     ConnectionLost or DeadlineExceeded for nodes that do not answer.
     """
     deadline = asyncio.get_running_loop().time() + timeout
@@ -73,7 +79,9 @@ async def create_cluster(
         check_fresh(node, answer.lost, set(answer.strangers) - nodes.keys())
     check_router(settings.strategy, who)
     infos = [node_info(node, nodes[node], answer) for node, answer in who.items()]
-    uid = _uid(who, voters := catalog_voters(infos, settings.replication_factor))
+    meant = catalog_voters(infos, settings.replication_factor)
+    voters = _begun(who, nodes) or meant
+    uid = _uid(who, voters)
     old = [node for node, answer in who.items() if answer.version]
     new = [node for node, answer in who.items() if not answer.uid]
     if old and new:
@@ -82,16 +90,40 @@ async def create_cluster(
             "--join to add them to it",
             field="nodes",
         )
+    command = first_topology(settings, infos, voters, rng, boundaries, first)
+    check_known(command, as_founded(command, Topology()))  # before anything is begun
     found = calls.encode(FoundCall(uid, {node: nodes[node] for node in voters}))
     for part in (nodes.keys() - new, new):  # who was begun with other voters refuses before another one is begun
         await asyncio.gather(*(caller.call(nodes[node], FOUND, found, ASK_SECONDS) for node in sorted(part)))
-    command = first_topology(settings, infos, voters, rng, boundaries, first)
     known = AskedTopology(caller, [nodes[node] for node in voters], Topology())
     shards = ClusterShards(caller, known, rng=rng)
     await shards.command(command, deadline - asyncio.get_running_loop().time())
     topology = await shards.refresh(1, deadline - asyncio.get_running_loop().time())
     await _led(caller, topology, deadline)
+    if set(voters) == set(meant) or set(topology.catalog) != set(voters) or topology.catalog_assigned:
+        return topology
+    with contextlib.suppress(NeedleError):  # the cluster is made; what is not done now, the next plan does
+        left = deadline - asyncio.get_running_loop().time()
+        result = await shards.command(AssignReplicas(CATALOG_GROUP, list(topology.catalog), meant), left)
+        return await shards.refresh(result.version, deadline - asyncio.get_running_loop().time())
     return topology
+
+
+def _begun(who: Mapping[NodeId, WhoAnswer], nodes: Mapping[NodeId, str]) -> list[NodeId]:
+    """The nodes that the catalog was begun on by an attempt that did not come to its end, in the order of `nodes`; none
+    if there was none. Raises InvalidArgument if one of them is not named."""
+    for node, answer in who.items():
+        if missing := answer.begun.keys() - nodes.keys():
+            more = " ".join(f"{name}={answer.begun[name]}" for name in sorted(missing))
+            raise InvalidArgument(
+                f"making the cluster was begun with its catalog on {', '.join(sorted(answer.begun))}, as node {node} "
+                f"says, and goes on with these nodes only. Name {more} as well; shards, replicas, strategy and the "
+                "first collection may be others than before, and so may zones and weights. Or start those that were "
+                "begun with empty data directories",
+                field="nodes",
+            )
+    held = next((answer.begun for answer in who.values() if answer.begun), {})
+    return [node for node in nodes if node in held]
 
 
 def _uid(who: Mapping[NodeId, WhoAnswer], voters: Sequence[NodeId]) -> int:

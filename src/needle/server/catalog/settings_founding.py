@@ -25,6 +25,7 @@ from needle.base.errors import InvalidArgument, LostState, NeedleError, Unavaila
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
 from needle.base.news import FOR_EVER, News
+from needle.base.versions import FIRST
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.planning.catalog_nodes import catalog_voters
 from needle.multiraft.host import Host
@@ -37,6 +38,7 @@ from needle.routing.topology import ClusterSettings, Topology
 from needle.server.catalog.founding import check_router, first_topology, node_info, uneven
 from needle.server.cluster_files import ClusterFile
 from needle.server.ports import NodePorts, Peers
+from needle.shard.apply.validation import check_new
 
 log = logging.getLogger("needle.server")
 
@@ -227,6 +229,13 @@ class SettingsFounding:
             config.sharding.boundaries,
             first=config.first_collection,
         )
+        if silent and command.needs() > FIRST:
+            raise Unavailable(
+                f"{', '.join(silent)} must answer first: the settings of the first collection need version "
+                f"{command.needs()} of commands and formats, and they have not said which one they know"
+            )
+        if command.first is not None:
+            check_new(command.first, config.limits)
         # What this replica applied is all that earlier leaders committed: it may have been founded before.
         await node.host.read_index(CATALOG_GROUP, COMMAND_SECONDS)
         if node.catalog is not None and node.catalog.topology.settings is None:

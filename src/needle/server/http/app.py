@@ -152,7 +152,7 @@ class Door:
             if (abort := scope.get("needle.abort")) is not None:
                 abort()
             raise
-        except Exception as error:
+        except Exception as error:  # a bug: its caller is answered, and the node goes on
             log.exception("request %s failed", request_id)
             if started:
                 raise
@@ -300,7 +300,7 @@ class _Endpoint:
             raise
         except (HttpError, Gone):
             raise
-        except Exception:
+        except Exception:  # a bug counts as a failure, too; whoever answers is told by it
             if not done:  # else it is the answer that did not get through
                 failure = Internal("the request failed")
             raise

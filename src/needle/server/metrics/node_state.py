@@ -17,7 +17,7 @@ from needle.base.runbooks import runbooks_of
 from needle.server.machine.computer import resident_bytes
 from needle.server.machine.descriptors import connections_max, http_max
 from needle.server.metrics.families import read
-from needle.server.metrics.replica_state import COLLECTIONS_MAX
+from needle.server.metrics.replica_state import CATALOG_LABEL, COLLECTIONS_MAX
 from needle.server.node import Node
 from needle.server.system_node import Http
 from needle.server.upkeep.health import HealthWatch
@@ -94,14 +94,14 @@ class NodeState(Collector):
         if self._node.topology.settings is not None:
             yield read("needle_version_known", self._node.ports.knows)
             yield read("needle_version_cluster", self._node.topology.cluster_version)
-        health = self._health.latest if self._health is not None else None
-        if health is None:
+        if self._health is None or (health := self._health.latest) is None:
             return
         yield read("needle_cluster_healthy", int(health.healthy))
         led, missing = read("needle_shard_led"), read("needle_shard_missing_replicas")
         for number, shard in health.shards.items():
             led.add_metric([str(number)], int(shard.leader is not None))
             missing.add_metric([str(number)], shard.missing_replicas)
+        missing.add_metric([CATALOG_LABEL], self._health.catalog_missing)
         yield from (led, missing)
         reachable = read("needle_node_reachable")
         resting = {info.id for info in self._node.topology.nodes if info.maintenance}

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from prometheus_client.core import Metric
 
-from needle.base.ids import CATALOG_GROUP, GroupId, shard_group
+from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import RaftStatus
 from needle.base.runtime import micros_of
 from needle.client.divergence import strays
@@ -21,6 +21,8 @@ from needle.server.upkeep.archives import archive_lags
 COLLECTIONS_MAX = 100
 """Collections of a shard that have series of their own, the oldest ones: their labels stay the same while others come
 and go, and a scrape takes the same time however many there are."""
+CATALOG_LABEL: Final = "catalog"
+"""What the label `shard` says of the catalog's replicas. They have the series of consensus, as shards' replicas do."""
 SEGMENT_EVENTS: Final = ("built", "shipped", "rebuilt", "adopted", "corrupt", "unpublished", "deleted")
 NAMES: Final = (
     *("raft_term", "raft_commit_index", "raft_apply_index", "raft_lease_seconds", "raft_leader_changes_total"),
@@ -38,8 +40,6 @@ NAMES: Final = (
     *("needle_segments_building", "needle_segment_events_total", "needle_segment_build_seconds_total"),
     *("needle_segment_shipped_bytes_total", "needle_field_index_bytes", "needle_field_index_evictions_total"),
 )
-CATALOG_LABEL: Final = "catalog"
-"""Of its replicas, where those of shards have a number."""
 Families = Mapping[str, Any]
 
 
@@ -71,12 +71,11 @@ class ReplicaState:
         return list(made.values())
 
     def _catalog(self, made: Families) -> None:
-        """What its leader found when it compared replicas."""
+        """Of its replica here, if there is one: what shards' replicas have without documents."""
         node = self._node
-        if node.catalog is not None:
+        if node.catalog is not None and node.alive():
+            self._raft(made, CATALOG_LABEL, CATALOG_GROUP)
             made["needle_replica_comparisons_total"].add_metric([CATALOG_LABEL], node.comparing.whole)
-            if node.host.is_leader(CATALOG_GROUP):
-                made["needle_replica_divergence"].add_metric([CATALOG_LABEL], len(strays(node.comparing.diverged)))
 
     def _raft(self, made: Families, shard: str, group: GroupId) -> None:
         status, load = self._node.status(group), self._node.host.load(group)
@@ -103,20 +102,21 @@ class ReplicaState:
             for cause, times in {**{cause.value: 0 for cause in causes}, **counts}.items():
                 made[name].add_metric([shard, cause], times)
         if status.state == "Leader":
-            self._led(made, shard, group - 1, status)
+            self._led(made, shard, group, status)
 
-    def _led(self, made: Families, shard: str, number: int, status: RaftStatus) -> None:
+    def _led(self, made: Families, shard: str, group: GroupId, status: RaftStatus) -> None:
         """What the leader says."""
         topology = self._node.topology
-        holders = topology.holders(shard_group(number))
-        of_replicas = 1 if holders is not None and holders.leaving else 0
-        moves = sum(move.source == number for move in topology.moves) + of_replicas
+        holders = topology.holders(group)
+        moves = 1 if holders is not None and holders.leaving else 0
+        if group != CATALOG_GROUP:  # which has no documents
+            moves += sum(move.source == group - 1 for move in topology.moves)
+            made["needle_unknown_collections"].add_metric([shard], len(status.unknown_collections))
+            made["needle_move_copied_documents"].add_metric([shard], sum(status.copied.values()))
         made["needle_shard_followers"].add_metric([shard], sum(peer.recently_active for peer in status.peers))
         made["needle_replica_divergence"].add_metric([shard], len(strays(status.diverged)))
-        made["needle_unknown_collections"].add_metric([shard], len(status.unknown_collections))
         made["needle_replicas_waiting"].add_metric([shard], bool(status.waits_for))
         made["needle_moves_running"].add_metric([shard], moves)
-        made["needle_move_copied_documents"].add_metric([shard], sum(status.copied.values()))
         for peer in status.peers:
             made["raft_replication_lag"].add_metric([shard, peer.id], peer.lag_entries)
             made["raft_replication_lag_seconds"].add_metric([shard, peer.id], peer.lag_ms / 1000)

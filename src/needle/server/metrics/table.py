@@ -22,7 +22,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_shard_led", "shard", "", "1 while a replica of the shard says that it leads.",
               "server/upkeep/health.py", only=HTTP),
         gauge("needle_shard_missing_replicas", "shard", "", "Replicas that are down, behind, not built yet, or "
-              "that the replication factor asks for and the catalog does not.", "server/upkeep/health.py", only=HTTP),
+              "that the replication factor asks for and the catalog does not; `catalog` of the catalog's.",
+              "server/upkeep/health.py", only=HTTP),
         gauge("needle_node_reachable", "node", "", "1 while a node that holds replicas answers; a node in maintenance "
               "that does not answer is left out.", "server/upkeep/health.py", only=HTTP),
         gauge("needle_version_known", "", "", "The version of commands and formats that this node knows.",
@@ -32,7 +33,7 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_catalog_led", "", "", "1 while this node, which holds the catalog, knows who leads it.",
               "server/node.py", only="that hold the catalog"),
     ),
-    "Consensus, for each replica here": (
+    "Consensus, for each replica here (`shard=\"catalog\"`: the catalog's)": (
         gauge("raft_term", "shard", "", "Current term.", "raft/state.py", "raft_term"),
         gauge("raft_commit_index", "shard", "", "Last log entry known to be on a majority.", "raft/state.py",
               "raft_commit_index"),

@@ -39,11 +39,10 @@ from needle.protocol.peer_calls import (
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
 from needle.shard.apply.validation import (
-    GIVEN_NAME_BYTES_MAX,
     check_ef_search,
     check_index,
     check_name,
-    check_spec,
+    check_new,
     check_ttl,
 )
 
@@ -122,14 +121,12 @@ class CatalogCalls:
     def _check_command(self, command: CatalogCommand) -> None:
         """What shards would refuse must not get into the catalog."""
         if isinstance(command, catalog_commands.CreateCollection):
-            limits = self._node.config.limits
-            check_name("collection", command.spec.name, GIVEN_NAME_BYTES_MAX)
-            check_spec(command.spec, limits)
+            check_new(command.spec, self._node.config.limits)
             for path in command.fields:
                 field_path(path, "field")
         elif isinstance(command, catalog_commands.CreateCluster):
             if command.first is not None:
-                check_spec(command.first, self._node.config.limits)
+                check_new(command.first, self._node.config.limits)
         elif isinstance(command, catalog_commands.AlterCollection):
             if command.ef_search:
                 check_ef_search(command.ef_search)

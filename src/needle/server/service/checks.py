@@ -16,7 +16,7 @@ from needle.protocol.calls import WriteCall
 from needle.routing.ranges import check_ranges
 from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import Ownership, Topology, public_name
-from needle.server.service.served import ServedNode, decoded_command
+from needle.server.service.served import ServedNode, command_of
 from needle.shard.apply.holdings import Fence
 from needle.shard.live_collection import ReplicaView
 
@@ -79,7 +79,7 @@ class Ownerships:
     def checked(self, owned: Ownership, call: WriteCall, *, by_log: bool = False) -> commands.Command:
         """The command of a shard's write, all of whose documents it owns. by_log: which it owns is left to the shard's
         log to judge, which owns what the map says. May run in any thread."""
-        command = decoded_command(call.command)
+        command = command_of(call)
         if type(command) in _FOR_THE_CATALOG:
             raise InvalidArgument("collections are made through the catalog", field="command")
         custom = owned.map.strategy.kind == "custom"

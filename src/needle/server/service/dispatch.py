@@ -92,7 +92,7 @@ from needle.server.service.operations import Operations
 from needle.server.service.probing import Probing
 from needle.server.service.proxy import Proxy
 from needle.server.service.reads import Reads
-from needle.server.service.served import JUDGED_BYTES_MAX, ServedNode, add_address, encoded, judge
+from needle.server.service.served import JUDGED_BYTES_MAX, ServedNode, add_address, encoded, judge, with_command
 from needle.server.service.watched import Watch
 from needle.tracing import spans
 
@@ -233,11 +233,13 @@ class Service:
 
     def _write(self, caller: Identity, run: Run, body: Any, looked_at: bool) -> Body | Awaitable[Body]:
         """A shard's small write goes without a task, whoever its caller is. looked_at: of whom is to be thought."""
-        call = self._decoded(calls.WRITE, body)
-        if looked_at and (not call.epoch or (len(call.command) > JUDGED_BYTES_MAX and not caller.is_for_all)):
+        if looked_at and len(body) > JUDGED_BYTES_MAX:
             return self._serve_judged(caller, calls.WRITE, run, body)
+        call = self._decoded(calls.WRITE, body)
+        if looked_at and not call.epoch:
+            return self._serve_judged(caller, calls.WRITE, run, body, call)
         if call.epoch and not caller.is_for_all:  # with an epoch it is a shard's, which makes and drops no collections
-            call = self._bound(caller, calls.WRITE, judge_call(caller, calls.WRITE, call, self._node.topology))
+            call = self._judged(caller, calls.WRITE, body, call)
         now = self.documents.at_once(call, caller.name, caller.meter) if call.epoch else None
         if now is not None:
             return now
@@ -264,18 +266,21 @@ class Service:
     async def _serve_large(self, method: str, run: Callable[[Any], Awaitable[Any]], body: Any, key: str) -> Body:
         return await self._serve(method, run, await self._node.blocking(self._decoded, method, body), key=key)
 
-    async def _serve_judged(self, caller: Identity, method: str, run: Run, body: Any) -> Body:
-        """For a caller who may not say, or hear, everything that this method can."""
-        node = self._node
-        call = await judge(node, len(body), self._decoded, method, body)
-        call = await judge(node, len(body), judge_call, caller, method, call, node.topology)
-        call = await judge(node, len(body), self._bound, caller, method, call)
+    async def _serve_judged(self, caller: Identity, method: str, run: Run, body: Any, call: Any = None) -> Body:
+        """For a caller who may not say, or hear, everything that this method can. call: of the body, where it is
+        decoded."""
+        call = await judge(self._node, len(body), self._judged, caller, method, body, call)
         if caller.filter and method in ROUTED:
             run = getattr(self.proxy.bound_to(caller), method)
         return await self._serve(method, run, call, caller, caller.name)
 
-    def _bound(self, caller: Identity, method: str, call: Any) -> Any:
-        """The call, within what this caller may reach."""
+    def _judged(self, caller: Identity, method: str, body: Any, call: Any) -> Any:
+        """The call, within what this caller may reach; a write with its command decoded. call: None if the body is yet
+        to be decoded. May run in any thread."""
+        call = self._decoded(method, body) if call is None else call
+        if isinstance(call, WriteCall):
+            call = with_command(call)
+        call = judge_call(caller, method, call, self._node.topology)
         if caller.filter or numbers_its_own(caller, method, call, self._node.topology):
             return bound_call(method, call, Bound(caller.filter, caller.since))
         return call

@@ -45,7 +45,7 @@ from needle.server.access import check_collection
 from needle.server.chores.comparing import DIGEST_AT
 from needle.server.chores.field_upkeep import FILTERED_FIELDS
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH, SEGMENT_STAGED
-from needle.server.service.served import decoded_command
+from needle.server.service.served import command_of
 
 OWNED_SINCE: Final = 4
 """Since this version of the cluster keys for some collections have sessions of their own: a leader of a release before
@@ -73,7 +73,7 @@ def _named(call: Any) -> str | None:
 
 def _written(call: Any) -> str | None:
     """Of a write; a session has none, and what makes collections is about more than one."""
-    return getattr(decoded_command(call.command), "collection", None)
+    return getattr(command_of(call), "collection", None)
 
 
 NEEDS: Final[dict[str, Needs]] = {
@@ -137,7 +137,7 @@ def judge_call(caller: Identity, method: str, call: Any, known: Topology) -> Any
     for `bounds.bound_call` to say.) An alias in it gives way to what was judged: it may lead elsewhere by the time it
     is looked up again. Raises Forbidden, or InvalidArgument for a write that cannot be read."""
     if method == calls.WRITE and not getattr(call, "epoch", 0):
-        command = decoded_command(call.command)
+        command = command_of(call)
         if isinstance(command, commands.CreateCollection | commands.DropCollection):
             raise Forbidden("collections are made and dropped with a key of the role admin", needs="admin")
     if caller.is_for_all:
@@ -146,7 +146,7 @@ def judge_call(caller: Identity, method: str, call: Any, known: Topology) -> Any
     if about == NONE:
         return call
     name = about(call) if callable(about) else None
-    if name is None and method == calls.WRITE and isinstance(decoded_command(call.command), commands.OpenSession):
+    if name is None and method == calls.WRITE and isinstance(command_of(call), commands.OpenSession):
         return call
     if name is not None:
         if getattr(call, "epoch", 0):

@@ -32,6 +32,7 @@ from needle.client.asking import asked_by
 from needle.client.router.router import Router
 from needle.client.where import TOLD_BYTES_MAX
 from needle.protocol import commands
+from needle.protocol.bounds import command_in
 from needle.protocol.calls import (
     CollectionsAnswer,
     CollectionsCall,
@@ -97,7 +98,7 @@ class Proxy:
     # --- writes ------------------------------------------------------------------------------------------------------
     async def write(self, call: WriteCall) -> WriteResult:
         """One command of a client that knows no map."""
-        command = await self._judge(len(call.command), self._decoded, call.command)
+        command = await self._judge(len(call.command), self._decoded, call)
         if isinstance(command, commands.OpenSession):
             return self.numbered.open(self._owner)
         check_for_callers(command)
@@ -118,10 +119,10 @@ class Proxy:
             raise OutcomeUnknown(f"the write was not answered within {in_seconds(timeout)}; it may take effect")
         return task.result()
 
-    def _decoded(self, data: bytes) -> commands.Command:
+    def _decoded(self, call: WriteCall) -> commands.Command:
         """May run in any thread. Raises InvalidArgument."""
         try:
-            command = commands.decode(data)
+            command = command_in(call)
         except UnsupportedFormat as error:
             raise InvalidArgument(error.message, field="command") from error
         limit = self._node.config.limits.batch_documents_max

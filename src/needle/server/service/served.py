@@ -19,7 +19,8 @@ from needle.client.directory import Caller
 from needle.client.router.router import Router
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
-from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, SearchManyAnswer
+from needle.protocol.bounds import DecodedWrite, command_in
+from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, SearchManyAnswer, WriteCall
 from needle.protocol.change_calls import ChangesAnswer
 from needle.protocol.move_commands import MOVE_COMMANDS
 from needle.protocol.node_calls import NodeHits
@@ -164,6 +165,16 @@ def decoded_command(data: bytes) -> commands.Command:
     except UnsupportedFormat as error:
         text = f"{error.message}; the caller, or this node, is of another release"
         raise InvalidArgument(text, field="command") from error
+
+
+def command_of(call: WriteCall) -> commands.Command:
+    """The command of a write, decoded once for each call. Raises InvalidArgument."""
+    return command_in(call) if isinstance(call, DecodedWrite) else decoded_command(call.command)
+
+
+def with_command(call: WriteCall) -> WriteCall:
+    """The write with its command decoded, for all who look at it. Raises InvalidArgument."""
+    return DecodedWrite(call.group, call.command, call.timeout, call.epoch, call.asked, command_of(call))
 
 
 def check_for_callers(command: commands.Command) -> None:

@@ -1,8 +1,8 @@
 """Whose turn it is to copy or to clean up on a node: one batch of one move at a time, slow enough for callers.
 
 A batch costs all replicas of the target work that calls wait for. So while the node's shards are called, there is a
-rest after each that is twice as long as it took: at most a third of the time is copied, however slow the machines are.
-Without calls nothing rests. It must not know what a batch is.
+rest after each that is twice as long as it took: at most a third of the time is copied, by batches that take no longer
+than a second. Without calls nothing rests. It must not know what a batch is.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ BUSY_CALLS: Final = 1.0
 REST_SHARE: Final = 2.0
 """Of the time a batch took. With 1.0 the slowest hundredth of all calls takes 2.1 times as long on busy cores, with
 this 1.3 to 1.5 times (docs/benchmarks.md)."""
-REST_SECONDS_MAX: Final = 1.0
-"""Who waited long for somebody else says nothing about what copying costs."""
+REST_SECONDS_MAX: Final = 2.0
+"""Who waited long for somebody else says nothing about what copying costs. Batches of slow machines take up to a second
+by their own work."""
 
 
 class CopyTurn:

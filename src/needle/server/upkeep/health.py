@@ -15,8 +15,8 @@ from needle.base.parts import Body, Payload
 from needle.base.runtime import Clock
 from needle.client.directory import Caller, Calling
 from needle.client.examining import loads
-from needle.client.health import ClusterHealth, judge
-from needle.client.replicas import ask_replicas
+from needle.client.health import ClusterHealth, catalog_lacks, judge
+from needle.client.replicas import ask_catalog, ask_replicas
 from needle.protocol.probe_calls import LoadAnswer
 from needle.routing.topology import Topology
 from needle.server.history import History
@@ -53,12 +53,18 @@ class HealthWatch:
         self.history = History()
         self.latest: ClusterHealth | None = None
         """None before the first round."""
+        self.catalog_missing = 0
+        """How many replicas of the catalog the last round found missing."""
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
             topology = self._topology()
-            replicas = await ask_replicas(self._caller, topology, ASK_SECONDS)
+            replicas, holders = await asyncio.gather(
+                ask_replicas(self._caller, topology, ASK_SECONDS),
+                ask_catalog(self._caller, topology, ASK_SECONDS, for_client=False),
+            )
+            self.catalog_missing = catalog_lacks(topology, holders)
             self.latest = judge(topology, replicas)
             if topology.settings is not None and self.history.due(now := self._clock.wall()):
                 timed = _Timed(self._caller, self._clock)

@@ -30,25 +30,29 @@ class Switches:
         self._frozen: dict[int, float] = {}
         self._decided: dict[int, float] = {}
         """Since when, by move."""
+        self._arrived: set[int] = set()
+        """Moves whose arrival was told: after an error their last steps are taken again, and count once."""
         self.on_hold: Callable[[End, float], None] = lambda end, seconds: None
         self.on_arrival: Callable[[float], None] = lambda seconds: None
 
     def frozen(self, move: int) -> None:
         """The source of a move takes no writes to its keys, or is about to."""
-        self._frozen.setdefault(move, self._now())
+        if move not in self._arrived:
+            self._frozen.setdefault(move, self._now())
 
     def ended(self, move: int, end: End) -> None:
         """It takes them again, or has given them away."""
         since = self._frozen.pop(move, None)
         if since is not None:
             self.on_hold(end, self._now() - since)
-        if end is End.DECIDED:
+        if end is End.DECIDED and move not in self._arrived:
             self._decided.setdefault(move, self._now())
 
     def arrived(self, move: int) -> None:
         """The target owns the keys of a move that was decided."""
         since = self._decided.pop(move, None)
         if since is not None:
+            self._arrived.add(move)
             self.on_arrival(self._now() - since)
 
     def decided_for(self, move: int) -> float:
@@ -61,3 +65,4 @@ class Switches:
         for known in (self._frozen, self._decided):
             for move in [one for one in known if one not in moves]:
                 del known[move]
+        self._arrived.intersection_update(moves)

@@ -168,6 +168,13 @@ def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
     return msgspec.structs.replace(command, limit=limit, change=change)
 
 
+def check_new(spec: CollectionSpec, limits: Limits) -> None:
+    """Refuse a collection that is to be made, with the cluster or later: as `check_spec`, and its name leaves room for
+    what shards put behind it."""
+    check_name("collection", spec.name, GIVEN_NAME_BYTES_MAX)
+    check_spec(spec, limits)
+
+
 def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     """Refuse a collection that cannot work."""
     check_name("collection", spec.name)
