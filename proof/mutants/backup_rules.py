@@ -18,11 +18,7 @@ MUTANTS = (
     Mutant(
         name="recorded-digests-not-compared",
         breaks="what is restored is not what the leader had, and nobody says so",
-        edits=(
-            Edit(
-                "backup.replaying:Replay._go", "if digest is not None and digest !=", "if digest is False and digest !="
-            ),
-        ),
+        edits=(Edit("backup.replaying:Replay._compare", "if here != digest", "if digest is False"),),
         tests=(_ARCHIVE + "test_a_state_that_is_not_the_recorded_one_is_not_restored",),
     ),
     Mutant(

@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant(
         name="nobody-left-to-lead",
         breaks="all nodes of a shard are in maintenance, and none may lead it",
-        edits=(Edit("catalog.nodes:_check_led", "others and others <= resting", "False"),),
+        edits=(Edit("routing.leadable:check_led", "others and others <= resting", "False"),),
         tests=("tests/cluster/test_catalog.py::test_maintenance_is_of_the_catalog_until_it_is_ended",),
     ),
     Mutant(

@@ -13,10 +13,11 @@ import pytest
 
 from cluster.catalog_util import topology
 from needle.base.errors import InvalidArgument, Unavailable
+from needle.base.versions import EMPTIES
 from needle.catalog.planning.rebalance import NOTHING
 from needle.client.rebalancing import RebalanceMethods
 from needle.protocol import calls
-from needle.protocol.catalog_commands import EMPTIES, CatalogCommand, DrainNode, StartRebalance
+from needle.protocol.catalog_commands import CatalogCommand, DrainNode, StartRebalance
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import CATALOG, Plan, ReplicaMove, Wish
 from needle.routing.topology import Topology

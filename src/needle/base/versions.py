@@ -14,6 +14,9 @@ FIRST: Final = 1
 """Of nodes of releases that said nothing of it."""
 SAID: Final = 2
 """Since this one the catalog keeps what each node knows; while a cluster is at an older one, nodes are asked."""
+EMPTIES: Final = 5
+"""From here on one entry has a node emptied and begins that, a rebalance replaces a node or moves the catalog by hand,
+and the replication factor is set."""
 KNOWN: Final = 5
 """What this release knows. Raise it by one with every new log command, every new field of one, and every new format of
 a file that goes from node to node (docs/versions.md says how)."""

@@ -66,8 +66,10 @@ def replicas(
             return
         if silent:
             notes.print(f"waits for {', '.join(silent)}: no answer now", markup=False)
-        if no_wait:
-            await client.change_catalog(command, timeout=min(timeout, ASK_SECONDS))
+        if no_wait and which == "catalog":
+            await client.set_catalog_nodes(nodes, wait=False, timeout=min(timeout, ASK_SECONDS))
+        elif no_wait:
+            await client.set_replicas(int(which), nodes, wait=False, timeout=min(timeout, ASK_SECONDS))
         else:
             await _followed(client, which, move, timeout, json)
         if json:

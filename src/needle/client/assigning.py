@@ -18,8 +18,11 @@ LOOK_SECONDS = 0.2
 ASK_SECONDS = 2.0
 
 
-async def assign(shards: ClusterShards, group: GroupId, nodes: Iterable[NodeId], timeout: float) -> None:
-    """Have `nodes`, the preferred leader first, hold the replicas of a group, and wait until they and no others do.
+async def assign(
+    shards: ClusterShards, group: GroupId, nodes: Iterable[NodeId], timeout: float, *, wait: bool = True
+) -> None:
+    """Have `nodes`, the preferred leader first, hold the replicas of a group; and wait until they and no others do,
+    unless `wait` is False.
 
     Raises InvalidArgument for nodes that the cluster does not have, or when another command assigns others meanwhile;
     DeadlineExceeded when it takes longer than `timeout` seconds, with what it waits for: the cluster goes on with it.
@@ -35,7 +38,7 @@ async def assign(shards: ClusterShards, group: GroupId, nodes: Iterable[NodeId],
         raise Unavailable(f"{group_name(group)} is not there yet: {HOW_MADE}")
     command = AssignReplicas(group, list(holders.wanted), wanted)
     decided = (await shards.command(command, max(0.001, deadline - loop.time()))).version
-    while waits_for := await _lacking(shards, group, wanted, decided):
+    while wait and (waits_for := await _lacking(shards, group, wanted, decided)):
         if loop.time() >= deadline:
             raise DeadlineExceeded(
                 f"{group_name(group)} is assigned to {', '.join(wanted)}, and they do not all hold it after "

@@ -262,17 +262,19 @@ class Client(
         )
         return dict(zip(nodes, (calls.decode(answer, DigestAnswer) for answer in answers), strict=True))
 
-    async def set_replicas(self, shard: int | None, nodes: Iterable[NodeId], *, timeout: Seconds = 60.0) -> None:
+    async def set_replicas(
+        self, shard: int | None, nodes: Iterable[NodeId], *, wait: bool = True, timeout: Seconds = 60.0
+    ) -> None:
         """Have `nodes`, the preferred leader first, hold the replicas of a shard, while it serves: a new one fetches
-        its data before it counts, then the one that it replaces goes. Returns when it is done. Raises InvalidArgument
-        for nodes that the cluster does not have; DeadlineExceeded when it takes longer: the cluster goes on with it,
-        and the call may be repeated. shard: None if there is only one."""
+        its data before it counts, then the one that it replaces goes. Returns when it is done, with
+        wait=False when it is decided. Raises InvalidArgument for nodes that the cluster does not have; DeadlineExceeded when it takes
+        longer: the cluster goes on with it, and the call may be repeated. shard: None if there is only one."""
         group = shard_group((await self._shard(shard)).shard)
-        await assign(self._shards, group, nodes, values.check_timeout(timeout))
+        await assign(self._shards, group, nodes, values.check_timeout(timeout), wait=wait)
 
-    async def set_catalog_nodes(self, nodes: Iterable[NodeId], *, timeout: Seconds = 60.0) -> None:
+    async def set_catalog_nodes(self, nodes: Iterable[NodeId], *, wait: bool = True, timeout: Seconds = 60.0) -> None:
         """Have `nodes` hold the catalog; as `set_replicas`."""
-        await assign(self._shards, CATALOG_GROUP, nodes, values.check_timeout(timeout))
+        await assign(self._shards, CATALOG_GROUP, nodes, values.check_timeout(timeout), wait=wait)
 
     async def plan_everywhere(self, node: NodeId) -> list[MoveReplicas]:
         """What `hold_everywhere` would move. Nothing does."""

@@ -46,7 +46,7 @@ from needle.client.health import (
 from needle.protocol.peer_calls import ClockLevels, FlushLevels, MemoryRoom, WhoAnswer
 from needle.routing.gone import too_many
 from needle.routing.plans import CATALOG
-from needle.routing.replication import catalog_size
+from needle.routing.replication import catalog_size, taking
 from needle.routing.stats import imbalance
 from needle.routing.topology import NodeState, Topology
 
@@ -113,7 +113,7 @@ def few_hold_the_catalog(topology: Topology, told: Collection[NodeId]) -> list[s
     if held is None or held.leaving or (job is not None and not job.over):
         return []
     resting = {info.id for info in topology.nodes if info.maintenance}
-    able = [node for node in topology.taking if node in told and node not in resting]
+    able = [node for node in taking(topology) if node in told and node not in resting]
     could, count = catalog_size(len(able), topology.replication_factor), len(held.wanted)
     if count >= could:
         return []

@@ -14,6 +14,7 @@ from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import RaftStatus
 from needle.client.alerts import Condition
 from needle.client.divergence import differing
+from needle.routing.replication import taking
 from needle.routing.stats import key_shares
 from needle.routing.topology import NodeState, ShardInfo, Topology
 
@@ -238,7 +239,7 @@ def _warnings(topology: Topology) -> list[str]:
     factor = topology.replication_factor
     short = [info.shard for info in topology.serving if not_wanted(info, factor)]
     if short:
-        nodes = len(topology.taking)
+        nodes = len(taking(topology))
         more = ""
         if nodes < factor:
             fewer = f"`needle cluster replication-factor {nodes}` where these are all there shall be"

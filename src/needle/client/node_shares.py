@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from needle.base.errors import Unavailable, invalid
 from needle.base.ids import NodeId
+from needle.base.versions import EMPTIES
 from needle.client import values
 from needle.client.rebalancing import check_config, plan_of
 from needle.client.shards import OverShards
 from needle.client.values import Seconds
-from needle.protocol.catalog_commands import EMPTIES, StartRebalance, WeighNode, ZoneNode
+from needle.protocol.catalog_commands import StartRebalance, WeighNode, ZoneNode
 from needle.routing.jobs import RebalanceConfig, check_over
 from needle.routing.plans import Wish
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from needle.base.errors import InvalidArgument, Unavailable, invalid
 from needle.base.ids import NodeId
+from needle.base.versions import EMPTIES
 from needle.client import values
 from needle.client.directory import Caller
 from needle.client.feeds import TIMEOUT
@@ -17,7 +18,7 @@ from needle.client.measuring import measure
 from needle.client.shards import ClusterShards, OverShards
 from needle.client.values import Seconds
 from needle.protocol import calls
-from needle.protocol.catalog_commands import EMPTIES, AskRebalance, DrainNode, StartRebalance
+from needle.protocol.catalog_commands import AskRebalance, DrainNode, StartRebalance
 from needle.protocol.rebalance_calls import PLAN, PROGRESS, PlanCall, ProgressAnswer, ProgressCall
 from needle.routing.jobs import Ended, Job, Progress, RebalanceConfig, check_over
 from needle.routing.plans import CATALOG, Plan, ReplicaMove, ShardSplit, Wish

@@ -15,7 +15,7 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, IndexParams
-from needle.base.versions import FIRST, SAID
+from needle.base.versions import EMPTIES, FIRST, SAID
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.jobs import Job, RebalanceConfig
@@ -72,8 +72,7 @@ class RemoveNode(Versioned, frozen=True, tag="remove"):
 
 
 class DrainNode(Versioned, frozen=True, tag="drain"):
-    """Write down that a node is to be emptied, which plans go by: it moves nothing itself. draining False: use it
-    again."""
+    """Write down that a node is to be emptied; it moves nothing itself. draining False: use it again."""
 
     node: NodeId
     draining: bool
@@ -88,16 +87,14 @@ class MaintainNode(Versioned, frozen=True, tag="maintain"):
 
 
 class WeighNode(Versioned, frozen=True, tag="weigh"):
-    """Have a node's share of replicas be `weight`, whatever its own setting says; None: what that says counts again. It
-    moves nothing itself."""
+    """Have a node's share of replicas be `weight`, not that of its settings; None: that again. It moves nothing."""
 
     node: NodeId
     weight: float | None
 
 
 class ZoneNode(Versioned, frozen=True, tag="zone"):
-    """Have a node be in `zone`, whatever its own setting says; None: what that says counts again. It moves nothing
-    itself."""
+    """Have a node be in `zone`: as WeighNode."""
 
     SINCE: ClassVar[int] = 2
 
@@ -105,14 +102,8 @@ class ZoneNode(Versioned, frozen=True, tag="zone"):
     zone: str | None
 
 
-EMPTIES = 5
-"""The cluster's version from which on one entry has a node emptied and begins that, and a rebalance replaces a node or
-moves the catalog by hand; and the replication factor is set."""
-
-
 class SetReplication(Versioned, frozen=True, tag="replication"):
-    """From now on each shard should have so many replicas, whatever the cluster was created with. It moves nothing
-    itself. Refused for more than there are nodes that take replicas."""
+    """Have each shard have so many replicas from now on. It moves nothing. Refused for more than nodes take replicas."""
 
     SINCE: ClassVar[int] = EMPTIES
 
@@ -279,8 +270,8 @@ class StartRebalance(Versioned, frozen=True, tag="rebalance"):
 
     def needs(self) -> int:
         """Releases before know no move of the catalog by hand."""
-        moves_catalog = self.wish.move is not None and self.wish.move.shard == CATALOG
-        return max(super().needs(), EMPTIES if moves_catalog else 0)
+        move = self.wish.move
+        return max(super().needs(), EMPTIES if move is not None and move.shard == CATALOG else 0)
 
 
 class AskRebalance(Versioned, frozen=True, tag="ask-rebalance"):

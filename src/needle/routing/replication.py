@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from needle.base.config import check_range
 from needle.base.errors import invalid
+from needle.base.ids import NodeId
 from needle.routing.plans import REPLICAS_MAX
-from needle.routing.topology import Topology
+from needle.routing.topology import NodeState, Topology
 
 THREE_UP_TO, FIVE_UP_TO = 8, 24
 """Nodes of which so many hold the catalog; of more it is 7 (adr/0108)."""
@@ -24,11 +25,16 @@ def odd(count: int) -> int:
     return count if count % 2 or count <= 2 else count - 1
 
 
+def taking(now: Topology) -> list[NodeId]:
+    """The nodes that take replicas: neither removed, nor to be emptied, nor of weight 0."""
+    return [info.id for info in now.nodes if info.state is NodeState.ACTIVE and info.weight > 0]
+
+
 def check_replication(now: Topology, replicas: int) -> None:
     """Raises InvalidArgument for a number that the cluster cannot reach, as it is."""
     check_range("replication_factor", replicas, 1, REPLICAS_MAX)
-    if replicas > len(now.taking):
-        allowed = f"at most {len(now.taking)}, one on each node that takes replicas: {', '.join(now.taking) or 'none'}"
+    if replicas > len(nodes := taking(now)):
+        allowed = f"at most {len(nodes)}, one on each node that takes replicas: {', '.join(nodes) or 'none'}"
         raise invalid("replication_factor", replicas, allowed)
 
 

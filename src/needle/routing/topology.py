@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from enum import StrEnum
 from itertools import pairwise
+from operator import attrgetter
 
 import msgspec
 
@@ -239,11 +240,6 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         """Replicas that each shard should have; 0 before the cluster is created."""
         return self.replicas or (self.settings.replication_factor if self.settings is not None else 0)
 
-    @property
-    def taking(self) -> list[NodeId]:
-        """The nodes that take replicas: neither removed, nor to be emptied, nor of weight 0."""
-        return [info.id for info in self.nodes if info.state is NodeState.ACTIVE and info.weight > 0]
-
     def node(self, node: NodeId) -> NodeInfo | None:
         """What is known of a node, removed ones included."""
         return next((info for info in self.nodes if info.id == node), None)
@@ -268,12 +264,12 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
 
     def named(self, name: str) -> CollectionInfo | None:
         """By its own name: each routed call asks, so it does not look at all of them."""
-        at = bisect_left(self.collections, name, key=_name)
-        return self.collections[at] if at < len(self.collections) and _name(self.collections[at]) == name else None
+        at = bisect_left(self.collections, name, key=attrgetter("spec.name"))
+        return self.collections[at] if at < len(self.collections) and self.collections[at].spec.name == name else None
 
     def alias(self, name: str) -> AliasInfo | None:
         """The alias of this name."""
-        at = bisect_left(self.aliases, name, key=_alias_name)
+        at = bisect_left(self.aliases, name, key=attrgetter("name"))
         return self.aliases[at] if at < len(self.aliases) and self.aliases[at].name == name else None
 
     @property
@@ -364,14 +360,6 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             owner = info.target if info.state is MoveState.SWITCHED else info.source
             if not contains(shard_map.ranges(owner), info.ranges):
                 raise invalid(f"move {info.id}", list(info.ranges), f"ranges that shard {owner} owns")
-
-
-def _name(info: CollectionInfo) -> str:
-    return info.spec.name
-
-
-def _alias_name(info: AliasInfo) -> str:
-    return info.name
 
 
 class Ownership:
