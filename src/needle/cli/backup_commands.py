@@ -18,6 +18,13 @@ from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, 
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
 Backup = Annotated[str | None, typer.Option("--backup", help="The id of a backup, as `needle backup list` shows it.")]
+Indexes = Annotated[
+    bool,
+    typer.Option("--indexes/--no-indexes", help="Use index files that came along, for as many shards as there were."),
+]
+WaitIndex = Annotated[
+    bool, typer.Option("--wait-index/--no-wait-index", help="End when searches use index files, as they did before.")
+]
 Archive = Annotated[
     str | None, typer.Option("--archive", help="Which cluster's, if several are archived at the target.")
 ]
@@ -310,20 +317,12 @@ def restore(
         list[str] | None, typer.Option("--index", help="The same at an index of the log: SHARD:INDEX, for each shard.")
     ] = None,
     archive: Archive = None,
-    indexes: Annotated[
-        bool,
-        typer.Option(
-            "--indexes/--no-indexes", help="Use index files that came along, for as many shards as there were."
-        ),
-    ] = True,
+    indexes: Indexes = True,
     scratch: Annotated[
         str | None,
         typer.Option("--scratch", help="A directory with room for all documents twice, for --at and --index."),
     ] = None,
-    wait_index: Annotated[
-        bool,
-        typer.Option("--wait-index/--no-wait-index", help="End when searches use index files, as they did before."),
-    ] = True,
+    wait_index: WaitIndex = True,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,
     json: Json = False,

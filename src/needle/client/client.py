@@ -267,8 +267,9 @@ class Client(
     ) -> None:
         """Have `nodes`, the preferred leader first, hold the replicas of a shard, while it serves: a new one fetches
         its data before it counts, then the one that it replaces goes. Returns when it is done, with
-        wait=False when it is decided. Raises InvalidArgument for nodes that the cluster does not have; DeadlineExceeded when it takes
-        longer: the cluster goes on with it, and the call may be repeated. shard: None if there is only one."""
+        wait=False when it is decided. Raises InvalidArgument for nodes that the cluster does not have; DeadlineExceeded
+        when it takes longer: the cluster goes on with it, and the call may be repeated. shard: None if there is only
+        one."""
         group = shard_group((await self._shard(shard)).shard)
         await assign(self._shards, group, nodes, values.check_timeout(timeout), wait=wait)
 

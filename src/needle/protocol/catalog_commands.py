@@ -103,7 +103,7 @@ class ZoneNode(Versioned, frozen=True, tag="zone"):
 
 
 class SetReplication(Versioned, frozen=True, tag="replication"):
-    """Have each shard have so many replicas from now on. It moves nothing. Refused for more than nodes take replicas."""
+    """Have each shard have so many replicas from now on. It moves nothing. Refused for more than there are nodes."""
 
     SINCE: ClassVar[int] = EMPTIES
 
