@@ -18,6 +18,9 @@ from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, 
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
 Backup = Annotated[str | None, typer.Option("--backup", help="The id of a backup, as `needle backup list` shows it.")]
+Scratch = Annotated[
+    str | None, typer.Option("--scratch", help="A directory with room for all documents twice, for --at and --index.")
+]
 Indexes = Annotated[
     bool,
     typer.Option("--indexes/--no-indexes", help="Use index files that came along, for as many shards as there were."),
@@ -318,10 +321,7 @@ def restore(
     ] = None,
     archive: Archive = None,
     indexes: Indexes = True,
-    scratch: Annotated[
-        str | None,
-        typer.Option("--scratch", help="A directory with room for all documents twice, for --at and --index."),
-    ] = None,
+    scratch: Scratch = None,
     wait_index: WaitIndex = True,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,
