@@ -62,6 +62,8 @@ def check_by_maps(
     metric: str,
 ) -> None:
     """As `check_scatter`, while ranges move: by the map of the answer's epoch, or by any if the client is not told."""
+    if seen.partial and not (seen.hits or seen.applied or uncovered(seen.gaps)):
+        return  # nobody answered in time, and it says so: its map is the one that it asked by, of whatever epoch
     if seen.epoch and seen.epoch not in maps:
         raise Violation("coverage", f"{seen.label} was answered by a map of epoch {seen.epoch}, which never was")
     problem: Violation | None = None

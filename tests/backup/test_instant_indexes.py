@@ -6,6 +6,8 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+
 from backup.test_indexes import NAMES, ROWS, VECTORS, cluster_of, events, filled, found, searched
 from needle import backup as backups
 from needle.backup.archive_format import INDEXES
@@ -13,6 +15,7 @@ from needle.backup.archive_keeping import outdated, pieces_of_archives
 from needle.backup.archive_reading import chosen, index_sets_of, read_index_set
 from needle.backup.archiving import Archiver
 from needle.backup.shard_archive import ShardArchive
+from needle.base.errors import CollectionExists
 from needle.local.process_cluster import wait_for
 
 
@@ -55,6 +58,10 @@ async def test_an_instant_comes_back_with_index_files(tmp_path: Path) -> None:
         done = await backups.restore_at(client, store, instant)
         assert done.indexed == 0 and done.built == [] and done.documents == documents
         await wait_for(lambda: searched(client, documents - 740), 90, "index files")
+        told: list[str] = []
+        with pytest.raises(CollectionExists, match="collection books already"):
+            await backups.restore_at(client, store, instant, told=told.append)
+        assert told == [], "no log is read for what cannot be written"
     _kept_and_checked(store, sets)
 
 

@@ -293,3 +293,16 @@ def test_targets(tmp_path: Path) -> None:
 
 def test_a_ref_names_its_file() -> None:
     assert PieceRef("abcd", 1, 1).name == "pieces/ab/abcd"
+
+
+def test_a_target_where_nothing_is_is_not_whole(tmp_path: Path) -> None:
+    """A disk that is not mounted passed every timer."""
+    with pytest.raises(InvalidArgument, match="no backup and no archive"):
+        verify(DirectoryStore(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("hours", [float("inf"), float("nan"), 0.0, -1.0, 1e12])
+async def test_hours_of_an_archive_are_a_number_of_them(tmp_path: Path, hours: float) -> None:
+    """Infinity ended the command with a traceback."""
+    with pytest.raises(InvalidArgument, match="archive_hours"):
+        await prune(DirectoryStore(tmp_path / "t"), archive_hours=hours)

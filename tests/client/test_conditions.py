@@ -103,6 +103,17 @@ def test_a_replica_that_did_not_answer_this_leader_yet_may_lack_nothing() -> Non
     assert lag.subject.startswith("b has not answered since a leads") and "at most 486 entries" in lag.subject
 
 
+def test_who_is_stopped_in_maintenance_is_behind_on_purpose() -> None:
+    """It was a critical alert after ten seconds of any planned work."""
+    silent = msgspec.structs.replace(peer("c", lag_ms=348_000.0, lag_entries=486), recently_active=False)
+    views = [view("a", "Leader", peers=[peer("b"), silent]), view("b"), down("c")]
+    assert names(conditions(views, maintenance=("c",))) == [("warning", "node unreachable")]
+    assert ("critical", "replication lag > 10 s") in names(conditions(views))
+    slow = msgspec.structs.replace(silent, recently_active=True)
+    views = [view("a", "Leader", peers=[peer("b"), slow]), view("b"), view("c")]
+    assert names(conditions(views, maintenance=("c",))) == [("critical", "replication lag > 10 s")]
+
+
 def test_who_is_about_to_leave_is_not_missed_and_a_shard_is_named_if_there_are_several() -> None:
     views = [view("a", "Leader"), view("b"), down("c")]
     assert conditions(views, leaving=("c",)) == []

@@ -211,6 +211,8 @@ async def test_a_weight_or_zone_that_begins_a_rebalance_is_changed_with_it_or_no
     assert known is not None and (known.weight, known.weighed) == (3.0, True) and len(catalog.done) == 1
     assert catalog.now.rebalance is not None and not catalog.now.rebalance.over
     catalog.tell(AskRebalance(catalog.now.rebalance.id, "cancel"))
+    with pytest.raises(InvalidArgument, match="printable"):
+        await client.rebalance_by_zone("node-1", "a\nb")
     await client.rebalance_by_zone("node-1", "rack-9")
     known = catalog.now.node("node-1")
     assert known is not None and (known.zone, known.zoned) == ("rack-9", True) and len(catalog.done) == 2

@@ -37,6 +37,15 @@ def test_of_one_event_ten_lines_are_written_and_then_how_many_more_there_were() 
     assert lines.all()[-1] == "refused: again"
 
 
+def test_one_line_that_was_held_back_is_written_as_it_is() -> None:
+    lines = Lines()
+    for n in range(LINES_MAX + 1):
+        lines.tell("refused: %s", n)
+    lines.now = WINDOW_SECONDS
+    lines.tell("something else")
+    assert lines.all()[LINES_MAX:] == [f"refused: {LINES_MAX}", "something else"]
+
+
 def test_nothing_is_left_out_of_what_is_rare() -> None:
     lines = Lines()
     for n in range(50):

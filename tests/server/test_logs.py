@@ -14,7 +14,9 @@ import pytest
 from harness.marked_documents import CALM
 from needle.base.errors import ConfigError
 from needle.base.log_config import LogConfig
+from needle.base.request import Request, current
 from needle.local.process_cluster import ProcessCluster
+from needle.server.process.folding import LINES_MAX, WINDOW_SECONDS
 from needle.server.process.logs import write_logs
 
 HOSTILE = "a\nb\r\x1b[2Jc\x85d\u2028e"
@@ -55,6 +57,21 @@ def test_json_has_the_fields_and_what_was_told_beside_the_text() -> None:
     assert first.pop("time").endswith("Z")
     assert first == {"event": f"{HOSTILE} asks", "level": "info", "logger": "needle.test", "node": "n1", "term": 7}
     assert "ValueError: broken" in second["exception"]
+
+
+def test_a_line_that_was_held_back_belongs_to_its_own_request() -> None:
+    """It is written while another one is served, whose id it had."""
+    now, stream, log = 0.0, io.StringIO(), logging.getLogger("needle.test")
+    write_logs("n1", LogConfig(format="json"), stream, lambda: now)
+    for served in ("first", "second"):
+        token = current.set(Request(served))
+        for n in range(LINES_MAX + 2 if served == "first" else 1):
+            log.info(f"{served}: %s", n)
+        current.reset(token)
+        now += WINDOW_SECONDS
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(lines) == LINES_MAX + 2
+    assert all(line["event"].startswith(line["request"]) for line in lines)
 
 
 def test_a_level_leaves_out_what_is_below_it_and_libraries_tell_no_details() -> None:

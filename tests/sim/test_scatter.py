@@ -12,7 +12,7 @@ import pytest
 from needle.routing.shard_map import initial_map, uncovered
 from needle.routing.strategy import RANGE
 from proof.checkers.replay import LogModel, ModelDocument
-from proof.checkers.scatter import ScatterSeen, check_scatter
+from proof.checkers.scatter import ScatterSeen, check_by_maps, check_scatter
 from proof.checkers.violation import Violation
 
 MAP = initial_map(RANGE, 2, boundaries=["m"])
@@ -117,3 +117,17 @@ def test_each_group_has_its_nearest() -> None:
     ):
         with pytest.raises(Violation, match=what):
             grouped(**changed)
+
+
+def by_maps(**changed: Any) -> None:
+    seen = msgspec.structs.replace(SEEN, epoch=-1, **changed)
+    check_by_maps(models(), {1: MAP}, lambda shard, _: MAP.ranges(shard), str.encode, seen, "l2")
+
+
+def test_an_answer_of_nobody_needs_no_map_that_was() -> None:
+    """A client that knew an old ring asked, and no shard answered in time: seed 80132."""
+    nobody = {"hits": [], "applied": {}, "partial": True, "missing": (0, 1), "gaps": [(b"", None)]}
+    by_maps(**nobody)
+    for wrong in ({"partial": False}, {"hits": BEFORE}, {"applied": {0: 4}}, {"gaps": [(b"", b"m")]}):
+        with pytest.raises(Violation, match="which never was"):
+            by_maps(**{**nobody, **wrong})

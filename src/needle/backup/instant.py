@@ -34,7 +34,7 @@ from needle.backup.format import (
     manifest_name,
 )
 from needle.backup.replaying import Place, Replay, Replayed
-from needle.backup.restoring import Progress, Restored, restore
+from needle.backup.restoring import Progress, Restored, check_free, restore
 from needle.backup.scratch import scratch_directory
 from needle.backup.store import Before, DirectoryStore, Store
 from needle.base.decoding import routed_metadata
@@ -85,6 +85,8 @@ async def restore_at(
         raise InvalidArgument("give one of at and index", field="at")
     with scratch_directory(scratch) as directory:
         made = Making(store, directory, told)
+        names = await around.blocking(made.names, at, dict(indexes or {}), archive)
+        await check_free(client, names, timeout)
         backup = await around.blocking(made.run, at, dict(indexes or {}), archive)
         return await restore(
             client, Before(made.local, store), backup, indexes=index_files, timeout=timeout, progress=progress,
@@ -98,6 +100,11 @@ class Making:
     def __init__(self, store: Store, directory: Path, told: Told = lambda _: None) -> None:
         self._store, self._directory, self._told = store, directory, told
         self.local = DirectoryStore(directory / "backup", durable=False)
+
+    def names(self, at: int | None, indexes: dict[int, int], archive: str | None) -> list[str]:
+        """Of the collections that the catalog had there."""
+        topology, _ = self._topology(chosen(self._store, founding_of(archive)), at, indexes)
+        return [one.spec.name for one in topology.collections]
 
     def run(self, at: int | None, indexes: dict[int, int], archive: str | None) -> str:
         """The id of the backup, the same for the same place."""

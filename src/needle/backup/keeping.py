@@ -45,6 +45,8 @@ PRUNING: Final = "pruning/"
 MARK_SECONDS: Final = 3600.0
 """A mark that was not renewed for so long is of somebody who is dead."""
 RENEW_SECONDS: Final = 60.0
+HOURS_MAX: Final = 1_000_000
+"""More than a hundred years."""
 DELETES: Final = 500
 """After so many it is looked again whether nobody took the mark for dead."""
 _PARTIAL: Final = rf"{re.escape(PARTIAL)}-[0-9a-f]{{8}}"
@@ -148,11 +150,15 @@ def verify(
 
     Of archives the entries are applied again on the archived states, and compared with every digest that was recorded.
     checksums_only: not that, only each file's checksum, and whether entries are missing. scratch: a directory with room
-    for twice the largest shard, for archives. told: of what is done. Blocking. Raises InvalidArgument for archives
-    without the whole package, DiskFull and DiskFailed of the scratch directory."""
+    for twice the largest shard, for archives. told: of what is done. Blocking. Raises InvalidArgument for a
+    target with nothing to verify, and for archives without the whole package, DiskFull and DiskFailed of the scratch
+    directory."""
     known: dict[str, int] = {}
     problems: list[str] = []
     ids = backup_ids(store) if backup is None else [backup]
+    archived = backup is None and bool(clusters(store))
+    if not ids and not archived:  # a disk that is not mounted must not look whole
+        raise InvalidArgument("there is no backup and no archive at this target", field="target")
     for one in ids:
         try:
             manifest = read_manifest(store, one)
@@ -164,7 +170,7 @@ def verify(
     if backup is None:
         problems += (f"archive: {problem}" for problem in check_archives(store, known))
     compared: list[ComparedShard] = []
-    if backup is None and not checksums_only and clusters(store):
+    if archived and not checksums_only:
         with scratch_directory(scratch) as directory:
             for shard, differing in compare_archives(store, directory, told):
                 compared.append(shard)
@@ -287,8 +293,8 @@ async def prune(
         raise InvalidArgument("say how many backups, or how many hours of the archive, stay", field="keep")
     if keep is not None and keep < 1:
         raise invalid("keep", keep, "1 or more")
-    if archive_hours is not None and not archive_hours > 0:
-        raise invalid("archive_hours", archive_hours, "more than 0")
+    if archive_hours is not None and not 0 < archive_hours <= HOURS_MAX:
+        raise invalid("archive_hours", archive_hours, f"more than 0, at most {HOURS_MAX:,}")
     before = None if archive_hours is None else around.micros() - int(archive_hours * 3.6e9)
     if keep is not None:
         await around.blocking(newest, store)  # before there is a mark: where no backup is nothing is changed

@@ -140,11 +140,7 @@ class _Restoring:
             if found is None:
                 continue
             if found.spec != one.spec or await self._client.count(collection=one.spec.name, timeout=self._timeout):
-                raise CollectionExists(
-                    f"this cluster has a collection {one.spec.name} already, with documents or made otherwise than the "
-                    "backup's: restore into a new cluster, or drop it first",
-                    collection=one.spec.name,
-                )
+                raise _in_the_way(one.spec.name)
 
     async def _fill(self, collection: CollectionBackup) -> None:
         """Write all that is not noted yet."""
@@ -315,3 +311,23 @@ async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> int:
     except* NeedleError as errors:
         raise errors.exceptions[0] from None
     return sum(task.result() for task in tasks)
+
+
+async def check_free(client: Client, names: Iterable[str], timeout: float) -> None:
+    """Raises CollectionExists for a collection of these that has documents, unless a restore goes on here: to be told
+    before an archive is read, which takes long."""
+    now = await client.refresh_topology(confirmed=True, timeout=timeout)
+    there = {one.spec.name for one in now.collections}
+    if any(name.startswith(MARK) for name in there):
+        return
+    for name in sorted(there & set(names)):
+        if await client.count(collection=name, timeout=timeout):
+            raise _in_the_way(name)
+
+
+def _in_the_way(name: str) -> CollectionExists:
+    return CollectionExists(
+        f"this cluster has a collection {name} already, with documents or made otherwise than the backup's: restore "
+        "into a new cluster, or drop it first",
+        collection=name,
+    )

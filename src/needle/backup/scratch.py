@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from needle.base.errors import invalid
 from needle.base.file_errors import os_failure
 
 PREFIX: Final = "needle-scratch-"
@@ -27,6 +28,8 @@ def scratch_directory(where: str | None) -> Iterator[Path]:
     """An empty directory in `where` (None: the system's for temporary files), that is gone afterwards; before, those go
     whose command was killed. Raises DiskFull, DiskFailed, also for what is done in it."""
     parent = Path(where or tempfile.gettempdir())
+    if not parent.is_dir():
+        raise invalid("scratch", str(parent), "a directory that is there")
     try:
         remove_left(parent)
         lock, handle = _claimed(parent)

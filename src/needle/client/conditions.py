@@ -93,7 +93,7 @@ def conditions(
         if view.status is None and not view.lost and view.node not in leaving
     ]
     found += _lost_conditions(views)
-    found += _lag_conditions(views, named)
+    found += _lag_conditions(views, named, maintenance=maintenance)
     found += _held_conditions(views, named)
     found += [
         holds("NeedleRecallLow", f"{named}{name}: {share:.0%} of what is nearest, by {view.node}", WIDER)
@@ -153,11 +153,14 @@ def _lost_conditions(views: Sequence[NodeView], but: Collection[str] = ()) -> li
     ]
 
 
-def _lag_conditions(views: Sequence[NodeView], named: str, only: Collection[str] | None = None) -> list[Condition]:
+def _lag_conditions(
+    views: Sequence[NodeView], named: str, only: Collection[str] | None = None, maintenance: Collection[str] = ()
+) -> list[Condition]:
+    """only: those nodes, all if None. A node that is stopped in maintenance is no wonder, and told of as one."""
     leader = leader_of(views)
     found: list[Condition] = []
     for peer in leader.peers if leader is not None else []:
-        if only is not None and peer.id not in only:
+        if (only is not None and peer.id not in only) or (peer.id in maintenance and not peer.recently_active):
             continue
         subject = f"{named}{peer.id} is {peer.lag_entries} entries, {peer.lag_ms / 1000:.1f} s behind"
         if leader is not None and not peer.match_index and not peer.recently_active:

@@ -70,4 +70,6 @@ def _weighed(node: NodeId, weight: float | None) -> WeighNode:
 def _zoned(node: NodeId, zone: str | None) -> ZoneNode:
     if zone is not None and not isinstance(zone, str):
         raise invalid("zone", zone, "text, or None")
+    if zone is not None and not zone.isprintable():  # people read it in tables
+        raise invalid("zone", zone, "printable characters")
     return ZoneNode(values.check_id(node, "node"), zone)

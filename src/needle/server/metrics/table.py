@@ -44,8 +44,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "multiraft/status.py", "raft_replication_lag"),
         gauge("raft_replication_lag_seconds", "shard follower", SECONDS, "Age of the oldest entry that a replica "
               "lacks; on the leader.", "multiraft/lag.py"),
-        gauge("needle_replication_lag_ms", "shard follower", "milliseconds", "The same in milliseconds.",
-              "multiraft/lag.py", "needle_replication_lag_ms"),
+        gauge("needle_replication_lag_ms", "shard follower", "milliseconds", "The same in milliseconds; a follower "
+              "that is stopped in maintenance is left out.", "multiraft/lag.py", "needle_replication_lag_ms"),
         gauge("raft_lease_seconds", "shard", SECONDS, "What is left of the leader's lease; 0 without one.",
               "raft/lease.py"),
         gauge("needle_shard_leader", "shard node", "", "1 on the node that leads.", "multiraft/status.py",

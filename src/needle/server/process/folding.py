@@ -78,7 +78,8 @@ class FoldingHandler(logging.StreamHandler[TextIO]):
             return
         # As the last of them, so that it is found where they are: by its shard, its kind and its logger.
         folded = logging.makeLogRecord(last.__dict__)
-        folded.msg = f"{text} (and {lines - LINES_MAX - 1} more like this in {now - since:.0f} s)"
+        more = lines - LINES_MAX - 1
+        folded.msg = f"{text} (and {more} more like this in {now - since:.0f} s)" if more else text
         folded.args, folded.exc_info, folded.exc_text = (), None, None
         folded.__dict__["folded"] = lines - LINES_MAX
         super().emit(folded)

@@ -42,12 +42,12 @@ def write_logs(node_id: str, config: LogConfig, stream: TextIO, clock: Callable[
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
-        _of_request,
         _cut,
         *((named,) if as_json else ()),
     ]
     renderer = structlog.processors.JSONRenderer(sort_keys=True) if as_json else _text
     handler = FoldingHandler(stream, clock)
+    handler.addFilter(_of_request)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=chain,
@@ -61,15 +61,16 @@ def write_logs(node_id: str, config: LogConfig, stream: TextIO, clock: Callable[
     logging.getLogger("needle").setLevel(level)
 
 
-def _of_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Which request the line belongs to. Raft's lines belong to none: its turns serve all, whoever has them begun."""
+def _of_request(record: logging.LogRecord) -> bool:
+    """Put down which request the line belongs to, now: a folded one is written while another is served. Raft's lines
+    belong to none: its turns serve all, whoever has them begun."""
     request = current.get()
-    if request is None or request.over or event["logger"].startswith("needle.multiraft"):
-        return event
+    if request is None or request.over or record.name.startswith("needle.multiraft"):
+        return True
     for name, value, none in (("request", request.id, ""), ("shard", request.shard, -1), ("term", request.term, -1)):
         if value != none:
-            event.setdefault(name, value)
-    return event
+            record.__dict__.setdefault(name, value)
+    return True
 
 
 def _cut(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
