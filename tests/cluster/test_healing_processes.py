@@ -77,3 +77,35 @@ async def test_the_replicas_of_a_node_that_is_gone_are_rebuilt_and_it_is_told_wh
         await processes.create(2, 3)  # waits for nodes that start slowly
         async with processes.connect() as client:
             await _rebuilt_elsewhere(processes, client)
+
+
+@pytest.mark.alone
+async def test_a_node_that_dies_while_it_takes_the_place_of_a_dead_one_is_replaced_too(tmp_path: Path) -> None:
+    """The rebalance waited for it for good, beside a node that had nothing to do."""
+    processes = ShardedProcesses(tmp_path, nodes=5, replace_after=SOON, replace_throttle=600.0)
+    async with processes:
+        await processes.create(1, 3)
+        async with processes.connect() as client:
+            await healthy(client)
+            await client.create_collection("default", dimensions=8, metric="l2")
+            await client.insert_batch(ids=[f"doc-{n}" for n in range(400)], vectors=ROWS, timeout=30)
+            before = await client.refresh_topology(confirmed=True)
+            leader = await client.catalog_leader()
+            held = before.shards[0].wanted
+            processes.kill(next(name for name in held if name != leader))
+
+            async def copying() -> str | None:
+                """The node that is to hold the shard, and rests for minutes while it fetches it."""
+                now = await client.refresh_topology(confirmed=True)
+                new = [name for name in now.shards[0].wanted if name not in held]
+                return new[0] if new else None
+
+            target = await wait_for(copying, 60, "a node for the dead one's replica")
+            processes.kill(target)
+
+            async def whole() -> bool:
+                now = await client.refresh_topology(confirmed=True)
+                return target not in now.shards[0].wanted and bool(set(now.shards[0].wanted) - set(held))
+
+            await wait_for(whole, 60, "another node for the one that died")
+            assert {f"doc-{n}" for n in range(400)} == {hit.id for hit in await client.search(ROWS[0], 999, exact=True)}
