@@ -28,7 +28,7 @@ def test_a_lost_node_is_replaced_through_the_commands(tmp_path: Path, run: Run) 
         until(lambda: "50" in run("insert", str(tmp_path / "documents.jsonl"), *at, expect=None))
 
         assert "nodes of this cluster: node-1, node-2" in run("shard", "replicas", "0", "node-9", *at, expect=1)
-        assert "shard = 7" in run("shard", "replicas", "7", "node-1", *at, expect=1)
+        assert "SHARD = 7" in run("shard", "replicas", "7", "node-1", *at, expect=1)
         assert "or catalog" in run("shard", "replicas", "first", "node-1", *at, expect=1)
 
         before = nodes()

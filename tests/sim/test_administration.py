@@ -77,7 +77,7 @@ class Cluster:
             observer=SimpleNamespace(rotten=rotten),
         )
         holders = SimpleNamespace(wanted=names, assigned=1)
-        now = SimpleNamespace(holders=lambda group: holders)
+        now = SimpleNamespace(holders=lambda group: holders, replicas=0)
         truth: Any = SimpleNamespace(
             groups=lambda: [1],
             wanted=lambda group: list(names),

@@ -853,12 +853,14 @@ class SyncClient:
         shard: int | None,
         nodes: Iterable[NodeId],
         *,
+        wait: bool = ...,
         timeout: Seconds = ...,
     ) -> None: ...
     def set_catalog_nodes(
         self,
         nodes: Iterable[NodeId],
         *,
+        wait: bool = ...,
         timeout: Seconds = ...,
     ) -> None: ...
     def plan_everywhere(
