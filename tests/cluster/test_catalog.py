@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.catalog_util import create, entry, node, spec, topology
+from needle.base.access import Role
 from needle.base.errors import (
     CollectionExists,
     CorruptDocuments,
@@ -22,6 +24,7 @@ from needle.base.errors import (
     UnsupportedFormat,
 )
 from needle.base.model import CollectionSpec, IndexParams, Metric, WriteResult
+from needle.catalog import keys
 from needle.catalog.machine import IMAGE_NAME, CatalogMachine
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (
@@ -34,6 +37,7 @@ from needle.protocol.catalog_commands import (
     CreateCollection,
     DropCollection,
     FinishMove,
+    Identity,
     MaintainNode,
     RegisterNode,
     RemoveAlias,
@@ -44,6 +48,7 @@ from needle.protocol.catalog_commands import (
     decode,
     encode,
 )
+from needle.protocol.key_commands import CreateKey
 from needle.routing.leadable import LEADABLE
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import HASH
@@ -418,3 +423,23 @@ def test_a_damaged_catalog_is_found_and_a_snapshot_mends_it(tmp_path):
         for suffix in ("-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
     assert seen > 5
+
+
+def test_a_refusal_in_other_words_is_no_other_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of two releases remember what they answered in their own words: it was told of as divergence."""
+
+    def digest(name: str) -> str | None:
+        (tmp_path / name).mkdir()
+        machine = CatalogMachine(str(tmp_path / name))
+        refused = CreateKey("a", bytes(32), Role.ADMIN, ["books"])
+        commands = [encode(create()), encode(refused, Identity(7, 1))]
+        for index, data in enumerate(commands, 1):
+            machine.apply([SimpleNamespace(index=index, term=1, data=data, conf=None)])
+        machine.close()
+        machine = CatalogMachine(str(tmp_path / name))
+        machine.close()
+        return machine.compared.at(2)
+
+    first = digest("first")
+    monkeypatch.setattr(keys, "UNBOUND", {**keys.UNBOUND, Role.ADMIN: "an administrator's"})
+    assert first is not None and digest("second") == first

@@ -4,6 +4,7 @@ operators pause and resume; the rebalance comes to the same end, by legal steps 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
@@ -954,3 +955,45 @@ def test_it_says_for_how_long_what_it_carries_out_has_waited() -> None:
         waiting.look(seen, leads, 10.0 * at)
         said.append(waiting.seconds(10.0 * at + 5))
     assert said == [None, 0.0, 5.0, 15.0, 0.0, 5.0, None, 5.0, None]
+
+
+def test_nothing_is_given_up_and_nothing_said_of_it_while_a_rebalance_is_paused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It said so in each round."""
+
+    async def work() -> None:
+        made = world(documents=400, shards=1, nodes=3)
+        for number in (4, 5):
+            join(made, info(number))
+        made.dead = {"node-2"}
+        paper = Paper(made, random.Random(1))
+        paper.silent, paper.due, made.index = made.dead, ("node-2",), made.index + 1
+        wish = Wish(lost=("node-2",), balance=False)
+        made.topology = execute(made.topology, made.index, StartRebalance(wish, RebalanceConfig()))[0]
+        coordinator = paper.coordinator()
+        await coordinator._round()
+        (first,) = next(move for move, _ in paper.started if move.group == 1).added
+        job = made.topology.rebalance
+        assert job is not None
+        made.topology = msgspec.structs.replace(
+            made.topology, rebalance=msgspec.structs.replace(job, state=JobState.PAUSED)
+        )
+        paper.silent |= {first}
+        paper.due = ("node-2", first)
+        running = paper.job.running
+        for _ in range(5):
+            await coordinator._round()
+        assert paper.job.running == running
+        told = [line for line in caplog.messages if "given up" in line]
+        assert told == []
+        made.topology = msgspec.structs.replace(
+            made.topology, rebalance=msgspec.structs.replace(paper.job, state=JobState.RUNNING)
+        )
+        for _ in range(3):
+            await coordinator._round()
+        given_up = [line for line in caplog.messages if "given up" in line]
+        assert given_up and len(given_up) == len(set(given_up))
+
+    caplog.set_level(logging.INFO)
+    _run(work())

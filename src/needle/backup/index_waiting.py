@@ -25,10 +25,11 @@ async def wait_indexed(
     timeout: float = 30.0,
     around: Around = REAL,
 ) -> None:
-    """Wait until all documents of these collections are searched by index files, but for so few that none is built of
-    them. progress: told how many are, of how many. timeout: seconds for one call. A collection that is dropped is not
-    waited for. Raises what will not pass by itself; it ends by nothing but that index files are built."""
-    wanted = set(collections)
+    """Wait until as many documents of these collections are searched by index files as there are now, but for so few
+    that none is built of them; of what is written meanwhile some always wait. progress: told how many are, of how many.
+    timeout: seconds for one call. A collection that is dropped is not waited for. Raises what will not pass by
+    itself; it ends by nothing but that index files are built."""
+    wanted, there = set(collections), -1
     while True:
         try:
             found = await client.describe_collections(timeout=timeout)
@@ -39,6 +40,7 @@ async def wait_indexed(
             sizes = [one.size for one in found if one.name in wanted and one.size is not None]
             documents, waiting = sum(one.documents for one in sizes), sum(one.index.waiting for one in sizes)
             progress(max(0, documents - waiting), documents)
-            if not waiting:
+            there = documents if there < 0 else there
+            if documents - waiting >= there:
                 return
         await around.rest(LOOK_SECONDS)

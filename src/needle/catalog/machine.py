@@ -119,7 +119,7 @@ class CatalogMachine:
             raise CorruptDocuments(f"{self._path} is damaged: the catalog fails its checksum", path=self._path)
         self._state = self._decode(rows[_STATE], self._path) if _STATE in rows else _State()
         if _STATE in rows:  # as this release writes it, whoever wrote it
-            self.compared.note(self._state.index, _sum(msgspec.msgpack.encode(self._state)).hex())
+            self.compared.note(self._state.index, _digest(self._state, msgspec.msgpack.encode(self._state)))
 
     # --- what the rest of the node reads -----------------------------------------------------------------------------
     @property
@@ -232,7 +232,7 @@ class CatalogMachine:
             found = _sum(data)
             self._db.execute("INSERT OR REPLACE INTO catalog VALUES (?, ?), (?, ?)", (_STATE, data, _SUM, found))
         self._state = state
-        self.compared.note(state.index, found.hex())
+        self.compared.note(state.index, _digest(state, data))
 
     @contextmanager
     def _exclusive(self, *, installing: bool = False) -> Iterator[None]:
@@ -263,6 +263,20 @@ def _says_read_only(path: str) -> bool:
     with open(path, "rb") as file:
         header = file.read(20)
     return len(header) == 20 and header[18] not in (1, 2)
+
+
+def _digest(state: _State, data: bytes) -> str:
+    """What replicas compare, of a state and its bytes. Releases put a refusal in other words, and that makes no
+    difference."""
+    answers = state.executed.answers
+    if any(answer.message for answer in answers.values()):
+        told = {
+            nonce: msgspec.structs.replace(answer, message="") if answer.message else answer
+            for nonce, answer in answers.items()
+        }
+        executed = msgspec.structs.replace(state.executed, answers=told)
+        data = msgspec.msgpack.encode(msgspec.structs.replace(state, executed=executed))
+    return _sum(data).hex()
 
 
 def _sum(data: bytes) -> bytes:

@@ -285,6 +285,7 @@ def _indexes(given: list[str]) -> dict[int, int]:
 
 
 def _percent(done: int, of: int) -> str:
+    done = min(done, of) if of else done  # what is looked through again is counted again
     return f"{done} of {of} documents ({100 * done // max(1, of)} %)"
 
 
@@ -352,21 +353,21 @@ def restore(
                 total=counting.total,
             )  # fmt: skip
 
-    async def all_of_it(client: needle.Client) -> tuple[backups.Restored, float]:
+    async def all_of_it(client: needle.Client) -> float:
         done = await work(client)
         seconds = time.perf_counter() - started
-        if not json:
+        if json:
+            print_json({**msgspec.structs.asdict(done), "seconds": round(seconds, 3)})
+        else:
             what = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
             _told_of(done, what, seconds)
         if wait_index:
             with _shown(json) as shown:
                 await backups.wait_indexed(client, done.digests, timeout=timeout, progress=_Counting(shown).indexed)
-        return done, seconds
+        return seconds
 
-    done, seconds = run(cluster, all_of_it)
-    if json:
-        print_json({**msgspec.structs.asdict(done), "seconds": round(seconds, 3)})
-    elif wait_index:
+    seconds = run(cluster, all_of_it)
+    if wait_index and not json:
         waited = time.perf_counter() - started - seconds
         notes.print(f"searches are as fast as before, {waited:.1f} s later", markup=False)
 

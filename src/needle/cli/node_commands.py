@@ -31,6 +31,7 @@ from needle.cli.rebalance_commands import (
     show_plan,
     show_progress,
 )
+from needle.client.everywhere import without
 from needle.client.replacing import not_replaced
 from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
 from needle.routing.plans import Plan, Wish
@@ -182,10 +183,11 @@ def remove(
             raise InvalidArgument(f"{node} is no node of this cluster; nodes are {', '.join(now.addresses())}")
         holds = known.state is not NodeState.REMOVED and (now.hosted_by(node) or node in now.catalog)
         if dry_run and fewer_replicas:
-            show_moves(await client.plan_fewer_replicas(node), json, AT_ONCE, f"then {node} is forgotten")
+            found = await client.plan_fewer_replicas(node) if holds else []
+            show_moves(found, json, AT_ONCE, f"then {node} is forgotten")
             return
         if dry_run:
-            plan = await client.plan_rebalance(await _without(client, node))
+            plan = await client.plan_rebalance(await without(client, node))
             show_plan(plan, json, config)
             if holds and _emptying_now(now, node) is None:
                 check_over(now.rebalance)
@@ -220,15 +222,6 @@ def _emptying_now(now: Topology, node: NodeId) -> int | None:
     return job.id if to_go or node in job.wish.lost else None
 
 
-async def _without(client: needle.Client, node: NodeId) -> Wish:
-    """That a node holds nothing: of one that does not answer, others get the replicas."""
-    try:
-        await client.describe_node(node, timeout=ASK_SECONDS)
-    except NeedleError:
-        return Wish(lost=(node,), balance=False)
-    return Wish(drain=(node,), balance=False)
-
-
 def _check_taken(node: NodeId, plan: Plan) -> None:
     if plan.unmet:
         why = "; ".join(plan.unmet)
@@ -237,7 +230,7 @@ def _check_taken(node: NodeId, plan: Plan) -> None:
 
 async def _emptying(client: needle.Client, node: NodeId, config: RebalanceConfig) -> int:
     """Have others take over what a node holds; the rebalance that does. Raises Unavailable if they cannot."""
-    wish = await _without(client, node)
+    wish = await without(client, node)
     _check_taken(node, await client.plan_rebalance(wish))
     return await (client.start_rebalance(config, wish=wish) if wish.lost else client.drain_node(node, config))
 

@@ -21,7 +21,7 @@ from needle.catalog.planning.commands import AT_ONCE
 from needle.catalog.planning.running import Seen, now_running
 from needle.catalog.state import execute
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, notes, print_json, run
-from needle.cli.rebalance_commands import LOOK_SECONDS, DryRun, NoWait, show_moves
+from needle.cli.rebalance_commands import LOOK_SECONDS, DryRun, show_moves
 from needle.cli.shard_commands import ShardOrCatalog, which_shard
 from needle.client.replacing import with_size
 from needle.protocol.catalog_commands import AssignReplicas
@@ -40,7 +40,9 @@ def replicas(
         list[str], typer.Argument(metavar="NODE...", help="All nodes that hold it from now on, preferred leader first.")
     ],
     dry_run: DryRun = False,
-    no_wait: NoWait = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Return once it is decided; `needle status` shows how far it is.")
+    ] = False,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait until they hold it.")] = 600.0,
     json: Json = False,

@@ -65,4 +65,8 @@ def _show(cluster: str, timeout: float, json: bool) -> None:
         return
     typer.echo(now.replication_factor)
     for shard, count in others.items():
-        notes.print(f"shard {shard} has {count}: `needle rebalance` changes that where it can", markup=False)
+        if now.replicas or count < now.replication_factor:
+            what = "`needle rebalance` changes that where it can"
+        else:  # nobody has said a number: see the planner
+            what = f"plans keep them; `needle cluster replication-factor {count}` says so for all"
+        notes.print(f"shard {shard} has {count}: {what}", markup=False)

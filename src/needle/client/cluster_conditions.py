@@ -45,6 +45,8 @@ from needle.client.health import (
 )
 from needle.protocol.peer_calls import ClockLevels, FlushLevels, MemoryRoom, WhoAnswer
 from needle.routing.gone import too_many
+from needle.routing.jobs import JobState
+from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import CATALOG
 from needle.routing.replication import catalog_size, taking
 from needle.routing.stats import imbalance
@@ -174,6 +176,21 @@ def who_replaces(topology: Topology, silent: Collection[NodeId]) -> str:
     return "bring its nodes back, or `needle node replace` them; after replace_after the cluster does"
 
 
+MORE = (
+    "`needle rebalance` gives it more, if there are nodes for them; if so few are meant, `needle cluster "
+    "replication-factor` says so"
+)
+RESUME = "its new replica is not copied while the rebalance is paused: `needle rebalance --resume`"
+
+
+def _paused(topology: Topology) -> set[int]:
+    """Shards whose replicas a rebalance moves that is paused."""
+    job = topology.rebalance
+    if job is None or job.state is not JobState.PAUSED:
+        return set()
+    return {one.move.group - 1 for one in job.running if isinstance(one.move, MoveReplicas)}
+
+
 def of_shards(
     topology: Topology, health: ClusterHealth, replicas: Sequence[ReplicaStatus], lacking: str
 ) -> list[Condition]:
@@ -190,16 +207,15 @@ def of_shards(
             maintenance=resting,
         )
     ]
+    paused = _paused(topology)
     for number in health.under_replicated:
         shard, info = health.shards[number], topology.shards[number]
         fewer = not_wanted(info, topology.replication_factor)
         if shard.leader is not None:
             count = len(info.wanted) + fewer
             subject = f"shard {number} has {count - shard.missing_replicas} of {count} replicas"
-            remedy = "`needle rebalance` gives it more, if there are nodes for them"
-            found.append(
-                holds("NeedleUnderReplicated", subject, remedy if fewer == shard.missing_replicas else lacking)
-            )
+            remedy = MORE if fewer == shard.missing_replicas else lacking
+            found.append(holds("NeedleUnderReplicated", subject, RESUME if number in paused else remedy))
     return found
 
 

@@ -18,6 +18,7 @@ from needle.client.replacing import with_size
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand, SetReplication
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import REPLICAS_MAX, Plan, Wish
+from needle.routing.replication import taking
 from needle.routing.stats import RebalanceStats
 from needle.routing.topology import NodeState, Topology
 
@@ -116,8 +117,9 @@ async def raise_factor(client: Operator, decisions: Sequence[AssignReplicas]) ->
     """Where an operator has said how many replicas there are to be, a later plan would take the new ones back."""
     now = await client.refresh_topology(confirmed=True, timeout=ASK_SECONDS)
     count = min((len(one.after) for one in decisions if one.group != CATALOG_GROUP), default=0)
-    if now.replicas and count > now.replicas:
-        await client.change_catalog(SetReplication(min(count, REPLICAS_MAX)), timeout=ASK_SECONDS)
+    count = min(count, len(taking(now)))  # others, as one that is to be emptied, keep what they have
+    if now.replicas and now.replicas < count <= REPLICAS_MAX:
+        await client.change_catalog(SetReplication(count), timeout=ASK_SECONDS)
 
 
 async def carry_out(client: Operator, decisions: Sequence[AssignReplicas], timeout: float) -> list[int]:

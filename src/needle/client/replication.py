@@ -61,4 +61,4 @@ def not_replicated(now: Topology, replicas: int, plan: Plan) -> str:
     """Why a replication factor would not be set, "" if it would: shards that are to get replicas must get them. What is
     left of a plan that only takes some away is no reason."""
     grows = any(len(info.wanted) < replicas for info in now.serving)
-    return plan.missing(unmet=True) if grows and plan.unmet else ""
+    return plan.missing(unmet=True, waiting=True) if grows and (plan.unmet or plan.waiting) else ""

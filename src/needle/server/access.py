@@ -26,8 +26,8 @@ NO_KEY: Final = (
     "or the header Authorization: Bearer"
 )
 WRONG_KEY: Final = (
-    "this API key is none that this node knows: it was revoked, or never made (an admin makes another with `needle keys "
-    "create`), or the node has lost its data directory, or has not joined the cluster yet"
+    "this API key is none that this node knows: it was revoked, or never made (an admin makes another with "
+    "`needle keys create`), or the node has lost its data directory, or has not joined the cluster yet"
 )
 NO_SECRET: Final = (
     "nodes of this cluster must prove that they know its secret: give this node the setting cluster_secret of the "

@@ -358,6 +358,7 @@ class Coordinator:
                 return  # somebody else has changed it since
             if move is not None:
                 tell(REBALANCE_STEP, rebalance=job.id, step=move.in_words())
+            self._refused.tell(give_up, running)
             if now.over:
                 why = now.why or f"{now.moved_bytes} bytes moved"
                 tell(REBALANCE_ENDED, rebalance=now.id, state=now.state, why=why)

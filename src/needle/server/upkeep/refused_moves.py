@@ -23,6 +23,7 @@ class RefusedMoves:
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
+        self._why: dict[int, str] = {}
 
     def look(
         self, running: Sequence[Running], seen: Seen, stats: ClusterStats, gone: Collection[NodeId], now: float
@@ -31,12 +32,14 @@ class RefusedMoves:
         cluster does without. now: seconds."""
         found = refused(running, seen, {one.node for one in stats.nodes if one.tight})
         self._since = {id_: self._since.get(id_, now) for id_ in found}
-        late = frozenset(id_ for id_, since in self._since.items() if now - since >= PATIENCE_SECONDS)
-        for one in running:
-            if one.id in late:
-                log.info("%s is given up and planned anew: %s is short of memory", one.move.in_words(), found[one.id])
+        late = [id_ for id_, since in self._since.items() if now - since >= PATIENCE_SECONDS]
+        why = {id_: f"{found[id_]} is short of memory" for id_ in late}
         lost = gone_for_good(running, seen, gone)
+        self._why = why | {id_: f"{node} is gone for long" for id_, node in lost.items()}
+        return frozenset(self._why)
+
+    def tell(self, given_up: int, running: Sequence[Running]) -> None:
+        """A move of the last look was given up."""
         for one in running:
-            if one.id in lost:
-                log.info("%s is given up and planned anew: %s is gone for long", one.move.in_words(), lost[one.id])
-        return late | lost.keys()
+            if one.id == given_up in self._why:
+                log.info("%s is given up and planned anew: %s", one.move.in_words(), self._why[given_up])
