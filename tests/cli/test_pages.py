@@ -17,9 +17,9 @@ PROMETHEUS_ONLY = {"NeedleNodeNotScraped", "NeedleClusterNotScraped"}
 ALERTS_ELSEWHERE = {
     ("NeedleArchiveBehind", "needle backup archive"): "tests/cli/test_tutorial.py, which runs the tutorial",
     ("NeedleBackupTooOld", "needle backup forget"): "as in NeedleArchiveBehind",
-    ("NeedleUnderReplicated", "needle cluster replication-factor"): "by test_replication.py",
-    ("NeedleUnderReplicated", "needle rebalance --resume"): "by test_rebalancing.py",
-    ("NeedleReplicasNotInPlace", "needle rebalance --resume"): "by test_rebalancing.py",
+    ("NeedleUnderReplicated", "needle cluster replication-factor"): "test_replication.py",
+    ("NeedleUnderReplicated", "needle rebalance --resume"): "test_operations_page.py",
+    ("NeedleReplicasNotInPlace", "needle rebalance --resume"): "test_operations_page.py",
     ("NeedleClusterNotScraped", "needle recover"): "tests/cluster/test_recover.py",
     ("NeedleLogNearlyFull", "needle node replace"): "as in NeedleUnderReplicated",
     ("NeedleReplicaDivergence", "needle node replace"): "the section says not to",
