@@ -14,7 +14,7 @@ from needle.backup.archive_reading import bases_of, chunks_of, read_base, read_c
 from needle.backup.keeping import Verified, verify
 from needle.backup.replaying import Replay
 from needle.backup.store import DirectoryStore
-from needle.base.errors import DiskFailed
+from needle.base.errors import InvalidArgument
 from needle.protocol import commands
 from needle.routing.topology import Topology
 from shard.replica_util import put
@@ -124,5 +124,5 @@ async def test_no_vector_is_in_memory(tmp_path: Path) -> None:
 
 async def test_a_scratch_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     _, store = await archived(tmp_path)
-    with pytest.raises(DiskFailed, match="/absent"):
+    with pytest.raises(InvalidArgument, match="/absent"):
         verify(store, scratch=str(tmp_path / "absent"))
