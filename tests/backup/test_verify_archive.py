@@ -126,3 +126,18 @@ async def test_a_scratch_directory_that_is_not_there_is_named(tmp_path: Path) ->
     _, store = await archived(tmp_path)
     with pytest.raises(InvalidArgument, match="/absent"):
         verify(store, scratch=str(tmp_path / "absent"))
+
+
+async def test_a_state_is_compared_also_where_the_file_behind_it_is_damaged(tmp_path: Path) -> None:
+    """The damage was told, and the state was taken for proven by whoever put the damaged file aside."""
+    _, store = await archived(tmp_path)
+    states = bases_of(store, 7, 0)
+    index, name = states[2]
+    wrong = msgspec.structs.replace(read_base(store, name), files=read_base(store, states[1][1]).files)
+    store.put(name, encode(wrong))
+    [behind] = [one for one in chunks_of(store, 7, 0) if one.first == index + 1]
+    data = store.get(behind.name)
+    store.put(behind.name, data[:-1] + bytes([data[-1] ^ 1]))
+    problems = checked(store, tmp_path).problems
+    assert any(behind.name in problem for problem in problems)
+    assert any(f"its state at index {index} has digest" in problem for problem in problems)

@@ -63,9 +63,9 @@ class _Comparing:
     def run(self) -> ComparedShard:
         try:
             for index, name in bases_of(self._store, self._founding, self._shard):
-                if not self._tried(self._follow, index):
-                    self._end()  # what is damaged leads no further; the state is another beginning
-                self._tried(self._state, index, name)
+                whole = self._tried(self._follow, index)
+                if not self._tried(self._state, index, name, whole) and not whole:
+                    self._end()  # what is damaged leads no further
             self._tried(self._follow, None)
         finally:
             self._end()
@@ -98,22 +98,24 @@ class _Comparing:
             self._told(f"shard {self._shard}: applying its log, {self._chain.replica.applied_index()} to {upto}")
             self._chain.follow(index)
 
-    def _state(self, index: int, name: str) -> None:
-        """Compare it with what the entries before lead to, or begin with it."""
+    def _state(self, index: int, name: str, whole: bool) -> None:
+        """Compare it with what the entries before lead to, if they lead there. Begin with it if they do not, or if
+        behind it the archive is not whole."""
         base, chain = read_base(self._store, name), self._chain
         begun = self._begun(base)
         self._states += 1
-        if chain is None or chain.replica.applied_index() != index:
-            self._end()
-            self._chain = begun
-            return
-        found, here = begun.replica.digest(), chain.replica.digest()
-        self._close(begun)
-        if found != here:
-            self.problems.append(
-                f"shard {self._shard}: its state at index {index} has digest {found}, and the entries before it lead "
-                f"to {here}"
-            )
+        if chain is not None and chain.replica.applied_index() == index:
+            found, here = begun.replica.digest(), chain.replica.digest()
+            if found != here:
+                self.problems.append(
+                    f"shard {self._shard}: its state at index {index} has digest {found}, and the entries before it "
+                    f"lead to {here}"
+                )
+            if whole:
+                self._close(begun)
+                return
+        self._end()
+        self._chain = begun
 
     def _begun(self, base: Base) -> Replay:
         self._made += 1

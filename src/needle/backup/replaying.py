@@ -198,7 +198,11 @@ class Replay:
                 self._apply()
             if digest is not None:
                 self._compare(one.index, digest)
-            self._next = next(self._tape, None)
+            try:
+                self._next = next(self._tape, None)
+            except CorruptBackup:
+                self._apply()  # what was read whole leads up to the damage
+                raise
         self._apply()
 
     def _apply(self) -> None:

@@ -100,6 +100,7 @@ class HttpServer:
         if self._tls is None:
             await self._server.startup([self._socket])
         else:
+            # Uvicorn only closes what it finds there.
             self._server.servers = [self._listen_for_tls(self._socket, self._tls)]  # type: ignore[list-item]
 
     def _listen_for_tls(self, listening: socket.socket, door: TlsDoor) -> TlsListener:
@@ -167,7 +168,7 @@ class _Connection(HttpToolsProtocol):
     waiting_since: float | None = None
     """Since when no whole request of this connection is under way; None while one is."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
         self.leaving = set()
         if len(self.connections) > http_max() and not self._make_room():
@@ -318,8 +319,8 @@ class _Connection(HttpToolsProtocol):
         if self._head_timer is None:
             self._await_head()
         super().on_message_begin()
-        self.scope["needle.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
-        self.scope["needle.leaving"] = self.leaving  # type: ignore[typeddict-unknown-key]
+        self.scope["needle.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # ours
+        self.scope["needle.leaving"] = self.leaving  # type: ignore[typeddict-unknown-key]  # ours
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -331,7 +332,7 @@ class _Connection(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self._unanswered = [*self._unanswered, self.cycle]
-        self.scope["needle.cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
+        self.scope["needle.cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]  # ours
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)

@@ -189,4 +189,4 @@ class NodeState(Collector):
         others = {"caches": caches, "change_feeds": feeds, "requests": self._binary().held, "process": resident_bytes()}
         for part, size in {**parts, **others}.items():
             memory.add_metric([part], size)
-        return memory  # type: ignore[no-any-return]
+        return memory  # type: ignore[no-any-return]  # the library has no types
