@@ -16,6 +16,7 @@ from cluster.processes import ShardedProcesses, healthy
 from needle.client import Client
 from needle.connecting import system_caller
 from needle.local.process_cluster import wait_for
+from needle.protocol.catalog_commands import MaintainNode
 from needle.server.metrics.row import CLUSTER_LABEL
 from needle.server.metrics.table import BACKED_UP, METRICS, TLS
 from proof.plain_client import PlainClient
@@ -65,6 +66,7 @@ async def test_the_metrics_of_a_sharded_cluster_are_measurements(tmp_path: Path)
                 await _lag_is_seen(processes, client, stopped)
             finally:
                 processes.nodes[stopped].signal(signal.SIGCONT)
+            await client.exit_maintenance_mode(stopped, timeout=30)
             await wait_for(lambda: _healthy_everywhere(processes), 60, "health on all nodes after the pause")
 
 
@@ -172,3 +174,11 @@ async def _lag_is_seen(processes: ShardedProcesses, client: Client, stopped: str
 
     await wait_for(late, 60, "the paused follower's lag")
     assert (await scrape(processes, leader)).get("needle_cluster_healthy") == 0
+    await client.change_catalog(MaintainNode(stopped, on=True), timeout=30)  # planned work pages nobody
+
+    async def left_out() -> bool:
+        told = await scrape(processes, str((await client.health_check(timeout=1.0)).shards[0].leader))
+        seconds = told.get("raft_replication_lag_seconds", shard=0, follower=stopped) or 0.0
+        return seconds > 0.5 and told.get("needle_replication_lag_ms", shard=0, follower=stopped) is None
+
+    await wait_for(left_out, 30, "the lag of a node that is stopped in maintenance being left out")
