@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from cluster.catalog_util import topology
 from needle.base.ids import CATALOG_GROUP
 from needle.catalog.state import execute
-from needle.client.cluster_conditions import few_hold_the_catalog, of_nodes, uneven, who_replaces
+from needle.client.cluster_conditions import few_hold_the_catalog, of_nodes, of_shards, uneven, who_replaces
 from needle.client.health import ClusterHealth, ShardHealth
 from needle.protocol.catalog_commands import MaintainNode, StartRebalance, WeighNode
 from needle.protocol.peer_calls import ClockLevels, DiskRoom, FlushLevels, Levels, WhoAnswer
-from needle.routing.jobs import RebalanceConfig
+from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
+from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import Wish
 from needle.routing.topology import Holders
 
@@ -135,3 +137,19 @@ def test_a_slow_disk_and_one_that_hangs_are_told(flushes: FlushLevels | None, sa
 )
 def test_a_clock_of_another_rate_is_told(clock: ClockLevels | None, said: list[str]) -> None:
     assert of(levels=Levels(0, 1000, clock=clock)) == said
+
+
+@pytest.mark.parametrize(("state", "said"), [(JobState.PAUSED, "--resume"), (JobState.RUNNING, "bring it back")])
+def test_a_replica_that_waits_for_a_paused_rebalance_is_told_with_what_to_type(state: JobState, said: str) -> None:
+    """It said to bring back nodes that were all well."""
+    move = MoveReplicas(group=1, before=("node-1",), after=("node-1", "node-2"), documents=9, bytes=9)
+    job = Job(
+        id=1, wish=Wish(), config=RebalanceConfig(), state=state, running=(Running(id=2, move=move, nodes=("node-2",)),)
+    )
+    now = msgspec.structs.replace(topology(shards=1, factor=2, nodes=2), rebalance=job)
+    lacks = ShardHealth(
+        state="degraded", leader="node-1", term=1, healthy_followers=0, total_followers=1, documents=9, share=1.0,
+        problems=[], missing_replicas=1,
+    )  # fmt: skip
+    (told,) = of_shards(now, ClusterHealth(healthy=False, shards={0: lacks}, warnings=[]), [], "bring it back")[-1:]
+    assert told.alert == "NeedleUnderReplicated" and said in told.action

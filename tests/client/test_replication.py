@@ -9,7 +9,9 @@ from client.test_replacing import Catalog, at_version
 from cluster.catalog_util import topology
 from needle.base.errors import ClusterTooOld, InvalidArgument, Unavailable
 from needle.catalog.planning.planner import plan
+from needle.client.everywhere import raise_factor
 from needle.client.health import judge
+from needle.client.replication import not_replicated
 from needle.protocol.catalog_commands import (
     EMPTIES,
     AskRebalance,
@@ -134,3 +136,34 @@ def test_what_an_operator_said_counts_whatever_all_shards_have_by_now() -> None:
     catalog.tell(SetReplication(2))
     carried_out(catalog)
     assert {len(info.wanted) for info in catalog.now.serving} == {2}
+
+
+def test_a_shard_that_nobody_leads_gets_no_replicas_now_so_the_number_stays() -> None:
+    """It was only waited for: the number was set, and the rebalance stayed open."""
+    now = made().now
+    nodes = tuple(NodeStats(node=info.id, alive=True, free=1 << 40) for info in now.nodes)
+    found = plan(now, ClusterStats(nodes=nodes, unknown=(0,)), Wish(replicas=5))
+    assert not found.unmet
+    assert "no leader of shard 0" in not_replicated(now, 5, found)
+    assert not_replicated(now, 2, plan(now, ClusterStats(nodes=nodes, unknown=(0,)), Wish(replicas=2))) == ""
+
+
+@pytest.mark.parametrize(("draining", "raised"), [(None, 4), ("node-3", 3), ("node-2", 3)])
+async def test_a_node_more_for_all_shards_raises_the_number_as_far_as_nodes_take_replicas(
+    draining: str | None, raised: int
+) -> None:
+    """It was refused for the node that is to be emptied, which the dry run did not say."""
+    catalog = made(shards=1, nodes=4)
+    catalog.tell(SetReplication(3))
+    if draining:
+        catalog.tell(DrainNode(draining, True))
+
+    class Asking:
+        async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
+            return catalog.now
+
+        async def change_catalog(self, command: SetReplication, *, timeout: float) -> None:
+            catalog.tell(command)
+
+    await raise_factor(Asking(), [AssignReplicas(1, [], ["node-1", "node-2", "node-3", "node-4"])])  # type: ignore[arg-type]
+    assert catalog.now.replication_factor == raised
