@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -44,6 +43,8 @@ ExitNote = Annotated[
         help="End only the maintenance that `enter` noted in this file, and delete it; nothing if there is no file.",
     ),
 ]
+
+
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print what the node leads and what would change. Exit code 1 if it is refused."),
@@ -78,44 +79,15 @@ class Before(Resting, frozen=True, kw_only=True):
     changes: bool
 
 
-class Asked(NamedTuple):
-    """What `enter` and `exit` are given: a node, and the options that both have."""
-
-    node: NodeId
-    note: Path | None
-    dry_run: bool
-    cluster: str
-    timeout: float
-    json: bool
-
-
-def _of_a_node(note: object) -> Callable[[Callable[[Asked], None]], Callable[..., None]]:
-    """A command of what works on a node. note: the type of its option --note. Typer reads the options from the
-    function's signature."""
-    kind = note
-
-    def made(work: Callable[[Asked], None]) -> Callable[..., None]:
-        def command(
-            node: Node,
-            note: Any = None,
-            dry_run: DryRun = False,
-            cluster: Cluster = DEFAULT_CLUSTER,
-            timeout: Timeout = 10.0,
-            json: Json = False,
-        ) -> None:
-            work(Asked(node, note, dry_run, cluster, timeout, json))
-
-        command.__annotations__["note"] = kind
-        command.__name__, command.__doc__ = work.__name__, work.__doc__
-        return command
-
-    return made
-
-
-@_of_a_node(EnterNote)
-def enter(asked: Asked) -> None:
+def enter(
+    node: Node,
+    note: EnterNote = None,
+    dry_run: DryRun = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
     """Move leadership off a node and keep it off, also after its restart; the node still replicates and votes."""
-    node, note, dry_run, cluster, timeout, json = asked
     if dry_run:
         _show_before(run(cluster, lambda client: _before(client, node, True, timeout)), json)
         return
@@ -149,10 +121,15 @@ def enter(asked: Asked) -> None:
         notes.print(f"{node} is in maintenance already, which somebody else began; nothing is noted", markup=False)
 
 
-@_of_a_node(ExitNote)
-def exit_(asked: Asked) -> None:
+def exit_(
+    node: Node,
+    note: ExitNote = None,
+    dry_run: DryRun = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 10.0,
+    json: Json = False,
+) -> None:
     """Bring a node back after maintenance; waits until it answers and has caught up."""
-    node, note, dry_run, cluster, timeout, json = asked
     if dry_run:
         noted = None if note is None else note.exists() and _read(note, node)
         _show_before(run(cluster, lambda client: _before(client, node, False, timeout, noted)), json)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -96,33 +96,27 @@ def _now(one: Running, seen: Seen) -> Running:
 def refused(running: Sequence[Running], seen: Seen, tight: Collection[NodeId]) -> dict[int, NodeId]:
     """Moves of replicas that get nowhere because a new node is short of memory and has fetched nothing: by id, that
     node. tight: the nodes that are."""
-    found: dict[int, NodeId] = {}
-    for one in running:
-        if not isinstance(one.move, MoveReplicas):
-            continue
-        group = one.move.group
-        if group not in seen.voters:  # no leader says who fetches
-            continue
-        there = seen.voters[group] | seen.learners.get(group, frozenset())
-        waiting = [node for node in one.move.added if node in tight and node not in there]
-        if waiting:
-            found[one.id] = waiting[0]
-    return found
+    return _kept_up(running, seen, tight, lambda group: seen.voters[group] | seen.learners.get(group, frozenset()))
 
 
 def gone_for_good(running: Sequence[Running], seen: Seen, gone: Collection[NodeId]) -> dict[int, NodeId]:
     """Moves of replicas whose new node is gone for long and does not vote yet, so that they cannot end: by id, that
     node. gone: the nodes that are."""
+    return _kept_up(running, seen, gone, lambda group: seen.voters[group])
+
+
+def _kept_up(
+    running: Sequence[Running], seen: Seen, by: Collection[NodeId], there: Callable[[GroupId], frozenset[NodeId]]
+) -> dict[int, NodeId]:
+    """Moves of replicas whose new node is one of `by`, and is not `there` yet: by id, that node."""
     found: dict[int, NodeId] = {}
     for one in running:
-        if not isinstance(one.move, MoveReplicas):
+        move = one.move
+        if not isinstance(move, MoveReplicas) or move.group not in seen.voters:  # no leader says who is there
             continue
-        group = one.move.group
-        if group not in seen.voters:  # no leader says who votes
-            continue
-        missing = [node for node in one.move.added if node in gone and node not in seen.voters[group]]
-        if missing:
-            found[one.id] = missing[0]
+        waiting = [node for node in move.added if node in by and node not in there(move.group)]
+        if waiting:
+            found[one.id] = waiting[0]
     return found
 
 
