@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from needle.base.errors import NeedleError
 from needle.protocol import calls
@@ -20,7 +21,6 @@ from needle.server.metrics.families import Durations, counted, observed, read
 from needle.server.metrics.node_state import NodeState
 from needle.server.metrics.replica_state import ReplicaState
 from needle.server.metrics.row import CLUSTER_LABEL, cluster_name
-from needle.server.metrics.text import text
 from needle.server.node import Node
 from needle.server.system_node import Http
 
@@ -84,7 +84,7 @@ class NodeMetrics:
         return observe
 
     def _cluster(self) -> str:
-        """What the label of every series says: whose they are; "" while the node belongs to no cluster."""
+        """What the label of every series says."""
         topology = self._watched.topology
         return "" if topology.settings is None else cluster_name(self._watched.config.cluster_id, topology.founding)
 
@@ -105,8 +105,26 @@ class NodeMetrics:
         """Read everything, on the event loop, in steps. What it returns makes the exposition text, and may be called in
         a thread."""
         families = [*self._registry.collect(), *await self._replicas.read()]
-        cluster = self._cluster()
-        return partial(text, families, {CLUSTER_LABEL: cluster} if cluster else {})
+        return partial(generate_latest, _Read(families, self._cluster()))
+
+
+class _Read(CollectorRegistry):
+    """Metrics that were read before. cluster: whose they are, a label of every series; "" while the node belongs to
+    none."""
+
+    def __init__(self, families: list[Metric], cluster: str) -> None:
+        super().__init__()
+        self._families = families
+        self._cluster = {CLUSTER_LABEL: cluster} if cluster else {}
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families:
+            if self._cluster:
+                family.samples = [
+                    Sample(one.name, {**one.labels, **self._cluster}, one.value, one.timestamp, one.exemplar)
+                    for one in family.samples
+                ]
+            yield family
 
 
 class _Calls(Collector):

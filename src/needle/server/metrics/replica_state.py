@@ -107,7 +107,6 @@ class ReplicaState:
     def _led(self, made: Families, shard: str, group: GroupId, status: RaftStatus) -> None:
         """What the leader says."""
         topology = self._node.topology
-        resting = {info.id for info in topology.nodes if info.maintenance}
         holders = topology.holders(group)
         moves = 1 if holders is not None and holders.leaving else 0
         if group != CATALOG_GROUP:  # which has no documents
@@ -121,7 +120,8 @@ class ReplicaState:
         for peer in status.peers:
             made["raft_replication_lag"].add_metric([shard, peer.id], peer.lag_entries)
             made["raft_replication_lag_seconds"].add_metric([shard, peer.id], peer.lag_ms / 1000)
-            if peer.recently_active or peer.id not in resting:  # who is stopped in maintenance is behind on purpose
+            known = None if peer.recently_active else topology.node(peer.id)
+            if known is None or not known.maintenance:  # who is stopped in maintenance is behind on purpose
                 made["needle_replication_lag_ms"].add_metric([shard, peer.id], peer.lag_ms)
 
     def _documents(self, made: Families, shard: str, hosted: HostedReplica, shown: Callable[[str], str]) -> None:
