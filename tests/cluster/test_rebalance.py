@@ -245,6 +245,18 @@ def test_any_rebalance_ends_whoever_goes_on_with_it(data: st.DataObject) -> None
     assert run.job.moved_bytes < 1.5 * first.bytes + 64 * MIB, (wish, run.job.moved_bytes, first.bytes)
 
 
+def test_who_has_copied_twice_what_was_planned_comes_no_nearer_than_the_threshold() -> None:
+    """Beside a shard that stayed too heavy, two others gave each other one document for good: a plan to the goal never
+    came to its end, and the rebalance went on by the same wish."""
+    job = Job(id=1, wish=Wish(), config=RebalanceConfig(), state=JobState.RUNNING, planned_bytes=10, moved_bytes=20)
+    assert job.pressing().goal == job.wish.goal < job.wish.threshold
+    late = msgspec.structs.replace(job, moved_bytes=21)
+    assert late.pressing() == msgspec.structs.replace(job.wish, goal=job.wish.threshold)
+    assert msgspec.structs.replace(late, state=JobState.PENDING).pressing() == job.wish
+    own = msgspec.structs.replace(late, wish=Wish(range_threshold=0.1))
+    assert own.pressing().goal == 0.1
+
+
 def test_replicas_on_their_way_count_by_what_their_leader_has_sent() -> None:
     topology = world().topology
     before = topology.shards[0].wanted

@@ -109,9 +109,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return self.state in OVER
 
     def pressing(self) -> Wish:
-        """The wish to plan by: once something moves, until it is near its goal."""
-        if self.state is JobState.PENDING or self.moved_bytes > 2 * self.planned_bytes:
+        """The wish to plan by: once something moves, until it is near its goal. Who has copied twice what was planned
+        goes no nearer than the threshold: beside a shard that stays too heavy, two others may give each other one
+        document for good."""
+        if self.state is JobState.PENDING:
             return self.wish
+        if self.moved_bytes > 2 * self.planned_bytes:
+            own = self.wish.range_threshold
+            near = self.wish.threshold if own is None else min(own, self.wish.threshold)
+            return msgspec.structs.replace(self.wish, goal=near)
         threshold = max(2 * self.wish.goal, PRESSING)
         return msgspec.structs.replace(self.wish, range_threshold=min(self.wish.threshold, threshold))
 
