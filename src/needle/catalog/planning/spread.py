@@ -23,6 +23,9 @@ PARTS_ENOUGH = PARTS_MAX // 2
 """After so many it is enough that all are within the threshold."""
 SLIVER = 1000
 """Less than this part of a fair share is not worth a range of its own."""
+NOISE = 2
+"""Nor are so few documents where ranges are cut between ids: how many are in a part is an estimate there. Beside a
+shard that stays too heavy two others gave each other one document for good."""
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Spread:
             raise invalid("shards", list(self.staying), "at least one shard that stays")
         if not 0 <= self.goal <= self.threshold:
             raise invalid("goal", self.goal, f"a number from 0 to the threshold, {self.threshold}")
-        self.mean = 0.0
+        self.mean = self.sliver = 0.0
 
     def run(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The pieces with the owners that they should have, in order."""
@@ -50,6 +53,9 @@ class Spread:
         for piece in pieces:
             self._keep(piece)
         self.mean = sum(self.weight.values()) / len(self.staying)
+        documents, size = sum(piece.documents for piece in pieces), sum(piece.bytes for piece in pieces)
+        noise = NOISE * size / documents if documents and self.space.even else 0.0
+        self.sliver = max(self.mean / SLIVER, noise)
         leaving = sorted(self.held.keys() - set(self.staying))
         emptied = self._empty(leaving)
         if emptied or self._uneven():
@@ -87,7 +93,7 @@ class Spread:
             piece, emptied = waiting.pop(), True
             target = min(self.staying, key=lambda shard: (self.weight[shard], shard))
             room = high - self.weight[target]
-            parts = cut(self.space, piece, room) if self.mean / SLIVER < room < piece.weight else None
+            parts = cut(self.space, piece, room) if self.sliver < room < piece.weight else None
             if parts is not None:
                 self._drop(piece)
                 for part in parts:
@@ -102,7 +108,7 @@ class Spread:
         """From a heavy shard to a light one; False if nothing would make them more even. order: (weight, shard),
         ascending, and kept so. As a rule the first pair will do: to look at all would take the square of their
         number."""
-        (low, high), sliver = self._bounds(self.goal), self.mean / SLIVER
+        (low, high), sliver = self._bounds(self.goal), self.sliver
         for heavy, source in reversed(order):
             if heavy <= min(high, low + sliver):
                 break  # neither this one nor a lighter one has anything to give
@@ -123,7 +129,7 @@ class Spread:
         """What should go: no more than a shard has too much, or one lacks, so that nothing goes that need not."""
         heavy, light = self.weight[source], self.weight[target]
         if heavy > high:  # who was filled up to `low` may lack a little, where that is where a piece was cut
-            return min(heavy - high, (low if light < low - self.mean / SLIVER else high) - light)
+            return min(heavy - high, (low if light < low - self.sliver else high) - light)
         return min(low - light, heavy - low) if light < low else 0
 
     def _transfer(self, source: int, target: int, amount: int) -> bool:
@@ -136,7 +142,7 @@ class Spread:
             if piece.weight <= left:
                 self._give(piece, target)
                 left -= piece.weight
-        if left < amount and left <= self.mean / SLIVER:
+        if left < amount and left <= self.sliver:
             return True
         for piece in reversed(free):
             if piece.weight > left and piece.span[0] in self.held[source]:
