@@ -598,7 +598,7 @@ def test_fewer_replicas_are_to_be_wished_for() -> None:
 
 @pytest.mark.parametrize("seed", [11, 36, 63, 234, 251])
 def test_plans_end_beside_a_shard_that_stays_too_heavy(seed: int) -> None:
-    """Its replicas have no majority, so nothing moves from it, and the others stay below the mean: what their parts hold
+    """Its replicas have no majority, so nothing moves from it, and others stay below the mean: what their parts hold
     is an estimate, and two of them gave each other a document or two in plan after plan."""
     rng = random.Random(seed)
     made = world(4, 3, 5, 0)
