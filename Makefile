@@ -117,7 +117,7 @@ chaos-phases: $(STAMP)
 # No election without a fault: a bulk load at the guide's timeouts: make soak SOAK_SECONDS=60
 SOAK_SECONDS ?= 60
 soak: $(STAMP)
-	NEEDLE_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/pytest -q tests/distributed/test_stability.py
+	NEEDLE_SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/pytest -q tests/faults/test_stability.py
 
 # The same faults under clients that speak HTTP, memory and descriptors of the nodes printed: make soak-http HTTP_MINUTES=30
 HTTP_MINUTES ?= 30

@@ -7,7 +7,7 @@ from proof.mutants.planting import Edit, Mutant
 _ACCESS = "tests/server/test_access.py::"
 _ROLES = "tests/server/http/test_roles.py::"
 _SECRET = "tests/rpc/test_secret.py::"
-_CATALOG = "tests/cluster/test_keys.py::"
+_CATALOG = "tests/catalog/test_keys.py::"
 
 MUTANTS = (
     Mutant(

@@ -60,7 +60,7 @@ MUTANTS: tuple[Mutant, ...] = (
         breaks="a catalog without room says `nothing was changed` of a command that may have been executed before",
         edits=(Edit("client.shards:ClusterShards.command", "(error.of_the_node or isinstance", "(isinstance"),),
         tests=(
-            "tests/cluster/test_shortages.py::test_a_fault_of_the_node_says_nothing_of_an_earlier_attempt_at_the_catalog",
+            "tests/server/test_shortages.py::test_a_fault_of_the_node_says_nothing_of_an_earlier_attempt_at_the_catalog",
         ),
     ),
     Mutant(
@@ -133,7 +133,7 @@ MUTANTS: tuple[Mutant, ...] = (
         name="vectors-of-others",
         breaks="a shard that is asked about some of the documents gives them the vectors of the first ones",
         edits=(Edit("client.router.deletion:Part.command", "place[name] * width", "0 * width"),),
-        tests=("tests/cluster/test_changes_by_filter.py::test_each_document_gets_its_own_vector_wherever_it_is",),
+        tests=("tests/client/test_changes_by_filter.py::test_each_document_gets_its_own_vector_wherever_it_is",),
     ),
     Mutant(
         name="offset-before-the-merge",
@@ -191,6 +191,6 @@ MUTANTS: tuple[Mutant, ...] = (
         name="swapped-addresses-not-noticed",
         breaks="a client whose topology is older than a swap of addresses asks the wrong node until its time is over",
         edits=(Edit("client.group:GroupClient._after", "if known == address:", "if known == leader:"),),
-        tests=("tests/cluster/test_moved_nodes.py::test_nodes_that_swapped_addresses_are_found",),
+        tests=("tests/client/test_moved_nodes.py::test_nodes_that_swapped_addresses_are_found",),
     ),
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from proof.mutants.planting import Edit, Mutant
 
 _LOST = "tests/multiraft/test_lost_directories.py::"
-_EXECUTED = "tests/cluster/test_executed.py::"
+_EXECUTED = "tests/catalog/test_executed.py::"
 _DROPS = "tests/cluster/test_dropped_collections.py::"
 _MOVING = "tests/shard/test_moving.py::"
-_WRITES = "tests/cluster/test_moving_writes.py::"
+_WRITES = "tests/client/test_moving_writes.py::"
 _HELD = "tests/server/test_mover.py::test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted"
 _MAINTENANCE = "tests/server/test_maintenance.py::"
 _MOVER = "tests/server/test_mover.py::"
@@ -29,13 +29,13 @@ MUTANTS = (
         name="leadership-sent-back-to-a-full-disk",
         breaks="a shard that left a full disk goes back to its preferred leader, which refuses its writes",
         edits=(Edit("server.upkeep.leaders:LeaderSpread._willing", "and told.room is not False", ""),),
-        tests=("tests/cluster/test_shortages.py::test_a_leader_without_room_makes_way_for_one_that_has_it",),
+        tests=("tests/server/test_shortages.py::test_a_leader_without_room_makes_way_for_one_that_has_it",),
     ),
     Mutant(
         name="leadership-goes-around",
         breaks="a node with a full disk asks for another leader at every look, not once a minute",
         edits=(Edit("server.upkeep.roomier_leaders:RoomierLeaders.look", "group not in self._tried and", ""),),
-        tests=("tests/cluster/test_shortages.py::test_leadership_is_handed_over_at_a_pace",),
+        tests=("tests/server/test_shortages.py::test_leadership_is_handed_over_at_a_pace",),
     ),
     Mutant(
         name="maintenance-ends-with-the-process",
@@ -53,7 +53,7 @@ MUTANTS = (
         name="nobody-left-to-lead",
         breaks="all nodes of a shard are in maintenance, and none may lead it",
         edits=(Edit("routing.leadable:check_led", "others and others <= resting", "False"),),
-        tests=("tests/cluster/test_catalog.py::test_maintenance_is_of_the_catalog_until_it_is_ended",),
+        tests=("tests/catalog/test_catalog.py::test_maintenance_is_of_the_catalog_until_it_is_ended",),
     ),
     Mutant(
         name="own-before-freeze",
@@ -218,13 +218,13 @@ MUTANTS = (
                 "elif command is None:",
             ),
         ),
-        tests=("tests/cluster/test_service.py::test_calls_that_do_not_fit_the_map_are_refused",),
+        tests=("tests/server/test_service.py::test_calls_that_do_not_fit_the_map_are_refused",),
     ),
     Mutant(
         name="replicas-of-no-cluster-start",
         breaks="a node that lost its cluster.json starts, belongs to no cluster, and waits for one for ever",
         edits=(Edit("server.cluster_files:load_cluster", "found is None or found.uid == 0", "False"),),
-        tests=("tests/cluster/test_no_cluster_file.py::test_a_node_that_has_replicas_but_no_cluster_does_not_start",),
+        tests=("tests/server/test_no_cluster_file.py::test_a_node_that_has_replicas_but_no_cluster_does_not_start",),
     ),
     Mutant(
         name="older-addresses-of-the-catalog-count",
@@ -290,7 +290,7 @@ MUTANTS = (
         "again: what was written since is overwritten",
         edits=(Edit("server.service.numbered_writes:NumberedWrites.find", "session.seq < known.acked", "not known"),),
         tests=(
-            "tests/cluster/test_partial_writes.py::test_a_late_copy_of_a_write_that_was_answered_is_not_executed_again",
+            "tests/client/test_partial_writes.py::test_a_late_copy_of_a_write_that_was_answered_is_not_executed_again",
         ),
     ),
     Mutant(
@@ -330,7 +330,7 @@ MUTANTS = (
             Edit("server.service.numbered_writes:NumberedWrites.settled", "1 + len(write.written) // ROWS_KEPT", "1"),
         ),
         tests=(
-            "tests/cluster/test_partial_writes.py::"
+            "tests/client/test_partial_writes.py::"
             "test_what_nobody_acknowledges_is_kept_within_bounds_also_where_nothing_or_only_a_part_was_written",
         ),
     ),

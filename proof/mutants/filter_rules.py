@@ -62,7 +62,7 @@ MUTANTS = (
         breaks="a change by a filter gets into a log although nodes that apply it do not know the filter's operator",
         edits=(Edit("protocol.versioned:Versioned.needs", "if written := _at(self, path):", "if False:"),),
         tests=(
-            "tests/cluster/test_versions.py"
+            "tests/catalog/test_versions.py"
             "::test_a_filter_that_is_judged_at_apply_is_proposed_only_where_all_know_its_operators",
         ),
     ),

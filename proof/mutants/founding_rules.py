@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
-_STEPS = "tests/cluster/test_founding_steps.py::"
+_STEPS = "tests/server/test_founding_steps.py::"
 _TWO = "tests/cluster/test_two_foundings.py::"
 _FOUNDINGS = "tests/rpc/test_founding.py::"
 _FOUNDING = "server.catalog.settings_founding:SettingsFounding."
@@ -50,7 +50,7 @@ MUTANTS = (
         name="any-directory-may-have-the-name",
         breaks="a node that came back with an empty directory is taken for the one that voted",
         edits=(Edit("catalog.nodes:register", "not in (0, node.incarnation)", "in ()"),),
-        tests=("tests/cluster/test_catalog.py::test_a_removed_or_forgetful_node_does_not_come_back",),
+        tests=("tests/catalog/test_catalog.py::test_a_removed_or_forgetful_node_does_not_come_back",),
     ),
     Mutant(
         name="a-new-list-is-not-looked-at",
@@ -111,7 +111,7 @@ MUTANTS = (
         breaks="a cluster of six founders has six voters of its catalog, in any zones",
         edits=(Edit("server.catalog.settings_founding:SettingsFounding.run", "if begins", "if False"),),
         tests=(
-            "tests/cluster/test_founding_steps.py::test_so_many_of_the_founders_hold_the_catalog_as_the_cluster_needs",
+            "tests/server/test_founding_steps.py::test_so_many_of_the_founders_hold_the_catalog_as_the_cluster_needs",
         ),
     ),
     Mutant(
@@ -124,7 +124,7 @@ MUTANTS = (
                 "PlacementNode(id=one.id) for one in infos if one.weight > 0",
             ),
         ),
-        tests=("tests/cluster/test_catalog_nodes.py::test_a_new_catalog_is_spread_over_zones",),
+        tests=("tests/catalog/test_catalog_nodes.py::test_a_new_catalog_is_spread_over_zones",),
     ),
     Mutant(
         name="collection-after-the-cluster",

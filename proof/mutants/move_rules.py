@@ -6,7 +6,7 @@ from proof.mutants.planting import Edit, Mutant
 
 _MOVING = "tests/shard/test_moving.py::"
 _MOVER = "tests/server/test_mover.py::"
-_MOVES = "tests/cluster/test_moves.py::"
+_MOVES = "tests/catalog/planning/test_moves.py::"
 _DRIVER = "server.upkeep.mover:Mover."
 _THAWS = _MOVING + "test_a_frozen_range_thaws_and_what_is_late_of_that_attempt_is_refused"
 _GIVEN_UP = _MOVING + "test_a_move_that_is_given_up_leaves_the_source_as_it_was_and_the_target_empty"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
-_NODE = "tests/cluster/test_node_searches.py::"
+_NODE = "tests/server/test_node_searches.py::"
 
 MUTANTS = (
     Mutant(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
-_CASES = "tests/cluster/test_planner.py::"
-_ANY = "tests/cluster/test_any_plan.py::test_any_plan_is_legal_at_each_step_reaches_its_end_and_is_the_last"
-_JOB = "tests/cluster/test_rebalance.py::"
+_CASES = "tests/catalog/planning/test_planner.py::"
+_ANY = "tests/catalog/planning/test_any_plan.py::test_any_plan_is_legal_at_each_step_reaches_its_end_and_is_the_last"
+_JOB = "tests/catalog/planning/test_rebalance.py::"
 _STATE = "catalog.planning.schedule:State."
 _SPREAD = "catalog.planning.spread:Spread."
-_BY_HAND = "tests/cluster/test_by_hand.py::"
+_BY_HAND = "tests/catalog/planning/test_by_hand.py::"
 
-_CATALOG = "tests/cluster/test_catalog_nodes.py::"
+_CATALOG = "tests/catalog/test_catalog_nodes.py::"
 
 MUTANTS = (
     Mutant(
@@ -36,13 +36,17 @@ MUTANTS = (
         name="shards-that-stay-empty",
         breaks="under `range` a shard is added although no id is known at which another one could be cut",
         edits=(Edit("catalog.planning.planner:_Planning._spread_on_new", "self._space.even or", "self._space or"),),
-        tests=("tests/cluster/test_plans_by_ids.py::test_where_nothing_is_known_no_shard_is_added_and_it_says_why",),
+        tests=(
+            "tests/catalog/planning/test_plans_by_ids.py::test_where_nothing_is_known_no_shard_is_added_and_it_says_why",
+        ),
     ),
     Mutant(
         name="calls-that-are-lost-in-a-cut",
         breaks="a range that is cut keeps its calls twice, or loses them: plans by calls go by wrong sums",
         edits=(Edit("catalog.planning.heat:_overlap", "if length else 0.0", "* 2"),),
-        tests=("tests/cluster/test_plans_by_calls.py::test_calls_are_told_of_all_keys_once_and_no_call_is_lost",),
+        tests=(
+            "tests/catalog/planning/test_plans_by_calls.py::test_calls_are_told_of_all_keys_once_and_no_call_is_lost",
+        ),
     ),
     Mutant(
         name="calls-of-before-the-move",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
-_COMMANDS = "tests/cluster/test_rebalance_commands.py::"
+_COMMANDS = "tests/catalog/planning/test_rebalance_commands.py::"
 _COORDINATOR = "tests/server/test_coordinator.py::"
-_JOB = "tests/cluster/test_rebalance.py::"
+_JOB = "tests/catalog/planning/test_rebalance.py::"
 _ANY = _COORDINATOR + "test_whoever_dies_whenever_it_comes_to_its_end"
 _STEPPED = "catalog.rebalances:stepped"
 
@@ -250,7 +250,7 @@ MUTANTS = (
         name="groups-that-nobody-can-lead",
         breaks="a shard goes to nodes in maintenance alone, and has no leader until one is back",
         edits=(Edit("routing.leadable:check_leadable", "set(nodes) <= _resting(now)", "not nodes"),),
-        tests=("tests/cluster/test_catalog.py::test_replicas_do_not_go_to_nodes_in_maintenance_alone",),
+        tests=("tests/catalog/test_catalog.py::test_replicas_do_not_go_to_nodes_in_maintenance_alone",),
     ),
     Mutant(
         name="done-by-an-old-look",
@@ -271,7 +271,7 @@ MUTANTS = (
         breaks="a rebalance that is to empty a node begins, and nothing leaves the node",
         edits=(Edit("catalog.state:_start_rebalance", "if empty:", "if False:"),),
         tests=(
-            "tests/cluster/test_rebalance_commands.py"
+            "tests/catalog/planning/test_rebalance_commands.py"
             "::test_a_node_is_emptied_from_the_entry_on_that_begins_it_and_not_by_one_that_is_refused",
         ),
     ),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
-_STEPS = "tests/cluster/test_replica_steps.py::"
+_STEPS = "tests/catalog/test_replica_steps.py::"
 _DRIVER = "tests/server/test_replicas.py::"
-_CATALOG = "tests/cluster/test_catalog.py::"
+_CATALOG = "tests/catalog/test_catalog.py::"
 _NEXT = "catalog.replica_steps:next_step"
 _REPAIR = "tests/multiraft/test_repair.py::"
 _FILES = "tests/server/test_given_up.py::"

@@ -7,7 +7,7 @@ from proof.mutants.planting import Edit, Mutant
 _MACHINE = "tests/shard/test_state_machine.py::"
 _FIELDS = "tests/shard/test_payload_index.py::"
 _PATCHING = "tests/shard/test_patching.py::"
-_WHERE = "tests/cluster/test_changes_by_filter.py::"
+_WHERE = "tests/client/test_changes_by_filter.py::"
 
 MUTANTS = (
     Mutant(

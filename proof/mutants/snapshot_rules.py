@@ -85,7 +85,7 @@ MUTANTS = (
         name="replicas-at-full-speed",
         breaks="the pause of a rebalance holds for key ranges only: a new replica comes as fast as it can",
         edits=(Edit("routing.pace:rest_of", "node in move.added", "node not in move.after"),),
-        tests=("tests/cluster/test_pace.py::test_a_new_replica_rests_as_long_as_ranges_of_as_many_documents",),
+        tests=("tests/catalog/planning/test_pace.py::test_a_new_replica_rests_as_long_as_ranges_of_as_many_documents",),
     ),
     Mutant(
         name="rest-in-silence",

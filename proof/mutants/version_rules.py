@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proof.mutants.planting import Edit, Mutant
 
-_VERSIONS = "tests/cluster/test_versions.py::"
+_VERSIONS = "tests/catalog/test_versions.py::"
 _ROLLED = _VERSIONS + "test_a_cluster_is_upgraded_node_by_node"
 
 MUTANTS = (

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import create
+from catalog.catalog_util import create
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.catalog.planning import rebalance

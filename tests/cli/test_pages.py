@@ -24,7 +24,7 @@ ALERTS_ELSEWHERE = {
     ("NeedleLogNearlyFull", "needle node replace"): "as in NeedleUnderReplicated",
     ("NeedleReplicaDivergence", "needle node replace"): "the section says not to",
     ("NeedleDiskNearlyFull", "needle rebalance"): "as in NeedleMemoryNearlyFull",
-    ("NeedleUnderReplicated", "needle rebalance"): "tests/cluster/test_planner.py, by its plan",
+    ("NeedleUnderReplicated", "needle rebalance"): "tests/catalog/planning/test_planner.py, by its plan",
     ("NeedleUnderReplicated", "needle shard replicas"): "test_alert_moves.py",
 }
 """Where these commands of a section are run, or why they are not."""

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from catalog.catalog_util import topology
 from client.test_conditions import view
-from cluster.catalog_util import topology
 from needle.base.errors import ConnectionLost, NoQuorum
 from needle.base.model import PeerStatus, RaftStatus
 from needle.catalog.state import execute

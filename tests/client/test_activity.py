@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catalog.catalog_util import topology
 from client.test_conditions import view
-from cluster.catalog_util import topology
 from needle.client.activity import Activity, Look, activity, quantile
 from needle.client.cluster_conditions import Seen
 from needle.client.health import ReplicaStatus, judge

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster.catalog_util import topology
-from cluster.fake_shards import virtually
+from catalog.catalog_util import topology
+from client.fake_shards import virtually
 from needle.base.errors import DeadlineExceeded, InvalidArgument
 from needle.base.model import RaftStatus, WriteResult
 from needle.catalog.state import execute

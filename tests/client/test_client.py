@@ -9,7 +9,7 @@ import random
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from harness.connected import Connected
 from harness.scripted_network import ADDRESSES, VECTOR, Network, client_of, numbers
 from needle.base.errors import ClientClosed, ConnectionLost, InvalidArgument, Unavailable, WrongCluster

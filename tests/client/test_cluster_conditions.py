@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.base.ids import CATALOG_GROUP
 from needle.catalog.state import execute
 from needle.client.cluster_conditions import few_hold_the_catalog, of_nodes, of_shards, uneven, who_replaces

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.client.clock_readings import ClockFound, Reading, compare
 from needle.client.diagnosis import diagnose
 from needle.client.fitness import CHECKS, Finding

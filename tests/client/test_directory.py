@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from harness.connected import Connected
 from harness.scripted_network import Network, client_of, one_shard
 from needle.base.errors import ConnectionLost, InvalidArgument, Unavailable

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from catalog.catalog_util import topology
 from client.test_conditions import view
-from cluster.catalog_util import topology
 from needle.catalog.state import execute
 from needle.client.cluster_conditions import of_shards as shard_conditions
 from needle.client.cluster_conditions import views

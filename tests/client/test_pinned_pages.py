@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import spec, topology
+from catalog.catalog_util import spec, topology
 from needle.base.errors import (
     ClusterTooOld,
     InvalidArgument,

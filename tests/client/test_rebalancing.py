@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.base.errors import InvalidArgument, Unavailable
 from needle.base.versions import EMPTIES
 from needle.catalog.planning.rebalance import NOTHING

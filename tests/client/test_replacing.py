@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import node, topology
+from catalog.catalog_util import node, topology
 from needle.base.errors import ClusterTooOld, InvalidArgument, NeedleError, Unavailable
 from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.base.model import WriteResult

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from catalog.catalog_util import topology
 from client.test_replacing import Catalog, at_version
-from cluster.catalog_util import topology
 from needle.base.errors import ClusterTooOld, InvalidArgument, Unavailable
 from needle.catalog.planning.planner import plan
 from needle.client.everywhere import raise_factor

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import PeerStatus, RaftStatus
 from needle.client.group import GroupClient

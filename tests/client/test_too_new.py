@@ -8,7 +8,7 @@ import random
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from harness.connected import Connected
 from needle.base.errors import ClusterTooOld
 from needle.base.model import CollectionSpec, TextField, WriteResult

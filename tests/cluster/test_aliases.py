@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import needle
-from cluster.catalog_util import spec, topology
+from catalog.catalog_util import spec, topology
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import (
     CollectionExists,

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cluster.catalog_util import spec, topology
+from catalog.catalog_util import spec, topology
 from needle import Client
 from needle.base.collection_sizes import IndexProgress
 from needle.base.errors import ClusterTooOld, CollectionExists, InvalidArgument, NeedleError

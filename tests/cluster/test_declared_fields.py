@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import spec, topology
+from catalog.catalog_util import spec, topology
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.collection_sizes import CollectionSize, FieldIndex
 from needle.base.errors import (

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cluster.fake_shards import FakeShards, virtually
+from client.fake_shards import FakeShards, virtually
 from needle.base.errors import (
     CollectionNotFound,
     DeadlineExceeded,

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from cluster.processes import ShardedProcesses
 from needle.base.errors import InvalidArgument, LostState
 from needle.base.model import RaftStatus

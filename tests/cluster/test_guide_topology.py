@@ -1,6 +1,6 @@
 """The guide's "Cluster Topology" on real nodes: how many may fail, and that one more stops writes until it is back.
 
-"Read Path" is held in tests/distributed/test_reads_and_writes.py and test_old_leaders.py: what each mode may see, and
+"Read Path" is held in tests/cluster/test_reads_and_writes.py and test_old_leaders.py: what each mode may see, and
 of whom it asks; its latencies are in `make bench`. Of "Network Configuration" the network for nodes is here.
 """
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from cluster.processes import CALM, healthy
 from needle.base.config import RaftConfig
 from needle.base.errors import ConfigError, DiskFull, InvalidArgument, Unavailable

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.fake_shards import virtually
+from client.fake_shards import virtually
 from multiraft.harness import FAST
 from multiraft.test_fetched_files import CHUNK, Inline, Leader, Nothing, manifest
 from needle.multiraft.files import Files

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cluster.catalog_util import spec, topology
-from cluster.fake_shards import FakeShards, virtually
+from catalog.catalog_util import spec, topology
+from client.fake_shards import FakeShards, virtually
 from harness.connected import Connected
 from harness.scripted_network import one_shard
 from needle.base.config import RaftConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.protocol.calls import QUERIES_MAX
 from needle.protocol.commands import Delete
 from needle.routing.key_space import KeySpace

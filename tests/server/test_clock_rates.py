@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.base.errors import ConnectionLost
 from needle.protocol import calls
 from needle.protocol.probe_calls import LOAD, Facts, LoadAnswer

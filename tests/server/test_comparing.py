@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cluster.catalog_util import create
-from cluster.fake_shards import virtually
+from catalog.catalog_util import create
+from client.fake_shards import virtually
 from needle.base.compared import KEPT, Compared
 from needle.base.errors import InvalidArgument, NotLeader, Unavailable
 from needle.base.ids import CATALOG_GROUP

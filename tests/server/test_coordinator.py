@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.fake_shards import virtually
-from cluster.planned_world import MIB, Begun, World, info, join, world
+from catalog.planning.planned_world import MIB, Begun, World, info, join, world
+from client.fake_shards import virtually
 from needle.base.errors import ConnectionLost, Internal, InvalidArgument, NeedleError, NotLeader
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.base.model import RaftStatus, WriteResult

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import spec, topology
-from cluster.fake_shards import virtually
+from catalog.catalog_util import spec, topology
+from client.fake_shards import virtually
 from needle.base.config import RaftConfig
 from needle.base.errors import InvalidArgument, NeedleError, NotLeader
 from needle.base.versions import KNOWN

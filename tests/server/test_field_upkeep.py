@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.fake_shards import virtually
+from client.fake_shards import virtually
 from needle.base.errors import DiskFailed, DiskFull
 from needle.base.model import CollectionSpec
 from needle.base.text import TextField

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import node, topology
-from cluster.fake_shards import virtually
+from catalog.catalog_util import node, topology
+from client.fake_shards import virtually
 from needle.base.errors import DiskFailed, NotLeader, WrongCluster
 from needle.base.ids import GroupId
 from needle.base.model import RaftStatus

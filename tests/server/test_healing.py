@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cluster.catalog_util import node, topology
-from cluster.fake_shards import virtually
+from catalog.catalog_util import node, topology
+from client.fake_shards import virtually
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, NotLeader, Unavailable
 from needle.base.model import WriteResult
 from needle.catalog.planning import planner

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.fake_shards import virtually
+from client.fake_shards import virtually
 from needle.protocol.catalog_commands import StartMove
 from needle.protocol.move_commands import Freeze, Import
 from needle.server.upkeep.mover import Mover

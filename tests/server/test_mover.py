@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import spec, topology
-from cluster.fake_shards import virtually
+from catalog.catalog_util import spec, topology
+from client.fake_shards import virtually
 from harness.told import told
 from needle.base.errors import ConnectionLost, NeedleError, StaleEpoch, Unavailable
 from needle.base.model import WriteResult

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.fake_shards import virtually
+from client.fake_shards import virtually
 from needle.base.config import Limits
 from needle.base.errors import DiskFull, InvalidArgument, NotLeader
 from needle.base.versions import KNOWN

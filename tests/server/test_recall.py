@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pyroaring import BitMap
 
-from cluster.fake_shards import virtually
+from client.fake_shards import virtually
 from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, Unavailable
 from needle.base.model import CollectionSpec, IndexParams, Metric, RaftStatus, SearchRequest

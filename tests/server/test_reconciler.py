@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.fake_shards import virtually
+from client.fake_shards import virtually
 from needle.base.errors import Unavailable
 from needle.protocol.peer_calls import TopologyCall
 from needle.routing.topology import Topology

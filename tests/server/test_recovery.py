@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.base.errors import ConnectionLost, InvalidArgument, Unauthenticated, WrongCluster
 from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.connecting import system_caller

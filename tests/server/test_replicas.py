@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from cluster.catalog_util import topology
-from cluster.fake_shards import virtually
+from catalog.catalog_util import topology
+from client.fake_shards import virtually
 from needle.base.errors import NeedleError, Unavailable
 from needle.base.model import PeerStatus
 from needle.catalog.state import execute

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.base.errors import StorageError, UnsupportedFormat
 from needle.routing.topology import Topology
 from needle.server.cluster_files import ClusterFile, load_cluster, load_topology, save_cluster, save_topology

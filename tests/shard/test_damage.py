@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.fake_shards import virtually
+from client.fake_shards import virtually
 from harness.damage import flip_bit
 from needle.base.errors import (
     CorruptDocuments,

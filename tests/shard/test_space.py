@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.fake_shards import virtually
+from client.fake_shards import virtually
 from needle.base.errors import DiskFull
 from needle.protocol.commands import CreateCollection, Delete, DropCollection
 from needle.shard import upkeep

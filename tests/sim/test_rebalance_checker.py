@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import (
     AddShard,

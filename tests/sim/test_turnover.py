@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from cluster.catalog_util import topology
+from catalog.catalog_util import topology
 from needle.base.ids import shard_group
 from needle.catalog.state import execute
 from needle.protocol.catalog_commands import AddShard, AdvanceMove, AssignReplicas, RetireShard, StartMove

@@ -1,6 +1,6 @@
 """From a document to its routing key: the bytes that decide which shard owns it.
 
-Byte for byte, stable across releases and platforms (test vectors in tests/base/routing/routing_vectors.json):
+Byte for byte, stable across releases and platforms (test vectors in tests/routing/routing_vectors.json):
 
 - consistent hash: XXH3-64 (seed 0) of the id's UTF-8 bytes, as 8 big-endian bytes.
 - hash: 2 big-endian bytes of (that hash modulo the number of shards), then the 8 bytes of the hash.

@@ -26,6 +26,8 @@ SLIVER = 1000
 NOISE = 2
 """Nor are so few documents where ranges are cut between ids: how many are in a part is an estimate there. Beside a
 shard that stays too heavy two others gave each other one document for good."""
+ROUNDING = 2
+"""Bytes by which a cut may miss what it is to give, so that fewer are never given: they would come back."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Spread:
         self.mean = sum(self.weight.values()) / len(self.staying)
         documents, size = sum(piece.documents for piece in pieces), sum(piece.bytes for piece in pieces)
         noise = NOISE * size / documents if documents and self.space.even else 0.0
-        self.sliver = max(self.mean / SLIVER, noise)
+        self.sliver = max(self.mean / SLIVER, noise, ROUNDING)
         leaving = sorted(self.held.keys() - set(self.staying))
         emptied = self._empty(leaving)
         if emptied or self._uneven():

@@ -1,0 +1,41 @@
+"""A collection that the catalog has made or dropped, of which a shard answers something that nobody expected."""
+
+from __future__ import annotations
+
+import pytest
+
+from catalog.catalog_util import spec
+from client.fake_shards import FakeShards, virtually
+from needle.base.errors import Internal, InvalidArgument, NeedleError, NoQuorum, OutcomeUnknown, StorageError
+from needle.base.model import WriteResult
+from needle.client.router.router import Router
+from needle.protocol import catalog_commands
+
+
+class Catalog(FakeShards):
+    """Takes every command; shard 2 answers with `said`."""
+
+    def __init__(self, said: NeedleError) -> None:
+        super().__init__()
+        self._said = said
+
+    def nonce(self) -> int:
+        return 1
+
+    async def command(self, command: catalog_commands.CatalogCommand, timeout: float) -> WriteResult:
+        return WriteResult(version=9, index=9)
+
+    async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
+        if shard == 2:
+            raise self._said
+
+
+@pytest.mark.parametrize("said", [NoQuorum("x"), Internal("x"), StorageError("x"), InvalidArgument("x")], ids=type)
+def test_what_the_catalog_has_done_is_not_said_to_have_failed(said: NeedleError) -> None:
+    async def work() -> None:
+        router = Router(Catalog(said))
+        assert (await router.create_collection(spec("new"), False, 5)).version == 9
+        with pytest.raises(OutcomeUnknown, match="shards 2 did not confirm"):
+            await router.drop_collection("default", 5)
+
+    virtually(work())
