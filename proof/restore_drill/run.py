@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import needle
 from needle import backup as backups
-from needle.backup.archive_reading import Archived, chosen, gaps_of, read_head
+from needle.backup.archive_looking import Archived, Look
+from needle.backup.archive_reading import chosen, read_head
 from needle.backup.archiving import Archiver
 from needle.backup.instant import Making
 from needle.backup.keeping import MAKING, read_manifest
@@ -228,8 +229,9 @@ class Drill:
     def _judge_gaps(self, archived: Archived) -> None:
         """None of the shards that were there from the start. One that came while no archiver ran may lack
         its first entries, if its leader had a snapshot: that is told, and such instants are refused."""
-        found = [gaps_of(self._store, int(archived.cluster, 16), shard) for shard in range(SHARDS_MAX)]
-        lost = [gap for shard, gaps in enumerate(found) for gap, _ in gaps[shard >= FOUNDED :]]
+        missing = Look(self._store, int(archived.cluster, 16)).missing
+        found = [missing.get(shard, []) for shard in range(SHARDS_MAX)]
+        lost = [f"shard {shard}: {gap}" for shard, gaps in enumerate(found) for gap in gaps[shard >= FOUNDED :]]
         if lost or len(archived.gaps) > sum(map(len, found)):
             raise Violation("restore", "; ".join(lost or archived.gaps))
 

@@ -14,7 +14,8 @@ from backup.archived import BEGAN, SECOND, World, restored
 from backup.killing import Counted, Killed
 from needle.backup.archive_format import Span
 from needle.backup.archive_keeping import outdated
-from needle.backup.archive_reading import bases_of, catalog_at, chain, chunks_of, list_archives
+from needle.backup.archive_looking import list_archives
+from needle.backup.archive_reading import bases_of, catalog_at, chain, chunks_of
 from needle.backup.archiving import archive
 from needle.backup.instant import owners
 from needle.backup.keeping import prune, verify

@@ -11,7 +11,8 @@ import pytest
 from backup.archived import World, restored
 from needle.backup import archiving
 from needle.backup.archive_format import FORMAT, encode
-from needle.backup.archive_reading import bases_of, catalogs_of, list_archives, read_head
+from needle.backup.archive_looking import list_archives
+from needle.backup.archive_reading import bases_of, catalogs_of, read_head
 from needle.backup.archiving import CHUNK_BYTES
 from needle.backup.instant import restore_at
 from needle.backup.keeping import MAKING, prune, verify

@@ -10,7 +10,8 @@ import pytest
 from backup.archived import BEGAN, SECOND, World, restored
 from backup.killing import Counted, Killed
 from needle.backup.archive_format import ARCHIVES, HEAD, Base, base_name, directory, encode
-from needle.backup.archive_reading import archived_shards, clusters, list_archives
+from needle.backup.archive_looking import list_archives
+from needle.backup.archive_reading import archived_shards, clusters
 from needle.backup.around import Around
 from needle.backup.keeping import prune, verify
 from needle.backup.store import DirectoryStore, Store

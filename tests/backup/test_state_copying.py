@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from backup.archived import SECOND, World, restored
-from needle.backup.archive_reading import bases_of, list_archives
+from needle.backup.archive_looking import list_archives
+from needle.backup.archive_reading import bases_of
 from needle.backup.keeping import MAKING, verify
 from needle.backup.store import DirectoryStore
 from needle.base.errors import Unavailable

@@ -4,7 +4,7 @@ A layer above the client: it knows no server. What a backup is made of is in for
 """
 
 from needle.backup.archive_comparing import ComparedShard
-from needle.backup.archive_reading import Archived, list_archives
+from needle.backup.archive_looking import Archived, list_archives
 from needle.backup.archiving import archive
 from needle.backup.creating import Made, create
 from needle.backup.format import Manifest

@@ -50,13 +50,16 @@ class BaseFile(msgspec.Struct, frozen=True):
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
     """A shard's state at an index. at: the clock when it was copied (microseconds since 1970, of the shard's leader).
-    files: none for the state before the first entry. term: of the entry at that index, 0 if it is not known."""
+    files: none for the state before the first entry. term: of the entry at that index, 0 if it is not known. behind:
+    entries behind this one, up to the state, were never archived, for the log had been cut; the state's own index if
+    none lack, -1 of releases that did not say."""
 
     format: int = FORMAT
     index: int
     at: int
     files: list[BaseFile]
     term: int = 0
+    behind: int = -1
 
     @property
     def since(self) -> int:
@@ -86,22 +89,26 @@ class IndexSet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
-    """The cluster at an instant; without keys. after: until then it was as the record before says."""
+    """The cluster at an instant; without keys. after: until then it was as the record before says. former: the instant
+    of that record, 0 if there is none, -1 of releases that did not say."""
 
     format: int = FORMAT
     at: int
     after: int
     topology: Topology
+    former: int = -1
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
     """shards: up to which index each is archived, and a clock of its leader before which nothing else was
     acknowledged. at: the archiver's clock before the catalog was asked for what is archived of it: which shards there
-    were up to then is known."""
+    were up to then is known. catalog: the instant of the newest record of the catalog, 0 of releases that did not
+    say."""
 
     format: int = FORMAT
     shards: dict[int, tuple[int, int]]
     at: int
+    catalog: int = 0
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

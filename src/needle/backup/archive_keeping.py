@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from needle.backup.archive_format import CATALOG, HEAD, TARGET, Base, IndexSet, directory
+import msgspec
+
+from needle.backup.archive_format import CATALOG, HEAD, TARGET, Base, IndexSet, directory, encode
+from needle.backup.archive_looking import Look
 from needle.backup.archive_reading import (
     archived_shards,
     bases_of,
@@ -17,14 +20,11 @@ from needle.backup.archive_reading import (
     chunks_of,
     clusters,
     files_of,
-    gaps_of,
     index_sets_of,
     number_of,
-    reach,
     read_base,
     read_catalog,
     read_chunk,
-    read_head,
     read_index_set,
     read_target,
 )
@@ -33,67 +33,67 @@ from needle.backup.store import Store
 from needle.base.errors import CorruptBackup, StorageError, invalid
 
 GOES_ON_SECONDS: Final = 3600.0
+ANEW: Final = ", of index files: a restore builds these anew"
 
 
 def check_archives(store: Store, known: dict[str, int]) -> Iterator[str]:
     """Read every file of all archives: a line for each that is missing or damaged. known: is told the sizes of files,
     and what is in it is not read again."""
     for founding in clusters(store):
-        for name in catalogs_of(store, founding):
-            yield from _tried(known, name, read_catalog, store, name)
+        look = Look(store, founding)
+        known |= dict.fromkeys(look.files, 0)
+        yield from look.damage
         yield from _tried(known, f"{directory(founding)}{TARGET}", read_target, store, founding)
-        try:
-            head = read_head(store, founding).shards
-        except StorageError as error:
-            yield error.message
-            head = {}
         for shard in archived_shards(store, founding):
-            yield from _check_shard(store, founding, shard, head.get(shard, (0, 0))[0], known)
+            yield from _check_shard(store, founding, shard, known)
 
 
-def _check_shard(store: Store, founding: int, shard: int, kept: int, known: dict[str, int]) -> Iterator[str]:
-    bases = bases_of(store, founding, shard)
-    for _, name in bases:
+def _check_shard(store: Store, founding: int, shard: int, known: dict[str, int]) -> Iterator[str]:
+    for _, name in bases_of(store, founding, shard):
         yield from _check_pieces(store, name, read_base, known)
     for _, name in index_sets_of(store, founding, shard):
-        for problem in _check_pieces(store, name, read_index_set, known):
-            yield f"{problem}, of index files: a restore builds these anew"
+        yield from _tried(known, name, read_index_set, store, name, told=ANEW)
+        yield from _check_pieces(store, name, read_index_set, known, told=ANEW)
     for span in chunks_of(store, founding, shard):
         problems = list(_tried(known, span.name, read_chunk, store, span))
         if problems and span.name in files_of(
             store, directory(founding, shard)
         ):  # else it was joined with others meanwhile
             yield from problems
-    chunks = chunks_of(store, founding, shard)
-    reached = max([reach(chunks, index) for index, _ in bases], default=0)
-    if reached < kept:
-        yield f"shard {shard}: entries {reached + 1} to {kept} are missing"
-    starts = {index for index, _ in bases}
-    for gap, behind in gaps_of(store, founding, shard):
-        if behind not in starts:  # else its state was copied, for the log had been cut
-            yield gap
 
 
 def _check_pieces(
-    store: Store, name: str, read: Callable[[Store, str], Base | IndexSet], known: dict[str, int]
+    store: Store, name: str, read: Callable[[Store, str], Base | IndexSet], known: dict[str, int], told: str = ""
 ) -> Iterator[str]:
-    yield from _tried(known, name, read, store, name)
+    """Of what a file names; that the file itself cannot be read is told elsewhere."""
     try:
         pieces = read(store, name).pieces()
     except StorageError:
         return
     for ref in pieces:
         if ref.name not in known:
-            yield from _tried(known, ref.name, read_block, store, ref)
+            yield from _tried(known, ref.name, read_block, store, ref, told=told)
             known.setdefault(ref.name, ref.size)
 
 
-def _tried(known: dict[str, int], name: str, read: object, *arguments: object) -> Iterator[str]:
+def _tried(known: dict[str, int], name: str, read: object, *arguments: object, told: str = "") -> Iterator[str]:
     try:
         read(*arguments)  # type: ignore[operator]
         known.setdefault(name, 0)
     except StorageError as error:
-        yield error.message
+        yield f"{error.message}{told}"
+
+
+def begin_here(store: Store, deleted: set[str]) -> None:
+    """Have the oldest records of the catalog that stay name none before them: what prune is about to delete is not
+    missing. Raises CorruptBackup if one cannot be read."""
+    for founding in clusters(store):
+        names = catalogs_of(store, founding)
+        stay = [name for name in names if name not in deleted]
+        if stay and len(stay) < len(names):
+            oldest = read_catalog(store, stay[0])
+            if oldest.former > 0:
+                store.put(stay[0], encode(msgspec.structs.replace(oldest, former=0)))
 
 
 def outdated(store: Store, before: int) -> list[str]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final
-
-import msgspec
 
 from needle.backup.archive_format import (
     ARCHIVES,
@@ -27,6 +26,7 @@ from needle.backup.archive_format import (
     IndexSet,
     Span,
     Target,
+    catalog_name,
     decode,
     directory,
     encode,
@@ -42,23 +42,13 @@ _OURS: Final = re.compile(
 )
 
 
+FOR_EVER: Final = 1 << 62
+"""An instant behind all."""
+
+
 def files_of(store: Store, prefix: str) -> dict[str, Stat]:
     """The files of archives; somebody may name a directory that has other files, too."""
     return {name: stat for name, stat in store.names(prefix).items() if _OURS.fullmatch(name)}
-
-
-class Archived(msgspec.Struct, frozen=True, kw_only=True):
-    """An archive as `needle backup list` shows it. since, until: RFC 3339, "" if nothing can be restored yet. gaps:
-    what is missing between, or damaged, one line each. bytes: of its entries. indexes: of each shard that serves, the
-    first index of its log that can be restored (0: before its first entry), and the last one."""
-
-    cluster: str
-    since: str
-    until: str
-    shards: int
-    bytes: int
-    gaps: list[str]
-    indexes: dict[int, tuple[int, int]] = {}
 
 
 def clusters(store: Store) -> list[int]:
@@ -121,13 +111,6 @@ def chain(chunks: Sequence[Span], after: int) -> Iterator[Span]:
             return
         yield best
         place = best.last
-
-
-def reach(chunks: Sequence[Span], after: int) -> int:
-    """The last index to which they lead from `after`."""
-    for span in chain(chunks, after):
-        after = span.last
-    return after
 
 
 def catalogs_of(store: Store, founding: int) -> list[str]:
@@ -204,20 +187,43 @@ def chosen(store: Store, founding: int | None) -> int:
 def catalog_at(store: Store, founding: int, at: int) -> tuple[Catalog, list[int]]:
     """What the catalog said last before an instant, and the shards that there were then, or may have been: of those
     that it named next it is not known whether they came before. Raises InvalidArgument for one that is not archived."""
-    names = catalogs_of(store, founding)
+    names, head = catalogs_of(store, founding), read_head(store, founding)
     before = [name for name in names if number_of(name, CATALOG) <= at]
+    later = [read_catalog(store, name) for name in names[len(before) :][:1]]
+    for name in names[len(before) + 1 :]:
+        with suppress(CorruptBackup):  # the next one says most of what counts here
+            later.append(read_catalog(store, name))
+    for record, former, until in lost_records(founding, names, later, head.catalog):
+        if former <= at < until:
+            raise CorruptBackup(
+                f"{record} is missing, so that nobody can say which collections and aliases there were from "
+                f"{rfc3339(former)} on: ask for an earlier or a later instant",
+                file=record,
+            )
     if not before:
         first = f" begins at {rfc3339(number_of(names[0], CATALOG))}" if names else " has nothing yet"
         raise InvalidArgument(f"at = {rfc3339(at)} is not allowed: the archive{first}", field="at")
-    known = read_head(store, founding).at
-    if at > known:
-        raise invalid("at", rfc3339(at), f"up to {rfc3339(known)}: until then the catalog is archived")
-    catalog, after = read_catalog(store, before[-1]), names[len(before) : len(before) + 1]
+    if at > head.at:
+        raise invalid("at", rfc3339(at), f"up to {rfc3339(head.at)}: until then the catalog is archived")
+    catalog = read_catalog(store, before[-1])
     shards = {info.shard for info in catalog.topology.serving}
-    for following in (read_catalog(store, name) for name in after):
+    for following in later[:1]:
         if at > following.after:
             shards |= {info.shard for info in following.topology.serving}
     return catalog, sorted(shards)
+
+
+def lost_records(
+    founding: int, names: Sequence[str], records: Sequence[Catalog], newest: int
+) -> Iterator[tuple[str, int, int]]:
+    """Records of the catalog that others name and that are not there: the file, its instant, and that of the one that
+    names it, from which on it does not count. names: the files that there are; records: some of them; newest: as the
+    head says."""
+    there = {number_of(name, CATALOG) for name in names}
+    named = {(one.former, one.at) for one in records if one.former > 0}
+    for former, until in sorted(named | ({(newest, FOR_EVER)} if newest else set())):
+        if former not in there:
+            yield catalog_name(founding, former), former, until
 
 
 def number_of(name: str, suffix: str) -> int:
@@ -306,77 +312,3 @@ def founding_of(archive: str | None) -> int | None:
         return None if archive is None else int(archive, 16)
     except ValueError:
         raise invalid("archive", archive, "a cluster as `needle backup list` shows it") from None
-
-
-def list_archives(store: Store) -> list[Archived]:
-    """All archives of a target."""
-    found = []
-    for founding in clusters(store):
-        names, gaps, since, serving, head, firsts = (
-            catalogs_of(store, founding),
-            list[str](),
-            0,
-            list[int](),
-            Head(shards={}, at=0),
-            dict[int, int](),
-        )
-        try:
-            since = number_of(names[0], CATALOG) if names else 0
-            serving = [info.shard for info in read_catalog(store, names[-1]).topology.serving] if names else []
-            head = read_head(store, founding)
-            for shard in serving:
-                bases = bases_of(store, founding, shard)
-                if bases:
-                    firsts[shard] = bases[0][0]
-                    since = max(since, read_base(store, bases[0][1]).since)
-        except (CorruptBackup, UnsupportedFormat) as error:
-            gaps.append(error.message)
-        for shard in serving:
-            gaps += (gap for gap, _ in gaps_of(store, founding, shard))
-        gaps += retired_of(store, founding, head)
-        sizes = files_of(store, directory(founding))
-        until = min([head.at, *(head.shards.get(shard, (0, 0))[1] for shard in serving)])
-        found.append(
-            Archived(
-                cluster=f"{founding:x}",
-                since=rfc3339(since) if until else "",
-                until=rfc3339(until) if until else "",
-                shards=len(serving),
-                bytes=sum(stat.size for name, stat in sizes.items() if name.endswith(LOG)),
-                gaps=gaps,
-                indexes={shard: (first, head.shards.get(shard, (first, 0))[0]) for shard, first in firsts.items()},
-            )
-        )
-    return found
-
-
-def retired_of(store: Store, founding: int, head: Head) -> Iterator[str]:
-    """Which shards were retired, in words, and the instants that cannot be had for want of the end of their logs."""
-    before: set[int] = set()
-    for name in catalogs_of(store, founding):
-        try:
-            catalog = read_catalog(store, name)
-        except (CorruptBackup, UnsupportedFormat):
-            continue  # told of already, or it is older than what is shown
-        serving = {info.shard for info in catalog.topology.serving}
-        for shard in sorted(before - serving):
-            until = head.shards.get(shard, (0, 0))[1]
-            if until < catalog.at:
-                since = f"from {rfc3339(until)} to" if until else "up to"
-                yield (
-                    f"shard {shard} was retired, and the end of its log is not archived: instants {since} "
-                    f"{rfc3339(catalog.at)} are refused"
-                )
-        before = serving
-
-
-def gaps_of(store: Store, founding: int, shard: int) -> list[tuple[str, int]]:
-    """Where entries of a shard are missing, in words, and the last of them: its log had been cut before they were
-    archived, or a file is lost."""
-    bases = [index for index, _ in bases_of(store, founding, shard)]
-    found, place = [], bases[0] if bases else 0
-    for span in chunks_of(store, founding, shard):
-        if span.first > place + 1:
-            found.append((f"shard {shard}: entries {place + 1} to {span.first - 1} are missing", span.first - 1))
-        place = max(place, span.last)
-    return found

@@ -34,24 +34,15 @@ from needle.backup.archive_format import (
     told_of,
 )
 from needle.backup.archive_joining import Joining
-from needle.backup.archive_reading import (
-    bases_of,
-    catalogs_of,
-    chain,
-    chunks_of,
-    read_base,
-    read_catalog,
-    read_chunk,
-    read_head,
-    target_name,
-)
+from needle.backup.archive_reading import read_head, target_name
 from needle.backup.around import REAL, Around
 from needle.backup.complaints import Complaints
 from needle.backup.creating import tell
 from needle.backup.format import PIECES
-from needle.backup.index_archiving import INDEXES_EVERY, IndexArchiving, indexed
+from needle.backup.index_archiving import INDEXES_EVERY, IndexArchiving
 from needle.backup.keeping import MAKING, PRUNING, Mark
 from needle.backup.log_asking import CALL_SECONDS, ask_followers, ask_log
+from needle.backup.resuming import known_of, last_told
 from needle.backup.shard_archive import ShardArchive
 from needle.backup.state_copying import copied, image_of
 from needle.backup.store import Store
@@ -100,6 +91,7 @@ class Archiver:
         self._looked = 0
         self._founding = self._expected = 0
         self._told: object = None
+        self._newest = 0
         self._target = ""
         self._basing: asyncio.Task[NeedleError | None] | None = None
         self._joining = Joining(store, around)
@@ -146,7 +138,7 @@ class Archiver:
             for one in self.shards.values():
                 one.serves = False
             self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
-            self._target = ""
+            self._target, self._newest = "", 0
         if now.cluster_version < STAMPED_SINCE:
             raise ClusterTooOld(
                 f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
@@ -184,25 +176,20 @@ class Archiver:
     def _serving(self) -> list[ShardArchive]:
         return [one for one in self.shards.values() if one.serves]
 
-    def _last_told(self) -> object:
-        """What the newest archived topology says; None if there is none that can be read. Blocking."""
-        names = catalogs_of(self._store, self._founding)
-        try:
-            return told_of(read_catalog(self._store, names[-1]).topology) if names else None
-        except CorruptBackup:
-            return None
-
     async def _note_catalog(self, at: int, now: Topology) -> None:
         told = told_of(now)
         if told == self._told:
             return
-        if self._told is None and told == await self._around.blocking(self._last_told):
-            self._told = told
-            return
+        if self._told is None:
+            last, self._newest = await self._around.blocking(last_told, self._store, self._founding)
+            if told == last:
+                self._told = told
+                return
         after = self._looked or (await self._around.blocking(self._head)).at
-        record = Catalog(at=at, after=after, topology=msgspec.structs.replace(now, keys=(), rebalance=None))
+        topology = msgspec.structs.replace(now, keys=(), rebalance=None)
+        record = Catalog(at=at, after=after, topology=topology, former=self._newest)
         await self._put(catalog_name(self._founding, at), encode(record))
-        self._told = told
+        self._told, self._newest = told, at
 
     def _head(self) -> Head:
         """As it is in the store; what this archiver knows takes the place of a damaged one. Blocking."""
@@ -217,9 +204,8 @@ class Archiver:
             before = await self._around.blocking(self._head)
             shards = before.shards
             shards |= {shard: said for shard, said in known.items() if said[0] >= shards.get(shard, said)[0]}
-            await self._put(
-                f"{directory(self._founding)}{HEAD}", encode(Head(shards=shards, at=max(self._looked, before.at)))
-            )
+            head = Head(shards=shards, at=max(self._looked, before.at), catalog=max(self._newest, before.catalog))
+            await self._put(f"{directory(self._founding)}{HEAD}", encode(head))
 
     async def _tell(self) -> None:
         """The cluster expects that this goes on, so that an alert tells if it does not."""
@@ -232,7 +218,7 @@ class Archiver:
         """Read all there is. False: its state is to be copied first."""
         archive = self.shards.get(shard)
         if archive is None:
-            archive = await self._around.blocking(self._known, shard)
+            archive = await self._around.blocking(known_of, self._store, self._founding, shard)
             self.shards[shard] = archive
         if archive.based is None and not archive.lacks_state:
             await self._begin(archive)
@@ -258,31 +244,12 @@ class Archiver:
     def _held(self) -> int:
         return sum(one.bytes for one in self.shards.values())
 
-    def _known(self, shard: int) -> ShardArchive:
-        """What the store has of a shard. A damaged state is a place to go on from, and is copied anew. Blocking."""
-        archive = ShardArchive(shard)
-        bases = bases_of(self._store, self._founding, shard)
-        if bases:
-            try:
-                base = read_base(self._store, bases[-1][1])
-            except CorruptBackup as error:
-                _log.error("%s: the state of shard %d is copied again", error.message, shard)
-                base = Base(index=bases[-1][0], at=0, files=[])
-            archive.begin_at(base)
-            *_, last = (None, *chain(chunks_of(self._store, self._founding, shard), base.index))
-            if last is not None:
-                archive.read = archive.kept = last.last
-                with contextlib.suppress(CorruptBackup):
-                    archive.term = read_chunk(self._store, last).entries[-1].term
-        archive.published, archive.indexed = archive.kept, indexed(self._store, self._founding, shard)
-        return archive
-
     async def _begin(self, archive: ShardArchive) -> None:
         """The first state of a shard: there is nothing before its log's first entry, if the log still has that."""
         if (await self._ask_log(archive)).entries is None:
             archive.lacks_state = True
             return
-        base = Base(index=0, at=self._around.micros(), files=[])
+        base = Base(index=0, at=self._around.micros(), files=[], behind=0)
         await self._put(base_name(self._founding, archive.shard, 0), encode(base))
         archive.begin_at(base)
 
@@ -362,7 +329,8 @@ class Archiver:
             await mark.check()
             if not archive.serves:
                 raise Unavailable(f"the cluster has no shard {shard} any more")
-            base = Base(index=image.index, at=image.at, files=files, term=image.term)
+            behind = archive.kept if archive.lacks_state else image.index
+            base = Base(index=image.index, at=image.at, files=files, term=image.term, behind=behind)
             await self._put(base_name(self._founding, shard, image.index), encode(base))
         return base
 

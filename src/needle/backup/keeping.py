@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from needle.backup.archive_comparing import ComparedShard, Told, compare_archives
-from needle.backup.archive_keeping import check_archives, outdated, pieces_of_archives, whole_archive
+from needle.backup.archive_keeping import begin_here, check_archives, outdated, pieces_of_archives, whole_archive
 from needle.backup.archive_reading import clusters
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
@@ -317,6 +317,7 @@ def _prune(store: Store, keep: int | None, before: int | None, dropped: list[str
     old = [*dropped, *(name for name in old if name not in set(dropped))]
     named |= pieces_of_archives(store, set(old))
     mark.own_time()
+    begin_here(store, set(old))
     for backup in gone:
         store.delete(manifest_name(backup))
     broken_off = [name for name in store.names(MANIFESTS) if _BROKEN_OFF.fullmatch(name)]

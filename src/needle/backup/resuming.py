@@ -1,0 +1,57 @@
+"""Where an archiver goes on: what a store has already of a cluster and its shards. Blocking; it must not know clusters."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from needle.backup.archive_format import CATALOG, Base, told_of
+from needle.backup.archive_reading import (
+    bases_of,
+    catalogs_of,
+    chain,
+    chunks_of,
+    number_of,
+    read_base,
+    read_catalog,
+    read_chunk,
+)
+from needle.backup.index_archiving import indexed
+from needle.backup.shard_archive import ShardArchive
+from needle.backup.store import Store
+from needle.base.errors import CorruptBackup
+
+_log = logging.getLogger("needle.backup")
+
+
+def last_told(store: Store, founding: int) -> tuple[object, int]:
+    """What the newest archived topology says, None if it cannot be read; and the instant of its record, 0 if there is
+    none."""
+    names = catalogs_of(store, founding)
+    if not names:
+        return None, 0
+    at = number_of(names[-1], CATALOG)
+    try:
+        return told_of(read_catalog(store, names[-1]).topology), at
+    except CorruptBackup:
+        return None, at
+
+
+def known_of(store: Store, founding: int, shard: int) -> ShardArchive:
+    """What there is of a shard. A damaged state is a place to go on from, and is copied anew."""
+    archive = ShardArchive(shard)
+    bases = bases_of(store, founding, shard)
+    if bases:
+        try:
+            base = read_base(store, bases[-1][1])
+        except CorruptBackup as error:
+            _log.error("%s: the state of shard %d is copied again", error.message, shard)
+            base = Base(index=bases[-1][0], at=0, files=[])
+        archive.begin_at(base)
+        *_, last = (None, *chain(chunks_of(store, founding, shard), base.index))
+        if last is not None:
+            archive.read = archive.kept = last.last
+            with contextlib.suppress(CorruptBackup):
+                archive.term = read_chunk(store, last).entries[-1].term
+    archive.published, archive.indexed = archive.kept, indexed(store, founding, shard)
+    return archive

@@ -1,0 +1,128 @@
+"""One look at an archive: what `needle backup list` tells, `verify` tells, and restores refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from backup.archived import BEGAN, SECOND, World, restored
+from needle.backup.archive_format import CATALOG, Base, Catalog, Head, base_name, encode
+from needle.backup.archive_looking import list_archives
+from needle.backup.archive_reading import bases_of, catalogs_of, chunks_of, number_of, read_base, read_catalog
+from needle.backup.keeping import prune, verify
+from needle.backup.store import DirectoryStore
+from needle.base.errors import CorruptBackup, NeedleError
+from needle.routing.topology import AliasInfo
+
+
+async def archived(tmp_path: Path) -> tuple[World, DirectoryStore]:
+    """Three records of the catalog, and three states: before the first entry, behind entries, and behind a log that
+    was cut."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    archiver = world.archiver(store, base_every=8.0)
+    for n in range(3):
+        world.topology = msgspec.structs.replace(
+            world.topology, version=n + 2, aliases=tuple(AliasInfo(f"a{m}", "books") for m in range(n))
+        )
+        world.fill(10)
+        if n == 2:
+            world.shard.first = len(world.shard.log)
+        await archiver.look(flush=True)
+        assert archiver._basing is not None
+        await archiver._basing
+    world.fill(3)
+    await archiver.look(flush=True)
+    await archiver.close()
+    assert len(catalogs_of(store, 7)) == len(bases_of(store, 7, 0)) == 3
+    return world, store
+
+
+async def test_whatever_is_deleted_is_told_by_both_and_such_instants_are_refused(tmp_path: Path) -> None:
+    """A record of the catalog, and a file of entries right before a state, were missed by `verify`."""
+    world, store = await archived(tmp_path)
+    (whole,) = list_archives(store)
+    [cut] = whole.gaps
+    assert cut.endswith("are missing") and "a file is lost" not in cut
+    assert verify(store).problems == []
+    needed = [name for name in store.names("archive/7/") if not name.endswith("/target")]
+    middle = bases_of(store, 7, 0)[1][1]
+    assert len(needed) >= 9
+    for name in needed:
+        path = tmp_path / "t" / name
+        data = path.read_bytes()
+        path.unlink()
+        told, problems = list_archives(store)[0].gaps, verify(store, checksums_only=True).problems
+        lines = [line for line in told if line != cut]
+        if name == middle:  # entries lead on behind it
+            assert not lines and not problems
+        else:
+            assert problems and {line.removeprefix("archive: ") for line in problems} <= {*lines}, name
+        path.write_bytes(data)
+    assert verify(store).problems == [] and list_archives(store) == [whole]
+    names = catalogs_of(store, 7)
+    at = number_of(names[1], CATALOG)
+    (tmp_path / "t" / names[1]).unlink()
+    with pytest.raises(CorruptBackup, match=f"{names[1]} is missing"):
+        restored(store, tmp_path / "within", at=at + SECOND)
+    assert restored(store, tmp_path / "before", at=at - SECOND) == world.shard.contents[(at - SECOND - BEGAN) // SECOND]
+    assert restored(store, tmp_path / "behind", at=world.now) == world.shard.contents[-1]
+    for name in (names[0], names[2]):
+        (tmp_path / "t" / name).unlink()
+    with pytest.raises(CorruptBackup, match="is missing"):
+        restored(store, tmp_path / "none", at=world.now)
+    assert verify(store).problems
+
+
+async def test_what_prune_deletes_is_not_missing(tmp_path: Path) -> None:
+    world, store = await archived(tmp_path)
+    second = number_of(catalogs_of(store, 7)[1], CATALOG)
+    world.now = second + SECOND + 3600 * SECOND
+    await prune(store, archive_hours=1.0, around=world.around)
+    assert len(catalogs_of(store, 7)) == 2
+    assert verify(store).problems == []
+    (tmp_path / "t" / catalogs_of(store, 7)[0]).unlink()
+    assert any("is missing" in line for line in verify(store).problems)
+
+
+async def test_an_archive_of_the_release_before_goes_on(tmp_path: Path) -> None:
+    """It says neither which record of the catalog is behind which, nor why entries are missing before a state."""
+    world, store = await archived(tmp_path)
+    for name in catalogs_of(store, 7):
+        store.put(name, encode(msgspec.structs.replace(read_catalog(store, name), former=-1)))
+    for _, name in bases_of(store, 7, 0)[:2]:
+        store.put(name, encode(msgspec.structs.replace(read_base(store, name), behind=-1)))
+    assert verify(store).problems == []
+    index, name = bases_of(store, 7, 0)[2]
+    store.put(base_name(7, 0, index), encode(msgspec.structs.replace(read_base(store, name), behind=-1)))
+    [problem] = verify(store).problems
+    assert "a file is lost, or the log had been cut" in problem
+    world.topology = msgspec.structs.replace(world.topology, version=9, aliases=())
+    await world.archiver(store).look(flush=True)
+    newest = read_catalog(store, catalogs_of(store, 7)[-1])
+    assert newest.former == number_of(catalogs_of(store, 7)[-2], CATALOG)
+    assert restored(store, tmp_path / "a", at=world.now) == world.shard.contents[-1]
+
+
+def test_the_release_before_reads_what_is_written_now() -> None:
+    class FormerHead(msgspec.Struct, kw_only=True):
+        format: int
+        shards: dict[int, tuple[int, int]]
+        at: int
+
+    made = msgspec.msgpack.encode(Head(shards={0: (1, 2)}, at=3, catalog=4))
+    assert msgspec.msgpack.decode(made, type=FormerHead).shards == {0: (1, 2)}
+    for kind in (Head, Catalog, Base):
+        assert not kind.__struct_config__.forbid_unknown_fields and not kind.__struct_config__.array_like
+
+
+async def test_a_shard_of_which_nothing_is_left_is_told(tmp_path: Path) -> None:
+    _, store = await archived(tmp_path)
+    for name in store.names("archive/7/0/"):
+        store.delete(name)
+    assert list_archives(store)[0].gaps == ["shard 0: all that was archived of it is missing"]
+    assert verify(store).problems == ["archive: shard 0: all that was archived of it is missing"]
+    with pytest.raises(NeedleError, match="nothing of shard 0 is archived"):
+        restored(store, tmp_path / "a", index=3)
+    assert not chunks_of(store, 7, 0)
