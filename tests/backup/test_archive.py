@@ -29,10 +29,12 @@ from needle.base.errors import (
     NoQuorum,
     RestoreDiffers,
     StorageError,
+    Unavailable,
 )
 from needle.base.versions import KNOWN
 from needle.local.process_cluster import wait_for
-from needle.protocol import commands
+from needle.protocol import calls, commands
+from needle.protocol.archive_calls import LogCall
 from needle.protocol.move_commands import PrepareMove
 from needle.protocol.stamps import STAMPED_SINCE, stamp
 from needle.routing.shard_map import ShardMap
@@ -346,3 +348,26 @@ async def test_nodes_that_do_not_answer_at_the_start_are_waited_for(tmp_path: Pa
     error = Forbidden("not with this key")
     with pytest.raises(Forbidden):
         await archive(world.client, store, around=world.around, until=archived)
+
+
+async def test_the_other_replicas_hear_now_and_then_how_far_it_is(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    heard: list[tuple[str, LogCall]] = []
+    answered = world.client._shards.group(0).ask_replica
+
+    async def ask_replica(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        heard.append((address, calls.decode(body, LogCall)))
+        if address == "0":
+            raise Unavailable("it is down")
+        return await answered(address, method, body, timeout)
+
+    world.followers = [copy.copy(world.shard), copy.copy(world.shard)]
+    world.client._shards.group(0).ask_replica = ask_replica
+    archiver = world.archiver(store)
+    for _ in range(130):
+        world.fill(1)
+        await archiver.look(flush=True)
+    assert [one for one, _ in heard] == ["leader", "0", "1"] * 3
+    told = [call for address, call in heard if address == "1"]
+    assert [call.until - BEGAN for call in told] == sorted({call.until - BEGAN for call in told})
+    assert all(call.follower and call.kept and call.until <= world.now for call in told)

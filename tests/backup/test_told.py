@@ -52,7 +52,7 @@ async def test_it_says_so_while_they_are_too_old(tmp_path: Path) -> None:
         await client.insert("a", [1.0, *[0.0] * 7])
         assert await told(client) == set()
         now = int(time.time() * 1e6)
-        await client.change_catalog(NoteBackup(now - 27 * HOUR, now - HOUR))
+        await client.change_catalog(NoteBackup(now - 27 * HOUR, now - 2 * HOUR))
         assert await told(client) == NAMES
         made = await backups.create(client, store)
         assert made.told and await told(client) == {"archive of the log behind"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ from needle.multiraft.archives import ACTIVE_SECONDS, SECONDS, TARGETS_MAX, Arch
 from needle.multiraft.host import Host
 from needle.protocol.archive_calls import LogCall
 from needle.server.service.archiving import Archiving
+from needle.server.upkeep.archives import SILENT_SECONDS, archive_lags
 
 SECOND = 1_000_000
 SHARD = 1
@@ -18,12 +20,12 @@ class Leader:
     """Of a shard whose log is empty. now: its clock, in seconds since 1970."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now, self.leads = 1000.0, True
         compaction = SimpleNamespace(archives=Archives())
         group, clock = SimpleNamespace(compaction=compaction), SimpleNamespace(monotonic=lambda: self.now)
         self.host: Any = SimpleNamespace(
             engine=SimpleNamespace(find=lambda _: group, clock=clock),
-            is_leader=lambda _: True,
+            is_leader=lambda _: self.leads,
             read_index=self._read_index,
             committed=lambda *_: [],
             term_of=lambda *_: 0,
@@ -48,7 +50,7 @@ class Leader:
     async def told(self, until: float, target: str = "") -> int:
         """Up to which clock all is archived then."""
         await self.service.log(LogCall(SHARD, 0, 0, int(until * SECOND), 1, target=target))
-        return Host.archived_until(self.host, SHARD)
+        return Host.archived_until(self.host, SHARD)[0]
 
 
 async def test_a_clock_that_ran_ahead_does_not_hide_that_the_archive_is_behind() -> None:
@@ -67,7 +69,39 @@ async def test_one_archive_does_not_hide_that_another_is_behind() -> None:
     leader.now += ACTIVE_SECONDS + 1
     assert await leader.told(1010.0, "b") == 1010 * SECOND, "the other one has ended"
     leader.now += 2 * ACTIVE_SECONDS
-    assert Host.archived_until(leader.host, SHARD) == 1010 * SECOND, "the last one counts while none asks"
+    assert Host.archived_until(leader.host, SHARD)[0] == 1010 * SECOND, "the last one counts while none asks"
+
+
+def lag(leader: Leader, archived: float) -> float | None:
+    """As the metric, and the alert, has it. archived: what the catalog was told last, in seconds since 1970."""
+    topology: Any = SimpleNamespace(archived=int(archived * SECOND), holders=lambda _: ())
+    leader.host.groups = lambda: [SHARD]
+    leader.host.archived_until = partial(Host.archived_until, leader.host)
+    return archive_lags(leader.host, topology, int(leader.now * SECOND)).get(SHARD)
+
+
+async def test_a_new_leader_knows_what_it_was_told_while_it_followed() -> None:
+    """It went by the catalog's word, which may be an hour old: the alert fired after each failover."""
+    leader = Leader()
+    leader.now = 10_000.0
+    leader.leads = False
+    await leader.service.log(LogCall(SHARD, 0, 0, 9_990 * SECOND, 0, follower=True))
+    leader.leads = True
+    assert lag(leader, archived=7_000.0) == 10.0
+    leader.now += 500.0
+    assert lag(leader, archived=7_000.0) == 510.0, "and nobody asks any more"
+
+
+async def test_what_is_not_known_is_not_told_until_it_is_known_to_be_late() -> None:
+    leader = Leader()
+    leader.now = 10_000.0
+    leader.compaction.archives = Archives(leader.now)
+    assert lag(leader, archived=0.0) is None, "none is expected"
+    assert lag(leader, archived=7_000.0) is None
+    assert lag(leader, archived=6_000.0) == 4_000.0, "an archiver says so each hour"
+    leader.now += SILENT_SECONDS
+    assert lag(leader, archived=7_000.0) == 3_000.0 + SILENT_SECONDS
+    assert await leader.told(leader.now - 2) and lag(leader, archived=7_000.0) == 2.0
 
 
 def test_the_log_is_kept_for_each_of_a_few() -> None:

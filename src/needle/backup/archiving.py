@@ -41,7 +41,7 @@ from needle.backup.creating import tell
 from needle.backup.format import PIECES
 from needle.backup.index_archiving import INDEXES_EVERY, IndexArchiving
 from needle.backup.keeping import MAKING, PRUNING, Mark
-from needle.backup.log_asking import CALL_SECONDS, ask_followers, ask_log
+from needle.backup.log_asking import CALL_SECONDS, ask_followers, ask_log, tell_followers
 from needle.backup.resuming import known_of, last_told
 from needle.backup.shard_archive import ShardArchive
 from needle.backup.state_copying import copied, image_of
@@ -73,6 +73,7 @@ BUFFERED_BYTES_MAX: Final = 64 << 20
 AT_ONCE: Final = 8
 """Shards that are asked at a time, or copied."""
 TOLD_SECONDS: Final = 3600.0
+FOLLOWERS_SECONDS: Final = 60.0
 FINAL: Final = (ClientClosed, Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
 """What will not be otherwise at the next look."""
 
@@ -236,6 +237,7 @@ class Archiver:
             if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX or (whole and flush):
                 await self._flush(archive)
             if whole:
+                await self._tell_followers(archive)
                 return True
         if archive.copied:  # else the log would be cut behind the state before that is here, again and again
             await self._ask_log(archive, archive.copied, 1)
@@ -266,17 +268,25 @@ class Archiver:
         if archive.kept == archive.read:
             archive.kept_until = archive.until
 
+    def _log_call(self, archive: ShardArchive, kept: int | None = None, most: int = ASKED_BYTES) -> LogCall:
+        """See `_ask_log`."""
+        after, upto = (archive.read, archive.kept) if kept is None else (kept, kept)
+        return LogCall(shard_group(archive.shard), after, upto, archive.kept_until, most, target=self._target)
+
     async def _ask_log(self, archive: ShardArchive, kept: int | None = None, most: int = ASKED_BYTES) -> LogAnswer:
         """kept: behind which index the log is needed, if not behind what is archived."""
-        upto = archive.kept if kept is None else kept
-        call = LogCall(
-            shard_group(archive.shard), archive.read if kept is None else kept, upto, archive.kept_until, most,
-            target=self._target,
-        )  # fmt: skip
+        call = self._log_call(archive, kept, most)
         answer = await ask_log(self._client, archive.shard, call)
         if answer.entries is None and kept is None:
             return await ask_followers(self._client, archive, call, answer)
         return answer
+
+    async def _tell_followers(self, archive: ShardArchive) -> None:
+        """Now and then, when there is something to tell."""
+        now = self._around.micros()
+        if archive.kept_until and now - archive.followed >= FOLLOWERS_SECONDS * 1e6:
+            archive.followed = now
+            await tell_followers(self._client, archive.shard, self._log_call(archive))
 
     async def _put(self, name: str, data: bytes) -> None:
         await self._around.blocking(self._store.put, name, data)

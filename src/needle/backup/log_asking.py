@@ -19,6 +19,7 @@ from needle.protocol import calls
 from needle.protocol.archive_calls import LOG, LogAnswer, LogCall
 
 CALL_SECONDS: Final = 10.0
+TELL_SECONDS: Final = 2.0
 
 
 async def ask_log(client: Client, shard: int, call: LogCall) -> LogAnswer:
@@ -27,6 +28,12 @@ async def ask_log(client: Client, shard: int, call: LogCall) -> LogAnswer:
         client, shard, LOG, lambda left: calls.encode(msgspec.structs.replace(call, timeout=left)), CALL_SECONDS
     )
     return calls.decode(answer, LogAnswer)
+
+
+async def tell_followers(client: Client, shard: int, call: LogCall) -> None:
+    """All replicas, so that the next leader knows how far the archive is. Who does not answer hears of it later."""
+    body = calls.encode(msgspec.structs.replace(call, follower=True, after=call.kept, bytes_max=0, timeout=TELL_SECONDS))
+    await ask_replicas(client, shard, LOG, body, TELL_SECONDS)
 
 
 async def ask_followers(client: Client, archive: ShardArchive, call: LogCall, leader: LogAnswer) -> LogAnswer:

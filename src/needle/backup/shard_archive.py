@@ -22,7 +22,8 @@ class ShardArchive:
     the last state; None if there is none. lacks_state: the log does not lead on from what is kept, so nothing is read
     before a state is copied. copied: the index of the one that is being copied, 0 for none; tried: when that was begun
     last (microseconds since 1970). serves: the cluster has this shard. published: the last entry that was read by which
-    an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files."""
+    an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files.
+    followed: when replicas that do not lead were told last (microseconds since 1970)."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -35,6 +36,7 @@ class ShardArchive:
         self.copied = self.tried = 0
         self.lacks_state, self.serves = False, True
         self.published, self.indexed = 0, (0, 0)
+        self.followed = 0
 
     @property
     def based_at(self) -> int:

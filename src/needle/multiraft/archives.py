@@ -26,7 +26,9 @@ class Archived(NamedTuple):
 class Archives:
     """Of one group, by target; "" is one that does not say which."""
 
-    def __init__(self) -> None:
+    def __init__(self, opened: float = 0.0) -> None:
+        """opened: when its replica was opened (monotonic seconds)."""
+        self._opened = opened
         self._targets: dict[str, Archived] = {}
 
     def note(self, target: str, last: int, until: int, now: float) -> None:
@@ -41,6 +43,10 @@ class Archives:
         for one in self._targets.values():
             if now - one.asked <= SECONDS:
                 yield Member(one.last, -1, now - one.asked <= ACTIVE_SECONDS)
+
+    def silent(self, now: float) -> float:
+        """For how many seconds none has asked, since the replica was opened."""
+        return now - max((one.asked for one in self._targets.values()), default=self._opened)
 
     def until(self, now: float) -> int:
         """The clock up to which all have it that ask now; if none does, the one that asked last. 0 if none ever has."""

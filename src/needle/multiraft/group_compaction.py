@@ -33,7 +33,7 @@ class Compaction:
     def __init__(self, group: Replica, host: Surroundings, snapshots: SnapshotTraffic, rebuild: Rebuild) -> None:
         """snapshots: keeps the log behind what it has exported. rebuild: is told of damage that a checkpoint finds."""
         self.running = False
-        self.archives = Archives()
+        self.archives = Archives(host.clock.monotonic())
         self._group = group
         self._host = host
         self._snapshots = snapshots

@@ -283,10 +283,11 @@ class Host:
         (retention.py)."""
         self.engine.find(group).compaction.archives.note(target, index, until, self.engine.clock.monotonic())
 
-    def archived_until(self, group: GroupId) -> int:
-        """The clock of its leader up to which archives have said to have the log (microseconds since 1970); 0 if none
-        has since this replica was opened."""
-        return self.engine.find(group).compaction.archives.until(self.engine.clock.monotonic())
+    def archived_until(self, group: GroupId) -> tuple[int, float]:
+        """The clock of its leader up to which archives have said to have the log (microseconds since 1970), 0 if none
+        has since this replica was opened; and for how many seconds none has asked."""
+        archives, now = self.engine.find(group).compaction.archives, self.engine.clock.monotonic()
+        return archives.until(now), archives.silent(now)
 
     async def image(self, group: GroupId, after: int) -> Exported:
         """The files of the group's state at index `after` or later, from which its log goes on; for `image_chunk`.

@@ -46,17 +46,23 @@ class Archiving:
         hosted = node.hosted(group)
         if not self._host.is_leader(group):
             if call.follower:
+                self._note(call, micros_of(node.ports.clock))  # it may lead next
                 upto = (await node.blocking(hosted.replica.look, _digest))[0]
                 return LogAnswer(upto, 0, self._entries(call, upto), 0, "", self._host.term_of(group, call.after))
             raise not_leader(node, group)
         until = micros_of(node.ports.clock)
         upto = await self._host.read_index(group, call_timeout(call.timeout))
-        # Not what is said of the time to come: the leader before had a clock that ran ahead, and it would hide a lag.
-        self._host.note_archived(group, call.target[:TARGET_CHARS], call.kept, call.until if call.until <= until else 0)
+        self._note(call, until)
         entries = self._entries(call, upto)
         term = self._host.term_of(group, call.after)
         at, digest = await node.blocking(hosted.replica.look, _digest)
         return LogAnswer(upto, until, entries, at, digest, term)
+
+    def _note(self, call: LogCall, now: int) -> None:
+        """Not what is said of the time to come: the leader before had a clock that ran ahead, and it would hide a
+        lag."""
+        until = call.until if call.until <= now else 0
+        self._host.note_archived(call.group, call.target[:TARGET_CHARS], call.kept, until)
 
     def _entries(self, call: LogCall, upto: int) -> list[LoggedEntry] | None:
         found = self._host.committed(call.group, call.after, upto, max(1, min(call.bytes_max, BYTES_MAX)))
