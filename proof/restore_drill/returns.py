@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import needle
-from needle.backup.restoring import MARK
+from needle.backup.one_collection import MARK
 from needle.local.process_cluster import ProcessCluster
 from needle.routing.strategy import CONSISTENT_HASH
 from proof.checkers.violation import Violation

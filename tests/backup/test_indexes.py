@@ -19,7 +19,7 @@ from needle import backup as backups
 from needle.backup.around import Around
 from needle.backup.format import IndexFile, encode_manifest, manifest_name
 from needle.backup.index_restoring import IndexRestoring
-from needle.backup.restoring import MARK
+from needle.backup.one_collection import MARK
 from needle.backup.store import Before, DirectoryStore, Store
 from needle.base.errors import InvalidArgument, Unavailable
 from needle.base.explain import Way

@@ -17,7 +17,7 @@ from backup.killing import Counted, Killed
 from needle import backup as backups
 from needle.backup.format import PIECES
 from needle.backup.keeping import MAKING, read_manifest
-from needle.backup.restoring import MARK
+from needle.backup.one_collection import MARK
 from needle.backup.store import DirectoryStore
 from needle.base.errors import (
     CollectionExists,

@@ -47,7 +47,7 @@ async def test_backups_that_are_too_old(page: Alerts, cluster: ProcessCluster, t
     await page.until()
     now = int(time.time() * 1e6)
     async with cluster.connect() as client:
-        await client.change_catalog(NoteBackup(now - 27 * HOUR, now - HOUR))
+        await client.change_catalog(NoteBackup(now - 27 * HOUR, now - 2 * HOUR))
     await page.until("NeedleBackupTooOld", "NeedleArchiveBehind")
     await page.command_of("NeedleBackupTooOld", "needle backup create", str(tmp_path / "target"))
     assert set(await page.told()) == {"NeedleArchiveBehind"}

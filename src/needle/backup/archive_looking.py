@@ -91,7 +91,9 @@ class Look:
             return Head(shards={}, at=0)
         if name in files_of(self._store, directory(self._founding)):
             self.files.append(name)
-        elif any(chunks_of(self._store, self._founding, shard) for shard in archived_shards(self._store, self._founding)):
+        elif any(
+            chunks_of(self._store, self._founding, shard) for shard in archived_shards(self._store, self._founding)
+        ):
             self._tell(f"{name} is missing: no instant can be restored until the archiver writes it again")
         return head
 
@@ -197,7 +199,5 @@ def _archived(store: Store, founding: int) -> Archived:
         shards=len(serving),
         bytes=sum(stat.size for name, stat in sizes.items() if name.endswith(LOG)),
         gaps=look.gaps,
-        indexes={
-            shard: (base.index, head.shards.get(shard, (base.index, 0))[0]) for shard, base in firsts.items()
-        },
+        indexes={shard: (base.index, head.shards.get(shard, (base.index, 0))[0]) for shard, base in firsts.items()},
     )

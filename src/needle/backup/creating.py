@@ -32,7 +32,7 @@ from needle.backup.format import (
 )
 from needle.backup.index_copying import IndexCopying
 from needle.backup.keeping import MAKING, PRUNING, Mark, backup_ids, read_manifest
-from needle.backup.restoring import MARK
+from needle.backup.one_collection import MARK
 from needle.backup.scanning import pages
 from needle.backup.store import Store
 from needle.base.errors import (

@@ -33,6 +33,7 @@ from needle.backup.format import (
     encode_piece,
     manifest_name,
 )
+from needle.backup.one_collection import MARK, OneCollection, check_known, one_collection
 from needle.backup.replaying import Place, Replay, Replayed
 from needle.backup.restoring import Progress, Restored, check_free, restore
 from needle.backup.scratch import scratch_directory
@@ -65,6 +66,8 @@ async def restore_at(
     *,
     indexes: Mapping[int, int] | None = None,
     archive: str | None = None,
+    collection: str | None = None,
+    name: str | None = None,
     index_files: bool = True,
     scratch: str | None = None,
     timeout: float = 30.0,
@@ -75,7 +78,8 @@ async def restore_at(
 ) -> Restored:
     """Restore what there was at an instant (microseconds since 1970), or at an index of each shard's log.
 
-    archive: the founding of the cluster, in hex, if several are archived at the target. index_files: whether those of
+    archive: the founding of the cluster, in hex, if several are archived at the target. collection, name: that
+    one alone, as in `restore`. index_files: whether those of
     the archive are used, which takes as many shards as there were. scratch: a directory with room
     for all documents twice. told: of what is done. progress, total, timeout: as in `restore`. Raises InvalidArgument
     for an instant that the archive does not reach, CorruptBackup, RestoreDiffers, DiskFull and DiskFailed of the
@@ -83,28 +87,42 @@ async def restore_at(
     """
     if (at is None) == (indexes is None):
         raise InvalidArgument("give one of at and index", field="at")
+    one = one_collection(collection, name)
     with scratch_directory(scratch) as directory:
-        made = Making(store, directory, told)
+        made = Making(store, directory, told, one)
         names = await around.blocking(made.names, at, dict(indexes or {}), archive)
-        await check_free(client, names, timeout)
+        await check_free(client, names, timeout, alone=one is not None)
         backup = await around.blocking(made.run, at, dict(indexes or {}), archive)
         return await restore(
-            client, Before(made.local, store), backup, indexes=index_files, timeout=timeout, progress=progress,
-            total=total, around=around,
+            client, Before(made.local, store), backup, collection=collection, name=name, indexes=index_files,
+            timeout=timeout, progress=progress, total=total, around=around,
         )  # fmt: skip
 
 
 class Making:
     """Makes a backup in a directory of its own of what the archive has. Blocking. local: where."""
 
-    def __init__(self, store: Store, directory: Path, told: Told = lambda _: None) -> None:
+    def __init__(
+        self, store: Store, directory: Path, told: Told = lambda _: None, one: OneCollection | None = None
+    ) -> None:
+        """one: nothing but this collection is written."""
+        self._one = one
         self._store, self._directory, self._told = store, directory, told
         self.local = DirectoryStore(directory / "backup", durable=False)
 
     def names(self, at: int | None, indexes: dict[int, int], archive: str | None) -> list[str]:
-        """Of the collections that the catalog had there."""
-        topology, _ = self._topology(chosen(self._store, founding_of(archive)), at, indexes)
-        return [one.spec.name for one in topology.collections]
+        """What is to be written is called so: collections that the catalog had there. Raises InvalidArgument for one
+        that the archive never heard of."""
+        founding = chosen(self._store, founding_of(archive))
+        topology, _ = self._topology(founding, at, indexes)
+        here = [one.spec.name for one in topology.collections]
+        if self._one is None:
+            return here
+        if self._one.collection not in here:  # it may have been made since the catalog was archived
+            ever = (read_catalog(self._store, name).topology.collections for name in catalogs_of(self._store, founding))
+            if all(info.spec.name != self._one.collection for infos in ever for info in infos):
+                check_known(self._one, here)
+        return [self._one.name]
 
     def run(self, at: int | None, indexes: dict[int, int], archive: str | None) -> str:
         """The id of the backup, the same for the same place."""
@@ -120,7 +138,7 @@ class Making:
             with Replay(self._store, founding, shard, directory) as replay:
                 found[shard] = replay.to(Place(at=at) if at is not None else Place(index=indexes[shard]))
         owned = owners(found, topology.map)
-        infos = self._collections(founding, topology, found)
+        infos = self._wanted(self._collections(founding, topology, found))
         collections = self._contents(founding, found, owned, topology.map, infos)
         cuts = sorted((shard, one.index) for shard, one in found.items())
         stamp = rfc3339(at // 1_000_000 * 1_000_000).replace("-", "").replace(":", "") if at is not None else "index"
@@ -138,6 +156,14 @@ class Making:
         )
         self.local.put(manifest_name(manifest.id), encode_manifest(manifest))
         return manifest.id
+
+    def _wanted(self, infos: list[CollectionInfo]) -> list[CollectionInfo]:
+        """Not those that say of another restore, of that time, that it is under way."""
+        found = [info for info in infos if not info.spec.name.startswith(MARK)]
+        if self._one is None:
+            return found
+        check_known(self._one, [info.spec.name for info in found])
+        return [info for info in found if info.spec.name == self._one.collection]
 
     def _topology(self, founding: int, at: int | None, indexes: dict[int, int]) -> tuple[Topology, list[int]]:
         """As the catalog had it there, and the shards to look into."""

@@ -32,7 +32,9 @@ async def ask_log(client: Client, shard: int, call: LogCall) -> LogAnswer:
 
 async def tell_followers(client: Client, shard: int, call: LogCall) -> None:
     """All replicas, so that the next leader knows how far the archive is. Who does not answer hears of it later."""
-    body = calls.encode(msgspec.structs.replace(call, follower=True, after=call.kept, bytes_max=0, timeout=TELL_SECONDS))
+    body = calls.encode(
+        msgspec.structs.replace(call, follower=True, after=call.kept, bytes_max=0, timeout=TELL_SECONDS)
+    )
     await ask_replicas(client, shard, LOG, body, TELL_SECONDS)
 
 

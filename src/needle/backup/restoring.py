@@ -1,7 +1,7 @@
 """Brings a backup back into a cluster of any number of shards and nodes, by writes like any other.
 
-A collection that is called `restoring-BACKUP` says that it is under way, and how far it is: who finds it goes on. It is
-dropped last, when every collection was read back and has the digest that the backup recorded.
+A collection that is called `restoring-BACKUP` (one_collection.py) says that it is under way, and how far it is: who
+finds it goes on. It is dropped last, when every collection was read back and has the digest that the backup recorded.
 
 Invariants: nothing that was in the cluster before is written over; a piece is only restored if its checksum is right;
 what was killed anywhere may be run again. Memory: a few pieces.
@@ -21,11 +21,13 @@ from needle.backup.around import REAL, Around
 from needle.backup.format import CollectionBackup, Contents, Manifest, Piece, PieceRef
 from needle.backup.index_restoring import IndexFilesChanged, IndexRestoring, fingerprint, part_of, rounds_of
 from needle.backup.keeping import newest, read_manifest, read_piece
+from needle.backup.one_collection import MARK, OneCollection, mark_of, narrowed, one_collection
 from needle.backup.scanning import pages
 from needle.backup.store import Store
 from needle.base.errors import (
     CollectionExists,
     CollectionNotFound,
+    InvalidArgument,
     NeedleError,
     OutcomeUnknown,
     RestoreDiffers,
@@ -36,7 +38,6 @@ from needle.client import Client
 from needle.protocol.commands import NEVER
 from needle.routing.topology import Topology
 
-MARK: Final = "restoring-"
 AT_ONCE: Final = 16
 """Pieces that are written at a time."""
 NOTED: Final = 128
@@ -66,6 +67,8 @@ async def restore(
     store: Store,
     backup: str | None = None,
     *,
+    collection: str | None = None,
+    name: str | None = None,
     indexes: bool = True,
     timeout: float = 30.0,
     progress: Progress = lambda _documents: None,
@@ -73,28 +76,32 @@ async def restore(
     around: Around = REAL,
 ) -> Restored:
     """Restore a backup, by default the newest, into a cluster that has none of its collections (or empty ones, made
-    alike). indexes: whether index files of the backup are used, which takes as many shards as it was made of. progress:
+    alike). collection: that one alone, under its name or the one that is given; then the cluster may have others, and
+    must have nothing of that name, and no aliases are set. indexes: whether index files of the backup are used, which takes as many shards as it was made of. progress:
     told how many documents were written. total: told once how many there are. Index files that did not come along are
     built in the background when this returns: `wait_indexed` waits for them.
 
-    Raises CollectionExists for a cluster that has something of that name, CorruptBackup, UnsupportedFormat for a backup
+    Raises CollectionExists for a cluster that has something of that name, InvalidArgument for a collection that the
+    backup does not have, CorruptBackup, UnsupportedFormat for a backup
     of a later release, RestoreDiffers if what was read back is not what the backup holds.
     """
+    one = one_collection(collection, name)
     await client.catalog_status(timeout=timeout)  # whoever may not see everything would compare less
     manifest = await around.blocking(read_manifest, store, backup or await around.blocking(newest, store))
+    manifest = narrowed(manifest, one)
     total(manifest.documents)
-    restoring = _Restoring(client, store, manifest, timeout, progress, around, indexes=indexes)
+    restoring = _Restoring(client, store, manifest, timeout, progress, around, one=one, indexes=indexes)
     return await restoring.run()
 
 
 class _Restoring:
     def __init__(
         self, client: Client, store: Store, manifest: Manifest, timeout: float, progress: Progress, around: Around, *,
-        indexes: bool,
+        one: OneCollection | None, indexes: bool,
     ) -> None:  # fmt: skip
         self._client, self._store, self._manifest = client, store, manifest
         self._timeout, self._progress, self._around = timeout, progress, around
-        self._mark, self._with_indexes = f"{MARK}{manifest.id}", indexes
+        self._mark, self._alone, self._with_indexes = mark_of(manifest.id, one), one is not None, indexes
         self._indexed, self._built = 0, list[str]()
 
     async def run(self) -> Restored:
@@ -104,6 +111,7 @@ class _Restoring:
         if not resumed:
             await self._check_room(now)
             await client.create_collection(self._mark, dimensions=1, if_absent=True, timeout=self._timeout)
+            await self._check_name()
         for collection in manifest.collections:
             await self._fill(collection)
         digests = {one.spec.name: await self._compare(one) for one in manifest.collections}
@@ -129,7 +137,8 @@ class _Restoring:
         aliases = {one.name for one in now.aliases}
         for name in [*(one.spec.name for one in self._manifest.collections), *self._manifest.aliases]:
             if name in aliases:
-                raise CollectionExists(f"this cluster has an alias {name}: restore into a new cluster", collection=name)
+                what = "give another name (--as)" if self._alone else "restore into a new cluster"
+                raise CollectionExists(f"this cluster has an alias {name}: {what}", collection=name)
             if name in self._manifest.aliases and name in there:
                 raise CollectionExists(
                     f"this cluster has a collection {name}, an alias in the backup: restore into a new cluster",
@@ -139,8 +148,19 @@ class _Restoring:
             found = there.get(one.spec.name)
             if found is None:
                 continue
+            if self._alone:
+                raise _taken(one.spec.name)
             if found.spec != one.spec or await self._client.count(collection=one.spec.name, timeout=self._timeout):
                 raise _in_the_way(one.spec.name)
+
+    async def _check_name(self) -> None:
+        """Whether a collection may have the name that was given: if not, nothing of this restore stays."""
+        try:
+            if self._alone:
+                await self._made(self._manifest.collections[0])
+        except InvalidArgument:
+            await self._client.drop_collection(self._mark, timeout=self._timeout)
+            raise
 
     async def _fill(self, collection: CollectionBackup) -> None:
         """Write all that is not noted yet."""
@@ -313,16 +333,24 @@ async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> int:
     return sum(task.result() for task in tasks)
 
 
-async def check_free(client: Client, names: Iterable[str], timeout: float) -> None:
+async def check_free(client: Client, names: Iterable[str], timeout: float, *, alone: bool = False) -> None:
     """Raises CollectionExists for a collection of these that has documents, unless a restore goes on here: to be told
-    before an archive is read, which takes long."""
+    before an archive is read, which takes long. alone: one that has none is in the way, too."""
     now = await client.refresh_topology(confirmed=True, timeout=timeout)
     there = {one.spec.name for one in now.collections}
     if any(name.startswith(MARK) for name in there):
         return
     for name in sorted(there & set(names)):
+        if alone:
+            raise _taken(name)
         if await client.count(collection=name, timeout=timeout):
             raise _in_the_way(name)
+
+
+def _taken(name: str) -> CollectionExists:
+    return CollectionExists(
+        f"this cluster has a collection {name} already: give another name (--as), or drop it first", collection=name
+    )
 
 
 def _in_the_way(name: str) -> CollectionExists:

@@ -321,6 +321,13 @@ def restore(
         list[str] | None, typer.Option("--index", help="The same at an index of the log: SHARD:INDEX, for each shard.")
     ] = None,
     archive: Archive = None,
+    collection: Annotated[
+        str | None,
+        typer.Option("--collection", "-c", help="This collection alone, into a cluster that may have others."),
+    ] = None,
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="What that collection is to be called, if not as it was.")
+    ] = None,
     indexes: Indexes = True,
     scratch: Scratch = None,
     wait_index: WaitIndex = True,
@@ -328,7 +335,8 @@ def restore(
     timeout: Timeout = 30.0,
     json: Json = False,
 ) -> None:
-    """Bring a backup back, by default the newest, or an instant, into a new cluster of any number of nodes and shards.
+    """Bring a backup back, by default the newest, or an instant, into a new cluster of any number of nodes and shards;
+    or one collection of it, under its name or another one, into a cluster that serves.
 
     Every collection is read back and must have the digest that was recorded. What was broken off goes on when the
     command is run again. Where index files do not come along, as with another number of shards, it waits until they
@@ -337,6 +345,8 @@ def restore(
     store, started = backups.open_store(target), time.perf_counter()
     if sum(given is not None for given in (backup, at, index or None)) > 1:
         raise typer.BadParameter("give one of --backup, --at and --index")
+    if as_ is not None and collection is None:
+        raise typer.BadParameter("--as is a name for the collection that --collection names: give both")
     instant = _instant(at)
 
     async def work(client: needle.Client) -> backups.Restored:
@@ -344,12 +354,12 @@ def restore(
             counting = _Counting(shown)
             if instant is None and not index:
                 return await backups.restore(
-                    client, store, backup, indexes=indexes, timeout=timeout, progress=counting.written,
-                    total=counting.total,
+                    client, store, backup, collection=collection, name=as_, indexes=indexes, timeout=timeout,
+                    progress=counting.written, total=counting.total,
                 )  # fmt: skip
             return await backups.restore_at(
                 client, store, instant, indexes=_indexes(index) if index else None, archive=archive,
-                index_files=indexes, scratch=scratch, timeout=timeout, told=counting.say, progress=counting.written,
+                collection=collection, name=as_, index_files=indexes, scratch=scratch, timeout=timeout, told=counting.say, progress=counting.written,
                 total=counting.total,
             )  # fmt: skip
 
@@ -359,7 +369,8 @@ def restore(
         if json:
             print_json({**msgspec.structs.asdict(done), "seconds": round(seconds, 3)})
         else:
-            what = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
+            whole = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
+            what = whole if collection is None else f"collection {collection}, as {as_ or collection}, of {whole}"
             _told_of(done, what, seconds)
         if wait_index:
             with _shown(json) as shown:

@@ -1,0 +1,167 @@
+"""One collection alone comes back, under its name or another one, into the cluster that serves it and others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+import needle
+from backup.killing import Killed
+from backup.test_processes import ROWS, WAITING, contents, fill
+from needle import backup as backups
+from needle.backup.archiving import Archiver
+from needle.backup.one_collection import MARK
+from needle.backup.store import Store
+from needle.base.errors import CollectionExists, InvalidArgument, RestoreDiffers, Unavailable
+from needle.local.process_cluster import ProcessCluster
+from needle.routing.strategy import CONSISTENT_HASH
+
+pytestmark = pytest.mark.campaign
+Model = dict[str, dict[str, object]]
+
+
+@pytest_asyncio.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[ProcessCluster]:
+    (tmp_path / "nodes").mkdir()
+    async with ProcessCluster(tmp_path / "nodes", 1, **WAITING) as made:
+        await made.create(2, 1, CONSISTENT_HASH)
+        yield made
+
+
+async def marks(client: needle.Client) -> list[str]:
+    return [one.name for one in await client.collections() if one.name.startswith(MARK)]
+
+
+async def test_it_comes_back_beside_the_others(cluster: ProcessCluster, tmp_path: Path) -> None:
+    store = backups.open_store(str(tmp_path / "target"))
+    async with cluster.connect() as client:
+        model = await fill(client)
+        made = await backups.create(client, store)
+        digests = {one.spec.name: one.digest for one in made.manifest.collections}
+        await client.delete([f"böok-{n}" for n in range(10, ROWS, 2)], collection="books")
+        now = await contents(client)
+        for name in ("books", "empty", "read"):  # with documents, without any, and an alias
+            with pytest.raises(CollectionExists, match=r"another name \(--as\)"):
+                await backups.restore(client, store, collection="books", name=name)
+        with pytest.raises(InvalidArgument, match="collection = 'bools' .* books, empty, later, lives"):
+            await backups.restore(client, store, collection="bools")
+        with pytest.raises(InvalidArgument, match="without a collection"):
+            await backups.restore(client, store, name="other")
+        with pytest.raises(InvalidArgument, match="printable text"):
+            await backups.restore(client, store, collection="books", name="x" * 300)
+        assert await marks(client) == [] and await contents(client) == now
+
+        done = await backups.restore(client, store, collection="books", name="books-before")
+        assert done.digests == {"books-before": digests["books"]} and not done.resumed
+        assert done.documents == len(model["books"])
+        assert await contents(client) == {**now, "books-before": model["books"]}
+        described = await client.describe_collection("books-before")
+        assert list(described.fields) == ["n"] and await client.aliases() == {"read": "books"}
+        assert len(await client.search([0.5] * 16, k=3, collection="books-before")) == 3
+        await backups.wait_indexed(client, done.digests)
+
+        await client.drop_collection("lives")
+        assert (await backups.restore(client, store, collection="lives")).digests == {"lives": digests["lives"]}
+        assert await contents(client) == {**now, "lives": model["lives"], "books-before": model["books"]}
+        assert await marks(client) == []
+
+
+async def test_killed_anywhere_it_goes_on_and_no_other_one_begins(cluster: ProcessCluster, tmp_path: Path) -> None:
+    store = backups.open_store(str(tmp_path / "target"))
+    async with cluster.connect() as client:
+        model = await fill(client)
+        await backups.create(client, store)
+        runs = 0
+        while True:
+            runs += 1
+            seen = 0
+
+            def progress(_: int, left: int = runs) -> None:
+                nonlocal seen
+                seen += 1
+                if seen == left:
+                    raise Killed
+
+            try:
+                done = await backups.restore(client, store, collection="books", name="again", progress=progress)
+                break
+            except Killed:
+                assert runs < 50 and len(await marks(client)) == 1
+            if runs == 1:
+                with pytest.raises(CollectionExists, match="another restore is under way"):
+                    await backups.restore(client, store, collection="books", name="else")
+                with pytest.raises(Unavailable, match="is under way in this cluster"):
+                    await backups.create(client, store)
+        assert done.resumed and runs > 2
+        assert await contents(client) == {**model, "again": model["books"]} and await marks(client) == []
+
+        def written(_: int) -> None:
+            raise Killed
+
+        with pytest.raises(Killed):
+            await backups.restore(client, store, collection="books", name="written", progress=written)
+        await client.insert("stranger", [1.0] * 16, collection="written")
+        with pytest.raises(RestoreDiffers, match="collection written has"):
+            await backups.restore(client, store, collection="books", name="written")
+
+
+async def archived(client: needle.Client, store: Store) -> None:
+    archiver = Archiver(client, store)
+    await archiver.look(flush=True)
+    await archiver.close()
+
+
+async def test_the_second_before_a_mistake(cluster: ProcessCluster, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    store = backups.open_store(target)
+    async with cluster.connect() as client:
+        model = await fill(client)
+        await archived(client, store)
+        before = int(time.time() * 1e6)
+        await client.delete([f"böok-{n}" for n in range(10, ROWS, 2)], collection="books")
+        await archived(client, store)
+        now = await contents(client)
+        with pytest.raises(CollectionExists, match="collection books already"):
+            await backups.restore_at(client, store, before, collection="books")
+        with pytest.raises(InvalidArgument, match="collection = 'bools'"):
+            await backups.restore_at(client, store, before, collection="bools")
+
+        def killed(_: int) -> None:
+            raise Killed
+
+        with pytest.raises(Killed):
+            await backups.restore_at(client, store, before, collection="books", name="there", progress=killed)
+        await archived(client, store)
+        amid = int(time.time() * 1e6)
+        done = await backups.restore_at(client, store, before, collection="books", name="there")
+        assert done.resumed and await contents(client) == {**now, "there": model["books"]}
+        await archived(client, store)
+        # An instant amid that restore is one of any others: it says of no restore that it is under way.
+        await client.drop_collection("there")
+        await client.remove_alias("read")
+        for name in model:
+            await client.drop_collection(name)
+        await backups.restore_at(client, store, amid)
+        found = await contents(client)
+        assert {name: found[name] for name in now} == now and await marks(client) == []
+
+    words = ["restore", target, "--cluster", cluster.cluster, "-c", "lives", "--as", "by command", "--no-wait-index"]
+    process = await asyncio.create_subprocess_exec(
+        "needle", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 1 and b"there is no backup" in out
+    async with cluster.connect() as client:
+        await backups.create(client, store)
+    process = await asyncio.create_subprocess_exec(
+        "needle", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0 and b"collection lives, as by command, of backup" in out, out
+    async with cluster.connect() as client:
+        assert (await contents(client))["by command"] == model["lives"]
