@@ -72,8 +72,8 @@ def archived_until(page: Page) -> int:
     return (micros(found[0]["until"]) or 0) if found else 0
 
 
-def documents(page: Page) -> list[Any]:
-    found = json.loads(page.line("needle scan --limit 1000 --with-vectors --json"))["documents"]
+def documents(page: Page, collection: str = "default") -> list[Any]:
+    found = json.loads(page.line(f"needle scan -c {collection} --limit 1000 --with-vectors --json"))["documents"]
     return [{key: value for key, value in one.items() if key != "version"} for one in found]
 
 
@@ -86,7 +86,7 @@ def test_the_page_from_the_first_backup_to_the_restore(
         ["backup", verb]
         for verb in ("create", "create", "archive", "list", "list", "verify", "prune", "prune", "prune", "list")
     ]
-    by_index, indexes_of, archive, at = lines.pop(), lines.pop(), lines.pop(2), lines.pop()
+    one, by_index, indexes_of, archive, at = lines.pop(), lines.pop(), lines.pop(), lines.pop(2), lines.pop()
     former = "needle backup prune /backups/shop --drop-archive 7f3a9c"
     lines.remove(former)
     assert at == "needle restore /backups/shop --at 2026-11-26T14:03:06Z"
@@ -118,11 +118,16 @@ def test_the_page_from_the_first_backup_to_the_restore(
         until(page.ready)
         said_of_it = page.line(at.replace("2026-11-26T14:03:06Z", second_before) + " --timeout 60")
         assert "200 documents" in said_of_it and documents(page) == before
+        line = one.replace("2026-11-26T14:03:06Z", second_before).replace("--collection shop", "-c default")
+        assert "collection default, as shop-before, of what there was at" in page.line(f"{line} --timeout 60")
+        assert documents(page, "shop-before") == before == documents(page)
+        assert "collection shop-before already: give another name" in page.line(line, expect=1)
         # The two of the page are of a cluster of two shards; this one has one.
         assert "one index for each of the shards [0]" in page.line(by_index, expect=1)
         shown = page.line(indexes_of.replace("2026-11-26T14:03:06Z", second_before)).strip()
         assert re.fullmatch(r"--index 0:\d+", shown)
-        page.line("needle collections drop default --yes")
+        for name in ("default", "shop-before"):
+            page.line(f"needle collections drop {name} --yes")
         assert "200 documents" in page.line(f"needle restore /backups/shop {shown} --timeout 60")
         assert documents(page) == before
     finally:
@@ -170,11 +175,13 @@ async def test_the_python_of_the_page(tmp_path: Path) -> None:
         assert (await names["example"](other_client)).documents == 1
         again = await other_client.get("a")
         assert again is not None and again.vector.tolist() == found.vector.tolist()
-        for one in (client, other_client):
-            await one.create_collection("shop", dimensions=2, metric="l2")
-        await other_client.insert("the-id", [1.0, 2.0], {"n": 1}, collection="shop")
-        exec(f"async def example(client, other_client):\n{indented(mistake)}", names)
-        await names["example"](client, other_client)
+        copy = await other_client.get("a", collection="default-before")
+        assert copy is not None and copy.vector.tolist() == found.vector.tolist()
+        for name in ("shop", "shop-before"):
+            await client.create_collection(name, dimensions=2, metric="l2")
+        await client.insert("the-id", [1.0, 2.0], {"n": 1}, collection="shop-before")
+        exec(f"async def example(client):\n{indented(mistake)}", names)
+        await names["example"](client)
         again = await client.get("the-id", collection="shop")
         assert again is not None and again.metadata == {"n": 1}
         assert len(backups.list_backups(backups.open_store(str(tmp_path / "target")))) == 1

@@ -186,7 +186,8 @@ class Levels(msgspec.Struct, frozen=True, array_like=True):
     """How near a node is to bounds. log_bytes_max: what its Raft log may take. certificate_seconds: until its
     certificate or an authority expires, by its own clock; None without TLS. backup_seconds: since the last backup
     began, None if none is expected. archive_seconds: by how much the archive of the log is behind, of the shard where
-    it is the most among those that the node leads; None if it leads none, or none is expected. memory, flushes: None
+    it is the most among those that the node leads; None if it leads none, none is expected, or it is not
+    known yet. memory, flushes: None
     of nodes that do not say. clock: None of nodes that do not say, or do not know yet. rebalance_seconds: for how long
     the rebalance that this node carries out has waited for something; None of nodes that carry none out, or do not
     say."""
