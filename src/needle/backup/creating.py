@@ -33,6 +33,7 @@ from needle.backup.format import (
 from needle.backup.index_copying import IndexCopying
 from needle.backup.keeping import MAKING, PRUNING, Mark, backup_ids, read_manifest
 from needle.backup.one_collection import MARK
+from needle.backup.pacing import Pace, check_rate
 from needle.backup.scanning import pages
 from needle.backup.store import Store
 from needle.base.errors import (
@@ -43,7 +44,6 @@ from needle.base.errors import (
     ScanEnded,
     StorageError,
     Unavailable,
-    invalid,
 )
 from needle.base.instants import rfc3339
 from needle.client import Client
@@ -60,16 +60,15 @@ Progress = Callable[[int, int], None]
 
 
 class Making:
-    """One backup that is being made. read, shipped: bytes, all and those that the store did not have. left_out: index
+    """One backup that is being made. shipped: bytes that the store did not have. left_out: index
     files that could not be had."""
 
     def __init__(
-        self, client: Client, store: Store, rate: float, timeout: float, around: Around, *, indexes: bool = True
+        self, client: Client, store: Store, pace: Pace, timeout: float, around: Around, *, indexes: bool = True
     ) -> None:
-        self._client, self._store, self._rate, self._timeout, self._around = client, store, rate, timeout, around
+        self._client, self._store, self._pace, self._timeout, self._around = client, store, pace, timeout, around
         self._known: dict[str, int] = {}
-        self._began = around.clock.monotonic()
-        self.read = self.shipped = 0
+        self.shipped = 0
         self._with_indexes = indexes
         self._shards: list[int] = []
         self._indexes: IndexCopying | None = None
@@ -89,7 +88,7 @@ class Making:
         if self._with_indexes:
             former = await blocking(_former, self._store)
             known = [] if former is None else [file for one in former.collections for file in one.indexes]
-            self._indexes = IndexCopying(client, self._known, self._store_part, self._pace, known)
+            self._indexes = IndexCopying(client, self._known, self._store_part, self._pace.rest, known)
         found = [await self._collection(info, progress) for info in now.collections]
         collections = [one for one in found if one is not None]
         names = {one.spec.name for one in collections}
@@ -113,6 +112,7 @@ class Making:
         """None: it was dropped meanwhile."""
         for attempt in range(ATTEMPTS):
             try:
+                self._pace.begin(again=attempt > 0)
                 return await self._scan(info, progress)
             except (CollectionNotFound, InvalidArgument, ScanEnded):  # the second: another one has its name
                 now = await self._client.refresh_topology(confirmed=True, timeout=self._timeout)
@@ -131,7 +131,7 @@ class Making:
                 cuts = sorted(pin.open)
                 await self._around.blocking(contents.add, batch)
                 pieces += await self._put_all(cutter.cut(batch))
-                await self._pace(batch_bytes(batch))
+                await self._pace.rest(batch_bytes(batch))
                 progress(len(batch.ids), self.shipped)
         pieces += await self._put_all(cutter.rest())
         indexes = [] if self._indexes is None else await self._indexes.copied(info, self._shards)
@@ -165,14 +165,6 @@ class Making:
         await self._around.blocking(self._store.put, name, data)
         self._known[name] = len(data)
         self.shipped += len(data)
-
-    async def _pace(self, size: int) -> None:
-        """Wait until so much may have been read."""
-        self.read += size
-        if self._rate:
-            ahead = self.read / self._rate - (self._around.clock.monotonic() - self._began)
-            if ahead > 0:
-                await self._around.rest(ahead)
 
     def _check_whole(self, manifest: Manifest) -> None:
         """Somebody may have deleted files of the store meanwhile."""
@@ -218,33 +210,34 @@ async def create(
     client: Client,
     store: Store,
     *,
-    rate: float = 0.0,
+    rate: float | None = None,
     indexes: bool = True,
     timeout: float = 30.0,
     progress: Progress = lambda _documents, _shipped: None,
     around: Around = REAL,
 ) -> Made:
-    """Make a backup while the cluster serves. rate: bytes a second that are read at most, 0 for no bound. indexes:
-    whether index files come along, which a restore has to build else. timeout: seconds for one call. progress: told
-    documents of a page, and bytes written so far.
+    """Make a backup while the cluster serves. rate: bytes a second that are read at most, 0 for no bound; None: it
+    gives way to other callers, by rests that are twice as long as what it reads takes (200 s a collection at most).
+    indexes: whether index files come along, which a restore has to build else. timeout: seconds for one call.
+    progress: told documents of a page, and bytes written so far.
 
     Raises Forbidden for a key of some collections or documents only, Unavailable while somebody prunes or restores,
     ScanEnded when a collection takes longer than limits.pinned_scan_seconds, StorageError.
     """
-    if not rate >= 0:
-        raise invalid("rate", rate, "bytes a second, or 0 for no bound")
+    check_rate(rate)
     await client.catalog_status(timeout=timeout)  # whoever may not see everything is refused, instead of seeing less
     at = around.micros()
     began = rfc3339(at)
     stamp = rfc3339(at // 1_000_000 * 1_000_000).replace("-", "").replace(":", "")
     backup = f"{stamp}-{at % 1_000_000:06}-{around.rng.getrandbits(16):04x}"
-    making = Making(client, store, rate, timeout, around, indexes=indexes)
+    pace = Pace(rate, around)
+    making = Making(client, store, pace, timeout, around, indexes=indexes)
     async with Mark(store, f"{MAKING}{backup}", PRUNING, "somebody prunes", around) as mark:
         manifest = await making.run(mark, backup, began, progress)
     told = await tell(client, BackedUpCall(backup=at, timeout=timeout))
     count = sum(len(one.indexes) for one in manifest.collections)
     return Made(
-        manifest=manifest, read=making.read, shipped=making.shipped, told=told, indexes=count, left_out=making.left_out
+        manifest=manifest, read=pace.read, shipped=making.shipped, told=told, indexes=count, left_out=making.left_out
     )
 
 

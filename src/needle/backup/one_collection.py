@@ -35,8 +35,8 @@ def one_collection(collection: str | None, name: str | None) -> OneCollection | 
 
 
 def narrowed(manifest: Manifest, one: OneCollection | None) -> Manifest:
-    """The same backup with nothing but that collection, under its new name, and no aliases. Raises InvalidArgument if it
-    has none of that name."""
+    """The same backup with nothing but that collection, under its new name, and no aliases. Raises InvalidArgument if
+    it has none of that name."""
     if one is None:
         return manifest
     check_known(one, [found.spec.name for found in manifest.collections])

@@ -77,9 +77,10 @@ async def restore(
 ) -> Restored:
     """Restore a backup, by default the newest, into a cluster that has none of its collections (or empty ones, made
     alike). collection: that one alone, under its name or the one that is given; then the cluster may have others, and
-    must have nothing of that name, and no aliases are set. indexes: whether index files of the backup are used, which takes as many shards as it was made of. progress:
-    told how many documents were written. total: told once how many there are. Index files that did not come along are
-    built in the background when this returns: `wait_indexed` waits for them.
+    must have nothing of that name, and no aliases are set. indexes: whether index files of the backup are used, which
+    takes as many shards as it was made of. progress: told how many documents were written. total: told once how many
+    there are. Index files that did not come along are built in the background when this returns: `wait_indexed` waits
+    for them.
 
     Raises CollectionExists for a cluster that has something of that name, InvalidArgument for a collection that the
     backup does not have, CorruptBackup, UnsupportedFormat for a backup

@@ -1,4 +1,5 @@
-"""Where an archiver goes on: what a store has already of a cluster and its shards. Blocking; it must not know clusters."""
+"""Where an archiver goes on: what a store has already of a cluster and its shards. Blocking; it must not know
+clusters."""
 
 from __future__ import annotations
 

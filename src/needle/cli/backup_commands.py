@@ -40,8 +40,13 @@ def _shown(json: bool) -> Progress:
 def create(
     target: Target,
     rate: Annotated[
-        float, typer.Option("--rate", min=0, help="Megabytes a second that are read at most; 0 for no bound.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            "--rate",
+            min=0,
+            help="Megabytes a second that are read at most; 0 for no bound. Without it, it gives way to other callers.",
+        ),
+    ] = None,
     indexes: Annotated[
         bool,
         typer.Option("--indexes/--no-indexes", help="Take index files along: a restore need not build them."),
@@ -64,7 +69,12 @@ def create(
                 shown.update(task, description=f"{total} documents, {shipped / 1e6:,.1f} MB written")
 
             return await backups.create(
-                client, store, rate=rate * 1e6, indexes=indexes, timeout=timeout, progress=progress
+                client,
+                store,
+                rate=None if rate is None else rate * 1e6,
+                indexes=indexes,
+                timeout=timeout,
+                progress=progress,
             )
 
     made = run(cluster, work)
@@ -359,8 +369,8 @@ def restore(
                 )  # fmt: skip
             return await backups.restore_at(
                 client, store, instant, indexes=_indexes(index) if index else None, archive=archive,
-                collection=collection, name=as_, index_files=indexes, scratch=scratch, timeout=timeout, told=counting.say, progress=counting.written,
-                total=counting.total,
+                collection=collection, name=as_, index_files=indexes, scratch=scratch, timeout=timeout,
+                told=counting.say, progress=counting.written, total=counting.total,
             )  # fmt: skip
 
     async def all_of_it(client: needle.Client) -> float:
