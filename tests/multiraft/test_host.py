@@ -214,6 +214,46 @@ async def test_a_leader_whose_disk_stalls_loses_leadership(tmp_path: Path) -> No
         assert (await cluster.converged(1))["b"] == 1
 
 
+async def test_a_leader_whose_disk_hangs_loses_what_nobody_writes_to(tmp_path: Path) -> None:
+    """It kept it until somebody wrote, who then waited for two seconds more."""
+    async with Cluster(str(tmp_path), config=replace(FAST, disk_probe=0.2)) as cluster:
+        await cluster.put("a", 1)
+        old = await cluster.leader()
+        gate = threading.Event()
+        old.store.gate = lambda: (gate.wait(60), None)[1]
+        try:
+            new = await cluster.leader(but=old.name, seconds=30)
+            await new.host.propose(0, put("b", 1), 5)
+        finally:
+            gate.set()
+        assert (await cluster.converged())["b"] == 1
+
+
+async def test_a_disk_that_hangs_under_one_group_hangs_under_the_others(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), groups=4, config=replace(FAST, disk_probe=1e9)) as cluster:
+        old = await cluster.leader(1)
+        gate = threading.Event()
+        old.store.gate = lambda: (gate.wait(60), None)[1]
+        waiting = asyncio.ensure_future(old.host.propose(1, put("a", 1), 10))
+        try:
+            for group in range(4):
+                await cluster.leader(group, but=old.name)
+        finally:
+            gate.set()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_disk_that_answers_is_asked_only_while_nothing_is_written(tmp_path: Path) -> None:
+    async with Cluster(str(tmp_path), config=replace(CALM, disk_probe=0.2)) as cluster:
+        leader = await cluster.leader()
+        await cluster.put("a", 1)
+        term, before = leader.host.term(0), {node.name: node.store.commits for node in cluster.running()}
+        await until(lambda: leader.store.commits >= before[leader.name] + 5)
+        others = [node for node in cluster.running() if node is not leader]
+        assert all(node.store.commits <= before[node.name] + 1 for node in others), "they lead nothing"
+        assert (await cluster.leader(), leader.host.term(0)) == (leader, term)
+
+
 async def test_restart_replays_what_the_state_machine_lost(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), nodes=1) as cluster:
         node = cluster.nodes["n1"]

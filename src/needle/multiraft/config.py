@@ -24,7 +24,8 @@ class HostConfig:
     snapshot_threshold: applied entries in the log at which it is compacted; a quarter of it stays for slow followers.
     log_bytes_max: what the logs of all groups may take on the disk; retention.py derives the other bounds from it.
     compact_idle: seconds without a write after which a large log is compacted.
-    proposals_max: proposals in flight per group before Overloaded. snapshot_keep: how long an exported snapshot that
+    disk_probe: seconds without a write after which a node that leads anything writes something, to see that its disk
+    answers. proposals_max: proposals in flight per group before Overloaded. snapshot_keep: how long an exported snapshot that
     nobody fetches stays. quick_entries_max, quick_bytes_max: so few entries are written and applied without a thread if
     the disk is fast (base.runtime.Pool.call).
     """
@@ -36,6 +37,7 @@ class HostConfig:
     snapshot_threshold: int = 10_000
     log_bytes_max: int = 16 << 30
     compact_idle: float = 30.0
+    disk_probe: float = 5.0
     uncommitted_bytes_max: int = 128 << 20
     append_bytes_max: int = 1 << 20
     apply_bytes_max: int = 8 << 20

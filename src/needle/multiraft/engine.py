@@ -123,6 +123,7 @@ class Engine:
         for group in self.groups.values():
             self.wake(group)
         self.spawn(self._upkeep.sweep(self.config.snapshot_keep / 4))
+        self.spawn(self._writer.probe(self.groups))
 
     async def stop(self) -> None:
         """Stop at once, without handing leadership over (see set_maintenance). Waiting callers are answered
@@ -243,8 +244,7 @@ class Engine:
 
     def _after_sending(self, work: Callable[..., None], *arguments: object) -> None:
         """Frames are joined at the end of this turn of the event loop and leave at the end of the next: what may block
-        it for the time of an fsync comes behind them, so that neither peers nor callers wait for it. Between the two
-        turns the sockets are read."""
+        it for an fsync comes behind them, so that nobody waits for it. Between the turns the sockets are read."""
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.call_soon, self.guarded, work, arguments)
 
@@ -333,7 +333,7 @@ class Engine:
             if deadline > now:
                 self._timers.arm(group_id, deadline)
             elif read or group.raft.role is LEADER:
-                group.tick(now)
+                group.tick(now, self._writer.waits_since)
                 self._dirty[group_id] = group
             else:
                 unheard.append(group_id)

@@ -1,6 +1,7 @@
 """Makes durable what the groups of a node want durable: one transaction at a time, of all that waits.
 
-Invariant: whoever waits is told after the transaction returned and was noted in the logs, never before; without room on
+While nothing is written, a node that leads anything writes now and then, so that a disk that hangs is noticed before
+somebody waits for it. Invariant: whoever waits is told after the transaction returned and was noted in the logs, never before; without room on
 the disk it is tried again, and after any other error the node stops. It must not know turns or what a group is.
 """
 
@@ -8,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from needle.base.file_errors import SHORTAGES
-from needle.base.runtime import Pool
+from needle.base.ids import GroupId
+from needle.base.runtime import Clock, Pool
 from needle.multiraft.config import HostConfig
 from needle.multiraft.counters import Counters
-from needle.multiraft.group import Work
+from needle.multiraft.group import Group, Work
 from needle.multiraft.group_snapshots import NO_ROOM_SECONDS
 from needle.multiraft.log.group_log import LogWrite
 from needle.multiraft.log.log_store import LivesWrite, LogStore
+from needle.raft.state import FAR, Role
 
 _log = logging.getLogger("needle.multiraft")
 Extra = tuple[LogWrite | LivesWrite, asyncio.Future[None]]
@@ -31,6 +34,9 @@ class WriterHost(Protocol):
     counters: Counters
     stopped: bool
 
+    @property
+    def clock(self) -> Clock: ...
+    async def durable(self, write: LogWrite | LivesWrite) -> None: ...
     def guarded(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
         """Run work that nobody awaits; its failure stops the node."""
         ...
@@ -43,10 +49,13 @@ class WriterHost(Protocol):
 
 
 class LogWriter:
-    """See the module. busy: a transaction is in flight. Methods are called on the event loop."""
+    """See the module. busy: a transaction is in flight. waits_since: when it was handed to the disk, FAR while the disk
+    has none, as while it is waited for room on it. Methods are called on the event loop."""
 
     def __init__(self, host: WriterHost, store: LogStore, pool: Pool) -> None:
         self.busy = False
+        self.waits_since = FAR
+        self._wrote = 0.0
         self._host = host
         self._store = store
         self._pool = pool
@@ -73,6 +82,7 @@ class LogWriter:
         quick = not extra and self._host.config.is_quick([entry for write in writes for entry in write.entries])
 
         def done(_: None, error: BaseException | None) -> None:
+            self.waits_since = FAR
             if isinstance(error, SHORTAGES):
                 # Nothing was written. Until there is room nothing more is: this node neither votes nor acknowledges.
                 if self._host.is_news("write", error.code):
@@ -84,7 +94,17 @@ class LogWriter:
             elif not self._host.stopped:
                 self._written(work, extra, writes)
 
+        self._wrote = self.waits_since = self._host.clock.monotonic()
         self._pool.call(done, self._store.write, writes, quick=quick)
+
+    async def probe(self, groups: Mapping[GroupId, Group]) -> None:
+        """Write something whenever nothing was written for a while, though this node leads some of these."""
+        every = self._host.config.disk_probe
+        while True:
+            await asyncio.sleep(every)
+            idle = not self.busy and self._host.clock.monotonic() - self._wrote >= every
+            if idle and any(group.raft.role is Role.LEADER for group in groups.values()):
+                await self._host.durable(LivesWrite(again=True))
 
     def _written(self, work: list[Work], extra: list[Extra], writes: list[LogWrite | LivesWrite]) -> None:
         self._host.counters.persists += 1

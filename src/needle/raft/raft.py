@@ -141,10 +141,11 @@ class Raft:
         if handler is not None:
             handler(s, message)
 
-    def tick(self, now: float) -> None:
-        """Let time pass: elections, heartbeats, check-quorum, transfer timeout, snapshot retry, stalled disk."""
+    def tick(self, now: float, disk_waits_since: float = FAR) -> None:
+        """Let time pass: elections, heartbeats, check-quorum, transfer timeout, snapshot retry, stalled disk.
+        disk_waits_since: when a write that the disk has not answered yet was begun, of whatever group."""
         s = self._s
-        s.now = now
+        s.now, s.disk_waits_since = now, disk_waits_since
         s.note_disk()
         if s.retired:
             return

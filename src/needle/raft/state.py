@@ -81,6 +81,7 @@ class State:
         self.handed_hard_state = hard_state
         self.durable_hard_state = hard_state
         self.writing: Ready | None = None  # with the host, which has something of it to write
+        self.disk_waits_since = FAR  # when a write began that the disk has not answered, of whatever group
         self.disk_idle_at = now  # when the last write finished, or nothing waited for one
 
         # outputs that wait for the next Ready
@@ -159,9 +160,9 @@ class State:
         return log.has_unwritten() or log.snapshot is not None or self.term != handed.term or self.vote != handed.vote
 
     def note_disk(self) -> None:
-        """Keep `disk_idle_at` fresh while nothing is written."""
+        """Keep `disk_idle_at` fresh while nothing is written, here or by other groups on the same disk."""
         if self.writing is None and not self.needs_disk():
-            self.disk_idle_at = self.now
+            self.disk_idle_at = max(self.disk_idle_at, min(self.now, self.disk_waits_since))
 
     # --- outputs ------------------------------------------------------------------------------------------------
     def send(self, message: Message) -> None:

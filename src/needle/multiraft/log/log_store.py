@@ -57,10 +57,12 @@ REMEDY = "Remedy: remove the node from the cluster, delete its data directory an
 
 
 class LivesWrite(msgspec.Struct, frozen=True, kw_only=True):
-    """What a transaction says of nodes instead of groups (lives.py). identity: this node's own."""
+    """What a transaction says of nodes instead of groups (lives.py). identity: this node's own. again: that which the
+    store has is written once more, to see whether the disk answers."""
 
     peers: Mapping[NodeId, Life] = {}
     identity: Identity | None = None
+    again: bool = False
 
     @property
     def entries(self) -> Sequence[Entry]:
@@ -163,7 +165,7 @@ class LogStore:
         def fill(txn: KeyValueTxn) -> None:
             for write in writes:
                 if isinstance(write, LivesWrite):
-                    _fill_lives(txn, write)
+                    _fill_lives(txn, msgspec.structs.replace(write, identity=self.identity) if write.again else write)
                 else:
                     _fill(txn, write)
             for log, low, high in garbage:
