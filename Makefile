@@ -206,14 +206,25 @@ integrations: build/integrations/.installed
 	done
 	$(INTEGRATION_BIN)/python -m pip list --format=freeze | grep -i -E '^(langchain|llama|haystack|fastmcp|mcp|chromadb|qdrant|lancedb|pymilvus|milvus|psycopg|pixeltable)'
 
-# The site of docs/, into build/site: fails for a link or an anchor that leads nowhere. Its tools have an environment of their own.
+# The site of docs/, into build/site: fails for a link or an anchor that leads nowhere, and for a page that loads something from elsewhere. Its tools have an environment of their own.
 build/docs-venv/.installed: docs-requirements.txt
 	$(PYTHON) -m venv build/docs-venv
 	build/docs-venv/bin/pip install --quiet -r docs-requirements.txt
 	touch $@
 
-docs: build/docs-venv/.installed
+# Mermaid draws the diagrams in the reader's browser; the site has its own copy, so that nothing is loaded from elsewhere.
+MERMAID := 11.12.0
+build/mermaid-$(MERMAID).min.js:
+	command -v npm >/dev/null || (apt-get update -qq && apt-get install -y -qq nodejs npm >/dev/null)
+	mkdir -p build
+	cd build && npm pack --silent mermaid@$(MERMAID) >/dev/null
+	tar -xzOf build/mermaid-$(MERMAID).tgz package/dist/mermaid.min.js >$@.part
+	mv $@.part $@ && rm build/mermaid-$(MERMAID).tgz
+
+docs: build/docs-venv/.installed build/mermaid-$(MERMAID).min.js
 	NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --strict
+	cp build/mermaid-$(MERMAID).min.js build/site/assets/mermaid.min.js
+	! grep -rnE '<(script|link|img)[^>]* (src|href)="?https?://[^" >]*\.(js|mjs|css|woff2?|png|svg)' build/site --include=*.html
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
