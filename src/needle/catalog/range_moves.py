@@ -52,7 +52,6 @@ def started(now: Topology, index: int, command: StartMove) -> Topology:
     return _replace(now, moves=(*now.moves, made))
 
 
-
 def _before(command: str, after: MoveState | None) -> tuple[MoveState, ...]:
     return tuple(state for state, ways in NEXT.items() if (command, after) in ways)
 

@@ -61,6 +61,7 @@ class SyncClient:
         collection: str = ...,
         query: Any = ...,
         *,
+        text: str | None = ...,
         max_distance: float | None = ...,
         min_score: float | None = ...,
         filter: FilterLike = ...,
@@ -575,7 +576,7 @@ class SyncClient:
     ) -> int: ...
     def move_replica(
         self,
-        shard: int | Literal["catalog"],
+        shard: int | Literal['catalog'],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = ...,
