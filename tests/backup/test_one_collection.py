@@ -48,7 +48,7 @@ async def test_it_comes_back_beside_the_others(cluster: ProcessCluster, tmp_path
         for name in ("books", "empty", "read"):  # with documents, without any, and an alias
             with pytest.raises(CollectionExists, match=r"another name \(--as\)"):
                 await backups.restore(client, store, collection="books", name=name)
-        with pytest.raises(InvalidArgument, match="collection = 'bools' .* books, empty, later, lives"):
+        with pytest.raises(InvalidArgument, match=r"collection = 'bools' .* books, empty, later, lives"):
             await backups.restore(client, store, collection="bools")
         with pytest.raises(InvalidArgument, match="without a collection"):
             await backups.restore(client, store, name="other")

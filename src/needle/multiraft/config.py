@@ -25,9 +25,9 @@ class HostConfig:
     log_bytes_max: what the logs of all groups may take on the disk; retention.py derives the other bounds from it.
     compact_idle: seconds without a write after which a large log is compacted.
     disk_probe: seconds without a write after which a node that leads anything writes something, to see that its disk
-    answers. proposals_max: proposals in flight per group before Overloaded. snapshot_keep: how long an exported snapshot that
-    nobody fetches stays. quick_entries_max, quick_bytes_max: so few entries are written and applied without a thread if
-    the disk is fast (base.runtime.Pool.call).
+    answers. proposals_max: proposals in flight per group before Overloaded. snapshot_keep: how long an exported
+    snapshot that nobody fetches stays. quick_entries_max, quick_bytes_max: so few entries are written and applied
+    without a thread if the disk is fast (base.runtime.Pool.call).
     """
 
     election_timeout: float = 1.0

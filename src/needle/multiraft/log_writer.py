@@ -1,8 +1,11 @@
 """Makes durable what the groups of a node want durable: one transaction at a time, of all that waits.
 
 While nothing is written, a node that leads anything writes now and then, so that a disk that hangs is noticed before
-somebody waits for it. Invariant: whoever waits is told after the transaction returned and was noted in the logs, never before; without room on
-the disk it is tried again, and after any other error the node stops. It must not know turns or what a group is.
+somebody waits for it.
+
+Invariant: whoever waits is told after the transaction returned and was noted in the logs, never before; without room on
+the disk it is tried again, and after any other error the node stops. It must not know turns, nor more of groups than
+that this node leads some.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from needle.base.ids import GroupId
 from needle.multiraft.host import Host
 from needle.routing.topology import Topology
 
-
 SILENT_SECONDS: Final = 300.0
 """Of an archive that asks nothing for so long it is known that it is behind (the alert begins there)."""
 WORD_SECONDS: Final = 3600.0 + SILENT_SECONDS
