@@ -104,7 +104,7 @@ def test_a_kept_cluster_can_be_used_and_stopped(place: Path, capsys: pytest.Capt
     [
         (signal.SIGINT, 130, ""),
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        (signal.SIGINT, 130, "the leader, after"),
+        pytest.param(signal.SIGINT, 130, "the leader, after", marks=pytest.mark.campaign),
     ],
 )
 def test_an_interrupted_demo_takes_its_nodes_along(place: Path, number: int, code: int, after: str) -> None:
