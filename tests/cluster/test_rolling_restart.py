@@ -120,6 +120,7 @@ async def _all_restarted(processes: ShardedProcesses, client: Client, operator: 
     sys.stdout.write(f"{NODES} processes, {SHARDS} x 3 replicas: {took:.1f} s, {load.calls} calls, none failed\n")
 
 
+@pytest.mark.alone
 async def test_no_call_fails_while_all_nodes_are_restarted(tmp_path: Path) -> None:
     processes = ShardedProcesses(tmp_path, nodes=NODES)
     async with processes:
@@ -128,6 +129,7 @@ async def test_no_call_fails_while_all_nodes_are_restarted(tmp_path: Path) -> No
             await _all_restarted(processes, client, operator)
 
 
+@pytest.mark.alone
 async def test_what_would_cost_a_majority_is_refused_and_a_node_that_does_not_come_back_is_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
