@@ -18,6 +18,7 @@ from proof.chaos.owned import Owned
 from proof.checkers.violation import Violation
 
 
+@pytest.mark.campaign
 async def test_who_takes_part_in_a_move_is_killed_at_a_phase_and_nothing_is_lost(tmp_path: Path) -> None:
     told: list[str] = []
     run = AtPhases(tmp_path, 1, told.append)
