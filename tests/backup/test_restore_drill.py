@@ -18,6 +18,7 @@ from proof.restore_drill.model import STILL, Found, Key, Kind, held, served, vec
 from proof.restore_drill.run import SHORT
 
 
+@pytest.mark.campaign
 async def test_what_comes_back_is_what_was_there(tmp_path: Path) -> None:
     drill = Drill(tmp_path, SHORT._replace(seconds=6.0), seed=4)
     told = await drill.run()

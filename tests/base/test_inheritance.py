@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class Class(NamedTuple):
     foreign: bool
 
 
+@cache
 def _sources() -> dict[str, ast.Module]:
     return {
         ".".join(["needle", *path.relative_to(ROOT).with_suffix("").parts]): ast.parse(path.read_text(encoding="utf-8"))
@@ -34,7 +36,18 @@ def _sources() -> dict[str, ast.Module]:
     }
 
 
+def _imported(tree: ast.Module) -> dict[str, str]:
+    """Where names that others define come from."""
+    return {
+        one.asname or one.name: f"{line.module}.{one.name}"
+        for line in ast.walk(tree)
+        if isinstance(line, ast.ImportFrom)
+        for one in line.names
+    }
+
+
 def _classes(sources: Mapping[str, ast.Module]) -> dict[str, Class]:
+    imports = {module: _imported(tree) for module, tree in sources.items()}
     nodes = {
         f"{module}.{node.name}": (module, node)
         for module, tree in sources.items()
@@ -43,12 +56,7 @@ def _classes(sources: Mapping[str, ast.Module]) -> dict[str, Class]:
     }
     found = {}
     for name, (module, node) in nodes.items():
-        imported = {
-            one.asname or one.name: f"{line.module}.{one.name}"
-            for line in ast.walk(sources[module])
-            if isinstance(line, ast.ImportFrom)
-            for one in line.names
-        }
+        imported = imports[module]
         written = [ast.unparse(base.value if isinstance(base, ast.Subscript) else base) for base in node.bases]
         whole = [imported.get(base, f"{module}.{base}") for base in written]
         foreign = any(full not in nodes and base not in EMPTY for base, full in zip(written, whole, strict=True))
@@ -74,12 +82,19 @@ def _defined(node: ast.ClassDef) -> Iterator[tuple[str, bool]]:
             yield ast.unparse(one.target), one.value is None
 
 
-def _of_self(node: ast.ClassDef) -> Iterator[ast.Attribute]:
-    for one in ast.walk(node):
-        if isinstance(one, ast.Attribute) and ast.unparse(one.value) in ("self", "cls", "super()"):
-            yield one
+def _is_self(node: ast.expr) -> bool:
+    """Whether this is `self`, `cls` or `super()`."""
+    if isinstance(node, ast.Call) and not node.args:
+        return isinstance(node.func, ast.Name) and node.func.id == "super"
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
+@cache
+def _of_self(node: ast.ClassDef) -> list[ast.Attribute]:
+    return [one for one in ast.walk(node) if isinstance(one, ast.Attribute) and _is_self(one.value)]
+
+
+@cache
 def _made(node: ast.ClassDef) -> set[str]:
     """What a class has: its methods and values, and what its methods give `self`."""
     given = {one.attr for one in _of_self(node) if isinstance(one.ctx, ast.Store)}

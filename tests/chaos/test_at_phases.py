@@ -18,7 +18,7 @@ from proof.chaos.owned import Owned
 from proof.checkers.violation import Violation
 
 
-@pytest.mark.alone
+@pytest.mark.campaign
 async def test_who_takes_part_in_a_move_is_killed_at_a_phase_and_nothing_is_lost(tmp_path: Path) -> None:
     told: list[str] = []
     run = AtPhases(tmp_path, 1, told.append)
@@ -28,7 +28,7 @@ async def test_who_takes_part_in_a_move_is_killed_at_a_phase_and_nothing_is_lost
     assert sum(owner.done.total() for owner in run.owners) > 100
 
 
-@pytest.mark.alone
+@pytest.mark.campaign
 async def test_who_takes_part_in_a_move_of_a_replica_is_killed_at_a_phase_and_nothing_is_lost(tmp_path: Path) -> None:
     told: list[str] = []
     run = AtReplicaPhases(tmp_path, 1, told.append)

@@ -21,7 +21,7 @@ STEPS = 4
 """Counted, not timed: a busy machine does the same."""
 
 
-@pytest.mark.alone
+@pytest.mark.campaign
 async def test_chaos_while_the_cluster_grows_and_shrinks(tmp_path: Path) -> None:
     run = GrowRun(ChaosSpec(seed=3, seconds=0.0), tmp_path, steps=STEPS)
     outcome = await run.run()

@@ -22,7 +22,7 @@ ROUNDS = 6
 lost, a node that moves, a full disk, a forced election."""
 
 
-@pytest.mark.alone
+@pytest.mark.campaign
 async def test_chaos(tmp_path: Path) -> None:
     run = ChaosRun(ChaosSpec(seed=11, nodes=3, seconds=0.0, rounds=ROUNDS), tmp_path)
     outcome = await run.run()

@@ -25,7 +25,7 @@ DOCUMENT = {
 }
 
 
-@pytest.mark.alone
+@pytest.mark.campaign
 async def test_chaos_through_http(tmp_path: Path) -> None:
     spec = ChaosSpec(seed=3, nodes=3, shards=2, seconds=0.0, rounds=ROUNDS)
     run = ChaosRun(spec, tmp_path, site=HttpSite)

@@ -18,7 +18,6 @@ SEED = 397
 """Its first faults: a cut link, a lost shard, silence, the catalog's leader killed, a node that moves, a cut router."""
 
 
-@pytest.mark.alone
 async def test_chaos_on_shards(tmp_path: Path) -> None:
     run = ChaosRun(ChaosSpec(seed=SEED, nodes=6, shards=4, seconds=0.0, rounds=ROUNDS), tmp_path)
     outcome = await run.run()

@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(400),
     pytest.mark.runbook,
-    pytest.mark.xdist_group("alert-faults"),  # its tests share one cluster
 ]
 
 VECTOR = [1.0] * 8

@@ -21,7 +21,6 @@ from proof.sick_nodes import fall_ill
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(400),
-    pytest.mark.xdist_group("alert-runbooks"),  # its tests share one cluster
 ]
 
 HOUR = 3_600_000_000

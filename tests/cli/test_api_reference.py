@@ -65,6 +65,7 @@ def test_what_a_public_method_returns_is_described() -> None:
     assert missing == of_needle_itself
 
 
+@pytest.mark.campaign
 def test_type_checkers_know_the_names_and_their_types(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

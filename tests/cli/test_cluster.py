@@ -14,8 +14,6 @@ from needle import connect
 from needle.local.free_ports import free_ports
 from needle.local.node_process import NodeProcess
 
-pytestmark = pytest.mark.xdist_group("cli-cluster")  # its tests share one cluster
-
 
 def states(needle) -> dict[str, str]:
     return {node["node"]: node["status"]["state"] for node in needle.status()["replicas"] if node["status"]}

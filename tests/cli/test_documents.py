@@ -16,8 +16,6 @@ from needle.base.model import CollectionSpec
 from needle.cli.document_commands import BATCH_BYTES, by_bytes, insert_all
 from needle.cli.inputs import Record
 
-pytestmark = pytest.mark.xdist_group("cli-documents")  # its tests share one cluster
-
 
 def test_jsonl_in_and_out(needle, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"

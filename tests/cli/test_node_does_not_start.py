@@ -4,9 +4,8 @@ one line with which the node ends has the code that the page says, and names wha
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-import sys
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from harness.page_commands import chapter
 from needle.local.free_ports import free_ports
+from needle.local.node_process import NodeProcess
 from needle.local.process_cluster import ProcessCluster
 
 CHAPTER = chapter("troubleshooting.md", "A node does not start")
@@ -25,19 +25,18 @@ async def ends_with(directory: Path, settings: dict[str, Any], **changed: Any) -
     """What `needle serve` says when it does not start; its exit code is not 0."""
     port, http = free_ports(2)
     elsewhere = {"listen": f"127.0.0.1:{port}", "advertise": f"127.0.0.1:{port}", "http_address": f"127.0.0.1:{http}"}
-    file = directory / "changed.json"
-    file.write_text(json.dumps({**settings, **elsewhere, **changed}))
-    argv = [str(Path(sys.executable).parent / "needle"), "serve", "--config", str(file)]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
+    node = NodeProcess("changed", directory, {**settings, **elsewhere, **changed}, as_user=True)
+    node.log.unlink(missing_ok=True)
+    node.start()
     try:
-        said, _ = await asyncio.wait_for(process.communicate(), 90)
+        code = await asyncio.to_thread(node.wait, 90)
     finally:
-        if process.returncode is None:
-            process.kill()
-    assert process.returncode, said
-    assert b"Traceback" not in said, said.decode()
-    return " ".join(said.decode().split())
+        if node.running():
+            node.signal(signal.SIGKILL)
+    said = node.output()
+    assert code, said
+    assert "Traceback" not in said, said
+    return " ".join(said.split())
 
 
 @pytest.mark.timeout(300)

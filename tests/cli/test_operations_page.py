@@ -24,7 +24,6 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(400),
     pytest.mark.runbook,
-    pytest.mark.xdist_group("operations-page"),  # its tests share one cluster
 ]
 
 VECTOR = [1.0] * 8

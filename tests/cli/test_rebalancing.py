@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 import needle
 from harness.commands import Run, until
@@ -23,7 +22,6 @@ def _ids(at: str) -> list[str]:
     return sorted(hit.id for hit in hits)
 
 
-@pytest.mark.alone
 def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) -> None:
     settings = {"election_timeout": 0.6, "heartbeat_interval": 0.1, "sharding": {}}
     cluster = ProcessCluster(tmp_path, nodes=4, as_user=True, **settings)

@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness.commands import Run, until
 from needle.local.process_cluster import ProcessCluster
 
 
+@pytest.mark.campaign
 def test_a_lost_node_is_replaced_through_the_commands(tmp_path: Path, run: Run) -> None:
     def nodes() -> dict[str, Any]:
         return {node["id"]: node for node in json.loads(run("node", "list", "--json", *at))}

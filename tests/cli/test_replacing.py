@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 import needle
 from harness.commands import Run, until
@@ -16,7 +15,6 @@ from needle.local.process_cluster import ProcessCluster
 DOCUMENTS = 400
 
 
-@pytest.mark.alone
 def test_a_dead_node_and_a_live_one_are_replaced(tmp_path: Path, run: Run) -> None:
     settings = {"election_timeout": 0.6, "heartbeat_interval": 0.1, "sharding": {}}
     cluster = ProcessCluster(tmp_path, nodes=3, as_user=True, **settings)

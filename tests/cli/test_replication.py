@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 import needle
 from harness.commands import Run, until
@@ -16,7 +15,6 @@ from needle.local.process_cluster import ProcessCluster
 DOCUMENTS = 300
 
 
-@pytest.mark.alone
 def test_the_replication_factor_is_raised_lowered_and_kept_by_rebalances(tmp_path: Path, run: Run) -> None:
     settings = {"election_timeout": 0.6, "heartbeat_interval": 0.1, "sharding": {}}
     cluster = ProcessCluster(tmp_path, nodes=5, as_user=True, **settings)

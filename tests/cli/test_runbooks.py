@@ -94,6 +94,7 @@ def after(book: Runbooks, block: str) -> None:
         assert nodes["node-5"]["shards"] == shards and nodes["node-5"]["catalog"]
 
 
+@pytest.mark.runbook
 async def test_the_runbooks_do_what_they_say(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     safe = {"cluster_secret": "s" * 64, "require_keys": True}
     shards = {"shards": 2, "replicas": 3}

@@ -83,7 +83,7 @@ def test_a_sharded_cluster_through_the_commands(tmp_path: Path, run: Run) -> Non
         cluster.stop()
 
 
-@pytest.mark.alone
+@pytest.mark.campaign
 def test_the_demos_cluster_grows_while_it_is_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "demo"
     argv = ["demo", "--shards", "2", "--nodes", "4", "--limit", "400", "--json", "--dir", str(place)]

@@ -92,6 +92,7 @@ async def test_split_brain(page: Chapter, cluster: ProcessCluster) -> None:
         await client.delete(["a", "b"])
 
 
+@pytest.mark.runbook
 @of("Election failures")
 async def test_election_failures(page: Chapter, cluster: ProcessCluster) -> None:
     async with cluster.connect() as client:
@@ -154,6 +155,7 @@ async def patience(page: Chapter, cluster: ProcessCluster) -> None:
     await page.well()
 
 
+@pytest.mark.runbook
 @of("Slow replication")
 async def test_slow_replication(page: Chapter, cluster: ProcessCluster) -> None:
     async with cluster.connect() as client:

@@ -225,7 +225,6 @@ async def _consume(client: Client, mirror: Mirror, rng: random.Random, ending: a
         await feed.aclose()
 
 
-@pytest.mark.alone
 async def test_a_consumer_has_what_the_cluster_has_while_ranges_move_and_leaders_die(tmp_path: Path) -> None:
     rng, truth, ending, over = random.Random(9), Truth(), asyncio.Event(), asyncio.Event()
     mirror = Mirror()

@@ -95,7 +95,6 @@ class Load:
         self.filtered += len(hits)
 
 
-@pytest.mark.alone
 async def test_three_nodes_and_a_shard_become_six_and_four_and_go_back(tmp_path: Path) -> None:
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         await processes.create(1, 3)

@@ -7,7 +7,6 @@ import asyncio
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from cluster.processes import ShardedProcesses, healthy
 from needle.client.client import Client
@@ -70,7 +69,6 @@ async def _rebuilt_elsewhere(processes: ShardedProcesses, client: Client) -> Non
     await wait_for(holds, 60, f"{gone} holding replicas again")
 
 
-@pytest.mark.alone
 async def test_the_replicas_of_a_node_that_is_gone_are_rebuilt_and_it_is_told_when_it_is_back(tmp_path: Path) -> None:
     processes = ShardedProcesses(tmp_path, nodes=4, replace_after=SOON)
     async with processes:
@@ -79,7 +77,6 @@ async def test_the_replicas_of_a_node_that_is_gone_are_rebuilt_and_it_is_told_wh
             await _rebuilt_elsewhere(processes, client)
 
 
-@pytest.mark.alone
 async def test_a_node_that_dies_while_it_takes_the_place_of_a_dead_one_is_replaced_too(tmp_path: Path) -> None:
     """The rebalance waited for it for good, beside a node that had nothing to do."""
     processes = ShardedProcesses(tmp_path, nodes=5, replace_after=SOON, replace_throttle=600.0)

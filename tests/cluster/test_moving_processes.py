@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from cluster.processes import ShardedProcesses, healthy
 from needle.base.errors import ConnectionLost, InvalidArgument, NeedleError, OutcomeUnknown, Unavailable
@@ -91,7 +90,6 @@ async def _searcher(client: Client, truth: Truth, ending: asyncio.Event) -> None
         assert sure <= set(found), sorted(sure - set(found))
 
 
-@pytest.mark.alone
 async def test_ranges_move_while_clients_work_and_leaders_die(tmp_path: Path) -> None:
     rng, truth, ending = random.Random(4), Truth(), asyncio.Event()
     async with ShardedProcesses(tmp_path, nodes=3) as processes:

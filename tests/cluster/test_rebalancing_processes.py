@@ -85,7 +85,6 @@ STAGES: list[Callable[[Topology], bool]] = [
 ]
 
 
-@pytest.mark.alone
 async def test_a_rebalance_goes_on_when_the_catalogs_leader_dies_at_any_stage(tmp_path: Path) -> None:
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         await processes.create(2, 3)
@@ -129,7 +128,6 @@ async def _over(client: Client) -> JobState | None:
     return found.state if found is not None and found.is_complete else None
 
 
-@pytest.mark.alone
 async def test_a_rebalance_is_planned_paused_cancelled_and_found_again(tmp_path: Path) -> None:
     async with ShardedProcesses(tmp_path, nodes=4) as processes:
         await processes.create(2, 3)

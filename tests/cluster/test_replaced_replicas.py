@@ -31,7 +31,6 @@ async def _write(client: Client, acknowledged: set[str], ending: asyncio.Event) 
         acknowledged.add(key)
 
 
-@pytest.mark.alone
 async def test_another_node_takes_the_replicas_of_one_that_is_gone(tmp_path: Path) -> None:
     acknowledged, ending = set[str](), asyncio.Event()
     async with ShardedProcesses(tmp_path, nodes=4, snapshot_threshold=50) as processes:

@@ -23,7 +23,7 @@ from needle.local.process_cluster import ProcessCluster, wait_for
 VECTOR = [1.0] * 8
 
 # One cluster, which the first test brings from no TLS to TLS alone: these run in this order, in one process.
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.alone]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -24,7 +24,7 @@ INDEXED_FROM = 50_000
 QUESTIONS = ("compress a file", "parse a date", "split a string into shell words", "run a command in another process")
 
 
-@pytest.mark.alone
+@pytest.mark.campaign
 async def test_twelve_processes(tmp_path: Path) -> None:
     collections = [corpus("docs", PASSAGES, QUESTIONS), drawn("default", COUNT, DIMENSIONS, queries=50)]
     async with ShardedProcesses(tmp_path, nodes=12, election_timeout=2.0, heartbeat_interval=0.3) as processes:

@@ -52,8 +52,7 @@ def release(tmp_path: Path, knew: int) -> Path:
     return tmp_path / "former"
 
 
-@pytest.mark.alone
-@pytest.mark.parametrize("knew", FORMER)
+@pytest.mark.parametrize("knew", [pytest.param(FIRST, marks=pytest.mark.campaign), KNOWN - 1])
 async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, knew: int) -> None:
     former = release(tmp_path, knew)
     processes = ShardedProcesses(tmp_path, 3)

@@ -18,6 +18,8 @@ from typing import Any
 from needle.local.child import die_with
 
 LOADED = (
+    "needle.cli.app",
+    "needle.cli.serve_command",
     "needle.server.process.main",
     "needle.server.node",
     "needle.server.http.listener",

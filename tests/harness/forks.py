@@ -1,7 +1,7 @@
 """Starts the tests' node processes by a fork of one that has loaded everything (fork_server.py).
 
-Not those that a person would start (`needle serve`), those of another release, and those of tests that are run alone,
-which measure what a process takes.
+Also `needle serve`, which then does what it does when a person starts it. Not those of another release, and those that
+outlive who starts them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any
 from needle.local.kept import CHILD
 from needle.local.node_process import NodeProcess, Started, start_process
 
-MODULE = "needle.server"
+MODULES_STARTED = ("needle.server", "needle")
 PYTHON, MODULES = sys.executable, os.environ.get("PYTHONPATH")
 """Tests put others in their place."""
 
@@ -42,7 +42,7 @@ class Fork:
         """The exit code, once it has ended."""
         code = self._after(timeout)
         if code is None:
-            raise subprocess.TimeoutExpired([MODULE], timeout or 0)
+            raise subprocess.TimeoutExpired([f"node {self.pid}"], timeout or 0)
         return code
 
     def _after(self, timeout: float | None) -> int | None:
@@ -100,7 +100,7 @@ class ForkServer:
         """A node; see `NodeProcess.start`."""
         python, _, child, parent, module, *_ = arguments
         other = environment.get("PYTHONPATH") != MODULES or "LD_PRELOAD" in environment
-        if python != PYTHON or child != CHILD or parent == "0" or module != MODULE or other:
+        if python != PYTHON or child != CHILD or parent == "0" or module not in MODULES_STARTED or other:
             return start_process(arguments, environment, log)
         asked = {"arguments": arguments[4:], "environment": environment, "cwd": os.getcwd()}
         return Fork(self, self.ask(asked, log.fileno()))
@@ -109,9 +109,9 @@ class ForkServer:
 _servers: list[ForkServer] = []
 
 
-def start_by_fork(wanted: bool) -> None:
-    """How nodes are started from now on."""
-    if not wanted or not hasattr(os, "pidfd_open"):
+def start_by_fork() -> None:
+    """How nodes are started from now on, where the system can tell when a process has ended."""
+    if not hasattr(os, "pidfd_open"):
         NodeProcess.launch = staticmethod(start_process)
         return
     if not _servers:

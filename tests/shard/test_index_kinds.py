@@ -21,8 +21,6 @@ from needle.shard.segments.scoring import Scan, top_k
 from needle.shard.segments.sealed import SealedSegment
 from shard.vectors_util import brute, clustered, new_vectors, publish, seal
 
-pytestmark = pytest.mark.xdist_group("index-kinds")  # its tests share one large segment of each kind
-
 ROWS, DIMENSIONS = 9000, 24
 NEW = [kind for kind in IndexKind if kind is not IndexKind.HNSW]
 

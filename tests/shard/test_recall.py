@@ -16,8 +16,6 @@ from needle.shard.segments.builder import build_segment
 from needle.shard.segments.collection_vectors import CollectionVectors
 from shard.vectors_util import brute, clustered, publish
 
-pytestmark = pytest.mark.xdist_group("recall")
-
 DIMENSIONS, K = 24, 10
 LEAST = 0.95
 

@@ -27,8 +27,6 @@ from needle.shard.segments.sealed import SealedSegment, segment_file
 from needle.shard.segments.view import Served, VectorsView
 from shard.vectors_util import brute, clustered, spec_of
 
-pytestmark = pytest.mark.xdist_group("sealed-segment")  # its tests share one large segment
-
 
 def build(
     directory: Path, data: np.ndarray, ordinals: np.ndarray | None = None, metric: Metric = Metric.COSINE, **options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from proof.sim.runner import run
 from proof.sim.spec import Spec
@@ -11,6 +12,7 @@ LOST = ("die", "wipe", "rollback", "rot", "rot-documents", "replace-node", "remo
 """Faults by which a node is gone before."""
 
 
+@pytest.mark.campaign
 def test_the_cluster_makes_up_for_a_machine_that_is_gone() -> None:
     whole = Spec(seed=88067, nodes=5, seconds=30.0, sharded=True)
     assert whole.heals

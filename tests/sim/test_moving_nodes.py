@@ -7,6 +7,7 @@ import contextlib
 import re
 
 import msgspec
+import pytest
 
 from needle.server.upkeep.move_steps import STEP_SECONDS
 from needle.server.upkeep.mover import NOT_ARRIVED
@@ -34,6 +35,7 @@ def world_with(kind: str, nodes: int, *, sharded: bool = True) -> World:
     raise AssertionError(f"no seed has {kind}")
 
 
+@pytest.mark.campaign
 def test_a_replica_moves_to_another_node() -> None:
     world = world_with("move-replica", nodes=5)
     groups = world.truth.groups()
@@ -43,6 +45,7 @@ def test_a_replica_moves_to_another_node() -> None:
     assert all(len(info.replicas) == 3 for info in world.truth.now.shards)
 
 
+@pytest.mark.campaign
 def test_nodes_that_moved_at_once_find_each_other() -> None:
     world = world_with("move-many", nodes=3)
     assert world.faults.scattered
@@ -59,6 +62,7 @@ def test_replicas_leave_their_group_and_come_back() -> None:
     assert world.truth.members.confirmed
 
 
+@pytest.mark.campaign
 def test_what_replicas_leave_behind_is_deleted_and_they_come_back_to_nothing() -> None:
     for seed in range(12, 40):
         world = World(Spec(seed=seed, nodes=4 + seed % 2, seconds=SECONDS, sharded=True))
@@ -70,6 +74,7 @@ def test_what_replicas_leave_behind_is_deleted_and_they_come_back_to_nothing() -
     raise AssertionError("no seed has it")
 
 
+@pytest.mark.campaign
 def test_a_new_machine_takes_the_place_of_a_lost_one_in_every_group() -> None:
     world = world_with("replace", nodes=3, sharded=False)
     members = world.operator.members()
@@ -126,6 +131,7 @@ async def _without_target(world: World, decided: Happening) -> list[str]:
     return found
 
 
+@pytest.mark.campaign
 def test_a_replica_of_the_catalog_is_moved_by_its_name() -> None:
     for seed in range(1, 200):
         spec = Spec(seed=seed, nodes=6, seconds=SECONDS, sharded=True)

@@ -113,6 +113,7 @@ COPIED = Spec(seed=17, nodes=5, seconds=30, faults=(DIRECTORY_NUMBER,))
 """A leader that comes back as a copy of itself, made while it led."""
 
 
+@pytest.mark.campaign
 def test_a_copy_of_a_leader_that_ran_is_noticed():
     report, trace = run(COPIED, keep_trace=True)
     assert report.failure is None
@@ -121,6 +122,7 @@ def test_a_copy_of_a_leader_that_ran_is_noticed():
     assert any("says that it lost what others count on" in line for line in trace)
 
 
+@pytest.mark.campaign
 def test_a_copy_of_a_leader_that_is_accepted_is_seen(monkeypatch):
     told = Lives.told
     silent = (MessageType.APPEND, MessageType.HEARTBEAT)

@@ -47,7 +47,7 @@ def test_one_seed_is_one_run_under_every_hash_seed() -> None:
     assert trace_hash("1") == trace_hash("2")
 
 
-@pytest.mark.parametrize("seed", [2, 3, 7])
+@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.campaign) for seed in (3, 7))])
 def test_a_seed_holds(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--sharded", "--seed", str(seed), "--minutes", "0.5", "--shrink", "0"]) == 0, capsys.readouterr().out
     assert "ok;" in capsys.readouterr().out
@@ -73,6 +73,7 @@ def test_seeds_draw_every_kind_of_cluster_and_the_faults_of_shards() -> None:
     assert "--sharded" in Spec(seed=9, sharded=True).replay_command()
 
 
+@pytest.mark.campaign
 def test_who_takes_part_in_a_move_may_hear_nobody_or_have_a_slow_or_full_disk() -> None:
     spec = Spec(seed=15, nodes=3, seconds=30, sharded=True)
     kinds = {*TROUBLE_KINDS, "move-range", "move-replica"}
@@ -83,7 +84,10 @@ def test_who_takes_part_in_a_move_may_hear_nobody_or_have_a_slow_or_full_disk() 
         assert any("after " in line and line.endswith(how) for line in trace), how
 
 
-@pytest.mark.parametrize(("seed", "kind"), [(8, "rollback"), (17, "rollback"), (66, "wipe")])
+@pytest.mark.parametrize(
+    ("seed", "kind"),
+    [(8, "rollback"), *(pytest.param(*one, marks=pytest.mark.campaign) for one in ((17, "rollback"), (66, "wipe")))],
+)
 def test_a_node_whose_directory_was_replaced_is_noticed_and_stays_lost(seed: int, kind: str) -> None:
     report, trace = run(
         Spec(seed=seed, nodes=3 + seed % 3, seconds=30, sharded=True, faults=(DIRECTORY_NUMBER,)), keep_trace=True

@@ -35,6 +35,7 @@ def told(before: Topology, now: Topology) -> list[tuple[str, int, int]]:
     return [(one.what, one.source, one.target) for one in found]
 
 
+@pytest.mark.campaign
 def test_nodes_are_replaced_emptied_and_restarted_while_others_die_at_steps() -> None:
     spec = Spec(seed=119, nodes=5, seconds=60, sharded=True)
     kinds = {*TURNOVER_KINDS, *BY_HAND_KINDS, "at-a-step"}
@@ -91,7 +92,7 @@ def test_what_happens_to_replicas_and_rebalances_is_told_by_step() -> None:
     assert told(running, with_job) == [("ended", 1, 2)]
 
 
-@pytest.mark.parametrize(("seed", "kind"), [(40, "wipe"), (22, "die")])
+@pytest.mark.parametrize(("seed", "kind"), [pytest.param(40, "wipe", marks=pytest.mark.campaign), (22, "die")])
 def test_a_machine_loses_its_disks_or_dies_while_a_rebalance_is_under_way(seed: int, kind: str) -> None:
     spec = Spec(seed=seed, nodes=4, seconds=30, sharded=True)
     faults = [fault for fault in spec.schedule() if fault.kind in RESIZE_KINDS or fault.number == LOSS_NUMBER]
