@@ -11,8 +11,8 @@ Checked at each change of the topology:
 - A node that is being replaced gets no replica.
 - Who says `done` has what was wished: who was replaced is removed, retired shards are gone, as many serve as were
   asked for, each owns something, and nodes that are to be emptied hold nothing.
-- Who says `done` has left each shard with as many replicas as an operator said, unless others have decided on its nodes
-  since its last step.
+- Who says `done` has left each shard with as many replicas as an operator said, unless others have decided on its
+  nodes, or an operator on that number, since its last step.
 - A retired shard owned nothing, by the shards' logs.
 - How a rebalance ended is known when the next one has begun, and stays so while it is among the last few.
 """
@@ -50,6 +50,8 @@ class Rebalances:
         """The rebalance that was cancelled last, and at which of its revisions."""
         self._wanted: dict[int, tuple[NodeId, ...]] = {}
         """The nodes of each shard, at the last step of a rebalance: who takes the next one has looked since."""
+        self._said = 0
+        """How many replicas each was to have then."""
 
     def changed(self, before: Topology, now: Topology) -> None:
         """Raises Violation."""
@@ -83,6 +85,7 @@ class Rebalances:
         if job.state is JobState.DONE:
             self._done(job, now)
         self._wanted = {info.shard: info.wanted for info in now.serving}
+        self._said = now.replicas
 
     def _kept(self, before: Topology, now: Topology) -> None:
         job, was = now.rebalance, before.rebalance
@@ -178,7 +181,8 @@ class Rebalances:
         for node in (info.id for info in now.nodes if info.state is NodeState.DRAINING):
             if held := _held(now, node):
                 raise Violation(NAME, f"rebalance {job.id} is done, and {node}, to be emptied, holds {held}")
-        for info in now.serving if now.replicas and job.wish.replicas is None else ():
+        judged = now.replicas == self._said != 0 and job.wish.replicas is None
+        for info in now.serving if judged else ():
             if len(info.wanted) != now.replicas and self._wanted.get(info.shard) == info.wanted:
                 what = f"shard {info.shard} has {len(info.wanted)} of {now.replicas} replicas"
                 raise Violation(NAME, f"rebalance {job.id} is done, and {what}")

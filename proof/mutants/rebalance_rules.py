@@ -323,6 +323,7 @@ MUTANTS = (
         name="factor-that-plans-pass-over",
         breaks="a cluster that was to have fewer replicas keeps them, and its rebalance says that it is done",
         edits=(Edit("catalog.planning.planner:_Planning._copies", "if self._topology.replicas:", "if False:"),),
+        growing=True,
         tests=(_REPLICATION + "test_replicas_are_added_and_taken_away_and_health_judges_by_the_new_number",),
     ),
     Mutant(

@@ -118,7 +118,11 @@ class Operator:
 
     def may_lose(self, name: str) -> bool:
         """Whether each group remains without this node's data; joined nodes hold no group."""
-        return self._profile.replicas >= 3 and self.holders.may_lose(name, self.resizing.under_way)
+        return (
+            self._profile.replicas >= 3
+            and not self.resizing.is_lowered
+            and self.holders.may_lose(name, self.resizing.under_way)
+        )
 
     def is_moving(self) -> bool:
         """Whether a rebalance is under way."""
@@ -199,7 +203,7 @@ class Operator:
             await self.holders.assign(client, shard_group(info.shard), [*info.wanted[1:], info.wanted[0]])
         elif what in ("demote", "remove"):
             await self.holders.shrink(client, name, what)
-        elif what == "replace":
+        elif what == "replace" and not self.resizing.is_lowered:
             await self.holders.replace(client, name)
         elif what == "move-replica":
             await self._move_replicas(client, name)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
+from needle.base.errors import InvalidArgument, Unavailable
 from needle.client.client import Client
-from needle.protocol.catalog_commands import DrainNode
+from needle.protocol.catalog_commands import DrainNode, SetReplication
 from needle.routing.jobs import RebalanceConfig
 from needle.routing.plans import Wish
 from needle.routing.replication import catalog_size
@@ -35,8 +37,12 @@ FOLLOWS_SHARE = 0.6
 """Of rebalances: the catalog follows the nodes that there are; in the others so many hold it as began it."""
 CATALOG_SHARE = 0.3
 """Of the moves by hand are of the catalog."""
-FACTOR_SHARE, REPLICAS_MORE = 0.2, 2
-"""Of what is asked for is the replication factor set: to what the run began with, or up to so many more."""
+FACTOR_SHARE, REPLICAS_FEWER, REPLICAS_MORE = 0.2, 1, 2
+"""Of what is asked for is the replication factor set: from so many fewer than the run began with to so many more."""
+FACTOR_MEANWHILE_SHARE = 0.15
+"""So often it is set while a rebalance is under way, which goes on by the new one."""
+REDUNDANT = 3
+"""With fewer replicas no disk may be lost."""
 PAUSE_SECONDS = 3.0
 IDLE_TRIES = 30
 
@@ -49,12 +55,14 @@ class Resizing:
         self._fleet = stage.fleet
         self._truth = truth
         self._shards, self._replicas, self._batch = shape.shards, shape.replicas, shape.move_rows
-        self._most = shape.replicas + REPLICAS_MORE
+        self._least, self._most = max(1, shape.replicas - REPLICAS_FEWER), shape.replicas + REPLICAS_MORE
         self._rng = rng
         self._heat = stream(stage.spec.seed, "calls that count")
         self._catalog = stream(stage.spec.seed, "who holds the catalog")
         self._chance = stream(stage.spec.seed, "the catalog by hand")
         self._factor = stream(stage.spec.seed, "how many replicas")
+        self._asked: list[int] = []
+        """Replication factors that were asked for, and of which it is not known whether they are set, or will be."""
 
     @property
     def under_way(self) -> bool:
@@ -62,24 +70,36 @@ class Resizing:
         job = self._truth.now.rebalance
         return job is not None and not job.over
 
+    @property
+    def is_lowered(self) -> bool:
+        """Whether shards have, or may be given at any moment, too few replicas for one to lose its disk, in a run that
+        did not begin so."""
+        said = self._truth.now.replicas or self._replicas
+        return min([said, *self._asked]) < min(self._replicas, REDUNDANT)
+
+    def _is_hurt(self) -> bool:
+        """Whether a disk has lost what it promised: then not every set of nodes may hold a group."""
+        fleet = self._fleet
+        return bool((fleet.forgetful | fleet.observer.rotten | fleet.spoilt) - fleet.retired)
+
     def _draining(self) -> list[str]:
         return [info.id for info in self._truth.now.nodes if info.state is NodeState.DRAINING]
 
     async def ask(self, client: Client, what: str, members: Sequence[str]) -> None:
         """One command of the operator. members: the nodes that may hold something."""
-        fleet, rng, now = self._fleet, self._rng, self._truth.now
+        rng, now = self._rng, self._truth.now
         if what in BY_HAND_KINDS:
             await self._until_idle()
         if self.under_way:
-            await self._interfere(client)
+            await self._interfere(client, members)
             return
-        if (fleet.forgetful | fleet.observer.rotten | fleet.spoilt) - fleet.retired:
+        if self._is_hurt():
             return
         if what in BY_HAND_KINDS:
             await self._by_hand(client, what, members)
             return
         if self._factor.random() < FACTOR_SHARE:
-            await self._set_factor(client, members)
+            await self._set_factor(client, self._number(members))
             return
         serving, wish = [info.shard for info in now.serving], Wish()
         if what == "add-shard" and len(serving) < self._shards + SHARDS_MORE:
@@ -93,11 +113,31 @@ class Resizing:
             wish = Wish(balance=rng.random() < 0.5)
         await self._start(client, wish)
 
-    async def _set_factor(self, client: Client, members: Sequence[str]) -> None:
-        """Never to fewer than the run began with: what may be lost is judged by that."""
-        number = self._factor.randint(self._replicas, max(self._replicas, min(len(members), self._most)))
-        id_ = await client.set_replication_factor(number, self._config(), timeout=ADMIN_SECONDS)
+    def _number(self, members: Sequence[str]) -> int:
+        return self._factor.randint(self._least, max(self._replicas, min(len(members), self._most)))
+
+    async def _set_factor(self, client: Client, number: int) -> None:
+        """What may be lost is judged by the fewest from the moment on in which it is asked for."""
+        with self._asking(number):
+            id_ = await client.set_replication_factor(number, self._config(), timeout=ADMIN_SECONDS)
         self._stage.trace.tell(f"each shard is to have {number} replicas: rebalance {id_ or 'not needed'}")
+
+    async def _set_factor_meanwhile(self, client: Client, number: int) -> None:
+        """As `needle node add --everywhere` does; what is under way goes on by it."""
+        with self._asking(number):
+            await client.change_catalog(SetReplication(number), timeout=ADMIN_SECONDS)
+        self._stage.trace.tell(f"each shard is to have {number} replicas, while a rebalance is under way")
+
+    @contextmanager
+    def _asking(self, number: int) -> Iterator[None]:
+        """It stays in doubt if nobody says what became of it."""
+        self._asked.append(number)
+        try:
+            yield
+        except (InvalidArgument, Unavailable):
+            self._asked.remove(number)
+            raise
+        self._asked.remove(number)
 
     async def _until_idle(self) -> None:
         for _ in range(IDLE_TRIES):
@@ -146,7 +186,10 @@ class Resizing:
         id_ = await client.start_rebalance(config, wish=wish, timeout=ADMIN_SECONDS)
         self._stage.trace.tell(f"rebalance {id_} begins: {wish}")
 
-    async def _interfere(self, client: Client) -> None:
+    async def _interfere(self, client: Client, members: Sequence[str]) -> None:
+        if self._factor.random() < FACTOR_MEANWHILE_SHARE and not self._is_hurt():
+            await self._set_factor_meanwhile(client, self._number(members))
+            return
         draw = self._rng.random()
         if draw < CANCELLED_SHARE:
             await client.cancel_rebalance(timeout=ADMIN_SECONDS)

@@ -213,7 +213,9 @@ def cluster_client(
     """A client over `caller`. topology: what is known of the cluster, if anything. prefer: the address that eventual
     reads ask first. founded: see AskedTopology. embedder: makes vectors of texts."""
     rng = random.Random(int.from_bytes(os.urandom(16), "little"))
-    shards = ClusterShards(caller, AskedTopology(caller, addresses, topology, founded), rng=rng, prefer=prefer)
+    known = AskedTopology(caller, addresses, topology, founded)
+    known.follow(rng)
+    shards = ClusterShards(caller, known, rng=rng, prefer=prefer)
     monotonic = SystemClock().monotonic
     router = router_of(shards, batch_bytes_max=batch_bytes_max, monotonic=monotonic, blocking=asyncio.to_thread)
     return client_of(caller, shards, router, embedder)

@@ -284,8 +284,10 @@ def test_a_node_that_is_waited_for_is_named_at_once(client: Make, capsys: pytest
         lambda: node_share_commands.weight("node-1", "2", no_wait=True, cluster=""),
         lambda: node_share_commands.zone("node-1", "rack-1", no_wait=True, cluster=""),
         lambda: node_commands.remove("node-1", cluster=""),
+        lambda: node_commands.remove("node-1", fewer_replicas=True, cluster=""),
+        lambda: node_commands.remove("node-1", fewer_replicas=True, dry_run=True, cluster=""),
     ],
-    ids=["weight", "zone", "remove"],
+    ids=["weight", "zone", "remove", "fewer replicas", "dry run"],
 )
 def test_what_has_to_wait_for_another_rebalance_says_so_and_changes_nothing(
     client: Make, change: Callable[[], None]

@@ -137,9 +137,12 @@ def test_a_cluster_is_grown_shrunk_and_a_node_emptied(tmp_path: Path, run: Run) 
         assert "it would be refused now: node-2 keeps its replica of" in asked
         refused = run("node", "drain", "node-2", *at, expect=1)
         assert "node-2 cannot be emptied: node-2 keeps its replica of" in refused
+        asked = run("node", "weight", "node-2", "0", "--dry-run", *at, expect=1)
+        assert "it would be refused now: node-2 keeps its replica of" in asked
+        assert "node-2 cannot be emptied: node-2 keeps its" in run("node", "weight", "node-2", "0", *at, expect=1)
         listed = {node["id"]: node for node in listing()}
         assert (listed["node-1"]["state"], listed["node-1"]["catalog"]) == ("draining", False)
-        assert listed["node-2"]["state"] == "active"
+        assert (listed["node-2"]["state"], listed["node-2"]["weight"]) == ("active", 1.0)
         undone = json.loads(run("node", "drain", "node-1", "--undo", "--json", *at).splitlines()[0])
         assert undone == {"node": "node-1", "state": "active"}
         assert next(node["state"] for node in listing() if node["id"] == "node-1") == "active"

@@ -115,6 +115,65 @@ async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, knew: in
         await wait_for(refused, 60, "a refusal")
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("knew", FORMER)
+async def test_a_node_of_the_former_release_installs_snapshots_of_this_one(tmp_path: Path, knew: int) -> None:
+    former = release(tmp_path, knew)
+    processes = ShardedProcesses(tmp_path, 3, snapshot_threshold=20, segments={"seal_rows": 200})
+    for node in processes.nodes.values():
+        node.source = former
+    async with processes:
+        await processes.create(2, 3)
+        async with processes.connect() as client:
+            await client.create_collection("default", dimensions=8, metric="l2")
+            await client.insert_batch(ids=[f"doc-{n}" for n in range(500)], vectors=ROWS, timeout=30)
+            assert processes.terminate("node-3") == 0
+            for name in ("node-1", "node-2"):  # leaders that never heard node-3 keep no entries for it
+                assert processes.terminate(name) == 0
+                processes.nodes[name].source = None
+                processes.restart(name)
+                await processes.ready(name)
+            for n in range(400):
+                await client.insert(f"away-{n}", ROWS[n], {"even": n % 2 == 0}, timeout=30)
+            await client.delete("doc-0", timeout=30)
+            await client.create_collection("second", dimensions=8, timeout=30)
+            processes.restart("node-3")
+            await processes.ready("node-3")
+            for shard in ("0", "1"):
+                state = processes.nodes["node-3"].data_dir / "shards" / shard / "CURRENT"
+                wanted = lambda at=state: at.read_text() != "state-1"  # noqa: E731
+                await wait_for(wanted, 60, "a snapshot of this release to be installed")
+            await _equal(client)
+            assert (await client.refresh_topology(confirmed=True, timeout=30)).cluster_version == knew
+            assert "damaged" not in processes.nodes["node-3"].output()
+
+            processes.terminate("node-3")
+            processes.nodes["node-3"].source = None
+            processes.restart("node-3")
+            await processes.ready("node-3")
+
+            async def risen() -> bool:
+                return (await client.refresh_topology(confirmed=True, timeout=5)).cluster_version == KNOWN
+
+            await wait_for(risen, 60, "the version of the cluster")
+            hits = await client.search(ROWS[1], 9999, exact=True, timeout=30)
+            assert {hit.id for hit in hits} == {f"doc-{n}" for n in range(1, 500)} | {f"away-{n}" for n in range(400)}
+            await _equal(client)
+
+
+async def _equal(client: Client) -> None:
+    """All replicas of all shards, at one index."""
+
+    async def equal(shard: int) -> bool:
+        found = (await client.digests(shard, timeout=5)).values()
+        same_index = len(found) == 3 and len({digest.applied_index for digest in found}) == 1
+        assert not same_index or len({digest.digest for digest in found}) == 1
+        return same_index
+
+    for shard in range(2):
+        await wait_for(lambda of=shard: equal(of), 60, "one applied index on all nodes")
+
+
 async def _refused_as_too_new(client: Client) -> None:
     """Also once some nodes run this release, the one that leads the catalog maybe among them."""
     with pytest.raises(ClusterTooOld):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from needle.server.access import Access
 from needle.server.address_book import AddressBook
 from needle.server.announced import Announced
 from needle.server.catalog.adoption import Adoption
-from needle.server.cluster_files import ClusterFile
+from needle.server.cluster_files import ClusterFile, load_topology
 from needle.server.files import load_addresses, save_addresses
 from needle.server.node import Node
 from needle.server.service.operations import Operations
@@ -64,6 +65,27 @@ def n9(path: Path) -> Any:
         access=Access(required=False),
         refuse_others=lambda topology: None,
     )
+
+
+async def test_whoever_waits_for_a_topology_hears_of_it_before_it_is_on_the_disk(tmp_path: Path) -> None:
+    """Writes to keys that moved wait for it on two nodes."""
+    node, writing, written = n9(tmp_path), asyncio.Event(), asyncio.Event()
+
+    async def run(save: Any, *arguments: Any) -> None:
+        writing.set()
+        await written.wait()
+        save(*arguments)
+
+    node.ports.file_pool.run = run
+    node.host = SimpleNamespace(stopped=False)
+    adoption = Adoption(node, SimpleNamespace())  # type: ignore[arg-type]
+    waiting = asyncio.ensure_future(adoption.wait(1, 10.0))
+    adopting = asyncio.ensure_future(adoption.adopt(one_shard(1)))
+    await writing.wait()
+    assert await waiting and node.ownership.epoch == 1 and load_topology(str(tmp_path)).version == 0
+    written.set()
+    await adopting
+    assert load_topology(str(tmp_path)).version == 1
 
 
 async def test_what_a_node_said_itself_is_newer_than_what_the_catalog_has_of_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from needle.base.config import Limits, SegmentConfig
 from needle.base.model import CollectionSpec, Metric
+from needle.base.versions import KNOWN
 from needle.multiraft.ports import Applied
 from needle.protocol.commands import Command, Insert, OpenSession, Session, encode
 from needle.shard.caretaker import Caretaker
@@ -27,6 +28,7 @@ def open_replica(
     purge: int = 1,
     commit: int = 1024,
     feed_rows_bytes: int = 0,
+    version: Callable[[], int] = lambda: KNOWN,
 ) -> Replica:
     """commit: rows of one SQLite commit; with 1 no batch waits for it. feed_rows_bytes: what stays for change feeds."""
     return Replica(
@@ -36,6 +38,7 @@ def open_replica(
         disk=ReplicaDisk(),
         failpoint=failpoint or (lambda _: None),
         purge_rows_min=purge,
+        version=version,
     )
 
 

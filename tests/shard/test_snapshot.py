@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from needle.base.model import SearchRequest
 from needle.multiraft.ports import Applied
 from needle.protocol.commands import CreateCollection, Delete, PublishSegment, Session
 from needle.shard.documents.image import IMAGE_NAME, INSTALL_STEPS
-from needle.shard.documents.sqlite_file import PAGE_BYTES
+from needle.shard.documents.sqlite_file import FILE_NAME, FORMAT_VERSION, PAGE_BYTES, READ_SINCE, connect
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.format import verify_file
 from needle.shard.segments.sealed import segment_file
@@ -74,6 +75,38 @@ def test_round_trip_carries_everything(tmp_path: Path) -> None:
     assert target.digest() == source.digest()
     target.install_snapshot(str(tmp_path / "image"))
     assert target.applied_index() == 6
+
+
+def test_a_snapshot_for_nodes_of_the_release_before_is_in_their_format(tmp_path: Path) -> None:
+    source, _ = filled(tmp_path / "source")
+    source.close()
+    at = [1]
+    source = open_replica(tmp_path / "source", version=lambda: at[0])
+    image = exported(source, tmp_path / "image")
+    assert sorted(os.listdir(image)) == [FILE_NAME, IMAGE_NAME]  # and no write-ahead log
+    assert _format_and_columns(image) == (4, ["collection_id", "id", "ordinal", "version", "hash", "vector"])
+    target = open_replica(tmp_path / "target")
+    target.install_snapshot(str(image))
+    target.verify()
+    assert target.digest() == source.digest() and target.sessions.rows() == source.sessions.rows()
+    at[0] = READ_SINCE
+    assert _format_and_columns(exported(source, tmp_path / "later"))[0] == FORMAT_VERSION
+
+
+def test_what_the_format_before_cannot_hold_is_never_left_out(tmp_path: Path) -> None:
+    source, log = open_replica(tmp_path / "source", version=lambda: 1), Log()
+    source.apply(log.add(CreateCollection(spec()), put(["a"], [[1, 0, 0]], expires=[1 << 40])))
+    image = exported(source, tmp_path / "image")
+    assert _format_and_columns(image)[0] == FORMAT_VERSION
+    target = open_replica(tmp_path / "target")
+    target.install_snapshot(str(image))
+    assert target.digest() == source.digest()
+
+
+def _format_and_columns(image: Path) -> tuple[int, list[str]]:
+    with closing(connect(str(image / FILE_NAME))) as connection:
+        ((found,),) = connection.execute("SELECT value FROM meta WHERE name = 'format'")
+        return found, [name for (name,) in connection.execute("SELECT name FROM pragma_table_info('ids')")]
 
 
 def source_entry() -> bytes:

@@ -14,7 +14,7 @@ import typer
 import needle
 from needle.base.config import refuse
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, notes
-from needle.cli.rebalance_commands import Batch, DryRun, Moves, NoWait, Throttle, carry_out, pace
+from needle.cli.rebalance_commands import Batch, DryRun, Moves, NoWait, Throttle, carry_out, not_emptied, pace
 from needle.routing.plans import Plan, Wish
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's id, as in `needle node list`.")]
@@ -50,7 +50,8 @@ def weight(
         notes.print(f"the weight of {node} is {'its own' if share is None else weight} from now on", markup=False)
         return id_
 
-    carry_out(cluster, planned, start, config, dry_run, no_wait, json)
+    refused = not_emptied if share == 0 else Plan.missing
+    carry_out(cluster, planned, start, config, dry_run, no_wait, json, refused)
 
 
 def zone(

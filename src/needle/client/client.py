@@ -89,6 +89,7 @@ class Client(
     async def close(self) -> None:
         """Close all connections. Calls in flight end soon: reads with ClientClosed, writes that were sent with
         OutcomeUnknown. Idempotent."""
+        self._shards.close()
         await self._caller.close()
 
     # --- what there is -----------------------------------------------------------------------------------------------
@@ -297,7 +298,8 @@ class Client(
     async def hold_fewer_replicas(self, node: NodeId, *, timeout: Seconds = 600.0) -> list[int]:
         """Have `node`, dead or alive, hold nothing: other nodes take over what they can, and of the rest there is one
         replica less, as for `needle node remove --fewer-replicas`; `remove_node` forgets it then. Raises
-        InvalidArgument if nobody else holds the data; DeadlineExceeded as `set_replicas`: it may be repeated."""
+        InvalidArgument if nobody else holds the data, or a rebalance is under way; DeadlineExceeded as `set_replicas`:
+        it may be repeated."""
         seconds = values.check_timeout(timeout)
         return await everywhere.carry_out(self, await everywhere.leaving(self, node), seconds)
 

@@ -16,6 +16,7 @@ from needle.base.errors import InvalidArgument, NeedleError, invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.client.replacing import with_size
 from needle.protocol.catalog_commands import AssignReplicas, CatalogCommand, SetReplication
+from needle.routing.jobs import check_over
 from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import REPLICAS_MAX, Plan, Wish
 from needle.routing.replication import taking
@@ -53,9 +54,11 @@ async def joining(client: Operator, node: NodeId) -> list[AssignReplicas]:
 
 async def leaving(client: Operator, node: NodeId) -> list[AssignReplicas]:
     """What to decide so that `node`, dead or alive, holds nothing: what other nodes can take goes to them, and of the
-    rest there is one replica less. Raises InvalidArgument, also if nobody else holds the data."""
+    rest there is one replica less. Raises InvalidArgument, also if nobody else holds the data, or a rebalance is under
+    way."""
     now = await client.refresh_topology(confirmed=True, timeout=ASK_SECONDS)
     _check_known(now, node)
+    check_over(now.rebalance)  # what it moves would be taken for what no other node can take
     plan = await client.plan_rebalance(await without(client, node))
     moves = [move for move in plan.moves if isinstance(move, MoveReplicas)]
     return _without_node(now, node, {move.group: move.after for move in moves if node not in move.after})

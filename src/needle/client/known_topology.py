@@ -10,8 +10,10 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from needle.base.errors import ClientClosed, DeadlineExceeded, NeedleError, Unauthenticated, in_seconds
+from needle.base.runtime import Rng
 from needle.client.directory import Caller
 from needle.client.finding import two_clusters
+from needle.client.following import NEAR, Following
 from needle.client.group import GroupClient
 from needle.protocol import calls
 from needle.protocol.peer_calls import TOPOLOGY, TopologyAnswer, TopologyCall
@@ -35,6 +37,10 @@ class KnownTopology(Protocol):
 
     def look(self) -> None:
         """Somebody does not answer: see, in the background, whether there is a newer one."""
+        ...
+
+    def close(self) -> None:
+        """Nobody uses it any more."""
         ...
 
     def in_turn(self) -> list[str]:
@@ -77,6 +83,7 @@ class AskedTopology:
         self._turn = Turn(addresses)
         self._now = topology
         self._asking: asyncio.Task[None] | None = None
+        self._following: Following | None = None
         self._founded = founded
         if topology.founding:
             founded(topology.founding)
@@ -104,31 +111,40 @@ class AskedTopology:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while self._now.version < version and (left := deadline - loop.time()) > 0:
-            asking = self._ask_soon()
+            known, began, asking = self._now.version, loop.time(), self._ask_soon(wait=PAUSE_SECONDS)
             done, _ = await asyncio.wait((asking,), timeout=left)
             if done and (error := asking.exception()) is not None:
                 raise error
-            if self._now.version < version:
-                await asyncio.sleep(max(0.0, min(PAUSE_SECONDS, deadline - loop.time())))
+            if self._now.version == known:  # the node waited for news as long, unless it did not answer
+                await asyncio.sleep(max(0.0, min(began + PAUSE_SECONDS, deadline) - loop.time()))
         return self._now
 
-    def look(self) -> None:
-        """See KnownTopology."""
-        self._ask_soon()
+    def look(self, *, near: bool = False) -> None:
+        """See KnownTopology. near: first the nodes to which there are connections already, once they are a few."""
+        self._ask_soon(near)
 
-    def _ask_soon(self) -> asyncio.Task[None]:
+    def follow(self, rng: Rng) -> None:
+        """Look now and then, until `close`."""
+        self._following = Following(self, rng)
+
+    def close(self) -> None:
+        """Look no more by itself. Idempotent."""
+        if self._following is not None:
+            self._following.stop()
+
+    def _ask_soon(self, near: bool = False, wait: float = 0.0) -> asyncio.Task[None]:
         if self._asking is None:
-            self._asking = asyncio.get_running_loop().create_task(self._ask())
+            self._asking = asyncio.get_running_loop().create_task(self._ask(near, wait))
             self._asking.add_done_callback(_seen)
         return self._asking
 
-    async def _ask(self) -> None:
-        """The next node's topology; one that does not answer is passed over. Raises ClientClosed; Unauthenticated if no
-        node answers, and some because of that."""
+    async def _ask(self, near: bool, wait: float) -> None:
+        """The next node's topology, as soon as it has a newer one, or has none after `wait` seconds; one that does not
+        answer is passed over. Raises ClientClosed; Unauthenticated if no node answers, and some because of that."""
         refused: Unauthenticated | None = None
         try:
-            for address in self.in_turn():
-                body = calls.encode(TopologyCall(self._now.version))
+            for address in self._nearest() if near else self.in_turn():
+                body = calls.encode(TopologyCall(self._now.version, wait))
                 try:
                     data = await self._caller.call(address, TOPOLOGY, body, ASK_SECONDS)
                     self._offer(calls.decode(data, TopologyAnswer).topology)
@@ -144,6 +160,12 @@ class AskedTopology:
                 raise refused
         finally:
             self._asking = None
+
+    def _nearest(self) -> list[str]:
+        """All addresses. Any node may be the one that is cut off from the others, so a single one is not enough."""
+        addresses = self.in_turn()
+        connected = {address for address in addresses if self._caller.connected(address)}
+        return sorted(addresses, key=lambda address: address not in connected) if len(connected) >= NEAR else addresses
 
     async def confirmed(self, timeout: float, catalog: Callable[[], GroupClient]) -> Topology:
         """What the catalog's leader confirms to be the newest. Raises when it does not answer in time."""

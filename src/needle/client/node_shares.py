@@ -6,7 +6,7 @@ from needle.base.errors import Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.versions import EMPTIES
 from needle.client import values
-from needle.client.rebalancing import check_config, plan_of
+from needle.client.rebalancing import check_config, check_emptied, plan_of
 from needle.client.shards import OverShards
 from needle.client.values import Seconds
 from needle.protocol.catalog_commands import StartRebalance, WeighNode, ZoneNode
@@ -30,7 +30,8 @@ class ShareMethods(OverShards):
     async def rebalance_by_weight(
         self, node: NodeId, weight: float | None, config: RebalanceConfig | None = None, *, timeout: Seconds = 10.0
     ) -> int:
-        """`weigh_node` and the rebalance that follows from it: what `start_rebalance` would refuse changes nothing.
+        """`weigh_node` and the rebalance that follows from it: what `start_rebalance` would refuse changes nothing, nor
+        does 0 where other nodes cannot take all that the node holds (Unavailable, as of `drain_node`).
         While nodes of a release before are in the cluster these are two commands, and the weight stays if the second
         one is refused. With None no plan is looked at. Returns the rebalance's id."""
         command = _weighed(node, weight)
@@ -51,6 +52,8 @@ class ShareMethods(OverShards):
         made = check_config(config)
         now = await self._shards.confirmed(seconds)
         check_over(now.rebalance)
+        if isinstance(command, WeighNode) and command.weight == 0:
+            await check_emptied(self._shards, command.node, seconds)
         if wish != Wish():  # else its own setting counts again, and what that is is not known here
             plan = await plan_of(self._shards, wish, seconds)
             if why := plan.missing():

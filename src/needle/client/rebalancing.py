@@ -132,9 +132,7 @@ class RebalanceMethods(OverShards):
         made = check_config(config)
         now = await self._shards.confirmed(seconds)
         check_over(now.rebalance)
-        plan = await self._plan(Wish(drain=(name,), balance=False), seconds)
-        if why := plan.missing(unmet=True):
-            raise Unavailable(f"{name} cannot be emptied: {why}")
+        await check_emptied(self._shards, name, seconds)
         if now.cluster_version >= EMPTIES:
             start = StartRebalance(Wish(balance=False), made, empty=name)
             return (await self._shards.command(start, seconds)).version
@@ -191,6 +189,13 @@ async def plan_of(shards: ClusterShards, wish: Wish, seconds: float) -> Plan:
     group = shards.group(CATALOG)
     data = await group.ask_leader(PLAN, lambda left: calls.encode(PlanCall(wish, left)), seconds)
     return calls.decode(data, Plan)
+
+
+async def check_emptied(shards: ClusterShards, node: NodeId, seconds: float) -> None:
+    """Raises Unavailable if other nodes cannot take all that a node holds."""
+    plan = await plan_of(shards, Wish(drain=(node,), balance=False), seconds)
+    if why := plan.missing(unmet=True):
+        raise Unavailable(f"{node} cannot be emptied: {why}")
 
 
 async def progress_of(shards: ClusterShards, seconds: float) -> Progress | None:

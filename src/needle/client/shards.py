@@ -75,6 +75,8 @@ class ClusterShards:
         """The newest known here."""
         self.look: Callable[[], None] = known.look
         """See, in the background, whether there is a newer one."""
+        self.close: Callable[[], None] = known.close
+        """Ask for none any more by itself."""
 
     def refresh(self, version: int, timeout: float) -> Coroutine[Any, Any, Topology]:
         """A topology of at least `version`; the newest known if there is none in time."""

@@ -149,6 +149,7 @@ class Hosting:
             failpoint=ports.failpoint,
             index_rows=ports.index_rows,
             purge_rows_min=ports.purge_rows_min,
+            version=lambda: self._node.topology.cluster_version,
         )
 
 

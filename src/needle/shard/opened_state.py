@@ -61,13 +61,14 @@ class Entry(Protocol):
 @dataclass(frozen=True)
 class Surroundings:
     """What every state of a replica is opened with. changed: is told which collections the segment keeper has to look
-    at; effects: what entries did."""
+    at; effects: what entries did. version: of the cluster, which snapshots are written for."""
 
     disk: ReplicaDisk
     failpoint: Callable[[str], None]
     commit_rows_max: int
     segments: SegmentConfig | None
     field_indexes: IndexBudget
+    version: Callable[[], int]
     changed: Changed = field(default_factory=Changed)
     effects: EffectLog = field(default_factory=EffectLog)
 
@@ -204,7 +205,7 @@ class OpenedState:
     def export(self, directory: str) -> tuple[int, int, bytes, list[Any]]:
         """See Replica.export_snapshot."""
         disk = self._around.disk
-        at, manifest = self.store.copy_to(os.path.join(directory, FILE_NAME))
+        at, manifest = self.store.copy_to(os.path.join(directory, FILE_NAME), self._around.version())
         paths = [os.path.join(self.segment_directory, segment_file(segment)) for segment in manifest]
         here = [path for path in paths if disk.exists(path)]
         return at.index, at.term, at.conf, write_image(directory, at.index, at.term, here, disk)

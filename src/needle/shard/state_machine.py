@@ -30,6 +30,7 @@ from needle.base.config import Limits, SegmentConfig
 from needle.base.errors import CorruptDocuments, CorruptSnapshot, StorageError, Unavailable
 from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
+from needle.base.versions import KNOWN
 from needle.protocol.commands import Command, Compare
 from needle.shard.apply.execute import decode_entry, runs
 from needle.shard.apply.holdings import Fence, check_claim
@@ -69,20 +70,19 @@ class Replica:
         failpoint: Callable[[str], None] = lambda _: None,
         purge_rows_min: int = PURGE_ROWS,
         index_rows: IndexRows = USUAL_ROWS,
+        version: Callable[[], int] = lambda: KNOWN,
     ) -> None:
-        """Open or create the replica in `directory`.
-
-        failpoint: called with the names in FAILPOINTS and image.INSTALL_STEPS. purge_rows_min: superseded rows are
-        deleted once there are this many, and an eighth of the documents. index_rows: of field indexes. segments: None:
-        no vectors are in memory. Raises DiskFailed or UnsupportedFormat; of damaged files `damage` tells.
-        """
+        """Open or create the replica in `directory`. failpoint: called with the names in FAILPOINTS and
+        image.INSTALL_STEPS. purge_rows_min: superseded rows are deleted once there are this many, and an eighth of the
+        documents. index_rows: of field indexes. segments: None: no vectors are in memory. version: the cluster's, that
+        snapshots are written for. Raises DiskFailed or UnsupportedFormat; of damaged files `damage` tells."""
         self.directory = directory
         self.limits = limits
         self._failpoint = failpoint
-        self.field_indexes = IndexBudget(limits.field_index_bytes_max, index_rows)
+        self.field_indexes = fields = IndexBudget(limits.field_index_bytes_max, index_rows)
         self._applying, self._in_flight = threading.Lock(), InFlight()
         self.effects = log = EffectLog(limits.feed_bytes_max)
-        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, self.field_indexes, effects=log)
+        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, fields, version, effects=log)
         self._states = States(directory, around, self._in_flight)
         self.held = HeldCollections(self._states, around.changed, self._in_flight)
         """For those that look after the collections in the background."""

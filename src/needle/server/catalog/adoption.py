@@ -94,7 +94,8 @@ class Adoption:
         return True
 
     async def adopt(self, topology: Topology, *, save: bool = True) -> None:
-        """Act on a newer topology."""
+        """Act on a newer topology. Whoever waits for it hears of it before it is on the disk: writes to keys that moved
+        wait, and the file is a cache, which a start without the catalog may find older."""
         async with self._adopting:
             check_founding(self._node.node_id, self._node.topology, topology)
             if topology.version <= self._node.topology.version:
@@ -106,16 +107,16 @@ class Adoption:
                 self._learn_news(self._node.topology.addresses(), topology.addresses())
                 self._unsaved = True
             self._unopened = True
-            await self._save_topology(topology)
             self._tell_recoveries(topology)
             self._node.topology = topology
             if topology.map is not None and (self._node.ownership is None or self._node.ownership.map != topology.map):
                 self._node.ownership = Ownership(topology.map, {info.shard: info.since for info in topology.shards})
             self._node.maintenance.follow()
             self._node.refuse_others(topology)
-            await self._open_what_is_due()
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
+            await self._save_topology(topology)
+            await self._open_what_is_due()
 
     def _tell_recoveries(self, topology: Topology) -> None:
         """Once in the log of each start, before anything is served."""

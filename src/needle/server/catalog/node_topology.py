@@ -59,6 +59,9 @@ class NodeTopology:
     def look(self) -> None:
         """The node follows the catalog anyway."""
 
+    def close(self) -> None:
+        """The node has it, not its client."""
+
     async def confirmed(self, timeout: float, catalog: Callable[[], GroupClient]) -> Topology:
         """The node asks the catalog in its own way."""
         del catalog

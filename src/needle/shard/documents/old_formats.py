@@ -1,4 +1,5 @@
-"""What files of earlier formats held, and how it is brought into the tables of today (sqlite_file.copy_tables).
+"""What files of earlier formats held, and how it is brought into the tables of today (sqlite_file.copy_tables); and an
+image of today into those of the format before, for nodes of the release before (sqlite_file.copy_pages).
 
 Up to format 3 a document's vector had the document's own ordinal, and one hash was over both. Up to format 4 no
 document expired."""
@@ -64,6 +65,21 @@ def copy_old_sessions(connection: apsw.Connection) -> None:
 def copy_old_ids(connection: apsw.Connection) -> None:
     """Of format 4."""
     connection.execute("INSERT INTO image.ids SELECT *, 0 FROM main.ids")
+
+
+def back_to_format_4(image: apsw.Connection) -> None:
+    """Of a copy, in place, so that pages of documents and vectors stay as they are. Unless something expires or is kept
+    for a scan: then the cluster has been at a version that reads format 5, whatever this node knows of it."""
+    later = "SELECT EXISTS (SELECT 1 FROM ids WHERE expires > 0) OR EXISTS (SELECT 1 FROM kept)"
+    if image.execute(later).fetchone() != (0,):
+        return
+    image.execute("PRAGMA journal_mode=OFF").fetchall()  # the copied header asks for a write-ahead log
+    image.execute("BEGIN")
+    image.execute("DROP TABLE kept")
+    image.execute("DROP INDEX expiring")
+    image.execute("ALTER TABLE ids DROP COLUMN expires")
+    image.execute("UPDATE meta SET value = ? WHERE name = 'format'", (KEPT_VECTORS,))
+    image.execute("COMMIT")
 
 
 def copy_old_documents(connection: apsw.Connection, path: str) -> None:

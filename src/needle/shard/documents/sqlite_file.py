@@ -25,6 +25,7 @@ from needle.shard.disk import ReplicaDisk, sqlite_failure
 from needle.shard.documents.old_formats import (
     CHECKSUMS,
     KEPT_VECTORS,
+    back_to_format_4,
     copy_old_documents,
     copy_old_ids,
     copy_old_sessions,
@@ -38,6 +39,9 @@ FORMAT_VERSION: Final = 5
 OLD_FORMATS: Final = (1, 2, 3, 4)
 """Rewritten when they are opened. 2: with a row `holdings` in `meta`. 3: checksums on all pages, pages that are given
 back, answers of sessions as rows of their own. 4: versions of documents that keep the vector of an earlier one."""
+READ_SINCE: Final = 2
+"""The version of clusters (docs/versions.md) whose nodes all read FORMAT_VERSION. The others get images of the format
+before. A new format gets the number of its release here, and a function that brings an image back."""
 CHECKSUM_BYTES: Final = 8
 PAGE_BYTES: Final = 4096
 _HEADER_BYTES: Final = 100
@@ -205,10 +209,11 @@ def copy_tables(connection: apsw.Connection, target: str) -> None:
         connection.execute("DETACH image")
 
 
-def copy_pages(connection: apsw.Connection, target: str) -> None:
+def copy_pages(connection: apsw.Connection, target: str, version: int) -> None:
     """Write what the connection sees, from one consistent read, into the new file `target`, each page where it stands:
-    what is equal in another replica's file stays equal (docs/adr/0027). Not durable. Raises apsw.Error for the file
-    that is read, DiskFull, TooManyFiles or DiskFailed for the new one."""
+    what is equal in another replica's file stays equal (docs/adr/0027). version: of the cluster: a format that all of
+    its nodes read. Not durable. Raises apsw.Error for the file that is read, DiskFull, TooManyFiles or DiskFailed for
+    the new one."""
     with open(target, "wb"):
         pass
     with closing(connect(target)) as image:
@@ -221,6 +226,8 @@ def copy_pages(connection: apsw.Connection, target: str) -> None:
             image.execute(f"PRAGMA user_version={FORMAT_VERSION}")
             with image.backup("main", connection, "main") as copying:
                 copying.step()
+            if version < READ_SINCE:
+                back_to_format_4(image)
         except apsw.Error as error:
             failure = sqlite_failure(error, target, image)
             if isinstance(failure, CorruptDocuments):  # nothing was read but what is copied

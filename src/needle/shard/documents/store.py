@@ -34,6 +34,7 @@ from pyroaring import BitMap
 
 from needle.base.dtypes import StoredRows, VectorForm
 from needle.base.errors import CorruptDocuments, StorageError
+from needle.base.versions import KNOWN
 from needle.shard.disk import ReplicaDisk, disk_errors
 from needle.shard.documents import rows, scans
 from needle.shard.documents.loading import Loaded, load
@@ -352,11 +353,11 @@ class DocumentStore:
         with self.reading() as connection:
             return scans.graves(connection, collection_id, upto)
 
-    def copy_to(self, target: str) -> tuple[AppliedAt, list[PublishedSegment]]:
-        """Write a consistent image of the committed state into a new file, page by page, and check every row of it;
-        where it stands and its manifest. Neither apply nor searches wait for it."""
+    def copy_to(self, target: str, version: int = KNOWN) -> tuple[AppliedAt, list[PublishedSegment]]:
+        """Write a consistent image of the committed state into a new file, for a cluster at `version`, and check every
+        row of it; where it stands and its manifest. Neither apply nor searches wait for it."""
         with self.reading() as connection:
-            copy_pages(connection, target)
+            copy_pages(connection, target, version)
         try:
             found = verify_image_file(target)
         except CorruptDocuments as error:
