@@ -1,8 +1,8 @@
 """The lines that a node writes to its standard error, as text or as JSON.
 
 Invariant: one event is one line, whatever is in it, for names come from outside; in text a bug's traceback follows, in
-lines that begin with two spaces. A line is bounded, and so is how often one event is told (folding.py). Of what could be
-an API key only its beginning is told.
+lines that begin with two spaces. A line is bounded, and so is how often one event is told (folding.py). Of what could
+be an API key only its beginning is told.
 It must not know what is told.
 """
 
