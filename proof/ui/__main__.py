@@ -33,7 +33,7 @@ async def opened(browser: Browser, directory: Path, short: bool) -> None:
         looks = [(width, scheme) for width in WIDTHS for scheme in SCHEMES]
         for width, scheme in [looks[0], looks[3]] if short else looks:
             async with looking(browser, base, SHOTS, width, scheme) as look:
-                more = () if short and width == 390 else (views.documents,)
+                more = () if short and width == 390 else (views.documents, views.far)
                 for view in (views.cluster, views.collections, views.search, *more):
                     await view(look)
                     print(f"{width} {scheme}: {view.__name__}", flush=True)

@@ -17,6 +17,9 @@ from needle.local.process_cluster import ProcessCluster
 SECRET: Final = "0123456789abcdef" * 4
 BATCH_BYTES: Final = 1 << 20
 BOOKS: Final = "books"
+FAR: Final = "far"
+"""A collection of vectors whose numbers and distances JavaScript takes for whole numbers that it cannot hold."""
+VECTORS: Final = {"a": [1e17, 0.0], "b": [3e17, 0.0]}
 NOTES: Final = "notes"
 """A collection of TEXTS."""
 TEXTS: Final = {"ants": "ants carry leaves", "sky": "clouds above the mountains", "car": "how to repair an engine"}
@@ -58,6 +61,8 @@ async def fill(client: Client) -> None:
     ]
     vectors = [[rng.random() for _ in range(4)] for _ in ids]
     await client.insert_batch(ids=ids, vectors=vectors, metadatas=metadatas, collection=BOOKS)
+    await client.create_collection(FAR, dimensions=2, metric="l2")
+    await client.insert_batch(ids=list(VECTORS), vectors=list(VECTORS.values()), collection=FAR)
     await client.create_collection(NOTES, model=WORDLLAMA.name)
     await client.insert_batch(ids=list(TEXTS), texts=TEXTS.values(), collection=NOTES)
     for _ in range(40):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proof.ui.looking import Look
-from proof.ui.site import BIG, BOOKS, HOSTILE, IDS, MANY, NOTES, TEXTS, Closed
+from proof.ui.site import BIG, BOOKS, FAR, HOSTILE, IDS, MANY, NOTES, TEXTS, VECTORS, Closed
 
 BAD_VECTOR = "1, 2, x"
 
@@ -18,7 +18,7 @@ async def cluster(look: Look) -> None:
     catalog = await page.locator("tr[data-key=shard-catalog]").inner_text()
     assert "catalog" in catalog and "healthy" in catalog and "Leader" in catalog.title(), catalog
     assert await page.locator("table.shards td.cell .mark").all_inner_texts() != []
-    assert str(MANY + len(IDS) + len(TEXTS)) in await page.inner_text(".figures")
+    assert str(MANY + len(IDS) + len(TEXTS) + len(VECTORS)) in await page.inner_text(".figures")
     plot = page.locator(".plot").last
     await plot.locator(".empty").wait_for(state="detached")
     await plot.scroll_into_view_if_needed()
@@ -102,6 +102,21 @@ async def search(look: Look) -> None:
     assert (await page.locator("table.documents tbody th").all_inner_texts())[0] == "ants"
     await look.shot("text", whole=False)
     await look.sound("a search by text")
+
+
+async def far(look: Look) -> None:
+    """Numbers beyond those that JavaScript holds to the last digit."""
+    await look.go(f"#/collections/{FAR}/documents/a", "article.document")
+    page = look.page
+    assert "1.000000e+17" in await page.inner_text("article.document dl")
+    await page.click("article.document summary")
+    vector = await page.inner_text("pre.vector")
+    assert "object" not in vector and float(vector.strip("[]").split(",")[0]) > 9.99e16, vector
+    await page.select_option("[name=way]", "like")
+    await page.get_by_role("button", name="Show").click()
+    await page.wait_for_selector("text=1 hit")
+    assert "2.000000e+17" in await page.inner_text("table.documents tbody")
+    await look.sound("numbers beyond those that JavaScript holds")
 
 
 async def keyboard(look: Look) -> None:

@@ -114,6 +114,22 @@ async def test_each_role_may_do_what_it_is_for_through_both_doors(cluster: Proce
         assert [await status(at[0], field, key, how) for how in ("PUT", "DELETE")] == [200 if rules else 403] * 2
 
 
+async def test_a_feed_tells_nothing_of_what_is_written_after_its_key_was_revoked(
+    cluster: ProcessCluster, admin: Client
+) -> None:
+    """Its call waits on a node for the next change, and outlasts the key."""
+    for name, filter in (("feed", None), ("feed-of-some", {"fed": True})):
+        key = (await admin.create_key(name, "reader", filter=filter)).key
+        async with cluster.connect(api_key=key) as client, client.changes() as feed:
+            await admin.insert("before", VECTOR, {"fed": True})
+            assert (await anext(feed)).id == "before"
+            waiting = asyncio.ensure_future(anext(feed))
+            await admin.revoke_key(name)
+            await admin.insert("after", VECTOR, {"fed": True})
+            with pytest.raises(Unauthenticated, match="revoked"):
+                await waiting
+
+
 async def test_a_key_for_some_collections_uses_up_no_number_of_anothers_session(
     cluster: ProcessCluster, admin: Client
 ) -> None:

@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from needle.base.errors import (
+    Forbidden,
     NeedleError,
     NoQuorum,
     Overloaded,
     ProtocolError,
+    TlsFailed,
     Unauthenticated,
     UnknownMethod,
+    UnsupportedVersion,
     WrongCluster,
 )
 from needle.client.directory import Caller
@@ -23,6 +26,8 @@ ASK_SECONDS = 1.0
 OTHERS_SECONDS = 0.1
 """So long the other nodes are listened to when one has answered: one that was founded anew knows a cluster, too."""
 PAUSE_SECONDS = 0.02
+_REFUSES = (WrongCluster, UnsupportedVersion, TlsFailed, Unauthenticated, Forbidden)
+"""What a node says to a client that it does not talk to: it is not silent, whatever others are."""
 
 
 async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float = ASK_SECONDS) -> Topology | None:
@@ -34,9 +39,9 @@ async def find_topology(caller: Caller, addresses: Iterable[str], timeout: float
 async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float) -> Topology:
     """As `find_topology`, but asks until a node answers; an empty Topology of a cluster that is not made yet.
 
-    Raises WrongCluster if the nodes belong to two clusters, what they answer if all refuse to talk (WrongCluster,
-    UnsupportedVersion, Unauthenticated), Overloaded when all that answer have no room for another connection until the
-    end, NoQuorum when none answers in time.
+    Raises WrongCluster if the nodes belong to two clusters, what they answer if all refuse to talk (_REFUSES), or some
+    refuse until the end and the others are silent; Overloaded when all that answer have no room for another connection
+    until the end, NoQuorum when none answers in time.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -44,11 +49,13 @@ async def find_cluster(caller: Caller, addresses: Sequence[str], timeout: float)
         found, failures = await _ask_all(caller, addresses, ASK_SECONDS)
         if found is not None:
             return found
-        if all(isinstance(error, ProtocolError | UnknownMethod | Unauthenticated) for error in failures):
+        if all(isinstance(error, (ProtocolError, UnknownMethod, *_REFUSES)) for error in failures):
             raise failures[0]
         if loop.time() >= deadline:
             if full := [error for error in failures if isinstance(error, Overloaded)]:
                 raise Overloaded(f"no node took the connection within {timeout:g} s: {full[0].message}")
+            if refusals := [error for error in failures if isinstance(error, _REFUSES)]:
+                raise refusals[0]
             raise NoQuorum(f"no node at {', '.join(addresses)} answered within {timeout:g} s: {failures[0].message}")
         await asyncio.sleep(PAUSE_SECONDS)
 

@@ -222,7 +222,8 @@ class Service:
         if caller.meter is not None and metered:
             self._admit(caller.meter, method, len(body))
         large = len(body) > DECODED_BYTES_MAX
-        looked_at = metered or (caller.rank < ADMIN and (not caller.is_for_all or method not in OPENLY))
+        some = caller.rank < ADMIN and (not caller.is_for_all or method not in OPENLY)
+        looked_at = metered or some or method == CHANGES  # that one waits, and its key may be revoked meanwhile
         if method == calls.WRITE and not large:
             return self._write(caller, found[1], body, looked_at)
         if looked_at:

@@ -41,7 +41,7 @@ from needle.protocol.peer_calls import (
 from needle.protocol.probe_calls import CLOCK, LOAD, PROBE
 from needle.protocol.rebalance_calls import PLAN, PROGRESS
 from needle.routing.topology import Topology, public_name
-from needle.server.access import check_collection
+from needle.server.access import check_collection, refusal
 from needle.server.chores.comparing import DIGEST_AT
 from needle.server.chores.field_upkeep import FILTERED_FIELDS
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH, SEGMENT_STAGED
@@ -167,7 +167,10 @@ def numbers_its_own(caller: Identity, method: str, call: Any, known: Topology) -
 
 
 def told(caller: Identity, method: str, call: Any, answer: Any) -> Any:
-    """What `caller` hears of an answer: of keys nothing, and only of collections that its own key is for."""
+    """What `caller` hears of an answer: of keys nothing, and only of collections that its own key is for. Raises
+    Unauthenticated for a reader of changes whose key was revoked while it waited."""
+    if method == CHANGES and caller.rank < NEEDS[CHANGES].rank:
+        raise refusal(caller, NEEDS[CHANGES].rank, CHANGES)
     if method == TOPOLOGY:
         known = answer.topology
         return TopologyAnswer(answer.node_id, None if known is None else known.told_to(caller))

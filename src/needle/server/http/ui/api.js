@@ -17,10 +17,18 @@ export class Problem extends Error {
   }
 }
 
-// A number that JavaScript cannot hold is kept as it was written.
+// A number that JavaScript cannot hold is kept as it was written; who reckons with it has what is nearest.
 export class Exact {
   constructor(text) {
     this.text = text;
+  }
+
+  valueOf() {
+    return Number(this.text);
+  }
+
+  toString() {
+    return this.text;
   }
 }
 

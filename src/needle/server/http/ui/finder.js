@@ -2,7 +2,7 @@
 
 import { compact, part, post, pretty } from "./api.js";
 import { h, lines, name, seen } from "./dom.js";
-import { count, plural, seconds } from "./format.js";
+import { count, measure, plural, seconds } from "./format.js";
 
 const PAGE = 50;
 const K_MAX = 1000;
@@ -74,7 +74,7 @@ const rows = (collection, documents, near) =>
           h(
             "tr",
             {},
-            near && [h("td", { class: "number" }, String(n + 1)), h("td", { class: "number" }, one.score.toFixed(4)), h("td", { class: "number" }, one.distance.toFixed(4))],
+            near && [h("td", { class: "number" }, String(n + 1)), h("td", { class: "number" }, measure(one.score)), h("td", { class: "number" }, measure(one.distance))],
             h("th", { scope: "row" }, h("a", { href: own(collection, one.id) }, name(one.id))),
             h("td", { class: "number" }, String(one.version)),
             h("td", { class: "metadata" }, metadataOf(one)),
@@ -126,7 +126,7 @@ const whole = (collection, document) => {
     h(
       "dl",
       { class: "facts wide" },
-      [["Version", String(document.version)], ["Expires", instant(document.expires_at)], ["Dimensions", count(vector.length)], ["Length of the vector", norm.toFixed(4)]].map(([what, value]) => [h("dt", {}, what), h("dd", {}, value)]),
+      [["Version", String(document.version)], ["Expires", instant(document.expires_at)], ["Dimensions", count(vector.length)], ["Length of the vector", measure(norm)]].map(([what, value]) => [h("dt", {}, what), h("dd", {}, value)]),
     ),
     h("h3", {}, "Metadata"),
     h("pre", {}, lines(text)),

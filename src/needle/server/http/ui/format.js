@@ -46,4 +46,8 @@ export const rate = (value) => known(value, (n) => `${short(n)}/s`);
 
 export const percent = (value) => known(value, (n) => `${(n * 100).toFixed(1)}\u00a0%`);
 
+// Scores and lengths of vectors, which may be of any size.
+export const measure = (value) =>
+  known(value, (n) => (Math.abs(n) < 1e9 ? Number(n).toFixed(4) : Number(n).toExponential(6)));
+
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
