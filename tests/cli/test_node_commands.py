@@ -49,6 +49,7 @@ class FakeClient:
     def __init__(self, now: Topology) -> None:
         self.now = now
         self.away = False
+        self.silent: set[str] = set()
         self.take: tuple[MoveReplicas, ...] = ()
 
     async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
@@ -73,6 +74,8 @@ class FakeClient:
 
     async def describe_node(self, node: str, *, timeout: float) -> None:
         assert node in self.now.addresses()
+        if node in self.silent:
+            raise Unavailable(f"{node} does not answer")
 
     async def change_catalog(self, command: CatalogCommand, *, timeout: float) -> None:
         self.now, result = execute(self.now, self.now.version + 1, command)
@@ -228,6 +231,27 @@ def test_a_catalog_that_nobody_takes_comes_to_an_odd_number(client: Make) -> Non
     one.now = execute(one.now, one.now.version + 1, AssignReplicas(0, list(one.now.catalog), everywhere))[0]
     remove("node-1", 10)
     assert one.now.catalog == ("node-2", "node-3", "node-4")
+
+
+@pytest.mark.parametrize(
+    ("catalog", "silent", "left"),
+    [
+        ([1, 2, 3, 4, 5], [1, 2], [1, 4, 5]),  # without a majority that answers nothing could be changed any more
+        ([1, 2, 3, 4, 5], [1], [2, 4, 5]),
+        ([1, 2, 3], [4], [1, 2, 5]),
+    ],
+)
+def test_the_catalog_is_left_to_nodes_that_answer(
+    client: Make, catalog: list[int], silent: list[int], left: list[int]
+) -> None:
+    def names(numbers: list[int]) -> list[str]:
+        return [f"node-{n}" for n in numbers]
+
+    one = client(founded(1, 5, 5))
+    one.now = execute(one.now, 2, AssignReplicas(0, list(one.now.catalog), names(catalog)))[0]
+    one.silent = set(names(silent))
+    remove("node-3", 10)
+    assert list(one.now.catalog) == names(left)
 
 
 def test_a_change_that_was_not_waited_for_goes_on_and_may_be_repeated(client: Make) -> None:
