@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -97,6 +98,9 @@ class FakeClient:
         held = self.now.holders(group)
         assert held is not None
         await self.change_catalog(ConfirmReplicas(group, held.assigned), timeout=1)
+
+    async def start_replacement(self, old: str, new: str, config: object, *, timeout: float) -> None:
+        """It was removed before."""
 
     async def get_stats(self, *, timeout: float) -> RebalanceStats:
         shards = [ShardStats(shard=info.shard, documents=10, bytes=2000) for info in self.now.serving]
@@ -196,6 +200,16 @@ def test_nothing_is_said_of_a_node_that_was_emptied_on_purpose() -> None:
     last = msgspec.structs.replace(now.nodes[-1], state=NodeState.DRAINING)
     assert usable_without_shards(now) == ["node-4", "node-5"]
     assert usable_without_shards(msgspec.structs.replace(now, nodes=(*now.nodes[:-1], last))) == ["node-4"]
+
+
+def test_of_a_node_that_was_removed_before_nobody_is_said_to_have_its_place(
+    client: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client(founded(1, 3, 4))
+    node_commands.replace("node-9", "node-3", json=True, cluster="", timeout=10)
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"removed": "node-9", "replaced_by": None}
+    assert "in the place of" not in told.err and "stop node-9" in told.err
 
 
 def test_the_catalog_keeps_its_nodes(client: Make) -> None:
