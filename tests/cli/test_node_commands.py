@@ -268,6 +268,23 @@ def test_the_catalog_is_left_to_nodes_that_answer(
     assert list(one.now.catalog) == names(left)
 
 
+def test_who_is_only_giving_a_replica_up_keeps_it_when_the_node_goes_that_was_to_get_it(client: Make) -> None:
+    """node-4 was taking the place of node-3, and is removed: node-3 has the data still, unless it is dead."""
+    for factor in (1, 3):
+        before = [f"node-{n}" for n in range(4 - factor, 4)]
+        coming = [*before[:-1], "node-4"]
+        for silent, left in (set[str](), before), ({"node-3"}, before[:-1]):
+            one = client(founded(1, factor, 4, [before]))
+            one.now = execute(one.now, 2, AssignReplicas(1, before, coming))[0]
+            one.silent = silent
+            if left:
+                remove("node-4", 10)
+                assert replicas(one.now) == [left]
+            else:
+                with pytest.raises(InvalidArgument, match="only node that holds the data of shard 0"):
+                    remove("node-4", 10)
+
+
 def test_a_change_that_was_not_waited_for_goes_on_and_may_be_repeated(client: Make) -> None:
     one = client(founded(3, 3, 4, EACH))
     one.away = True

@@ -19,7 +19,7 @@ from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import REPLICAS_MAX, Plan, Wish
 from needle.routing.replication import taking
 from needle.routing.stats import RebalanceStats
-from needle.routing.topology import NodeState, Topology
+from needle.routing.topology import Holders, NodeState, Topology
 
 ASK_SECONDS = 5.0
 
@@ -95,7 +95,7 @@ def _without_node(
     """taken: who is to hold what `node` holds and other nodes can take. silent: who does not answer."""
     found, holders = [], _holders(now)
     for group, held in holders.items():
-        rest = [one for one in held if one != node]
+        rest = _rest(now.holders(group), node, silent)
         if node in held and group in taken:
             rest = list(taken[group])
         elif node in held and group == CATALOG_GROUP:  # it may be on fewer nodes than the shards are
@@ -107,6 +107,13 @@ def _without_node(
             raise InvalidArgument(f"{node} is the only node that holds the data of {group_name(group)}")
         found.append(AssignReplicas(group, list(held), rest))
     return found
+
+
+def _rest(held: Holders | None, node: NodeId, silent: Collection[NodeId]) -> list[NodeId]:
+    """Who holds a group without a node that may have it not yet: who is only giving it up keeps it in its place."""
+    assert held is not None
+    back = [one for one in held.leaving if one != node and one not in silent][:1]
+    return [kept for one in held.wanted for kept in (back if one == node else [one])]
 
 
 def _holders(now: Topology) -> dict[GroupId, tuple[NodeId, ...]]:
