@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -49,6 +50,7 @@ class FakeClient:
     def __init__(self, now: Topology) -> None:
         self.now = now
         self.away = False
+        self.silent: set[str] = set()
         self.take: tuple[MoveReplicas, ...] = ()
 
     async def refresh_topology(self, *, confirmed: bool, timeout: float) -> Topology:
@@ -73,6 +75,8 @@ class FakeClient:
 
     async def describe_node(self, node: str, *, timeout: float) -> None:
         assert node in self.now.addresses()
+        if node in self.silent:
+            raise Unavailable(f"{node} does not answer")
 
     async def change_catalog(self, command: CatalogCommand, *, timeout: float) -> None:
         self.now, result = execute(self.now, self.now.version + 1, command)
@@ -94,6 +98,9 @@ class FakeClient:
         held = self.now.holders(group)
         assert held is not None
         await self.change_catalog(ConfirmReplicas(group, held.assigned), timeout=1)
+
+    async def start_replacement(self, old: str, new: str, config: object, *, timeout: float) -> None:
+        """It was removed before."""
 
     async def get_stats(self, *, timeout: float) -> RebalanceStats:
         shards = [ShardStats(shard=info.shard, documents=10, bytes=2000) for info in self.now.serving]
@@ -195,6 +202,16 @@ def test_nothing_is_said_of_a_node_that_was_emptied_on_purpose() -> None:
     assert usable_without_shards(msgspec.structs.replace(now, nodes=(*now.nodes[:-1], last))) == ["node-4"]
 
 
+def test_of_a_node_that_was_removed_before_nobody_is_said_to_have_its_place(
+    client: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client(founded(1, 3, 4))
+    node_commands.replace("node-9", "node-3", json=True, cluster="", timeout=10)
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"removed": "node-9", "replaced_by": None}
+    assert "in the place of" not in told.err and "stop node-9" in told.err
+
+
 def test_the_catalog_keeps_its_nodes(client: Make) -> None:
     one = client(founded(1, 1, 4))
     assert one.now.catalog == ("node-1", "node-2", "node-3") and replicas(one.now) == [["node-1"]]
@@ -228,6 +245,44 @@ def test_a_catalog_that_nobody_takes_comes_to_an_odd_number(client: Make) -> Non
     one.now = execute(one.now, one.now.version + 1, AssignReplicas(0, list(one.now.catalog), everywhere))[0]
     remove("node-1", 10)
     assert one.now.catalog == ("node-2", "node-3", "node-4")
+
+
+@pytest.mark.parametrize(
+    ("catalog", "silent", "left"),
+    [
+        ([1, 2, 3, 4, 5], [1, 2], [1, 4, 5]),  # without a majority that answers nothing could be changed any more
+        ([1, 2, 3, 4, 5], [1], [2, 4, 5]),
+        ([1, 2, 3], [4], [1, 2, 5]),
+    ],
+)
+def test_the_catalog_is_left_to_nodes_that_answer(
+    client: Make, catalog: list[int], silent: list[int], left: list[int]
+) -> None:
+    def names(numbers: list[int]) -> list[str]:
+        return [f"node-{n}" for n in numbers]
+
+    one = client(founded(1, 5, 5))
+    one.now = execute(one.now, 2, AssignReplicas(0, list(one.now.catalog), names(catalog)))[0]
+    one.silent = set(names(silent))
+    remove("node-3", 10)
+    assert list(one.now.catalog) == names(left)
+
+
+def test_who_is_only_giving_a_replica_up_keeps_it_when_the_node_goes_that_was_to_get_it(client: Make) -> None:
+    """node-4 was taking the place of node-3, and is removed: node-3 has the data still, unless it is dead."""
+    for factor in (1, 3):
+        before = [f"node-{n}" for n in range(4 - factor, 4)]
+        coming = [*before[:-1], "node-4"]
+        for silent, left in (set[str](), before), ({"node-3"}, before[:-1]):
+            one = client(founded(1, factor, 4, [before]))
+            one.now = execute(one.now, 2, AssignReplicas(1, before, coming))[0]
+            one.silent = silent
+            if left:
+                remove("node-4", 10)
+                assert replicas(one.now) == [left]
+            else:
+                with pytest.raises(InvalidArgument, match="only node that holds the data of shard 0"):
+                    remove("node-4", 10)
 
 
 def test_a_change_that_was_not_waited_for_goes_on_and_may_be_repeated(client: Make) -> None:

@@ -164,6 +164,11 @@ async def test_what_cannot_be_changes_nothing() -> None:
     with pytest.raises(Unavailable, match="node-4 has no room for 1000 bytes more"):
         await client.start_replacement("node-1", "node-4")
     assert catalog.now is before and not catalog.done
+    catalog.free = 1 << 40
+    catalog.tell(WeighNode("node-4", 0.0))  # the next rebalance would take everything away from it
+    with pytest.raises(InvalidArgument, match="node-4 has weight 0, so it takes no replicas"):
+        await client.start_replacement("node-1", "node-4")
+    assert not catalog.done
 
 
 async def test_a_cluster_with_nodes_of_a_release_before_says_so() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import pytest
 
 from catalog.catalog_util import topology
+from needle.base.errors import NoQuorum, Unauthenticated
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import PeerStatus, RaftStatus
 from needle.client.group import GroupClient
-from needle.client.restarting import able, in_order, why_not
+from needle.client.restarting import Restart, _Rolling, able, in_order, why_not
 
 NODES = ["node-1", "node-2", "node-3"]
 
@@ -100,3 +103,49 @@ async def test_who_leads_no_more_does_not_speak_for_the_group() -> None:
     group: Any = Group()
     found = await asyncio.wait_for(GroupClient.leaders_status(group, 10.0), 5)
     assert found.node_id == "node-2" and group.forgotten == 1
+
+
+def rolling(of: type[_Rolling], *catalog: Any) -> _Rolling:
+    """catalog: what it says, one after the other; an error is raised."""
+    said = iter(catalog)
+
+    async def confirmed(timeout: float) -> Any:
+        answer = next(said)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    shards: Any = SimpleNamespace(confirmed=confirmed)
+    caller: Any = None
+    return of(caller, shards)
+
+
+async def test_who_gives_a_restart_up_is_told_which_node_may_be_in_maintenance() -> None:
+    begun, told = asyncio.Event(), list[str]()
+
+    class Hanging(_Rolling):
+        async def _groups(self, *_: Any) -> Any:
+            return {}
+
+        async def _may_go(self, *_: Any) -> None:
+            pass
+
+        async def _restarted(self, *_: Any) -> Restart:
+            begun.set()
+            return await asyncio.Future()
+
+    now = topology(shards=1, nodes=3)
+    work = asyncio.create_task(rolling(Hanging, now, now).run(lambda *_: None, ["node-2"], told.append, 10))
+    await begun.wait()
+    work.cancel()  # as Ctrl-C does
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert told == ["node-2: given up; if it is in maintenance still, `needle maintenance exit node-2` ends that"]
+
+
+async def test_while_the_catalog_has_no_leader_a_restart_waits() -> None:
+    """Another node died while one was coming back."""
+    told = await rolling(_Rolling, NoQuorum("nobody leads it"))._whole("node-1")
+    assert told == "the catalog does not say who holds what: nobody leads it"
+    with pytest.raises(Unauthenticated):
+        await rolling(_Rolling, Unauthenticated("the key was revoked"))._whole("node-1")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from needle.base.errors import Unavailable
+from needle.base.errors import NotLeader, Unavailable
 from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.base.model import WriteResult
 from needle.catalog.state import execute
@@ -127,6 +127,26 @@ async def test_shards_that_come_and_go_while_a_node_catches_up_are_no_error() ->
     node.groups = {SHARD: Hosted(SHARD, change), other: Hosted(other)}
     await node.maintenance.set(False, 100.0)
     assert node.host.waited == [SHARD]
+
+
+async def test_who_comes_back_while_leadership_moves_asks_the_next_leader() -> None:
+    """It moves because this node, or another one that came back, may lead again."""
+    node, refusals = Node(Host()), [NotLeader("this node does not lead shard 0"), Unavailable("no leader is known")]
+
+    def moved() -> None:
+        if refusals:
+            raise refusals.pop()
+
+    node.groups = {SHARD: Hosted(SHARD, moved)}
+    await node.maintenance.set(False, 100.0)
+    assert node.host.waited == [SHARD] and not refusals
+
+    def nobody() -> None:
+        raise NotLeader("this node does not lead shard 0")
+
+    node.groups = {SHARD: Hosted(SHARD, nobody)}
+    with pytest.raises(NotLeader):
+        await node.maintenance.set(False, 20.0)
 
 
 async def test_a_shard_that_is_given_away_while_it_is_waited_for_is_no_error() -> None:

@@ -271,9 +271,11 @@ def replace(
         return
     if found is not None and found.state is not JobState.DONE:
         raise Unavailable(not_replaced(found, old))
+    by = None if found is None else new  # which node took its place before is not known
     if json:
-        print_json({"removed": old, "replaced_by": new})
-    notes.print(f"{new} is in the place of {old}; stop {old} and delete its data directory", markup=False)
+        print_json({"removed": old, "replaced_by": by})
+    told = f"{by} is in the place of {old}; " if by is not None else ""
+    notes.print(f"{told}stop {old} and delete its data directory", markup=False)
 
 
 async def _confirmed(client: needle.Client) -> Topology:

@@ -8,8 +8,7 @@ replicas stays, for the first one is its preferred leader. It must not know how 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from needle.base.errors import InvalidArgument, NeedleError, invalid
@@ -21,7 +20,7 @@ from needle.routing.planned_moves import MoveReplicas
 from needle.routing.plans import REPLICAS_MAX, Plan, Wish
 from needle.routing.replication import taking
 from needle.routing.stats import RebalanceStats
-from needle.routing.topology import NodeState, Topology
+from needle.routing.topology import Holders, NodeState, Topology
 
 ASK_SECONDS = 5.0
 
@@ -61,16 +60,30 @@ async def leaving(client: Operator, node: NodeId) -> list[AssignReplicas]:
     check_over(now.rebalance)  # what it moves would be taken for what no other node can take
     plan = await client.plan_rebalance(await without(client, node))
     moves = [move for move in plan.moves if isinstance(move, MoveReplicas)]
-    return _without_node(now, node, {move.group: move.after for move in moves if node not in move.after})
+    taken = {move.group: move.after for move in moves if node not in move.after}
+    return _without_node(now, node, taken, await _silent(client, now))
 
 
 async def without(client: Operator, node: NodeId) -> Wish:
     """That a node holds nothing: of one that does not answer, others get the replicas."""
+    if await _answers(client, node):
+        return Wish(drain=(node,), balance=False)
+    return Wish(lost=(node,), balance=False)
+
+
+async def _silent(client: Operator, now: Topology) -> set[NodeId]:
+    """The nodes that do not answer."""
+    nodes = list(now.addresses())
+    answers = await asyncio.gather(*(_answers(client, node) for node in nodes))
+    return {node for node, answering in zip(nodes, answers, strict=True) if not answering}
+
+
+async def _answers(client: Operator, node: NodeId) -> bool:
     try:
         await client.describe_node(node, timeout=ASK_SECONDS)
     except NeedleError:
-        return Wish(lost=(node,), balance=False)
-    return Wish(drain=(node,), balance=False)
+        return False
+    return True
 
 
 def _check_known(now: Topology, node: NodeId) -> None:
@@ -80,23 +93,30 @@ def _check_known(now: Topology, node: NodeId) -> None:
 
 
 def _without_node(
-    now: Topology, node: NodeId, taken: Mapping[GroupId, Sequence[NodeId]] = MappingProxyType({})
+    now: Topology, node: NodeId, taken: Mapping[GroupId, Sequence[NodeId]], silent: Collection[NodeId]
 ) -> list[AssignReplicas]:
-    """taken: who is to hold what `node` holds and other nodes can take."""
+    """taken: who is to hold what `node` holds and other nodes can take. silent: who does not answer."""
     found, holders = [], _holders(now)
     for group, held in holders.items():
-        rest = [one for one in held if one != node]
+        rest = _rest(now.holders(group), node, silent)
         if node in held and group in taken:
             rest = list(taken[group])
         elif node in held and group == CATALOG_GROUP:  # it may be on fewer nodes than the shards are
             spare = {one: None for others in holders.values() for one in others if one not in held}
-            rest += list(spare)[: len(held) - len(rest)]
+            rest += sorted(spare, key=lambda one: one in silent)[: len(held) - len(rest)]
             if len(rest) > 2 and len(rest) % 2 == 0:  # see catalog_nodes
-                rest.pop()
+                rest.remove(max(reversed(rest), key=lambda one: one in silent))
         if not rest:
             raise InvalidArgument(f"{node} is the only node that holds the data of {group_name(group)}")
         found.append(AssignReplicas(group, list(held), rest))
     return found
+
+
+def _rest(held: Holders | None, node: NodeId, silent: Collection[NodeId]) -> list[NodeId]:
+    """Who holds a group without a node that may have it not yet: who is only giving it up keeps it in its place."""
+    assert held is not None
+    back = [one for one in held.leaving if one != node and one not in silent][:1]
+    return [kept for one in held.wanted for kept in (back if one == node else [one])]
 
 
 def _holders(now: Topology) -> dict[GroupId, tuple[NodeId, ...]]:

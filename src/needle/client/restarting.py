@@ -116,7 +116,11 @@ class _Rolling:
             node = in_order(left, groups)[0]
             left.remove(node)
             await self._may_go(node, seconds if done else min(seconds, SETTLE_SECONDS))
-            done.append(await self._restarted(node, _led(node, groups), restart, told, seconds))
+            try:
+                done.append(await self._restarted(node, _led(node, groups), restart, told, seconds))
+            except asyncio.CancelledError:
+                told(f"{node}: given up; if it is in maintenance still, `needle maintenance exit {node}` ends that")
+                raise
         return done
 
     async def _restarted(
@@ -202,7 +206,12 @@ class _Rolling:
 
     async def _whole(self, node: NodeId) -> str:
         """What a node still lacks, by the word of those that lead its groups."""
-        now = await self._shards.confirmed(ASK_SECONDS)
+        try:
+            now = await self._shards.confirmed(ASK_SECONDS)
+        except NeedleError as error:  # another node may have died meanwhile, which led the catalog
+            if not error.retryable:
+                raise
+            return f"the catalog does not say who holds what: {error.message}"
         held = _held(now, [node])
         groups = await asyncio.gather(*(self._status(group, ASK_SECONDS) for group in held))
         for group, status in zip(held, groups, strict=True):

@@ -98,8 +98,10 @@ def replaced(
         raise invalid("new", new, f"another node of this cluster, which has joined: {known}")
     if any(info.id == new and info.state is NodeState.DRAINING for info in topology.nodes):
         raise InvalidArgument(f"{new} is to be emptied: `needle node drain --undo` first", field="new")
-    found = {}
-    for group, wanted in held_by(topology, old).items():
+    held, found = held_by(topology, old), dict[GroupId, tuple[NodeId, ...]]()
+    if held and not nodes[new].usable:
+        raise InvalidArgument(f"{new} has weight 0, so it takes no replicas: `needle node weight` first", field="new")
+    for group, wanted in held.items():
         rest = [node for node in wanted if node != old]
         if new in rest:
             raise InvalidArgument(

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from needle.base.errors import DeadlineExceeded, NeedleError
+from needle.base.errors import DeadlineExceeded, NeedleError, Unavailable
 from needle.base.events import MAINTENANCE, tell
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
 from needle.catalog.machine import CatalogMachine
@@ -106,8 +106,17 @@ class Maintenance:
                     raise  # else it was given to other nodes meanwhile
 
     async def _leader_index(self, hosted: HostedReplica, timeout: float) -> int:
-        await self.until(lambda: self._node.host.leader(hosted.group) is not None, timeout)
-        return await hosted.leader_index(timeout)
+        """Asked again while leadership is on its way, as it is when a node comes back that may lead."""
+        node, deadline = self._node, self._node.now() + timeout
+        while True:
+            await self.until(lambda: node.host.leader(hosted.group) is not None, deadline - node.now())
+            try:
+                return await hosted.leader_index(max(0.001, deadline - node.now()))
+            except Unavailable:
+                here = node.groups.get(hosted.group) is hosted and not node.host.stopped
+                if not here or node.now() >= deadline:
+                    raise
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def led_elsewhere(self, timeout: float) -> bool:
         """Whether other nodes lead every group that has another voter, the catalog's too."""
