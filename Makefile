@@ -43,7 +43,8 @@ demo: $(STAMP)
 
 # Tests of processes wait most of their time: they run several at a time, the long ones first. Those that only compute, simulations
 # among them, use what the others leave of the processors: one by one, and whenever nobody else has anything to do. Then what
-# measures time, alone. docs/adr/0084.
+# measures time, alone. The tests of a file go to one worker: they may share a cluster. What no worker has compiled yet is compiled
+# once, before all of them do. docs/adr/0084.
 WORKERS ?= 4
 USUAL := not alone and not runbook and not campaign
 COMPUTING := $(addprefix tests/,base catalog raft routing shard sim)
@@ -53,7 +54,8 @@ test: $(STAMP)
 	mkdir -p build
 	trap 'kill $$computing 2>/dev/null; exit 130' INT TERM; failed=0; \
 	nice -n 10 $(BIN)/pytest -m "$(USUAL)" --durations 15 $(COMPUTING) >build/computing.log 2>&1 & computing=$$!; \
-	$(BIN)/pytest -m "$(USUAL)" --numprocesses $(WORKERS) --dist loadgroup --durations 15 $(LONG) $(QUICK) || failed=1; \
+	[ -d tests/cluster/__pycache__ ] || $(BIN)/pytest --collect-only $(LONG) $(QUICK) >/dev/null; \
+	$(BIN)/pytest -m "$(USUAL)" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 15 $(LONG) $(QUICK) || failed=1; \
 	wait $$computing || failed=1; \
 	cat build/computing.log; \
 	$(BIN)/pytest -m alone --durations 15 && exit $$failed
@@ -62,14 +64,14 @@ test: $(STAMP)
 # those that `make test` runs: a quarter of an hour. `make campaigns SLICE=2/6` runs the second of six slices.
 SLICE ?= 1/1
 campaigns: $(STAMP)
-	$(BIN)/pytest -m campaign --slice $(SLICE) --numprocesses $(WORKERS) --dist loadgroup --durations 15
+	$(BIN)/pytest -m campaign --slice $(SLICE) --numprocesses $(WORKERS) --dist loadfile --durations 15
 
 # The sections of docs/alerts.md and docs/operations.md under their faults, beside those that `make test` runs: minutes.
 # `make runbooks SHORT=--short` runs some.
 SHORT ?=
 RUNBOOKS_SHORT := elect_nobody or upgrade or no_cluster or runbooks_do or election_failures or slow_replication
 runbooks: $(STAMP)
-	$(BIN)/pytest -m runbook $(if $(SHORT),-k "$(RUNBOOKS_SHORT)") --numprocesses $(WORKERS) --dist loadgroup --durations 15 tests/cli
+	$(BIN)/pytest -m runbook $(if $(SHORT),-k "$(RUNBOOKS_SHORT)") --numprocesses $(WORKERS) --dist loadfile --durations 15 tests/cli
 
 lint: $(STAMP)
 	$(BIN)/ruff check src proof tests bench integrations examples

@@ -27,24 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slice", default="1/1", help="N/M: the N-th of M slices of the tests")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps a slice: which tests are in it does not depend on the others. Tests that share what their module has made
-    go to one worker, or each worker would make it."""
+    """Keeps a slice: which tests are in it does not depend on the others."""
     number, of = map(int, config.getoption("--slice").split("/"))
     kept = [zlib.crc32(item.nodeid.encode()) % of == number - 1 for item in items]
     config.hook.pytest_deselected(items=[item for item, keep in zip(items, kept, strict=True) if not keep])
     items[:] = [item for item, keep in zip(items, kept, strict=True) if keep]
-    for item in items:
-        if _shares(item):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
-def _shares(item: pytest.Item) -> bool:
-    """Whether a test takes something that is made once for its module; event loops are made anew for nothing."""
-    fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
-    used = [one for found in fixtures for one in found]
-    return any(one.scope == "module" and not one.func.__module__.startswith("pytest") for one in used)
 
 
 @pytest.hookimpl(tryfirst=True)
