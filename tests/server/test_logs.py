@@ -7,11 +7,12 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from harness.marked_documents import CALM
+from needle.base.access import new_key
 from needle.base.errors import ConfigError
 from needle.base.log_config import LogConfig
 from needle.base.request import Request, current
@@ -57,6 +58,22 @@ def test_json_has_the_fields_and_what_was_told_beside_the_text() -> None:
     assert first.pop("time").endswith("Z")
     assert first == {"event": f"{HOSTILE} asks", "level": "info", "logger": "needle.test", "node": "n1", "term": 7}
     assert "ValueError: broken" in second["exception"]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_key_in_the_wrong_place_is_not_kept(form: Literal["text", "json"]) -> None:
+    """As the id of a request, as the name of a collection, and in what a bug stumbled over."""
+    key, stream, log = new_key(bytes(range(32))), io.StringIO(), logging.getLogger("needle.test")
+    write_logs("n1", LogConfig(format=form), stream)
+    token = current.set(Request(key))
+    log.warning("search took 3 s: collection %s", key, extra={"collection": key})
+    try:
+        raise ValueError(f"broken {key}")
+    except ValueError:
+        log.exception("a bug")
+    current.reset(token)
+    assert "collection ndl_..." in stream.getvalue()
+    assert key not in stream.getvalue()
 
 
 def test_a_line_that_was_held_back_belongs_to_its_own_request() -> None:

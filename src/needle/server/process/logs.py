@@ -1,7 +1,8 @@
 """The lines that a node writes to its standard error, as text or as JSON.
 
 Invariant: one event is one line, whatever is in it, for names come from outside; in text a bug's traceback follows, in
-lines that begin with two spaces. A line is bounded, and so is how often one event is told (folding.py).
+lines that begin with two spaces. A line is bounded, and so is how often one event is told (folding.py). Of what could
+be an API key only its beginning is told.
 It must not know what is told.
 """
 
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from needle.base.access import without_keys
 from needle.base.log_config import LogConfig
 from needle.base.request import current
 from needle.server.process.folding import FoldingHandler
@@ -43,6 +45,7 @@ def write_logs(node_id: str, config: LogConfig, stream: TextIO, clock: Callable[
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
         _cut,
+        _without_keys,
         *((named,) if as_json else ()),
     ]
     renderer = structlog.processors.JSONRenderer(sort_keys=True) if as_json else _text
@@ -82,6 +85,14 @@ def _cut(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         ):
             text = value if isinstance(value, str) else str(value)
             event[name] = text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}... ({len(text)} characters)"
+    return event
+
+
+def _without_keys(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Callers put keys where ids of requests and names of collections belong, and who reads logs may not have them."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = without_keys(value)
     return event
 
 
