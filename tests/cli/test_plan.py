@@ -96,3 +96,9 @@ def test_it_is_told_in_words(run: Run, argv: tuple[str, ...], told: str) -> None
 )
 def test_what_is_no_number_is_refused(run: Run, argv: tuple[str, ...]) -> None:
     assert "is not allowed" in run("plan", "-d", "8", *argv, expect=None)
+
+
+@pytest.mark.parametrize("network", ["0", "nan", "1e5"])
+def test_a_network_is_refused_in_the_unit_in_which_it_was_given(run: Run, network: str) -> None:
+    text = run("plan", "-d", "8", "--vectors", "5", "--network", network, expect=None)
+    assert "--network = " in text and "from 0.001 to 10000" in text

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from needle.base.config import refuse
+from needle.base.config import check_range, refuse
 from needle.base.errors import ConfigError
 from needle.base.model import GRAPHS, IndexKind
 from needle.cli.common import Json, as_json, console, print_json, table
@@ -41,6 +41,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Say how many shards and nodes a cluster needs, with how much memory, disk and CPU. It needs no cluster."""
+    network_bits = 1e9 * check_range("--network", network, 0.001, 10_000)
     size = partial(
         plan_size,
         vectors=_counted("--vectors", vectors, COUNTS, "a number, also with k, M or B"),
@@ -52,7 +53,7 @@ def plan(
         if memory_per_node is None
         else _counted("--memory-per-node", memory_per_node, BYTES, "bytes, also with MB, GB, MiB or GiB"),
         qps=qps,
-        network_bits=network * 1e9,
+        network_bits=network_bits,
         shards=shards,
     )
     found = size(kind=kind)
