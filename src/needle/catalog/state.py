@@ -19,11 +19,12 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId, NodeId, group_name, shard_group
 from needle.base.model import WriteResult
-from needle.catalog import collections, keys, nodes, range_moves, rebalances
+from needle.catalog import collections, keys, nodes, range_moves, rebalances, vectors
 from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
     FORGET,
     AddShard,
+    AddVector,
     AdvanceMove,
     AlterCollection,
     AskRebalance,
@@ -34,6 +35,7 @@ from needle.protocol.catalog_commands import (
     CreateCluster,
     CreateCollection,
     DeclareField,
+    DropVector,
     DrainNode,
     DropCollection,
     FinishMove,
@@ -304,6 +306,8 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], Changed]] = {
     DropCollection: collections.drop,
     AlterCollection: collections.alter,
     DeclareField: collections.declare_field,
+    AddVector: vectors.add,
+    DropVector: vectors.drop,
     SetAlias: collections.set_alias,
     RemoveAlias: collections.remove_alias,
     CreateKey: _create_key,

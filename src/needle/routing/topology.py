@@ -17,8 +17,15 @@ import msgspec
 from needle.base.access import ADMIN, Identity, KeyInfo
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.base.model import Claim, CollectionSpec, IndexParams
+from needle.base.model import Claim, CollectionSpec, IndexParams, VectorSpec
 from needle.base.versions import FIRST
+from needle.routing.collection_names import called as called
+from needle.routing.collection_names import collection_id as collection_id
+from needle.routing.collection_names import dropped_as as dropped_as
+from needle.routing.collection_names import public_name as public_name
+from needle.routing.collection_names import stored_vector
+from needle.routing.collection_names import vector_called as vector_called
+from needle.routing.collection_names import vector_id as vector_id
 from needle.routing.jobs import Ended, Job
 from needle.routing.ranges import check_ranges, contains, fingerprint
 from needle.routing.recoveries import Recovery
@@ -134,16 +141,25 @@ class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
 
 
+class NamedVector(msgspec.Struct, frozen=True, array_like=True):
+    """A named vector of a collection. id: tells it from an earlier one of the same name, and from collections."""
+
+    name: str
+    id: int
+    spec: VectorSpec
+
+
 class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """id: tells a collection from an earlier one of the same name. nonce: of the call that created it. fields: paths
     of metadata that every replica keeps an index of, ascending. made_index: what it was made with, if its index was
-    altered since; shards follow the one of `spec`, each in its own time."""
+    altered since; shards follow the one of `spec`, each in its own time. vectors: named ones, by name."""
 
     id: int
     spec: CollectionSpec
     nonce: int = 0
     fields: tuple[str, ...] = ()
     made_index: IndexParams | None = None
+    vectors: tuple[NamedVector, ...] = ()
 
     def is_made_as(self, spec: CollectionSpec) -> bool:
         """Whether it was made so, or altered to it."""
@@ -159,21 +175,28 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
         """What the shards create."""
         return msgspec.structs.replace(self.spec, name=self.stored_name, ttl=0.0, model="", text=None)
 
+    def vector(self, name: str) -> NamedVector:
+        """A named vector. Raises InvalidArgument."""
+        for one in self.vectors:
+            if one.name == name:
+                return one
+        allowed = ", ".join(repr(one.name) for one in self.vectors) or "none: the collection has no named vectors"
+        raise invalid("vector_name", name, allowed)
 
-def public_name(stored: str) -> str:
-    """The name that users know, of a collection inside a shard."""
-    return stored.rpartition("@")[0]
+    def stored_vector(self, one: NamedVector) -> str:
+        """The name of a named vector inside the shards."""
+        return stored_vector(self.stored_name, one.name, one.id)
 
+    @property
+    def stored_names(self) -> list[str]:
+        """Of what shards have of it."""
+        return [self.stored_name, *map(self.stored_vector, self.vectors)]
 
-def collection_id(stored: str) -> int | None:
-    """The id in the name of a collection inside a shard; None if the catalog never gave that name."""
-    number = stored.rpartition("@")[2]
-    return int(number) if "@" in stored and number.isascii() and number.isdecimal() else None
-
-
-def called(stored: str) -> str:
-    """What messages call a collection inside a shard: the name that users know, if the catalog gave it one."""
-    return stored if collection_id(stored) is None else public_name(stored)
+    def stored_specs(self) -> dict[str, CollectionSpec]:
+        """What shards have of it, by name, in the order in which they make it: itself, and its named vectors."""
+        names = {self.stored_vector(one): one.spec for one in self.vectors}
+        made = {name: spec.stored_as(name, self.stored_name) for name, spec in names.items()}
+        return {self.stored_name: self.stored_spec, **made}
 
 
 class AliasInfo(msgspec.Struct, frozen=True, array_like=True):

@@ -63,6 +63,15 @@ class OrdinalSet:
                 del edit[at]
         return OrdinalSet(edit.finish())
 
+    def including(self, ordinals: Sequence[int]) -> OrdinalSet:
+        """With these, which ascend."""
+        blocks: dict[int, BitMap] = {}
+        for ordinal in ordinals:
+            if (at := ordinal >> BLOCK_BITS) not in blocks:
+                blocks[at] = self._copy(at)
+            blocks[at].add(ordinal)
+        return OrdinalSet(self._blocks.update(blocks)) if blocks else self
+
     def _copy(self, at: int) -> BitMap:
         held = self._blocks.get(at)
         return BitMap() if held is None else BitMap(held)

@@ -6,7 +6,7 @@ Threads: any. It must not know apply, snapshots or Raft.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from math import inf
@@ -16,11 +16,13 @@ import msgspec
 
 from needle.base.config import Limits
 from needle.base.dtypes import DType
-from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
+from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged, invalid
 from needle.base.filters.nodes import Node, evaluate
 from needle.base.filters.ordering import Key, ScanOrder
 from needle.base.model import Claim, HitBatch, SearchRequest
+from needle.protocol.named import Named
 from needle.routing.strategy import key_hash
+from needle.routing.topology import vector_called
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
 from needle.shard.documents import scans
 from needle.shard.documents.metadata_rows import decode_metadata
@@ -30,7 +32,7 @@ from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.fields.counting import Counts, value_counts
 from needle.shard.fields.field_index import Path
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import ReplicaView
+from needle.shard.live_collection import CollectionView, ReplicaView
 from needle.shard.narrowing import few_of, matching_of
 from needle.shard.ordered_scan import Ordered
 from needle.shard.query import allowed_ordinals, both, search_group, visible_ordinals
@@ -144,8 +146,9 @@ class Reads:
         how = builders, go_on, clock, figures
         try:
             check_claim(view.fence, asked[0].claim, view.at.index)
-            collection = view.collection(asked[0].collection)
-            return search_group(collection, view.store, asked, view.at.index, self._limits, *how)
+            collection, name = view.collection(asked[0].collection), asked[0].vector_name
+            vectors = view.vector(collection, name) if name else None
+            return search_group(collection, view.store, asked, view.at.index, self._limits, *how, vectors)
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             return [not_served(error)] * len(asked)
@@ -164,6 +167,7 @@ class Reads:
         if (
             held is None
             or asks
+            or request.vector_name
             or view.store.writer.hides
             or sum(chunk.rows for chunk in held.vectors.growing.chunks) > SHORT_GROWING
         ):
@@ -177,6 +181,36 @@ class Reads:
     def take_cut(self) -> list[str]:
         """Paths of index files that searches found shorter than they were; once each."""
         return [path for path in list(self._cut) if self._cut.pop(path, 0) is None]
+
+    def get_named(
+        self,
+        wanted: tuple[str, list[str], bool, Sequence[str]],
+        claim: Claim | None,
+        bound: bytes,
+    ) -> tuple[list[StoredDocument], list[Named]]:
+        """As `get`, with named vectors. wanted: collection, ids, whether the vectors without a name, and the names
+        inside the shard. Raises CollectionNotFound, for a vector too."""
+        collection, ids, with_vectors, names = wanted
+        with self._in_flight.enter():
+            found = self.get(collection, ids, with_vectors, claim, bound)
+            return found, self._named(self._view(), collection, names, found)
+
+    def scan_named(
+        self, page: Page, names: Sequence[str], claim: Claim | None, go_on: GoOn, builders: Builders | None
+    ) -> tuple[Scanned, list[Named]]:
+        """As `scan`, with named vectors, by their names inside the shard. Raises InvalidArgument for a pinned scan."""
+        if names and page.pin is not None:
+            raise invalid("vectors", list(map(vector_called, names)), "none in a consistent scan")
+        with self._in_flight.enter():
+            found = self.scan(page, claim, go_on, builders)
+            return found, self._named(self._view(), page.collection, names, found.documents)
+
+    def _named(
+        self, view: ReplicaView, collection: str, names: Sequence[str], found: Sequence[StoredDocument]
+    ) -> list[Named]:
+        """The named vectors of documents that were found since this read entered: their rows are there still, even of
+        versions that are replaced by now."""
+        return named_of(view, view.collection(collection), names, found) if names else []
 
     def get(
         self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None, bound: bytes
@@ -367,6 +401,28 @@ def _rows(
     if few is not None:
         return store.scan_some(held.record.id, page.after, few, held.record.next_ordinal)
     return store.scan(held.record.id, page.after, matching_of(held, node, builders, go_on) if page.bound else None)
+
+
+def named_of(
+    view: ReplicaView,
+    collection: CollectionView,
+    names: Iterable[str],
+    found: Sequence[StoredDocument],
+    *,
+    stored: bool = False,
+) -> list[Named]:
+    """Of documents those named vectors that they have, as callers get them, or as they are stored: the rows of a name
+    have the ordinals of the documents (apply/named.py). Raises CollectionNotFound."""
+    ordinals, told = [document.ordinal for document in found], list[Named]()
+    for name in names:
+        record = view.vector(collection, name).record
+        rows = view.store.by_ordinal(record.id, ordinals, metadata=False, vectors=True)
+        places = [at for at, ordinal in enumerate(ordinals) if ordinal in rows]
+        block = b"".join(rows[ordinals[at]].vector for at in places)
+        form = record.spec.form
+        if places:
+            told.append(Named(name, places, block, form.dtype) if stored else Named(name, places, form.given(block)))
+    return told
 
 
 def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None:

@@ -260,8 +260,8 @@ class Replica:
         return self._reads.scan(page, claim, go_on, builders)
 
     def collections(self) -> list[CollectionSpec]:
-        """Every collection, by name."""
-        return [held.record.spec for held in self.view.named()]
+        """Every collection, those of named vectors too, by name."""
+        return [held.record.spec for _, held in sorted(self.view.collections.items())]
 
     def count(self, collection: str | None = None) -> int:
         """Documents in one collection, or in all."""
@@ -278,7 +278,8 @@ class Replica:
 
     def sizes(self, claim: Claim | None = None, only: str = "") -> list[tuple[CollectionSpec, CollectionSize]]:
         """As `counts`, and how large each is, which costs no more where there are more documents."""
-        return [(held.record.spec, size_of(held)) for held in self._claimed(claim).named(only)]
+        view = self._claimed(claim)
+        return [(held.record.spec, size_of(held, view.vectors_of(held))) for held in view.named(only)]
 
     def _claimed(self, claim: Claim | None) -> ReplicaView:
         self._usable.check()

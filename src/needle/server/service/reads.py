@@ -48,7 +48,9 @@ from needle.protocol.calls import (
     expiries,
     told_counts,
 )
+from needle.protocol.named import Named
 from needle.routing.stored_collections import StoredCollections
+from needle.routing.topology import CollectionInfo
 from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
 from needle.server.service.watched import noted
@@ -82,7 +84,7 @@ class Reads:
         usual = 0
         if not request.ef_search:
             info = self._collections.find(self._node.topology, request.collection)
-            usual = 0 if info is None else info.spec.index.ef_search
+            usual = 0 if info is None else _usual_ef(info, request.vector_name)
         return msgspec.structs.replace(request, claim=claim, explain=explain, usual_ef=usual)
 
     async def fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
@@ -232,8 +234,9 @@ class Reads:
             def read() -> DocumentBatch:
                 if loop.time() > deadline:
                     raise DeadlineExceeded("the call's time was over before it could begin")
-                found = hosted.replica.get(call.collection, call.ids, call.with_vectors, claim, call.bound)
-                return _columns(found, applied, projection(call.fields))
+                wanted = call.collection, call.ids, call.with_vectors, call.named
+                found, named = hosted.replica.reads().get_named(wanted, claim, call.bound)
+                return _columns(found, applied, projection(call.fields), named)
 
             batch: DocumentBatch = await self._while_wanted(read)
         finally:
@@ -291,8 +294,8 @@ class Reads:
                 pin,
                 call.order,
             )
-            found = replica.scan(page, claim, go_on, builders)
-            documents = _columns(found.documents, found.applied, projection(call.fields))
+            found, named = replica.reads().scan_named(page, call.named, claim, go_on, builders)
+            documents = _columns(found.documents, found.applied, projection(call.fields), named)
             return ScanAnswer(documents, found.reached, pin=call.pin, keys=list(found.keys), key=found.key)
 
         answer: ScanAnswer = await self._read(call.group, call.freshness, read)
@@ -378,13 +381,21 @@ class Reads:
         return await self._read(call.group, call.freshness, read)
 
 
+def _usual_ef(info: CollectionInfo, vector: str) -> int:
+    if not vector:
+        return info.spec.index.ef_search
+    return next((one.spec.index.ef_search for one in info.vectors if info.stored_vector(one) == vector), 0)
+
+
 def check_ids(call: GetCall) -> None:
     """Raises InvalidArgument for more than one call may ask for."""
     if len(call.ids) > GET_MAX:
         raise invalid("ids", f"{len(call.ids)} ids", f"at most {GET_MAX} in one call")
 
 
-def _columns(found: list[StoredDocument], applied: int, shown: Callable[[bytes], bytes]) -> DocumentBatch:
+def _columns(
+    found: list[StoredDocument], applied: int, shown: Callable[[bytes], bytes], named: list[Named]
+) -> DocumentBatch:
     return DocumentBatch(
         [document.id for document in found],
         [document.version for document in found],
@@ -392,4 +403,5 @@ def _columns(found: list[StoredDocument], applied: int, shown: Callable[[bytes],
         b"".join(document.vector for document in found),
         applied,
         expiries([document.expires for document in found]),
+        named,
     )

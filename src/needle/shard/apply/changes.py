@@ -27,7 +27,7 @@ from needle.shard.plan import PublishedSegment
 @dataclass
 class CollectionChange:
     """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. rows: new
-    versions of documents, with consecutive ordinals. kept: (ordinal, that of its vector) of those that have the vector
+    versions of documents, with consecutive ordinals, but for those of a named vector (named.py). kept: (ordinal, that of its vector) of those that have the vector
     of an earlier version. vectors: of the others. dead: ordinals of versions that are no more. held: those of them that
     an open pin may see, because they have ordinals below `pinned` (pins.Pins.below).
     hidden: by move, the ordinals that are invisible after it; marked: that will be (before.Stored); None: unchanged.
@@ -53,6 +53,12 @@ class CollectionChange:
     marked: dict[int, BitMap] | None = None
     touched: bool = False
     first_expiry: int = 0
+
+    def version(self, id_: str, ref: DocRef, metadata: bytes) -> None:
+        """The document is of this version now."""
+        self.refs[id_] = ref
+        self.rows.append((row_id(self.record.id, ref.ordinal), id_, ref.version, metadata, ref.vector))
+        self.written[id_] = None
 
     def dies(self, id_: str, old: DocRef) -> None:
         """That version of a document is no more."""

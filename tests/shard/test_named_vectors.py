@@ -1,0 +1,258 @@
+"""Named vectors of documents in one replica: what is stored, found, kept and dropped (docs/adr/0118)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, VersionMismatch
+from needle.base.model import CollectionSpec, Metric, SearchRequest, VectorSpec
+from needle.protocol.commands import (
+    Change,
+    CreateCollection,
+    Delete,
+    DropCollection,
+    Named,
+    Patch,
+    UpdateVectors,
+)
+from needle.shard.reads import Page
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, floats, open_replica, put, spec
+
+TITLE = "c/title"
+
+
+def made(log: Log, replica: Replica) -> None:
+    title = VectorSpec(dimensions=2, metric=Metric.L2).stored_as(TITLE, "c")
+    assert not any(isinstance(one, NeedleError) for one in apply(log, replica, CreateCollection(spec())))
+    assert not any(isinstance(one, NeedleError) for one in apply(log, replica, CreateCollection(title)))
+
+
+def apply(log: Log, replica: Replica, *commands: Any) -> list[Any]:
+    return replica.apply(log.add(*commands))
+
+
+def title(rows: list[int], *vectors: list[float]) -> list[Named]:
+    return [Named(TITLE, rows, floats(*vectors))]
+
+
+def found(replica: Replica, vector: list[float], k: int = 10, **kw: Any) -> list[str]:
+    request = SearchRequest(collection="c", vector=floats(vector), k=k, vector_name=TITLE, **kw)
+    return replica.search(request).ids
+
+
+def stored(replica: Replica, *ids: str) -> dict[str, list[float]]:
+    documents, named = replica.reads().get_named(("c", list(ids), True, [TITLE]), None, b"")
+    told: dict[str, list[float]] = {}
+    for one in named:
+        rows = np.frombuffer(one.vectors, "<f4").reshape(len(one.rows), -1)
+        told = {documents[at].id: row.tolist() for at, row in zip(one.rows, rows, strict=True)}
+    return told
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def replica(tmp_path: Path, log: Log) -> Replica:
+    replica = open_replica(tmp_path)
+    made(log, replica)
+    return replica
+
+
+def n_is(**how: int) -> bytes:
+    ((operator, value),) = how.items()
+    return json.dumps({"n": {f"${operator}": value}}).encode()
+
+
+THREE = [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]
+
+
+def test_documents_without_the_vector_are_no_hits(log: Log, replica: Replica) -> None:
+    apply(log, replica, put(["a", "b", "x"], THREE, named=title([0, 2], [5, 5], [1, 1])))
+    assert found(replica, [0, 0]) == ["x", "a"]
+    assert found(replica, [0, 0], exact=True) == ["x", "a"]
+    assert stored(replica, "a", "b", "x") == {"a": [5, 5], "x": [1, 1]}
+    assert replica.count("c") == 3 and replica.count() == 3
+    assert [s.name for s, _ in replica.counts()] == ["c"]
+
+
+def test_metadata_and_the_other_vector_change_and_the_named_one_stays(log: Log, replica: Replica) -> None:
+    apply(log, replica, put(["a", "b"], THREE[:2], [{"n": 1}, {"n": 2}], named=title([0, 1], [5, 5], [1, 1])))
+    apply(log, replica, Patch("c", ["a"], Change(set=[("n", b"3")])))
+    apply(log, replica, UpdateVectors("c", ["b"], floats([9, 9, 9])))
+    assert found(replica, [0, 0]) == ["b", "a"]
+    assert found(replica, [0, 0], filter=n_is(eq=3)) == ["a"]
+    assert found(replica, [0, 0], filter=n_is(eq=2)) == ["b"]
+    assert stored(replica, "a", "b") == {"a": [5, 5], "b": [1, 1]}
+
+
+def test_a_document_that_is_replaced_or_deleted_loses_its_vector(log: Log, replica: Replica) -> None:
+    apply(log, replica, put(["a", "b", "x"], THREE, named=title([0, 1, 2], [5, 5], [1, 1], [2, 2])))
+    apply(log, replica, put(["a"], [[1, 1, 1]]), Delete("c", ["b"]))
+    assert found(replica, [0, 0]) == ["x"]
+    assert stored(replica, "a", "b", "x") == {"x": [2, 2]}
+    apply(log, replica, put(["a"], [[1, 1, 1]], named=title([0], [3, 3])))
+    assert found(replica, [0, 0]) == ["x", "a"]
+
+
+def test_a_vector_is_filled_in_unless_the_document_was_changed(log: Log, replica: Replica) -> None:
+    (first,) = apply(log, replica, put(["a"], THREE[:1], [{"n": 1}]))
+    (done,) = apply(log, replica, UpdateVectors("c", ["a"], floats([4, 4]), first.version, name=TITLE))
+    assert done.count == 1 and stored(replica, "a") == {"a": [4, 4]}
+    (late,) = apply(log, replica, UpdateVectors("c", ["a"], floats([7, 7]), first.version, name=TITLE))
+    assert isinstance(late, VersionMismatch) and stored(replica, "a") == {"a": [4, 4]}
+    (document,) = replica.get("c", ["a"], True)
+    assert document.version == done.version and document.vector == floats([1, 0, 0]) and document.metadata == b'{"n": 1}'
+    (none,) = apply(log, replica, UpdateVectors("c", ["nobody"], floats([7, 7]), name=TITLE))
+    assert none.count == 0 and found(replica, [0, 0]) == ["a"]
+
+
+def test_what_does_not_fit_is_refused_and_nothing_changes(log: Log, replica: Replica) -> None:
+    before = replica.digest()
+    for wrong, error in (
+        (put(["a"], THREE[:1], named=[Named("c/other", [0], floats([1, 1]))]), CollectionNotFound),
+        (put(["a"], THREE[:1], named=title([0], [1, 1, 1])), InvalidArgument),
+        (put(["a"], THREE[:1], named=title([1], [1, 1])), InvalidArgument),
+        (put(["a", "b"], THREE[:2], named=title([1, 0], [1, 1], [2, 2])), InvalidArgument),
+        (put(["a"], THREE[:1], named=[*title([0], [1, 1]), *title([0], [1, 1])]), InvalidArgument),
+        (UpdateVectors("c", ["a"], floats([1, 1, 1]), name=TITLE), InvalidArgument),
+        (UpdateVectors("c", ["a"], floats([1, 1]), name="c/other"), CollectionNotFound),
+    ):
+        with pytest.raises(error):
+            replica.validate(wrong)
+        (refused,) = apply(log, replica, wrong)
+        assert isinstance(refused, error), wrong
+        assert replica.digest() == before
+
+
+def test_the_state_is_the_same_after_a_restart_and_in_any_batches(tmp_path: Path, log: Log, replica: Replica) -> None:
+    rng = np.random.default_rng(5)
+    many(log, rng)
+    replica.apply(log.entries[2:])
+    other = open_replica(tmp_path / "other")
+    for entry in log.entries:
+        other.apply([entry])
+    assert other.digest() == replica.digest()
+    assert other.stored_digest() == replica.stored_digest() == (replica.applied_index(), replica.digest())
+    asked = [rng.normal(size=2).tolist() for _ in range(20)]
+    hits = [found(replica, one, 7) for one in asked]
+    assert [found(other, one, 7) for one in asked] == hits
+    replica.checkpoint()
+    replica.close()
+    again = open_replica(tmp_path)
+    assert again.digest() == other.digest() and [found(again, one, 7) for one in asked] == hits
+
+
+def many(log: Log, rng: np.random.Generator) -> None:
+    """Writes of all kinds, beside each other."""
+    names = [f"d{at}" for at in range(30)]
+    for step in range(200):
+        some = sorted(set(rng.choice(names, 3).tolist()))
+        kind = rng.integers(5)
+        if kind < 2:
+            rows = [at for at in range(len(some)) if rng.random() < 0.6]
+            named = title(rows, *rng.normal(size=(len(rows), 2)).tolist()) if rows else []
+            log.add(put(some, rng.normal(size=(len(some), 3)).tolist(), [{"n": step}] * len(some), named=named))
+        elif kind == 2:
+            log.add(Patch("c", some, Change(set=[("n", str(step).encode())])))
+        elif kind == 3:
+            log.add(UpdateVectors("c", some, floats(*rng.normal(size=(len(some), 2)).tolist()), name=TITLE))
+        else:
+            log.add(Delete("c", some[:1]))
+
+
+def test_a_model_of_it(tmp_path: Path, log: Log, replica: Replica) -> None:
+    """Each document has the vector that it was given last since it was inserted as a whole."""
+    rng, model = np.random.default_rng(9), dict[str, tuple[int, list[float] | None]]()
+    names = [f"d{at}" for at in range(12)]
+    for step in range(300):
+        id_, kind = str(rng.choice(names)), rng.integers(5)
+        vector = np.float32(rng.normal(size=2)).tolist()
+        if kind == 0:
+            apply(log, replica, put([id_], [[1, 1, 1]], [{"n": step}], named=title([0], vector)))
+            model[id_] = (step, vector)
+        elif kind == 1:
+            apply(log, replica, put([id_], [[1, 1, 1]], [{"n": step}]))
+            model[id_] = (step, None)
+        elif kind == 2:
+            apply(log, replica, Patch("c", [id_], Change(set=[("n", str(step).encode())])))
+            if id_ in model:
+                model[id_] = (step, model[id_][1])
+        elif kind == 3:
+            apply(log, replica, UpdateVectors("c", [id_], floats(vector), name=TITLE))
+            if id_ in model:
+                model[id_] = (model[id_][0], vector)
+        else:
+            apply(log, replica, Delete("c", [id_]))
+            model.pop(id_, None)
+        if step % 10 == 0:
+            there = {name: vector for name, (_, vector) in model.items() if vector is not None}
+            assert stored(replica, *names) == there
+            query = rng.normal(size=2)
+            near = sorted(there, key=lambda name: float(np.linalg.norm(np.array(there[name]) - query)))
+            assert found(replica, query.tolist()) == near[:10]
+            few = n_is(lte=step // 2)
+            assert set(found(replica, query.tolist(), filter=few)) == {
+                name for name in near if model[name][0] <= step // 2
+            }
+
+
+def test_dropped_with_its_collection_and_alone(log: Log, replica: Replica) -> None:
+    apply(log, replica, put(["a"], THREE[:1], named=title([0], [1, 1])))
+    apply(log, replica, DropCollection(TITLE))
+    with pytest.raises(CollectionNotFound):
+        found(replica, [0, 0])
+    assert replica.get("c", ["a"], True)
+    made_again = VectorSpec(dimensions=4, metric=Metric.L2).stored_as(TITLE, "c")
+    apply(log, replica, CreateCollection(made_again))
+    request = SearchRequest(collection="c", vector=floats([0, 0, 0, 0]), k=3, vector_name=TITLE)
+    assert replica.search(request).ids == []
+    apply(log, replica, DropCollection("c"))
+    assert replica.collections() == []
+    (refused,) = apply(log, replica, CreateCollection(made_again))
+    assert isinstance(refused, CollectionNotFound)
+
+
+def test_scans_give_them_and_pinned_ones_refuse(log: Log, replica: Replica) -> None:
+    apply(log, replica, put(["a", "b", "x"], THREE, named=title([0, 2], [5, 5], [1, 1])))
+    page = Page("c", b"", "", 10, True)
+    scanned, (named,) = replica.reads().scan_named(page, [TITLE], None, lambda: None, None)
+    assert [one.id for one in scanned.documents] == ["a", "b", "x"] and named.rows == [0, 2]
+    with pytest.raises(InvalidArgument, match="consistent"):
+        replica.reads().scan_named(page._replace(pin=(1, 1)), [TITLE], None, lambda: None, None)
+
+
+def test_rows_of_replaced_vectors_are_purged(log: Log, replica: Replica) -> None:
+    for n in range(5):
+        apply(log, replica, put(["a"], [[n, 0, 0]], named=title([0], [n, n])))
+    replica.checkpoint()
+    with replica._store.reading() as connection:  # noqa: SLF001  # nothing else shows dead rows
+        assert connection.execute("SELECT count(*) FROM vectors").fetchone()[0] == 2
+        assert connection.execute("SELECT count(*) FROM documents").fetchone()[0] == 2
+    assert stored(replica, "a") == {"a": [4, 4]}
+
+
+def test_with_vectors_gives_the_vectors_that_were_searched(log: Log, replica: Replica) -> None:
+    apply(log, replica, put(["a", "b"], THREE[:2], named=title([0, 1], [5, 5], [1, 1])))
+    request = SearchRequest(collection="c", vector=floats([0, 0]), k=2, vector_name=TITLE, with_vectors=True)
+    batch = replica.search(request)
+    assert np.frombuffer(batch.vectors, "<f4").tolist() == [1, 1, 5, 5]
+
+
+def test_metrics_are_their_own(tmp_path: Path) -> None:
+    log, replica = Log(), open_replica(tmp_path)
+    apply(log, replica, CreateCollection(CollectionSpec(name="c", dimensions=3, metric=Metric.L2)))
+    apply(log, replica, CreateCollection(VectorSpec(dimensions=2, metric=Metric.COSINE).stored_as(TITLE, "c")))
+    command = replica.validate(put(["a"], [[3, 0, 0]], named=title([0], [3, 4])))
+    apply(log, replica, command)
+    request = SearchRequest(collection="c", vector=floats([3, 4]), k=2, vector_name=TITLE)
+    batch = replica.search(request)
+    assert batch.metric is Metric.COSINE and batch.distances[0] == pytest.approx(0, abs=1e-6)
