@@ -42,6 +42,7 @@ from needle.protocol.calls import (
     SearchManyAnswer,
     SearchManyCall,
 )
+from needle.protocol.named import Named, taken
 from needle.protocol.commands import (
     AS_IT_IS,
     Change,
@@ -108,11 +109,14 @@ class PlainCalls(WithoutCatalog):
         timeout: float,
         matches: bytes = b"",
         expires: int = AS_IT_IS,
+        named: Sequence[Named] = (),
     ) -> WriteResult:
         """As `DocumentCalls.insert`."""
-        instants = [expires] if expires else []
+        instants, vectors = [expires] if expires else [], list(named)
         return await self._group.write(
-            lambda session: Insert(collection, [name], vector, [metadata], expected, session, matches, instants),
+            lambda session: Insert(
+                collection, [name], vector, [metadata], expected, session, matches, instants, named=vectors
+            ),
             timeout,
         )
 
@@ -126,6 +130,7 @@ class PlainCalls(WithoutCatalog):
         expires: Sequence[int] = (),
         *,
         whole: bool = False,
+        named: Sequence[Named] = (),
     ) -> list[BatchPart]:
         """As `DocumentCalls.insert_batch`; who routes looks at all of a part, whatever is `whole`. Documents that were
         not sent because others failed are one part."""
@@ -142,9 +147,13 @@ class PlainCalls(WithoutCatalog):
                 data = bytes(rows[part.start * size : part.stop * size])
                 names, json = ids[part.start : part.stop], metadata[part.start : part.stop]
                 instants = list(expires[part.start : part.stop])
+                theirs = [one for one in (taken(all_, part) for all_ in named) if one.rows]
                 try:
                     return await self._group.write(
-                        lambda session: Insert(collection, names, data, json, None, session, b"", instants), timeout
+                        lambda session: Insert(
+                            collection, names, data, json, None, session, b"", instants, named=theirs
+                        ),
+                        timeout,
                     )
                 except NeedleError as error:
                     failure = error
@@ -189,9 +198,12 @@ class PlainCalls(WithoutCatalog):
         matches: bytes,
         timeout: float,
         expires: int = AS_IT_IS,
+        vector_name: str = "",
     ) -> WriteResult:
         """As `DocumentCalls.update_vectors`, all at once."""
-        command = UpdateVectors(collection, names, vectors, expected, matches=matches, expires=expires)
+        command = UpdateVectors(
+            collection, names, vectors, expected, matches=matches, expires=expires, name=vector_name
+        )
         return await self._group.write(lambda session: msgspec.structs.replace(command, session=session), timeout)
 
     async def change_where(
@@ -220,11 +232,14 @@ class PlainCalls(WithoutCatalog):
         max_staleness: float = 0.0,
         session: bool = False,
         fields: tuple[str, ...] | None = None,
+        named: Sequence[str] = (),
     ) -> DocumentBatch:
         """As `DocumentCalls.get`."""
         answer = await self._read(
             calls.GET,
-            lambda group, fresh: GetCall(group, collection, names, with_vectors, fresh, fields=fields),
+            lambda group, fresh: GetCall(
+                group, collection, names, with_vectors, fresh, fields=fields, named=tuple(named)
+            ),
             self._fresh(mode, max_staleness, session),
             timeout,
         )

@@ -110,7 +110,9 @@ def test_a_vector_is_filled_in_unless_the_document_was_changed(log: Log, replica
     (late,) = apply(log, replica, UpdateVectors("c", ["a"], floats([7, 7]), first.version, name=TITLE))
     assert isinstance(late, VersionMismatch) and stored(replica, "a") == {"a": [4, 4]}
     (document,) = replica.get("c", ["a"], True)
-    assert document.version == done.version and document.vector == floats([1, 0, 0]) and document.metadata == b'{"n": 1}'
+    assert (
+        document.version == done.version and document.vector == floats([1, 0, 0]) and document.metadata == b'{"n": 1}'
+    )
     (none,) = apply(log, replica, UpdateVectors("c", ["nobody"], floats([7, 7]), name=TITLE))
     assert none.count == 0 and found(replica, [0, 0]) == ["a"]
 
@@ -234,7 +236,7 @@ def test_rows_of_replaced_vectors_are_purged(log: Log, replica: Replica) -> None
     for n in range(5):
         apply(log, replica, put(["a"], [[n, 0, 0]], named=title([0], [n, n])))
     replica.checkpoint()
-    with replica._store.reading() as connection:  # noqa: SLF001  # nothing else shows dead rows
+    with replica._store.reading() as connection:  # nothing else shows dead rows
         assert connection.execute("SELECT count(*) FROM vectors").fetchone()[0] == 2
         assert connection.execute("SELECT count(*) FROM documents").fetchone()[0] == 2
     assert stored(replica, "a") == {"a": [4, 4]}

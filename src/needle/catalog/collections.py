@@ -138,7 +138,9 @@ def declare_field(now: Topology, index: int, command: DeclareField) -> Changed:
     if command.declared and len(found.fields) >= FIELDS_MAX:
         raise invalid("field", path, f"one of at most {FIELDS_MAX} declared ones of a collection")
     fields = {*found.fields, path} if command.declared else set(found.fields) - {path}
-    return done(with_collection(now, found, _replace(found, fields=tuple(sorted(fields)))), index, existed=not command.declared)
+    return done(
+        with_collection(now, found, _replace(found, fields=tuple(sorted(fields)))), index, existed=not command.declared
+    )
 
 
 def set_alias(now: Topology, index: int, command: SetAlias) -> Changed:

@@ -8,7 +8,7 @@ from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
-from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, VectorSpec, WriteResult
 from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import ScanPage
@@ -88,6 +88,7 @@ class SyncClient:
         vector: Any = ...,
         *,
         text: str | None = ...,
+        name: str | None = ...,
         expires_at: Any = ...,
         if_version: int | None = ...,
         if_matches: FilterLike = ...,
@@ -100,6 +101,7 @@ class SyncClient:
         vectors: Any = ...,
         *,
         texts: Iterable[str] | None = ...,
+        name: str | None = ...,
         expires_at: Any = ...,
         if_version: int | None = ...,
         if_matches: FilterLike = ...,
@@ -149,6 +151,7 @@ class SyncClient:
         cursor: str | None = ...,
         limit: int = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         fields: Iterable[str] | None = ...,
         slice: Sequence[int] = ...,
         order_by: str | None = ...,
@@ -165,6 +168,7 @@ class SyncClient:
         cursor: str | None = ...,
         limit: int | None = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         fields: Iterable[str] | None = ...,
         slice: Sequence[int] = ...,
         order_by: str | None = ...,
@@ -182,6 +186,7 @@ class SyncClient:
         *,
         like: str | None = ...,
         text: str | None = ...,
+        vector_name: str | None = ...,
         keywords: str | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
@@ -213,6 +218,7 @@ class SyncClient:
         *,
         like: str | None = ...,
         text: str | None = ...,
+        vector_name: str | None = ...,
         fusion: RRF = ...,
         pool: int | None = ...,
         mode: ReadMode | str = ...,
@@ -235,6 +241,7 @@ class SyncClient:
         filter: FilterLike = ...,
         *,
         texts: Iterable[str] | None = ...,
+        vector_name: str | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_metadata: bool = ...,
@@ -302,6 +309,7 @@ class SyncClient:
         *,
         like: str | None = ...,
         text: str | None = ...,
+        vector_name: str | None = ...,
         keywords: str | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
@@ -363,6 +371,22 @@ class SyncClient:
         index: IndexParams | str | None = ...,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
+    def add_vector(
+        self,
+        collection: str,
+        name: str,
+        spec: VectorSpec,
+        *,
+        if_absent: bool = ...,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def drop_vector(
+        self,
+        collection: str,
+        name: str,
+        *,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
     def create_field_index(
         self,
         collection: str,
@@ -386,6 +410,7 @@ class SyncClient:
         text: str | None = ...,
         expires_at: Any = ...,
         if_matches: FilterLike = ...,
+        vectors: Mapping[str, Any] | None = ...,
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
@@ -397,6 +422,7 @@ class SyncClient:
         *,
         text: str | None = ...,
         expires_at: Any = ...,
+        vectors: Mapping[str, Any] | None = ...,
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
@@ -410,6 +436,7 @@ class SyncClient:
         text: str | None = ...,
         expires_at: Any = ...,
         if_matches: FilterLike = ...,
+        vectors: Mapping[str, Any] | None = ...,
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
@@ -422,6 +449,7 @@ class SyncClient:
         texts: Iterable[str] | None = ...,
         metadatas: Sequence[Any] | None = ...,
         expires_at: Any = ...,
+        named_vectors: Mapping[str, Any] | None = ...,
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> dict[str, WriteResult | NeedleError]: ...
@@ -441,6 +469,7 @@ class SyncClient:
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
         max_staleness: Seconds | None = ...,
@@ -454,6 +483,7 @@ class SyncClient:
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
         max_staleness: Seconds | None = ...,
@@ -466,6 +496,7 @@ class SyncClient:
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
         max_staleness: Seconds | None = ...,
@@ -482,6 +513,7 @@ class SyncClient:
         model: str | None = ...,
         text: TextField | Mapping[str, Any] | str | None = ...,
         dtype: DType | str | None = ...,
+        vectors: Mapping[str, VectorSpec] | None = ...,
         like: str | None = ...,
         if_absent: bool = ...,
         timeout: Seconds = ...,
@@ -532,6 +564,7 @@ class SyncClient:
         texts: Iterable[str] | None = ...,
         metadatas: Sequence[Any] | None = ...,
         expires_at: Any = ...,
+        named_vectors: Mapping[str, Any] | None = ...,
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> list[WriteResult]: ...
@@ -575,7 +608,7 @@ class SyncClient:
     ) -> int: ...
     def move_replica(
         self,
-        shard: int | Literal["catalog"],
+        shard: int | Literal['catalog'],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = ...,

@@ -15,8 +15,8 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.dtypes import DType
 from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
-from needle.base.versions import NAMED
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
+from needle.base.versions import NAMED
 from needle.protocol.move_commands import MoveCommand
 from needle.protocol.named import Named as Named
 from needle.protocol.named import taken

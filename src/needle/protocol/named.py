@@ -18,6 +18,11 @@ class Named(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     vectors: bytes
     dtype: DType = DType.FLOAT32
 
+    def each(self) -> list[memoryview]:
+        """Its vectors."""
+        width, block = len(self.vectors) // max(1, len(self.rows)), memoryview(self.vectors)
+        return [block[at * width : (at + 1) * width] for at in range(len(self.rows))]
+
 
 def taken(named: Named, keep: Sequence[int]) -> Named:
     """Of the documents at these places only, which ascend, and are the command's from now on."""
@@ -28,5 +33,3 @@ def taken(named: Named, keep: Sequence[int]) -> Named:
     found = [(at, place[row]) for at, row in enumerate(keep) if row in place]
     block = b"".join(rows[at * width : (at + 1) * width] for _, at in found)
     return Named(named.vector, [at for at, _ in found], block, named.dtype)
-
-

@@ -19,8 +19,8 @@ from needle.base.model import CollectionSpec, IndexParams
 from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors, inner, is_by_id
 from needle.shard.apply.before import Collections, Find, Stored
 from needle.shard.apply.changes import CollectionChange
-from needle.shard.apply.named import ByVector, follow
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
+from needle.shard.apply.named import ByVector, follow
 from needle.shard.apply.room import check_room as check_room
 from needle.shard.apply.room import instant_of as instant_of
 from needle.shard.apply.sessions import SessionTable

@@ -46,6 +46,7 @@ class Collections(Protocol):
     def vectors_of(self, name: str) -> Iterable[str]:
         """The named vectors of a collection, by the names that they have inside the shard."""
         ...
+
     def all(self) -> Iterable[CollectionRecord]: ...
 
 

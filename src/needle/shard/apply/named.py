@@ -97,9 +97,7 @@ def follow(
     if touched == before:
         return None
     change.touched = True
-    return CollectionRecord(
-        id=record.id, spec=record.spec, next_ordinal=end, documents=held, total=total % MODULUS
-    )
+    return CollectionRecord(id=record.id, spec=record.spec, next_ordinal=end, documents=held, total=total % MODULUS)
 
 
 def _there(ref: DocRef | None) -> DocRef:

@@ -43,8 +43,8 @@ from needle.protocol.commands import (
     without_repeats,
 )
 from needle.routing.topology import vector_called
-from needle.shard.apply.named import missing
 from needle.shard.apply.metadata import METADATA_DEPTH_MAX, check_metadata, depth
+from needle.shard.apply.named import missing
 from needle.shard.apply.patching import change_bytes, named_paths
 from needle.shard.apply.sessions import NONCE_MAX
 from needle.shard.apply.vectors import named_to_log, query_of, to_log
