@@ -16,8 +16,10 @@ from needle.protocol.commands import (
     CreateCollection,
     Delete,
     DropCollection,
+    EndPins,
     Named,
     Patch,
+    PinScan,
     UpdateVectors,
 )
 from needle.shard.reads import Page
@@ -25,6 +27,7 @@ from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 
 TITLE = "c/title"
+PAGE = Page("c", b"", "", 10, True)
 
 
 def made(log: Log, replica: Replica) -> None:
@@ -223,13 +226,30 @@ def test_dropped_with_its_collection_and_alone(log: Log, replica: Replica) -> No
     assert isinstance(refused, CollectionNotFound)
 
 
-def test_scans_give_them_and_pinned_ones_refuse(log: Log, replica: Replica) -> None:
+def test_scans_give_them(log: Log, replica: Replica) -> None:
     apply(log, replica, put(["a", "b", "x"], THREE, named=title([0, 2], [5, 5], [1, 1])))
-    page = Page("c", b"", "", 10, True)
-    scanned, (named,) = replica.reads().scan_named(page, [TITLE], None, lambda: None, None)
+    scanned, (named,) = replica.reads().scan_named(PAGE, [TITLE], None, lambda: None, None)
     assert [one.id for one in scanned.documents] == ["a", "b", "x"] and named.rows == [0, 2]
-    with pytest.raises(InvalidArgument, match="consistent"):
-        replica.reads().scan_named(page._replace(pin=(1, 1)), [TITLE], None, lambda: None, None)
+    with pytest.raises(CollectionNotFound, match="no vector"):
+        replica.reads().scan_named(PAGE, ["c/other"], None, lambda: None, None)
+
+
+def test_a_pinned_scan_sees_the_vectors_of_its_moment(log: Log, replica: Replica) -> None:
+    apply(log, replica, put(["a", "b", "x"], THREE, named=title([0, 1, 2], [5, 5], [6, 6], [1, 1])))
+    (pin,) = apply(log, replica, PinScan("c", 7, 0, 1 << 60, 4))
+    apply(log, replica, Patch("c", ["a"], Change(set=[("n", b"3")])), put(["b"], THREE[:1]), Delete("c", ["x"]))
+    apply(log, replica, UpdateVectors("c", ["a"], floats([9, 9]), name=TITLE))
+    replica.checkpoint()  # which purges what nobody sees
+    page = PAGE._replace(pin=(pin.version, 7))
+    scanned, (named,) = replica.reads().scan_named(page, [TITLE], None, lambda: None, None)
+    assert [one.id for one in scanned.documents] == ["a", "b", "x"]
+    assert np.frombuffer(named.vectors, "<f4").tolist() == [5, 5, 6, 6, 1, 1]
+    assert stored(replica, "a", "b", "x") == {"a": [9, 9]}
+    apply(log, replica, EndPins([pin.version]))
+    replica.tidy(all_of_it=True)
+    replica.checkpoint()
+    with replica._store.reading() as connection:  # noqa: SLF001  # nothing else shows dead rows
+        assert connection.execute("SELECT count(*) FROM vectors").fetchone()[0] == 3
 
 
 def test_rows_of_replaced_vectors_are_purged(log: Log, replica: Replica) -> None:

@@ -145,6 +145,11 @@ class VectorSpec(msgspec.Struct, frozen=True, kw_only=True):
     index: IndexParams = IndexParams()
     dtype: DType = DType.FLOAT32
 
+    @staticmethod
+    def of(spec: CollectionSpec) -> VectorSpec:
+        """Of what shards keep."""
+        return VectorSpec(dimensions=spec.dimensions, metric=spec.metric, index=spec.index, dtype=spec.dtype)
+
     def stored_as(self, name: str, of: str = "") -> CollectionSpec:
         """How shards keep it: under this name, of that collection."""
         return CollectionSpec(

@@ -325,8 +325,6 @@ def _asked(
     count = min(values.check_count(limit, "limit"), PAGE)
     wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
     pinned, names = values.check_flag(consistent, "consistent"), named_values.wanted(vectors)
-    if pinned and names:
-        raise invalid("vectors", list(names), "left out with consistent, which keeps no named vectors")
     return place, Reading(count, whole, wanted, seconds, values.field_paths(fields), pinned, named=names)
 
 

@@ -16,13 +16,12 @@ import msgspec
 
 from needle.base.config import Limits
 from needle.base.dtypes import DType
-from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged, invalid
+from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceeded, NeedleError, ReplicaDamaged
 from needle.base.filters.nodes import Node, evaluate
 from needle.base.filters.ordering import Key, ScanOrder
 from needle.base.model import Claim, HitBatch, SearchRequest
 from needle.protocol.named import Named
 from needle.routing.strategy import key_hash
-from needle.routing.topology import vector_called
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
 from needle.shard.documents import scans
 from needle.shard.documents.metadata_rows import decode_metadata
@@ -193,23 +192,20 @@ class Reads:
         collection, ids, with_vectors, names = wanted
         with self._in_flight.enter():
             found = self.get(collection, ids, with_vectors, claim, bound)
-            return found, self._named(self._view(), collection, names, found)
+            return found, self.named(collection, names, found)
 
     def scan_named(
         self, page: Page, names: Sequence[str], claim: Claim | None, go_on: GoOn, builders: Builders | None
     ) -> tuple[Scanned, list[Named]]:
-        """As `scan`, with named vectors, by their names inside the shard. Raises InvalidArgument for a pinned scan."""
-        if names and page.pin is not None:
-            raise invalid("vectors", list(map(vector_called, names)), "none in a consistent scan")
+        """As `scan`, with named vectors, by their names inside the shard. Raises CollectionNotFound, for a vector too."""
         with self._in_flight.enter():
             found = self.scan(page, claim, go_on, builders)
-            return found, self._named(self._view(), page.collection, names, found.documents)
+            return found, self.named(page.collection, names, found.documents)
 
-    def _named(
-        self, view: ReplicaView, collection: str, names: Sequence[str], found: Sequence[StoredDocument]
-    ) -> list[Named]:
+    def named(self, collection: str, names: Sequence[str], found: Sequence[StoredDocument]) -> list[Named]:
         """The named vectors of documents that were found since this read entered: their rows are there still, even of
-        versions that are replaced by now."""
+        versions that are replaced by now. Raises CollectionNotFound."""
+        view = self._view()
         return named_of(view, view.collection(collection), names, found) if names else []
 
     def get(

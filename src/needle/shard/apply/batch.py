@@ -128,7 +128,8 @@ class Batch:
         """What this batch does to a collection."""
         change = self.changes.get(record.id)
         if change is None:
-            change = CollectionChange(record, record.next_ordinal, False, pinned=self.pins.below(record.id))
+            seen = self.record(record.spec.of).id if record.spec.of else record.id  # what a scan sees has its vectors
+            change = CollectionChange(record, record.next_ordinal, False, pinned=self.pins.below(seen))
             self.changes[record.id] = change
         return change
 
