@@ -42,7 +42,6 @@ from needle.protocol.calls import (
     SearchManyAnswer,
     SearchManyCall,
 )
-from needle.protocol.named import Named, taken
 from needle.protocol.commands import (
     AS_IT_IS,
     Change,
@@ -54,6 +53,7 @@ from needle.protocol.commands import (
     Patch,
     UpdateVectors,
 )
+from needle.protocol.named import Named, taken
 from needle.routing.topology import CollectionInfo
 from proof.plain_nodes import AnyNode, PlainGroup
 from proof.without_catalog import UNKNOWN, WithoutCatalog

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.processes import healthy
+from cluster.processes import ShardedProcesses, healthy
 from needle.base.model import Metric, VectorSpec
 from needle.client import Client
 from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import StartMove
-from needle.routing.strategy import CONSISTENT_HASH
 
 pytestmark = pytest.mark.campaign
 
@@ -75,9 +74,10 @@ async def test_index_files_restarts_and_digests(tmp_path: Path) -> None:
 
 
 async def test_moves_of_key_ranges_and_new_shards_bring_them(tmp_path: Path) -> None:
-    async with ProcessCluster(tmp_path, 3, dimensions=8) as cluster:
-        await cluster.create(2, 3, CONSISTENT_HASH)
+    async with ShardedProcesses(tmp_path, nodes=3) as cluster:
+        await cluster.create(2, 3)
         async with cluster.connect() as client:
+            await healthy(client)
             await written(client)
             await is_right(client, 7, exact=True)
             shard_map = (await client.refresh_topology(timeout=1)).map

@@ -248,7 +248,7 @@ def test_a_pinned_scan_sees_the_vectors_of_its_moment(log: Log, replica: Replica
     apply(log, replica, EndPins([pin.version]))
     replica.tidy(all_of_it=True)
     replica.checkpoint()
-    with replica._store.reading() as connection:  # noqa: SLF001  # nothing else shows dead rows
+    with replica._store.reading() as connection:  # nothing else shows dead rows
         assert connection.execute("SELECT count(*) FROM vectors").fetchone()[0] == 3
 
 

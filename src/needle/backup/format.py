@@ -153,8 +153,8 @@ def decode_manifest(name: str, data: bytes) -> Manifest:
         version = msgspec.json.decode(body, type=_Version).format
         if version not in (FORMAT, NAMED_FORMAT):
             raise UnsupportedFormat(
-                f"{name} has format {version}, and this release reads up to {NAMED_FORMAT}: use the release that made the backup, "
-                "or a later one",
+                f"{name} has format {version}, and this release reads up to {NAMED_FORMAT}: use the release that made "
+                "the backup, or a later one",
                 file=name,
             )
         return msgspec.json.decode(body, type=Manifest)
@@ -223,7 +223,9 @@ def _hash(name: bytes, metadata: bytes, vector: memoryview, expires: int, named:
     """Of one document, all of it at once: where parts are summed apart, as replicas do by ordinals, two documents could
     have changed their vectors."""
     head = _HEAD.pack(len(name), len(metadata), len(vector), expires)
-    others = [part for one in sorted(named) for part in (_NAMED.pack(len(one), len(named[one])), one.encode(), named[one])]
+    others = [
+        part for one in sorted(named) for part in (_NAMED.pack(len(one), len(named[one])), one.encode(), named[one])
+    ]
     return xxhash.xxh3_128_intdigest(b"".join((head, name, metadata, vector, *others)))
 
 

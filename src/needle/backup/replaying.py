@@ -64,7 +64,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """A shard at an index. collections: by their names in the shard, and what they are called in its file. vectors: the
-    named ones, by their names in the shard. dropped: ids of collections. forgotten: moves of which it has deleted what it gave."""
+    named ones, by their names in the shard. dropped: ids of collections. forgotten: moves of which it has deleted what
+    it gave."""
 
     shard: int
     index: int

@@ -253,11 +253,11 @@ class ChangeMethods(FeedMethods):
         change and ranges of keys move; one that is written meanwhile may be in none. A page may hold fewer than `limit`
         documents, or none, and not be the last one. slice: (i, n) gives the i-th of n shares of the ids, for readers
         side by side. cursor: of the page before, also from another process. fields: as in `search`. vectors:
-        as in `get`. order_by: a field of metadata in whose order they come instead, or from its greatest value (docs/documents.md); a document whose
-        field is changed meanwhile may be in two pages or in none. Raises InvalidArgument where many match and no memory
-        is left for the field's index. consistent: all pages show each shard as it was at one moment, when the first one
-        was read; its cursors go on so. Raises ScanEnded once that is not kept any more, after
-        `limits.pinned_scan_seconds` at the latest.
+        as in `get`. order_by: a field of metadata in whose order they come instead, or from its greatest value
+        (docs/documents.md); a document whose field is changed meanwhile may be in two pages or in none. Raises
+        InvalidArgument where many match and no memory is left for the field's index. consistent: all pages show each
+        shard as it was at one moment, when the first one was read; its cursors go on so. Raises ScanEnded once that is
+        not kept any more, after `limits.pinned_scan_seconds` at the latest.
         """
         order = (order_by, descending)
         asked = filter, limit, with_vectors, fields, slice, order, consistent, mode, collection, timeout

@@ -64,8 +64,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         InvalidArgument if the collection names no model, or another one than the client's; ConfigError if the model is
         not installed. metadata: any JSON value. expires_at: a datetime with a time zone, or RFC 3339 text, after which
         the document is deleted; "never"; None for what the collection's ttl says. if_matches: if there is one, only if
-        it matches this filter, as it is stored; ConditionFailed otherwise. vectors: named ones, by name, of those that the
-        collection has; a document that is replaced keeps none of its own (docs/named-vectors.md)."""
+        it matches this filter, as it is stored; ConditionFailed otherwise. vectors: named ones, by name, of those that
+        the collection has; a document that is replaced keeps none of its own (docs/named-vectors.md)."""
         return await self._put(id, vector, text, metadata, None, collection, timeout, if_matches, expires_at, vectors)
 
     async def insert_if_absent(
@@ -149,8 +149,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         and optionally metadatas, one a row. texts: instead of vectors, what these are made of, as in `insert`.
         expires_at: see `insert`; for all of them, or a list of one a document. Returns the outcome of every id: the
         result of the log entry that carries it; OutcomeUnknown if it may or may not be written; any other error if it
-        is not. Of documents with one id the last one counts, as if written one by one. named_vectors: by name a list with a
-        vector for each document, or None for one without.
+        is not. Of documents with one id the last one counts, as if written one by one. named_vectors: by name a list
+        with a vector for each document, or None for one without.
 
         Split into log entries of at most 1 MiB of one shard; each entry is all or nothing, and all its ids share one
         result object (`count` documents).
@@ -223,7 +223,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         timeout: Seconds = TIMEOUT,
     ) -> Document | list[Document] | None:
         """One document, or None; or for several ids a list of those that exist, in the order asked. An id that is too
-        long for a document is one that none has. vectors: names of named vectors to come with it. See `search` for mode, fields, session and max_staleness."""
+        long for a document is one that none has. vectors: names of named vectors to come with it. See `search` for
+        mode, fields, session and max_staleness."""
         names = values.one_or_more(ids)
         reading = values.reading(mode, session, max_staleness)
         name, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
@@ -294,8 +295,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         `expires_at`. model: the name of the model whose vectors of texts it holds, such as "wordllama"; methods take
         `text` then, and `dimensions` may be left out if the client knows the model. text: by which text documents
         are found with `search(keywords=...)`: a field of metadata, or {"field": ..., "language": ...}. dtype: as which
-        numbers vectors are kept: "float32", which is usual, "float16" or "int8" (docs/index-selection.md). vectors: further
-        ones that documents may have, by name (docs/named-vectors.md). like: a
+        numbers vectors are kept: "float32", which is usual, "float16" or "int8" (docs/index-selection.md). vectors:
+        further ones that documents may have, by name (docs/named-vectors.md). like: a
         collection, or an alias of one, whose settings it gets where no other is named, with its declared indexes of
         fields; no documents. With it, ttl=0, model="" and text="" are none. Raises CollectionExists, unless if_absent
         and the one there is equal; CollectionNotFound for `like`."""

@@ -127,7 +127,8 @@ def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
 def _check_by_words(query: Any, exact: bool, ef_search: int, narrow: Narrow) -> None:
     """What is about distances, or vectors, means nothing for words."""
     beside = {"query": query, "like": narrow.like, "max_distance": narrow.max_distance, "group_by": narrow.group_by,
-              "diversify": narrow.diversify, "vector_name": narrow.vector_name, "exact": exact or None, "ef_search": ef_search or None}  # fmt: skip
+              "diversify": narrow.diversify, "vector_name": narrow.vector_name, "exact": exact or None, "ef_search":
+              ef_search or None}  # fmt: skip
     for field, value in beside.items():
         if value is not None:
             shown = "given" if field == "query" else value

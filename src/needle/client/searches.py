@@ -69,8 +69,8 @@ class SearchMethods(OverDocuments):
         in `insert`. keywords: instead, words: the documents whose text has them, by BM25, which is Hit.score; of a
         collection that names a `text` (docs/text-search.md). like: instead, the id of a document whose vector is meant;
         it is no hit itself; DocumentNotFound if there is none. vector_name: which of the documents' named vectors is
-        searched (docs/named-vectors.md); documents without it are no hits. filter: a Filter or its dict form; one that pins the
-        shard key asks the owning shards only. fields: the paths of metadata that come back, such as ["title",
+        searched (docs/named-vectors.md); documents without it are no hits. filter: a Filter or its dict form; one that
+        pins the shard key asks the owning shards only. fields: the paths of metadata that come back, such as ["title",
         "author.name"]; None for all of it. max_distance, min_score: leave out hits that are farther, or score less (see
         Hit). offset: leave out the first ones; with k at most 10,000 together. group_by: a field: the k values with the
         nearest documents, and of each the group_size nearest that have it, group by group (Hit.group); k and offset
@@ -84,7 +84,7 @@ class SearchMethods(OverDocuments):
             fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool, order_by,
             descending, keywords, vector_name,
         )  # fmt: skip
-        _check_texts(text, vector_name)
+        no_text(text, vector_name)
         if text is not None:
             query, timeout = await self._query(query, text, collection, timeout, mode)
         request = search_request(
@@ -125,7 +125,7 @@ class SearchMethods(OverDocuments):
         weighed, (count, left_out, size) = check_fusion(fusion), candidates(k, offset, pool)
         if keywords is None:
             raise InvalidArgument("give keywords, or search by the vector alone", field="keywords")
-        _check_texts(text, vector_name)
+        no_text(text, vector_name)
         vector, timeout = await vector_of(
             self.embedder, self._documents, vector, text, collection, timeout, mode, "vector"
         )
@@ -170,7 +170,7 @@ class SearchMethods(OverDocuments):
         queries, timeout = await vectors_of(
             self.embedder, self._documents, queries, texts, collection, timeout, mode, "queries"
         )
-        _check_texts(texts, vector_name)
+        no_text(texts, vector_name)
         rows = values.as_array(queries, "queries", 2)
         narrow = Narrow(fields, max_distance, min_score, offset, None, explain, vector_name=vector_name)
         request = search_request(
@@ -298,7 +298,7 @@ class SearchMethods(OverDocuments):
             keywords,
             vector_name,
         )
-        _check_texts(text, vector_name)
+        no_text(text, vector_name)
         query, timeout = await vector_of(
             self.embedder, self._documents, query, text, collection, timeout, mode, "query"
         )
@@ -342,7 +342,8 @@ class SearchMethods(OverDocuments):
         return made(documents, found.size, _hits, found.batch)
 
 
-def _check_texts(texts: object, vector_name: str | None) -> None:
+def no_text(texts: object, vector_name: str | None) -> None:
+    """A collection's model makes the vector without a name. Raises InvalidArgument."""
     if texts is not None and vector_name is not None:
         raise InvalidArgument("give the vector itself: the collection's model makes those without a name", field="text")
 

@@ -265,8 +265,9 @@ class ScanPin(msgspec.Struct, frozen=True, array_like=True):
 class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     """A page of the documents that match a filter (JSON; b"" for all), in the order of their ids, behind the id `after`
     ("": from the first). limit: documents at most. slice: (which, of how many): only the documents whose ids fall into
-    that share. epoch, fields, bound, named: as in GetCall. only: for who routes, the id that the collection must have by the
-    catalog, 0 for any. pin: of a consistent scan. order: in that of a field instead, behind its key and `after`."""
+    that share. epoch, fields, bound, named: as in GetCall. only: for who routes, the id that the collection must have
+    by the catalog, 0 for any. pin: of a consistent scan. order: in that of a field instead, behind its key and
+    `after`."""
 
     group: GroupId
     collection: str

@@ -197,7 +197,8 @@ class Reads:
     def scan_named(
         self, page: Page, names: Sequence[str], claim: Claim | None, go_on: GoOn, builders: Builders | None
     ) -> tuple[Scanned, list[Named]]:
-        """As `scan`, with named vectors, by their names inside the shard. Raises CollectionNotFound, for a vector too."""
+        """As `scan`, with named vectors, by their names inside the shard. Raises CollectionNotFound, for a vector
+        too."""
         with self._in_flight.enter():
             found = self.scan(page, claim, go_on, builders)
             return found, self.named(page.collection, names, found.documents)

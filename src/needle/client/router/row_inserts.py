@@ -60,7 +60,8 @@ class RowInserts:
         named: Sequence[Named] = (),
     ) -> list[BatchPart]:
         """What became of each part. collection: by its name inside the shards. form: of its vectors, None for float32.
-        expires, named: as in `commands.Insert`. whole: without one document the others are no use: doubts come first."""
+        expires, named: as in `commands.Insert`. whole: without one document the others are no use: doubts come
+        first."""
         done, failed = list[BatchPart](), dict[int, NeedleError]()
         try:
             await self._run(done, failed, collection, ids, rows, metadata, timeout, expires, whole, form, named)
@@ -134,8 +135,8 @@ class RowInserts:
         await asyncio.gather(*(send(*one) for one in parts))
 
     async def _again(self, part: list[int], *asked: Any) -> list[BatchPart] | NeedleError:
-        """Write the rows of a part by a newer map. asked: as for `run`, the form and the named ones. An error: its alias means
-        something else now."""
+        """Write the rows of a part by a newer map. asked: as for `run`, the form and the named ones. An error: its
+        alias means something else now."""
         try:
             *rest, form, named = asked
             done = await self.run(*rest, form=form, named=named)

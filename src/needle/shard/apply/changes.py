@@ -27,11 +27,11 @@ from needle.shard.plan import PublishedSegment
 @dataclass
 class CollectionChange:
     """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. rows: new
-    versions of documents, with consecutive ordinals, but for those of a named vector (named.py). kept: (ordinal, that of its vector) of those that have the vector
-    of an earlier version. vectors: of the others. dead: ordinals of versions that are no more. held: those of them that
-    an open pin may see, because they have ordinals below `pinned` (pins.Pins.below).
-    hidden: by move, the ordinals that are invisible after it; marked: that will be (before.Stored); None: unchanged.
-    indexing: what the log says of its index, None: unchanged.
+    versions of documents, with consecutive ordinals, but for those of a named vector (named.py). kept: (ordinal, that
+    of its vector) of those that have the vector of an earlier version. vectors: of the others. dead: ordinals of
+    versions that are no more. held: those of them that an open pin may see, because they have ordinals below `pinned`
+    (pins.Pins.below). hidden: by move, the ordinals that are invisible after it; marked: that will be (before.Stored);
+    None: unchanged. indexing: what the log says of its index, None: unchanged.
     first_expiry: the earliest instant at which something that it wrote expires, 0 for none."""
 
     record: CollectionRecord

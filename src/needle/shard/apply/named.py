@@ -1,5 +1,5 @@
-"""Named vectors of documents: each name is a collection of its own inside the shard, whose versions have the ordinals of
-the documents that have such a vector (docs/adr/0118).
+"""Named vectors of documents: each name is a collection of its own inside the shard, whose versions have the ordinals
+of the documents that have such a vector (docs/adr/0118).
 
 Invariant: after each entry such a collection has exactly one version of each document that has the vector, with the
 ordinal and the version number of the document; so what a filter allows is the same for all vectors of a document, and
@@ -12,6 +12,7 @@ Deterministic, as `execute` says.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from needle.base.errors import CollectionNotFound, Internal, invalid
 from needle.base.model import CollectionSpec
@@ -44,7 +45,7 @@ def check_named(one: Named, documents: int, before: Mapping[str, object], specs:
     name, form, rows = vector_called(one.vector), spec.form, one.rows
     if one.vector in before:
         raise invalid("vectors", name, "each name once")
-    if not rows or rows[0] < 0 or rows[-1] >= documents or any(a >= b for a, b in zip(rows, rows[1:], strict=False)):
+    if not rows or rows[0] < 0 or rows[-1] >= documents or any(a >= b for a, b in pairwise(rows)):
         raise invalid("vectors", f"{name!r} for {len(rows)} documents", f"places of {documents} documents, ascending")
     if one.dtype != form.dtype or len(one.vectors) != len(rows) * form.row_bytes:
         there = f"{name!r} with {len(one.vectors)} bytes of {one.dtype}"

@@ -67,8 +67,8 @@ class CollectionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class StoredDocument(msgspec.Struct, frozen=True, gc=False):
     """One document as stored. metadata: JSON bytes (b"" for null). vector: as it is stored, or b"".
-    expires: as in DocRef, where it was read by id; 0 otherwise. named: of one that is copied to another shard, its named
-    vectors: the name in the shard, the bytes as they are stored, their type."""
+    expires: as in DocRef, where it was read by id; 0 otherwise. named: of one that is copied to another shard, its
+    named vectors: the name in the shard, the bytes as they are stored, their type."""
 
     id: str
     ordinal: int
