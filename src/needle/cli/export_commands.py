@@ -146,7 +146,13 @@ def export(
         return time.perf_counter() - started
 
     async def work(client: needle.Client) -> tuple[int, float]:
-        or_never = (await client.describe_collection(collection, timeout=timeout)).ttl is not None
+        described = await client.describe_collection(collection, timeout=timeout)
+        or_never = described.ttl is not None
+        if described.vectors:
+            names = ", ".join(described.vectors)
+            notes.print(
+                f"without the named vectors of its documents ({names}), which files have no place for", markup=False
+            )
         with Export(file, replace=force, or_never=or_never) as made:
             seconds = await write(client, made)
             return made.count, seconds

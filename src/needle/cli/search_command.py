@@ -46,6 +46,9 @@ Like = Annotated[
 ]
 Offset = Annotated[int, typer.Option("--offset", min=0, help="Leave out the nearest so many.")]
 MaxDistance = Annotated[float | None, typer.Option("--max-distance", help="Leave out hits that are farther.")]
+VectorName = Annotated[
+    str | None, typer.Option("--vector-name", help="Search this named vector of the documents, not the one without.")
+]
 MinScore = Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less.")]
 
 
@@ -61,6 +64,7 @@ def search(
         str | None, typer.Option("--keywords", help="Find documents that have these words, where there is a text.")
     ] = None,
     like: Like = None,
+    vector_name: VectorName = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +102,7 @@ def search(
     }  # fmt: skip
     by_both = _by_both([words, vector, like], keywords)
     where = {"mode": mode, "collection": collection, "timeout": timeout, "text": words, "like": like}
+    where["vector_name"] = vector_name
     shown = {"offset": offset, "fields": paths_option(fields), "exact": exact, "explain": explain}
     asked = _fusion(narrow, weights) if by_both else _no_fusion(narrow, weights)
     condition, query = filter_option("--filter", filter), None if vector is None else read_query_vector(vector)

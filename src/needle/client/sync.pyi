@@ -8,17 +8,8 @@ from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
-from needle.base.model import (
-    CollectionSpec,
-    Document,
-    IndexParams,
-    Metric,
-    RaftStatus,
-    ReadMode,
-    VectorSpec,
-    WriteResult,
-)
-from needle.base.text import TextField
+from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, VectorSpec,
+WriteResult from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import ScanPage
 from needle.client.client import Client
@@ -617,7 +608,7 @@ class SyncClient:
     ) -> int: ...
     def move_replica(
         self,
-        shard: int | Literal["catalog"],
+        shard: int | Literal['catalog'],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = ...,
