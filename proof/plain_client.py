@@ -53,7 +53,7 @@ from needle.protocol.commands import (
     Patch,
     UpdateVectors,
 )
-from needle.protocol.named import Named, taken
+from needle.protocol.named import Named
 from needle.routing.topology import CollectionInfo
 from proof.plain_nodes import AnyNode, PlainGroup
 from proof.without_catalog import UNKNOWN, WithoutCatalog
@@ -90,7 +90,7 @@ class PlainClient(BatchMethods):
 
 
 class PlainCalls(WithoutCatalog):
-    """`DocumentCalls`, of whichever node answers."""
+    """`DocumentCalls`, of whichever node answers; without named vectors, which only who knows the catalog can name."""
 
     blocking = None
 
@@ -112,11 +112,9 @@ class PlainCalls(WithoutCatalog):
         named: Sequence[Named] = (),
     ) -> WriteResult:
         """As `DocumentCalls.insert`."""
-        instants, vectors = [expires] if expires else [], list(named)
+        instants = [expires] if expires else []
         return await self._group.write(
-            lambda session: Insert(
-                collection, [name], vector, [metadata], expected, session, matches, instants, named=vectors
-            ),
+            lambda session: Insert(collection, [name], vector, [metadata], expected, session, matches, instants),
             timeout,
         )
 
@@ -147,13 +145,9 @@ class PlainCalls(WithoutCatalog):
                 data = bytes(rows[part.start * size : part.stop * size])
                 names, json = ids[part.start : part.stop], metadata[part.start : part.stop]
                 instants = list(expires[part.start : part.stop])
-                theirs = [one for one in (taken(all_, part) for all_ in named) if one.rows]
                 try:
                     return await self._group.write(
-                        lambda session: Insert(
-                            collection, names, data, json, None, session, b"", instants, named=theirs
-                        ),
-                        timeout,
+                        lambda session: Insert(collection, names, data, json, None, session, b"", instants), timeout
                     )
                 except NeedleError as error:
                     failure = error
@@ -201,9 +195,7 @@ class PlainCalls(WithoutCatalog):
         vector_name: str = "",
     ) -> WriteResult:
         """As `DocumentCalls.update_vectors`, all at once."""
-        command = UpdateVectors(
-            collection, names, vectors, expected, matches=matches, expires=expires, name=vector_name
-        )
+        command = UpdateVectors(collection, names, vectors, expected, matches=matches, expires=expires)
         return await self._group.write(lambda session: msgspec.structs.replace(command, session=session), timeout)
 
     async def change_where(
@@ -237,9 +229,7 @@ class PlainCalls(WithoutCatalog):
         """As `DocumentCalls.get`."""
         answer = await self._read(
             calls.GET,
-            lambda group, fresh: GetCall(
-                group, collection, names, with_vectors, fresh, fields=fields, named=tuple(named)
-            ),
+            lambda group, fresh: GetCall(group, collection, names, with_vectors, fresh, fields=fields),
             self._fresh(mode, max_staleness, session),
             timeout,
         )

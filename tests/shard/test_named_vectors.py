@@ -22,6 +22,7 @@ from needle.protocol.commands import (
     PinScan,
     UpdateVectors,
 )
+from needle.shard.named_reads import Wanted, get_named, scan_named
 from needle.shard.reads import Page
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -50,7 +51,7 @@ def found(replica: Replica, vector: list[float], k: int = 10, **kw: Any) -> list
 
 
 def stored(replica: Replica, *ids: str) -> dict[str, list[float]]:
-    documents, named = replica.reads().get_named(("c", list(ids), True, [TITLE]), None, b"")
+    documents, named = get_named(replica.reads(), Wanted("c", list(ids), True, [TITLE]), None, b"")
     told: dict[str, list[float]] = {}
     for one in named:
         rows = np.frombuffer(one.vectors, "<f4").reshape(len(one.rows), -1)
@@ -228,10 +229,10 @@ def test_dropped_with_its_collection_and_alone(log: Log, replica: Replica) -> No
 
 def test_scans_give_them(log: Log, replica: Replica) -> None:
     apply(log, replica, put(["a", "b", "x"], THREE, named=title([0, 2], [5, 5], [1, 1])))
-    scanned, (named,) = replica.reads().scan_named(PAGE, [TITLE], None, lambda: None, None)
+    scanned, (named,) = scan_named(replica.reads(), PAGE, [TITLE], None, lambda: None, None)
     assert [one.id for one in scanned.documents] == ["a", "b", "x"] and named.rows == [0, 2]
     with pytest.raises(CollectionNotFound, match="no vector"):
-        replica.reads().scan_named(PAGE, ["c/other"], None, lambda: None, None)
+        scan_named(replica.reads(), PAGE, ["c/other"], None, lambda: None, None)
 
 
 def test_a_pinned_scan_sees_the_vectors_of_its_moment(log: Log, replica: Replica) -> None:
@@ -241,7 +242,7 @@ def test_a_pinned_scan_sees_the_vectors_of_its_moment(log: Log, replica: Replica
     apply(log, replica, UpdateVectors("c", ["a"], floats([9, 9]), name=TITLE))
     replica.checkpoint()  # which purges what nobody sees
     page = PAGE._replace(pin=(pin.version, 7))
-    scanned, (named,) = replica.reads().scan_named(page, [TITLE], None, lambda: None, None)
+    scanned, (named,) = scan_named(replica.reads(), page, [TITLE], None, lambda: None, None)
     assert [one.id for one in scanned.documents] == ["a", "b", "x"]
     assert np.frombuffer(named.vectors, "<f4").tolist() == [5, 5, 6, 6, 1, 1]
     assert stored(replica, "a", "b", "x") == {"a": [9, 9]}

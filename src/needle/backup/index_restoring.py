@@ -41,7 +41,7 @@ from needle.protocol.index_file_calls import (
     IndexHoldCall,
     IndexPutCall,
 )
-from needle.protocol.named import taken
+from needle.protocol.named import taken_of
 from needle.routing.topology import Topology
 
 CALL_SECONDS: Final = 30.0
@@ -92,7 +92,7 @@ def part_of(piece: Piece, chosen: list[int]) -> Piece:
         [piece.metadata[at] for at in chosen],
         b"".join(piece.vectors[at * width : (at + 1) * width] for at in chosen),
         [piece.expires[at] for at in chosen] if piece.expires else [],
-        [one for one in (taken(all_, chosen) for all_ in piece.named) if one.rows],
+        taken_of(piece.named, chosen),
     )
 
 

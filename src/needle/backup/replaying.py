@@ -114,7 +114,9 @@ class Replay:
         """The named vectors of documents of a collection, as callers know them. vectors: which, by their names in the
         shard; some may not be here."""
         here = [name for name in vectors if name in self._replica.view.collections]
-        found = self._replica.reads().named(stored, here, rows)
+        from needle.shard.named_reads import named_of  # as below
+
+        found = named_of(self._replica.view, stored, here, rows)
         return [msgspec.structs.replace(one, vector=vector_called(one.vector)) for one in found]
 
     def to(self, place: Place) -> Replayed:

@@ -11,15 +11,14 @@ from needle.base.errors import CollectionExists, CollectionNotFound, invalid
 from needle.base.model import KINDS_OF, CollectionSpec
 from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
-    AddVector,
     AlterCollection,
     CreateCollection,
     DeclareField,
     DropCollection,
-    DropVector,
     RemoveAlias,
     SetAlias,
 )
+from needle.protocol.vector_commands import AddVector, DropVector
 from needle.routing.topology import AliasInfo, CollectionInfo, NamedVector, Topology, vector_id
 
 COLLECTIONS_MAX = 10_000

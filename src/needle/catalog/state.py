@@ -24,7 +24,6 @@ from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
     FORGET,
     AddShard,
-    AddVector,
     AdvanceMove,
     AlterCollection,
     AskRebalance,
@@ -37,7 +36,6 @@ from needle.protocol.catalog_commands import (
     DeclareField,
     DrainNode,
     DropCollection,
-    DropVector,
     FinishMove,
     MaintainNode,
     NoteBackup,
@@ -58,6 +56,7 @@ from needle.protocol.catalog_commands import (
     founded_at,
 )
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
+from needle.protocol.vector_commands import AddVector, DropVector
 from needle.routing.jobs import kept
 from needle.routing.leadable import check_leadable
 from needle.routing.plans import REPLICAS_MAX

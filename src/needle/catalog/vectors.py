@@ -10,7 +10,7 @@ import msgspec
 from needle.base.errors import CollectionExists, invalid
 from needle.catalog.changed import Changed, done
 from needle.catalog.collections import DROPPED_MAX, VECTORS_MAX, found_in, with_collection
-from needle.protocol.catalog_commands import AddVector, DropVector
+from needle.protocol.vector_commands import AddVector, DropVector
 from needle.routing.topology import NamedVector, Topology, vector_id
 
 

@@ -17,7 +17,7 @@ from needle.client import arrow_tables
 from needle.client.named_values import of_batch
 from needle.client.values import FLOAT32, Vectors, as_array, check_ids, expiries, metadata_bytes
 from needle.protocol.commands import Named, last_of_each_id
-from needle.protocol.named import taken
+from needle.protocol.named import taken_of
 
 Documents = Iterable[Sequence[Any]] | arrow_tables.Table
 """A batch of documents: (id, vector[, metadata]) tuples, or a table with the columns id and vector."""
@@ -84,7 +84,7 @@ def _last_wins(batch: Columns) -> Columns:
         batch.vectors[keep],
         [batch.metadata[at] for at in keep],
         [batch.expires[at] for at in keep] if batch.expires else [],
-        [taken(one, keep) for one in batch.named],
+        taken_of(batch.named, keep),
     )
 
 

@@ -14,8 +14,7 @@ from typing import Any, overload
 import msgspec
 
 from needle.base.dtypes import DType
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
-from needle.base.filters.builder import field_path
+from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.model import (
     CollectionSpec,
     Document,
@@ -30,7 +29,8 @@ from needle.base.text_checks import text_field
 from needle.client import answers, named_values, values
 from needle.client.changes import ChangeMethods, check_ids_are_meant
 from needle.client.columns import Columns, Documents, as_columns
-from needle.client.document_calls import BatchPart, DocumentCalls, Facet, find_collection
+from needle.client.counting import CountMethods
+from needle.client.document_calls import BatchPart, DocumentCalls, find_collection
 from needle.client.embedding import check_dimensions, check_model, dimensions_of
 from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.naming import NamingMethods
@@ -40,7 +40,7 @@ from needle.client.values import Seconds
 from needle.protocol import calls
 
 
-class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
+class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods):
     """What can be done with documents and collections."""
 
     # --- writes ------------------------------------------------------------------------------------------------------
@@ -345,55 +345,6 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         """All collections, by name."""
         wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
         return await (await self._documents()).collections(wanted, seconds)
-
-    async def count(
-        self,
-        filter: FilterLike = None,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        mode: ReadMode | str = ReadMode.STRONG,
-        timeout: Seconds = TIMEOUT,
-    ) -> int:
-        """How many documents a collection holds that match a filter, all shards together. Raises
-        CollectionNotFound."""
-        wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
-        seconds, matches = values.check_timeout(timeout), values.filter_bytes(filter)
-        return await (await self._documents()).count(name, matches, wanted, seconds)
-
-    async def facet(
-        self,
-        field: str,
-        filter: FilterLike = None,
-        *,
-        limit: int = 10,
-        collection: str = DEFAULT_COLLECTION,
-        mode: ReadMode | str = ReadMode.STRONG,
-        timeout: Seconds = TIMEOUT,
-    ) -> Facet:
-        """How many documents that match a filter have each value of a field, exactly, all shards together. field: a
-        path; of an array each element counts. limit: of the values with the most documents, how many to tell. Raises
-        InvalidArgument for a field with more than 20,000 values, or 2 MiB of them, in the documents of a shard that
-        match; CollectionNotFound."""
-        wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
-        seconds, matches = values.check_timeout(timeout), values.filter_bytes(filter)
-        path, most = ".".join(field_path(field, "field")), values.check_count(limit, "limit")
-        documents = await self._documents()
-        return Facet.of(await documents.facet(name, path, matches, most, wanted, seconds))
-
-    async def counts(
-        self,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        mode: ReadMode | str = ReadMode.STRONG,
-        timeout: Seconds = TIMEOUT,
-    ) -> dict[int, int]:
-        """How many documents of a collection each shard holds. Raises CollectionNotFound."""
-        wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
-        seconds = values.check_timeout(timeout)
-        held = await (await self._documents()).counts(wanted, seconds)
-        if name not in held:
-            raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
-        return held[name]
 
 
 async def insert_parts(

@@ -8,13 +8,22 @@ from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
-from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, VectorSpec,
-WriteResult from needle.base.text import TextField
+from needle.base.model import (
+    CollectionSpec,
+    Document,
+    IndexParams,
+    Metric,
+    RaftStatus,
+    ReadMode,
+    VectorSpec,
+    WriteResult,
+)
+from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import ScanPage
 from needle.client.client import Client
 from needle.client.columns import Documents
-from needle.client.document_calls import Facet, Hits, PartialHits
+from needle.client.document_calls import Hits, PartialHits
 from needle.client.feed_sync import SyncChanges
 from needle.client.feeds import FilterLike
 from needle.client.fitness import Diagnosis
@@ -530,31 +539,6 @@ class SyncClient:
         mode: ReadMode | str = ...,
         timeout: Seconds = ...,
     ) -> list[CollectionSpec]: ...
-    def count(
-        self,
-        filter: FilterLike = ...,
-        *,
-        collection: str = ...,
-        mode: ReadMode | str = ...,
-        timeout: Seconds = ...,
-    ) -> int: ...
-    def facet(
-        self,
-        field: str,
-        filter: FilterLike = ...,
-        *,
-        limit: int = ...,
-        collection: str = ...,
-        mode: ReadMode | str = ...,
-        timeout: Seconds = ...,
-    ) -> Facet: ...
-    def counts(
-        self,
-        *,
-        collection: str = ...,
-        mode: ReadMode | str = ...,
-        timeout: Seconds = ...,
-    ) -> dict[int, int]: ...
     def insert_batch(
         self,
         documents: Documents | None = ...,
@@ -608,7 +592,7 @@ class SyncClient:
     ) -> int: ...
     def move_replica(
         self,
-        shard: int | Literal['catalog'],
+        shard: int | Literal["catalog"],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = ...,

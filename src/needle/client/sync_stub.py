@@ -36,8 +36,9 @@ from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
-from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, VectorSpec,
-WriteResult from needle.base.text import TextField
+from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode
+from needle.base.model import VectorSpec, WriteResult
+from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import ScanPage
 from needle.client.client import Client

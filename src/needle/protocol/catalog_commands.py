@@ -17,8 +17,7 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, IndexParams, VectorSpec
 from needle.base.versions import EMPTIES, FIRST, NAMED, SAID
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
-from needle.protocol.vector_commands import AddVector as AddVector
-from needle.protocol.vector_commands import DropVector as DropVector
+from needle.protocol.vector_commands import VectorCommand
 from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import Move
@@ -154,11 +153,7 @@ class CreateCollection(Versioned, frozen=True, tag="create"):
     """nonce: random; tells a call repeated without an identity, as long as its collection is there. fields: declared
     from the beginning, as by DeclareField. vectors: so these, by AddVector."""
 
-    NEWER: ClassVar[dict[str, int]] = {
-        **{f"spec.{name}": version for name, version in OF_A_SPEC.items()},
-        "fields": 4,
-        "vectors": NAMED,
-    }
+    NEWER: ClassVar[dict[str, int]] = {f"spec.{n}": v for n, v in OF_A_SPEC.items()} | {"fields": 4, "vectors": NAMED}
 
     spec: CollectionSpec
     if_absent: bool
@@ -338,8 +333,7 @@ CatalogCommand = (
     | DropCollection
     | AlterCollection
     | DeclareField
-    | AddVector
-    | DropVector
+    | VectorCommand
     | SetAlias
     | RemoveAlias
     | CreateKey

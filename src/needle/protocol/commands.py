@@ -19,7 +19,7 @@ from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
 from needle.base.versions import NAMED
 from needle.protocol.move_commands import MoveCommand
 from needle.protocol.named import Named as Named
-from needle.protocol.named import taken
+from needle.protocol.named import taken_of
 from needle.protocol.stamps import HEAD_BYTES, STAMPED, STAMPED_SINCE, head
 from needle.protocol.upkeep_commands import Compare as Compare
 from needle.protocol.upkeep_commands import EndPins as EndPins
@@ -145,7 +145,7 @@ def without_repeats(command: Insert) -> Insert:
         vectors=b"".join(rows[at * width : (at + 1) * width] for at in keep),
         metadata=[command.metadata[at] for at in keep],
         expires=[command.expires[at] for at in keep] if command.expires else [],
-        named=[taken(one, keep) for one in command.named],
+        named=taken_of(command.named, keep),
     )
 
 

@@ -33,3 +33,8 @@ def taken(named: Named, keep: Sequence[int]) -> Named:
     found = [(at, place[row]) for at, row in enumerate(keep) if row in place]
     block = b"".join(rows[at * width : (at + 1) * width] for _, at in found)
     return Named(named.vector, [at for at, _ in found], block, named.dtype)
+
+
+def taken_of(named: Sequence[Named], keep: Sequence[int]) -> list[Named]:
+    """The same of all names that some of these documents have."""
+    return [one for one in (taken(all_, keep) for all_ in named) if one.rows]

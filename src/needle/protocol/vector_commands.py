@@ -30,3 +30,6 @@ class DropVector(Versioned, frozen=True, tag="drop-vector"):
     name: str
     id: int
     vector: str
+
+
+VectorCommand = AddVector | DropVector

@@ -17,13 +17,14 @@ import msgspec
 from needle.base.access import ADMIN, Identity, KeyInfo
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.base.model import Claim, CollectionSpec, IndexParams, VectorSpec
+from needle.base.model import Claim
 from needle.base.versions import FIRST
+from needle.routing.collection_info import CollectionInfo as CollectionInfo
+from needle.routing.collection_info import NamedVector as NamedVector
 from needle.routing.collection_names import called as called
 from needle.routing.collection_names import collection_id as collection_id
 from needle.routing.collection_names import dropped_as as dropped_as
 from needle.routing.collection_names import public_name as public_name
-from needle.routing.collection_names import stored_vector
 from needle.routing.collection_names import vector_called as vector_called
 from needle.routing.collection_names import vector_id as vector_id
 from needle.routing.jobs import Ended, Job
@@ -139,64 +140,6 @@ class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int = 0
     throttle_rate: float = 0.0
     attempt: int = 0
-
-
-class NamedVector(msgspec.Struct, frozen=True, array_like=True):
-    """A named vector of a collection. id: tells it from an earlier one of the same name, and from collections."""
-
-    name: str
-    id: int
-    spec: VectorSpec
-
-
-class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """id: tells a collection from an earlier one of the same name. nonce: of the call that created it. fields: paths
-    of metadata that every replica keeps an index of, ascending. made_index: what it was made with, if its index was
-    altered since; shards follow the one of `spec`, each in its own time. vectors: named ones, by name."""
-
-    id: int
-    spec: CollectionSpec
-    nonce: int = 0
-    fields: tuple[str, ...] = ()
-    made_index: IndexParams | None = None
-    vectors: tuple[NamedVector, ...] = ()
-
-    def is_made_as(self, spec: CollectionSpec) -> bool:
-        """Whether it was made so, or altered to it."""
-        return self.spec.is_altered_from(spec, self.made_index)
-
-    @property
-    def stored_name(self) -> str:
-        """Its name inside the shards: a shard that was away must not take an old collection for a new one."""
-        return f"{self.spec.name}@{self.id}"
-
-    @property
-    def stored_spec(self) -> CollectionSpec:
-        """What the shards create."""
-        return msgspec.structs.replace(self.spec, name=self.stored_name, ttl=0.0, model="", text=None)
-
-    def vector(self, name: str) -> NamedVector:
-        """A named vector. Raises InvalidArgument."""
-        for one in self.vectors:
-            if one.name == name:
-                return one
-        allowed = ", ".join(repr(one.name) for one in self.vectors) or "none: the collection has no named vectors"
-        raise invalid("vector_name", name, allowed)
-
-    def stored_vector(self, one: NamedVector) -> str:
-        """The name of a named vector inside the shards."""
-        return stored_vector(self.stored_name, one.name, one.id)
-
-    @property
-    def stored_names(self) -> list[str]:
-        """Of what shards have of it."""
-        return [self.stored_name, *map(self.stored_vector, self.vectors)]
-
-    def stored_specs(self) -> dict[str, CollectionSpec]:
-        """What shards have of it, by name, in the order in which they make it: itself, and its named vectors."""
-        names = {self.stored_vector(one): one.spec for one in self.vectors}
-        made = {name: spec.stored_as(name, self.stored_name) for name, spec in names.items()}
-        return {self.stored_name: self.stored_spec, **made}
 
 
 class AliasInfo(msgspec.Struct, frozen=True, array_like=True):

@@ -29,7 +29,7 @@ from needle.shard.apply.named import missing
 from needle.shard.catalog_known import ANY, CatalogKnown
 from needle.shard.documents.digest import replica_digest
 from needle.shard.documents.metadata_rows import Rows
-from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord, row_id
+from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import FieldName, IndexBudget
@@ -254,7 +254,7 @@ class LiveCollection:
         self._changes += 1
         self.record = change.record
         self.vectors.begin()
-        written, kept = _ordinals(change), [at for at, _ in change.kept]
+        written, kept = change.ordinals, [at for at, _ in change.kept]
         if change.vectors:
             block = b"".join(change.vectors) if len(change.vectors) > 1 else change.vectors[0]
             vectors = change.record.spec.form.rows(block)
@@ -266,9 +266,9 @@ class LiveCollection:
         if kept and self._vector_ordinals is None:
             self._vector_ordinals = self.live
         if self._vector_ordinals is not None and (change.rows or change.dead_vectors):
-            self._vector_ordinals = _changed(self._vector_ordinals, written, [*kept, *change.dead_vectors])
+            self._vector_ordinals = self._vector_ordinals.written(written, [*kept, *change.dead_vectors])
         if change.rows or change.dead:
-            self.live = _changed(self.live, written, change.dead)
+            self.live = self.live.written(written, change.dead)
         if kept:
             self.places = self.places.added(change.kept, self.live.bitmap)
         if change.dead_vectors:
@@ -299,20 +299,6 @@ class LiveCollection:
         vectors, size = self.vectors.view(), self._weights.document_bytes
         state = self.record, vectors, self.live, self.payload, self._invisible, self.places
         return CollectionView(*state, size, self._changes, self._index, self._sealed_from)
-
-
-def _ordinals(change: CollectionChange) -> Sequence[int]:
-    """Of what a change wrote, ascending."""
-    if not change.record.spec.of:
-        return range(change.first_ordinal, change.first_ordinal + len(change.rows))
-    base = row_id(change.record.id, 0)
-    return [row[0] - base for row in change.rows]
-
-
-def _changed(before: OrdinalSet, written: Sequence[int], without: Sequence[int]) -> OrdinalSet:
-    if isinstance(written, range):
-        return before.changed(written.start, written.stop, without)
-    return before.including(written).changed(0, 0, without)
 
 
 def _without(written: Sequence[int], left_out: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -6,8 +6,8 @@ Threads: any. It must not know apply, snapshots or Raft.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from math import inf
 from typing import Final, NamedTuple
@@ -20,7 +20,6 @@ from needle.base.errors import CorruptDocuments, CorruptSegment, DeadlineExceede
 from needle.base.filters.nodes import Node, evaluate
 from needle.base.filters.ordering import Key, ScanOrder
 from needle.base.model import Claim, HitBatch, SearchRequest
-from needle.protocol.named import Named
 from needle.routing.strategy import key_hash
 from needle.shard.apply.holdings import Fence, check_claim, decode_holdings
 from needle.shard.documents import scans
@@ -31,7 +30,7 @@ from needle.shard.fields.builders import BeingIndexed, Builders, SearchAnswer
 from needle.shard.fields.counting import Counts, value_counts
 from needle.shard.fields.field_index import Path
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import CollectionView, ReplicaView
+from needle.shard.live_collection import ReplicaView
 from needle.shard.narrowing import few_of, matching_of
 from needle.shard.ordered_scan import Ordered
 from needle.shard.query import allowed_ordinals, both, search_group, visible_ordinals
@@ -181,33 +180,13 @@ class Reads:
         """Paths of index files that searches found shorter than they were; once each."""
         return [path for path in list(self._cut) if self._cut.pop(path, 0) is None]
 
-    def get_named(
-        self,
-        wanted: tuple[str, list[str], bool, Sequence[str]],
-        claim: Claim | None,
-        bound: bytes,
-    ) -> tuple[list[StoredDocument], list[Named]]:
-        """As `get`, with named vectors. wanted: collection, ids, whether the vectors without a name, and the names
-        inside the shard. Raises CollectionNotFound, for a vector too."""
-        collection, ids, with_vectors, names = wanted
-        with self._in_flight.enter():
-            found = self.get(collection, ids, with_vectors, claim, bound)
-            return found, self.named(collection, names, found)
+    def entered(self) -> AbstractContextManager[None]:
+        """While what is found is looked into further: rows of versions that are replaced meanwhile stay."""
+        return self._in_flight.enter()
 
-    def scan_named(
-        self, page: Page, names: Sequence[str], claim: Claim | None, go_on: GoOn, builders: Builders | None
-    ) -> tuple[Scanned, list[Named]]:
-        """As `scan`, with named vectors, by their names inside the shard. Raises CollectionNotFound, for a vector
-        too."""
-        with self._in_flight.enter():
-            found = self.scan(page, claim, go_on, builders)
-            return found, self.named(page.collection, names, found.documents)
-
-    def named(self, collection: str, names: Sequence[str], found: Sequence[StoredDocument]) -> list[Named]:
-        """The named vectors of documents that were found since this read entered: their rows are there still, even of
-        versions that are replaced by now. Raises CollectionNotFound."""
-        view = self._view()
-        return named_of(view, view.collection(collection), names, found) if names else []
+    def view(self) -> ReplicaView:
+        """The newest one."""
+        return self._view()
 
     def get(
         self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None, bound: bytes
@@ -398,28 +377,6 @@ def _rows(
     if few is not None:
         return store.scan_some(held.record.id, page.after, few, held.record.next_ordinal)
     return store.scan(held.record.id, page.after, matching_of(held, node, builders, go_on) if page.bound else None)
-
-
-def named_of(
-    view: ReplicaView,
-    collection: CollectionView,
-    names: Iterable[str],
-    found: Sequence[StoredDocument],
-    *,
-    stored: bool = False,
-) -> list[Named]:
-    """Of documents those named vectors that they have, as callers get them, or as they are stored: the rows of a name
-    have the ordinals of the documents (apply/named.py). Raises CollectionNotFound."""
-    ordinals, told = [document.ordinal for document in found], list[Named]()
-    for name in names:
-        record = view.vector(collection, name).record
-        rows = view.store.by_ordinal(record.id, ordinals, metadata=False, vectors=True)
-        places = [at for at, ordinal in enumerate(ordinals) if ordinal in rows]
-        block = b"".join(rows[ordinals[at]].vector for at in places)
-        form = record.spec.form
-        if places:
-            told.append(Named(name, places, block, form.dtype) if stored else Named(name, places, form.given(block)))
-    return told
 
 
 def _while_wanted(members: Sequence[int], wanted: Callable[[int], bool]) -> None:

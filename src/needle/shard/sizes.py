@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import msgspec
 
 from needle.base.collection_sizes import CollectionSize
-from needle.shard.live_collection import CollectionView
+from needle.base.model import CollectionSpec
+from needle.shard.live_collection import CollectionView, ReplicaView
+
+
+def sizes_of(view: ReplicaView, only: str) -> list[tuple[CollectionSpec, CollectionSize]]:
+    """Of every collection, by name, or of one."""
+    return [(held.record.spec, size_of(held, view.vectors_of(held))) for held in view.named(only)]
 
 
 def size_of(held: CollectionView, named: Sequence[CollectionView] = ()) -> CollectionSize:

@@ -47,7 +47,7 @@ from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView, digest_of
 from needle.shard.opened_state import Entry, OpenedState, Surroundings
 from needle.shard.reads import GoOn, Page, Reads, Scanned, not_served, on
-from needle.shard.sizes import size_of
+from needle.shard.sizes import sizes_of
 from needle.shard.states import States
 from needle.shard.upkeep import PURGE_ROWS, Upkeep
 from needle.shard.usable import Usable
@@ -277,9 +277,8 @@ class Replica:
         return [(held.record.spec, held.visible) for held in self._claimed(claim).named(only)]
 
     def sizes(self, claim: Claim | None = None, only: str = "") -> list[tuple[CollectionSpec, CollectionSize]]:
-        """As `counts`, and how large each is, which costs no more where there are more documents."""
-        view = self._claimed(claim)
-        return [(held.record.spec, size_of(held, view.vectors_of(held))) for held in view.named(only)]
+        """As `counts`, and how large each is."""
+        return sizes_of(self._claimed(claim), only)
 
     def _claimed(self, claim: Claim | None) -> ReplicaView:
         self._usable.check()

@@ -13,6 +13,7 @@ from needle.base.model import CollectionSpec, IndexParams, ReadMode, VectorSpec,
 from needle.client.router.routes import LOOK_SECONDS, Shards
 from needle.protocol import catalog_commands
 from needle.protocol.peer_calls import IndexRoom
+from needle.protocol.vector_commands import AddVector, DropVector
 from needle.protocol.versioned import check_known
 from needle.routing.topology import CollectionInfo
 
@@ -141,7 +142,7 @@ async def add_vector(
 ) -> WriteResult:
     """Let documents of a collection have a vector of this name. As `create`. Raises CollectionNotFound."""
     found, deadline = await _found(shards, name, timeout)
-    command = catalog_commands.AddVector(found.spec.name, found.id, vector, spec, if_absent)
+    command = AddVector(found.spec.name, found.id, vector, spec, if_absent)
     result = await shards.command(command, max(0.001, deadline - asyncio.get_running_loop().time()))
     await _sync_all(shards, result.version, deadline)
     return result
@@ -152,7 +153,7 @@ async def drop_vector(shards: Shards, name: str, vector: str, timeout: float) ->
     such vector."""
     found, deadline = await _found(shards, name, timeout)
     found.vector(vector)
-    command = catalog_commands.DropVector(found.spec.name, found.id, vector)
+    command = DropVector(found.spec.name, found.id, vector)
     result = await shards.command(command, max(0.001, deadline - asyncio.get_running_loop().time()))
     silent = await _sync_all(shards, result.version, deadline)
     _confirmed(silent, f"dropped vector {vector[:80]!r} of collection {name[:80]!r}")

@@ -33,13 +33,7 @@ from needle.client.router.routes import BATCH_BYTES_MAX, Routes, Shards, in_call
 from needle.client.router.row_inserts import RowInserts, in_callers_words
 from needle.client.router.scanning import scan_page
 from needle.client.where import OnProgress, WhereWork
-from needle.protocol.calls import (
-    DocumentBatch,
-    Freshness,
-    ScanAnswer,
-    ScanCall,
-    ScanPin,
-)
+from needle.protocol.calls import DocumentBatch, Freshness, ScanAnswer, ScanCall, ScanPin
 from needle.protocol.commands import (
     AS_IT_IS,
     Change,
@@ -54,7 +48,7 @@ from needle.protocol.commands import (
     UpdateVectors,
     last_of_each_id,
 )
-from needle.protocol.named import taken
+from needle.protocol.named import taken_of
 
 
 class Router(OfCollections, Counting):
@@ -178,7 +172,7 @@ class Router(OfCollections, Counting):
             kept = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in keep))
             instants = [expires[at] for at in keep] if expires else ()
             names, json = [ids[at] for at in keep], [metadata[at] for at in keep]
-            theirs = [taken(one, keep) for one in named]
+            theirs = taken_of(named, keep)
             parts = await self.insert_batch(collection, names, kept, json, timeout, instants, whole=whole, named=theirs)
             return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
 

@@ -22,7 +22,7 @@ from needle.client.router.by_filter import Write
 from needle.client.router.packing import packed, unsayable
 from needle.client.router.routes import Scattered, owner_of, said_of
 from needle.protocol.commands import Insert, Named, Session
-from needle.protocol.named import taken
+from needle.protocol.named import taken_of
 from needle.routing.topology import CollectionInfo, Ownership
 
 BATCHES_IN_FLIGHT = 4
@@ -97,14 +97,7 @@ class RowInserts:
         async def send(shard: int, part: list[int]) -> None:
             names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
             json, instants = [metadata[at] for at in part], [expires[at] for at in part] if expires else []
-            theirs = [one for one in (taken(all_, part) for all_ in named) if one.rows]
-
-            def owner() -> int:
-                newest = self._ownership()
-                if newest is not routed and _owners(newest, names, json) != {shard}:
-                    raise Scattered
-                return shard
-
+            theirs, owner = taken_of(named, part), self._still(routed, shard, names, json)
             async with permits:
                 if (before := failed.get(ALL) or failed.get(shard)) is not None:
                     done.append(BatchPart(part, _not_sent(before)))
@@ -133,6 +126,17 @@ class RowInserts:
                 failed.setdefault(ALL, failed[shard])
             parts = [one for one in parts if first.isdisjoint(one[1])]
         await asyncio.gather(*(send(*one) for one in parts))
+
+    def _still(self, routed: Ownership, shard: int, names: list[str], metadata: list[bytes]) -> Callable[[], int]:
+        """The shard, or Scattered if documents have other owners by a newer map than that by which they were routed."""
+
+        def owner() -> int:
+            newest = self._ownership()
+            if newest is not routed and _owners(newest, names, metadata) != {shard}:
+                raise Scattered
+            return shard
+
+        return owner
 
     async def _again(self, part: list[int], *asked: Any) -> list[BatchPart] | NeedleError:
         """Write the rows of a part by a newer map. asked: as for `run`, the form and the named ones. An error: its

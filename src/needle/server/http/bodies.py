@@ -126,20 +126,6 @@ class PatchDocuments(PatchDocument, frozen=True, kw_only=True):
     return_ids: bool = False
 
 
-class UpdateVectors(Body, frozen=True, kw_only=True):
-    """Other vectors for documents that are there; all else of them stays. name: of the named vector that these are,
-    those without a name if it is left out. ids and vectors have one entry for each document, at most 1000. if_version,
-    if_matches: as in PatchDocuments."""
-
-    ids: Annotated[list[str], Meta(max_length=1000)]
-    vectors: Vectors
-    vector_type: VectorType = "float32"
-    name: str | None = None
-    expires_at: ExpiresAt = None
-    if_version: Positive | None = None
-    if_matches: Filter = None
-
-
 class DeleteDocuments(Body, frozen=True, kw_only=True):
     """As PatchDocuments."""
 

@@ -135,20 +135,5 @@ async def drop_field_index(call: Call) -> bodies.Written:
     return bodies.Written.of(await call.client.drop_field_index(call.collection, field, timeout=call.body.timeout))
 
 
-async def add_vector(call: Call) -> bodies.Written:
-    body: collection_bodies.AddVector = call.body
-    asked = collection_bodies.AskedVector(
-        dimensions=body.dimensions, metric=body.metric, index=body.index, dtype=body.dtype
-    )
-    name, timeout = call.path["vector"], body.timeout
-    added = await call.client.add_vector(call.collection, name, asked.spec(), if_absent=body.if_absent, timeout=timeout)
-    return bodies.Written.of(added)
-
-
-async def drop_vector(call: Call) -> bodies.Written:
-    dropped = await call.client.drop_vector(call.collection, call.path["vector"], timeout=call.body.timeout)
-    return bodies.Written.of(dropped)
-
-
 async def drop_collection(call: Call) -> bodies.Written:
     return bodies.Written.of(await call.client.drop_collection(call.collection, timeout=call.body.timeout))

@@ -137,26 +137,6 @@ def _only_with_filter(body: bodies.PatchDocuments | bodies.DeleteDocuments) -> N
             raise invalid(name, True, "false with ids: it is for what a filter matches")
 
 
-async def update_vectors(call: Call) -> bodies.Written:
-    body: bodies.UpdateVectors = call.body
-    rows = await call.beside(lambda: vectors_of(body.vectors, len(body.ids), body.vector_type))
-    matches = await call.beside(lambda: values.filter_bytes(body.if_matches, "if_matches"))
-    names = values.different_ids(body.ids)
-    if len(rows) != len(names):
-        raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} different ids")
-    result = await call.router.update_vectors(
-        values.check_name(call.collection),
-        names,
-        rows.tobytes(),
-        body.if_version,
-        matches,
-        body.timeout,
-        values.expiry(body.expires_at),
-        "" if body.name is None else values.check_name(body.name, "name"),
-    )
-    return bodies.Written.of(result)
-
-
 async def delete_document(call: Call) -> bodies.Written:
     result = await call.client.delete(call.path["id"], collection=call.collection, timeout=call.body.timeout)
     return bodies.Written.of(result)

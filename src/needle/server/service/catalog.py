@@ -36,6 +36,7 @@ from needle.protocol.peer_calls import (
     WhoAnswer,
     WhoCall,
 )
+from needle.protocol.vector_commands import AddVector
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
 from needle.shard.apply.validation import (
@@ -128,7 +129,7 @@ class CatalogCalls:
             check_vectors(dict(command.vectors), self._node.config.limits)
             if len({name for name, _ in command.vectors}) < len(command.vectors):
                 raise InvalidArgument("a named vector is named twice", field="vectors")
-        elif isinstance(command, catalog_commands.AddVector):
+        elif isinstance(command, AddVector):
             check_vectors({command.vector: command.spec}, self._node.config.limits)
         elif isinstance(command, catalog_commands.CreateCluster):
             if command.first is not None:

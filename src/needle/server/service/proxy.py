@@ -50,7 +50,7 @@ from needle.protocol.calls import (
     SearchManyCall,
     WriteCall,
 )
-from needle.protocol.named import taken
+from needle.protocol.named import taken_of
 from needle.routing.topology import Topology
 from needle.server.service.numbered_writes import LEFT, NumberedWrites, told
 from needle.server.service.reads import check_ids
@@ -229,7 +229,7 @@ class Proxy:
             timeout,
             [command.expires[at] for at in left] if command.expires else [],
             whole=True,
-            named=[taken(one, left) for one in command.named],
+            named=taken_of(command.named, left),
         )
         failures: list[NeedleError] = []
         for part in parts:

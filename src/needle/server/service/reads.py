@@ -50,13 +50,13 @@ from needle.protocol.calls import (
 )
 from needle.protocol.named import Named
 from needle.routing.stored_collections import StoredCollections
-from needle.routing.topology import CollectionInfo
 from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
 from needle.server.service.watched import noted
 from needle.shard.documents.projection import projection
 from needle.shard.documents.records import StoredDocument
 from needle.shard.fields.builders import BeingIndexed
+from needle.shard.named_reads import Wanted, get_named, scan_named
 from needle.shard.reads import Page
 from needle.shard.search_batcher import AGAIN_SECONDS
 from needle.shard.state_machine import Replica
@@ -84,7 +84,7 @@ class Reads:
         usual = 0
         if not request.ef_search:
             info = self._collections.find(self._node.topology, request.collection)
-            usual = 0 if info is None else _usual_ef(info, request.vector_name)
+            usual = 0 if info is None else info.usual_ef(request.vector_name)
         return msgspec.structs.replace(request, claim=claim, explain=explain, usual_ef=usual)
 
     async def fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
@@ -234,8 +234,8 @@ class Reads:
             def read() -> DocumentBatch:
                 if loop.time() > deadline:
                     raise DeadlineExceeded("the call's time was over before it could begin")
-                wanted = call.collection, call.ids, call.with_vectors, call.named
-                found, named = hosted.replica.reads().get_named(wanted, claim, call.bound)
+                wanted = Wanted(call.collection, call.ids, call.with_vectors, call.named)
+                found, named = get_named(hosted.replica.reads(), wanted, claim, call.bound)
                 return _columns(found, applied, projection(call.fields), named)
 
             batch: DocumentBatch = await self._while_wanted(read)
@@ -283,18 +283,10 @@ class Reads:
             width = 4 * replica.view.collection(call.collection).record.spec.dimensions
             pin = None if call.pin is None else (call.pin.open[0][1], call.pin.token)
             page = Page(
-                call.collection,
-                call.filter,
-                call.after,
-                call.limit,
-                call.with_vectors,
-                call.slice,
-                width,
-                call.bound,
-                pin,
-                call.order,
-            )
-            found, named = replica.reads().scan_named(page, call.named, claim, go_on, builders)
+                call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width, call.bound,
+                pin, call.order,
+            )  # fmt: skip
+            found, named = scan_named(replica.reads(), page, call.named, claim, go_on, builders)
             documents = _columns(found.documents, found.applied, projection(call.fields), named)
             return ScanAnswer(documents, found.reached, pin=call.pin, keys=list(found.keys), key=found.key)
 
@@ -379,12 +371,6 @@ class Reads:
             return CollectionsAnswer(specs, counts, applied)
 
         return await self._read(call.group, call.freshness, read)
-
-
-def _usual_ef(info: CollectionInfo, vector: str) -> int:
-    if not vector:
-        return info.spec.index.ef_search
-    return next((one.spec.index.ef_search for one in info.vectors if info.stored_vector(one) == vector), 0)
 
 
 def check_ids(call: GetCall) -> None:

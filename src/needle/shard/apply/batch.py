@@ -26,14 +26,7 @@ from needle.shard.apply.room import instant_of as instant_of
 from needle.shard.apply.sessions import SessionTable
 from needle.shard.catalog_known import encode_known
 from needle.shard.documents.digest import MODULUS, document_hash, rehashed
-from needle.shard.documents.records import (
-    AppliedAt,
-    CollectionRecord,
-    DocRef,
-    StoredDocument,
-    WriteSet,
-    row_id,
-)
+from needle.shard.documents.records import AppliedAt, CollectionRecord, DocRef, StoredDocument, WriteSet, row_id
 from needle.shard.effects import ABSENT, DELETED, WRITTEN, Effect
 from needle.shard.index_change import AS_MADE, IndexState
 from needle.shard.pins import encode_pins
@@ -46,12 +39,7 @@ class Batch:
     """One run of consecutive log entries. Call `prefetch`, then `execute.execute` for each, then `write_set`."""
 
     def __init__(
-        self,
-        at: AppliedAt,
-        collections: Collections,
-        sessions: SessionTable,
-        find: Find,
-        stored: Stored | None = None,
+        self, at: AppliedAt, collections: Collections, sessions: SessionTable, find: Find, stored: Stored | None = None
     ) -> None:
         self.stored = stored or Stored()
         self.fence = self.stored.fence

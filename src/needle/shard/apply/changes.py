@@ -6,7 +6,7 @@ It must not know SQLite, faiss or commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pyroaring import BitMap
@@ -53,6 +53,14 @@ class CollectionChange:
     marked: dict[int, BitMap] | None = None
     touched: bool = False
     first_expiry: int = 0
+
+    @property
+    def ordinals(self) -> Sequence[int]:
+        """Of `rows`."""
+        if not self.record.spec.of:
+            return range(self.first_ordinal, self.first_ordinal + len(self.rows))
+        base = row_id(self.record.id, 0)
+        return [row[0] - base for row in self.rows]
 
     def version(self, id_: str, ref: DocRef, metadata: bytes) -> None:
         """The document is of this version now."""
