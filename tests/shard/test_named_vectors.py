@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from needle.base.config import SegmentConfig
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, VersionMismatch
-from needle.base.model import CollectionSpec, Metric, SearchRequest, VectorSpec
+from needle.base.model import Claim, CollectionSpec, Metric, SearchRequest, VectorSpec, WriteResult
 from needle.protocol.commands import (
     Change,
     CreateCollection,
@@ -22,12 +24,21 @@ from needle.protocol.commands import (
     PinScan,
     UpdateVectors,
 )
+from needle.protocol.move_commands import Forget, Freeze, Own, PrepareMove, Release
+from needle.routing.ranges import fingerprint
+from needle.routing.shard_map import KeyRange
+from needle.routing.strategy import RANGE
+from needle.server.upkeep.range_copy import _command as imports
+from needle.shard import copying
 from needle.shard.named_reads import Wanted, get_named, scan_named
+from needle.shard.plan import BuildTask, plan
 from needle.shard.reads import Page
+from needle.shard.segments.growing import GrowingSegment
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 
 TITLE = "c/title"
+TITLE_FORM = VectorSpec(dimensions=2, metric=Metric.L2).stored_as(TITLE).form
 PAGE = Page("c", b"", "", 10, True)
 
 
@@ -279,3 +290,83 @@ def test_metrics_are_their_own(tmp_path: Path) -> None:
     request = SearchRequest(collection="c", vector=floats([3, 4]), k=2, vector_name=TITLE)
     batch = replica.search(request)
     assert batch.metric is Metric.COSINE and batch.distances[0] == pytest.approx(0, abs=1e-6)
+
+
+# --- moves of key ranges ----------------------------------------------------------------------------------------------
+MOVED: list[KeyRange] = [(b"m", None)]
+
+
+class Shard:
+    """A replica with its log. The target of a move owns nothing at first, and is younger."""
+
+    def __init__(self, directory: Path, written: bool) -> None:
+        self.log, self.replica = Log(), open_replica(directory)
+        made(self.log, self.replica)
+        for n in range(5 if written else 0):
+            named = title([0, 1], [n, 1], [n, 2])
+            self.done(put([f"a{n}", f"m{n}"], [[n, 0, 0], [0, n, 1]], [{"n": n}, {"n": n}], named=named))
+
+    def done(self, *commands: Any) -> WriteResult:
+        result = apply(self.log, self.replica, *commands)[-1]
+        assert isinstance(result, WriteResult), result
+        return result
+
+    def found(self, owned: list[KeyRange]) -> set[str]:
+        claim = Claim(fingerprint(owned), 0)
+        return set(found(self.replica, [0, 0], 100, claim=claim)) | set(
+            found(self.replica, [0, 0], 100, claim=claim, filter=n_is(gte=0))
+        )
+
+
+def test_what_is_copied_for_a_move_has_them(tmp_path: Path) -> None:
+    source, target = Shard(tmp_path / "source", True), Shard(tmp_path / "target", False)
+    source.done(Patch("c", ["m1"], Change(set=[("n", b"7")])), put(["m2"], [[1, 1, 1]], [{"n": 2}]))
+    source.done(PrepareMove(9, 9, False, MOVED, [(b"", None)], RANGE, 2))
+    target.done(PrepareMove(9, 9, True, MOVED, [], RANGE, 2))
+    floor = source.done(Freeze(9)).version
+    rows, reached, _ = copying.page(source.replica.view, "c", MOVED, -1, 1000)
+    assert {row.id for row in rows} == {f"m{n}" for n in range(5)}
+    info: Any = SimpleNamespace(id=9)
+    target.done(imports(info, 0, "c", reached, rows, []))
+    assert target.found([]) == set()
+    source.done(Release(9))
+    assert source.found([(b"", b"m")]) == {f"a{n}" for n in range(5)}
+    target.done(Own(9, 1, floor))
+    assert target.found(MOVED) == {"m0", "m1", "m3", "m4"}
+    assert stored(target.replica, "m0", "m1", "m2", "m3", "m4") == {f"m{n}": [n, 2] for n in (0, 1, 3, 4)}
+    while source.done(Forget(9, 2)).count:
+        assert source.found([(b"", b"m")]) == {f"a{n}" for n in range(5)}
+    assert source.replica.view.collections[TITLE].record.documents == 5
+    for shard in (source, target):
+        assert shard.replica.stored_digest()[1] == shard.replica.digest()
+
+
+def test_what_a_view_does_not_know_is_not_copied_without_its_vectors(tmp_path: Path) -> None:
+    """A name that came after the view: its documents would be copied without their vectors, and not again."""
+    log, replica = Log(), open_replica(tmp_path)
+    apply(log, replica, CreateCollection(spec()), put(["m1"], THREE[:1]))
+    apply(log, replica, PrepareMove(9, 9, False, MOVED, [(b"", None)], RANGE, 2))
+    view = replica.view
+    apply(log, replica, CreateCollection(VectorSpec(dimensions=2, metric=Metric.L2).stored_as(TITLE, "c")))
+    apply(log, replica, put(["m2"], THREE[:1], named=title([0], [1, 1])))
+    rows, reached, _ = copying.page(view, "c", MOVED, -1, 1000)
+    assert [row.id for row in rows] == ["m1"]
+    rows, _, _ = copying.page(replica.view, "c", MOVED, reached, 1000)
+    assert [(row.id, len(row.named)) for row in rows] == [("m2", 1)]
+
+
+# --- builds ----------------------------------------------------------------------------------------------------------
+def test_a_build_counts_rows_where_few_ordinals_have_one() -> None:
+    growing = GrowingSegment(TITLE_FORM)
+    for first in range(1_000_000, 1_010_000, 1000):
+        ordinals = np.arange(first, first + 1000, 10, dtype=np.int64)
+        growing = growing.appended(ordinals, np.zeros((100, 2), np.float32))
+    growing = growing.without(np.array([1_000_000, 1_000_020], np.int64))
+    assert growing.ordinal_of(0, 0) == 1_000_010 and growing.ordinal_of(1, 0) == 1_000_030
+    assert growing.ordinal_of(0, 1_005_001) == 1_005_010
+    assert growing.ordinal_of(997, 0) == 1_009_990
+    config = SegmentConfig(seal_rows=100, rows_max=500)
+    task = plan(
+        [], 1_010_000, 998, config, dimensions=2, quiet=False, ordinal_of=lambda row: growing.ordinal_of(row, 0)
+    )
+    assert task == BuildTask(0, growing.ordinal_of(499, 0), None, 500)

@@ -346,7 +346,7 @@ class Replica:
         """The command to propose, checked against the current collections; cosine vectors are normalised."""
         self._usable.check()
         view = self.view
-        return check_command(command, view.spec, self.limits, len(view.collections))
+        return check_command(command, view.spec, self.limits, lambda: len(view.named()))
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[Any]]:

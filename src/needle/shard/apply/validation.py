@@ -76,9 +76,11 @@ CHECKSUM: Final = re.compile("[0-9a-f]{32}")
 FindSpec = Callable[[str], CollectionSpec | None]
 
 
-def check_command(command: Command, find_spec: FindSpec, limits: Limits, collections: int = 0) -> Command:
+def check_command(
+    command: Command, find_spec: FindSpec, limits: Limits, collections: Callable[[], int] = int
+) -> Command:
     """The command to propose (cosine vectors normalised), or InvalidArgument or CollectionNotFound. collections: how
-    many exist, for the bound on them."""
+    many exist, for the bound on them; named vectors are none."""
     session: Session = getattr(command, "session", NO_SESSION)
     if session.id:
         _check_session(session)
@@ -95,8 +97,9 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
         _check_int("owner", command.owner, 0, VERSION_MAX)
     elif isinstance(command, CreateCollection):
         check_spec(command.spec, limits)
-        if collections >= limits.collections_max and find_spec(command.spec.name) is None:
-            raise invalid("collections", collections + 1, f"at most {limits.collections_max} in a cluster")
+        new = not command.spec.of and find_spec(command.spec.name) is None
+        if new and (count := collections()) >= limits.collections_max:
+            raise invalid("collections", count + 1, f"at most {limits.collections_max} in a cluster")
     elif isinstance(command, DropCollection):
         _require(command.name, find_spec)
     elif isinstance(command, Delete):
