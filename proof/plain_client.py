@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -338,6 +339,7 @@ class PlainCalls(WithoutCatalog):
         order: ScanOrder | None = None,
         *,
         session: bool = False,
+        named: Sequence[str] = (),
     ) -> ScanAnswer:
         """As `DocumentCalls.scan`."""
         given = (slice_, 0, fields, only, b"", pin, order)
@@ -367,10 +369,10 @@ class PlainCalls(WithoutCatalog):
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def create_collection(
-        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = (), vectors: Any = ()
     ) -> WriteResult:
-        """As `DocumentCalls.create_collection`, without fields."""
-        if fields:
+        """As `DocumentCalls.create_collection`, without fields and named vectors."""
+        if fields or vectors:
             raise UNKNOWN
         return await self._group.write(lambda session: CreateCollection(spec, if_absent, session), timeout)
 
