@@ -23,7 +23,7 @@ from needle.client.activity import Activity
 from needle.client.changes import ScanPage
 from needle.client.client import Client
 from needle.client.columns import Documents
-from needle.client.document_calls import Hits, PartialHits
+from needle.client.document_calls import Facet, Hits, PartialHits
 from needle.client.feed_sync import SyncChanges
 from needle.client.feeds import FilterLike
 from needle.client.fitness import Diagnosis
@@ -411,6 +411,31 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
+    def count(
+        self,
+        filter: FilterLike = ...,
+        *,
+        collection: str = ...,
+        mode: ReadMode | str = ...,
+        timeout: Seconds = ...,
+    ) -> int: ...
+    def facet(
+        self,
+        field: str,
+        filter: FilterLike = ...,
+        *,
+        limit: int = ...,
+        collection: str = ...,
+        mode: ReadMode | str = ...,
+        timeout: Seconds = ...,
+    ) -> Facet: ...
+    def counts(
+        self,
+        *,
+        collection: str = ...,
+        mode: ReadMode | str = ...,
+        timeout: Seconds = ...,
+    ) -> dict[int, int]: ...
     def insert(
         self,
         id: str,
