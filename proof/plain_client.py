@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -53,6 +54,7 @@ from needle.protocol.commands import (
     Patch,
     UpdateVectors,
 )
+from needle.protocol.named import Named
 from needle.routing.topology import CollectionInfo
 from proof.plain_nodes import AnyNode, PlainGroup
 from proof.without_catalog import UNKNOWN, WithoutCatalog
@@ -89,7 +91,7 @@ class PlainClient(BatchMethods):
 
 
 class PlainCalls(WithoutCatalog):
-    """`DocumentCalls`, of whichever node answers."""
+    """`DocumentCalls`, of whichever node answers; without named vectors, which only who knows the catalog can name."""
 
     blocking = None
 
@@ -108,6 +110,7 @@ class PlainCalls(WithoutCatalog):
         timeout: float,
         matches: bytes = b"",
         expires: int = AS_IT_IS,
+        named: Sequence[Named] = (),
     ) -> WriteResult:
         """As `DocumentCalls.insert`."""
         instants = [expires] if expires else []
@@ -126,6 +129,7 @@ class PlainCalls(WithoutCatalog):
         expires: Sequence[int] = (),
         *,
         whole: bool = False,
+        named: Sequence[Named] = (),
     ) -> list[BatchPart]:
         """As `DocumentCalls.insert_batch`; who routes looks at all of a part, whatever is `whole`. Documents that were
         not sent because others failed are one part."""
@@ -189,6 +193,7 @@ class PlainCalls(WithoutCatalog):
         matches: bytes,
         timeout: float,
         expires: int = AS_IT_IS,
+        vector_name: str = "",
     ) -> WriteResult:
         """As `DocumentCalls.update_vectors`, all at once."""
         command = UpdateVectors(collection, names, vectors, expected, matches=matches, expires=expires)
@@ -220,6 +225,7 @@ class PlainCalls(WithoutCatalog):
         max_staleness: float = 0.0,
         session: bool = False,
         fields: tuple[str, ...] | None = None,
+        named: Sequence[str] = (),
     ) -> DocumentBatch:
         """As `DocumentCalls.get`."""
         answer = await self._read(
@@ -333,6 +339,7 @@ class PlainCalls(WithoutCatalog):
         order: ScanOrder | None = None,
         *,
         session: bool = False,
+        named: Sequence[str] = (),
     ) -> ScanAnswer:
         """As `DocumentCalls.scan`."""
         given = (slice_, 0, fields, only, b"", pin, order)
@@ -362,10 +369,10 @@ class PlainCalls(WithoutCatalog):
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def create_collection(
-        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = (), vectors: Any = ()
     ) -> WriteResult:
-        """As `DocumentCalls.create_collection`, without fields."""
-        if fields:
+        """As `DocumentCalls.create_collection`, without fields and named vectors."""
+        if fields or vectors:
             raise UNKNOWN
         return await self._group.write(lambda session: CreateCollection(spec, if_absent, session), timeout)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from needle.base.errors import InvalidArgument
-from needle.base.model import IndexParams, ReadMode, WriteResult
+from needle.base.model import IndexParams, ReadMode, VectorSpec, WriteResult
 from needle.client.feed_calls import FeedCalls
 from needle.routing.topology import CollectionInfo
 
@@ -24,6 +24,16 @@ class WithoutCatalog:
         raise UNKNOWN
 
     async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise UNKNOWN
+
+    async def add_vector(
+        self, name: str, vector: str, spec: VectorSpec, if_absent: bool, timeout: float
+    ) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise UNKNOWN
+
+    async def drop_vector(self, name: str, vector: str, timeout: float) -> WriteResult:
         """Only who knows the catalog can."""
         raise UNKNOWN
 

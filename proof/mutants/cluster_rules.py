@@ -158,7 +158,7 @@ MUTANTS = (
         edits=(
             Edit(
                 _RECONCILE,
-                "if collection_id(name) in newest.dropped",
+                "if dropped_as(name) in newest.dropped",
                 "if name",
             ),
         ),

@@ -369,7 +369,7 @@ class World:
         if not await self.operator.restored():  # an operator's earlier command may have come behind "restore"
             return False
         replicas, now = self.fleet.replicas(), self.truth.now
-        wanted = sorted(info.stored_name for info in now.collections)
+        wanted = sorted(name for info in now.collections for name in info.stored_names)
         for group, here in [(group, replicas.get(group, {})) for group in self.truth.groups()]:
             applied = {replica.machine.applied_index() for replica in here.values()}
             if len(applied) != 1 or sorted(here) != sorted(set(self.truth.nodes_of(group)) - self.fleet.retired):

@@ -29,7 +29,7 @@ _PUBLIC = {
     "needle.base.explain": "SegmentExplanation ShardExplanation Way",
     "needle.base.filters.builder": "Filter",
     "needle.base.model": (
-        "CollectionSpec Document Hit IndexKind IndexParams Metric PeerStatus RaftStatus ReadMode WriteResult"
+        "CollectionSpec Document Hit IndexKind IndexParams Metric PeerStatus RaftStatus ReadMode VectorSpec WriteResult"
     ),
     "needle.base.text": "TextField",
     "needle.client": (

@@ -70,6 +70,7 @@ from needle.base.model import Metric as Metric
 from needle.base.model import PeerStatus as PeerStatus
 from needle.base.model import RaftStatus as RaftStatus
 from needle.base.model import ReadMode as ReadMode
+from needle.base.model import VectorSpec as VectorSpec
 from needle.base.model import WriteResult as WriteResult
 from needle.base.text import TextField as TextField
 from needle.client import ApiKey as ApiKey

@@ -23,7 +23,9 @@ import needle
 from needle.base.config import SegmentConfig, ShardingConfig
 from needle.base.request import Request, current
 from needle.client.changes import ChangeMethods
+from needle.client.counting import CountMethods
 from needle.client.documents import DocumentMethods
+from needle.client.router.counting import Counting
 from needle.client.router.router import Router
 from needle.client.searches import SearchMethods
 from needle.client.traced import CALLS, ROUTED
@@ -152,10 +154,15 @@ async def test_a_search_is_one_trace_through_client_router_shards_and_segments(
 
 
 def test_every_call_about_documents_has_a_span() -> None:
-    for kind in (DocumentMethods, ChangeMethods, SearchMethods):
+    for kind in (DocumentMethods, ChangeMethods, SearchMethods, CountMethods):
         calls = {name for name, call in vars(kind).items() if inspect.iscoroutinefunction(call) and name[0] != "_"}
         assert calls <= {*CALLS}, kind
-    routed = {name for name, call in vars(Router).items() if inspect.iscoroutinefunction(call) and name[0] != "_"}
+    routed = {
+        name
+        for kind in (Router, Counting)
+        for name, call in vars(kind).items()
+        if inspect.iscoroutinefunction(call) and name[0] != "_"
+    }
     assert routed <= {*ROUTED}
 
 

@@ -37,7 +37,7 @@ SPECS = {
 
 
 def check(command: Command, collections: int = 2) -> Command:
-    return check_command(command, SPECS.get, LIMITS, collections)
+    return check_command(command, SPECS.get, LIMITS, lambda: collections)
 
 
 def one(id_: str = "a", row: Any = (1, 2, 3), **kw: Any) -> Insert:

@@ -16,11 +16,12 @@ from proof.sim.shards.feeds import FeedReader
 from proof.sim.shards.lasting import Lasting
 from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import Shape
+from proof.sim.shards.several import Several
 from proof.sim.shards.truth import Truth
 from proof.sim.shards.wording import WordSearcher
 from proof.sim.stage import Stage
 
-Other = Altering | Churn | FeedReader | Lasting | PinnedReader | WordSearcher
+Other = Altering | Churn | FeedReader | Lasting | PinnedReader | Several | WordSearcher
 
 
 class Others:
@@ -58,6 +59,8 @@ class Others:
         if shape.feeds:
             self.feeds = FeedReader(stage, partial(client, "feeds"), truth)
             self._begin("feeds", self.feeds)
+        if shape.several:
+            self._begin("several", Several(stage, client("several", truth.now)))
         if shape.words:
             self.words = WordSearcher(stage, client, aware, truth)
             self._begin("words", self.words)

@@ -24,6 +24,7 @@ MOVE_ROWS = 256
 CATCHING_UP_SHARE = 0.5
 ALTERING_SHARE = 0.4
 WORDS_SHARE = 0.5
+SEVERAL_SHARE = 0.3
 UNAWARE = ("c2", "c3")
 HOME = "home"
 """The metadata field that decides in runs with custom routing. It follows from the id: an id is one document."""
@@ -46,7 +47,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     somebody counts, scans and changes documents that stay (lasting.py); pinned: whether somebody reads the workload's
     documents by consistent scans (pinned.py); feeds: whether somebody mirrors them by a change feed
     (feeds.py); altering: whether somebody changes the index of their collection
-    (altering.py); words: whether somebody searches by words (wording.py)."""
+    (altering.py); words: whether somebody searches by words (wording.py); several: whether somebody writes
+    documents with two vectors (several.py)."""
 
     shards: int
     replicas: int
@@ -68,6 +70,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     feeds: bool = False
     altering: bool = False
     words: bool = False
+    several: bool = False
 
 
 def shape_of(spec: Spec) -> Shape:
@@ -77,7 +80,8 @@ def shape_of(spec: Spec) -> Shape:
     feeds = not spec.plain and stream(spec.seed, "who reads a feed").random() < FEEDS_SHARE
     altering = not spec.plain and stream(spec.seed, "who alters").random() < ALTERING_SHARE
     words = not spec.plain and stream(spec.seed, "who searches by words").random() < WORDS_SHARE
-    return msgspec.structs.replace(shape, pinned=pinned, altering=altering, feeds=feeds, words=words)
+    several = not spec.plain and stream(spec.seed, "who writes several vectors").random() < SEVERAL_SHARE
+    return msgspec.structs.replace(shape, pinned=pinned, altering=altering, feeds=feeds, words=words, several=several)
 
 
 def plain_shape(spec: Spec) -> Shape:

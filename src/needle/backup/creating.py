@@ -18,7 +18,6 @@ import msgspec
 import needle
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
-    FORMAT,
     PIECES,
     CollectionBackup,
     Contents,
@@ -28,6 +27,7 @@ from needle.backup.format import (
     PieceRef,
     encode_manifest,
     encode_piece,
+    format_of,
     manifest_name,
 )
 from needle.backup.index_copying import IndexCopying
@@ -94,7 +94,7 @@ class Making:
         names = {one.spec.name for one in collections}
         manifest = Manifest(
             id=backup,
-            format=FORMAT,
+            format=format_of(collections),
             began=began,
             ended=rfc3339(self._around.micros()),
             release=needle.__version__,
@@ -126,7 +126,8 @@ class Making:
         spec, contents, cutter = info.spec, Contents(), Cutter(info.spec.form.numbers)
         pieces: list[PieceRef] = []
         cuts: list[tuple[int, int]] = []
-        async with aclosing(pages(self._client, spec, info.id, self._timeout)) as scan:
+        vectors = {one.name: one.spec for one in info.vectors}
+        async with aclosing(pages(self._client, spec, info.id, self._timeout, vectors)) as scan:
             async for batch, pin in scan:
                 cuts = sorted(pin.open)
                 await self._around.blocking(contents.add, batch)
@@ -144,6 +145,7 @@ class Making:
             cuts=cuts,
             pieces=pieces,
             indexes=indexes,
+            vectors=vectors,
         )
 
     async def _put_all(self, pieces: Iterator[Piece]) -> list[PieceRef]:

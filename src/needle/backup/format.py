@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -16,10 +16,13 @@ import xxhash
 
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptBackup, UnsupportedFormat
-from needle.base.model import CollectionSpec
+from needle.base.model import CollectionSpec, VectorSpec
 from needle.protocol.calls import DocumentBatch
+from needle.protocol.named import Named
 
 FORMAT: Final = 1
+NAMED_FORMAT: Final = 2
+"""Of a backup that has named vectors: an earlier release would leave them out."""
 PIECE_BYTES: Final = 64 << 10
 """Pieces have about so many bytes: a changed document ships so many, and each piece is a file and an fsync."""
 PIECE_BYTES_MAX: Final = 4 << 20
@@ -29,15 +32,18 @@ MANIFESTS: Final = "backups/"
 PIECES: Final = "pieces/"
 SUFFIX: Final = ".manifest"
 _HEAD: Final = struct.Struct("<IIIQ")
+_NAMED: Final = struct.Struct("<II")
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """Documents in the order of their ids, as columns. vectors: rows of float32 bytes. expires: as in DocumentBatch."""
+    """Documents in the order of their ids, as columns. vectors: rows of float32 bytes. expires, named: as in
+    DocumentBatch; where there is none the file has no place for it, as those of earlier releases."""
 
     ids: list[str]
     metadata: list[bytes]
     vectors: bytes
     expires: list[int] = []
+    named: list[Named] = []
 
 
 class PieceRef(msgspec.Struct, frozen=True, array_like=True):
@@ -72,7 +78,8 @@ class IndexFile(msgspec.Struct, frozen=True, kw_only=True):
 class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     """A collection. fields: declared indexes. documents: how many, of which `expiring` expire some day. digest: of its
     contents (Contents). cuts: each shard and the index of its log at which the documents are. indexes: index files, in
-    the order of shards and of the ordinals that they serve; a restore is right without them (docs/adr/0093)."""
+    the order of shards and of the ordinals that they serve; a restore is right without them (docs/adr/0093). vectors:
+    what its named vectors are like; of these there are no index files."""
 
     spec: CollectionSpec
     fields: tuple[str, ...]
@@ -82,6 +89,7 @@ class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     cuts: list[tuple[int, int]]
     pieces: list[PieceRef]
     indexes: list[IndexFile] = []
+    vectors: dict[str, VectorSpec] = {}
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +124,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 yield from file.refs()
 
 
+def format_of(collections: list[CollectionBackup]) -> int:
+    """The least that says all of it."""
+    return NAMED_FORMAT if any(one.vectors for one in collections) else FORMAT
+
+
 class _Version(msgspec.Struct):
     format: int
 
@@ -138,10 +151,10 @@ def decode_manifest(name: str, data: bytes) -> Manifest:
         raise CorruptBackup(f"{name} is damaged: its checksum differs", file=name)
     try:
         version = msgspec.json.decode(body, type=_Version).format
-        if version != FORMAT:
+        if version not in (FORMAT, NAMED_FORMAT):
             raise UnsupportedFormat(
-                f"{name} has format {version}, and this release reads {FORMAT}: use the release that made the backup, "
-                "or a later one",
+                f"{name} has format {version}, and this release reads up to {NAMED_FORMAT}: use the release that made "
+                "the backup, or a later one",
                 file=name,
             )
         return msgspec.json.decode(body, type=Manifest)
@@ -151,7 +164,7 @@ def decode_manifest(name: str, data: bytes) -> Manifest:
 
 def encode_piece(piece: Piece) -> tuple[PieceRef, bytes]:
     """The piece as a file."""
-    data = msgspec.msgpack.encode(piece)
+    data = msgspec.msgpack.encode(piece if piece.named else msgspec.structs.astuple(piece)[:-1])
     return PieceRef(hashlib.sha256(data).hexdigest(), len(data), len(piece.ids)), data
 
 
@@ -185,22 +198,35 @@ class Contents:
     def add(self, rows: Piece | DocumentBatch) -> None:
         """Documents with their vectors."""
         width = len(rows.vectors) // max(1, len(rows.ids))
-        view, total = memoryview(rows.vectors), 0
+        view, total, named = memoryview(rows.vectors), 0, by_row(rows.named)
         for at, name in enumerate(rows.ids):
             expires = rows.expires[at] if rows.expires else 0
             if expires and expires <= self._lasting:
                 continue
             self.expiring += expires > 0
             self.documents += 1
-            total += _hash(name.encode(), rows.metadata[at], view[at * width : (at + 1) * width], expires)
+            vector, others = view[at * width : (at + 1) * width], named.get(at, {})
+            total += _hash(name.encode(), rows.metadata[at], vector, expires, others)
         self._sum = (self._sum + total) % (1 << 128)
 
 
-def _hash(name: bytes, metadata: bytes, vector: memoryview, expires: int) -> int:
+def by_row(named: list[Named]) -> dict[int, dict[str, memoryview]]:
+    """The named vectors of those documents of a batch that have some."""
+    found: dict[int, dict[str, memoryview]] = {}
+    for one in named:
+        for row, vector in zip(one.rows, one.each(), strict=True):
+            found.setdefault(row, {})[one.vector] = vector
+    return found
+
+
+def _hash(name: bytes, metadata: bytes, vector: memoryview, expires: int, named: Mapping[str, memoryview]) -> int:
     """Of one document, all of it at once: where parts are summed apart, as replicas do by ordinals, two documents could
     have changed their vectors."""
     head = _HEAD.pack(len(name), len(metadata), len(vector), expires)
-    return xxhash.xxh3_128_intdigest(b"".join((head, name, metadata, vector)))
+    others = [
+        part for one in sorted(named) for part in (_NAMED.pack(len(one), len(named[one])), one.encode(), named[one])
+    ]
+    return xxhash.xxh3_128_intdigest(b"".join((head, name, metadata, vector, *others)))
 
 
 class Cutter:
@@ -217,11 +243,18 @@ class Cutter:
         self._metadata: list[bytes] = []
         self._vectors: list[bytes] = []
         self._expires: list[int] = []
+        self._named: dict[str, tuple[list[int], list[memoryview]]] = {}
         self._size = 0
 
     def cut(self, batch: DocumentBatch) -> Iterator[Piece]:
         """Take a page; the pieces that are whole by now."""
+        named = by_row(batch.named)
         for at, name in enumerate(batch.ids):
+            for one, vector in named.get(at, {}).items():
+                places, block = self._named.setdefault(one, ([], []))
+                places.append(len(self._ids))
+                block.append(vector)
+                self._size += len(vector)
             self._ids.append(name)
             self._metadata.append(batch.metadata[at])
             self._vectors.append(batch.vectors[at * self._width : (at + 1) * self._width])
@@ -237,6 +270,7 @@ class Cutter:
 
     def _piece(self) -> Piece:
         expires = self._expires if any(self._expires) else []
-        made = Piece(self._ids, self._metadata, b"".join(self._vectors), expires)
+        named = [Named(one, places, b"".join(block)) for one, (places, block) in sorted(self._named.items())]
+        made = Piece(self._ids, self._metadata, b"".join(self._vectors), expires, named)
         self._begin()
         return made

@@ -41,6 +41,7 @@ from needle.protocol.index_file_calls import (
     IndexHoldCall,
     IndexPutCall,
 )
+from needle.protocol.named import taken_of
 from needle.routing.topology import Topology
 
 CALL_SECONDS: Final = 30.0
@@ -91,6 +92,7 @@ def part_of(piece: Piece, chosen: list[int]) -> Piece:
         [piece.metadata[at] for at in chosen],
         b"".join(piece.vectors[at * width : (at + 1) * width] for at in chosen),
         [piece.expires[at] for at in chosen] if piece.expires else [],
+        taken_of(piece.named, chosen),
     )
 
 

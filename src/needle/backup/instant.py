@@ -11,7 +11,7 @@ the next one behind it, was found again, and before every key has exactly one ow
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +21,6 @@ import needle
 from needle.backup.archive_reading import catalog_at, catalogs_of, chosen, founding_of, index_set_near, read_catalog
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
-    FORMAT,
     CollectionBackup,
     Contents,
     Cutter,
@@ -31,6 +30,7 @@ from needle.backup.format import (
     PieceRef,
     encode_manifest,
     encode_piece,
+    format_of,
     manifest_name,
 )
 from needle.backup.one_collection import MARK, OneCollection, check_known, one_collection
@@ -42,13 +42,13 @@ from needle.base.decoding import routed_metadata
 from needle.base.dtypes import VectorForm
 from needle.base.errors import InvalidArgument, StorageError, invalid
 from needle.base.instants import rfc3339
-from needle.base.model import CollectionSpec
+from needle.base.model import CollectionSpec, VectorSpec
 from needle.client import Client
 from needle.protocol.calls import DocumentBatch
 from needle.routing.ranges import KeySet, difference, overlap, union
 from needle.routing.shard_map import KeyRange, ShardMap, uncovered
 from needle.routing.strategy import routing_key
-from needle.routing.topology import CollectionInfo, Topology, collection_id, public_name
+from needle.routing.topology import CollectionInfo, Topology, collection_id, public_name, vector_called
 
 if TYPE_CHECKING:
     from needle.shard.documents.records import StoredDocument
@@ -145,7 +145,7 @@ class Making:
         told = hashlib.sha256(msgspec.json.encode((founding, at, cuts))).hexdigest()[:8]
         manifest = Manifest(
             id=f"{stamp}-{told}",
-            format=FORMAT,
+            format=format_of(collections),
             began=rfc3339(at or 0),
             ended=rfc3339(at or 0),
             release=needle.__version__,
@@ -224,6 +224,7 @@ class Making:
         pieces: dict[int, list[PieceRef]] = {info.id: [] for info in infos}
         cuts: dict[int, list[tuple[int, int]]] = {info.id: [] for info in infos}
         indexes: dict[int, list[IndexFile]] = {info.id: [] for info in infos}
+        vectors = {info.id: vectors_of(info, found) for info in infos}
         for shard, replayed in sorted(found.items()):
             self._told(f"shard {shard}: reading its documents at index {replayed.index}")
             files = index_set_near(self._store, founding, shard, replayed.index)
@@ -232,7 +233,8 @@ class Making:
                     indexes[info.id] += [] if files is None else files.collections.get(info.stored_name, [])
                     cuts[info.id].append((shard, replayed.index))
                     if info.stored_name in replayed.collections:
-                        batches = documents(replay, info.stored_name, owned[shard], shard_map)
+                        names = vectors[info.id]
+                        batches = documents(replay, info.stored_name, owned[shard], shard_map, names)
                         pieces[info.id] += self._written(info.spec, batches, sums[info.id])
                 replay.prove()
         return [
@@ -245,6 +247,7 @@ class Making:
                 cuts=cuts[info.id],
                 pieces=pieces[info.id],
                 indexes=indexes[info.id],
+                vectors={vector_called(name): VectorSpec.of(spec) for name, spec in vectors[info.id].items()},
             )
             for info in infos
         ]
@@ -299,7 +302,16 @@ def owners(found: Mapping[int, Replayed], shard_map: ShardMap) -> dict[int, list
     return owned
 
 
-def documents(replay: Replay, stored: str, owned: list[KeyRange], shard_map: ShardMap) -> Iterator[DocumentBatch]:
+def vectors_of(info: CollectionInfo, found: Mapping[int, Replayed]) -> dict[str, CollectionSpec]:
+    """The named vectors that some shard has of a collection, by their names in the shards; of one name the last one."""
+    there = {name: spec for one in found.values() for name, spec in one.vectors.items() if spec.of == info.stored_name}
+    last = {vector_called(name): name for name in sorted(there, key=lambda name: collection_id(name) or 0)}
+    return {name: there[name] for name in sorted(last.values())}
+
+
+def documents(
+    replay: Replay, stored: str, owned: list[KeyRange], shard_map: ShardMap, vectors: Collection[str]
+) -> Iterator[DocumentBatch]:
     """A shard's documents of a collection with keys in `owned`, in the order of their ids, visible there or not."""
     view = replay.replica.view
     record, store = view.collection(stored).record, view.store
@@ -312,8 +324,10 @@ def documents(replay: Replay, stored: str, owned: list[KeyRange], shard_map: Sha
         return routing_key(strategy, count, id_, routed_metadata(metadata) if custom else None) in keys
 
     def batch(rows: list[StoredDocument]) -> DocumentBatch:
-        vectors = store.by_ordinal(record.id, [row.ordinal for row in rows], metadata=False, vectors=True)
-        return _batch(vectors, rows, record.spec.form)
+        found = store.by_ordinal(record.id, [row.ordinal for row in rows], metadata=False, vectors=True)
+        made = _batch(found, rows, record.spec.form)
+        named = replay.named(stored, vectors, rows)
+        return msgspec.structs.replace(made, named=named) if named else made
 
     rows = []
     for seen in store.scan(record.id, ""):

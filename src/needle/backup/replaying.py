@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,11 +27,13 @@ from needle.base.model import CollectionSpec
 from needle.protocol.archive_calls import LoggedEntry
 from needle.protocol.commands import DropCollection, decode_logged
 from needle.protocol.move_commands import Forget
+from needle.protocol.named import Named
 from needle.protocol.stamps import stamp
-from needle.routing.topology import collection_id
+from needle.routing.topology import dropped_as, vector_called
 
 if TYPE_CHECKING:
     from needle.shard.apply.holdings import Holdings
+    from needle.shard.documents.records import StoredDocument
     from needle.shard.state_machine import Replica
 
 BATCH_ENTRIES: Final = 256
@@ -61,14 +63,16 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard at an index. collections: by their names in the shard, and what they are called in its file. dropped: ids
-    of collections. forgotten: moves of which it has deleted what it gave."""
+    """A shard at an index. collections: by their names in the shard, and what they are called in its file. vectors: the
+    named ones, by their names in the shard. dropped: ids of collections. forgotten: moves of which it has deleted what
+    it gave."""
 
     shard: int
     index: int
     directory: str
     holdings: Holdings | None
     collections: dict[str, tuple[int, CollectionSpec]]
+    vectors: dict[str, CollectionSpec]
     dropped: set[int]
     forgotten: set[int]
 
@@ -106,6 +110,15 @@ class Replay:
         """As it is now."""
         return self._replica
 
+    def named(self, stored: str, vectors: Collection[str], rows: Sequence[StoredDocument]) -> list[Named]:
+        """The named vectors of documents of a collection, as callers know them. vectors: which, by their names in the
+        shard; some may not be here."""
+        here = [name for name in vectors if name in self._replica.view.collections]
+        from needle.shard.named_reads import named_of  # as below
+
+        found = named_of(self._replica.view, stored, here, rows)
+        return [msgspec.structs.replace(one, vector=vector_called(one.vector)) for one in found]
+
     def to(self, place: Place) -> Replayed:
         """Go there from the newest state before it. Raises InvalidArgument for a place that the archive does not
         reach, CorruptBackup, RestoreDiffers."""
@@ -125,6 +138,7 @@ class Replay:
             directory=str(self.directory),
             holdings=None if view.fence is None else view.fence.holdings,
             collections={held.record.spec.name: (held.record.id, held.record.spec) for held in view.named()},
+            vectors={name: held.record.spec for name, held in view.collections.items() if held.record.spec.of},
             dropped=self.dropped,
             forgotten=self.forgotten,
         )
@@ -226,7 +240,7 @@ class Replay:
         if any(told in one.data[:_HEAD_BYTES] for told in _TOLD):
             command = decode_logged(one.data)
             if isinstance(command, DropCollection):
-                self.dropped.add(collection_id(command.name) or 0)
+                self.dropped.add(dropped_as(command.name) or 0)
             elif isinstance(command, Forget):
                 self.forgotten.add(command.move)
 

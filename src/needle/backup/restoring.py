@@ -236,7 +236,8 @@ class _Restoring:
     async def _made(self, collection: CollectionBackup) -> None:
         client, spec = self._client, collection.spec
         documents = client.documents
-        await self._patiently(partial(documents.create_collection, spec, True, self._timeout))
+        last = ((), sorted(collection.vectors.items())) if collection.vectors else ()
+        await self._patiently(partial(documents.create_collection, spec, True, self._timeout, *last))
         for path in collection.fields:
             await self._patiently(partial(documents.declare_field, spec.name, path, True, self._timeout))
 
@@ -269,7 +270,7 @@ class _Restoring:
 
         async def write() -> None:
             parts = await self._client.documents.insert_batch(
-                name, piece.ids, memoryview(piece.vectors), piece.metadata, self._timeout, expires
+                name, piece.ids, memoryview(piece.vectors), piece.metadata, self._timeout, expires, named=piece.named
             )
             failed = next((part.outcome for part in parts if isinstance(part.outcome, NeedleError)), None)
             if failed is not None:
@@ -312,7 +313,7 @@ class _Restoring:
 
     async def _scan(self, collection: CollectionBackup, lasting: int) -> Contents:
         found = Contents(lasting)
-        async with aclosing(pages(self._client, collection.spec, 0, self._timeout)) as scan:
+        async with aclosing(pages(self._client, collection.spec, 0, self._timeout, collection.vectors)) as scan:
             async for batch, _ in scan:
                 await self._around.blocking(found.add, batch)
         return found

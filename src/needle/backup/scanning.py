@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Final
 
 from needle.base.errors import NeedleError
-from needle.base.model import CollectionSpec, ReadMode
+from needle.base.model import CollectionSpec, ReadMode, VectorSpec
 from needle.client import Client
 from needle.protocol.calls import DocumentBatch, ScanAnswer, ScanPin
 
@@ -18,18 +18,20 @@ END_SECONDS: Final = 2.0
 
 
 async def pages(
-    client: Client, spec: CollectionSpec, collection_id: int, timeout: float
+    client: Client, spec: CollectionSpec, collection_id: int, timeout: float, vectors: Mapping[str, VectorSpec]
 ) -> AsyncGenerator[tuple[DocumentBatch, ScanPin], None]:
     """Documents with their vectors in the order of their ids, and where each shard is read; to be closed
-    by who breaks off. collection_id: the id that
+    by who breaks off. vectors: the named ones that come with them. collection_id: the id that
     the collection must have, 0 for any. Raises ScanEnded, CollectionNotFound, InvalidArgument for one of another id."""
-    limit = max(1, min(PAGE_DOCUMENTS, PAGE_BYTES // (4 * spec.dimensions)))
+    width = 4 * (spec.dimensions + sum(one.dimensions for one in vectors.values()))
+    limit = max(1, min(PAGE_DOCUMENTS, PAGE_BYTES // width))
     pin, after, whole = ScanPin(), "", False
 
     async def page(ask: ScanPin, seconds: float) -> ScanAnswer:
         return await client.documents.scan(
-            spec.name, b"", after, limit, True, (0, 1), ReadMode.STRONG, seconds, None, collection_id, ask
-        )
+            spec.name, b"", after, limit, True, (0, 1), ReadMode.STRONG, seconds, None, collection_id, ask,
+            named=sorted(vectors),
+        )  # fmt: skip
 
     try:
         while True:

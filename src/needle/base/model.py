@@ -103,7 +103,7 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A named set of vectors of one dimension and metric. ttl: seconds after its last write at which a document
     expires, 0 for never. model: whose vectors of texts these are, "" if it names none. text: by which documents are
     found with words, if any. All three are the catalog's to say, shards keep collections without them. dtype: of the
-    numbers that are stored."""
+    numbers that are stored. of: inside shards, of a named vector, the collection whose documents have it (adr/0118)."""
 
     name: str
     dimensions: int
@@ -113,6 +113,7 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     text: TextField | None = None
     dtype: DType = DType.FLOAT32
+    of: str = ""
 
     @property
     def form(self) -> VectorForm:
@@ -136,6 +137,26 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
         return same and made.index.built in known
 
 
+class VectorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A named vector that documents of a collection may have beside the one without a name: as of CollectionSpec."""
+
+    dimensions: int
+    metric: Metric = Metric.COSINE
+    index: IndexParams = IndexParams()
+    dtype: DType = DType.FLOAT32
+
+    @staticmethod
+    def of(spec: CollectionSpec) -> VectorSpec:
+        """Of what shards keep."""
+        return VectorSpec(dimensions=spec.dimensions, metric=spec.metric, index=spec.index, dtype=spec.dtype)
+
+    def stored_as(self, name: str, of: str = "") -> CollectionSpec:
+        """How shards keep it: under this name, of that collection."""
+        return CollectionSpec(
+            name=name, dimensions=self.dimensions, metric=self.metric, index=self.index, dtype=self.dtype, of=of
+        )
+
+
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """One search result. distance: lower is nearer (see Metric). score: higher is nearer
     (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for.
@@ -154,13 +175,15 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
     """One stored document. vector: float32 numpy array of shape (dimensions,). version: grows with every write.
-    expires_at: when it expires, as RFC 3339 in UTC; None for never."""
+    expires_at: when it expires, as RFC 3339 in UTC; None for never. vectors: those of its named vectors that were asked
+    for and that it has, by name; None if none was asked for."""
 
     id: str
     vector: Any
     metadata: Any
     version: int
     expires_at: str | None = None
+    vectors: dict[str, Any] | None = None
 
 
 class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,7 +222,8 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     vectors, which are there for that only. order_by: the field by whose values who merges orders the hits in the end,
     "" for none; descending: from the greatest. keywords: words to find instead of a vector; words: what a shard is
     asked of them, by who routes. usual_ef: `ef_search` of the collection, for a search that says none, 0 where
-    the catalog does not tell it (set by the node)."""
+    the catalog does not tell it (set by the node). vector_name: which vector of the documents is meant, "" for the one
+    without a name; for shards, its name there."""
 
     collection: str
     vector: bytes
@@ -228,6 +252,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     keywords: str = ""
     words: TextQuery | None = None
     usual_ef: int = 0
+    vector_name: str = ""
 
 
 def score_of(distance: float, metric: Metric) -> float:

@@ -18,13 +18,16 @@ from needle.protocol.catalog_commands import (
     RemoveAlias,
     SetAlias,
 )
-from needle.routing.topology import AliasInfo, CollectionInfo, Topology
+from needle.protocol.vector_commands import AddVector, DropVector
+from needle.routing.topology import AliasInfo, CollectionInfo, NamedVector, Topology, vector_id
 
 COLLECTIONS_MAX = 10_000
 ALIASES_MAX = 1000
 DROPPED_MAX = 4096
 FIELDS_MAX = 64
 """Declared fields of a collection."""
+VECTORS_MAX = 16
+"""Named vectors of a collection."""
 
 _replace = msgspec.structs.replace
 
@@ -36,7 +39,8 @@ def create(now: Topology, index: int, command: CreateCollection) -> Changed:
     if (alias := now.alias(name)) is not None:
         raise CollectionExists(f"{name!r} is an alias, of collection {alias.collection!r}", collection=name)
     if found is not None:
-        if found.nonce == command.nonce or (command.if_absent and found.is_made_as(command.spec)):
+        same = command.if_absent and found.is_made_as(command.spec) and _has(found, command)
+        if found.nonce == command.nonce or same:
             return done(now, index, found.id, existed=found.nonce != command.nonce)
         raise CollectionExists(f"collection {name!r} exists{_difference(found, command)}", collection=name)
     if len(now.collections) >= COLLECTIONS_MAX:
@@ -44,14 +48,26 @@ def create(now: Topology, index: int, command: CreateCollection) -> Changed:
     if len(command.fields) > FIELDS_MAX:
         raise invalid("fields", f"{len(command.fields)} paths", f"at most {FIELDS_MAX} declared ones of a collection")
     fields = tuple(sorted(set(command.fields)))
-    made = CollectionInfo(id=index, spec=command.spec, nonce=command.nonce, fields=fields)
+    if len(command.vectors) > VECTORS_MAX:
+        raise invalid("vectors", f"{len(command.vectors)} names", f"at most {VECTORS_MAX} of a collection")
+    named = enumerate(sorted(command.vectors, key=lambda pair: pair[0]))
+    vectors = tuple(NamedVector(one, vector_id(index, at), spec) for at, (one, spec) in named)
+    made = CollectionInfo(id=index, spec=command.spec, nonce=command.nonce, fields=fields, vectors=vectors)
     collections = tuple(sorted([*now.collections, made], key=lambda info: info.spec.name))
     return done(_replace(now, collections=collections), index)
+
+
+def _has(found: CollectionInfo, command: CreateCollection) -> bool:
+    """Whether it has the named vectors that it is to be made with. It may have got more."""
+    there = {one.name: one.spec for one in found.vectors}
+    return all(there.get(name) == spec for name, spec in command.vectors)
 
 
 def _difference(found: CollectionInfo, command: CreateCollection) -> str:
     there, wanted = _settings(found.spec), _settings(command.spec)
     told = [f"{name} {value}, not {wanted[name]}" for name, value in there.items() if value != wanted[name]]
+    if not told and not _has(found, command):
+        told = ["other named vectors"]
     return f", with {', '.join(told)}" if told else ""
 
 
@@ -70,30 +86,33 @@ def _settings(spec: CollectionSpec) -> dict[str, object]:
 
 
 def drop(now: Topology, index: int, command: DropCollection) -> Changed:
-    left = tuple(info for info in now.collections if (info.spec.name, info.id) != (command.name, command.id))
-    if len(left) == len(now.collections):
+    gone = next((info for info in now.collections if (info.spec.name, info.id) == (command.name, command.id)), None)
+    left = tuple(info for info in now.collections if info is not gone)
+    if gone is None:
         return done(now, index, now.version, existed=False)
     led = [alias.name for alias in now.aliases if alias.collection == command.name]
     if led:
         names = ", ".join(map(repr, led[:10]))
         raise invalid("collection", command.name, f"one without an alias: remove {names}, or let them lead elsewhere")
-    dropped = (*now.dropped, command.id)[-DROPPED_MAX:]
+    dropped = (*now.dropped, command.id, *(-one.id for one in gone.vectors))[-DROPPED_MAX:]
     return done(_replace(now, collections=left, dropped=dropped), index, existed=True)
 
 
-def _found(now: Topology, command: AlterCollection | DeclareField) -> CollectionInfo:
+def found_in(now: Topology, command: AlterCollection | DeclareField | AddVector | DropVector) -> CollectionInfo:
+    """The collection that a command is about. Raises CollectionNotFound."""
     found = now.named(command.name)
     if found is None or found.id != command.id:
         raise CollectionNotFound(f"there is no collection {command.name!r}", collection=command.name)
     return found
 
 
-def _with(now: Topology, found: CollectionInfo, made: CollectionInfo) -> Topology:
+def with_collection(now: Topology, found: CollectionInfo, made: CollectionInfo) -> Topology:
+    """With `made` in place of what was found."""
     return _replace(now, collections=tuple(made if info is found else info for info in now.collections))
 
 
 def alter(now: Topology, index: int, command: AlterCollection) -> Changed:
-    found = _found(now, command)
+    found = found_in(now, command)
     held = found.spec
     ef_search = command.ef_search or held.index.ef_search
     ttl = held.ttl if command.ttl < 0 else command.ttl
@@ -104,12 +123,12 @@ def alter(now: Topology, index: int, command: AlterCollection) -> Changed:
     if spec == held:
         return done(now, index, now.version, existed=True)
     first = held.index if found.made_index is None and wanted.built != held.index.built else found.made_index
-    made = _with(now, found, _replace(found, spec=spec, made_index=first))
+    made = with_collection(now, found, _replace(found, spec=spec, made_index=first))
     return done(made if ttl == held.ttl else _refusing_older(made), index, existed=True)
 
 
 def declare_field(now: Topology, index: int, command: DeclareField) -> Changed:
-    found, path = _found(now, command), command.path
+    found, path = found_in(now, command), command.path
     if command.declared == (path in found.fields):
         if not command.declared:
             declared = ", ".join(map(repr, found.fields)) or "none is"
@@ -118,7 +137,9 @@ def declare_field(now: Topology, index: int, command: DeclareField) -> Changed:
     if command.declared and len(found.fields) >= FIELDS_MAX:
         raise invalid("field", path, f"one of at most {FIELDS_MAX} declared ones of a collection")
     fields = {*found.fields, path} if command.declared else set(found.fields) - {path}
-    return done(_with(now, found, _replace(found, fields=tuple(sorted(fields)))), index, existed=not command.declared)
+    return done(
+        with_collection(now, found, _replace(found, fields=tuple(sorted(fields)))), index, existed=not command.declared
+    )
 
 
 def set_alias(now: Topology, index: int, command: SetAlias) -> Changed:

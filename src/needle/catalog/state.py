@@ -19,7 +19,7 @@ from needle.base.errors import (
 )
 from needle.base.ids import GroupId, NodeId, group_name, shard_group
 from needle.base.model import WriteResult
-from needle.catalog import collections, keys, nodes, range_moves, rebalances
+from needle.catalog import collections, keys, nodes, range_moves, rebalances, vectors
 from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
     FORGET,
@@ -56,6 +56,7 @@ from needle.protocol.catalog_commands import (
     founded_at,
 )
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
+from needle.protocol.vector_commands import AddVector, DropVector
 from needle.routing.jobs import kept
 from needle.routing.leadable import check_leadable
 from needle.routing.plans import REPLICAS_MAX
@@ -304,6 +305,8 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], Changed]] = {
     DropCollection: collections.drop,
     AlterCollection: collections.alter,
     DeclareField: collections.declare_field,
+    AddVector: vectors.add,
+    DropVector: vectors.drop,
     SetAlias: collections.set_alias,
     RemoveAlias: collections.remove_alias,
     CreateKey: _create_key,

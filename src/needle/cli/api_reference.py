@@ -24,6 +24,7 @@ from needle.client.activity import Activity, CallsNow, MoveNow, NodeNow, ShardNo
 from needle.client.alerts import Condition
 from needle.client.batches import BatchMethods
 from needle.client.changes import ChangeMethods
+from needle.client.counting import CountMethods
 from needle.client.document_calls import ValueCount
 from needle.client.documents import DocumentMethods
 from needle.client.feeds import FeedMethods
@@ -68,15 +69,23 @@ Names in the first part come from `needle`, those in the second from `needle.dis
 `needle.backup` ([backup.md](backup.md)); what methods return is described in the fourth, each with the module that has
 it. The methods for documents and
 collections are written once: `Client`, `RaftCluster`, `DistributedCluster` and `ShardRouter` have those of
-`SearchMethods`, `FeedMethods`, `ChangeMethods`, `NamingMethods` and `DocumentMethods` (in `needle.client`); `Client`
-and `RaftCluster` have `BatchMethods`, too.
+`SearchMethods`, `FeedMethods`, `ChangeMethods`, `NamingMethods`, `CountMethods` and `DocumentMethods` (in
+`needle.client`); `Client` and `RaftCluster` have `BatchMethods`, too.
 """
 
 STUB_HEAD = '''"""Made by `python -m needle.cli.api_reference` from the table in `__init__.py`. Do not edit."""
 
 '''
 
-SHARED: tuple[type, ...] = (DocumentMethods, SearchMethods, FeedMethods, ChangeMethods, NamingMethods, BatchMethods)
+SHARED: tuple[type, ...] = (
+    DocumentMethods,
+    SearchMethods,
+    FeedMethods,
+    ChangeMethods,
+    NamingMethods,
+    CountMethods,
+    BatchMethods,
+)
 """Bases whose methods are described once."""
 
 

@@ -43,6 +43,7 @@ from needle.cli import (
     serve_command,
     shard_commands,
     top_command,
+    vector_commands,
 )
 from needle.cli import status as status_command
 from needle.cli.common import notes, show_error
@@ -212,6 +213,13 @@ _add(collections_app, "describe", collection_commands.describe, "needle collecti
 _add(collections_app, "alter", collection_commands.alter, "needle collections alter images --ef-search 128")
 _add(collections_app, "index", collection_commands.index, "needle collections index images year")
 _add(collections_app, "unindex", collection_commands.unindex, "needle collections unindex images year")
+_add(
+    collections_app,
+    "add-vector",
+    vector_commands.add_vector,
+    "needle collections add-vector images caption --dimensions 256 --index hnsw_sq8",
+)
+_add(collections_app, "drop-vector", vector_commands.drop_vector, "needle collections drop-vector images caption")
 _add(alias_app, "set", collection_commands.set_alias, "needle alias set current articles-2")
 _add(alias_app, "remove", collection_commands.remove_alias, "needle alias remove current")
 _add(alias_app, "list", collection_commands.list_aliases, "needle alias list --json")

@@ -11,7 +11,7 @@ import needle
 from needle.base.collection_sizes import CollectionSize, IndexProgress
 from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument, NeedleError
-from needle.base.model import INDEX_WORDS, CollectionSpec, IndexParams, Metric
+from needle.base.model import INDEX_WORDS, CollectionSpec, IndexParams, Metric, VectorSpec
 from needle.base.text import LANGUAGES
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run, table
 from needle.client import CollectionDescription
@@ -195,10 +195,15 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
             for shard, count in sorted(found.shards.items())
         ),
         ("sizes", _in_all(found.size)),
+        *((f"vector {vector}", _vector_in_words(one)) for vector, one in sorted(found.vectors.items())),
         *((f"index of {path}", f"{one.state}, {_bytes(one.bytes)}") for path, one in sorted(found.fields.items())),
     ):
         rows.add_row(label, text)
     console.print(rows)
+
+
+def _vector_in_words(one: VectorSpec) -> str:
+    return f"{one.dimensions} dimensions, {one.metric}, {one.dtype}, {_in_words(one.index)}"
 
 
 def _in_all(size: CollectionSize | None) -> str:

@@ -146,8 +146,9 @@ def export(
         return time.perf_counter() - started
 
     async def work(client: needle.Client) -> tuple[int, float]:
-        or_never = (await client.describe_collection(collection, timeout=timeout)).ttl is not None
-        with Export(file, replace=force, or_never=or_never) as made:
+        described = await client.describe_collection(collection, timeout=timeout)
+        _say_without(described)
+        with Export(file, replace=force, or_never=described.ttl is not None) as made:
             seconds = await write(client, made)
             return made.count, seconds
 
@@ -158,3 +159,9 @@ def export(
     else:
         documents_ = "1 document" if count == 1 else f"{count} documents"
         notes.print(f"{documents_} in {seconds:.1f} s, {count / max(seconds, 1e-9):,.0f} a second", markup=False)
+
+
+def _say_without(described: needle.CollectionDescription) -> None:
+    if described.vectors:
+        names = ", ".join(described.vectors)
+        notes.print(f"without the named vectors of its documents ({names}): files have no place for them", markup=False)

@@ -46,21 +46,26 @@ Like = Annotated[
 ]
 Offset = Annotated[int, typer.Option("--offset", min=0, help="Leave out the nearest so many.")]
 MaxDistance = Annotated[float | None, typer.Option("--max-distance", help="Leave out hits that are farther.")]
+Words = Annotated[
+    str | None, typer.Argument(metavar="WORDS", help="What to look for, in words, where the collection names a model.")
+]
+VectorFile = Annotated[
+    str | None, typer.Option("--vector", help="Search by the vector in this .npy file; - reads standard input.")
+]
+VectorName = Annotated[
+    str | None, typer.Option("--vector-name", help="Search this named vector of the documents, not the one without.")
+]
 MinScore = Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less.")]
 
 
 def search(
-    words: Annotated[
-        str | None,
-        typer.Argument(metavar="WORDS", help="What to look for, in words, where the collection names a model."),
-    ] = None,
-    vector: Annotated[
-        str | None, typer.Option("--vector", help="Search by the vector in this .npy file; - reads standard input.")
-    ] = None,
+    words: Words = None,
+    vector: VectorFile = None,
     keywords: Annotated[
         str | None, typer.Option("--keywords", help="Find documents that have these words, where there is a text.")
     ] = None,
     like: Like = None,
+    vector_name: VectorName = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -98,7 +103,9 @@ def search(
     }  # fmt: skip
     by_both = _by_both([words, vector, like], keywords)
     where = {"mode": mode, "collection": collection, "timeout": timeout, "text": words, "like": like}
-    shown = {"offset": offset, "fields": paths_option(fields), "exact": exact, "explain": explain}
+    shown = {
+        "offset": offset, "fields": paths_option(fields), "exact": exact, "explain": explain, "vector_name": vector_name
+    }  # fmt: skip
     asked = _fusion(narrow, weights) if by_both else _no_fusion(narrow, weights)
     condition, query = filter_option("--filter", filter), None if vector is None else read_query_vector(vector)
     if words is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from needle.base.instants import rfc3339
 from needle.base.model import Document, Hit, HitBatch, scores_of
+from needle.client.named_values import by_row
 from needle.client.values import FLOAT32, Vectors
 from needle.protocol.calls import DocumentBatch
 
@@ -43,9 +44,9 @@ def hits(batch: HitBatch) -> list[Hit]:
     ]
 
 
-def documents(batch: DocumentBatch) -> list[Document]:
-    """The rows of a get's answer."""
-    rows = _rows(batch.vectors, len(batch.ids))
+def documents(batch: DocumentBatch, named: bool = False) -> list[Document]:
+    """The rows of a get's answer. named: named vectors were asked for."""
+    rows, vectors = _rows(batch.vectors, len(batch.ids)), by_row(batch) if named else None
     return [
         Document(
             id=name,
@@ -53,6 +54,7 @@ def documents(batch: DocumentBatch) -> list[Document]:
             metadata=json_value(batch.metadata[n]),
             version=batch.versions[n],
             expires_at=expires_at(batch, n),
+            vectors=None if vectors is None else vectors[n],
         )
         for n, name in enumerate(batch.ids)
     ]

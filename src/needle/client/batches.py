@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from needle.base.errors import NeedleError, OutcomeUnknown
@@ -27,6 +27,7 @@ class BatchMethods(DocumentMethods):
         texts: Iterable[str] | None = None,
         metadatas: Sequence[Any] | None = None,
         expires_at: Any = None,
+        named_vectors: Mapping[str, Any] | None = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: Seconds = TIMEOUT,
     ) -> list[WriteResult]:
@@ -40,7 +41,7 @@ class BatchMethods(DocumentMethods):
         the others are not. It is OutcomeUnknown if there are any of those.
         """
         vectors, timeout = await vectors_of(self.embedder, self._documents, vectors, texts, collection, timeout)
-        batch = as_columns(documents, ids, vectors, metadatas, expires_at)
+        batch = as_columns(documents, ids, vectors, metadatas, expires_at, named_vectors)
         parts = await insert_parts(self._documents, batch, collection, timeout, whole=True)
         failures = [part.outcome for part in parts if isinstance(part.outcome, NeedleError)]
         if failures:

@@ -14,7 +14,7 @@ from needle.base.errors import InvalidArgument, invalid, shown
 from needle.base.filters.builder import Filter
 from needle.base.model import Document, ReadMode, WriteResult
 from needle.base.plain import refused
-from needle.client import answers, values
+from needle.client import answers, named_values, values
 from needle.client.cursor import Place
 from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FeedMethods, FilterLike
 from needle.client.scanning import Batch, Reading, Scan, end_scan, read_batch
@@ -69,6 +69,7 @@ class ChangeMethods(FeedMethods):
         vector: Any = None,
         *,
         text: str | None = None,
+        name: str | None = None,
         expires_at: Any = None,
         if_version: int | None = None,
         if_matches: FilterLike = None,
@@ -76,11 +77,13 @@ class ChangeMethods(FeedMethods):
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Give a document this vector in place of its own; the metadata stays. text: instead, what it is made of, as in
-        `insert`. count: 0 if it is absent. if_version, if_matches, expires_at: see `patch`."""
-        name = values.check_id(id)
+        `insert`. name: of the named vector that this is, which the document may have or not (docs/named-vectors.md);
+        the others stay. count: 0 if it is absent. if_version, if_matches, expires_at: see `patch`."""
+        document, vector_name = values.check_id(id), _vector_name(name, text)
         vector, timeout = await vector_of(self.embedder, self._documents, vector, text, collection, timeout)
+        data = values.vector_bytes(vector)
         return await self._update_vectors(
-            [name], values.vector_bytes(vector), if_version, if_matches, collection, timeout, expires_at
+            [document], data, if_version, if_matches, collection, timeout, expires_at, vector_name
         )
 
     async def update_vectors(
@@ -89,6 +92,7 @@ class ChangeMethods(FeedMethods):
         vectors: Any = None,
         *,
         texts: Iterable[str] | None = None,
+        name: str | None = None,
         expires_at: Any = None,
         if_version: int | None = None,
         if_matches: FilterLike = None,
@@ -97,7 +101,7 @@ class ChangeMethods(FeedMethods):
     ) -> WriteResult:
         """`update_vector` of up to 1000 documents, all or nothing in each shard. vectors: 2-d, one row for each id.
         texts: instead, one for each id."""
-        names = values.check_ids(ids)
+        names, vector_name = values.check_ids(ids), _vector_name(name, texts)
         vectors, timeout = await vectors_of(self.embedder, self._documents, vectors, texts, collection, timeout)
         rows = values.as_array(vectors, "vectors", 2)
         if len(rows) != len(names):
@@ -105,7 +109,7 @@ class ChangeMethods(FeedMethods):
         if len(set(names)) < len(names):
             raise invalid("ids", f"{len(names)} ids", "each id once")
         return await self._update_vectors(
-            names, rows.tobytes(), if_version, if_matches, collection, timeout, expires_at
+            names, rows.tobytes(), if_version, if_matches, collection, timeout, expires_at, vector_name
         )
 
     async def _update_vectors(
@@ -117,12 +121,14 @@ class ChangeMethods(FeedMethods):
         collection: str,
         timeout: Seconds,
         expires_at: Any,
+        vector_name: str,
     ) -> WriteResult:
         expires = values.expiry(expires_at)
         name, matches = values.check_name(collection), values.filter_bytes(if_matches, "if_matches")
         expected = None if if_version is None else values.check_count(if_version, "if_version")
         seconds = values.check_timeout(timeout)
-        return await (await self._documents()).update_vectors(name, names, vectors, expected, matches, seconds, expires)
+        documents, last = await self._documents(), (vector_name,) if vector_name else ()
+        return await documents.update_vectors(name, names, vectors, expected, matches, seconds, expires, *last)
 
     async def replace_metadata(
         self,
@@ -231,6 +237,7 @@ class ChangeMethods(FeedMethods):
         cursor: str | None = None,
         limit: int = PAGE,
         with_vectors: bool = False,
+        vectors: Iterable[str] | None = None,
         fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
         order_by: str | None = None,
@@ -245,17 +252,19 @@ class ChangeMethods(FeedMethods):
         A document that is there all the time while the pages are read is in exactly one of them, also when leaders
         change and ranges of keys move; one that is written meanwhile may be in none. A page may hold fewer than `limit`
         documents, or none, and not be the last one. slice: (i, n) gives the i-th of n shares of the ids, for readers
-        side by side. cursor: of the page before, also from another process. fields: as in `search`. order_by: a field
-        of metadata in whose order they come instead, or from its greatest value (docs/documents.md); a document whose
-        field is changed meanwhile may be in two pages or in none. Raises InvalidArgument where many match and no memory
-        is left for the field's index. consistent: all pages show each shard as it was at one moment, when the first one
-        was read; its cursors go on so. Raises ScanEnded once that is not kept any more, after
-        `limits.pinned_scan_seconds` at the latest.
+        side by side. cursor: of the page before, also from another process. fields: as in `search`. vectors:
+        as in `get`. order_by: a field of metadata in whose order they come instead, or from its greatest value
+        (docs/documents.md); a document whose field is changed meanwhile may be in two pages or in none. Raises
+        InvalidArgument where many match and no memory is left for the field's index. consistent: all pages show each
+        shard as it was at one moment, when the first one was read; its cursors go on so. Raises ScanEnded once that is
+        not kept any more, after `limits.pinned_scan_seconds` at the latest.
         """
         order = (order_by, descending)
-        place, how = _asked(filter, limit, with_vectors, fields, slice, order, consistent, mode, collection, timeout)
+        asked = filter, limit, with_vectors, fields, slice, order, consistent, mode, collection, timeout
+        place, how = _asked(*asked, vectors)
         batch = await read_batch(await self._documents(), place, cursor, how)
-        return ScanPage(documents=answers.documents(batch.documents), cursor=batch.cursor)
+        found = answers.documents(batch.documents, vectors is not None)
+        return ScanPage(documents=found, cursor=batch.cursor)
 
     def scan(
         self,
@@ -264,6 +273,7 @@ class ChangeMethods(FeedMethods):
         cursor: str | None = None,
         limit: int | None = None,
         with_vectors: bool = False,
+        vectors: Iterable[str] | None = None,
         fields: Iterable[str] | None = None,
         slice: Sequence[int] = (0, 1),
         order_by: str | None = None,
@@ -284,14 +294,15 @@ class ChangeMethods(FeedMethods):
         async def read(at: str | None, most: int | None) -> Batch:
             begins = consistent and at in (None, cursor)
             page = PAGE if most is None else most
-            place, how = _asked(filter, page, with_vectors, fields, slice, order, begins, mode, collection, timeout)
+            asked = filter, page, with_vectors, fields, slice, order, begins, mode, collection, timeout
+            place, how = _asked(*asked, vectors)
             return await read_batch(await self._documents(), place, at, how)
 
         async def end(at: str) -> None:
             place, how = _asked(filter, PAGE, with_vectors, fields, slice, order, False, mode, collection, timeout)
             await end_scan(await self._documents(), place, at, how.timeout)
 
-        return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end)
+        return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end, named=vectors is not None)
 
 
 def _asked(
@@ -305,6 +316,7 @@ def _asked(
     mode: ReadMode | str,
     collection: str,
     timeout: Seconds,
+    vectors: Iterable[str] | None = None,
 ) -> tuple[Place, Reading]:
     """What is scanned, and how. Raises InvalidArgument."""
     where, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
@@ -312,8 +324,15 @@ def _asked(
     place = Place(where, values.filter_bytes(filter), share, "", order_by=order_by, descending=descending)
     count = min(values.check_count(limit, "limit"), PAGE)
     wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
-    pinned = values.check_flag(consistent, "consistent")
-    return place, Reading(count, whole, wanted, seconds, values.field_paths(fields), pinned)
+    pinned, names = values.check_flag(consistent, "consistent"), named_values.wanted(vectors)
+    return place, Reading(count, whole, wanted, seconds, values.field_paths(fields), pinned, named=names)
+
+
+def _vector_name(name: Any, texts: object) -> str:
+    """Of a named vector; "" for the one without a name."""
+    if name is not None and texts is not None:
+        raise InvalidArgument("give the vector itself: the collection's model makes those without a name", field="text")
+    return "" if name is None else values.check_name(name, "name")
 
 
 def check_ids_are_meant(ids: object) -> None:

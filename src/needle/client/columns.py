@@ -14,29 +14,36 @@ import numpy as np
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.plain import refused
 from needle.client import arrow_tables
+from needle.client.named_values import of_batch
 from needle.client.values import FLOAT32, Vectors, as_array, check_ids, expiries, metadata_bytes
-from needle.protocol.commands import last_of_each_id
+from needle.protocol.commands import Named, last_of_each_id
+from needle.protocol.named import taken_of
 
 Documents = Iterable[Sequence[Any]] | arrow_tables.Table
 """A batch of documents: (id, vector[, metadata]) tuples, or a table with the columns id and vector."""
 
 
 class Columns(msgspec.Struct, frozen=True):
-    """A batch of documents as columns; vectors has one row a document. expires: as in `commands.Insert`."""
+    """A batch of documents as columns; vectors has one row a document. expires, named: as in `commands.Insert`, with
+    names that callers know."""
 
     ids: list[str]
     vectors: Vectors
     metadata: list[bytes]
     expires: list[int] = []
+    named: list[Named] = []
 
     def rows(self) -> memoryview:
         """The vectors' bytes, not copied."""
         return self.vectors.reshape(-1).view(np.uint8).data
 
 
-def as_columns(documents: Any, ids: Any, vectors: Any, metadatas: Any, expires_at: Any = None) -> Columns:
+def as_columns(
+    documents: Any, ids: Any, vectors: Any, metadatas: Any, expires_at: Any = None, named_vectors: Any = None
+) -> Columns:
     """From (id, vector[, metadata]) tuples or a table, or ids, a 2-d array and perhaps metadata, one a row. Checked; of
-    those with one id the last is kept. expires_at: one for all, or one a document."""
+    those with one id the last is kept. expires_at: one for all, or one a document.
+    named_vectors: by name, one or None a document."""
     if documents is not None:
         if ids is not None or vectors is not None or metadatas is not None:
             raise InvalidArgument("give either documents, or ids and vectors, not both", field="documents")
@@ -54,9 +61,9 @@ def as_columns(documents: Any, ids: Any, vectors: Any, metadatas: Any, expires_a
     rows = as_array(vectors, "vectors", 2)
     if len(rows) != len(names):
         raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} ids")
-    instants = expiries(expires_at, len(names))
+    instants, named = expiries(expires_at, len(names)), of_batch(named_vectors, len(names))
     if metadatas is None:
-        return _last_wins(Columns(names, rows, [b""] * len(names), instants))
+        return _last_wins(Columns(names, rows, [b""] * len(names), instants, named))
     unordered = isinstance(metadatas, str | bytes | bytearray | memoryview | Mapping | set | frozenset)
     if unordered or getattr(metadatas, "ndim", 1) != 1 or not isinstance(metadatas, Iterable):
         raise refused("metadatas", metadatas, f"a list with one value for each of the {len(names)} ids")
@@ -64,7 +71,7 @@ def as_columns(documents: Any, ids: Any, vectors: Any, metadatas: Any, expires_a
     if len(metadatas) != len(names):
         raise invalid("metadatas", f"{len(metadatas)} values", f"one value for each of the {len(names)} ids")
     json = [metadata_bytes(value, f"metadatas[{n}]") for n, value in enumerate(metadatas)]
-    return _last_wins(Columns(names, rows, json, instants))
+    return _last_wins(Columns(names, rows, json, instants, named))
 
 
 def _last_wins(batch: Columns) -> Columns:
@@ -77,6 +84,7 @@ def _last_wins(batch: Columns) -> Columns:
         batch.vectors[keep],
         [batch.metadata[at] for at in keep],
         [batch.expires[at] for at in keep] if batch.expires else [],
+        taken_of(batch.named, keep),
     )
 
 

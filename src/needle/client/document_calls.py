@@ -16,13 +16,22 @@ from needle.base.collection_sizes import CollectionSize
 from needle.base.errors import CollectionNotFound, NeedleError
 from needle.base.explain import ShardExplanation
 from needle.base.filters.ordering import ScanOrder
-from needle.base.model import CollectionSpec, Hit, HitBatch, IndexParams, ReadMode, SearchRequest, WriteResult
+from needle.base.model import (
+    CollectionSpec,
+    Hit,
+    HitBatch,
+    IndexParams,
+    ReadMode,
+    SearchRequest,
+    VectorSpec,
+    WriteResult,
+)
 from needle.base.runtime import Blocking
 from needle.client.embedding import Embedder
 from needle.client.feed_calls import FeedCalls
 from needle.client.where import OnProgress
 from needle.protocol.calls import DocumentBatch, FacetAnswer, ScanAnswer, ScanPin
-from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere
+from needle.protocol.commands import AS_IT_IS, Change, ChangeWhere, Named
 from needle.routing.shard_map import KeyRange
 from needle.routing.topology import CollectionInfo
 
@@ -129,8 +138,10 @@ class DocumentCalls(Protocol):
         timeout: float,
         matches: bytes = b"",
         expires: int = AS_IT_IS,
+        named: Sequence[Named] = (),
     ) -> WriteResult:
-        """Insert or replace one document; expected, matches, expires as in `commands.Insert`."""
+        """Insert or replace one document; expected, matches, expires, named as in `commands.Insert`, but that vectors
+        have the names that callers know."""
         ...
 
     async def insert_batch(
@@ -143,9 +154,10 @@ class DocumentCalls(Protocol):
         expires: Sequence[int] = (),
         *,
         whole: bool = False,
+        named: Sequence[Named] = (),
     ) -> list[BatchPart]:
         """Insert or replace many documents with different ids: each is in one part, parts are in the order of their
-        first documents. rows: len(ids) rows of float32 bytes. expires: as in `commands.Insert`. whole: nothing is
+        first documents. rows: len(ids) rows of float32 bytes. expires, named: as of `insert`. whole: nothing is
         written if it can be known beforehand that a document is refused for what it is."""
         ...
 
@@ -174,8 +186,10 @@ class DocumentCalls(Protocol):
         matches: bytes,
         timeout: float,
         expires: int = AS_IT_IS,
+        vector_name: str = "",
     ) -> WriteResult:
-        """Give documents other vectors. count: how many were there. See `commands.UpdateVectors`."""
+        """Give documents other vectors. count: how many were there. vector_name: of named ones. See
+        `commands.UpdateVectors`."""
         ...
 
     async def change_where(
@@ -229,8 +243,10 @@ class DocumentCalls(Protocol):
         order: ScanOrder | None = None,
         *,
         session: bool = False,
+        named: Sequence[str] = (),
     ) -> ScanAnswer:
-        """A page of documents in the order of their ids, or of a field; see `calls.ScanCall`."""
+        """A page of documents in the order of their ids, or of a field; see `calls.ScanCall`. named: with these named
+        vectors."""
         ...
 
     def feeding(self) -> FeedCalls:
@@ -248,8 +264,9 @@ class DocumentCalls(Protocol):
         max_staleness: float = 0.0,
         session: bool = False,
         fields: tuple[str, ...] | None = None,
+        named: Sequence[str] = (),
     ) -> DocumentBatch:
-        """The documents with these ids that exist, in the order asked for."""
+        """The documents with these ids that exist, in the order asked for; with these named vectors."""
         ...
 
     async def search(
@@ -280,9 +297,25 @@ class DocumentCalls(Protocol):
         ...
 
     async def create_collection(
-        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+        self,
+        spec: CollectionSpec,
+        if_absent: bool,
+        timeout: float,
+        fields: Sequence[str] = (),
+        vectors: Sequence[tuple[str, VectorSpec]] = (),
     ) -> WriteResult:
-        """Create a collection. fields: paths of metadata that have a declared index from the beginning."""
+        """Create a collection. fields: paths of metadata that have a declared index from the beginning; vectors: named
+        ones that documents may have."""
+        ...
+
+    async def add_vector(
+        self, name: str, vector: str, spec: VectorSpec, if_absent: bool, timeout: float
+    ) -> WriteResult:
+        """Let documents of a collection have a vector of this name."""
+        ...
+
+    async def drop_vector(self, name: str, vector: str, timeout: float) -> WriteResult:
+        """Documents of a collection have no such vector any more."""
         ...
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:

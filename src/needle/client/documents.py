@@ -14,22 +14,23 @@ from typing import Any, overload
 import msgspec
 
 from needle.base.dtypes import DType
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError
-from needle.base.filters.builder import field_path
+from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.model import (
     CollectionSpec,
     Document,
     IndexParams,
     Metric,
     ReadMode,
+    VectorSpec,
     WriteResult,
 )
 from needle.base.text import TextField
 from needle.base.text_checks import text_field
-from needle.client import answers, values
+from needle.client import answers, named_values, values
 from needle.client.changes import ChangeMethods, check_ids_are_meant
 from needle.client.columns import Columns, Documents, as_columns
-from needle.client.document_calls import BatchPart, DocumentCalls, Facet, find_collection
+from needle.client.counting import CountMethods
+from needle.client.document_calls import BatchPart, DocumentCalls, find_collection
 from needle.client.embedding import check_dimensions, check_model, dimensions_of
 from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.naming import NamingMethods
@@ -39,7 +40,7 @@ from needle.client.values import Seconds
 from needle.protocol import calls
 
 
-class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
+class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods):
     """What can be done with documents and collections."""
 
     # --- writes ------------------------------------------------------------------------------------------------------
@@ -52,6 +53,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         text: str | None = None,
         expires_at: Any = None,
         if_matches: FilterLike = None,
+        vectors: Mapping[str, Any] | None = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
@@ -62,8 +64,9 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         InvalidArgument if the collection names no model, or another one than the client's; ConfigError if the model is
         not installed. metadata: any JSON value. expires_at: a datetime with a time zone, or RFC 3339 text, after which
         the document is deleted; "never"; None for what the collection's ttl says. if_matches: if there is one, only if
-        it matches this filter, as it is stored; ConditionFailed otherwise."""
-        return await self._put(id, vector, text, metadata, None, collection, timeout, if_matches, expires_at)
+        it matches this filter, as it is stored; ConditionFailed otherwise. vectors: named ones, by name, of those that
+        the collection has; a document that is replaced keeps none of its own (docs/named-vectors.md)."""
+        return await self._put(id, vector, text, metadata, None, collection, timeout, if_matches, expires_at, vectors)
 
     async def insert_if_absent(
         self,
@@ -73,12 +76,13 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         *,
         text: str | None = None,
         expires_at: Any = None,
+        vectors: Mapping[str, Any] | None = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Insert a document; raises AlreadyExists (details["version"]) if there is one with this id. text,
-        expires_at: see `insert`."""
-        return await self._put(id, vector, text, metadata, 0, collection, timeout, None, expires_at)
+        expires_at, vectors: see `insert`."""
+        return await self._put(id, vector, text, metadata, 0, collection, timeout, None, expires_at, vectors)
 
     async def compare_and_set(
         self,
@@ -90,14 +94,17 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         text: str | None = None,
         expires_at: Any = None,
         if_matches: FilterLike = None,
+        vectors: Mapping[str, Any] | None = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Replace a document only if its version is `expected_version` (0: only if there is none); raises
-        VersionMismatch (details["actual"]) or AlreadyExists otherwise. text, if_matches, expires_at: see
-        `insert`."""
+        VersionMismatch (details["actual"]) or AlreadyExists otherwise. text, if_matches, expires_at,
+        vectors: see `insert`."""
         expected = values.check_count(expected_version, "expected_version", 0)
-        return await self._put(id, vector, text, metadata, expected, collection, timeout, if_matches, expires_at)
+        return await self._put(
+            id, vector, text, metadata, expected, collection, timeout, if_matches, expires_at, vectors
+        )
 
     async def _put(
         self,
@@ -110,17 +117,19 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         timeout: Seconds,
         if_matches: FilterLike = None,
         expires_at: Any = None,
+        vectors: Mapping[str, Any] | None = None,
     ) -> WriteResult:
         name, where = values.check_id(id), values.check_name(collection)
         if text is None:
             data = values.vector_bytes(vector)
         json, matches = values.metadata_bytes(metadata), values.filter_bytes(if_matches, "if_matches")
-        expires = values.expiry(expires_at)
+        expires, named = values.expiry(expires_at), named_values.of_one(vectors)
         if text is not None:  # last: what else is wrong is refused before the catalog is asked
             vector, timeout = await vector_of(self.embedder, self._documents, vector, text, collection, timeout)
             data = values.vector_bytes(vector)
         seconds = values.check_timeout(timeout)
-        return await (await self._documents()).insert(where, name, data, json, expected, seconds, matches, expires)
+        documents, last = await self._documents(), (named,) if named else ()
+        return await documents.insert(where, name, data, json, expected, seconds, matches, expires, *last)
 
     async def insert_each(
         self,
@@ -131,6 +140,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         texts: Iterable[str] | None = None,
         metadatas: Sequence[Any] | None = None,
         expires_at: Any = None,
+        named_vectors: Mapping[str, Any] | None = None,
         collection: str = DEFAULT_COLLECTION,
         timeout: Seconds = TIMEOUT,
     ) -> dict[str, WriteResult | NeedleError]:
@@ -139,13 +149,14 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         and optionally metadatas, one a row. texts: instead of vectors, what these are made of, as in `insert`.
         expires_at: see `insert`; for all of them, or a list of one a document. Returns the outcome of every id: the
         result of the log entry that carries it; OutcomeUnknown if it may or may not be written; any other error if it
-        is not. Of documents with one id the last one counts, as if written one by one.
+        is not. Of documents with one id the last one counts, as if written one by one. named_vectors: by name a list
+        with a vector for each document, or None for one without.
 
         Split into log entries of at most 1 MiB of one shard; each entry is all or nothing, and all its ids share one
         result object (`count` documents).
         """
         vectors, timeout = await vectors_of(self.embedder, self._documents, vectors, texts, collection, timeout)
-        batch = as_columns(documents, ids, vectors, metadatas, expires_at)
+        batch = as_columns(documents, ids, vectors, metadatas, expires_at, named_vectors)
         names, parts = batch.ids, await insert_parts(self._documents, batch, collection, timeout)
         outcomes: dict[str, Any] = dict.fromkeys(names)
         for rows, outcome in parts:
@@ -178,6 +189,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
         max_staleness: Seconds | None = ...,
@@ -191,6 +203,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         fields: Iterable[str] | None = ...,
         session: bool = ...,
         max_staleness: Seconds | None = ...,
@@ -203,13 +216,15 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_vectors: bool = True,
+        vectors: Iterable[str] | None = None,
         fields: Iterable[str] | None = None,
         session: bool = False,
         max_staleness: Seconds | None = None,
         timeout: Seconds = TIMEOUT,
     ) -> Document | list[Document] | None:
         """One document, or None; or for several ids a list of those that exist, in the order asked. An id that is too
-        long for a document is one that none has. See `search` for mode, fields, session and max_staleness."""
+        long for a document is one that none has. vectors: names of named vectors to come with it. See `search` for
+        mode, fields, session and max_staleness."""
         names = values.one_or_more(ids)
         reading = values.reading(mode, session, max_staleness)
         name, whole = values.check_name(collection), values.check_flag(with_vectors, "with_vectors")
@@ -224,8 +239,9 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
             max_staleness=reading.max_staleness,
             session=reading.session,
             fields=shown,
+            **({} if vectors is None else {"named": named_values.names(vectors)}),
         )
-        found = await made(documents, calls.batch_bytes(batch), answers.documents, batch)
+        found = await made(documents, calls.batch_bytes(batch), answers.documents, batch, vectors is not None)
         if isinstance(ids, str):
             return found[0] if found else None
         return found
@@ -237,6 +253,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_vectors: bool = True,
+        vectors: Iterable[str] | None = None,
         fields: Iterable[str] | None = None,
         session: bool = False,
         max_staleness: Seconds | None = None,
@@ -248,6 +265,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
             mode=mode,
             collection=collection,
             with_vectors=with_vectors,
+            vectors=vectors,
             fields=fields,
             session=session,
             max_staleness=max_staleness,
@@ -266,6 +284,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         model: str | None = None,
         text: TextField | Mapping[str, Any] | str | None = None,
         dtype: DType | str | None = None,
+        vectors: Mapping[str, VectorSpec] | None = None,
         like: str | None = None,
         if_absent: bool = False,
         timeout: Seconds = TIMEOUT,
@@ -276,7 +295,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         `expires_at`. model: the name of the model whose vectors of texts it holds, such as "wordllama"; methods take
         `text` then, and `dimensions` may be left out if the client knows the model. text: by which text documents
         are found with `search(keywords=...)`: a field of metadata, or {"field": ..., "language": ...}. dtype: as which
-        numbers vectors are kept: "float32", which is usual, "float16" or "int8" (docs/index-selection.md). like: a
+        numbers vectors are kept: "float32", which is usual, "float16" or "int8" (docs/index-selection.md). vectors:
+        further ones that documents may have, by name (docs/named-vectors.md). like: a
         collection, or an alias of one, whose settings it gets where no other is named, with its declared indexes of
         fields; no documents. With it, ttl=0, model="" and text="" are none. Raises CollectionExists, unless if_absent
         and the one there is equal; CollectionNotFound for `like`."""
@@ -295,18 +315,23 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         if text is not None:
             said["text"] = text_field(text)
         absent, seconds = values.check_flag(if_absent, "if_absent"), values.check_timeout(timeout)
+        named_specs = named_values.specs(vectors)
         if like is None:
             if "dimensions" not in said:
                 raise InvalidArgument("dimensions are to be named, or a collection to be `like`", field="dimensions")
             spec = CollectionSpec(name=named, **said)
             check_dimensions(spec, self.embedder)
-            return await (await self._documents()).create_collection(spec, absent, seconds)
+            last = ((), named_specs) if named_specs else ()
+            return await (await self._documents()).create_collection(spec, absent, seconds, *last)
         other, documents = values.check_name(like, "like"), await self._documents()
         known, aliases = await documents.described(ReadMode.STRONG, seconds)
         found = find_collection(other, known, aliases)
         spec = msgspec.structs.replace(found.spec, name=named, **said)
         check_dimensions(spec, self.embedder)
-        return await documents.create_collection(spec, absent, seconds, found.fields)
+        if vectors is None:
+            named_specs = [(one.name, one.spec) for one in found.vectors]
+        more = (named_specs,) if named_specs else ()
+        return await documents.create_collection(spec, absent, seconds, found.fields, *more)
 
     async def drop_collection(self, name: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Delete a collection and all its documents. Raises CollectionNotFound; OutcomeUnknown when it is gone from the
@@ -320,55 +345,6 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods):
         """All collections, by name."""
         wanted, seconds = values.choose(mode, ReadMode, "mode"), values.check_timeout(timeout)
         return await (await self._documents()).collections(wanted, seconds)
-
-    async def count(
-        self,
-        filter: FilterLike = None,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        mode: ReadMode | str = ReadMode.STRONG,
-        timeout: Seconds = TIMEOUT,
-    ) -> int:
-        """How many documents a collection holds that match a filter, all shards together. Raises
-        CollectionNotFound."""
-        wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
-        seconds, matches = values.check_timeout(timeout), values.filter_bytes(filter)
-        return await (await self._documents()).count(name, matches, wanted, seconds)
-
-    async def facet(
-        self,
-        field: str,
-        filter: FilterLike = None,
-        *,
-        limit: int = 10,
-        collection: str = DEFAULT_COLLECTION,
-        mode: ReadMode | str = ReadMode.STRONG,
-        timeout: Seconds = TIMEOUT,
-    ) -> Facet:
-        """How many documents that match a filter have each value of a field, exactly, all shards together. field: a
-        path; of an array each element counts. limit: of the values with the most documents, how many to tell. Raises
-        InvalidArgument for a field with more than 20,000 values, or 2 MiB of them, in the documents of a shard that
-        match; CollectionNotFound."""
-        wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
-        seconds, matches = values.check_timeout(timeout), values.filter_bytes(filter)
-        path, most = ".".join(field_path(field, "field")), values.check_count(limit, "limit")
-        documents = await self._documents()
-        return Facet.of(await documents.facet(name, path, matches, most, wanted, seconds))
-
-    async def counts(
-        self,
-        *,
-        collection: str = DEFAULT_COLLECTION,
-        mode: ReadMode | str = ReadMode.STRONG,
-        timeout: Seconds = TIMEOUT,
-    ) -> dict[int, int]:
-        """How many documents of a collection each shard holds. Raises CollectionNotFound."""
-        wanted, name = values.choose(mode, ReadMode, "mode"), values.check_name(collection)
-        seconds = values.check_timeout(timeout)
-        held = await (await self._documents()).counts(wanted, seconds)
-        if name not in held:
-            raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
-        return held[name]
 
 
 async def insert_parts(
@@ -384,5 +360,6 @@ async def insert_parts(
     if not batch.ids:
         return []
     return await (await documents()).insert_batch(
-        name, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires, whole=whole
-    )
+        name, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires, whole=whole,
+        **({"named": batch.named} if batch.named else {}),
+    )  # fmt: skip

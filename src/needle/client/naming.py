@@ -14,11 +14,12 @@ from needle.base.collection_sizes import CollectionSize, FieldIndex
 from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import field_path
-from needle.base.model import IndexParams, Metric, ReadMode, WriteResult
+from needle.base.model import IndexParams, Metric, ReadMode, VectorSpec, WriteResult
 from needle.base.text import TextField
 from needle.client import values
 from needle.client.document_calls import Held, OverDocuments, find_collection
 from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT
+from needle.client.named_values import spec_of
 from needle.client.values import Seconds
 from needle.routing.topology import CollectionInfo
 
@@ -31,7 +32,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     by which documents are found with keywords, None if it has none. dtype: as which type of numbers vectors are kept.
     fields: the declared indexes, by path, in all shards; none where no shard says sizes, as to an API key for some
     documents only, which `documents` counts. index: that it is to have; `size.index` says what its files are built as
-    now."""
+    now. vectors: what the named ones are like that documents may have."""
 
     name: str
     id: int
@@ -48,6 +49,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     text: TextField | None = None
     dtype: DType = DType.FLOAT32
+    vectors: dict[str, VectorSpec] = {}
 
 
 class NamingMethods(OverDocuments):
@@ -121,6 +123,33 @@ class NamingMethods(OverDocuments):
             wanted = msgspec.structs.replace(wanted, ef_search=effort)
         return await (await self._documents()).alter_collection(name, effort, lives, seconds, wanted)
 
+    async def add_vector(
+        self,
+        collection: str,
+        name: str,
+        spec: VectorSpec,
+        *,
+        if_absent: bool = False,
+        timeout: Seconds = TIMEOUT,
+    ) -> WriteResult:
+        """Let documents of a collection have a further vector, of this name: those that are there get it by
+        `update_vector(..., name=name)`, or when they are inserted again (docs/named-vectors.md). Raises
+        CollectionNotFound; CollectionExists if there is one of that name, unless if_absent and it is equal."""
+        where, named = values.check_name(collection), values.check_name(name, "name")
+        absent, seconds = values.check_flag(if_absent, "if_absent"), values.check_timeout(timeout)
+        return await (await self._documents()).add_vector(where, named, spec_of(spec), absent, seconds)
+
+    async def drop_vector(self, collection: str, name: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
+        """Take a named vector from a collection and all its documents; all else of them stays. Raises
+        CollectionNotFound; InvalidArgument if there is no such vector; OutcomeUnknown when a shard does not confirm
+        that it is gone there."""
+        where, named, seconds = (
+            values.check_name(collection),
+            values.check_name(name, "name"),
+            values.check_timeout(timeout),
+        )
+        return await (await self._documents()).drop_vector(where, named, seconds)
+
     async def create_field_index(self, collection: str, field: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Have every replica keep an index of a field of metadata ("a.b" for one inside another): it is made in the
         background, also after a restart, and stays where others make place for new ones. Filters give the same answers
@@ -168,4 +197,5 @@ def _description(
         model=spec.model or None,
         text=spec.text,
         dtype=spec.dtype,
+        vectors={one.name: one.spec for one in info.vectors},
     )

@@ -37,6 +37,7 @@ class Narrow(NamedTuple):
     order_by: Any = None
     descending: Any = False
     keywords: Any = None
+    vector_name: Any = None
 
 
 EVERYTHING = Narrow()
@@ -94,7 +95,7 @@ def hybrid_requests(
     first `pool` of each, and of words one more, which may be that document. narrow: of both. Raises InvalidArgument."""
     asked = filter, collection, with_metadata, with_vectors
     near = search_request(vector, pool, *asked, exact, ef_search, narrow=narrow)
-    by_words = narrow._replace(keywords=keywords, like=None)
+    by_words = narrow._replace(keywords=keywords, like=None, vector_name=None)
     return near, search_request(None, pool + bool(near.like), *asked, False, 0, narrow=by_words)
 
 
@@ -117,6 +118,7 @@ def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
         group_by=group_by,
         group_size=size,
         keywords="" if narrow.keywords is None else _keywords(narrow.keywords),
+        vector_name="" if narrow.vector_name is None else values.check_name(narrow.vector_name, "vector_name"),
         **_ordered(narrow),
     )
     return _diversified(request, narrow)
@@ -125,7 +127,8 @@ def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
 def _check_by_words(query: Any, exact: bool, ef_search: int, narrow: Narrow) -> None:
     """What is about distances, or vectors, means nothing for words."""
     beside = {"query": query, "like": narrow.like, "max_distance": narrow.max_distance, "group_by": narrow.group_by,
-              "diversify": narrow.diversify, "exact": exact or None, "ef_search": ef_search or None}  # fmt: skip
+              "diversify": narrow.diversify, "vector_name": narrow.vector_name, "exact": exact or None, "ef_search":
+              ef_search or None}  # fmt: skip
     for field, value in beside.items():
         if value is not None:
             shown = "given" if field == "query" else value

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 class Reading(NamedTuple):
     """How pages are read: see DocumentCalls.scan. consistent: of a scan that begins. session: eventual reads see what
-    the router's session has seen."""
+    the router's session has seen. named: the named vectors that come with documents."""
 
     limit: int
     with_vectors: bool
@@ -38,6 +38,7 @@ class Reading(NamedTuple):
     fields: tuple[str, ...] | None = None
     consistent: bool = False
     session: bool = False
+    named: tuple[str, ...] = ()
 
 
 async def read_batch(documents: DocumentCalls, place: cursors.Place, cursor: str | None, how: Reading) -> Batch:
@@ -66,6 +67,7 @@ async def read_batch(documents: DocumentCalls, place: cursors.Place, cursor: str
         pin,
         place.order,
         session=how.session,
+        **({"named": how.named} if how.named else {}),
     )
     if answer.reached is None:
         return Batch(answer.documents, None)
@@ -95,8 +97,9 @@ async def end_scan(documents: DocumentCalls, place: cursors.Place, cursor: str, 
 class Place:
     """How far a scan has come. most: how many documents it still may give, None for all."""
 
-    def __init__(self, cursor: str | None, with_vectors: bool, most: int | None = None) -> None:
+    def __init__(self, cursor: str | None, with_vectors: bool, most: int | None = None, named: bool = False) -> None:
         self.cursor = cursor
+        self.named = named
         self.most = most
         self.done = self.begun = False
         self.with_vectors = with_vectors
@@ -135,12 +138,13 @@ class Scan(AsyncIterator[Document]):
         with_vectors: bool,
         most: int | None = None,
         end: Callable[[str], Awaitable[None]] | None = None,
+        named: bool = False,
     ) -> None:
         """read: a page by its cursor, of so many documents at most. end: tells that nobody reads on at a cursor. most:
         documents of all pages; None: all that there are."""
         self.read = read
         self.end = end
-        self.place = Place(cursor, with_vectors, most)
+        self.place = Place(cursor, with_vectors, most, named)
 
     def __aiter__(self) -> Scan:
         return self
@@ -151,7 +155,7 @@ class Scan(AsyncIterator[Document]):
             if place.done:
                 raise StopAsyncIteration
             most = place.most
-            place.left.extend(answers.documents(place.took(await self.read(place.cursor, most)))[:most])
+            place.left.extend(answers.documents(place.took(await self.read(place.cursor, most)), place.named)[:most])
             await self._end_at(place.enough())
         return place.left.popleft()
 
@@ -199,7 +203,7 @@ class SyncScan(Iterator[Document]):
             if place.done:
                 raise StopIteration
             most = place.most
-            place.left.extend(answers.documents(place.took(self._read(place.cursor, most)))[:most])
+            place.left.extend(answers.documents(place.took(self._read(place.cursor, most)), place.named)[:most])
             self._end_at(place.enough())
         return place.left.popleft()
 

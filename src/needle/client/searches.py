@@ -40,6 +40,7 @@ class SearchMethods(OverDocuments):
         *,
         like: str | None = None,
         text: str | None = None,
+        vector_name: str | None = None,
         keywords: str | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
@@ -67,8 +68,9 @@ class SearchMethods(OverDocuments):
         query: `dimensions` numbers. text: instead, what these are made of, by the model that the collection names, as
         in `insert`. keywords: instead, words: the documents whose text has them, by BM25, which is Hit.score; of a
         collection that names a `text` (docs/text-search.md). like: instead, the id of a document whose vector is meant;
-        it is no hit itself; DocumentNotFound if there is none. filter: a Filter or its dict form; one that pins the
-        shard key asks the owning shards only. fields: the paths of metadata that come back, such as ["title",
+        it is no hit itself; DocumentNotFound if there is none. vector_name: which of the documents' named vectors is
+        searched (docs/named-vectors.md); documents without it are no hits. filter: a Filter or its dict form; one that
+        pins the shard key asks the owning shards only. fields: the paths of metadata that come back, such as ["title",
         "author.name"]; None for all of it. max_distance, min_score: leave out hits that are farther, or score less (see
         Hit). offset: leave out the first ones; with k at most 10,000 together. group_by: a field: the k values with the
         nearest documents, and of each the group_size nearest that have it, group by group (Hit.group); k and offset
@@ -80,8 +82,9 @@ class SearchMethods(OverDocuments):
         otherwise."""
         narrow = Narrow(
             fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool, order_by,
-            descending, keywords,
+            descending, keywords, vector_name,
         )  # fmt: skip
+        no_text(text, vector_name)
         if text is not None:
             query, timeout = await self._query(query, text, collection, timeout, mode)
         request = search_request(
@@ -98,6 +101,7 @@ class SearchMethods(OverDocuments):
         *,
         like: str | None = None,
         text: str | None = None,
+        vector_name: str | None = None,
         fusion: RRF = EVEN,
         pool: int | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
@@ -121,12 +125,13 @@ class SearchMethods(OverDocuments):
         weighed, (count, left_out, size) = check_fusion(fusion), candidates(k, offset, pool)
         if keywords is None:
             raise InvalidArgument("give keywords, or search by the vector alone", field="keywords")
+        no_text(text, vector_name)
         vector, timeout = await vector_of(
             self.embedder, self._documents, vector, text, collection, timeout, mode, "vector"
         )
         near, words = hybrid_requests(
             vector, keywords, size, filter, collection, with_metadata, with_vectors, exact, ef_search,
-            Narrow(fields, like=like, explain=explain),
+            Narrow(fields, like=like, explain=explain, vector_name=vector_name),
         )  # fmt: skip
         reading = values.reading(mode, session, max_staleness)
         (documents, one), (_, other) = await together(
@@ -144,6 +149,7 @@ class SearchMethods(OverDocuments):
         filter: FilterLike = None,
         *,
         texts: Iterable[str] | None = None,
+        vector_name: str | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -164,8 +170,9 @@ class SearchMethods(OverDocuments):
         queries, timeout = await vectors_of(
             self.embedder, self._documents, queries, texts, collection, timeout, mode, "queries"
         )
+        no_text(texts, vector_name)
         rows = values.as_array(queries, "queries", 2)
-        narrow = Narrow(fields, max_distance, min_score, offset, None, explain)
+        narrow = Narrow(fields, max_distance, min_score, offset, None, explain, vector_name=vector_name)
         request = search_request(
             rows[0], k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
         )
@@ -253,6 +260,7 @@ class SearchMethods(OverDocuments):
         *,
         like: str | None = None,
         text: str | None = None,
+        vector_name: str | None = None,
         keywords: str | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
@@ -288,7 +296,9 @@ class SearchMethods(OverDocuments):
             order_by,
             descending,
             keywords,
+            vector_name,
         )
+        no_text(text, vector_name)
         query, timeout = await vector_of(
             self.embedder, self._documents, query, text, collection, timeout, mode, "query"
         )
@@ -330,6 +340,12 @@ class SearchMethods(OverDocuments):
     @staticmethod
     def _hits(documents: DocumentCalls, found: Found) -> Awaitable[Hits]:
         return made(documents, found.size, _hits, found.batch)
+
+
+def no_text(texts: object, vector_name: str | None) -> None:
+    """A collection's model makes the vector without a name. Raises InvalidArgument."""
+    if texts is not None and vector_name is not None:
+        raise InvalidArgument("give the vector itself: the collection's model makes those without a name", field="text")
 
 
 def made(documents: DocumentCalls, size: int, fn: Callable[..., T], *arguments: object) -> Awaitable[T]:

@@ -8,7 +8,16 @@ from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
-from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.base.model import (
+    CollectionSpec,
+    Document,
+    IndexParams,
+    Metric,
+    RaftStatus,
+    ReadMode,
+    VectorSpec,
+    WriteResult,
+)
 from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import ScanPage
@@ -89,6 +98,7 @@ class SyncClient:
         vector: Any = ...,
         *,
         text: str | None = ...,
+        name: str | None = ...,
         expires_at: Any = ...,
         if_version: int | None = ...,
         if_matches: FilterLike = ...,
@@ -101,6 +111,7 @@ class SyncClient:
         vectors: Any = ...,
         *,
         texts: Iterable[str] | None = ...,
+        name: str | None = ...,
         expires_at: Any = ...,
         if_version: int | None = ...,
         if_matches: FilterLike = ...,
@@ -150,6 +161,7 @@ class SyncClient:
         cursor: str | None = ...,
         limit: int = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         fields: Iterable[str] | None = ...,
         slice: Sequence[int] = ...,
         order_by: str | None = ...,
@@ -166,6 +178,7 @@ class SyncClient:
         cursor: str | None = ...,
         limit: int | None = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         fields: Iterable[str] | None = ...,
         slice: Sequence[int] = ...,
         order_by: str | None = ...,
@@ -183,6 +196,7 @@ class SyncClient:
         *,
         like: str | None = ...,
         text: str | None = ...,
+        vector_name: str | None = ...,
         keywords: str | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
@@ -214,6 +228,7 @@ class SyncClient:
         *,
         like: str | None = ...,
         text: str | None = ...,
+        vector_name: str | None = ...,
         fusion: RRF = ...,
         pool: int | None = ...,
         mode: ReadMode | str = ...,
@@ -236,6 +251,7 @@ class SyncClient:
         filter: FilterLike = ...,
         *,
         texts: Iterable[str] | None = ...,
+        vector_name: str | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_metadata: bool = ...,
@@ -303,6 +319,7 @@ class SyncClient:
         *,
         like: str | None = ...,
         text: str | None = ...,
+        vector_name: str | None = ...,
         keywords: str | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
@@ -364,6 +381,22 @@ class SyncClient:
         index: IndexParams | str | None = ...,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
+    def add_vector(
+        self,
+        collection: str,
+        name: str,
+        spec: VectorSpec,
+        *,
+        if_absent: bool = ...,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def drop_vector(
+        self,
+        collection: str,
+        name: str,
+        *,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
     def create_field_index(
         self,
         collection: str,
@@ -378,127 +411,6 @@ class SyncClient:
         *,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
-    def insert(
-        self,
-        id: str,
-        vector: Any = ...,
-        metadata: Any = ...,
-        *,
-        text: str | None = ...,
-        expires_at: Any = ...,
-        if_matches: FilterLike = ...,
-        collection: str = ...,
-        timeout: Seconds = ...,
-    ) -> WriteResult: ...
-    def insert_if_absent(
-        self,
-        id: str,
-        vector: Any = ...,
-        metadata: Any = ...,
-        *,
-        text: str | None = ...,
-        expires_at: Any = ...,
-        collection: str = ...,
-        timeout: Seconds = ...,
-    ) -> WriteResult: ...
-    def compare_and_set(
-        self,
-        id: str,
-        expected_version: int,
-        vector: Any = ...,
-        metadata: Any = ...,
-        *,
-        text: str | None = ...,
-        expires_at: Any = ...,
-        if_matches: FilterLike = ...,
-        collection: str = ...,
-        timeout: Seconds = ...,
-    ) -> WriteResult: ...
-    def insert_each(
-        self,
-        documents: Documents | None = ...,
-        *,
-        ids: Iterable[str] | None = ...,
-        vectors: Any = ...,
-        texts: Iterable[str] | None = ...,
-        metadatas: Sequence[Any] | None = ...,
-        expires_at: Any = ...,
-        collection: str = ...,
-        timeout: Seconds = ...,
-    ) -> dict[str, WriteResult | NeedleError]: ...
-    def delete(
-        self,
-        ids: str | Iterable[str],
-        *,
-        if_matches: FilterLike = ...,
-        collection: str = ...,
-        timeout: Seconds = ...,
-    ) -> WriteResult: ...
-    @overload
-    def get(  # type: ignore[overload-overlap]
-        self,
-        ids: str,
-        *,
-        mode: ReadMode | str = ...,
-        collection: str = ...,
-        with_vectors: bool = ...,
-        fields: Iterable[str] | None = ...,
-        session: bool = ...,
-        max_staleness: Seconds | None = ...,
-        timeout: Seconds = ...,
-    ) -> Document | None: ...
-    @overload
-    def get(
-        self,
-        ids: Iterable[str],
-        *,
-        mode: ReadMode | str = ...,
-        collection: str = ...,
-        with_vectors: bool = ...,
-        fields: Iterable[str] | None = ...,
-        session: bool = ...,
-        max_staleness: Seconds | None = ...,
-        timeout: Seconds = ...,
-    ) -> list[Document]: ...
-    def get_many(
-        self,
-        ids: Iterable[str],
-        *,
-        mode: ReadMode | str = ...,
-        collection: str = ...,
-        with_vectors: bool = ...,
-        fields: Iterable[str] | None = ...,
-        session: bool = ...,
-        max_staleness: Seconds | None = ...,
-        timeout: Seconds = ...,
-    ) -> list[Document]: ...
-    def create_collection(
-        self,
-        name: str,
-        *,
-        dimensions: int | None = ...,
-        metric: Metric | str | None = ...,
-        index: IndexParams | str | None = ...,
-        ttl: Any = ...,
-        model: str | None = ...,
-        text: TextField | Mapping[str, Any] | str | None = ...,
-        dtype: DType | str | None = ...,
-        like: str | None = ...,
-        if_absent: bool = ...,
-        timeout: Seconds = ...,
-    ) -> WriteResult: ...
-    def drop_collection(
-        self,
-        name: str,
-        *,
-        timeout: Seconds = ...,
-    ) -> WriteResult: ...
-    def collections(
-        self,
-        *,
-        mode: ReadMode | str = ...,
-        timeout: Seconds = ...,
-    ) -> list[CollectionSpec]: ...
     def count(
         self,
         filter: FilterLike = ...,
@@ -524,6 +436,135 @@ class SyncClient:
         mode: ReadMode | str = ...,
         timeout: Seconds = ...,
     ) -> dict[int, int]: ...
+    def insert(
+        self,
+        id: str,
+        vector: Any = ...,
+        metadata: Any = ...,
+        *,
+        text: str | None = ...,
+        expires_at: Any = ...,
+        if_matches: FilterLike = ...,
+        vectors: Mapping[str, Any] | None = ...,
+        collection: str = ...,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def insert_if_absent(
+        self,
+        id: str,
+        vector: Any = ...,
+        metadata: Any = ...,
+        *,
+        text: str | None = ...,
+        expires_at: Any = ...,
+        vectors: Mapping[str, Any] | None = ...,
+        collection: str = ...,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def compare_and_set(
+        self,
+        id: str,
+        expected_version: int,
+        vector: Any = ...,
+        metadata: Any = ...,
+        *,
+        text: str | None = ...,
+        expires_at: Any = ...,
+        if_matches: FilterLike = ...,
+        vectors: Mapping[str, Any] | None = ...,
+        collection: str = ...,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def insert_each(
+        self,
+        documents: Documents | None = ...,
+        *,
+        ids: Iterable[str] | None = ...,
+        vectors: Any = ...,
+        texts: Iterable[str] | None = ...,
+        metadatas: Sequence[Any] | None = ...,
+        expires_at: Any = ...,
+        named_vectors: Mapping[str, Any] | None = ...,
+        collection: str = ...,
+        timeout: Seconds = ...,
+    ) -> dict[str, WriteResult | NeedleError]: ...
+    def delete(
+        self,
+        ids: str | Iterable[str],
+        *,
+        if_matches: FilterLike = ...,
+        collection: str = ...,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    @overload
+    def get(  # type: ignore[overload-overlap]
+        self,
+        ids: str,
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
+        fields: Iterable[str] | None = ...,
+        session: bool = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
+    ) -> Document | None: ...
+    @overload
+    def get(
+        self,
+        ids: Iterable[str],
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
+        fields: Iterable[str] | None = ...,
+        session: bool = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
+    ) -> list[Document]: ...
+    def get_many(
+        self,
+        ids: Iterable[str],
+        *,
+        mode: ReadMode | str = ...,
+        collection: str = ...,
+        with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
+        fields: Iterable[str] | None = ...,
+        session: bool = ...,
+        max_staleness: Seconds | None = ...,
+        timeout: Seconds = ...,
+    ) -> list[Document]: ...
+    def create_collection(
+        self,
+        name: str,
+        *,
+        dimensions: int | None = ...,
+        metric: Metric | str | None = ...,
+        index: IndexParams | str | None = ...,
+        ttl: Any = ...,
+        model: str | None = ...,
+        text: TextField | Mapping[str, Any] | str | None = ...,
+        dtype: DType | str | None = ...,
+        vectors: Mapping[str, VectorSpec] | None = ...,
+        like: str | None = ...,
+        if_absent: bool = ...,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def drop_collection(
+        self,
+        name: str,
+        *,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def collections(
+        self,
+        *,
+        mode: ReadMode | str = ...,
+        timeout: Seconds = ...,
+    ) -> list[CollectionSpec]: ...
     def insert_batch(
         self,
         documents: Documents | None = ...,
@@ -533,6 +574,7 @@ class SyncClient:
         texts: Iterable[str] | None = ...,
         metadatas: Sequence[Any] | None = ...,
         expires_at: Any = ...,
+        named_vectors: Mapping[str, Any] | None = ...,
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> list[WriteResult]: ...

@@ -12,6 +12,7 @@ from needle.client import (
     batches,
     changes,
     client,
+    counting,
     documents,
     feeds,
     keys,
@@ -36,7 +37,16 @@ from needle.base.dtypes import DType
 from needle.base.errors import NeedleError
 from needle.base.filters.builder import Filter
 from needle.base.ids import NodeId
-from needle.base.model import CollectionSpec, Document, IndexParams, Metric, RaftStatus, ReadMode, WriteResult
+from needle.base.model import (
+    CollectionSpec,
+    Document,
+    IndexParams,
+    Metric,
+    RaftStatus,
+    ReadMode,
+    VectorSpec,
+    WriteResult,
+)
 from needle.base.text import TextField
 from needle.client.activity import Activity
 from needle.client.changes import ScanPage
@@ -83,6 +93,7 @@ SOURCES = (
     (changes, "ChangeMethods"),
     (searches, "SearchMethods"),
     (naming, "NamingMethods"),
+    (counting, "CountMethods"),
     (documents, "DocumentMethods"),
     (batches, "BatchMethods"),
     (rebalancing, "RebalanceMethods"),

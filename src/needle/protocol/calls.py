@@ -37,6 +37,7 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, HitBatch, ReadMode, SearchRequest
 from needle.base.parts import Body, encode_parts
 from needle.protocol.commands import Asked
+from needle.protocol.named import Named
 
 WRITE: Final = "write"
 SEARCH: Final = "search"
@@ -128,7 +129,7 @@ class SearchManyAnswer(msgspec.Struct, frozen=True, array_like=True):
 class GetCall(msgspec.Struct, frozen=True, array_like=True):
     """epoch: as in SearchCall. fields: the paths of metadata that come back, None for all. bound: JSON of a filter:
     what does not match it is not there for this call, which is of an API key that is bound to it; b"" for none
-    (protocol.bounds)."""
+    (protocol.bounds). named: the named vectors that come back, by their names inside the shard."""
 
     group: GroupId
     collection: str
@@ -138,11 +139,13 @@ class GetCall(msgspec.Struct, frozen=True, array_like=True):
     epoch: int = 0
     fields: Paths | None = None
     bound: bytes = b""
+    named: Paths = ()
 
 
 class DocumentBatch(msgspec.Struct, frozen=True, array_like=True):
     """Documents as columns, absent ids left out. vectors: rows of float32 bytes, b"" when not asked for. expires: when
-    each expires, in microseconds since 1970, 0 for never; [] if none does."""
+    each expires, in microseconds since 1970, 0 for never; [] if none does. named: named vectors that were asked for, of
+    those that have them, as float32."""
 
     ids: list[str]
     versions: list[int]
@@ -150,6 +153,7 @@ class DocumentBatch(msgspec.Struct, frozen=True, array_like=True):
     vectors: bytes
     applied_index: int
     expires: list[int] = []
+    named: list[Named] = []
 
 
 def expiries(found: list[int]) -> list[int]:
@@ -164,7 +168,8 @@ ROW_NUMBERS_BYTES: Final = 20
 def batch_bytes(batch: DocumentBatch | HitBatch) -> int:
     """About how large a batch of documents is."""
     numbers = ROW_NUMBERS_BYTES * len(batch.ids)
-    return len(batch.vectors) + sum(map(len, batch.metadata)) + sum(map(len, batch.ids)) + numbers
+    named = sum(len(one.vectors) for one in batch.named) if isinstance(batch, DocumentBatch) else 0
+    return len(batch.vectors) + named + sum(map(len, batch.metadata)) + sum(map(len, batch.ids)) + numbers
 
 
 class CollectionsCall(msgspec.Struct, frozen=True, array_like=True):
@@ -260,8 +265,9 @@ class ScanPin(msgspec.Struct, frozen=True, array_like=True):
 class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     """A page of the documents that match a filter (JSON; b"" for all), in the order of their ids, behind the id `after`
     ("": from the first). limit: documents at most. slice: (which, of how many): only the documents whose ids fall into
-    that share. epoch, fields, bound: as in GetCall. only: for who routes, the id that the collection must have by the
-    catalog, 0 for any. pin: of a consistent scan. order: in that of a field instead, behind its key and `after`."""
+    that share. epoch, fields, bound, named: as in GetCall. only: for who routes, the id that the collection must have
+    by the catalog, 0 for any. pin: of a consistent scan. order: in that of a field instead, behind its key and
+    `after`."""
 
     group: GroupId
     collection: str
@@ -277,6 +283,7 @@ class ScanCall(msgspec.Struct, frozen=True, array_like=True):
     bound: bytes = b""
     pin: ScanPin | None = None
     order: ScanOrder | None = None
+    named: Paths = ()
 
 
 class ScanAnswer(msgspec.Struct, frozen=True, array_like=True):

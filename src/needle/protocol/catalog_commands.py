@@ -14,9 +14,10 @@ import msgspec
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import CollectionSpec, IndexParams
-from needle.base.versions import EMPTIES, FIRST, SAID
+from needle.base.model import CollectionSpec, IndexParams, VectorSpec
+from needle.base.versions import EMPTIES, FIRST, NAMED, SAID
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
+from needle.protocol.vector_commands import VectorCommand
 from needle.protocol.versioned import Versioned, check_known, shortened, written
 from needle.routing.jobs import Job, RebalanceConfig
 from needle.routing.planned_moves import Move
@@ -150,17 +151,15 @@ class ConfirmReplicas(Versioned, frozen=True, tag="assigned"):
 
 class CreateCollection(Versioned, frozen=True, tag="create"):
     """nonce: random; tells a call repeated without an identity, as long as its collection is there. fields: declared
-    from the beginning, as by DeclareField."""
+    from the beginning, as by DeclareField. vectors: so these, by AddVector."""
 
-    NEWER: ClassVar[dict[str, int]] = {
-        **{f"spec.{name}": version for name, version in OF_A_SPEC.items()},
-        "fields": 4,
-    }
+    NEWER: ClassVar[dict[str, int]] = {f"spec.{n}": v for n, v in OF_A_SPEC.items()} | {"fields": 4, "vectors": NAMED}
 
     spec: CollectionSpec
     if_absent: bool
     nonce: int
     fields: list[str] = []
+    vectors: list[tuple[str, VectorSpec]] = []
 
 
 class DropCollection(Versioned, frozen=True, tag="drop"):
@@ -334,6 +333,7 @@ CatalogCommand = (
     | DropCollection
     | AlterCollection
     | DeclareField
+    | VectorCommand
     | SetAlias
     | RemoveAlias
     | CreateKey

@@ -16,7 +16,10 @@ from needle.base.dtypes import DType
 from needle.base.errors import UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.base.parts import LARGE_BYTES, Body, Pieces, encode_parts
+from needle.base.versions import NAMED
 from needle.protocol.move_commands import MoveCommand
+from needle.protocol.named import Named as Named
+from needle.protocol.named import taken_of
 from needle.protocol.stamps import HEAD_BYTES, STAMPED, STAMPED_SINCE, head
 from needle.protocol.upkeep_commands import Compare as Compare
 from needle.protocol.upkeep_commands import EndPins as EndPins
@@ -83,7 +86,7 @@ class OpenSession(Versioned, frozen=True, tag="open"):
 class CreateCollection(Versioned, frozen=True, tag="create"):
     """if_absent: answer instead of failing when an equal collection exists."""
 
-    NEWER: ClassVar[dict[str, int]] = {"spec.index.kind": 4, "spec.dtype": 5}
+    NEWER: ClassVar[dict[str, int]] = {"spec.index.kind": 4, "spec.dtype": 5, "spec.of": NAMED}
 
     spec: CollectionSpec
     if_absent: bool = False
@@ -102,9 +105,10 @@ class Insert(Versioned, frozen=True, tag="put"):
     (VersionMismatch). A condition applies to every id of the batch. Of documents with one id the last one counts.
     matches: a filter as JSON that every document of the batch which is there must match, as it is stored
     (ConditionFailed); b"" for none. expires: when each expires, [] for AS_IT_IS, which is never: a document that is
-    replaced leaves nothing."""
+    replaced leaves nothing. named: the named vectors, each at most once; those that it does not name a document then
+    does not have."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5, "named": NAMED}
     FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
@@ -117,6 +121,7 @@ class Insert(Versioned, frozen=True, tag="put"):
     expires: list[int] = []
     bound: Bound | None = None
     dtype: DType = DType.FLOAT32
+    named: list[Named] = []
 
 
 def last_of_each_id(ids: Sequence[str]) -> list[int] | None:
@@ -140,6 +145,7 @@ def without_repeats(command: Insert) -> Insert:
         vectors=b"".join(rows[at * width : (at + 1) * width] for at in keep),
         metadata=[command.metadata[at] for at in keep],
         expires=[command.expires[at] for at in keep] if command.expires else [],
+        named=taken_of(command.named, keep),
     )
 
 
@@ -200,9 +206,10 @@ class Patch(Versioned, frozen=True, tag="patch"):
 class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     """Give documents other vectors, all or none; they keep their metadata. vectors, dtype: as in Insert, one for each
     id. Ids that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in
-    Delete. expires: when they expire."""
+    Delete. expires: when they expire. name: of the named vector that these are, as it is called inside the shard; then
+    documents keep their other vectors, as they do without it, too."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5, "name": NAMED}
     FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
@@ -216,6 +223,7 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     expires: int = AS_IT_IS
     bound: Bound | None = None
     dtype: DType = DType.FLOAT32
+    name: str = ""
 
 
 class ChangeWhere(Versioned, frozen=True, tag="where"):

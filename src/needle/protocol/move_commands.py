@@ -11,6 +11,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar
 
+from needle.base.versions import NAMED
+from needle.protocol.named import Named
 from needle.protocol.versioned import Versioned
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import ShardStrategy
@@ -76,9 +78,9 @@ class Import(Versioned, frozen=True, tag="move-import"):
     imports. cursor: all of the source's ordinals up to it were looked at. deleted: ids that the source has deleted
     since they were copied. vectors: as the source stores them. whole: refused if the target has a document of one of
     `ids` that this move did not bring; otherwise, as earlier releases wrote it, such an id is left out. expires: when
-    each expires, as the source has it (0: never); [] if none does."""
+    each expires, as the source has it (0: never); [] if none does. named: their named vectors."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "named": NAMED}
 
     move: int
     step: int
@@ -91,6 +93,7 @@ class Import(Versioned, frozen=True, tag="move-import"):
     deleted: list[str]
     whole: bool = False
     expires: list[int] = []
+    named: list[Named] = []
 
 
 class ImportRequests(Versioned, frozen=True, tag="move-requests"):

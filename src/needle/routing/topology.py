@@ -17,8 +17,16 @@ import msgspec
 from needle.base.access import ADMIN, Identity, KeyInfo
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
-from needle.base.model import Claim, CollectionSpec, IndexParams
+from needle.base.model import Claim
 from needle.base.versions import FIRST
+from needle.routing.collection_info import CollectionInfo as CollectionInfo
+from needle.routing.collection_info import NamedVector as NamedVector
+from needle.routing.collection_names import called as called
+from needle.routing.collection_names import collection_id as collection_id
+from needle.routing.collection_names import dropped_as as dropped_as
+from needle.routing.collection_names import public_name as public_name
+from needle.routing.collection_names import vector_called as vector_called
+from needle.routing.collection_names import vector_id as vector_id
 from needle.routing.jobs import Ended, Job
 from needle.routing.ranges import check_ranges, contains, fingerprint
 from needle.routing.recoveries import Recovery
@@ -132,48 +140,6 @@ class MoveInfo(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int = 0
     throttle_rate: float = 0.0
     attempt: int = 0
-
-
-class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """id: tells a collection from an earlier one of the same name. nonce: of the call that created it. fields: paths
-    of metadata that every replica keeps an index of, ascending. made_index: what it was made with, if its index was
-    altered since; shards follow the one of `spec`, each in its own time."""
-
-    id: int
-    spec: CollectionSpec
-    nonce: int = 0
-    fields: tuple[str, ...] = ()
-    made_index: IndexParams | None = None
-
-    def is_made_as(self, spec: CollectionSpec) -> bool:
-        """Whether it was made so, or altered to it."""
-        return self.spec.is_altered_from(spec, self.made_index)
-
-    @property
-    def stored_name(self) -> str:
-        """Its name inside the shards: a shard that was away must not take an old collection for a new one."""
-        return f"{self.spec.name}@{self.id}"
-
-    @property
-    def stored_spec(self) -> CollectionSpec:
-        """What the shards create."""
-        return msgspec.structs.replace(self.spec, name=self.stored_name, ttl=0.0, model="", text=None)
-
-
-def public_name(stored: str) -> str:
-    """The name that users know, of a collection inside a shard."""
-    return stored.rpartition("@")[0]
-
-
-def collection_id(stored: str) -> int | None:
-    """The id in the name of a collection inside a shard; None if the catalog never gave that name."""
-    number = stored.rpartition("@")[2]
-    return int(number) if "@" in stored and number.isascii() and number.isdecimal() else None
-
-
-def called(stored: str) -> str:
-    """What messages call a collection inside a shard: the name that users know, if the catalog gave it one."""
-    return stored if collection_id(stored) is None else public_name(stored)
 
 
 class AliasInfo(msgspec.Struct, frozen=True, array_like=True):

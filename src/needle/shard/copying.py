@@ -13,10 +13,14 @@ from dataclasses import dataclass
 import msgspec
 from pyroaring import BitMap
 
+from needle.base.dtypes import DType
 from needle.base.errors import CollectionNotFound
 from needle.routing.shard_map import KeyRange
-from needle.shard.documents.records import ORDINAL_MAX, CollectionRecord, StoredDocument
+from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.live_collection import CollectionView, ReplicaView
+
+VectorOf = tuple[str, bytes, DType]
+"""See StoredDocument.named."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +46,31 @@ def page(
 ) -> tuple[list[StoredDocument], int, bool]:
     """Documents of the ranges, the ordinal up to which was looked, and whether that may not be the end. Raises
     CollectionNotFound."""
-    fence, record = view.fence, _collection(view, collection).record
-    rows = view.store.page(record.id, after, ORDINAL_MAX, rows_max)
+    fence, held = view.fence, _collection(view, collection)
+    record = held.record
+    # Not what is newer than the view: it may have vectors of names that the view does not know.
+    rows = view.store.page(record.id, after, record.next_ordinal - 1, rows_max)
     if fence is None or not rows:
         return [], after, False
     member = fence.member(ranges)
     chosen = [row.ordinal for row in rows if member(row.id, row.metadata)]
     found = view.store.by_ordinal(record.id, chosen, metadata=True, vectors=True) if chosen else {}
-    expires = {row.ordinal: row.expires for row in rows}
-    chosen_rows = [msgspec.structs.replace(found[ordinal], expires=expires[ordinal]) for ordinal in chosen]
+    expires, named = {row.ordinal: row.expires for row in rows}, _named(view, held, chosen)
+    chosen_rows = [
+        msgspec.structs.replace(found[ordinal], expires=expires[ordinal], named=tuple(named.get(ordinal, ())))
+        for ordinal in chosen
+    ]
     return chosen_rows, rows[-1].ordinal, len(rows) == rows_max
+
+
+def _named(view: ReplicaView, held: CollectionView, ordinals: Sequence[int]) -> dict[int, list[VectorOf]]:
+    """The named vectors of documents, by ordinal."""
+    found: dict[int, list[VectorOf]] = {}
+    for of in view.vectors_of(held) if ordinals else ():
+        spec, rows = of.record.spec, view.store.by_ordinal(of.record.id, ordinals, metadata=False, vectors=True)
+        for ordinal, row in rows.items():
+            found.setdefault(ordinal, []).append((spec.name, row.vector, spec.dtype))
+    return found
 
 
 def deleted(

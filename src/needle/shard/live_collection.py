@@ -25,6 +25,7 @@ from needle.routing.shard_map import KeyRange
 from needle.routing.topology import called
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
+from needle.shard.apply.named import missing
 from needle.shard.catalog_known import ANY, CatalogKnown
 from needle.shard.documents.digest import replica_digest
 from needle.shard.documents.metadata_rows import Rows
@@ -74,6 +75,11 @@ class CollectionView:
         """How many documents a reader can see."""
         return self.record.documents - len(self.hidden)
 
+    @property
+    def counted(self) -> int:
+        """So many of them are documents: vectors with a name are of documents that are counted already."""
+        return 0 if self.record.spec.of else self.visible
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
@@ -110,10 +116,22 @@ class ReplicaView:
         return None if held is None else held.record.spec
 
     def named(self, only: str = "") -> list[CollectionView]:
-        """Every collection, by name; or that of one name, if it is there."""
+        """Every collection, by name; or that of one name, if it is there. Not those of named vectors."""
         if only:
             return [self.collections[only]] if only in self.collections else []
-        return [held for _, held in sorted(self.collections.items())]
+        return [held for _, held in sorted(self.collections.items()) if not held.record.spec.of]
+
+    def vectors_of(self, of: CollectionView) -> list[CollectionView]:
+        """All named vectors of a collection, by name. O(collections)."""
+        name = of.record.spec.name
+        return [held for _, held in sorted(self.collections.items()) if held.record.spec.of == name]
+
+    def vector(self, of: CollectionView, name: str) -> CollectionView:
+        """A named vector of a collection. Raises CollectionNotFound."""
+        held = self.collections.get(name)
+        if held is None or held.record.spec.of != of.record.spec.name:
+            raise missing(name)
+        return held
 
     def count(self, name: str | None) -> int:
         """Documents in one collection, or in all. Raises CollectionNotFound."""
@@ -206,6 +224,8 @@ class LiveCollection:
 
     def hide(self, fence: Fence | None) -> None:
         """Find out what must not be seen, when the file is opened."""
+        if self.record.spec.of:
+            return
         hiding = [one for one in fence.holdings.transfers if one.hides] if fence is not None else []
         self._hide({one.move: found for one in hiding if (found := self._of(fence, one.ranges))})
         marking = [one for one in fence.holdings.transfers if one.marks] if fence is not None else []
@@ -234,20 +254,21 @@ class LiveCollection:
         self._changes += 1
         self.record = change.record
         self.vectors.begin()
-        first, end, kept = change.first_ordinal, change.first_ordinal + len(change.rows), [at for at, _ in change.kept]
+        written, kept = change.ordinals, [at for at, _ in change.kept]
         if change.vectors:
             block = b"".join(change.vectors) if len(change.vectors) > 1 else change.vectors[0]
             vectors = change.record.spec.form.rows(block)
-            self.vectors.append_at(_without(first, end, kept), vectors)
+            self.vectors.append_at(_without(written, kept), vectors)
+        if change.rows and not self.record.spec.of:
+            self.payload.add([(at, row[3]) for at, row in zip(written, change.rows, strict=True)])
         if change.rows:
-            self.payload.add([(first + at, row[3]) for at, row in enumerate(change.rows)])
             self._weights.note([(row[1], row[3]) for row in islice(change.rows, SAMPLE)])
         if kept and self._vector_ordinals is None:
             self._vector_ordinals = self.live
         if self._vector_ordinals is not None and (change.rows or change.dead_vectors):
-            self._vector_ordinals = self._vector_ordinals.changed(first, end, [*kept, *change.dead_vectors])
+            self._vector_ordinals = self._vector_ordinals.written(written, [*kept, *change.dead_vectors])
         if change.rows or change.dead:
-            self.live = self.live.changed(first, end, change.dead)
+            self.live = self.live.written(written, change.dead)
         if kept:
             self.places = self.places.added(change.kept, self.live.bitmap)
         if change.dead_vectors:
@@ -280,10 +301,12 @@ class LiveCollection:
         return CollectionView(*state, size, self._changes, self._index, self._sealed_from)
 
 
-def _without(first: int, end: int, left_out: Sequence[int]) -> npt.NDArray[np.int64]:
-    """The ordinals [first, end) without some, which ascend."""
-    ordinals = np.arange(first, end, dtype=np.int64)
-    return np.delete(ordinals, np.array(left_out, np.int64) - first) if left_out else ordinals
+def _without(written: Sequence[int], left_out: Sequence[int]) -> npt.NDArray[np.int64]:
+    """The ordinals without some; both ascend."""
+    if isinstance(written, range):
+        ordinals = np.arange(written.start, written.stop, dtype=np.int64)
+        return np.delete(ordinals, np.array(left_out, np.int64) - written.start) if left_out else ordinals
+    return np.setdiff1d(np.array(written, np.int64), np.array(left_out, np.int64), assume_unique=True)
 
 
 class OpenCollections:
@@ -294,9 +317,16 @@ class OpenCollections:
         self.numbered: dict[int, LiveCollection] = {}
         self.worn: set[int] = set()
         """Ids of those that have used up more than half of their ordinals."""
+        self._vectors: dict[str, list[str]] = {}
+
+    def vector_names(self, name: str) -> list[str]:
+        """The named vectors of a collection, by their names in the shard, in the order of their ids."""
+        return self._vectors.get(name, [])
 
     def add(self, live: LiveCollection) -> None:
         """In the order of their ids."""
+        if of := live.record.spec.of:
+            self._vectors[of] = [*self._vectors.get(of, []), live.record.spec.name]
         self.named[live.record.spec.name] = self.numbered[live.record.id] = live
         self.note(live)
 
@@ -317,7 +347,12 @@ class OpenCollections:
         """It has to be there."""
         self.worn.discard(collection_id)
         live = self.numbered.pop(collection_id)
-        del self.named[live.record.spec.name]
+        name, of = live.record.spec.name, live.record.spec.of
+        del self.named[name]
+        if of and not (left := [one for one in self._vectors[of] if one != name]):
+            del self._vectors[of]
+        elif of:
+            self._vectors[of] = left
         return live
 
     # --- from any thread, while apply adds and drops -----------------------------------------------------------------

@@ -108,7 +108,7 @@ class OpenedState:
             live.hide(fence)
         self.sessions = SessionTable(sessions, answers)
         views = immutables.Map({name: live.view() for name, live in self.live.named.items()})
-        visible, size = sum(view.visible for view in views.values()), sum(view.live_bytes for view in views.values())
+        visible, size = sum(view.counted for view in views.values()), sum(view.live_bytes for view in views.values())
         pins, catalog = decode_pins(self.store.named("pins")), decode_known(self.store.named("catalog"))
         self.view = ReplicaView(at, views, self.store, fence, visible, size, pins, catalog)
         comes = fence is not None and any(one.incoming and one.hides for one in fence.holdings.transfers)
@@ -165,7 +165,7 @@ class OpenedState:
             live = self.live.remove(collection_id)
             live.close()
             gone = views.pop(live.record.spec.name)
-            visible, size = visible - gone.visible, size - gone.live_bytes
+            visible, size = visible - gone.counted, size - gone.live_bytes
         for change in batch.changes.values():
             if not change.touched or change.record.id in batch.dropped:
                 continue
@@ -179,7 +179,7 @@ class OpenedState:
             self.live.note(live)
             before = views.get(name)
             views[name] = now = live.view()
-            visible += now.visible - (0 if before is None else before.visible)
+            visible += now.counted - (0 if before is None else before.counted)
             size += now.live_bytes - (0 if before is None else before.live_bytes)
         finished = views.finish()
         self.view = ReplicaView(changes.at, finished, self.store, batch.fence, visible, size, batch.pins, batch.catalog)

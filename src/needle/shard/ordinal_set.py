@@ -63,6 +63,18 @@ class OrdinalSet:
                 del edit[at]
         return OrdinalSet(edit.finish())
 
+    def written(self, ordinals: Sequence[int], without: Sequence[int]) -> OrdinalSet:
+        """With these, which ascend, then without those of `without`."""
+        if isinstance(ordinals, range):
+            return self.changed(ordinals.start, ordinals.stop, without)
+        blocks: dict[int, BitMap] = {}
+        for ordinal in ordinals:
+            if (at := ordinal >> BLOCK_BITS) not in blocks:
+                blocks[at] = self._copy(at)
+            blocks[at].add(ordinal)
+        both = OrdinalSet(self._blocks.update(blocks)) if blocks else self
+        return both.changed(0, 0, without)
+
     def _copy(self, at: int) -> BitMap:
         held = self._blocks.get(at)
         return BitMap() if held is None else BitMap(held)

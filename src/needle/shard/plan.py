@@ -19,7 +19,7 @@ It does not know files, threads or Raft.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -135,15 +135,16 @@ def plan(
     quiet: bool,
     idle: bool = False,
     apart: bool = False,
+    ordinal_of: Callable[[int], int] | None = None,
 ) -> BuildTask | None:
     """What the leader should build next, or None.
 
     loads: the manifest in order. next_ordinal: ordinals below it exist. waiting_rows: live rows that no segment covers.
     quiet: no vector has come for a while. idle: nor for a much longer one. apart: what is indexed stays as it is, and
-    what waits becomes a file of its own.
+    what waits becomes a file of its own. ordinal_of: of waiting rows by their number, where many ordinals have none.
     """
     if waiting_rows >= (seal_when_quiet_at if quiet else seal_at)(config, dimensions):
-        return _seal(loads, next_ordinal, waiting_rows, config, apart=apart)
+        return _seal(loads, next_ordinal, waiting_rows, config, apart=apart, ordinal_of=ordinal_of)
     if apart:
         return None
     growth = GROWTH_IDLE if idle and config.seal_rows is None else GROWTH
@@ -159,7 +160,13 @@ def _extendable(load: SegmentLoad, config: SegmentConfig) -> bool:
 
 
 def _seal(
-    loads: Sequence[SegmentLoad], next_ordinal: int, waiting_rows: int, config: SegmentConfig, *, apart: bool
+    loads: Sequence[SegmentLoad],
+    next_ordinal: int,
+    waiting_rows: int,
+    config: SegmentConfig,
+    *,
+    apart: bool,
+    ordinal_of: Callable[[int], int] | None,
 ) -> BuildTask:
     """Seal what waits, together with every tail segment that is at most GROWTH times what would be added to it."""
     first = covered([load.segment for load in loads])
@@ -167,7 +174,7 @@ def _seal(
     most = min(config.rows_max, BUILD_ROWS_MAX)
     if waiting_rows > most:
         # Dead ordinals may make this range hold fewer rows; never more.
-        last, waiting_rows = first + most - 1, most
+        last, waiting_rows = first + most - 1 if ordinal_of is None else ordinal_of(most - 1), most
     added, total, best = waiting_rows, waiting_rows, BuildTask(first, last, None, waiting_rows)
     for load in () if apart else reversed(loads):
         total += load.segment.rows

@@ -77,11 +77,13 @@ def search_group(
     go_on: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = lambda: 0.0,
     figures: float = inf,
+    vectors: Collection | None = None,
 ) -> list[HitBatch | NeedleError]:
     """Answer requests that differ in their vector only. builders, go_on: see PayloadIndex.within. clock: seconds, for
     explanations. figures: seconds; of what takes longer the figures are told, too, without the parts of the vectors,
-    though nobody asked. Raises what concerns all of them; an error in place of an answer concerns one."""
-    first = requests[0]
+    though nobody asked. vectors: of the name that is searched, whose ordinals are those of the collection (named.py).
+    Raises what concerns all of them; an error in place of an answer concerns one."""
+    first, by = requests[0], vectors or collection
     if first.bound and first.explain:
         raise Forbidden("explain tells how many documents there are in all, and this API key is for some only")
     answers: dict[int, HitBatch | NeedleError] = {}
@@ -89,7 +91,7 @@ def search_group(
     good: list[int] = []
     for at, request in enumerate(requests):
         try:
-            queries.append(check_search(request, collection.record.spec, limits))
+            queries.append(check_search(request, by.record.spec, limits))
             good.append(at)
         except NeedleError as error:
             answers[at] = error.with_traceback(None)  # whose frames hold all of this search
@@ -97,19 +99,21 @@ def search_group(
         trace = Trace(len(queries), clock) if first.explain else None
         instants = [clock()]
         allow = allowed_ordinals(collection, first.filter, limits, builders, go_on, first.bound)
+        if vectors is not None and allow is not None:
+            allow = Allowed(allow.bitmap & vectors.live.bitmap())
         instants.append(clock())
         go_on()
         if first.group_by:
-            work = _Grouped(collection, store, first, allow, limits, builders, go_on)
+            work = _Grouped(collection, by, store, first, allow, limits, builders, go_on)
             batches = [work.batch(query, applied, trace) for query in queries]
             instants.append(clock())
         else:
-            found = nearest_of(collection, np.stack(queries), first, first.k, allow, trace)
+            found = nearest_of(by, np.stack(queries), first, first.k, allow, trace)
             instants.append(clock())
-            batches = _batches(collection.record, store, first, found, applied)
+            batches = _batches(collection.record, by.record, store, first, found, applied)
         instants.append(clock())
         if trace is not None or instants[-1] - instants[0] >= figures:
-            allowed = collection.visible if allow is None else len(allow)
+            allowed = by.visible if allow is None else len(allow)
             notes = [] if allowed or trace is None else _notes(first.filter, limits)
             batches = _explained(batches, trace, collection.visible, allowed, instants, notes)
         answers.update(zip(good, batches, strict=True))
@@ -225,6 +229,7 @@ class _Grouped:
     def __init__(
         self,
         collection: Collection,
+        vectors: Collection,
         store: DocumentStore,
         request: SearchRequest,
         allow: Allowed | None,
@@ -232,20 +237,21 @@ class _Grouped:
         builders: Builders | None,
         go_on: Callable[[], None],
     ) -> None:
-        """allow: as of `allowed_ordinals`."""
+        """vectors: those that are searched. allow: as of `allowed_ordinals`."""
         self._collection, self._store, self._request, self._go_on = collection, store, request, go_on
-        self._among = visible_ordinals(collection) if allow is None else allow.bitmap
+        self._vectors = vectors
+        self._among = visible_ordinals(vectors) if allow is None else allow.bitmap
         self._builders = builders
         self._wish = wish_of(request, limits)
 
     def batch(self, query: npt.NDArray[np.float32], applied: int, trace: Trace | None) -> HitBatch:
         """The groups of one query: behind each other, near first as their members are."""
-        record, request, wish = self._collection.record, self._request, self._wish
+        record, of, request, wish = self._collection.record, self._vectors.record, self._request, self._wish
         payload, end = self._collection.payload, self._collection.record.next_ordinal
 
         def nearest(k: int, among: BitMap) -> tuple[list[int], list[float], bool]:
-            ((ordinals, distances),) = nearest_of(self._collection, query[None, :], request, k, Allowed(among), trace)
-            near = near_enough(distances, record.spec.metric, request)
+            ((ordinals, distances),) = nearest_of(self._vectors, query[None, :], request, k, Allowed(among), trace)
+            near = near_enough(distances, of.spec.metric, request)
             return ordinals[:near], distances[:near], near == len(ordinals)
 
         sources = Sources(
@@ -258,31 +264,47 @@ class _Grouped:
         groups, documents = nearest_groups(wish, self._among, sources)
         if request.with_vectors:
             wanted = sorted(documents)
-            documents = read_documents(record, self._store, wanted, metadata=request.with_metadata, vectors=True)
+            documents = _with_vectors(record, of, self._store, wanted, metadata=request.with_metadata)
         members = [member for group in groups for member in group.members]
         listed, distances = [documents[one.ordinal] for one in members], [one.distance for one in members]
-        found = columns(listed, distances, request, applied, record.spec, projection(request.fields))
+        found = columns(listed, distances, request, applied, of.spec, projection(request.fields))
         values = [group.value for group in groups for _ in group.members]
         return msgspec.structs.replace(found, groups=values)
 
 
+def _with_vectors(
+    record: CollectionRecord, of: CollectionRecord, store: DocumentStore, ordinals: list[int], *, metadata: bool
+) -> dict[int, StoredDocument]:
+    """Documents with the vectors that were searched."""
+    if of is record:
+        return read_documents(record, store, ordinals, metadata=metadata, vectors=True)
+    vectors = read_documents(of, store, ordinals, metadata=False, vectors=True)
+    documents = read_documents(record, store, ordinals, metadata=metadata, vectors=False)
+    return {at: msgspec.structs.replace(one, vector=vectors[at].vector) for at, one in documents.items()}
+
+
 def _batches(
     record: CollectionRecord,
+    of: CollectionRecord,
     store: DocumentStore,
     request: SearchRequest,
     found: list[Nearest],
     applied: int,
 ) -> list[HitBatch]:
+    """of: the vectors that were searched."""
     shown = projection(request.fields)
     if request.max_distance is not None or request.min_score is not None:
-        near = [near_enough(distances, record.spec.metric, request) for _, distances in found]
+        near = [near_enough(distances, of.spec.metric, request) for _, distances in found]
         found = [(ordinals[:n], distances[:n]) for n, (ordinals, distances) in zip(near, found, strict=True)]
     found = _k_each(record, store, request.k, found)
     wanted = sorted({ordinal for ordinals, _ in found for ordinal in ordinals})
     metadata = request.with_metadata or bool(request.order_by)
-    documents = read_documents(record, store, wanted, metadata=metadata, vectors=request.with_vectors)
+    if request.with_vectors:
+        documents = _with_vectors(record, of, store, wanted, metadata=metadata)
+    else:
+        documents = read_documents(record, store, wanted, metadata=metadata, vectors=False)
     return [
-        _batch([documents[o] for o in ordinals], distances, request, applied, record.spec, shown)
+        _batch([documents[o] for o in ordinals], distances, request, applied, of.spec, shown)
         for ordinals, distances in found
     ]
 

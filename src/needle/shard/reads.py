@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from math import inf
 from typing import Final, NamedTuple
@@ -144,8 +144,9 @@ class Reads:
         how = builders, go_on, clock, figures
         try:
             check_claim(view.fence, asked[0].claim, view.at.index)
-            collection = view.collection(asked[0].collection)
-            return search_group(collection, view.store, asked, view.at.index, self._limits, *how)
+            collection, name = view.collection(asked[0].collection), asked[0].vector_name
+            vectors = view.vector(collection, name) if name else None
+            return search_group(collection, view.store, asked, view.at.index, self._limits, *how, vectors)
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             return [not_served(error)] * len(asked)
@@ -164,6 +165,7 @@ class Reads:
         if (
             held is None
             or asks
+            or request.vector_name
             or view.store.writer.hides
             or sum(chunk.rows for chunk in held.vectors.growing.chunks) > SHORT_GROWING
         ):
@@ -177,6 +179,14 @@ class Reads:
     def take_cut(self) -> list[str]:
         """Paths of index files that searches found shorter than they were; once each."""
         return [path for path in list(self._cut) if self._cut.pop(path, 0) is None]
+
+    def entered(self) -> AbstractContextManager[None]:
+        """While what is found is looked into further: rows of versions that are replaced meanwhile stay."""
+        return self._in_flight.enter()
+
+    def view(self) -> ReplicaView:
+        """The newest one."""
+        return self._view()
 
     def get(
         self, collection: str, ids: list[str], with_vectors: bool, claim: Claim | None, bound: bytes

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from needle.base.collection_sizes import CollectionSize
-from needle.shard.live_collection import CollectionView
+from needle.base.model import CollectionSpec
+from needle.shard.live_collection import CollectionView, ReplicaView
 
 
-def size_of(held: CollectionView) -> CollectionSize:
-    """See the module."""
+def sizes_of(view: ReplicaView, only: str) -> list[tuple[CollectionSpec, CollectionSize]]:
+    """Of every collection, by name, or of one."""
+    return [(held.record.spec, size_of(held, view.vectors_of(held))) for held in view.named(only)]
+
+
+def size_of(held: CollectionView, named: Sequence[CollectionView] = ()) -> CollectionSize:
+    """See the module. named: its named vectors; their bytes are the collection's."""
     vector = held.record.spec.vector_bytes
     documents, growing = held.visible, len(held.vectors.growing)
     return CollectionSize(
         documents=documents,
         document_bytes=documents * max(0, held.document_bytes - 2 * vector),  # these count a vector twice: see weights
-        vector_bytes=documents * vector,
-        index_bytes=sum(served.sealed.size for served in held.vectors.served),
+        vector_bytes=documents * vector + sum(one.visible * one.record.spec.vector_bytes for one in named),
+        index_bytes=sum(served.sealed.size for one in (held, *named) for served in one.vectors.served),
         field_index_bytes=held.payload.bytes_held(),
         fields=held.payload.declared(),
         index=msgspec.structs.replace(held.index, waiting=growing if growing >= held.sealed_from else 0),

@@ -55,6 +55,10 @@ class StateBefore:
         live = self._by_id(collection_id)
         return None if live is None else live.record
 
+    def vectors_of(self, name: str) -> list[str]:
+        """See Collections."""
+        return self._live.vector_names(name)
+
     def all(self) -> list[CollectionRecord]:
         """Of every collection, by id."""
         return [live.record for live in self._live.numbered.values()]

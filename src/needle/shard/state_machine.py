@@ -48,7 +48,7 @@ from needle.shard.in_flight import InFlight
 from needle.shard.live_collection import ReplicaView, digest_of
 from needle.shard.opened_state import Entry, OpenedState, Surroundings
 from needle.shard.reads import GoOn, Page, Reads, Scanned, not_served, on
-from needle.shard.sizes import size_of
+from needle.shard.sizes import sizes_of
 from needle.shard.states import States
 from needle.shard.upkeep import PURGE_ROWS, Upkeep
 from needle.shard.usable import Usable
@@ -260,8 +260,8 @@ class Replica:
         return self._reads.scan(page, claim, go_on, builders)
 
     def collections(self) -> list[CollectionSpec]:
-        """Every collection, by name."""
-        return [held.record.spec for held in self.view.named()]
+        """Every collection, those of named vectors too, by name."""
+        return [held.record.spec for _, held in sorted(self.view.collections.items())]
 
     def count(self, collection: str | None = None) -> int:
         """Documents in one collection, or in all."""
@@ -277,8 +277,8 @@ class Replica:
         return [(held.record.spec, held.visible) for held in self._claimed(claim).named(only)]
 
     def sizes(self, claim: Claim | None = None, only: str = "") -> list[tuple[CollectionSpec, CollectionSize]]:
-        """As `counts`, and how large each is, which costs no more where there are more documents."""
-        return [(held.record.spec, size_of(held)) for held in self._claimed(claim).named(only)]
+        """As `counts`, and how large each is."""
+        return sizes_of(self._claimed(claim), only)
 
     def _claimed(self, claim: Claim | None) -> ReplicaView:
         self._usable.check()
@@ -346,7 +346,7 @@ class Replica:
         """The command to propose, checked against the current collections; cosine vectors are normalised."""
         self._usable.check()
         view = self.view
-        return check_command(command, view.spec, self.limits, len(view.collections))
+        return check_command(command, view.spec, self.limits, lambda: len(view.named()))
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[Any]]:

@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Sequence
 
 from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, invalid
-from needle.base.model import CollectionSpec, IndexParams, ReadMode, WriteResult
+from needle.base.model import CollectionSpec, IndexParams, ReadMode, VectorSpec, WriteResult
 from needle.client.router.routes import LOOK_SECONDS, Shards
 from needle.protocol import catalog_commands
 from needle.protocol.peer_calls import IndexRoom
+from needle.protocol.vector_commands import AddVector, DropVector
 from needle.protocol.versioned import check_known
 from needle.routing.topology import CollectionInfo
 
@@ -119,15 +120,53 @@ def _confirmed(silent: dict[int, NeedleError], has: str) -> None:
 
 
 async def create(
-    shards: Shards, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+    shards: Shards,
+    spec: CollectionSpec,
+    if_absent: bool,
+    timeout: float,
+    fields: Sequence[str] = (),
+    vectors: Sequence[tuple[str, VectorSpec]] = (),
 ) -> WriteResult:
     """Create a collection in the catalog, then in every shard that answers; others get it when they are back. fields:
-    declared ones. That there is room for their indexes is not asked: they are empty, like the collection."""
+    declared ones. That there is room for their indexes is not asked: they are empty, like the collection. vectors:
+    named ones."""
     deadline = asyncio.get_running_loop().time() + timeout
-    command = catalog_commands.CreateCollection(spec, if_absent, shards.nonce(), list(fields))
+    command = catalog_commands.CreateCollection(spec, if_absent, shards.nonce(), list(fields), list(vectors))
     result = await shards.command(command, timeout)
     await _sync_all(shards, result.version, deadline)
     return result
+
+
+async def add_vector(
+    shards: Shards, name: str, vector: str, spec: VectorSpec, if_absent: bool, timeout: float
+) -> WriteResult:
+    """Let documents of a collection have a vector of this name. As `create`. Raises CollectionNotFound."""
+    found, deadline = await _found(shards, name, timeout)
+    command = AddVector(found.spec.name, found.id, vector, spec, if_absent)
+    result = await shards.command(command, max(0.001, deadline - asyncio.get_running_loop().time()))
+    await _sync_all(shards, result.version, deadline)
+    return result
+
+
+async def drop_vector(shards: Shards, name: str, vector: str, timeout: float) -> WriteResult:
+    """Documents of a collection have no vector of this name any more. Raises as `drop`; InvalidArgument if there is no
+    such vector."""
+    found, deadline = await _found(shards, name, timeout)
+    found.vector(vector)
+    command = DropVector(found.spec.name, found.id, vector)
+    result = await shards.command(command, max(0.001, deadline - asyncio.get_running_loop().time()))
+    silent = await _sync_all(shards, result.version, deadline)
+    _confirmed(silent, f"dropped vector {vector[:80]!r} of collection {name[:80]!r}")
+    return result
+
+
+async def _found(shards: Shards, name: str, timeout: float) -> tuple[CollectionInfo, float]:
+    """The collection of a name, and until when there is time. Raises CollectionNotFound."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    found = (await shards.confirmed(timeout)).collection(name)
+    if found is None:
+        raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
+    return found, deadline
 
 
 async def drop(shards: Shards, name: str, timeout: float) -> WriteResult:

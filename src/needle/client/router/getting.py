@@ -21,8 +21,9 @@ async def get_documents(
     fresh: Callable[[int], Freshness],
     timeout: float,
     fields: tuple[str, ...] | None,
+    named: tuple[str, ...] = (),
 ) -> DocumentBatch:
-    """Those that exist. collection: its name inside the shards."""
+    """Those that exist. collection, named: their names inside the shards."""
     asked: dict[int, list[str]] = {}
 
     def choose(owned: Ownership) -> Sequence[int]:
@@ -33,7 +34,7 @@ async def get_documents(
     answers = await routes.fan_out.read(
         calls.GET,
         lambda shard, fresh, epoch: GetCall(
-            shard_group(shard), collection, asked[shard], with_vectors, fresh, epoch, fields
+            shard_group(shard), collection, asked[shard], with_vectors, fresh, epoch, fields, named=named
         ),
         choose,
         fresh,

@@ -30,6 +30,7 @@ from needle.protocol.calls import (
     expiries,
     told_counts,
 )
+from needle.protocol.named import Named
 from needle.protocol.node_calls import NodeHits
 
 
@@ -104,6 +105,7 @@ def merge_documents(batches: Sequence[DocumentBatch], asked: Sequence[str]) -> D
         b"".join(_row(batch, row) for batch, row in rows),
         max((batch.applied_index for batch in batches), default=0),
         expiries([batch.expires[row] if batch.expires else 0 for batch, row in rows]),
+        merge_named(rows),
     )
 
 
@@ -134,6 +136,7 @@ def merge_pages(pages: Sequence[ScanAnswer], limit: int, *, descending: bool = F
         b"".join(_row(batches[which], row) for _, which, row in rows),
         max((batch.applied_index for batch in batches), default=0),
         expiries([batches[which].expires[row] if batches[which].expires else 0 for _, which, row in rows]),
+        merge_named([(batches[which], row) for _, which, row in rows]),
     )
     pins = [page.pin for page in pages if page.pin is not None]
     pin = ScanPin(pins[0].token, [one for found in pins for one in found.open]) if pins else None
@@ -144,6 +147,23 @@ def merge_pages(pages: Sequence[ScanAnswer], limit: int, *, descending: bool = F
         return ScanAnswer(documents, None, pin=pin, keys=keys)
     key, name = bound
     return ScanAnswer(documents, name, pin=pin, keys=keys, key=turned_back(key) if descending else key)
+
+
+def merge_named(rows: Sequence[tuple[DocumentBatch, int]]) -> list[Named]:
+    """The named vectors of these documents of batches."""
+    if not any(batch.named for batch, _ in rows):
+        return []
+    found: dict[str, tuple[list[int], list[memoryview]]] = {}
+    known: dict[int, dict[str, dict[int, memoryview]]] = {}
+    for at, (batch, row) in enumerate(rows):
+        if id(batch) not in known:
+            known[id(batch)] = {one.vector: dict(zip(one.rows, one.each(), strict=True)) for one in batch.named}
+        for name, vectors in known[id(batch)].items():
+            if row in vectors:
+                places, blocks = found.setdefault(name, ([], []))
+                places.append(at)
+                blocks.append(vectors[row])
+    return [Named(name, places, b"".join(blocks)) for name, (places, blocks) in sorted(found.items())]
 
 
 def _row(batch: DocumentBatch, row: int) -> bytes:

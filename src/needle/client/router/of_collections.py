@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from needle.base.model import CollectionSpec, IndexParams, ReadMode, WriteResult
+from needle.base.model import CollectionSpec, IndexParams, ReadMode, VectorSpec, WriteResult
 from needle.client.router import collections
 from needle.client.router.routes import Routes
 from needle.client.router.sizes import HeldByShards, Only, held_by_shards
@@ -35,10 +35,25 @@ class OfCollections:
         return await collections.listed(self._routes.shards, mode, timeout)
 
     async def create_collection(
-        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = ()
+        self,
+        spec: CollectionSpec,
+        if_absent: bool,
+        timeout: float,
+        fields: Sequence[str] = (),
+        vectors: Sequence[tuple[str, VectorSpec]] = (),
     ) -> WriteResult:
         """As `collections.create`."""
-        return await collections.create(self._routes.shards, spec, if_absent, timeout, fields)
+        return await collections.create(self._routes.shards, spec, if_absent, timeout, fields, vectors)
+
+    async def add_vector(
+        self, name: str, vector: str, spec: VectorSpec, if_absent: bool, timeout: float
+    ) -> WriteResult:
+        """As `collections.add_vector`."""
+        return await collections.add_vector(self._routes.shards, name, vector, spec, if_absent, timeout)
+
+    async def drop_vector(self, name: str, vector: str, timeout: float) -> WriteResult:
+        """As `collections.drop_vector`."""
+        return await collections.drop_vector(self._routes.shards, name, vector, timeout)
 
     async def drop_collection(self, name: str, timeout: float) -> WriteResult:
         """As `collections.drop`."""

@@ -11,6 +11,8 @@ import copy
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Self
 
+import msgspec
+
 from needle.base.errors import CollectionNotFound, DeadlineExceeded, StaleEpoch, in_seconds
 from needle.base.filters.ordering import ScanOrder
 from needle.base.model import HitBatch, ReadMode, SearchRequest, WriteResult
@@ -20,24 +22,18 @@ from needle.client.router import searching
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import doubtful_ids, spread_by_ids
 from needle.client.router.by_words import search_words
+from needle.client.router.counting import Counting
 from needle.client.router.deletion import Deletion
 from needle.client.router.fan_out import FanOutStats
 from needle.client.router.feeding import Feeding
 from needle.client.router.getting import get_documents
 from needle.client.router.of_collections import OfCollections
 from needle.client.router.packing import packed, packed_update
-from needle.client.router.routes import BATCH_BYTES_MAX, Routes, Shards
+from needle.client.router.routes import BATCH_BYTES_MAX, Routes, Shards, in_callers_names
 from needle.client.router.row_inserts import RowInserts, in_callers_words
-from needle.client.router.scanning import count_in_shards, facet_in_shards, scan_page
+from needle.client.router.scanning import scan_page
 from needle.client.where import OnProgress, WhereWork
-from needle.protocol.calls import (
-    DocumentBatch,
-    FacetAnswer,
-    Freshness,
-    ScanAnswer,
-    ScanCall,
-    ScanPin,
-)
+from needle.protocol.calls import DocumentBatch, Freshness, ScanAnswer, ScanCall, ScanPin
 from needle.protocol.commands import (
     AS_IT_IS,
     Change,
@@ -45,15 +41,17 @@ from needle.protocol.commands import (
     Command,
     Delete,
     Insert,
+    Named,
     Patch,
     Session,
     Spread,
     UpdateVectors,
     last_of_each_id,
 )
+from needle.protocol.named import taken_of
 
 
-class Router(OfCollections):
+class Router(OfCollections, Counting):
     """Requests in, shards' answers out. Safe to call concurrently on one event loop. What is asked most hands out the
     coroutine of its work instead of awaiting it: each one between costs the caller a part of a microsecond."""
 
@@ -114,19 +112,26 @@ class Router(OfCollections):
         timeout: float,
         matches: bytes = b"",
         expires: int = AS_IT_IS,
+        named: Sequence[Named] = (),
     ) -> Coroutine[Any, Any, WriteResult]:
-        """Insert or replace one document; expected, matches, expires as in `commands.Insert`."""
+        """Insert or replace one document; expected, matches, expires, named as in `commands.Insert`."""
         instants = [expires] if expires else []
 
-        def run(stored: str, left: float) -> Awaitable[WriteResult]:
+        def run(stored: str, left: float, vectors: Sequence[Named] = ()) -> Awaitable[WriteResult]:
             data, dtype = packed(vector, 1, self._routes.form(stored))
+            theirs = list(vectors)
 
             def make(session: Session) -> Command:
-                return Insert(stored, [name], data, [metadata], expected, session, matches, instants, dtype=dtype)
+                return Insert(
+                    stored, [name], data, [metadata], expected, session, matches, instants, None, dtype, theirs
+                )
 
             return self._write(lambda: self._routes.owner(name, metadata), make, left)
 
-        return self._routes.named(collection, timeout, run)
+        async def run_named(stored: str, left: float) -> WriteResult:
+            return await run(stored, left, await self._routes.vectors(stored, named, left))
+
+        return self._routes.named(collection, timeout, run_named if named else run)
 
     async def _write(self, owner: Callable[[], int], make: Callable[[Session], Command], timeout: float) -> WriteResult:
         """Write to the owning shard. StaleEpoch means that nothing was done: route again by a newer map."""
@@ -154,8 +159,10 @@ class Router(OfCollections):
         expires: Sequence[int] = (),
         *,
         whole: bool = False,
+        named: Sequence[Named] = (),
     ) -> list[BatchPart]:
-        """Insert or replace many documents. rows: len(ids) rows of float32 bytes. expires: as in `commands.Insert`.
+        """Insert or replace many documents. rows: len(ids) rows of float32 bytes. expires, named: as in
+        `commands.Insert`.
 
         Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing; after one has
         failed no other of its shard is begun. Of documents with one id only the last is written; the others are in no
@@ -165,14 +172,15 @@ class Router(OfCollections):
             kept = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in keep))
             instants = [expires[at] for at in keep] if expires else ()
             names, json = [ids[at] for at in keep], [metadata[at] for at in keep]
-            parts = await self.insert_batch(collection, names, kept, json, timeout, instants, whole=whole)
+            theirs = taken_of(named, keep)
+            parts = await self.insert_batch(collection, names, kept, json, timeout, instants, whole=whole, named=theirs)
             return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
 
         async def run(stored: str, left: float) -> list[BatchPart]:
             routes = self._routes
             inserts = RowInserts(routes.fan_out.ownership, self._write, routes.beside, routes.part_max)
-            form = routes.form(stored)
-            parts = await inserts.run(stored, ids, rows, metadata, left, expires, whole=whole, form=form)
+            form, vectors = routes.form(stored), await routes.vectors(stored, named, left)
+            parts = await inserts.run(stored, ids, rows, metadata, left, expires, whole=whole, form=form, named=vectors)
             return in_callers_words(parts, routes.shards.topology().collection(collection))
 
         return await self._routes.named(collection, timeout, run)
@@ -202,21 +210,32 @@ class Router(OfCollections):
         matches: bytes,
         timeout: float,
         expires: int = AS_IT_IS,
+        vector_name: str = "",
     ) -> WriteResult:
-        """Give documents other vectors; all or nothing in each shard. count: how many were there."""
-        command = UpdateVectors(collection, names, vectors, expected, matches=matches, expires=expires)
+        """Give documents other vectors; all or nothing in each shard. count: how many were there. vector_name: "" for
+        those without a name."""
+        command = UpdateVectors(
+            collection, names, vectors, expected, matches=matches, expires=expires, name=vector_name
+        )
         return await self._by_ids(command, timeout)
 
     async def _by_ids(self, command: Spread, timeout: float) -> WriteResult:
         routes, write = self._routes, self._write
         size = len(command.matches) + (len(command.vectors) if isinstance(command, UpdateVectors) else 0)
         info = routes.shards.topology().collection(command.collection)
-        odd = await routes.beside(size, doubtful_ids, command, None if info is None else info.spec.form)
+        named = isinstance(command, UpdateVectors) and bool(command.name)
+        form = None if info is None or named else info.spec.form
+        odd = await routes.beside(size, doubtful_ids, command, form)
         deletion, ownership, (_, most) = Deletion(command.ids), routes.fan_out.ownership, routes.part_max
         try:
 
             async def run(stored: str, left: float) -> WriteResult:
-                what = packed_update(command, routes.form(stored)) if isinstance(command, UpdateVectors) else command
+                what = command
+                if isinstance(command, UpdateVectors) and command.name:
+                    name = await routes.vector(stored, command.name, left)
+                    what = msgspec.structs.replace(command, name=name)
+                elif isinstance(command, UpdateVectors):
+                    what = packed_update(command, routes.form(stored))
                 return await spread_by_ids(deletion, what, stored, left, ownership, write, odd, most)
 
             return await routes.named(command.collection, timeout, run)
@@ -236,44 +255,6 @@ class Router(OfCollections):
         )
 
     # --- reads -------------------------------------------------------------------------------------------------------
-    async def count(
-        self,
-        collection: str,
-        filter_json: bytes,
-        mode: ReadMode,
-        timeout: float,
-        *,
-        max_staleness: float = 0.0,
-        session: bool = False,
-    ) -> int:
-        """How many documents match a filter (b"": all)."""
-        fresh = self._routes.fresh(mode, max_staleness, session)
-        return await self._routes.named(
-            collection,
-            timeout,
-            lambda stored, left: count_in_shards(stored, filter_json, left, self._routes, fresh),
-        )
-
-    async def facet(
-        self,
-        collection: str,
-        field: str,
-        filter_json: bytes,
-        limit: int,
-        mode: ReadMode,
-        timeout: float,
-        *,
-        max_staleness: float = 0.0,
-        session: bool = False,
-    ) -> FacetAnswer:
-        """How many documents that match a filter (b"": all) have each value of a field; see FacetCall."""
-        fresh = self._routes.fresh(mode, max_staleness, session)
-        return await self._routes.named(
-            collection,
-            timeout,
-            lambda stored, left: facet_in_shards(stored, field, filter_json, limit, left, self._routes, fresh),
-        )
-
     async def scan(
         self,
         collection: str,
@@ -290,6 +271,7 @@ class Router(OfCollections):
         order: ScanOrder | None = None,
         *,
         session: bool = False,
+        named: Sequence[str] = (),
     ) -> ScanAnswer:
         """A page of documents in the order of their ids; see ScanCall. More than `limit` only if documents of several
         shards have the last place. only: the id that the collection must have, 0 for any. pin: of a consistent scan."""
@@ -299,13 +281,18 @@ class Router(OfCollections):
         asked = ScanCall(
             0, collection, filter_json, after, limit, with_vectors, fresh(0), slice_, 0, fields, only, b"", pin, order
         )
-        return await self._routes.named(
-            collection,
-            timeout,
-            lambda stored, left: scan_page(
-                asked, stored, left, self._routes.fan_out, fresh, self._routes.beside, self._routes.saw
-            ),
-        )
+
+        async def run(stored: str, left: float) -> ScanAnswer:
+            routes = self._routes
+            names = [await routes.vector(stored, one, left) for one in named]
+            whole = msgspec.structs.replace(asked, named=tuple(names)) if names else asked
+            page = await scan_page(whole, stored, left, routes.fan_out, fresh, routes.beside, routes.saw)
+            if not names:
+                return page
+            documents = msgspec.structs.replace(page.documents, named=in_callers_names(page.documents.named))
+            return msgspec.structs.replace(page, documents=documents)
+
+        return await self._routes.named(collection, timeout, run)
 
     def search(
         self,
@@ -331,14 +318,23 @@ class Router(OfCollections):
                 return self._search_like(inner, stored, fresh, left, partial)
             return self._search(inner, fresh, left, partial)
 
-        return self._routes.named(request.collection, timeout, run)
+        async def run_named(stored: str, left: float) -> Found:
+            routes = self._routes
+            name = await routes.vector(stored, request.vector_name, left)
+            inner = msgspec.structs.replace(routes.as_stored(request, stored), vector_name=name)
+            if request.like:
+                return await self._search_like(inner, stored, fresh, left, partial)
+            return await self._search(inner, fresh, left, partial)
+
+        return self._routes.named(request.collection, timeout, run_named if request.vector_name else run)
 
     async def _search_like(
         self, request: SearchRequest, stored: str, fresh: Callable[[int], Freshness], timeout: float, partial: bool
     ) -> Found:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        of = await get_documents(self._routes, stored, [request.like], True, fresh, timeout, ())
+        named = (request.vector_name,) if request.vector_name else ()
+        of = await get_documents(self._routes, stored, [request.like], not named, fresh, timeout, (), named)
         left = max(0.001, deadline - loop.time())
         return await self._search(searching.near(request, of), fresh, left, partial)
 
@@ -357,7 +353,8 @@ class Router(OfCollections):
         async def run(stored: str, left: float) -> list[HitBatch]:
             routes = self._routes
             fresh = routes.fresh(mode, max_staleness, session)
-            inner = routes.as_stored(request, stored)
+            inner, name = routes.as_stored(request, stored), await routes.vector(stored, request.vector_name, left)
+            inner = msgspec.structs.replace(inner, vector_name=name)
             seen, batches = await searching.search_many(routes.fan_out, inner, count, fresh, left, routes.beside)
             for shard, index in seen.items():
                 routes.saw(shard, index)
@@ -387,12 +384,15 @@ class Router(OfCollections):
         max_staleness: float = 0.0,
         session: bool = False,
         fields: tuple[str, ...] | None = None,
+        named: Sequence[str] = (),
     ) -> DocumentBatch:
-        """The documents with these ids that exist, in the order asked for."""
+        """The documents with these ids that exist, in the order asked for. named: their named vectors, too."""
         routes = self._routes
         fresh = routes.fresh(mode, max_staleness, session)
 
-        def run(stored: str, left: float) -> Awaitable[DocumentBatch]:
-            return get_documents(routes, stored, names, with_vectors, fresh, left, fields)
+        async def run(stored: str, left: float) -> DocumentBatch:
+            vectors = tuple([await routes.vector(stored, one, left) for one in named])
+            found = await get_documents(routes, stored, names, with_vectors, fresh, left, fields, vectors)
+            return msgspec.structs.replace(found, named=in_callers_names(found.named)) if named else found
 
         return await routes.named(collection, timeout, run)

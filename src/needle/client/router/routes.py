@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, Self, TypeVar
 
 import msgspec
@@ -24,10 +24,11 @@ from needle.protocol import catalog_commands
 from needle.protocol.bounds import bound_command
 from needle.protocol.calls import Freshness
 from needle.protocol.commands import JUDGED_MAX, Bound, Command, Session
+from needle.protocol.named import Named
 from needle.protocol.peer_calls import IndexRoom
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.strategy import routing_key
-from needle.routing.topology import CollectionInfo, Ownership, Topology
+from needle.routing.topology import CollectionInfo, Ownership, Topology, public_name, vector_called
 
 BATCH_BYTES_MAX = 1 << 20
 PAUSE_SECONDS = 0.02
@@ -80,11 +81,18 @@ class Shards(Protocol):
 
 def said_of(error: NeedleError, info: CollectionInfo) -> None:
     """Put a shard's error in the words of a caller, who knows the collection by its name and not by the one inside."""
-    for stored, name in ((info.stored_name, info.spec.name), (info.stored_name[:80], info.spec.name[:80])):  # shortened
+    known = [(info.stored_vector(one), f"{info.spec.name}/{one.name}") for one in info.vectors]
+    known += [(info.stored_name, info.spec.name), (info.stored_name[:80], info.spec.name[:80])]  # shortened
+    for stored, name in known:
         error.message = error.message.replace(repr(stored), repr(name))
         if error.details.get("collection") == stored:
             error.details["collection"] = name
     error.args = (error.message,)
+
+
+def in_callers_names(named: Sequence[Named]) -> list[Named]:
+    """Named vectors by the names that callers know."""
+    return [msgspec.structs.replace(one, vector=vector_called(one.vector)) for one in named]
 
 
 def owner_of(owned: Ownership, name: str, metadata: bytes) -> int:
@@ -160,7 +168,7 @@ class Routes:
         """For the shards. How accurate searches are that do not say it is the catalog's to say, and nodes ask theirs:
         this one may be old. Those of releases before version 5 do not, so it is said for them."""
         topology, ef_search = self.shards.topology(), request.ef_search
-        if not ef_search and topology.cluster_version < EFFORT_BY_NODES:
+        if not ef_search and topology.cluster_version < EFFORT_BY_NODES:  # where no vector has a name yet
             info = self._collections.find(topology, stored)
             ef_search = 0 if info is None else info.spec.index.ef_search
         return msgspec.structs.replace(request, collection=stored, ef_search=ef_search)
@@ -174,6 +182,23 @@ class Routes:
         """How the vectors of a collection are stored; None for float32, and where it is not known here."""
         info = self._collections.find(self.shards.topology(), stored)
         return None if info is None or info.spec.dtype is DType.FLOAT32 else info.spec.form
+
+    async def vector(self, stored: str, name: str, timeout: float) -> str:
+        """The name inside the shards of a named vector of a collection, "" for "". stored: the collection's there.
+        Raises CollectionNotFound for a collection of before; InvalidArgument once the catalog confirms that it has no
+        such vector."""
+        if not name:
+            return ""
+        info, name_ = self._collections.find(self.shards.topology(), stored), name[:80]
+        if info is None or all(one.name != name for one in info.vectors):
+            info = (await self.shards.confirmed(timeout)).named(public_name(stored))
+        if info is None or info.stored_name != stored:
+            raise CollectionNotFound(f"there is no collection {public_name(stored)!r} with a vector {name_!r} any more")
+        return info.stored_vector(info.vector(name))
+
+    async def vectors(self, stored: str, named: Sequence[Named], timeout: float) -> list[Named]:
+        """With their names inside the shards."""
+        return [msgspec.structs.replace(one, vector=await self.vector(stored, one.vector, timeout)) for one in named]
 
     async def named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
         """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made again

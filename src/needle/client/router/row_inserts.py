@@ -21,7 +21,8 @@ from needle.client.router.batch_plan import DEFAULTS, doubtful, plan_batch
 from needle.client.router.by_filter import Write
 from needle.client.router.packing import packed, unsayable
 from needle.client.router.routes import Scattered, owner_of, said_of
-from needle.protocol.commands import Insert, Session
+from needle.protocol.commands import Insert, Named, Session
+from needle.protocol.named import taken_of
 from needle.routing.topology import CollectionInfo, Ownership
 
 BATCHES_IN_FLIGHT = 4
@@ -56,12 +57,14 @@ class RowInserts:
         *,
         whole: bool = False,
         form: VectorForm | None = None,
+        named: Sequence[Named] = (),
     ) -> list[BatchPart]:
         """What became of each part. collection: by its name inside the shards. form: of its vectors, None for float32.
-        expires: as in `commands.Insert`. whole: without one document the others are no use: doubts come first."""
+        expires, named: as in `commands.Insert`. whole: without one document the others are no use: doubts come
+        first."""
         done, failed = list[BatchPart](), dict[int, NeedleError]()
         try:
-            await self._run(done, failed, collection, ids, rows, metadata, timeout, expires, whole, form)
+            await self._run(done, failed, collection, ids, rows, metadata, timeout, expires, whole, form, named)
             return list(done)
         finally:  # an error holds the frames that it passed, which hold these, and with them the rows
             done.clear()
@@ -79,11 +82,12 @@ class RowInserts:
         expires: Sequence[int],
         whole: bool,
         form: VectorForm | None,
+        named: Sequence[Named],
     ) -> None:
         """As `run`. done: what became of parts. failed: the first error of each shard, and of ALL."""
-        size = rows.nbytes // max(1, len(ids))
+        size, besides = rows.nbytes // max(1, len(ids)), sum(len(one.vectors) // max(1, len(one.rows)) for one in named)
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
-        plan = await self._beside(weight, plan_batch, routed, ids, metadata, size, *self._part_max)
+        plan = await self._beside(weight, plan_batch, routed, ids, metadata, size + besides, *self._part_max)
         done += [BatchPart([at], error) for at, error in plan.homeless.items()]
         first: set[int] = await self._beside(weight, _doubts, ids, rows, metadata, form) if whole else set()
         if whole and plan.homeless:
@@ -93,25 +97,20 @@ class RowInserts:
         async def send(shard: int, part: list[int]) -> None:
             names, data = [ids[at] for at in part], b"".join(rows[at * size : (at + 1) * size] for at in part)
             json, instants = [metadata[at] for at in part], [expires[at] for at in part] if expires else []
-
-            def owner() -> int:
-                newest = self._ownership()
-                if newest is not routed and _owners(newest, names, json) != {shard}:
-                    raise Scattered
-                return shard
-
+            theirs, owner = taken_of(named, part), self._still(routed, shard, names, json)
             async with permits:
                 if (before := failed.get(ALL) or failed.get(shard)) is not None:
                     done.append(BatchPart(part, _not_sent(before)))
                     return
                 sent = await self._beside(len(data), packed, data, len(names), form)
-                insert = partial(_insert, collection, names, sent, json, instants)
+                insert = partial(_insert, collection, names, sent, json, instants, theirs)
                 try:
                     result: WriteResult | NeedleError = await self._write(owner, insert, left())
                 except NeedleError as error:
                     result = failed[shard] = error
                 except Scattered:  # the map changed and the part no longer has one owner: route it again
-                    again = await self._again(part, collection, names, memoryview(data), json, left(), instants, form)
+                    asked = collection, names, memoryview(data), json, left(), instants
+                    again = await self._again(part, *asked, form, theirs)
                     if not isinstance(again, NeedleError):
                         done.extend(again)
                         return
@@ -128,12 +127,23 @@ class RowInserts:
             parts = [one for one in parts if first.isdisjoint(one[1])]
         await asyncio.gather(*(send(*one) for one in parts))
 
+    def _still(self, routed: Ownership, shard: int, names: list[str], metadata: list[bytes]) -> Callable[[], int]:
+        """The shard, or Scattered if documents have other owners by a newer map than that by which they were routed."""
+
+        def owner() -> int:
+            newest = self._ownership()
+            if newest is not routed and _owners(newest, names, metadata) != {shard}:
+                raise Scattered
+            return shard
+
+        return owner
+
     async def _again(self, part: list[int], *asked: Any) -> list[BatchPart] | NeedleError:
-        """Write the rows of a part by a newer map. asked: as for `run`, and the form. An error: its alias means
-        something else now."""
+        """Write the rows of a part by a newer map. asked: as for `run`, the form and the named ones. An error: its
+        alias means something else now."""
         try:
-            *rest, form = asked
-            done = await self.run(*rest, form=form)
+            *rest, form, named = asked
+            done = await self.run(*rest, form=form, named=named)
         except NeedleError as error:
             return error
         return [BatchPart([part[at] for at in some.rows], some.outcome) for some in done]
@@ -146,9 +156,15 @@ def _time_left(timeout: float) -> Callable[[], float]:
 
 
 def _insert(
-    collection: str, names: list[str], rows: tuple[bytes, DType], metadata: list[bytes], expires: list[int], by: Session
+    collection: str,
+    names: list[str],
+    rows: tuple[bytes, DType],
+    metadata: list[bytes],
+    expires: list[int],
+    named: list[Named],
+    by: Session,
 ) -> Insert:
-    return Insert(collection, names, rows[0], metadata, None, by, b"", expires, dtype=rows[1])
+    return Insert(collection, names, rows[0], metadata, None, by, b"", expires, dtype=rows[1], named=named)
 
 
 def _doubts(ids: list[str], rows: memoryview, metadata: list[bytes], form: VectorForm | None) -> set[int]:

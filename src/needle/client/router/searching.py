@@ -19,6 +19,7 @@ from needle.client.router.routes import BESIDE_BYTES
 from needle.protocol import calls
 from needle.protocol.calls import DocumentBatch, Freshness, SearchCall, SearchManyCall
 from needle.protocol.node_calls import AskedShard, SearchShardsCall
+from needle.routing.topology import vector_called
 
 ROUNDS_MAX = 8
 """Of a search by groups: how often all shards are asked."""
@@ -105,4 +106,9 @@ def near(request: SearchRequest, found: DocumentBatch) -> SearchRequest:
     if not found.ids:
         name = request.like[:80]
         raise DocumentNotFound(f"there is no document {name!r} that others could be like", id=name)
-    return msgspec.structs.replace(request, vector=found.vectors)
+    if not request.vector_name:
+        return msgspec.structs.replace(request, vector=found.vectors)
+    if not found.named:
+        name, vector = request.like[:80], vector_called(request.vector_name)
+        raise DocumentNotFound(f"document {name!r} has no vector {vector!r} that others could be like", id=name)
+    return msgspec.structs.replace(request, vector=found.named[0].vectors)

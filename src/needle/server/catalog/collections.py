@@ -16,7 +16,7 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.runtime import micros_of
 from needle.multiraft.host import Host
 from needle.protocol import commands
-from needle.routing.topology import Topology, collection_id
+from needle.routing.topology import Topology, dropped_as
 from needle.server.cluster_files import check_founding
 from needle.server.lasting import next_beat
 from needle.server.ports import NodePorts
@@ -113,15 +113,15 @@ class Reconciler:
         await host.wait_applied(group, host.status(group).last_index, timeout)
         replica = self._node.hosted(group).replica
         here = {spec.name for spec in replica.collections()}
-        if here == {info.stored_name for info in self._node.topology.collections}:
+        if here == {name for info in self._node.topology.collections for name in info.stored_names}:
             self._note_unknown(group, [])
             return
         # `here` was taken before: what the confirmed catalog names as dropped does not return, nor does its id.
         newest = await self._node.confirmed(timeout)
         check_founding(self._node.node_id, self._node.topology, newest)
-        wanted = {info.stored_name: info.stored_spec for info in newest.collections}
-        surplus = sorted(here - wanted.keys())
-        dropped = [name for name in surplus if collection_id(name) in newest.dropped]
+        wanted = {name: spec for info in newest.collections for name, spec in info.stored_specs().items()}
+        surplus = sorted(here - wanted.keys(), reverse=True)  # a named vector before its collection
+        dropped = [name for name in surplus if dropped_as(name) in newest.dropped]
         self._note_unknown(group, [name for name in surplus if name not in dropped])
         for name in dropped:
             await host.propose(group, self._entry(commands.DropCollection(name)), timeout)

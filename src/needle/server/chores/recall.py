@@ -88,8 +88,9 @@ class Recall:
         return max(1, round(self._rng.random() * 2 / self._share))
 
     def saw(self, request: SearchRequest) -> None:
-        """This replica has answered a search. (Of most of them nothing but their number is taken.)"""
-        if self._left:
+        """This replica has answered a search. (Of most of them nothing but their number is taken.) Those by named
+        vectors are not measured."""
+        if self._left and not request.vector_name:
             self._left -= 1
             if not self._left:
                 self._left, self._waits = self._draw(), request

@@ -17,6 +17,8 @@ from needle.server.http.problems import Problem
 
 Vector = list[float] | bytes
 Vectors = list[list[float]] | bytes
+NamedVector = Annotated[dict[str, list[float]], Meta(max_length=16)]
+NamedVectors = Annotated[dict[str, list[list[float] | None]], Meta(max_length=16)]
 VectorType = Literal["float32", "float16"]
 VectorFormat = Literal["numbers", "float32"]
 INT_MAX = 2**63 - 1
@@ -30,6 +32,7 @@ TEXTS_MAX = 1000
 Ids = Annotated[list[str], Meta(max_length=IDS_MAX)]
 Texts = Annotated[list[str], Meta(max_length=TEXTS_MAX)]
 Fields = Annotated[list[str], Meta(max_length=FIELDS_MAX)]
+Names = Annotated[list[str], Meta(max_length=16)]
 _WITH_OFFSET = "k and offset are together at most `k_max` of the nodes' settings: 10,000 by default."
 Seconds = Annotated[float, Meta(ge=0.001, le=86_400, description="Seconds that the call may take.")]
 Filter = Annotated[
@@ -69,11 +72,12 @@ ExpiresAt = Annotated[
 class PutDocument(Body, frozen=True, kw_only=True):
     """text: instead of a vector, what the node makes it of, by the model that the collection names. if_version: only
     if the document has this version, 0: only if there is none. if_matches: only if it matches this filter as it is
-    stored."""
+    stored. vectors: its named vectors, by name, as arrays of numbers; a document that is replaced keeps none."""
 
     vector: Vector | None = None
     text: str | None = None
     vector_type: VectorType = "float32"
+    vectors: NamedVector | None = None
     metadata: Any = None
     expires_at: ExpiresAt = None
     if_version: Whole | None = None
@@ -83,12 +87,13 @@ class PutDocument(Body, frozen=True, kw_only=True):
 class InsertDocuments(Body, frozen=True, kw_only=True):
     """ids, vectors and metadatas have one entry for each document. vectors as bytes: all of them, one behind the other.
     texts: instead of vectors, as in PutDocument; of 256 KiB together. expires_at: for all of them, or one for each. Of
-    documents with one id the last one counts."""
+    documents with one id the last one counts. named_vectors: by name an array of numbers, or null, for each."""
 
     ids: list[str]
     vectors: Vectors | None = None
     texts: Texts | None = None
     vector_type: VectorType = "float32"
+    named_vectors: NamedVectors | None = None
     metadatas: list[Any] | None = None
     expires_at: str | list[str | None] | None = None
 
@@ -171,11 +176,13 @@ class InsertedDocuments(msgspec.Struct, frozen=True, kw_only=True):
 
 # --- reads -----------------------------------------------------------------------------------------------------------
 class GetDocument(ReadBody, frozen=True, kw_only=True):
-    """fields: paths of the metadata that comes back; all of it if left out."""
+    """fields: paths of the metadata that comes back; all of it if left out. vectors: names of the named vectors that
+    come with it."""
 
     with_vectors: bool = True
     vector_format: VectorFormat = "numbers"
     fields: Fields | None = None
+    vectors: Names = []
 
 
 class GetDocuments(GetDocument, frozen=True, kw_only=True):
@@ -185,13 +192,15 @@ class GetDocuments(GetDocument, frozen=True, kw_only=True):
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """version: grows with every write. expires_at: if it does."""
+    """version: grows with every write. expires_at: if it does. vectors: of the named ones that were asked for, those
+    that it has."""
 
     id: str
     version: int
     metadata: Any
     vector: list[float] | bytes | None = None
     expires_at: str | None = None
+    vectors: dict[str, list[float] | bytes] = {}
 
 
 class ExportEnd(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -212,7 +221,7 @@ class Documents(msgspec.Struct, frozen=True, kw_only=True):
 class SearchOptions(ReadBody, frozen=True, kw_only=True):
     """k: how many. exact: score every vector instead of using the index. offset: of the nearest, how many are left out.
     max_distance, min_score: leave out hits that are farther, or score less. explain: also tell how each shard found
-    them."""
+    them. vector_name: the named vector of the documents that is searched; those without it are no hits."""
 
     k: Annotated[int, Meta(ge=1, le=INT_MAX, description=_WITH_OFFSET)] = 10
     filter: Filter = None
@@ -226,6 +235,7 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
     max_distance: float | None = None
     min_score: float | None = None
     explain: bool = False
+    vector_name: str | None = None
 
 
 class Search(SearchOptions, frozen=True, kw_only=True):
@@ -261,7 +271,8 @@ class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class HybridSearch(ReadBody, frozen=True, kw_only=True):
     """Two searches, whose hits become one list. text: instead of a vector, as in PutDocument; like: instead, the id of
-    a document. pool: of the first so many hits of each (at least k and offset together, at most 1000)."""
+    a document. pool: of the first so many hits of each (at least k and offset together, at most 1000).
+    vector_name: as in Search."""
 
     keywords: str
     vector: Vector | None = None
@@ -280,6 +291,7 @@ class HybridSearch(ReadBody, frozen=True, kw_only=True):
     ef_search: Whole = 0
     offset: Whole = 0
     explain: bool = False
+    vector_name: str | None = None
 
 
 class SearchMany(SearchOptions, frozen=True, kw_only=True):
@@ -347,7 +359,7 @@ class CountValues(ReadBody, frozen=True, kw_only=True):
 class Scan(ReadBody, frozen=True, kw_only=True):
     """cursor: of the page before. slice: (i, n), the i-th of n shares of the ids. order_by: a field of metadata in
     whose order documents come, instead of that of their ids; descending: from its greatest value. consistent: of a scan
-    that begins: all its pages show each shard as it was at one moment."""
+    that begins: all its pages show each shard as it was at one moment. vectors: as in GetDocument."""
 
     filter: Filter = None
     cursor: str | None = None
@@ -355,6 +367,7 @@ class Scan(ReadBody, frozen=True, kw_only=True):
     with_vectors: bool = False
     vector_format: VectorFormat = "numbers"
     fields: Fields | None = None
+    vectors: Names = []
     slice: tuple[Whole, Positive] = (0, 1)
     order_by: str | None = None
     descending: bool = False
@@ -370,12 +383,13 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 class Export(ReadBody, frozen=True, kw_only=True):
     """All documents, or those that match, one JSON object a line. timeout: of each page that is read. order_by,
-    descending, consistent: as in Scan."""
+    descending, consistent, vectors: as in Scan."""
 
     filter: Filter = None
     with_vectors: bool = True
     vector_format: VectorFormat = "numbers"
     fields: Fields | None = None
+    vectors: Names = []
     order_by: str | None = None
     descending: bool = False
     consistent: bool = False

@@ -9,8 +9,9 @@ from msgspec import Meta
 
 from needle.base.collection_sizes import CollectionSize, FieldIndex
 from needle.base.dtypes import DType
-from needle.base.model import IndexParams, Metric
+from needle.base.model import IndexParams, Metric, VectorSpec
 from needle.base.text import TextField
+from needle.client.values import check_index
 from needle.server.http.bodies import Body, Positive
 
 
@@ -28,6 +29,31 @@ class AskedText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     language: str = "english"
 
 
+class AskedVector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A named vector that documents may have. metric, index, dtype: as of a collection."""
+
+    dimensions: Positive
+    metric: Metric = Metric.COSINE
+    index: AskedIndex | str | None = None
+    dtype: DType = DType.FLOAT32
+
+    def spec(self) -> VectorSpec:
+        """As a client says it. Raises InvalidArgument."""
+        return VectorSpec(
+            dimensions=self.dimensions, metric=self.metric, index=check_index(self.index), dtype=self.dtype
+        )
+
+
+class AddVector(Body, frozen=True, kw_only=True):
+    """As AskedVector. if_absent: no error if there is an equal one already."""
+
+    dimensions: Positive
+    metric: Metric = Metric.COSINE
+    index: AskedIndex | str | None = None
+    dtype: DType = DType.FLOAT32
+    if_absent: bool = False
+
+
 class CreateCollection(Body, frozen=True, kw_only=True):
     """dimensions: to be named without `like`. metric: cosine, if none is named. index: its parameters, or a word: a
     kind such as "hnsw_sq8", a preset such as "high_recall", or kind:preset. ttl: seconds that a document lives after
@@ -35,7 +61,8 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     dimensions, which need not be named then. text: by which documents are found with `keywords`: a field of metadata,
     or this with its language. dtype: as which numbers vectors are kept; float32, if none is named. like: a collection,
     or an alias of one, whose settings it gets where no other is named, with its declared indexes of fields; ttl 0,
-    model "" and text "" are none then. if_absent: no error if there is an equal one already."""
+    model "" and text "" are none then. vectors: named ones that documents may have. if_absent: no error if there is an
+    equal one already."""
 
     name: str
     dimensions: Positive | None = None
@@ -45,6 +72,7 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     model: str | None = None
     text: AskedText | str | None = None
     dtype: DType | None = None
+    vectors: Annotated[dict[str, AskedVector], Meta(max_length=16)] | None = None
     like: str | None = None
     if_absent: bool = False
 
@@ -70,7 +98,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     """A collection; documents: how many it holds, by shard. sizes: how large it is in each shard; size: in all of them.
     ttl: seconds that a document lives after its last write. model: whose vectors of texts it holds. text: by which
     documents are found with `keywords`. dtype: as which numbers its vectors are kept. fields: the declared indexes of
-    metadata's fields, in all shards."""
+    metadata's fields, in all shards. vectors: what the named ones are like."""
 
     name: str
     dimensions: int
@@ -84,6 +112,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     sizes: dict[int, CollectionSize] | None = None
     size: CollectionSize | None = None
     fields: dict[str, FieldIndex] | None = None
+    vectors: dict[str, VectorSpec] | None = None
 
 
 class Collections(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
     model = body.model if other is None or body.model is not None else other.model
     dtype = body.dtype or (DType.FLOAT32 if other is None else other.dtype)
     dimensions = body.dimensions or (dimensions_of(model or "") if other is None else other.dimensions)
+    vectors = None if body.vectors is None else {name: one.spec() for name, one in body.vectors.items()}
     text = msgspec.structs.asdict(body.text) if isinstance(body.text, msgspec.Struct) else body.text
     await call.client.create_collection(
         body.name,
@@ -34,6 +35,7 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
         model=model,
         text=text,
         dtype=dtype,
+        vectors=vectors,
         like=body.like,
         if_absent=body.if_absent,
         timeout=body.timeout,
@@ -48,6 +50,7 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
         model=model or None,
         text=(None if other is None else other.text) if text is None else text_field(text),
         dtype=dtype,
+        vectors=vectors,
     )
 
 
@@ -89,6 +92,7 @@ def _described(found: CollectionDescription) -> collection_bodies.Collection:
         sizes=found.sizes,
         size=found.size,
         fields=found.fields,
+        vectors=found.vectors,
     )
 
 

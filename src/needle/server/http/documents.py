@@ -13,12 +13,13 @@ from needle.base.errors import DocumentNotFound, InvalidArgument, NeedleError, i
 from needle.base.filters.builder import field_path
 from needle.base.model import HitBatch, ReadMode, SearchRequest, score_of
 from needle.base.runtime import beside
-from needle.client import answers, values
+from needle.client import answers, named_values, values
 from needle.client.columns import Columns, as_columns
 from needle.client.cursor import Place
 from needle.client.document_calls import Facet
 from needle.client.narrowed import Narrow, search_request
 from needle.client.scanning import Reading, end_scan, read_batch
+from needle.client.searches import no_text
 from needle.client.where import TOLD_BYTES_MAX
 from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
@@ -58,6 +59,7 @@ async def put_document(call: Call) -> bodies.Written:
         seconds,
         matches,
         values.expiry(body.expires_at),
+        named_values.of_one(body.vectors),
     )
     return bodies.Written.of(result)
 
@@ -69,11 +71,11 @@ async def insert_documents(call: Call) -> bodies.InsertedDocuments:
 
     def columns() -> Columns:
         rows = vectors if body.vectors is None else vectors_of(vectors, len(ids), body.vector_type)
-        return as_columns(None, ids, rows, metadatas, body.expires_at)
+        return as_columns(None, ids, rows, metadatas, body.expires_at, body.named_vectors)
 
     batch = await call.blocking(columns) if len(ids) > 100 else await call.beside(columns)
     parts = await call.router.insert_batch(
-        call.collection, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires
+        call.collection, batch.ids, batch.rows(), batch.metadata, seconds, batch.expires, named=batch.named
     )
     fates = [
         bodies.Fate(
@@ -178,6 +180,7 @@ async def _get(call: Call, names: list[str]) -> list[bodies.Document]:
         max_staleness=reading.max_staleness,
         session=reading.session,
         fields=values.field_paths(body.fields),
+        named=named_values.wanted(body.vectors),
     )
     return await _beside(call, batch, body.vector_format)
 
@@ -186,6 +189,7 @@ def _hold(call: Call, batch: DocumentBatch | HitBatch, form: bodies.VectorFormat
     """Count what becomes of a batch until it is sent; its bytes. A number of 4 bytes is an object of 32 and then text.
     Raises HttpError."""
     size, vectors = batch_bytes(batch), len(batch.vectors)
+    vectors += sum(len(one.vectors) for one in batch.named) if isinstance(batch, DocumentBatch) else 0
     call.share.take(3 * size + (14 * vectors if form == "numbers" else 0))
     return size
 
@@ -199,6 +203,10 @@ async def _beside(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -
 
 def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> list[bodies.Document]:
     rows = rows_of(batch.vectors, len(batch.ids), form)
+    named: list[dict[str, list[float] | bytes]] = [{} for _ in batch.ids]
+    for one in batch.named:
+        for at, row in zip(one.rows, rows_of(one.vectors, len(one.rows), form), strict=True):
+            named[at][one.vector] = row or b""
     return [
         bodies.Document(
             id=name,
@@ -206,6 +214,7 @@ def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> l
             metadata=call.metadata(batch.metadata[n]),
             vector=rows[n],
             expires_at=answers.expires_at(batch, n),
+            vectors=named[n],
         )
         for n, name in enumerate(batch.ids)
     ]
@@ -217,8 +226,9 @@ async def search(call: Call) -> bodies.Hits:
         raise InvalidArgument("give a vector, a text, keywords, or in `like` the id of a document", field="vector")
     narrow = Narrow(
         body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain, body.group_by,
-        body.group_size, body.diversify, body.pool, body.order_by, body.descending, body.keywords,
+        body.group_size, body.diversify, body.pool, body.order_by, body.descending, body.keywords, body.vector_name,
     )  # fmt: skip
+    no_text(body.text, body.vector_name)
     vector, seconds = await of_text(call, body.vector, body.text, body.mode)
     request = await call.beside(
         lambda: search_request(
@@ -249,7 +259,10 @@ async def search(call: Call) -> bodies.Hits:
 
 async def search_many(call: Call) -> bodies.ManyHits:
     body: bodies.SearchMany = call.body
-    narrow = Narrow(body.fields, body.max_distance, body.min_score, body.offset, None, body.explain)
+    narrow = Narrow(
+        body.fields, body.max_distance, body.min_score, body.offset, None, body.explain, vector_name=body.vector_name
+    )
+    no_text(body.texts, body.vector_name)
     vectors, seconds = await of_texts(call, body.vectors, body.texts, body.mode)
 
     def asked() -> tuple[SearchRequest, int]:
@@ -354,7 +367,8 @@ async def _page(
     begins = body.consistent and (cursor is None or isinstance(body, bodies.Scan))
     shown = values.field_paths(body.fields)
     reading = call.reading()
-    how = Reading(limit, body.with_vectors, reading.mode, body.timeout, shown, begins, reading.session)
+    named = named_values.wanted(body.vectors)
+    how = Reading(limit, body.with_vectors, reading.mode, body.timeout, shown, begins, reading.session, named)
     found = await read_batch(call.router, place, cursor, how)
     return bodies.Page(documents=await _beside(call, found.documents, body.vector_format), cursor=found.cursor)
 

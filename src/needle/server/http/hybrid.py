@@ -12,6 +12,7 @@ from needle.base.model import SearchRequest
 from needle.client.document_calls import Found
 from needle.client.hybrid import RRF, candidates, check_fusion, fused, together
 from needle.client.narrowed import Narrow, hybrid_requests
+from needle.client.searches import no_text
 from needle.protocol.calls import batch_bytes
 from needle.server.http import bodies
 from needle.server.http.call import Call, vector_of
@@ -25,6 +26,7 @@ async def hybrid_search(call: Call) -> bodies.Hits:
         raise InvalidArgument(
             "give a vector, a text that becomes one, or in `like` the id of a document", field="vector"
         )
+    no_text(body.text, body.vector_name)
     fusion = check_fusion(RRF(k=body.fusion.k, weights=body.fusion.weights))
     k, offset, pool = candidates(body.k, body.offset, body.pool)
     vector, seconds = await of_text(call, body.vector, body.text, body.mode)
@@ -33,7 +35,7 @@ async def hybrid_search(call: Call) -> bodies.Hits:
         return hybrid_requests(
             None if vector is None else vector_of(vector, body.vector_type),
             body.keywords, pool, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact,
-            body.ef_search, Narrow(body.fields, like=body.like, explain=body.explain),
+            body.ef_search, Narrow(body.fields, like=body.like, explain=body.explain, vector_name=body.vector_name),
         )  # fmt: skip
 
     near, words = await call.beside(asked)

@@ -29,7 +29,7 @@ def from_query(kind: type[msgspec.Struct], query: bytes) -> Any:
         allowed = f"UTF-8, percent-encoded, of at most {QUERY_FIELDS_MAX} fields"
         raise invalid("query", query[:200].decode("latin-1"), allowed) from None
     for name, value in said:
-        if name == "fields":
+        if name in ("fields", "vectors"):
             given.setdefault(name, []).extend(value.split(","))
         elif name in given:
             raise InvalidArgument(f"{name} is given twice", field=name)

@@ -23,6 +23,7 @@ from needle.server.http import (
     hybrid,
     keys,
     status,
+    vectors,
 )
 from needle.server.http.bodies import Nothing
 from needle.server.http.call import Call
@@ -118,6 +119,10 @@ ROUTES: Final = (
         bodies.PatchDocuments, bodies.Written, "writer", {"filter": {"genre": "scifi"}, "set": {"shelf": 4}},
     ),
     Route(
+        "POST", f"{_IN}/update_vectors", vectors.update_vectors, "Give documents other vectors",
+        vectors.UpdateVectors, bodies.Written, "writer", {"ids": ["a"], "vectors": [_VECTOR]},
+    ),
+    Route(
         "POST", f"{_IN}/delete", documents.delete_documents, "Delete documents, by ids or by a filter",
         bodies.DeleteDocuments, bodies.Written, "writer", {"filter": {"year": {"$lt": 1950}}, "dry_run": True},
     ),
@@ -175,6 +180,14 @@ ROUTES: Final = (
         "DELETE", f"{_IN}/field_indexes/{{field:path}}", collections.drop_field_index,
         "Keep an index of a field only while searches filter on it", Nothing, bodies.Written, "admin",
         tag="collections",
+    ),
+    Route(
+        "PUT", f"{_IN}/vectors/{{vector}}", vectors.add_vector, "Let documents have a further vector, of this name",
+        collection_bodies.AddVector, bodies.Written, "admin", {"dimensions": 4}, "collections",
+    ),
+    Route(
+        "DELETE", f"{_IN}/vectors/{{vector}}", vectors.drop_vector, "Take a named vector from all documents",
+        Nothing, bodies.Written, "admin", tag="collections",
     ),
     Route(
         "GET", f"{BASE}/aliases", aliases.list_aliases, "All aliases",

@@ -36,6 +36,7 @@ from needle.protocol.peer_calls import (
     WhoAnswer,
     WhoCall,
 )
+from needle.protocol.vector_commands import AddVector
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
 from needle.shard.apply.validation import (
@@ -44,6 +45,7 @@ from needle.shard.apply.validation import (
     check_name,
     check_new,
     check_ttl,
+    check_vectors,
 )
 
 HOPS_MAX = 2
@@ -124,6 +126,11 @@ class CatalogCalls:
             check_new(command.spec, self._node.config.limits)
             for path in command.fields:
                 field_path(path, "field")
+            check_vectors(dict(command.vectors), self._node.config.limits)
+            if len({name for name, _ in command.vectors}) < len(command.vectors):
+                raise InvalidArgument("a named vector is named twice", field="vectors")
+        elif isinstance(command, AddVector):
+            check_vectors({command.vector: command.spec}, self._node.config.limits)
         elif isinstance(command, catalog_commands.CreateCluster):
             if command.first is not None:
                 check_new(command.first, self._node.config.limits)

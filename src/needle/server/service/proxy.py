@@ -50,6 +50,7 @@ from needle.protocol.calls import (
     SearchManyCall,
     WriteCall,
 )
+from needle.protocol.named import taken_of
 from needle.routing.topology import Topology
 from needle.server.service.numbered_writes import LEFT, NumberedWrites, told
 from needle.server.service.reads import check_ids
@@ -161,7 +162,7 @@ class Proxy:
                 raise InvalidArgument("ids and vectors have different lengths", field="ids")
             return await router.update_vectors(
                 command.collection, command.ids, command.vectors, command.expected, command.matches, timeout,
-                command.expires,
+                command.expires, command.name,
             )  # fmt: skip
         if isinstance(command, commands.Patch):
             if command.expected is not None and len(command.ids) > 1:
@@ -199,6 +200,7 @@ class Proxy:
                 timeout,
                 command.matches,
                 command.expires[0] if command.expires else commands.AS_IT_IS,
+                command.named,
             )
         if command.expected is not None or command.matches:
             raise InvalidArgument(
@@ -227,6 +229,7 @@ class Proxy:
             timeout,
             [command.expires[at] for at in left] if command.expires else [],
             whole=True,
+            named=taken_of(command.named, left),
         )
         failures: list[NeedleError] = []
         for part in parts:
@@ -279,6 +282,7 @@ class Proxy:
             call_timeout(fresh.timeout),
             max_staleness=fresh.max_staleness,
             fields=call.fields,
+            named=call.named,
         )
 
     async def count(self, call: CountCall) -> CountAnswer:
@@ -311,6 +315,7 @@ class Proxy:
             call.only,
             call.pin,
             call.order,
+            named=call.named,
         )
 
     async def collections(self, call: CollectionsCall) -> CollectionsAnswer:

@@ -48,6 +48,7 @@ from needle.protocol.calls import (
     expiries,
     told_counts,
 )
+from needle.protocol.named import Named
 from needle.routing.stored_collections import StoredCollections
 from needle.server.replica import HostedReplica
 from needle.server.service.served import ServedNode, call_timeout
@@ -55,6 +56,7 @@ from needle.server.service.watched import noted
 from needle.shard.documents.projection import projection
 from needle.shard.documents.records import StoredDocument
 from needle.shard.fields.builders import BeingIndexed
+from needle.shard.named_reads import Wanted, get_named, scan_named
 from needle.shard.reads import Page
 from needle.shard.search_batcher import AGAIN_SECONDS
 from needle.shard.state_machine import Replica
@@ -82,7 +84,7 @@ class Reads:
         usual = 0
         if not request.ef_search:
             info = self._collections.find(self._node.topology, request.collection)
-            usual = 0 if info is None else info.spec.index.ef_search
+            usual = 0 if info is None else info.usual_ef(request.vector_name)
         return msgspec.structs.replace(request, claim=claim, explain=explain, usual_ef=usual)
 
     async def fresh(self, group: GroupId, fresh: Freshness) -> HostedReplica:
@@ -232,8 +234,9 @@ class Reads:
             def read() -> DocumentBatch:
                 if loop.time() > deadline:
                     raise DeadlineExceeded("the call's time was over before it could begin")
-                found = hosted.replica.get(call.collection, call.ids, call.with_vectors, claim, call.bound)
-                return _columns(found, applied, projection(call.fields))
+                wanted = Wanted(call.collection, call.ids, call.with_vectors, call.named)
+                found, named = get_named(hosted.replica.reads(), wanted, claim, call.bound)
+                return _columns(found, applied, projection(call.fields), named)
 
             batch: DocumentBatch = await self._while_wanted(read)
         finally:
@@ -280,19 +283,11 @@ class Reads:
             width = 4 * replica.view.collection(call.collection).record.spec.dimensions
             pin = None if call.pin is None else (call.pin.open[0][1], call.pin.token)
             page = Page(
-                call.collection,
-                call.filter,
-                call.after,
-                call.limit,
-                call.with_vectors,
-                call.slice,
-                width,
-                call.bound,
-                pin,
-                call.order,
-            )
-            found = replica.scan(page, claim, go_on, builders)
-            documents = _columns(found.documents, found.applied, projection(call.fields))
+                call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width, call.bound,
+                pin, call.order,
+            )  # fmt: skip
+            found, named = scan_named(replica.reads(), page, call.named, claim, go_on, builders)
+            documents = _columns(found.documents, found.applied, projection(call.fields), named)
             return ScanAnswer(documents, found.reached, pin=call.pin, keys=list(found.keys), key=found.key)
 
         answer: ScanAnswer = await self._read(call.group, call.freshness, read)
@@ -384,7 +379,9 @@ def check_ids(call: GetCall) -> None:
         raise invalid("ids", f"{len(call.ids)} ids", f"at most {GET_MAX} in one call")
 
 
-def _columns(found: list[StoredDocument], applied: int, shown: Callable[[bytes], bytes]) -> DocumentBatch:
+def _columns(
+    found: list[StoredDocument], applied: int, shown: Callable[[bytes], bytes], named: list[Named]
+) -> DocumentBatch:
     return DocumentBatch(
         [document.id for document in found],
         [document.version for document in found],
@@ -392,4 +389,5 @@ def _columns(found: list[StoredDocument], applied: int, shown: Callable[[bytes],
         b"".join(document.vector for document in found),
         applied,
         expiries([document.expires for document in found]),
+        named,
     )

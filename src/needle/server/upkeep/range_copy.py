@@ -15,10 +15,12 @@ from typing import Any
 
 from pyroaring import BitMap
 
+from needle.base.dtypes import DType
 from needle.base.errors import AlreadyExists, CollectionNotFound, Unavailable
 from needle.base.ids import GroupId, shard_group
 from needle.protocol.calls import expiries
 from needle.protocol.move_commands import Import, ImportRequests, Mark, MoveCommand
+from needle.protocol.named import Named
 from needle.protocol.peer_calls import MoveAnswer
 from needle.routing.topology import MoveInfo, MoveState, Topology
 from needle.server.upkeep.copy_turn import CopyTurn
@@ -238,6 +240,17 @@ def _of_rest(
         copy.step += 1
 
 
+def _named_of(rows: Sequence[StoredDocument]) -> list[Named]:
+    """The named vectors of documents, as a command has them."""
+    found: dict[tuple[str, DType], tuple[list[int], list[bytes]]] = {}
+    for at, row in enumerate(rows):
+        for name, vector, dtype in row.named:
+            places, block = found.setdefault((name, dtype), ([], []))
+            places.append(at)
+            block.append(vector)
+    return [Named(name, places, b"".join(block), dtype) for (name, dtype), (places, block) in sorted(found.items())]
+
+
 def _command(
     info: MoveInfo, step: int, name: str, cursor: int, rows: Sequence[StoredDocument], deleted: list[str]
 ) -> Import:
@@ -253,6 +266,7 @@ def _command(
         deleted,
         whole=True,
         expires=expiries([row.expires for row in rows]),
+        named=_named_of(rows),
     )
 
 
@@ -261,7 +275,7 @@ def _parts(rows: Sequence[StoredDocument]) -> Iterator[list[StoredDocument]]:
     part: list[StoredDocument] = []
     size = 0
     for row in rows:
-        weight = len(row.vector) + len(row.metadata) + len(row.id)
+        weight = len(row.vector) + len(row.metadata) + len(row.id) + sum(len(one[1]) for one in row.named)
         if part and size + weight > BYTES_MAX:
             yield part
             part, size = [], 0

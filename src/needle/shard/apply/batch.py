@@ -9,45 +9,37 @@ It must not know SQLite or faiss: documents are looked up through `find`, and ch
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from pyroaring import BitMap
 
-from needle.base.errors import CollectionNotFound, Internal, InvalidArgument
+from needle.base.errors import CollectionNotFound, Internal
 from needle.base.model import CollectionSpec, IndexParams
 from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVectors, inner, is_by_id
 from needle.shard.apply.before import Collections, Find, Stored
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
+from needle.shard.apply.named import ByVector, follow
+from needle.shard.apply.room import check_room as check_room
+from needle.shard.apply.room import instant_of as instant_of
 from needle.shard.apply.sessions import SessionTable
 from needle.shard.catalog_known import encode_known
 from needle.shard.documents.digest import MODULUS, document_hash, rehashed
-from needle.shard.documents.records import (
-    ORDINAL_MAX,
-    AppliedAt,
-    CollectionRecord,
-    DocRef,
-    StoredDocument,
-    WriteSet,
-    row_id,
-)
+from needle.shard.documents.records import AppliedAt, CollectionRecord, DocRef, StoredDocument, WriteSet, row_id
 from needle.shard.effects import ABSENT, DELETED, WRITTEN, Effect
 from needle.shard.index_change import AS_MADE, IndexState
 from needle.shard.pins import encode_pins
 from needle.shard.plan import PublishedSegment
+
+NOTHING: Final[Mapping[str, Any]] = {}
 
 
 class Batch:
     """One run of consecutive log entries. Call `prefetch`, then `execute.execute` for each, then `write_set`."""
 
     def __init__(
-        self,
-        at: AppliedAt,
-        collections: Collections,
-        sessions: SessionTable,
-        find: Find,
-        stored: Stored | None = None,
+        self, at: AppliedAt, collections: Collections, sessions: SessionTable, find: Find, stored: Stored | None = None
     ) -> None:
         self.stored = stored or Stored()
         self.fence = self.stored.fence
@@ -55,6 +47,8 @@ class Batch:
         self.catalog = self.stored.catalog
         self._next_id = at.next_collection_id
         self._before = collections
+        self._vector_names: dict[str, list[str]] = {}
+        """By collection, if it was asked for."""
         self._records: dict[str, CollectionRecord | None] = {}
         """What this batch changed; None: dropped."""
         self.sessions = sessions
@@ -90,6 +84,9 @@ class Batch:
         missing = [id_ for id_ in ids if id_ not in change.refs]
         if not missing:
             return
+        for record in self.vectors(change.record):
+            if record.documents:
+                self.lookup(self.change(record), ids)
         found = {} if change.created else self._find(change.record.id, missing)
         change.refs.update((id_, found.get(id_)) for id_ in missing)
 
@@ -119,7 +116,8 @@ class Batch:
         """What this batch does to a collection."""
         change = self.changes.get(record.id)
         if change is None:
-            change = CollectionChange(record, record.next_ordinal, False, pinned=self.pins.below(record.id))
+            seen = self.record(record.spec.of).id if record.spec.of else record.id  # what a scan sees has its vectors
+            change = CollectionChange(record, record.next_ordinal, False, pinned=self.pins.below(seen))
             self.changes[record.id] = change
         return change
 
@@ -140,18 +138,41 @@ class Batch:
         return None if collection_id in self.dropped else self._before.numbered(collection_id)
 
     def records(self) -> list[CollectionRecord]:
-        """All collections, by id."""
+        """All collections, by id; not those of named vectors, which follow them."""
         now = {record.spec.name: record for record in self._before.all()} | self._records
-        return sorted((record for record in now.values() if record is not None), key=lambda record: record.id)
+        found = (record for record in now.values() if record is not None and not record.spec.of)
+        return sorted(found, key=lambda record: record.id)
+
+    def vectors(self, record: CollectionRecord) -> list[CollectionRecord]:
+        """The named vectors of a collection, by id."""
+        name = record.spec.name
+        if (names := self._vector_names.get(name)) is None:
+            names = self._vector_names[name] = list(self._before.vectors_of(name))
+        return [found for one in names if (found := self.find_record(one)) is not None]
+
+    def _follow(
+        self, change: CollectionChange, ids: Sequence[str], given: ByVector = NOTHING, *, keep: bool = False
+    ) -> None:
+        """Have named vectors follow what was just written."""
+        for record in self.vectors(change.record):
+            made = follow(change, of := self.change(record), ids, given.get(record.spec.name, NOTHING), keep=keep)
+            if made is not None:
+                of.record = self._records[made.spec.name] = made
 
     def create(self, spec: CollectionSpec) -> None:
         """Make a collection; there is none of that name."""
         record = CollectionRecord(id=self._next_id, spec=spec)
         self._next_id += 1
         self._records[spec.name] = record
+        self._vector_names[spec.name] = []
+        if spec.of:
+            others = [one.spec.name for one in self.vectors(self.record(spec.of)) if one.spec.name != spec.name]
+            self._vector_names[spec.of] = [*others, spec.name]
         self.changes[record.id] = CollectionChange(record, 0, True, touched=True)
 
     def drop(self, record: CollectionRecord) -> None:
+        for one in self.vectors(record):  # before it, as the catalog's leader has it (server.catalog.collections)
+            self.drop(one)
         self._records[record.spec.name] = None
         change = self.changes.pop(record.id, None)
         if change is None or not change.created:
@@ -184,8 +205,10 @@ class Batch:
         block: bytes,
         metadata: Sequence[bytes],
         expires: Sequence[int] = (),
+        named: ByVector | None = NOTHING,
     ) -> int:
-        """Write documents whose ids were looked up; how many of them were there. expires: none of them if empty."""
+        """Write documents whose ids were looked up; how many of them were there. expires: none of them if empty. named:
+        None if they keep their named vectors."""
         if not ids:
             return 0
         record, refs, existed = change.record, change.refs, 0
@@ -214,6 +237,7 @@ class Batch:
             change.expire(expires)
         documents = record.documents + len(ids) - existed
         self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
+        self._follow(change, ids, named or NOTHING, keep=named is None)
         return existed
 
     def amend(
@@ -223,9 +247,10 @@ class Batch:
         version: int,
         metadata: Mapping[str, bytes],
         expires: int = AS_IT_IS,
+        named: ByVector = NOTHING,
     ) -> None:
-        """Give documents that are there, and were looked up, other metadata; they keep their vectors. before: what
-        they have. expires: as in commands.Change."""
+        """Give documents that are there, and were looked up, other metadata; they keep their vectors, but for these
+        named ones. before: what they have. expires: as in commands.Change."""
         record = change.record
         base, ordinal, total = row_id(record.id, 0), record.next_ordinal, record.total
         olds = [change.refs[id_] for id_ in metadata]
@@ -246,6 +271,7 @@ class Batch:
         self._tell(change, WRITTEN, version, olds, keep_vectors=True)
         change.expire([expires])
         self._set(change, next_ordinal=ordinal, documents=record.documents, total=total % MODULUS)
+        self._follow(change, list(metadata), named, keep=True)
 
     def remove(self, change: CollectionChange, ids: Sequence[str]) -> int:
         """Delete documents whose ids were looked up; how many of them were there."""
@@ -266,6 +292,7 @@ class Batch:
             self._tell(change, DELETED, self.version(self.telling), olds)
             documents = record.documents - deleted
             self._set(change, next_ordinal=record.next_ordinal, documents=documents, total=total % MODULUS)
+            self._follow(change, ids)
         return deleted
 
     def _tell(
@@ -369,23 +396,3 @@ class Batch:
             if change.touched:
                 change.write_to(out)
         return out
-
-
-def instant_of(said: int, ref: DocRef | None) -> int:
-    """When a document expires after a write that says so, or AS_IT_IS or NEVER; 0 for never. ref: of what it keeps."""
-    if said == AS_IT_IS:
-        return 0 if ref is None else ref.expires
-    return max(said, 0)
-
-
-def check_room(record: CollectionRecord, count: int) -> None:
-    """Raises InvalidArgument if a collection cannot take `count` more document versions: each ever written takes one
-    ordinal."""
-    if record.next_ordinal + count > ORDINAL_MAX:
-        name = record.spec.name
-        raise InvalidArgument(
-            f"collection {name!r} has taken all the {ORDINAL_MAX} document versions that one can take; copy its "
-            f"documents into a new collection (docs/operations.md)",
-            field="collection",
-            collection=name,
-        )

@@ -6,7 +6,7 @@ It must not know SQLite, faiss or commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pyroaring import BitMap
@@ -27,11 +27,11 @@ from needle.shard.plan import PublishedSegment
 @dataclass
 class CollectionChange:
     """What a batch does to one collection incarnation. refs: every id looked up or written; None: absent. rows: new
-    versions of documents, with consecutive ordinals. kept: (ordinal, that of its vector) of those that have the vector
-    of an earlier version. vectors: of the others. dead: ordinals of versions that are no more. held: those of them that
-    an open pin may see, because they have ordinals below `pinned` (pins.Pins.below).
-    hidden: by move, the ordinals that are invisible after it; marked: that will be (before.Stored); None: unchanged.
-    indexing: what the log says of its index, None: unchanged.
+    versions of documents, with consecutive ordinals, but for those of a named vector (named.py). kept: (ordinal, that
+    of its vector) of those that have the vector of an earlier version. vectors: of the others. dead: ordinals of
+    versions that are no more. held: those of them that an open pin may see, because they have ordinals below `pinned`
+    (pins.Pins.below). hidden: by move, the ordinals that are invisible after it; marked: that will be (before.Stored);
+    None: unchanged. indexing: what the log says of its index, None: unchanged.
     first_expiry: the earliest instant at which something that it wrote expires, 0 for none."""
 
     record: CollectionRecord
@@ -53,6 +53,20 @@ class CollectionChange:
     marked: dict[int, BitMap] | None = None
     touched: bool = False
     first_expiry: int = 0
+
+    @property
+    def ordinals(self) -> Sequence[int]:
+        """Of `rows`."""
+        if not self.record.spec.of:
+            return range(self.first_ordinal, self.first_ordinal + len(self.rows))
+        base = row_id(self.record.id, 0)
+        return [row[0] - base for row in self.rows]
+
+    def version(self, id_: str, ref: DocRef, metadata: bytes) -> None:
+        """The document is of this version now."""
+        self.refs[id_] = ref
+        self.rows.append((row_id(self.record.id, ref.ordinal), id_, ref.version, metadata, ref.vector))
+        self.written[id_] = None
 
     def dies(self, id_: str, old: DocRef) -> None:
         """That version of a document is no more."""

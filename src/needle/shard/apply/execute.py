@@ -38,6 +38,7 @@ from needle.protocol.commands import (
     Expire,
     Insert,
     KnowCatalog,
+    Named,
     Once,
     OpenSession,
     Patch,
@@ -58,6 +59,7 @@ from needle.shard.apply.expiry import expire
 from needle.shard.apply.holdings import moved, within
 from needle.shard.apply.indexing import execute_index
 from needle.shard.apply.moves import execute_move
+from needle.shard.apply.named import vectors_in
 from needle.shard.apply.pins import end_pins, know_catalog, pin_scan
 from needle.shard.apply.visible import check_insert, parsed, seen
 from needle.shard.apply.where import amend, change_where
@@ -180,6 +182,8 @@ def _create(batch: Batch, index: int, command: CreateCollection) -> WriteResult:
             return WriteResult(version=index, index=index, existed=True, count=0)
         how = "with the same" if held.spec == spec else "with other"
         raise CollectionExists(f"collection {spec.name!r} exists {how} parameters", collection=spec.name)
+    if spec.of:
+        batch.record(spec.of)
     batch.create(spec)
     return WriteResult(version=index, index=index)
 
@@ -206,7 +210,8 @@ def _insert(batch: Batch, index: int, command: Insert) -> WriteResult:
         _check_matches(command, batch, change, ids)
     version = batch.version(index)
     expires = [max(instant, 0) for instant in command.expires] if command.expires else ()
-    existed = batch.put(change, ids, [version] * len(ids), command.vectors, command.metadata, expires)
+    named = vectors_in(command.named, ids, _vector_specs(batch, change)) if command.named else {}
+    existed = batch.put(change, ids, [version] * len(ids), command.vectors, command.metadata, expires, named)
     return WriteResult(version=version, index=index, existed=existed > 0, count=len(ids))
 
 
@@ -235,6 +240,8 @@ def _patch(batch: Batch, index: int, command: Patch) -> WriteResult:
 
 def _update_vectors(batch: Batch, index: int, command: UpdateVectors) -> WriteResult:
     change, ids = _addressed(batch, command)
+    if command.name:
+        return _update_named(batch, index, command, change, ids)
     width = change.record.spec.vector_bytes
     _check_rows(command, change.record.spec)
     refs = seen(batch, change, ids, command.bound)
@@ -246,8 +253,29 @@ def _update_vectors(batch: Batch, index: int, command: UpdateVectors) -> WriteRe
     block = b"".join(command.vectors[place[id_] : place[id_] + width] for id_ in here)
     version = batch.version(index)
     expires = [instant_of(command.expires, change.refs[id_]) for id_ in here]
-    batch.put(change, here, [version] * len(here), block, [metadata[id_] for id_ in here], expires)
+    batch.put(change, here, [version] * len(here), block, [metadata[id_] for id_ in here], expires, None)
     return WriteResult(version=version, index=index, existed=bool(here), count=len(here))
+
+
+def _update_named(
+    batch: Batch, index: int, command: UpdateVectors, change: CollectionChange, ids: list[str]
+) -> WriteResult:
+    """A new version of each document, which has what it had but for that vector."""
+    rows = Named(command.name, list(range(len(command.ids))), command.vectors, command.dtype)
+    given = vectors_in([rows], command.ids, _vector_specs(batch, change))[command.name]
+    refs = seen(batch, change, ids, command.bound)
+    here = [id_ for id_ in ids if refs[id_] is not None]
+    _check_versions(command, refs, here if command.owned or command.within else ids)
+    _check_matches(command, batch, change, here)
+    check_room(change.record, len(here))
+    metadata = batch.metadata(change, here)
+    version, vectors = batch.version(index), {id_: given[id_] for id_ in here}
+    batch.amend(change, metadata, version, metadata, command.expires, {command.name: vectors})
+    return WriteResult(version=version, index=index, existed=bool(here), count=len(here))
+
+
+def _vector_specs(batch: Batch, change: CollectionChange) -> dict[str, CollectionSpec]:
+    return {record.spec.name: record.spec for record in batch.vectors(change.record)}
 
 
 def _addressed(batch: Batch, command: Spread) -> tuple[CollectionChange, list[str]]:

@@ -42,6 +42,7 @@ from needle.shard.apply.holdings import (
     Transfer,
     prepared,
 )
+from needle.shard.apply.named import vectors_in
 from needle.shard.effects import Effect
 
 IDS_SHOWN = 20
@@ -228,6 +229,8 @@ def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> Wr
     if command.whole and not taken.isdisjoint(names):
         raise _two_keys(record.spec.name, [name for name in names if name in taken])
     kept = [at for at, name in enumerate(names) if name not in taken]
+    known = {one.spec.name: one.spec for one in batch.vectors(record)}
+    named = vectors_in(command.named, names, known) if command.named else {}
     names, deleted = [names[at] for at in kept], [name for name in deleted if name not in taken]
     before = BitMap([ref.ordinal for name in [*deleted, *names] if (ref := change.refs[name]) is not None])
     for move, ordinals in hidden.items():
@@ -239,7 +242,7 @@ def _import(batch: Batch, index: int, command: Import, transfer: Transfer) -> Wr
     block = b"".join(rows[at * width : (at + 1) * width] for at in kept)
     expires = [max(0, command.expires[at]) for at in kept] if command.expires else []
     versions, metadata = [command.versions[at] for at in kept], [command.metadata[at] for at in kept]
-    batch.put(change, names, versions, block, metadata, expires)
+    batch.put(change, names, versions, block, metadata, expires, named)
     imported = (hidden.get(command.move) or BitMap()) - before | BitMap(range(first, first + len(kept)))
     batch.hide(change, command.move, imported)
     reached = max(command.cursor, transfer.cursors.get(command.collection, -1))

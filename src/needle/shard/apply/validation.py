@@ -7,7 +7,7 @@ does. Errors name the field, the value and what is allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -17,7 +17,7 @@ from needle.base.config import Limits
 from needle.base.dtypes import DType, Floats
 from needle.base.errors import CollectionNotFound, invalid
 from needle.base.filters.builder import Filter, conditions, field_path
-from needle.base.model import KINDS_OF, CollectionSpec, IndexParams, Metric, SearchRequest
+from needle.base.model import KINDS_OF, CollectionSpec, IndexParams, Metric, SearchRequest, VectorSpec
 from needle.base.text_checks import check_text
 from needle.protocol.commands import (
     JUDGED_MAX,
@@ -31,6 +31,7 @@ from needle.protocol.commands import (
     Delete,
     DropCollection,
     Insert,
+    Named,
     OpenSession,
     Patch,
     PublishSegment,
@@ -41,14 +42,18 @@ from needle.protocol.commands import (
     UpdateVectors,
     without_repeats,
 )
+from needle.routing.topology import vector_called
 from needle.shard.apply.metadata import METADATA_DEPTH_MAX, check_metadata, depth
+from needle.shard.apply.named import missing
 from needle.shard.apply.patching import change_bytes, named_paths
 from needle.shard.apply.sessions import NONCE_MAX
-from needle.shard.apply.vectors import query_of, to_log
+from needle.shard.apply.vectors import named_to_log, query_of, to_log
 
 NAME_BYTES_MAX: Final = 255
 GIVEN_NAME_BYTES_MAX: Final = NAME_BYTES_MAX - len(f"@{2**64}")
 """Of the names that people give: what the catalog adds must fit too (routing/topology.py, `stored_name`)."""
+VECTOR_NAME: Final = re.compile("[A-Za-z0-9_.-]{1,64}")
+VECTOR_BYTES_MAX: Final = NAME_BYTES_MAX + len(f"/{64 * 'v'}@{2**64}")
 MODEL_BYTES_MAX: Final = 128
 VERSION_MAX: Final = 2**63 - 1
 EF_MAX: Final = 100_000
@@ -71,9 +76,11 @@ CHECKSUM: Final = re.compile("[0-9a-f]{32}")
 FindSpec = Callable[[str], CollectionSpec | None]
 
 
-def check_command(command: Command, find_spec: FindSpec, limits: Limits, collections: int = 0) -> Command:
+def check_command(
+    command: Command, find_spec: FindSpec, limits: Limits, collections: Callable[[], int] = int
+) -> Command:
     """The command to propose (cosine vectors normalised), or InvalidArgument or CollectionNotFound. collections: how
-    many exist, for the bound on them."""
+    many exist, for the bound on them; named vectors are none."""
     session: Session = getattr(command, "session", NO_SESSION)
     if session.id:
         _check_session(session)
@@ -82,14 +89,17 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
         if bound:
             _check_filter("bound.filter", bound.filter, limits)
     if type(command) is Insert:  # first: most are
-        return _check_insert(command, _require(command.collection, find_spec), limits)
+        spec = _require(command.collection, find_spec)
+        checked = _check_insert(command, spec, limits)
+        return _check_named(checked, spec, find_spec) if checked.named else checked
     if isinstance(command, OpenSession):
         _check_int("nonce", command.nonce, 0, NONCE_MAX)
         _check_int("owner", command.owner, 0, VERSION_MAX)
     elif isinstance(command, CreateCollection):
         check_spec(command.spec, limits)
-        if collections >= limits.collections_max and find_spec(command.spec.name) is None:
-            raise invalid("collections", collections + 1, f"at most {limits.collections_max} in a cluster")
+        new = not command.spec.of and find_spec(command.spec.name) is None
+        if new and (count := collections()) >= limits.collections_max:
+            raise invalid("collections", count + 1, f"at most {limits.collections_max} in a cluster")
     elif isinstance(command, DropCollection):
         _require(command.name, find_spec)
     elif isinstance(command, Delete):
@@ -101,7 +111,8 @@ def check_command(command: Command, find_spec: FindSpec, limits: Limits, collect
         _check_spread(command, limits)
         return msgspec.structs.replace(command, change=_checked_change(command.change, limits))
     elif isinstance(command, UpdateVectors):
-        return _check_update(command, _require(command.collection, find_spec), limits)
+        spec = _require(command.collection, find_spec)
+        return _check_update(command, _vector(command.name, spec, find_spec) if command.name else spec, limits)
     elif isinstance(command, ChangeWhere):
         _require(command.collection, find_spec)
         return _check_change_where(command, limits)
@@ -177,7 +188,7 @@ def check_new(spec: CollectionSpec, limits: Limits) -> None:
 
 def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     """Refuse a collection that cannot work."""
-    check_name("collection", spec.name)
+    check_name("collection", spec.name, VECTOR_BYTES_MAX if spec.of else NAME_BYTES_MAX)
     _check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
     if spec.metric not in list(Metric):
         raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
@@ -189,6 +200,14 @@ def check_spec(spec: CollectionSpec, limits: Limits) -> None:
         check_name("model", spec.model, MODEL_BYTES_MAX)
     if spec.text is not None:
         check_text(spec.text)
+
+
+def check_vectors(vectors: Mapping[str, VectorSpec], limits: Limits) -> None:
+    """Refuse named vectors that cannot work."""
+    for name, spec in vectors.items():
+        if not VECTOR_NAME.fullmatch(name):
+            raise invalid("vectors", name, "names of 1 to 64 letters, digits, '_', '-' or '.' (ASCII)")
+        check_spec(spec.stored_as(name), limits)
 
 
 def check_index(index: IndexParams, dtype: DType = DType.FLOAT32) -> None:
@@ -326,6 +345,27 @@ def _checked_change(change: Change, limits: Limits) -> Change:
     return msgspec.structs.replace(change, bytes_max=limits.metadata_bytes_max)
 
 
+def _check_named(command: Insert, spec: CollectionSpec, find_spec: FindSpec) -> Insert:
+    checked: dict[str, Named] = {}
+    for one in command.named:
+        of = _vector(one.vector, spec, find_spec)
+        rows = one.rows
+        if not rows or rows[0] < 0 or rows[-1] >= len(command.ids) or any(a >= b for a, b in pairwise(rows)):
+            allowed = f"places of the {len(command.ids)} documents, ascending"
+            raise invalid("vectors", f"{vector_called(one.vector)!r} of {len(rows)} documents", allowed)
+        if one.vector in checked:
+            raise invalid("vectors", vector_called(one.vector), "each name once")
+        checked[one.vector] = named_to_log(one, command.ids, of)
+    return msgspec.structs.replace(command, named=list(checked.values()))
+
+
+def _vector(name: str, spec: CollectionSpec, find_spec: FindSpec) -> CollectionSpec:
+    found = find_spec(name)
+    if found is None or found.of != spec.name:
+        raise missing(name)
+    return found
+
+
 def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Insert:
     count = len(command.ids)
     _check_batch(count, limits)
@@ -337,7 +377,8 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
     if count > 1 and len(command.vectors) % count == 0:
         command = without_repeats(command)
         count = len(command.ids)
-    size = len(command.vectors) + sum(map(len, command.metadata))
+    named = sum(len(one.vectors) for one in command.named)
+    size = len(command.vectors) + named + sum(map(len, command.metadata))
     if size > limits.batch_bytes_max:
         raise invalid("batch", f"{size} bytes", f"at most {limits.batch_bytes_max} bytes of vectors and metadata")
     for id_, metadata in zip(command.ids, command.metadata, strict=True):

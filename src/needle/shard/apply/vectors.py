@@ -16,7 +16,7 @@ import numpy as np
 from needle.base.dtypes import FLOAT16_MAX, DType, Floats, itemsize, numbers_of
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.model import CollectionSpec, Metric
-from needle.protocol.commands import Insert, UpdateVectors
+from needle.protocol.commands import Insert, Named, UpdateVectors
 
 SQUARE_MAX: Final = float(np.finfo(np.float32).max) / 8
 UNIT_ERROR: Final = 2.0**-22
@@ -32,16 +32,26 @@ _ALLOWED: Final = {
 
 def to_log(command: Insert | UpdateVectors, spec: CollectionSpec) -> tuple[bytes, DType]:
     """The vectors of a command as its log entry has them. Raises InvalidArgument."""
-    if spec.dtype is DType.FLOAT32 and command.dtype is DType.FLOAT32:
-        vectors = _vectors(command.vectors, len(command.ids), spec, command.ids)
+    return _to_log(command.vectors, command.dtype, command.ids, spec)
+
+
+def named_to_log(named: Named, ids: list[str], spec: CollectionSpec) -> Named:
+    """The named vectors of documents, with these ids, as the log entry has them. Raises InvalidArgument."""
+    vectors, dtype = _to_log(named.vectors, named.dtype, [ids[row] for row in named.rows], spec)
+    return Named(named.vector, named.rows, vectors, dtype)
+
+
+def _to_log(data: bytes, dtype: DType, ids: list[str], spec: CollectionSpec) -> tuple[bytes, DType]:
+    if spec.dtype is DType.FLOAT32 and dtype is DType.FLOAT32:
+        vectors = _vectors(data, len(ids), spec, ids)
         if spec.metric != _COSINE:
-            return command.vectors, spec.dtype
+            return data, spec.dtype
         return vectors.astype(_FLOAT32, copy=False).tobytes(), spec.dtype
-    numbers = _numbers(command.vectors, len(command.ids), spec, command.dtype)
+    numbers = _numbers(data, len(ids), spec, dtype)
     if spec.dtype is DType.FLOAT32:
-        checked = _vectors(numbers.astype(_FLOAT32, copy=False).tobytes(), len(numbers), spec, command.ids)
+        checked = _vectors(numbers.astype(_FLOAT32, copy=False).tobytes(), len(numbers), spec, ids)
         return checked.astype(_FLOAT32, copy=False).tobytes(), spec.dtype
-    return _in_range(numbers, spec, command.ids), spec.dtype
+    return _in_range(numbers, spec, ids), spec.dtype
 
 
 def query_of(data: bytes, spec: CollectionSpec) -> Floats:

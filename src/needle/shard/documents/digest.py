@@ -71,11 +71,13 @@ def hash_of_format_3(ordinal: int, version: int, id_: str, metadata: bytes, vect
 @lru_cache(maxsize=SPECS_KEPT)
 def _spec_bytes(spec: CollectionSpec) -> bytes:
     """As earlier releases had it, which know no `ttl`, no `model` and no `text`: they are the catalog's; one kind of
-    index and one type of vectors."""
+    index, one type of vectors, and no named ones."""
     fields = msgspec.to_builtins(spec)
     del fields["ttl"], fields["model"], fields["text"]
     if spec.dtype is DType.FLOAT32:
         del fields["dtype"]
+    if not spec.of:
+        del fields["of"]
     if spec.index.kind is IndexKind.HNSW:
         del fields["index"]["kind"]
     return msgspec.json.encode(fields)

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from needle.base.dtypes import DType
 from needle.base.model import CollectionSpec
 from needle.shard.plan import PublishedSegment
 
@@ -66,7 +67,8 @@ class CollectionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class StoredDocument(msgspec.Struct, frozen=True, gc=False):
     """One document as stored. metadata: JSON bytes (b"" for null). vector: as it is stored, or b"".
-    expires: as in DocRef, where it was read by id; 0 otherwise."""
+    expires: as in DocRef, where it was read by id; 0 otherwise. named: of one that is copied to another shard, its
+    named vectors: the name in the shard, the bytes as they are stored, their type."""
 
     id: str
     ordinal: int
@@ -74,6 +76,7 @@ class StoredDocument(msgspec.Struct, frozen=True, gc=False):
     metadata: bytes
     vector: bytes = b""
     expires: int = 0
+    named: tuple[tuple[str, bytes, DType], ...] = ()
 
 
 class AppliedAt(msgspec.Struct, frozen=True):

@@ -232,6 +232,15 @@ class GrowingSegment:
             if chunk.last >= first and chunk.first <= last:
                 yield chunk.rows_of(first, last)
 
+    def ordinal_of(self, row: int, first: int) -> int:
+        """Of the live row with this number, from 0 on, among those with ordinals from `first` on. There are so many."""
+        for chunk in self.chunks:
+            here = chunk.live_between(first, chunk.last)
+            if row < here:
+                return int(chunk.rows_of(first, chunk.last)[0][row])
+            row -= here
+        raise Internal("fewer rows than were counted")
+
     def scan(self, scan: Scan, allowed: Ints | None) -> None:
         """Score every live row (of the sorted ordinals `allowed`)."""
         for chunk in self.chunks:

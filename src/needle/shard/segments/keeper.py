@@ -28,7 +28,7 @@ from needle.base.model import IndexParams
 from needle.base.runtime import Clock, Pool
 from needle.shard.agenda import Agenda, until_due
 from needle.shard.disk import REAL_DISK, ReplicaDisk
-from needle.shard.plan import BuildTask, PublishedSegment, plan
+from needle.shard.plan import BuildTask, PublishedSegment, covered, plan
 from needle.shard.segments.adoption import Adoption
 from needle.shard.segments.builds import AskBuilding, KeeperStats, Progress, SegmentBuilds, about
 from needle.shard.segments.collection_vectors import CollectionVectors
@@ -188,6 +188,8 @@ class SegmentKeeper:
         changing, dimensions, saving = self._changes.pending(vectors), vectors.spec.dimensions, self._saving()
         apart = changing or saving
         decide = partial(plan, loads, next_ordinal, waiting, vectors.config, dimensions=dimensions, apart=apart)
+        if vectors.spec.of:  # of a named vector, which few of the documents may have
+            decide = partial(decide, ordinal_of=partial(view.growing.ordinal_of, first=covered(vectors.manifest())))
         task = decide(quiet=quiet_for >= QUIET_SECONDS, idle=quiet_for >= IDLE_SECONDS)
         if task is not None:
             self._again(vectors, 0 if await self._build(vectors, task, view) else RETRY_SECONDS)

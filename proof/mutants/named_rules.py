@@ -1,0 +1,54 @@
+"""Bugs in named vectors: what follows a document, and what must not (docs/adr/0118)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_SHARD = "tests/shard/test_named_vectors.py::"
+
+MUTANTS = (
+    Mutant(
+        name="a-replaced-document-keeps-its-named-vector",
+        breaks="a document that is inserted anew is found by the vector of what it was",
+        edits=(
+            Edit("shard.apply.named:follow", "if vector is None and not keep:", "if vector is None and now is None:"),
+        ),
+        tests=(_SHARD + "test_a_document_that_is_replaced_or_deleted_loses_its_vector", _SHARD + "test_a_model_of_it"),
+    ),
+    Mutant(
+        name="a-late-named-vector-is-taken",
+        breaks="a vector of an older text is put beside a newer one, whatever version its writer has seen",
+        edits=(
+            Edit(
+                "shard.apply.execute:_update_named",
+                "_check_versions(command, refs, here if command.owned or command.within else ids)",
+                "None",
+            ),
+        ),
+        tests=(_SHARD + "test_a_vector_is_filled_in_unless_the_document_was_changed",),
+    ),
+    Mutant(
+        name="a-move-leaves-named-vectors-behind",
+        breaks="documents that move to another shard lose their named vectors",
+        edits=(Edit("shard.copying:_named", "view.vectors_of(held) if ordinals else ()", "()"),),
+        tests=(_SHARD + "test_what_is_copied_for_a_move_has_them",),
+    ),
+    Mutant(
+        name="named-vectors-of-a-pinned-scan-are-purged",
+        breaks="a consistent scan has the documents of its moment, and not their named vectors",
+        edits=(
+            Edit(
+                "shard.apply.batch:Batch.change",
+                "self.record(record.spec.of).id if record.spec.of else record.id",
+                "record.id",
+            ),
+        ),
+        tests=(_SHARD + "test_a_pinned_scan_sees_the_vectors_of_its_moment",),
+    ),
+    Mutant(
+        name="a-backup-does-not-sum-named-vectors",
+        breaks="a restore whose named vectors are other ones counts as right",
+        edits=(Edit("backup.format:Contents.add", "named.get(at, {})", "{}"),),
+        tests=("tests/backup/test_named_vectors.py::test_a_vector_that_is_another_one_is_seen",),
+    ),
+)

@@ -1,0 +1,39 @@
+"""Named vectors of the catalog's collections. Pure.
+
+Invariant: ids of vectors are never used again; what was dropped is among `Topology.dropped`, below zero.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from needle.base.errors import CollectionExists, invalid
+from needle.catalog.changed import Changed, done
+from needle.catalog.collections import DROPPED_MAX, VECTORS_MAX, found_in, with_collection
+from needle.protocol.vector_commands import AddVector, DropVector
+from needle.routing.topology import NamedVector, Topology, vector_id
+
+
+def add(now: Topology, index: int, command: AddVector) -> Changed:
+    found = found_in(now, command)
+    there = next((one for one in found.vectors if one.name == command.vector), None)
+    if there is not None:
+        if command.if_absent and there.spec == command.spec:
+            return done(now, index, there.id, existed=True)
+        how = "with the same" if there.spec == command.spec else "with other"
+        name = f"{command.name}/{command.vector}"
+        raise CollectionExists(f"vector {name!r} exists {how} parameters", collection=command.name)
+    if len(found.vectors) >= VECTORS_MAX:
+        raise invalid("name", command.vector, f"one of at most {VECTORS_MAX} named vectors of a collection")
+    made = NamedVector(command.vector, vector_id(index, 0), command.spec)
+    vectors = tuple(sorted([*found.vectors, made], key=lambda one: one.name))
+    return done(with_collection(now, found, msgspec.structs.replace(found, vectors=vectors)), index)
+
+
+def drop(now: Topology, index: int, command: DropVector) -> Changed:
+    found = found_in(now, command)
+    gone = found.vector(command.vector)
+    left = msgspec.structs.replace(found, vectors=tuple(one for one in found.vectors if one is not gone))
+    made = with_collection(now, found, left)
+    dropped = (*now.dropped, -gone.id)[-DROPPED_MAX:]
+    return done(msgspec.structs.replace(made, dropped=dropped), index, existed=True)
