@@ -213,7 +213,7 @@ class Batch:
         if expires:
             change.expire(expires)
         documents = record.documents + len(ids) - existed
-        self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
+        self.settle(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
         return existed
 
     def amend(
@@ -245,7 +245,7 @@ class Batch:
         change.written.update(dict.fromkeys(metadata))
         self._tell(change, WRITTEN, version, olds, keep_vectors=True)
         change.expire([expires])
-        self._set(change, next_ordinal=ordinal, documents=record.documents, total=total % MODULUS)
+        self.settle(change, next_ordinal=ordinal, documents=record.documents, total=total % MODULUS)
 
     def remove(self, change: CollectionChange, ids: Sequence[str]) -> int:
         """Delete documents whose ids were looked up; how many of them were there."""
@@ -265,7 +265,7 @@ class Batch:
         if deleted:
             self._tell(change, DELETED, self.version(self.telling), olds)
             documents = record.documents - deleted
-            self._set(change, next_ordinal=record.next_ordinal, documents=documents, total=total % MODULUS)
+            self.settle(change, next_ordinal=record.next_ordinal, documents=documents, total=total % MODULUS)
         return deleted
 
     def _tell(
@@ -347,7 +347,8 @@ class Batch:
             for id_, at in refs.items()
         }
 
-    def _set(self, change: CollectionChange, *, next_ordinal: int, documents: int, total: int) -> None:
+    def settle(self, change: CollectionChange, *, next_ordinal: int, documents: int, total: int) -> None:
+        """What its record says from now on."""
         change.record = CollectionRecord(
             id=change.record.id, spec=change.record.spec, next_ordinal=next_ordinal, documents=documents, total=total
         )
