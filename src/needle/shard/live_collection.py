@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -176,7 +177,7 @@ class LiveCollection:
         """Nothing of it expires before this instant (microseconds since 1970); 0: nothing does."""
         self._changes = 0
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
-        self._new_payload = lambda: PayloadIndex(_StoredMetadata(store, record.id), budget, record.id, files)
+        self._new_payload = partial(PayloadIndex, _StoredMetadata(store, record.id), budget, record.id, files)
         self.payload = self._new_payload()
         self._weights = Weights(record.spec.vector_bytes)
         self._sealed_from = seal_when_quiet_at(self.vectors.config, record.spec.dimensions)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, Protocol
 
 import immutables
@@ -163,9 +164,8 @@ class OpenedState:
 
     def _write_loaded(self, batch: Batch, entry: Entry, conf: bytes) -> None:
         """The transaction of a bulk load, of which nothing is done if there is no room for it."""
-        staged = self._around.staged
-        for change in batch.changes.values():
-            for segment in change.manifest or () if staged is not None else ():
+        if (staged := self._around.staged) is not None:
+            for segment in chain.from_iterable(change.manifest or () for change in batch.changes.values()):
                 staged.give(segment_file(segment), self.segment_directory)
         changes = batch.write_set(entry.index, entry.term, conf if entry.conf is None else entry.conf)
         self.store.writer.write_at_once(changes)

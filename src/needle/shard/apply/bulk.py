@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from typing import Final
 
 import msgspec
-import numpy as np
-import xxhash
 
-from needle.base.errors import CollectionNotFound, FileAwaited, InvalidArgument, StaleEpoch, invalid
+from needle.base.errors import CollectionNotFound, CorruptDocuments, FileAwaited, InvalidArgument, StaleEpoch, invalid
 from needle.base.model import WriteResult
 from needle.protocol.upkeep_commands import LoadRows
 from needle.shard.apply.batch import Batch
 from needle.shard.apply.changes import CollectionChange
-from needle.shard.bulk.rows_file import Rows, read_rows
+from needle.shard.bulk.rows_file import Rows, doubled, read_rows
 from needle.shard.bulk.staged import Awaited, rows_name
 from needle.shard.documents.digest import MODULUS, document_hash
 from needle.shard.documents.records import CollectionRecord, LoadedBlock, row_id
@@ -93,6 +91,8 @@ def _path(batch: Batch, command: LoadRows) -> str:
     if staged is None:
         raise FileAwaited(f"file {name} cannot be had here: bulk loads are not applied outside of a node")
     if not staged.sound(name):
+        if staged.lost == command.checksum:
+            raise CorruptDocuments(f"file {name} of a bulk load is on no replica any more", path=staged.path(name))
         staged.awaited = Awaited(command.collection_id, command.checksum, command.size)
         raise FileAwaited(f"file {name} of a bulk load is fetched from the other replicas", name=name)
     staged.awaited = None
@@ -107,8 +107,8 @@ class LoadedRows:
         self._path, self._id, self.version = path, record.id, version
         self._width = record.spec.vector_bytes
         self._hashes = bytearray()
-        self.total = 0
-        names = [np.empty(0, np.uint64)]
+        self.rows = self.total = 0
+        names = []
         for first, rows in self._read():
             width, vectors = self._width, memoryview(rows.vectors)
             if len(vectors) != width * len(rows.ids):
@@ -118,11 +118,10 @@ class LoadedRows:
                 hash_ = document_hash(ordinal, version, id_, rows.metadata[at], ordinal, part)
                 self._hashes += hash_
                 self.total += int.from_bytes(hash_, "little")
-            names.append(np.fromiter((xxhash.xxh3_64_intdigest(one.encode()) for one in rows.ids), np.uint64, len(rows.ids)))
+            self.rows += len(rows.ids)
+            names.append(id_hashes(rows))
         self.total %= MODULUS
-        found = np.concatenate(names)
-        self.rows = len(found)
-        if len(np.unique(found)) < self.rows:
+        if doubled(names):
             raise InvalidArgument("two documents of a bulk load have the same id (or hash)", field="ids")
 
     def _read(self) -> Iterator[tuple[int, Rows]]:

@@ -70,6 +70,8 @@ class StagedFiles:
         self._lock = threading.Lock()
         self.awaited: Awaited | None = None
         """Set by apply, which cannot go on without it."""
+        self.lost = ""
+        """The checksum of rows that no replica has any more: only a snapshot brings them."""
 
     def path(self, name: str) -> str:
         """Where a file of that name is, or would be. Raises InvalidArgument."""
