@@ -18,7 +18,7 @@ from needle.base.model import WriteResult
 from needle.protocol.upkeep_commands import LoadRows
 from needle.shard.apply.batch import Batch
 from needle.shard.apply.changes import CollectionChange
-from needle.shard.bulk.rows_file import Rows, doubled, read_rows
+from needle.shard.bulk.rows_file import Rows, doubled, id_hashes, read_rows
 from needle.shard.bulk.staged import Awaited, rows_name
 from needle.shard.documents.digest import MODULUS, document_hash
 from needle.shard.documents.records import CollectionRecord, LoadedBlock, row_id
