@@ -8,7 +8,7 @@ document. It must not know the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import msgspec
@@ -24,11 +24,10 @@ from needle.routing.ranges import KeySet
 from needle.routing.shard_map import KeyRange
 from needle.routing.strategy import ShardStrategy, routing_key
 from needle.shard.apply.validation import check_command
-from needle.shard.bulk.rows_file import doubled, id_hashes, read_rows
+from needle.shard.bulk.rows_file import doubled, id_hashes, read_rows, vectors_between
 from needle.shard.bulk.staged import StagedFiles, rows_name
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.adopted import fit
-from needle.shard.segments.scoring import Floats, Ints
 from needle.shard.segments.sealed import SealedSegment, segment_file
 
 NO_BOUND: Final = 2**31 - 1
@@ -81,23 +80,11 @@ def _check_index(
 ) -> None:  # fmt: skip
     segment = PublishedSegment(collection_id, *msgspec.structs.astuple(one))
     path = staged.path(segment_file(segment))
-    fit(path, one.first, one.last, _vectors(rows, one, spec), spec, cancelled)
+    fit(path, one.first, one.last, vectors_between(rows, one.first, one.last, spec.dimensions), spec, cancelled)
     sealed = SealedSegment(path, segment, spec)
     if not np.array_equal(sealed.all_ordinals(), np.arange(one.first, one.last + 1)):
         raise CorruptSegment("an index file of a bulk load has not the ordinals that it says", path=path)
-    for ordinals, vectors in _vectors(rows, one, spec):
+    for ordinals, vectors in vectors_between(rows, one.first, one.last, spec.dimensions):
         here = sealed.vectors(slice(int(ordinals[0]) - one.first, int(ordinals[-1]) - one.first + 1))
         if here.tobytes() != vectors.tobytes():
             raise CorruptSegment("an index file of a bulk load has other vectors than its documents", path=path)
-
-
-def _vectors(path: str, one: LoadedFile, spec: CollectionSpec) -> Iterator[tuple[Ints, Floats]]:
-    """Those of its ordinals, ascending."""
-    first = 0
-    for rows in read_rows(path):
-        count = len(rows.ids)
-        low, high = max(one.first, first), min(one.last + 1, first + count)
-        if low < high:
-            vectors = np.frombuffer(rows.vectors, "<f4").reshape(count, spec.dimensions)
-            yield np.arange(low, high), vectors[low - first : high - first]
-        first += count

@@ -6,11 +6,8 @@ documents give the same bytes. Memory: the vectors of one index file and its gra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
-
-import numpy as np
 
 from needle.base.dtypes import DType
 from needle.base.errors import CorruptSegment
@@ -19,10 +16,10 @@ from needle.cli.bulk.job import Job, ShardFiles, ShardJob, Work, once
 from needle.cli.bulk.partitioning import part_name
 from needle.cli.inputs import refuse
 from needle.protocol.upkeep_commands import LoadedFile
-from needle.shard.bulk.rows_file import RowsWriter, doubled, id_hashes, read_rows
+from needle.shard.bulk.rows_file import RowsWriter, doubled, id_hashes, read_rows, vectors_between
 from needle.shard.bulk.staged import rows_name
 from needle.shard.plan import SEAL_ROWS_MIN
-from needle.shard.segments.builder import Blocks, build_segment
+from needle.shard.segments.builder import build_segment
 from needle.shard.segments.made_elsewhere import CHECKED
 
 ROWS: Final = "all.rows"
@@ -60,24 +57,10 @@ def _build(job: Job, mine: ShardJob, parts: list[Path], into: Path) -> ShardFile
         last = min(first + mine.rows_max, said.rows) - 1
         if last + 1 - first < SEAL_ROWS_MIN:  # these are scanned, as anywhere
             break
-        blocks = _vectors(str(into / name), first, last, job.spec.dimensions)
+        blocks = vectors_between(str(into / name), first, last, job.spec.dimensions)
         segment, path = build_segment(str(into), mine.collection_id, first, last, blocks, job.spec)
         if segment.rows != last + 1 - first:
             raise CorruptSegment(f"an index file of {segment.rows} rows was built of {last + 1 - first}", path=path)
         indexes.append(LoadedFile(first, last, segment.rows, segment.size, segment.checksum))
         names.append(Path(path).name)
     return ShardFiles(mine.shard, said.rows, said.size, said.checksum, indexes, names)
-
-
-def _vectors(path: str, first: int, last: int, dimensions: int) -> Blocks:
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        at = 0
-        for rows in read_rows(path):
-            count = len(rows.ids)
-            low, high = max(first, at), min(last + 1, at + count)
-            if low < high:
-                vectors = np.frombuffer(rows.vectors, "<f4").reshape(count, dimensions)
-                yield np.arange(low, high, dtype=np.int64), vectors[low - at : high - at]
-            at += count
-
-    return blocks()

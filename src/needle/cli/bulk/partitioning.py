@@ -23,7 +23,7 @@ from needle.cli.inputs import as_vector, refuse
 from needle.client.arrow_tables import Form
 from needle.client.values import check_id, metadata_bytes
 from needle.protocol.commands import Insert
-from needle.routers import load_routers, named_routers
+from needle.routing.loading import ROUTERS_VARIABLE, load_routers, named_routers
 from needle.routing.strategy import routing_key
 from needle.shard.apply.validation import check_command
 from needle.shard.bulk.rows_file import Rows, RowsWriter
@@ -44,7 +44,7 @@ def partition(job: Job, number: int, root: str) -> dict[str, int]:
 
 
 def _partition(job: Job, piece: Piece, into: Path) -> dict[str, int]:
-    load_routers(named_routers(os.environ), "NEEDLE_ROUTERS")
+    load_routers(named_routers(os.environ), ROUTERS_VARIABLE)
     counts: dict[str, int] = {}
     with ExitStack() as opened:
         parts: dict[int, _Part] = {}

@@ -27,6 +27,8 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import CorruptSegment
 from needle.shard.disk import disk_errors
 
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 MAGIC: Final = b"NDLROWS1"
 SUM_BYTES: Final = 16
 BLOCK_BYTES_MAX: Final = 32 << 20
@@ -102,6 +104,18 @@ def read_rows(path: str) -> Iterator[Rows]:
             yield rows
         if seen != _number(path, file, _COUNT):
             raise _corrupt(path, f"ends with another number than its {seen} rows")
+
+
+def vectors_between(path: str, first: int, last: int, dimensions: int) -> Iterator[tuple[Ints, Floats]]:
+    """The ordinals [first, last] and their vectors, of a file of float32, ascending. Raises as `read_rows`."""
+    at = 0
+    for rows in read_rows(path):
+        count = len(rows.ids)
+        low, high = max(first, at), min(last + 1, at + count)
+        if low < high:
+            vectors = np.frombuffer(rows.vectors, "<f4").reshape(count, dimensions)
+            yield np.arange(low, high, dtype=np.int64), vectors[low - at : high - at]
+        at += count
 
 
 def doubled(hashes: list[npt.NDArray[np.uint64]]) -> bool:
