@@ -30,7 +30,7 @@ from needle.shard.plan import PublishedSegment
 from needle.shard.segments.adopted import fit
 from needle.shard.segments.sealed import SealedSegment, segment_file
 
-NO_BOUND: Final = 2**31 - 1
+NO_BOUND: Final = 10**9
 
 
 class Owning(NamedTuple):

@@ -57,10 +57,19 @@ async def begin(client: OverShards, shard: int, stored: str, timeout: float) -> 
 
 
 async def hand_in(
-    client: OverShards, mine: ShardJob, files: ShardFiles, directory: Path, timeout: float, sent: Callable[[int], None]
+    client: OverShards,
+    stored: str,
+    mine: ShardJob,
+    files: ShardFiles,
+    directory: Path,
+    timeout: float,
+    sent: Callable[[int], None],
 ) -> Handed:
     """Bring the files of a shard, and load them. sent: told of bytes as they go. Raises what the leader refuses."""
-    group, total, lacking = shard_group(mine.shard), 0, {}
+    group, total, lacking = shard_group(mine.shard), 0, dict[str, str]()
+    said = await begin(client, mine.shard, stored, timeout)
+    if said.loaded == files.checksum:
+        return Handed(files.rows, 0, 0, {}, True)
 
     def told(size: int) -> None:
         nonlocal total
@@ -96,11 +105,14 @@ async def _bring(client: OverShards, shard: int, address: str, path: Path, told:
     group, replicas = shard_group(shard), client._shards.group(shard)
     asked = calls.encode(BulkHereCall(group, [path.name]))
     [at] = calls.decode(await replicas.ask_replica(address, BULK_HERE, asked, PUT_SECONDS), BulkHereAnswer).here
+    while at >= 0:
+        size, data = await asyncio.to_thread(_part, path, at)
+        put = calls.encode(BulkPutCall(group, path.name, size, at, data))
+        [at] = calls.decode(await replicas.ask_replica(address, BULK_PUT, put, PUT_SECONDS), BulkHereAnswer).here
+        told(len(data))
+
+
+def _part(path: Path, at: int) -> tuple[int, bytes]:
+    """The size of a file, and what comes next of it."""
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while at >= 0:
-            file.seek(at)
-            data = await asyncio.to_thread(file.read, PUT_BYTES_MAX)
-            put = calls.encode(BulkPutCall(group, path.name, size, at, data))
-            [at] = calls.decode(await replicas.ask_replica(address, BULK_PUT, put, PUT_SECONDS), BulkHereAnswer).here
-            told(len(data))
+        return os.fstat(file.fileno()).st_size, os.pread(file.fileno(), PUT_BYTES_MAX, at)

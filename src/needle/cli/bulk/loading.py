@@ -153,7 +153,7 @@ async def _hand_in(
     async def one_shard(one: ShardFiles) -> tuple[int, int, dict[str, str]]:
         async with at_once:
             directory = work.shard(one.shard)
-            done = await hand_in(client, by_shard[one.shard], one, directory, timeout, told)
+            done = await hand_in(client, job.stored, by_shard[one.shard], one, directory, timeout, told)
             return one.rows, done.log, done.lacking
 
     done = await asyncio.gather(*map(one_shard, files))

@@ -83,7 +83,7 @@ def _checked(job: Job, form: Form, batch: Any, where: str, first: int) -> Insert
         raise refuse(where, "two documents have one id")
     block = np.concatenate(vectors).astype("<f4", copy=False).tobytes()
     insert = Insert(job.stored, ids, block, metadata)
-    bounds = msgspec.structs.replace(job.limits, batch_documents_max=1 << 20, batch_bytes_max=1 << 40)
+    bounds = msgspec.structs.replace(job.limits, batch_documents_max=10**9, batch_bytes_max=10**9)
     try:
         checked = check_command(insert, lambda _: job.spec, bounds)
     except InvalidArgument as error:
