@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from needle.base.config import Limits
-from needle.base.errors import CorruptSegment, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
+from needle.base.errors import CorruptDocuments, CorruptSegment, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
 from needle.base.model import SearchRequest, WriteResult
 from needle.protocol.commands import CreateCollection, DropCollection, LoadRows
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
 from needle.shard.bulk.staged import StagedFiles, rows_name
 from needle.shard.disk import ReplicaDisk
-from needle.shard.feeding import Wanted, read_changes
 from needle.shard.effects import Position
+from needle.shard.feeding import Wanted, read_changes
 from needle.shard.segments.builder import build_segment
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -181,6 +181,31 @@ def test_index_files_serve_from_the_entry_on(tmp_path: Path) -> None:
     assert nearest(without, 77) == "d77"
     assert without.held.collection_vectors()[0].missing() == [segment]
     assert without.digest() == replica.digest()
+
+
+def test_rows_that_no_replica_has_any_more_are_damage_that_a_snapshot_mends(tmp_path: Path) -> None:
+    log = Log()
+    replica, other = opened(tmp_path / "a", log), opened(tmp_path / "b", log)
+    stage(replica)
+    entries = log.add(load())
+    replica.apply(entries)
+    other.staged.lost = SAID.checksum
+    with pytest.raises(CorruptDocuments):
+        other.apply(entries)
+    assert other.damage is not None
+    image = tmp_path / "image"
+    image.mkdir()
+    replica.export_snapshot(str(image))
+    other.install_snapshot(str(image))
+    assert other.damage is None and other.digest() == replica.digest()
+
+
+def test_a_file_that_was_whole_but_not_compared_when_its_node_was_killed_is_taken_up_again(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    name = rows_name(1, SAID.checksum)
+    staged.put(name, len(FILE) + 1, 0, FILE)
+    assert staged.here(name) == len(FILE)
+    assert staged.put(name, len(FILE), len(FILE) - 10, FILE[-10:]) == -1
 
 
 def test_a_crash_before_the_commit_leaves_nothing_and_the_log_brings_all(tmp_path: Path) -> None:

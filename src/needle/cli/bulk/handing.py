@@ -106,13 +106,16 @@ async def _bring(client: OverShards, shard: int, address: str, path: Path, told:
     asked = calls.encode(BulkHereCall(group, [path.name]))
     [at] = calls.decode(await replicas.ask_replica(address, BULK_HERE, asked, PUT_SECONDS), BulkHereAnswer).here
     while at >= 0:
-        size, data = await asyncio.to_thread(_part, path, at)
+        size, at, data = await asyncio.to_thread(_part, path, at)
         put = calls.encode(BulkPutCall(group, path.name, size, at, data))
         [at] = calls.decode(await replicas.ask_replica(address, BULK_PUT, put, PUT_SECONDS), BulkHereAnswer).here
         told(len(data))
 
 
-def _part(path: Path, at: int) -> tuple[int, bytes]:
-    """The size of a file, and what comes next of it."""
+def _part(path: Path, at: int) -> tuple[int, int, bytes]:
+    """The size of a file, and what comes next of it, and where. A replica that was killed when it had all of it, and
+    had not compared it yet, is sent the end again."""
     with open(path, "rb") as file:
-        return os.fstat(file.fileno()).st_size, os.pread(file.fileno(), PUT_BYTES_MAX, at)
+        size = os.fstat(file.fileno()).st_size
+        at = at if at < size else max(0, size - PUT_BYTES_MAX)
+        return size, at, os.pread(file.fileno(), PUT_BYTES_MAX, at)

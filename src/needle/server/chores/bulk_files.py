@@ -80,6 +80,8 @@ class BulkFiles:
         staged, name = self._at.replica.staged, awaited.name
         at = await self._at.pool.run(staged.here, name)
         while True:
+            if at >= awaited.size:  # killed before it was compared
+                at = max(0, awaited.size - PUT_BYTES_MAX)
             length = min(PUT_BYTES_MAX, awaited.size - at) if at >= 0 else 1
             body = calls.encode(BulkBytesCall(self._at.group, name, max(at, 0), max(length, 1)))
             said = calls.decode(await self._call(peer, BULK_BYTES, body, CHUNK_SECONDS), BulkBytesAnswer)
