@@ -18,7 +18,7 @@ _PUBLIC = {
         "AlreadyExists ClientClosed "
         "ClusterTooOld CollectionExists CollectionNotFound ConditionFailed ConfigError ConnectionLost "
         "CorruptBackup CorruptDocuments CorruptLog CorruptSegment CorruptSnapshot DeadlineExceeded DiskFailed DiskFull "
-        "DocumentNotFound Forbidden FrameTooLarge "
+        "DocumentNotFound FileAwaited Forbidden FrameTooLarge "
         "InMaintenance Internal InvalidArgument KeyReused LostState MembershipChangePending "
         "NeedleError NoQuorum NotLeader OutcomeForgotten OutcomeUnknown OutOfMemory Overloaded ProposalDropped "
         "ProtocolError ReplicaDamaged RestoreDiffers ScanEnded SessionExpired StaleEpoch StorageError TlsFailed "

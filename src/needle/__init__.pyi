@@ -22,6 +22,7 @@ from needle.base.errors import DeadlineExceeded as DeadlineExceeded
 from needle.base.errors import DiskFailed as DiskFailed
 from needle.base.errors import DiskFull as DiskFull
 from needle.base.errors import DocumentNotFound as DocumentNotFound
+from needle.base.errors import FileAwaited as FileAwaited
 from needle.base.errors import Forbidden as Forbidden
 from needle.base.errors import FrameTooLarge as FrameTooLarge
 from needle.base.errors import InMaintenance as InMaintenance

@@ -21,7 +21,7 @@ from needle.backup.archive_reading import base_before, check_reach, entries, lat
 from needle.backup.format import PieceRef
 from needle.backup.store import Store
 from needle.base.config import Limits
-from needle.base.errors import CorruptBackup, CorruptSnapshot, InvalidArgument, RestoreDiffers, invalid
+from needle.base.errors import CorruptBackup, CorruptSnapshot, FileAwaited, InvalidArgument, RestoreDiffers, invalid
 from needle.base.instants import rfc3339
 from needle.base.model import CollectionSpec
 from needle.protocol.archive_calls import LoggedEntry
@@ -222,7 +222,13 @@ class Replay:
     def _apply(self) -> None:
         """For want of room a replica may take the first ones only, and raises when it takes none."""
         while self._batch:
-            done = len(self._replica.apply(self._batch))
+            try:
+                done = len(self._replica.apply(self._batch))
+            except FileAwaited as error:
+                raise CorruptBackup(
+                    f"shard {self._shard}, behind index {self.last}: documents came by a bulk load, which no archive "
+                    "holds; instants before it can be had, and those behind the next copy of the state"
+                ) from error
             self.entries, self.last = self.entries + done, self._batch[done - 1].index
             self._batch = self._batch[done:]
         self._bytes = 0

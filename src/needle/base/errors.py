@@ -171,6 +171,12 @@ class TooManyFiles(Unavailable):
     code = "too_many_files"
 
 
+class FileAwaited(Unavailable):
+    """A log entry names a file that is not on this node yet: it is fetched from the other replicas. A retry is safe."""
+
+    code = "file_awaited"
+
+
 class OutOfMemory(Unavailable):
     """The node takes as much memory as it may: data is refused, all else goes on. Or the system gives it no more."""
 

@@ -1,6 +1,7 @@
 """What errors of the system and of SQLite about a file mean: one translation for all who touch the disk.
 
-Three kinds pass by themselves and say nothing of the disk: no room, no more open files, no memory (`SHORTAGES`). Where
+Four kinds pass by themselves and say nothing of the disk: no room, no more open files, no memory, a file that is still
+fetched from another node (`SHORTAGES`). Where
 one of them is raised, nothing was changed, so that the same may be done again. All others are final.
 Invariant: numbers decide, never an error's text. It must not know who asks.
 """
@@ -14,6 +15,7 @@ from needle.base.errors import (
     CorruptDocuments,
     DiskFailed,
     DiskFull,
+    FileAwaited,
     NeedleError,
     OutOfMemory,
     Overloaded,
@@ -21,7 +23,7 @@ from needle.base.errors import (
     TooManyFiles,
 )
 
-SHORTAGES: Final = (DiskFull, TooManyFiles, OutOfMemory)
+SHORTAGES: Final = (DiskFull, TooManyFiles, OutOfMemory, FileAwaited)
 SCARCITIES: Final = (*SHORTAGES, Overloaded)
 """What a request is refused for that would be served if there were more of something."""
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})

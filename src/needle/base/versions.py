@@ -18,7 +18,9 @@ EMPTIES: Final = 5
 """From here on one entry has a node emptied and begins that, a rebalance replaces a node or moves the catalog by hand,
 and the replication factor is set."""
 NAMED: Final = 6
-"""From here on documents may have named vectors (docs/adr/0118)."""
+LOADS: Final = 6
+"""From here on documents may have named vectors (docs/adr/0118), and one entry of a shard's log names a file with the
+documents of a bulk load."""
 KNOWN: Final = 6
 """What this release knows. Raise it by one with every new log command, every new field of one, and every new format of
 a file that goes from node to node (docs/versions.md says how)."""

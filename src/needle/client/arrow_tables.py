@@ -173,6 +173,11 @@ class Form:
             ) from None
 
 
+def vectors_of(batch: Any) -> Sequence[Any]:
+    """The column of vectors of a record batch."""
+    return _vectors(batch.column(VECTOR))
+
+
 def _mark(form: Any, name: str) -> bytes | None:
     if name not in form.names:
         return None

@@ -26,6 +26,7 @@ from needle.protocol.upkeep_commands import EndPins as EndPins
 from needle.protocol.upkeep_commands import Expire as Expire
 from needle.protocol.upkeep_commands import KeepIndex as KeepIndex
 from needle.protocol.upkeep_commands import KnowCatalog as KnowCatalog
+from needle.protocol.upkeep_commands import LoadRows as LoadRows
 from needle.protocol.upkeep_commands import PinScan as PinScan
 from needle.protocol.upkeep_commands import PublishSegment as PublishSegment
 from needle.protocol.upkeep_commands import StageSegment as StageSegment
@@ -297,6 +298,7 @@ Command = (
     | StageSegment
     | SwitchIndex
     | KeepIndex
+    | LoadRows
     | MoveCommand
 )
 Spread = Delete | Patch | UpdateVectors

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import msgspec
+
 from needle.base.model import IndexParams
 from needle.protocol.versioned import Versioned
 
@@ -114,6 +116,34 @@ class KeepIndex(Versioned, frozen=True, tag="keep-index"):
     SINCE: ClassVar[int] = 4
 
     collection_id: int
+
+
+class LoadedFile(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An index file of a bulk load: of the ordinals [first, last]; rows, size, checksum as in PublishSegment."""
+
+    first: int
+    last: int
+    rows: int
+    size: int
+    checksum: str
+
+
+class LoadRows(Versioned, frozen=True, tag="load"):
+    """At this entry a collection that was never written to holds all documents of a file (docs/adr/0119): row i has
+    ordinal i. rows, size, checksum: of that file, which a majority of the replicas holds before this is proposed; a
+    replica without it fetches it before it applies this. owned: fingerprint of the ranges of keys that the file was
+    made for; generation: as in PublishSegment; refused where either is another one by now. indexes: files that serve
+    its first rows, or all. A repetition is answered as what it repeats."""
+
+    SINCE: ClassVar[int] = 6
+
+    collection_id: int
+    rows: int
+    size: int
+    checksum: str
+    owned: int
+    generation: int = 0
+    indexes: list[LoadedFile] = []
 
 
 INDEX_COMMANDS = (PublishSegment, StageSegment, SwitchIndex, KeepIndex)

@@ -28,6 +28,7 @@ from needle.protocol.calls import GroupCall
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
 from needle.server.call_rates import CallRates
+from needle.server.chores.bulk_files import BulkFiles
 from needle.server.chores.comparing import Comparing, ShardCompared
 from needle.server.chores.context import ChoreContext, others_of
 from needle.server.chores.expiry import Expiry
@@ -123,12 +124,13 @@ class HostedReplica:
         self._pinned = PinnedScans(at, config.limits, lambda: space.disk.low)
         self.comparing = Comparing(ShardCompared(at), self._others, call)
         self._fields = FieldUpkeep(at, call, space)
+        self._bulk = BulkFiles(at, call)
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""
         fields = self._fields.run
         watching = (self._scrub, self._watch, self._expiry.run, self._pinned.run, self.comparing.run, self.recall.run)
-        works = (self.keeper.run, fields, self.caretaker.run, *watching)
+        works = (self.keeper.run, fields, self.caretaker.run, self._bulk.run, *watching)
         for work in works:
             self._background.spawn(lasting(partial(self._while_whole, work)))
 

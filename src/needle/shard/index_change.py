@@ -37,6 +37,7 @@ class IndexState(msgspec.Struct, frozen=True, array_like=True):
     wanted: IndexParams | None = None
     staged: list[PublishedSegment] = []
     last: Switched | None = None
+    loaded: str = ""
 
 
 AS_MADE = IndexState()
@@ -47,7 +48,9 @@ def decode_index_state(data: bytes) -> IndexState:
 
 
 def encode_index_state(state: IndexState) -> bytes:
-    return msgspec.msgpack.encode(state)
+    """As releases before wrote it, which know no bulk loads, unless there was one."""
+    fields = msgspec.structs.astuple(state)
+    return msgspec.msgpack.encode(fields if state.loaded else fields[:-1])
 
 
 def with_staged(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -194,7 +195,8 @@ class LiveCollection:
         """Nothing of it expires before this instant (microseconds since 1970); 0: nothing does."""
         self._changes = 0
         self.vectors = CollectionVectors(record.id, record.spec, directory, config)
-        self.payload = PayloadIndex(_StoredMetadata(store, record.id), budget, record.id, files)
+        self._new_payload = partial(PayloadIndex, _StoredMetadata(store, record.id), budget, record.id, files)
+        self.payload = self._new_payload()
         self._weights = Weights(record.spec.vector_bytes)
         self._sealed_from = seal_when_quiet_at(self.vectors.config, record.spec.dimensions)
         self._store = store
@@ -289,6 +291,15 @@ class LiveCollection:
         if change.marked is not None:
             self.marked = change.marked
         self.vectors.commit()
+
+    def take_loaded(self, change: CollectionChange) -> None:
+        """The same after a bulk load into what was empty: from the file, as when it is opened, so that no vector that
+        an index file has comes into memory."""
+        self._changes += 1
+        self.record = change.record
+        self.payload.close()
+        self.payload = self._new_payload()
+        self.load(change.manifest or [], change.indexing or self.indexing)
 
     def close(self) -> None:
         """Give memory and files back. Searches that run get their answers."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, Protocol
 
 import immutables
@@ -24,6 +25,7 @@ from needle.shard.apply.batch import Batch
 from needle.shard.apply.execute import execute
 from needle.shard.apply.holdings import Fence, decode_holdings
 from needle.shard.apply.sessions import SessionTable
+from needle.shard.bulk.staged import StagedFiles
 from needle.shard.catalog_known import decode_known
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.image import SEGMENTS, write_image
@@ -61,7 +63,8 @@ class Entry(Protocol):
 @dataclass(frozen=True)
 class Surroundings:
     """What every state of a replica is opened with. changed: is told which collections the segment keeper has to look
-    at; effects: what entries did. version: of the cluster, which snapshots are written for."""
+    at; effects: what entries did. version: of the cluster, which snapshots are written for. staged: files of bulk
+    loads."""
 
     disk: ReplicaDisk
     failpoint: Callable[[str], None]
@@ -71,6 +74,7 @@ class Surroundings:
     version: Callable[[], int]
     changed: Changed = field(default_factory=Changed)
     effects: EffectLog = field(default_factory=EffectLog)
+    staged: StagedFiles | None = None
 
 
 class OpenedState:
@@ -133,7 +137,7 @@ class OpenedState:
         """One transaction, of the first of them only if what the next one needs cannot be read for now. Raises DiskFull
         or TooManyFiles, with nothing changed, if that is the very first."""
         at = self.view.at
-        before = StateBefore(self.live, self.store, self.view)
+        before = StateBefore(self.live, self.store, self.view, self._around.staged)
         batch = Batch(at, before, self.sessions, self.store.writer.find, before.stored())
         batch.prefetch(commands)
         results: list[Any] = []
@@ -145,6 +149,9 @@ class OpenedState:
                     raise
                 break
         entries = entries[: len(results)]
+        if any(change.loaded is not None for change in batch.changes.values()):
+            self._write_loaded(batch, entries[-1], at.conf)
+            return results
         with _no_way_back():
             conf = next((entry.conf for entry in reversed(entries) if entry.conf is not None), at.conf)
             changes = batch.write_set(entries[-1].index, entries[-1].term, conf)
@@ -156,6 +163,17 @@ class OpenedState:
             self._around.effects.add(batch.effects)  # before the view: who sees that index sees what it did
             self._swap(batch, changes)
         return results
+
+    def _write_loaded(self, batch: Batch, entry: Entry, conf: bytes) -> None:
+        """The transaction of a bulk load, of which nothing is done if there is no room for it."""
+        if (staged := self._around.staged) is not None:
+            for segment in chain.from_iterable(change.manifest or () for change in batch.changes.values()):
+                staged.give(segment_file(segment), self.segment_directory)
+        changes = batch.write_set(entry.index, entry.term, conf if entry.conf is None else entry.conf)
+        self.store.writer.write_at_once(changes)
+        with _no_way_back():
+            self._around.effects.add(batch.effects)
+            self._swap(batch, changes)
 
     def _swap(self, batch: Batch, changes: WriteSet) -> None:
         """Bring memory to what SQLite holds, then show it to searches at once."""
@@ -175,7 +193,10 @@ class OpenedState:
                 live.load([])
                 self.live.add(live)
             live = self.live.numbered[change.record.id]
-            live.take(change)
+            if change.loaded is None:
+                live.take(change)
+            else:
+                live.take_loaded(change)
             self.live.note(live)
             before = views.get(name)
             views[name] = now = live.view()

@@ -11,6 +11,7 @@ from pyroaring import BitMap
 
 from needle.base.filters.nodes import Node, evaluate, named
 from needle.shard.apply.before import Bounds, Matched, Member, Stored
+from needle.shard.bulk.staged import StagedFiles
 from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.store import DocumentStore
@@ -25,7 +26,10 @@ MATCH_ROWS = 128
 class StateBefore:
     """What a batch asks of the state before it: before.Collections, and before.Stored."""
 
-    def __init__(self, live: OpenCollections, store: DocumentStore, view: ReplicaView) -> None:
+    def __init__(
+        self, live: OpenCollections, store: DocumentStore, view: ReplicaView, staged: StagedFiles | None = None
+    ) -> None:
+        self._staged = staged
         self._live = live
         self._store = store
         self._view = view
@@ -33,7 +37,7 @@ class StateBefore:
     def stored(self) -> Stored:
         return Stored(
             self._view.fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals,
-            self._match, self._store.expiring, self._view.pins, self._view.catalog,
+            self._match, self._store.expiring, self._view.pins, self._view.catalog, self._staged,
         )  # fmt: skip
 
     def manifest(self, collection_id: int) -> list[PublishedSegment]:

@@ -36,6 +36,7 @@ from needle.shard.apply.execute import decode_entry, runs
 from needle.shard.apply.holdings import Fence, check_claim
 from needle.shard.apply.sessions import SessionTable
 from needle.shard.apply.validation import check_command
+from needle.shard.bulk.staged import StagedFiles
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.records import StoredDocument
 from needle.shard.documents.row_check import Checked
@@ -82,7 +83,8 @@ class Replica:
         self.field_indexes = fields = IndexBudget(limits.field_index_bytes_max, index_rows)
         self._applying, self._in_flight = threading.Lock(), InFlight()
         self.effects = log = EffectLog(limits.feed_bytes_max)
-        around = Surroundings(disk, failpoint, limits.commit_rows_max, segments, fields, version, effects=log)
+        self.staged, most = StagedFiles(directory, disk), limits.commit_rows_max
+        around = Surroundings(disk, failpoint, most, segments, fields, version, effects=log, staged=self.staged)
         self._states = States(directory, around, self._in_flight)
         self.held = HeldCollections(self._states, around.changed, self._in_flight)
         """For those that look after the collections in the background."""

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from needle.base.errors import NeedleError
 from needle.protocol import catalog_commands
 from needle.protocol.catalog_commands import CatalogCommand
-from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Insert, Patch, UpdateVectors
+from needle.protocol.commands import ChangeWhere, Command, CreateCollection, Insert, LoadRows, Patch, UpdateVectors
 from needle.protocol.move_commands import Import, MoveCommand, PrepareMove
 from needle.routing.topology import MoveState
 
@@ -31,7 +31,7 @@ class Refusing(ABC):
         """Raises the refusal for a command that makes the data grow."""
         if not self.low:
             return
-        grows = isinstance(command, (Insert, CreateCollection, Patch, UpdateVectors, *self.more))
+        grows = isinstance(command, (Insert, CreateCollection, Patch, UpdateVectors, LoadRows, *self.more))
         if grows or (isinstance(command, ChangeWhere) and command.change is not None):
             raise self.refusal()
 

@@ -80,9 +80,10 @@ from needle.server.chores.comparing import DIGEST_AT
 from needle.server.chores.field_upkeep import FILTERED_FIELDS
 from needle.server.ports import LOCAL, PeerLike
 from needle.server.replica import READ_INDEX, SEGMENT_BUILDING, SEGMENT_CHUNK, SEGMENT_PUBLISH, SEGMENT_STAGED
-from needle.server.service import index_files, rebalancing
+from needle.server.service import bulk_loads, index_files, rebalancing
 from needle.server.service.archiving import Archiving
 from needle.server.service.audited import Audited
+from needle.server.service.bulk_loads import BulkLoads
 from needle.server.service.catalog import CatalogCalls
 from needle.server.service.documents import Run, ShardDocuments
 from needle.server.service.index_files import IndexFiles
@@ -164,6 +165,7 @@ class Service:
             IMAGE: (ImageCall, archiving.image),
             IMAGE_CHUNK: (ImageChunkCall, archiving.image_chunk),
             **index_files.methods(IndexFiles(node)),
+            **bulk_loads.methods(BulkLoads(node)),
             **rebalancing.methods(node.coordinator),
         }
         ports = node.ports

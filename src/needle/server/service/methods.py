@@ -15,6 +15,7 @@ from needle.multiraft.inbound import CALL_METHODS
 from needle.protocol import calls, commands
 from needle.protocol.archive_calls import BACKED_UP, IMAGE, IMAGE_CHUNK, LOG
 from needle.protocol.bounds import renamed
+from needle.protocol.bulk_calls import BULK_BEGIN, BULK_BYTES, BULK_HERE, BULK_LOAD, BULK_PUT
 from needle.protocol.calls import CollectionsAnswer
 from needle.protocol.change_calls import CHANGES
 from needle.protocol.index_file_calls import (
@@ -108,6 +109,11 @@ NEEDS: Final[dict[str, Needs]] = {
     INDEX_HOLD: Needs(ADMIN, ALL),
     INDEX_PUT: Needs(ADMIN, ALL),
     INDEX_ADOPT: Needs(ADMIN, ALL),
+    BULK_BEGIN: Needs(ADMIN, ALL),
+    BULK_PUT: Needs(ADMIN, ALL),
+    BULK_LOAD: Needs(ADMIN, ALL),
+    BULK_HERE: Needs(ADMIN, ALL),
+    BULK_BYTES: Needs(NODE, ALL),
     calls.STEP_DOWN: Needs(ADMIN, ALL),
     calls.FORCE_ELECTION: Needs(ADMIN, ALL),
     calls.MAINTENANCE: Needs(ADMIN, ALL),

@@ -236,7 +236,7 @@ class Batch:
         if expires:
             change.expire(expires)
         documents = record.documents + len(ids) - existed
-        self._set(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
+        self.settle(change, next_ordinal=ordinal, documents=documents, total=total % MODULUS)
         self._follow(change, ids, named or NOTHING, keep=named is None)
         return existed
 
@@ -270,7 +270,7 @@ class Batch:
         change.written.update(dict.fromkeys(metadata))
         self._tell(change, WRITTEN, version, olds, keep_vectors=True)
         change.expire([expires])
-        self._set(change, next_ordinal=ordinal, documents=record.documents, total=total % MODULUS)
+        self.settle(change, next_ordinal=ordinal, documents=record.documents, total=total % MODULUS)
         self._follow(change, list(metadata), named, keep=True)
 
     def remove(self, change: CollectionChange, ids: Sequence[str]) -> int:
@@ -291,7 +291,7 @@ class Batch:
         if deleted:
             self._tell(change, DELETED, self.version(self.telling), olds)
             documents = record.documents - deleted
-            self._set(change, next_ordinal=record.next_ordinal, documents=documents, total=total % MODULUS)
+            self.settle(change, next_ordinal=record.next_ordinal, documents=documents, total=total % MODULUS)
             self._follow(change, ids)
         return deleted
 
@@ -374,7 +374,8 @@ class Batch:
             for id_, at in refs.items()
         }
 
-    def _set(self, change: CollectionChange, *, next_ordinal: int, documents: int, total: int) -> None:
+    def settle(self, change: CollectionChange, *, next_ordinal: int, documents: int, total: int) -> None:
+        """What its record says from now on."""
         change.record = CollectionRecord(
             id=change.record.id, spec=change.record.spec, next_ordinal=next_ordinal, documents=documents, total=total
         )

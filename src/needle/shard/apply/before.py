@@ -13,6 +13,7 @@ from pyroaring import BitMap
 
 from needle.base.filters.nodes import Node
 from needle.shard.apply.holdings import Fence
+from needle.shard.bulk.staged import StagedFiles
 from needle.shard.catalog_known import ANY, CatalogKnown
 from needle.shard.documents.records import CollectionRecord, DocRef, StoredDocument
 from needle.shard.index_change import IndexState
@@ -82,7 +83,7 @@ class Stored:
     the first and up to the second bound. match: of the visible documents in such bounds those that match a filter
     and that (id, metadata) tells, in the order of their ordinals, without vectors, within bounds; and the ordinal up to
     which it looked. expiring: the documents that expire at an instant or earlier, at most so many, the earliest first,
-    without vectors. pins, catalog: as they are."""
+    without vectors. pins, catalog: as they are. staged: files of bulk loads; None where there are none."""
 
     fence: Fence | None = None
     hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
@@ -94,3 +95,4 @@ class Stored:
     expiring: Callable[[int, int, int], Sequence[StoredDocument]] = _nothing_expires
     pins: Pins = NO_PINS
     catalog: CatalogKnown = ANY
+    staged: StagedFiles | None = None

@@ -6,7 +6,7 @@ It must not know SQLite, faiss or commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pyroaring import BitMap
@@ -17,6 +17,7 @@ from needle.shard.documents.records import (
     CollectionRecord,
     DocRef,
     DocumentRow,
+    LoadedBlock,
     WriteSet,
     row_id,
 )
@@ -32,7 +33,7 @@ class CollectionChange:
     versions that are no more. held: those of them that an open pin may see, because they have ordinals below `pinned`
     (pins.Pins.below). hidden: by move, the ordinals that are invisible after it; marked: that will be (before.Stored);
     None: unchanged. indexing: what the log says of its index, None: unchanged.
-    first_expiry: the earliest instant at which something that it wrote expires, 0 for none."""
+    first_expiry: the earliest instant at which something that it wrote expires, 0 for none. loaded: as in WriteSet."""
 
     record: CollectionRecord
     first_ordinal: int
@@ -53,6 +54,7 @@ class CollectionChange:
     marked: dict[int, BitMap] | None = None
     touched: bool = False
     first_expiry: int = 0
+    loaded: Callable[[], Iterator[LoadedBlock]] | None = None
 
     @property
     def ordinals(self) -> Sequence[int]:
@@ -92,6 +94,7 @@ class CollectionChange:
             out.documents.extend(self.rows)
             out.first_rows[collection_id] = self.rows[0][0]
         out.vectors.extend(self._vector_rows())
+        out.loaded = out.loaded or self.loaded
         base = row_id(collection_id, 0)
         if self.dead == self.dead_vectors:
             out.graves.extend((base | ordinal, DEAD_DOCUMENT | DEAD_VECTOR) for ordinal in self.dead)

@@ -52,8 +52,9 @@ from needle.protocol.commands import (
     without_repeats,
 )
 from needle.protocol.move_commands import MOVE_COMMANDS
-from needle.protocol.upkeep_commands import INDEX_COMMANDS, KeepIndex, StageSegment, SwitchIndex
+from needle.protocol.upkeep_commands import INDEX_COMMANDS, KeepIndex, LoadRows, StageSegment, SwitchIndex
 from needle.shard.apply.batch import Batch, check_room, instant_of
+from needle.shard.apply.bulk import load_rows
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.expiry import expire
 from needle.shard.apply.holdings import moved, within
@@ -68,7 +69,8 @@ from needle.shard.documents.records import DocRef
 
 Result = WriteResult | NeedleError
 ALONE = frozenset({
-    *MOVE_COMMANDS, PinScan, EndPins, KnowCatalog, ChangeWhere, Expire, Compare, StageSegment, SwitchIndex, KeepIndex
+    *MOVE_COMMANDS, PinScan, EndPins, KnowCatalog, ChangeWhere, Expire, Compare, StageSegment, SwitchIndex, KeepIndex,
+    LoadRows,
 })  # fmt: skip
 """Commands that need the stored state right before them, or show the one right after them: each is a transaction of
 its own."""
@@ -163,6 +165,8 @@ def _run(batch: Batch, index: int, command: Command) -> Result:
             return _drop(batch, index, command)
         if isinstance(command, INDEX_COMMANDS):
             return execute_index(batch, index, command)
+        if isinstance(command, LoadRows):
+            return load_rows(batch, index, command)
         if isinstance(command, Compare):
             return WriteResult(version=index, index=index)
         if isinstance(command, MOVE_COMMANDS):

@@ -64,9 +64,10 @@ def _switch(batch: Batch, index: int, change: CollectionChange, command: SwitchI
     if command.index.built == change.record.spec.index.built:
         raise InvalidArgument(f"index {command.index.built} is what the collection has")
     change.manifest = list(state.staged) if manifest else []
-    change.indexing = IndexState(index, last=Switched(command.before, command.after, command.queries))
+    last = Switched(command.before, command.after, command.queries)
+    change.indexing = IndexState(index, last=last, loaded=state.loaded)
     batch.reindex(change, command.index)
 
 
 def _without(state: IndexState) -> IndexState:
-    return IndexState(state.generation, last=state.last)
+    return IndexState(state.generation, last=state.last, loaded=state.loaded)

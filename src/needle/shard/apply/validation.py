@@ -31,6 +31,7 @@ from needle.protocol.commands import (
     Delete,
     DropCollection,
     Insert,
+    LoadRows,
     Named,
     OpenSession,
     Patch,
@@ -48,6 +49,7 @@ from needle.shard.apply.named import missing
 from needle.shard.apply.patching import change_bytes, named_paths
 from needle.shard.apply.sessions import NONCE_MAX
 from needle.shard.apply.vectors import named_to_log, query_of, to_log
+from needle.shard.documents.records import ORDINAL_MAX
 
 NAME_BYTES_MAX: Final = 255
 GIVEN_NAME_BYTES_MAX: Final = NAME_BYTES_MAX - len(f"@{2**64}")
@@ -69,6 +71,8 @@ JUDGED_METADATA_MAX: Final = PART_BYTES_MAX
 """Of one entry, bytes of metadata of the documents that a filter chooses, times the conditions that judge them."""
 FIELD_COST: Final = 64
 """To change a field of a document costs about as much as to write so many bytes."""
+LOADED_FILES_MAX: Final = 4095
+"""Index files of one bulk load in one shard."""
 TTL_MAX: Final = 100 * 366 * 86_400
 """Seconds."""
 CHECKSUM: Final = re.compile("[0-9a-f]{32}")
@@ -122,6 +126,8 @@ def check_command(
             if not 0 <= getattr(command, name) <= 1:
                 raise invalid(name, getattr(command, name), "a share, from 0 to 1")
         _check_int("queries", command.queries, 0, VERSION_MAX)
+    elif isinstance(command, LoadRows):
+        _check_load(command)
     elif isinstance(command, PublishSegment | StageSegment):
         if isinstance(command, StageSegment):
             check_index(command.index)
@@ -131,6 +137,16 @@ def check_command(
         if not CHECKSUM.fullmatch(command.checksum):  # it becomes part of a file's name
             raise invalid("checksum", command.checksum[:80], "32 hex digits")
     return command
+
+
+def _check_load(command: LoadRows) -> None:
+    _check_int("rows", command.rows, 1, ORDINAL_MAX)
+    _check_int("size", command.size, 1, VERSION_MAX)
+    if len(command.indexes) > LOADED_FILES_MAX:
+        raise invalid("indexes", len(command.indexes), f"at most {LOADED_FILES_MAX} files")
+    for checksum in (command.checksum, *(one.checksum for one in command.indexes)):
+        if not CHECKSUM.fullmatch(checksum):  # they become parts of files' names
+            raise invalid("checksum", checksum[:80], "32 hex digits")
 
 
 def _check_spread(command: Spread, limits: Limits) -> None:

@@ -5,7 +5,8 @@ Row id = collection id << 40 | ordinal. Plain values; they know neither SQLite n
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -99,12 +100,21 @@ class Doomed(msgspec.Struct):
         return bool(self.rows or self.collections)
 
 
+class LoadedBlock(NamedTuple):
+    """Rows of the three tables that a part of a bulk load makes: documents, vectors, ids."""
+
+    documents: list[DocumentRow]
+    vectors: list[tuple[int, bytes | memoryview]]
+    ids: list[tuple[int, str, int, int, bytes, int, int]]
+
+
 class WriteSet(msgspec.Struct):
     """What one batch of entries changes, or several of them after `merge`. Row ids as in the module docstring. ids: by
     collection id and document id, None for one that is deleted. vectors: of rows that brought one. graves: as in
     Doomed. first_rows: the first of `documents` of each collection. sessions: by id. answers: by session and seq, None
     for one that is forgotten. size: bytes of the log entries. holdings, pins, catalog: None if unchanged. indexing:
-    encoded IndexState, by collection. kept: see KeptRow."""
+    encoded IndexState, by collection. kept: see KeptRow. loaded: reads a bulk load's rows; it waits for nothing, and is
+    merged with nothing."""
 
     at: AppliedAt
     collections: dict[int, CollectionRecord]
@@ -124,6 +134,7 @@ class WriteSet(msgspec.Struct):
     catalog: bytes | None = None
     indexing: dict[int, bytes] = msgspec.field(default_factory=dict)
     kept: list[KeptRow] = msgspec.field(default_factory=list)
+    loaded: Callable[[], Iterator[LoadedBlock]] | None = None
 
     @property
     def rows(self) -> int:

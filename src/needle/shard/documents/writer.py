@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -30,7 +30,6 @@ from needle.shard.documents import purging
 from needle.shard.documents.purging import Held
 from needle.shard.documents.records import (
     INDEXING,
-    CollectionRecord,
     DocRef,
     DocumentRow,
     Doomed,
@@ -40,6 +39,7 @@ from needle.shard.documents.records import (
 )
 from needle.shard.documents.row_check import verify_image_file
 from needle.shard.documents.sqlite_file import open_writer
+from needle.shard.documents.table_rows import applied_rows, collection_row, found_waiting, id_rows
 from needle.shard.documents.wal_check import Seen, WalCheck
 
 log = logging.getLogger("needle.shard")
@@ -138,6 +138,18 @@ class DocumentWriter:
             elif not hides:
                 self._newest.update((row[0], row) for row in changes.documents)
 
+    def write_at_once(self, changes: WriteSet) -> None:
+        """The same, of a bulk load: committed behind what waits, or not at all. Raises StorageError; a shortage with
+        nothing of it changed."""
+        with self._alone():
+            self._save()
+            self._waiting = changes
+            try:
+                self._save()
+            except SHORTAGES:
+                self._waiting = None
+                raise
+
     @property
     def waits(self) -> bool:
         """Whether there is something to `save`; so it stays after a commit that failed."""
@@ -207,7 +219,7 @@ class DocumentWriter:
             if changes.collections:
                 many(
                     "INSERT OR REPLACE INTO collections VALUES (?, ?, ?, ?, ?)",
-                    map(_collection_row, changes.collections.values()),
+                    map(collection_row, changes.collections.values()),
                 )
             for collection_id in changes.removed:
                 run("DELETE FROM collections WHERE id = ?", (collection_id,))
@@ -224,7 +236,7 @@ class DocumentWriter:
                 gone = [(session,) for session in changes.sessions_removed]
                 many("DELETE FROM sessions WHERE id = ?", gone)
                 many("DELETE FROM answers WHERE session = ?", gone)
-            many("UPDATE meta SET value = ? WHERE name = ?", _applied_rows(changes))
+            many("UPDATE meta SET value = ? WHERE name = ?", applied_rows(changes))
             for name in ("holdings", "pins", "catalog"):
                 if (value := getattr(changes, name)) is not None:
                     run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
@@ -255,11 +267,15 @@ class DocumentWriter:
             many("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", changes.documents)
         if changes.vectors:
             many("INSERT INTO vectors VALUES (?, ?)", changes.vectors)
+        for block in changes.loaded() if changes.loaded is not None else ():
+            many("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", block.documents)
+            many("INSERT INTO vectors VALUES (?, ?)", block.vectors)
+            many("INSERT INTO ids VALUES (?, ?, ?, ?, ?, ?, ?)", block.ids)
         removed = [key for key, ref in changes.ids.items() if ref is None]
         if removed:
             many("DELETE FROM ids WHERE collection_id = ? AND id = ?", removed)
         if len(removed) < len(changes.ids):
-            many("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?, ?, ?, ?)", _id_rows(changes))
+            many("INSERT OR REPLACE INTO ids VALUES (?, ?, ?, ?, ?, ?, ?)", id_rows(changes))
         if changes.graves:
             many(
                 "INSERT INTO graves VALUES (?, ?) ON CONFLICT (row) DO UPDATE SET what = what | excluded.what",
@@ -273,7 +289,7 @@ class DocumentWriter:
         found: dict[str, DocRef] = {}
         with self._alone():
             if self._waiting is not None:
-                ids = _found_waiting(self._waiting, collection_id, ids, found)
+                ids = found_waiting(self._waiting, collection_id, ids, found)
             for start in range(0, len(ids), CHUNK):
                 part = padded(ids[start : start + CHUNK])
                 marks = ",".join("?" * len(part))
@@ -366,31 +382,3 @@ class DocumentWriter:
             self._roll_back()
             raise
         return done
-
-
-def _found_waiting(waiting: WriteSet, collection_id: int, ids: Sequence[str], found: dict[str, DocRef]) -> list[str]:
-    """Put those of `ids` that wait into `found`; the others, which only the file knows."""
-    others, known = [], waiting.ids
-    for id_ in ids:
-        key = (collection_id, id_)
-        if key not in known:
-            others.append(id_)
-        elif (ref := known[key]) is not None:
-            found[id_] = ref
-    return others
-
-
-def _id_rows(changes: WriteSet) -> Iterable[tuple[int, str, int, int, bytes, int, int]]:
-    for (collection_id, id_), ref in changes.ids.items():
-        if ref is not None:
-            yield collection_id, id_, ref.ordinal, ref.version, ref.hash, ref.vector, ref.expires
-
-
-def _applied_rows(changes: WriteSet) -> list[tuple[int | bytes, str]]:
-    at = changes.at
-    return [(at.index, "index"), (at.term, "term"), (at.conf, "conf"), (at.next_collection_id, "next_collection_id")]
-
-
-def _collection_row(record: CollectionRecord) -> tuple[int, bytes, int, int, bytes]:
-    spec = msgspec.msgpack.encode(record.spec)
-    return (record.id, spec, record.next_ordinal, record.documents, record.total.to_bytes(16, "little"))

@@ -1,0 +1,117 @@
+"""What a bulk load is made for, and the files that its workers leave: each step's result gets its name last, so whoever
+begins again goes on behind what is whole. Plain values and paths; workers get them as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from needle.base.config import Limits
+from needle.base.model import CollectionSpec
+from needle.cli.bulk.pieces import Piece
+from needle.protocol.upkeep_commands import LoadedFile
+from needle.routing.shard_map import ShardMap
+
+T = TypeVar("T")
+
+
+class ShardJob(msgspec.Struct, frozen=True):
+    """What one shard said (bulk_calls.BulkBeginAnswer)."""
+
+    shard: int
+    collection_id: int
+    generation: int
+    owned: int
+    rows_max: int
+
+
+class Job(msgspec.Struct, frozen=True):
+    """All that a worker has to know. stored: what the collection is called in shards. indexes: whether index files are
+    built here."""
+
+    stored: str
+    spec: CollectionSpec
+    map: ShardMap
+    shards: list[ShardJob]
+    pieces: list[Piece]
+    indexes: bool
+    limits: Limits = Limits()
+
+    def fingerprint(self) -> str:
+        """Of what the files that are made depend on."""
+        said = (self.stored, self.spec, self.map, self.shards, self.pieces, self.indexes)
+        return hashlib.sha256(msgspec.msgpack.encode(said)).hexdigest()[:32]
+
+
+class ShardFiles(msgspec.Struct, frozen=True):
+    """What was made for a shard. names: of the files in its directory, rows first."""
+
+    shard: int
+    rows: int
+    size: int
+    checksum: str
+    indexes: list[LoadedFile]
+    names: list[str]
+
+
+class Work:
+    """The directory of one load."""
+
+    def __init__(self, directory: str) -> None:
+        self.root = Path(directory)
+
+    def begin(self, job: Job) -> bool:
+        """Have it be for this job: what is there of another one goes. Whether something of this one is there."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        mark = self.root / "job"
+        same = mark.exists() and mark.read_text() == job.fingerprint()
+        if not same:
+            for part in ("pieces", "shards"):
+                shutil.rmtree(self.root / part, ignore_errors=True)
+            written = mark.with_suffix(".tmp")
+            written.write_text(job.fingerprint())
+            written.replace(mark)
+        return same
+
+    def piece(self, number: int) -> Path:
+        """The directory of what one piece gave."""
+        return self.root / "pieces" / f"{number:06d}"
+
+    def shard(self, number: int) -> Path:
+        """The directory of one shard's files."""
+        return self.root / "shards" / f"{number:04d}"
+
+    def end(self) -> None:
+        """It is not needed any more."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def once(directory: Path, kind: type[T], make: Callable[[Path], T]) -> T:
+    """What `make` leaves in a directory, and its result; made already, only the result."""
+    said = directory / "result"
+    if said.exists():
+        return msgspec.json.decode(said.read_bytes(), type=kind)
+    making = directory.with_suffix(".tmp")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    result = make(making)
+    (making / "result").write_bytes(msgspec.json.encode(result))
+    for name in os.listdir(making):
+        _sync(making / name)
+    making.replace(directory)
+    _sync(directory.parent)
+    return result
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,129 @@
+"""One piece of the source, divided among the shards by the cluster's own routing: a worker's first step.
+
+Documents are checked by the code that leaders check writes by, and vectors become what the log would have. What a shard
+gets of a piece is in the order of the piece, so that the same source gives the same files. Memory: a block for each
+shard.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from needle.base.decoding import routed_metadata
+from needle.base.errors import InvalidArgument
+from needle.cli.bulk.job import Job, Work, once
+from needle.cli.bulk.pieces import Piece, batches_of
+from needle.cli.inputs import as_vector, refuse
+from needle.client.arrow_tables import Form
+from needle.client.values import check_id, metadata_bytes
+from needle.protocol.commands import Insert
+from needle.routing.loading import ROUTERS_VARIABLE, load_routers, named_routers
+from needle.routing.strategy import routing_key
+from needle.shard.apply.validation import check_command
+from needle.shard.bulk.rows_file import Rows, RowsWriter
+
+BLOCK_ROWS: Final = 2048
+BLOCK_BYTES: Final = 4 << 20
+
+
+def part_name(shard: int) -> str:
+    """Of the file in a piece's directory that has what one shard gets."""
+    return f"{shard:04d}.rows"
+
+
+def partition(job: Job, number: int, root: str) -> dict[str, int]:
+    """How many documents of the piece of that number each shard gets. Raises InvalidArgument that names file and
+    row."""
+    return once(Work(root).piece(number), dict[str, int], lambda into: _partition(job, job.pieces[number], into))
+
+
+def _partition(job: Job, piece: Piece, into: Path) -> dict[str, int]:
+    load_routers(named_routers(os.environ), ROUTERS_VARIABLE)
+    counts: dict[str, int] = {}
+    with ExitStack() as opened:
+        parts: dict[int, _Part] = {}
+        row = 0
+        for form, batch in batches_of(piece):
+            insert = _checked(job, form, batch, f"{piece.path} row group {piece.group}", row)
+            row += batch.num_rows
+            for at, shard in enumerate(_shards(job, insert)):
+                part = parts.get(shard)
+                if part is None:
+                    file = opened.enter_context(open(into / part_name(shard), "wb"))
+                    part = parts[shard] = _Part(RowsWriter(file), job.spec.vector_bytes)
+                part.add(insert, at)
+        for shard, part in parts.items():
+            counts[str(shard)] = part.end()
+    return counts
+
+
+def _checked(job: Job, form: Form, batch: Any, where: str, first: int) -> Insert:
+    """The documents of a record batch as one write would have them. Raises InvalidArgument."""
+    ids, vectors, metadata = [], [], []
+    for at, row in enumerate(form.rows(batch), first):
+        if row.expires_at is not None:
+            raise refuse(f"{where} row {at}", "says when it expires, which a bulk load does not take")
+        try:
+            check_id(row.id)
+            metadata.append(b"" if row.metadata is None else metadata_bytes(row.metadata))
+        except InvalidArgument as error:
+            raise refuse(f"{where} row {at}", error.message) from None
+        vector = as_vector(row.vector, f"{where} row {at}")
+        if len(vector) != job.spec.dimensions:
+            raise refuse(f"{where} row {at}", f"{len(vector)} numbers; the collection takes {job.spec.dimensions}")
+        ids.append(row.id)
+        vectors.append(vector)
+    if len(set(ids)) < len(ids):
+        raise refuse(where, "two documents have one id")
+    block = np.concatenate(vectors).astype("<f4", copy=False).tobytes()
+    insert = Insert(job.stored, ids, block, metadata)
+    bounds = msgspec.structs.replace(job.limits, batch_documents_max=10**9, batch_bytes_max=10**9)
+    try:
+        checked = check_command(insert, lambda _: job.spec, bounds)
+    except InvalidArgument as error:
+        raise refuse(f"{where} rows {first} to {first + len(ids) - 1}", error.message) from None
+    assert isinstance(checked, Insert)
+    return checked
+
+
+def _shards(job: Job, insert: Insert) -> list[int]:
+    shard_map = job.map
+    strategy, count, custom = shard_map.strategy, shard_map.shard_count, shard_map.strategy.kind == "custom"
+    said = [routed_metadata(one) for one in insert.metadata] if custom else [None] * len(insert.ids)
+    keys = (routing_key(strategy, count, name, one) for name, one in zip(insert.ids, said, strict=True))
+    return [shard_map.owner(key) for key in keys]
+
+
+class _Part:
+    """What one shard gets of a piece."""
+
+    def __init__(self, writer: RowsWriter, width: int) -> None:
+        self._writer, self._width = writer, width
+        self._rows_max = max(1, min(BLOCK_ROWS, BLOCK_BYTES // width))
+        self._ids: list[str] = []
+        self._metadata: list[bytes] = []
+        self._vectors: list[bytes] = []
+        self._size = 0
+
+    def add(self, insert: Insert, at: int) -> None:
+        self._ids.append(insert.ids[at])
+        self._metadata.append(insert.metadata[at])
+        self._vectors.append(insert.vectors[at * self._width : (at + 1) * self._width])
+        self._size += len(insert.metadata[at])
+        if len(self._ids) >= self._rows_max or self._size >= BLOCK_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        self._writer.add(Rows(self._ids, self._metadata, b"".join(self._vectors)))
+        self._ids, self._metadata, self._vectors, self._size = [], [], [], 0
+
+    def end(self) -> int:
+        if self._ids:
+            self._write()
+        return self._writer.end().rows

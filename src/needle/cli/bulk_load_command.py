@@ -1,0 +1,92 @@
+"""`needle bulk-load`: Parquet into a new collection, built by workers and handed to the cluster by reference."""
+
+from __future__ import annotations
+
+import os
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+import needle
+from needle.base.model import Metric
+from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
+
+
+class EngineName(StrEnum):
+    """Who runs the workers."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def bulk_load(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A Parquet file, a directory of them, or s3://bucket/prefix.")
+    ],
+    collection: Annotated[str, typer.Argument(metavar="COLLECTION", help="Made if it is not there; never written to.")],
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="Processes of this machine, or tasks of Ray (RAY_ADDRESS).")
+    ] = EngineName.LOCAL,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, max=1024, help="Processes; 0 for as many as there are cores.")
+    ] = 0,
+    work: Annotated[
+        str | None,
+        typer.Option("--work", metavar="DIR", help="Room for all files, which Ray's machines share; or .needle-bulk."),
+    ] = None,
+    metric: Annotated[Metric | None, typer.Option("--metric", help="Of a collection that is made.")] = None,
+    alias: Annotated[
+        str | None, typer.Option("--alias", metavar="NAME", help="Have this alias lead to the collection at the end.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the files in the directory of --work.")] = False,
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds for the load of one shard.")] = 600.0,
+    json: Json = False,
+) -> None:
+    """Load Parquet into a new collection: workers build each shard's files, and one log entry a shard names them.
+
+    The documents of a shard appear at once. The same command goes on after an interruption, and a load that is done is
+    not done again. The collection must never have been written to; no key ranges may move meanwhile.
+    """
+    from needle.cli.bulk.engines import engine as engine_of
+    from needle.cli.bulk.job import Work
+    from needle.cli.bulk.loading import Asked, Loaded, load
+    from needle.cli.bulk.pieces import pieces_of
+
+    pieces, dimensions = pieces_of(source)
+    directory = work or str(Path(".needle-bulk") / collection)
+    asked = Asked(collection, pieces, dimensions, metric, str(Path(directory).absolute()), timeout)
+    count, started = workers or os.cpu_count() or 1, time.perf_counter()
+
+    async def called(client: needle.Client) -> Loaded:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+        with Progress(*columns, TimeElapsedColumn(), console=notes, disable=json) as shown:
+            tasks: dict[str, TaskID] = {}
+
+            def progress(step: str, done: int, of: int) -> None:
+                if step not in tasks:
+                    tasks[step] = shown.add_task(step)
+                shown.update(tasks[step], completed=done, total=of)
+
+            loaded = await load(client, asked, lambda: engine_of(engine, count), progress)
+        if alias is not None:
+            await client.set_alias(alias, collection, timeout=timeout)
+        return loaded
+
+    loaded = run(cluster, called)
+    seconds = time.perf_counter() - started
+    if not keep:
+        Work(asked.directory).end()
+    if json:
+        print_json({**loaded._asdict(), "seconds": round(seconds, 3)})
+        return
+    console.print(
+        f"{loaded.documents} documents in {loaded.shards} shards, {loaded.sent / 1e6:,.1f} MB sent, {loaded.log} bytes "
+        f"in the log, {seconds:.1f} s"
+    )
+    for address, why in loaded.lacking.items():
+        notes.print(f"{address} fetches its files from the others: {why}", markup=False)

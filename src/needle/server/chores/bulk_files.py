@@ -1,0 +1,107 @@
+"""The files of bulk loads on one replica: fetches what the next entry needs and this replica lacks, and deletes what no
+entry can need any more (docs/adr/0119).
+
+A file that no replica has any more was applied and stored by those that had it: then this replica's state counts as
+damaged, and it is had from another one as a whole. It must not know how loads are made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from needle.base.errors import NeedleError
+from needle.base.ids import NodeId
+from needle.base.parts import Payload
+from needle.protocol import calls
+from needle.protocol.bulk_calls import BULK_BYTES, PUT_BYTES_MAX, BulkBytesAnswer, BulkBytesCall
+from needle.server.chores.context import ChoreContext, others_of
+from needle.server.lasting import next_beat
+from needle.shard.bulk.staged import Awaited
+
+log = logging.getLogger("needle.server")
+
+LOOK_SECONDS: Final = 0.5
+TIDY_SECONDS: Final = 30.0
+KEEP_SECONDS: Final = 600.0
+"""So long a file stays behind its entry, for replicas that have not got it yet."""
+GONE_SECONDS: Final = 10.0
+CHUNK_SECONDS: Final = 10.0
+
+
+class BulkFiles:
+    """Of one replica."""
+
+    def __init__(self, at: ChoreContext, call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]]) -> None:
+        """call: asks another node."""
+        self._at, self._call = at, call
+        self._gone_since: float | None = None
+        self._used: dict[int, float] = {}
+        """Collections that hold documents, though files are here: since when that was seen."""
+        self._tidied = float("-inf")
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while not self._at.host.stopped:
+            await next_beat(self._at.clock.monotonic(), LOOK_SECONDS)
+            if (awaited := self._at.replica.staged.awaited) is not None:
+                await self._get(awaited)
+            now = self._at.clock.monotonic()
+            if now - self._tidied >= TIDY_SECONDS:
+                self._tidied = now
+                await self._tidy(now)
+
+    async def _get(self, awaited: Awaited) -> None:
+        if self._is_over(awaited.collection_id):  # a snapshot came instead
+            self._at.replica.staged.awaited = None
+            return
+        over = False
+        for peer in others_of(self._at.host.status(self._at.group)):
+            try:
+                said = await self._fetch(awaited, peer)
+            except NeedleError as error:
+                log.debug("%s: %s of a bulk load is not had from %s: %s", self._at.name, awaited.name, peer, error)
+                self._gone_since = None
+                continue
+            if said.there:
+                self._gone_since = None
+                return
+            over = over or said.over
+        if not over:
+            return
+        now = self._at.clock.monotonic()
+        self._gone_since = self._gone_since or now
+        if now - self._gone_since >= GONE_SECONDS:
+            self._at.replica.staged.lost = awaited.checksum
+
+    async def _fetch(self, awaited: Awaited, peer: NodeId) -> BulkBytesAnswer:
+        """All of the file; what the peer said last."""
+        staged, name = self._at.replica.staged, awaited.name
+        at = await self._at.pool.run(staged.here, name)
+        while True:
+            if at >= awaited.size:  # killed before it was compared
+                at = max(0, awaited.size - PUT_BYTES_MAX)
+            length = min(PUT_BYTES_MAX, awaited.size - at) if at >= 0 else 1
+            body = calls.encode(BulkBytesCall(self._at.group, name, max(at, 0), max(length, 1)))
+            said = calls.decode(await self._call(peer, BULK_BYTES, body, CHUNK_SECONDS), BulkBytesAnswer)
+            if not said.there or at < 0 or not said.data:
+                return said
+            at = await self._at.pool.run(staged.put, name, awaited.size, at, said.data)
+            if at < 0:
+                return said
+
+    def _is_over(self, collection_id: int) -> bool:
+        held = self._at.replica.held
+        vectors = held.vectors_of(collection_id)
+        return held.was_dropped(collection_id) or (vectors is not None and vectors.next_ordinal > 0)
+
+    async def _tidy(self, now: float) -> None:
+        staged, held = self._at.replica.staged, self._at.replica.held
+        here = await self._at.pool.run(staged.collections)
+        self._used = {one: self._used.get(one, now) for one in here if self._is_over(one)}
+        for collection_id, since in self._used.items():
+            if held.was_dropped(collection_id) or now - since >= KEEP_SECONDS:
+                # Behind this, no start applies again what needs the file.
+                await self._at.pool.run(self._at.replica.checkpoint)
+                await self._at.pool.run(staged.forget, collection_id)

@@ -1,0 +1,213 @@
+"""Bulk loads into shards (docs/adr/0119): files come to each replica, and then the leader has one entry name them.
+
+Invariant: the entry is proposed only once this leader has read all files, found them fit, and knows that a majority of
+the voters has them on disk; so whoever applies it can get them. It must not know who prepares loads, nor how.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from needle.base.errors import ClusterTooOld, CollectionNotFound, InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.ids import GroupId, NodeId
+from needle.base.model import WriteResult
+from needle.base.runtime import micros_of
+from needle.base.versions import LOADS
+from needle.protocol import calls, commands
+from needle.protocol.bulk_calls import (
+    BULK_BEGIN,
+    BULK_BYTES,
+    BULK_HERE,
+    BULK_LOAD,
+    BULK_PUT,
+    NAMES_MAX,
+    PUT_BYTES_MAX,
+    BulkBeginAnswer,
+    BulkBeginCall,
+    BulkBytesAnswer,
+    BulkBytesCall,
+    BulkHereAnswer,
+    BulkHereCall,
+    BulkLoadCall,
+    BulkPutCall,
+)
+from needle.protocol.upkeep_commands import LoadRows
+from needle.routing.topology import Ownership
+from needle.server.replica import HostedReplica
+from needle.server.service.served import Deadline, ServedNode, not_leader
+from needle.shard.bulk.staged import StagedFiles, read_name, rows_name
+from needle.shard.bulk_checking import Owning, check_load
+from needle.shard.plan import PublishedSegment
+from needle.shard.segments.builder import unless_cancelled
+from needle.shard.segments.sealed import segment_file
+
+LEASE_SECONDS: Final = 10.0
+ASK_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 0.5
+ALL_SECONDS: Final = 10.0
+"""So long the leader waits for replicas beyond a majority: whoever has the files need not fetch them to apply."""
+
+
+class BulkLoads:
+    """See the module."""
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+
+    async def begin(self, call: BulkBeginCall) -> BulkBeginAnswer:
+        """What a load has to be made for. Raises NotLeader, CollectionNotFound, ClusterTooOld, InvalidArgument."""
+        hosted = self._led(call.group)
+        self._check_allowed()
+        await self._node.host.read_leased(call.group, LEASE_SECONDS)
+        view = hosted.replica.view.collections.get(call.collection)
+        live = None if view is None else hosted.replica.held.vectors_of(view.record.id)
+        if view is None or live is None:
+            raise CollectionNotFound(f"this shard has no collection {call.collection}", collection=call.collection)
+        record, state = view.record, live.indexing
+        return BulkBeginAnswer(
+            record.id, record.spec, state.generation, record.documents, record.next_ordinal > 0, state.loaded,
+            live.config.rows_max, self._owned().fingerprint(call.group - 1),
+        )  # fmt: skip
+
+    async def put(self, call: BulkPutCall) -> BulkHereAnswer:
+        """Take a part of a file."""
+        self._check_allowed()
+        if not 0 < len(call.data) <= PUT_BYTES_MAX or call.offset < 0:
+            raise invalid("data", f"{len(call.data)} bytes", f"1 to {PUT_BYTES_MAX}, from an offset of 0 or more")
+        hosted = self._node.hosted(call.group)
+        collection_id = read_name(call.name).collection_id
+        self._node.space.check(LoadRows(collection_id, 1, call.size, "", 0))
+        if hosted.replica.held.was_dropped(collection_id):
+            raise CollectionNotFound(f"the collection with id {collection_id} was dropped")
+        here = await self._node.blocking(hosted.replica.staged.put, call.name, call.size, call.offset, call.data)
+        return BulkHereAnswer([here])
+
+    async def here(self, call: BulkHereCall) -> BulkHereAnswer:
+        """How much of some files is here."""
+        if len(call.names) > NAMES_MAX:
+            raise invalid("names", len(call.names), f"at most {NAMES_MAX}")
+        staged = self._node.hosted(call.group).replica.staged
+        return BulkHereAnswer(await self._node.blocking(_here, staged, call.names))
+
+    async def bytes(self, call: BulkBytesCall) -> BulkBytesAnswer:
+        """A part of a file, for a replica that lacks it."""
+        if call.offset < 0 or not 0 < call.length <= PUT_BYTES_MAX:
+            raise invalid("length", call.length, f"1 to {PUT_BYTES_MAX} bytes from an offset of 0 or more")
+        replica = self._node.hosted(call.group).replica
+        data = await self._node.blocking(replica.staged.read, call.name, call.offset, call.length)
+        if data is None:
+            collection_id = read_name(call.name).collection_id
+            vectors = replica.held.vectors_of(collection_id)
+            over = replica.held.was_dropped(collection_id) or (vectors is not None and vectors.next_ordinal > 0)
+            return BulkBytesAnswer(False, over, b"")
+        return BulkBytesAnswer(True, False, data)
+
+    async def load(self, call: BulkLoadCall) -> WriteResult:
+        """Have the documents of the files appear. Raises InvalidArgument for files that are not fit, Unavailable while
+        no majority has them, StaleEpoch where the map is another one, and what a write raises."""
+        hosted, command, deadline = self._led(call.group), call.command, Deadline(self._node, call.timeout)
+        self._check_allowed()
+        hosted.replica.validate(command)
+        await self._node.host.read_leased(call.group, min(deadline.left(), LEASE_SECONDS))
+        vectors = hosted.replica.held.vectors_of(command.collection_id)
+        if vectors is None:
+            raise CollectionNotFound(f"there is no collection with id {command.collection_id}")
+        if vectors.indexing.loaded != command.checksum:
+            await self._ready(hosted, call.group, command, deadline)
+        entry = commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))
+        result: WriteResult = await self._node.host.propose(call.group, entry, deadline.left())
+        hosted.keeper.kick()
+        return result
+
+    async def _ready(self, hosted: HostedReplica, group: GroupId, command: LoadRows, deadline: Deadline) -> None:
+        staged, names = hosted.replica.staged, _names(command)
+        here = await self._node.blocking(_here, staged, names)
+        if any(size != -1 for size in here):
+            raise Unavailable("the leader has not got all files of this load: put them there first", group=group)
+        view = next(v for v in hosted.replica.view.collections.values() if v.record.id == command.collection_id)
+        owned, shard = self._owned(), group - 1
+        if owned.fingerprint(shard) != command.owned:
+            raise Unavailable(
+                "this node knows another map than the one that the load was made for: prepare it again", group=group
+            )
+        owning = Owning(owned.map.strategy, owned.map.shard_count, owned.ranges(shard))
+        check = (check_load, command, staged, view.record.spec, self._node.config.limits, owning)
+        await self._node.ports.build_pool.run(unless_cancelled, *check, lambda: self._node.host.stopped)
+        await self._held_by_majority(group, names, deadline)
+
+    async def _held_by_majority(self, group: GroupId, names: list[str], deadline: Deadline) -> None:
+        """Return when all voters have the files, or a majority has and the others had their time."""
+        since, have = self._node.now(), {self._node.node_id}
+        while True:
+            status = self._node.status(group, False)
+            others = [node for node in status.voters if node not in have]
+            answers = await asyncio.gather(*(self._has(node, group, names) for node in others))
+            have |= {node for node, whole in zip(others, answers, strict=True) if whole}
+            held = sum(node in have for node in status.voters)
+            if held == len(status.voters):
+                return
+            if held > len(status.voters) // 2 and self._node.now() - since >= ALL_SECONDS:
+                return
+            if deadline.left() < 2 * AGAIN_SECONDS:
+                raise Unavailable(f"{held} of {len(status.voters)} replicas have the files of this load", group=group)
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _has(self, node: NodeId, group: GroupId, names: list[str]) -> bool:
+        try:
+            body = calls.encode(BulkHereCall(group, names))
+            answer = calls.decode(await self._node.peers.call(node, BULK_HERE, body, ASK_SECONDS), BulkHereAnswer)
+        except NeedleError:
+            return False
+        return all(size == -1 for size in answer.here)
+
+    def _check_allowed(self) -> None:
+        now = self._node.topology
+        if now.cluster_version < LOADS:
+            raise ClusterTooOld(
+                f"the cluster has version {now.cluster_version}, and bulk loads need {LOADS}: upgrade all nodes first",
+                needs=LOADS,
+                version=now.cluster_version,
+            )
+        if now.archived:
+            raise InvalidArgument(
+                "the logs of this cluster are archived, and an archive would lack what a bulk load brings: end "
+                "`needle backup archive`, say so by `needle backup forget`, load, and archive into a new target",
+                field="archive",
+            )
+
+    def _owned(self) -> Ownership:
+        if self._node.ownership is None:
+            raise Unavailable("this node knows no map of the cluster yet")
+        return self._node.ownership
+
+    def _led(self, group: GroupId) -> HostedReplica:
+        hosted = self._node.hosted(group)
+        if not self._node.host.is_leader(group):
+            raise not_leader(self._node, group)
+        return hosted
+
+
+def methods(loads: BulkLoads) -> dict[str, tuple[Any, Callable[[Any], Awaitable[Any]]]]:
+    """By name: what a call's body is, and what answers it."""
+    return {
+        BULK_BEGIN: (BulkBeginCall, loads.begin),
+        BULK_PUT: (BulkPutCall, loads.put),
+        BULK_LOAD: (BulkLoadCall, loads.load),
+        BULK_HERE: (BulkHereCall, loads.here),
+        BULK_BYTES: (BulkBytesCall, loads.bytes),
+    }
+
+
+def _here(staged: StagedFiles, names: list[str]) -> list[int]:
+    return [staged.here(name) for name in names]
+
+
+def _names(command: LoadRows) -> list[str]:
+    indexes = [PublishedSegment(command.collection_id, *_fields(one)) for one in command.indexes]
+    return [rows_name(command.collection_id, command.checksum), *map(segment_file, indexes)]
+
+
+def _fields(one: Any) -> tuple[int, int, int, int, str]:
+    return one.first, one.last, one.rows, one.size, one.checksum

@@ -1,0 +1,181 @@
+"""The files of bulk loads that lie on this replica and wait for the log entry that names them (docs/adr/0119).
+
+They are in `bulk/` of the replica's directory, beside its states: a snapshot neither brings nor takes them. Invariants:
+- a file has its name only once all of its bytes were compared with the checksum in it, and it is durable;
+- while a collection is empty in the state that is applied here, an entry that names its file may still come: so its
+  files stay. Once it is not empty no such entry does anything, and once that is checkpointed none is replayed;
+- a collection has the rows of one load at most, so that what is kept is bounded by what one load has.
+
+Blocking, from any thread. It must not know the log, nor where files come from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from typing import Final, NamedTuple
+
+from needle.base.errors import InvalidArgument, Unavailable, invalid
+from needle.base.file_errors import os_failure
+from needle.shard.bulk.rows_file import checksum_of
+from needle.shard.disk import ReplicaDisk, remove_file
+
+DIRECTORY: Final = "bulk"
+PART: Final = ".part"
+FILES_MAX: Final = 4096
+"""Of one collection."""
+_NAME: Final = re.compile(r"(\d+)-(rows|\d+-\d+)-([0-9a-f]{32})\.(rows|seg)")
+
+
+class StagedName(NamedTuple):
+    """What a file's name says."""
+
+    collection_id: int
+    rows: bool
+    checksum: str
+
+
+def rows_name(collection_id: int, checksum: str) -> str:
+    """Of the file of documents."""
+    return f"{collection_id}-rows-{checksum}.rows"
+
+
+def read_name(name: str) -> StagedName:
+    """Raises InvalidArgument: it becomes part of a path."""
+    match = _NAME.fullmatch(name)
+    if match is None or (match[2] == "rows") != (match[4] == "rows"):
+        raise invalid("name", name[:80], "a file of rows, or an index file")
+    return StagedName(int(match[1]), match[2] == "rows", match[3])
+
+
+class Awaited(NamedTuple):
+    """A file that the next entry needs and that is not here."""
+
+    collection_id: int
+    checksum: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return rows_name(self.collection_id, self.checksum)
+
+
+class StagedFiles:
+    """Of one replica."""
+
+    def __init__(self, directory: str, disk: ReplicaDisk) -> None:
+        self._directory, self._disk = os.path.join(directory, DIRECTORY), disk
+        self._lock = threading.Lock()
+        self.awaited: Awaited | None = None
+        """Set by apply, which cannot go on without it."""
+        self.lost = ""
+        """The checksum of rows that no replica has any more: only a snapshot brings them."""
+
+    def path(self, name: str) -> str:
+        """Where a file of that name is, or would be. Raises InvalidArgument."""
+        read_name(name)
+        return os.path.join(self._directory, name)
+
+    def names(self) -> list[str]:
+        """Of the whole ones."""
+        return [name for name in self._all() if _NAME.fullmatch(name)]
+
+    def _all(self) -> list[str]:
+        return self._disk.names(self._directory) if self._disk.exists(self._directory) else []
+
+    def has(self, name: str) -> bool:
+        """Whether all of it is here."""
+        return self._disk.exists(self.path(name))
+
+    def sound(self, name: str) -> bool:
+        """The same, and its bytes are still those of its checksum; one that is damaged goes."""
+        if not self.has(name):
+            return False
+        path = self.path(name)
+        if checksum_of(path) == read_name(name).checksum:
+            return True
+        remove_file(path)
+        return False
+
+    def here(self, name: str) -> int:
+        """How many bytes of it are here; -1: all."""
+        if self.has(name):
+            return -1
+        try:
+            return os.path.getsize(self.path(name) + PART)
+        except FileNotFoundError:
+            return 0
+
+    def put(self, name: str, size: int, offset: int, data: bytes) -> int:
+        """Take a part, in order; how many bytes are here, -1 once all of it is. Raises InvalidArgument for a file of
+        another load, or with another checksum than its name's; Unavailable where an earlier part is missing."""
+        with self._lock:
+            if self.has(name):
+                return -1
+            self._check_room(name)
+            self._disk.make_directory(self._directory)
+            part = self.path(name) + PART
+            if (there := self.here(name)) < offset or offset + len(data) > size:
+                raise Unavailable(f"{there} bytes of {name} are here: go on there", here=there)
+            try:
+                with open(part, "r+b" if there else "wb") as file:
+                    file.seek(offset)
+                    file.write(data)
+                    file.truncate()
+            except OSError as error:
+                raise os_failure(error, part) from error
+            return self._finish(name, part) if offset + len(data) == size else offset + len(data)
+
+    def _check_room(self, name: str) -> None:
+        asked, others = read_name(name), [read_name(one) for one in self.names()]
+        mine = [one for one in others if one.collection_id == asked.collection_id]
+        if len(mine) >= FILES_MAX:
+            raise invalid("name", name, f"one of {FILES_MAX} files of a collection")
+        if asked.rows and any(one.rows for one in mine):
+            raise InvalidArgument(
+                "another bulk load was prepared for this collection: drop the collection, make it again, and load into "
+                "that",
+                field="collection",
+            )
+
+    def _finish(self, name: str, part: str) -> int:
+        if checksum_of(part) != read_name(name).checksum:
+            remove_file(part)
+            raise invalid("name", name, "a file with the checksum of its name: what came is another one, send it again")
+        self._disk.sync(part)
+        self._disk.rename(part, self.path(name))
+        self._disk.sync(self._directory)
+        return -1
+
+    def read(self, name: str, offset: int, length: int) -> bytes | None:
+        """Bytes [offset, offset + length) for another replica; None if it is not here."""
+        path = self.path(name)
+        try:
+            with open(path, "rb") as file:
+                return os.pread(file.fileno(), length, offset)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise os_failure(error, path) from error
+
+    def give(self, name: str, directory: str) -> None:
+        """Move an index file to where searches use it; nothing if it is not here."""
+        path = self.path(name)
+        if self._disk.exists(path):
+            self._disk.rename(path, os.path.join(directory, name))
+            self._disk.sync(directory)
+
+    def collections(self) -> set[int]:
+        """Those that files are here of, also parts of some."""
+        matches = [_NAME.fullmatch(name.removesuffix(PART)) for name in self._all()]
+        return {int(match[1]) for match in matches if match}
+
+    def forget(self, collection_id: int) -> None:
+        """Delete its files."""
+        with self._lock:
+            for name in self._all():
+                match = _NAME.fullmatch(name.removesuffix(PART))
+                if match and int(match[1]) == collection_id:
+                    remove_file(os.path.join(self._directory, name))

@@ -1,0 +1,152 @@
+"""Bulk loads into real processes: whole, broken off, with a node that is away, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import needle
+from cluster.processes import ShardedProcesses, healthy
+from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.explain import Way
+from needle.cli.bulk.handing import hand_in
+from needle.cli.bulk.loading import Asked, Loaded, load
+from needle.cli.bulk.pieces import pieces_of
+from needle.local.process_cluster import wait_for
+from needle.routing.strategy import CONSISTENT_HASH
+
+ROWS, WIDTH = 6000, 16
+VECTORS = np.random.default_rng(11).standard_normal((ROWS, WIDTH)).astype(np.float32)
+
+
+class Inline:
+    """An engine without processes."""
+
+    def map(self, call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        for one in arguments:
+            yield call(*one)
+
+    def close(self) -> None:
+        pass
+
+
+def source(path: Path, vectors: np.ndarray = VECTORS) -> str:
+    path.mkdir(parents=True)
+    half = len(vectors) // 2
+    for number, (first, end) in enumerate(((0, half), (half, len(vectors)))):
+        ids = [f"d{at}" for at in range(first, end)]
+        table = pa.table({"id": ids, "vector": list(vectors[first:end]), "n": list(range(first, end))})
+        pq.write_table(table, path / f"{number}.parquet", row_group_size=1000)
+    return str(path)
+
+
+async def loaded(client: needle.Client, place: str, work: Path, collection: str = "books") -> Loaded:
+    pieces, width = await asyncio.to_thread(pieces_of, place)
+    asked = Asked(collection, pieces, width, needle.Metric.L2, str(work), 60.0)
+    return await load(client, asked, Inline, lambda *_: None)
+
+
+async def check_all(client: needle.Client, collection: str = "books") -> None:
+    assert await client.count(collection=collection) == ROWS
+    for at in (0, 999, 1000, ROWS - 1):
+        [hit] = await client.search(VECTORS[at], k=1, collection=collection)
+        assert (hit.id, hit.metadata) == (f"d{at}", {"n": at})
+    document = await client.get("d17", collection=collection)
+    assert np.array_equal(document.vector, VECTORS[17])
+    assert await client.count({"n": {"$lt": 100}}, collection=collection) == 100
+
+
+async def same_digests(client: needle.Client, shard: int) -> bool:
+    try:
+        said = await client.digests(shard, timeout=2.0)
+    except NeedleError:
+        return False
+    return len(said) == 3 and len({(one.applied_index, one.digest) for one in said.values()}) == 1
+
+
+async def test_a_load_appears_whole_is_searched_by_its_files_and_is_done_once(tmp_path: Path) -> None:
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    async with ShardedProcesses(tmp_path, 3) as cluster:
+        await cluster.create(2, 3, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            done = await loaded(client, place, tmp_path / "work")
+            assert (done.documents, done.shards, done.lacking) == (ROWS, 2, {})
+            assert done.sent == 3 * done.files, "to each replica once"
+            assert done.log < 1000
+            await check_all(client)
+            hits = await client.search(VECTORS[5], k=1, collection="books", explain=True)
+            ways = [part.way for shard in hits.explained for part in shard.segments]
+            assert Way.GRAPH in ways and Way.GROWING not in ways, ways
+            again = await loaded(client, place, tmp_path / "work")
+            assert (again.documents, again.sent) == (ROWS, 0)
+            anew = await loaded(client, place, tmp_path / "other work")
+            assert (anew.documents, anew.sent) == (ROWS, 0), "the same source makes the same files"
+            other = await asyncio.to_thread(source, tmp_path / "other", VECTORS + 1)
+            with pytest.raises(InvalidArgument):
+                await loaded(client, other, tmp_path / "work")
+            await client.insert("d3", VECTORS[3] + 9, {"n": -1}, collection="books")
+            await client.delete("d4", collection="books")
+            assert await client.count(collection="books") == ROWS - 1
+            for shard in (0, 1):
+                await wait_for(lambda shard=shard: same_digests(client, shard), 30, "equal replicas")
+
+
+async def test_a_node_that_was_away_gets_the_files_from_the_others(tmp_path: Path) -> None:
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    async with ShardedProcesses(tmp_path, 3) as cluster:
+        await cluster.create(1, 3, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            await client.create_collection("books", dimensions=WIDTH, metric="l2")
+            leader = await client.leader()
+            away = next(node for node in cluster.nodes if node != leader)
+            await asyncio.to_thread(cluster.kill, away)
+            done = await loaded(client, place, tmp_path / "work")
+            assert len(done.lacking) == 1
+            await check_all(client)
+            cluster.restart(away)
+            await healthy(client)
+            await wait_for(lambda: same_digests(client, 0), 30, "equal replicas")
+
+
+async def test_a_load_that_is_broken_off_goes_on_under_another_leader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    async with ShardedProcesses(tmp_path, 3) as cluster:
+        await cluster.create(2, 3, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            handed = 0
+
+            async def broken(*arguments: Any) -> Any:
+                nonlocal handed
+                handed += 1
+                if handed == 2:
+                    raise KeyError("killed here")
+                return await hand_in(*arguments)
+
+            monkeypatch.setattr("needle.cli.bulk.loading.hand_in", broken)
+            with pytest.raises(KeyError):
+                await loaded(client, place, tmp_path / "work")
+            killed = await client.leader(shard=0)
+            await asyncio.to_thread(cluster.kill, killed)
+            monkeypatch.undo()
+
+            async def whole() -> Loaded | None:
+                try:
+                    return await loaded(client, place, tmp_path / "work")
+                except NeedleError:
+                    return None
+
+            assert (await wait_for(whole, 60, "the load")).documents == ROWS
+            await check_all(client)
+            cluster.restart(killed)
+            await healthy(client)
+            for shard in (0, 1):
+                await wait_for(lambda shard=shard: same_digests(client, shard), 30, "equal replicas")

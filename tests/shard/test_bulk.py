@@ -1,0 +1,330 @@
+"""A bulk load on one replica: a file of documents, and the entry that names it."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from needle.base.config import Limits
+from needle.base.errors import CorruptDocuments, CorruptSegment, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
+from needle.base.model import SearchRequest, WriteResult
+from needle.protocol.commands import CreateCollection, DropCollection, LoadRows
+from needle.protocol.upkeep_commands import LoadedFile
+from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
+from needle.shard.bulk.staged import StagedFiles, rows_name
+from needle.shard.disk import ReplicaDisk
+from needle.shard.effects import Position
+from needle.shard.feeding import Wanted, read_changes
+from needle.shard.segments.builder import build_segment
+from needle.shard.state_machine import Replica
+from shard.replica_util import Log, floats, open_replica, put, spec
+
+COUNT = 2500
+VECTORS = np.random.default_rng(5).normal(size=(COUNT, 3)).astype("<f4")
+IDS = [f"d{at}" for at in range(COUNT)]
+
+
+def rows_file(ids: list[str] = IDS, vectors: np.ndarray = VECTORS) -> tuple[bytes, RowsWritten]:
+    out = io.BytesIO()
+    writer = RowsWriter(out)
+    for at in range(0, len(ids), 700):
+        part = ids[at : at + 700]
+        metadata = [b'{"n":%d}' % (at + n) if n % 2 else b"" for n in range(len(part))]
+        writer.add(Rows(part, metadata, vectors[at : at + len(part)].tobytes()))
+    done = writer.end()
+    return out.getvalue(), done
+
+
+FILE, SAID = rows_file()
+
+
+def stage(replica: Replica, data: bytes = FILE, said: RowsWritten = SAID, collection: int = 1) -> None:
+    name = rows_name(collection, said.checksum)
+    half = len(data) // 2
+    assert replica.staged.put(name, len(data), 0, data[:half]) == half
+    assert replica.staged.put(name, len(data), half, data[half:]) == -1
+
+
+def load(said: RowsWritten = SAID, collection: int = 1, **other: Any) -> LoadRows:
+    return LoadRows(collection, said.rows, said.size, said.checksum, other.pop("owned", 0), **other)
+
+
+def opened(directory: Path, log: Log) -> Replica:
+    replica = open_replica(directory)
+    replica.apply(log.entries or log.add(CreateCollection(spec())))
+    return replica
+
+
+def nearest(replica: Replica, at: int) -> str:
+    found = replica.search(SearchRequest(collection="c", vector=VECTORS[at].tobytes(), k=1))
+    return str(found.ids[0])
+
+
+def test_all_documents_of_a_file_appear_at_one_entry_and_are_as_if_they_were_written(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path / "a", log)
+    stage(replica)
+    [result] = replica.apply(log.add(load()))
+    assert result == WriteResult(version=2, index=2, count=COUNT)
+    assert replica.count("c") == COUNT
+    assert nearest(replica, 1234) == "d1234"
+    [one] = replica.get("c", ["d1"], with_vectors=True)
+    assert (one.version, one.metadata, one.vector) == (2, b'{"n":1}', VECTORS[1].tobytes())
+    assert replica.count_matching("c", b'{"n": {"$gte": 2401}}')[0] == 50
+    replica.verify()
+    [deleted, replaced] = replica.apply(log.add(put(["d7"], [[9, 9, 9]]), put(["new"], [[8, 8, 8]])))
+    assert deleted.existed and not replaced.existed
+    replica.checkpoint()
+    digest = replica.digest()
+    replica.close()
+    again = open_replica(tmp_path / "a")
+    assert (again.digest(), again.count("c")) == (digest, COUNT + 1)
+    again.verify()
+    again.close()
+
+
+def test_a_replica_without_the_file_changes_nothing_and_goes_on_when_it_is_there(tmp_path: Path) -> None:
+    log = Log()
+    replica, other = opened(tmp_path / "a", log), opened(tmp_path / "b", log)
+    stage(replica)
+    entries = log.add(load(), put(["later"], [[1, 2, 3]]))
+    replica.apply(entries)
+    before = other.digest()
+    with pytest.raises(FileAwaited):
+        other.apply(entries)
+    assert (other.digest(), other.applied_index()) == (before, 1)
+    assert other.staged.awaited is not None and other.staged.awaited.name == rows_name(1, SAID.checksum)
+    stage(other)
+    assert len(other.apply(entries)) == 2
+    assert other.digest() == replica.digest()
+    assert other.staged.awaited is None
+
+
+def test_a_file_that_changed_on_the_disk_is_not_believed(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    stage(replica)
+    path = replica.staged.path(rows_name(1, SAID.checksum))
+    with open(path, "r+b") as file:
+        file.seek(5000)
+        file.write(b"\0\1\2")
+    with pytest.raises(FileAwaited):
+        replica.apply(log.add(load()))
+    assert not os.path.exists(path)
+
+
+def test_a_repetition_is_answered_without_the_file_and_another_load_is_refused(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    stage(replica)
+    replica.apply(log.add(load()))
+    replica.staged.forget(1)
+    [again] = replica.apply(log.add(load()))
+    assert (again.existed, again.count) == (True, COUNT)
+    other = RowsWritten(1, 100, "0" * 32)
+    [refused] = replica.apply(log.add(load(other)))
+    assert isinstance(refused, InvalidArgument) and refused.details["field"] == "collection"
+    assert replica.count("c") == COUNT
+
+
+def test_what_was_written_to_and_emptied_again_takes_no_load(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    stage(replica)
+    replica.apply(log.add(put(["x"], [[1, 1, 1]])))
+    [refused] = replica.apply(log.add(load()))
+    assert isinstance(refused, InvalidArgument)
+    replica.apply(log.add(DropCollection("c"), CreateCollection(spec())))
+    stage(replica, collection=2)
+    [done] = replica.apply(log.add(load(collection=2)))
+    assert done.count == COUNT
+
+
+def test_two_documents_of_one_id_are_refused_by_every_replica_alike(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    data, said = rows_file(["a", "b", "a"], VECTORS[:3])
+    stage(replica, data, said)
+    [refused] = replica.apply(log.add(load(said)))
+    assert isinstance(refused, InvalidArgument) and refused.details["field"] == "ids"
+    assert replica.count("c") == 0
+    replica.apply(log.add(put(["x"], [[1, 1, 1]])))
+    replica.verify()
+
+
+def test_index_files_serve_from_the_entry_on(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path / "a", log)
+    stage(replica)
+    made = tmp_path / "made"
+    made.mkdir()
+    blocks = [(np.arange(COUNT), VECTORS)]
+    segment, path = build_segment(str(made), 1, 0, COUNT - 1, blocks, spec())
+    data = Path(path).read_bytes()
+    assert replica.staged.put(os.path.basename(path), len(data), 0, data) == -1
+    named = [LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)]
+    replica.apply(log.add(load(indexes=named)))
+    [vectors] = replica.held.collection_vectors()
+    assert [one.segment for one in vectors.attached()] == [segment] and not vectors.missing()
+    assert len(vectors.view().growing.chunks) == 0
+    assert nearest(replica, 77) == "d77"
+    lacking = opened(tmp_path / "b", Log())
+    lacking.close()
+    without = open_replica(tmp_path / "b2")
+    stage(without)
+    without.apply(log.entries)
+    assert nearest(without, 77) == "d77"
+    assert without.held.collection_vectors()[0].missing() == [segment]
+    assert without.digest() == replica.digest()
+
+
+def test_rows_that_no_replica_has_any_more_are_damage_that_a_snapshot_mends(tmp_path: Path) -> None:
+    log = Log()
+    replica, other = opened(tmp_path / "a", log), opened(tmp_path / "b", log)
+    stage(replica)
+    entries = log.add(load())
+    replica.apply(entries)
+    other.staged.lost = SAID.checksum
+    with pytest.raises(CorruptDocuments):
+        other.apply(entries)
+    assert other.damage is not None
+    image = tmp_path / "image"
+    image.mkdir()
+    replica.export_snapshot(str(image))
+    other.install_snapshot(str(image))
+    assert other.damage is None and other.digest() == replica.digest()
+
+
+def test_a_file_that_was_whole_but_not_compared_when_its_node_was_killed_is_taken_up_again(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    name = rows_name(1, SAID.checksum)
+    staged.put(name, len(FILE) + 1, 0, FILE)
+    assert staged.here(name) == len(FILE)
+    assert staged.put(name, len(FILE), len(FILE) - 10, FILE[-10:]) == -1
+
+
+def test_a_crash_before_the_commit_leaves_nothing_and_the_log_brings_all(tmp_path: Path) -> None:
+    log, crash = Log(), [False]
+
+    def failpoint(name: str) -> None:
+        if crash[0] and name == "apply-before-commit":
+            raise KeyboardInterrupt
+
+    replica = open_replica(tmp_path, failpoint)
+    replica.apply(log.add(CreateCollection(spec())))
+    stage(replica)
+    crash[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        replica.apply(log.add(load()))
+    again = open_replica(tmp_path)
+    again.apply(log.entries)
+    assert again.count("c") == COUNT
+    again.verify()
+
+
+def test_a_change_feed_tells_each_document_once(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    stage(replica)
+    replica.apply(log.add(load()))
+    told, position = [], Position(1)
+    while True:
+        fed = read_changes(replica.view, replica.effects, Wanted("c", position, 999, False), Limits())
+        assert fed is not None
+        told += [one.document.id for one in fed.told]
+        position = fed.reached
+        if not fed.more:
+            break
+    assert told == IDS
+
+
+def test_a_snapshot_holds_what_was_loaded_and_that_it_was(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path / "a", log)
+    stage(replica)
+    replica.apply(log.add(load()))
+    image = tmp_path / "image"
+    image.mkdir()
+    replica.export_snapshot(str(image))
+    other = open_replica(tmp_path / "b")
+    other.install_snapshot(str(image))
+    assert (other.digest(), other.count("c")) == (replica.digest(), COUNT)
+    [again] = other.apply(log.add(load()))
+    assert again.existed
+
+
+def test_a_load_for_other_ranges_of_keys_is_refused(tmp_path: Path) -> None:
+    from needle.protocol.move_commands import PrepareMove
+    from needle.routing.ranges import fingerprint
+    from needle.routing.strategy import ShardStrategy
+
+    log = Log()
+    replica = opened(tmp_path, log)
+    stage(replica)
+    everything = [(b"", None)]
+    prepare = PrepareMove(
+        move=1, incoming=False, ranges=[(b"m", None)], strategy=ShardStrategy.RANGE, shard_count=2, owned=everything,
+        oldest=1,
+    )  # fmt: skip
+    [said] = replica.apply(log.add(prepare))
+    assert isinstance(said, WriteResult), said
+    [refused] = replica.apply(log.add(load(owned=1)))
+    assert isinstance(refused, StaleEpoch)
+    [done] = replica.apply(log.add(load(owned=fingerprint(everything))))
+    assert done.count == COUNT
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+def test_parts_go_on_where_they_were_broken_off(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    name = rows_name(1, SAID.checksum)
+    assert staged.here(name) == 0
+    staged.put(name, len(FILE), 0, FILE[:100])
+    assert (staged.here(name), staged.has(name)) == (100, False)
+    with pytest.raises(Unavailable) as caught:
+        staged.put(name, len(FILE), 200, FILE[200:])
+    assert caught.value.details["here"] == 100
+    assert staged.put(name, len(FILE), 50, FILE[50:]) == -1
+    assert staged.read(name, 0, 8) == b"NDLROWS1"
+    assert staged.put(name, len(FILE), 0, FILE[:10]) == -1, "it is here already"
+
+
+def test_a_file_with_another_checksum_than_its_name_is_refused(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    name = rows_name(1, "0" * 32)
+    with pytest.raises(InvalidArgument):
+        staged.put(name, len(FILE), 0, FILE)
+    assert staged.here(name) == 0
+    for bad in ("../x", "1-rows-zz.rows", f"1-rows-{'0' * 32}.seg"):
+        with pytest.raises(InvalidArgument):
+            staged.put(bad, 1, 0, b"x")
+
+
+def test_a_collection_has_the_rows_of_one_load_at_most(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+    data, said = rows_file(["a"], VECTORS[:1])
+    with pytest.raises(InvalidArgument):
+        staged.put(rows_name(1, said.checksum), len(data), 0, data)
+    staged.put(rows_name(2, said.checksum), len(data), 0, data)
+    assert staged.collections() == {1, 2}
+    staged.forget(1)
+    assert staged.collections() == {2}
+
+
+def test_a_file_of_rows_that_is_cut_or_changed_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(FILE)
+    assert checksum_of(str(path)) == SAID.checksum
+    assert sum(len(rows.ids) for rows in read_rows(str(path))) == SAID.rows
+    for cut in (0, 5, 20, len(FILE) // 2, len(FILE) - 20):
+        path.write_bytes(FILE[:cut])
+        assert checksum_of(str(path)) != SAID.checksum
+        with pytest.raises(CorruptSegment):
+            list(read_rows(str(path)))
+    assert floats([1.0]) and FILE[:8] == b"NDLROWS1"
