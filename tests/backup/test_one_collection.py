@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -152,14 +153,14 @@ async def test_the_second_before_a_mistake(cluster: ProcessCluster, tmp_path: Pa
 
     words = ["restore", target, "--cluster", cluster.cluster, "-c", "lives", "--as", "by command", "--no-wait-index"]
     process = await asyncio.create_subprocess_exec(
-        "needle", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        sys.executable, "-m", "needle", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     out, _ = await process.communicate()
     assert process.returncode == 1 and b"there is no backup" in out
     async with cluster.connect() as client:
         await backups.create(client, store)
     process = await asyncio.create_subprocess_exec(
-        "needle", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        sys.executable, "-m", "needle", *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     out, _ = await process.communicate()
     assert process.returncode == 0 and b"collection lives, as by command, of backup" in out, out
