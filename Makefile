@@ -61,7 +61,7 @@ test: $(STAMP)
 	$(BIN)/pytest -m alone --durations 15 && exit $$failed
 
 # Damage, lost directories, full disks and kills at each step on real processes, and simulated runs that once failed, beside
-# those that `make test` runs: a quarter of an hour. `make campaigns SLICE=2/6` runs the second of six slices.
+# those that `make test` runs, and what is much like these: some twenty minutes. `make campaigns SLICE=2/8` runs the second of eight slices.
 SLICE ?= 1/1
 campaigns: $(STAMP)
 	$(BIN)/pytest -m campaign --slice $(SLICE) --numprocesses $(WORKERS) --dist loadfile --durations 15

@@ -23,7 +23,7 @@ from needle.local.process_cluster import ProcessCluster, wait_for
 from needle.protocol.catalog_commands import ZoneNode
 from proof.sick_nodes import fall_ill
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.alone]  # round trips are measured
 
 Holds = Callable[[Diagnosis], bool]
 
