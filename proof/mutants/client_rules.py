@@ -193,4 +193,10 @@ MUTANTS: tuple[Mutant, ...] = (
         edits=(Edit("client.group:GroupClient._after", "if known == address:", "if known == leader:"),),
         tests=("tests/client/test_moved_nodes.py::test_nodes_that_swapped_addresses_are_found",),
     ),
+    Mutant(
+        name="deaf-clients",
+        breaks="a client that rests while all nodes that it knows are replaced finds nobody afterwards",
+        edits=(Edit("client.following:Following._look", "if known is not None:", "if known is None:"),),
+        tests=("tests/client/test_following.py::test_it_hears_of_another_topology_and_asks_no_more_once_it_is_closed",),
+    ),
 )

@@ -174,7 +174,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.documents.store:DocumentStore.copy_to",
-                "copy_pages(connection, target)",
+                "copy_pages(connection, target, version)",
                 "import needle.shard.documents.sqlite_file as f; connection.execute('PRAGMA query_only=0'); "
                 "f.copy_tables(connection, target)",
             ),

@@ -76,4 +76,16 @@ MUTANTS = (
         ),
         tests=("tests/shard/test_state_machine.py::test_an_entry_that_this_release_cannot_read_is_not_passed_over",),
     ),
+    Mutant(
+        name="snapshots-of-a-newer-format",
+        breaks="a node of the former release gets a snapshot that it cannot open: it stops, and does not start again",
+        edits=(Edit("shard.documents.sqlite_file:copy_pages", "version < READ_SINCE", "version < 0"),),
+        tests=("tests/shard/test_snapshot.py::test_a_snapshot_for_nodes_of_the_release_before_is_in_their_format",),
+    ),
+    Mutant(
+        name="older-formats-leave-out",
+        breaks="a snapshot for a node of the former release has documents that no longer expire",
+        edits=(Edit("shard.documents.old_formats:back_to_format_4", "!= (0,)", "is None"),),
+        tests=("tests/shard/test_snapshot.py::test_what_the_format_before_cannot_hold_is_never_left_out",),
+    ),
 )
