@@ -71,7 +71,8 @@ ADVICE = {
     "collection_exists": "choose another name, or drop it first",
     "unauthenticated": "set NEEDLE_API_KEY; an admin makes a key with `needle keys create` (docs/security.md)",
     "forbidden": "ask with a key of that role, or for that collection; `needle keys list` shows which there are",
-    "tls_failed": "set NEEDLE_TLS_CA to the file of the cluster's authority, or leave it out (docs/security.md)",
+    "tls_failed": "set NEEDLE_TLS_CA to the file of the cluster's authority, or leave it out; a node whose certificate "
+    "has expired takes another one without a restart (docs/security.md)",
     "wrong_cluster": "--cluster points at the nodes of another cluster, or NEEDLE_CLUSTER_ID is not theirs",
     "unsupported_format": "docs/data-on-disk.md says which files belong to which node and release",
     "corrupt_log": "docs/troubleshooting.md, 'A node does not start', says how to replace a node's data",
