@@ -105,7 +105,7 @@ class Look:
                 self.files.append(name)
             except DAMAGES as error:
                 self._tell(error.message)
-        for name, former, until in lost_records(self._founding, self.names, found, self.head.catalog):
+        for name, former, until in lost_records(self._founding, self.names, found, self.head):
             upto = f"to {rfc3339(until)}" if found and until <= found[-1].at else "on"
             self._tell(f"{name} is missing: instants from {rfc3339(former)} {upto} are refused")
         if not self.names and not self.head.catalog:

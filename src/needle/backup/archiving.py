@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from needle.backup.archive_format import (
+    FORMERS_MAX,
     HEAD,
     Base,
     Catalog,
@@ -92,7 +93,7 @@ class Archiver:
         self._looked = 0
         self._founding = self._expected = 0
         self._told: object = None
-        self._newest = 0
+        self._records: list[int] = []
         self._target = ""
         self._basing: asyncio.Task[NeedleError | None] | None = None
         self._joining = Joining(store, around)
@@ -139,7 +140,7 @@ class Archiver:
             for one in self.shards.values():
                 one.serves = False
             self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
-            self._target, self._newest = "", 0
+            self._target, self._records = "", []
         if now.cluster_version < STAMPED_SINCE:
             raise ClusterTooOld(
                 f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
@@ -182,15 +183,16 @@ class Archiver:
         if told == self._told:
             return
         if self._told is None:
-            last, self._newest = await self._around.blocking(last_told, self._store, self._founding)
+            last, self._records = await self._around.blocking(last_told, self._store, self._founding)
             if told == last:
                 self._told = told
                 return
         after = self._looked or (await self._around.blocking(self._head)).at
         topology = msgspec.structs.replace(now, keys=(), rebalance=None)
-        record = Catalog(at=at, after=after, topology=topology, former=self._newest)
+        former = self._records[-1] if self._records else 0
+        record = Catalog(at=at, after=after, topology=topology, former=former, formers=self._records)
         await self._put(catalog_name(self._founding, at), encode(record))
-        self._told, self._newest = told, at
+        self._told, self._records = told, [*self._records, at][-FORMERS_MAX:]
 
     def _head(self) -> Head:
         """As it is in the store; what this archiver knows takes the place of a damaged one. Blocking."""
@@ -205,7 +207,10 @@ class Archiver:
             before = await self._around.blocking(self._head)
             shards = before.shards
             shards |= {shard: said for shard, said in known.items() if said[0] >= shards.get(shard, said)[0]}
-            head = Head(shards=shards, at=max(self._looked, before.at), catalog=max(self._newest, before.catalog))
+            records = sorted({*self._records, *before.named})[-FORMERS_MAX:]  # also of another archiver
+            head = Head(
+                shards=shards, at=max(self._looked, before.at), catalog=max(records, default=0), records=records
+            )
             await self._put(f"{directory(self._founding)}{HEAD}", encode(head))
 
     async def _tell(self) -> None:
