@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from backup.archived import BEGAN, SECOND, World, restored
+from backup.killing import Counted, Killed
 from needle.backup.archive_format import CATALOG, FORMERS_MAX, Base, Catalog, Head, base_name, encode
 from needle.backup.archive_looking import list_archives
 from needle.backup.archive_reading import (
+    archived_shards,
     bases_of,
     catalog_at,
     catalogs_of,
@@ -22,7 +25,8 @@ from needle.backup.archive_reading import (
 from needle.backup.keeping import prune, verify
 from needle.backup.store import DirectoryStore
 from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError
-from needle.routing.topology import AliasInfo
+from needle.base.instants import rfc3339
+from needle.routing.topology import AliasInfo, ShardInfo
 
 
 async def archived(tmp_path: Path) -> tuple[World, DirectoryStore]:
@@ -227,3 +231,51 @@ async def test_two_archivers_at_one_target_and_prune(tmp_path: Path) -> None:
     assert verify(store).problems == [] and told == [aliases_at(store, kept + n * SECOND) for n in range(12)]
     (tmp_path / "t" / catalogs_of(store, 7)[1]).unlink()
     assert any("is missing" in line for line in verify(store).problems)
+
+
+class BesideMarks(Counted):
+    """Whose user is killed at the nth other change."""
+
+    def _step(self, change: Any, *arguments: Any) -> None:
+        if arguments[0].startswith("pruning/"):
+            change(*arguments)
+        else:
+            super()._step(change, *arguments)
+
+
+async def test_a_prune_that_is_under_way_or_broke_off_is_no_damage(tmp_path: Path) -> None:
+    """What it had not deleted yet looked like the rest of what was lost."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    archiver = world.archiver(store, base_every=8.0)
+    retired = ShardInfo(shard=1, replicas=("a",), founders=("a",))
+    world.topology = msgspec.structs.replace(world.topology, shards=(*world.topology.shards, retired))
+    for count in range(5):
+        named(world, count)
+        if count == 2:
+            gone = msgspec.structs.replace(retired, retired=True)
+            world.topology = msgspec.structs.replace(world.topology, shards=(world.topology.shards[0], gone))
+        world.fill(10)
+        await archiver.look(flush=True)
+        assert archiver._basing is not None
+        await archiver._basing
+    await archiver.close()
+    [unended] = list_archives(store)[0].gaps
+    assert verify(store).problems == [] and unended.startswith("shard 1 was retired")
+    kept = number_of(catalogs_of(store, 7)[3], CATALOG) + 2 * SECOND
+    last = world.now
+    world.now = kept + 3600 * SECOND
+    steps = 0
+    while True:
+        try:
+            await prune(BesideMarks(store, 1, after=True), archive_hours=1.0, around=world.around)
+            break
+        except Killed:
+            steps += 1
+        for name in store.names("pruning/"):
+            store.delete(name)
+        (whole,) = list_archives(store)
+        assert verify(store).problems == [] and {*whole.gaps} <= {unended}, steps
+        assert aliases_at(store, kept) == 3 and whole.since <= rfc3339(kept)
+    assert steps > 10 and archived_shards(store, 7) == [0] and bases_of(store, 7, 0)[0][0] > 0
+    world.now = last
+    assert restored(store, tmp_path / "first", at=kept) == world.shard.contents[(kept - BEGAN) // SECOND]

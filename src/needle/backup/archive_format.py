@@ -54,7 +54,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     """A shard's state at an index. at: the clock when it was copied (microseconds since 1970, of the shard's leader).
     files: none for the state before the first entry. term: of the entry at that index, 0 if it is not known. behind:
     entries behind this one, up to the state, were never archived, for the log had been cut; the state's own index if
-    none lack, -1 of releases that did not say."""
+    none lack, -1 of releases that did not say. begins: what was before was pruned: nothing of it is missing."""
 
     format: int = FORMAT
     index: int
@@ -62,6 +62,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     files: list[BaseFile]
     term: int = 0
     behind: int = -1
+    begins: bool = False
 
     @property
     def since(self) -> int:
