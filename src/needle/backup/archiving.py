@@ -42,7 +42,7 @@ from needle.backup.creating import tell
 from needle.backup.format import PIECES
 from needle.backup.index_archiving import INDEXES_EVERY, IndexArchiving
 from needle.backup.keeping import MAKING, PRUNING, Mark
-from needle.backup.log_asking import CALL_SECONDS, ask_followers, ask_log, tell_followers
+from needle.backup.log_asking import CALL_SECONDS, Followers, ask_followers, ask_log
 from needle.backup.resuming import known_of, last_told
 from needle.backup.shard_archive import ShardArchive
 from needle.backup.state_copying import copied, image_of
@@ -96,7 +96,7 @@ class Archiver:
         self._records: list[int] = []
         self._target = ""
         self._basing: asyncio.Task[NeedleError | None] | None = None
-        self._joining = Joining(store, around)
+        self._joining, self._followers = Joining(store, around), Followers(client)
         self._indexing = IndexArchiving(client, store, self._put, indexes_every, around)
         self.shards: dict[int, ShardArchive] = {}
         self.written = 0
@@ -119,7 +119,8 @@ class Archiver:
             await self.close()
 
     async def close(self) -> None:
-        """Break off what is copied, and joined, beside the looks."""
+        """Break off what is copied, joined, and told, beside the looks."""
+        await self._followers.close()
         await self._joining.close()
         if self._basing is not None:
             self._basing.cancel()
@@ -167,6 +168,7 @@ class Archiver:
             self._flushed = self._around.clock.monotonic()
             await self._note_head()
             await self._tell()
+        self._tell_followers()
         self._joining.go_on(now.founding, [one.shard for one in self._serving()])
         if self._basing is None or self._basing.done():
             self._basing = asyncio.create_task(self._base_anew(now))
@@ -245,7 +247,6 @@ class Archiver:
             if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX or (whole and flush):
                 await self._flush(archive)
             if whole:
-                await self._tell_followers(archive)
                 return True
         if archive.copied:  # else the log would be cut behind the state before that is here, again and again
             await self._ask_log(archive, archive.copied, 1)
@@ -289,12 +290,17 @@ class Archiver:
             return await ask_followers(self._client, archive, call, answer)
         return answer
 
-    async def _tell_followers(self, archive: ShardArchive) -> None:
+    def _tell_followers(self) -> None:
         """Now and then, when there is something to tell."""
         now = self._around.micros()
-        if archive.kept_until and now - archive.followed >= FOLLOWERS_SECONDS * 1e6:
-            archive.followed = now
-            await tell_followers(self._client, archive.shard, self._log_call(archive))
+        due = [
+            one for one in self._serving()
+            if one.kept_until and not one.lacks_state and now - one.followed >= FOLLOWERS_SECONDS * 1e6
+        ]  # fmt: skip
+        if due and self._followers.idle:
+            for one in due:
+                one.followed = now
+            self._followers.tell({one.shard: self._log_call(one) for one in due})
 
     async def _put(self, name: str, data: bytes) -> None:
         await self._around.blocking(self._store.put, name, data)
