@@ -77,9 +77,7 @@ class Replica:
         deleted once there are this many, and an eighth of the documents. index_rows: of field indexes. segments: None:
         no vectors are in memory. Raises DiskFailed or UnsupportedFormat; of damaged files `damage` tells.
         """
-        self.directory = directory
-        self.limits = limits
-        self._failpoint = failpoint
+        self.directory, self.limits, self._failpoint = directory, limits, failpoint
         self.field_indexes = IndexBudget(limits.field_index_bytes_max, index_rows)
         self._applying, self._in_flight = threading.Lock(), InFlight()
         self.effects = log = EffectLog(limits.feed_bytes_max)
