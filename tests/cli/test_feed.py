@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from cli.test_changes import fill
+from needle import connect_sync
+from needle.local.process_cluster import ProcessCluster
 
 
 def test_changes_are_told_a_line_each_with_the_token_behind_them(needle, tmp_path: Path) -> None:
@@ -25,3 +27,23 @@ def test_changes_are_told_a_line_each_with_the_token_behind_them(needle, tmp_pat
     needle.run("changes", "--since", "nonsense", expect=1)
     assert "[invalid_argument]" in needle.notes
     assert "since" in needle.notes
+
+
+def test_what_comes_near_is_told_and_what_leaves(needle, processes: ProcessCluster, tmp_path: Path) -> None:
+    fill(needle, tmp_path, 5)
+    with connect_sync(list(processes.addresses.values())) as client, client.changes() as feed:
+        token = feed.token
+    fill(needle, tmp_path, 3)
+    near = ("--like", "d01", "--max-distance", "0.0001", "--since", token, "--limit", "1")
+    assert needle.run("watch", *near).startswith("update d01  version ")
+    assert "what comes near in default" in needle.notes
+    (told,) = map(json.loads, needle.run("watch", *near, "--json", "--with-vectors").splitlines())
+    assert (told["kind"], told["id"], told["vector"]) == ("update", "d01", [1, 1, 2, 3])
+    assert 0 <= told["distance"] < 0.0001
+    for wrong in ((), ("words", "--like", "d01")):
+        needle.run("watch", *wrong, "--max-distance", "1", expect=2)
+        assert "give words, --vector or --like" in needle.notes
+    needle.run("watch", "--like", "absent", "--max-distance", "1", expect=1)
+    assert "like = 'absent'" in needle.notes
+    needle.run("watch", "--like", "d01", expect=1)
+    assert "max_distance" in needle.notes

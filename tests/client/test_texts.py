@@ -135,6 +135,19 @@ async def test_what_an_embedder_makes_is_checked(made: Any, monkeypatch: pytest.
         assert await client.count(collection="a") == 0
 
 
+async def test_what_comes_near_a_text_is_told(client: needle.Client) -> None:
+    async with client.watch("a", text="ab", max_distance=0.5) as feed:
+        await client.insert("far", text="cc", collection="a")
+        await client.insert("near", text="ba", collection="a")
+        assert [(one.kind, one.id) for one in [await anext(feed)]] == [("insert", "near")]
+    for wrong in ({}, {"query": [1, 1, 0], "text": "ab"}):
+        with pytest.raises(InvalidArgument, match="either a query vector or a text"):
+            client.watch("a", max_distance=0.5, **wrong)
+    await client.create_collection("plain", dimensions=3)
+    with pytest.raises(InvalidArgument, match="model"):
+        await client.watch("plain", text="ab", max_distance=0.5).begin()
+
+
 @pytest.mark.parametrize("embedder", ["wordllama", object(), type("Half", (), {"name": "x", "dimensions": 3})()])
 def test_what_is_no_embedder_is_refused(embedder: Any) -> None:
     with pytest.raises(ConfigError, match="embedder = "):

@@ -58,6 +58,39 @@ async def test_a_reader_goes_on_at_another_node_when_its_own_is_killed(tmp_path:
         assert of.keys() == {"a1", "b"}
 
 
+async def test_what_comes_near_is_told_and_gone_on_with_at_another_node(tmp_path: Path) -> None:
+    near = {"vector": [0, 0], "max_distance": 2.0, "filter": {"n": {"$gte": 1}}}
+    async with _started(tmp_path, 2, 3) as (processes, client):
+        at = [processes.nodes[f"node-{n}"].http for n in (1, 2, 3)]
+        wrong = [
+            {"max_distance": 1},
+            {"vector": [0, 0]},
+            {"vector": [0, 0], "text": "a", "max_distance": 1},
+            near | {"since": "start"},
+            near | {"vector": [0, 0, 0]},
+            near | {"max_distance": "near"},
+        ]
+        for body in wrong:
+            async with events(at[0], watch=body) as stream:
+                assert stream.status == 400 or (await stream.some(1))[0].data["code"] == "invalid_argument", body
+        async with events(at[1], watch=near) as stream:
+            await client.insert_batch([("far", [9, 9], {"n": 1}), ("other", [1, 0], {"n": 0}), ("a", [1, 0], {"n": 1})])
+            told = (await stream.some(1))[0]
+            assert (told.kind, told.data["id"], told.data["distance"], told.data["vector"]) == (
+                "insert",
+                "a",
+                1,
+                [1, 0],
+            )
+        await client.update_vector("a", [5, 5])
+        async with events(at[2], "", f"last-event-id: {told.id}", watch=near | {"with_vectors": False}) as stream:
+            gone = (await stream.some(1))[0]
+            assert (gone.kind, gone.data["id"], "distance" in gone.data) == ("delete", "a", False)
+            await client.update_vector("far", [0, 1])
+            came = (await stream.some(1))[0]
+            assert (came.kind, came.data["id"], "vector" in came.data) == ("insert", "far", False)
+
+
 async def test_it_has_a_filter_refuses_what_is_wrong_and_ends_in_good_order(tmp_path: Path) -> None:
     async with _started(tmp_path, 1, 3) as (processes, client):
         at = processes.nodes["node-3"].http

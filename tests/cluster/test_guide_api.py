@@ -40,6 +40,16 @@ def test_configurations_check_themselves() -> None:
         ShardConfig(shard_count=3, strategy=ShardStrategy.RANGE, boundaries=["m"])
 
 
+class Letters:
+    """How often "a", "b" and "c" are in a text."""
+
+    name = "letters"
+    dimensions = 3
+
+    def embed(self, texts: list[str]) -> list[list[float]]:
+        return [[float(text.count(letter)) for letter in "abc"] for text in texts]
+
+
 async def test_placement_of_ids_is_known_before_there_is_a_cluster() -> None:
     manager = ShardManager(ShardConfig(shard_count=8))
     assert manager.shard_for("doc-123") == 7  # as in routing_vectors.json
@@ -88,6 +98,16 @@ async def test_the_guides_calls_on_nodes_in_this_process(tmp_path: Path) -> None
             assert (await ShardRouter(manager).search(vectors[3], 1))[0].id == "doc-3"
             with pytest.raises(InvalidArgument, match="holds"):
                 await manager.remove_node("node-3")
+
+        # vectors of texts by a model of one's own
+        texts = ShardManager(config, embedder=Letters())
+        await texts.add_node("node-1", f"127.0.0.1:{ports[1]}")
+        async with texts:
+            await (await texts.client()).create_collection("texts", model="letters", metric="l2")
+            router = ShardRouter(texts)
+            await router.insert("aab", text="aab", collection="texts")
+            await router.insert("c", text="c", collection="texts")
+            assert [hit.id for hit in await router.search(text="ccc", k=1, collection="texts")] == ["c"]
         other = ShardManager(ShardConfig(shard_count=5))
         await other.add_node("node-1", f"127.0.0.1:{ports[1]}")
         with pytest.raises(ConfigError, match="other settings"):

@@ -282,7 +282,7 @@ async def test_every_route_is_tried_or_is_about_the_whole_cluster() -> None:
     open_to_tenants = {
         route.name for route in ROUTES if route.role != "admin" and ("{collection}" in route.path or route.filtered)
     }
-    assert open_to_tenants == HTTP.keys() | {"changes"}
+    assert open_to_tenants == HTTP.keys() | {"changes", "watch"}
 
 
 async def test_the_changes_by_http_are_those_of_own_documents(world: World, filled: dict[str, Any]) -> None:
@@ -292,6 +292,16 @@ async def test_the_changes_by_http_are_those_of_own_documents(world: World, fill
         assert [one.kind for one in told] == ["reset", *["insert"] * len(MINE), "ready"]
         assert sorted(one.data["id"] for one in told[1:-1]) == MINE
         assert HUSH not in repr(told)
+
+
+async def test_what_comes_near_by_http_is_of_own_documents(world: World, filled: dict[str, Any]) -> None:
+    for door in world.doors:
+        near = {"vector": V, "max_distance": 100.0, "with_vectors": False}
+        async with events(door, "", f"authorization: Bearer {world.keys['a']}", watch=near) as stream:
+            await world.b.insert("b1", V, B | {"of": HUSH})
+            await world.a.insert(MINE[0], V, {"tenant": "a"})
+            told = await stream.some(1)
+        assert [(one.kind, one.data["id"]) for one in told] == [("update", MINE[0])]
 
 
 @pytest.mark.parametrize("route", sorted(HTTP))

@@ -48,11 +48,17 @@ class Stream:
 
 
 @asynccontextmanager
-async def events(address: str, query: str = "", *headers: str) -> AsyncIterator[Stream]:
+async def events(address: str, query: str = "", *headers: str, watch: Any = None) -> AsyncIterator[Stream]:
+    """watch: the body of a request to be told what comes near."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    lines = [f"GET /v1/collections/default/changes{query} HTTP/1.1", f"host: {address}", *headers]
-    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+    asked = "GET", f"changes{query}"
+    body = b""
+    if watch is not None:
+        asked, body = ("POST", "watch"), json.dumps(watch).encode()
+        headers = (*headers, "content-type: application/json", f"content-length: {len(body)}")
+    lines = [f"{asked[0]} /v1/collections/default/{asked[1]} HTTP/1.1", f"host: {address}", *headers]
+    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
     stream = Stream(reader, int(head[9:12]))
     if stream.status == 200:

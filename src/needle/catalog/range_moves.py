@@ -52,10 +52,14 @@ def started(now: Topology, index: int, command: StartMove) -> Topology:
     return _replace(now, moves=(*now.moves, made))
 
 
-_BEFORE = {
-    state: tuple(before for before, ways in NEXT.items() if ("AdvanceMove", state) in ways) for state in MoveState
-}
-"""From which states a move advances to one."""
+def _before(command: str, after: MoveState | None) -> tuple[MoveState, ...]:
+    return tuple(state for state, ways in NEXT.items() if (command, after) in ways)
+
+
+_ADVANCED_FROM = {state: _before("AdvanceMove", state) for state in MoveState}
+_RESTARTED_FROM = _before("RestartMove", MoveState.COPYING)
+_CANCELLED_FROM = _before("CancelMove", MoveState.CANCELLING)
+_FINISHED_FROM = _before("FinishMove", None)
 _ORDER = (MoveState.COPYING, MoveState.FREEZING, MoveState.SWITCHED)
 
 
@@ -64,7 +68,7 @@ def advanced(now: Topology, command: AdvanceMove) -> Topology:
     info = now.move(command.move)
     if info is None or info.state is command.state or _passed(info.state, command.state):
         return now
-    if info.state not in _BEFORE[command.state]:
+    if info.state not in _ADVANCED_FROM[command.state]:
         raise invalid("state", command.state, f"one that follows {info.state}")
     if info.attempt != command.attempt:
         raise invalid("attempt", command.attempt, f"{info.attempt}: the others of move {info.id} are over")
@@ -91,10 +95,10 @@ def _with_move(now: Topology, info: MoveInfo, changed: MoveInfo) -> Topology:
 def restarted(now: Topology, command: RestartMove) -> Topology:
     """Copying again. Raises InvalidArgument unless this attempt was freezing."""
     info = now.move(command.move)
-    if info is None or info.attempt > command.attempt or info.state not in (MoveState.FREEZING, MoveState.COPYING):
+    if info is None or info.attempt > command.attempt or info.state not in (*_RESTARTED_FROM, MoveState.COPYING):
         return now
-    if info.state is not MoveState.FREEZING or info.attempt != command.attempt:
-        raise invalid("attempt", command.attempt, f"{info.attempt}, of a move that is {MoveState.FREEZING}")
+    if info.state not in _RESTARTED_FROM or info.attempt != command.attempt:
+        raise invalid("attempt", command.attempt, f"{info.attempt}, of a move that is {_either(_RESTARTED_FROM)}")
     again = _replace(info, state=MoveState.COPYING, attempt=info.attempt + 1)
     return _with_move(now, info, again)
 
@@ -102,7 +106,7 @@ def restarted(now: Topology, command: RestartMove) -> Topology:
 def cancelled(now: Topology, command: CancelMove) -> Topology:
     """To be given up, unless it is decided or over."""
     info = now.move(command.move)
-    if info is None or info.state not in (MoveState.COPYING, MoveState.FREEZING):
+    if info is None or info.state not in _CANCELLED_FROM:
         return now
     return _with_move(now, info, _replace(info, state=MoveState.CANCELLING))
 
@@ -112,6 +116,10 @@ def finished(now: Topology, command: FinishMove) -> Topology:
     info = now.move(command.move)
     if info is None:
         return now
-    if info.state not in (MoveState.SWITCHED, MoveState.GIVEN_UP):
-        raise invalid("state", info.state, f"a move that is {MoveState.SWITCHED} or {MoveState.GIVEN_UP}")
+    if info.state not in _FINISHED_FROM:
+        raise invalid("state", info.state, f"a move that is {_either(_FINISHED_FROM)}")
     return _replace(now, moves=tuple(other for other in now.moves if other is not info))
+
+
+def _either(states: tuple[MoveState, ...]) -> str:
+    return " or ".join(states)

@@ -185,6 +185,7 @@ _add(app, "scan", export_commands.scan, "needle scan --limit 100 --fields title,
 _add(app, "export", export_commands.export, "needle export documents.jsonl")
 _add(app, "changes", feed_command.changes, "needle changes articles --json")
 _add(app, "bulk-load", bulk_load_command.bulk_load, "needle bulk-load s3://bucket/articles articles-2 --alias articles")
+_add(app, "watch", feed_command.watch, 'needle watch "broken authentication" --max-distance 0.4')
 _add(app, "import", import_command.import_, "needle import chroma:./chroma --from-collection articles --dry-run")
 _add(backup_app, "create", backup_commands.create, "needle backup create /backups/shop --rate 20")
 _add(backup_app, "archive", backup_commands.archive, "needle backup archive s3://backups/shop --every 5")

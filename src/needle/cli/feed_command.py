@@ -1,4 +1,4 @@
-"""`needle changes`: what changes in a collection, as it is committed."""
+"""`needle changes` and `needle watch`: what changes in a collection, or near a vector, as it is committed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,32 @@ from typing import Annotated
 import typer
 
 import needle
-from needle.cli.common import DEFAULT_CLUSTER, Cluster, Timeout, brief, filter_option, notes, print_json, run, visible
+from needle.base.errors import invalid
+from needle.cli.common import (
+    DEFAULT_CLUSTER,
+    Cluster,
+    Collection,
+    Timeout,
+    brief,
+    filter_option,
+    notes,
+    print_json,
+    run,
+    visible,
+)
+from needle.cli.inputs import read_query_vector
 from needle.client import Change
+from needle.client.embedding import WORDLLAMA
+from needle.client.feed import Changes
 
 _ENDS = ("reset", "ready")
+
+Where = Annotated[
+    str | None, typer.Option("--where", help="JSON of a filter: as if there were only documents that match.")
+]
+Limit = Annotated[int, typer.Option("--limit", min=0, help="End after so many changes; 0 for never.")]
+WithVectors = Annotated[bool, typer.Option("--with-vectors", help="With --json: the vectors too.")]
+Lines = Annotated[bool, typer.Option("--json", help="Print a JSON object a line, with the token behind it.")]
 
 
 def changes(
@@ -20,14 +42,12 @@ def changes(
         str,
         typer.Option("--since", help="now; start: all documents first; or a token that --json told: behind that."),
     ] = "now",
-    where: Annotated[
-        str | None, typer.Option("--where", help="JSON of a filter: as if there were only documents that match.")
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="End after so many changes; 0 for never.")] = 0,
-    with_vectors: Annotated[bool, typer.Option("--with-vectors", help="With --json: the vectors too.")] = False,
+    where: Where = None,
+    limit: Limit = 0,
+    with_vectors: WithVectors = False,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line, with the token behind it.")] = False,
+    json: Lines = False,
 ) -> None:
     """Print each committed change of a collection, once, as it comes; Ctrl-C ends it.
 
@@ -37,19 +57,71 @@ def changes(
     wanted = filter_option("--where", where)
 
     async def work(client: needle.Client) -> None:
-        told = 0
         vectors = with_vectors and json
         feed = client.changes(collection, since=since, filter=wanted, with_vectors=vectors, timeout=timeout)
-        async with feed:
-            if not json:
-                notes.print(f"changes of {visible(collection)}; Ctrl-C ends it", markup=False)
-            async for change in feed:
-                _print(change, feed.token, json=json)
-                told += change.kind not in _ENDS
-                if told == limit:
-                    return
+        await _tell(feed, f"changes of {visible(collection)}", limit, json=json)
 
     run(cluster, work)
+
+
+def watch(
+    words: Annotated[
+        str | None,
+        typer.Argument(metavar="WORDS", help="Near to what, in words, where the collection names a model."),
+    ] = None,
+    vector: Annotated[
+        str | None, typer.Option("--vector", help="Near to the vector in this .npy file; - reads standard input.")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="ID", help="Near to the vector that this document has now.")
+    ] = None,
+    max_distance: Annotated[float | None, typer.Option("--max-distance", help="At most so far.")] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="With a score of at least this.")] = None,
+    since: Annotated[str, typer.Option("--since", help="now; or a token that --json told: behind that.")] = "now",
+    where: Where = None,
+    limit: Limit = 0,
+    with_vectors: WithVectors = False,
+    collection: Collection = "default",
+    cluster: Cluster = DEFAULT_CLUSTER,
+    timeout: Timeout = 30.0,
+    json: Lines = False,
+) -> None:
+    """Print each document that comes near, and that leaves, as it is committed; Ctrl-C ends it.
+
+    What is near already `needle search` finds. "reset" says that some may have been missed (docs/changes.md).
+    """
+    if [words, vector, like].count(None) != 2:
+        raise typer.BadParameter("give words, --vector or --like", param_hint="WORDS")
+    wanted, query = filter_option("--where", where), None if vector is None else read_query_vector(vector)
+    if words is not None:
+        WORDLLAMA.load()  # whoever lacks it hears so before the cluster is asked
+
+    async def work(client: needle.Client) -> None:
+        near = query
+        if like is not None:
+            found = await client.get(like, collection=collection, with_vectors=True, timeout=timeout)
+            if found is None:
+                raise invalid("like", like, "the id of a document that there is")
+            near = found.vector
+        feed = client.watch(
+            collection, near, text=words, max_distance=max_distance, min_score=min_score, filter=wanted, since=since,
+            with_vectors=with_vectors and json, timeout=timeout,
+        )  # fmt: skip
+        await _tell(feed, f"what comes near in {visible(collection)}", limit, json=json)
+
+    run(cluster, work)
+
+
+async def _tell(feed: Changes, what: str, limit: int, *, json: bool) -> None:
+    told = 0
+    async with feed:
+        if not json:
+            notes.print(f"{what}; Ctrl-C ends it", markup=False)
+        async for change in feed:
+            _print(change, feed.token, json=json)
+            told += change.kind not in _ENDS
+            if told == limit:
+                return
 
 
 def _print(change: Change, token: str, *, json: bool) -> None:
@@ -57,6 +129,8 @@ def _print(change: Change, token: str, *, json: bool) -> None:
         told: dict[str, object] = {"kind": change.kind}
         if change.kind not in _ENDS:
             told |= {"id": change.id, "version": change.version, "shard": change.shard, "metadata": change.metadata}
+        if change.distance is not None:
+            told["distance"] = change.distance
         if change.vector is not None:
             told["vector"] = change.vector.tolist()
         print_json(told | {"token": token})
@@ -64,5 +138,6 @@ def _print(change: Change, token: str, *, json: bool) -> None:
         sys.stdout.write(f"{change.kind}\n")
     else:
         metadata = "" if change.metadata is None else f"  {brief(change.metadata, 400)}"
-        sys.stdout.write(f"{change.kind:7}{visible(change.id)}  version {change.version}{metadata}\n")
+        distance = "" if change.distance is None else f"  distance {change.distance:.4f}"
+        sys.stdout.write(f"{change.kind:7}{visible(change.id)}  version {change.version}{distance}{metadata}\n")
     sys.stdout.flush()

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple, Self
 
 import msgspec
+from msgspec.structs import replace
 
 from needle.base.errors import CollectionNotFound, InvalidArgument, Unavailable
 from needle.base.model import ReadMode
@@ -111,7 +112,10 @@ class Changes(AsyncIterator[Change]):
         wish: Wish,
         *,
         timeout: float,
+        query: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
+        """query: gives the vector of `wish.near`, once the feed begins."""
+        self._query = query
         self._documents = documents
         self._collection = collection
         self._since = since
@@ -162,6 +166,9 @@ class Changes(AsyncIterator[Change]):
         for a `since` of another collection or cluster, CollectionNotFound."""
         if self._feeding is not None:
             return self
+        if self._query is not None and self._wish.near is not None:
+            vector = await self._query()
+            self._query, self._wish = None, self._wish._replace(near=replace(self._wish.near, vector=vector))
         documents = await self._documents()
         feeding = documents.feeding()
         begun = await feeding.begin(self._collection, self._timeout)
@@ -246,7 +253,7 @@ class Changes(AsyncIterator[Change]):
                 if scan.reaches(change.id):
                     scan.rows.pop(change.id, None)
                     if change.kind != "delete":
-                        scan.rows[change.id] = msgspec.structs.replace(change, kind="insert", shard=-1)
+                        scan.rows[change.id] = replace(change, kind="insert", shard=-1)
             self._left.append(_Step(told, shard, after))
         self._left.append(_Step(None, shard, page.reached, size=size))
 

@@ -14,6 +14,7 @@ from needle.client import values
 from needle.client.document_calls import OverDocuments
 from needle.client.feed import NOW, START, Changes, Wish
 from needle.client.narrowed import bound_of
+from needle.client.texts import vector_of
 from needle.client.values import Seconds
 from needle.protocol.change_calls import Near
 
@@ -53,6 +54,7 @@ class FeedMethods(OverDocuments):
         collection: str = DEFAULT_COLLECTION,
         query: Any = None,
         *,
+        text: str | None = None,
         max_distance: float | None = None,
         min_score: float | None = None,
         filter: FilterLike = None,
@@ -65,16 +67,24 @@ class FeedMethods(OverDocuments):
         `Change`: "insert" of a document that came near, by being written or moved; "update" of one that was near and
         still is; "delete" of one that was, and was deleted, or moved away, or does not match the filter any more.
 
-        query: a vector. since: "now", or the `token` of a `watch` with the same query, bounds and filter. "reset" says
-        that the place is not known any more: what came and went meanwhile is not told, a search with the same bounds
-        finds what is near, and changes go on from there. Raises InvalidArgument, for the query with the first step."""
-        near = Near(
-            values.vector_bytes(query), bound_of(max_distance, "max_distance"), bound_of(min_score, "min_score")
-        )
+        query: a vector. text: instead, where the collection names a model. since: "now", or the `token` of a `watch`
+        with the same query, bounds and filter. "reset" says that the place is not known any more: what came and went
+        meanwhile is not told, a search with the same bounds finds what is near, and changes go on from there. Raises
+        InvalidArgument, for the query with the first step."""
+        if (query is None) == (text is None):
+            raise InvalidArgument("give either a query vector or a text", field="query")
+        given = b"" if query is None else values.vector_bytes(query)
+        near = Near(given, bound_of(max_distance, "max_distance"), bound_of(min_score, "min_score"))
         if near.max_distance is None and near.min_score is None:
             raise InvalidArgument("give max_distance, or min_score: how near documents are to be", field="max_distance")
         if since == START:
             raise invalid("since", since, '"now", or a token; a search finds what is near already')
         name, wanted = values.check_name(collection), values.filter_bytes(filter)
         whole, seconds = values.check_flag(with_vectors, "with_vectors"), values.check_timeout(timeout)
-        return Changes(self._documents, name, since, Wish(whole, wanted, near), timeout=seconds)
+
+        async def embedded() -> bytes:
+            row, _ = await vector_of(self.embedder, self._documents, None, text, name, seconds, field="query")
+            return values.vector_bytes(row)
+
+        made = None if text is None else embedded
+        return Changes(self._documents, name, since, Wish(whole, wanted, near), timeout=seconds, query=made)

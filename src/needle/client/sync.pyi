@@ -61,6 +61,7 @@ class SyncClient:
         collection: str = ...,
         query: Any = ...,
         *,
+        text: str | None = ...,
         max_distance: float | None = ...,
         min_score: float | None = ...,
         filter: FilterLike = ...,

@@ -30,6 +30,7 @@ from needle.base.versions import FIRST, SAID
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls
 from needle.client.documents import DocumentMethods
+from needle.client.embedding import Embedder, check_embedder
 from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.finding import find_topology
 from needle.client.health import ClusterHealth
@@ -134,8 +135,10 @@ class ClusterConfig(ShardConfig):
 class ShardManager:
     """The nodes and shards of one cluster. Use as an async context manager, or `await start()` and `await stop()`."""
 
-    def __init__(self, config: ShardConfig) -> None:
+    def __init__(self, config: ShardConfig, *, embedder: Embedder | None = None) -> None:
+        """embedder: as for `needle.connect`, also for the routers over this manager."""
         self.config = config
+        self.embedder = check_embedder(embedder)
         self._added: dict[NodeId, str] = {}
         self._rng = random.Random(int.from_bytes(os.urandom(16), "little"))
         self._caller = system_caller(config.cluster_id, config.shown)
@@ -234,7 +237,7 @@ class ShardManager:
         if there is None or there != config.settings_with(there.replication_factor):
             other = "none" if there is None else there.in_words()
             raise ConfigError(f"these nodes belong to a cluster with other settings: {other}")
-        client = cluster_client(self._caller, addresses, topology)
+        client = cluster_client(self._caller, addresses, topology, embedder=self.embedder)
         held = topology.collection(DEFAULT_COLLECTION)
         if first is not None and (held is None or not held.is_made_as(first)):  # it was made before, by other settings
             await client.create_collection(
@@ -314,6 +317,7 @@ class ShardRouter(RoutedMethods):
 
     def __init__(self, manager: ShardManager) -> None:
         self._manager = manager
+        self.embedder = manager.embedder
 
     async def _documents(self) -> DocumentCalls:
         return (await self._manager.client()).documents
@@ -324,8 +328,8 @@ class DistributedCluster(ShardManager, RoutedMethods):
 
     config: ClusterConfig
 
-    def __init__(self, config: ClusterConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ClusterConfig, *, embedder: Embedder | None = None) -> None:
+        super().__init__(config, embedder=embedder)
 
     async def _documents(self) -> DocumentCalls:
         return (await self.client()).documents

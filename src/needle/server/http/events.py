@@ -15,12 +15,13 @@ from typing import Any, Final
 import msgspec
 
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import TooManyRequests, invalid
+from needle.base.errors import InvalidArgument, TooManyRequests, invalid
 from needle.client.feed import Change, Changes
-from needle.server.http.bodies import Body
-from needle.server.http.call import Call
+from needle.server.http.bodies import Body, Filter, Vector, VectorType
+from needle.server.http.call import Call, vector_of
 from needle.server.http.feeds import Place
 from needle.server.http.problems import Problem
+from needle.server.http.texts import of_text
 
 TYPE: Final = "text/event-stream"
 LOOK_SECONDS: Final = 1.0
@@ -46,15 +47,31 @@ class ReadChanges(Body, frozen=True, kw_only=True):
     with_vectors: bool = True
 
 
+class Watch(Body, frozen=True, kw_only=True):
+    """vector, or a text instead, as in Search: the events are of documents that are at most max_distance from it, or
+    score min_score at least. since, timeout: as in ReadChanges, without "start". filter: as if there were only
+    documents that match."""
+
+    vector: Vector | None = None
+    vector_type: VectorType = "float32"
+    text: str | None = None
+    max_distance: float | None = None
+    min_score: float | None = None
+    since: str = "now"
+    filter: Filter = None
+    with_vectors: bool = True
+
+
 class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The data of an event "insert", "update" or "delete" (docs/changes.md). shard: -1 between "reset" and "ready",
-    whose data is {}. A deletion has neither vector nor metadata."""
+    whose data is {}. A deletion has neither vector nor metadata. distance: of a document that is watched for."""
 
     id: str
     version: int
     shard: int
     metadata: Any = None
     vector: list[float] | None = None
+    distance: float | None = None
 
 
 class Told(AsyncIterator[bytes]):
@@ -83,6 +100,24 @@ async def changes(call: Call) -> Told:
     feed = call.client.changes(
         call.collection, since=since, filter=_filter(body.filter), with_vectors=body.with_vectors, timeout=body.timeout,
     )  # fmt: skip
+    return await _begun(call, feed)
+
+
+async def watch(call: Call) -> Told:
+    """As `changes`, of documents that come near."""
+    body: Watch = call.body
+    call.go_on()
+    vector, seconds = await of_text(call, body.vector, body.text)
+    if vector is None:
+        raise InvalidArgument("give a vector, or a text of which it is made", field="vector")
+    feed = call.client.watch(
+        call.collection, vector_of(vector, body.vector_type), max_distance=body.max_distance, min_score=body.min_score,
+        since=call.last_event or body.since, filter=body.filter, with_vectors=body.with_vectors, timeout=seconds,
+    )  # fmt: skip
+    return await _begun(call, feed)
+
+
+async def _begun(call: Call, feed: Changes) -> Told:
     feed.page_max = PAGE
     place = call.feeds.begin(call.caller.name)  # from here on, for beginning takes time
     feed.held.told = place.hold
@@ -139,8 +174,9 @@ def _event(change: Change, token: str) -> bytes:
     if change.kind not in ("reset", "ready"):
         vector = None if change.vector is None else change.vector.tolist()
         data = ChangeEvent(
-            id=change.id, version=change.version, shard=change.shard, metadata=change.metadata, vector=vector
-        )
+            id=change.id, version=change.version, shard=change.shard, metadata=change.metadata, vector=vector,
+            distance=change.distance,
+        )  # fmt: skip
     return b"event: %b\nid: %b\ndata: %b\n\n" % (change.kind.encode(), token.encode(), _json.encode(data))
 
 

@@ -141,6 +141,10 @@ ROUTES: Final = (
         "GET", f"{_IN}/changes", events.changes, "Each change, as it is committed, as server-sent events",
         events.ReadChanges, None, "reader", events=True,
     ),
+    Route(
+        "POST", f"{_IN}/watch", events.watch, "Each document that comes near a vector, as server-sent events",
+        events.Watch, None, "reader", {"vector": _VECTOR, "max_distance": 0.3}, events=True,
+    ),
     # --- collections -------------------------------------------------------------------------------------------------
     Route(
         "GET", f"{BASE}/collections", collections.list_collections, "All collections",
