@@ -80,10 +80,8 @@ class Raft:
         random_timeout: Callable[[], float],
         disk_waits_since: Callable[[], float] = lambda: FAR,
     ) -> None:
-        """Continue from what is durable. `conf` is the configuration in force at `applied`; `random_timeout` returns
-        floats in [0, 1); `disk_waits_since` when the write began that the disk has not answered yet, of whatever
-        group, FAR if there is none: it is asked each time, for a follower's ticks are rare and writes are short.
-        Raises CorruptLog if the parts do not fit together."""
+        """Continue from the disk. `conf`: in force at `applied`. `random_timeout`: in [0, 1). `disk_waits_since`:
+        when the write began that the disk still owes any group, or FAR. Raises CorruptLog if the parts do not fit."""
         first, last = storage.first_index(), storage.last_index()
         if not first - 1 <= applied <= last:
             raise CorruptLog(f"applied index {applied} lies outside the log, which covers {first - 1} to {last}")

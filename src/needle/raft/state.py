@@ -82,7 +82,7 @@ class State:
         self.handed_hard_state = hard_state
         self.durable_hard_state = hard_state
         self.writing: Ready | None = None  # with the host, which has something of it to write
-        self.disk_waits_since = disk_waits_since
+        self.disk_waits_since = disk_waits_since  # never kept: a follower is hardly ever ticked
         self.disk_idle_at = now  # when the last write finished, or nothing waited for one
 
         # outputs that wait for the next Ready
