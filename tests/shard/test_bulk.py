@@ -7,14 +7,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, CorruptSegment, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
 from needle.base.model import SearchRequest, WriteResult
-from needle.protocol.commands import CreateCollection, DropCollection, LoadRows
+from needle.multiraft.ports import Applied
+from needle.protocol.commands import CreateCollection, DropCollection, LoadRows, decode_logged
+from needle.protocol.stamps import head
 from needle.protocol.upkeep_commands import LoadedFile
+from needle.server.adapters import ReplicaMachine
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
 from needle.shard.bulk.staged import StagedFiles, rows_name
 from needle.shard.disk import ReplicaDisk
@@ -277,6 +281,17 @@ def test_a_load_for_other_ranges_of_keys_is_refused(tmp_path: Path) -> None:
     assert isinstance(refused, StaleEpoch)
     [done] = replica.apply(log.add(load(owned=fingerprint(everything))))
     assert done.count == COUNT
+
+
+def test_a_load_is_known_by_the_first_bytes_of_its_entry(tmp_path: Path) -> None:
+    entries = Log().add(load(indexes=[LoadedFile(0, 9, 10, 100, "0" * 32)]), put(["load"], [[1, 1, 1]]))
+    machine = ReplicaMachine(open_replica(tmp_path))
+    stamped = msgspec.structs.replace(entries[0], data=head(1) + entries[0].data[1:])
+    assert [machine.takes_long(of) for of in ([entries[0]], [entries[1]], entries[::-1], [stamped])] == [
+        *(True, False, True, True)
+    ]
+    assert isinstance(decode_logged(stamped.data), LoadRows)
+    assert not machine.takes_long([Applied(3, 1, b"", None)])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
