@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from needle.base.config import Limits
-from needle.base.errors import CorruptDocuments, CorruptSegment, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
+from needle.base.errors import CorruptDocuments, CorruptSegment, DiskFull, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
 from needle.base.model import SearchRequest, WriteResult
 from needle.multiraft.ports import Applied
 from needle.protocol.commands import CreateCollection, DropCollection, LoadRows, decode_logged
@@ -229,6 +231,55 @@ def test_a_crash_before_the_commit_leaves_nothing_and_the_log_brings_all(tmp_pat
     again.apply(log.entries)
     assert again.count("c") == COUNT
     again.verify()
+
+
+def test_reads_of_that_shard_do_not_wait_for_a_load_and_see_what_was_before(tmp_path: Path) -> None:
+    log, writing, go_on, armed = Log(), threading.Event(), threading.Event(), [False]
+
+    def failpoint(name: str) -> None:
+        if armed[0] and name == "apply-before-commit":
+            writing.set()
+            assert go_on.wait(60)
+
+    replica = open_replica(tmp_path, failpoint)
+    replica.apply(log.add(CreateCollection(spec()), CreateCollection(spec("other"))))
+    replica.apply(log.add(put(["q"], [[1, 2, 3]], collection="other")))
+    stage(replica)
+    replica.save()
+    armed[0] = True
+    with ThreadPoolExecutor(2) as threads:
+        loading = threads.submit(replica.apply, log.add(load()))
+        try:
+            assert writing.wait(60)
+            [read] = threads.submit(replica.get, "other", ["q"], True).result(30)
+            assert read.vector == floats([1, 2, 3])
+            assert threads.submit(replica.get, "c", ["d1"], False).result(30) == []
+            assert replica.count("c") == 0 and not loading.done()
+        finally:
+            go_on.set()
+        assert loading.result(60)[0].count == COUNT
+    assert len(replica.get("c", ["d1"], False)) == 1
+
+
+def test_a_load_for_which_there_is_no_room_changes_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    log, full = Log(), [False]
+
+    def failpoint(name: str) -> None:
+        if full[0] and name == "apply-before-commit":
+            raise DiskFull("no room")
+
+    replica = open_replica(tmp_path, failpoint)
+    replica.apply(log.add(CreateCollection(spec())))
+    stage(replica)
+    replica.save()
+    full[0] = True
+    with pytest.raises(DiskFull):
+        replica.apply(log.add(load()))
+    assert (replica.count("c"), replica.get("c", ["d1"], False), replica.applied_index()) == (0, [], 1)
+    full[0] = False
+    replica.apply(log.entries)
+    assert replica.count("c") == COUNT
+    replica.verify()
 
 
 def test_a_change_feed_tells_each_document_once(tmp_path: Path) -> None:
