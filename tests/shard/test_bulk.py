@@ -14,18 +14,29 @@ import numpy as np
 import pytest
 
 from needle.base.config import Limits
-from needle.base.errors import CorruptDocuments, CorruptSegment, DiskFull, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
+from needle.base.errors import (
+    CorruptDocuments,
+    CorruptSegment,
+    DiskFull,
+    FileAwaited,
+    InvalidArgument,
+    StaleEpoch,
+    Unavailable,
+)
 from needle.base.model import SearchRequest, WriteResult
 from needle.multiraft.ports import Applied
 from needle.protocol.commands import CreateCollection, DropCollection, LoadRows, decode_logged
 from needle.protocol.stamps import head
 from needle.protocol.upkeep_commands import LoadedFile
+from needle.routing.strategy import CONSISTENT_HASH
 from needle.server.adapters import ReplicaMachine
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
-from needle.shard.bulk.staged import StagedFiles, rows_name
+from needle.shard.bulk.staged import Awaited, StagedFiles, rows_name
+from needle.shard.bulk_checking import UNCOVERED_BYTES_MAX, Owning, check_load
 from needle.shard.disk import ReplicaDisk
 from needle.shard.effects import Position
 from needle.shard.feeding import Wanted, read_changes
+from needle.shard.plan import PublishedSegment
 from needle.shard.segments.builder import build_segment
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -163,30 +174,104 @@ def test_two_documents_of_one_id_are_refused_by_every_replica_alike(tmp_path: Pa
     replica.verify()
 
 
+def index_file(directory: Path) -> tuple[PublishedSegment, str, bytes]:
+    """Of all documents: what it is, its name, and its bytes."""
+    directory.mkdir()
+    segment, path = build_segment(str(directory), 1, 0, COUNT - 1, [(np.arange(COUNT), VECTORS)], spec())
+    return segment, os.path.basename(path), Path(path).read_bytes()
+
+
+def load_with(segment: PublishedSegment) -> LoadRows:
+    return load(indexes=[LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)])
+
+
+def served_by_file(replica: Replica, segment: PublishedSegment) -> bool:
+    """And no vector is in memory."""
+    [vectors] = replica.held.collection_vectors()
+    attached = [one.segment for one in vectors.attached()] == [segment] and not vectors.missing()
+    return attached and not vectors.view().growing.chunks and nearest(replica, 77) == "d77"
+
+
 def test_index_files_serve_from_the_entry_on(tmp_path: Path) -> None:
     log = Log()
     replica = opened(tmp_path / "a", log)
     stage(replica)
-    made = tmp_path / "made"
-    made.mkdir()
-    blocks = [(np.arange(COUNT), VECTORS)]
-    segment, path = build_segment(str(made), 1, 0, COUNT - 1, blocks, spec())
-    data = Path(path).read_bytes()
-    assert replica.staged.put(os.path.basename(path), len(data), 0, data) == -1
-    named = [LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)]
-    replica.apply(log.add(load(indexes=named)))
-    [vectors] = replica.held.collection_vectors()
-    assert [one.segment for one in vectors.attached()] == [segment] and not vectors.missing()
-    assert len(vectors.view().growing.chunks) == 0
-    assert nearest(replica, 77) == "d77"
-    lacking = opened(tmp_path / "b", Log())
-    lacking.close()
-    without = open_replica(tmp_path / "b2")
-    stage(without)
-    without.apply(log.entries)
-    assert nearest(without, 77) == "d77"
-    assert without.held.collection_vectors()[0].missing() == [segment]
-    assert without.digest() == replica.digest()
+    segment, name, data = index_file(tmp_path / "made")
+    assert replica.staged.put(name, len(data), 0, data) == -1
+    replica.apply(log.add(load_with(segment)))
+    assert served_by_file(replica, segment)
+    assert replica.staged.read(name, 0, len(data)) == data, "it stays for replicas that lack it"
+    replica.staged.forget(1)
+    replica.checkpoint()
+    replica.close()
+    assert served_by_file(open_replica(tmp_path / "a"), segment)
+
+
+def test_a_replica_without_an_index_file_waits_for_it_so_that_its_vectors_do_not_come_into_memory(
+    tmp_path: Path,
+) -> None:
+    log = Log()
+    replica = opened(tmp_path / "a", log)
+    stage(replica)
+    segment, name, data = index_file(tmp_path / "made")
+    entries = log.add(load_with(segment))
+    with pytest.raises(FileAwaited):
+        replica.apply(entries)
+    awaited = replica.staged.awaited
+    assert awaited == Awaited(1, segment.checksum, len(data), name) and awaited.name == name
+    assert (replica.count("c"), replica.applied_index()) == (0, 1)
+    replica.staged.put(name, len(data), 0, data)
+    replica.apply(entries)
+    assert served_by_file(replica, segment) and replica.staged.awaited is None
+    gone = opened(tmp_path / "b", Log())
+    stage(gone)
+    gone.staged.lost = segment.checksum
+    with pytest.raises(CorruptDocuments):
+        gone.apply(entries)
+
+
+def test_index_files_outlast_a_crash_in_the_transaction_and_the_sweep_after_it(tmp_path: Path) -> None:
+    log, crash = Log(), [False]
+
+    def failpoint(name: str) -> None:
+        if crash[0] and name == "apply-before-commit":
+            raise KeyboardInterrupt
+
+    replica = open_replica(tmp_path / "a", failpoint)
+    replica.apply(log.add(CreateCollection(spec())))
+    stage(replica)
+    segment, name, data = index_file(tmp_path / "made")
+    replica.staged.put(name, len(data), 0, data)
+    replica.save()
+    crash[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        replica.apply(log.add(load_with(segment)))
+    for unnamed in (tmp_path / "a").rglob(f"segments/{name}"):  # the sweep's: the log that was applied names no file
+        unnamed.unlink()
+    swept = [False]
+
+    def sweep(name_: str) -> None:
+        if name_ == "apply-before-commit":
+            swept[0] = True
+            for unnamed in (tmp_path / "a").rglob(f"segments/{name}"):
+                unnamed.unlink()
+
+    again = open_replica(tmp_path / "a", sweep)
+    again.apply(log.entries)
+    assert swept == [True] and served_by_file(again, segment)
+
+
+def test_a_load_whose_vectors_would_all_come_into_memory_is_refused_by_the_leader(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    rows = UNCOVERED_BYTES_MAX // 12 + 1
+    everything = Owning(CONSISTENT_HASH, 1, [(b"", None)])
+    for indexes in ([], [LoadedFile(0, 0, 1, 100, "0" * 32)]):
+        asked = LoadRows(1, rows + len(indexes), 100, SAID.checksum, 0, 0, indexes)
+        with pytest.raises(InvalidArgument) as caught:
+            check_load(asked, staged, spec(), Limits(), everything)
+        assert (caught.value.details["field"], caught.value.details["rows"]) == ("indexes", rows)
+    staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+    check_load(load(), staged, spec(), Limits(), everything)
 
 
 def test_rows_that_no_replica_has_any_more_are_damage_that_a_snapshot_mends(tmp_path: Path) -> None:
