@@ -30,12 +30,13 @@ from needle.protocol.stamps import head
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.routing.strategy import CONSISTENT_HASH
 from needle.server.adapters import ReplicaMachine
+from needle.shard.apply.bulk import EFFECT_ROWS
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
 from needle.shard.bulk.staged import Awaited, StagedFiles, rows_name
 from needle.shard.bulk_checking import UNCOVERED_BYTES_MAX, Owning, check_load
 from needle.shard.disk import ReplicaDisk
 from needle.shard.effects import Position
-from needle.shard.feeding import Wanted, read_changes
+from needle.shard.feeding import DOCUMENTS_MAX, EFFECTS_MAX, Wanted, read_changes
 from needle.shard.plan import PublishedSegment
 from needle.shard.segments.builder import build_segment
 from needle.shard.state_machine import Replica
@@ -367,20 +368,24 @@ def test_a_load_for_which_there_is_no_room_changes_nothing_and_is_tried_again(tm
     replica.verify()
 
 
-def test_a_change_feed_tells_each_document_once(tmp_path: Path) -> None:
+def test_a_change_feed_tells_each_document_once_and_a_page_costs_what_it_tells(tmp_path: Path) -> None:
     log = Log()
     replica = opened(tmp_path, log)
-    stage(replica)
-    replica.apply(log.add(load()))
-    told, position = [], Position(1)
+    ids = [f"d{at}" for at in range(2 * DOCUMENTS_MAX + 5000)]
+    data, said = rows_file(ids, np.zeros((len(ids), 3), "<f4"))
+    stage(replica, data, said)
+    replica.apply(log.add(load(said), put(["later"], [[1, 2, 3]])))
+    told, position = list[str](), Position(1)
     while True:
+        page = replica.effects.after(position, EFFECTS_MAX, DOCUMENTS_MAX, 1)
+        assert page is not None and len(page.effects) <= 2 + DOCUMENTS_MAX // EFFECT_ROWS
         fed = read_changes(replica.view, replica.effects, Wanted("c", position, 999, False), Limits())
         assert fed is not None
         told += [one.document.id for one in fed.told]
         position = fed.reached
         if not fed.more:
             break
-    assert told == IDS
+    assert told == [*ids, "later"]
 
 
 def test_a_snapshot_holds_what_was_loaded_and_that_it_was(tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ ASK_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 0.5
 ROOM_TIMES: Final = 4
 ROW_ROOM: Final = 250
-"""The documents are written to SQLite's log and then to its file. In each of them a document takes its bytes of the file
-of rows, twice as many in the worst case, for vectors of which two do not fit on a page; and what tables take (measured:
-85 bytes and its id)."""
+"""The documents are written to SQLite's log and then to its file. In each of them a document takes its bytes of the
+file of rows, twice as many in the worst case, for vectors of which two do not fit on a page; and what tables take
+(measured: 85 bytes and its id)."""
 ALL_SECONDS: Final = 10.0
 """So long the leader waits for replicas beyond a majority: whoever has the files need not fetch them to apply."""
 
@@ -151,9 +151,9 @@ class BulkLoads:
         await self._held_by_majority(group, names, needed_room(command), deadline)
 
     async def _held_by_majority(self, group: GroupId, names: list[str], needed: int, deadline: Deadline) -> None:
-        """Return when all voters have the files, or a majority has and the others had their time. Raises DiskFull if one
-        that has them has no room for what its state takes of them: its log would stop at the entry, drops behind it
-        too."""
+        """Return when all voters have the files, or a majority has and the others had their time. Raises DiskFull if
+        one that has them has no room for what its state takes of them: it would apply nothing from the entry on, also
+        no drop."""
         since, have = self._node.now(), {self._node.node_id}
         _check_room(self._node.node_id, self._room(), needed)
         while True:
@@ -232,8 +232,8 @@ def needed_room(command: LoadRows) -> int:
 def _check_room(node: NodeId, room: int, needed: int) -> None:
     if room < needed:
         raise DiskFull(
-            f"the disk of node {node} takes {room} more bytes, and to apply this load it needs {needed} for a while: give "
-            "it more room, or drop collections, and load again; nothing was loaded",
+            f"the disk of node {node} takes {room} more bytes, and to apply this load it needs {needed} for a while: "
+            "give it more room, or drop collections, and load again; nothing was loaded",
             node=node, room=room, needed=needed,
         )  # fmt: skip
 

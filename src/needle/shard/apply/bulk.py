@@ -2,8 +2,8 @@
 from a file that lies on this replica.
 
 Deterministic: what is refused is refused before the file is looked at, or for what is in it. A replica that has not got
-its files yet raises FileAwaited with nothing changed, and is asked again: it applies nothing that comes later meanwhile.
-Memory: a block of the file, and 24 bytes a document.
+its files yet raises FileAwaited with nothing changed, and is asked again: it applies nothing that comes later until
+then. Memory: a block of the file, and 24 bytes a document.
 """
 
 from __future__ import annotations
