@@ -14,7 +14,14 @@ from needle.routing.strategy import CONSISTENT_HASH
 
 
 def job(stored: str = "books") -> Job:
-    return Job(stored, CollectionSpec(name=stored, dimensions=3, metric=Metric.L2), initial_map(CONSISTENT_HASH, 1), [], [], True)
+    return Job(
+        stored,
+        CollectionSpec(name=stored, dimensions=3, metric=Metric.L2),
+        initial_map(CONSISTENT_HASH, 1),
+        [],
+        [],
+        True,
+    )
 
 
 def test_what_others_put_into_the_directory_stays(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from needle.base.model import SearchRequest, WriteResult
 from needle.protocol.commands import CreateCollection, DropCollection, LoadRows
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
-from needle.shard.bulk.staged import StagedFiles, rows_name
+from needle.shard.bulk.staged import LOADS_MAX, StagedFiles, rows_name
 from needle.shard.disk import ReplicaDisk
 from needle.shard.effects import Position
 from needle.shard.feeding import Wanted, read_changes
@@ -305,9 +305,19 @@ def test_a_file_with_another_checksum_than_its_name_is_refused(tmp_path: Path) -
             staged.put(bad, 1, 0, b"x")
 
 
-def test_a_collection_has_the_rows_of_one_load_at_most(tmp_path: Path) -> None:
+def other_rows(staged: StagedFiles, count: int, collection: int = 1) -> None:
+    """The rows of so many other loads, prepared for a collection."""
+    for number in range(count):
+        data, said = rows_file([f"other{number}"], VECTORS[:1])
+        staged.put(rows_name(collection, said.checksum), len(data), 0, data)
+
+
+def test_a_collection_has_the_rows_of_some_loads_at_most(tmp_path: Path) -> None:
     staged = StagedFiles(str(tmp_path), ReplicaDisk())
-    staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+    name = rows_name(1, SAID.checksum)
+    other_rows(staged, LOADS_MAX - 1)
+    staged.put(name, len(FILE), 0, FILE[:100])
+    staged.put(name, len(FILE), 100, FILE[100:])
     data, said = rows_file(["a"], VECTORS[:1])
     with pytest.raises(InvalidArgument):
         staged.put(rows_name(1, said.checksum), len(data), 0, data)
@@ -315,6 +325,26 @@ def test_a_collection_has_the_rows_of_one_load_at_most(tmp_path: Path) -> None:
     assert staged.collections() == {1, 2}
     staged.forget(1)
     assert staged.collections() == {2}
+
+
+def test_parts_of_other_loads_count(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    for number in range(LOADS_MAX):
+        staged.put(rows_name(1, f"{number:032x}"), 1000, 0, b"x")
+    with pytest.raises(InvalidArgument):
+        staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+
+
+def test_what_a_committed_entry_names_is_taken_though_other_loads_were_prepared(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    other_rows(replica.staged, LOADS_MAX)
+    entries = log.add(load())
+    with pytest.raises(FileAwaited):
+        replica.apply(entries)
+    stage(replica)
+    [done] = replica.apply(entries)
+    assert done.count == COUNT
 
 
 def test_a_file_of_rows_that_is_cut_or_changed_is_known(tmp_path: Path) -> None:
