@@ -12,8 +12,8 @@ import pytest
 
 from needle.base.config import Limits
 from needle.base.errors import CorruptDocuments, CorruptSegment, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
-from needle.base.model import SearchRequest, WriteResult
-from needle.protocol.commands import CreateCollection, DropCollection, LoadRows
+from needle.base.model import Metric, SearchRequest, VectorSpec, WriteResult
+from needle.protocol.commands import CreateCollection, Delete, DropCollection, LoadRows, Named, UpdateVectors
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
 from needle.shard.bulk.staged import LOADS_MAX, StagedFiles, rows_name
@@ -279,6 +279,47 @@ def test_a_load_for_other_ranges_of_keys_is_refused(tmp_path: Path) -> None:
     assert done.count == COUNT
 
 
+TITLE = "c/title"
+
+
+def with_title(log: Log, replica: Replica) -> list[Named]:
+    """Have the collection have a named vector; one, for the first document of a command."""
+    of = VectorSpec(dimensions=2, metric=Metric.L2).stored_as(TITLE, "c")
+    replica.apply(log.add(CreateCollection(of)))
+    return [Named(TITLE, [0], floats([4, 5]))]
+
+
+def test_the_rows_of_a_named_vector_cannot_be_loaded(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    named = with_title(log, replica)
+    data, said = rows_file(IDS[:5], VECTORS[:5, :2])
+    stage(replica, data, said, collection=2)
+    [refused] = replica.apply(log.add(load(said, collection=2)))
+    assert isinstance(refused, InvalidArgument) and refused.details["field"] == "collection"
+    [done] = replica.apply(log.add(put(["d0"], [[1, 2, 3]], named=named)))
+    assert isinstance(done, WriteResult), done
+    replica.save()
+    replica.verify()
+
+
+def test_a_collection_with_named_vectors_takes_documents_without_them(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    named = with_title(log, replica)
+    stage(replica)
+    [done] = replica.apply(log.add(load()))
+    assert done.count == COUNT
+    title = SearchRequest(collection="c", vector=floats([4, 5]), k=5, vector_name=TITLE)
+    assert list(replica.search(title).ids) == []
+    update = UpdateVectors("c", ["d7"], floats([4, 5]), name=TITLE)
+    results = replica.apply(log.add(update, put(["d8"], [[1, 2, 3]], named=named), Delete("c", ["d9"])))
+    assert all(isinstance(one, WriteResult) for one in results), results
+    assert sorted(replica.search(title).ids) == ["d7", "d8"]
+    replica.save()
+    replica.verify()
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 def test_parts_go_on_where_they_were_broken_off(tmp_path: Path) -> None:
     staged = StagedFiles(str(tmp_path), ReplicaDisk())
@@ -325,6 +366,20 @@ def test_a_collection_has_the_rows_of_some_loads_at_most(tmp_path: Path) -> None
     assert staged.collections() == {1, 2}
     staged.forget(1)
     assert staged.collections() == {2}
+
+
+@pytest.mark.parametrize("number", ["0", "01", "-1", "1" * 20, "1" * 300, "1" * 5000, "\u0663"])
+def test_numbers_in_names_are_bounded(tmp_path: Path, number: str) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    for name in (rows_name(1, SAID.checksum).replace("1-", f"{number}-", 1), f"1-0-{number}-{SAID.checksum}.seg"):
+        if number == "0" and name.endswith(".seg"):
+            assert staged.here(name) == 0, "the first ordinal"
+            continue
+        with pytest.raises(InvalidArgument):
+            staged.put(name, 100, 0, b"x")
+        with pytest.raises(InvalidArgument):
+            staged.here(name)
+    assert staged.collections() == set()
 
 
 def test_parts_of_other_loads_count(tmp_path: Path) -> None:

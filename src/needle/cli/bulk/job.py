@@ -67,7 +67,7 @@ class ShardFiles(msgspec.Struct, frozen=True):
 
 
 class Work:
-    """The directory of one load. What it deletes is its own: the parts that it made, where its mark says that it did."""
+    """The directory of one load. It deletes only the parts that it made, where its mark says that it did."""
 
     def __init__(self, directory: str) -> None:
         self.root = Path(directory)

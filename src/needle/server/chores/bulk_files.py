@@ -11,8 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from needle.base.errors import NeedleError
-from needle.base.file_errors import SHORTAGES
+from needle.base.errors import DiskFull, NeedleError, TooManyFiles
 from needle.base.ids import NodeId
 from needle.base.parts import Payload
 from needle.protocol import calls
@@ -65,7 +64,7 @@ class BulkFiles:
         for peer in others_of(self._at.host.status(self._at.group)):
             try:
                 said = await self._fetch(awaited, peer)
-            except SHORTAGES as error:  # of this node, when the peer has given of it
+            except (DiskFull, TooManyFiles) as error:  # of this node, when the peer has given of it
                 log.debug("%s: %s of a bulk load cannot be kept: %s", self._at.name, awaited.name, error)
                 self._gone = None
                 return

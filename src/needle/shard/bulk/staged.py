@@ -29,7 +29,9 @@ FILES_MAX: Final = 4096
 LOADS_MAX: Final = 3
 """Whose rows wait for one collection: of the load that is made again, for another map or of another source, and of
 those that were broken off before."""
-_NAME: Final = re.compile(r"(\d+)-(rows|\d+-\d+)-([0-9a-f]{32})\.(rows|seg)")
+_ORDINAL: Final = "(?:0|[1-9][0-9]{0,18})"
+"""Bounded, for a file's name is, and so are the digits that int() takes."""
+_NAME: Final = re.compile(rf"([1-9][0-9]{{0,18}})-(rows|{_ORDINAL}-{_ORDINAL})-([0-9a-f]{{32}})\.(rows|seg)")
 
 
 class StagedName(NamedTuple):
