@@ -23,6 +23,7 @@ from needle.shard.feeding import Wanted, read_changes
 from needle.shard.segments.builder import build_segment
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
+from shard.test_costs import keeper_of
 
 COUNT = 2500
 VECTORS = np.random.default_rng(5).normal(size=(COUNT, 3)).astype("<f4")
@@ -181,6 +182,32 @@ def test_index_files_serve_from_the_entry_on(tmp_path: Path) -> None:
     assert nearest(without, 77) == "d77"
     assert without.held.collection_vectors()[0].missing() == [segment]
     assert without.digest() == replica.digest()
+
+
+async def test_the_keeper_deletes_index_files_that_came_with_a_load_once_the_collection_is_dropped(
+    tmp_path: Path,
+) -> None:
+    log = Log()
+    replica = opened(tmp_path / "a", log)
+    keeper = keeper_of(replica)
+    keeper.kick()
+    await keeper._files_pass()
+    made = tmp_path / "made"
+    made.mkdir()
+    segment, path = build_segment(str(made), 1, 0, COUNT - 1, [(np.arange(COUNT), VECTORS)], spec())
+    name, data = os.path.basename(path), Path(path).read_bytes()
+    stage(replica)
+    replica.staged.put(name, len(data), 0, data)
+    named = [LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)]
+    replica.apply(log.add(load(indexes=named)))
+    keeper.kick()
+    await keeper._files_pass()
+    there = os.path.join(replica.held.segment_directory, name)
+    assert os.path.exists(there)
+    replica.apply(log.add(DropCollection("c")))
+    keeper.kick()
+    await keeper._files_pass()
+    assert not os.path.exists(there)
 
 
 def test_rows_that_no_replica_has_any_more_are_damage_that_a_snapshot_mends(tmp_path: Path) -> None:
