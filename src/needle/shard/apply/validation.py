@@ -35,6 +35,7 @@ from needle.protocol.commands import (
     Named,
     OpenSession,
     Patch,
+    PinScan,
     PublishSegment,
     Session,
     Spread,
@@ -105,7 +106,9 @@ def check_command(
         if new and (count := collections()) >= limits.collections_max:
             raise invalid("collections", count + 1, f"at most {limits.collections_max} in a cluster")
     elif isinstance(command, DropCollection):
-        _require(command.name, find_spec)
+        _require(command.name, find_spec, vectors=True)
+    elif isinstance(command, PinScan):
+        _require(command.collection, find_spec)
     elif isinstance(command, Delete):
         _require(command.collection, find_spec)
         _check_spread(command, limits)
@@ -269,9 +272,10 @@ def check_hits(request: SearchRequest, limits: Limits) -> None:
     _check_int("ef_search", request.ef_search, 0, EF_MAX)
 
 
-def _require(name: str, find_spec: FindSpec) -> CollectionSpec:
+def _require(name: str, find_spec: FindSpec, *, vectors: bool = False) -> CollectionSpec:
+    """Of a collection that has documents, or of a named vector of one, too: see batch.Batch.record."""
     spec = find_spec(name)
-    if spec is None:
+    if spec is None or (spec.of and not vectors):
         raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
     return spec
 
