@@ -44,7 +44,7 @@ from needle.protocol.commands import (
     UpdateVectors,
     without_repeats,
 )
-from needle.routing.topology import vector_called
+from needle.routing.collection_names import readable, vector_called
 from needle.shard.apply.metadata import METADATA_DEPTH_MAX, check_metadata, depth
 from needle.shard.apply.named import missing
 from needle.shard.apply.patching import change_bytes, named_paths
@@ -207,7 +207,8 @@ def check_new(spec: CollectionSpec, limits: Limits) -> None:
 
 def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     """Refuse a collection that cannot work."""
-    check_name("collection", spec.name, VECTOR_BYTES_MAX if spec.of else NAME_BYTES_MAX)
+    name, most = (readable(spec.name), VECTOR_BYTES_MAX) if spec.of else (spec.name, NAME_BYTES_MAX)
+    check_name("collection", name, most)
     _check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
     if spec.metric not in list(Metric):
         raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
