@@ -23,16 +23,24 @@ from needle.base.errors import (
     StaleEpoch,
     Unavailable,
 )
-from needle.base.model import SearchRequest, WriteResult
+from needle.base.model import Metric, SearchRequest, VectorSpec, WriteResult
 from needle.multiraft.ports import Applied
-from needle.protocol.commands import CreateCollection, DropCollection, LoadRows, decode_logged
+from needle.protocol.commands import (
+    CreateCollection,
+    Delete,
+    DropCollection,
+    LoadRows,
+    Named,
+    UpdateVectors,
+    decode_logged,
+)
 from needle.protocol.stamps import head
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.routing.strategy import CONSISTENT_HASH
 from needle.server.adapters import ReplicaMachine
 from needle.shard.apply.bulk import EFFECT_ROWS
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
-from needle.shard.bulk.staged import Awaited, StagedFiles, rows_name
+from needle.shard.bulk.staged import LOADS_MAX, Awaited, StagedFiles, rows_name
 from needle.shard.bulk_checking import UNCOVERED_BYTES_MAX, Owning, check_load
 from needle.shard.disk import ReplicaDisk
 from needle.shard.effects import Position
@@ -41,6 +49,7 @@ from needle.shard.plan import PublishedSegment
 from needle.shard.segments.builder import build_segment
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
+from shard.test_costs import keeper_of
 
 COUNT = 2500
 VECTORS = np.random.default_rng(5).normal(size=(COUNT, 3)).astype("<f4")
@@ -275,6 +284,32 @@ def test_a_load_whose_vectors_would_all_come_into_memory_is_refused_by_the_leade
     check_load(load(), staged, spec(), Limits(), everything)
 
 
+async def test_the_keeper_deletes_index_files_that_came_with_a_load_once_the_collection_is_dropped(
+    tmp_path: Path,
+) -> None:
+    log = Log()
+    replica = opened(tmp_path / "a", log)
+    keeper = keeper_of(replica)
+    keeper.kick()
+    await keeper._files_pass()
+    made = tmp_path / "made"
+    made.mkdir()
+    segment, path = build_segment(str(made), 1, 0, COUNT - 1, [(np.arange(COUNT), VECTORS)], spec())
+    name, data = os.path.basename(path), Path(path).read_bytes()
+    stage(replica)
+    replica.staged.put(name, len(data), 0, data)
+    named = [LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)]
+    replica.apply(log.add(load(indexes=named)))
+    keeper.kick()
+    await keeper._files_pass()
+    there = os.path.join(replica.held.segment_directory, name)
+    assert os.path.exists(there)
+    replica.apply(log.add(DropCollection("c")))
+    keeper.kick()
+    await keeper._files_pass()
+    assert not os.path.exists(there)
+
+
 def test_rows_that_no_replica_has_any_more_are_damage_that_a_snapshot_mends(tmp_path: Path) -> None:
     log = Log()
     replica, other = opened(tmp_path / "a", log), opened(tmp_path / "b", log)
@@ -435,6 +470,47 @@ def test_a_load_is_known_by_the_first_bytes_of_its_entry(tmp_path: Path) -> None
     assert not machine.takes_long([Applied(3, 1, b"", None)])
 
 
+TITLE = "c/title"
+
+
+def with_title(log: Log, replica: Replica) -> list[Named]:
+    """Have the collection have a named vector; one, for the first document of a command."""
+    of = VectorSpec(dimensions=2, metric=Metric.L2).stored_as(TITLE, "c")
+    replica.apply(log.add(CreateCollection(of)))
+    return [Named(TITLE, [0], floats([4, 5]))]
+
+
+def test_the_rows_of_a_named_vector_cannot_be_loaded(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    named = with_title(log, replica)
+    data, said = rows_file(IDS[:5], VECTORS[:5, :2])
+    stage(replica, data, said, collection=2)
+    [refused] = replica.apply(log.add(load(said, collection=2)))
+    assert isinstance(refused, InvalidArgument) and refused.details["field"] == "collection"
+    [done] = replica.apply(log.add(put(["d0"], [[1, 2, 3]], named=named)))
+    assert isinstance(done, WriteResult), done
+    replica.save()
+    replica.verify()
+
+
+def test_a_collection_with_named_vectors_takes_documents_without_them(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    named = with_title(log, replica)
+    stage(replica)
+    [done] = replica.apply(log.add(load()))
+    assert done.count == COUNT
+    title = SearchRequest(collection="c", vector=floats([4, 5]), k=5, vector_name=TITLE)
+    assert list(replica.search(title).ids) == []
+    update = UpdateVectors("c", ["d7"], floats([4, 5]), name=TITLE)
+    results = replica.apply(log.add(update, put(["d8"], [[1, 2, 3]], named=named), Delete("c", ["d9"])))
+    assert all(isinstance(one, WriteResult) for one in results), results
+    assert sorted(replica.search(title).ids) == ["d7", "d8"]
+    replica.save()
+    replica.verify()
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 def test_parts_go_on_where_they_were_broken_off(tmp_path: Path) -> None:
     staged = StagedFiles(str(tmp_path), ReplicaDisk())
@@ -461,9 +537,19 @@ def test_a_file_with_another_checksum_than_its_name_is_refused(tmp_path: Path) -
             staged.put(bad, 1, 0, b"x")
 
 
-def test_a_collection_has_the_rows_of_one_load_at_most(tmp_path: Path) -> None:
+def other_rows(staged: StagedFiles, count: int, collection: int = 1) -> None:
+    """The rows of so many other loads, prepared for a collection."""
+    for number in range(count):
+        data, said = rows_file([f"other{number}"], VECTORS[:1])
+        staged.put(rows_name(collection, said.checksum), len(data), 0, data)
+
+
+def test_a_collection_has_the_rows_of_some_loads_at_most(tmp_path: Path) -> None:
     staged = StagedFiles(str(tmp_path), ReplicaDisk())
-    staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+    name = rows_name(1, SAID.checksum)
+    other_rows(staged, LOADS_MAX - 1)
+    staged.put(name, len(FILE), 0, FILE[:100])
+    staged.put(name, len(FILE), 100, FILE[100:])
     data, said = rows_file(["a"], VECTORS[:1])
     with pytest.raises(InvalidArgument):
         staged.put(rows_name(1, said.checksum), len(data), 0, data)
@@ -471,6 +557,40 @@ def test_a_collection_has_the_rows_of_one_load_at_most(tmp_path: Path) -> None:
     assert staged.collections() == {1, 2}
     staged.forget(1)
     assert staged.collections() == {2}
+
+
+@pytest.mark.parametrize("number", ["0", "01", "-1", "1" * 20, "1" * 300, "1" * 5000, "\u0663"])
+def test_numbers_in_names_are_bounded(tmp_path: Path, number: str) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    for name in (rows_name(1, SAID.checksum).replace("1-", f"{number}-", 1), f"1-0-{number}-{SAID.checksum}.seg"):
+        if number == "0" and name.endswith(".seg"):
+            assert staged.here(name) == 0, "the first ordinal"
+            continue
+        with pytest.raises(InvalidArgument):
+            staged.put(name, 100, 0, b"x")
+        with pytest.raises(InvalidArgument):
+            staged.here(name)
+    assert staged.collections() == set()
+
+
+def test_parts_of_other_loads_count(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    for number in range(LOADS_MAX):
+        staged.put(rows_name(1, f"{number:032x}"), 1000, 0, b"x")
+    with pytest.raises(InvalidArgument):
+        staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+
+
+def test_what_a_committed_entry_names_is_taken_though_other_loads_were_prepared(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    other_rows(replica.staged, LOADS_MAX)
+    entries = log.add(load())
+    with pytest.raises(FileAwaited):
+        replica.apply(entries)
+    stage(replica)
+    [done] = replica.apply(entries)
+    assert done.count == COUNT
 
 
 def test_a_file_of_rows_that_is_cut_or_changed_is_known(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from needle.base.errors import (
     invalid,
 )
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import WriteResult
+from needle.base.model import CollectionSpec, WriteResult
 from needle.base.runtime import micros_of
 from needle.base.versions import LOADS
 from needle.protocol import calls, commands
@@ -45,6 +45,7 @@ from needle.protocol.upkeep_commands import LoadRows
 from needle.routing.topology import Ownership
 from needle.server.replica import HostedReplica
 from needle.server.service.served import Deadline, ServedNode, not_leader
+from needle.shard.apply.bulk import check_takes_loads
 from needle.shard.bulk.staged import StagedFiles, read_name, rows_name
 from needle.shard.bulk_checking import Owning, check_load
 from needle.shard.plan import PublishedSegment
@@ -79,6 +80,7 @@ class BulkLoads:
         if view is None or live is None:
             raise CollectionNotFound(f"this shard has no collection {call.collection}", collection=call.collection)
         record, state = view.record, live.indexing
+        self._check_takes(hosted, record.spec)
         return BulkBeginAnswer(
             record.id, record.spec, state.generation, record.documents, record.next_ordinal > 0, state.loaded,
             live.config.rows_max, self._owned().fingerprint(call.group - 1),
@@ -140,6 +142,7 @@ class BulkLoads:
         if any(size != -1 for size in here):
             raise Unavailable("the leader has not got all files of this load: put them there first", group=group)
         view = next(v for v in hosted.replica.view.collections.values() if v.record.id == command.collection_id)
+        self._check_takes(hosted, view.record.spec)
         owned, shard = self._owned(), group - 1
         if owned.fingerprint(shard) != command.owned:
             raise Unavailable(
@@ -199,6 +202,17 @@ class BulkLoads:
                 "the logs of this cluster are archived, and an archive would lack what a bulk load brings: end "
                 "`needle backup archive`, say so by `needle backup forget`, load, and archive into a new target",
                 field="archive",
+            )
+
+    def _check_takes(self, hosted: HostedReplica, spec: CollectionSpec) -> None:
+        """Raises InvalidArgument for a collection that takes no load, by its settings here or in the catalog."""
+        check_takes_loads(spec)
+        info = hosted.collections.find(self._node.topology, spec.name)
+        if info is not None and info.spec.ttl:
+            raise InvalidArgument(
+                f"documents of collection {info.spec.name!r} expire after {info.spec.ttl:g} s: a bulk load takes none "
+                "that expire",
+                field="collection",
             )
 
     def _owned(self) -> Ownership:

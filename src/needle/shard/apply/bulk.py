@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from needle.base.errors import CollectionNotFound, CorruptDocuments, FileAwaited, InvalidArgument, StaleEpoch, invalid
-from needle.base.model import WriteResult
+from needle.base.model import CollectionSpec, WriteResult
 from needle.protocol.upkeep_commands import LoadRows
 from needle.shard.apply.batch import Batch
 from needle.shard.apply.changes import CollectionChange
@@ -59,6 +59,7 @@ def _tell(batch: Batch, change: CollectionChange, loaded: LoadedRows) -> None:
 
 
 def _check(batch: Batch, record: CollectionRecord, command: LoadRows, generation: int) -> None:
+    check_takes_loads(record.spec)
     if record.next_ordinal:
         raise InvalidArgument(
             f"collection {record.spec.name!r} was written to already in this shard, and a bulk load is for one that "
@@ -75,6 +76,17 @@ def _check(batch: Batch, record: CollectionRecord, command: LoadRows, generation
         )
     if generation != command.generation:
         raise InvalidArgument("the collection got another index since the load was prepared", field="index")
+
+
+def check_takes_loads(spec: CollectionSpec) -> None:
+    """Raises InvalidArgument for a collection that no load can be made for. One that has named vectors takes it: its
+    documents have none of them then, and get them as others do."""
+    if spec.of:
+        raise InvalidArgument(
+            f"{spec.name!r} holds a named vector of collection {spec.of!r}, whose ordinals are those of its documents: "
+            "load the documents, and add their named vectors by updates",
+            field="collection",
+        )
 
 
 def _manifest(command: LoadRows) -> list[PublishedSegment]:
