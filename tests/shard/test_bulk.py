@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from needle.base.config import Limits
-from needle.base.errors import CorruptDocuments, CorruptSegment, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
+from needle.base.errors import (
+    CorruptDocuments,
+    CorruptSegment,
+    DiskFull,
+    FileAwaited,
+    InvalidArgument,
+    StaleEpoch,
+    Unavailable,
+)
 from needle.base.model import Metric, SearchRequest, VectorSpec, WriteResult
-from needle.protocol.commands import CreateCollection, Delete, DropCollection, LoadRows, Named, UpdateVectors
+from needle.multiraft.ports import Applied
+from needle.protocol.commands import (
+    CreateCollection,
+    Delete,
+    DropCollection,
+    LoadRows,
+    Named,
+    UpdateVectors,
+    decode_logged,
+)
+from needle.protocol.stamps import head
 from needle.protocol.upkeep_commands import LoadedFile
+from needle.routing.strategy import CONSISTENT_HASH
+from needle.server.adapters import ReplicaMachine
+from needle.shard.apply.bulk import EFFECT_ROWS
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
-from needle.shard.bulk.staged import LOADS_MAX, StagedFiles, rows_name
+from needle.shard.bulk.staged import LOADS_MAX, Awaited, StagedFiles, rows_name
+from needle.shard.bulk_checking import UNCOVERED_BYTES_MAX, Owning, check_load
 from needle.shard.disk import ReplicaDisk
 from needle.shard.effects import Position
-from needle.shard.feeding import Wanted, read_changes
+from needle.shard.feeding import DOCUMENTS_MAX, EFFECTS_MAX, Wanted, read_changes
+from needle.shard.plan import PublishedSegment
 from needle.shard.segments.builder import build_segment
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -158,56 +185,124 @@ def test_two_documents_of_one_id_are_refused_by_every_replica_alike(tmp_path: Pa
     replica.verify()
 
 
+def index_file(directory: Path) -> tuple[PublishedSegment, str, bytes]:
+    """Of all documents: what it is, its name, and its bytes."""
+    directory.mkdir()
+    segment, path = build_segment(str(directory), 1, 0, COUNT - 1, [(np.arange(COUNT), VECTORS)], spec())
+    return segment, os.path.basename(path), Path(path).read_bytes()
+
+
+def load_with(segment: PublishedSegment) -> LoadRows:
+    return load(indexes=[LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)])
+
+
+def served_by_file(replica: Replica, segment: PublishedSegment) -> bool:
+    """And no vector is in memory."""
+    [vectors] = replica.held.collection_vectors()
+    attached = [one.segment for one in vectors.attached()] == [segment] and not vectors.missing()
+    return attached and not vectors.view().growing.chunks and nearest(replica, 77) == "d77"
+
+
 def test_index_files_serve_from_the_entry_on(tmp_path: Path) -> None:
     log = Log()
     replica = opened(tmp_path / "a", log)
     stage(replica)
-    made = tmp_path / "made"
-    made.mkdir()
-    blocks = [(np.arange(COUNT), VECTORS)]
-    segment, path = build_segment(str(made), 1, 0, COUNT - 1, blocks, spec())
-    data = Path(path).read_bytes()
-    assert replica.staged.put(os.path.basename(path), len(data), 0, data) == -1
-    named = [LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)]
-    replica.apply(log.add(load(indexes=named)))
-    [vectors] = replica.held.collection_vectors()
-    assert [one.segment for one in vectors.attached()] == [segment] and not vectors.missing()
-    assert len(vectors.view().growing.chunks) == 0
-    assert nearest(replica, 77) == "d77"
-    lacking = opened(tmp_path / "b", Log())
-    lacking.close()
-    without = open_replica(tmp_path / "b2")
-    stage(without)
-    without.apply(log.entries)
-    assert nearest(without, 77) == "d77"
-    assert without.held.collection_vectors()[0].missing() == [segment]
-    assert without.digest() == replica.digest()
+    segment, name, data = index_file(tmp_path / "made")
+    assert replica.staged.put(name, len(data), 0, data) == -1
+    replica.apply(log.add(load_with(segment)))
+    assert served_by_file(replica, segment)
+    assert replica.staged.read(name, 0, len(data)) == data, "it stays for replicas that lack it"
+    replica.staged.forget(1)
+    replica.checkpoint()
+    replica.close()
+    assert served_by_file(open_replica(tmp_path / "a"), segment)
 
 
-async def test_the_keeper_deletes_index_files_that_came_with_a_load_once_the_collection_is_dropped(
+def test_a_replica_without_an_index_file_waits_for_it_so_that_its_vectors_do_not_come_into_memory(
     tmp_path: Path,
 ) -> None:
     log = Log()
     replica = opened(tmp_path / "a", log)
+    stage(replica)
+    segment, name, data = index_file(tmp_path / "made")
+    entries = log.add(load_with(segment))
+    with pytest.raises(FileAwaited):
+        replica.apply(entries)
+    awaited = replica.staged.awaited
+    assert awaited == Awaited(1, segment.checksum, len(data), name) and awaited.name == name
+    assert (replica.count("c"), replica.applied_index()) == (0, 1)
+    replica.staged.put(name, len(data), 0, data)
+    replica.apply(entries)
+    assert served_by_file(replica, segment) and replica.staged.awaited is None
+    gone = opened(tmp_path / "b", Log())
+    stage(gone)
+    gone.staged.lost = segment.checksum
+    with pytest.raises(CorruptDocuments):
+        gone.apply(entries)
+
+
+def test_index_files_outlast_a_crash_in_the_transaction_and_the_sweep_after_it(tmp_path: Path) -> None:
+    log, crash = Log(), [False]
+
+    def failpoint(name: str) -> None:
+        if crash[0] and name == "apply-before-commit":
+            raise KeyboardInterrupt
+
+    replica = open_replica(tmp_path / "a", failpoint)
+    replica.apply(log.add(CreateCollection(spec())))
+    stage(replica)
+    segment, name, data = index_file(tmp_path / "made")
+    replica.staged.put(name, len(data), 0, data)
+    replica.save()
+    crash[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        replica.apply(log.add(load_with(segment)))
+    for unnamed in (tmp_path / "a").rglob(f"segments/{name}"):  # the sweep's: the log that was applied names no file
+        unnamed.unlink()
+    swept = [False]
+
+    def sweep(name_: str) -> None:
+        if name_ == "apply-before-commit":
+            swept[0] = True
+            for unnamed in (tmp_path / "a").rglob(f"segments/{name}"):
+                unnamed.unlink()
+
+    again = open_replica(tmp_path / "a", sweep)
+    again.apply(log.entries)
+    assert swept == [True] and served_by_file(again, segment)
+
+
+def test_a_load_whose_vectors_would_all_come_into_memory_is_refused_by_the_leader(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    rows = UNCOVERED_BYTES_MAX // 12 + 1
+    everything = Owning(CONSISTENT_HASH, 1, [(b"", None)])
+    for indexes in ([], [LoadedFile(0, 0, 1, 100, "0" * 32)]):
+        asked = LoadRows(1, rows + len(indexes), 100, SAID.checksum, 0, 0, indexes)
+        with pytest.raises(InvalidArgument) as caught:
+            check_load(asked, staged, spec(), Limits(), everything)
+        assert (caught.value.details["field"], caught.value.details["rows"]) == ("indexes", rows)
+    staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+    check_load(load(), staged, spec(), Limits(), everything)
+
+
+def test_the_keeper_deletes_index_files_that_came_with_a_load_once_the_collection_is_dropped(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path / "a", log)
     keeper = keeper_of(replica)
-    keeper.kick()
-    await keeper._files_pass()
-    made = tmp_path / "made"
-    made.mkdir()
-    segment, path = build_segment(str(made), 1, 0, COUNT - 1, [(np.arange(COUNT), VECTORS)], spec())
-    name, data = os.path.basename(path), Path(path).read_bytes()
+
+    def look() -> bool:
+        keeper.kick()
+        asyncio.run(keeper._files_pass())
+        return os.path.exists(os.path.join(replica.held.segment_directory, name))
+
+    segment, name, data = index_file(tmp_path / "made")
+    assert not look()
     stage(replica)
     replica.staged.put(name, len(data), 0, data)
-    named = [LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)]
-    replica.apply(log.add(load(indexes=named)))
-    keeper.kick()
-    await keeper._files_pass()
-    there = os.path.join(replica.held.segment_directory, name)
-    assert os.path.exists(there)
+    replica.apply(log.add(load_with(segment)))
+    assert look()
     replica.apply(log.add(DropCollection("c")))
-    keeper.kick()
-    await keeper._files_pass()
-    assert not os.path.exists(there)
+    assert not look()
 
 
 def test_rows_that_no_replica_has_any_more_are_damage_that_a_snapshot_mends(tmp_path: Path) -> None:
@@ -254,20 +349,73 @@ def test_a_crash_before_the_commit_leaves_nothing_and_the_log_brings_all(tmp_pat
     again.verify()
 
 
-def test_a_change_feed_tells_each_document_once(tmp_path: Path) -> None:
+def test_reads_of_that_shard_do_not_wait_for_a_load_and_see_what_was_before(tmp_path: Path) -> None:
+    log, writing, go_on, armed = Log(), threading.Event(), threading.Event(), [False]
+
+    def failpoint(name: str) -> None:
+        if armed[0] and name == "apply-before-commit":
+            writing.set()
+            assert go_on.wait(60)
+
+    replica = open_replica(tmp_path, failpoint)
+    replica.apply(log.add(CreateCollection(spec()), CreateCollection(spec("other"))))
+    replica.apply(log.add(put(["q"], [[1, 2, 3]], collection="other")))
+    stage(replica)
+    replica.save()
+    armed[0] = True
+    with ThreadPoolExecutor(2) as threads:
+        loading = threads.submit(replica.apply, log.add(load()))
+        try:
+            assert writing.wait(60)
+            [read] = threads.submit(replica.get, "other", ["q"], True).result(30)
+            assert read.vector == floats([1, 2, 3])
+            assert threads.submit(replica.get, "c", ["d1"], False).result(30) == []
+            assert replica.count("c") == 0 and not loading.done()
+        finally:
+            go_on.set()
+        assert loading.result(60)[0].count == COUNT
+    assert len(replica.get("c", ["d1"], False)) == 1
+
+
+def test_a_load_for_which_there_is_no_room_changes_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    log, full = Log(), [False]
+
+    def failpoint(name: str) -> None:
+        if full[0] and name == "apply-before-commit":
+            raise DiskFull("no room")
+
+    replica = open_replica(tmp_path, failpoint)
+    replica.apply(log.add(CreateCollection(spec())))
+    stage(replica)
+    replica.save()
+    full[0] = True
+    with pytest.raises(DiskFull):
+        replica.apply(log.add(load()))
+    assert (replica.count("c"), replica.get("c", ["d1"], False), replica.applied_index()) == (0, [], 1)
+    full[0] = False
+    replica.apply(log.entries)
+    assert replica.count("c") == COUNT
+    replica.verify()
+
+
+def test_a_change_feed_tells_each_document_once_and_a_page_costs_what_it_tells(tmp_path: Path) -> None:
     log = Log()
     replica = opened(tmp_path, log)
-    stage(replica)
-    replica.apply(log.add(load()))
-    told, position = [], Position(1)
+    ids = [f"d{at}" for at in range(2 * DOCUMENTS_MAX + 5000)]
+    data, said = rows_file(ids, np.zeros((len(ids), 3), "<f4"))
+    stage(replica, data, said)
+    replica.apply(log.add(load(said), put(["later"], [[1, 2, 3]])))
+    told, position = list[str](), Position(1)
     while True:
+        page = replica.effects.after(position, EFFECTS_MAX, DOCUMENTS_MAX, 1)
+        assert page is not None and len(page.effects) <= 2 + DOCUMENTS_MAX // EFFECT_ROWS
         fed = read_changes(replica.view, replica.effects, Wanted("c", position, 999, False), Limits())
         assert fed is not None
         told += [one.document.id for one in fed.told]
         position = fed.reached
         if not fed.more:
             break
-    assert told == IDS
+    assert told == [*ids, "later"]
 
 
 def test_a_snapshot_holds_what_was_loaded_and_that_it_was(tmp_path: Path) -> None:
@@ -345,6 +493,17 @@ def test_a_collection_with_named_vectors_takes_documents_without_them(tmp_path: 
     assert sorted(replica.search(title).ids) == ["d7", "d8"]
     replica.save()
     replica.verify()
+
+
+def test_a_load_is_known_by_the_first_bytes_of_its_entry(tmp_path: Path) -> None:
+    entries = Log().add(load(indexes=[LoadedFile(0, 9, 10, 100, "0" * 32)]), put(["load"], [[1, 1, 1]]))
+    machine = ReplicaMachine(open_replica(tmp_path))
+    stamped = msgspec.structs.replace(entries[0], data=head(1) + entries[0].data[1:])
+    assert [machine.takes_long(of) for of in ([entries[0]], [entries[1]], entries[::-1], [stamped])] == [
+        *(True, False, True, True)
+    ]
+    assert isinstance(decode_logged(stamped.data), LoadRows)
+    assert not machine.takes_long([Applied(3, 1, b"", None)])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

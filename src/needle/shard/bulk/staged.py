@@ -61,11 +61,13 @@ class Awaited(NamedTuple):
     collection_id: int
     checksum: str
     size: int
+    index_file: str = ""
+    """Its name, if it is not the one of rows."""
 
     @property
     def name(self) -> str:
         """Of the file."""
-        return rows_name(self.collection_id, self.checksum)
+        return self.index_file or rows_name(self.collection_id, self.checksum)
 
 
 class StagedFiles:
@@ -169,10 +171,11 @@ class StagedFiles:
             raise os_failure(error, path) from error
 
     def give(self, name: str, directory: str) -> None:
-        """Move an index file to where searches use it; nothing if it is not here."""
-        path = self.path(name)
-        if self._disk.exists(path):
-            self._disk.rename(path, os.path.join(directory, name))
+        """Have an index file where searches use it, too: here it stays for whoever fetches it, and for this replica, if
+        it is killed before the entry is stored. Nothing if it is not here."""
+        path, target = self.path(name), os.path.join(directory, name)
+        if self._disk.exists(path) and not self._disk.exists(target):
+            self._disk.link(path, target)
             self._disk.sync(directory)
 
     def _ours(self) -> list[str]:
