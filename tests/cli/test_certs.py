@@ -107,6 +107,17 @@ def test_a_node_notices_that_its_certificate_has_ended(tmp_path: Path) -> None:
     assert used.refresh() and not used.expired
 
 
+def test_a_key_that_everybody_can_read_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    create_ca(tmp_path, "ca", 100)
+    create_node(tmp_path, "node-1", (), 30)
+    used, key = certificates(tmp_path, "node-1", "node-1"), tmp_path / "node-1.key"
+    used.load()
+    assert "can read" not in caplog.text
+    key.chmod(0o644)
+    used.load()
+    assert f"every user of this machine can read tls.key = '{key}'" in caplog.text
+
+
 def test_an_authority_that_ends_beside_the_one_in_use_ends_nothing(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     create_ca(old, "old", 3)
