@@ -1,4 +1,4 @@
-"""`python -m bench.bulk_load [--documents N] [--engine local|ray] [--only bulk|usual]`: a bulk load beside the usual way.
+"""`python -m bench.bulk_load [--documents N] [--engine local|ray] [--only bulk|usual]`: bulk loads and the usual way.
 
 Three nodes, two shards of three replicas, vectors of 128 dimensions in Parquet: written in batches until all of it is
 indexed, and loaded in bulk. Processor time of the nodes and of the client with its workers; bytes of the entries;
@@ -71,7 +71,7 @@ def loopback() -> int:
 
 async def measured(path: Path, work: Callable[[Client], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
     """What one way takes, in a cluster of its own."""
-    path.mkdir()
+    await asyncio.to_thread(path.mkdir)
     async with ProcessCluster(path, 3, **SETTINGS) as cluster:
         await cluster.create(2, 3, CONSISTENT_HASH)
         async with cluster.connect() as client:

@@ -13,6 +13,9 @@ MUTANTS = (
         edits=(
             Edit("shard.apply.named:follow", "if vector is None and not keep:", "if vector is None and now is None:"),
         ),
+        sim=True,
+        minutes=1.0,
+        sharded=True,
         tests=(_SHARD + "test_a_document_that_is_replaced_or_deleted_loses_its_vector", _SHARD + "test_a_model_of_it"),
     ),
     Mutant(

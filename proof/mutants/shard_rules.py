@@ -264,7 +264,7 @@ MUTANTS = (
     Mutant(
         name="total-forgets-what-is-dropped",
         breaks="the number of all documents keeps those of dropped collections",
-        edits=(Edit("shard.opened_state:OpenedState._swap", "visible - gone.visible, size", "visible, size"),),
+        edits=(Edit("shard.opened_state:OpenedState._swap", "visible - gone.counted, size", "visible, size"),),
         tests=("tests/shard/test_costs.py::test_the_total_is_the_sum_of_the_collections",),
     ),
     Mutant(

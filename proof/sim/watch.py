@@ -127,7 +127,8 @@ class Watch:
             if document is None or (command.within and self.key_of(key) not in within):
                 continue
             expires = max(command.expires, 0) if command.expires else document.expires
-            model.write(index, key, ModelDocument(version, vector, document.metadata, expires))
+            kept = document.vector if command.name else vector  # one with a name is another one
+            model.write(index, key, ModelDocument(version, kept, document.metadata, expires))
             self.on_document(group, command.collection, key, version)
 
     def _changed_where(self, group: GroupId, index: int, command: ChangeWhere, version: int) -> None:

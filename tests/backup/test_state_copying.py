@@ -70,7 +70,9 @@ class Two(World):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.client._shards = SimpleNamespace(group=lambda n: SimpleNamespace(ask_leader=partial(self.ask_shard, n)))
+        self.client._shards = SimpleNamespace(
+            group=lambda n: SimpleNamespace(replicas=list, ask_leader=partial(self.ask_shard, n))
+        )
         self.have(
             ShardInfo(shard=0, replicas=("a",), founders=("a",)), ShardInfo(shard=1, replicas=("a",), founders=("a",))
         )

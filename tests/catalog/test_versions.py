@@ -212,6 +212,8 @@ def test_no_value_of_any_command_gets_into_a_log_below_the_version_that_it_needs
     nodes = create(shards=1, nodes=3)
     writes = [
         *_with_newer(insert, expires=[1], bound=commands.Bound(matched), dtype=DType.FLOAT16),
+        *_with_newer(insert, named=[commands.Named("c/title", [0], b"")]),
+        *_with_newer(commands.UpdateVectors("c", ["x"], b""), name="c/title"),
         *_with_newer(commands.Delete("c", ["x"]), bound=commands.Bound(matched)),
     ]
     told: list[Versioned] = [

@@ -72,7 +72,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     holdings: Holdings | None
     collections: dict[str, tuple[int, CollectionSpec]]
-    vectors: dict[str, CollectionSpec]
+    vectors: dict[str, CollectionSpec] = {}
     dropped: set[int]
     forgotten: set[int]
 

@@ -82,15 +82,13 @@ class AlreadyExists(NeedleError):
 
 
 class ClusterTooOld(NeedleError):
-    """The command is newer than the version of commands and formats that the cluster is at. Nothing was changed.
-    `nodes` in the details: those that must be upgraded first."""
+    """The command is newer than the cluster's version; nothing was changed. `nodes`: those to be upgraded first."""
 
     code = "cluster_too_old"
 
 
 class ScanEnded(NeedleError):
-    """A consistent scan can be read no further: what it sees is not kept any more. It changed nothing, so it is safe to
-    begin it anew; the same cursor fails again."""
+    """A consistent scan's state is not kept any more: begin it anew, which is safe; the same cursor fails again."""
 
     code = "scan_ended"
 
@@ -221,8 +219,7 @@ class StaleEpoch(Unavailable):
 
 
 class ReplicaDamaged(Unavailable):
-    """This node's replica of the group found its stored data damaged and serves nothing of it until it has got all of
-    it again from another replica; other nodes answer."""
+    """This node's replica found its data damaged, and serves nothing until it has it again; other nodes answer."""
 
     code = "replica_damaged"
 
@@ -235,9 +232,7 @@ class DeadlineExceeded(Unavailable):
 
 class ConnectionLost(Unavailable):
     """The connection broke before an answer came; whether a write in flight took effect is unknown to this layer.
-
-    Reads and numbered writes may be repeated; the client does so by itself.
-    """
+    Reads and numbered writes may be repeated; the client does so by itself."""
 
     code = "connection_lost"
 
@@ -269,8 +264,7 @@ class SessionExpired(NeedleError):
 
 
 class DiskFull(NeedleError):
-    """There is too little room on the disk for more data; nothing was changed. Reads, deletes and drops go on, and
-    writes do again once there is room. Repeating it at once does not help."""
+    """Too little room on the disk for more data: nothing was changed; reads, deletes and drops go on meanwhile."""
 
     code = "disk_full"
     of_the_node = True

@@ -6,7 +6,7 @@ import os
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -14,6 +14,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 import needle
 from needle.base.model import Metric
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
+
+if TYPE_CHECKING:
+    from needle.cli.bulk.loading import Asked, Loaded
 
 
 class EngineName(StrEnum):
@@ -52,32 +55,15 @@ def bulk_load(
     The documents of a shard appear at once. The same command goes on after an interruption, and a load that is done is
     not done again. The collection must never have been written to; no key ranges may move meanwhile.
     """
-    from needle.cli.bulk.engines import engine as engine_of
     from needle.cli.bulk.job import Work
-    from needle.cli.bulk.loading import Asked, Loaded, load
+    from needle.cli.bulk.loading import Asked
     from needle.cli.bulk.pieces import pieces_of
 
     pieces, dimensions = pieces_of(source)
     directory = work or str(Path(".needle-bulk") / collection)
     asked = Asked(collection, pieces, dimensions, metric, str(Path(directory).absolute()), timeout)
-    count, started = workers or os.cpu_count() or 1, time.perf_counter()
-
-    async def called(client: needle.Client) -> Loaded:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
-        with Progress(*columns, TimeElapsedColumn(), console=notes, disable=json) as shown:
-            tasks: dict[str, TaskID] = {}
-
-            def progress(step: str, done: int, of: int) -> None:
-                if step not in tasks:
-                    tasks[step] = shown.add_task(step)
-                shown.update(tasks[step], completed=done, total=of)
-
-            loaded = await load(client, asked, lambda: engine_of(engine, count), progress)
-        if alias is not None:
-            await client.set_alias(alias, collection, timeout=timeout)
-        return loaded
-
-    loaded = run(cluster, called)
+    started = time.perf_counter()
+    loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
     seconds = time.perf_counter() - started
     if not keep:
         Work(asked.directory).end()
@@ -90,3 +76,25 @@ def bulk_load(
     )
     for address, why in loaded.lacking.items():
         notes.print(f"{address} fetches its files from the others: {why}", markup=False)
+
+
+def _loaded(asked: Asked, engine: str, workers: int, alias: str | None, cluster: str, *, quiet: bool) -> Loaded:
+    from needle.cli.bulk.engines import engine as engine_of
+    from needle.cli.bulk.loading import load
+
+    async def called(client: needle.Client) -> Loaded:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+        with Progress(*columns, TimeElapsedColumn(), console=notes, disable=quiet) as shown:
+            tasks: dict[str, TaskID] = {}
+
+            def progress(step: str, done: int, of: int) -> None:
+                if step not in tasks:
+                    tasks[step] = shown.add_task(step)
+                shown.update(tasks[step], completed=done, total=of)
+
+            loaded = await load(client, asked, lambda: engine_of(engine, workers), progress)
+        if alias is not None:
+            await client.set_alias(alias, asked.collection, timeout=asked.timeout)
+        return loaded
+
+    return run(cluster, called)

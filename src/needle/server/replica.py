@@ -120,11 +120,10 @@ class HostedReplica:
             saving=lambda: space.memory.tight,
         )  # fmt: skip
         self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
-        self._expiry = Expiry(at)
+        self._expiry, self._bulk = Expiry(at), BulkFiles(at, call)
         self._pinned = PinnedScans(at, config.limits, lambda: space.disk.low)
         self.comparing = Comparing(ShardCompared(at), self._others, call)
         self._fields = FieldUpkeep(at, call, space)
-        self._bulk = BulkFiles(at, call)
 
     def start(self) -> None:
         """Begin to keep segments, to check their files, and to watch the leader."""

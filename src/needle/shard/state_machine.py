@@ -74,12 +74,10 @@ class Replica:
         version: Callable[[], int] = lambda: KNOWN,
     ) -> None:
         """Open or create the replica in `directory`. failpoint: called with the names in FAILPOINTS and
-        image.INSTALL_STEPS. purge_rows_min: superseded rows are deleted once there are this many, and an eighth of the
-        documents. index_rows: of field indexes. segments: None: no vectors are in memory. version: the cluster's, that
-        snapshots are written for. Raises DiskFailed or UnsupportedFormat; of damaged files `damage` tells."""
-        self.directory = directory
-        self.limits = limits
-        self._failpoint = failpoint
+        image.INSTALL_STEPS. purge_rows_min: superseded rows are deleted once there are this many, and an eighth of
+        the documents. index_rows: of field indexes. segments: None: no vectors are in memory. version: the cluster's,
+        that snapshots are written for. Raises DiskFailed or UnsupportedFormat; of damaged files `damage` tells."""
+        self.directory, self.limits, self._failpoint = directory, limits, failpoint
         self.field_indexes = fields = IndexBudget(limits.field_index_bytes_max, index_rows)
         self._applying, self._in_flight = threading.Lock(), InFlight()
         self.effects = log = EffectLog(limits.feed_bytes_max)
