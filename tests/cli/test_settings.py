@@ -99,10 +99,8 @@ def on_command_line(setting: Setting, value: Any, monkeypatch: pytest.MonkeyPatc
 def test_a_settings_file_with_a_secret_in_it_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the node, which tells its log if others can read it: the secret of the environment is not in it."""
     told: list[str] = []
-    file, settings = (
-        tmp_path / "node.json",
-        {"node_id": "a", "data_dir": "d", "listen": "h:1", "cluster_nodes": ["a=h:1"]},
-    )
+    file = tmp_path / "node.json"
+    base = {"node_id": "a", "data_dir": "d", "listen": "h:1", "cluster_nodes": ["a=h:1"]}
     monkeypatch.setattr(process, "serve", lambda config, secret_file: told.append(secret_file))
     for more in ({}, {"cluster_secret": "s" * 32}):
         file.write_text(json.dumps({**base, **more}))
