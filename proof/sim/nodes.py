@@ -122,6 +122,7 @@ class SimNode:
             rng=stream(stage.spec.seed, "node", name, process.incarnation),
             log_pool=SimPool(loop, process, machine.device),
             apply_pool=SimPool(loop, process),
+            load_pool=SimPool(loop, process),
             search_pool=SimPool(loop, process),
             build_pool=SimPool(loop, process),
             file_pool=SimPool(loop, process),

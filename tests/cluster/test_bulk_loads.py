@@ -19,8 +19,11 @@ from needle.base.explain import Way
 from needle.cli.bulk.handing import hand_in
 from needle.cli.bulk.loading import Asked, Loaded, load
 from needle.cli.bulk.pieces import pieces_of
+from needle.client.shards import ask_leader
 from needle.local.process_cluster import wait_for
+from needle.protocol.bulk_calls import BULK_LOAD
 from needle.routing.strategy import CONSISTENT_HASH
+from needle.shard.bulk.staged import LOADS_MAX
 
 ROWS, WIDTH = 6000, 16
 VECTORS = np.random.default_rng(11).standard_normal((ROWS, WIDTH)).astype(np.float32)
@@ -150,3 +153,45 @@ async def test_a_load_that_is_broken_off_goes_on_under_another_leader(
             await healthy(client)
             for shard in (0, 1):
                 await wait_for(lambda shard=shard: same_digests(client, shard), 30, "equal replicas")
+
+
+async def prepared(client: needle.Client, place: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load whose command ends when the files are there, before the entry."""
+
+    async def broken(client: Any, shard: int, method: str, *rest: Any) -> Any:
+        if method == BULK_LOAD:
+            raise KeyError("killed here")
+        return await ask_leader(client, shard, method, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr("needle.cli.bulk.handing.ask_leader", broken)
+        await loaded(client, place, work)
+
+
+async def test_a_load_is_made_again_of_another_source_though_files_of_the_former_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    async with ShardedProcesses(tmp_path, 1) as cluster:
+        await cluster.create(1, 1, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            for number in range(LOADS_MAX - 1):
+                other = await asyncio.to_thread(source, tmp_path / f"other {number}", VECTORS[:1000] + number + 1)
+                await prepared(client, other, tmp_path / "work", monkeypatch)
+            await loaded(client, place, tmp_path / "work")
+            await check_all(client)
+
+
+async def test_why_a_replica_takes_no_file_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    async with ShardedProcesses(tmp_path, 1) as cluster:
+        await cluster.create(1, 1, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            for number in range(LOADS_MAX):
+                other = await asyncio.to_thread(source, tmp_path / f"other {number}", VECTORS[:1000] + number + 1)
+                await prepared(client, other, tmp_path / "work", monkeypatch)
+            with pytest.raises(InvalidArgument, match="other bulk loads were prepared"):
+                await loaded(client, place, tmp_path / "work")
+            await client.create_collection("short", dimensions=WIDTH, metric="l2", ttl=60)
+            with pytest.raises(InvalidArgument, match="expire"):
+                await loaded(client, place, tmp_path / "work", "short")

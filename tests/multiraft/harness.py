@@ -145,6 +145,9 @@ class DictMachine:
             self.checkpoint()
         return results
 
+    def takes_long(self, entries: Sequence[Applied]) -> bool:
+        return any(b"takes long" in entry.data for entry in entries)
+
     def checkpoint(self) -> int:
         self.disk.saved = {**self.state, "data": dict(self.data)}
         return self.state["index"]
@@ -288,7 +291,7 @@ class Node:
         self.store = FaultyStore(
             open_wal(f"{self.directory}/log", segment_bytes=segment_bytes(cluster.config.log_bytes_max))
         )
-        self.log_pool, self.apply_pool = ThreadPool(), ThreadPool()
+        self.log_pool, self.apply_pool, self.long_pool = ThreadPool(), ThreadPool(), ThreadPool()
         try:
             self.logs = LogStore(
                 self.store,
@@ -304,6 +307,7 @@ class Node:
                 store=self.logs,
                 log_pool=self.log_pool,
                 apply_pool=self.apply_pool,
+                long_pool=self.long_pool,
                 clock=Clock(),
                 rng=random.Random(f"{cluster.seed}{self.name}"),
                 on_fatal=self.fatal.append,
@@ -335,6 +339,7 @@ class Node:
         self.store.gate = lambda: None
         self.log_pool.close()
         self.apply_pool.close()
+        self.long_pool.close()
         self.store.close()
 
     async def restart(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from needle.base.errors import (
     Unavailable,
 )
 from needle.multiraft.codec import encode_frame
+from needle.multiraft.ports import Applied
 from needle.raft.messages import Message, MessageType
 from needle.raft.state import Role
 
@@ -48,6 +50,31 @@ async def test_a_single_voter_commits_alone(tmp_path: Path) -> None:
         assert await cluster.nodes["n1"].host.read_index(0, 1) >= 2
         await cluster.nodes["n1"].restart()
         await cluster.put("b", 1)
+
+
+async def test_what_takes_long_to_apply_keeps_no_other_group_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Cluster(str(tmp_path), nodes=1, groups=2, config=CALM) as cluster:
+        await cluster.put("a", 1, 0)
+        await cluster.put("a", 1, 1)
+        machine, begun, go_on = cluster.nodes["n1"].machines[0], threading.Event(), threading.Event()
+        apply = machine.apply
+
+        def gated(entries: Sequence[Applied]) -> list[object]:
+            begun.set()
+            assert go_on.wait(60)
+            return apply(entries)
+
+        monkeypatch.setattr(machine, "apply", gated)
+        waiting = asyncio.create_task(cluster.put("takes long", 1, 0))
+        await until(begun.is_set)
+        try:
+            await cluster.put("b", 2, 1, 10.0)
+            assert not waiting.done()
+        finally:
+            go_on.set()
+        await waiting
 
 
 async def test_fifty_groups_elect_and_share_transactions_and_frames(tmp_path: Path) -> None:

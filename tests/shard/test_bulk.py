@@ -4,25 +4,52 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from needle.base.config import Limits
-from needle.base.errors import CorruptDocuments, CorruptSegment, FileAwaited, InvalidArgument, StaleEpoch, Unavailable
-from needle.base.model import SearchRequest, WriteResult
-from needle.protocol.commands import CreateCollection, DropCollection, LoadRows
+from needle.base.errors import (
+    CorruptDocuments,
+    CorruptSegment,
+    DiskFull,
+    FileAwaited,
+    InvalidArgument,
+    StaleEpoch,
+    Unavailable,
+)
+from needle.base.model import Metric, SearchRequest, VectorSpec, WriteResult
+from needle.multiraft.ports import Applied
+from needle.protocol.commands import (
+    CreateCollection,
+    Delete,
+    DropCollection,
+    LoadRows,
+    Named,
+    UpdateVectors,
+    decode_logged,
+)
+from needle.protocol.stamps import head
 from needle.protocol.upkeep_commands import LoadedFile
+from needle.routing.strategy import CONSISTENT_HASH
+from needle.server.adapters import ReplicaMachine
+from needle.shard.apply.bulk import EFFECT_ROWS
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
-from needle.shard.bulk.staged import StagedFiles, rows_name
+from needle.shard.bulk.staged import LOADS_MAX, Awaited, StagedFiles, rows_name
+from needle.shard.bulk_checking import UNCOVERED_BYTES_MAX, Owning, check_load
 from needle.shard.disk import ReplicaDisk
 from needle.shard.effects import Position
-from needle.shard.feeding import Wanted, read_changes
+from needle.shard.feeding import DOCUMENTS_MAX, EFFECTS_MAX, Wanted, read_changes
+from needle.shard.plan import PublishedSegment
 from needle.shard.segments.builder import build_segment
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
+from shard.test_costs import keeper_of
 
 COUNT = 2500
 VECTORS = np.random.default_rng(5).normal(size=(COUNT, 3)).astype("<f4")
@@ -157,30 +184,130 @@ def test_two_documents_of_one_id_are_refused_by_every_replica_alike(tmp_path: Pa
     replica.verify()
 
 
+def index_file(directory: Path) -> tuple[PublishedSegment, str, bytes]:
+    """Of all documents: what it is, its name, and its bytes."""
+    directory.mkdir()
+    segment, path = build_segment(str(directory), 1, 0, COUNT - 1, [(np.arange(COUNT), VECTORS)], spec())
+    return segment, os.path.basename(path), Path(path).read_bytes()
+
+
+def load_with(segment: PublishedSegment) -> LoadRows:
+    return load(indexes=[LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)])
+
+
+def served_by_file(replica: Replica, segment: PublishedSegment) -> bool:
+    """And no vector is in memory."""
+    [vectors] = replica.held.collection_vectors()
+    attached = [one.segment for one in vectors.attached()] == [segment] and not vectors.missing()
+    return attached and not vectors.view().growing.chunks and nearest(replica, 77) == "d77"
+
+
 def test_index_files_serve_from_the_entry_on(tmp_path: Path) -> None:
     log = Log()
     replica = opened(tmp_path / "a", log)
     stage(replica)
+    segment, name, data = index_file(tmp_path / "made")
+    assert replica.staged.put(name, len(data), 0, data) == -1
+    replica.apply(log.add(load_with(segment)))
+    assert served_by_file(replica, segment)
+    assert replica.staged.read(name, 0, len(data)) == data, "it stays for replicas that lack it"
+    replica.staged.forget(1)
+    replica.checkpoint()
+    replica.close()
+    assert served_by_file(open_replica(tmp_path / "a"), segment)
+
+
+def test_a_replica_without_an_index_file_waits_for_it_so_that_its_vectors_do_not_come_into_memory(
+    tmp_path: Path,
+) -> None:
+    log = Log()
+    replica = opened(tmp_path / "a", log)
+    stage(replica)
+    segment, name, data = index_file(tmp_path / "made")
+    entries = log.add(load_with(segment))
+    with pytest.raises(FileAwaited):
+        replica.apply(entries)
+    awaited = replica.staged.awaited
+    assert awaited == Awaited(1, segment.checksum, len(data), name) and awaited.name == name
+    assert (replica.count("c"), replica.applied_index()) == (0, 1)
+    replica.staged.put(name, len(data), 0, data)
+    replica.apply(entries)
+    assert served_by_file(replica, segment) and replica.staged.awaited is None
+    gone = opened(tmp_path / "b", Log())
+    stage(gone)
+    gone.staged.lost = segment.checksum
+    with pytest.raises(CorruptDocuments):
+        gone.apply(entries)
+
+
+def test_index_files_outlast_a_crash_in_the_transaction_and_the_sweep_after_it(tmp_path: Path) -> None:
+    log, crash = Log(), [False]
+
+    def failpoint(name: str) -> None:
+        if crash[0] and name == "apply-before-commit":
+            raise KeyboardInterrupt
+
+    replica = open_replica(tmp_path / "a", failpoint)
+    replica.apply(log.add(CreateCollection(spec())))
+    stage(replica)
+    segment, name, data = index_file(tmp_path / "made")
+    replica.staged.put(name, len(data), 0, data)
+    replica.save()
+    crash[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        replica.apply(log.add(load_with(segment)))
+    for unnamed in (tmp_path / "a").rglob(f"segments/{name}"):  # the sweep's: the log that was applied names no file
+        unnamed.unlink()
+    swept = [False]
+
+    def sweep(name_: str) -> None:
+        if name_ == "apply-before-commit":
+            swept[0] = True
+            for unnamed in (tmp_path / "a").rglob(f"segments/{name}"):
+                unnamed.unlink()
+
+    again = open_replica(tmp_path / "a", sweep)
+    again.apply(log.entries)
+    assert swept == [True] and served_by_file(again, segment)
+
+
+def test_a_load_whose_vectors_would_all_come_into_memory_is_refused_by_the_leader(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    rows = UNCOVERED_BYTES_MAX // 12 + 1
+    everything = Owning(CONSISTENT_HASH, 1, [(b"", None)])
+    for indexes in ([], [LoadedFile(0, 0, 1, 100, "0" * 32)]):
+        asked = LoadRows(1, rows + len(indexes), 100, SAID.checksum, 0, 0, indexes)
+        with pytest.raises(InvalidArgument) as caught:
+            check_load(asked, staged, spec(), Limits(), everything)
+        assert (caught.value.details["field"], caught.value.details["rows"]) == ("indexes", rows)
+    staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+    check_load(load(), staged, spec(), Limits(), everything)
+
+
+async def test_the_keeper_deletes_index_files_that_came_with_a_load_once_the_collection_is_dropped(
+    tmp_path: Path,
+) -> None:
+    log = Log()
+    replica = opened(tmp_path / "a", log)
+    keeper = keeper_of(replica)
+    keeper.kick()
+    await keeper._files_pass()
     made = tmp_path / "made"
     made.mkdir()
-    blocks = [(np.arange(COUNT), VECTORS)]
-    segment, path = build_segment(str(made), 1, 0, COUNT - 1, blocks, spec())
-    data = Path(path).read_bytes()
-    assert replica.staged.put(os.path.basename(path), len(data), 0, data) == -1
+    segment, path = build_segment(str(made), 1, 0, COUNT - 1, [(np.arange(COUNT), VECTORS)], spec())
+    name, data = os.path.basename(path), Path(path).read_bytes()
+    stage(replica)
+    replica.staged.put(name, len(data), 0, data)
     named = [LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)]
     replica.apply(log.add(load(indexes=named)))
-    [vectors] = replica.held.collection_vectors()
-    assert [one.segment for one in vectors.attached()] == [segment] and not vectors.missing()
-    assert len(vectors.view().growing.chunks) == 0
-    assert nearest(replica, 77) == "d77"
-    lacking = opened(tmp_path / "b", Log())
-    lacking.close()
-    without = open_replica(tmp_path / "b2")
-    stage(without)
-    without.apply(log.entries)
-    assert nearest(without, 77) == "d77"
-    assert without.held.collection_vectors()[0].missing() == [segment]
-    assert without.digest() == replica.digest()
+    keeper.kick()
+    await keeper._files_pass()
+    there = os.path.join(replica.held.segment_directory, name)
+    assert os.path.exists(there)
+    replica.apply(log.add(DropCollection("c")))
+    keeper.kick()
+    await keeper._files_pass()
+    assert not os.path.exists(there)
 
 
 def test_rows_that_no_replica_has_any_more_are_damage_that_a_snapshot_mends(tmp_path: Path) -> None:
@@ -227,20 +354,73 @@ def test_a_crash_before_the_commit_leaves_nothing_and_the_log_brings_all(tmp_pat
     again.verify()
 
 
-def test_a_change_feed_tells_each_document_once(tmp_path: Path) -> None:
+def test_reads_of_that_shard_do_not_wait_for_a_load_and_see_what_was_before(tmp_path: Path) -> None:
+    log, writing, go_on, armed = Log(), threading.Event(), threading.Event(), [False]
+
+    def failpoint(name: str) -> None:
+        if armed[0] and name == "apply-before-commit":
+            writing.set()
+            assert go_on.wait(60)
+
+    replica = open_replica(tmp_path, failpoint)
+    replica.apply(log.add(CreateCollection(spec()), CreateCollection(spec("other"))))
+    replica.apply(log.add(put(["q"], [[1, 2, 3]], collection="other")))
+    stage(replica)
+    replica.save()
+    armed[0] = True
+    with ThreadPoolExecutor(2) as threads:
+        loading = threads.submit(replica.apply, log.add(load()))
+        try:
+            assert writing.wait(60)
+            [read] = threads.submit(replica.get, "other", ["q"], True).result(30)
+            assert read.vector == floats([1, 2, 3])
+            assert threads.submit(replica.get, "c", ["d1"], False).result(30) == []
+            assert replica.count("c") == 0 and not loading.done()
+        finally:
+            go_on.set()
+        assert loading.result(60)[0].count == COUNT
+    assert len(replica.get("c", ["d1"], False)) == 1
+
+
+def test_a_load_for_which_there_is_no_room_changes_nothing_and_is_tried_again(tmp_path: Path) -> None:
+    log, full = Log(), [False]
+
+    def failpoint(name: str) -> None:
+        if full[0] and name == "apply-before-commit":
+            raise DiskFull("no room")
+
+    replica = open_replica(tmp_path, failpoint)
+    replica.apply(log.add(CreateCollection(spec())))
+    stage(replica)
+    replica.save()
+    full[0] = True
+    with pytest.raises(DiskFull):
+        replica.apply(log.add(load()))
+    assert (replica.count("c"), replica.get("c", ["d1"], False), replica.applied_index()) == (0, [], 1)
+    full[0] = False
+    replica.apply(log.entries)
+    assert replica.count("c") == COUNT
+    replica.verify()
+
+
+def test_a_change_feed_tells_each_document_once_and_a_page_costs_what_it_tells(tmp_path: Path) -> None:
     log = Log()
     replica = opened(tmp_path, log)
-    stage(replica)
-    replica.apply(log.add(load()))
-    told, position = [], Position(1)
+    ids = [f"d{at}" for at in range(2 * DOCUMENTS_MAX + 5000)]
+    data, said = rows_file(ids, np.zeros((len(ids), 3), "<f4"))
+    stage(replica, data, said)
+    replica.apply(log.add(load(said), put(["later"], [[1, 2, 3]])))
+    told, position = list[str](), Position(1)
     while True:
+        page = replica.effects.after(position, EFFECTS_MAX, DOCUMENTS_MAX, 1)
+        assert page is not None and len(page.effects) <= 2 + DOCUMENTS_MAX // EFFECT_ROWS
         fed = read_changes(replica.view, replica.effects, Wanted("c", position, 999, False), Limits())
         assert fed is not None
         told += [one.document.id for one in fed.told]
         position = fed.reached
         if not fed.more:
             break
-    assert told == IDS
+    assert told == [*ids, "later"]
 
 
 def test_a_snapshot_holds_what_was_loaded_and_that_it_was(tmp_path: Path) -> None:
@@ -279,6 +459,58 @@ def test_a_load_for_other_ranges_of_keys_is_refused(tmp_path: Path) -> None:
     assert done.count == COUNT
 
 
+def test_a_load_is_known_by_the_first_bytes_of_its_entry(tmp_path: Path) -> None:
+    entries = Log().add(load(indexes=[LoadedFile(0, 9, 10, 100, "0" * 32)]), put(["load"], [[1, 1, 1]]))
+    machine = ReplicaMachine(open_replica(tmp_path))
+    stamped = msgspec.structs.replace(entries[0], data=head(1) + entries[0].data[1:])
+    assert [machine.takes_long(of) for of in ([entries[0]], [entries[1]], entries[::-1], [stamped])] == [
+        *(True, False, True, True)
+    ]
+    assert isinstance(decode_logged(stamped.data), LoadRows)
+    assert not machine.takes_long([Applied(3, 1, b"", None)])
+
+
+TITLE = "c/title"
+
+
+def with_title(log: Log, replica: Replica) -> list[Named]:
+    """Have the collection have a named vector; one, for the first document of a command."""
+    of = VectorSpec(dimensions=2, metric=Metric.L2).stored_as(TITLE, "c")
+    replica.apply(log.add(CreateCollection(of)))
+    return [Named(TITLE, [0], floats([4, 5]))]
+
+
+def test_the_rows_of_a_named_vector_cannot_be_loaded(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    named = with_title(log, replica)
+    data, said = rows_file(IDS[:5], VECTORS[:5, :2])
+    stage(replica, data, said, collection=2)
+    [refused] = replica.apply(log.add(load(said, collection=2)))
+    assert isinstance(refused, InvalidArgument) and refused.details["field"] == "collection"
+    [done] = replica.apply(log.add(put(["d0"], [[1, 2, 3]], named=named)))
+    assert isinstance(done, WriteResult), done
+    replica.save()
+    replica.verify()
+
+
+def test_a_collection_with_named_vectors_takes_documents_without_them(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    named = with_title(log, replica)
+    stage(replica)
+    [done] = replica.apply(log.add(load()))
+    assert done.count == COUNT
+    title = SearchRequest(collection="c", vector=floats([4, 5]), k=5, vector_name=TITLE)
+    assert list(replica.search(title).ids) == []
+    update = UpdateVectors("c", ["d7"], floats([4, 5]), name=TITLE)
+    results = replica.apply(log.add(update, put(["d8"], [[1, 2, 3]], named=named), Delete("c", ["d9"])))
+    assert all(isinstance(one, WriteResult) for one in results), results
+    assert sorted(replica.search(title).ids) == ["d7", "d8"]
+    replica.save()
+    replica.verify()
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 def test_parts_go_on_where_they_were_broken_off(tmp_path: Path) -> None:
     staged = StagedFiles(str(tmp_path), ReplicaDisk())
@@ -305,9 +537,19 @@ def test_a_file_with_another_checksum_than_its_name_is_refused(tmp_path: Path) -
             staged.put(bad, 1, 0, b"x")
 
 
-def test_a_collection_has_the_rows_of_one_load_at_most(tmp_path: Path) -> None:
+def other_rows(staged: StagedFiles, count: int, collection: int = 1) -> None:
+    """The rows of so many other loads, prepared for a collection."""
+    for number in range(count):
+        data, said = rows_file([f"other{number}"], VECTORS[:1])
+        staged.put(rows_name(collection, said.checksum), len(data), 0, data)
+
+
+def test_a_collection_has_the_rows_of_some_loads_at_most(tmp_path: Path) -> None:
     staged = StagedFiles(str(tmp_path), ReplicaDisk())
-    staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+    name = rows_name(1, SAID.checksum)
+    other_rows(staged, LOADS_MAX - 1)
+    staged.put(name, len(FILE), 0, FILE[:100])
+    staged.put(name, len(FILE), 100, FILE[100:])
     data, said = rows_file(["a"], VECTORS[:1])
     with pytest.raises(InvalidArgument):
         staged.put(rows_name(1, said.checksum), len(data), 0, data)
@@ -315,6 +557,40 @@ def test_a_collection_has_the_rows_of_one_load_at_most(tmp_path: Path) -> None:
     assert staged.collections() == {1, 2}
     staged.forget(1)
     assert staged.collections() == {2}
+
+
+@pytest.mark.parametrize("number", ["0", "01", "-1", "1" * 20, "1" * 300, "1" * 5000, "\u0663"])
+def test_numbers_in_names_are_bounded(tmp_path: Path, number: str) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    for name in (rows_name(1, SAID.checksum).replace("1-", f"{number}-", 1), f"1-0-{number}-{SAID.checksum}.seg"):
+        if number == "0" and name.endswith(".seg"):
+            assert staged.here(name) == 0, "the first ordinal"
+            continue
+        with pytest.raises(InvalidArgument):
+            staged.put(name, 100, 0, b"x")
+        with pytest.raises(InvalidArgument):
+            staged.here(name)
+    assert staged.collections() == set()
+
+
+def test_parts_of_other_loads_count(tmp_path: Path) -> None:
+    staged = StagedFiles(str(tmp_path), ReplicaDisk())
+    for number in range(LOADS_MAX):
+        staged.put(rows_name(1, f"{number:032x}"), 1000, 0, b"x")
+    with pytest.raises(InvalidArgument):
+        staged.put(rows_name(1, SAID.checksum), len(FILE), 0, FILE)
+
+
+def test_what_a_committed_entry_names_is_taken_though_other_loads_were_prepared(tmp_path: Path) -> None:
+    log = Log()
+    replica = opened(tmp_path, log)
+    other_rows(replica.staged, LOADS_MAX)
+    entries = log.add(load())
+    with pytest.raises(FileAwaited):
+        replica.apply(entries)
+    stage(replica)
+    [done] = replica.apply(entries)
+    assert done.count == COUNT
 
 
 def test_a_file_of_rows_that_is_cut_or_changed_is_known(tmp_path: Path) -> None:

@@ -159,13 +159,20 @@ def test_what_is_kept_of_an_effect_says_the_same_and_weighs_what_is_said() -> No
     assert took * 0.7 < effects.size - weighed < took * 1.5
 
 
-def test_a_page_ends_with_an_entry_however_many_documents_that_has() -> None:
+def test_a_page_of_an_entry_of_many_documents_begins_and_ends_within_it() -> None:
     effects = EffectLog()
-    effects.add([Effect(entry, WRITTEN, 1, entry, 0, (ABSENT,) * 30) for entry in (4, 4, 4, 5)])
-    page = effects.after(Position(1), 10, 20)
-    assert page is not None
-    assert ([one.entry for one in page.effects], page.more) == ([4, 4, 4], True)
-    assert effects.after(Position(5), 10, 20) == ([Effect(5, WRITTEN, 1, 5, 0, (ABSENT,) * 30)], False)
+    of = [(4, 1), (4, 2), (4, 1), (4, 1), (4, 1), (5, 1)]
+    made = [Effect(entry, WRITTEN, number, entry, at, (ABSENT,) * 30) for at, (entry, number) in enumerate(of)]
+    effects.add(made)
+    assert effects.after(Position(1), 10, 20, 1) == (made[:1], True, True, 0)
+    assert effects.after(Position(4), 10, 40, 1) == (made[:3], True, True, 0)
+    assert effects.after(Position(4, 29), 10, 20, 1) == (made[:1], True, True, 0)
+    assert effects.after(Position(4, 30), 10, 20, 1) == (made[2:3], True, True, 30)
+    assert effects.after(Position(4, 89), 10, 20, 1) == (made[3:4], True, True, 60)
+    assert effects.after(Position(4, 90), 10, 20, 1) == (made[4:5], True, False, 90)
+    assert effects.after(Position(4, 120), 10, 20, 1) == (made[5:], False, False, 120)
+    assert effects.after(Position(4), 1, 20, 2) == (made[:1], True, True, 0)
+    assert effects.after(Position(5), 10, 20, 1) == (made[5:], False, False, 0)
 
 
 def test_while_several_moves_come_none_is_trusted_after_a_copy_was_lost() -> None:

@@ -60,8 +60,8 @@ def bulk_load(
     from needle.cli.bulk.pieces import pieces_of
 
     pieces, dimensions = pieces_of(source)
-    directory = work or str(Path(".needle-bulk") / collection)
-    asked = Asked(collection, pieces, dimensions, metric, str(Path(directory).absolute()), timeout)
+    directory = Path(work or ".needle-bulk") / f"load-{collection}"  # --work may be a directory with other files
+    asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout)
     started = time.perf_counter()
     loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
     seconds = time.perf_counter() - started

@@ -72,12 +72,13 @@ class Engine:
         files: Files,
         failpoint: Failpoint = no_failpoint,
         pace: Pace = at_once,
+        long_pool: Pool | None = None,
     ) -> None:
         self.node_id = node_id
         self.config = config
         self.bounds = Bounds.of(config.log_bytes_max)
         self.clock = clock
-        self.apply_pool = apply_pool
+        self.apply_pool, self.long_pool = apply_pool, long_pool or apply_pool
         self.failpoint = failpoint
         self.maintenance = self.stopped = False
         self.failure: NeedleError | None = None
@@ -104,8 +105,7 @@ class Engine:
         self._turn = Turn()
         self._held: list[tuple[Group, list[Applied]]] = []
         self._scheduled = False
-        self._in_turn = False
-        self._again = False
+        self._in_turn = self._again = False
         self._timers = Timers(config.heartbeat_interval / _QUANTA_PER_HEARTBEAT)
         self._alarm = Alarm(self._on_alarm)
         self.gathering = Gathering(self._run_turn)

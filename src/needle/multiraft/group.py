@@ -264,7 +264,10 @@ class Group:
             else:
                 host.background_failed(error)
 
-        host.apply_pool.call(done, self.machine.apply, batch, quick=host.config.is_quick(batch))
+        if self.machine.takes_long(batch):
+            host.long_pool.call(done, self.machine.apply, batch)
+        else:
+            host.apply_pool.call(done, self.machine.apply, batch, quick=host.config.is_quick(batch))
 
     async def _apply_later(self, batch: list[Applied]) -> None:
         """Nothing of it was applied, for want of room. A group that is closed meanwhile applies it when it is opened

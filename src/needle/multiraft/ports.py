@@ -103,6 +103,11 @@ class StateMachine(Protocol):
         TooManyFiles if it applied none. It is called again with the rest. Any other error ends the node."""
         ...
 
+    def takes_long(self, entries: Sequence[Applied]) -> bool:
+        """Whether applying these may take far longer than their bytes tell: then it is done in a thread for that, and
+        other groups' entries are applied meanwhile. Looks at nothing but the entries, and blocks nobody."""
+        ...
+
     def checkpoint(self) -> int:
         """Make everything applied durable; returns the applied index that is now safe to compact below."""
         ...

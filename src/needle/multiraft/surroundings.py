@@ -28,6 +28,7 @@ class Surroundings(Protocol):
     clock: Clock
     counters: Counters
     apply_pool: Pool
+    long_pool: Pool
     shelf: SnapshotShelf
     fetcher: SnapshotFetcher
     transport: Transport

@@ -72,9 +72,11 @@ class BulkHereCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BulkHereAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """Bytes of each; -1: all of it, compared with its checksum, and durable."""
+    """Bytes of each; -1: all of it, compared with its checksum, and durable. room: bytes that the node's disk takes
+    before data is refused."""
 
     here: list[int]
+    room: int = 0
 
 
 class BulkLoadCall(msgspec.Struct, frozen=True, array_like=True):

@@ -324,6 +324,15 @@ def is_by_id(command: Command | None) -> TypeGuard[ById]:
     return type(command) in _BY_ID
 
 
+_LOAD: Final = msgspec.msgpack.encode(LoadRows.__struct_config__.tag)
+
+
+def is_load(data: bytes) -> bool:
+    """Whether a log entry's data is a LoadRows: by its first bytes, without decoding it."""
+    # A command is an array of at most 15, of which one byte says so (versioned.py), and its tag comes first.
+    return data.startswith(_LOAD, (HEAD_BYTES if data[:1] == STAMPED else len(FORMAT)) + 1)
+
+
 _decoder = msgspec.msgpack.Decoder(Command)
 
 

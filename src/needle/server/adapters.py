@@ -9,6 +9,7 @@ from typing import Any
 from needle.base.errors import NeedleError
 from needle.catalog.machine import CatalogMachine
 from needle.multiraft.ports import Applied, SnapshotFile
+from needle.protocol.commands import is_load
 from needle.shard.state_machine import Replica
 
 
@@ -35,6 +36,10 @@ class ReplicaMachine:
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         """Apply in order, in one transaction."""
         return self.replica.apply(entries)
+
+    def takes_long(self, entries: Sequence[Applied]) -> bool:
+        """Whether one of them is a bulk load: it is some hundred bytes, and writes what a file has."""
+        return any(is_load(entry.data) for entry in entries)
 
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
         """Write a consistent image into `directory`."""
@@ -65,6 +70,10 @@ class CatalogAdapter:
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         """Apply in order, in one transaction."""
         return self.machine.apply(entries)
+
+    def takes_long(self, entries: Sequence[Applied]) -> bool:
+        """None does."""
+        return False
 
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
         """Write an image into `directory`."""

@@ -185,6 +185,7 @@ def make_engine(
         store=store,
         log_pool=ports.log_pool,
         apply_pool=ports.apply_pool,
+        long_pool=ports.load_pool,
         clock=ports.clock,
         rng=ports.rng,
         on_fatal=fatal,

@@ -150,7 +150,8 @@ class Exposition(Protocol):
 class NodePorts:
     """Everything a node needs from outside.
 
-    log_pool: Raft log transactions, one thread. apply_pool: state machines. search_pool: searches and gets.
+    log_pool: Raft log transactions, one thread. apply_pool: state machines; load_pool: their bulk
+    loads (minutes), one at a time. search_pool: searches and gets.
     build_pool: index builds (minutes). file_pool: segment files and checkpoints' reads. claim: takes a data directory
     for this node or raises; returns what releases it. machine, catalog: let an observer stand between Raft and a
     replica, or the catalog. volume: the file system of a data directory. memory: what the process takes of how much.
@@ -164,6 +165,7 @@ class NodePorts:
     rng: Rng
     log_pool: Pool
     apply_pool: Pool
+    load_pool: Pool
     search_pool: Pool
     build_pool: Pool
     file_pool: Pool
@@ -189,7 +191,8 @@ class NodePorts:
 
     def close_pools(self) -> None:
         """Wait for what runs in the pools, then stop them."""
-        for pool in (self.log_pool, self.apply_pool, self.search_pool, self.build_pool, self.file_pool):
+        applying = (self.log_pool, self.apply_pool, self.load_pool)
+        for pool in (*applying, self.search_pool, self.build_pool, self.file_pool):
             pool.close()
 
 
@@ -250,6 +253,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         rng=rng,
         log_pool=ThreadPool("log"),
         apply_pool=ThreadPool("apply", 2),
+        load_pool=ThreadPool("load"),
         search_pool=ThreadPool("search", threads),
         build_pool=ThreadPool("build", nice=BACKGROUND_NICE),
         file_pool=ThreadPool("files", nice=BACKGROUND_NICE),

@@ -26,11 +26,13 @@ from needle.routing.strategy import ShardStrategy, routing_key
 from needle.shard.apply.validation import check_command
 from needle.shard.bulk.rows_file import doubled, id_hashes, read_rows, vectors_between
 from needle.shard.bulk.staged import StagedFiles, rows_name
-from needle.shard.plan import PublishedSegment
+from needle.shard.plan import SEAL_ROWS_MIN, PublishedSegment
 from needle.shard.segments.adopted import fit
 from needle.shard.segments.sealed import SealedSegment, segment_file
 
 NO_BOUND: Final = 10**9
+UNCOVERED_BYTES_MAX: Final = 256 << 20
+"""Of vectors of one shard's load that no index file has."""
 
 
 class Owning(NamedTuple):
@@ -46,10 +48,24 @@ def check_load(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
     """Raises InvalidArgument, CorruptSegment; BuildCancelled."""
+    _check_uncovered(command, spec)
     path = staged.path(rows_name(command.collection_id, command.checksum))
     _check_rows(path, command, spec, limits, owning)
     for one in command.indexes:
         _check_index(path, command.collection_id, one, staged, spec, cancelled)
+
+
+def _check_uncovered(command: LoadRows, spec: CollectionSpec) -> None:
+    """What no index file has comes into the memory of each replica, when nobody can refuse it any more."""
+    rows = command.rows - (command.indexes[-1].last + 1 if command.indexes else 0)
+    size = rows * spec.vector_bytes
+    if size > UNCOVERED_BYTES_MAX and rows > SEAL_ROWS_MIN:
+        raise InvalidArgument(
+            f"{rows} documents of this shard are in no index file, so that {size} bytes of vectors would come into the "
+            f"memory of each replica at once, and {UNCOVERED_BYTES_MAX} may: load into a collection of float32 vectors "
+            "with a flat or an hnsw index, and give it another index afterwards, or insert them",
+            field="indexes", rows=rows, size=size, limit=UNCOVERED_BYTES_MAX,
+        )  # fmt: skip
 
 
 def _check_rows(path: str, command: LoadRows, spec: CollectionSpec, limits: Limits, owning: Owning) -> None:

@@ -84,7 +84,14 @@ def _entry(data: bytes) -> int:
     return int.from_bytes(data[:8], "little")
 
 
-def _documents(data: bytes) -> int:
+def _kind(data: bytes) -> int:
+    return data[_HEAD.size - 1] & ~_NO_OLDS
+
+
+def _documents(data: bytes, collection_id: int) -> int:
+    """How many of the collection's; 0: of any."""
+    if collection_id and int.from_bytes(data[8:16], "little") != collection_id:
+        return 0
     return int.from_bytes(data[32:36], "little")
 
 
@@ -97,10 +104,13 @@ class _Rows:
 
 
 class Page(NamedTuple):
-    """Effects of whole entries. more: there are others behind."""
+    """Effects. more: there are others behind; within: of the last one's entry. skipped: so many documents of the
+    collection come before them in the first one's entry, if that is the position's."""
 
     effects: list[Effect]
     more: bool
+    within: bool = False
+    skipped: int = 0
 
 
 class EffectLog:
@@ -225,23 +235,36 @@ class EffectLog:
         with self._lock:
             return {collection_id: rows.olds | rows.vectors for collection_id, rows in self._rows.items()}
 
-    def after(self, position: Position, effects_max: int, documents_max: int = 1 << 62) -> Page | None:
-        """The next effects, that entry's included, up to about so many, or so many documents, of whole entries; None if
-        some of them are not known any more."""
+    def after(
+        self, position: Position, effects_max: int, documents_max: int = 1 << 62, collection_id: int = 0
+    ) -> Page | None:
+        """The next effects, from the position's entry on, up to so many, or about so many documents of a collection;
+        None if some of them are not known any more. Those are left out that are behind the position as a whole: what
+        is read of an entry of many documents costs what is read, not what the entry has."""
         with self._lock:
             if position.entry < self._start:
                 return None
             effects = self._effects
-            first = at = bisect_left(effects, position.entry, self._gone, key=_entry)
-            documents = 0
-            while at < len(effects) and (
-                (at - first < effects_max and documents < documents_max)
-                or _entry(effects[at]) == _entry(effects[at - 1])
-            ):
-                documents += _documents(effects[at])
+            at = bisect_left(effects, position.entry, self._gone, key=_entry)
+            at, skipped = self._skipped(at, position, collection_id) if position.offset else (at, 0)
+            first, documents = at, 0
+            while at < len(effects) and at - first < effects_max and documents < documents_max:
+                documents += _documents(effects[at], collection_id)
                 at += 1
             found, more = effects[first:at], at < len(effects)
-        return Page([_unpacked(data) for data in found], more)
+            within = more and at > first and _entry(effects[at]) == _entry(effects[at - 1])
+        return Page([_unpacked(data) for data in found], more, within, skipped)
+
+    def _skipped(self, at: int, position: Position, collection_id: int) -> tuple[int, int]:
+        """The first effect that is not behind the position as a whole, and how many documents of the collection those
+        before it in its entry have."""
+        effects, skipped = self._effects, 0
+        while at < len(effects) and _entry(effects[at]) == position.entry:
+            documents = _documents(effects[at], collection_id)
+            if skipped + documents > position.offset or _kind(effects[at]) not in (WRITTEN, DELETED):
+                break
+            at, skipped = at + 1, skipped + documents
+        return at, skipped
 
     def released(self, move: int, position: Position) -> int | None:
         """The entry, not before the position, by which a move of ranges left this shard; 0 if there is none; None if

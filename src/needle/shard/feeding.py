@@ -99,30 +99,33 @@ class _One(NamedTuple):
 def read_changes(view: ReplicaView, effects: EffectLog, wanted: Wanted, limits: Limits) -> Fed | None:
     """The next changes; see Fed. Raises CollectionNotFound, ReplicaDamaged."""
     record = view.collection(wanted.collection).record
-    page = effects.after(wanted.position, EFFECTS_MAX, DOCUMENTS_MAX)
+    page = effects.after(wanted.position, EFFECTS_MAX, DOCUMENTS_MAX, record.id)
     if page is None:
         return None
-    found, more = page
+    found, more, within, skipped = page
     owned, reached = 0, Position(max(view.at.index + 1, wanted.position.entry))
     if more:
         reached = Position(found[-1].entry + 1)
     for at, effect in enumerate(found):
         if effect.kind == OWNED and effect.first != wanted.past:
             owned, reached, found, more = effect.first, Position(effect.entry), found[:at], False
+            within = False
             break
     # Another shard may wait until the feed is behind this, and so the answer for nothing else.
     more = more or any(effect.kind == RELEASED for effect in found)
     if found and found[-1].entry >= reached.entry:  # applied since this view was taken
         reached = Position(found[-1].entry + 1)
-    return _read(view, record, found, wanted, Fed([], max(reached, wanted.position), owned, more), limits)
+    if within:
+        reached = _end_of(found, record, wanted.position, skipped)
+    all_of_it = Fed([], max(reached, wanted.position), owned, more)
+    return _read(view, record, _ones(found, record, wanted.position, skipped), wanted, all_of_it, limits)
 
 
 def _read(
-    view: ReplicaView, record: CollectionRecord, found: list[Effect], wanted: Wanted, all_of_it: Fed, limits: Limits
+    view: ReplicaView, record: CollectionRecord, pending: Iterator[_One], wanted: Wanted, all_of_it: Fed, limits: Limits
 ) -> Fed | None:
     wish, size, looked, told = _Wish(record, wanted, limits), 0, 0, list[Told]()
     read, count = 0, CHUNK_FIRST
-    pending = _ones([effect for effect in found if effect.collection_id == record.id], wanted.position)
     reached = wanted.position
     try:
         while True:
@@ -153,11 +156,20 @@ def _read(
         raise not_served(error) from error  # the store has told of it
 
 
-def _ones(effects: list[Effect], position: Position) -> Iterator[_One]:
-    index = offset = 0
-    for effect in effects:
-        if effect.kind not in (WRITTEN, DELETED):
-            continue
+def _changes(found: list[Effect], record: CollectionRecord) -> list[Effect]:
+    return [one for one in found if one.collection_id == record.id and one.kind in (WRITTEN, DELETED)]
+
+
+def _end_of(found: list[Effect], record: CollectionRecord, position: Position, skipped: int) -> Position:
+    """Behind these, of which the last one's entry has more."""
+    last = found[-1].entry
+    documents = sum(len(effect.olds) for effect in _changes(found, record) if effect.entry == last)
+    return Position(last, documents + (skipped if last == position.entry else 0))
+
+
+def _ones(found: list[Effect], record: CollectionRecord, position: Position, skipped: int) -> Iterator[_One]:
+    index, offset = position.entry, skipped
+    for effect in _changes(found, record):
         if effect.entry != index:
             index, offset = effect.entry, 0
         for at, old in enumerate(effect.olds):

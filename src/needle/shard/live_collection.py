@@ -105,9 +105,10 @@ class ReplicaView:
         return self.opened
 
     def collection(self, name: str) -> CollectionView:
-        """Raises CollectionNotFound."""
+        """One that has documents, so not that of a named vector: it has no metadata that a bound could judge. Raises
+        CollectionNotFound."""
         held = self.collections.get(name)
-        if held is None:
+        if held is None or held.record.spec.of:
             raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
         return held
 
@@ -119,7 +120,8 @@ class ReplicaView:
     def named(self, only: str = "") -> list[CollectionView]:
         """Every collection, by name; or that of one name, if it is there. Not those of named vectors."""
         if only:
-            return [self.collections[only]] if only in self.collections else []
+            found = self.collections.get(only)
+            return [] if found is None or found.record.spec.of else [found]
         return [held for _, held in sorted(self.collections.items()) if not held.record.spec.of]
 
     def vectors_of(self, of: CollectionView) -> list[CollectionView]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, Protocol
@@ -166,14 +166,21 @@ class OpenedState:
 
     def _write_loaded(self, batch: Batch, entry: Entry, conf: bytes) -> None:
         """The transaction of a bulk load, of which nothing is done if there is no room for it."""
-        if (staged := self._around.staged) is not None:
-            for segment in chain.from_iterable(change.manifest or () for change in batch.changes.values()):
-                staged.give(segment_file(segment), self.segment_directory)
+        self._give(batch)
         changes = batch.write_set(entry.index, entry.term, conf if entry.conf is None else entry.conf)
         self.store.writer.write_at_once(changes)
+        with suppress(*SHORTAGES):
+            # Whoever looks for files that the log does not name may have deleted them, for it did not name them yet.
+            self._give(batch)
         with _no_way_back():
             self._around.effects.add(batch.effects)
             self._swap(batch, changes)
+
+    def _give(self, batch: Batch) -> None:
+        """Have the index files of a bulk load where they are opened."""
+        if (staged := self._around.staged) is not None:
+            for segment in chain.from_iterable(change.manifest or () for change in batch.changes.values()):
+                staged.give(segment_file(segment), self.segment_directory)
 
     def _swap(self, batch: Batch, changes: WriteSet) -> None:
         """Bring memory to what SQLite holds, then show it to searches at once."""

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from needle.base.errors import InvalidArgument, NeedleError, StaleEpoch, Unavailable
+from needle.base.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    NeedleError,
+    OutcomeUnknown,
+    StaleEpoch,
+    Unavailable,
+)
 from needle.base.ids import shard_group
 from needle.base.model import WriteResult
 from needle.cli.bulk.job import ShardFiles, ShardJob
@@ -65,7 +72,8 @@ async def hand_in(
     timeout: float,
     sent: Callable[[int], None],
 ) -> Handed:
-    """Bring the files of a shard, and load them. sent: told of bytes as they go. Raises what the leader refuses."""
+    """Bring the files of a shard, and load them. sent: told of bytes as they go. Raises what the leader refuses, or any
+    replica as not allowed: the others would say the same."""
     group, total, lacking = shard_group(mine.shard), 0, dict[str, str]()
     said = await begin(client, mine.shard, stored, timeout)
     if said.loaded == files.checksum:
@@ -80,10 +88,12 @@ async def hand_in(
         try:
             for name in files.names:
                 await _bring(client, mine.shard, address, directory / name, told)
+        except InvalidArgument:
+            raise
         except NeedleError as error:
             lacking[address] = error.message
 
-    await asyncio.gather(*map(bring, client._shards.group(mine.shard).replicas()))
+    await _all_of(bring(address) for address in client._shards.group(mine.shard).replicas())
     command = LoadRows(
         mine.collection_id, files.rows, files.size, files.checksum, mine.owned, mine.generation, files.indexes
     )
@@ -93,12 +103,29 @@ async def hand_in(
         try:
             answer = await ask_leader(client, mine.shard, BULK_LOAD, lambda _: calls.encode(call), timeout, final)
             break
-        except Unavailable:
-            if attempt == ATTEMPTS - 1:
-                raise
+        except (Unavailable, DeadlineExceeded, OutcomeUnknown) as error:
+            if attempt == ATTEMPTS - 1 or not isinstance(error, Unavailable):
+                raise _with_reasons(error, lacking) from error
         await asyncio.sleep(AGAIN_SECONDS)  # a new leader may lack what the former one had
     result = calls.decode(answer, WriteResult)
     return Handed(result.count, total, len(calls.encode(command)), lacking, result.existed)
+
+
+async def _all_of(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of it; the first error ends the rest."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _with_reasons(error: NeedleError, lacking: dict[str, str]) -> NeedleError:
+    """The same, and why some replicas lack the files, which may be why nothing is loaded."""
+    whys = "".join(f"; {address} got no files: {why}" for address, why in sorted(lacking.items()))
+    return type(error)(error.message + whys, **error.details)
 
 
 async def _bring(client: OverShards, shard: int, address: str, path: Path, told: Callable[[int], None]) -> None:

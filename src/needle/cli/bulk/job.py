@@ -3,22 +3,28 @@ begins again goes on behind what is whole. Plain values and paths; workers get t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from needle.base.config import Limits
+from needle.base.errors import invalid
 from needle.base.model import CollectionSpec
 from needle.cli.bulk.pieces import Piece
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.routing.shard_map import ShardMap
 
 T = TypeVar("T")
+MARK: Final = "needle-bulk-load"
+"""The file that says which load a directory is for, and that it is for one."""
+WRITTEN: Final = f"{MARK}.tmp"
+PIECES, SHARDS = "pieces", "shards"
 
 
 class ShardJob(msgspec.Struct, frozen=True):
@@ -61,35 +67,49 @@ class ShardFiles(msgspec.Struct, frozen=True):
 
 
 class Work:
-    """The directory of one load."""
+    """The directory of one load. It deletes only the parts that it made, where its mark says that it did."""
 
     def __init__(self, directory: str) -> None:
         self.root = Path(directory)
+        self._mark = self.root / MARK
 
     def begin(self, job: Job) -> bool:
-        """Have it be for this job: what is there of another one goes. Whether something of this one is there."""
+        """Have it be for this job: what is there of another one goes. Whether something of this one is there. Raises
+        InvalidArgument for a directory that has other files."""
         self.root.mkdir(parents=True, exist_ok=True)
-        mark = self.root / "job"
-        same = mark.exists() and mark.read_text() == job.fingerprint()
+        there = set(os.listdir(self.root))
+        if MARK not in there and there - {WRITTEN}:
+            raise invalid(
+                "work", str(self.root), f"an empty directory, or one of a bulk load, with its file {MARK}: what is in "
+                "this one is not of a bulk load, and stays",
+            )  # fmt: skip
+        same = MARK in there and self._mark.read_text() == job.fingerprint()
         if not same:
-            for part in ("pieces", "shards"):
-                shutil.rmtree(self.root / part, ignore_errors=True)
-            written = mark.with_suffix(".tmp")
-            written.write_text(job.fingerprint())
-            written.replace(mark)
+            self._delete_parts()
+            (self.root / WRITTEN).write_text(job.fingerprint())
+            (self.root / WRITTEN).replace(self._mark)
         return same
 
     def piece(self, number: int) -> Path:
         """The directory of what one piece gave."""
-        return self.root / "pieces" / f"{number:06d}"
+        return self.root / PIECES / f"{number:06d}"
 
     def shard(self, number: int) -> Path:
         """The directory of one shard's files."""
-        return self.root / "shards" / f"{number:04d}"
+        return self.root / SHARDS / f"{number:04d}"
 
     def end(self) -> None:
-        """It is not needed any more."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """It is not needed any more. What others put there stays, and then the directory does."""
+        if not self._mark.exists():
+            return
+        self._delete_parts()
+        self._mark.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.root.rmdir()
+
+    def _delete_parts(self) -> None:
+        for part in (PIECES, SHARDS):
+            shutil.rmtree(self.root / part, ignore_errors=True)
 
 
 def once(directory: Path, kind: type[T], make: Callable[[Path], T]) -> T:

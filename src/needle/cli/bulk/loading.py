@@ -87,12 +87,6 @@ async def _collection(client: Client, asked: Asked) -> tuple[CollectionInfo, Top
             f"{asked.dimensions} and {asked.metric or metric}",
             field="collection",
         )
-    if info.spec.ttl:
-        raise InvalidArgument(
-            f"documents of collection {asked.collection} expire after {info.spec.ttl:g} s: a bulk load takes none that "
-            "expire",
-            field="collection",
-        )
     return info, now
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from needle.base.errors import NeedleError
+from needle.base.errors import DiskFull, NeedleError, TooManyFiles
 from needle.base.ids import NodeId
 from needle.base.parts import Payload
 from needle.protocol import calls
@@ -27,6 +27,8 @@ TIDY_SECONDS: Final = 30.0
 KEEP_SECONDS: Final = 600.0
 """So long a file stays behind its entry, for replicas that have not got it yet."""
 GONE_SECONDS: Final = 10.0
+UNREACHED_SECONDS: Final = 60.0
+"""The same, while a peer that may have the file does not answer: a snapshot costs more than to wait for its restart."""
 CHUNK_SECONDS: Final = 10.0
 
 
@@ -36,7 +38,9 @@ class BulkFiles:
     def __init__(self, at: ChoreContext, call: Callable[[NodeId, str, bytes, float], Awaitable[Payload]]) -> None:
         """call: asks another node."""
         self._at, self._call = at, call
-        self._gone_since: float | None = None
+        self._gone: Awaited | None = None
+        """What was last awaited in vain, and since when."""
+        self._gone_since = 0.0
         self._used: dict[int, float] = {}
         """Collections that hold documents, though files are here: since when that was seen."""
         self._tidied = float("-inf")
@@ -56,23 +60,26 @@ class BulkFiles:
         if self._is_over(awaited.collection_id):  # a snapshot came instead
             self._at.replica.staged.awaited = None
             return
-        over = False
+        over = unreached = False
         for peer in others_of(self._at.host.status(self._at.group)):
             try:
                 said = await self._fetch(awaited, peer)
+            except (DiskFull, TooManyFiles) as error:  # of this node, when the peer has given of it
+                log.debug("%s: %s of a bulk load cannot be kept: %s", self._at.name, awaited.name, error)
+                self._gone = None
+                return
             except NeedleError as error:
                 log.debug("%s: %s of a bulk load is not had from %s: %s", self._at.name, awaited.name, peer, error)
-                self._gone_since = None
+                unreached = True
                 continue
             if said.there:
-                self._gone_since = None
+                self._gone = None
                 return
             over = over or said.over
-        if not over:
-            return
         now = self._at.clock.monotonic()
-        self._gone_since = self._gone_since or now
-        if now - self._gone_since >= GONE_SECONDS:
+        if self._gone != awaited:
+            self._gone, self._gone_since = awaited, now
+        if over and now - self._gone_since >= (UNREACHED_SECONDS if unreached else GONE_SECONDS):
             self._at.replica.staged.lost = awaited.checksum
 
     async def _fetch(self, awaited: Awaited, peer: NodeId) -> BulkBytesAnswer:

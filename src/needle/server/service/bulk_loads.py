@@ -10,9 +10,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from needle.base.errors import ClusterTooOld, CollectionNotFound, InvalidArgument, NeedleError, Unavailable, invalid
+from needle.base.errors import (
+    ClusterTooOld,
+    CollectionNotFound,
+    DiskFull,
+    InvalidArgument,
+    NeedleError,
+    Unavailable,
+    invalid,
+)
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import WriteResult
+from needle.base.model import CollectionSpec, WriteResult
 from needle.base.runtime import micros_of
 from needle.base.versions import LOADS
 from needle.protocol import calls, commands
@@ -37,6 +45,7 @@ from needle.protocol.upkeep_commands import LoadRows
 from needle.routing.topology import Ownership
 from needle.server.replica import HostedReplica
 from needle.server.service.served import Deadline, ServedNode, not_leader
+from needle.shard.apply.bulk import check_takes_loads
 from needle.shard.bulk.staged import StagedFiles, read_name, rows_name
 from needle.shard.bulk_checking import Owning, check_load
 from needle.shard.plan import PublishedSegment
@@ -46,6 +55,11 @@ from needle.shard.segments.sealed import segment_file
 LEASE_SECONDS: Final = 10.0
 ASK_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 0.5
+ROOM_TIMES: Final = 4
+ROW_ROOM: Final = 250
+"""The documents are written to SQLite's log and then to its file. In each of them a document takes its bytes of the
+file of rows, twice as many in the worst case, for vectors of which two do not fit on a page; and what tables take
+(measured: 85 bytes and its id)."""
 ALL_SECONDS: Final = 10.0
 """So long the leader waits for replicas beyond a majority: whoever has the files need not fetch them to apply."""
 
@@ -66,6 +80,7 @@ class BulkLoads:
         if view is None or live is None:
             raise CollectionNotFound(f"this shard has no collection {call.collection}", collection=call.collection)
         record, state = view.record, live.indexing
+        self._check_takes(hosted, record.spec)
         return BulkBeginAnswer(
             record.id, record.spec, state.generation, record.documents, record.next_ordinal > 0, state.loaded,
             live.config.rows_max, self._owned().fingerprint(call.group - 1),
@@ -82,14 +97,14 @@ class BulkLoads:
         if hosted.replica.held.was_dropped(collection_id):
             raise CollectionNotFound(f"the collection with id {collection_id} was dropped")
         here = await self._node.blocking(hosted.replica.staged.put, call.name, call.size, call.offset, call.data)
-        return BulkHereAnswer([here])
+        return BulkHereAnswer([here], self._room())
 
     async def here(self, call: BulkHereCall) -> BulkHereAnswer:
         """How much of some files is here."""
         if len(call.names) > NAMES_MAX:
             raise invalid("names", len(call.names), f"at most {NAMES_MAX}")
         staged = self._node.hosted(call.group).replica.staged
-        return BulkHereAnswer(await self._node.blocking(_here, staged, call.names))
+        return BulkHereAnswer(await self._node.blocking(_here, staged, call.names), self._room())
 
     async def bytes(self, call: BulkBytesCall) -> BulkBytesAnswer:
         """A part of a file, for a replica that lacks it."""
@@ -127,6 +142,7 @@ class BulkLoads:
         if any(size != -1 for size in here):
             raise Unavailable("the leader has not got all files of this load: put them there first", group=group)
         view = next(v for v in hosted.replica.view.collections.values() if v.record.id == command.collection_id)
+        self._check_takes(hosted, view.record.spec)
         owned, shard = self._owned(), group - 1
         if owned.fingerprint(shard) != command.owned:
             raise Unavailable(
@@ -135,16 +151,22 @@ class BulkLoads:
         owning = Owning(owned.map.strategy, owned.map.shard_count, owned.ranges(shard))
         check = (check_load, command, staged, view.record.spec, self._node.config.limits, owning)
         await self._node.ports.build_pool.run(unless_cancelled, *check, lambda: self._node.host.stopped)
-        await self._held_by_majority(group, names, deadline)
+        await self._held_by_majority(group, names, needed_room(command), deadline)
 
-    async def _held_by_majority(self, group: GroupId, names: list[str], deadline: Deadline) -> None:
-        """Return when all voters have the files, or a majority has and the others had their time."""
+    async def _held_by_majority(self, group: GroupId, names: list[str], needed: int, deadline: Deadline) -> None:
+        """Return when all voters have the files, or a majority has and the others had their time. Raises DiskFull if
+        one that has them has no room for what its state takes of them: it would apply nothing from the entry on, also
+        no drop."""
         since, have = self._node.now(), {self._node.node_id}
+        _check_room(self._node.node_id, self._room(), needed)
         while True:
             status = self._node.status(group, False)
             others = [node for node in status.voters if node not in have]
-            answers = await asyncio.gather(*(self._has(node, group, names) for node in others))
-            have |= {node for node, whole in zip(others, answers, strict=True) if whole}
+            answers = await asyncio.gather(*(self._whole(node, group, names) for node in others))
+            for node, room in zip(others, answers, strict=True):
+                if room is not None:
+                    _check_room(node, room, needed)
+                    have.add(node)
             held = sum(node in have for node in status.voters)
             if held == len(status.voters):
                 return
@@ -154,13 +176,18 @@ class BulkLoads:
                 raise Unavailable(f"{held} of {len(status.voters)} replicas have the files of this load", group=group)
             await asyncio.sleep(AGAIN_SECONDS)
 
-    async def _has(self, node: NodeId, group: GroupId, names: list[str]) -> bool:
+    def _room(self) -> int:
+        told = self._node.space.disk.room()
+        return max(0, told.free - told.kept_free)
+
+    async def _whole(self, node: NodeId, group: GroupId, names: list[str]) -> int | None:
+        """The room on a node that has all of these; None of one that has not, or does not say."""
         try:
             body = calls.encode(BulkHereCall(group, names))
             answer = calls.decode(await self._node.peers.call(node, BULK_HERE, body, ASK_SECONDS), BulkHereAnswer)
         except NeedleError:
-            return False
-        return all(size == -1 for size in answer.here)
+            return None
+        return answer.room if all(size == -1 for size in answer.here) else None
 
     def _check_allowed(self) -> None:
         now = self._node.topology
@@ -175,6 +202,17 @@ class BulkLoads:
                 "the logs of this cluster are archived, and an archive would lack what a bulk load brings: end "
                 "`needle backup archive`, say so by `needle backup forget`, load, and archive into a new target",
                 field="archive",
+            )
+
+    def _check_takes(self, hosted: HostedReplica, spec: CollectionSpec) -> None:
+        """Raises InvalidArgument for a collection that takes no load, by its settings here or in the catalog."""
+        check_takes_loads(spec)
+        info = hosted.collections.find(self._node.topology, spec.name)
+        if info is not None and info.spec.ttl:
+            raise InvalidArgument(
+                f"documents of collection {info.spec.name!r} expire after {info.spec.ttl:g} s: a bulk load takes none "
+                "that expire",
+                field="collection",
             )
 
     def _owned(self) -> Ownership:
@@ -198,6 +236,20 @@ def methods(loads: BulkLoads) -> dict[str, tuple[Any, Callable[[Any], Awaitable[
         BULK_HERE: (BulkHereCall, loads.here),
         BULK_BYTES: (BulkBytesCall, loads.bytes),
     }
+
+
+def needed_room(command: LoadRows) -> int:
+    """Bytes that a replica's disk has to take beyond the files, when the entry is applied."""
+    return ROOM_TIMES * command.size + ROW_ROOM * command.rows
+
+
+def _check_room(node: NodeId, room: int, needed: int) -> None:
+    if room < needed:
+        raise DiskFull(
+            f"the disk of node {node} takes {room} more bytes, and to apply this load it needs {needed} for a while: "
+            "give it more room, or drop collections, and load again; nothing was loaded",
+            node=node, room=room, needed=needed,
+        )  # fmt: skip
 
 
 def _here(staged: StagedFiles, names: list[str]) -> list[int]:

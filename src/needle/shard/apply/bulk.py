@@ -2,28 +2,29 @@
 from a file that lies on this replica.
 
 Deterministic: what is refused is refused before the file is looked at, or for what is in it. A replica that has not got
-the file yet raises FileAwaited with nothing changed, and is asked again: it applies nothing that comes later meanwhile.
-Memory: a block of the file, and 24 bytes a document.
+its files yet raises FileAwaited with nothing changed, and is asked again: it applies nothing that comes later until
+then. Memory: a block of the file, and 24 bytes a document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 
 from needle.base.errors import CollectionNotFound, CorruptDocuments, FileAwaited, InvalidArgument, StaleEpoch, invalid
-from needle.base.model import WriteResult
+from needle.base.model import CollectionSpec, WriteResult
 from needle.protocol.upkeep_commands import LoadRows
 from needle.shard.apply.batch import Batch
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.bulk.rows_file import Rows, doubled, id_hashes, read_rows
-from needle.shard.bulk.staged import Awaited, rows_name
+from needle.shard.bulk.staged import Awaited, StagedFiles, rows_name
 from needle.shard.documents.digest import MODULUS, document_hash
 from needle.shard.documents.records import CollectionRecord, LoadedBlock, row_id
 from needle.shard.effects import ABSENT, WRITTEN, Effect
 from needle.shard.plan import PublishedSegment
+from needle.shard.segments.sealed import segment_file
 
 HASH_BYTES: Final = 16
 EFFECT_ROWS: Final = 1024
@@ -41,7 +42,7 @@ def load_rows(batch: Batch, index: int, command: LoadRows) -> WriteResult:
         return WriteResult(version=index, index=index, existed=True, count=record.documents)
     _check(batch, record, command, state.generation)
     manifest = _manifest(command)
-    path = _path(batch, command)
+    path = _path(batch, command, manifest)
     loaded = LoadedRows(path, record, batch.version(index))
     change.loaded, change.manifest = loaded.blocks, manifest
     change.indexing = msgspec.structs.replace(state, loaded=command.checksum)
@@ -58,6 +59,7 @@ def _tell(batch: Batch, change: CollectionChange, loaded: LoadedRows) -> None:
 
 
 def _check(batch: Batch, record: CollectionRecord, command: LoadRows, generation: int) -> None:
+    check_takes_loads(record.spec)
     if record.next_ordinal:
         raise InvalidArgument(
             f"collection {record.spec.name!r} was written to already in this shard, and a bulk load is for one that "
@@ -76,6 +78,17 @@ def _check(batch: Batch, record: CollectionRecord, command: LoadRows, generation
         raise InvalidArgument("the collection got another index since the load was prepared", field="index")
 
 
+def check_takes_loads(spec: CollectionSpec) -> None:
+    """Raises InvalidArgument for a collection that no load can be made for. One that has named vectors takes it: its
+    documents have none of them then, and get them as others do."""
+    if spec.of:
+        raise InvalidArgument(
+            f"{spec.name!r} holds a named vector of collection {spec.of!r}, whose ordinals are those of its documents: "
+            "load the documents, and add their named vectors by updates",
+            field="collection",
+        )
+
+
 def _manifest(command: LoadRows) -> list[PublishedSegment]:
     at, found = 0, []
     for one in command.indexes:
@@ -86,17 +99,28 @@ def _manifest(command: LoadRows) -> list[PublishedSegment]:
     return found
 
 
-def _path(batch: Batch, command: LoadRows) -> str:
+def _path(batch: Batch, command: LoadRows, manifest: list[PublishedSegment]) -> str:
+    """Of the rows. The index files have to be here, too: without them their vectors would come into memory, all of
+    them, and an entry cannot be refused for want of that."""
     staged, name = batch.stored.staged, rows_name(command.collection_id, command.checksum)
     if staged is None:
         raise FileAwaited(f"file {name} cannot be had here: bulk loads are not applied outside of a node")
-    if not staged.sound(name):
-        if staged.lost == command.checksum:
-            raise CorruptDocuments(f"file {name} of a bulk load is on no replica any more", path=staged.path(name))
-        staged.awaited = Awaited(command.collection_id, command.checksum, command.size)
-        raise FileAwaited(f"file {name} of a bulk load is fetched from the other replicas", name=name)
+    lacking = [one for one in manifest if not staged.has(segment_file(one))]
+    if not staged.has(name) or (not lacking and not staged.sound(name)):
+        _await(staged, Awaited(command.collection_id, command.checksum, command.size))
+    for one in lacking:
+        _await(staged, Awaited(command.collection_id, one.checksum, one.size, segment_file(one)))
     staged.awaited = None
     return staged.path(name)
+
+
+def _await(staged: StagedFiles, awaited: Awaited) -> NoReturn:
+    """Raises FileAwaited; CorruptDocuments for what nobody has any more."""
+    name = awaited.name
+    if staged.lost == awaited.checksum:
+        raise CorruptDocuments(f"file {name} of a bulk load is on no replica any more", path=staged.path(name))
+    staged.awaited = awaited
+    raise FileAwaited(f"file {name} of a bulk load is fetched from the other replicas", name=name)
 
 
 class LoadedRows:

@@ -4,7 +4,8 @@ They are in `bulk/` of the replica's directory, beside its states: a snapshot ne
 - a file has its name only once all of its bytes were compared with the checksum in it, and it is durable;
 - while a collection is empty in the state that is applied here, an entry that names its file may still come: so its
   files stay. Once it is not empty no such entry does anything, and once that is checkpointed none is replayed;
-- a collection has the rows of one load at most, so that what is kept is bounded by what one load has.
+- a collection has the rows of LOADS_MAX loads at most, so that what is kept is bounded. None makes place for another
+  one: an entry that names it may be in a log already. What a committed entry names is taken in any case.
 
 Blocking, from any thread. It must not know the log, nor where files come from.
 """
@@ -25,7 +26,12 @@ DIRECTORY: Final = "bulk"
 PART: Final = ".part"
 FILES_MAX: Final = 4096
 """Of one collection."""
-_NAME: Final = re.compile(r"(\d+)-(rows|\d+-\d+)-([0-9a-f]{32})\.(rows|seg)")
+LOADS_MAX: Final = 3
+"""Whose rows wait for one collection: of the load that is made again, for another map or of another source, and of
+those that were broken off before."""
+_ORDINAL: Final = "(?:0|[1-9][0-9]{0,18})"
+"""Bounded, for a file's name is, and so are the digits that int() takes."""
+_NAME: Final = re.compile(rf"([1-9][0-9]{{0,18}})-(rows|{_ORDINAL}-{_ORDINAL})-([0-9a-f]{{32}})\.(rows|seg)")
 
 
 class StagedName(NamedTuple):
@@ -55,11 +61,13 @@ class Awaited(NamedTuple):
     collection_id: int
     checksum: str
     size: int
+    index_file: str = ""
+    """Its name, if it is not the one of rows."""
 
     @property
     def name(self) -> str:
         """Of the file."""
-        return rows_name(self.collection_id, self.checksum)
+        return self.index_file or rows_name(self.collection_id, self.checksum)
 
 
 class StagedFiles:
@@ -110,14 +118,16 @@ class StagedFiles:
 
     def put(self, name: str, size: int, offset: int, data: bytes) -> int:
         """Take a part, in order; how many bytes are here, -1 once all of it is. Raises InvalidArgument for a file of
-        another load, or with another checksum than its name's; Unavailable where an earlier part is missing."""
+        one load too many, or with another checksum than its name's; Unavailable where an earlier part is missing."""
         with self._lock:
             if self.has(name):
                 return -1
-            self._check_room(name)
+            there, part = self.here(name), self.path(name) + PART
+            decided = self.awaited is not None and self.awaited.name == name
+            if not there and not decided:
+                self._check_room(name)
             self._disk.make_directory(self._directory)
-            part = self.path(name) + PART
-            if (there := self.here(name)) < offset or offset + len(data) > size:
+            if there < offset or offset + len(data) > size:
                 raise Unavailable(f"{there} bytes of {name} are here: go on there", here=there)
             try:
                 with open(part, "r+b" if there else "wb") as file:
@@ -129,14 +139,14 @@ class StagedFiles:
             return self._finish(name, part) if offset + len(data) == size else offset + len(data)
 
     def _check_room(self, name: str) -> None:
-        asked, others = read_name(name), [read_name(one) for one in self.names()]
-        mine = [one for one in others if one.collection_id == asked.collection_id]
+        asked, others = read_name(name), {read_name(one.removesuffix(PART)) for one in self._ours()}
+        mine = {one for one in others if one.collection_id == asked.collection_id} - {asked}
         if len(mine) >= FILES_MAX:
             raise invalid("name", name, f"one of {FILES_MAX} files of a collection")
-        if asked.rows and any(one.rows for one in mine):
+        if asked.rows and sum(one.rows for one in mine) >= LOADS_MAX:
             raise InvalidArgument(
-                "another bulk load was prepared for this collection: drop the collection, make it again, and load into "
-                "that",
+                f"{LOADS_MAX} other bulk loads were prepared for this collection, and their files wait: drop the "
+                "collection, make it again, and load into that",
                 field="collection",
             )
 
@@ -161,21 +171,24 @@ class StagedFiles:
             raise os_failure(error, path) from error
 
     def give(self, name: str, directory: str) -> None:
-        """Move an index file to where searches use it; nothing if it is not here."""
-        path = self.path(name)
-        if self._disk.exists(path):
-            self._disk.rename(path, os.path.join(directory, name))
+        """Have an index file where searches use it, too: here it stays for whoever fetches it, and for this replica, if
+        it is killed before the entry is stored. Nothing if it is not here."""
+        path, target = self.path(name), os.path.join(directory, name)
+        if self._disk.exists(path) and not self._disk.exists(target):
+            self._disk.link(path, target)
             self._disk.sync(directory)
+
+    def _ours(self) -> list[str]:
+        """Names, also of parts."""
+        return [name for name in self._all() if _NAME.fullmatch(name.removesuffix(PART))]
 
     def collections(self) -> set[int]:
         """Those that files are here of, also parts of some."""
-        matches = [_NAME.fullmatch(name.removesuffix(PART)) for name in self._all()]
-        return {int(match[1]) for match in matches if match}
+        return {read_name(name.removesuffix(PART)).collection_id for name in self._ours()}
 
     def forget(self, collection_id: int) -> None:
         """Delete its files."""
         with self._lock:
-            for name in self._all():
-                match = _NAME.fullmatch(name.removesuffix(PART))
-                if match and int(match[1]) == collection_id:
+            for name in self._ours():
+                if read_name(name.removesuffix(PART)).collection_id == collection_id:
                     remove_file(os.path.join(self._directory, name))

@@ -139,16 +139,12 @@ class DocumentWriter:
                 self._newest.update((row[0], row) for row in changes.documents)
 
     def write_at_once(self, changes: WriteSet) -> None:
-        """The same, of a bulk load: committed behind what waits, or not at all. Raises StorageError; a shortage with
-        nothing of it changed."""
+        """The same, of a bulk load: committed behind what waits, or not at all. It never waits itself, so that no read
+        waits for it: they see what was before. Raises StorageError; a shortage with nothing of it changed."""
         with self._alone():
             self._save()
-            self._waiting = changes
-            try:
-                self._save()
-            except SHORTAGES:
-                self._waiting = None
-                raise
+            self._commit_whole(changes)
+            self._failpoint("apply-after-commit")
 
     @property
     def waits(self) -> bool:
@@ -199,17 +195,24 @@ class DocumentWriter:
         if self._waiting is None:
             return
         try:
-            with disk_errors(self.path, self._connection):
-                self._commit(self._waiting)
+            self._commit_whole(self._waiting)
         except SHORTAGES:
             self._newest = {}
             raise  # it was rolled back, and waits on: the next attempt may find room
-        except BaseException as error:
-            self._failed = error
-            raise
         # Only now: whoever sees that nothing waits must find everything in the file.
         self._waiting, self._newest = None, {}
         self._failpoint("apply-after-commit")
+
+    def _commit_whole(self, changes: WriteSet) -> None:
+        """Or nothing of it, for want of room; after any other failure nothing is committed any more."""
+        try:
+            with disk_errors(self.path, self._connection):
+                self._commit(changes)
+        except SHORTAGES:
+            raise
+        except BaseException as error:
+            self._failed = error
+            raise
 
     def _commit(self, changes: WriteSet) -> None:
         run, many = self._connection.execute, self._connection.executemany

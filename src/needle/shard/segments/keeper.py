@@ -332,6 +332,8 @@ class SegmentKeeper:
             return
         keep = {segment_file(segment, own=own) for segment in manifest for own in (False, True)}
         opened = vectors.opened()
+        for sealed in opened:  # a bulk load brought its files itself
+            self._files.added(sealed.path)
         keep |= {os.path.basename(sealed.path) for sealed in opened}
         await self._delete(self._files.unneeded(vectors.collection_id, keep))
         # Files of before a switch go once nothing serves by them any more, though the manifest stays.

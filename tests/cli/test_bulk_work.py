@@ -1,0 +1,55 @@
+"""The directory of a bulk load: what is deleted in it is what the load made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from needle.base.errors import InvalidArgument
+from needle.base.model import CollectionSpec, Metric
+from needle.cli.bulk.job import Job, Work
+from needle.routing.shard_map import initial_map
+from needle.routing.strategy import CONSISTENT_HASH
+
+
+def job(stored: str = "books") -> Job:
+    return Job(
+        stored,
+        CollectionSpec(name=stored, dimensions=3, metric=Metric.L2),
+        initial_map(CONSISTENT_HASH, 1),
+        [],
+        [],
+        True,
+    )
+
+
+def test_what_others_put_into_the_directory_stays(tmp_path: Path) -> None:
+    for name in ("pieces", "shards"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("not of a load")
+    work = Work(str(tmp_path))
+    with pytest.raises(InvalidArgument) as caught:
+        work.begin(job())
+    assert caught.value.details["field"] == "work"
+    work.end()
+    assert sorted(path.name for path in tmp_path.rglob("mine")) == ["mine", "mine"]
+
+
+def test_a_load_deletes_all_that_it_made_and_nothing_else(tmp_path: Path) -> None:
+    work = Work(str(tmp_path / "load"))
+    assert not work.begin(job())
+    work.piece(3).mkdir(parents=True)
+    work.shard(1).mkdir(parents=True)
+    assert work.begin(job()) and work.piece(3).exists()
+    assert not work.begin(job("others")), "of another load"
+    assert not work.piece(3).exists() and not work.shard(1).exists()
+    work.shard(1).mkdir(parents=True)
+    beside = work.root / "notes"
+    beside.write_text("kept")
+    work.end()
+    assert [path.name for path in work.root.iterdir()] == ["notes"]
+    beside.unlink()
+    assert not work.begin(job())
+    work.end()
+    assert not work.root.exists()
