@@ -99,7 +99,7 @@ class World:
         self.followers: list[Shard] = []
         group = SimpleNamespace(
             ask_leader=self.ask, ask_replica=self.ask_replica,
-            replicas=lambda: ["leader", *map(str, range(len(self.followers)))],
+            replicas=lambda: ["leader", *map(str, range(len(self.followers)))], leads_at=lambda: "leader",
         )  # fmt: skip
         self.client: Any = SimpleNamespace(
             refresh_topology=self.refresh, _shards=SimpleNamespace(group=lambda shard: group)

@@ -367,7 +367,30 @@ async def test_the_other_replicas_hear_now_and_then_how_far_it_is(tmp_path: Path
     for _ in range(130):
         world.fill(1)
         await archiver.look(flush=True)
-    assert [one for one, _ in heard] == ["leader", "0", "1"] * 3
+    await archiver.close()
+    assert [one for one, _ in heard] == ["0", "1"] * 3
     told = [call for address, call in heard if address == "1"]
     assert [call.until - BEGAN for call in told] == sorted({call.until - BEGAN for call in told})
     assert all(call.follower and call.kept and call.until <= world.now for call in told)
+
+
+async def test_a_replica_that_hangs_holds_up_no_look(tmp_path: Path) -> None:
+    """Each minute the archive of all shards waited until the slowest was told, or the time for it was up."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    asked: list[str] = []
+
+    async def ask_replica(address: str, *_: Any) -> bytes:
+        asked.append(address)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    world.followers = [copy.copy(world.shard)]
+    world.client._shards.group(0).ask_replica = ask_replica
+    archiver = world.archiver(store)
+    async with asyncio.timeout(30):
+        for _ in range(70):
+            world.fill(1)
+            await archiver.look(flush=True)
+        assert asked == ["0"], "which is not asked again while it has not answered"
+        await archiver.close()
+    assert restored(store, tmp_path / "a", index=len(world.shard.log)) == world.shard.contents[-1]

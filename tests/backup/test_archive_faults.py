@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,8 +19,10 @@ from needle.backup.instant import restore_at
 from needle.backup.keeping import MAKING, prune, verify
 from needle.backup.store import DirectoryStore
 from needle.base.errors import InvalidArgument, StorageError, Unavailable
+from needle.protocol.archive_calls import BACKED_UP
 from shard.replica_util import put
 
+HOUR = 3_600_000_000  # microseconds
 LARGE = "x" * 60_000
 
 
@@ -52,6 +55,35 @@ async def test_while_the_store_takes_nothing_no_more_is_read(tmp_path: Path) -> 
     store.takes = True
     await archiver.look(flush=True)
     assert restored(store, tmp_path / "a", index=len(world.shard.log)) == world.shard.contents[-1]
+
+
+async def test_the_cluster_hears_nothing_of_a_target_that_took_nothing_yet(tmp_path: Path) -> None:
+    """An archiver that began anew said each hour that it goes on, though its target took no entries: the alert of an
+    archive that is behind went by that word."""
+    world, store = World(tmp_path / "w"), Full(tmp_path / "t")
+    told, ask = [], world.ask
+
+    async def noted(method: str, *rest: Any) -> bytes:
+        if method == BACKED_UP:
+            told.append(world.now)
+            return b""
+        return await ask(method, *rest)
+
+    world.client._shards.group(0).ask_leader = noted
+    world.fill(1)
+    await world.archiver(store).look(flush=True)
+    assert told == [world.now]
+    archiver, store.takes = world.archiver(store), False
+    for _ in range(3):
+        world.fill(3)
+        world.now += HOUR
+        with pytest.raises(StorageError):
+            await archiver.look(flush=True)
+    assert len(told) == 1
+    store.takes = True
+    await archiver.look(flush=True)
+    assert told[1:] == [world.now]
+    await archiver.close()
 
 
 def flip(path: Path) -> None:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from backup.archived import BEGAN, SECOND, World, restored
-from needle.backup.archive_format import CATALOG, Base, Catalog, Head, base_name, encode
+from backup.killing import Counted, Killed
+from needle.backup.archive_format import CATALOG, FORMERS_MAX, Base, Catalog, Head, base_name, encode
 from needle.backup.archive_looking import list_archives
-from needle.backup.archive_reading import bases_of, catalogs_of, chunks_of, number_of, read_base, read_catalog
+from needle.backup.archive_reading import (
+    archived_shards,
+    bases_of,
+    catalog_at,
+    catalogs_of,
+    chunks_of,
+    number_of,
+    read_base,
+    read_catalog,
+)
 from needle.backup.keeping import prune, verify
 from needle.backup.store import DirectoryStore
-from needle.base.errors import CorruptBackup, NeedleError
-from needle.routing.topology import AliasInfo
+from needle.base.errors import CorruptBackup, InvalidArgument, NeedleError
+from needle.base.instants import rfc3339
+from needle.routing.topology import AliasInfo, ShardInfo
 
 
 async def archived(tmp_path: Path) -> tuple[World, DirectoryStore]:
@@ -126,3 +138,144 @@ async def test_a_shard_of_which_nothing_is_left_is_told(tmp_path: Path) -> None:
     with pytest.raises(NeedleError, match="nothing of shard 0 is archived"):
         restored(store, tmp_path / "a", index=3)
     assert not chunks_of(store, 7, 0)
+
+
+def named(world: World, count: int) -> None:
+    """Another record of the catalog is due: there are so many aliases."""
+    world.topology = msgspec.structs.replace(
+        world.topology, version=world.topology.version + 1,
+        aliases=tuple(AliasInfo(f"a{n}", "books") for n in range(count)),
+    )  # fmt: skip
+
+
+async def recorded(world: World, store: DirectoryStore, *counts: int) -> list[str]:
+    """By one archiver, which ends: a record of the catalog for each number of aliases, ten seconds apart."""
+    archiver = world.archiver(store)
+    for count in counts:
+        named(world, count)
+        world.fill(10)
+        await archiver.look(flush=True)
+    world.fill(3)
+    await archiver.look(flush=True)
+    await archiver.close()
+    return catalogs_of(store, 7)
+
+
+def aliases_at(store: DirectoryStore, at: int) -> int:
+    return len(catalog_at(store, 7, at)[0].topology.aliases)
+
+
+@pytest.mark.parametrize("lost", [(1,), (2,), (3,), (1, 2), (2, 3), (1, 3), (1, 2, 3), (0, 1)])
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_lost_records_are_known_also_when_the_archiver_begins_anew(
+    tmp_path: Path, lost: tuple[int, ...], restarts: bool
+) -> None:
+    """A restart forgot the newest, and of two neighbours only the later one was missed: a restore then took the record
+    before for the truth."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    names = await recorded(world, store, 0, 1, 2, 3)
+    begun = [number_of(name, CATALOG) for name in names]
+    ended = world.now
+    for place in lost:
+        (tmp_path / "t" / names[place]).unlink()
+    if restarts:
+        world.fill(3)
+        await recorded(world, store, 3)
+        world.fill(3)
+        await recorded(world, store, 5, 6)
+    problems = verify(store, checksums_only=True).problems
+    for place, began in enumerate(begun):
+        assert any(f"{names[place]} is missing" in line for line in problems) == (place in lost)
+        for at in (began, began + SECOND, begun[place + 1] - 1 if place < 3 else ended):
+            if place in lost:
+                with pytest.raises((CorruptBackup, InvalidArgument)):
+                    catalog_at(store, 7, at)
+            else:
+                assert aliases_at(store, at) == place
+    if restarts:
+        assert aliases_at(store, world.now) == 6
+
+
+async def test_of_more_lost_records_than_are_named_none_is_taken_for_another(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    names = await recorded(world, store, *range(FORMERS_MAX + 4))
+    begun = [number_of(name, CATALOG) for name in names]
+    for name in names[1:-1]:
+        (tmp_path / "t" / name).unlink()
+    for began in begun[1:-1]:
+        with pytest.raises(CorruptBackup, match="is missing"):
+            catalog_at(store, 7, began + SECOND)
+    assert aliases_at(store, world.now) == FORMERS_MAX + 3
+
+
+async def test_two_archivers_at_one_target_and_prune(tmp_path: Path) -> None:
+    """Records that name what was pruned made instants look lost that are there."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    archivers = [world.archiver(store, base_every=8.0) for _ in range(2)]
+    for count in range(4):
+        named(world, count)
+        world.fill(10)
+        for one in archivers:
+            await one.look(flush=True)
+            assert one._basing is not None
+            await one._basing
+            world.now += SECOND
+    for one in archivers:
+        await one.close()
+    kept = number_of(catalogs_of(store, 7)[3], CATALOG) + 2 * SECOND
+    assert verify(store).problems == []
+    told = [aliases_at(store, kept + n * SECOND) for n in range(12)]
+    assert len({*told}) > 1
+    world.now = kept + 3600 * SECOND
+    await prune(store, archive_hours=1.0, around=world.around)
+    assert verify(store).problems == [] and told == [aliases_at(store, kept + n * SECOND) for n in range(12)]
+    (tmp_path / "t" / catalogs_of(store, 7)[1]).unlink()
+    assert any("is missing" in line for line in verify(store).problems)
+
+
+class BesideMarks(Counted):
+    """Whose user is killed at the nth other change."""
+
+    def _step(self, change: Any, *arguments: Any) -> None:
+        if arguments[0].startswith("pruning/"):
+            change(*arguments)
+        else:
+            super()._step(change, *arguments)
+
+
+async def test_a_prune_that_is_under_way_or_broke_off_is_no_damage(tmp_path: Path) -> None:
+    """What it had not deleted yet looked like the rest of what was lost."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    archiver = world.archiver(store, base_every=8.0)
+    retired = ShardInfo(shard=1, replicas=("a",), founders=("a",))
+    world.topology = msgspec.structs.replace(world.topology, shards=(*world.topology.shards, retired))
+    for count in range(5):
+        named(world, count)
+        if count == 2:
+            gone = msgspec.structs.replace(retired, retired=True)
+            world.topology = msgspec.structs.replace(world.topology, shards=(world.topology.shards[0], gone))
+        world.fill(10)
+        await archiver.look(flush=True)
+        assert archiver._basing is not None
+        await archiver._basing
+    await archiver.close()
+    [unended] = list_archives(store)[0].gaps
+    assert verify(store).problems == [] and unended.startswith("shard 1 was retired")
+    kept = number_of(catalogs_of(store, 7)[3], CATALOG) + 2 * SECOND
+    last = world.now
+    world.now = kept + 3600 * SECOND
+    steps = 0
+    while True:
+        try:
+            await prune(BesideMarks(store, 1, after=True), archive_hours=1.0, around=world.around)
+            break
+        except Killed:
+            steps += 1
+        for name in store.names("pruning/"):
+            store.delete(name)
+        (whole,) = list_archives(store)
+        assert verify(store).problems == [] and {*whole.gaps} <= {unended}, steps
+        assert aliases_at(store, kept) == 3 and whole.since <= rfc3339(kept)
+    assert steps > 10 and archived_shards(store, 7) == [0] and bases_of(store, 7, 0)[0][0] > 0
+    world.now = last
+    assert restored(store, tmp_path / "first", at=kept) == world.shard.contents[(kept - BEGAN) // SECOND]

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -166,3 +167,70 @@ async def test_the_second_before_a_mistake(cluster: ProcessCluster, tmp_path: Pa
     assert process.returncode == 0 and b"collection lives, as by command, of backup" in out, out
     async with cluster.connect() as client:
         assert (await contents(client))["by command"] == model["lives"]
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_what_somebody_made_meanwhile_is_not_written_over(
+    cluster: ProcessCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """An application makes its collection, as it is in the backup, when the restore has looked whether there is one."""
+    store = backups.open_store(str(tmp_path / "target"))
+    async with cluster.connect() as client:
+        model = await fill(client)
+        made = await backups.create(client, store)
+        spec = next(one.spec for one in made.manifest.collections if one.spec.name == "books")
+        await client.remove_alias("read")
+        await client.drop_collection("books")
+        document = sorted(model["books"])[5]
+        create = client.create_collection
+
+        async def marked(*arguments: Any, **named: Any) -> None:
+            await create(*arguments, **named)
+            await client.documents.create_collection(spec, True, 30.0)
+            await client.insert(document, [1.0] * 16, {"written": "just now"}, collection="books")
+            if killed:
+                raise Killed
+
+        monkeypatch.setattr(client, "create_collection", marked)
+        with pytest.raises(Killed if killed else CollectionExists):
+            await backups.restore(client, store, collection="books")
+        monkeypatch.undo()
+        if killed:
+            with pytest.raises(CollectionExists, match="did not note that it made it: drop books"):
+                await backups.restore(client, store, collection="books")
+        else:
+            assert await marks(client) == []
+        assert list((await contents(client))["books"]) == [document]
+        await client.drop_collection("books")
+        await backups.restore(client, store, collection="books")
+        assert (await contents(client))["books"] == model["books"]
+
+
+async def test_what_was_made_anew_while_it_was_broken_off_is_not_written_over(
+    cluster: ProcessCluster, tmp_path: Path
+) -> None:
+    store = backups.open_store(str(tmp_path / "target"))
+    async with cluster.connect() as client:
+        model = await fill(client)
+        made = await backups.create(client, store)
+
+        def written(_: int) -> None:
+            raise Killed
+
+        with pytest.raises(Killed):
+            await backups.restore(client, store, collection="books", name="again", progress=written)
+        # Who is refused is told what is under way: a backup that is there, and which collection of it.
+        told = f"collection books, as again, of backup {made.manifest.id}[ ,]"
+        with pytest.raises(CollectionExists, match=told):
+            await backups.restore(client, store, collection="books", name="else")
+        with pytest.raises(Unavailable, match=told):
+            await backups.create(client, store)
+        await client.drop_collection("again")
+        await client.create_collection("again", dimensions=16, metric="l2")
+        await client.insert("theirs", [1.0] * 16, collection="again")
+        with pytest.raises(CollectionExists, match="drop again and restore again"):
+            await backups.restore(client, store, collection="books", name="again")
+        assert list((await contents(client))["again"]) == ["theirs"]
+        await client.drop_collection("again")
+        done = await backups.restore(client, store, collection="books", name="again")
+        assert done.resumed and (await contents(client))["again"] == model["books"] and await marks(client) == []

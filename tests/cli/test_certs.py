@@ -90,6 +90,60 @@ def test_what_ends_with_the_authority_is_told_as_the_nodes_end(tmp_path: Path) -
     assert used.expires == end_of(old / "ca.crt")
 
 
+def test_a_node_notices_that_its_certificate_has_ended(tmp_path: Path) -> None:
+    """While it lasts it was found good once: what counts is that it fails a handshake now."""
+    create_ca(tmp_path, "ca", 100)
+    create_node(tmp_path, "node-1", (), 1, now=datetime.now(UTC) - timedelta(days=1) + timedelta(seconds=4))
+    used = certificates(tmp_path, "node-1", "node-1")
+    used.load()
+    assert not used.expired
+    deadline = time.monotonic() + 60
+    while not used.expired:
+        assert not used.refresh()
+        assert time.monotonic() < deadline
+    create_node(tmp_path / "new", "node-1", (), 30, tmp_path)
+    for name in ("node-1.key", "node-1.crt"):
+        (tmp_path / name).write_bytes((tmp_path / "new" / name).read_bytes())
+    assert used.refresh() and not used.expired
+
+
+def test_an_authority_that_ends_beside_the_one_in_use_ends_nothing(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    create_ca(old, "old", 3)
+    create_ca(new, "new", 100)
+    create_node(tmp_path, "node-1", (), 30, new)
+    (tmp_path / "ca.crt").write_bytes((new / "ca.crt").read_bytes() + (old / "ca.crt").read_bytes())
+    days = 0
+    used = certificates(tmp_path, "node-1", "node-1", wall=lambda: time.time() + days * 86400)
+    used.load()
+    assert used.expires == end_of(old / "ca.crt")
+    days = 4
+    assert not used.refresh() and not used.expired
+    assert used.expires == end_of(tmp_path / "node-1.crt")
+
+
+def test_files_that_are_refused_are_told_of_again_and_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log had one line of it, and then the certificate in use ended."""
+    create_ca(tmp_path, "ca", 100)
+    create_node(tmp_path, "node-1", (), 30)
+    hours = 0.0
+    used = certificates(tmp_path, "node-1", "node-1", wall=lambda: time.time() + hours * 3600)
+    used.load()
+    good = (tmp_path / "node-1.crt").read_bytes()
+    (tmp_path / "node-1.crt").write_bytes(b"")
+
+    def lines() -> int:
+        return caplog.text.count("keeps the certificates it has")
+
+    for later, told in ((0.0, 1), (0.5, 1), (0.6, 2), (0.1, 2), (1.0, 3)):
+        hours += later
+        assert not used.refresh() and lines() == told
+    (tmp_path / "node-1.crt").write_bytes(good)
+    assert used.refresh()
+    hours = 9.0
+    assert not used.refresh() and lines() == 3
+
+
 def end_of(path: Path) -> float:
     return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
 

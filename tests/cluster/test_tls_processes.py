@@ -8,6 +8,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest_asyncio
 
 from harness.certificates import Authority
 from harness.marked_documents import CALM
-from needle import Client, TlsFailed
+from needle import Client, NeedleError, TlsFailed
 from needle.cli.app import main
 from needle.local.certificates import Made, create_node
 from needle.local.process_cluster import ProcessCluster, wait_for
@@ -197,3 +198,52 @@ async def test_changed_certificates_are_used_without_a_restart_and_bad_ones_are_
     assert node.pid == pid
     async with cluster.connect("node-2") as client:
         await client.insert("after", VECTOR)
+
+
+async def test_a_leader_whose_certificate_expires_makes_way_for_one_that_can_be_reached(
+    cluster: ProcessCluster, authority: Authority, tmp_path: Path
+) -> None:
+    """It kept leading over the connections that were open, and no caller could reach it."""
+    name = await cluster.leader()
+    node, lasts = cluster.nodes[name], 20
+    used = Made(Path(node.settings["tls"]["certificate"]), Path(node.settings["tls"]["key"]))
+    good = [path.read_bytes() for path in used]
+    ends = datetime.now(UTC) + timedelta(seconds=lasts)
+    short = create_node(tmp_path, name, ["127.0.0.1"], 1, Path(authority.ca).parent, ends - timedelta(days=1))
+    told = node.output().count("uses changed certificates")
+    shutil.copy(short.key, used.key)
+    shutil.copy(short.certificate, used.certificate)
+    try:
+        await wait_for(
+            lambda: node.output().count("uses changed certificates") > told, lasts, "the short one being used"
+        )
+
+        async def led_by_another() -> bool:
+            try:
+                async with cluster.connect() as client:
+                    assert await client.leader() not in (None, name)
+                    await client.insert("expired", VECTOR, timeout=5)
+                    seen = await client.health_check()
+            except (NeedleError, AssertionError):
+                return False
+            subjects = [one.subject for one in seen.conditions if one.alert == "NeedleCertificateExpires"]
+            assert "NeedleNoLeader" not in {one.alert for one in seen.conditions}
+            return any(f"{name}: it has expired" in subject for subject in subjects)
+
+        await wait_for(led_by_another, 90, "a leader that callers reach, and a condition that says what is wrong")
+        with pytest.raises(TlsFailed, match="expired") as raised:
+            await cluster.connect(name)
+        assert raised.value.details["expired"] is True
+    finally:
+        for path, content in reversed(list(zip(used, good, strict=True))):
+            path.write_bytes(content)
+
+    async def as_before() -> bool:
+        try:
+            async with cluster.connect(name) as client:
+                seen = await client.health_check()
+        except NeedleError:
+            return False
+        return "NeedleCertificateExpires" not in {one.alert for one in seen.conditions}
+
+    await wait_for(as_before, 60, "a good certificate being used again")

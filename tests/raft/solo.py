@@ -5,6 +5,7 @@ from __future__ import annotations
 from needle.raft.config import CoreConfig
 from needle.raft.messages import ConfState, Entry, HardState, Message, MessageType, Ready
 from needle.raft.raft import Raft
+from needle.raft.state import FAR
 from raft.harness import HEARTBEAT, MemoryStorage, T
 
 
@@ -30,7 +31,7 @@ class Solo:
         self.storage = MemoryStorage()
         self.storage.write(entries(*terms))
         config = CoreConfig(node_id="a", election_timeout=T, heartbeat_interval=HEARTBEAT, **settings)  # type: ignore[arg-type]
-        self.now = now
+        self.now, self.disk_waits_since = now, FAR
         self.raft = Raft(
             config,
             self.storage,
@@ -39,6 +40,7 @@ class Solo:
             applied=0,
             now=now,
             random_timeout=lambda: 0.5,
+            disk_waits_since=lambda: self.disk_waits_since,
         )
         self.out: list[Message] = []
 

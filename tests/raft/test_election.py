@@ -7,6 +7,7 @@ import pytest
 from needle.raft.causes import Cause
 from needle.raft.messages import MessageType
 from needle.raft.raft import Role
+from needle.raft.state import FAR
 from raft.harness import HEARTBEAT, Cluster, T
 from raft.solo import Solo
 
@@ -333,3 +334,43 @@ def test_a_node_in_maintenance_follows_and_votes_but_never_leads() -> None:
     leader.crash()
     cluster.run_until(lambda: other.core().role is Role.LEADER)
     cluster.converge()
+
+
+def _followed_since_a_write() -> Solo:
+    """A node that led, whose last tick fell into a short write of another group, and that follows b since."""
+    solo = Solo(term=1)
+    solo.become_leader("b")
+    solo.disk_waits_since = solo.now + HEARTBEAT - 0.001
+    solo.pass_time(HEARTBEAT)
+    solo.disk_waits_since = FAR
+    for _ in range(200):
+        solo.now += HEARTBEAT
+        solo.receive(MessageType.HEARTBEAT, "b", 9, commit=1)
+        solo.settle()
+    assert solo.raft.role is Role.FOLLOWER
+    return solo
+
+
+def test_a_follower_whose_last_tick_fell_into_a_write_takes_over_when_it_is_asked() -> None:
+    """A follower is hardly ever ticked: for good it held the write to be under way that its last tick had seen."""
+    solo = _followed_since_a_write()
+    solo.receive(MessageType.TIMEOUT_NOW, "b", 9)
+    assert solo.raft.role is Role.CANDIDATE
+
+
+def test_a_follower_whose_last_tick_fell_into_a_write_campaigns_when_it_is_told_to() -> None:
+    solo = _followed_since_a_write()
+    solo.now += 2 * T
+    solo.raft.campaign(solo.now)
+    assert solo.raft.role is Role.PRE_CANDIDATE
+
+
+def test_a_follower_under_whose_other_groups_the_disk_hangs_does_not_take_over() -> None:
+    solo = _followed_since_a_write()
+    solo.disk_waits_since = solo.now
+    for _ in range(100):
+        solo.now += HEARTBEAT
+        solo.receive(MessageType.HEARTBEAT, "b", 9, commit=1)
+        solo.settle()
+    solo.receive(MessageType.TIMEOUT_NOW, "b", 9)
+    assert solo.raft.role is Role.FOLLOWER

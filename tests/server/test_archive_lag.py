@@ -115,3 +115,23 @@ def test_the_log_is_kept_for_each_of_a_few() -> None:
     for n in range(TARGETS_MAX):
         archives.note(f"{n}", 100 + n, 0, 30.0)
     assert {one.match for one in archives.members(30.0)} == {100 + n for n in range(TARGETS_MAX)}
+
+
+async def test_an_archiver_that_stores_nothing_is_late_though_it_asks() -> None:
+    """It asked each second, and said that it had nothing: that passed for news of it, so that no alert ever fired."""
+    leader = Leader()
+    leader.now = 10_000.0
+    leader.compaction.archives = Archives(leader.now)
+    for _ in range(int(SILENT_SECONDS)):
+        assert lag(leader, archived=9_900.0) is None
+        leader.now += 1.0
+        await leader.told(0.0, "a")
+    assert lag(leader, archived=9_900.0) == 100.0 + SILENT_SECONDS
+
+
+async def test_a_target_that_has_nothing_yet_does_not_hide_how_far_another_is() -> None:
+    leader = Leader()
+    assert await leader.told(900.0, "a") == 900 * SECOND
+    for _ in range(5):
+        leader.now += ACTIVE_SECONDS / 2
+        assert await leader.told(0.0, "b") == 900 * SECOND

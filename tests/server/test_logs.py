@@ -18,7 +18,7 @@ from needle.base.log_config import LogConfig
 from needle.base.request import Request, current
 from needle.local.process_cluster import ProcessCluster
 from needle.server.process.folding import LINES_MAX, WINDOW_SECONDS
-from needle.server.process.logs import write_logs
+from needle.server.process.logs import TEXT_MAX, write_logs
 
 HOSTILE = "a\nb\r\x1b[2Jc\x85d\u2028e"
 
@@ -74,6 +74,17 @@ def test_a_key_in_the_wrong_place_is_not_kept(form: Literal["text", "json"]) -> 
     current.reset(token)
     assert "collection ndl_..." in stream.getvalue()
     assert key not in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("kept", [5, 20, 42])
+def test_a_key_across_the_end_of_what_is_kept_is_not_kept_either(form: Literal["text", "json"], kept: int) -> None:
+    """Cut first, what was left of it was too short to be taken for a key."""
+    key, stream, log = new_key(bytes(range(32))), io.StringIO(), logging.getLogger("needle.test")
+    write_logs("n1", LogConfig(format=form), stream)
+    text = "x" * (TEXT_MAX - kept) + key
+    log.warning("%s", text, extra={"collection": text, "names": [key], "names_by": {key: (key,)}})
+    assert key[:5] not in stream.getvalue()
 
 
 def test_a_line_that_was_held_back_belongs_to_its_own_request() -> None:

@@ -171,8 +171,40 @@ def test_a_page_of_an_entry_of_many_documents_begins_and_ends_within_it() -> Non
     assert effects.after(Position(4, 89), 10, 20, 1) == (made[3:4], True, True, 60)
     assert effects.after(Position(4, 90), 10, 20, 1) == (made[4:5], True, False, 90)
     assert effects.after(Position(4, 120), 10, 20, 1) == (made[5:], False, False, 120)
-    assert effects.after(Position(4), 1, 20, 2) == (made[:1], True, True, 0)
+    assert effects.after(Position(4), 1, 20, 2) == (made[1:2], True, True, 0)
+    assert effects.after(Position(4, 30), 9, 20, 2) == (made[5:], False, False, 30)
+    assert effects.after(Position(4), 9, 20, 3) == (made[5:], False, False, 0)
     assert effects.after(Position(5), 10, 20, 1) == (made[5:], False, False, 0)
+
+
+def test_pages_of_a_collection_begin_where_the_one_before_ended_whatever_an_entry_did() -> None:
+    rng = random.Random(3)
+    for _ in range(60):
+        effects, made, firsts = EffectLog(), list[Effect](), [0, 0, 0]
+        for entry in range(1, 8):
+            kinds = [WRITTEN] if rng.random() < 0.5 else [WRITTEN, DELETED]
+            numbers = [1] if rng.random() < 0.5 else [1, 2]
+            for _ in range(rng.choice((1, 3, 30))):
+                number, count, kind = rng.choice(numbers), rng.choice((2, 2, 3)), rng.choice(kinds)
+                made.append(Effect(entry, kind, number, len(made), firsts[number], (ABSENT,) * count))
+                firsts[number] += count if kind == WRITTEN else 0
+        effects.add(made)
+        mine = [one for one in made if one.collection_id == 1]
+        for _ in range(20):
+            entry = rng.randrange(1, 8)
+            here = [one for one in mine if one.entry == entry]
+            position = Position(entry, rng.randrange(1 + sum(len(one.olds) for one in here)))
+            page = effects.after(position, rng.randrange(1, 9), rng.randrange(1, 60), 1)
+            assert page is not None
+            gone, skipped = 0, 0
+            while gone < len(here) and skipped + len(here[gone].olds) <= position.offset:
+                gone, skipped = gone + 1, skipped + len(here[gone].olds)
+            wanted = [*here[gone:], *(one for one in mine if one.entry > entry)]
+            found = [one for one in page.effects if one.collection_id == 1]
+            assert (found, page.skipped) == (wanted[: len(found)], skipped)
+            left = made[made.index(page.effects[-1]) + 1 :] if page.effects else []
+            assert page.more == bool(left)
+            assert page.within == (bool(left) and left[0].entry == page.effects[-1].entry)
 
 
 def test_while_several_moves_come_none_is_trusted_after_a_copy_was_lost() -> None:

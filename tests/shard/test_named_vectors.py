@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from needle.base.config import SegmentConfig
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, VersionMismatch
+from needle.base.filters.ordering import ScanOrder
 from needle.base.model import Claim, CollectionSpec, Metric, SearchRequest, VectorSpec, WriteResult
 from needle.protocol.commands import (
+    Bound,
     Change,
+    ChangeWhere,
     CreateCollection,
     Delete,
     DropCollection,
     EndPins,
+    Expire,
+    Insert,
     Named,
     Patch,
     PinScan,
@@ -34,6 +41,7 @@ from needle.shard.named_reads import Wanted, get_named, scan_named
 from needle.shard.plan import BuildTask, plan
 from needle.shard.reads import Page
 from needle.shard.segments.growing import GrowingSegment
+from needle.shard.sizes import sizes_of
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 
@@ -148,6 +156,57 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(log: Log, replica: Rep
         (refused,) = apply(log, replica, wrong)
         assert isinstance(refused, error), wrong
         assert replica.digest() == before
+
+
+NOT_OF_BOB = json.dumps({"owner": {"$ne": "bob"}}).encode()
+
+
+def test_rows_of_a_vector_are_no_documents_to_write_to(log: Log, replica: Replica) -> None:
+    apply(log, replica, put(["a", "b"], THREE[:2], [{"owner": "bob"}, {}], named=title([0, 1], [5, 5], [1, 1])))
+    before, change = replica.digest(), Change(set=[("n", b"3")])
+    for wrong in (
+        Insert(TITLE, ["new"], floats([0, 0]), [b""]),
+        Insert(TITLE, ["a"], floats([0, 0]), [b""], matches=NOT_OF_BOB),
+        Delete(TITLE, ["a"]),
+        Delete(TITLE, ["a"], matches=NOT_OF_BOB, bound=Bound(NOT_OF_BOB, 3)),
+        Patch(TITLE, ["a"], change),
+        UpdateVectors(TITLE, ["a"], floats([0, 0])),
+        ChangeWhere(TITLE, b"{}", None),
+        ChangeWhere(TITLE, b"{}", change),
+        PinScan(TITLE, 7, 0, 10**15, 9),
+    ):
+        with pytest.raises(CollectionNotFound):
+            replica.validate(wrong)
+        (refused,) = apply(log, replica, wrong)
+        assert isinstance(refused, CollectionNotFound), wrong
+        assert replica.digest() == before
+    (refused,) = apply(log, replica, Expire(TITLE, 10**15, 10))
+    assert isinstance(refused, CollectionNotFound) and replica.digest() == before
+    apply(log, replica, Insert(TITLE, ["b"], floats([0, 0]), [b""]), put(["b"], THREE[:1], named=title([0], [9, 9])))
+    assert found(replica, [0, 0]) == ["a", "b"] and stored(replica, "a", "b") == {"a": [5, 5], "b": [9, 9]}
+    replica.verify()
+
+
+def test_nothing_is_read_by_the_name_of_a_vector_in_the_shard(log: Log, replica: Replica) -> None:
+    """It has no metadata, so what an API key may not see would pass its filter."""
+    apply(log, replica, put(["a", "b"], THREE[:2], [{"owner": "bob"}, {}], named=title([0, 1], [5, 5], [1, 1])))
+    assert found(replica, [0, 0], bound=NOT_OF_BOB) == ["b"]
+    hidden, reads = SearchRequest(collection=TITLE, vector=floats([0, 0]), k=5, bound=NOT_OF_BOB), replica.reads()
+    page = Page(TITLE, b"", "", 10, True, bound=NOT_OF_BOB)
+    (answer,) = replica.search_many([hidden])
+    assert isinstance(answer, CollectionNotFound)
+    for read in (
+        lambda: replica.search(hidden),
+        lambda: reads.get(TITLE, ["a"], True, None, NOT_OF_BOB),
+        lambda: replica.scan(page),
+        lambda: replica.scan(page._replace(order=ScanOrder("n"))),
+        lambda: replica.count(TITLE),
+        lambda: replica.count_matching(TITLE, b"", bound=NOT_OF_BOB),
+        lambda: reads.value_counts(TITLE, (("owner",), b"", b""), None, lambda: None, None),
+    ):
+        with pytest.raises(CollectionNotFound):
+            read()
+    assert replica.counts(only=TITLE) == [] and replica.sizes(only=TITLE) == []
 
 
 def test_the_state_is_the_same_after_a_restart_and_in_any_batches(tmp_path: Path, log: Log, replica: Replica) -> None:
@@ -370,3 +429,38 @@ def test_a_build_counts_rows_where_few_ordinals_have_one() -> None:
         [], 1_010_000, 998, config, dimensions=2, quiet=False, ordinal_of=lambda row: growing.ordinal_of(row, 0)
     )
     assert task == BuildTask(0, growing.ordinal_of(499, 0), None, 500)
+
+
+class _Looked:
+    """Collections of a view, and how often all of them were looked through."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.times = held, 0
+
+    def items(self) -> Any:
+        self.times += 1
+        return self.held.items()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.held[name]
+
+
+def test_a_view_knows_the_vectors_of_each_collection(tmp_path: Path, log: Log, replica: Replica) -> None:
+    """Describing all collections looked for the vectors of each among all of them."""
+    other = VectorSpec(dimensions=2, metric=Metric.L2).stored_as("c/abstract", "c")
+    apply(log, replica, CreateCollection(other), CreateCollection(msgspec.structs.replace(spec(), name="d")))
+
+    def called(of: Replica) -> dict[str, list[str]]:
+        view = of.view
+        return {one.record.spec.name: [v.record.spec.name for v in view.vectors_of(one)] for one in view.named()}
+
+    assert called(replica) == {"c": ["c/abstract", TITLE], "d": []}
+    looked = _Looked(replica.view.collections)
+    assert len(sizes_of(dataclasses.replace(replica.view, collections=looked), "")) == 2 and looked.times == 1
+    apply(log, replica, DropCollection("c/abstract"))
+    assert called(replica) == {"c": [TITLE], "d": []}
+    replica.close()
+    again = open_replica(tmp_path)
+    assert called(again) == {"c": [TITLE], "d": []}
+    apply(log, again, DropCollection("c"))
+    assert called(again) == {"d": []} and not again.view.vectors

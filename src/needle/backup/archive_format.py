@@ -29,6 +29,8 @@ ARCHIVES: Final = "archive/"
 HEAD: Final = "head"
 TARGET: Final = "target"
 LOG, BASE, CATALOG, INDEXES = ".log", ".base", ".catalog", ".indexes"
+FORMERS_MAX: Final = 32
+"""So many records of the catalog are named by each that follows, and by the head."""
 T = TypeVar("T", bound=msgspec.Struct)
 
 
@@ -52,7 +54,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     """A shard's state at an index. at: the clock when it was copied (microseconds since 1970, of the shard's leader).
     files: none for the state before the first entry. term: of the entry at that index, 0 if it is not known. behind:
     entries behind this one, up to the state, were never archived, for the log had been cut; the state's own index if
-    none lack, -1 of releases that did not say."""
+    none lack, -1 of releases that did not say. begins: what was before was pruned: nothing of it is missing."""
 
     format: int = FORMAT
     index: int
@@ -60,6 +62,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     files: list[BaseFile]
     term: int = 0
     behind: int = -1
+    begins: bool = False
 
     @property
     def since(self) -> int:
@@ -90,25 +93,39 @@ class IndexSet(msgspec.Struct, frozen=True, kw_only=True):
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster at an instant; without keys. after: until then it was as the record before says. former: the instant
-    of that record, 0 if there is none, -1 of releases that did not say."""
+    of that record, 0 if there is none, -1 of releases that did not say. formers: of the last ones, ascending.
+    begins: what was before was pruned, so that nothing of it is missing."""
 
     format: int = FORMAT
     at: int
     after: int
     topology: Topology
     former: int = -1
+    formers: list[int] = []
+    begins: bool = False
+
+    @property
+    def named(self) -> list[int]:
+        """The instants of records before it."""
+        return self.formers or ([self.former] if self.former > 0 else [])
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
     """shards: up to which index each is archived, and a clock of its leader before which nothing else was
     acknowledged. at: the archiver's clock before the catalog was asked for what is archived of it: which shards there
     were up to then is known. catalog: the instant of the newest record of the catalog, 0 of releases that did not
-    say."""
+    say. records: of the last ones, ascending."""
 
     format: int = FORMAT
     shards: dict[int, tuple[int, int]]
     at: int
     catalog: int = 0
+    records: list[int] = []
+
+    @property
+    def named(self) -> list[int]:
+        """The instants of records that there are."""
+        return self.records or ([self.catalog] if self.catalog else [])
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):

@@ -85,15 +85,23 @@ def _tried(known: dict[str, int], name: str, read: object, *arguments: object, t
 
 
 def begin_here(store: Store, deleted: set[str]) -> None:
-    """Have the oldest records of the catalog that stay name none before them: what prune is about to delete is not
-    missing. Raises CorruptBackup if one cannot be read."""
+    """Have the oldest record of the catalog, and the oldest state of each shard, that stay say that the archive begins
+    there, whatever others name: what prune is about to delete is not missing, also if it is broken off. Raises
+    CorruptBackup if one cannot be read."""
     for founding in clusters(store):
         names = catalogs_of(store, founding)
         stay = [name for name in names if name not in deleted]
         if stay and len(stay) < len(names):
             oldest = read_catalog(store, stay[0])
-            if oldest.former > 0:
-                store.put(stay[0], encode(msgspec.structs.replace(oldest, former=0)))
+            if not oldest.begins:
+                store.put(stay[0], encode(msgspec.structs.replace(oldest, former=0, formers=[], begins=True)))
+        for shard in archived_shards(store, founding):
+            of_shard = files_of(store, directory(founding, shard))
+            states = [name for _, name in bases_of(store, founding, shard) if name not in deleted]
+            if states and not deleted.isdisjoint(of_shard):
+                first = read_base(store, states[0])
+                if not first.begins:
+                    store.put(states[0], encode(msgspec.structs.replace(first, begins=True)))
 
 
 def outdated(store: Store, before: int) -> list[str]:

@@ -19,6 +19,7 @@ from needle.backup.archive_format import CATALOG, HEAD, LOG, Base, Catalog, Head
 from needle.backup.archive_reading import (
     archived_shards,
     bases_of,
+    begin_of,
     catalogs_of,
     chunks_of,
     clusters,
@@ -53,8 +54,9 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
 
 class Look:
     """At one cluster's archive. files: that were read, and are right. damage: what is damaged or missing, one line
-    each; gaps: that, and what was never archived. missing: the first and last index of each gap between entries, by
-    shard. serving: the shards that the newest record of the catalog names."""
+    each; gaps: that, and what was never archived; neither of what a prune left that broke off. missing: the
+    first and last index of each gap between entries, by shard. serving: the shards that the newest record of the
+    catalog names. begin: the instant at which it begins since it was pruned, 0 if it was not."""
 
     def __init__(self, store: Store, founding: int) -> None:
         self._store, self._founding = store, founding
@@ -66,12 +68,16 @@ class Look:
         self.names = catalogs_of(store, founding)
         self.catalogs = self._catalogs()
         newest = self.catalogs[-1] if self.catalogs and self.names[-1] == self.files[-1] else None
+        self.begin = begin_of(self.catalogs)
+        whole = len(self.catalogs) == len(self.names)
+        self.catalogs = [one for one in self.catalogs if one.at >= self.begin]
         self.serving = [] if newest is None else [info.shard for info in newest.topology.serving]
         self.firsts: dict[int, Base] = {}
         there = archived_shards(store, founding)
-        for shard in there:
-            self._shard(shard)
         named = {info.shard for one in self.catalogs for info in one.topology.serving}
+        for shard in there:
+            if shard in named or not (self.begin and whole):  # else no instant that stays needs it: it is pruned
+                self._shard(shard)
         for shard in sorted(named - {*there}):
             if self.head.shards.get(shard, (0, 0))[0]:
                 self._tell(f"shard {shard}: all that was archived of it is missing")
@@ -105,7 +111,7 @@ class Look:
                 self.files.append(name)
             except DAMAGES as error:
                 self._tell(error.message)
-        for name, former, until in lost_records(self._founding, self.names, found, self.head.catalog):
+        for name, former, until in lost_records(self._founding, self.names, found, self.head):
             upto = f"to {rfc3339(until)}" if found and until <= found[-1].at else "on"
             self._tell(f"{name} is missing: instants from {rfc3339(former)} {upto} are refused")
         if not self.names and not self.head.catalog:
@@ -113,21 +119,22 @@ class Look:
         return found
 
     def _shard(self, shard: int) -> None:
-        bases, named = [], bases_of(self._store, self._founding, shard)
-        for index, name in named:
+        bases = []
+        for index, name in bases_of(self._store, self._founding, shard):
             try:
                 bases.append(read_base(self._store, name))
                 self.files.append(name)
             except DAMAGES as error:
                 self._tell(error.message)
                 bases.append(Base(index=index, at=0, files=[], behind=index))  # damage explains no gap
-            if index == named[0][0]:
-                self.firsts[shard] = bases[0]
         chunks = chunks_of(self._store, self._founding, shard)
+        begin = max((one.index for one in bases if one.begins), default=-1)
+        bases = [one for one in bases if one.index >= begin]
+        chunks = [span for span in chunks if span.last > begin]
         if not bases:
             self._tell(f"shard {shard}: no state of it is there, so that nothing of it can be restored")
             return
-        first = bases[0].index
+        self.firsts[shard], first = bases[0], bases[0].index
         if before := [span for span in chunks if span.last <= first]:
             entries = f"entries {before[0].first} to {before[-1].last}"
             self._tell(f"shard {shard}: the state that {entries} lead on from is missing")
@@ -189,7 +196,8 @@ def _archived(store: Store, founding: int) -> Archived:
     look = Look(store, founding)
     head, serving = look.head, look.serving
     firsts = {shard: look.firsts[shard] for shard in serving if shard in look.firsts}
-    since = max([number_of(look.names[0], CATALOG) if look.names else 0, *(base.since for base in firsts.values())])
+    first = number_of(look.names[0], CATALOG) if look.names else 0
+    since = max([look.begin or first, *(base.since for base in firsts.values())])
     until = min([head.at, *(head.shards.get(shard, (0, 0))[1] for shard in serving)])
     sizes = files_of(store, directory(founding))
     return Archived(

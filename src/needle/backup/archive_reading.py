@@ -190,18 +190,19 @@ def catalog_at(store: Store, founding: int, at: int) -> tuple[Catalog, list[int]
     names, head = catalogs_of(store, founding), read_head(store, founding)
     before = [name for name in names if number_of(name, CATALOG) <= at]
     later = [read_catalog(store, name) for name in names[len(before) :][:1]]
-    for name in names[len(before) + 1 :]:
-        with suppress(CorruptBackup):  # the next one says most of what counts here
-            later.append(read_catalog(store, name))
-    for record, former, until in lost_records(founding, names, later, head.catalog):
-        if former <= at < until:
-            raise CorruptBackup(
-                f"{record} is missing, so that nobody can say which collections and aliases there were from "
-                f"{rfc3339(former)} on: ask for an earlier or a later instant",
-                file=record,
-            )
-    if not before:
-        first = f" begins at {rfc3339(number_of(names[0], CATALOG))}" if names else " has nothing yet"
+    later += readable(store, names[len(before) + 1 :])  # the next one says most of what counts here
+    begin = begin_of(later)
+    if any(since <= at < until for _, since, until in lost_records(founding, names, later, head)):
+        # Unless they were pruned, which one says that counts at the instant, or before.
+        for record, since, until in lost_records(founding, names, [*later, *readable(store, before)], head):
+            if since <= at < until and at >= begin:
+                raise CorruptBackup(
+                    f"{record} is missing, so that nobody can say which collections and aliases there were from "
+                    f"{rfc3339(since)} on: ask for an earlier or a later instant",
+                    file=record,
+                )
+    if not before or at < begin:
+        first = f" begins at {rfc3339(begin or number_of(names[0], CATALOG))}" if names else " has nothing yet"
         raise InvalidArgument(f"at = {rfc3339(at)} is not allowed: the archive{first}", field="at")
     if at > head.at:
         raise invalid("at", rfc3339(at), f"up to {rfc3339(head.at)}: until then the catalog is archived")
@@ -213,17 +214,36 @@ def catalog_at(store: Store, founding: int, at: int) -> tuple[Catalog, list[int]
     return catalog, sorted(shards)
 
 
+def readable(store: Store, names: Sequence[str]) -> list[Catalog]:
+    """Those of these records that are whole."""
+    found = []
+    for name in names:
+        with suppress(CorruptBackup):
+            found.append(read_catalog(store, name))
+    return found
+
+
+def begin_of(records: Sequence[Catalog]) -> int:
+    """The instant at which the archive begins since it was pruned, as these say; 0 if they do not."""
+    return max((one.at for one in records if one.begins), default=0)
+
+
 def lost_records(
-    founding: int, names: Sequence[str], records: Sequence[Catalog], newest: int
+    founding: int, names: Sequence[str], records: Sequence[Catalog], head: Head
 ) -> Iterator[tuple[str, int, int]]:
-    """Records of the catalog that others name and that are not there: the file, its instant, and that of the one that
-    names it, from which on it does not count. names: the files that there are; records: some of them; newest: as the
-    head says."""
-    there = {number_of(name, CATALOG) for name in names}
-    named = {(one.former, one.at) for one in records if one.former > 0}
-    for former, until in sorted(named | ({(newest, FOR_EVER)} if newest else set())):
-        if former not in there:
-            yield catalog_name(founding, former), former, until
+    """Records of the catalog that others, or the head, name and that are not there: the file, and the instants from
+    and up to which nobody can say what counted. names: the files that there are; records: some of them. Where none that
+    is named before it is there, more may be lost: then that is from the last one on that is there."""
+    there, begin = sorted(number_of(name, CATALOG) for name in names), begin_of(records)
+    since: dict[int, int] = {}
+    for named in [*(one.named for one in records), head.named]:
+        for place, at in enumerate(named):
+            if at >= begin and at not in there:
+                known = any(one in there for one in named[:place])  # all between that one and this are named, too
+                before = at if known else max((one for one in there if one < at), default=at)
+                since[at] = max(since.get(at, 0), before)
+    for at, first in sorted(since.items()):
+        yield catalog_name(founding, at), first, next((one for one in there if one > at), FOR_EVER)
 
 
 def number_of(name: str, suffix: str) -> int:

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from needle.backup.archive_format import (
+    FORMERS_MAX,
     HEAD,
     Base,
     Catalog,
@@ -41,7 +42,7 @@ from needle.backup.creating import tell
 from needle.backup.format import PIECES
 from needle.backup.index_archiving import INDEXES_EVERY, IndexArchiving
 from needle.backup.keeping import MAKING, PRUNING, Mark
-from needle.backup.log_asking import CALL_SECONDS, ask_followers, ask_log, tell_followers
+from needle.backup.log_asking import CALL_SECONDS, Followers, ask_followers, ask_log
 from needle.backup.resuming import known_of, last_told
 from needle.backup.shard_archive import ShardArchive
 from needle.backup.state_copying import copied, image_of
@@ -92,10 +93,10 @@ class Archiver:
         self._looked = 0
         self._founding = self._expected = 0
         self._told: object = None
-        self._newest = 0
+        self._records: list[int] = []
         self._target = ""
         self._basing: asyncio.Task[NeedleError | None] | None = None
-        self._joining = Joining(store, around)
+        self._joining, self._followers = Joining(store, around), Followers(client)
         self._indexing = IndexArchiving(client, store, self._put, indexes_every, around)
         self.shards: dict[int, ShardArchive] = {}
         self.written = 0
@@ -118,7 +119,8 @@ class Archiver:
             await self.close()
 
     async def close(self) -> None:
-        """Break off what is copied, and joined, beside the looks."""
+        """Break off what is copied, joined, and told, beside the looks."""
+        await self._followers.close()
         await self._joining.close()
         if self._basing is not None:
             self._basing.cancel()
@@ -139,7 +141,7 @@ class Archiver:
             for one in self.shards.values():
                 one.serves = False
             self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
-            self._target, self._newest = "", 0
+            self._target, self._records = "", []
         if now.cluster_version < STAMPED_SINCE:
             raise ClusterTooOld(
                 f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
@@ -166,6 +168,7 @@ class Archiver:
             self._flushed = self._around.clock.monotonic()
             await self._note_head()
             await self._tell()
+        self._tell_followers()
         self._joining.go_on(now.founding, [one.shard for one in self._serving()])
         if self._basing is None or self._basing.done():
             self._basing = asyncio.create_task(self._base_anew(now))
@@ -182,15 +185,16 @@ class Archiver:
         if told == self._told:
             return
         if self._told is None:
-            last, self._newest = await self._around.blocking(last_told, self._store, self._founding)
+            last, self._records = await self._around.blocking(last_told, self._store, self._founding)
             if told == last:
                 self._told = told
                 return
         after = self._looked or (await self._around.blocking(self._head)).at
         topology = msgspec.structs.replace(now, keys=(), rebalance=None)
-        record = Catalog(at=at, after=after, topology=topology, former=self._newest)
+        former = self._records[-1] if self._records else 0
+        record = Catalog(at=at, after=after, topology=topology, former=former, formers=self._records)
         await self._put(catalog_name(self._founding, at), encode(record))
-        self._told, self._newest = told, at
+        self._told, self._records = told, [*self._records, at][-FORMERS_MAX:]
 
     def _head(self) -> Head:
         """As it is in the store; what this archiver knows takes the place of a damaged one. Blocking."""
@@ -205,12 +209,18 @@ class Archiver:
             before = await self._around.blocking(self._head)
             shards = before.shards
             shards |= {shard: said for shard, said in known.items() if said[0] >= shards.get(shard, said)[0]}
-            head = Head(shards=shards, at=max(self._looked, before.at), catalog=max(self._newest, before.catalog))
+            records = sorted({*self._records, *before.named})[-FORMERS_MAX:]  # also of another archiver
+            head = Head(
+                shards=shards, at=max(self._looked, before.at), catalog=max(records, default=0), records=records
+            )
             await self._put(f"{directory(self._founding)}{HEAD}", encode(head))
 
     async def _tell(self) -> None:
-        """The cluster expects that this goes on, so that an alert tells if it does not."""
+        """The cluster expects that this goes on, so that an alert tells if it does not. Of a store that takes nothing
+        it hears nothing: the word would hide that."""
         now = self._around.micros()
+        if not any(one.kept_until for one in self.shards.values()):
+            return
         if now - self._expected >= TOLD_SECONDS * 1e6 and await tell(self._client, BackedUpCall(archive=now)):
             self._expected = now
 
@@ -237,7 +247,6 @@ class Archiver:
             if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX or (whole and flush):
                 await self._flush(archive)
             if whole:
-                await self._tell_followers(archive)
                 return True
         if archive.copied:  # else the log would be cut behind the state before that is here, again and again
             await self._ask_log(archive, archive.copied, 1)
@@ -281,12 +290,17 @@ class Archiver:
             return await ask_followers(self._client, archive, call, answer)
         return answer
 
-    async def _tell_followers(self, archive: ShardArchive) -> None:
+    def _tell_followers(self) -> None:
         """Now and then, when there is something to tell."""
         now = self._around.micros()
-        if archive.kept_until and now - archive.followed >= FOLLOWERS_SECONDS * 1e6:
-            archive.followed = now
-            await tell_followers(self._client, archive.shard, self._log_call(archive))
+        due = [
+            one for one in self._serving()
+            if one.kept_until and not one.lacks_state and now - one.followed >= FOLLOWERS_SECONDS * 1e6
+        ]  # fmt: skip
+        if due and self._followers.idle:
+            for one in due:
+                one.followed = now
+            self._followers.tell({one.shard: self._log_call(one) for one in due})
 
     async def _put(self, name: str, data: bytes) -> None:
         await self._around.blocking(self._store.put, name, data)

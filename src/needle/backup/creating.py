@@ -34,6 +34,7 @@ from needle.backup.index_copying import IndexCopying
 from needle.backup.keeping import MAKING, PRUNING, Mark, backup_ids, read_manifest
 from needle.backup.one_collection import MARK
 from needle.backup.pacing import Pace, check_rate
+from needle.backup.restore_marks import restores
 from needle.backup.scanning import pages
 from needle.backup.store import Store
 from needle.base.errors import (
@@ -83,7 +84,7 @@ class Making:
         blocking, client = self._around.blocking, self._client
         self._known = {name: stat.size for name, stat in (await blocking(self._store.names, PIECES)).items()}
         now = await client.refresh_topology(confirmed=True, timeout=self._timeout)
-        _check_none_restores(now)
+        await _check_none_restores(client, now, self._timeout)
         self._shards = [info.shard for info in now.serving]
         if self._with_indexes:
             former = await blocking(_former, self._store)
@@ -184,13 +185,13 @@ def _former(store: Store) -> Manifest | None:
     return None
 
 
-def _check_none_restores(now: Topology) -> None:
+async def _check_none_restores(client: Client, now: Topology, timeout: float) -> None:
     """Raises Unavailable: there is a part only, and it would be the newest backup, for which prune deletes others."""
     mark = next((one.spec.name for one in now.collections if one.spec.name.startswith(MARK)), None)
     if mark is not None:
         raise Unavailable(
-            f"a restore of backup {mark.removeprefix(MARK)} is under way in this cluster, or was broken off: make a "
-            f"backup when it is done, or drop collection {mark} if it was given up",
+            f"a restore of {await restores(client, mark, timeout)} is under way in this cluster, or was broken off: "
+            f"make a backup when it is done, or drop collection {mark} if it was given up",
             collection=mark,
         )
 

@@ -7,6 +7,8 @@ logs.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -20,6 +22,8 @@ from needle.protocol.archive_calls import LOG, LogAnswer, LogCall
 
 CALL_SECONDS: Final = 10.0
 TELL_SECONDS: Final = 2.0
+TOLD_AT_ONCE: Final = 8
+"""Shards."""
 
 
 async def ask_log(client: Client, shard: int, call: LogCall) -> LogAnswer:
@@ -30,12 +34,37 @@ async def ask_log(client: Client, shard: int, call: LogCall) -> LogAnswer:
     return calls.decode(answer, LogAnswer)
 
 
-async def tell_followers(client: Client, shard: int, call: LogCall) -> None:
-    """All replicas, so that the next leader knows how far the archive is. Who does not answer hears of it later."""
-    body = calls.encode(
-        msgspec.structs.replace(call, follower=True, after=call.kept, bytes_max=0, timeout=TELL_SECONDS)
-    )
-    await ask_replicas(client, shard, LOG, body, TELL_SECONDS)
+class Followers:
+    """Tells replicas that do not lead how far the archive is, so that the next leader knows it, beside all else: one
+    that hangs keeps nothing waiting but this. Who does not answer hears of it later."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._telling: asyncio.Future[list[None]] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """All were told."""
+        return self._telling is None or self._telling.done()
+
+    def tell(self, said: Mapping[int, LogCall]) -> None:
+        """By shard. For when it is idle."""
+        room = asyncio.Semaphore(TOLD_AT_ONCE)
+
+        async def told(shard: int, call: LogCall) -> None:
+            body = calls.encode(
+                msgspec.structs.replace(call, follower=True, after=call.kept, bytes_max=0, timeout=TELL_SECONDS)
+            )
+            async with room:
+                await ask_replicas(self._client, shard, LOG, body, TELL_SECONDS, leader=False)
+
+        self._telling = asyncio.gather(*(told(*one) for one in said.items()))
+
+    async def close(self) -> None:
+        """Break off."""
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
 
 
 async def ask_followers(client: Client, archive: ShardArchive, call: LogCall, leader: LogAnswer) -> LogAnswer:

@@ -22,6 +22,7 @@ from needle.backup.format import CollectionBackup, Contents, Manifest, Piece, Pi
 from needle.backup.index_restoring import IndexFilesChanged, IndexRestoring, fingerprint, part_of, rounds_of
 from needle.backup.keeping import newest, read_manifest, read_piece
 from needle.backup.one_collection import MARK, OneCollection, mark_of, narrowed, one_collection
+from needle.backup.restore_marks import note_of, noted, put_note, restores
 from needle.backup.scanning import pages
 from needle.backup.store import Store
 from needle.base.errors import (
@@ -103,6 +104,7 @@ class _Restoring:
         self._client, self._store, self._manifest = client, store, manifest
         self._timeout, self._progress, self._around = timeout, progress, around
         self._mark, self._alone, self._with_indexes = mark_of(manifest.id, one), one is not None, indexes
+        self._note = note_of(manifest.id, one)
         self._indexed, self._built = 0, list[str]()
 
     async def run(self) -> Restored:
@@ -111,8 +113,13 @@ class _Restoring:
         resumed = any(one.spec.name == self._mark for one in now.collections)
         if not resumed:
             await self._check_room(now)
-            await client.create_collection(self._mark, dimensions=1, if_absent=True, timeout=self._timeout)
-            await self._check_name()
+            absent = (
+                not self._alone
+            )  # else another restore of it that began just now would write to what is not its own
+            await client.create_collection(self._mark, dimensions=1, if_absent=absent, timeout=self._timeout)
+            await put_note(client, self._mark, self._note, self._timeout)
+        if self._alone:
+            await self._own(manifest.collections[0], resumed=resumed)
         for collection in manifest.collections:
             await self._fill(collection)
         digests = {one.spec.name: await self._compare(one) for one in manifest.collections}
@@ -129,10 +136,10 @@ class _Restoring:
         there = {one.spec.name: one for one in now.collections}
         other = next((name for name in there if name.startswith(MARK)), None)
         if other is not None:
+            told = await restores(self._client, other, self._timeout)
             raise CollectionExists(
                 f"another restore is under way in this cluster, or was broken off: finish it by running the same "
-                f"`needle restore` again (its backup, or instant, is {other.removeprefix(MARK)}), or drop collection "
-                f"{other}",
+                f"`needle restore` again (of {told}, or of the instant that is called so), or drop collection {other}",
                 collection=other,
             )
         aliases = {one.name for one in now.aliases}
@@ -154,14 +161,25 @@ class _Restoring:
             if found.spec != one.spec or await self._client.count(collection=one.spec.name, timeout=self._timeout):
                 raise _in_the_way(one.spec.name)
 
-    async def _check_name(self) -> None:
-        """Whether a collection may have the name that was given: if not, nothing of this restore stays."""
+    async def _own(self, collection: CollectionBackup, *, resumed: bool) -> None:
+        """Make the one collection that is restored, unless this restore has. Raises CollectionExists if somebody else
+        made one of that name, InvalidArgument if none may have it: then nothing stays of a restore that just began."""
+        client, name, timeout = self._client, collection.spec.name, self._timeout
+        there = (await client.refresh_topology(confirmed=True, timeout=timeout)).named(name)
+        if there is not None and resumed:
+            before = await noted(client, self._mark, timeout)
+            if before is not None and before.made == there.id:
+                return
+            raise _not_ours(name, self._mark)
         try:
-            if self._alone:
-                await self._made(self._manifest.collections[0])
-        except InvalidArgument:
-            await self._client.drop_collection(self._mark, timeout=self._timeout)
-            raise
+            await client.delete([name], collection=self._mark, timeout=timeout)  # what was written is gone
+            made = await client.documents.create_collection(collection.spec, False, timeout, *_vectors(collection))
+        except (CollectionExists, InvalidArgument) as error:
+            if resumed:
+                raise
+            await client.drop_collection(self._mark, timeout=timeout)
+            raise (_taken(name) if isinstance(error, CollectionExists) else error) from None
+        await put_note(client, self._mark, msgspec.structs.replace(self._note, made=made.version), timeout)
 
     async def _fill(self, collection: CollectionBackup) -> None:
         """Write all that is not noted yet."""
@@ -236,8 +254,9 @@ class _Restoring:
     async def _made(self, collection: CollectionBackup) -> None:
         client, spec = self._client, collection.spec
         documents = client.documents
-        last = ((), sorted(collection.vectors.items())) if collection.vectors else ()
-        await self._patiently(partial(documents.create_collection, spec, True, self._timeout, *last))
+        if not self._alone:
+            create = partial(documents.create_collection, spec, True, self._timeout, *_vectors(collection))
+            await self._patiently(create)
         for path in collection.fields:
             await self._patiently(partial(documents.declare_field, spec.name, path, True, self._timeout))
 
@@ -319,6 +338,11 @@ class _Restoring:
         return found
 
 
+def _vectors(collection: CollectionBackup) -> tuple[Any, ...]:
+    """The last arguments of `create_collection`, if it needs them."""
+    return ((), sorted(collection.vectors.items())) if collection.vectors else ()
+
+
 def _note_of_round(files: str, number: int, left: Mapping[int, int], done: int) -> dict[str, Any]:
     """How far it is. files: which index files the rounds are of. pieces: for a release that knows no rounds, and has to
     begin anew. left: see IndexRestoring."""
@@ -352,6 +376,14 @@ async def check_free(client: Client, names: Iterable[str], timeout: float, *, al
 def _taken(name: str) -> CollectionExists:
     return CollectionExists(
         f"this cluster has a collection {name} already: give another name (--as), or drop it first", collection=name
+    )
+
+
+def _not_ours(name: str, mark: str) -> CollectionExists:
+    return CollectionExists(
+        f"this cluster has a collection {name}, and this restore, which was broken off, did not note that it made it: "
+        f"drop {name} and restore again; or drop {mark}, and give another name (--as)",
+        collection=name,
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from needle.backup.archive_format import CATALOG, Base, told_of
+from needle.backup.archive_format import CATALOG, FORMERS_MAX, Base, told_of
 from needle.backup.archive_reading import (
     bases_of,
     catalogs_of,
@@ -16,6 +16,7 @@ from needle.backup.archive_reading import (
     read_base,
     read_catalog,
     read_chunk,
+    read_head,
 )
 from needle.backup.index_archiving import indexed
 from needle.backup.shard_archive import ShardArchive
@@ -25,17 +26,22 @@ from needle.base.errors import CorruptBackup
 _log = logging.getLogger("needle.backup")
 
 
-def last_told(store: Store, founding: int) -> tuple[object, int]:
-    """What the newest archived topology says, None if it cannot be read; and the instant of its record, 0 if there is
-    none."""
-    names = catalogs_of(store, founding)
-    if not names:
-        return None, 0
-    at = number_of(names[-1], CATALOG)
-    try:
-        return told_of(read_catalog(store, names[-1]).topology), at
-    except CorruptBackup:
-        return None, at
+def last_told(store: Store, founding: int) -> tuple[object, list[int]]:
+    """What the newest archived topology says, None if it cannot be read, or is lost; and the instants of the last
+    records, ascending, with those that others name and that are not there."""
+    names, told, records = catalogs_of(store, founding), None, set[int]()
+    with contextlib.suppress(CorruptBackup):
+        records |= {*read_head(store, founding).named}
+    newest = number_of(names[-1], CATALOG) if names else 0
+    if names:
+        records.add(newest)
+        with contextlib.suppress(CorruptBackup):
+            record = read_catalog(store, names[-1])
+            records |= {*record.named}
+            told = told_of(record.topology)
+    if newest < max(records, default=0):
+        told = None
+    return told, sorted(records)[-FORMERS_MAX:]
 
 
 def known_of(store: Store, founding: int, shard: int) -> ShardArchive:

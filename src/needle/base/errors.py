@@ -291,7 +291,8 @@ class WrongCluster(ProtocolError):
 
 
 class TlsFailed(ProtocolError):
-    """One side speaks TLS and the other does not, or a certificate is refused. The message says whose, and why."""
+    """One side speaks TLS and the other does not, or a certificate is refused. The message says whose, and why;
+    `details["expired"]` is true if it is the other side's, and has expired."""
 
     code = "tls_failed"
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from needle.base.errors import NeedleError
+from needle.base.errors import NeedleError, TlsFailed
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import RaftStatus
 from needle.client.alerts import (
@@ -83,9 +83,9 @@ async def look(client: Asked, timeout: float) -> Seen:
     led: list[Condition] = []
     if client.topology().settings is None:
         replicas = await client.cluster_status(timeout=timeout)
-        told = await _told(client, timeout)
+        told, expired = await _told(client, timeout)
     else:
-        replicas, holders, led, told = await asyncio.gather(
+        replicas, holders, led, (told, expired) = await asyncio.gather(
             client.cluster_status(timeout=timeout),
             client.catalog_replicas(timeout=timeout),
             _of_catalog(client, timeout),
@@ -100,7 +100,7 @@ async def look(client: Asked, timeout: float) -> Seen:
         found = [*of_shards(topology, health, replicas, lacking), *led]
         found += catalog_conditions(views(holders).get(CATALOG, []), lost_nodes(replicas))
         found += of_catalog_replicas(topology, holders, lacking)
-        found += [*uneven(health), *of_nodes(topology, told)]
+        found += [*uneven(health), *of_nodes(topology, told), *map(_expired, expired)]
         found += of_rebalance(topology, found, told)
     seen = Seen(health=health, replicas=replicas, catalog=holders, told=told)
     placed = [condition.told_at(seen.runbooks) for condition in ordered(found)]
@@ -140,18 +140,22 @@ def views(replicas: Sequence[ReplicaStatus]) -> dict[int, list[NodeView]]:
     }
 
 
-async def _told(client: Asked, timeout: float) -> dict[NodeId, WhoAnswer]:
-    """What nodes say of themselves. One that does not answer has a condition of its own."""
+async def _told(client: Asked, timeout: float) -> tuple[dict[NodeId, WhoAnswer], list[NodeId]]:
+    """What nodes say of themselves, and which cannot be asked because their certificate has expired. One that does not
+    answer has a condition of its own."""
+    expired: list[NodeId] = []
 
     async def ask(node: NodeId) -> WhoAnswer | None:
         try:
             return await client.describe_node(node, timeout=timeout)
-        except NeedleError:
+        except NeedleError as error:
+            if isinstance(error, TlsFailed) and error.details.get("expired") is True:
+                expired.append(node)
             return None
 
     nodes = list(client.topology().addresses())
     answers = await asyncio.gather(*map(ask, nodes))
-    return {node: who for node, who in zip(nodes, answers, strict=True) if who is not None}
+    return {node: who for node, who in zip(nodes, answers, strict=True) if who is not None}, sorted(expired)
 
 
 async def _of_catalog(client: Asked, timeout: float) -> list[Condition]:
@@ -322,6 +326,17 @@ def _clock(node: NodeId, clock: ClockLevels | None) -> list[Condition]:
     return [holds("NeedleClockRateOff", told, "use strong reads, or stop the node, until its clock is well")]
 
 
+NEW_CERTIFICATE = (
+    "make a new one and put it in its place: the node takes it without a restart; or the authority does, which all "
+    "certificates end with: change it (docs/security.md)"
+)
+
+
+def _expired(node: NodeId) -> Condition:
+    """It runs, and may follow its leaders by connections that were open; nobody else reaches it."""
+    return holds("NeedleCertificateExpires", f"{node}: it has expired, so nobody can connect to it", NEW_CERTIFICATE)
+
+
 def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
     """Its memory, its log, the disk of that, its clock, and its certificate."""
     levels = who.levels
@@ -337,9 +352,7 @@ def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
     if levels.certificate_seconds is not None and levels.certificate_seconds < CERTIFICATE_SECONDS:
         days = levels.certificate_seconds / 86_400
         subject = f"{node}: in {days:.1f} days" if days > 0 else f"{node}: it did {-days:.1f} days ago"
-        action = "make a new one and put it in its place: the node takes it without a restart; or the authority does, "
-        action += "which all certificates end with: change it (docs/security.md)"
-        found.append(holds("NeedleCertificateExpires", subject, action))
+        found.append(holds("NeedleCertificateExpires", subject, NEW_CERTIFICATE))
     return found
 
 

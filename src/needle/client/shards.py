@@ -232,9 +232,10 @@ async def tell_replicas(
 
 
 async def ask_replicas(
-    client: OverShards, shard: int, method: str, body: bytes, timeout: float
+    client: OverShards, shard: int, method: str, body: bytes, timeout: float, *, leader: bool = True
 ) -> dict[str, Payload | NeedleError]:
-    """Ask all of a shard's replicas, once: what each answers, or why it does not, by address."""
+    """Ask all of a shard's replicas, once: what each answers, or why it does not, by address. leader: also the
+    one that leads; without it, all that are not known to."""
     group = client._shards.group(shard)
     answers: dict[str, Payload | NeedleError] = {}
 
@@ -244,5 +245,6 @@ async def ask_replicas(
         except NeedleError as error:
             answers[address] = error
 
-    await asyncio.gather(*map(ask, group.replicas()))
+    leads = None if leader else group.leads_at()
+    await asyncio.gather(*(ask(one) for one in group.replicas() if one != leads))
     return answers

@@ -28,11 +28,13 @@ class Archives:
 
     def __init__(self, opened: float = 0.0) -> None:
         """opened: when its replica was opened (monotonic seconds)."""
-        self._opened = opened
+        self._told = opened
         self._targets: dict[str, Archived] = {}
 
     def note(self, target: str, last: int, until: int, now: float) -> None:
         """It has the log up to there."""
+        if until:
+            self._told = now
         before = self._targets.pop(target, None)
         self._targets[target] = Archived(last, max(until, 0 if before is None else before.until), now)
         if len(self._targets) > TARGETS_MAX:
@@ -45,11 +47,13 @@ class Archives:
                 yield Member(one.last, -1, now - one.asked <= ACTIVE_SECONDS)
 
     def silent(self, now: float) -> float:
-        """For how many seconds none has asked, since the replica was opened."""
-        return now - max((one.asked for one in self._targets.values()), default=self._opened)
+        """For how many seconds none has said until when it has the log, since the replica was opened: one that asks and
+        says nothing of it has stored nothing."""
+        return now - self._told
 
     def until(self, now: float) -> int:
-        """The clock up to which all have it that ask now; if none does, the one that asked last. 0 if none ever has."""
-        found = list(self._targets.values())
+        """The clock up to which all have it that ask now; if none does, the one that asked last. 0 if none ever has. A
+        target that has nothing yet does not hide how far another is."""
+        found = [one for one in self._targets.values() if one.until]
         asking = [one for one in found if now - one.asked <= ACTIVE_SECONDS] or found[-1:]
         return min((one.until for one in asking), default=0)

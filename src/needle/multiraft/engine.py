@@ -157,10 +157,10 @@ class Engine:
             raise invalid("group", group, "a group that is not open on this node yet")
         found = Opener(self.store, group, machine, self.node_id, self._files, self.failpoint).open(tuple(voters))
         log = self.store.group(group)
-        core, now, draw = self.config.core(self.node_id), self.clock.monotonic(), self._rng.random
         raft = Raft(
-            core, log, hard_state=found.hard_state, conf=found.conf, applied=found.applied, now=now, random_timeout=draw
-        )
+            self.config.core(self.node_id), log, hard_state=found.hard_state, conf=found.conf, applied=found.applied,
+            now=self.clock.monotonic(), random_timeout=self._rng.random, disk_waits_since=self._writer.waits_since,
+        )  # fmt: skip
         replica = self.groups[group] = Group(self, group, raft, log, machine)
         self._opened[group] = (found.hard_state.term, log.last_index())
         replica.set_quiesced()
@@ -333,7 +333,7 @@ class Engine:
             if deadline > now:
                 self._timers.arm(group_id, deadline)
             elif read or group.raft.role is LEADER:
-                group.tick(now, self._writer.waits_since)
+                group.tick(now)
                 self._dirty[group_id] = group
             else:
                 unheard.append(group_id)

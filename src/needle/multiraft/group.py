@@ -360,10 +360,10 @@ class Group:
                 first = min(first, waits.next_deadline)
         return first
 
-    def tick(self, now: float, disk_waits_since: float) -> None:
+    def tick(self, now: float) -> None:
         """Drive the core's timers and the deadlines of whoever waits."""
         self.rebuild.look()
-        self.raft.tick(now, disk_waits_since)
+        self.raft.tick(now)
         self.proposals.expire(now)
         if now >= self.reads.next_deadline:
             self.reads.expire(

@@ -52,17 +52,21 @@ class WriterHost(Protocol):
 
 
 class LogWriter:
-    """See the module. busy: a transaction is in flight. waits_since: when it was handed to the disk, FAR while the disk
-    has none, as while it is waited for room on it. Methods are called on the event loop."""
+    """See the module. busy: a transaction is in flight. Methods are called on the event loop."""
 
     def __init__(self, host: WriterHost, store: LogStore, pool: Pool) -> None:
         self.busy = False
-        self.waits_since = FAR
+        self._waits_since = FAR
         self._wrote = 0.0
         self._host = host
         self._store = store
         self._pool = pool
         self._extra: list[Extra] = []
+
+    def waits_since(self) -> float:
+        """When the transaction in flight was handed to the disk; FAR while the disk has none, as while it is waited for
+        room on it."""
+        return self._waits_since
 
     def add(self, write: LogWrite | LivesWrite) -> asyncio.Future[None]:
         """Put a write of no loop turn into the next transaction; done once it is durable and noted."""
@@ -85,7 +89,7 @@ class LogWriter:
         quick = not extra and self._host.config.is_quick([entry for write in writes for entry in write.entries])
 
         def done(_: None, error: BaseException | None) -> None:
-            self.waits_since = FAR
+            self._waits_since = FAR
             if isinstance(error, SHORTAGES):
                 # Nothing was written. Until there is room nothing more is: this node neither votes nor acknowledges.
                 if self._host.is_news("write", error.code):
@@ -97,7 +101,7 @@ class LogWriter:
             elif not self._host.stopped:
                 self._written(work, extra, writes)
 
-        self._wrote = self.waits_since = self._host.clock.monotonic()
+        self._wrote = self._waits_since = self._host.clock.monotonic()
         self._pool.call(done, self._store.write, writes, quick=quick)
 
     async def probe(self, groups: Mapping[GroupId, Group]) -> None:

@@ -302,7 +302,7 @@ class ScanAnswer(msgspec.Struct, frozen=True, array_like=True):
 class LeaderAnswer(msgspec.Struct, frozen=True, array_like=True):
     """What a node knows. leader: None when it knows none. addresses: of every node it knows, by id. room: whether its
     disk has room for more data; None if it does not say. hinders: why its replica cannot lead: what it stores is
-    damaged, or it lost state; "" if it can."""
+    damaged, it lost state, or the node's certificate has expired; "" if it can."""
 
     node_id: NodeId
     leader: NodeId | None

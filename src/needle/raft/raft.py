@@ -78,9 +78,10 @@ class Raft:
         applied: int,
         now: float,
         random_timeout: Callable[[], float],
+        disk_waits_since: Callable[[], float] = lambda: FAR,
     ) -> None:
-        """Continue from what is durable. `conf` is the configuration in force at `applied`; `random_timeout` returns
-        floats in [0, 1). Raises CorruptLog if the parts do not fit together."""
+        """Continue from the disk. `conf`: in force at `applied`. `random_timeout`: in [0, 1). `disk_waits_since`:
+        when the write began that the disk still owes any group, or FAR. Raises CorruptLog if the parts do not fit."""
         first, last = storage.first_index(), storage.last_index()
         if not first - 1 <= applied <= last:
             raise CorruptLog(f"applied index {applied} lies outside the log, which covers {first - 1} to {last}")
@@ -88,7 +89,7 @@ class Raft:
             raise CorruptLog(f"the log ends at {last}, but entries up to {hard_state.commit} were committed")
         if not 0 <= max(hard_state.term, last) < NUMBER_MAX:
             raise CorruptLog(f"term {hard_state.term} or last index {last} is not below {NUMBER_MAX}")
-        self._s = State(config, RaftLog(storage), hard_state, conf, applied, now, random_timeout)
+        self._s = State(config, RaftLog(storage), hard_state, conf, applied, now, random_timeout, disk_waits_since)
         if conf.voters != (config.node_id,) or conf.voters_outgoing:
             self._s.reset_election_deadline()
             self._s.retry_soon()
@@ -141,11 +142,10 @@ class Raft:
         if handler is not None:
             handler(s, message)
 
-    def tick(self, now: float, disk_waits_since: float = FAR) -> None:
-        """Let time pass: elections, heartbeats, check-quorum, transfer timeout, snapshot retry, stalled disk.
-        disk_waits_since: when a write that the disk has not answered yet was begun, of whatever group."""
+    def tick(self, now: float) -> None:
+        """Let time pass: elections, heartbeats, check-quorum, transfer timeout, snapshot retry, stalled disk."""
         s = self._s
-        s.now, s.disk_waits_since = now, disk_waits_since
+        s.now = now
         s.note_disk()
         if s.retired:
             return

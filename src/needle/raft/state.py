@@ -59,6 +59,7 @@ class State:
         applied: int,
         now: float,
         random_timeout: Callable[[], float],
+        disk_waits_since: Callable[[], float],
     ) -> None:
         self.config = config
         self.id: NodeId = config.node_id
@@ -81,7 +82,7 @@ class State:
         self.handed_hard_state = hard_state
         self.durable_hard_state = hard_state
         self.writing: Ready | None = None  # with the host, which has something of it to write
-        self.disk_waits_since = FAR  # when a write began that the disk has not answered, of whatever group
+        self.disk_waits_since = disk_waits_since  # never kept: a follower is hardly ever ticked
         self.disk_idle_at = now  # when the last write finished, or nothing waited for one
 
         # outputs that wait for the next Ready
@@ -162,7 +163,7 @@ class State:
     def note_disk(self) -> None:
         """Keep `disk_idle_at` fresh while nothing is written, here or by other groups on the same disk."""
         if self.writing is None and not self.needs_disk():
-            self.disk_idle_at = max(self.disk_idle_at, min(self.now, self.disk_waits_since))
+            self.disk_idle_at = max(self.disk_idle_at, min(self.now, self.disk_waits_since()))
 
     # --- outputs ------------------------------------------------------------------------------------------------
     def send(self, message: Message) -> None:

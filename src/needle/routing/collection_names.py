@@ -1,7 +1,13 @@
-"""What a collection is called inside the shards: its name and its id, `name@id`; and a named vector of it,
-`name@id/vector@id`. Pure."""
+"""What a collection is called inside the shards: its name and its id, `name@id`; and a named vector of it, that name,
+OF, and its own name and id, which people see as `name@id/vector@id`. Pure."""
 
 from __future__ import annotations
+
+from typing import Final
+
+OF: Final = "\x1f"
+"""Between a collection and its vector. No name that people give has it (needle.shard.apply.validation.check_name): a
+collection may well be called `docs@12/title`, and must not be taken for a vector, nor have the stored name of one."""
 
 
 def public_name(stored: str) -> str:
@@ -26,25 +32,34 @@ def vector_id(index: int, place: int) -> int:
 
 def dropped_as(stored: str) -> int | None:
     """How the catalog's list of what was dropped has a collection, or a named vector, of a shard."""
-    number, collection = collection_id(stored), public_name(stored).rpartition("/")[0]
-    return number if number is None or collection_id(collection) is None else -number
+    number = collection_id(stored)
+    return number if number is None or OF not in stored else -number
 
 
 def stored_vector(collection: str, name: str, vector_id: int) -> str:
     """The name of a named vector inside a shard. collection: that of its collection there."""
-    return f"{collection}/{name}@{vector_id}"
+    return f"{collection}{OF}{name}@{vector_id}"
+
+
+def readable(stored: str) -> str:
+    """A name inside a shard, whole, as people may see it."""
+    return stored.replace(OF, "/")
+
+
+def collection_of(stored: str) -> str:
+    """The collection that a named vector is of, both by their names inside a shard."""
+    return stored.rpartition(OF)[0]
 
 
 def vector_called(stored: str) -> str:
     """The name that users know, of a named vector inside a shard."""
-    return public_name(stored).rpartition("/")[2]
+    return public_name(stored).rpartition(OF)[2]
 
 
 def called(stored: str) -> str:
     """What messages call a collection inside a shard: the name that users know, if the catalog gave it one."""
     if collection_id(stored) is None:
         return stored
-    collection, slash, vector = public_name(stored).rpartition("/")
-    if slash and collection_id(collection) is not None:
-        return f"{public_name(collection)}/{vector}"
+    if OF in stored:
+        return f"{public_name(collection_of(stored))}/{vector_called(stored)}"
     return public_name(stored)

@@ -26,6 +26,8 @@ ONLY_TLS: Final = (
     "this node speaks TLS only: connect with tls=..., NEEDLE_TLS_CA, or needle --tls-ca; between nodes, with the "
     "settings in [tls] (docs/security.md)"
 )
+_EXPIRED: Final = 10
+"""X509_V_ERR_CERT_HAS_EXPIRED."""
 Context = Callable[[], ssl.SSLContext]
 """The one to use for the next connection: certificates may have been replaced."""
 
@@ -189,7 +191,8 @@ def is_plain(error: BaseException) -> bool:
 def in_words(error: ssl.SSLError, other: str, shown: str) -> NeedleError:
     """What a failed handshake with `other` means. shown: the certificate that this side shows."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return TlsFailed(f"the certificate of {other} is refused: {error.verify_message}")
+        said = f"the certificate of {other} is refused: {error.verify_message}"
+        return TlsFailed(said, expired=True) if error.verify_code == _EXPIRED else TlsFailed(said)
     reason = error.reason or ""
     words = reason.replace("_", " ").lower() or str(error)
     if is_plain(error):

@@ -1,8 +1,9 @@
 """A node's certificates: read at the start, read again when their files change.
 
 Invariant: what is used has passed a handshake with itself, so a file that is damaged, expired, by another authority or
-another node's is named and refused, and what was there before stays in use. Reading is blocking; it never happens on
-the event loop.
+another node's is named and refused, and what was there before stays in use. Once its end has come the handshake is
+tried again: only that tells whether anybody still connects by it. Reading is blocking; it never happens on the event
+loop.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ log = logging.getLogger("needle.server")
 
 LOOK_SECONDS: Final = 2.0
 """So often the files are looked at."""
+REMIND_SECONDS: Final = 3600.0
+"""So often it is said again that the files are refused."""
+EXPIRED: Final = "the certificate has expired"
 Run = Callable[..., Awaitable[object]]
 
 
@@ -44,6 +48,9 @@ class Certificates:
         self._wall = wall
         self._used: _Contexts | None = None
         self._seen: object = None
+        self._said_at: float | None = None
+        self.expired = False
+        """Whether nobody connects by the certificate in use any more; connections that were open go on."""
 
     # --- in use ------------------------------------------------------------------------------------------------------
     def door(self) -> Door:
@@ -93,17 +100,35 @@ class Certificates:
 
     def refresh(self) -> bool:
         """Whether changed files were found and are used from now on. What is wrong with them is logged. Blocking."""
-        seen = self._look()
-        if seen == self._seen:
+        seen, now = self._look(), self._wall()
+        again = self._said_at is not None and abs(now - self._said_at) >= REMIND_SECONDS
+        if seen == self._seen and not again:
+            self._look_at_end(now)
             return False
-        self._seen = seen  # said once, not every two seconds
+        self._seen = seen
         try:
             self._used = self._read()
         except NeedleError as error:
+            self._said_at = now
             log.error("node %s keeps the certificates it has, the changed ones are refused: %s", self._node_id, error)
             return False
+        self._said_at, self.expired = None, False
         log.info("node %s uses changed certificates: %s", self._node_id, self._config.certificate)
         return True
+
+    def _look_at_end(self, now: float) -> None:
+        """Whether what is used still is. An authority that others have taken the place of may end: then it is."""
+        used = self._contexts
+        if not self.expired and now < used.expires:
+            return
+        try:
+            self._used = used._replace(expires=self._try(used))
+        except NeedleError as error:
+            if not self.expired:
+                log.error("nobody can connect to node %s any more, it leads no more: %s", self._node_id, error)
+            self.expired = True
+        else:
+            self.expired = False
 
     def _look(self) -> object:
         return states_of((self._config.certificate, self._config.key, self._config.ca))

@@ -279,6 +279,10 @@ class Node:
         return self.ports.clock.monotonic()
 
     @property
+    def expired(self) -> bool:
+        return self.ports.certificates is not None and self.ports.certificates.expired
+
+    @property
     def rng(self) -> Rng:
         return self.ports.rng
 

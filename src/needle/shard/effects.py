@@ -34,6 +34,8 @@ _HEAD: Final = struct.Struct("<qqqqIIB")
 """Entry, collection, version, first, how many olds, how many vectors, and what it is."""
 _NO_OLDS: Final = 0x80
 """Beside what it is: all of `olds` are ABSENT, and left out."""
+_RUN: Final = 0x40
+"""Beside it: this one and all before it in its entry are WRITTEN, of one collection, with consecutive ordinals."""
 _OBJECT_BYTES: Final = 33 + 8 + 16
 """What CPython takes for a `bytes`, its place in a list, and for rounding both up."""
 _ROW_BYTES: Final = 4
@@ -62,9 +64,9 @@ class Position(NamedTuple):
     offset: int = 0
 
 
-def _packed(effect: Effect) -> bytes:
+def _packed(effect: Effect, run: bool) -> bytes:
     """As it is kept: a hundredth to a fifth of what the objects take."""
-    olds, kind = effect.olds, effect.kind
+    olds, kind = effect.olds, effect.kind | (_RUN if run else 0)
     count = len(olds)
     if olds.count(ABSENT) == count:
         olds, kind = (), kind | _NO_OLDS
@@ -77,7 +79,7 @@ def _unpacked(data: bytes) -> Effect:
     rows = array("q", data[_HEAD.size :]).tolist()
     olds = tuple(rows[: len(rows) - vectors]) if not kind & _NO_OLDS else (ABSENT,) * count
     dead = tuple(rows[len(rows) - vectors :])
-    return Effect(entry, kind & ~_NO_OLDS, collection_id, version, first, olds, dead)
+    return Effect(entry, kind & ~(_NO_OLDS | _RUN), collection_id, version, first, olds, dead)
 
 
 def _entry(data: bytes) -> int:
@@ -85,14 +87,24 @@ def _entry(data: bytes) -> int:
 
 
 def _kind(data: bytes) -> int:
-    return data[_HEAD.size - 1] & ~_NO_OLDS
+    return data[_HEAD.size - 1] & ~(_NO_OLDS | _RUN)
 
 
-def _documents(data: bytes, collection_id: int) -> int:
+def _runs(data: bytes) -> bool:
+    return data[_HEAD.size - 1] & _RUN != 0
+
+
+def _collection(data: bytes) -> int:
+    return int.from_bytes(data[8:16], "little")
+
+
+def _first(data: bytes) -> int:
+    return int.from_bytes(data[24:32], "little")
+
+
+def _documents(data: bytes, collection_id: int = 0) -> int:
     """How many of the collection's; 0: of any."""
-    if collection_id and int.from_bytes(data[8:16], "little") != collection_id:
-        return 0
-    return int.from_bytes(data[32:36], "little")
+    return int.from_bytes(data[32:36], "little") if collection_id in (0, _collection(data)) else 0
 
 
 class _Rows:
@@ -178,7 +190,7 @@ class EffectLog:
     def _keep(self, effect: Effect) -> None:
         if effect.entry < self._start:
             return  # its entry was cut as a whole
-        data = _packed(effect)
+        data = _packed(effect, self._runs_on(effect))
         self._effects.append(data)
         self._bytes += _OBJECT_BYTES + len(data)
         if effect.kind == RELEASED:
@@ -189,6 +201,14 @@ class EffectLog:
             rows.olds.update(there)
             rows.vectors.update(effect.vectors)
             self._weigh(len(there) + len(effect.vectors))
+
+    def _runs_on(self, effect: Effect) -> bool:
+        """See _RUN."""
+        last = self._effects[-1] if self._effects else None
+        if effect.kind != WRITTEN or last is None or _entry(last) != effect.entry:
+            return effect.kind == WRITTEN
+        goes_on = _collection(last) == effect.collection_id and _first(last) + _documents(last) == effect.first
+        return goes_on and _runs(last)
 
     def _weigh(self, rows: int) -> None:
         """So many more are named."""
@@ -246,7 +266,7 @@ class EffectLog:
                 return None
             effects = self._effects
             at = bisect_left(effects, position.entry, self._gone, key=_entry)
-            at, skipped = self._skipped(at, position, collection_id) if position.offset else (at, 0)
+            at, skipped = self._skipped(at, position, collection_id) if collection_id else (at, 0)
             first, documents = at, 0
             while at < len(effects) and at - first < effects_max and documents < documents_max:
                 documents += _documents(effects[at], collection_id)
@@ -256,9 +276,19 @@ class EffectLog:
         return Page([_unpacked(data) for data in found], more, within, skipped)
 
     def _skipped(self, at: int, position: Position, collection_id: int) -> tuple[int, int]:
-        """The first effect that is not behind the position as a whole, and how many documents of the collection those
-        before it in its entry have."""
+        """The first effect that is not behind the position as a whole, or of another collection, and how many documents
+        of this one those before it in its entry have. A bulk load has one for each 1,024 documents: it is found by
+        bisection."""
         effects, skipped = self._effects, 0
+        if at < len(effects) and _entry(effects[at]) == position.entry and _runs(effects[at]):
+            mine, start = _collection(effects[at]) == collection_id, _first(effects[at])
+
+            def is_later(data: bytes) -> bool:
+                same = _entry(data) == position.entry and _runs(data)
+                return not same or (mine and _first(data) - start > position.offset)
+
+            at = bisect_left(effects, True, at, key=is_later) - 1
+            skipped = _first(effects[at]) - start if mine else 0
         while at < len(effects) and _entry(effects[at]) == position.entry:
             documents = _documents(effects[at], collection_id)
             if skipped + documents > position.offset or _kind(effects[at]) not in (WRITTEN, DELETED):

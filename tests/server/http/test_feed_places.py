@@ -11,7 +11,7 @@ import pytest
 
 from harness.door import Idle, ask, request, serving
 from needle.base.access import ADMIN, READER, Identity
-from needle.base.errors import Overloaded
+from needle.base.errors import Forbidden, Overloaded
 from needle.base.rates import Rates
 from needle.client.feed import Change
 from needle.client.feed_memory import Held
@@ -210,3 +210,37 @@ async def test_a_feed_took_as_long_as_until_its_answer_began(
         await wait_for(lambda: server.door._requests == 0, 30, "the end of the request")
     assert node.observed == seconds
     assert any("http_parts" in record.getMessage() for record in caplog.records) != endless
+
+
+class Later(Feed):
+    """Of a collection that changes when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.changed = asyncio.Event(), asyncio.Event()
+
+    async def __anext__(self) -> Change:
+        self.read.set()
+        await self.changed.wait()
+        return Change(kind="insert", id="secret")
+
+
+async def test_what_is_written_once_a_key_is_revoked_is_not_told_to_it() -> None:
+    """Whether it may go on was asked before it waited for a change, not before that was given out."""
+    feed, revoked = Later(), False
+    call = call_of(Feeds(Memory()), feed)
+
+    def go_on() -> None:
+        if revoked:
+            raise Forbidden("the key was revoked")
+
+    call.go_on = go_on
+    told = await events.changes(call)
+    assert await anext(told) == events.RETRY
+    waiting = asyncio.ensure_future(anext(told))
+    await feed.read.wait()
+    revoked = True
+    feed.changed.set()
+    with pytest.raises(Forbidden):
+        await waiting
+    await told.aclose()

@@ -16,7 +16,8 @@ from needle.base.ids import GroupId, NodeId
 from needle.base.runtime import micros_of
 from needle.multiraft.host import Host
 from needle.protocol import commands
-from needle.routing.topology import Topology, dropped_as
+from needle.routing.collection_names import dropped_as, readable
+from needle.routing.topology import Topology
 from needle.server.cluster_files import check_founding
 from needle.server.lasting import next_beat
 from needle.server.ports import NodePorts
@@ -138,6 +139,6 @@ class Reconciler:
         if names and names != self.unknown.get(group):
             log.error(
                 "shard %d holds collections of which the catalog knows nothing: %s. They are kept, and not served. Was "
-                "the catalog restored from an older copy?", group - 1, ", ".join(names)
+                "the catalog restored from an older copy?", group - 1, ", ".join(map(readable, names))
             )  # fmt: skip
         self.unknown[group] = names

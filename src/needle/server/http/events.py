@@ -145,6 +145,7 @@ async def _told(call: Call, feed: Changes) -> AsyncGenerator[bytes]:
             part, silent = _place(feed), 0.0
         if not part:
             continue
+        call.go_on()  # it may have been a second, and its key was revoked meanwhile
         yield part
         # The key's rates, as they are now: what was sent is paid for.
         while (meter := caller.meter) is not None and not part.startswith(b"id"):

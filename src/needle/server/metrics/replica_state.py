@@ -13,6 +13,7 @@ from needle.base.model import RaftStatus
 from needle.base.runtime import micros_of
 from needle.client.divergence import strays
 from needle.raft.causes import ELECTIONS, STEPDOWNS
+from needle.routing.collection_names import readable
 from needle.server.metrics.families import read
 from needle.server.node import Node
 from needle.server.replica import HostedReplica
@@ -156,4 +157,4 @@ class ReplicaState:
     def _shown_names(self) -> Callable[[str], str]:
         """What people call a collection of a shard; of one that was dropped, and perhaps made again, its whole name."""
         listed = {info.stored_name: info.spec.name for info in self._node.topology.collections}
-        return lambda stored: listed.get(stored, stored)
+        return lambda stored: listed.get(stored) or readable(stored)

@@ -44,8 +44,7 @@ def write_logs(node_id: str, config: LogConfig, stream: TextIO, clock: Callable[
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
-        _cut,
-        _without_keys,
+        _bounded,
         *((named,) if as_json else ()),
     ]
     renderer = structlog.processors.JSONRenderer(sort_keys=True) if as_json else _text
@@ -76,24 +75,26 @@ def _of_request(record: logging.LogRecord) -> bool:
     return True
 
 
-def _cut(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    for name, value in event.items():
-        if (
-            name != "exception"
-            and not name.startswith("_")
-            and not isinstance(value, int | float | bool | list | dict | None)
-        ):
-            text = value if isinstance(value, str) else str(value)
-            event[name] = text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}... ({len(text)} characters)"
-    return event
-
-
-def _without_keys(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+def _bounded(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Callers put keys where ids of requests and names of collections belong, and who reads logs may not have them."""
     for name, value in event.items():
-        if isinstance(value, str):
+        if name == "exception":
             event[name] = without_keys(value)
+        elif not name.startswith("_"):
+            event[name] = _bounded_value(value)
     return event
+
+
+def _bounded_value(value: object) -> object:
+    """Keys are left out first: what is left of one that was cut through would not be known as one."""
+    if isinstance(value, list):
+        return [_bounded_value(item) for item in value]
+    if isinstance(value, dict):
+        return {_bounded_value(name): _bounded_value(item) for name, item in value.items()}
+    if isinstance(value, int | float | bool | None):
+        return value
+    text = without_keys(value if isinstance(value, str) else str(value))
+    return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}... ({len(text)} characters)"
 
 
 def _text(_: WrappedLogger, __: str, event: EventDict) -> str:

@@ -25,6 +25,7 @@ from needle.protocol.peer_calls import IndexRoom, IndexRoomCall
 from needle.protocol.upkeep_commands import INDEX_COMMANDS
 from needle.routing.key_space import KeySpace
 from needle.server.announced import Announced
+from needle.server.certificates import EXPIRED
 from needle.server.chores.comparing import APPLY_SECONDS
 from needle.server.replica import PROPOSE_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, decoded_command, not_leader
@@ -71,7 +72,7 @@ class Operations:
             node.addresses(),
             host.maintenance,
             not node.space.low,
-            status.lost or status.damage,
+            status.lost or status.damage or (EXPIRED if node.expired else ""),
         )
 
     async def status(self, call: StatusCall) -> RaftStatus:

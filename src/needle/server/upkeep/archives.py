@@ -2,8 +2,9 @@
 
 Whoever archives tells each leader, every second, up to which of its clocks all is durable, and the other replicas each
 minute, so that a new leader knows it, too. A replica that was opened since has not heard it yet. Then the catalog's
-word counts, which is an hour old at most while somebody archives: if it is older, or if nobody asked for as long as the
-alert waits. Before that nothing is known, and nothing is said. It must not know who archives, or where.
+word counts, which is an hour old at most while somebody archives: if it is older, or if nobody said for as long as the
+alert waits how far it is (who asks, and stored nothing since, does not say). Before that nothing is known, and nothing
+is said. It must not know who archives, or where.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from needle.multiraft.host import Host
 from needle.routing.topology import Topology
 
 SILENT_SECONDS: Final = 300.0
-"""Of an archive that asks nothing for so long it is known that it is behind (the alert begins there)."""
+"""Of an archive that says nothing for so long it is known that it is behind (the alert begins there)."""
 WORD_SECONDS: Final = 3600.0 + SILENT_SECONDS
 """The catalog is told once an hour (backup/archiving.py)."""
 

@@ -2,8 +2,8 @@
 node that leads the catalog and no shard hands it to one that leads shards: then heartbeats of both travel in one frame.
 
 Invariants: one transfer at a time per node, `SPREAD_SECONDS` apart; only to a replica that answers, is not in
-maintenance, has room on its disk and has everything; a transfer that failed is not tried again for a while, longer each
-time. The leader of a cluster's only shard stays where it is.
+maintenance, has room on its disk, nothing that hinders it and everything else; a transfer that failed is not tried
+again for a while, longer each time. The leader of a cluster's only shard stays where it is.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class LeaderSpread:
         except NeedleError as error:
             log.debug("preferred leader %s of %s does not answer: %s", wanted, group_name(group), error)
             return False
-        return not told.maintenance and told.room is not False
+        return not told.maintenance and told.room is not False and not told.hinders
 
     async def _transfer(self, group: GroupId, wanted: NodeId) -> None:
         try:

@@ -1,7 +1,9 @@
-"""A node whose disk or memory is low hands what it leads to a replica that has room: its clients can write again.
+"""A node whose disk or memory is low, or whose certificate has expired, hands what it leads to a replica that has
+room: its clients can write again.
 
-Invariants: only to a voter that answers, says that it has room, is not in maintenance and has everything; each group
-once a minute at most, so that leadership does not go around among nodes that all run full. It must not know clients.
+Invariants: only to a voter that answers, says that it has room and of nothing that hinders it, is not in maintenance
+and has everything; each group once a minute at most, so that leadership does not go around among nodes that all run
+full. It must not know clients.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from needle.multiraft.host import Host
 from needle.protocol import calls
 from needle.protocol.calls import GroupCall, LeaderAnswer
 from needle.protocol.peer_calls import SHARD_LEADER
+from needle.server.certificates import EXPIRED
 from needle.server.lasting import next_beat
 from needle.server.machine.space import Space
 from needle.server.ports import Peers
@@ -38,6 +41,11 @@ class LeadingNode(Protocol):
     peers: Peers
     space: Space
 
+    @property
+    def expired(self) -> bool:
+        """Whether nobody can connect to it any more: its certificate is no longer good."""
+        ...
+
     def now(self) -> float: ...
 
 
@@ -53,7 +61,7 @@ class RoomierLeaders:
         node = self._node
         while not node.host.stopped:
             await next_beat(node.now(), LOOK_SECONDS)
-            if node.space.low and not node.host.maintenance:
+            if (node.space.low or node.expired) and not node.host.maintenance:
                 await self.look()
 
     async def look(self) -> None:
@@ -66,7 +74,7 @@ class RoomierLeaders:
                     self._tried[group] = now
                     await self._hand_over(group)
             except NeedleError as error:
-                log.info("%s does not leave %s, which has no room: %s", group_name(group), node.node_id, error)
+                log.info("%s does not leave %s, which should not lead: %s", group_name(group), node.node_id, error)
 
     async def _hand_over(self, group: GroupId) -> None:
         host = self._node.host
@@ -74,7 +82,8 @@ class RoomierLeaders:
         for peer in sorted(peers, key=lambda peer: peer.lag_entries):
             if peer.id != self._node.node_id and peer.lag_entries < LAG_MAX and await self._has_room(group, peer.id):
                 await host.transfer(group, peer.id, TRANSFER_SECONDS)
-                tell(LEADER_MOVED, group=group_name(group), to=peer.id, why="it has room")
+                why = EXPIRED if self._node.expired else "it has room"
+                tell(LEADER_MOVED, group=group_name(group), to=peer.id, why=why)
                 return
 
     async def _has_room(self, group: GroupId, peer: NodeId) -> bool:
@@ -85,4 +94,4 @@ class RoomierLeaders:
             log.debug("%s does not say whether it has room: %s", peer, error)
             return False
         told = calls.decode(answer, LeaderAnswer)
-        return told.room is True and not told.maintenance
+        return told.room is True and not told.maintenance and not told.hinders

@@ -125,10 +125,11 @@ class Batch:
         """A collection as it is now; None if there is none. So `numbered`."""
         return self._records[name] if name in self._records else self._before.named(name)
 
-    def record(self, name: str) -> CollectionRecord:
-        """Raises CollectionNotFound."""
+    def record(self, name: str, *, vectors: bool = False) -> CollectionRecord:
+        """One that has documents; vectors: or that of a named vector, whose rows only follow documents. Raises
+        CollectionNotFound."""
         record = self.find_record(name)
-        if record is None:
+        if record is None or (record.spec.of and not vectors):
             raise CollectionNotFound(f"there is no collection {name!r}", collection=name)
         return record
 

@@ -193,7 +193,7 @@ def _create(batch: Batch, index: int, command: CreateCollection) -> WriteResult:
 
 
 def _drop(batch: Batch, index: int, command: DropCollection) -> WriteResult:
-    record = batch.record(command.name)
+    record = batch.record(command.name, vectors=True)
     batch.drop(record)
     return WriteResult(version=index, index=index, existed=True, count=record.documents)
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from needle.base.errors import CollectionNotFound, Internal, invalid
 from needle.base.model import CollectionSpec
 from needle.protocol.commands import Named
-from needle.routing.topology import called, vector_called
+from needle.routing.collection_names import called, collection_of, vector_called
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.documents.digest import MODULUS, document_hash, rehashed
 from needle.shard.documents.records import CollectionRecord, DocRef
@@ -54,7 +54,7 @@ def check_named(one: Named, documents: int, before: Mapping[str, object], specs:
 
 def missing(vector: str) -> CollectionNotFound:
     """For who names a vector that the collection does not have."""
-    collection = vector.rpartition("/")[0]
+    collection = collection_of(vector)
     return CollectionNotFound(
         f"collection {called(collection)[:80]!r} has no vector {vector_called(vector)[:80]!r}",
         collection=collection[:80],

@@ -35,6 +35,7 @@ from needle.protocol.commands import (
     Named,
     OpenSession,
     Patch,
+    PinScan,
     PublishSegment,
     Session,
     Spread,
@@ -43,7 +44,7 @@ from needle.protocol.commands import (
     UpdateVectors,
     without_repeats,
 )
-from needle.routing.topology import vector_called
+from needle.routing.collection_names import readable, vector_called
 from needle.shard.apply.metadata import METADATA_DEPTH_MAX, check_metadata, depth
 from needle.shard.apply.named import missing
 from needle.shard.apply.patching import change_bytes, named_paths
@@ -105,7 +106,9 @@ def check_command(
         if new and (count := collections()) >= limits.collections_max:
             raise invalid("collections", count + 1, f"at most {limits.collections_max} in a cluster")
     elif isinstance(command, DropCollection):
-        _require(command.name, find_spec)
+        _require(command.name, find_spec, vectors=True)
+    elif isinstance(command, PinScan):
+        _require(command.collection, find_spec)
     elif isinstance(command, Delete):
         _require(command.collection, find_spec)
         _check_spread(command, limits)
@@ -204,7 +207,8 @@ def check_new(spec: CollectionSpec, limits: Limits) -> None:
 
 def check_spec(spec: CollectionSpec, limits: Limits) -> None:
     """Refuse a collection that cannot work."""
-    check_name("collection", spec.name, VECTOR_BYTES_MAX if spec.of else NAME_BYTES_MAX)
+    name, most = (readable(spec.name), VECTOR_BYTES_MAX) if spec.of else (spec.name, NAME_BYTES_MAX)
+    check_name("collection", name, most)
     _check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
     if spec.metric not in list(Metric):
         raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
@@ -269,9 +273,10 @@ def check_hits(request: SearchRequest, limits: Limits) -> None:
     _check_int("ef_search", request.ef_search, 0, EF_MAX)
 
 
-def _require(name: str, find_spec: FindSpec) -> CollectionSpec:
+def _require(name: str, find_spec: FindSpec, *, vectors: bool = False) -> CollectionSpec:
+    """Of a collection that has documents, or of a named vector of one, too: see batch.Batch.record."""
     spec = find_spec(name)
-    if spec is None:
+    if spec is None or (spec.of and not vectors):
         raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
     return spec
 
