@@ -454,6 +454,17 @@ def test_a_load_for_other_ranges_of_keys_is_refused(tmp_path: Path) -> None:
     assert done.count == COUNT
 
 
+def test_a_load_is_known_by_the_first_bytes_of_its_entry(tmp_path: Path) -> None:
+    entries = Log().add(load(indexes=[LoadedFile(0, 9, 10, 100, "0" * 32)]), put(["load"], [[1, 1, 1]]))
+    machine = ReplicaMachine(open_replica(tmp_path))
+    stamped = msgspec.structs.replace(entries[0], data=head(1) + entries[0].data[1:])
+    assert [machine.takes_long(of) for of in ([entries[0]], [entries[1]], entries[::-1], [stamped])] == [
+        *(True, False, True, True)
+    ]
+    assert isinstance(decode_logged(stamped.data), LoadRows)
+    assert not machine.takes_long([Applied(3, 1, b"", None)])
+
+
 TITLE = "c/title"
 
 
@@ -493,17 +504,6 @@ def test_a_collection_with_named_vectors_takes_documents_without_them(tmp_path: 
     assert sorted(replica.search(title).ids) == ["d7", "d8"]
     replica.save()
     replica.verify()
-
-
-def test_a_load_is_known_by_the_first_bytes_of_its_entry(tmp_path: Path) -> None:
-    entries = Log().add(load(indexes=[LoadedFile(0, 9, 10, 100, "0" * 32)]), put(["load"], [[1, 1, 1]]))
-    machine = ReplicaMachine(open_replica(tmp_path))
-    stamped = msgspec.structs.replace(entries[0], data=head(1) + entries[0].data[1:])
-    assert [machine.takes_long(of) for of in ([entries[0]], [entries[1]], entries[::-1], [stamped])] == [
-        *(True, False, True, True)
-    ]
-    assert isinstance(decode_logged(stamped.data), LoadRows)
-    assert not machine.takes_long([Applied(3, 1, b"", None)])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
