@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from needle import Metric
-from needle.cli.bulk.engines import engine
+from needle.cli.bulk.engines import EngineName, engine
 from needle.cli.bulk.loading import Asked, load
 from needle.cli.bulk.pieces import pieces_of
 from needle.client import Client
@@ -101,7 +101,7 @@ async def main(count: int, name: str, only: str) -> None:
             def progress(step: str, _: int, __: int) -> None:
                 marks[step] = round(time.perf_counter() - started, 1)
 
-            done = await load(client, asked, lambda: engine(name, 2), progress)
+            done = await load(client, asked, lambda: engine(EngineName(name), 2), progress)
             assert await client.count(collection="books") == count
             return {"way": f"bulk, {name}", "log_bytes": done.log, "sent_mb": done.sent / 1e6, **marks}
 

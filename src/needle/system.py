@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
 import queue
+import stat
 import sys
 import threading
 import time
@@ -22,6 +24,8 @@ from needle.base.runtime import Done
 
 T = TypeVar("T")
 
+log = logging.getLogger("needle.server")
+
 _Job = tuple[Callable[..., Any], tuple[object, ...], Done, asyncio.AbstractEventLoop]
 
 QUICK_SECONDS = 0.002
@@ -32,6 +36,17 @@ QUICK_CALLS = 16
 _M_ARENA_MAX = -8
 _CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
 """None on Windows."""
+
+
+def warn_if_public(what: str, path: str) -> None:
+    """Say in the log that every user of this machine can read a file with a secret in it, if it is so. what: the
+    setting that names it. Blocking. Whoever needs the file says what else is wrong with it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if mode & stat.S_IROTH:
+        log.warning("every user of this machine can read %s = %r, which has a secret in it: chmod 600", what, path)
 
 
 def share_one_heap() -> None:

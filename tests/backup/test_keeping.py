@@ -141,11 +141,11 @@ def test_a_manifest_that_names_too_little_is_noticed(store: Store) -> None:
 
 def test_later_formats_and_renamed_manifests_are_refused(store: Store) -> None:
     made = backup(store, "one", documents(1))
-    data = encode_manifest(made).replace(b'"format":1', b'"format":2')
+    data = encode_manifest(made).replace(b'"format":1', b'"format":3')
     with pytest.raises(CorruptBackup, match="checksum"):
         decode_manifest("m", data)
     body = data.partition(b"\n")[2]
-    with pytest.raises(UnsupportedFormat, match="format 2, and this release reads 1"):
+    with pytest.raises(UnsupportedFormat, match="format 3, and this release reads"):
         decode_manifest("m", hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     store.put(manifest_name("two"), encode_manifest(made))
     damage = [one.damage for one in list_backups(store)]

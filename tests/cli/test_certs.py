@@ -96,7 +96,6 @@ def test_a_node_notices_that_its_certificate_has_ended(tmp_path: Path) -> None:
     create_node(tmp_path, "node-1", (), 1, now=datetime.now(UTC) - timedelta(days=1) + timedelta(seconds=4))
     used = certificates(tmp_path, "node-1", "node-1")
     used.load()
-    assert not used.expired
     deadline = time.monotonic() + 60
     while not used.expired:
         assert not used.refresh()
@@ -105,6 +104,17 @@ def test_a_node_notices_that_its_certificate_has_ended(tmp_path: Path) -> None:
     for name in ("node-1.key", "node-1.crt"):
         (tmp_path / name).write_bytes((tmp_path / "new" / name).read_bytes())
     assert used.refresh() and not used.expired
+
+
+def test_a_key_that_everybody_can_read_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    create_ca(tmp_path, "ca", 100)
+    create_node(tmp_path, "node-1", (), 30)
+    used, key = certificates(tmp_path, "node-1", "node-1"), tmp_path / "node-1.key"
+    used.load()
+    assert "can read" not in caplog.text
+    key.chmod(0o644)
+    used.load()
+    assert f"every user of this machine can read tls.key = '{key}'" in caplog.text
 
 
 def test_an_authority_that_ends_beside_the_one_in_use_ends_nothing(tmp_path: Path) -> None:

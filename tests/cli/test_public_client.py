@@ -29,6 +29,8 @@ OFFLINE = {
 """Who may import the server, and why."""
 JUDGES = {"replica_command.py": "judges by the catalog's own rules before it asks, and tells how far a replica is"}
 """Who may call what the catalog is made of, and its commands, which is pure; nothing of it asks a cluster."""
+BULK = ("needle.shard.", "client._shards")
+"""What bulk loads may use besides: they make a shard's own files as its nodes do, and bring each to every replica."""
 BEHIND = ("needle.catalog", "needle.protocol.catalog_commands", "needle.rpc", "needle.raft", "needle.shard")
 BEHIND_BUT_OFFLINE = ("needle.server", "needle.multiraft", "needle.connecting.system_caller")
 
@@ -65,6 +67,7 @@ def test_a_command_needs_no_more_than_the_public_client(path: Path) -> None:
     offline = path.name in OFFLINE or "demo" in path.parts
     found = behind(path.read_text(encoding="utf-8"), offline)
     pure = ("needle.catalog.", "needle.protocol.catalog_commands.") if path.name in JUDGES else ()
+    pure += BULK if path.parent.name == "bulk" else ()
     assert [one for one in found if not one.startswith(pure)] == []
 
 

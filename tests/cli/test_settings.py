@@ -91,9 +91,21 @@ def on_command_line(setting: Setting, value: Any, monkeypatch: pytest.MonkeyPatc
     else:
         argv = [part for one in (value if setting.kind is list else [value]) for part in (option, str(one))]
     with monkeypatch.context() as patch:
-        patch.setattr(process, "serve", started.append)
+        patch.setattr(process, "serve", lambda config, secret_file: started.append(config))
         assert main(["serve", *before, *argv]) == 0
     return started[0]
+
+
+def test_a_settings_file_with_a_secret_in_it_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the node, which tells its log if others can read it: the secret of the environment is not in it."""
+    told: list[str] = []
+    file = tmp_path / "node.json"
+    base = {"node_id": "a", "data_dir": "d", "listen": "h:1", "cluster_nodes": ["a=h:1"]}
+    monkeypatch.setattr(process, "serve", lambda config, secret_file: told.append(secret_file))
+    for more in ({}, {"cluster_secret": "s" * 32}):
+        file.write_text(json.dumps({**base, **more}))
+        assert main(["serve", "--config", str(file)]) == 0
+    assert told == ["", str(file)]
 
 
 @pytest.mark.parametrize("path", SETTINGS)

@@ -38,6 +38,18 @@ def test_of_two_clocks_it_is_told_which_is_off(rates: dict[str, float]) -> None:
     assert found["b"].rate_error == pytest.approx(0.001)
 
 
+@pytest.mark.parametrize("told", [{"node-1": -0.8, "node-2": 0.8}, {"node-1": 0.0, "node-2": 0.8, "node-3": 0.0}])
+def test_of_two_wall_clocks_it_is_told_how_far_they_are_apart(told: dict[str, float]) -> None:
+    """Measured by their mean, each was off by half, and twice the bound went unseen."""
+    ahead = {node: max(0.0, by) for node, by in told.items()}
+    first, last = ({node: reading(at, node, ahead=by) for node, by in ahead.items()} for at in (10.0, 12.0))
+    found = compare(first, last)
+    assert {node: one.offset for node, one in found.items()} == pytest.approx(told)
+    assert {one.offset_error for one in found.values()} == {0.001}
+    wrong = {f"the wall clock of {node}" for node, by in told.items() if by}
+    assert {one.subject for one in findings(of=found) if one.name == "clock-offset"} == wrong
+
+
 def test_a_node_that_was_started_anew_has_no_rate() -> None:
     assert compare({"a": reading(1, "a", life=1)}, {"a": reading(3, "a", life=2)}) == {}
     assert compare({"a": reading(1, "a")}, {}) == {}

@@ -10,6 +10,7 @@ import pytest
 import needle
 from needle.base.errors import CollectionExists, InvalidArgument, VersionMismatch
 from needle.base.model import Metric, VectorSpec
+from needle.shard import reads
 
 TITLE = VectorSpec(dimensions=2, metric=Metric.L2)
 ROWS = np.random.default_rng(4).normal(size=(60, 3)).astype(np.float32)
@@ -126,3 +127,18 @@ async def test_what_is_like_another_collection_has_its_vectors(client: needle.Cl
         await client.create_collection("c", dimensions=3, metric="l2", vectors=other, if_absent=True)
     with pytest.raises(InvalidArgument, match="letters"):
         await client.create_collection("e", dimensions=3, vectors={"a/b": TITLE})
+
+
+async def test_a_page_of_a_scan_is_bounded_by_its_named_vectors_too(
+    client: needle.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of long ones became an answer that no frame takes."""
+    await made(client)
+    named = {"title": ROWS[:, :2]}
+    await client.insert_batch(ids=NAMES, vectors=ROWS, named_vectors=named, collection="c")
+    monkeypatch.setattr(reads, "SCAN_BYTES", 90)
+    for order in (None, "n"):
+        page = await client.scan_page(limit=60, vectors=["title"], collection="c", order_by=order)
+        assert 11 <= len(page.documents) <= 20
+    scanned = [one.id async for one in client.scan(vectors=["title"], collection="c")]
+    assert scanned == NAMES

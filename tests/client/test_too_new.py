@@ -11,7 +11,7 @@ import pytest
 from catalog.catalog_util import topology
 from harness.connected import Connected
 from needle.base.errors import ClusterTooOld
-from needle.base.model import CollectionSpec, TextField, WriteResult
+from needle.base.model import CollectionSpec, VectorSpec, WriteResult
 from needle.base.versions import KNOWN
 from needle.client.known_topology import AskedTopology
 from needle.client.shards import ClusterShards
@@ -21,7 +21,7 @@ from needle.protocol.catalog_commands import CreateCollection
 from needle.protocol.peer_calls import CATALOG, SHARD_LEADER, TOPOLOGY, TopologyAnswer
 from needle.routing.topology import Topology
 
-TEXT = CreateCollection(CollectionSpec(name="a", dimensions=4, text=TextField(field="body")), False, 1)
+NEWEST = CreateCollection(CollectionSpec(name="a", dimensions=4), False, 1, [], [("title", VectorSpec(dimensions=2))])
 PLAIN = CreateCollection(CollectionSpec(name="a", dimensions=4), False, 1)
 
 
@@ -54,17 +54,17 @@ def at(version: int, *, newer: int = 0) -> Topology:
 async def test_it_is_refused_before_it_is_sent() -> None:
     network = Nodes(at(KNOWN - 1))
     with pytest.raises(ClusterTooOld, match=rf"node-1 \({KNOWN - 1}\)"):
-        await network.shards(network.now).command(TEXT, 5.0)
+        await network.shards(network.now).command(NEWEST, 5.0)
     assert CATALOG not in network.asked
 
 
 async def test_who_has_not_heard_that_the_version_has_risen_asks_first() -> None:
     network = Nodes(at(KNOWN, newer=3))
-    await network.shards(at(KNOWN - 1)).command(TEXT, 5.0)
+    await network.shards(at(KNOWN - 1)).command(NEWEST, 5.0)
     assert network.asked[-1] == CATALOG
 
 
-@pytest.mark.parametrize(("command", "version"), [(PLAIN, 1), (TEXT, KNOWN)])
+@pytest.mark.parametrize(("command", "version"), [(PLAIN, 1), (NEWEST, KNOWN)])
 async def test_what_all_nodes_know_is_sent_at_once(command: CreateCollection, version: int) -> None:
     network = Nodes(at(version))
     await network.shards(network.now).command(command, 5.0)

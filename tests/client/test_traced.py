@@ -9,7 +9,9 @@ from needle.client.document_calls import DocumentCalls
 from needle.client.router.router import Router
 from needle.client.traced import CALLS, ROUTED
 
-OF_THE_CATALOG = {"alter_collection", "declare_field", "described", "remove_alias", "set_alias"}
+OF_THE_CATALOG = {
+    *("add_vector", "alter_collection", "declare_field", "described", "drop_vector", "remove_alias", "set_alias"),
+}
 
 
 def test_every_call_about_documents_is_a_span() -> None:

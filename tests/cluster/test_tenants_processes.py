@@ -169,6 +169,8 @@ WRITES: dict[str, list[Row]] = table(
     ],
 )
 ADMINS: dict[str, list[Row]] = table(
+    add_vector=[(lambda c: c.add_vector("default", "title", needle.VectorSpec(dimensions=2)), REFUSED)],
+    drop_vector=[(lambda c: c.drop_vector("default", "title"), REFUSED)],
     alter_collection=[(lambda c: c.alter_collection(ef_search=9), REFUSED)],
     create_collection=[(lambda c: c.create_collection("mine", dimensions=2), REFUSED)],
     create_field_index=[(lambda c: c.create_field_index("default", "n"), REFUSED)],
@@ -250,6 +252,9 @@ HTTP: dict[str, list[tuple[str, str, Any, int, str]]] = {
         ("PATCH", f"{C}/documents/b0", {"set": {"n": 9}}, 200, '"count":0'),
         ("PATCH", f"{C}/documents/b0", {"set": {"n": 9}, "if_version": 1}, 412, "version 0"),
         ("PATCH", f"{C}/documents/a0", {"set": {"tenant": "b"}}, 403, ""),
+    ],
+    "update_vectors": [
+        ("POST", f"{C}/update_vectors", {"ids": ["b0", "a0"], "vectors": [V, V]}, 200, '"count":1'),
     ],
     "patch_documents": [
         ("POST", f"{C}/patch", {"filter": {}, "set": {"n": 9}, "return_ids": True}, 200, '"count":5'),

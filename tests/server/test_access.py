@@ -21,12 +21,13 @@ from needle.base.access import (
     Identity,
     KeyInfo,
     Role,
+    check_new_key_name,
     digest_of,
     new_key,
     rank_of,
 )
 from needle.base.config import Limits
-from needle.base.errors import Forbidden, NeedleError, TooManyRequests, Unauthenticated, UnknownMethod
+from needle.base.errors import Forbidden, InvalidArgument, NeedleError, TooManyRequests, Unauthenticated, UnknownMethod
 from needle.base.model import CollectionSpec, SearchRequest
 from needle.base.rates import Rates
 from needle.protocol import calls, commands
@@ -57,6 +58,16 @@ def test_a_key_is_256_bits_and_only_its_hash_is_kept() -> None:
     assert len(KEY) == len("ndl_") + 43
     assert digest_of(KEY) == hashlib.sha256(KEY.encode()).digest()
     assert access(info()).of_key(KEY).rank == READER
+
+
+@pytest.mark.parametrize("name", ["{}", "shop.{}"])
+def test_a_key_is_no_name_of_a_key(name: str) -> None:
+    """`needle keys create ndl_...` made one, whose name everybody is shown."""
+    key = new_key(bytes(range(KEY_BYTES)))
+    with pytest.raises(InvalidArgument, match="not a key itself") as raised:
+        check_new_key_name(name.format(key))
+    assert key[:8] not in str(raised.value)
+    assert check_new_key_name("ndl_of-the-shop") == "ndl_of-the-shop"
 
 
 def test_a_wrong_key_is_told_nothing_that_depends_on_the_keys() -> None:

@@ -68,6 +68,8 @@ def _example(kind: Any) -> object:
         return EXAMPLES[kind]
     if get_origin(kind) is list:
         return []
+    if type(None) in get_args(kind):
+        return None
     if commands.Change in (kind, *get_args(kind)):
         return commands.Change()
     assert kind is commands.Session

@@ -40,6 +40,7 @@ def node_of(host: FakeHost) -> Any:
         host=host,
         addresses=lambda: {"n1": "h:1"},
         space=SimpleNamespace(low=False),
+        expired=False,
         ports=SimpleNamespace(rng=None, audit=None),
         coordinator=None,
         config=SimpleNamespace(log=SimpleNamespace(slow_request_seconds=0.0), limits=Limits()),

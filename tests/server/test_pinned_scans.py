@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from client.fake_shards import virtually
 from needle.base.config import Limits
 from needle.base.errors import DiskFull, InvalidArgument, NotLeader
+from needle.base.model import VectorSpec
 from needle.base.versions import KNOWN
 from needle.protocol import commands
 from needle.routing.topology import Topology
@@ -144,3 +146,21 @@ def test_the_wire_takes_no_such_command_as_a_write(command: Any) -> None:
     longer = msgspec.msgpack.encode([*msgspec.msgpack.decode(commands.encode(command)[1:]), 1])
     with pytest.raises(Exception, match="does not decode"):
         commands.decode(commands.FORMAT + longer)
+
+
+def test_what_is_kept_of_named_vectors_counts(tmp_path: Path) -> None:
+    """A change of a named vector keeps a row of it and one of the document."""
+
+    async def work() -> None:
+        world = World(tmp_path, Limits())
+        named = VectorSpec(dimensions=1000).stored_as("c/title", "c")
+        world.replica.apply(world.log.add(commands.CreateCollection(named)))
+        world.overwrite(10)
+        rows = np.ones((10, 1000), "<f4").tobytes()
+        fill = commands.UpdateVectors("c", [f"d{n}" for n in range(10)], rows, name="c/title")
+        world.replica.apply(world.log.add(fill))
+        pinned = world.pin(100)
+        world.replica.apply(world.log.add(fill))
+        assert kept_bytes(world.replica.view, pinned, 1000) > len(rows)
+
+    virtually(work())

@@ -313,6 +313,7 @@ async def test_a_shard_that_leaves_while_another_one_is_handed_over_does_not_end
         status=lambda group: SimpleNamespace(peers=[peer]),
         transfer=transfer,
     )
-    node = SimpleNamespace(node_id="n1", host=host, peers=SimpleNamespace(call=call), now=lambda: 0.0)
+    peers = SimpleNamespace(call=call)
+    node = SimpleNamespace(node_id="n1", host=host, peers=peers, now=lambda: 0.0, expired=False)
     await RoomierLeaders(node).look()  # type: ignore[arg-type]
     assert left == ["n2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import threading
@@ -284,30 +285,24 @@ def test_a_load_whose_vectors_would_all_come_into_memory_is_refused_by_the_leade
     check_load(load(), staged, spec(), Limits(), everything)
 
 
-async def test_the_keeper_deletes_index_files_that_came_with_a_load_once_the_collection_is_dropped(
-    tmp_path: Path,
-) -> None:
+def test_the_keeper_deletes_index_files_that_came_with_a_load_once_the_collection_is_dropped(tmp_path: Path) -> None:
     log = Log()
     replica = opened(tmp_path / "a", log)
     keeper = keeper_of(replica)
-    keeper.kick()
-    await keeper._files_pass()
-    made = tmp_path / "made"
-    made.mkdir()
-    segment, path = build_segment(str(made), 1, 0, COUNT - 1, [(np.arange(COUNT), VECTORS)], spec())
-    name, data = os.path.basename(path), Path(path).read_bytes()
+
+    def look() -> bool:
+        keeper.kick()
+        asyncio.run(keeper._files_pass())
+        return os.path.exists(os.path.join(replica.held.segment_directory, name))
+
+    segment, name, data = index_file(tmp_path / "made")
+    assert not look()
     stage(replica)
     replica.staged.put(name, len(data), 0, data)
-    named = [LoadedFile(segment.first, segment.last, segment.rows, segment.size, segment.checksum)]
-    replica.apply(log.add(load(indexes=named)))
-    keeper.kick()
-    await keeper._files_pass()
-    there = os.path.join(replica.held.segment_directory, name)
-    assert os.path.exists(there)
+    replica.apply(log.add(load_with(segment)))
+    assert look()
     replica.apply(log.add(DropCollection("c")))
-    keeper.kick()
-    await keeper._files_pass()
-    assert not os.path.exists(there)
+    assert not look()
 
 
 def test_rows_that_no_replica_has_any_more_are_damage_that_a_snapshot_mends(tmp_path: Path) -> None:

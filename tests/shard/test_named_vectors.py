@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -39,6 +41,7 @@ from needle.shard.named_reads import Wanted, get_named, scan_named
 from needle.shard.plan import BuildTask, plan
 from needle.shard.reads import Page
 from needle.shard.segments.growing import GrowingSegment
+from needle.shard.sizes import sizes_of
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, floats, open_replica, put, spec
 
@@ -426,3 +429,38 @@ def test_a_build_counts_rows_where_few_ordinals_have_one() -> None:
         [], 1_010_000, 998, config, dimensions=2, quiet=False, ordinal_of=lambda row: growing.ordinal_of(row, 0)
     )
     assert task == BuildTask(0, growing.ordinal_of(499, 0), None, 500)
+
+
+class _Looked:
+    """Collections of a view, and how often all of them were looked through."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.times = held, 0
+
+    def items(self) -> Any:
+        self.times += 1
+        return self.held.items()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.held[name]
+
+
+def test_a_view_knows_the_vectors_of_each_collection(tmp_path: Path, log: Log, replica: Replica) -> None:
+    """Describing all collections looked for the vectors of each among all of them."""
+    other = VectorSpec(dimensions=2, metric=Metric.L2).stored_as("c/abstract", "c")
+    apply(log, replica, CreateCollection(other), CreateCollection(msgspec.structs.replace(spec(), name="d")))
+
+    def called(of: Replica) -> dict[str, list[str]]:
+        view = of.view
+        return {one.record.spec.name: [v.record.spec.name for v in view.vectors_of(one)] for one in view.named()}
+
+    assert called(replica) == {"c": ["c/abstract", TITLE], "d": []}
+    looked = _Looked(replica.view.collections)
+    assert len(sizes_of(dataclasses.replace(replica.view, collections=looked), "")) == 2 and looked.times == 1
+    apply(log, replica, DropCollection("c/abstract"))
+    assert called(replica) == {"c": [TITLE], "d": []}
+    replica.close()
+    again = open_replica(tmp_path)
+    assert called(again) == {"c": [TITLE], "d": []}
+    apply(log, again, DropCollection("c"))
+    assert called(again) == {"d": []} and not again.view.vectors

@@ -11,17 +11,17 @@ import pytest
 
 from needle.base.collection_sizes import CollectionSize, IndexProgress
 from needle.base.config import Limits, SegmentConfig
-from needle.base.model import SearchRequest
+from needle.base.model import Metric, SearchRequest, VectorSpec
 from needle.client.document_calls import Held
 from needle.client.naming import _description
 from needle.multiraft.ports import Applied
-from needle.protocol.commands import CreateCollection, Delete, PublishSegment
+from needle.protocol.commands import CreateCollection, Delete, Named, PublishSegment
 from needle.routing.topology import CollectionInfo
 from needle.shard.disk import ReplicaDisk
 from needle.shard.documents.store import DocumentStore
 from needle.shard.segments.sealed import SealedSegment
 from needle.shard.state_machine import Replica
-from shard.replica_util import Log, open_replica, put, spec
+from shard.replica_util import Log, floats, open_replica, put, spec
 from shard.vectors_util import seal
 
 ROWS = 300
@@ -71,6 +71,24 @@ def test_what_waits_for_an_index_file_counts_where_it_is_enough_for_one(tmp_path
     assert sizes(replica)["c"].index.waiting == 0
     two = CollectionSize(index=IndexProgress(waiting=3)) + CollectionSize(index=IndexProgress(waiting=4))
     assert two.index.waiting == 7
+    replica.close()
+
+
+def test_whoever_waits_for_the_index_waits_for_named_vectors_too(tmp_path: Path) -> None:
+    """`wait_indexed` and a restore said that all is indexed while a named vector had no file yet."""
+    sealing = SegmentConfig(seal_rows=200, rows_max=1000)
+    replica, log = Replica(str(tmp_path), limits=Limits(), segments=sealing, disk=ReplicaDisk()), Log()
+    rows = [[n, 0, 0] for n in range(250)]
+    named = [Named("c/title", list(range(250)), floats(*[row[:2] for row in rows]))]
+    title = VectorSpec(dimensions=2, metric=Metric.L2).stored_as("c/title", "c")
+    written = put([f"d{n}" for n in range(250)], rows, [{}] * 250, named=named)
+    replica.apply(log.add(CreateCollection(spec()), CreateCollection(title), written))
+    for name, waiting in (("c", 250), ("c/title", 0)):
+        (vectors,) = [one for one in replica.held.collection_vectors() if one.spec.name == name]
+        segment, path = seal(vectors, 0, 249)
+        vectors.attach(SealedSegment(path, segment, vectors.spec))
+        replica.apply(log.add(PublishSegment(**msgspec.structs.asdict(segment))))
+        assert sizes(replica)["c"].index.waiting == waiting
     replica.close()
 
 

@@ -123,6 +123,15 @@ def check_key_name(value: object) -> str:
     return value
 
 
+def check_new_key_name(value: object) -> str:
+    """The name of a key that is to be made: not a key, for names are listed, told and logged. Replicas of the catalog
+    ask `check_key_name`, as those of releases before. Raises InvalidArgument."""
+    name = check_key_name(value)
+    if (left := without_keys(name)) != name:
+        raise invalid("name", left, "not a key itself, for names are shown to others: give it one, as of its program")
+    return name
+
+
 def check_role(value: object) -> Role:
     """A role, or its name. Raises InvalidArgument."""
     if value not in list(Role):

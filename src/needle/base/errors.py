@@ -291,8 +291,7 @@ class WrongCluster(ProtocolError):
 
 
 class TlsFailed(ProtocolError):
-    """One side speaks TLS and the other does not, or a certificate is refused. The message says whose, and why;
-    `details["expired"]` is true if it is the other side's, and has expired."""
+    """One side speaks TLS and the other does not, or a certificate is refused; `details["expired"]`: it has expired."""
 
     code = "tls_failed"
 

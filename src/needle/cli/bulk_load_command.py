@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,17 +12,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 import needle
 from needle.base.model import Metric
+from needle.cli.bulk.engines import EngineName
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
 
 if TYPE_CHECKING:
     from needle.cli.bulk.loading import Asked, Loaded
-
-
-class EngineName(StrEnum):
-    """Who runs the workers."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 def bulk_load(
@@ -78,7 +71,7 @@ def bulk_load(
         notes.print(f"{address} fetches its files from the others: {why}", markup=False)
 
 
-def _loaded(asked: Asked, engine: str, workers: int, alias: str | None, cluster: str, *, quiet: bool) -> Loaded:
+def _loaded(asked: Asked, engine: EngineName, workers: int, alias: str | None, cluster: str, *, quiet: bool) -> Loaded:
     from needle.cli.bulk.engines import engine as engine_of
     from needle.cli.bulk.loading import load
 

@@ -30,7 +30,9 @@ def serve(
     from needle.server.process.main import serve as serve_node  # what a node needs takes half a second to load
 
     options = {path: given[_parameter_name(path)] for path in SETTINGS}
-    serve_node(resolve(read_file(config) if config else {}, os.environ, options))
+    file = read_file(config) if config else {}
+    secret = any(file.get(name) for name in ("cluster_secret", "cluster_secret_former"))
+    serve_node(resolve(file, os.environ, options), secret_file=str(config) if secret else "")
 
 
 def schema() -> None:

@@ -24,7 +24,7 @@ class Reading(NamedTuple):
 
 class ClockFound(NamedTuple):
     """rate: by which fraction it is faster than the median; offset: seconds that its wall clock is ahead of the median
-    of nodes. Each may be off by its error."""
+    of nodes, or of the other one if there are two. Each may be off by its error."""
 
     rate: float = 0.0
     rate_error: float = float("inf")
@@ -39,17 +39,15 @@ def compare(first: Mapping[NodeId, Reading], last: Mapping[NodeId, Reading]) -> 
     offsets = {node: (last[node].told.wall - last[node].at, last[node].took / 2) for node in rates}
     if not rates:
         return {}
-    rate, ahead = median([1.0, *(value for value, _ in rates.values())]), median(v for v, _ in offsets.values())
-    slack, drift = median(error for _, error in rates.values()), median(error for _, error in offsets.values())
-    return {
-        node: ClockFound(
-            rates[node][0] - rate,
-            rates[node][1] + slack,
-            offsets[node][0] - ahead,
-            offsets[node][1] + drift,
-        )
-        for node in rates
-    }
+    rate, slack = median([1.0, *(value for value, _ in rates.values())]), median(error for _, error in rates.values())
+    return {node: ClockFound(rates[node][0] - rate, rates[node][1] + slack, *_ahead(node, offsets)) for node in rates}
+
+
+def _ahead(node: NodeId, offsets: Mapping[NodeId, tuple[float, float]]) -> tuple[float, float]:
+    """Of the median, with the error. That of two is between them, and would hide half of what they are apart."""
+    against = [one for other, one in offsets.items() if len(offsets) != 2 or other != node]
+    own, error = offsets[node]
+    return own - median(value for value, _ in against), error + median(off for _, off in against)
 
 
 def own_rate(first: Mapping[NodeId, Reading], last: Mapping[NodeId, Reading]) -> tuple[float, float] | None:

@@ -109,8 +109,9 @@ class LinkFound(msgspec.Struct, frozen=True, kw_only=True):
 
 class NodeFound(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured of a node. fsync_p50, fsync_p99: seconds; None if not measured. clock_rate: how much faster
-    than others' its clock runs, as a fraction. clock_offset: seconds by which its wall clock is ahead; both by the
-    median of all nodes and of who asks, and at most off by the `_error` beside it."""
+    than others' its clock runs, as a fraction. clock_offset: seconds by which its wall clock is ahead.
+    The rate is by the median of all nodes and of who asks, the offset by that of the nodes, or by the other one of two;
+    each is at most off by the `_error` beside it."""
 
     node: NodeId
     release: str

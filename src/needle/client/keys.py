@@ -12,7 +12,16 @@ from typing import Any
 
 import msgspec
 
-from needle.base.access import KEY_BYTES, KeyInfo, Role, check_key_name, check_role, digest_of, new_key
+from needle.base.access import (
+    KEY_BYTES,
+    KeyInfo,
+    Role,
+    check_key_name,
+    check_new_key_name,
+    check_role,
+    digest_of,
+    new_key,
+)
 from needle.base.errors import Forbidden, NeedleError, Unauthenticated, invalid
 from needle.base.ids import NodeId
 from needle.base.model import WriteResult
@@ -78,7 +87,7 @@ class KeyMethods(OverShards):
         bytes: as `limit_key`. An admin may use all. Every node that answers knows the key when this returns. Raises
         AlreadyExists for a name in use, InvalidArgument, Forbidden; ClusterTooOld for a filter, rates or a monitor
         while a node does not know of these."""
-        seconds, check_key = values.check_timeout(timeout), check_key_name(name)
+        seconds, check_key = values.check_timeout(timeout), check_new_key_name(name)
         given = None if collections is None else [values.check_name(one) for one in _listed(collections)]
         key, kind = new_key(secrets.token_bytes(KEY_BYTES)), check_role(role)
         bound = values.filter_bytes(filter)

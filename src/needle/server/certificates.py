@@ -20,6 +20,7 @@ from needle.base.errors import ConfigError, NeedleError
 from needle.base.ids import NodeId
 from needle.base.tls_config import TlsConfig
 from needle.rpc.tls import Dial, Door, check_node_name, context, states_of
+from needle.system import warn_if_public
 
 log = logging.getLogger("needle.server")
 
@@ -91,6 +92,7 @@ class Certificates:
         """Read the files and use them. Blocking. Raises ConfigError that names what is wrong with which file."""
         self._seen = self._look()
         self._used = self._read()
+        warn_if_public("tls.key", self._config.key)
 
     async def watch(self, run: Run) -> None:
         """Read the files again whenever they change, until cancelled. run: runs blocking work in a thread."""
@@ -113,6 +115,7 @@ class Certificates:
             log.error("node %s keeps the certificates it has, the changed ones are refused: %s", self._node_id, error)
             return False
         self._said_at, self.expired = None, False
+        warn_if_public("tls.key", self._config.key)
         log.info("node %s uses changed certificates: %s", self._node_id, self._config.certificate)
         return True
 

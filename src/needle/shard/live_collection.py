@@ -46,6 +46,7 @@ from needle.shard.weights import SAMPLE, Weights
 
 log = logging.getLogger("needle.shard")
 NOT_INDEXED: Final = IndexProgress()
+NO_VECTORS: Final[immutables.Map[str, tuple[str, ...]]] = immutables.Map()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ class CollectionView:
 class ReplicaView:
     """What searches see: all collections by name, at one applied index, and the file that holds their documents; and
     what the shard owns there, if that ever changed. visible: documents that a reader can see, of all collections;
-    live_bytes: what they weigh. pins: open ones. catalog: what whoever serves must know."""
+    live_bytes: what they weigh. pins: open ones. catalog: what whoever serves must know. vectors: the named vectors of
+    each collection that has some, by their names in here."""
 
     at: AppliedAt
     collections: immutables.Map[str, CollectionView]
@@ -96,6 +98,7 @@ class ReplicaView:
     live_bytes: int = 0
     pins: Pins = NO_PINS
     catalog: CatalogKnown = ANY
+    vectors: immutables.Map[str, tuple[str, ...]] = NO_VECTORS
 
     @property
     def store(self) -> DocumentStore:
@@ -125,9 +128,8 @@ class ReplicaView:
         return [held for _, held in sorted(self.collections.items()) if not held.record.spec.of]
 
     def vectors_of(self, of: CollectionView) -> list[CollectionView]:
-        """All named vectors of a collection, by name. O(collections)."""
-        name = of.record.spec.name
-        return [held for _, held in sorted(self.collections.items()) if held.record.spec.of == name]
+        """All named vectors of a collection, by name."""
+        return [self.collections[name] for name in sorted(self.vectors.get(of.record.spec.name, ()))]
 
     def vector(self, of: CollectionView, name: str) -> CollectionView:
         """A named vector of a collection. Raises CollectionNotFound."""
@@ -330,16 +332,17 @@ class OpenCollections:
         self.numbered: dict[int, LiveCollection] = {}
         self.worn: set[int] = set()
         """Ids of those that have used up more than half of their ordinals."""
-        self._vectors: dict[str, list[str]] = {}
+        self.vectors_by = NO_VECTORS
+        """See ReplicaView.vectors; of each in the order of their ids."""
 
-    def vector_names(self, name: str) -> list[str]:
+    def vector_names(self, name: str) -> Sequence[str]:
         """The named vectors of a collection, by their names in the shard, in the order of their ids."""
-        return self._vectors.get(name, [])
+        return self.vectors_by.get(name, ())
 
     def add(self, live: LiveCollection) -> None:
         """In the order of their ids."""
         if of := live.record.spec.of:
-            self._vectors[of] = [*self._vectors.get(of, []), live.record.spec.name]
+            self.vectors_by = self.vectors_by.set(of, (*self.vector_names(of), live.record.spec.name))
         self.named[live.record.spec.name] = self.numbered[live.record.id] = live
         self.note(live)
 
@@ -362,10 +365,9 @@ class OpenCollections:
         live = self.numbered.pop(collection_id)
         name, of = live.record.spec.name, live.record.spec.of
         del self.named[name]
-        if of and not (left := [one for one in self._vectors[of] if one != name]):
-            del self._vectors[of]
-        elif of:
-            self._vectors[of] = left
+        if of:
+            left = tuple(one for one in self.vector_names(of) if one != name)
+            self.vectors_by = self.vectors_by.set(of, left) if left else self.vectors_by.delete(of)
         return live
 
     # --- from any thread, while apply adds and drops -----------------------------------------------------------------

@@ -114,7 +114,8 @@ class OpenedState:
         views = immutables.Map({name: live.view() for name, live in self.live.named.items()})
         visible, size = sum(view.counted for view in views.values()), sum(view.live_bytes for view in views.values())
         pins, catalog = decode_pins(self.store.named("pins")), decode_known(self.store.named("catalog"))
-        self.view = ReplicaView(at, views, self.store, fence, visible, size, pins, catalog)
+        named = self.live.vectors_by
+        self.view = ReplicaView(at, views, self.store, fence, visible, size, pins, catalog, named)
         comes = fence is not None and any(one.incoming and one.hides for one in fence.holdings.transfers)
         around.effects.begin(at.index, doubtful=comes)
 
@@ -209,8 +210,8 @@ class OpenedState:
             views[name] = now = live.view()
             visible += now.counted - (0 if before is None else before.counted)
             size += now.live_bytes - (0 if before is None else before.live_bytes)
-        finished = views.finish()
-        self.view = ReplicaView(changes.at, finished, self.store, batch.fence, visible, size, batch.pins, batch.catalog)
+        what = batch.fence, visible, size, batch.pins, batch.catalog
+        self.view = ReplicaView(changes.at, views.finish(), self.store, *what, self.live.vectors_by)
         self._around.changed.note(batch.dropped, changes.collections)
 
     def save_fields(self, rows_min: int) -> bool:

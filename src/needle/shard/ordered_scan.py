@@ -131,7 +131,7 @@ class Ordered:
                 if (key, document.id) <= self._behind or not (part is None or part.holds(key)):
                     continue
                 if self._page.holds(document, None) and self._shows(document):
-                    size = len(document.metadata) + (self._page.vector_bytes if self._page.with_vectors else 0)
+                    size = len(document.metadata) + self._page.vector_bytes
                     yield Chosen(key, document.id, document.ordinal, size)
 
     def _cut(self, ascending: Iterable[Chosen]) -> tuple[list[Chosen], bool]:

@@ -56,9 +56,9 @@ def on() -> None:
 
 
 class Page(NamedTuple):
-    """What one page of a scan is to hold: see protocol.calls.ScanCall. vector_bytes: of one document. bound: as there;
-    a page then tells no id but those of documents that it holds. pin: (index, token) of the open one that it is read
-    at, None for what there is now."""
+    """What one page of a scan is to hold: see protocol.calls.ScanCall. vector_bytes: what those of one document
+    take that the page has, named ones too. bound: as there; a page then tells no id but those of documents that it
+    holds. pin: (index, token) of the open one that it is read at, None for what there is now."""
 
     collection: str
     filter: bytes
@@ -311,7 +311,7 @@ class Reads:
                 read += len(document.metadata)
                 if page.holds(document, node) and (fence is None or fence.shows(document.id, document.metadata)):
                     found.append(document)
-                    size += len(document.metadata) + (page.vector_bytes if page.with_vectors else 0)
+                    size += len(document.metadata) + page.vector_bytes
             else:
                 reached = None
         if page.bound and reached is not None:

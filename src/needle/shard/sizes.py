@@ -17,9 +17,10 @@ def sizes_of(view: ReplicaView, only: str) -> list[tuple[CollectionSpec, Collect
 
 
 def size_of(held: CollectionView, named: Sequence[CollectionView] = ()) -> CollectionSize:
-    """See the module. named: its named vectors; their bytes are the collection's."""
+    """See the module. named: its named vectors; their bytes are the collection's, and so is what waits for a file of
+    the one for which most do: whoever waits for the index waits for all of them."""
     vector = held.record.spec.vector_bytes
-    documents, growing = held.visible, len(held.vectors.growing)
+    documents = held.visible
     return CollectionSize(
         documents=documents,
         document_bytes=documents * max(0, held.document_bytes - 2 * vector),  # these count a vector twice: see weights
@@ -27,5 +28,10 @@ def size_of(held: CollectionView, named: Sequence[CollectionView] = ()) -> Colle
         index_bytes=sum(served.sealed.size for one in (held, *named) for served in one.vectors.served),
         field_index_bytes=held.payload.bytes_held(),
         fields=held.payload.declared(),
-        index=msgspec.structs.replace(held.index, waiting=growing if growing >= held.sealed_from else 0),
+        index=msgspec.structs.replace(held.index, waiting=max(map(_waiting, (held, *named)))),
     )
+
+
+def _waiting(held: CollectionView) -> int:
+    growing = len(held.vectors.growing)
+    return growing if growing >= held.sealed_from else 0

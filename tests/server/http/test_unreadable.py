@@ -110,7 +110,7 @@ def test_what_may_stand_there_is_told(packed: bool, kind: type, said: dict[str, 
 @pytest.mark.parametrize(
     ("query", "field", "told"),
     [(b"mode=fast", "mode", "it may be strong, leased, eventual"), (b"timeout=0", "timeout", "'0'"),
-     (b"nope=1", "nope", "it may say fields, max_staleness, mode, timeout, vector_format, with_vectors")],
+     (b"nope=1", "nope", "it may say fields, max_staleness, mode, timeout, vector_format, vectors, with_vectors")],
 )  # fmt: skip
 def test_a_query_is_refused_as_a_body_is(query: bytes, field: str, told: str) -> None:
     with pytest.raises(InvalidArgument) as failed:

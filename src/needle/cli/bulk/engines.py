@@ -11,11 +11,19 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
-from needle.base.errors import ConfigError, NeedleError, invalid
+from needle.base.errors import ConfigError, NeedleError
 
 T = TypeVar("T")
+
+
+class EngineName(StrEnum):
+    """Who runs the workers."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class Engine(Protocol):
@@ -79,10 +87,6 @@ class RayEngine:
         self._ray.shutdown()
 
 
-def engine(name: str, workers: int) -> Engine:
+def engine(name: EngineName, workers: int) -> Engine:
     """The one of that name."""
-    if name == "local":
-        return LocalEngine(workers)
-    if name == "ray":
-        return RayEngine(workers)
-    raise invalid("--engine", name, "local or ray")
+    return RayEngine(workers) if name is EngineName.RAY else LocalEngine(workers)

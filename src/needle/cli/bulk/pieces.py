@@ -53,7 +53,7 @@ def batches_of(piece: Piece) -> Iterator[tuple[arrow_tables.Form, Any]]:
     """Its record batches, each with how its documents are read."""
     system, [path] = _files(piece.path)
     with _open(system, path) as file:
-        form = arrow_tables.Form(file.schema_arrow, f"{piece.path} row group {piece.group}")
+        form = arrow_tables.Form(file.schema_arrow, f"{piece.path}, row group number {piece.group}")
         for batch in file.iter_batches(batch_size=READ_ROWS, row_groups=[piece.group]):
             yield form, batch
 

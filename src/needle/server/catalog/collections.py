@@ -136,6 +136,7 @@ class Reconciler:
         return commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))
 
     def _note_unknown(self, group: GroupId, names: list[str]) -> None:
+        names = sorted(names)
         if names and names != self.unknown.get(group):
             log.error(
                 "shard %d holds collections of which the catalog knows nothing: %s. They are kept, and not served. Was "

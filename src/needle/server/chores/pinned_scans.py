@@ -28,7 +28,7 @@ ROWS_MAX: Final = 4_000_000
 def kept_bytes(view: ReplicaView, oldest: int, rows_max: int) -> int:
     """About what the versions weigh that died after the entry `oldest` and are kept for scans; `rows_max` of them at
     most. Blocking."""
-    weights = {held.record.id: held.document_bytes for held in view.named()}
+    weights = {held.record.id: held.document_bytes for held in view.collections.values()}
     kept = view.store.kept_since(oldest, rows_max)
     return sum(count * weights.get(collection_id, 0) for collection_id, count in kept.items())
 

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from needle.base.decoding import DECODE_ERRORS
-from needle.server.http.bodies import Body, InsertDocuments, Texts, VectorType
+from needle.server.http.bodies import Body, InsertDocuments, NamedVectors, Texts, VectorType
 
 JSON_BYTES_MAX: Final = 16 * 1024 * 1024
 """Of a body of JSON: to pass over it takes some 2 ms a MiB."""
@@ -26,6 +26,7 @@ class PassedOver(Body, frozen=True, kw_only=True):
     vectors: msgspec.Raw = msgspec.Raw(b"null")
     texts: Texts | None = None
     vector_type: VectorType = "float32"
+    named_vectors: NamedVectors | None = None
     metadatas: msgspec.Raw = msgspec.Raw(b"null")
     expires_at: str | list[str | None] | None = None
 
@@ -63,6 +64,7 @@ def insert_documents(data: bytes) -> InsertDocuments:
         vectors=rows,
         texts=found.texts,
         vector_type=found.vector_type,
+        named_vectors=found.named_vectors,
         metadatas=metadatas,
         expires_at=found.expires_at,
     )

@@ -29,7 +29,7 @@ from needle.server.metrics.observed import NodeMetrics
 from needle.server.ports import system_ports
 from needle.server.process.logs import write_logs
 from needle.server.system_node import Http, http_server, system_node
-from needle.system import share_one_heap
+from needle.system import share_one_heap, warn_if_public
 
 log = logging.getLogger("needle.server")
 
@@ -110,9 +110,12 @@ def _end_by_force(node_id: str) -> None:
         timer.start()
 
 
-def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint) -> None:
-    """Run a node in the foreground and leave the process with its exit code."""
+def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, secret_file: str = "") -> None:
+    """Run a node in the foreground and leave the process with its exit code. secret_file: of its settings, if there is
+    a secret among them."""
     write_logs(config.node_id, config.log, sys.stderr)
+    if secret_file:
+        warn_if_public("config", secret_file)
     # A node keeps many small objects for long (log index, ids): the default thresholds walk them over and over, for a
     # quarter of the write path's time. What start-up made is never garbage.
     gc.freeze()

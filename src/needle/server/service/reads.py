@@ -280,7 +280,9 @@ class Reads:
         builders = self._node.hosted(call.group).builders
 
         def read(replica: Replica, go_on: Callable[[], None]) -> ScanAnswer:
-            width = 4 * replica.view.collection(call.collection).record.spec.dimensions
+            held = replica.view.collection(call.collection)
+            given = [replica.view.vector(held, name) for name in call.named] + [held] * call.with_vectors
+            width = sum(4 * one.record.spec.dimensions for one in given)
             pin = None if call.pin is None else (call.pin.open[0][1], call.pin.token)
             page = Page(
                 call.collection, call.filter, call.after, call.limit, call.with_vectors, call.slice, width, call.bound,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
+import msgspec
 from pyroaring import BitMap
 
 from needle.base.dtypes import DType
@@ -22,7 +23,7 @@ from needle.protocol.calls import expiries
 from needle.protocol.move_commands import Import, ImportRequests, Mark, MoveCommand
 from needle.protocol.named import Named
 from needle.protocol.peer_calls import MoveAnswer
-from needle.routing.topology import MoveInfo, MoveState, Topology
+from needle.routing.topology import MoveInfo, MoveState, Topology, public_name
 from needle.server.upkeep.copy_turn import CopyTurn
 from needle.server.upkeep.move_steps import STEP_SECONDS, MoveSteps, MovingNode
 from needle.shard import copying
@@ -108,6 +109,7 @@ class RangeCopier:
         try:
             while more:
                 found, requests, more = await self._node.blocking(self._look_at_rest, info, copy, names)
+                found = [replace(one, rows=await listed(self._node, one.name, one.rows)) for one in found]
                 told: list[MoveCommand] = list(_of_rest(info, copy, found, requests, self._rows_max))
                 await self._steps.tell_target_all(info, told if more else [*told, then(copy.step)])
         except BaseException as error:
@@ -193,7 +195,7 @@ class RangeCopier:
     async def _copy_page(self, info: MoveInfo, copy: Copy, name: str, after: int, rows_max: int) -> tuple[int, bool]:
         """The next documents; how many, and whether there may be more."""
         rows, cursor, more = await self._look(info, copying.page, name, info.ranges, after, rows_max)
-        for part in _parts(rows):
+        for part in _parts(await listed(self._node, name, rows)):
             await self._import(info, copy, name, part, [])
             copy.cursors[name] = part[-1].ordinal
         copy.cursors[name] = cursor
@@ -238,6 +240,28 @@ def _of_rest(
     if rows:
         yield ImportRequests(info.id, copy.step, rows)
         copy.step += 1
+
+
+async def listed(node: MovingNode, collection: str, rows: list[StoredDocument]) -> list[StoredDocument]:
+    """Documents of a collection without vectors of which the catalog knows nothing, as the source may hold some after
+    a restore of the catalog: no target has them or will, so a move with them would never end. collection: by its name
+    in the shard. Of a vector that this node has not heard of yet the catalog is asked, after the rows were read:
+    without it the document would count as copied."""
+    here = {name for row in rows for name, _, _ in row.named}
+    if here <= _vectors_of(node.topology, collection):
+        return rows
+    known = _vectors_of(await node.confirmed(STEP_SECONDS), collection)
+    if here <= known:
+        return rows
+    return [msgspec.structs.replace(row, named=tuple(one for one in row.named if one[0] in known)) for row in rows]
+
+
+def _vectors_of(topology: Topology, collection: str) -> set[str]:
+    """By their names in the shard."""
+    info = topology.named(public_name(collection))
+    return (
+        set() if info is None or info.stored_name != collection else {info.stored_vector(one) for one in info.vectors}
+    )
 
 
 def _named_of(rows: Sequence[StoredDocument]) -> list[Named]:
