@@ -9,7 +9,6 @@ from typing import Any
 from needle.base.errors import NeedleError
 from needle.catalog.machine import CatalogMachine
 from needle.multiraft.ports import Applied, SnapshotFile
-from needle.protocol.commands import is_load
 from needle.shard.state_machine import Replica
 
 
@@ -21,6 +20,7 @@ class ReplicaMachine:
         self.applied_index = replica.applied_index
         self.applied_term = replica.applied_term
         self.conf = replica.conf
+        self.takes_long = replica.takes_long
         self.checkpoint = replica.checkpoint
         self.check_snapshot = replica.check_snapshot
         self.install_snapshot = replica.install_snapshot
@@ -36,10 +36,6 @@ class ReplicaMachine:
     def apply(self, entries: Sequence[Applied]) -> list[Any]:
         """Apply in order, in one transaction."""
         return self.replica.apply(entries)
-
-    def takes_long(self, entries: Sequence[Applied]) -> bool:
-        """Whether one of them is a bulk load: it is some hundred bytes, and writes what a file has."""
-        return any(is_load(entry.data) for entry in entries)
 
     def export_snapshot(self, directory: str) -> tuple[int, int, bytes, list[SnapshotFile]]:
         """Write a consistent image into `directory`."""

@@ -32,7 +32,7 @@ from needle.base.file_errors import SHORTAGES
 from needle.base.model import Claim, CollectionSpec, HitBatch, SearchRequest
 from needle.base.versions import KNOWN
 from needle.protocol.commands import Command, Compare
-from needle.shard.apply.execute import decode_entry, runs
+from needle.shard.apply.execute import decode_entry, runs, takes_long
 from needle.shard.apply.holdings import Fence, check_claim
 from needle.shard.apply.sessions import SessionTable
 from needle.shard.apply.validation import check_command
@@ -90,7 +90,7 @@ class Replica:
         parts = (self._applying, self._in_flight, self.effects, purge_rows_min, limits.feed_rows_bytes_max)
         self._upkeep = Upkeep(lambda: self._store, lambda: self.view, *parts)
         self._usable = Usable(directory, self._states)
-        self.compared = Compared()
+        self.compared, self.takes_long = Compared(), takes_long
         self._states.open()
 
     @property

@@ -9,6 +9,7 @@ the proposer (`validation`). It must not know SQLite or faiss.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 from needle.base.errors import (
     AlreadyExists,
@@ -49,6 +50,7 @@ from needle.protocol.commands import (
     decode_logged,
     inner,
     is_by_id,
+    is_load,
     without_repeats,
 )
 from needle.protocol.move_commands import MOVE_COMMANDS
@@ -80,6 +82,18 @@ def decode_entry(data: bytes) -> Command | None:
     """The command of a log entry; None for an entry without data. Raises UnsupportedFormat for one that this release
     cannot read: passing over it would make this replica another one than those of nodes that can."""
     return decode_logged(data) if data else None
+
+
+class Logged(Protocol):
+    """An entry of the log."""
+
+    @property
+    def data(self) -> bytes: ...
+
+
+def takes_long(entries: Sequence[Logged]) -> bool:
+    """Whether one of them is a bulk load: it is some hundred bytes, and writes what a file has."""
+    return any(is_load(entry.data) for entry in entries)
 
 
 def runs(commands: Sequence[Command | None]) -> Iterator[tuple[int, int]]:
