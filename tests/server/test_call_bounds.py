@@ -60,7 +60,15 @@ def _list_fields() -> list[tuple[type[msgspec.Struct], str]]:
     return found
 
 
-EXAMPLES: dict[Any, object] = {str: "a", int: 1, bytes: b"", bool: False, int | None: None, bytes | None: None}
+EXAMPLES: dict[Any, object] = {
+    str: "a",
+    DType: DType.FLOAT32,
+    int: 1,
+    bytes: b"",
+    bool: False,
+    int | None: None,
+    bytes | None: None,
+}
 
 
 def _example(kind: Any) -> object:

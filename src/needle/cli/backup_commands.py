@@ -69,17 +69,16 @@ def create(
                 total += documents
                 shown.update(task, description=f"{total} documents, {shipped / 1e6:,.1f} MB written")
 
+            bytes_a_second = None if rate is None else rate * 1e6
             return await backups.create(
-                client,
-                store,
-                rate=None if rate is None else rate * 1e6,
-                indexes=indexes,
-                timeout=timeout,
-                progress=progress,
+                client, store, rate=bytes_a_second, indexes=indexes, timeout=timeout, progress=progress
             )
 
     made = run(cluster, work)
-    seconds = time.perf_counter() - started
+    _show_made(made, time.perf_counter() - started, json)
+
+
+def _show_made(made: backups.Made, seconds: float, json: bool) -> None:
     if json:
         print_json(
             {
@@ -327,12 +326,11 @@ def restore(
     command is run again. Where index files do not come along, as with another number of shards, it waits until they
     are built.
     """
-    store, started = backups.open_store(target), time.perf_counter()
+    store, started, instant = backups.open_store(target), time.perf_counter(), _instant(at)
     if sum(given is not None for given in (backup, at, index or None)) > 1:
         raise typer.BadParameter("give one of --backup, --at and --index")
     if as_ is not None and collection is None:
         raise typer.BadParameter("--as is a name for the collection that --collection names: give both")
-    instant = _instant(at)
 
     async def work(client: needle.Client) -> backups.Restored:
         with _shown(json) as shown:
@@ -351,17 +349,11 @@ def restore(
     async def all_of_it(client: needle.Client) -> float:
         done = await work(client)
         seconds = time.perf_counter() - started
-        if json:
-            print_json({**msgspec.structs.asdict(done), "seconds": round(seconds, 3)})
-        else:
-            whole = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
-            what = whole if collection is None else f"collection {collection}, as {as_ or collection}, of {whole}"
-            _told_of(done, what, seconds)
+        whole = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
+        what = whole if collection is None else f"collection {collection}, as {as_ or collection}, of {whole}"
+        _told_of(done, what, seconds, json)
         if wait_index:
-            with _shown(json) as shown:
-                await backups.wait_indexed(
-                    client, done.digests, timeout=timeout, progress=RestoreProgress(shown).indexed
-                )
+            await _wait_indexed(client, done, timeout, json)
         return seconds
 
     seconds = run(cluster, all_of_it)
@@ -370,7 +362,16 @@ def restore(
         notes.print(f"searches are as fast as before, {waited:.1f} s later", markup=False)
 
 
-def _told_of(done: backups.Restored, what: str, seconds: float) -> None:
+async def _wait_indexed(client: needle.Client, done: backups.Restored, timeout: float, json: bool) -> None:
+    with _shown(json) as shown:
+        counting = RestoreProgress(shown)
+        await backups.wait_indexed(client, done.digests, timeout=timeout, progress=counting.indexed)
+
+
+def _told_of(done: backups.Restored, what: str, seconds: float, json: bool) -> None:
+    if json:
+        print_json({**msgspec.structs.asdict(done), "seconds": round(seconds, 3)})
+        return
     notes.print(
         f"{what} is restored: {done.documents} documents in {seconds:.1f} s; every collection has "
         "the digest that was recorded",

@@ -216,7 +216,7 @@ def _claimed(config: RaftConfig, directory: str, node_id: NodeId, cluster_id: st
 def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, knows: int = KNOWN) -> NodePorts:
     """The real clock, threads, sockets and disk for a node of `config`."""
     rng, clock = random.Random(int.from_bytes(os.urandom(16), "little")), SystemClock()
-    incarnation = rng.getrandbits(63)
+    incarnation, segment = rng.getrandbits(63), segment_bytes(config.log_bytes_max)
     limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
     certificates = Certificates(config.tls, config.node_id, clock.wall) if config.tls.on else None
     threads = max(2, min(os.cpu_count() or 1, 16))  # one may be busy with an index
@@ -259,9 +259,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
         file_pool=ThreadPool("files", nice=BACKGROUND_NICE),
         listen=listen,
         peers=peers,
-        open_store=lambda directory: WalStore(
-            directory, salt=lambda: rng.getrandbits(64), segment_bytes=segment_bytes(config.log_bytes_max)
-        ),
+        open_store=lambda at: WalStore(at, salt=lambda: rng.getrandbits(64), segment_bytes=segment),
         disk=ReplicaDisk(),
         files=Files(),
         claim=partial(_claimed, config),
