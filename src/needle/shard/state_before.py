@@ -59,7 +59,7 @@ class StateBefore:
         live = self._by_id(collection_id)
         return None if live is None else live.record
 
-    def vectors_of(self, name: str) -> list[str]:
+    def vectors_of(self, name: str) -> Sequence[str]:
         """See Collections."""
         return self._live.vector_names(name)
 
