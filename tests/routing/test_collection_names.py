@@ -17,7 +17,7 @@ from needle.routing.collection_names import (
     vector_called,
     vector_id,
 )
-from needle.shard.apply.validation import check_name, check_spec
+from needle.shard.apply.spec_validation import check_name, check_spec
 
 AWKWARD = ["docs", "team@2/docs", "docs@12/title", "a/b", "@", "1@1/1@1", "x@1"]
 

@@ -17,7 +17,7 @@ from needle.client.router.routes import said_of
 from needle.protocol.catalog_commands import CreateCollection
 from needle.routing.topology import CollectionInfo, called
 from needle.server.service.catalog import CatalogCalls
-from needle.shard.apply.validation import GIVEN_NAME_BYTES_MAX, check_spec
+from needle.shard.apply.spec_validation import GIVEN_NAME_BYTES_MAX, check_spec
 
 
 @pytest.mark.parametrize("length", [5, 76, 78, 80, 200])

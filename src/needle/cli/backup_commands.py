@@ -15,6 +15,7 @@ import needle
 from needle import backup as backups
 from needle.base.instants import micros
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
+from needle.cli.restore_progress import RestoreProgress
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
 Backup = Annotated[str | None, typer.Option("--backup", help="The id of a backup, as `needle backup list` shows it.")]
@@ -294,32 +295,6 @@ def _indexes(given: list[str]) -> dict[int, int]:
         raise typer.BadParameter("--index takes SHARD:INDEX, once for each shard") from None
 
 
-def _percent(done: int, of: int) -> str:
-    done = min(done, of) if of else done  # what is looked through again is counted again
-    return f"{done} of {of} documents ({100 * done // max(1, of)} %)"
-
-
-class _Counting:
-    """Shows how many documents were written so far, and then how many are searched by index files."""
-
-    def __init__(self, shown: Progress) -> None:
-        self._shown, self._task = shown, shown.add_task("0 documents")
-        self._total = self._written = 0
-
-    def say(self, text: str) -> None:
-        self._shown.update(self._task, description=text)
-
-    def total(self, documents: int) -> None:
-        self._total = documents
-
-    def written(self, documents: int) -> None:
-        self._written += documents
-        self.say(f"written: {_percent(self._written, self._total)}")
-
-    def indexed(self, searched: int, documents: int) -> None:
-        self.say(f"indexed: {_percent(searched, documents)}")
-
-
 def restore(
     target: Target,
     backup: Backup = None,
@@ -361,7 +336,7 @@ def restore(
 
     async def work(client: needle.Client) -> backups.Restored:
         with _shown(json) as shown:
-            counting = _Counting(shown)
+            counting = RestoreProgress(shown)
             if instant is None and not index:
                 return await backups.restore(
                     client, store, backup, collection=collection, name=as_, indexes=indexes, timeout=timeout,
@@ -384,7 +359,9 @@ def restore(
             _told_of(done, what, seconds)
         if wait_index:
             with _shown(json) as shown:
-                await backups.wait_indexed(client, done.digests, timeout=timeout, progress=_Counting(shown).indexed)
+                await backups.wait_indexed(
+                    client, done.digests, timeout=timeout, progress=RestoreProgress(shown).indexed
+                )
         return seconds
 
     seconds = run(cluster, all_of_it)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Final
 
 OF: Final = "\x1f"
-"""Between a collection and its vector. No name that people give has it (needle.shard.apply.validation.check_name): a
-collection may well be called `docs@12/title`, and must not be taken for a vector, nor have the stored name of one."""
+"""Between a collection and its vector. No name that people give has it (shard/apply/spec_validation.py): a collection
+may well be called `docs@12/title`, and must not be taken for a vector, nor have the stored name of one."""
 
 
 def public_name(stored: str) -> str:

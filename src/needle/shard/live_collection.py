@@ -23,17 +23,16 @@ from needle.base.dtypes import StoredRows
 from needle.base.errors import CollectionNotFound, StorageError
 from needle.base.model import CollectionSpec
 from needle.routing.shard_map import KeyRange
-from needle.routing.topology import called
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, encode_holdings
 from needle.shard.apply.named import missing
 from needle.shard.catalog_known import ANY, CatalogKnown
 from needle.shard.documents.digest import replica_digest
 from needle.shard.documents.metadata_rows import Rows
-from needle.shard.documents.records import ORDINAL_MAX, ORDINAL_WARN, AppliedAt, CollectionRecord
+from needle.shard.documents.records import AppliedAt, CollectionRecord
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.field_files import FieldFiles
-from needle.shard.fields.index_budget import FieldName, IndexBudget
+from needle.shard.fields.index_budget import IndexBudget
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.index_change import AS_MADE, IndexState, progress_of
 from needle.shard.ordinal_set import OrdinalSet
@@ -322,92 +321,3 @@ def _without(written: Sequence[int], left_out: Sequence[int]) -> npt.NDArray[np.
         ordinals = np.arange(written.start, written.stop, dtype=np.int64)
         return np.delete(ordinals, np.array(left_out, np.int64) - written.start) if left_out else ordinals
     return np.setdiff1d(np.array(written, np.int64), np.array(left_out, np.int64), assume_unique=True)
-
-
-class OpenCollections:
-    """Every open collection of a replica, by name and by id; only apply changes them."""
-
-    def __init__(self) -> None:
-        self.named: dict[str, LiveCollection] = {}
-        self.numbered: dict[int, LiveCollection] = {}
-        self.worn: set[int] = set()
-        """Ids of those that have used up more than half of their ordinals."""
-        self.vectors_by = NO_VECTORS
-        """See ReplicaView.vectors; of each in the order of their ids."""
-
-    def vector_names(self, name: str) -> Sequence[str]:
-        """The named vectors of a collection, by their names in the shard, in the order of their ids."""
-        return self.vectors_by.get(name, ())
-
-    def add(self, live: LiveCollection) -> None:
-        """In the order of their ids."""
-        if of := live.record.spec.of:
-            self.vectors_by = self.vectors_by.set(of, (*self.vector_names(of), live.record.spec.name))
-        self.named[live.record.spec.name] = self.numbered[live.record.id] = live
-        self.note(live)
-
-    def note(self, live: LiveCollection) -> None:
-        """It has taken a batch."""
-        record = live.record
-        if record.next_ordinal > ORDINAL_WARN and record.id not in self.worn:
-            self.worn.add(record.id)
-            log.warning(
-                "collection %r has taken %d document versions of the %d that one can take: copy it into a new one in "
-                "time, see docs/operations.md",
-                called(record.spec.name),
-                record.next_ordinal,
-                ORDINAL_MAX,
-            )
-
-    def remove(self, collection_id: int) -> LiveCollection:
-        """It has to be there."""
-        self.worn.discard(collection_id)
-        live = self.numbered.pop(collection_id)
-        name, of = live.record.spec.name, live.record.spec.of
-        del self.named[name]
-        if of:
-            left = tuple(one for one in self.vector_names(of) if one != name)
-            self.vectors_by = self.vectors_by.set(of, left) if left else self.vectors_by.delete(of)
-        return live
-
-    # --- from any thread, while apply adds and drops -----------------------------------------------------------------
-    def vectors(self) -> list[CollectionVectors]:
-        """Of every collection."""
-        return [live.vectors for live in list(self.numbered.values())]
-
-    def vectors_of(self, collection_id: int) -> CollectionVectors | None:
-        """Of one collection; None if there is none."""
-        live = self.numbered.get(collection_id)
-        return None if live is None else live.vectors
-
-    def first_expiring(self) -> tuple[int, LiveCollection] | None:
-        """The collection of which something may expire first, and when; None if nothing does."""
-        found = [(live.first_expiry, id_) for id_, live in list(self.numbered.items()) if live.first_expiry]
-        if not found:
-            return None
-        instant, id_ = min(found)
-        live = self.numbered.get(id_)
-        return None if live is None else (instant, live)
-
-    def worn_shares(self) -> list[tuple[str, float]]:
-        """The names of the worn ones, and how much of their ordinals they have used up."""
-        held = [live.record for id_ in sorted(self.worn) if (live := self.numbered.get(id_)) is not None]
-        return [(record.spec.name, record.next_ordinal / ORDINAL_MAX) for record in held]
-
-    def first_names(self, count: int) -> list[str]:
-        """Of up to `count` collections, the oldest ones."""
-        while True:
-            try:
-                return list(islice(self.named, count))
-            except RuntimeError:  # apply adds or drops one at this moment
-                continue
-
-    def prepare_fields(self, shown: ReplicaView, names: Sequence[FieldName]) -> None:
-        """Index these fields in the background. shown: a view's documents are all known to its indexes, and not those
-        that apply is at."""
-        for collection_id in {name[0] for name in names}:
-            live = self.numbered.get(collection_id)
-            view = None if live is None else shown.collections.get(live.record.spec.name)
-            if view is not None and view.record.id == collection_id:
-                keys = [(path, instants) for other, path, instants in names if other == collection_id]
-                view.payload.prepare(keys, view.record.next_ordinal, view.record.documents)

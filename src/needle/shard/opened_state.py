@@ -36,7 +36,8 @@ from needle.shard.effects import EffectLog
 from needle.shard.fields.field_files import FieldFiles
 from needle.shard.fields.index_budget import IndexBudget
 from needle.shard.index_change import AS_MADE
-from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView
+from needle.shard.live_collection import LiveCollection, ReplicaView
+from needle.shard.open_collections import OpenCollections
 from needle.shard.pins import decode_pins
 from needle.shard.segments.files import FILE_NAME as SEGMENT_FILE_NAME
 from needle.shard.segments.sealed import segment_file

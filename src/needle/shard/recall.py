@@ -20,7 +20,8 @@ from pyroaring import BitMap
 from needle.base.config import Limits
 from needle.base.errors import NeedleError
 from needle.base.model import HitBatch, SearchRequest, near_enough
-from needle.shard.apply.validation import EF_MAX, check_search
+from needle.shard.apply.spec_validation import EF_MAX
+from needle.shard.apply.validation import check_search
 from needle.shard.live_collection import CollectionView, ReplicaView
 from needle.shard.query import allowed_ordinals, nearest_of, search_group, visible_ordinals
 from needle.shard.segments.allowed import Allowed

@@ -16,7 +16,8 @@ from needle.shard.documents.metadata_rows import decode_metadata
 from needle.shard.documents.records import CollectionRecord, StoredDocument
 from needle.shard.documents.store import DocumentStore
 from needle.shard.index_change import AS_MADE, IndexState
-from needle.shard.live_collection import LiveCollection, OpenCollections, ReplicaView
+from needle.shard.live_collection import LiveCollection, ReplicaView
+from needle.shard.open_collections import OpenCollections
 from needle.shard.plan import PublishedSegment
 
 MATCH_ROWS = 128

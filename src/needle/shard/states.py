@@ -22,7 +22,8 @@ from needle.shard.documents.records import AppliedAt
 from needle.shard.documents.row_check import verify_image_file
 from needle.shard.documents.sqlite_file import FILE_NAME
 from needle.shard.in_flight import InFlight
-from needle.shard.live_collection import OpenCollections, ReplicaView
+from needle.shard.live_collection import ReplicaView
+from needle.shard.open_collections import OpenCollections
 from needle.shard.opened_state import OpenedState, Surroundings
 
 log = logging.getLogger("needle.shard")

@@ -38,7 +38,7 @@ from needle.routing.topology import ClusterSettings, Topology
 from needle.server.catalog.founding import check_router, first_topology, node_info, uneven
 from needle.server.cluster_files import ClusterFile
 from needle.server.ports import NodePorts, Peers
-from needle.shard.apply.validation import check_new
+from needle.shard.apply.spec_validation import check_new
 
 log = logging.getLogger("needle.server")
 

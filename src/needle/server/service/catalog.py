@@ -39,7 +39,7 @@ from needle.protocol.peer_calls import (
 from needle.protocol.vector_commands import AddVector
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
-from needle.shard.apply.validation import (
+from needle.shard.apply.spec_validation import (
     check_ef_search,
     check_index,
     check_name,

@@ -55,7 +55,7 @@ from needle.routing.topology import Topology
 from needle.server.service.numbered_writes import LEFT, NumberedWrites, told
 from needle.server.service.reads import check_ids
 from needle.server.service.served import call_timeout, check_for_callers
-from needle.shard.apply.validation import check_spec
+from needle.shard.apply.spec_validation import check_spec
 
 Judge = Callable[..., Awaitable[Any]]
 SHARE = 0.9

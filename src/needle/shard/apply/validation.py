@@ -7,18 +7,17 @@ does. Errors name the field, the value and what is allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Final
 
 import msgspec
 
 from needle.base.config import Limits
-from needle.base.dtypes import DType, Floats
+from needle.base.dtypes import Floats
 from needle.base.errors import CollectionNotFound, invalid
 from needle.base.filters.builder import Filter, conditions, field_path
-from needle.base.model import KINDS_OF, CollectionSpec, IndexParams, Metric, SearchRequest, VectorSpec
-from needle.base.text_checks import check_text
+from needle.base.model import CollectionSpec, SearchRequest
 from needle.protocol.commands import (
     JUDGED_MAX,
     JUDGEMENTS_MAX,
@@ -44,22 +43,16 @@ from needle.protocol.commands import (
     UpdateVectors,
     without_repeats,
 )
-from needle.routing.collection_names import readable, vector_called
+from needle.routing.collection_names import vector_called
 from needle.shard.apply.metadata import METADATA_DEPTH_MAX, check_metadata, depth
 from needle.shard.apply.named import missing
 from needle.shard.apply.patching import change_bytes, named_paths
 from needle.shard.apply.sessions import NONCE_MAX
+from needle.shard.apply.spec_validation import EF_MAX, check_index, check_int, check_spec, utf8
 from needle.shard.apply.vectors import named_to_log, query_of, to_log
 from needle.shard.documents.records import ORDINAL_MAX
 
-NAME_BYTES_MAX: Final = 255
-GIVEN_NAME_BYTES_MAX: Final = NAME_BYTES_MAX - len(f"@{2**64}")
-"""Of the names that people give: what the catalog adds must fit too (routing/topology.py, `stored_name`)."""
-VECTOR_NAME: Final = re.compile("[A-Za-z0-9_.-]{1,64}")
-VECTOR_BYTES_MAX: Final = NAME_BYTES_MAX + len(f"/{64 * 'v'}@{2**64}")
-MODEL_BYTES_MAX: Final = 128
 VERSION_MAX: Final = 2**63 - 1
-EF_MAX: Final = 100_000
 PATHS_MAX: Final = 256
 """Fields that one change names."""
 PART_MAX: Final = 10_000
@@ -74,8 +67,6 @@ FIELD_COST: Final = 64
 """To change a field of a document costs about as much as to write so many bytes."""
 LOADED_FILES_MAX: Final = 4095
 """Index files of one bulk load in one shard."""
-TTL_MAX: Final = 100 * 366 * 86_400
-"""Seconds."""
 CHECKSUM: Final = re.compile("[0-9a-f]{32}")
 
 FindSpec = Callable[[str], CollectionSpec | None]
@@ -90,7 +81,7 @@ def check_command(
     if session.id:
         _check_session(session)
     if (bound := getattr(command, "bound", None)) is not None:
-        _check_int("bound.owner", bound.owner, 0, VERSION_MAX)
+        check_int("bound.owner", bound.owner, 0, VERSION_MAX)
         if bound:
             _check_filter("bound.filter", bound.filter, limits)
     if type(command) is Insert:  # first: most are
@@ -98,8 +89,8 @@ def check_command(
         checked = _check_insert(command, spec, limits)
         return _check_named(checked, spec, find_spec) if checked.named else checked
     if isinstance(command, OpenSession):
-        _check_int("nonce", command.nonce, 0, NONCE_MAX)
-        _check_int("owner", command.owner, 0, VERSION_MAX)
+        check_int("nonce", command.nonce, 0, NONCE_MAX)
+        check_int("owner", command.owner, 0, VERSION_MAX)
     elif isinstance(command, CreateCollection):
         check_spec(command.spec, limits)
         new = not command.spec.of and find_spec(command.spec.name) is None
@@ -128,23 +119,23 @@ def check_command(
         for name in ("before", "after"):
             if not 0 <= getattr(command, name) <= 1:
                 raise invalid(name, getattr(command, name), "a share, from 0 to 1")
-        _check_int("queries", command.queries, 0, VERSION_MAX)
+        check_int("queries", command.queries, 0, VERSION_MAX)
     elif isinstance(command, LoadRows):
         _check_load(command)
     elif isinstance(command, PublishSegment | StageSegment):
         if isinstance(command, StageSegment):
             check_index(command.index)
-        _check_int("first", command.first, 0, command.last)
-        _check_int("rows", command.rows, 0, command.last - command.first + 1)
-        _check_int("size", command.size, 0, 2**63 - 1)
+        check_int("first", command.first, 0, command.last)
+        check_int("rows", command.rows, 0, command.last - command.first + 1)
+        check_int("size", command.size, 0, 2**63 - 1)
         if not CHECKSUM.fullmatch(command.checksum):  # it becomes part of a file's name
             raise invalid("checksum", command.checksum[:80], "32 hex digits")
     return command
 
 
 def _check_load(command: LoadRows) -> None:
-    _check_int("rows", command.rows, 1, ORDINAL_MAX)
-    _check_int("size", command.size, 1, VERSION_MAX)
+    check_int("rows", command.rows, 1, ORDINAL_MAX)
+    check_int("size", command.size, 1, VERSION_MAX)
     if len(command.indexes) > LOADED_FILES_MAX:
         raise invalid("indexes", len(command.indexes), f"at most {LOADED_FILES_MAX} files")
     for checksum in (command.checksum, *(one.checksum for one in command.indexes)):
@@ -156,7 +147,7 @@ def _check_spread(command: Spread, limits: Limits) -> None:
     _check_batch(len(command.ids), limits)
     _check_ids(command.ids, limits)
     if command.expected is not None:
-        _check_int("expected", command.expected, 1, VERSION_MAX)
+        check_int("expected", command.expected, 1, VERSION_MAX)
     _check_condition(command, limits)
 
 
@@ -182,7 +173,7 @@ def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
         ("looks", 1, LOOKS_MAX),
         ("bytes_max", 1, PART_BYTES_MAX),
     ):
-        _check_int(name, getattr(command, name), low, high)
+        check_int(name, getattr(command, name), low, high)
     most, whole = min(command.limit, PART_IDS_MAX if command.return_ids else PART_MAX), command.bytes_max
     # All replicas do nothing else while they judge the documents of an entry, each by every condition.
     command = msgspec.structs.replace(
@@ -198,65 +189,6 @@ def _check_change_where(command: ChangeWhere, limits: Limits) -> ChangeWhere:
     return msgspec.structs.replace(command, limit=limit, change=change)
 
 
-def check_new(spec: CollectionSpec, limits: Limits) -> None:
-    """Refuse a collection that is to be made, with the cluster or later: as `check_spec`, and its name leaves room for
-    what shards put behind it."""
-    check_name("collection", spec.name, GIVEN_NAME_BYTES_MAX)
-    check_spec(spec, limits)
-
-
-def check_spec(spec: CollectionSpec, limits: Limits) -> None:
-    """Refuse a collection that cannot work."""
-    name, most = (readable(spec.name), VECTOR_BYTES_MAX) if spec.of else (spec.name, NAME_BYTES_MAX)
-    check_name("collection", name, most)
-    _check_int("dimensions", spec.dimensions, 1, limits.dimensions_max)
-    if spec.metric not in list(Metric):
-        raise invalid("metric", spec.metric, f"one of {', '.join(Metric)}")
-    if spec.dtype not in list(DType):
-        raise invalid("dtype", spec.dtype, f"one of {', '.join(DType)}")
-    check_index(spec.index, spec.dtype)
-    check_ttl(spec.ttl)
-    if spec.model:
-        check_name("model", spec.model, MODEL_BYTES_MAX)
-    if spec.text is not None:
-        check_text(spec.text)
-
-
-def check_vectors(vectors: Mapping[str, VectorSpec], limits: Limits) -> None:
-    """Refuse named vectors that cannot work."""
-    for name, spec in vectors.items():
-        if not VECTOR_NAME.fullmatch(name):
-            raise invalid("vectors", name, "names of 1 to 64 letters, digits, '_', '-' or '.' (ASCII)")
-        check_spec(spec.stored_as(name), limits)
-
-
-def check_index(index: IndexParams, dtype: DType = DType.FLOAT32) -> None:
-    """Of a collection with vectors of a type."""
-    if index.kind not in KINDS_OF[dtype]:
-        of = "" if dtype is DType.FLOAT32 else f" for dtype {dtype}"
-        raise invalid("index.kind", index.kind, f"one of {', '.join(KINDS_OF[dtype])}{of}")
-    _check_int("index.m", index.m, 2, 256)
-    _check_int("index.ef_construction", index.ef_construction, 1, EF_MAX)
-    check_ef_search(index.ef_search)
-
-
-def check_ttl(value: float) -> None:
-    """Of a collection; 0 for none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= TTL_MAX:
-        raise invalid("ttl", value, f"seconds, more than 0 and at most {TTL_MAX}")
-
-
-def check_ef_search(value: int) -> None:
-    """Of a collection."""
-    _check_int("index.ef_search", value, 1, EF_MAX)
-
-
-def check_name(field: str, name: str, most: int = NAME_BYTES_MAX) -> None:
-    """Of a collection, or an alias. most: bytes."""
-    if not name or len(_utf8(field, name)) > most or not name.isprintable() or name != name.strip():
-        raise invalid(field, name, f"1 to {most} bytes of printable text, no space at either end")
-
-
 def check_search(request: SearchRequest, spec: CollectionSpec, limits: Limits) -> Floats:
     """The query as (dimensions,) float32, normalised for cosine."""
     check_hits(request, limits)
@@ -268,9 +200,9 @@ def check_hits(request: SearchRequest, limits: Limits) -> None:
     most = limits.k_max + bool(request.like)
     if request.offset and request.k > most:
         raise invalid("offset", request.offset, f"with k at most {limits.k_max} together")
-    _check_int("k", request.k, 1, most)
-    _check_int("offset", request.offset, 0, request.k - 1)
-    _check_int("ef_search", request.ef_search, 0, EF_MAX)
+    check_int("k", request.k, 1, most)
+    check_int("offset", request.offset, 0, request.k - 1)
+    check_int("ef_search", request.ef_search, 0, EF_MAX)
 
 
 def _require(name: str, find_spec: FindSpec, *, vectors: bool = False) -> CollectionSpec:
@@ -281,17 +213,12 @@ def _require(name: str, find_spec: FindSpec, *, vectors: bool = False) -> Collec
     return spec
 
 
-def _check_int(field: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise invalid(field, value, f"an integer from {low} to {high}")
-
-
 def _check_session(session: Session) -> None:
     if 0 < session.id <= VERSION_MAX and 0 <= session.acked <= session.seq and 0 < session.seq <= VERSION_MAX:
         return
-    _check_int("session.id", session.id, 1, VERSION_MAX)
-    _check_int("session.seq", session.seq, 1, VERSION_MAX)
-    _check_int("session.acked", session.acked, 0, session.seq)
+    check_int("session.id", session.id, 1, VERSION_MAX)
+    check_int("session.seq", session.seq, 1, VERSION_MAX)
+    check_int("session.acked", session.acked, 0, session.seq)
 
 
 def _check_batch(count: int, limits: Limits) -> None:
@@ -299,18 +226,11 @@ def _check_batch(count: int, limits: Limits) -> None:
         raise invalid("ids", f"{count} documents", f"1 to {limits.batch_documents_max} in a batch")
 
 
-def _utf8(field: str, text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise invalid(field, text, "valid Unicode (no lone surrogates)") from None
-
-
 def _check_ids(ids: list[str], limits: Limits) -> None:
     for id_ in ids:
         if id_ and len(id_) <= limits.id_bytes_max and id_.isascii():
             continue  # as most are: as many bytes as characters
-        if not id_ or len(id_) > limits.id_bytes_max or len(_utf8("id", id_)) > limits.id_bytes_max:
+        if not id_ or len(id_) > limits.id_bytes_max or len(utf8("id", id_)) > limits.id_bytes_max:
             raise invalid("id", id_, f"1 to {limits.id_bytes_max} bytes of UTF-8")
 
 
@@ -406,7 +326,7 @@ def _check_insert(command: Insert, spec: CollectionSpec, limits: Limits) -> Inse
         if metadata:
             check_metadata(id_, metadata, limits)
     if command.expected is not None:
-        _check_int("expected", command.expected, 0, VERSION_MAX)
+        check_int("expected", command.expected, 0, VERSION_MAX)
     if command.matches or command.bound:
         _check_condition(command, limits)
     vectors, dtype = to_log(command, spec)
