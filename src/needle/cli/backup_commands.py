@@ -332,10 +332,12 @@ def restore(
     if as_ is not None and collection is None:
         raise typer.BadParameter("--as is a name for the collection that --collection names: give both")
 
+    whole = instant is None and not index
+
     async def work(client: needle.Client) -> backups.Restored:
         with _shown(json) as shown:
             counting = RestoreProgress(shown)
-            if instant is None and not index:
+            if whole:
                 return await backups.restore(
                     client, store, backup, collection=collection, name=as_, indexes=indexes, timeout=timeout,
                     progress=counting.written, total=counting.total,
@@ -349,17 +351,21 @@ def restore(
     async def all_of_it(client: needle.Client) -> float:
         done = await work(client)
         seconds = time.perf_counter() - started
-        whole = f"backup {done.backup}" if instant is None and not index else f"what there was at {at or index}"
-        what = whole if collection is None else f"collection {collection}, as {as_ or collection}, of {whole}"
-        _told_of(done, what, seconds, json)
+        source = f"backup {done.backup}" if whole else f"what there was at {at or index}"
+        _told_of(done, _what(source, collection, as_), seconds, json)
         if wait_index:
             await _wait_indexed(client, done, timeout, json)
         return seconds
 
     seconds = run(cluster, all_of_it)
     if wait_index and not json:
-        waited = time.perf_counter() - started - seconds
-        notes.print(f"searches are as fast as before, {waited:.1f} s later", markup=False)
+        notes.print(
+            f"searches are as fast as before, {time.perf_counter() - started - seconds:.1f} s later", markup=False
+        )
+
+
+def _what(source: str, collection: str | None, name: str | None) -> str:
+    return source if collection is None else f"collection {collection}, as {name or collection}, of {source}"
 
 
 async def _wait_indexed(client: needle.Client, done: backups.Restored, timeout: float, json: bool) -> None:
