@@ -34,6 +34,21 @@ Archive = Annotated[
 ]
 
 
+At = Annotated[
+    str | None,
+    typer.Option("--at", help="Out of the archive, as it was at this instant, such as 2026-11-26T14:03:06Z."),
+]
+AtIndexes = Annotated[
+    list[str] | None, typer.Option("--index", help="The same at an index of the log: SHARD:INDEX, for each shard.")
+]
+Alone = Annotated[
+    str | None, typer.Option("--collection", "-c", help="This collection alone, into a cluster that may have others.")
+]
+CalledThen = Annotated[
+    str | None, typer.Option("--as", metavar="NAME", help="What that collection is to be called, if not as it was.")
+]
+
+
 def _shown(json: bool) -> Progress:
     return Progress(TextColumn("{task.description}"), TimeElapsedColumn(), console=notes, disable=json)
 
@@ -297,21 +312,11 @@ def _indexes(given: list[str]) -> dict[int, int]:
 def restore(
     target: Target,
     backup: Backup = None,
-    at: Annotated[
-        str | None,
-        typer.Option("--at", help="Out of the archive, as it was at this instant, such as 2026-11-26T14:03:06Z."),
-    ] = None,
-    index: Annotated[
-        list[str] | None, typer.Option("--index", help="The same at an index of the log: SHARD:INDEX, for each shard.")
-    ] = None,
+    at: At = None,
+    index: AtIndexes = None,
     archive: Archive = None,
-    collection: Annotated[
-        str | None,
-        typer.Option("--collection", "-c", help="This collection alone, into a cluster that may have others."),
-    ] = None,
-    as_: Annotated[
-        str | None, typer.Option("--as", metavar="NAME", help="What that collection is to be called, if not as it was.")
-    ] = None,
+    collection: Alone = None,
+    as_: CalledThen = None,
     indexes: Indexes = True,
     scratch: Scratch = None,
     wait_index: WaitIndex = True,
