@@ -14,7 +14,7 @@ import needle
 from harness import tenants
 from harness.event_streams import events
 from harness.tenants import HUSH, MINE, A, B, V, World, ask, ids, others
-from needle import Client, Filter, Forbidden, NeedleError
+from needle import Client, Filter, Forbidden, InvalidArgument, NeedleError
 from needle.client.documents import DocumentMethods
 from needle.server.http.routes import ROUTES
 
@@ -170,7 +170,7 @@ WRITES: dict[str, list[Row]] = table(
 )
 ADMINS: dict[str, list[Row]] = table(
     add_vector=[(lambda c: c.add_vector("default", "title", needle.VectorSpec(dimensions=2)), REFUSED)],
-    drop_vector=[(lambda c: c.drop_vector("default", "title"), REFUSED)],
+    drop_vector=[(lambda c: c.drop_vector("default", "title"), (InvalidArgument,))],  # it has none
     alter_collection=[(lambda c: c.alter_collection(ef_search=9), REFUSED)],
     create_collection=[(lambda c: c.create_collection("mine", dimensions=2), REFUSED)],
     create_field_index=[(lambda c: c.create_field_index("default", "n"), REFUSED)],

@@ -20,6 +20,7 @@ import needle
 from cluster.processes import ShardedProcesses, healthy
 from cluster.test_rolling_restart import ROWS, Load
 from needle.base.errors import ClusterTooOld
+from needle.base.model import VectorSpec
 from needle.base.versions import FIRST, KNOWN
 from needle.client.client import Client
 from needle.local.process_cluster import wait_for
@@ -31,6 +32,8 @@ FORMER = {
 }
 """By the version that they know: the last commit whose nodes say nothing of versions, and the last one before this
 version's formats."""
+NAMED = {"title": VectorSpec(dimensions=2)}
+"""What only this version knows."""
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -89,7 +92,7 @@ async def test_nodes_are_upgraded_one_by_one_under_load(tmp_path: Path, knew: in
                 return (await confirmed()).cluster_version == KNOWN
 
             await wait_for(risen, 60, "the version of the cluster")
-            await client.create_collection("words", dimensions=8, text="body", timeout=30)
+            await client.create_collection("words", dimensions=8, vectors=NAMED, timeout=30)
             load.ending = True
             await running
             there = {**{f"doc-{n}": n for n in range(500)}, **load.there}
@@ -176,5 +179,5 @@ async def _equal(client: Client) -> None:
 async def _refused_as_too_new(client: Client) -> None:
     """Also once some nodes run this release, the one that leads the catalog maybe among them."""
     with pytest.raises(ClusterTooOld):
-        await client.create_collection("words", dimensions=8, text="body", timeout=30)
+        await client.create_collection("words", dimensions=8, vectors=NAMED, timeout=30)
     assert (await client.refresh_topology(confirmed=True, timeout=30)).collection("words") is None
