@@ -23,6 +23,7 @@ from proof.checkers import linearizability, lives
 from proof.checkers.history import History
 from proof.checkers.violation import Violation
 from proof.sim.administration import DATA_GROUP, Operator
+from proof.sim.assigning import keeps_quorum
 from proof.sim.catching_up import WRITERS, CatchingUp
 from proof.sim.client import Client
 from proof.sim.databases import Homed, Proxied, ShardAware
@@ -300,6 +301,8 @@ class World:
         bad = self.fleet.observer.rotten | self.injector.spoilt | self.fleet.retired
         rng, minority = stream(self.spec.seed, "recover"), (self.shape.replicas - 1) // 2
         rest = sorted(bad.intersection(members)) or sorted(rng.sample(members, minority))
+        if not all(keeps_quorum(list(self.truth.nodes_of(group)), rest) for group in self.truth.groups()):
+            rest = []  # the operator had a shard have two replicas, one of which this would be
         stage.trace.tell(f"faults end; {', '.join(rest) or 'nobody'} is left out")
         for name in rest:
             self.fleet.hold(name)
