@@ -14,7 +14,7 @@ from pathlib import Path
 
 from needle.local.process_cluster import ProcessCluster
 
-SPARED = r"/v1/nodes/|/replicas|/rebalance$|/rebalance/(pause|resume|cancel)"
+SPARED = r"/v1/nodes/|/watch$|/replicas|/rebalance$|/rebalance/(pause|resume|cancel)"
 MEMORY_MB_MAX = 1000
 
 
