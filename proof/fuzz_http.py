@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +28,8 @@ async def main(examples: int, seed: int) -> int:
         ):
             await client.insert("n1", [1.0, 2.0, 3.0, 4.0], {"genre": "scifi"})
             node = next(iter(cluster.nodes.values()))
-            run = await asyncio.create_subprocess_exec(*_command(node.http, examples, seed))
+            hooks = {**os.environ, "SCHEMATHESIS_HOOKS": "proof.fuzz_hooks"}
+            run = await asyncio.create_subprocess_exec(*_command(node.http, examples, seed), env=hooks)
             code = await run.wait()
             for name, one in cluster.nodes.items():
                 status, said = await cluster.http(name, "/readyz")

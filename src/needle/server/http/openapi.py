@@ -117,7 +117,7 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
             for name, schema in properties.items()
         ]
     else:
-        made["requestBody"] = _body(route)
+        made["requestBody"] = _body(route, schemas)
     return made
 
 
@@ -125,10 +125,11 @@ def _exploded(name: str) -> dict[str, Any]:
     return {"style": "form", "explode": False} if name == "fields" else {}
 
 
-def _body(route: Route) -> dict[str, Any]:
+def _body(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
+    needed = "required" in schemas[_named(route.body)]  # else a PUT may say nothing; see message.headers_of
     schema = {"$ref": _REF.format(name=_named(route.body))}
     return {
-        "required": route.method == "POST",  # a PUT may say nothing; see message.headers_of
+        "required": route.method == "POST" or needed,
         "content": {JSON: {"schema": schema, "example": route.example or {}}, MSGPACK: {"schema": schema}},
     }
 
