@@ -8,7 +8,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -131,6 +131,28 @@ def test_a_replica_without_the_file_changes_nothing_and_goes_on_when_it_is_there
     assert len(other.apply(entries)) == 2
     assert other.digest() == replica.digest()
     assert other.staged.awaited is None
+
+
+def test_a_file_is_said_to_be_here_only_once_it_is_durable(tmp_path: Path) -> None:
+    """A majority of such answers is what an entry is proposed on."""
+
+    class Recording(ReplicaDisk):
+        done: ClassVar[list[tuple[str, str]]] = []
+
+        def sync(self, path: str) -> None:
+            super().sync(path)
+            self.done.append(("sync", path))
+
+        def rename(self, source: str, target: str) -> None:
+            super().rename(source, target)
+            self.done.append(("rename", target))
+
+    staged, name = StagedFiles(str(tmp_path), Recording()), rows_name(1, SAID.checksum)
+    path = staged.path(name)
+    assert staged.put(name, len(FILE), 0, FILE[:100]) == 100 and staged.here(name) == 100
+    Recording.done.clear()
+    assert staged.put(name, len(FILE), 100, FILE[100:]) == -1
+    assert Recording.done == [("sync", f"{path}.part"), ("rename", path), ("sync", os.path.dirname(path))]
 
 
 def test_a_file_that_changed_on_the_disk_is_not_believed(tmp_path: Path) -> None:
