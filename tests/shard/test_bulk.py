@@ -152,7 +152,8 @@ def test_a_file_is_said_to_be_here_only_once_it_is_durable(tmp_path: Path) -> No
     assert staged.put(name, len(FILE), 0, FILE[:100]) == 100 and staged.here(name) == 100
     Recording.done.clear()
     assert staged.put(name, len(FILE), 100, FILE[100:]) == -1
-    assert Recording.done == [("sync", f"{path}.part"), ("rename", path), ("sync", os.path.dirname(path))]
+    last = [("sync", os.path.dirname(path)), ("sync", str(tmp_path))]
+    assert Recording.done == [("sync", f"{path}.part"), ("rename", path), *last]
 
 
 def test_a_file_that_changed_on_the_disk_is_not_believed(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ class StagedFiles:
         self._disk.sync(part)
         self._disk.rename(part, self.path(name))
         self._disk.sync(self._directory)
+        self._disk.sync(os.path.dirname(self._directory))  # in which this directory may be new
         return -1
 
     def read(self, name: str, offset: int, length: int) -> bytes | None:
