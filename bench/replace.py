@@ -1,5 +1,5 @@
 """`needle node replace`: how long it takes until another node holds all that one held, and whether its index came as
-files. A graph that is built anew at the target costs minutes of a core for what is copied in seconds.
+files. A graph that is built again at the target costs minutes of a core for what is copied in seconds.
 """
 
 from __future__ import annotations

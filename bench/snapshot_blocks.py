@@ -1,7 +1,7 @@
 """`python -m bench.snapshot_blocks [documents] [dimensions]`: what share of an image's documents.db a member lacks.
 
 The member has applied what the sender had applied a step ago, in other groups: all of it by itself ("member"), or on
-top of an image ("installed"). Two kinds of image: with the pages of the sender's file as they stand, and packed anew,
+top of an image ("installed"). Two kinds of image: with the pages of the sender's file as they stand, and packed again,
 row by row. Two ways to compare: parts of 64 KiB at the same place, and pages of 4 KiB anywhere. And what it takes: CPU
 time of making the image, and of finding the pages.
 """
@@ -102,7 +102,7 @@ def _compare(cluster: _Cluster, root: Path, what: str) -> None:
     for kind, copy, member in (
         ("as it stands", copy_pages, "member"),
         ("as it stands", copy_pages, "installed"),
-        ("packed anew", copy_tables, "member"),
+        ("packed again", copy_tables, "member"),
     ):
         image = root / "image.db"
         with closing(connect(str(cluster.file("sender")))) as source:

@@ -107,7 +107,7 @@ class Holdings(Trial):
         node.source = None
         shutil.rmtree(node.data_dir / "shards")
         await self._back(self.hurt)
-        await self.clears("one was made anew")
+        await self.clears("one was made again")
 
     async def what_is_short(self) -> None:
         """A node that may take less memory than it does."""

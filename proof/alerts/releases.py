@@ -66,7 +66,7 @@ class Releases(Trial):
         node.source = None
         shutil.rmtree(node.data_dir / "catalog")
         await self._back(self.hurt)
-        await self.clears("one was made anew")
+        await self.clears("one was made again")
 
     async def what_does_not_end(self) -> None:
         """A disk on which no sync ends."""

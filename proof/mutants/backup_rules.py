@@ -23,7 +23,7 @@ MUTANTS = (
     ),
     Mutant(
         name="state-told-of-before-its-entries-are-kept",
-        breaks="whoever begins anew leaves entries out that were read, and not kept yet",
+        breaks="whoever begins again leaves entries out that were read, and not kept yet",
         edits=(Edit("backup.archiving:Archiver._base", "archive.kept < image.index", "archive.kept < 0"),),
         tests=(_ARCHIVE + "test_a_state_is_told_of_only_when_the_entries_before_it_are_there",),
     ),

@@ -222,7 +222,7 @@ MUTANTS = (
     ),
     Mutant(
         name="replicas-of-no-cluster-start",
-        breaks="a node that lost its cluster.json starts, belongs to no cluster, and waits for one for ever",
+        breaks="a node that lost its cluster.json starts, belongs to no cluster, and waits for one forever",
         edits=(Edit("server.cluster_files:load_cluster", "found is None or found.uid == 0", "False"),),
         tests=("tests/server/test_no_cluster_file.py::test_a_node_that_has_replicas_but_no_cluster_does_not_start",),
     ),

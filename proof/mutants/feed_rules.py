@@ -51,7 +51,7 @@ MUTANTS = (
     ),
     Mutant(
         name="nobody-hears-at-once-that-ranges-left",
-        breaks="a reader that opens its feed anew each second stands still after a move, for the answer waits longer",
+        breaks="a reader that opens its feed again each second stands still after a move, for the answer waits longer",
         edits=(Edit("shard.feeding:read_changes", "effect.kind == RELEASED for effect", "False for effect"),),
         tests=_MOVED,
     ),
@@ -63,7 +63,7 @@ MUTANTS = (
     ),
     Mutant(
         name="a-purge-takes-what-a-feed-may-read",
-        breaks="a feed begins anew whenever rows are purged",
+        breaks="a feed begins again whenever rows are purged",
         edits=(Edit("shard.documents.purging:_is_held", "return ordinals is not None and", "return False and"),),
         tests=(_TESTS + "test_rows_that_a_feed_may_read_are_not_purged_and_others_are",),
     ),

@@ -90,7 +90,7 @@ MUTANTS = (
     ),
     Mutant(
         name="another-cluster-is-spoken-to",
-        breaks="a client goes on with a node that was founded anew, and has writes acknowledged there",
+        breaks="a client goes on with a node that was founded again, and has writes acknowledged there",
         edits=(Edit("rpc.codec:check_hello", "mine.founding and theirs.founding", "False"),),
         tests=(_FOUNDINGS + "test_a_client_is_sent_away_by_a_node_of_another_founding",),
     ),

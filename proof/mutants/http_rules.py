@@ -87,7 +87,7 @@ MUTANTS = (
     ),
     Mutant(
         name="token-of-any-cluster",
-        breaks="a session of another cluster waits here for ever",
+        breaks="a session of another cluster waits here forever",
         edits=(Edit("server.http.session:decode", "founding != cluster", "founding < 0"),),
         tests=(_TABLES + "test_a_token_that_is_none_is_refused",),
     ),

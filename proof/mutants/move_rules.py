@@ -182,7 +182,7 @@ MUTANTS = (
     ),
     Mutant(
         name="switch-not-told",
-        breaks="the catalog never hears that a range has switched: the map names the source for ever",
+        breaks="the catalog never hears that a range has switched: the map names the source forever",
         edits=(
             Edit(
                 _DRIVER + "_switch",
@@ -196,7 +196,7 @@ MUTANTS = (
     ),
     Mutant(
         name="cleaning-up-skipped",
-        breaks="the source keeps what it has left behind for ever",
+        breaks="the source keeps what it has left behind forever",
         edits=(
             Edit(
                 _DRIVER + "_advance",

@@ -9,7 +9,7 @@ _SHARD = "tests/shard/test_named_vectors.py::"
 MUTANTS = (
     Mutant(
         name="a-replaced-document-keeps-its-named-vector",
-        breaks="a document that is inserted anew is found by the vector of what it was",
+        breaks="a document that is inserted again is found by the vector of what it was",
         edits=(
             Edit("shard.apply.named:follow", "if vector is None and not keep:", "if vector is None and now is None:"),
         ),

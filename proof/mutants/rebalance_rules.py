@@ -340,7 +340,7 @@ MUTANTS = (
     ),
     Mutant(
         name="factor-above-the-nodes",
-        breaks="a cluster is to have more replicas than it has nodes for, and is under-replicated for ever",
+        breaks="a cluster is to have more replicas than it has nodes for, and is under-replicated forever",
         edits=(Edit("routing.replication:check_replication", "replicas > len(nodes := taking(now))", "False"),),
         tests=(_REPLICATION + "test_what_cannot_be_is_refused_and_changes_nothing",),
     ),

@@ -120,7 +120,7 @@ async def far(look: Look) -> None:
 
 
 async def keyboard(look: Look) -> None:
-    """All is reached by keys, and is seen to be; what is chosen stays chosen when the page is made anew."""
+    """All is reached by keys, and is seen to be; what is chosen stays chosen when the page is made again."""
     await look.go("#/", ".verdict")
     page = look.page
     reached = []

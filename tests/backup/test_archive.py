@@ -200,9 +200,9 @@ async def test_a_cluster_that_lost_what_is_archived_is_told_of(tmp_path: Path) -
         await archiver.look(flush=True)
 
 
-@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("copied", [False, True])
-async def test_a_cluster_that_wrote_others_in_their_place_is_told_of(tmp_path: Path, anew: bool, copied: bool) -> None:
+async def test_a_cluster_that_wrote_others_in_their_place_is_told_of(tmp_path: Path, again: bool, copied: bool) -> None:
     """The archive went on behind entries that no replica has, and no instant behind them could be restored."""
     world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
     world.fill(6)
@@ -212,7 +212,7 @@ async def test_a_cluster_that_wrote_others_in_their_place_is_told_of(tmp_path: P
     world.shard.log[-1] = msgspec.structs.replace(world.shard.log[-1], term=2)
     world.fill(5)
     with pytest.raises(StorageError, match="lost writes"):
-        await (world.archiver(store) if anew else archiver).look(flush=True)
+        await (world.archiver(store) if again else archiver).look(flush=True)
 
 
 async def test_states_are_copied_now_and_then_and_prune_keeps_what_leads_to_the_last_hours(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ async def test_states_are_copied_now_and_then_and_prune_keeps_what_leads_to_the_
 
 
 async def test_a_state_is_told_of_only_when_the_entries_before_it_are_there(tmp_path: Path) -> None:
-    """Whoever began anew at it left the entries out that had been read, and not been kept yet."""
+    """Whoever began again at it left the entries out that had been read, and not been kept yet."""
     world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
     archiver = world.archiver(store, every=1e9, base_every=10.0)
     await archiver.look(flush=True)

@@ -58,7 +58,7 @@ async def test_while_the_store_takes_nothing_no_more_is_read(tmp_path: Path) -> 
 
 
 async def test_the_cluster_hears_nothing_of_a_target_that_took_nothing_yet(tmp_path: Path) -> None:
-    """An archiver that began anew said each hour that it goes on, though its target took no entries: the alert of an
+    """An archiver that began again said each hour that it goes on, though its target took no entries: the alert of an
     archive that is behind went by that word."""
     world, store = World(tmp_path / "w"), Full(tmp_path / "t")
     told, ask = [], world.ask
@@ -92,10 +92,10 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["head", "catalog", "base"])
-@pytest.mark.parametrize("anew", [False, True])
-async def test_a_damaged_file_does_not_stop_the_archive(tmp_path: Path, what: str, anew: bool) -> None:
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_damaged_file_does_not_stop_the_archive(tmp_path: Path, what: str, again: bool) -> None:
     """With a bit of `head` changed nothing was claimed any more; with one of a state or the catalog's, whoever began
-    anew archived nothing for ever."""
+    again archived nothing forever."""
     world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
     archiver = world.archiver(store, base_every=10.0)
     await archiver.look(flush=True)
@@ -107,13 +107,13 @@ async def test_a_damaged_file_does_not_stop_the_archive(tmp_path: Path, what: st
     flip(tmp_path / "t" / names[what])
     assert len(list_archives(store)) == 1
     world.fill(5)
-    if anew:
+    if again:
         archiver = world.archiver(store)
     await archiver.look(flush=True)
     assert archiver._basing is not None
     await archiver._basing
-    if what != "catalog" or anew:  # who knows what the catalog said writes it when that changes
-        at = {"index": len(world.shard.log)} if what != "base" or anew else {"index": 21}
+    if what != "catalog" or again:  # who knows what the catalog said writes it when that changes
+        at = {"index": len(world.shard.log)} if what != "base" or again else {"index": 21}
         assert restored(store, tmp_path / "a", **at) == world.shard.contents[at["index"]]
 
 

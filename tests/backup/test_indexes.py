@@ -170,7 +170,7 @@ async def test_damage_of_a_file_is_told_and_its_shard_builds(
     try:
         store.put(ref.name, before[:-1] + bytes([before[-1] ^ 1]))
         problems = backups.verify(store, made.manifest.id).problems
-        assert len(problems) == 1 and ref.name in problems[0] and "a restore builds that anew" in problems[0]
+        assert len(problems) == 1 and ref.name in problems[0] and "a restore builds that again" in problems[0]
         async with cluster_of(tmp_path / "to", 2, 1) as (cluster, client):
             done = await backups.restore(client, store, made.manifest.id)
             assert len(done.built) == 1 and ref.name in done.built[0] and "shard 1" in done.built[0]
@@ -209,7 +209,7 @@ async def test_killed_it_goes_on(
             with pytest.raises(Ends):
                 await backups.restore(client, store, made.manifest.id)
         noted = await client.get("books", collection=f"{MARK}{made.manifest.id}")
-        assert noted is not None and noted.metadata["pieces"] == 0, "a release that knows no rounds begins anew"
+        assert noted is not None and noted.metadata["pieces"] == 0, "a release that knows no rounds begins again"
         done = await backups.restore(client, store, made.manifest.id)
         assert done.resumed and done.digests == {one.spec.name: one.digest for one in made.manifest.collections}
         assert done.documents == await client.count(collection="books")
@@ -375,7 +375,7 @@ async def test_what_a_leader_is_not_to_take_changes_nothing(tmp_path: Path) -> N
             with pytest.raises(InvalidArgument, match=match):
                 await ask(INDEX_PUT, wrong)
         await ask(INDEX_PUT, part)
-        with pytest.raises(Unavailable, match="begin anew"):
+        with pytest.raises(Unavailable, match="begin again"):
             await ask(INDEX_PUT, IndexPutCall(group, stored, name, 100, 60, b"x"))
         with pytest.raises(Unavailable, match="not all of this index file"):
             await ask(INDEX_ADOPT, IndexAdoptCall(group, stored, name))

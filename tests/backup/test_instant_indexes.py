@@ -76,7 +76,7 @@ def _kept_and_checked(store: backups.Store, sets: list[list[tuple[int, str]]]) -
     assert before is not None
     store.put(refs[0].name, before[:-1] + bytes([before[-1] ^ 1]))
     [problem] = backups.verify(store).problems
-    assert refs[0].name in problem and "a restore builds these anew" in problem
+    assert refs[0].name in problem and "a restore builds these again" in problem
     store.put(name, b"damaged")  # holds up no prune: no restore uses it any more
     others = {ref.name for _, other in sets[0] for ref in read_index_set(store, other).pieces()}
     assert others <= pieces_of_archives(store, set())

@@ -93,7 +93,7 @@ class Two(World):
 
 
 async def test_a_shard_that_was_removed_keeps_no_other_one_from_being_copied(tmp_path: Path) -> None:
-    """Its state was for ever the oldest, and could not be copied."""
+    """Its state was forever the oldest, and could not be copied."""
     world, store = Two(tmp_path / "w"), DirectoryStore(tmp_path / "t")
     archiver = world.archiver(store, base_every=15.0)
     world.fill(6)

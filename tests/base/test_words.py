@@ -71,6 +71,21 @@ def test_no_name_is_without_use() -> None:
     assert not dead, "\n".join(dead)
 
 
+def test_what_people_read_has_no_odd_words() -> None:
+    """Words that slow a reader down: there is a common one for each. Decisions stay as they were written."""
+    root = Path(__file__).parents[2]
+    pages = [page for page in (root / "docs").glob("*.md") if page.name != "roadmap.md"]
+    prose = [*pages, root / "README.md", *SOURCES.rglob("*.py")]
+    odd = re.compile(r"\b(anew|for ever|in vain|thereof|whilst|therein)\b(?!\()", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(root)}:{number}: {match[0]}"
+        for path in prose
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for match in odd.finditer(line)
+    ]
+    assert len(pages) > 20 and not found, "\n".join(found)
+
+
 def test_every_word_of_the_glossary_is_in_the_code() -> None:
     glossary = Path(__file__).parents[2] / "docs" / "glossary.md"
     words = re.findall(r"^\| ([a-z][a-z -]+) \|", glossary.read_text(), re.MULTILINE)[1:]

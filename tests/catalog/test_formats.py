@@ -81,7 +81,7 @@ def test_what_nodes_write_for_each_other_is_as_of_this_version() -> None:
     if present() != written:
         changed = sorted(set(present().splitlines()) ^ set(written.splitlines()))
         raise AssertionError(
-            "commands or formats have changed: follow docs/versions.md, then write formats.txt anew.\n"
+            "commands or formats have changed: follow docs/versions.md, then write formats.txt again.\n"
             + "\n".join(changed)
         )
 

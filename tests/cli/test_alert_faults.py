@@ -312,7 +312,7 @@ async def test_replicas_that_differ(page: Alerts, cluster: ProcessCluster, tmp_p
 
 
 async def test_catalogs_that_differ(page: Alerts, cluster: ProcessCluster, tmp_path: Path) -> None:
-    """The same section, for a node whose replica of the catalog is made anew."""
+    """The same section, for a node whose replica of the catalog is made again."""
     await page.until()
     fall_ill(cluster.nodes["node-2"], tmp_path / "other", OTHER_CATALOG)
     await restart(page, "node-2")

@@ -174,7 +174,7 @@ def test_nothing_that_is_signed_outlives_its_authority(tmp_path: Path, capsys: p
 
 
 def test_what_is_no_file_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
-    """A pipe that nobody writes to would keep a thread for ever, and with it a node that is told to stop."""
+    """A pipe that nobody writes to would keep a thread forever, and with it a node that is told to stop."""
     assert main(["certs", "create-ca", "--out", str(tmp_path)]) == 0
     assert main(["certs", "create-node", "node-1", "--out", str(tmp_path)]) == 0
     used = certificates(tmp_path, "node-1", "node-1")

@@ -109,7 +109,7 @@ KNOWN = Note(node="node-2", after=5, since=6)
 async def test_what_nodes_know_without_the_catalog_ends_a_maintenance_but_never_says_that_it_is_over(
     began: int, ends: bool | None
 ) -> None:
-    """A pod deleted its note because a node had heard of nothing yet, and stayed in maintenance for ever."""
+    """A pod deleted its note because a node had heard of nothing yet, and stayed in maintenance forever."""
     resting = NodeInfo(id="node-2", address="127.0.0.1:1", incarnation=1, maintenance=began)
 
     class Client:

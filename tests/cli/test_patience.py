@@ -1,4 +1,4 @@
-"""A command that runs for ever waits for nodes that are not there yet, says so, and not what it waits for again."""
+"""A command that runs forever waits for nodes that are not there yet, says so, and not what it waits for again."""
 
 from __future__ import annotations
 

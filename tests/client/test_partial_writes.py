@@ -63,7 +63,7 @@ def test_a_repeated_batch_writes_only_what_was_not_written() -> None:
         proxy = proxy_of(shards)
         session = Session(await opened(proxy), 1, 1)
         shards.dead = {2}
-        with pytest.raises(OutcomeUnknown) as failed:  # another node, which knows nothing of it, must not begin anew
+        with pytest.raises(OutcomeUnknown) as failed:  # another node, which knows nothing of it, must not begin again
             await proxy.write(batch(IDS, session))
         before = {shard: index for shard, index in shards.log.items() if index}
         assert failed.value.details["documents_written"] == sum(len(held) for held in shards.data.values())

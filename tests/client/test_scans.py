@@ -114,7 +114,7 @@ def test_pages_in_the_order_of_a_field_lose_and_repeat_nothing(
             batch = DocumentBatch(names, [1] * len(names), [b""] * len(names), b"", 5)
             pages.append(ScanAnswer(batch, last[1], keys=[key for key, _ in shown], key=last[0]))
         found = merge_pages(pages, limit, descending=descending)
-        assert at[0] == START or found.documents.ids or found.reached is None, "it goes on for ever"
+        assert at[0] == START or found.documents.ids or found.reached is None, "it goes on forever"
         assert len(seen) <= sum(map(len, held)), "it gives documents twice"
         assert len(found.keys) == len(found.documents.ids) < limit + len(shards)
         seen += zip(found.keys, found.documents.ids, strict=True)

@@ -89,8 +89,8 @@ async def test_a_load_appears_whole_is_searched_by_its_files_and_is_done_once(tm
             assert Way.GRAPH in ways and Way.GROWING not in ways, ways
             again = await loaded(client, place, tmp_path / "work")
             assert (again.documents, again.sent) == (ROWS, 0)
-            anew = await loaded(client, place, tmp_path / "other work")
-            assert (anew.documents, anew.sent) == (ROWS, 0), "the same source makes the same files"
+            again = await loaded(client, place, tmp_path / "other work")
+            assert (again.documents, again.sent) == (ROWS, 0), "the same source makes the same files"
             other = await asyncio.to_thread(source, tmp_path / "other", VECTORS + 1)
             with pytest.raises(InvalidArgument):
                 await loaded(client, other, tmp_path / "work")

@@ -137,7 +137,7 @@ async def test_a_follower_that_was_away_gets_a_snapshot_with_its_index_files(how
 
 
 async def writes(client: Client, written: list[int]) -> None:
-    """New documents, and those of before anew, until it is cancelled; `written`: how many batches were acknowledged."""
+    """New documents, and those of before again, until it is cancelled; `written`: batches that were acknowledged."""
     while True:
         at = len(written) * 10 % ROWS
         ids = [f"d{n}" if len(written) % 2 else f"w{len(written)}-{n}" for n in range(at, at + 10)]

@@ -111,7 +111,7 @@ async def test_each_change_is_told_once_and_a_token_goes_on(tmp_path: Path, dtyp
 
 
 async def test_it_goes_on_after_all_nodes_were_restarted(tmp_path: Path) -> None:
-    """By what the replicas have applied again, or anew."""
+    """By what the replicas have applied again, or again."""
     mirror = Mirror()
     async with ShardedProcesses(tmp_path, nodes=3) as processes:
         await processes.create(1, 3)

@@ -80,8 +80,8 @@ def test_an_old_map_does_not_hide_the_collection_that_was_made_anew() -> None:
     async def work() -> None:
         shards = Shards()
         router, old = Router(shards), shards.real
-        anew = msgspec.structs.replace(old.collections[0], id=9)
-        shards.real = msgspec.structs.replace(old, collections=(anew,), version=old.version + 2)
+        again = msgspec.structs.replace(old.collections[0], id=9)
+        shards.real = msgspec.structs.replace(old, collections=(again,), version=old.version + 2)
         await router.drop_collection("default", 1.0)
         assert shards.real.collections == ()
 
@@ -192,7 +192,7 @@ async def test_a_creation_confirmed_in_an_earlier_term_is_not_proposed(
 
 
 async def test_what_the_catalog_does_not_know_is_kept_and_reported(tmp_path: Path) -> None:
-    """A collection of before the catalog was restored from an older copy, or made anew; and one of a fixed cluster."""
+    """A collection of before the catalog was restored from an older copy, or made again; and one of a fixed cluster."""
     cluster = await started(tmp_path, 1)
     try:
         client = await cluster.client()
@@ -216,9 +216,9 @@ async def test_a_catalog_that_was_made_anew_is_not_followed(tmp_path: Path) -> N
     try:
         await cluster.insert("doc-1", [1, 0])
         node = cluster.local_nodes()[0]
-        anew = msgspec.structs.replace(node.topology, founding=7, version=1000, collections=())
+        again = msgspec.structs.replace(node.topology, founding=7, version=1000, collections=())
         with pytest.raises(WrongCluster, match="made again"):
-            await node.adopt(anew)
+            await node.adopt(again)
         assert await cluster.count() == 1
         node.cluster = msgspec.structs.replace(node.cluster, uid=0)  # as if cluster.json had been lost
         with pytest.raises(InvalidArgument, match="holds replicas"):

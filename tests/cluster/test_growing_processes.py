@@ -54,7 +54,7 @@ class Load:
         self.model.written(made)
 
     async def _write(self) -> None:
-        """Single writes: new documents, and of those that were loaded one after the other anew."""
+        """Single writes: new documents, and of those that were loaded one after the other again."""
         while not self.ending:
             at = self.calls
             name, state = f"live-{at}" if at % 2 else f"doc-{at % LOADED}", self._made((at * 7) % LOADED)

@@ -177,8 +177,8 @@ async def _kills(world: World, rng: random.Random) -> None:
         await world.cluster.ready(name)
 
 
-async def _moves(world: World, ending: asyncio.Event, enough: asyncio.Event) -> None:
-    """Move half of what a shard owns to and fro; `enough` is set once two moves began."""
+async def _moves(world: World, ending: asyncio.Event, enough: asyncio.Event, refused: list[Exception]) -> None:
+    """Move half of what a shard owns to and fro; `enough` is set once two moves began. refused: what was not begun."""
     done = 0
     while not ending.is_set():
         topology = await world.client.refresh_topology(timeout=0.2)
@@ -190,7 +190,8 @@ async def _moves(world: World, ending: asyncio.Event, enough: asyncio.Event) -> 
         move = StartMove(1000 + done, topology.map.epoch, ranges[: max(1, len(ranges) // 2)], source, 1 - source)
         try:
             await world.client.change_catalog(move, timeout=5.0)
-        except Exception:  # noqa: BLE001  # a node was killed: it is tried again
+        except Exception as error:  # noqa: BLE001  # a node was killed: it is tried again
+            refused.append(error)
             await asyncio.sleep(0.1)
             continue
         done += 1
@@ -204,9 +205,14 @@ async def test_each_request_is_executed_once_while_nodes_are_killed_and_ranges_m
     for name in names:
         assert (await world.ask(0, "PUT", f"/documents/{name}", {"vector": ROW, "metadata": {"words": []}}))[0] == 200
     writers = [asyncio.ensure_future(_appends(world, name, ending, random.Random(name))) for name in names]
-    moving = asyncio.ensure_future(_moves(world, ending, enough))
+    refused: list[Exception] = []
+    moving = asyncio.ensure_future(_moves(world, ending, enough, refused))
     await _kills(world, rng)
-    await asyncio.wait_for(enough.wait(), 120)  # a slow machine does one move while its nodes are killed
+    began = asyncio.ensure_future(enough.wait())  # a slow machine does one move while its nodes are killed
+    await asyncio.wait({began, moving}, timeout=120, return_when=asyncio.FIRST_COMPLETED)
+    if not began.done():
+        status = await world.client.cluster_status()
+        pytest.fail(f"{moving}; moves: {world.client.topology().moves}; refused: {refused[-3:]}; replicas: {status}")
     ending.set()
     done = await asyncio.gather(*writers)
     await moving

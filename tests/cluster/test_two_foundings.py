@@ -94,7 +94,7 @@ async def test_the_first_collection_is_made_by_the_command_that_makes_the_cluste
 
 @pytest.mark.parametrize("name", ["a" * 255, "a\nb", " a"])
 async def test_the_first_collection_is_checked_as_any_other(tmp_path: Path, name: str) -> None:
-    """Shards would refuse it, or its name with what they put behind it, for ever."""
+    """Shards would refuse it, or its name with what they put behind it, forever."""
     async with waiting_nodes(tmp_path, 1) as (caller, nodes):
         addresses, first = {"n1": nodes["n1"].address}, CollectionSpec(name=name, dimensions=2)
         with pytest.raises(InvalidArgument, match=r"collection = .* is not allowed"):

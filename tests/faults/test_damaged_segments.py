@@ -74,7 +74,7 @@ async def load(cluster: ProcessCluster) -> None:
         names = [{path.name for path in segment_files(node.data_dir)} for node in cluster.nodes.values()]
         rows = sum(int(last) - int(first) + 1 for first, last in (n.split("-")[1:3] for n in names[0]))
         used = [await metric(cluster, name, SEGMENTS) for name in cluster.nodes]
-        # Fewer rows than seal_rows may wait for their segment for ever.
+        # Fewer rows than seal_rows may wait for their segment forever.
         return all(held == names[0] for held in names) and rows > ROWS - 300 and used == [len(names[0])] * len(used)
 
     await wait_for(all_there, 60, "the same index files everywhere")

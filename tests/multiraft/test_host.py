@@ -444,7 +444,7 @@ async def test_a_caller_can_wait_for_the_leader_of_a_later_term(tmp_path: Path) 
         term = other.host.term(0)
         await other.host.leader_after(0, term - 1, 10)  # known already
         waiting = asyncio.ensure_future(other.host.leader_after(0, term, 10))
-        await other.host.leader_after(0, term, 0.01)  # in vain
+        await other.host.leader_after(0, term, 0.01)  # nobody leads it
         assert not waiting.done()
         cluster.network.isolate(leader.name)
         await waiting

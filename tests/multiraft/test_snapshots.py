@@ -171,8 +171,8 @@ async def test_a_file_of_another_content_is_not_reused(tmp_path: Path, monkeypat
 
 
 async def test_a_file_of_the_state_machine_is_never_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was taken over into what is staged, and is damaged when the receiver resumes: it is fetched anew, and what the
-    state machine uses, or has mapped, is neither cut nor changed."""
+    """It was taken over into what is staged, and is damaged when the receiver resumes: it is fetched again, and what
+    the state machine uses, or has mapped, is neither cut nor changed."""
     async with Cluster(str(tmp_path), config=TINY) as cluster:
         for node in cluster.running():
             node.machines[0].constant = CONSTANT

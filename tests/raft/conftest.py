@@ -6,4 +6,4 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--rewrite-traces", action="store_true", help="write the output of tests/raft/traces/*.txt anew")
+    parser.addoption("--rewrite-traces", action="store_true", help="write the output of tests/raft/traces/*.txt again")

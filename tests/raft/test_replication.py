@@ -301,7 +301,7 @@ def test_a_member_that_lost_its_disk_is_brought_up_again() -> None:
 
 
 def test_a_leader_sends_many_tiny_entries_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A receiver refuses a message of more entries, so whoever counts bytes alone would send it for ever."""
+    """A receiver refuses a message of more entries, so whoever counts bytes alone would send it forever."""
     monkeypatch.setattr(replication, "ENTRIES_MAX", 3)
     solo = Solo()
     solo.become_leader("b", "c")

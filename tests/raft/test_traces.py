@@ -1,6 +1,6 @@
 """Raft's rules as traces to read: tests/raft/traces/*.txt, a script each, with all that the core does about it.
 
-After a change that is meant, `pytest tests/raft --rewrite-traces` writes the outputs anew; read the difference as a
+After a change that is meant, `pytest tests/raft --rewrite-traces` writes the outputs again; read the difference as a
 reviewer: every line of it is something that the core now does otherwise. How to read and write a trace is said in
 trace_commands.py.
 """

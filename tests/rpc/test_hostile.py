@@ -194,7 +194,7 @@ async def test_a_full_one_way_queue_drops_the_newest_and_memory_stays_bounded(ne
     assert client.stats.dropped_bytes == 51 * 10_000
     assert client.stats.frames_out == sent
     assert client._links[address, ""].connection.unsent_bytes() <= (1 << 20)
-    # A call on a peer that does not read waits for room, not for ever.
+    # A call on a peer that does not read waits for room, not forever.
     with pytest.raises(Exception, match="too slowly"):
         await client.call(address, "echo", b"", 0.02)
     for writer in kept:

@@ -15,7 +15,7 @@ from needle.server.hosting import Hosting
 
 @pytest.mark.parametrize("turns", range(4))
 async def test_a_cancellation_in_the_turn_of_a_topology_is_not_lost(turns: int) -> None:
-    """It was: asyncio.wait_for of Python 3.11 swallows it. Registration then went on for ever, and the node never
+    """It was: asyncio.wait_for of Python 3.11 swallows it. Registration then went on forever, and the node never
     stopped, for who stops it waits for its tasks."""
     node: Any = SimpleNamespace(topology=Topology(), host=SimpleNamespace(stopped=False))
     adoption = Adoption(node, None)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def test_the_log_says_what_must_be_known_and_it_never_falls(tmp_path: Path) -> N
     replica.close()
     replica = open_replica(tmp_path)
     assert replica.view.catalog.missing(77, 8) == 9 and replica.view.catalog.missing(77, 9) == 0
-    assert replica.view.catalog.missing(78, 1) == 0  # a catalog that was made anew counts anew
+    assert replica.view.catalog.missing(78, 1) == 0  # a catalog that was made again counts again
     replica.apply(log.add(KnowCatalog(78, 2)))
     assert replica.view.catalog == CatalogKnown(78, 2)
     replica.close()

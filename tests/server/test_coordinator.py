@@ -495,10 +495,10 @@ def test_a_cancel_names_the_shard_that_it_waits_for_and_does_not_wait_for_ever()
 def test_progress_says_what_is_going_on() -> None:
     async def work() -> None:
         paper = await _ranges_under_way()
-        paper.held = ["move 7 to shard 2 begins anew"]
+        paper.held = ["move 7 to shard 2 begins again"]
         told = await paper.coordinator().progress(1.0)
         assert told is not None
-        assert "move 7 to shard 2 begins anew" in told.why
+        assert "move 7 to shard 2 begins again" in told.why
         assert f"{len(paper.job.running)} of at most 10 moves at a time run" in told.why
         paper.tell(AskRebalance(paper.job.id, "pause"))
         told = await paper.coordinator().progress(1.0)
@@ -631,7 +631,7 @@ def test_healing_of_two_nodes_goes_on_when_one_is_removed_meanwhile() -> None:
                 paper.finish()
         assert paper.job.state is JobState.DONE, paper.job.why
         assert not _holds(made.topology, left)
-        with pytest.raises(InvalidArgument, match="lost"):  # who asks anew is told
+        with pytest.raises(InvalidArgument, match="lost"):  # who asks again is told
             await coordinator.plan(Wish(lost=(empty,), balance=False), 1.0)
 
     _run(work())

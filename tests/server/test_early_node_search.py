@@ -1,4 +1,4 @@
-"""A call for several shards that are searched while their rounds confirm this leader: each counts, or is read anew."""
+"""A call for several shards that are searched while their rounds confirm this leader: each counts, or is read again."""
 
 from __future__ import annotations
 

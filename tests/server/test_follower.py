@@ -1,4 +1,4 @@
-"""Following the catalog: a source that knows nothing new for ever does not keep a node in the dark."""
+"""Following the catalog: a source that knows nothing new forever does not keep a node in the dark."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_a_leader_that_cannot_confirm_it_neither_counts_nor_acts() -> None:
 
 
 def test_a_plan_that_cannot_be_made_now_is_made_at_the_next_look() -> None:
-    """A shard of the node may have no leader just then; the time does not begin anew for that."""
+    """A shard of the node may have no leader just then; the time does not begin again for that."""
     world = World()
     world.unmeasured = True
     world.dead.add("node-2")

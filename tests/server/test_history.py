@@ -82,7 +82,7 @@ def test_the_p99_is_of_all_nodes_that_go_on() -> None:
     history.note(0.0, [], load("a", 0, 0, 0) | load("b", 0, 0, 0) | load("c", 0, 500, 500))
     history.note(5.0, [], load("a", 1, 990, 990) | load("b", 1, 0, 20) | load("c", 1, 0, 900, life=2))
     found = history.since(0)[0].search_p99
-    assert found is not None and 0.3 < found < 0.7, "b's slow ones count, and not those of c, which began anew"
+    assert found is not None and 0.3 < found < 0.7, "b's slow ones count, and not those of c, which began again"
 
 
 def test_no_moment_is_of_later_than_it_was_looked_at() -> None:

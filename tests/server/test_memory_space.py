@@ -87,7 +87,7 @@ def test_the_limit_follows_what_there_is_and_may_be_none() -> None:
 
 
 async def test_what_is_only_remembered_is_given_back_again_and_again_while_memory_is_tight() -> None:
-    """And index files are planned anew when there is memory again."""
+    """And index files are planned again when there is memory again."""
     done: list[str] = []
 
     threads: list[str] = []

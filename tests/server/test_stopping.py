@@ -9,7 +9,7 @@ from pathlib import Path
 
 from needle.local.free_ports import free_ports
 
-# What closes the node waits for a thread that waits for ever, on the event loop, as for a disk that does not answer.
+# What closes the node waits for a thread that waits forever, on the event loop, as for a disk that does not answer.
 STUCK = """
 import sys, threading
 from needle.base.config import RaftConfig

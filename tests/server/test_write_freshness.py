@@ -159,7 +159,7 @@ async def test_what_is_truly_absent_is_refused_without_another_round() -> None:
 
 
 async def test_what_is_proposed_holds_nothing_beyond_its_fields() -> None:
-    """A caller that puts more behind them is refused; and what is proposed is encoded anew."""
+    """A caller that puts more behind them is refused; and what is proposed is encoded again."""
     rpc, host = service()
     data = CALL.command
     longer = data[:1] + bytes((data[1] + 1,)) + data[2:] + b"\x91" * 100 + b"\xc0"

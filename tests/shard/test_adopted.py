@@ -198,7 +198,7 @@ def test_bands_that_would_hide_vectors_are_found(tmp_path: Path, change: str) ->
 def test_kinds_that_cannot_be_checked_are_not_taken(tmp_path: Path, kind: IndexKind) -> None:
     data, spec, rows = clustered(5000, 64, 1), spec_of(Metric.L2, 64, kind=kind), np.arange(5000)
     path = build_segment(str(tmp_path), 3, 0, 4999, [(rows, data)], spec)[1]
-    with pytest.raises(InvalidArgument, match="are built anew, not taken"):
+    with pytest.raises(InvalidArgument, match="are built again, not taken"):
         fit(path, 0, 4999, [(rows, data)], spec, lambda: False)
 
 

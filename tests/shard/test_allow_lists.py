@@ -1,4 +1,4 @@
-"""Remembered allow-lists against judging every document anew: under random writes, patches, deletes and purges, for
+"""Remembered allow-lists against judging every document again: under random writes, patches, deletes and purges, for
 views of any age; and what they cost."""
 
 from __future__ import annotations
@@ -157,12 +157,12 @@ def test_a_replica_remembers_no_list_that_differs_from_judging_anew(tmp_path: An
             text = Filter.parse(condition).to_json()
             node = both(text, b"", limits)
             assert node is not None
-            anew = view.payload.within(node, view.record.next_ordinal, visible_ordinals(view))
+            again = view.payload.within(node, view.record.next_ordinal, visible_ordinals(view))
             found = allowed_ordinals(view, text, limits, None, go_on)
-            assert found is not None and found.bitmap == anew, condition
+            assert found is not None and found.bitmap == again, condition
             if view is views[-1]:
                 request = SearchRequest(collection="c", vector=floats([1.0, 2.0, 3.0]), k=50, filter=text)
-                assert len(replica.search(request).ids) == len(anew)
+                assert len(replica.search(request).ids) == len(again)
     assert replica.field_indexes.lists.used > 0
     replica.close()
     assert replica.field_indexes.lists.used == 0

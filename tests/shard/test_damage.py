@@ -121,7 +121,7 @@ def test_a_file_that_was_cut_is_damaged(tmp_path: Path, size: int) -> None:
 @pytest.mark.parametrize("name", ["documents.db", "CURRENT"])
 def test_a_file_that_is_missing_is_not_taken_for_a_new_replica(tmp_path: Path, name: str) -> None:
     """What was written since the last checkpoint, an election for example, was put into a new, empty file, which was
-    served as all that the log had given; and data was deleted to begin anew where nothing said which is in use."""
+    served as all that the log had given; and data was deleted to begin again where nothing said which is in use."""
     replica, log = filled(tmp_path / "r")
     replica.apply(log.add(None))
     before = answers(replica)

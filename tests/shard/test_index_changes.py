@@ -286,7 +286,7 @@ def test_what_is_staged_and_the_switch_outlive_restarts_and_travel_with_snapshot
     )
 
     def everywhere(name: str) -> list[Machine]:
-        """The same replica, opened anew, and another one that got its snapshot."""
+        """The same replica, opened again, and another one that got its snapshot."""
         replica.close()
         again, other = open_replica(tmp_path / "a"), open_replica(tmp_path / name)
         (tmp_path / f"image-{name}").mkdir()

@@ -235,7 +235,7 @@ def test_others_may_go_on_while_vectors_are_read(tmp_path: Path, kind: IndexKind
 
 @pytest.mark.parametrize("kind", NEW)
 def test_vectors_need_not_begin_where_a_page_of_this_machine_does(tmp_path: Path, kind: IndexKind, monkeypatch) -> None:
-    """Pages of 16 and 64 KiB are usual on ARM: there such a file was taken for damaged, deleted and built for ever."""
+    """Pages of 16 and 64 KiB are usual on ARM: there such a file was taken for damaged, deleted and built forever."""
     monkeypatch.setattr(format_, "PAGE_BYTES", 64)
     data = clustered(5000, DIMENSIONS, 1)
     segment = build(tmp_path, spec(kind), data)

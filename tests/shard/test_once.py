@@ -187,7 +187,7 @@ def test_a_patch_that_appends_is_executed_once_in_one_batch_too(tmp_path: Path) 
 
 
 def test_any_order_of_requests_leaves_replicas_equal(tmp_path: Path) -> None:
-    """One applies entry by entry and is opened anew now and then, the other in batches."""
+    """One applies entry by entry and is opened again now and then, the other in batches."""
     rng = random.Random(5)
     steady, restarted = open_replica(tmp_path / "a"), open_replica(tmp_path / "b")
     commands: list[Command] = [CreateCollection(spec())]

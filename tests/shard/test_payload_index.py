@@ -321,7 +321,7 @@ def test_an_index_that_only_the_background_made_is_made_once(monkeypatch: pytest
 
 
 def test_replaced_documents_leave_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small collection that is updated for ever keeps a small index, and is asked all the while."""
+    """A small collection that is updated forever keeps a small index, and is asked all the while."""
     monkeypatch.setattr(field_module, "BLOAT_ROWS", 500)
     store, index, budget = made(*({"k": n} for n in range(100)))
     dead, held = BitMap(), []

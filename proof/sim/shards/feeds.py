@@ -34,7 +34,7 @@ Held = dict[str, tuple[int, Any]]
 
 
 class FeedReader:
-    """See the module. broken: the violation it found. told, resets: changes, and how often it began anew."""
+    """See the module. broken: the violation it found. told, resets: changes, and how often it began again."""
 
     def __init__(self, stage: Stage, connect: Callable[[Topology, int], Client], truth: Truth) -> None:
         """connect: makes the n-th client, which knows this topology."""
@@ -69,7 +69,7 @@ class FeedReader:
         if wrong:
             self._stage.trace.note(f"the mirror differs: {wrong[:3]}")
         if not wrong and self._whole:
-            self._stage.trace.tell(f"a feed told {self.told} changes, and began anew {self.resets} times")
+            self._stage.trace.tell(f"a feed told {self.told} changes, and began again {self.resets} times")
         return self._whole and not wrong
 
     def _another(self) -> Client:

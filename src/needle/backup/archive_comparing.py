@@ -1,7 +1,7 @@
 """Applies what a target's archives have again, and compares with the digests that the shards' leaders had.
 
 Each shard is followed from its first state to its last entry; the states that were copied on the way must be what the
-entries before lead to. Where a file is damaged or missing it begins anew at the next state. So every entry that has a
+entries before lead to. Where a file is damaged or missing it begins again at the next state. So every entry that has a
 recorded digest behind it was compared, and every state. Blocking; memory: of one shard's documents without their
 vectors, and a file of entries. It must not know clusters. Needs the whole package, not only the client's.
 """

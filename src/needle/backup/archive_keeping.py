@@ -33,7 +33,7 @@ from needle.backup.store import Store
 from needle.base.errors import CorruptBackup, StorageError, invalid
 
 GOES_ON_SECONDS: Final = 3600.0
-ANEW: Final = ", of index files: a restore builds these anew"
+BUILT_AGAIN: Final = ", of index files: a restore builds these again"
 
 
 def check_archives(store: Store, known: dict[str, int]) -> Iterator[str]:
@@ -52,8 +52,8 @@ def _check_shard(store: Store, founding: int, shard: int, known: dict[str, int])
     for _, name in bases_of(store, founding, shard):
         yield from _check_pieces(store, name, read_base, known)
     for _, name in index_sets_of(store, founding, shard):
-        yield from _tried(known, name, read_index_set, store, name, told=ANEW)
-        yield from _check_pieces(store, name, read_index_set, known, told=ANEW)
+        yield from _tried(known, name, read_index_set, store, name, told=BUILT_AGAIN)
+        yield from _check_pieces(store, name, read_index_set, known, told=BUILT_AGAIN)
     for span in chunks_of(store, founding, shard):
         problems = list(_tried(known, span.name, read_chunk, store, span))
         if problems and span.name in files_of(

@@ -1,7 +1,7 @@
 """Archives the logs of a running cluster's shards, for as long as it runs (docs/adr/0076).
 
 Once a second each shard's leader is asked for the entries that a majority has since; every few seconds, or when they
-have CHUNK_BYTES, they are put into the store. What is archived says the store alone, so whoever begins anew goes on
+have CHUNK_BYTES, they are put into the store. What is archived says the store alone, so whoever begins again goes on
 there. Where a leader's log does not go back so far, its shard's state is copied first, as it is again now and then, so
 that a restore has not to go through months of entries. That takes as long as it takes, so it goes on beside the looks:
 those of other shards go on, and the leader is told all the while behind which entry its log is needed.

@@ -146,7 +146,7 @@ def verify(
     scratch: str | None = None,
     told: Told = lambda _: None,
 ) -> Verified:
-    """Read every file of one backup, or of all and of archives, and compute all digests anew; no cluster is needed.
+    """Read every file of one backup, or of all and of archives, and compute all digests again; no cluster is needed.
 
     Of archives the entries are applied again on the archived states, and compared with every digest that was recorded.
     checksums_only: not that, only each file's checksum, and whether entries are missing. scratch: a directory with room
@@ -197,7 +197,7 @@ def _problems(store: Store, collection: CollectionBackup, known: dict[str, int])
                 read_block(store, ref)
                 known[ref.name] = ref.size
             except CorruptBackup as error:
-                yield f"collection {name}: {error.message}, a part of an index file: a restore builds that anew"
+                yield f"collection {name}: {error.message}, a part of an index file: a restore builds that again"
     if whole and (contents.documents, contents.digest) != (collection.documents, collection.digest):
         yield (
             f"collection {name}: {contents.documents} documents of digest {contents.digest}, and the manifest says "

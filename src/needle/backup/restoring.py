@@ -345,7 +345,7 @@ def _vectors(collection: CollectionBackup) -> tuple[Any, ...]:
 
 def _note_of_round(files: str, number: int, left: Mapping[int, int], done: int) -> dict[str, Any]:
     """How far it is. files: which index files the rounds are of. pieces: for a release that knows no rounds, and has to
-    begin anew. left: see IndexRestoring."""
+    begin again. left: see IndexRestoring."""
     return {"pieces": 0, "round": number, "of_round": done, "left": sorted(left.items()), "files": files}
 
 

@@ -45,7 +45,7 @@ def last_told(store: Store, founding: int) -> tuple[object, list[int]]:
 
 
 def known_of(store: Store, founding: int, shard: int) -> ShardArchive:
-    """What there is of a shard. A damaged state is a place to go on from, and is copied anew."""
+    """What there is of a shard. A damaged state is a place to go on from, and is copied again."""
     archive = ShardArchive(shard)
     bases = bases_of(store, founding, shard)
     if bases:

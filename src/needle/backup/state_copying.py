@@ -62,7 +62,7 @@ async def _copied(
             call = calls.encode(ImageChunkCall(group, image.snapshot, file.name, at + len(block), left))
             data = await ask_leader(client, shard, IMAGE_CHUNK, partial(_same, call), CHUNK_SECONDS, (Unavailable,))
             if not data:
-                raise Unavailable(f"the state of shard {shard} ends before {file.name} does: it is copied anew")
+                raise Unavailable(f"the state of shard {shard} ends before {file.name} does: it is copied again")
             block += data
         whole.update(block)
         ref = PieceRef(hashlib.sha256(block).hexdigest(), len(block), 0)
@@ -72,7 +72,7 @@ async def _copied(
         pieces.append(ref)
         at += len(block)
     if whole.hexdigest() != file.checksum:
-        raise Unavailable(f"{file.name} of the state of shard {shard} fails its checksum: it is copied anew")
+        raise Unavailable(f"{file.name} of the state of shard {shard} fails its checksum: it is copied again")
     return BaseFile(file.name, file.size, pieces)
 
 

@@ -62,7 +62,7 @@ class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
     """How large a collection is in one shard, on the replica that answered, or in all. documents: exactly.
     document_bytes: of their rows with ids and metadata on disk, about. vector_bytes: of their vectors beside these.
     index_bytes: of the index files, which hold the vectors once more, and those of deleted documents until they are
-    made anew. field_index_bytes: of the indexes of metadata's fields. fields: those that are declared. index: of the
+    made again. field_index_bytes: of the indexes of metadata's fields. fields: those that are declared. index: of the
     vectors."""
 
     documents: int = 0

@@ -106,10 +106,10 @@ class Limits(Settings, frozen=True, kw_only=True):
     pinned_scan_seconds: A consistent scan ends after so long, whoever reads it.
     pinned_scan_bytes_max: About so many bytes are kept in one shard for consistent scans; over it, the oldest end.
     feed_bytes_max: Bytes of memory in which each replica remembers its last changes for change feeds; 0: a feed that
-        falls behind begins anew.
+        falls behind begins again.
     feed_rows_bytes_max: About so many bytes of replaced and deleted documents stay in each replica's file for change
         feeds, at most 16,384 of them.
-    freeze_seconds: Writes of keys that change their shard wait so long at most; then the move begins anew.
+    freeze_seconds: Writes of keys that change their shard wait so long at most; then the move begins again.
     """
 
     table: ClassVar[str] = "limits"

@@ -88,7 +88,7 @@ class ClusterTooOld(NeedleError):
 
 
 class ScanEnded(NeedleError):
-    """A consistent scan's state is not kept any more: begin it anew, which is safe; the same cursor fails again."""
+    """A consistent scan's state is not kept any more: begin it again, which is safe; the same cursor fails again."""
 
     code = "scan_ended"
 

@@ -232,7 +232,7 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Read every file at a target, compute all digests of backups anew, and apply archived logs again, to compare with
+    """Read every file at a target, compute all digests of backups again, and apply archived logs again, to compare with
     the digests that their shards had; no cluster is needed.
 
     Exit code 1 if a file is missing or damaged, or a digest differs: each is named.
@@ -391,4 +391,4 @@ def _told_of(done: backups.Restored, what: str, seconds: float, json: bool) -> N
     if done.indexed:
         notes.print(f"{done.indexed} of them are searched by index files that came along", markup=False)
     for line in done.built:
-        notes.print(f"built anew is the index of {line}", markup=False, soft_wrap=True)
+        notes.print(f"built again is the index of {line}", markup=False, soft_wrap=True)

@@ -67,7 +67,7 @@ def _of_files(index: IndexParams, found: IndexProgress) -> list[tuple[str, str]]
     rows = []
     if set(found.now) - {index.built} or found.wanted:
         percent = 100 * found.done // max(1, found.vectors)
-        rows.append(("index now", f"{', '.join(found.now)}; {percent} % of {found.vectors} vectors are built anew"))
+        rows.append(("index now", f"{', '.join(found.now)}; {percent} % of {found.vectors} vectors are built again"))
     if found.recall_after is not None and found.recall_before is not None:
         by = f"by {found.queries} queries at the last change, {found.recall_before:.3f} before it"
         rows.append(("recall", f"{found.recall_after:.3f} ({by})"))

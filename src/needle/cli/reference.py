@@ -69,7 +69,7 @@ def render() -> str:
 
 
 def with_settings(text: str) -> str:
-    """A document with its table of settings made anew."""
+    """A document with its table of settings made again."""
     lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
     for setting in SETTINGS.values():
         usual = "--" + setting.path.replace(".", "-").replace("_", "-")
@@ -81,7 +81,7 @@ def with_settings(text: str) -> str:
 
 
 def with_moves(text: str) -> str:
-    """A document with its state diagram of a move made anew."""
+    """A document with its state diagram of a move made again."""
     lines = ["stateDiagram-v2", f"    [*] --> {next(iter(STEPS))}: catalog StartMove"]
     for state, steps in STEPS.items():
         lines.append(f"    {state}: {state} - {', '.join(f'{side} {command.__name__}' for side, command in steps)}")

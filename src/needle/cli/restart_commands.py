@@ -1,4 +1,4 @@
-"""`needle rolling-restart`: every node anew, one at a time, by the operator's own command."""
+"""`needle rolling-restart`: every node again, one at a time, by the operator's own command."""
 
 from __future__ import annotations
 

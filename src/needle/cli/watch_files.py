@@ -102,7 +102,7 @@ def alerts_table() -> str:
 
 
 def alerts_page() -> str:
-    """docs/alerts.md with its table made anew; the sections are written by hand."""
+    """docs/alerts.md with its table made again; the sections are written by hand."""
     text = Path(ALERTS_PAGE).read_text(encoding="utf-8")
     return re.sub(r"^\| alert \|.*?\n(?=\n)", lambda _: alerts_table(), text, count=1, flags=re.DOTALL | re.MULTILINE)
 
@@ -137,7 +137,7 @@ def events_tables() -> str:
 
 
 def logs_page() -> str:
-    """docs/logs.md with its tables of events made anew; the rest is written by hand."""
+    """docs/logs.md with its tables of events made again; the rest is written by hand."""
     text = Path(LOGS_PAGE).read_text(encoding="utf-8")
     return re.sub(r"^### .*?(?=^## |\Z)", lambda _: events_tables(), text, count=1, flags=re.DOTALL | re.MULTILINE)
 

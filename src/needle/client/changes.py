@@ -53,11 +53,11 @@ class ChangeMethods(FeedMethods):
         """Change fields of the metadata of one document or several, all or nothing in each shard; vectors stay.
 
         set: {"field": value, "object.field": value}. unset: fields to take away. append, remove: {"field": [values]},
-        of arrays. expires_at: as in `insert`; None leaves it as it is, or counts the collection's ttl anew. Two writers
+        of arrays. expires_at: as in `insert`; None leaves it as it is, or counts the collection's ttl again. Writers
         that change different fields never undo each other. Ids that are absent are left out; count: how many were
-        there. if_version: only if all are there with this version, VersionMismatch otherwise. if_matches: only if all
-        that are there match the filter as they are stored, ConditionFailed otherwise. At most 1000 ids; with if_version
-        one, where a custom strategy says which shard has it."""
+        there. if_version: only if all are there with this version, VersionMismatch otherwise. if_matches: only if
+        all that are there match the filter as they are stored, ConditionFailed otherwise. At most 1000 ids;
+        with if_version one, where a custom strategy says which shard has it."""
         check_ids_are_meant(ids)
         names, name = values.different_ids(ids), values.check_name(collection)
         change = values.change(set, unset, append, remove, expires_at)

@@ -2,7 +2,7 @@
 
 Invariants:
 - A token says exactly what was handed out: who goes on from it misses nothing, and is told nothing twice.
-- What cannot be told any more is never passed over: the feed begins anew, with all documents.
+- What cannot be told any more is never passed over: the feed begins again, with all documents.
 - All documents are told in the order of their ids, in pieces, and between two pieces the changes of what was told
   already. So nothing is kept for it anywhere, and a reader comes to the end however much is written meanwhile. A piece
   is read between two places of each shard's log; what changed between them is told as it was at the second one.

@@ -21,7 +21,7 @@ DECODED: Final = 4
 
 class Held:
     """Of one feed. told: is told of so many bytes more, or less. It may refuse more by an error, which the feed's next
-    step raises; what had come then is given up, and asked for anew."""
+    step raises; what had come then is given up, and asked for again."""
 
     def __init__(self) -> None:
         self.bytes = 0

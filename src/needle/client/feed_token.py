@@ -21,7 +21,7 @@ VERSION: Final = 1
 class Token(msgspec.Struct, frozen=True, array_like=True):
     """founding: of the cluster. positions: by shard; a shard that is not named was added since, and is read from its
     first change on. whole: False while all documents are told: those up to the id `after` were; None: the feed begins
-    anew, with all documents that there are then."""
+    again, with all documents that there are then."""
 
     version: int
     founding: int

@@ -24,7 +24,7 @@ from needle.routing.topology import Topology
 
 ASK_SECONDS = 1.0
 OTHERS_SECONDS = 0.1
-"""So long the other nodes are listened to when one has answered: one that was founded anew knows a cluster, too."""
+"""So long the other nodes are listened to when one has answered: one that was founded again knows a cluster, too."""
 PAUSE_SECONDS = 0.02
 _REFUSES = (WrongCluster, UnsupportedVersion, TlsFailed, Unauthenticated, Forbidden)
 """What a node says to a client that it does not talk to: it is not silent, whatever others are."""
@@ -107,7 +107,7 @@ def two_clusters(one: int, other: int) -> WrongCluster:
     """The refusal of a client that hears of both. one, other: their foundings."""
     return WrongCluster(
         f"nodes at the known addresses belong to two clusters with one cluster_id (foundings {one:x} and {other:x}): a "
-        "node was founded anew there. Stop it, or connect without its address",
+        "node was founded again there. Stop it, or connect without its address",
         theirs=other,
         ours=one,
     )

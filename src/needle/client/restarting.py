@@ -2,7 +2,7 @@
 
 A node is in maintenance before it is stopped, so it leads nothing; the next one waits until it has everything again.
 Invariants: a node is restarted only while each of its groups has a majority without it that answers and has the log;
-one node at a time, also if two people begin; that a process began anew is told by the process itself. How a node is
+one node at a time, also if two people begin; that a process began again is told by the process itself. How a node is
 restarted is the caller's to say.
 """
 
@@ -145,7 +145,7 @@ class _Rolling:
             doing = await asyncio.to_thread(restart, node, address)
         if inspect.isawaitable(doing):
             await doing
-        await self._until(lambda: self._anew(node, before), left, f"{node} was not seen to start anew")
+        await self._until(lambda: self._anew(node, before), left, f"{node} was not seen to start again")
         told(f"{node}: runs, and catches up")
         await self._until(lambda: self._out(node, left), left, f"{node} is still in maintenance")
         await self._until(lambda: self._whole(node), left, f"{node} does not have everything again")

@@ -43,7 +43,7 @@ class Heirs:
             return
         heir = self.best(group, asked)
         if heir is None:
-            asked.clear()  # the next round begins anew, if there is anybody
+            asked.clear()  # the next round begins again, if there is anybody
             return
         asked.add(heir)
         try:

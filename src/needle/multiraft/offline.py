@@ -112,7 +112,7 @@ def _put(store: KeyValueStore, group: GroupId, kind: bytes, record: msgspec.Stru
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """Where a group's log starts anew: behind entry `index` of `term`, which the state machine has applied."""
+    """Where a group's log starts again: behind entry `index` of `term`, which the state machine has applied."""
 
     index: int
     term: int

@@ -88,7 +88,7 @@ class IndexHoldCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class IndexPutCall(msgspec.Struct, frozen=True, array_like=True):
-    """A part of a file that is to be adopted, of `size` bytes in all. Parts come in order; offset 0 begins anew."""
+    """A part of a file that is to be adopted, of `size` bytes in all. Parts come in order; offset 0 begins again."""
 
     group: GroupId
     collection: str

@@ -182,7 +182,7 @@ STEPS: dict[MoveState, tuple[Step, ...]] = {
     MoveState.GIVEN_UP: ((Side.TARGET, PrepareMove), (Side.TARGET, Discard)),
 }
 """What a driver sends to whose log while the catalog has the move in a state, in this order; nothing else. A driver
-that takes over begins its state anew. Thaw instead of Release when the target does not confirm in time; what follows
+that takes over begins its state again. Thaw instead of Release when the target does not confirm in time; what follows
 GiveUp only where the source had released."""
 
 NEXT: dict[MoveState, tuple[tuple[str, MoveState | None], ...]] = {

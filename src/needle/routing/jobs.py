@@ -1,6 +1,6 @@
 """A rebalance as the catalog keeps it: what is wished, within which limits, what is under way, how much is done.
 
-Plain data; what follows from it is `catalog.planning.rebalance`'s to say. It holds no plan: each round plans anew.
+Plain data; what follows from it is `catalog.planning.rebalance`'s to say. It holds no plan: each round plans again.
 """
 
 from __future__ import annotations

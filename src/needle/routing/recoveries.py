@@ -1,4 +1,4 @@
-"""That a cluster was made of what one node had, when a majority was lost for good: noted in its topology for ever."""
+"""That a cluster was made of what one node had, when a majority was lost for good: noted in its topology forever."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def check_hello(
     if mine.founding and theirs.founding and mine.founding != theirs.founding:
         raise WrongCluster(
             f"{there} belongs to another cluster, which is called {mine.cluster_id!r}, too (founding "
-            f"{theirs.founding:x}, here {mine.founding:x}): check the addresses, and which nodes were founded anew",
+            f"{theirs.founding:x}, here {mine.founding:x}): check the addresses, and which nodes were founded again",
             theirs=theirs.founding,
             ours=mine.founding,
         )

@@ -141,7 +141,7 @@ class Certificates:
         for name in ("certificate", "key", "ca"):
             path = getattr(config, name)
             try:
-                if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe may wait for ever
+                if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe may wait forever
                     raise _refused(name, path, "is not a file")
                 with open(path, "rb"):
                     pass

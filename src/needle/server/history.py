@@ -53,7 +53,7 @@ class History:
         """When it was looked at last; as in Moment."""
 
     def due(self, at: float) -> bool:
-        """Whether it is time for another one. at: as in Moment; a clock that was put back begins anew."""
+        """Whether it is time for another one. at: as in Moment; a clock that was put back begins again."""
         self.seen = round(at, 3)  # as a moment's: no moment is of later
         if not self._moments:
             return True

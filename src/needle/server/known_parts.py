@@ -2,7 +2,7 @@
 keys. Elsewhere documents lie evenly over the keys, and nobody has to look.
 
 A plan may cut a shard at these ids only. One look reads the ids of all documents, in one statement of a thread; it is
-made anew after LOOK_SECONDS, or so many times what it took. Bounded: SAMPLES ids. It must not know plans or the wire.
+made again after LOOK_SECONDS, or so many times what it took. Bounded: SAMPLES ids. It must not know plans or the wire.
 """
 
 from __future__ import annotations

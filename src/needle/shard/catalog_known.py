@@ -6,7 +6,7 @@ import msgspec
 
 
 class CatalogKnown(msgspec.Struct, frozen=True, array_like=True):
-    """founding: tells the cluster's catalog from one that was made anew. version: 0 for any."""
+    """founding: tells the cluster's catalog from one that was made again. version: 0 for any."""
 
     founding: int = 0
     version: int = 0

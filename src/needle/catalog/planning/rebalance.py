@@ -87,7 +87,7 @@ def look(
     """One round. plan: made by `job.pressing()` of what is so now; not looked at once the job is being cancelled. free:
     bytes that each node's disk takes, None if any. holders: the nodes of each group. unsettled: what others move, which
     a plan takes for done; "" for nothing. others: how many moves these are. silent: shards whose leader does not
-    answer. refused: ids of running moves that get nowhere: they are given up, and planned anew."""
+    answer. refused: ids of running moves that get nowhere: they are given up, and planned again."""
     if job.over or job.state is JobState.PAUSED:
         return Round(job=job)
     if job.state is JobState.CANCELLING:

@@ -62,7 +62,7 @@ async def load(client: Client, asked: Asked, engine: Callable[[], Engine], progr
     if others:
         raise InvalidArgument(
             f"shards {', '.join(map(str, others))} took their part of a load that was made for another map or source: "
-            f"drop collection {asked.collection}, and begin anew",
+            f"drop collection {asked.collection}, and begin again",
             field="collection",
         )
     return await _hand_in(client, job, work, files, asked.timeout, progress)

@@ -137,7 +137,7 @@ class FanOut:
     def bound_to(self, bound: Bound) -> Self:
         """One that asks for documents within the bound only: a copy, as of a router."""
         with suppress(NeedleError):
-            self.ownership()  # what it takes to make that of a large map is not spent by each copy anew
+            self.ownership()  # what it takes to make that of a large map is not spent by each copy again
         other = copy.copy(self)
         other._bound = bound
         return other
@@ -340,7 +340,7 @@ class FanOut:
             )
         if gone := {*named} & {info.shard for info in now.shards if info.retired}:
             raise ScanEnded(
-                f"this consistent scan has ended: shard {min(gone)} was removed. Begin it anew; that is safe"
+                f"this consistent scan has ended: shard {min(gone)} was removed. Begin it again; that is safe"
             )
 
     async def tell_leaders(

@@ -103,7 +103,7 @@ async def scan_page(
     if asked.only not in (0, here):
         raise InvalidArgument(
             f"cursor is of a scan of another collection than {asked.collection[:80]!r} is now: it was dropped and "
-            "made again, or its alias got another meaning; begin anew",
+            "made again, or its alias got another meaning; begin again",
             field="cursor",
         )
     if asked.pin is not None:

@@ -16,8 +16,8 @@ from typing import Any
 from needle.base.ids import GroupId
 
 Pace = Callable[[GroupId], float]
-"""Seconds that a node rests in all while it fetches a snapshot of a group, asked anew whenever it rests; infinite while
-no more of it is to come."""
+"""Seconds that a node rests in all while it fetches a snapshot of a group, asked again whenever it rests; infinite
+while no more of it is to come."""
 
 
 def at_once(group: GroupId) -> float:
@@ -30,7 +30,7 @@ class Pacing:
 
     def __init__(self, rest: Callable[[], float], total: int, look_seconds: float, resting: asyncio.Lock) -> None:
         """rest: seconds for all of it; what it says counts from then on. total: bytes of the snapshot. look_seconds: a
-        longer rest is interrupted so often, to ask anew and to tell the sender that somebody still reads. resting: of
+        longer rest is interrupted so often, to ask again and to tell the sender that somebody still reads. resting: of
         the node, for its fetches take turns."""
         self._rest = rest
         self._total = total

@@ -103,7 +103,7 @@ class CatalogFollower:
         others = [one for one in node.topology.addresses() if one not in holders]
         turned = [*self._turned(list(holders)), *self._turned(others)]
         addresses = [at for one in turned if one != node.node_id and (at := node.reach(one)) is not None]
-        seeds = self._turned(list(dict.fromkeys(node.seeds())))  # the first may know as little as this node, for ever
+        seeds = self._turned(list(dict.fromkeys(node.seeds())))  # the first may know as little as this node, forever
         return [at for at in [*addresses, *seeds] if at not in (node.config.address, node.config.announced)]
 
     def _turned(self, nodes: list[NodeId]) -> list[NodeId]:

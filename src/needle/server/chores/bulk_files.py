@@ -39,7 +39,7 @@ class BulkFiles:
         """call: asks another node."""
         self._at, self._call = at, call
         self._gone: Awaited | None = None
-        """What was last awaited in vain, and since when."""
+        """What was last awaited and did not come, and since when."""
         self._gone_since = 0.0
         self._used: dict[int, float] = {}
         """Collections that hold documents, though files are here: since when that was seen."""

@@ -137,7 +137,7 @@ class Comparing:
         others = set(self._others())
         if not others or not self._at.ready:
             return
-        # Replicas that differ are compared anew, until they do not differ any more.
+        # Replicas that differ are compared again, until they do not differ any more.
         if self.diverged or self._at.host.applied_index(self._at.group) > self.index:
             await self._begin(others)
         unheard = sorted(self._unheard & others)

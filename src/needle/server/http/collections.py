@@ -40,7 +40,7 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
         if_absent=body.if_absent,
         timeout=body.timeout,
     )
-    # What was asked for is what there is. To ask anew might fail, and say that the collection was not made.
+    # What was asked for is what there is. To ask again might fail, and say that the collection was not made.
     return collection_bodies.Collection(
         name=body.name,
         dimensions=dimensions or 0,  # there are some, or it was refused

@@ -232,7 +232,7 @@ class _Connection(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         """To the parser. It takes a request that asks for another protocol (curl --http2, Java's client) to end with
         its head, and the body for that protocol's: it would be lost, or read as the next request. There is no other
-        protocol here, so the same head is read anew without the asking."""
+        protocol here, so the same head is read again without the asking."""
         while not self.transport.is_closing():
             try:
                 self.parser.feed_data(data)

@@ -69,7 +69,7 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_replica_damaged", "shard", "", "1 where the replica's data was found damaged, is not served, and "
               "is fetched again from another.", "multiraft/ports.py"),
         gauge("needle_replica_divergence", "shard", "", "Replicas whose digest was not that of most at the last entry "
-              "at which they were compared: 0 for ever; on the leader. It compares them some seconds after a change. "
+              "at which they were compared: 0 forever; on the leader. It compares them some seconds after a change. "
               'Those of the catalog have `shard="catalog"`.',
               "server/chores/comparing.py"),
         counter("needle_replica_comparisons_total", "shard", "", "How often the leader compared all its replicas; "
@@ -128,7 +128,7 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "server/upkeep/mover.py"),
         histogram("needle_move_hold_seconds", "event", SECONDS, "How long a switch of key ranges held writes to them, "
                   "from the freeze to its end: `decided`, `thawed` (the target did not confirm in time, the move "
-                  "begins anew) or `given_up` (cancelled); on the source's leader.", "server/upkeep/switches.py"),
+                  "begins again) or `given_up` (cancelled); on the source's leader.", "server/upkeep/switches.py"),
         histogram("needle_move_arrival_seconds", "", SECONDS, "From the decision of a switch until its target owned "
                   "the keys: so long their writes and all searches wait on. On the source's leader.",
                   "server/upkeep/switches.py"),

@@ -86,7 +86,7 @@ class CatalogCalls:
         timeout, node = call_timeout(call.timeout), self._node
         if node.catalog is not None and self._host.is_leader(CATALOG_GROUP):
             node.space.check_catalog(command)
-            data = catalog_commands.entry(command, node.catalog.topology, identity)  # anew, as in `judged`
+            data = catalog_commands.entry(command, node.catalog.topology, identity)  # again, as in `judged`
             return await node.execute(data, timeout)
         if call.hops >= HOPS_MAX:
             raise self._not_leader_of_catalog()

@@ -122,9 +122,11 @@ def _check_keeps_key(strategy: ShardStrategy, change: commands.Change) -> None:
     for path in named:
         at = tuple(path.split("."))
         if strategy.router or any(at[: len(key)] == key or key[: len(at)] == at for key in keys):
-            raise invalid("change", path, f"no field that the shard key ({strategy.text()}) is made of; insert it anew")
+            raise invalid(
+                "change", path, f"no field that the shard key ({strategy.text()}) is made of; insert it again"
+            )
     if change.whole is not None:
-        raise invalid("change", "whole metadata", "fields that are no part of the shard key; insert the document anew")
+        raise invalid("change", "whole metadata", "fields that are no part of the shard key; insert the document again")
 
 
 def _check_spread(command: commands.Spread | commands.ChangeWhere) -> None:

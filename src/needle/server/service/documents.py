@@ -187,7 +187,7 @@ class ShardDocuments:
                 command,
                 self._node.topology,
                 micros_of(self._node.ports.clock),
-            )  # anew, as in `judged`
+            )  # again, as in `judged`
             await self._host.propose(call.group, data, timeout)
         else:
             await self._host.read_index(call.group, timeout)
@@ -387,7 +387,7 @@ def known(hosted: HostedReplica, asked: commands.Asked, command: commands.Comman
 def judged(
     node: ServedNode, hosted: HostedReplica, command: commands.Command, asked: commands.Asked | None = None
 ) -> bytes:
-    """The command to propose, encoded anew: what a caller put behind the fields that this release knows must not get
+    """The command to propose, encoded again: what a caller put behind the fields that this release knows must not get
     into the log, for whether it can be skipped depends on how deep the call is that applies it, on each replica.
     asked: by a request with an idempotency key. Raises InvalidArgument, CollectionNotFound, ClusterTooOld."""
     check_for_callers(command)

@@ -106,7 +106,7 @@ class IndexFiles:
         if vectors is None:
             raise _unknown(stored)
         if vectors.spec.dtype is not DType.FLOAT32:
-            raise invalid("collection", stored, f"one of float32: index files of {vectors.spec.dtype} are built anew")
+            raise invalid("collection", stored, f"one of float32: index files of {vectors.spec.dtype} are built again")
         return hosted, vectors
 
     async def _caught_up(self, group: GroupId, timeout: float) -> HostedReplica:

@@ -145,7 +145,7 @@ class Operations:
         hosted.replica.validate(command)
         if not self._host.is_leader(group):
             raise not_leader(self._node, group)
-        data = commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))  # anew, as in `judged`
+        data = commands.entry(command, self._node.topology, micros_of(self._node.ports.clock))  # again, as in `judged`
         await self._host.propose(group, data, PROPOSE_SECONDS)
         return b""
 

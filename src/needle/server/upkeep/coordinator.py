@@ -54,7 +54,7 @@ RATE_SECONDS: Final = 30.0
 FRESH_SECONDS: Final = 1.0
 """Progress is told by what was measured and planned at most so long ago, if the catalog is the same since."""
 PLAN_SHARE: Final = 9.0
-"""A plan that took long is not made anew before so many times that: planning takes a tenth of a core at most."""
+"""A plan that took long is not made again before so many times that: planning takes a tenth of a core at most."""
 _replace = msgspec.structs.replace
 _CHANGED: Final = ("revision", "rebalance", "epoch", "before")
 """Fields of a refusal that says: look again."""

@@ -12,7 +12,7 @@ STILL_SECONDS: Final = 60.0
 
 
 class GettingOn:
-    """What this coordinator has seen of the moves; a successor begins anew."""
+    """What this coordinator has seen of the moves; a successor begins again."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[Phase, int]] = {}
@@ -28,7 +28,7 @@ class GettingOn:
 
 
 class Waiting:
-    """For how long the rebalance that this node carries out has said that it waits; a successor begins anew."""
+    """For how long the rebalance that this node carries out has said that it waits; a successor begins again."""
 
     def __init__(self) -> None:
         self._since: tuple[int, float] | None = None

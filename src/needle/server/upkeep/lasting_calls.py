@@ -2,7 +2,7 @@
 
 Rates are of the last half minute, and a shard that was given a range counts its calls from then on only: for so long
 they say that a range is called less than it is, whoever owns it. So they are measured when the map has stood still for
-long enough, and kept (by keys, planning/heat.py) until the rebalance is over; a successor measures anew.
+long enough, and kept (by keys, planning/heat.py) until the rebalance is over; a successor measures again.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ class Mover:
                 why = error.message if isinstance(error, NeedleError) else why
             await asyncio.sleep(min(AGAIN_SECONDS, max(0.0, until - loop.time())))
         raise DeadlineExceeded(
-            f"begins anew: its target did not confirm within {self._freeze_seconds:g} s, so writes go on ({why})"
+            f"begins again: its target did not confirm within {self._freeze_seconds:g} s, so writes go on ({why})"
         )
 
     async def _copy_rest(self, info: MoveInfo, copy: Copy, topology: Topology) -> None:

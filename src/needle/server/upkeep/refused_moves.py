@@ -15,11 +15,11 @@ from needle.routing.stats import ClusterStats
 log = logging.getLogger("needle.server")
 
 PATIENCE_SECONDS: Final = 60.0
-"""Memory is short for a moment now and then. A move that gets nowhere for longer is planned anew, for other nodes."""
+"""Memory is short for a moment now and then. A move that gets nowhere for longer is planned again, for other nodes."""
 
 
 class RefusedMoves:
-    """What this coordinator has seen; a successor begins anew, and waits for longer."""
+    """What this coordinator has seen; a successor begins again, and waits for longer."""
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}
@@ -42,4 +42,4 @@ class RefusedMoves:
         """A move of the last look was given up."""
         for one in running:
             if one.id == given_up in self._why:
-                log.info("%s is given up and planned anew: %s", one.move.in_words(), self._why[given_up])
+                log.info("%s is given up and planned again: %s", one.move.in_words(), self._why[given_up])

@@ -22,7 +22,7 @@ log = logging.getLogger("needle.server")
 
 LOOK_SECONDS: Final = 1.0
 AGAIN_SECONDS: Final = 10.0
-"""What was given back is remembered anew meanwhile, of what is asked for."""
+"""What was given back is remembered again meanwhile, of what is asked for."""
 
 
 class SavingNode(Protocol):

@@ -73,7 +73,7 @@ class AllowLists:
         judge: Judge,
         use: Callable[[Node], object],
     ) -> Allowed:
-        """What a filter allows of the documents that live at a moment. use: told of one that is not judged anew."""
+        """What a filter allows of the documents that live at a moment. use: told of one that is not judged again."""
         with self._lock:
             kept = self._kept.get((owner, asked))
             if kept is not None:

@@ -1,4 +1,4 @@
-"""Field indexes as files beside the documents, so that a restart does not make them anew: a file for each run.
+"""Field indexes as files beside the documents, so that a restart does not make them again: a file for each run.
 
 A run says of ordinals what their documents hold, and a document with an ordinal never changes: a patch makes a new
 one. So a file is right for good, in the state directory that it was written in, as far as the log was applied when it
@@ -81,7 +81,7 @@ class FieldFiles:
         try:
             self._find(applied, ends)
         except FAILURES as error:
-            log.warning("field indexes are made anew: %s", error)
+            log.warning("field indexes are made again: %s", error)
             self._files = {}
 
     def _find(self, applied: int, ends: Mapping[int, int]) -> None:
@@ -143,7 +143,7 @@ class FieldFiles:
         except _UNREADABLE as error:
             why = f"it cannot be read: {error!r}"
         if not self._closed:
-            log.warning("%s: this part of a field index is made anew from the documents: %s", path, why)
+            log.warning("%s: this part of a field index is made again from the documents: %s", path, why)
         return None
 
     def _cut(self, chain: tuple[FileName, ...], at: FileName) -> None:

@@ -1,6 +1,6 @@
 """An index file of other ordinals, made to serve the vectors that are here: what a restore brings (docs/adr/0093).
 
-Its index stays byte for byte; which rows its nodes stand for is written anew. Rows find their nodes by the hashes of
+Its index stays byte for byte; which rows its nodes stand for is written again. Rows find their nodes by the hashes of
 their vectors, and are compared with them. Invariant: every live vector of the range is a node's, byte for byte, or
 InvalidArgument is raised: a search is answered by the file as it would be by the documents.
 """
@@ -28,7 +28,7 @@ from needle.shard.segments.scoring import Floats, Ints
 from needle.shard.segments.sealed import SealedSegment
 
 UNUSED_SHARE: Final = 2
-"""A file of which less than this part would be used is built anew: searches would walk over nodes of nobody."""
+"""A file of which less than this part would be used is built again: searches would walk over nodes of nobody."""
 Blocks = Iterable[tuple[Ints, Floats]]
 
 
@@ -54,7 +54,7 @@ def fit(
     try:
         layout = read_layout(path, footer, spec.dtype)
         if layout.apart.kind not in CHECKED or layout.lists is not None:
-            raise InvalidArgument(f"index files of {layout.apart.kind} are built anew, not taken", field="file")
+            raise InvalidArgument(f"index files of {layout.apart.kind} are built again, not taken", field="file")
         sealed = SealedSegment(path, footer.segment, spec)
     except CorruptSegment as error:
         raise InvalidArgument(f"this index file cannot serve the collection: {error.message}", field="file") from error

@@ -113,7 +113,7 @@ class Adoption:
                 await self._discard(held)
                 held.path, held.size, held.here = path, size, 0
             if held.path != path or held.size != size or offset > held.here:
-                raise Unavailable("the parts of this index file before this one are not here: begin anew")
+                raise Unavailable("the parts of this index file before this one are not here: begin again")
             await self._file_pool.run(write_chunk, path, offset, data)
             held.here = max(held.here, offset + len(data)) if offset else len(data)
         finally:
@@ -129,7 +129,7 @@ class Adoption:
             await self._discard(held)
             return 0
         if f".put-{checksum}." not in held.path or held.here != held.size:
-            raise Unavailable("not all of this index file is here: begin anew")
+            raise Unavailable("not all of this index file is here: begin again")
         if vectors.indexing.wanted is not None:
             raise InvalidArgument("the collection's index is being changed: no file can be adopted", field="collection")
         if waiting > vectors.config.rows_max:
@@ -158,7 +158,7 @@ class Adoption:
         self._check_leads()
         held = self._held.get(vectors.collection_id)
         if held is None or held.until <= self._clock.monotonic():
-            raise Unavailable("builds do not wait for an index file any more: say so, and begin anew")
+            raise Unavailable("builds do not wait for an index file any more: say so, and begin again")
         if held.busy or self._builds.busy(vectors.collection_id):
             raise Unavailable("another index file of this collection is at hand")
         return held

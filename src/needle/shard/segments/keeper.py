@@ -265,7 +265,7 @@ class SegmentKeeper:
         for segment in [*vectors.missing(), *damaged]:
             now = self._clock.monotonic()
             missing = now_missing[segment] = before.get(segment) or _Missing(now, now)
-            # Every write has this called: who was asked in vain is not asked again at once.
+            # Every write has this called: who was asked without success is not asked again at once.
             if now >= missing.next_try and await self._provide(vectors, segment, missing.since):
                 continue
             if now >= missing.next_try:
@@ -307,7 +307,7 @@ class SegmentKeeper:
     async def _attach(self, vectors: CollectionVectors, sealed: SealedSegment) -> bool:
         self._files.added(sealed.path)
         await self._file_pool.run(vectors.attach, sealed)
-        if not vectors.names(sealed.segment):  # it came too late, and would be kept for ever
+        if not vectors.names(sealed.segment):  # it came too late, and would be kept forever
             vectors.forget(sealed.segment)
         self._damaged.discard(sealed.segment)
         self._check(vectors)

@@ -1,4 +1,4 @@
-// The page: which view the address means, how often it is asked anew, and which key is shown.
+// The page: which view the address means, how often it is asked again, and which key is shown.
 
 import { get, key, part, Problem } from "./api.js";
 import { readable } from "./charts.js";
@@ -118,7 +118,7 @@ const oneCollection = (named, id) => async (signal) => {
 
 const runbook = (named) => async () => main.replaceChildren(...(await book(named)));
 
-// every: milliseconds until it is asked anew; 0 for once.
+// every: milliseconds until it is asked again; 0 for once.
 const viewOf = (hash) => {
   const parts = hash.replace(/^#\/?/, "").split("/").map((one) => {
     try {
