@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 import msgspec
 
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable, invalid
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name
 from needle.base.model import RaftStatus
 from needle.client import values
 from needle.client.directory import Caller
+from needle.client.doing_without import able, held_by, leaders_say, why_not
 from needle.client.nodes import address_of, maintain
 from needle.client.shards import ClusterShards, OverShards
 from needle.client.values import Seconds
@@ -29,11 +30,11 @@ LOOK_SECONDS = 0.1
 ASK_SECONDS = 2.0
 SETTLE_SECONDS = 10.0
 """So long a cluster may take to be well enough for the first restart: leadership may be on its way."""
+YIELD_SECONDS = 30.0
+"""So long who was first waits for others that began at the same time: they notice it, and give up."""
 NODE_SECONDS = 6.0
 """What a node takes as a rule, if its command restarts it at once: to hand over what it leads, to start, to catch up
 (17 s for three nodes by tests/cluster/test_rolling_restart.py). The more was written meanwhile the longer it takes."""
-LAG_MAX = 100
-"""Entries that a replica may lack and still count as having the log."""
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,13 +132,10 @@ class _Rolling:
         left = _Countdown(begun + seconds)
         before = await self._who(node)
         told(f"{node}: others take over {', '.join(leads) or 'nothing'}")
-        if not await maintain(self._caller, self._shards, node, True, left()):
+        since = await maintain(self._caller, self._shards, node, True, left())
+        if not since:
             raise InvalidArgument(f"another command has {node} in maintenance by now: maybe a restart", field="nodes")
-        now = await self._shards.confirmed(left())
-        if why := _resting(now, (node,)):
-            await maintain(self._caller, self._shards, node, False, left())
-            raise InvalidArgument(why, field="nodes")
-        address = now.addresses()[node]
+        address = (await self._alone(node, since, told, left)).addresses()[node]
         told(f"{node}: restart")
         if asyncio.iscoroutinefunction(restart):
             doing: object = restart(node, address)
@@ -152,6 +150,28 @@ class _Rolling:
         took = loop.time() - begun
         told(f"{node}: done after {took:.1f} s")
         return Restart(node=node, address=address, leads=leads, seconds=took)
+
+    async def _alone(self, node: NodeId, since: int, told: Callable[[str], None], left: _Countdown) -> Topology:
+        """The catalog, once only this node is in maintenance. Of several that began at the same time the one whose node
+        was first goes on: the catalog's order is the same for all, so the others give theirs up, and it waits until
+        they have. since: of this node's maintenance. Raises InvalidArgument for all but that one."""
+        patience, said = _Countdown(asyncio.get_running_loop().time() + YIELD_SECONDS), False
+        while True:
+            now = await self._shards.confirmed(left())
+            others = {info.id: info.maintenance for info in now.nodes if info.maintenance}
+            if others.pop(node, 0) != since:
+                raise InvalidArgument(f"somebody ended the maintenance of {node}: it is not restarted", field="nodes")
+            if not others:
+                return now
+            if min(others.values()) < since or patience.over():
+                await maintain(self._caller, self._shards, node, False, left())
+                raise InvalidArgument(f"{node} is not restarted, and back: {_resting(now, (node,))}", field="nodes")
+            if not said:
+                told(
+                    f"{node}: waits until {', '.join(others)} is out of maintenance, which another command began later"
+                )
+                said = True
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _may_go(self, node: NodeId, seconds: float) -> None:
         """Wait until the cluster can do without a node. Raises Unavailable, InvalidArgument."""
@@ -212,9 +232,7 @@ class _Rolling:
             if not error.retryable:
                 raise
             return f"the catalog does not say who holds what: {error.message}"
-        held = _held(now, [node])
-        groups = await asyncio.gather(*(self._status(group, ASK_SECONDS) for group in held))
-        for group, status in zip(held, groups, strict=True):
+        for group, status in (await self._groups(now, [node], ASK_SECONDS)).items():
             if status is None:
                 return f"{group_name(group)} has no leader that answers"
             if node in status.voters and node not in able(status):
@@ -224,16 +242,7 @@ class _Rolling:
     async def _groups(
         self, now: Topology, nodes: Collection[NodeId], seconds: float
     ) -> dict[GroupId, RaftStatus | None]:
-        """What the leader of each group of these nodes says; None where none does in time."""
-        held = _held(now, nodes)
-        return dict(zip(held, await asyncio.gather(*(self._status(one, seconds) for one in held)), strict=True))
-
-    async def _status(self, group: GroupId, seconds: float) -> RaftStatus | None:
-        try:
-            found = await self._shards.group(group - 1).leaders_status(seconds)
-        except NeedleError:
-            return None
-        return found if found.state == "Leader" else None
+        return await leaders_say(self._shards, held_by(now, nodes), seconds)
 
 
 class _Countdown:
@@ -260,51 +269,6 @@ def in_order(nodes: Sequence[NodeId], groups: Mapping[GroupId, RaftStatus | None
     return sorted(nodes, key=key)
 
 
-def able(status: RaftStatus) -> set[NodeId]:
-    """The voters that answer the leader and have the log, the leader with them."""
-    return set(status.voters) - _unable(status).keys()
-
-
-def _unable(status: RaftStatus) -> dict[NodeId, str]:
-    """The voters of which that is not so, and why."""
-    found = dict.fromkeys(status.voters, "is not known to its leader")
-    found.pop(status.node_id, None)
-    for peer in status.peers:
-        if peer.id in status.refused:
-            found[peer.id] = f"is refused: {status.refused[peer.id]}"
-        elif not peer.recently_active:
-            found[peer.id] = "does not answer"
-        elif peer.state == "snapshot":
-            found[peer.id] = "fetches a snapshot"
-        elif peer.lag_entries > LAG_MAX:
-            found[peer.id] = f"is {peer.lag_entries} entries behind"
-        else:  # also one in the state "probe", as who comes back to an idle group is: it takes the log all the same
-            found.pop(peer.id, None)
-    return {node: why for node, why in found.items() if node in status.voters}
-
-
-def why_not(node: NodeId, groups: Mapping[GroupId, RaftStatus | None], now: Topology) -> str:
-    """Why a node must not stop: a group that would have no majority without it; "" for nothing. groups: what their
-    leaders say, those of this node at least."""
-    for group, status in groups.items():
-        held = now.holders(group)
-        if held is None or node not in held.all:
-            continue
-        name = group_name(group)
-        if status is None:
-            return f"{name} has no leader that answers"
-        if node not in status.voters:
-            continue
-        if status.voters == [node]:
-            return f"{name} is on {node} alone"
-        unable = {other: why for other, why in _unable(status).items() if other != node}
-        if 2 * (len(status.voters) - 1 - len(unable)) <= len(status.voters):
-            others = "; ".join(f"{other} {why}" for other, why in sorted(unable.items()))
-            only = f": {others}" if others else f", for it has only {len(status.voters)} voters"
-            return f"without it {name} has no majority{only}"
-    return ""
-
-
 def _wanted(now: Topology, nodes: Iterable[NodeId] | None) -> list[NodeId]:
     known = now.addresses()
     if nodes is None:
@@ -316,13 +280,6 @@ def _wanted(now: Topology, nodes: Iterable[NodeId] | None) -> list[NodeId]:
     if strange:
         raise invalid("nodes", ", ".join(strange), f"nodes of this cluster: {', '.join(known)}")
     return wanted
-
-
-def _held(now: Topology, nodes: Collection[NodeId]) -> list[GroupId]:
-    """The groups of which one of these nodes holds a replica."""
-    groups = (CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving))
-    found = [(group, now.holders(group)) for group in groups]
-    return [group for group, held in found if held is not None and set(held.all) & set(nodes)]
 
 
 def _nobody(text: str) -> None:
@@ -338,4 +295,5 @@ def _resting(now: Topology, but: Collection[NodeId]) -> str:
     resting = [info.id for info in now.nodes if info.maintenance and info.id not in but]
     if not resting:
         return ""
-    return f"{', '.join(resting)} is in maintenance: `needle maintenance exit` first, or wait for who restarts it"
+    are = "are" if len(resting) > 1 else "is"
+    return f"{', '.join(resting)} {are} in maintenance: `needle maintenance exit` first, or wait for who restarts it"

@@ -739,12 +739,14 @@ class SyncClient:
         self,
         node: str,
         *,
+        force: bool = ...,
         timeout: Seconds = ...,
     ) -> None: ...
     def check_maintenance(
         self,
         node: NodeId,
         *,
+        force: bool = ...,
         timeout: Seconds = ...,
     ) -> None: ...
     def exit_maintenance_mode(
