@@ -165,6 +165,40 @@ async def test_prune_deletes_what_nothing_names(store: Store) -> None:
         await prune(store, 0)
 
 
+class PrunedMeanwhile:
+    """A store of which somebody prunes all but the newest backup when a file is read."""
+
+    def __init__(self, store: Store, when: str) -> None:
+        self._store, self._when = store, when
+        self.put, self.names, self.delete = store.put, store.names, store.delete
+
+    def get(self, name: str) -> bytes | None:
+        if name == self._when:
+            self._when = ""
+            asyncio.run(prune(self._store, 1))
+        return self._store.get(name)
+
+
+def test_what_is_pruned_meanwhile_is_no_damage(store: Store) -> None:
+    first = backup(store, "20260101T000000Z-1", documents(3000))
+    backup(store, "20260102T000000Z-1", documents(3000, changed=2999))
+    files = {name: store.get(name) for name in [*store.names(MANIFESTS), *store.names(PIECES)]}
+    last = next(ref.name for ref in reversed(list(first.refs())))
+    for when in (manifest_name(first.id), last):
+        for name, data in files.items():
+            store.put(name, data or b"")
+        found = verify(PrunedMeanwhile(store, when))
+        assert (found.backups, found.problems) == (1, [])
+        for name, data in files.items():
+            store.put(name, data or b"")
+        with pytest.raises(InvalidArgument, match="needle backup list"):
+            verify(PrunedMeanwhile(store, when), first.id)
+    for name, data in files.items():
+        store.put(name, data or b"")
+    [left] = list_backups(PrunedMeanwhile(store, manifest_name(first.id)))
+    assert left.id == "20260102T000000Z-1" and not left.damage
+
+
 async def test_prune_deletes_nothing_that_is_no_file_of_a_backup(store: Store) -> None:
     """The directory above the target was named, which has a folder of the same name, with other backups."""
     others = [
