@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from obstore.store import MemoryStore
+from obstore.store import MemoryStore, S3Store
 
 from needle.backup.around import Around
 from needle.backup.format import (
@@ -314,6 +314,18 @@ def test_stores(store: Store) -> None:
     store.delete("x/a")
     store.delete("x/a")
     assert store.names("x/") == {} and store.names("none/") == {}
+
+
+def test_what_a_bucket_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT": "http://127.0.0.1:1", "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "c",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    store = ObjectStore(S3Store("bucket", retry_config={"max_retries": 0}), "s3://bucket")
+    with pytest.raises(StorageError, match="s3://bucket: pieces/a: .*127.0.0.1:1/") as refused:
+        store.get("pieces/a")
+    assert "\n" not in refused.value.message
 
 
 def test_targets(tmp_path: Path) -> None:
