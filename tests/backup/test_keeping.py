@@ -323,7 +323,7 @@ def test_what_a_bucket_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     store = ObjectStore(S3Store("bucket", retry_config={"max_retries": 0}), "s3://bucket")
-    with pytest.raises(StorageError, match="s3://bucket: pieces/a: .*127.0.0.1:1/") as refused:
+    with pytest.raises(StorageError, match=r"s3://bucket: pieces/a: .*127\.0\.0\.1:1/") as refused:
         store.get("pieces/a")
     assert "\n" not in refused.value.message
 
