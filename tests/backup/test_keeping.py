@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from obstore.store import MemoryStore
+from obstore.store import MemoryStore, S3Store
 
 from needle.backup.around import Around
 from needle.backup.format import (
@@ -165,6 +165,40 @@ async def test_prune_deletes_what_nothing_names(store: Store) -> None:
         await prune(store, 0)
 
 
+class PrunedMeanwhile:
+    """A store of which somebody prunes all but the newest backup when a file is read."""
+
+    def __init__(self, store: Store, when: str) -> None:
+        self._store, self._when = store, when
+        self.put, self.names, self.delete = store.put, store.names, store.delete
+
+    def get(self, name: str) -> bytes | None:
+        if name == self._when:
+            self._when = ""
+            asyncio.run(prune(self._store, 1))
+        return self._store.get(name)
+
+
+def test_what_is_pruned_meanwhile_is_no_damage(store: Store) -> None:
+    first = backup(store, "20260101T000000Z-1", documents(3000))
+    backup(store, "20260102T000000Z-1", documents(3000, changed=2999))
+    files = {name: store.get(name) for name in [*store.names(MANIFESTS), *store.names(PIECES)]}
+    last = next(ref.name for ref in reversed(list(first.refs())))
+    for when in (manifest_name(first.id), last):
+        for name, data in files.items():
+            store.put(name, data or b"")
+        found = verify(PrunedMeanwhile(store, when))
+        assert (found.backups, found.problems) == (1, [])
+        for name, data in files.items():
+            store.put(name, data or b"")
+        with pytest.raises(InvalidArgument, match="needle backup list"):
+            verify(PrunedMeanwhile(store, when), first.id)
+    for name, data in files.items():
+        store.put(name, data or b"")
+    [left] = list_backups(PrunedMeanwhile(store, manifest_name(first.id)))
+    assert left.id == "20260102T000000Z-1" and not left.damage
+
+
 async def test_prune_deletes_nothing_that_is_no_file_of_a_backup(store: Store) -> None:
     """The directory above the target was named, which has a folder of the same name, with other backups."""
     others = [
@@ -280,6 +314,18 @@ def test_stores(store: Store) -> None:
     store.delete("x/a")
     store.delete("x/a")
     assert store.names("x/") == {} and store.names("none/") == {}
+
+
+def test_what_a_bucket_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_ENDPOINT": "http://127.0.0.1:1", "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "c",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    store = ObjectStore(S3Store("bucket", retry_config={"max_retries": 0}), "s3://bucket")
+    with pytest.raises(StorageError, match=r"s3://bucket: pieces/a: .*127\.0\.0\.1:1/") as refused:
+        store.get("pieces/a")
+    assert "\n" not in refused.value.message
 
 
 def test_targets(tmp_path: Path) -> None:

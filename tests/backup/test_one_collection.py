@@ -17,11 +17,13 @@ from backup.killing import Killed
 from backup.test_processes import ROWS, WAITING, contents, fill
 from needle import backup as backups
 from needle.backup.archiving import Archiver
+from needle.backup.around import Around
 from needle.backup.one_collection import MARK
 from needle.backup.store import Store
 from needle.base.errors import CollectionExists, InvalidArgument, RestoreDiffers, Unavailable
 from needle.local.process_cluster import ProcessCluster
 from needle.routing.strategy import CONSISTENT_HASH
+from needle.system import SystemClock
 
 pytestmark = pytest.mark.campaign
 Model = dict[str, dict[str, object]]
@@ -110,6 +112,73 @@ async def test_killed_anywhere_it_goes_on_and_no_other_one_begins(cluster: Proce
         await client.insert("stranger", [1.0] * 16, collection="written")
         with pytest.raises(RestoreDiffers, match="collection written has"):
             await backups.restore(client, store, collection="books", name="written")
+
+
+class AfterAStop(SystemClock):
+    """Of a process that was stopped for ten seconds."""
+
+    def monotonic(self) -> float:
+        return super().monotonic() + 10.0
+
+
+@pytest.mark.parametrize("name", [None, "again"])
+async def test_of_two_that_carry_it_on_the_one_that_came_first_ends(
+    cluster: ProcessCluster, tmp_path: Path, name: str | None
+) -> None:
+    """An operator runs the command again that only seems to be gone: what it had still to write would come over what is
+    written once the other one is done."""
+    store = backups.open_store(str(tmp_path / "target"))
+    stopped, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def blocking(call: Any, *arguments: Any) -> Any:
+        done = await asyncio.to_thread(call, *arguments)
+        if getattr(call, "__name__", "") == "_read" and not stopped.is_set():
+            stopped.set()
+            await goes_on.wait()
+            object.__setattr__(around, "clock", AfterAStop())
+        return done
+
+    around = Around(blocking=blocking)
+    async with cluster.connect() as client:
+        model = await fill(client)
+        await backups.create(client, store)
+        if name is None:
+            await client.remove_alias("read")
+            for one in model:
+                await client.drop_collection(one)
+        of, to = (None, "books") if name is None else ("books", name)
+        first = asyncio.create_task(backups.restore(client, store, collection=of, name=name, around=around))
+        await stopped.wait()
+        assert (await backups.restore(client, store, collection=of, name=name)).resumed
+        await client.delete(sorted(model["books"]), collection=to)
+        goes_on.set()
+        with pytest.raises(CollectionExists, match="has taken the place of this one, or has ended it"):
+            await first
+        assert (await contents(client))[to] == {} and await marks(client) == []
+
+
+async def test_two_that_begin_at_once_do_not_both_go_on(
+    cluster: ProcessCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = backups.open_store(str(tmp_path / "target"))
+    async with cluster.connect() as client, cluster.connect() as another:
+        await fill(client)
+        await backups.create(client, store)
+        create = client.create_collection
+
+        def killed(_: int) -> None:
+            raise Killed
+
+        async def after_the_other(*arguments: Any, **named: Any) -> None:
+            with pytest.raises(Killed):
+                await backups.restore(another, store, collection="books", name="theirs", progress=killed)
+            await create(*arguments, **named)
+
+        monkeypatch.setattr(client, "create_collection", after_the_other)
+        with pytest.raises(CollectionExists, match=r"another restore is under way .* collection books, as theirs, of"):
+            await backups.restore(client, store, collection="books", name="ours")
+        names = {one.name for one in await client.collections()}
+        assert "theirs" in names and "ours" not in names and len(await marks(client)) == 1
 
 
 async def archived(client: needle.Client, store: Store) -> None:

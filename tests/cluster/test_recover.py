@@ -25,8 +25,13 @@ from needle.base.ids import CATALOG_GROUP, shard_group
 from needle.catalog.state import execute
 from needle.cli.app import main
 from needle.local.process_cluster import ProcessCluster, wait_for
+from needle.multiraft.log.group_log import LogWrite
 from needle.protocol.catalog_commands import RegisterNode
+from needle.protocol.commands import encode
+from needle.protocol.upkeep_commands import LoadRows
+from needle.raft.messages import Entry, EntryKind
 from needle.routing.topology import NodeInfo
+from needle.server.adapters import ReplicaMachine
 from needle.server.files import claim
 from needle.server.recovery.directory import StoppedNode
 from needle.server.recovery.plan import Plan, plan_of
@@ -274,3 +279,36 @@ def test_the_directory_of_something_else_is_refused(tmp_path: Path, capsys: pyte
         assert main(["recover", str(given), "--yes"]) == 1
         assert "the data directory of a node" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["log"]
+
+
+async def test_a_bulk_load_whose_files_are_gone_is_given_up_and_told(tmp_path: Path) -> None:
+    """They were on the nodes that are lost, and no node will bring them: all else is recovered."""
+    async with ProcessCluster(tmp_path, 1, **CALM) as cluster:
+        await _write(cluster)
+        async with cluster.connect() as client:
+            await client.create_collection("loaded", dimensions=8)
+            assert await client.count(collection="loaded") == 0
+        cluster.kill("node-1")
+        directory = str(cluster.nodes["node-1"].data_dir)
+        with StoppedNode(directory, "node-1") as node:
+            node.apply_all(shard_group(0))
+            log = node._logs.group(shard_group(0))
+            last, machine = log.last_index(), node.machine(shard_group(0))
+            assert isinstance(machine, ReplicaMachine)
+            records = [one.record for one in machine.replica.view.collections.values()]
+            id_ = next(one.id for one in records if one.spec.name.startswith("loaded"))
+            datas = [encode(LoadRows(id_, 10, 1000, "0" * 32, 0)), b""]
+            entries = [Entry(last + 1 + at, log.term(last), EntryKind.NORMAL, data) for at, data in enumerate(datas)]
+            node._logs.write([write := LogWrite(log=log, entries=entries)])
+            node._logs.note([write])
+        with StoppedNode(directory, "node-1") as node:
+            (told,) = (one.in_words() for one in node.survey().found if one.group == shard_group(0))
+            assert f"the documents of the bulk load of entry {last + 1} are lost: its files are not here" in told
+        begin(directory, plan := plan_of(survey(directory), "shop-4", 1, DRAWS))
+        carry_out(directory, plan)
+        one = cluster.nodes["node-1"]
+        one.settings |= {"cluster_id": "shop-4"}
+        cluster.restart("node-1")
+        await cluster.ready("node-1")
+        async with needle.connect([one.address], cluster_id="shop-4") as client:
+            assert (await client.count(), await client.count(collection="loaded")) == (DOCUMENTS, 0)

@@ -65,7 +65,7 @@ def test_a_shard_of_which_nothing_is_there_begins_empty() -> None:
     assert "began empty" in recovered(NOW, plan).recovered[-1].in_words()
 
 
-@pytest.mark.parametrize("cluster_id", ["shop", "x" * 201, "x\ny"])
+@pytest.mark.parametrize("cluster_id", ["shop", "x" * 201, "x\ny", " ", "shop-2 "])
 def test_the_new_cluster_needs_a_name_of_its_own(cluster_id: str) -> None:
     with pytest.raises(InvalidArgument, match="cluster_id"):
         plan_of(survey(), cluster_id, 5, DRAWS)

@@ -72,7 +72,10 @@ def _check_pieces(
         return
     for ref in pieces:
         if ref.name not in known:
-            yield from _tried(known, ref.name, read_block, store, ref, told=told)
+            problems = list(_tried(known, ref.name, read_block, store, ref, told=told))
+            if problems and store.get(name) is None:  # somebody pruned meanwhile
+                return
+            yield from problems
             known.setdefault(ref.name, ref.size)
 
 

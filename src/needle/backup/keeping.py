@@ -124,6 +124,8 @@ def list_backups(store: Store) -> list[Listed]:
         except StorageError as error:
             found.append(Listed(id=backup, damage=error.message))
             continue
+        except InvalidArgument:  # somebody pruned meanwhile
+            continue
         found.append(
             Listed(
                 id=backup,
@@ -160,13 +162,13 @@ def verify(
     if not ids and not archived:  # a disk that is not mounted must not look whole
         raise InvalidArgument("there is no backup and no archive at this target", field="target")
     for one in ids:
-        try:
-            manifest = read_manifest(store, one)
-        except StorageError as error:
-            problems.append(f"backup {one}: {error.message}")
-            continue
-        for collection in manifest.collections:
-            problems += (f"backup {one}: {problem}" for problem in _problems(store, collection, known))
+        found = list(_problems_of(store, one, known))
+        if not found or backup_there(store, one):
+            problems += (f"backup {one}: {problem}" for problem in found)
+        elif backup is not None:
+            read_manifest(store, backup)  # says that there is none
+        else:  # somebody pruned meanwhile, which is no damage
+            ids = [other for other in ids if other != one]
     if backup is None:
         problems += (f"archive: {problem}" for problem in check_archives(store, known))
     compared: list[ComparedShard] = []
@@ -179,6 +181,22 @@ def verify(
     return Verified(
         backups=len(ids), pieces=len(known), bytes=sum(known.values()), problems=problems, compared=compared
     )
+
+
+def backup_there(store: Store, backup: str) -> bool:
+    """Whether it has a manifest, whatever that holds: `prune` deletes this before all else."""
+    return store.get(manifest_name(backup)) is not None
+
+
+def _problems_of(store: Store, backup: str, known: dict[str, int]) -> Iterator[str]:
+    """Of a backup. known: as below."""
+    try:
+        manifest = read_manifest(store, backup)
+    except (StorageError, InvalidArgument) as error:
+        yield error.message
+        return
+    for collection in manifest.collections:
+        yield from _problems(store, collection, known)
 
 
 def _problems(store: Store, collection: CollectionBackup, known: dict[str, int]) -> Iterator[str]:

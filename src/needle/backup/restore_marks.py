@@ -1,26 +1,86 @@
 """What the collection that says that a restore is under way (one_collection.py) tells of it, in a document of its own.
 
-Invariant: a collection is noted as made only by the restore that made it, by its id, which no other one ever has.
+Invariants: a collection is noted as made only by the restore that made it, by its id, which no other one ever has. Of
+two commands that carry on one restore the last that came writes; the other one ends when it hears of that.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
+from needle.backup.around import Around
 from needle.backup.one_collection import MARK, OneCollection
 from needle.base.decoding import DECODE_ERRORS
-from needle.base.errors import NeedleError
+from needle.base.errors import CollectionExists, CollectionNotFound, NeedleError
 from needle.client import Client
+from needle.routing.topology import Topology
+
+LOOK_SECONDS: Final = 1.0
+"""So long a command that writes believes that no other one has taken its place."""
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     """backup: what is restored; of one collection alone also that, and the name that it gets, and the id of the
-    collection that this restore made for it, 0 before."""
+    collection that this restore made for it, 0 before. holder: of the command that carries it on, drawn by it."""
 
     backup: str
     collection: str = ""
     name: str = ""
     made: int = 0
+    holder: str = ""
+
+
+class Held:
+    """That this command carries on a restore, and no other: what one still wrote after the other's end would be written
+    over what came since."""
+
+    def __init__(self, client: Client, mark: str, note: Note, timeout: float, around: Around) -> None:
+        self._client, self._mark, self._timeout, self._around = client, mark, timeout, around
+        self._note = msgspec.structs.replace(note, holder=f"{around.rng.getrandbits(64):016x}")
+        self._seen: float | None = None
+
+    async def take(self) -> None:
+        """From now on it is this command's, whoever had it."""
+        before = await noted(self._client, self._mark, self._timeout)
+        await self.note_made(0 if before is None else before.made)
+
+    async def note_made(self, made: int) -> None:
+        """Write down the id of the collection that is restored alone."""
+        self._note = msgspec.structs.replace(self._note, made=made)
+        await put_note(self._client, self._mark, self._note, self._timeout)
+
+    async def check(self, *, at_once: bool = True) -> None:
+        """Raises CollectionExists if it is another command's by now, or over. at_once: False: unless it was this one's
+        a moment ago; time in which the process, or its machine, was stopped counts."""
+        looked = self._around.clock.monotonic()
+        if not at_once and self._seen is not None and looked - self._seen < LOOK_SECONDS:
+            return
+        try:
+            found = await noted(self._client, self._mark, self._timeout)
+        except CollectionNotFound:
+            found = None
+        if found is None or found.holder != self._note.holder:
+            raise CollectionExists(
+                "another `needle restore` of the same has taken the place of this one, or has ended it (or collection "
+                f"{self._mark} was dropped): this one has stopped",
+                collection=self._mark,
+            )
+        self._seen = looked
+
+
+async def check_no_other(client: Client, now: Topology, mark: str, timeout: float) -> None:
+    """Raises CollectionExists if the cluster has the mark of another restore than this one's."""
+    names = (one.spec.name for one in now.collections)
+    other = next((name for name in names if name.startswith(MARK) and name != mark), None)
+    if other is not None:
+        raise CollectionExists(
+            f"another restore is under way in this cluster, or was broken off: finish it by running the same "
+            f"`needle restore` again (of {await restores(client, other, timeout)}, or of the instant that is called "
+            f"so), or drop collection {other}",
+            collection=other,
+        )
 
 
 def note_of(backup: str, one: OneCollection | None) -> Note:

@@ -4,7 +4,7 @@ A collection that is called `restoring-BACKUP` (one_collection.py) says that it 
 finds it goes on. It is dropped last, when every collection was read back and has the digest that the backup recorded.
 
 Invariants: nothing that was in the cluster before is written over; a piece is only restored if its checksum is right;
-what was killed anywhere may be run again. Memory: a few pieces.
+what was killed anywhere may be run again; who still runs then ends (restore_marks.py). Memory: a few pieces.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from needle.backup.format import CollectionBackup, Contents, Manifest, Piece, Pi
 from needle.backup.index_restoring import IndexFilesChanged, IndexRestoring, fingerprint, part_of, rounds_of
 from needle.backup.keeping import newest, read_manifest, read_piece
 from needle.backup.one_collection import MARK, OneCollection, mark_of, narrowed, one_collection
-from needle.backup.restore_marks import note_of, noted, put_note, restores
+from needle.backup.restore_marks import Held, check_no_other, note_of, noted
 from needle.backup.scanning import pages
 from needle.backup.store import Store
 from needle.base.errors import (
@@ -104,7 +104,7 @@ class _Restoring:
         self._client, self._store, self._manifest = client, store, manifest
         self._timeout, self._progress, self._around = timeout, progress, around
         self._mark, self._alone, self._with_indexes = mark_of(manifest.id, one), one is not None, indexes
-        self._note = note_of(manifest.id, one)
+        self._held = Held(client, self._mark, note_of(manifest.id, one), timeout, around)
         self._indexed, self._built = 0, list[str]()
 
     async def run(self) -> Restored:
@@ -113,16 +113,14 @@ class _Restoring:
         resumed = any(one.spec.name == self._mark for one in now.collections)
         if not resumed:
             await self._check_room(now)
-            absent = (
-                not self._alone
-            )  # else another restore of it that began just now would write to what is not its own
-            await client.create_collection(self._mark, dimensions=1, if_absent=absent, timeout=self._timeout)
-            await put_note(client, self._mark, self._note, self._timeout)
+            await self._begin()
+        await self._held.take()
         if self._alone:
             await self._own(manifest.collections[0], resumed=resumed)
         for collection in manifest.collections:
             await self._fill(collection)
         digests = {one.spec.name: await self._compare(one) for one in manifest.collections}
+        await self._held.check()
         for alias, name in manifest.aliases.items():
             await client.set_alias(alias, name, timeout=self._timeout)
         await client.drop_collection(self._mark, timeout=self._timeout)
@@ -131,17 +129,23 @@ class _Restoring:
             built=self._built,
         )  # fmt: skip
 
+    async def _begin(self) -> None:
+        """Leave the mark. Raises CollectionExists if another restore began at the same moment: one of the two at least
+        sees the other one's mark."""
+        client, timeout = self._client, self._timeout
+        absent = not self._alone  # else another restore of it that began just now would write to what is not its own
+        await client.create_collection(self._mark, dimensions=1, if_absent=absent, timeout=timeout)
+        now = await client.refresh_topology(confirmed=True, timeout=timeout)
+        try:
+            await check_no_other(client, now, self._mark, timeout)
+        except CollectionExists:
+            await client.drop_collection(self._mark, timeout=timeout)
+            raise
+
     async def _check_room(self, now: Topology) -> None:
         """Raises CollectionExists for what is in the way."""
         there = {one.spec.name: one for one in now.collections}
-        other = next((name for name in there if name.startswith(MARK)), None)
-        if other is not None:
-            told = await restores(self._client, other, self._timeout)
-            raise CollectionExists(
-                f"another restore is under way in this cluster, or was broken off: finish it by running the same "
-                f"`needle restore` again (of {told}, or of the instant that is called so), or drop collection {other}",
-                collection=other,
-            )
+        await check_no_other(self._client, now, self._mark, self._timeout)
         aliases = {one.name for one in now.aliases}
         for name in [*(one.spec.name for one in self._manifest.collections), *self._manifest.aliases]:
             if name in aliases:
@@ -179,7 +183,7 @@ class _Restoring:
                 raise
             await client.drop_collection(self._mark, timeout=timeout)
             raise (_taken(name) if isinstance(error, CollectionExists) else error) from None
-        await put_note(client, self._mark, msgspec.structs.replace(self._note, made=made.version), timeout)
+        await self._held.note_made(made.version)
 
     async def _fill(self, collection: CollectionBackup) -> None:
         """Write all that is not noted yet."""
@@ -288,6 +292,7 @@ class _Restoring:
             expires = [NEVER] * len(piece.ids)
 
         async def write() -> None:
+            await self._held.check(at_once=False)
             parts = await self._client.documents.insert_batch(
                 name, piece.ids, memoryview(piece.vectors), piece.metadata, self._timeout, expires, named=piece.named
             )
@@ -360,8 +365,8 @@ async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> int:
 
 
 async def check_free(client: Client, names: Iterable[str], timeout: float, *, alone: bool = False) -> None:
-    """Raises CollectionExists for a collection of these that has documents, unless a restore goes on here: to be told
-    before an archive is read, which takes long. alone: one that has none is in the way, too."""
+    """Raises CollectionExists for a collection of these that has documents (alone: or none), unless a restore goes on
+    here: to be told before an archive is read, which takes long."""
     now = await client.refresh_topology(confirmed=True, timeout=timeout)
     there = {one.spec.name for one in now.collections}
     if any(name.startswith(MARK) for name in there):

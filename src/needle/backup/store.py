@@ -166,7 +166,8 @@ class ObjectStore:
         try:
             yield
         except (BaseError, OSError) as error:
-            raise StorageError(f"{self._target}: {name}: {error}", path=self._target) from error
+            why = str(error).partition("\n\nDebug source")[0]  # behind that are the library's own structures
+            raise StorageError(f"{self._target}: {name}: {why}", path=self._target) from error
 
     def put(self, name: str, data: bytes) -> None:
         with self._errors(name):

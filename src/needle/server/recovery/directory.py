@@ -9,22 +9,26 @@ import os
 import secrets
 
 from needle.base.config import Limits, SegmentConfig
-from needle.base.errors import Internal, StorageError
+from needle.base.errors import FileAwaited, Internal, StorageError
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
 from needle.catalog.machine import FILE_NAME, CatalogMachine
 from needle.multiraft import offline
 from needle.multiraft.failpoints import no_failpoint
 from needle.multiraft.files import Files
+from needle.multiraft.log.group_log import GroupLog
 from needle.multiraft.log.log_store import LogStore
 from needle.multiraft.log.wal_store import WalStore
 from needle.multiraft.ports import Applied, StateMachine
 from needle.multiraft.repair import Opened, Opener
-from needle.raft.messages import EntryKind
+from needle.protocol.upkeep_commands import LoadRows
+from needle.raft.messages import Entry, EntryKind
 from needle.routing.topology import Topology
 from needle.server import files as data_dir
 from needle.server.adapters import CatalogAdapter, ReplicaMachine
 from needle.server.cluster_files import catalog_directory, load_topology
 from needle.server.recovery.plan import Found, Survey
+from needle.shard.apply.bulk import lacks_files
+from needle.shard.apply.execute import decode_entry, takes_long
 from needle.shard.disk import ReplicaDisk
 from needle.shard.state_machine import Replica
 
@@ -118,6 +122,7 @@ class StoppedNode:
             return "it has not received anything yet"
         whys = [log.lost.reason] if log.lost is not None else []
         whys += [f"its log lost entries: {log.repair.reason}"] if log.repair is not None else []
+        whys += _loads_without_files(machine, log)
         state = opened.hard_state
         return Found(
             group=group,
@@ -144,6 +149,29 @@ class StoppedNode:
         low, end = machine.applied_index() + 1, log.last_index() + 1
         while low < end:
             entries = log.entries(low, end, READ_BYTES)
-            batch = [Applied(e.index, e.term, e.data if e.kind == EntryKind.NORMAL else b"", None) for e in entries]
-            low += len(machine.apply(batch))
+            batch = [Applied(e.index, e.term, _command(e), None) for e in entries]
+            try:
+                done = machine.apply(batch)
+            except FileAwaited:  # who has the file is gone for good: it is as if that load had never been
+                done = machine.apply([Applied(low, batch[0].term, b"", None)])
+            low += len(done)
         machine.checkpoint()
+
+
+def _command(entry: Entry) -> bytes:
+    return entry.data if entry.kind == EntryKind.NORMAL else b""
+
+
+def _loads_without_files(machine: StateMachine, log: GroupLog) -> list[str]:
+    """Bulk loads that are not applied yet and whose files are not here, in words."""
+    if not isinstance(machine, ReplicaMachine):
+        return []
+    found, low, end = list[int](), max(machine.applied_index() + 1, log.first_index()), log.last_index() + 1
+    while low < end:
+        entries = log.entries(low, end, READ_BYTES)
+        for entry in entries:
+            command = decode_entry(_command(entry)) if takes_long([entry]) else None
+            if isinstance(command, LoadRows) and lacks_files(machine.replica.staged, command):
+                found.append(entry.index)
+        low += len(entries)
+    return [f"the documents of the bulk load of entry {index} are lost: its files are not here" for index in found]

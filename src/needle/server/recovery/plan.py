@@ -108,10 +108,12 @@ def plan_of(survey: Survey, cluster_id: str, at: int, draws: Sequence[int]) -> P
     Raises InvalidArgument for one that is not allowed."""
     uid, founding, incarnation, nonce = (draw + 1 for draw in draws)
     made = cluster_id or f"{survey.cluster_id}-recovered-{founding & 0xFFFFFFFF:08x}"
-    if made == survey.cluster_id or len(made) > CLUSTER_ID_CHARS or not made.isprintable():
+    whole = made == made.strip() and made.isprintable()
+    if made == survey.cluster_id or len(made) > CLUSTER_ID_CHARS or not whole:
         raise InvalidArgument(
             f"cluster_id = {made[:80]!r} is not allowed: the new cluster needs one that the former has not, of at most "
-            f"{CLUSTER_ID_CHARS} printable characters, so that its nodes cannot be taken for those of the other",
+            f"{CLUSTER_ID_CHARS} printable characters without spaces around them, so that its nodes cannot be taken "
+            "for those of the other",
             field="cluster_id",
         )
     groups = {one.group: Standing(one.last + 1, one.term + 1) for one in survey.found}

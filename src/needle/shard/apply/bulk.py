@@ -123,6 +123,12 @@ def _await(staged: StagedFiles, awaited: Awaited) -> NoReturn:
     raise FileAwaited(f"file {name} of a bulk load is fetched from the other replicas", name=name)
 
 
+def lacks_files(staged: StagedFiles, command: LoadRows) -> bool:
+    """Whether a file that the entry names is not here."""
+    names = [rows_name(command.collection_id, command.checksum), *map(segment_file, _manifest(command))]
+    return not all(map(staged.has, names))
+
+
 class LoadedRows:
     """What such a file makes of an empty collection: read once for the hashes, and once for the rows."""
 
