@@ -50,7 +50,7 @@ def _partition(job: Job, piece: Piece, into: Path) -> dict[str, int]:
         parts: dict[int, _Part] = {}
         row = 0
         for form, batch in batches_of(piece):
-            insert = _checked(job, form, batch, f"{piece.path}, row group number {piece.group}", row)
+            insert = _checked(job, form, batch, piece.where, row)
             row += batch.num_rows
             for at, shard in enumerate(_shards(job, insert)):
                 part = parts.get(shard)

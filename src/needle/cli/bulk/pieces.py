@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from needle.base.errors import InvalidArgument
-from needle.cli.inputs import refuse
+from needle.cli.inputs import as_vector, refuse
 from needle.client import arrow_tables
 
 READ_ROWS: Final = 4096
@@ -29,6 +29,11 @@ class Piece(msgspec.Struct, frozen=True):
     size: int
     changed: str
 
+    @property
+    def where(self) -> str:
+        """What names it in errors."""
+        return f"{self.path}, row group number {self.group}"
+
 
 def pieces_of(source: str) -> tuple[list[Piece], int]:
     """All of a source, in order, and the dimensions of its vectors. Raises InvalidArgument, ConfigError without
@@ -39,23 +44,42 @@ def pieces_of(source: str) -> tuple[list[Piece], int]:
         info = system.get_file_info(path)
         with _open(system, path) as file:
             groups = [file.metadata.row_group(at).num_rows for at in range(file.metadata.num_row_groups)]
-        changed = str(info.mtime_ns)
         name = path if not source.startswith("s3://") else f"s3://{path}"
-        found += [Piece(name, at, rows, info.size, changed) for at, rows in enumerate(groups) if rows]
+        found += [Piece(name, at, rows, *_state(info)) for at, rows in enumerate(groups) if rows]
     if not found:
         raise refuse(source, "holds no documents")
     first = next(batches_of(found[0]))[1]
-    vectors = arrow_tables.vectors_of(first)
-    return found, len(vectors[0])
+    # Checked here already: a collection is made with so many dimensions before the workers look at it.
+    return found, len(as_vector(arrow_tables.vectors_of(first)[0], f"{found[0].where} row 0"))
 
 
 def batches_of(piece: Piece) -> Iterator[tuple[arrow_tables.Form, Any]]:
-    """Its record batches, each with how its documents are read."""
+    """Its record batches, each with how its documents are read. Raises InvalidArgument for a file that is damaged, or
+    another one than when the piece was named: files of two states of the source would be one load."""
     system, [path] = _files(piece.path)
     with _open(system, path) as file:
-        form = arrow_tables.Form(file.schema_arrow, f"{piece.path}, row group number {piece.group}")
-        for batch in file.iter_batches(batch_size=READ_ROWS, row_groups=[piece.group]):
+        _check_same(system, path, piece)
+        form = arrow_tables.Form(file.schema_arrow, piece.where)
+        batches = file.iter_batches(batch_size=READ_ROWS, row_groups=[piece.group])
+        while (batch := _next(batches, piece)) is not None:
             yield form, batch
+        _check_same(system, path, piece)
+
+
+def _check_same(system: Any, path: str, piece: Piece) -> None:
+    if _state(system.get_file_info(path)) != (piece.size, piece.changed):
+        raise refuse(piece.path, "was changed since the load began: load again, from files that stay as they are")
+
+
+def _next(batches: Iterator[Any], piece: Piece) -> Any:
+    try:
+        return next(batches, None)
+    except (arrow_tables.library().ArrowException, OSError) as error:
+        raise refuse(piece.where, f"cannot be read: {error}") from None
+
+
+def _state(info: Any) -> tuple[int, str]:
+    return info.size, str(info.mtime_ns)
 
 
 def _open(system: Any, path: str) -> Any:
