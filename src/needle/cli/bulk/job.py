@@ -115,8 +115,8 @@ class Work:
             if os.path.samestat(os.fstat(handle), os.stat(self.root / LOCK)):
                 return
         raise invalid(
-            "work", str(self.root), "a directory that no other bulk load works in: wait until that one is over, or name "
-            "another one by --work",
+            "work", str(self.root), "a directory that no other bulk load works in: wait until that one is over, or "
+            "name another one by --work",
         )  # fmt: skip
 
     def piece(self, number: int) -> Path:
