@@ -20,6 +20,7 @@ from needle.base.model import CollectionSpec
 from needle.cli.bulk.pieces import Piece
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.routing.shard_map import ShardMap
+from needle.shard.plan import SEAL_ROWS_MIN
 
 T = TypeVar("T")
 MARK: Final = "needle-bulk-load"
@@ -42,7 +43,7 @@ class ShardJob(msgspec.Struct, frozen=True):
 
 class Job(msgspec.Struct, frozen=True):
     """All that a worker has to know. stored: what the collection is called in shards. indexes: whether index files are
-    built here."""
+    built here. scanned_max: fewer rows than that get none, as anywhere."""
 
     stored: str
     spec: CollectionSpec
@@ -51,10 +52,11 @@ class Job(msgspec.Struct, frozen=True):
     pieces: list[Piece]
     indexes: bool
     limits: Limits = Limits()
+    scanned_max: int = SEAL_ROWS_MIN
 
     def fingerprint(self) -> str:
         """Of what the files that are made depend on."""
-        said = (self.stored, self.spec, self.map, self.shards, self.pieces, self.indexes)
+        said = (self.stored, self.spec, self.map, self.shards, self.pieces, self.indexes, self.scanned_max)
         return hashlib.sha256(msgspec.msgpack.encode(said)).hexdigest()[:32]
 
 
