@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from needle.protocol.commands import PublishSegment, StageSegment, SwitchIndex
+from needle.protocol.commands import LoadRows, PublishSegment, StageSegment, SwitchIndex
 from proof.checkers.violation import Violation
 
 File = tuple[int, int, str]
@@ -25,6 +25,9 @@ class IndexFiles:
 
     def committed(self, group: int, command: Any) -> None:
         """An entry that took effect."""
+        if isinstance(command, LoadRows):
+            files = {(one.first, one.last, one.checksum) for one in command.indexes}
+            self._had.setdefault((group, command.collection_id), [set()])[-1].update(files)
         if not isinstance(command, PublishSegment | StageSegment | SwitchIndex):
             return
         key = group, command.collection_id

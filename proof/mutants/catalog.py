@@ -5,6 +5,7 @@ from __future__ import annotations
 from proof.mutants import (
     access_rules,
     backup_rules,
+    bulk_rules,
     client_rules,
     cluster_rules,
     dtype_rules,
@@ -44,6 +45,7 @@ MUTANTS: dict[str, Mutant] = {
         snapshot_rules,
         shard_rules,
         search_rules,
+        bulk_rules,
         cluster_rules,
         dtype_rules,
         expiry_rules,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
@@ -53,6 +54,11 @@ class Stage:
         self.loop.meter = StallMeter(self._stalled)
         self.loop.on_unhandled = self._unhandled
         self.network.tap = self._tap
+
+    @property
+    def scratch(self) -> str:
+        """A directory for files of clients, which goes with the run."""
+        return os.path.join(self._root, "scratch")
 
     @property
     def observer(self) -> Observer:

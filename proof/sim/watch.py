@@ -22,6 +22,7 @@ from needle.protocol.commands import (
     Delete,
     Expire,
     Insert,
+    LoadRows,
     Patch,
     UpdateVectors,
     decode_logged,
@@ -31,6 +32,7 @@ from needle.protocol.move_commands import MoveCommand
 from needle.raft import lease
 from needle.raft.messages import ConfState
 from needle.routing.ranges import KeySet
+from needle.shard.bulk.rows_file import Rows
 from proof.checkers.committed import CommittedEntry
 from proof.checkers.indexes import IndexFiles
 from proof.checkers.leases import Leases
@@ -63,6 +65,8 @@ class Watch:
         self.frozen: Callable[[str], bool] = lambda name: False
         self.expire_copies: Callable[[GroupId, str, int], int] = lambda group, collection, before: 0
         self.indexes = IndexFiles()
+        self.prepared: dict[str, tuple[str, list[Rows]]] = {}
+        """Files of bulk loads, by their checksums: of which collection, by its name in shards, and what they have."""
         stage.observer.committed.on_new = self._committed
 
     def model(self, group: GroupId, collection: str) -> LogModel:
@@ -157,6 +161,18 @@ class Watch:
             model.write(index, key, None)
             self.on_expired(command.collection, key)
 
+    def _loaded(self, group: GroupId, index: int, command: LoadRows, result: WriteResult) -> None:
+        collection, blocks = self.prepared[command.checksum]
+        model, count = self.model(group, collection), sum(len(rows.ids) for rows in blocks)
+        if result.count != count:
+            raise Violation("bulk loads", f"group {group} loaded {result.count} of {count} documents at {index}")
+        for rows in blocks:
+            vectors = numbers_of(rows.vectors, DType.FLOAT32).reshape(len(rows.ids), -1)
+            for key, vector, metadata in zip(rows.ids, vectors, rows.metadata, strict=True):
+                value = msgspec.json.decode(metadata) if metadata else None
+                model.write(index, key, ModelDocument(result.version, vector, value))
+                self.on_document(group, collection, key, result.version)
+
     def _committed(self, group: GroupId, index: int, entry: CommittedEntry, result: Any) -> None:
         if self._leases.is_new_term(group, entry.term):
             self._leases.check(group, entry.term, self._leading(group))
@@ -196,5 +212,7 @@ class Watch:
             self._changed_where(group, index, command, result.version)
         elif isinstance(command, Expire):
             self._expired(group, index, command, result.count)
+        elif isinstance(command, LoadRows) and not result.existed:
+            self._loaded(group, index, command, result)
         elif isinstance(command, MoveCommand):
             self.on_move(group, index, command)

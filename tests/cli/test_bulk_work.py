@@ -53,3 +53,18 @@ def test_a_load_deletes_all_that_it_made_and_nothing_else(tmp_path: Path) -> Non
     assert not work.begin(job())
     work.end()
     assert not work.root.exists()
+
+
+def test_two_commands_do_not_work_in_one_directory(tmp_path: Path) -> None:
+    place = str(tmp_path / "load")
+    with Work(place).held():
+        with pytest.raises(InvalidArgument) as caught, Work(place).held():
+            pass
+        assert caught.value.details["field"] == "work"
+        work = Work(place)
+        assert not work.begin(job()), "the file of the lock is no file of others"
+        work.piece(0).mkdir(parents=True)
+        work.end()
+    assert not (tmp_path / "load").exists()
+    with Work(place).held():
+        pass

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from needle.base.errors import DiskFull, Unavailable
+from needle.base.errors import DiskFull, StaleEpoch, Unavailable
+from needle.base.model import CollectionSpec, Metric
 from needle.protocol import calls
 from needle.protocol.bulk_calls import BulkHereAnswer
 from needle.protocol.peer_calls import DiskRoom
@@ -77,3 +78,28 @@ async def test_without_a_majority_it_is_not_proposed() -> None:
     part = BulkHereAnswer([-1, 5], NEEDED)
     with pytest.raises(Unavailable, match="1 of 3 replicas"):
         await ready(Node(NEEDED, b=[part], c=[part]), 0.5)
+
+
+async def test_another_map_in_the_shards_log_refuses_it_at_once() -> None:
+    """By a word that whoever asks does not repeat: until its time is over it would hear the same."""
+    fence: Any = SimpleNamespace(fingerprint=LOAD.owned + 1, freezes=False)
+    record = SimpleNamespace(id=1, spec=CollectionSpec(name="c", dimensions=3, metric=Metric.L2))
+    view = SimpleNamespace(collections={"c": SimpleNamespace(record=record)}, fence=fence)
+    replica = SimpleNamespace(staged=SimpleNamespace(here=lambda _: -1), view=view)
+    hosted: Any = SimpleNamespace(replica=replica, collections=SimpleNamespace(find=lambda *_: None))
+    node: Any = Node(NEEDED)
+    node.topology = None
+    node.blocking = blocking
+    with pytest.raises(StaleEpoch):
+        await BulkLoads(node)._ready(hosted, 1, LOAD, SimpleNamespace(left=lambda: 1000.0))  # type: ignore[arg-type]
+
+
+async def blocking(fn: Any, *arguments: Any) -> Any:
+    return fn(*arguments)
+
+
+async def test_the_others_get_half_of_the_time_and_no_more() -> None:
+    """With a majority a load of a short time is done, though a replica is away."""
+    node = Node(NEEDED, b=[whole(NEEDED)], c=[Unavailable("away")])
+    node.now = iter([0.0, 1.6]).__next__  # type: ignore[method-assign]
+    await ready(node, 3.0)

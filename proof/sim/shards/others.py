@@ -14,6 +14,7 @@ from proof.sim.shards.altering import Altering
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.feeds import FeedReader
 from proof.sim.shards.lasting import Lasting
+from proof.sim.shards.loading import Loading
 from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import Shape
 from proof.sim.shards.several import Several
@@ -21,7 +22,7 @@ from proof.sim.shards.truth import Truth
 from proof.sim.shards.wording import WordSearcher
 from proof.sim.stage import Stage
 
-Other = Altering | Churn | FeedReader | Lasting | PinnedReader | Several | WordSearcher
+Other = Altering | Churn | FeedReader | Lasting | Loading | PinnedReader | Several | WordSearcher
 
 
 class Others:
@@ -61,6 +62,8 @@ class Others:
             self._begin("feeds", self.feeds)
         if shape.several:
             self._begin("several", Several(stage, client("several", truth.now)))
+        if shape.loading:
+            self._begin("loading", Loading(stage, client("loading", truth.now), truth))
         if shape.words:
             self.words = WordSearcher(stage, client, aware, truth)
             self._begin("words", self.words)

@@ -19,6 +19,7 @@ from needle.raft.messages import ConfState
 from needle.routing.shard_map import KeyRange, ShardMap, initial_map
 from needle.routing.strategy import routing_key
 from needle.routing.topology import Topology
+from needle.shard.bulk.rows_file import Rows
 from proof.checkers.members import Members
 from proof.checkers.rebalances import Rebalances
 from proof.checkers.replay import LogModel
@@ -110,6 +111,10 @@ class Truth:
         """Those that hold a group until the others are its voters."""
         holders = self.now.holders(group)
         return list(holders.leaving) if holders is not None else []
+
+    def prepared(self, checksum: str, stored: str, rows: list[Rows]) -> None:
+        """A bulk load's file may be named by an entry. stored: the collection's name in shards."""
+        self._watch.prepared[checksum] = stored, rows
 
     def models(self, name: str = COLLECTION) -> dict[int, LogModel]:
         """What each shard's log did to a collection: to the workload's, if none is named."""

@@ -50,11 +50,16 @@ def open_store(target: str) -> Store:
         return DirectoryStore(Path(target))
     if not target.startswith("s3://"):
         raise InvalidArgument(f"target = {target} is not allowed: a directory, or s3://bucket/prefix", field="target")
+    return bucket_store(target)
+
+
+def bucket_store(target: str) -> ObjectStore:
+    """s3://bucket/prefix. Raises InvalidArgument without the library for it."""
     try:
         from obstore.store import from_url  # only who has a bucket needs it
     except ImportError:
         raise InvalidArgument(
-            "a bucket as the target needs a library: pip install 'needle-vdb[s3]'", field="target"
+            f"target = {target} is a bucket, which needs a library: pip install 'needle-vdb[s3]'", field="target"
         ) from None
     with _errors(target):
         return ObjectStore(from_url(target), target)
@@ -179,6 +184,20 @@ class ObjectStore:
                 return bytes(self._store.get(name).bytes())
             except FileNotFoundError:
                 return None
+
+    def stat(self, name: str) -> Stat | None:
+        """Of a file; None if there is none."""
+        with self._errors(name):
+            try:
+                told = self._store.head(name)
+            except FileNotFoundError:
+                return None
+            return Stat(told["size"], told["last_modified"].timestamp())
+
+    def part(self, name: str, start: int, length: int) -> bytes:
+        """Some bytes of a file."""
+        with self._errors(name):
+            return bytes(self._store.get_range(name, start=start, length=length))
 
     def names(self, prefix: str) -> dict[str, Stat]:
         with self._errors(prefix):

@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import needle
+from needle.base.file_errors import os_failure
 from needle.base.model import Metric
 from needle.cli.bulk.engines import EngineName
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
@@ -55,11 +56,15 @@ def bulk_load(
     pieces, dimensions = pieces_of(source)
     directory = Path(work or ".needle-bulk") / f"load-{collection}"  # --work may be a directory with other files
     asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout)
-    started = time.perf_counter()
-    loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
+    started, files = time.perf_counter(), Work(asked.directory)
+    try:
+        with files.held():
+            loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
+            if not keep:
+                files.end()
+    except OSError as error:
+        raise os_failure(error, str(error.filename or asked.directory)) from error
     seconds = time.perf_counter() - started
-    if not keep:
-        Work(asked.directory).end()
     if json:
         print_json({**loaded._asdict(), "seconds": round(seconds, 3)})
         return

@@ -18,7 +18,6 @@ from needle.cli.inputs import refuse
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.shard.bulk.rows_file import RowsWriter, doubled, id_hashes, read_rows, vectors_between
 from needle.shard.bulk.staged import rows_name
-from needle.shard.plan import SEAL_ROWS_MIN
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.made_elsewhere import CHECKED
 
@@ -55,7 +54,7 @@ def _build(job: Job, mine: ShardJob, parts: list[Path], into: Path) -> ShardFile
     indexes, names = [], [name]
     for first in range(0, said.rows, mine.rows_max) if job.indexes else ():
         last = min(first + mine.rows_max, said.rows) - 1
-        if last + 1 - first < SEAL_ROWS_MIN:  # these are scanned, as anywhere
+        if last + 1 - first < job.scanned_max:
             break
         blocks = vectors_between(str(into / name), first, last, job.spec.dimensions)
         segment, path = build_segment(str(into), mine.collection_id, first, last, blocks, job.spec)

@@ -11,10 +11,11 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from enum import StrEnum
 from typing import Any, Protocol, TypeVar
 
-from needle.base.errors import ConfigError, NeedleError
+from needle.base.errors import ConfigError, NeedleError, Unavailable
 
 T = TypeVar("T")
 
@@ -47,8 +48,14 @@ class LocalEngine:
     def map(self, call: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
         """See Engine."""
         waiting = [self._pool.submit(call, *one) for one in arguments]
-        for one in waiting:
-            yield one.result()
+        try:
+            for one in waiting:
+                yield one.result()
+        except BrokenProcessPool:
+            raise Unavailable(
+                "a worker process ended before it was done: somebody killed it, or the machine had no more memory. Run "
+                "the command again, which goes on behind what is made; with fewer --workers it needs less memory"
+            ) from None
 
     def close(self) -> None:
         """See Engine."""

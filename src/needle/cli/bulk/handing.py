@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -41,8 +42,12 @@ from needle.protocol.bulk_calls import (
 from needle.protocol.upkeep_commands import LoadRows
 
 PUT_SECONDS: Final = 30.0
-ATTEMPTS: Final = 5
-AGAIN_SECONDS: Final = 1.0
+BRING_ATTEMPTS: Final = 2
+
+Part = tuple[int, int, bytes]
+"""The size of a file, and what comes next of it: from which byte on, and the bytes."""
+Read = Callable[[str, int], Awaitable[Part]]
+"""read(name, at): of the file of that name, of which a replica has `at` bytes."""
 
 
 class Handed(NamedTuple):
@@ -68,13 +73,14 @@ async def hand_in(
     stored: str,
     mine: ShardJob,
     files: ShardFiles,
-    directory: Path,
+    read: Read,
     timeout: float,
     sent: Callable[[int], None],
 ) -> Handed:
-    """Bring the files of a shard, and load them. sent: told of bytes as they go. Raises what the leader refuses, or any
-    replica as not allowed: the others would say the same."""
-    group, total, lacking = shard_group(mine.shard), 0, dict[str, str]()
+    """Bring the files of a shard, and load them. timeout: seconds for the second, whoever leads by then. sent: told of
+    bytes as they go. Raises what the leader refuses, or any replica as not allowed: the others would say the
+    same."""
+    total, lacking = 0, dict[str, str]()
     said = await begin(client, mine.shard, stored, timeout)
     if said.loaded == files.checksum:
         return Handed(files.rows, 0, 0, {}, True)
@@ -87,28 +93,37 @@ async def hand_in(
     async def bring(address: str) -> None:
         try:
             for name in files.names:
-                await _bring(client, mine.shard, address, directory / name, told)
+                await _bring(client, mine.shard, address, name, read, told)
         except InvalidArgument:
             raise
         except NeedleError as error:
             lacking[address] = error.message
 
     await _all_of(bring(address) for address in client._shards.group(mine.shard).replicas())
-    command = LoadRows(
+    command = command_of(mine, files)
+    try:
+        result = await propose(client, mine.shard, command, timeout)
+    except (Unavailable, DeadlineExceeded, OutcomeUnknown) as error:
+        raise _with_reasons(error, lacking) from error
+    return Handed(result.count, total, len(calls.encode(command)), lacking, result.existed)
+
+
+def command_of(mine: ShardJob, files: ShardFiles) -> LoadRows:
+    """The entry that names these files."""
+    return LoadRows(
         mine.collection_id, files.rows, files.size, files.checksum, mine.owned, mine.generation, files.indexes
     )
-    call = BulkLoadCall(group, command, timeout)
-    final = (InvalidArgument, StaleEpoch)
-    for attempt in range(ATTEMPTS):
-        try:
-            answer = await ask_leader(client, mine.shard, BULK_LOAD, lambda _: calls.encode(call), timeout, final)
-            break
-        except (Unavailable, DeadlineExceeded, OutcomeUnknown) as error:
-            if attempt == ATTEMPTS - 1 or not isinstance(error, Unavailable):
-                raise _with_reasons(error, lacking) from error
-        await asyncio.sleep(AGAIN_SECONDS)  # a new leader may lack what the former one had
-    result = calls.decode(answer, WriteResult)
-    return Handed(result.count, total, len(calls.encode(command)), lacking, result.existed)
+
+
+async def propose(client: OverShards, shard: int, command: LoadRows, timeout: float) -> WriteResult:
+    """Have the leader propose the entry, once its files are there; whoever leads, until the time is over. Raises what
+    it refuses."""
+
+    def body(left: float) -> bytes:
+        return calls.encode(BulkLoadCall(shard_group(shard), command, left))
+
+    answer = await ask_leader(client, shard, BULK_LOAD, body, timeout, (InvalidArgument, StaleEpoch))
+    return calls.decode(answer, WriteResult)
 
 
 async def _all_of(work: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -128,21 +143,40 @@ def _with_reasons(error: NeedleError, lacking: dict[str, str]) -> NeedleError:
     return type(error)(error.message + whys, **error.details)
 
 
-async def _bring(client: OverShards, shard: int, address: str, path: Path, told: Callable[[int], None]) -> None:
+async def _bring(
+    client: OverShards, shard: int, address: str, name: str, read: Read, told: Callable[[int], None]
+) -> None:
+    """A file that comes out as another one is sent once more: a power cut may have taken what was there before."""
+    for attempt in range(BRING_ATTEMPTS):
+        try:
+            await _bring_rest(client, shard, address, name, read, told)
+            return
+        except Unavailable:
+            if attempt == BRING_ATTEMPTS - 1:
+                raise
+
+
+async def _bring_rest(
+    client: OverShards, shard: int, address: str, name: str, read: Read, told: Callable[[int], None]
+) -> None:
     group, replicas = shard_group(shard), client._shards.group(shard)
-    asked = calls.encode(BulkHereCall(group, [path.name]))
+    asked = calls.encode(BulkHereCall(group, [name]))
     [at] = calls.decode(await replicas.ask_replica(address, BULK_HERE, asked, PUT_SECONDS), BulkHereAnswer).here
     while at >= 0:
-        size, at, data = await asyncio.to_thread(_part, path, at)
-        put = calls.encode(BulkPutCall(group, path.name, size, at, data))
+        size, at, data = await read(name, at)
+        put = calls.encode(BulkPutCall(group, name, size, at, data))
         [at] = calls.decode(await replicas.ask_replica(address, BULK_PUT, put, PUT_SECONDS), BulkHereAnswer).here
         told(len(data))
 
 
-def _part(path: Path, at: int) -> tuple[int, int, bytes]:
-    """The size of a file, and what comes next of it, and where. A replica that was killed when it had all of it, and
-    had not compared it yet, is sent the end again."""
-    with open(path, "rb") as file:
+def reading(directory: Path) -> Read:
+    """Of the files in a directory, in threads."""
+    return partial(asyncio.to_thread, part_of, directory)
+
+
+def part_of(directory: Path, name: str, at: int) -> Part:
+    """See Read. A replica that was killed when it had all of it, and had not compared it yet, is sent the end again."""
+    with open(directory / name, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         at = at if at < size else max(0, size - PUT_BYTES_MAX)
         return size, at, os.pread(file.fileno(), PUT_BYTES_MAX, at)

@@ -4,10 +4,11 @@ begins again goes on behind what is whole. Plain values and paths; workers get t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,11 +20,14 @@ from needle.base.model import CollectionSpec
 from needle.cli.bulk.pieces import Piece
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.routing.shard_map import ShardMap
+from needle.shard.plan import SEAL_ROWS_MIN
 
 T = TypeVar("T")
 MARK: Final = "needle-bulk-load"
 """The file that says which load a directory is for, and that it is for one."""
 WRITTEN: Final = f"{MARK}.tmp"
+LOCK: Final = f"{MARK}.lock"
+"""Held by the command that works in a directory: two of them would delete each other's files."""
 PIECES, SHARDS = "pieces", "shards"
 
 
@@ -39,7 +43,7 @@ class ShardJob(msgspec.Struct, frozen=True):
 
 class Job(msgspec.Struct, frozen=True):
     """All that a worker has to know. stored: what the collection is called in shards. indexes: whether index files are
-    built here."""
+    built here. scanned_max: fewer rows than that get none, as anywhere."""
 
     stored: str
     spec: CollectionSpec
@@ -48,10 +52,11 @@ class Job(msgspec.Struct, frozen=True):
     pieces: list[Piece]
     indexes: bool
     limits: Limits = Limits()
+    scanned_max: int = SEAL_ROWS_MIN
 
     def fingerprint(self) -> str:
         """Of what the files that are made depend on."""
-        said = (self.stored, self.spec, self.map, self.shards, self.pieces, self.indexes)
+        said = (self.stored, self.spec, self.map, self.shards, self.pieces, self.indexes, self.scanned_max)
         return hashlib.sha256(msgspec.msgpack.encode(said)).hexdigest()[:32]
 
 
@@ -78,7 +83,7 @@ class Work:
         InvalidArgument for a directory that has other files."""
         self.root.mkdir(parents=True, exist_ok=True)
         there = set(os.listdir(self.root))
-        if MARK not in there and there - {WRITTEN}:
+        if MARK not in there and there - {WRITTEN, LOCK}:
             raise invalid(
                 "work", str(self.root), f"an empty directory, or one of a bulk load, with its file {MARK}: what is in "
                 "this one is not of a bulk load, and stays",
@@ -89,6 +94,32 @@ class Work:
             (self.root / WRITTEN).write_text(job.fingerprint())
             (self.root / WRITTEN).replace(self._mark)
         return same
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While this process works in it. Raises InvalidArgument while another one does."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._lock(handle)
+            try:
+                yield
+            finally:
+                (self.root / LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it has files of the load, or of others
+                    self.root.rmdir()
+        finally:
+            os.close(handle)
+
+    def _lock(self, handle: int) -> None:
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(self.root / LOCK)):
+                return
+        raise invalid(
+            "work", str(self.root), "a directory that no other bulk load works in: wait until that one is over, or "
+            "name another one by --work",
+        )  # fmt: skip
 
     def piece(self, number: int) -> Path:
         """The directory of what one piece gave."""

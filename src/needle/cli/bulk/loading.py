@@ -14,7 +14,7 @@ from needle.base.errors import CollectionNotFound, InvalidArgument, Unavailable
 from needle.base.model import Metric
 from needle.cli.bulk.building import build, may_build
 from needle.cli.bulk.engines import Engine
-from needle.cli.bulk.handing import begin, hand_in
+from needle.cli.bulk.handing import begin, hand_in, reading
 from needle.cli.bulk.job import Job, ShardFiles, ShardJob, Work
 from needle.cli.bulk.partitioning import partition
 from needle.cli.bulk.pieces import Piece
@@ -52,8 +52,8 @@ class Asked(NamedTuple):
 async def load(client: Client, asked: Asked, engine: Callable[[], Engine], progress: Progress) -> Loaded:
     """Load all of it. Raises what the cluster refuses, InvalidArgument for what the source has."""
     info, now = await _collection(client, asked)
-    begun = await _begun(client, info, now, asked.timeout)
-    job = _job(info, now, begun, asked.pieces)
+    begun = await begun_of(client, info, now, asked.timeout)
+    job = job_of(info, now, begun, asked.pieces)
     work = Work(asked.directory)
     work.begin(job)
     files = await asyncio.to_thread(_make, job, work, engine, progress)
@@ -90,7 +90,8 @@ async def _collection(client: Client, asked: Asked) -> tuple[CollectionInfo, Top
     return info, now
 
 
-async def _begun(client: Client, info: CollectionInfo, now: Topology, timeout: float) -> dict[int, BulkBeginAnswer]:
+async def begun_of(client: Client, info: CollectionInfo, now: Topology, timeout: float) -> dict[int, BulkBeginAnswer]:
+    """What each shard says. Raises Unavailable while ranges move, InvalidArgument if it was written to."""
     if now.moves:
         raise Unavailable("key ranges are moving: wait until `needle rebalance --status` says that it is over")
     shards = [one.shard for one in now.serving]
@@ -106,7 +107,8 @@ async def _begun(client: Client, info: CollectionInfo, now: Topology, timeout: f
     return begun
 
 
-def _job(info: CollectionInfo, now: Topology, begun: dict[int, BulkBeginAnswer], pieces: list[Piece]) -> Job:
+def job_of(info: CollectionInfo, now: Topology, begun: dict[int, BulkBeginAnswer], pieces: list[Piece]) -> Job:
+    """What workers have to know."""
     assert now.map is not None
     spec = next(iter(begun.values())).spec
     shards = [
@@ -146,8 +148,8 @@ async def _hand_in(
 
     async def one_shard(one: ShardFiles) -> tuple[int, int, dict[str, str]]:
         async with at_once:
-            directory = work.shard(one.shard)
-            done = await hand_in(client, job.stored, by_shard[one.shard], one, directory, timeout, told)
+            read = reading(work.shard(one.shard))
+            done = await hand_in(client, job.stored, by_shard[one.shard], one, read, timeout, told)
             return one.rows, done.log, done.lacking
 
     done = await asyncio.gather(*map(one_shard, files))

@@ -45,22 +45,36 @@ def partition(job: Job, number: int, root: str) -> dict[str, int]:
 
 def _partition(job: Job, piece: Piece, into: Path) -> dict[str, int]:
     load_routers(named_routers(os.environ), ROUTERS_VARIABLE)
-    counts: dict[str, int] = {}
     with ExitStack() as opened:
-        parts: dict[int, _Part] = {}
+        parts = Parts(job, into, opened)
         row = 0
         for form, batch in batches_of(piece):
-            insert = _checked(job, form, batch, f"{piece.path}, row group number {piece.group}", row)
+            parts.add(_checked(job, form, batch, piece.where, row))
             row += batch.num_rows
-            for at, shard in enumerate(_shards(job, insert)):
-                part = parts.get(shard)
-                if part is None:
-                    file = opened.enter_context(open(into / part_name(shard), "wb"))
-                    part = parts[shard] = _Part(RowsWriter(file), job.spec.vector_bytes)
-                part.add(insert, at)
-        for shard, part in parts.items():
-            counts[str(shard)] = part.end()
-    return counts
+        return parts.end()
+
+
+class Parts:
+    """What each shard gets of one piece: a file for each in a directory."""
+
+    def __init__(self, job: Job, into: Path, opened: ExitStack) -> None:
+        """opened: closes the files."""
+        self._job, self._into, self._opened = job, into, opened
+        self._parts: dict[int, _Part] = {}
+
+    def add(self, insert: Insert) -> None:
+        """Documents as a leader has checked them."""
+        for at, shard in enumerate(_shards(self._job, insert)):
+            part = self._parts.get(shard)
+            if part is None:
+                file = open(self._into / part_name(shard), "wb")  # noqa: SIM115  # it is closed with the others
+                self._opened.callback(file.close)
+                part = self._parts[shard] = _Part(RowsWriter(file), self._job.spec.vector_bytes)
+            part.add(insert, at)
+
+    def end(self) -> dict[str, int]:
+        """How many documents each shard gets."""
+        return {str(shard): part.end() for shard, part in self._parts.items()}
 
 
 def _checked(job: Job, form: Form, batch: Any, where: str, first: int) -> Insert:
@@ -82,12 +96,16 @@ def _checked(job: Job, form: Form, batch: Any, where: str, first: int) -> Insert
     if len(set(ids)) < len(ids):
         raise refuse(where, "two documents have one id")
     block = np.concatenate(vectors).astype("<f4", copy=False).tobytes()
-    insert = Insert(job.stored, ids, block, metadata)
-    bounds = msgspec.structs.replace(job.limits, batch_documents_max=10**9, batch_bytes_max=10**9)
     try:
-        checked = check_command(insert, lambda _: job.spec, bounds)
+        return as_leaders_have(job, Insert(job.stored, ids, block, metadata))
     except InvalidArgument as error:
         raise refuse(f"{where} rows {first} to {first + len(ids) - 1}", error.message) from None
+
+
+def as_leaders_have(job: Job, insert: Insert) -> Insert:
+    """The same, with its vectors as they are stored. Raises InvalidArgument."""
+    bounds = msgspec.structs.replace(job.limits, batch_documents_max=10**9, batch_bytes_max=10**9)
+    checked = check_command(insert, lambda _: job.spec, bounds)
     assert isinstance(checked, Insert)
     return checked
 

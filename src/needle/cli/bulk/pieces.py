@@ -5,19 +5,17 @@ A piece is named by what anybody can read again; nothing of it is kept. It must 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
 
-from needle.base.errors import InvalidArgument
-from needle.cli.inputs import refuse
+from needle.cli.bulk.sources import files_of, opened
+from needle.cli.inputs import as_vector, refuse
 from needle.client import arrow_tables
 
 READ_ROWS: Final = 4096
-ENDPOINT_VARIABLE: Final = "AWS_ENDPOINT"
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -29,58 +27,58 @@ class Piece(msgspec.Struct, frozen=True):
     size: int
     changed: str
 
+    @property
+    def where(self) -> str:
+        """What names it in errors."""
+        return f"{self.path}, row group number {self.group}"
+
 
 def pieces_of(source: str) -> tuple[list[Piece], int]:
     """All of a source, in order, and the dimensions of its vectors. Raises InvalidArgument, ConfigError without
-    pyarrow."""
-    system, paths = _files(source)
+    pyarrow, StorageError."""
+    arrow_tables.library("pyarrow.parquet")
     found: list[Piece] = []
-    for path in paths:
-        info = system.get_file_info(path)
-        with _open(system, path) as file:
+    for one in files_of(source):
+        with _opened(one.path) as file:
             groups = [file.metadata.row_group(at).num_rows for at in range(file.metadata.num_row_groups)]
-        changed = str(info.mtime_ns)
-        name = path if not source.startswith("s3://") else f"s3://{path}"
-        found += [Piece(name, at, rows, info.size, changed) for at, rows in enumerate(groups) if rows]
+        found += [Piece(one.path, at, rows, one.size, one.changed) for at, rows in enumerate(groups) if rows]
     if not found:
         raise refuse(source, "holds no documents")
     first = next(batches_of(found[0]))[1]
-    vectors = arrow_tables.vectors_of(first)
-    return found, len(vectors[0])
+    # Checked here already: a collection is made with so many dimensions before the workers look at it.
+    return found, len(as_vector(arrow_tables.vectors_of(first)[0], f"{found[0].where} row 0"))
 
 
 def batches_of(piece: Piece) -> Iterator[tuple[arrow_tables.Form, Any]]:
-    """Its record batches, each with how its documents are read."""
-    system, [path] = _files(piece.path)
-    with _open(system, path) as file:
-        form = arrow_tables.Form(file.schema_arrow, f"{piece.path}, row group number {piece.group}")
-        for batch in file.iter_batches(batch_size=READ_ROWS, row_groups=[piece.group]):
+    """Its record batches, each with how its documents are read. Raises InvalidArgument for a file that is damaged, or
+    another one than when the piece was named: files of two states of the source would be one load."""
+    with _opened(piece.path) as file:
+        _check_same(piece)
+        form = arrow_tables.Form(file.schema_arrow, piece.where)
+        batches = file.iter_batches(batch_size=READ_ROWS, row_groups=[piece.group])
+        while (batch := _next(batches, piece)) is not None:
             yield form, batch
+        _check_same(piece)
 
 
-def _open(system: Any, path: str) -> Any:
+def _check_same(piece: Piece) -> None:
+    now = next((one for one in files_of(piece.path) if one.path == piece.path), None)
+    if now is None or (now.size, now.changed) != (piece.size, piece.changed):
+        raise refuse(piece.path, "was changed since the load began: load again, from files that stay as they are")
+
+
+def _next(batches: Iterator[Any], piece: Piece) -> Any:
     try:
-        return arrow_tables.library("pyarrow.parquet").ParquetFile(system.open_input_file(path))
+        return next(batches, None)
+    except (arrow_tables.library().ArrowException, OSError) as error:
+        raise refuse(piece.where, f"cannot be read: {error}") from None
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    library = arrow_tables.library("pyarrow.parquet")
+    try:
+        with opened(path) as file, library.ParquetFile(file, pre_buffer=True) as parquet:
+            yield parquet
     except (arrow_tables.library().ArrowException, OSError) as error:
         raise refuse(path, f"not a Parquet file: {error}") from None
-
-
-def _files(source: str) -> tuple[Any, list[str]]:
-    """The file system, and the paths of the files: of one, or of all in a directory or below a prefix."""
-    fs = arrow_tables.library("pyarrow.fs")
-    if source.startswith("s3://"):
-        system = fs.S3FileSystem(**({"endpoint_override": at} if (at := os.environ.get(ENDPOINT_VARIABLE)) else {}))
-        place = source.removeprefix("s3://").rstrip("/")
-    else:
-        system, place = fs.LocalFileSystem(), str(Path(source).absolute())
-    try:
-        info = system.get_file_info(place)
-        if info.is_file:
-            return system, [place]
-        within = system.get_file_info(fs.FileSelector(place, recursive=True)) if info.type.name == "Directory" else []
-    except OSError as error:
-        raise refuse(source, f"cannot be read: {error}") from None
-    paths = sorted(one.path for one in within if one.is_file and one.path.endswith(".parquet"))
-    if not paths:
-        raise InvalidArgument(f"{source}: no Parquet file, and no directory of .parquet files", field="SOURCE")
-    return system, paths

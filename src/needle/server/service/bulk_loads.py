@@ -45,7 +45,7 @@ from needle.protocol.upkeep_commands import LoadRows
 from needle.routing.topology import Ownership
 from needle.server.replica import HostedReplica
 from needle.server.service.served import Deadline, ServedNode, not_leader
-from needle.shard.apply.bulk import check_takes_loads
+from needle.shard.apply.bulk import check_owned, check_takes_loads
 from needle.shard.bulk.staged import StagedFiles, read_name, rows_name
 from needle.shard.bulk_checking import Owning, check_load
 from needle.shard.plan import PublishedSegment
@@ -61,7 +61,8 @@ ROW_ROOM: Final = 250
 file of rows, twice as many in the worst case, for vectors of which two do not fit on a page; and what tables take
 (measured: 85 bytes and its id)."""
 ALL_SECONDS: Final = 10.0
-"""So long the leader waits for replicas beyond a majority: whoever has the files need not fetch them to apply."""
+"""So long the leader waits for replicas beyond a majority: whoever has the files need not fetch them to apply. At most
+half of the time that there is."""
 
 
 class BulkLoads:
@@ -143,11 +144,10 @@ class BulkLoads:
             raise Unavailable("the leader has not got all files of this load: put them there first", group=group)
         view = next(v for v in hosted.replica.view.collections.values() if v.record.id == command.collection_id)
         self._check_takes(hosted, view.record.spec)
+        check_owned(hosted.replica.view.fence, command)
         owned, shard = self._owned(), group - 1
         if owned.fingerprint(shard) != command.owned:
-            raise Unavailable(
-                "this node knows another map than the one that the load was made for: prepare it again", group=group
-            )
+            raise Unavailable("this node does not know yet that the shard owns what the load was made for", group=group)
         owning = Owning(owned.map.strategy, owned.map.shard_count, owned.ranges(shard))
         check = (check_load, command, staged, view.record.spec, self._node.config.limits, owning)
         await self._node.ports.build_pool.run(unless_cancelled, *check, lambda: self._node.host.stopped)
@@ -158,6 +158,7 @@ class BulkLoads:
         one that has them has no room for what its state takes of them: it would apply nothing from the entry on, also
         no drop."""
         since, have = self._node.now(), {self._node.node_id}
+        patience = min(ALL_SECONDS, deadline.left() / 2)
         _check_room(self._node.node_id, self._room(), needed)
         while True:
             status = self._node.status(group, False)
@@ -170,7 +171,7 @@ class BulkLoads:
             held = sum(node in have for node in status.voters)
             if held == len(status.voters):
                 return
-            if held > len(status.voters) // 2 and self._node.now() - since >= ALL_SECONDS:
+            if held > len(status.voters) // 2 and self._node.now() - since >= patience:
                 return
             if deadline.left() < 2 * AGAIN_SECONDS:
                 raise Unavailable(f"{held} of {len(status.voters)} replicas have the files of this load", group=group)

@@ -18,6 +18,7 @@ from needle.base.model import CollectionSpec, WriteResult
 from needle.protocol.upkeep_commands import LoadRows
 from needle.shard.apply.batch import Batch
 from needle.shard.apply.changes import CollectionChange
+from needle.shard.apply.holdings import Fence
 from needle.shard.bulk.rows_file import Rows, doubled, id_hashes, read_rows
 from needle.shard.bulk.staged import Awaited, StagedFiles, rows_name
 from needle.shard.documents.digest import MODULUS, document_hash
@@ -67,15 +68,19 @@ def _check(batch: Batch, record: CollectionRecord, command: LoadRows, generation
             field="collection",
             documents=record.documents,
         )
-    fence = batch.fence
+    check_owned(batch.fence, command)
+    if generation != command.generation:
+        raise InvalidArgument("the collection got another index since the load was prepared", field="index")
+
+
+def check_owned(fence: Fence | None, command: LoadRows) -> None:
+    """Raises StaleEpoch unless the shard owns what the load was made for, all of it open to writes."""
     if fence is not None and (fence.fingerprint != command.owned or fence.freezes):
         raise StaleEpoch(
             "the ranges of keys that this shard owns are not those that the load was made for, or are about to move: "
             "prepare it again, by the map that there is now",
             owned=False,
         )
-    if generation != command.generation:
-        raise InvalidArgument("the collection got another index since the load was prepared", field="index")
 
 
 def check_takes_loads(spec: CollectionSpec) -> None:

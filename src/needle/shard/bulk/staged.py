@@ -118,7 +118,8 @@ class StagedFiles:
 
     def put(self, name: str, size: int, offset: int, data: bytes) -> int:
         """Take a part, in order; how many bytes are here, -1 once all of it is. Raises InvalidArgument for a file of
-        one load too many, or with another checksum than its name's; Unavailable where an earlier part is missing."""
+        one load too many; Unavailable where an earlier part is missing, or for a file with another checksum than its
+        name's, of which nothing is kept: a power cut may have taken what came before."""
         with self._lock:
             if self.has(name):
                 return -1
@@ -153,7 +154,7 @@ class StagedFiles:
     def _finish(self, name: str, part: str) -> int:
         if checksum_of(part) != read_name(name).checksum:
             remove_file(part)
-            raise invalid("name", name, "a file with the checksum of its name: what came is another one, send it again")
+            raise Unavailable(f"what came of {name} has another checksum than its name: send it again", here=0)
         self._disk.sync(part)
         self._disk.rename(part, self.path(name))
         self._disk.sync(self._directory)
