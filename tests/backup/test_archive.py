@@ -16,7 +16,7 @@ from needle.backup.archive_format import Span
 from needle.backup.archive_keeping import outdated
 from needle.backup.archive_looking import list_archives
 from needle.backup.archive_reading import bases_of, catalog_at, chain, chunks_of
-from needle.backup.archiving import archive
+from needle.backup.archiving import SILENT_SECONDS, archive
 from needle.backup.instant import owners
 from needle.backup.keeping import prune, verify
 from needle.backup.replaying import Replayed
@@ -154,6 +154,40 @@ async def test_what_a_leader_of_a_snapshot_lacks_the_other_replicas_give(tmp_pat
     assert list_archives(store)[0].gaps == [] and [index for index, _ in bases_of(store, 7, 0)] == [0]
     for index in (9, 15, 25, 40):
         assert restored(store, tmp_path / f"{index}", index=index) == world.shard.contents[index]
+
+
+async def test_replicas_that_do_not_answer_are_asked_again_before_entries_are_given_up(tmp_path: Path) -> None:
+    """One that was just killed had them, and a state was copied at once: all instants up to there were lost."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(10)
+    await world.archiver(store).look(flush=True)
+    group = world.client._shards.group(0)
+    answered = group.ask_replica
+
+    async def down(address: str, *rest: Any) -> bytes:
+        if address == "0":
+            raise Unavailable("it is down")
+        return await answered(address, *rest)
+
+    world.followers = [copy.copy(world.shard)]
+    group.ask_replica = down
+    world.fill(30)
+    world.shard.first = 31
+    archiver = world.archiver(store)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="no entry 12 any more, and replicas that may have it do not answer: 0"):
+            await archiver.look(flush=True)
+    group.ask_replica = answered
+    await archiver.look(flush=True)
+    assert list_archives(store)[0].gaps == [] and [index for index, _ in bases_of(store, 7, 0)] == [0]
+    assert restored(store, tmp_path / "15", index=15) == world.shard.contents[15]
+    world.fill(30)
+    world.shard.first, group.ask_replica = 71, down
+    with pytest.raises(Unavailable):
+        await archiver.look(flush=True)
+    world.now += int(SILENT_SECONDS * SECOND)
+    await archiver.look(flush=True)  # it may never come back
+    assert len(list_archives(store)[0].gaps) == 1
 
 
 async def test_damage_is_found(tmp_path: Path) -> None:

@@ -80,6 +80,24 @@ async def test_a_member_a_bounded_way_behind_is_served_from_the_log(tmp_path: Pa
         assert leader.reached.count("snapshot.after_export") == 1
 
 
+async def test_replicas_that_follow_keep_what_an_archive_lacks_too(tmp_path: Path) -> None:
+    """They may lead next: what they had cut was lost to the archive when the leader died."""
+    config = replace(SMALL_STEPS, log_bytes_max=1 << 28)
+    async with Cluster(str(tmp_path), config=config) as cluster:
+        await cluster.put("before", 1)
+        await cluster.converged()
+        told, untold = [node for node in cluster.running() if node is not await cluster.leader()]
+        has = told.host.applied_index(0)
+        told.host.note_archived(0, "target", has, 1)
+        while untold.host.status(0).first_index <= has + 8:
+            await cluster.put("filler", 1)
+        await cluster.converged()
+        assert told.host.status(0).first_index <= has + 1
+        told.host.note_archived(0, "target", told.host.applied_index(0), 2)
+        while told.host.status(0).first_index <= has + 8:
+            await cluster.put("filler", 1)
+
+
 async def test_few_large_entries_are_compacted_by_their_bytes(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), nodes=3, config=SMALL_LOG) as cluster:
         for number in range(150):

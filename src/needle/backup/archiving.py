@@ -75,6 +75,9 @@ AT_ONCE: Final = 8
 """Shards that are asked at a time, or copied."""
 TOLD_SECONDS: Final = 3600.0
 FOLLOWERS_SECONDS: Final = 60.0
+SILENT_SECONDS: Final = 120.0
+"""Replicas that may have what the leader lacks, and do not answer, are asked again for so long: what no state leads to
+is lost to the archive for good."""
 FINAL: Final = (ClientClosed, Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
 """What will not be otherwise at the next look."""
 
@@ -287,7 +290,13 @@ class Archiver:
         call = self._log_call(archive, kept, most)
         answer = await ask_log(self._client, archive.shard, call)
         if answer.entries is None and kept is None:
-            return await ask_followers(self._client, archive, call, answer)
+            answer, silent = await ask_followers(self._client, archive, call, answer)
+            if answer.entries is None and silent and archive.waits(self._around.clock.monotonic(), SILENT_SECONDS):
+                raise Unavailable(
+                    f"shard {archive.shard}: its leader has no entry {call.after + 1} any more, and replicas that may "
+                    f"have it do not answer: {', '.join(silent)}"
+                )
+        archive.lacked = None
         return answer
 
     def _tell_followers(self) -> None:

@@ -67,17 +67,21 @@ class Followers:
             await asyncio.gather(self._telling, return_exceptions=True)
 
 
-async def ask_followers(client: Client, archive: ShardArchive, call: LogCall, leader: LogAnswer) -> LogAnswer:
-    """What the leader answered, with the entries that it lacks if another replica has them. One of a release before
-    this one gives none."""
+async def ask_followers(
+    client: Client, archive: ShardArchive, call: LogCall, leader: LogAnswer
+) -> tuple[LogAnswer, list[str]]:
+    """What the leader answered, with the entries that it lacks if another replica has them; else the addresses of those
+    that did not answer, and may have them. One of a release before this one gives none."""
     body = calls.encode(msgspec.structs.replace(call, follower=True))
-    for found in (await ask_replicas(client, archive.shard, LOG, body, CALL_SECONDS)).values():
+    silent = []
+    for address, found in (await ask_replicas(client, archive.shard, LOG, body, CALL_SECONDS)).items():
         if isinstance(found, NeedleError):
+            silent.append(address)
             continue
         answer = calls.decode(found, LogAnswer)
         if archive.term and answer.term not in (0, archive.term):
             continue
         entries = [one for one in answer.entries or () if one.index <= leader.upto]
         if entries and entries[0].index == call.after + 1:
-            return msgspec.structs.replace(leader, entries=entries, term=answer.term)
-    return leader
+            return msgspec.structs.replace(leader, entries=entries, term=answer.term), []
+    return leader, sorted(silent)

@@ -23,7 +23,8 @@ class ShardArchive:
     before a state is copied. copied: the index of the one that is being copied, 0 for none; tried: when that was begun
     last (microseconds since 1970). serves: the cluster has this shard. published: the last entry that was read by which
     an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files.
-    followed: when replicas that do not lead were told last (microseconds since 1970)."""
+    followed: when replicas that do not lead were told last (microseconds since 1970). lacked: since when entries are
+    lacking that a replica which does not answer may have (monotonic seconds)."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -37,6 +38,7 @@ class ShardArchive:
         self.lacks_state, self.serves = False, True
         self.published, self.indexed = 0, (0, 0)
         self.followed = 0
+        self.lacked: float | None = None
 
     @property
     def based_at(self) -> int:
@@ -48,6 +50,12 @@ class ShardArchive:
         has twice as many entries since. now: microseconds since 1970."""
         index, at = self.indexed
         return self.published > index and (now - at >= every * 1e6 or self.kept >= 2 * index)
+
+    def waits(self, now: float, seconds: float) -> bool:
+        """Whether those that do not answer are asked again, as they are for so many seconds."""
+        if self.lacked is None:
+            self.lacked = now
+        return now - self.lacked < seconds
 
     def take(self, answer: LogAnswer) -> bool:
         """Entries that follow; whether that was all there is. Raises StorageError if the log lost what is archived."""

@@ -86,12 +86,13 @@ class Compaction:
         return min(target, keep_after(self._members(), sizes, host.bounds), self._snapshots.floor)
 
     def _members(self) -> Iterator[Member]:
-        """Who may need the leader's log, other than itself: members, and archives."""
+        """Who may need this log: archives, of which replicas that follow are told, too, for they may lead next; and a
+        leader's members."""
         host, raft = self._host, self._group.raft
-        if raft.role is not Role.LEADER:
-            return
         now, within = host.clock.monotonic(), 2 * host.config.election_timeout
         yield from self.archives.members(now)
+        if raft.role is not Role.LEADER:
+            return
         exported = host.shelf.current(self._group.id)
         for node, progress in raft.progress().items():
             if node != host.node_id:
