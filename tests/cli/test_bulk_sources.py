@@ -51,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
             for name, data in self.server.objects.items()
             if name.startswith(f"{bucket}/{prefix}")
         }
-        one = "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>&quot;1&quot;</ETag><Size>{}</Size></Contents>"
+        one = (
+            "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>&quot;1&quot;</ETag><Size>{}</Size></Contents>"
+        )
         inside = "".join(one.format(escape(name), WHEN, len(data)) for name, data in found.items())
         self._send(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{inside}</ListBucketResult>".encode())
 
@@ -154,6 +156,8 @@ def pieces_of_one(bucket: Bucket, tmp_path: Path) -> tuple[list, int]:
 
 
 def test_a_bucket_that_refuses_is_a_storage_error(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Handler, "_listed", lambda self, *_: self._send(403, b"<Error><Code>AccessDenied</Code></Error>"))
+    monkeypatch.setattr(
+        Handler, "_listed", lambda self, *_: self._send(403, b"<Error><Code>AccessDenied</Code></Error>")
+    )
     with pytest.raises(StorageError, match="s3://books/some"):
         pieces_of("s3://books/some")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,8 @@ from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, pr
 
 if TYPE_CHECKING:
     from needle.cli.bulk.loading import Asked, Loaded
+
+OWN_DIRECTORY = ".needle-bulk"
 
 
 def bulk_load(
@@ -53,13 +56,16 @@ def bulk_load(
     from needle.cli.bulk.pieces import pieces_of
 
     pieces, dimensions = pieces_of(source)
-    directory = Path(work or ".needle-bulk") / f"load-{collection}"  # --work may be a directory with other files
+    directory = Path(work or OWN_DIRECTORY) / f"load-{collection}"  # --work may be a directory with other files
     asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout)
     started = time.perf_counter()
     loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
     seconds = time.perf_counter() - started
     if not keep:
         Work(asked.directory).end()
+        if work is None:
+            with suppress(OSError):  # of another load that goes on, or was broken off
+                os.rmdir(OWN_DIRECTORY)
     if json:
         print_json({**loaded._asdict(), "seconds": round(seconds, 3)})
         return

@@ -52,7 +52,9 @@ def _objects(source: str) -> list[Found]:
         if (said := store.stat(name)) is not None:
             return [Found(source, said.size, str(said.modified))]
     names = bucket_store(source).names("")
-    return [Found(f"{source}/{one}", said.size, str(said.modified)) for one, said in names.items() if one.endswith(ENDING)]
+    return [
+        Found(f"{source}/{one}", said.size, str(said.modified)) for one, said in names.items() if one.endswith(ENDING)
+    ]
 
 
 def _object(path: str) -> tuple[ObjectStore, str]:
