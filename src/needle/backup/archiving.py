@@ -2,9 +2,10 @@
 
 Once a second each shard's leader is asked for the entries that a majority has since; every few seconds, or when they
 have CHUNK_BYTES, they are put into the store. What is archived says the store alone, so whoever begins again goes on
-there. Where a leader's log does not go back so far, or behind a bulk load, whose documents are in a file, its
-shard's state is copied first, as it is again now and then, so that a restore has not to go through months of entries. That takes as long as it takes, so it goes on beside the looks:
-those of other shards go on, and the leader is told all the while behind which entry its log is needed.
+there. Where a leader's log does not go back so far, and behind a bulk load, whose documents are in a file, its shard's
+state is copied first, as it is again now and then, so that a restore has not to go through months of entries. That
+takes as long as it takes, so it goes on beside the looks: those of other shards go on, and the leader is told all the
+while behind which entry its log is needed.
 
 Invariants: the head says of nothing that it is archived before it is; two archivers at one target do no harm, for what
 they write of an index is the same. Memory: BUFFERED_BYTES_MAX of entries, and a piece.

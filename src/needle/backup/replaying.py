@@ -154,8 +154,8 @@ class Replay:
         self._go(lambda one, _: index is not None and one.index > index)
 
     def prove(self) -> int:
-        """Go on to the next place with a recorded digest, and compare; its index, 0 if none comes, or a bulk load before
-        it. What was read before was right if this is."""
+        """Go on to the next place with a recorded digest, and compare; its index, 0 if none comes, or a bulk load
+        before it. What was read before was right if this is."""
         found = 0
 
         def over(one: LoggedEntry, digest: str | None) -> bool:
@@ -233,8 +233,8 @@ class Replay:
             except FileAwaited as error:
                 self.at_load = True
                 raise CorruptBackup(
-                    f"shard {self._shard}, behind index {self.last}: documents came by a bulk load, whose file no archive "
-                    "holds. Instants before it can be had, and those from the state on that was copied after it"
+                    f"shard {self._shard}, behind index {self.last}: documents came by a bulk load, whose file no "
+                    "archive holds. Instants before it can be had, and those from the state on that was copied after it"
                 ) from error
             self.entries, self.last = self.entries + done, self._batch[done - 1].index
             self._batch = self._batch[done:]

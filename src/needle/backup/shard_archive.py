@@ -54,7 +54,7 @@ class ShardArchive:
 
     @property
     def meets_load(self) -> bool:
-        """Whether the last entry that was read is one whose documents are in a file, and there is no state behind it."""
+        """Whether the last entry that was read has its documents in a file, and there is no state behind it."""
         return self.read == self.loaded > (-1 if self.based is None else self.based[0])
 
     def take(self, answer: LogAnswer) -> bool:

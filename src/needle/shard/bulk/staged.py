@@ -189,8 +189,8 @@ class StagedFiles:
         return {read_name(name.removesuffix(PART)).collection_id for name in self._ours()}
 
     def forget(self, collection_id: int, given: str = "") -> None:
-        """Delete its files. given: the directory into which `give` linked them, if they go there, too: the collection was
-        dropped, and whoever deletes its index files may never have heard of these."""
+        """Delete its files. given: the directory into which `give` linked them, if they go there, too: the collection
+        was dropped, and whoever deletes its index files may never have heard of these."""
         with self._lock:
             for name in self._ours():
                 if read_name(name.removesuffix(PART)).collection_id == collection_id:
