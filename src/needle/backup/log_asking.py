@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from needle.backup.shard_archive import ShardArchive
-from needle.base.errors import NeedleError
+from needle.base.errors import NeedleError, Unavailable
 from needle.client import Client
 from needle.client.shards import ask_leader, ask_replicas
 from needle.protocol import calls
@@ -22,6 +22,9 @@ from needle.protocol.archive_calls import LOG, LogAnswer, LogCall
 
 CALL_SECONDS: Final = 10.0
 TELL_SECONDS: Final = 2.0
+SILENT_SECONDS: Final = 120.0
+"""Replicas that may have what the leader lacks, and do not answer, are asked again for so long: what no state leads to
+is lost to the archive for good."""
 TOLD_AT_ONCE: Final = 8
 """Shards."""
 
@@ -68,10 +71,11 @@ class Followers:
 
 
 async def ask_followers(
-    client: Client, archive: ShardArchive, call: LogCall, leader: LogAnswer
-) -> tuple[LogAnswer, list[str]]:
-    """What the leader answered, with the entries that it lacks if another replica has them; else the addresses of those
-    that did not answer, and may have them. One of a release before this one gives none."""
+    client: Client, archive: ShardArchive, call: LogCall, leader: LogAnswer, now: float
+) -> LogAnswer:
+    """What the leader answered, with the entries that it lacks if another replica has them. One of a release before
+    this one gives none. now: monotonic seconds. Raises Unavailable, for SILENT_SECONDS, while none that answers has
+    them, and others do not answer."""
     body = calls.encode(msgspec.structs.replace(call, follower=True))
     silent = []
     for address, found in (await ask_replicas(client, archive.shard, LOG, body, CALL_SECONDS)).items():
@@ -83,5 +87,12 @@ async def ask_followers(
             continue
         entries = [one for one in answer.entries or () if one.index <= leader.upto]
         if entries and entries[0].index == call.after + 1:
-            return msgspec.structs.replace(leader, entries=entries, term=answer.term), []
-    return leader, sorted(silent)
+            archive.lacked = None
+            return msgspec.structs.replace(leader, entries=entries, term=answer.term)
+    if silent and archive.waits(now, SILENT_SECONDS):
+        raise Unavailable(
+            f"shard {archive.shard}: its leader has no entry {call.after + 1} any more, and replicas that may have it "
+            f"do not answer: {', '.join(sorted(silent))}"
+        )
+    archive.lacked = None
+    return leader

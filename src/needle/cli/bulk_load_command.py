@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,8 @@ from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, pr
 
 if TYPE_CHECKING:
     from needle.cli.bulk.loading import Asked, Loaded
+
+OWN_DIRECTORY = ".needle-bulk"
 
 
 def bulk_load(
@@ -54,7 +57,7 @@ def bulk_load(
     from needle.cli.bulk.pieces import pieces_of
 
     pieces, dimensions = pieces_of(source)
-    directory = Path(work or ".needle-bulk") / f"load-{collection}"  # --work may be a directory with other files
+    directory = Path(work or OWN_DIRECTORY) / f"load-{collection}"  # --work may be a directory with other files
     asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout)
     started, files = time.perf_counter(), Work(asked.directory)
     try:
@@ -62,6 +65,9 @@ def bulk_load(
             loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
             if not keep:
                 files.end()
+        if work is None and not keep:
+            with suppress(OSError):  # of another load that goes on, or was broken off
+                os.rmdir(OWN_DIRECTORY)
     except OSError as error:
         raise os_failure(error, str(error.filename or asked.directory)) from error
     seconds = time.perf_counter() - started
