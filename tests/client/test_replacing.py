@@ -88,6 +88,7 @@ class Catalog:
                 after = [job.wish.replace.new if one == job.wish.replace.old else one for one in held.wanted]
                 self.tell(AssignReplicas(group, list(held.wanted), after))
                 self.tell(ConfirmReplicas(group, self.now.version))
+                made = msgspec.structs.replace(made, moves=made.moves + 1)
         if job_done:
             self.tell(StepRebalance(msgspec.structs.replace(made, state=JobState.DONE), job.revision))
 
@@ -125,6 +126,39 @@ async def test_from_one_entry_on_the_old_node_gets_nothing_new_and_at_the_end_it
     assert catalog.now.rebalance is not None and catalog.now.rebalance.state is JobState.DONE
     assert await client.start_replacement(old, new) is None  # it may be repeated
     await client.replace_node(old, new, timeout=1)
+
+
+async def test_of_a_node_that_healing_has_emptied_nobody_is_said_to_have_taken_anything_over() -> None:
+    catalog = Catalog(at_version(topology(shards=1, factor=3, nodes=5)))
+    client = catalog.client()
+    client._shards.topology = lambda: catalog.now
+    catalog.tell(WeighNode("node-1", 3.0))
+    for group in (CATALOG_GROUP, shard_group(0)):
+        held = catalog.now.holders(group)
+        assert held is not None and "node-1" in held.wanted
+        catalog.tell(AssignReplicas(group, list(held.wanted), ["node-5" if n == "node-1" else n for n in held.wanted]))
+        catalog.tell(ConfirmReplicas(group, catalog.now.version))
+    assert await client.plan_replacement("node-1", "node-4") == []
+
+    async def replaced(old: str, new: str) -> str:
+        told = list[str]()
+
+        def tell(text: str) -> None:
+            told.append(text)
+            if len(told) == 1:
+                catalog.settle()
+
+        await client.replace_node(old, new, told=tell, timeout=10)
+        assert state(catalog.now, old) is NodeState.REMOVED
+        return told[-1]
+
+    told = await replaced("node-1", "node-4")
+    assert "in the place of" not in told and "`needle node add node-4`" in told
+    assert told.endswith("; node-1 was given weight 3, node-4 has 1 (`needle node weight`)")
+    assert await replaced("node-2", "node-4") == "node-4 is in the place of node-2"
+    catalog.tell(RegisterNode(node(9, knows=EMPTIES)))  # somebody new and empty, for one that holds something itself
+    told = await replaced("node-9", "node-4")
+    assert told == "node-9 held nothing any more, so node-4 took nothing over from it"
 
 
 async def test_who_waits_is_told_when_somebody_cancels_it() -> None:

@@ -32,7 +32,7 @@ from needle.cli.rebalance_commands import (
     show_progress,
 )
 from needle.client.everywhere import without
-from needle.client.replacing import not_replaced
+from needle.client.replacing import not_replaced, replaced_in_words, took_over
 from needle.routing.jobs import JobState, Progress, RebalanceConfig, check_over
 from needle.routing.plans import Plan, Wish
 from needle.routing.topology import NodeState, Topology
@@ -253,29 +253,33 @@ def replace(
     run(cluster, lambda client: _joined(client, new, min(timeout, JOIN_SECONDS)))
     if dry_run:
         moved = run(cluster, lambda client: client.plan_replacement(old, new))
-        show_moves(moved, json, config, f"then {old} is forgotten")
+        then = f"then {old} is forgotten" if moved else f"nothing has to move to {new}; {old} is forgotten"
+        show_moves(moved, json, config, then)
         return
 
-    async def work(client: needle.Client) -> Progress | None:
+    async def work(client: needle.Client) -> tuple[Progress, Topology] | None:
         id_ = await client.start_replacement(old, new, config, timeout=min(timeout, 10.0))
         if id_ is None:
             notes.print(f"{old} was removed from this cluster before; nothing was changed", markup=False)
             return None
         if not json:
             notes.print(f"rebalance {id_} has begun; it goes on if you stop watching", markup=False)
-        return await followed(client, id_, no_wait, json, deadline)
+        found = await followed(client, id_, no_wait, json, deadline)
+        return found, await _confirmed(client)
 
-    found = run(cluster, work)
-    if found is not None and not found.is_complete:
-        show_progress(found, json)
-        return
-    if found is not None and found.state is not JobState.DONE:
-        raise Unavailable(not_replaced(found, old))
-    by = None if found is None else new  # which node took its place before is not known
+    by, told = None, ""  # which node took its place before is not known
+    if (ended := run(cluster, work)) is not None:
+        found, now = ended
+        if not found.is_complete:
+            show_progress(found, json)
+            return
+        if found.state is not JobState.DONE:
+            raise Unavailable(not_replaced(found, old))
+        by = new if took_over(now, found.id, new) else None
+        told = f"{replaced_in_words(now, found.id, old, new)}\n"
     if json:
         print_json({"removed": old, "replaced_by": by})
-    told = f"{by} is in the place of {old}; " if by is not None else ""
-    notes.print(f"{told}stop {old} and delete its data directory", markup=False)
+    notes.print(f"{told}stop {old} and delete its data directory", markup=False, soft_wrap=True)
 
 
 async def _confirmed(client: needle.Client) -> Topology:

@@ -109,6 +109,8 @@ class ReplaceMethods(OverShards):
                     "(`needle rebalance --status`), and the same call waits for it"
                 )
             await asyncio.sleep(LOOK_SECONDS)
+        if told is not None:
+            told(replaced_in_words(self._shards.topology(), id_, old, new))
         return id_
 
     async def _is_replaced(self, id_: int, old: NodeId, left: float) -> bool:
@@ -131,6 +133,33 @@ class ReplaceMethods(OverShards):
         if ended is None:
             raise Unavailable(f"rebalance {id_}, which was to replace {old}, has ended, and another one was started")
         raise Unavailable(not_replaced(ended, old))
+
+
+def took_over(now: Topology, id_: int, new: NodeId) -> bool:
+    """Whether the node that was to replace another one took anything over by this rebalance, which is done: healing may
+    have emptied the old one before."""
+    if not now.hosted_by(new) and new not in now.catalog:
+        return False
+    job = now.rebalance
+    known = [job] if job is not None and job.id == id_ else [one for one in now.ended if one.id == id_]
+    return any(one.moves > 0 for one in known) or not known
+
+
+def replaced_in_words(now: Topology, id_: int, old: NodeId, new: NodeId) -> str:
+    """What a replacement that is done has come to, for people."""
+    gone, known = now.node(old), now.node(new)
+    if took_over(now, id_, new):
+        told = f"{new} is in the place of {old}"
+    else:
+        told = f"{old} held nothing any more, so {new} took nothing over from it"
+        if not now.hosted_by(new) and new not in now.catalog:
+            told += f": `needle node add {new}` brings it its share"
+    if gone is not None and known is not None:
+        if gone.weighed and gone.weight != known.weight:
+            told += f"; {old} was given weight {gone.weight:g}, {new} has {known.weight:g} (`needle node weight`)"
+        if gone.zoned and gone.zone != known.zone:
+            told += f"; {old} was given zone {gone.zone!r}, {new} has {known.zone!r} (`needle node zone`)"
+    return told
 
 
 def not_replaced(ended: Ended | Progress, old: NodeId) -> str:
