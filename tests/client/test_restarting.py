@@ -10,11 +10,17 @@ import msgspec
 import pytest
 
 from catalog.catalog_util import topology
-from needle.base.errors import NoQuorum, Unauthenticated
-from needle.base.ids import CATALOG_GROUP, GroupId
-from needle.base.model import PeerStatus, RaftStatus
+from needle.base.errors import InvalidArgument, NeedleError, NoQuorum, Unauthenticated
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId
+from needle.base.model import PeerStatus, RaftStatus, WriteResult
+from needle.catalog.state import execute
+from needle.client import restarting
 from needle.client.group import GroupClient
 from needle.client.restarting import Restart, _Rolling, able, in_order, why_not
+from needle.protocol import calls
+from needle.protocol.calls import MaintenanceCall
+from needle.protocol.catalog_commands import CatalogCommand, MaintainNode
+from needle.routing.topology import Topology
 
 NODES = ["node-1", "node-2", "node-3"]
 
@@ -149,3 +155,98 @@ async def test_while_the_catalog_has_no_leader_a_restart_waits() -> None:
     assert told == "the catalog does not say who holds what: nobody leads it"
     with pytest.raises(Unauthenticated):
         await rolling(_Rolling, Unauthenticated("the key was revoked"))._whole("node-1")
+
+
+class Shared:
+    """The catalog, and nodes that do at once what they are told; somebody else's commands can come between."""
+
+    def __init__(self, now: Topology) -> None:
+        self.now = now
+        shards: Any = SimpleNamespace(
+            confirmed=self.confirmed, command=self.command, topology=lambda: self.now, node_at=self.node_at
+        )
+        caller: Any = SimpleNamespace(call=self.call)
+        self.parts = caller, shards
+
+    async def confirmed(self, timeout: float) -> Topology:
+        await asyncio.sleep(0)
+        return self.now
+
+    async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
+        await asyncio.sleep(0)
+        self.now, result = execute(self.now, self.now.version + 1, command)
+        if isinstance(result, NeedleError):
+            raise result
+        return result
+
+    async def node_at(self, address: str) -> str:
+        return next(name for name, at in self.now.addresses().items() if at == address)
+
+    async def call(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
+        assert method == calls.MAINTENANCE
+        await self.command(MaintainNode(await self.node_at(address), calls.decode(body, MaintenanceCall).on), timeout)
+        return b""
+
+    def resting(self) -> list[str]:
+        return [info.id for info in self.now.nodes if info.maintenance]
+
+
+class AtOnce(_Rolling):
+    """All of them have looked, and found nobody in maintenance, before the first begins. `parties`: how many."""
+
+    parties = 0
+    looked: asyncio.Event
+
+    async def _groups(self, *_: Any) -> Any:
+        return {}
+
+    async def _may_go(self, node: NodeId, *_: Any) -> None:
+        AtOnce.parties -= 1
+        if not AtOnce.parties:
+            AtOnce.looked.set()
+        await AtOnce.looked.wait()
+
+    async def _who(self, node: NodeId) -> Any:
+        return None
+
+    async def _anew(self, *_: Any) -> str:
+        return ""
+
+    async def _whole(self, *_: Any) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("several", [2, 3])
+async def test_of_several_restarts_that_begin_at_once_one_goes_on_and_the_others_are_told(several: int) -> None:
+    shared, restarted, told = Shared(topology(shards=1, nodes=5, factor=5)), list[str](), list[str]()
+    AtOnce.parties, AtOnce.looked = several, asyncio.Event()
+
+    def restart(node: str, address: str) -> None:
+        assert shared.resting() == [node], "one node at a time"
+        restarted.append(node)
+
+    rolls = [AtOnce(*shared.parts).run(restart, [f"node-{n}"], told.append, 60) for n in range(1, several + 1)]
+    found = await asyncio.wait_for(asyncio.gather(*rolls, return_exceptions=True), 10)
+    (done,) = [one for one in found if isinstance(one, list)]
+    assert [one.node for one in done] == restarted and shared.resting() == []
+    refused = [str(one) for one in found if isinstance(one, InvalidArgument)]
+    assert len(refused) == several - 1 and all(restarted[0] in one and "maintenance" in one for one in refused)
+
+
+async def test_who_was_first_does_not_wait_forever_for_maintenance_that_nobody_gives_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = Shared(topology(shards=1, nodes=5, factor=5))
+    AtOnce.parties, AtOnce.looked = 1, asyncio.Event()
+    monkeypatch.setattr(restarting, "YIELD_SECONDS", 0.0)
+    call = shared.call
+
+    async def interrupted(address: str, method: str, body: bytes, timeout: float) -> bytes:
+        if not shared.resting()[1:]:
+            await shared.command(MaintainNode("node-3", True), 1)  # an operator's own
+        return await call(address, method, body, timeout)
+
+    shared.parts[0].call = interrupted
+    with pytest.raises(InvalidArgument, match="node-1 is not restarted, and back: node-3 is in maintenance"):
+        await AtOnce(*shared.parts).run(lambda *_: None, ["node-1"], lambda _: None, 60)
+    assert shared.resting() == ["node-3"]

@@ -136,6 +136,7 @@ async def test_what_would_cost_a_majority_is_refused_and_a_node_that_does_not_co
     async with ShardedProcesses(tmp_path, nodes=3) as processes, processes.connect() as client:
         await processes.create(1, 3)
         await healthy(client)
+        await _one_of_three_at_once(processes, client)
         restarted: list[str] = []
 
         async def nothing(node: str, address: str) -> None:
@@ -171,3 +172,22 @@ async def test_what_would_cost_a_majority_is_refused_and_a_node_that_does_not_co
         with pytest.raises(Unavailable, match="no majority"):
             await client.rolling_restart(nothing, nodes=others, timeout=3)
         assert restarted == [stuck]
+
+
+async def _one_of_three_at_once(processes: ShardedProcesses, client: Client) -> None:
+    """Three operators begin at the same time, each with another node: one goes on, the others hear of whom."""
+    restarted: list[str] = []
+
+    def restart(node: str, address: str) -> None:
+        processes.terminate(node)
+        processes.restart(node)
+        restarted.append(node)
+
+    rolls = [client.rolling_restart(restart, nodes=[node], timeout=60) for node in processes.nodes]
+    found = await asyncio.gather(*rolls, return_exceptions=True)
+    assert len([one for one in found if isinstance(one, list)]) == 1 and len(restarted) == 1, found
+    refused = [one for one in found if not isinstance(one, list)]
+    assert all(isinstance(one, InvalidArgument) and restarted[0] in str(one) for one in refused), found
+    now = await client.refresh_topology(confirmed=True)
+    assert not any(info.maintenance for info in now.nodes)
+    await healthy(client)

@@ -52,14 +52,14 @@ class NodeMethods(OverShards):
         await maintain(self._caller, self._shards, node, False, values.check_timeout(timeout))
 
 
-async def maintain(caller: Caller, shards: ClusterShards, node: str, on: bool, seconds: float) -> bool:
-    """Begin or end a node's maintenance. Whether that changed what the catalog says of the node, and no other command
-    had. Raises Unavailable, after it is noted, if the node does not answer."""
-    changed = False
+async def maintain(caller: Caller, shards: ClusterShards, node: str, on: bool, seconds: float) -> int:
+    """Begin or end a node's maintenance. Returns the catalog's index of the one that this began, as `NodeInfo` has it;
+    0 if it did not, for another command had. Raises Unavailable, after it is noted, if the node does not answer."""
+    begun = 0
     address, known = await address_of(shards, node), node in shards.topology().addresses()
     if on and known:  # also if the node does not answer
         done = await shards.command(MaintainNode(node, True), seconds)
-        changed = done.version == done.index
+        begun = done.index if done.version == done.index else 0
     try:
         await caller.call(address, calls.MAINTENANCE, calls.encode(MaintenanceCall(on, seconds)), seconds)
     except ConnectionLost as error:
@@ -69,7 +69,7 @@ async def maintain(caller: Caller, shards: ClusterShards, node: str, on: bool, s
             await shards.command(MaintainNode(node, False), seconds)
         state = "in maintenance" if on else "no more in maintenance"
         raise Unavailable(f"{node} is {state} by the catalog, and does not answer: {error.message}") from error
-    return changed
+    return begun
 
 
 async def address_of(shards: ClusterShards, node: str) -> str:

@@ -29,6 +29,8 @@ LOOK_SECONDS = 0.1
 ASK_SECONDS = 2.0
 SETTLE_SECONDS = 10.0
 """So long a cluster may take to be well enough for the first restart: leadership may be on its way."""
+YIELD_SECONDS = 30.0
+"""So long who was first waits for others that began at the same time: they notice it, and give up."""
 NODE_SECONDS = 6.0
 """What a node takes as a rule, if its command restarts it at once: to hand over what it leads, to start, to catch up
 (17 s for three nodes by tests/cluster/test_rolling_restart.py). The more was written meanwhile the longer it takes."""
@@ -131,13 +133,10 @@ class _Rolling:
         left = _Countdown(begun + seconds)
         before = await self._who(node)
         told(f"{node}: others take over {', '.join(leads) or 'nothing'}")
-        if not await maintain(self._caller, self._shards, node, True, left()):
+        since = await maintain(self._caller, self._shards, node, True, left())
+        if not since:
             raise InvalidArgument(f"another command has {node} in maintenance by now: maybe a restart", field="nodes")
-        now = await self._shards.confirmed(left())
-        if why := _resting(now, (node,)):
-            await maintain(self._caller, self._shards, node, False, left())
-            raise InvalidArgument(why, field="nodes")
-        address = now.addresses()[node]
+        address = (await self._alone(node, since, told, left)).addresses()[node]
         told(f"{node}: restart")
         if asyncio.iscoroutinefunction(restart):
             doing: object = restart(node, address)
@@ -152,6 +151,28 @@ class _Rolling:
         took = loop.time() - begun
         told(f"{node}: done after {took:.1f} s")
         return Restart(node=node, address=address, leads=leads, seconds=took)
+
+    async def _alone(self, node: NodeId, since: int, told: Callable[[str], None], left: _Countdown) -> Topology:
+        """The catalog, once only this node is in maintenance. Of several that began at the same time the one whose node
+        was first goes on: the catalog's order is the same for all, so the others give theirs up, and it waits until
+        they have. since: of this node's maintenance. Raises InvalidArgument for all but that one."""
+        patience, said = _Countdown(asyncio.get_running_loop().time() + YIELD_SECONDS), False
+        while True:
+            now = await self._shards.confirmed(left())
+            others = {info.id: info.maintenance for info in now.nodes if info.maintenance}
+            if others.pop(node, 0) != since:
+                raise InvalidArgument(f"somebody ended the maintenance of {node}: it is not restarted", field="nodes")
+            if not others:
+                return now
+            if min(others.values()) < since or patience.over():
+                await maintain(self._caller, self._shards, node, False, left())
+                raise InvalidArgument(f"{node} is not restarted, and back: {_resting(now, (node,))}", field="nodes")
+            if not said:
+                told(
+                    f"{node}: waits until {', '.join(others)} is out of maintenance, which another command began later"
+                )
+                said = True
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _may_go(self, node: NodeId, seconds: float) -> None:
         """Wait until the cluster can do without a node. Raises Unavailable, InvalidArgument."""
@@ -338,4 +359,5 @@ def _resting(now: Topology, but: Collection[NodeId]) -> str:
     resting = [info.id for info in now.nodes if info.maintenance and info.id not in but]
     if not resting:
         return ""
-    return f"{', '.join(resting)} is in maintenance: `needle maintenance exit` first, or wait for who restarts it"
+    are = "are" if len(resting) > 1 else "is"
+    return f"{', '.join(resting)} {are} in maintenance: `needle maintenance exit` first, or wait for who restarts it"
