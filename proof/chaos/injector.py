@@ -268,7 +268,7 @@ class Injector:
     async def _maintain(self, name: str) -> Injured:
         said = name
         try:
-            await self.operator.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
+            await self.operator.enter_maintenance_mode(name, force=True, timeout=ADMIN_SECONDS)
         except NeedleError as error:
             said = f"refused: {error.code}"
         return Injured(set(), lambda: self._leave(name), said)

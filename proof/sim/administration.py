@@ -193,7 +193,7 @@ class Operator:
             address = self._fleet.machines[name].address
             await self._endpoint.call(address, calls.FORCE_ELECTION, body, ADMIN_SECONDS)
         elif what == "maintenance":
-            await client.enter_maintenance_mode(name, timeout=ADMIN_SECONDS)
+            await client.enter_maintenance_mode(name, force=True, timeout=ADMIN_SECONDS)
         elif what == "end-maintenance":
             await end_maintenance(client.exit_maintenance_mode, name, lambda: self._is_gone(name))
         elif what == "read-there":

@@ -187,9 +187,12 @@ class RaftCluster(BatchMethods):
         node.hosted(group)
         node.host.force_election(group)
 
-    async def enter_maintenance_mode(self, *, timeout: Seconds = TIMEOUT) -> None:
-        """Give leadership away and take none; eventual reads go to other nodes. Returns when drained."""
-        await self._running().set_maintenance(True, check_timeout(timeout))
+    async def enter_maintenance_mode(self, *, force: bool = False, timeout: Seconds = TIMEOUT) -> None:
+        """Give leadership away and take none; eventual reads go to other nodes. Returns when drained. force: as of
+        `Client.enter_maintenance_mode`, which says what is refused without it."""
+        node = self._running()
+        await self.client.check_maintenance(node.node_id, force=force, timeout=timeout)
+        await node.set_maintenance(True, check_timeout(timeout))
 
     async def exit_maintenance_mode(self, *, timeout: Seconds = TIMEOUT) -> None:
         """End maintenance; returns when this node has caught up."""

@@ -583,6 +583,7 @@ async def test_the_cluster_is_seen_and_looked_after(world: World) -> None:
     assert (await a("POST", "/v1/shards/7/step_down", {})).status == 400
     assert (await a("POST", "/v1/shards/x/step_down", {})).json["field"] == "shard"
     assert (await a("PUT", f"/v1/nodes/{target}/maintenance")).status == 200
+    assert (await a("PUT", f"/v1/nodes/{target}/maintenance", {"force": True})).status == 200
     assert {n["id"] for n in (await b("GET", "/v1/nodes")).json["nodes"] if n["maintenance"]} == {target}
     assert (await b("DELETE", f"/v1/nodes/{target}/maintenance?timeout=60")).status == 200
     stranger = await a("PUT", "/v1/nodes/127.0.0.1:1/maintenance")

@@ -28,6 +28,29 @@ async def test_step_down_moves_leadership_and_loses_no_write(tmp_path: Path) -> 
             await client.step_down("nobody")
 
 
+async def test_the_last_that_could_lead_goes_into_maintenance_only_if_it_is_forced(tmp_path: Path) -> None:
+    async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
+        await client.insert("a", VECTOR)
+        leader = await cluster.leader()
+        other, dead = (name for name in cluster.nodes if name != leader)
+        cluster.kill(dead)
+
+        async def needed() -> bool:
+            status = await client.node_status(leader)
+            return not next(peer for peer in status.peers if peer.id == dead).recently_active
+
+        await wait_for(needed, 30, "the leader missing its follower")
+        for node in (leader, other):
+            with pytest.raises(InvalidArgument, match=f"no majority: {dead} does not answer"):
+                await client.enter_maintenance_mode(node)
+        await client.enter_maintenance_mode(other, force=True)
+        with pytest.raises(InvalidArgument, match=f"nobody could lead .*: {dead} does not answer; {other} is in maint"):
+            await client.enter_maintenance_mode(leader)
+        await client.insert("b", VECTOR)  # nothing has changed for the last one
+        cluster.restart(dead)
+        await client.exit_maintenance_mode(other, timeout=30)
+
+
 async def test_maintenance_drains_a_leader_and_brings_it_back(tmp_path: Path) -> None:
     async with ProcessCluster(tmp_path, **CALM) as cluster, cluster.connect() as client:
         await client.insert("a", VECTOR)

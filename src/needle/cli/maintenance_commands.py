@@ -83,18 +83,24 @@ def enter(
     node: Node,
     note: EnterNote = None,
     dry_run: DryRun = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Also if a shard or the catalog needs this node, for others do not answer or are behind."
+        ),
+    ] = False,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 10.0,
     json: Json = False,
 ) -> None:
     """Move leadership off a node and keep it off, also after its restart; the node still replicates and votes."""
     if dry_run:
-        _show_before(run(cluster, lambda client: _before(client, node, True, timeout)), json)
+        _show_before(run(cluster, lambda client: _before(client, node, True, timeout, force=force)), json)
         return
 
     async def work(client: needle.Client) -> bool:
         if note is None:
-            await client.enter_maintenance_mode(node, timeout=timeout)
+            await client.enter_maintenance_mode(node, force=force, timeout=timeout)
             return True
         ends = time.monotonic() + timeout  # of all three calls: who waits for this has a bound of its own
         before, info = await _known(client, node, timeout)
@@ -104,7 +110,7 @@ def enter(
         # Before: if this process dies, the maintenance is known to be its own.
         replace_file(str(note), msgspec.json.encode(begun))
         try:
-            await client.enter_maintenance_mode(node, timeout=_left(ends))
+            await client.enter_maintenance_mode(node, force=force, timeout=_left(ends))
         except (Forbidden, InvalidArgument, Unauthenticated):  # what somebody begins later is not this one
             note.unlink()
             raise
@@ -156,7 +162,12 @@ def exit_(
 
 
 async def _before(
-    client: needle.Client, node: str, on: bool, timeout: float, noted: Note | Literal[False] | None = None
+    client: needle.Client,
+    node: str,
+    on: bool,
+    timeout: float,
+    noted: Note | Literal[False] | None = None,
+    force: bool = False,
 ) -> Before:
     """What a command would begin with. noted: what its note says; False without the file that it names. Raises what it
     would be refused with."""
@@ -164,7 +175,7 @@ async def _before(
     mine = noted is None or (noted and await _is_noted(client, node, noted, timeout))
     (resting,) = await _look(client, node, timeout)
     if on:
-        await client.check_maintenance(node, timeout=timeout)
+        await client.check_maintenance(node, force=force, timeout=timeout)
     elif mine and not resting.answers:
         raise Unavailable(f"{node} does not answer: the command would wait until it does, as long as --timeout says")
     return Before(

@@ -5,10 +5,13 @@ A part of `Client`.
 
 from __future__ import annotations
 
-from needle.base.errors import ConnectionLost, Unavailable, invalid
+import asyncio
+
+from needle.base.errors import ConnectionLost, InvalidArgument, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.client import values
 from needle.client.directory import Caller
+from needle.client.doing_without import costs, held_by, leaders_say
 from needle.client.feeds import TIMEOUT
 from needle.client.shards import ClusterShards, OverShards
 from needle.client.values import Seconds
@@ -20,6 +23,9 @@ from needle.routing.leadable import check_led
 from needle.routing.topology import NodeState
 
 STATUS_SECONDS = 2.0
+LOOK_SECONDS = 0.2
+SPARED_SECONDS = 4.0
+"""So long who is to go into maintenance waits for others: an election may be under way."""
 
 
 class NodeMethods(OverShards):
@@ -30,21 +36,56 @@ class NodeMethods(OverShards):
         seconds = values.check_timeout(timeout)
         return await self._shards.describe(await address_of(self._shards, node), seconds)
 
-    async def enter_maintenance_mode(self, node: str, *, timeout: Seconds = TIMEOUT) -> None:
+    async def enter_maintenance_mode(self, node: str, *, force: bool = False, timeout: Seconds = TIMEOUT) -> None:
         """Move leadership off `node` and keep it off, also after its restart, until `exit_maintenance_mode`; its reads
-        drain. It still replicates and votes. Raises InvalidArgument if nobody else could lead one of its shards;
-        Unavailable if the node does not answer: it will be in maintenance all the same."""
-        await maintain(self._caller, self._shards, node, True, values.check_timeout(timeout))
+        drain. It still replicates and votes. force: also if a shard or the catalog needs this node, because others do
+        not answer, lack a part of the log or are in maintenance; without it that is refused (InvalidArgument), after
+        some waiting, and nothing is changed; so it is in any case if all others that hold one of its shards are in
+        maintenance. Raises Unavailable if the node does not answer: it will be in maintenance all the same."""
+        seconds = values.check_timeout(timeout)
+        if not force:
+            begun = asyncio.get_running_loop().time()
+            await self._spared(node, seconds)
+            seconds = max(0.001, seconds - (asyncio.get_running_loop().time() - begun))
+        await maintain(self._caller, self._shards, node, True, seconds)
 
-    async def check_maintenance(self, node: NodeId, *, timeout: Seconds = TIMEOUT) -> None:
+    async def check_maintenance(self, node: NodeId, *, force: bool = False, timeout: Seconds = TIMEOUT) -> None:
         """Raise what `enter_maintenance_mode` would be refused with, and change nothing: InvalidArgument if the cluster
-        has no such node, or if nobody else could lead one of its shards."""
-        now = await self._shards.confirmed(values.check_timeout(timeout))
+        has no such node, or if all others that hold one of its shards are in maintenance; without `force` also if the
+        cluster needs it now."""
+        seconds = values.check_timeout(timeout)
+        now = await self._shards.confirmed(seconds)
         known = now.node(values.check_id(node, "node"))
         if known is None or known.state is NodeState.REMOVED:
             raise invalid("node", node, f"a node of this cluster: {', '.join(now.addresses())}")
         if not known.maintenance:
             check_led(now, node)
+            if not force:
+                await self._spared(node, seconds)
+
+    async def _spared(self, node: str, seconds: float) -> None:
+        """Wait a little until the cluster can do without a node, as after a leader has changed. Raises
+        InvalidArgument. Who is no node of the cluster, or in maintenance already, is none of its business."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(seconds / 2, SPARED_SECONDS)
+        while True:
+            now = await self._shards.confirmed(seconds)
+            known = next((info for info in now.nodes if node in (info.id, info.address)), None)
+            if known is None or known.state is NodeState.REMOVED or known.maintenance:
+                return
+            held = held_by(now, [known.id])
+            left = max(LOOK_SECONDS, until - loop.time())
+            told = costs(known.id, await leaders_say(self._shards, held, left), now)
+            if not told:
+                return
+            if loop.time() >= until:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+        raise InvalidArgument(
+            f"{known.id} is not put into maintenance, for the cluster needs it: {', '.join(told)}. Bring the others "
+            "back first, or say `force` (`--force`), which costs that",
+            field="node",
+        )
 
     async def exit_maintenance_mode(self, node: str, *, timeout: Seconds = TIMEOUT) -> None:
         """End maintenance; returns once the node has caught up. Raises Unavailable if the node does not answer: it will

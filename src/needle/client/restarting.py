@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 import msgspec
 
 from needle.base.errors import DeadlineExceeded, InvalidArgument, NeedleError, Unavailable, invalid
-from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name, shard_group
+from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, group_name
 from needle.base.model import RaftStatus
 from needle.client import values
 from needle.client.directory import Caller
+from needle.client.doing_without import able, held_by, leaders_say, why_not
 from needle.client.nodes import address_of, maintain
 from needle.client.shards import ClusterShards, OverShards
 from needle.client.values import Seconds
@@ -34,8 +35,6 @@ YIELD_SECONDS = 30.0
 NODE_SECONDS = 6.0
 """What a node takes as a rule, if its command restarts it at once: to hand over what it leads, to start, to catch up
 (17 s for three nodes by tests/cluster/test_rolling_restart.py). The more was written meanwhile the longer it takes."""
-LAG_MAX = 100
-"""Entries that a replica may lack and still count as having the log."""
 
 
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,9 +232,7 @@ class _Rolling:
             if not error.retryable:
                 raise
             return f"the catalog does not say who holds what: {error.message}"
-        held = _held(now, [node])
-        groups = await asyncio.gather(*(self._status(group, ASK_SECONDS) for group in held))
-        for group, status in zip(held, groups, strict=True):
+        for group, status in (await self._groups(now, [node], ASK_SECONDS)).items():
             if status is None:
                 return f"{group_name(group)} has no leader that answers"
             if node in status.voters and node not in able(status):
@@ -245,16 +242,7 @@ class _Rolling:
     async def _groups(
         self, now: Topology, nodes: Collection[NodeId], seconds: float
     ) -> dict[GroupId, RaftStatus | None]:
-        """What the leader of each group of these nodes says; None where none does in time."""
-        held = _held(now, nodes)
-        return dict(zip(held, await asyncio.gather(*(self._status(one, seconds) for one in held)), strict=True))
-
-    async def _status(self, group: GroupId, seconds: float) -> RaftStatus | None:
-        try:
-            found = await self._shards.group(group - 1).leaders_status(seconds)
-        except NeedleError:
-            return None
-        return found if found.state == "Leader" else None
+        return await leaders_say(self._shards, held_by(now, nodes), seconds)
 
 
 class _Countdown:
@@ -281,51 +269,6 @@ def in_order(nodes: Sequence[NodeId], groups: Mapping[GroupId, RaftStatus | None
     return sorted(nodes, key=key)
 
 
-def able(status: RaftStatus) -> set[NodeId]:
-    """The voters that answer the leader and have the log, the leader with them."""
-    return set(status.voters) - _unable(status).keys()
-
-
-def _unable(status: RaftStatus) -> dict[NodeId, str]:
-    """The voters of which that is not so, and why."""
-    found = dict.fromkeys(status.voters, "is not known to its leader")
-    found.pop(status.node_id, None)
-    for peer in status.peers:
-        if peer.id in status.refused:
-            found[peer.id] = f"is refused: {status.refused[peer.id]}"
-        elif not peer.recently_active:
-            found[peer.id] = "does not answer"
-        elif peer.state == "snapshot":
-            found[peer.id] = "fetches a snapshot"
-        elif peer.lag_entries > LAG_MAX:
-            found[peer.id] = f"is {peer.lag_entries} entries behind"
-        else:  # also one in the state "probe", as who comes back to an idle group is: it takes the log all the same
-            found.pop(peer.id, None)
-    return {node: why for node, why in found.items() if node in status.voters}
-
-
-def why_not(node: NodeId, groups: Mapping[GroupId, RaftStatus | None], now: Topology) -> str:
-    """Why a node must not stop: a group that would have no majority without it; "" for nothing. groups: what their
-    leaders say, those of this node at least."""
-    for group, status in groups.items():
-        held = now.holders(group)
-        if held is None or node not in held.all:
-            continue
-        name = group_name(group)
-        if status is None:
-            return f"{name} has no leader that answers"
-        if node not in status.voters:
-            continue
-        if status.voters == [node]:
-            return f"{name} is on {node} alone"
-        unable = {other: why for other, why in _unable(status).items() if other != node}
-        if 2 * (len(status.voters) - 1 - len(unable)) <= len(status.voters):
-            others = "; ".join(f"{other} {why}" for other, why in sorted(unable.items()))
-            only = f": {others}" if others else f", for it has only {len(status.voters)} voters"
-            return f"without it {name} has no majority{only}"
-    return ""
-
-
 def _wanted(now: Topology, nodes: Iterable[NodeId] | None) -> list[NodeId]:
     known = now.addresses()
     if nodes is None:
@@ -337,13 +280,6 @@ def _wanted(now: Topology, nodes: Iterable[NodeId] | None) -> list[NodeId]:
     if strange:
         raise invalid("nodes", ", ".join(strange), f"nodes of this cluster: {', '.join(known)}")
     return wanted
-
-
-def _held(now: Topology, nodes: Collection[NodeId]) -> list[GroupId]:
-    """The groups of which one of these nodes holds a replica."""
-    groups = (CATALOG_GROUP, *(shard_group(info.shard) for info in now.serving))
-    found = [(group, now.holders(group)) for group in groups]
-    return [group for group, held in found if held is not None and set(held.all) & set(nodes)]
 
 
 def _nobody(text: str) -> None:

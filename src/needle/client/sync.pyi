@@ -618,7 +618,7 @@ class SyncClient:
     ) -> int: ...
     def move_replica(
         self,
-        shard: int | Literal["catalog"],
+        shard: int | Literal['catalog'],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = ...,
@@ -739,12 +739,14 @@ class SyncClient:
         self,
         node: str,
         *,
+        force: bool = ...,
         timeout: Seconds = ...,
     ) -> None: ...
     def check_maintenance(
         self,
         node: NodeId,
         *,
+        force: bool = ...,
         timeout: Seconds = ...,
     ) -> None: ...
     def exit_maintenance_mode(

@@ -155,7 +155,7 @@ def _node(call: Call) -> str:
 
 
 async def enter_maintenance(call: Call) -> bodies.Done:
-    await call.client.enter_maintenance_mode(_node(call), timeout=call.body.timeout)
+    await call.client.enter_maintenance_mode(_node(call), force=call.body.force, timeout=call.body.timeout)
     return bodies.Done()
 
 

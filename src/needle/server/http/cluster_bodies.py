@@ -193,6 +193,12 @@ class SetWeight(Body, frozen=True, kw_only=True):
     weight: float | None
 
 
+class EnterMaintenance(Body, frozen=True, kw_only=True):
+    """force: also if a shard or the catalog needs this node, because others do not answer or are behind."""
+
+    force: bool = False
+
+
 class DrainNode(Body, frozen=True, kw_only=True):
     """config: its pace."""
 

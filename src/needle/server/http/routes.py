@@ -234,7 +234,7 @@ ROUTES: Final = (
     ),
     Route(
         "PUT", f"{BASE}/nodes/{{node}}/maintenance", cluster.enter_maintenance, "Have a node lead nothing",
-        Nothing, cluster_bodies.Done, "admin", {}, "cluster",
+        cluster_bodies.EnterMaintenance, cluster_bodies.Done, "admin", {}, "cluster",
     ),
     Route(
         "DELETE", f"{BASE}/nodes/{{node}}/maintenance", cluster.exit_maintenance, "Have a node back in service",
