@@ -15,6 +15,12 @@ _BOUND = _MOVER + "test_writes_wait_for_a_silent_target_no_longer_than_the_bound
 
 MUTANTS = (
     Mutant(
+        name="requests-are-copied-as-long-as-there-are-new-ones",
+        breaks="a move ends only when no request with a key came during a step, which on slow cores is never",
+        edits=(Edit("server.upkeep.range_copy:RangeCopier._copy_requests", "while copy.requests < end", "while True"),),
+        tests=(_MOVER + "test_requests_with_keys_that_go_on_coming_hold_up_neither_a_move_nor_its_cancel",),
+    ),
+    Mutant(
         name="collections-of-before-the-freeze",
         breaks="a collection that the driver heard of too late is not copied: its documents are lost",
         edits=(Edit(_DRIVER + "_confirmed", "newest.version != known.version and", "False and"),),

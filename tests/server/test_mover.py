@@ -22,7 +22,17 @@ from needle.catalog.state import execute
 from needle.protocol import calls, commands
 from needle.protocol.catalog_commands import AdvanceMove, CancelMove, CatalogCommand, StartMove
 from needle.protocol.commands import Asked, Command, CreateCollection, Delete, Once
-from needle.protocol.move_commands import Confirm, Forget, Freeze, Import, Mark, Own, PrepareMove, Release
+from needle.protocol.move_commands import (
+    Confirm,
+    Forget,
+    Freeze,
+    Import,
+    ImportRequests,
+    Mark,
+    Own,
+    PrepareMove,
+    Release,
+)
 from needle.protocol.peer_calls import MOVE, MoveAnswer, MoveCall
 from needle.routing.jobs import Job, JobState, RebalanceConfig, Running
 from needle.routing.planned_moves import MoveRange
@@ -238,6 +248,40 @@ def test_a_move_copies_all_whatever_happens_meanwhile(tmp_path: Path, seed: int)
         assert again.version > last
         for replica in world.replicas.values():
             replica.verify()
+
+    virtually(work())
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_requests_with_keys_that_go_on_coming_hold_up_neither_a_move_nor_its_cancel(
+    tmp_path: Path, cancelled: bool
+) -> None:
+    """On slow cores some came between any two steps, so that what the source remembers of them was never all copied."""
+
+    class Busy(World):
+        async def between(self) -> None:
+            await super().between()
+            asked = Asked(self.keys.randbytes(16), self.keys.randbytes(16))
+            self.apply(1, Once(asked, 0, put(["a1"], [[1, 1, 1]], collection=MADE.stored_name)))
+
+    async def work() -> None:
+        world = Busy(tmp_path, random.Random(4))
+        world.round = 0.1
+        for _ in range(60):
+            world.write()
+        await world.command(StartMove(1, 1, [(b"m", b"n\xff")], 0, 1), 1.0)
+        if cancelled:
+
+            def cancel(command: object, done: bool) -> None:
+                if isinstance(command, ImportRequests) and world.topology.moves[0].state is MoveState.COPYING:
+                    world.topology, _ = execute(world.topology, world.index + 1, CancelMove(world.topology.moves[0].id))
+
+            world.seen = cancel
+        running = asyncio.create_task(Mover(world.node(), 100).run())
+        await until(lambda: not world.topology.moves)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert world.visible(1 if cancelled else 2) == world.truth and world.visible(2 if cancelled else 1) == {}
 
     virtually(work())
 

@@ -132,8 +132,11 @@ class RangeCopier:
         await self._node.shards.sync(info.target, topology.version, STEP_SECONDS)
 
     async def _copy_requests(self, info: MoveInfo, copy: Copy) -> None:
-        """All of the shard's: which ranges they were about is not kept. The target leaves out those that it has."""
-        while True:
+        """All of the shard's: which ranges they were about is not kept. The target leaves out those that it has. What
+        is executed meanwhile is for the next round, or for the rest: on slow cores there is always some."""
+        end = self._source(info).sessions.once.last
+        while copy.requests < end:
+            await self._rest(info, 0.0)
             known = self._source(info).sessions.once
             async with self._step(info):
                 rows, last = await self._node.blocking(known.rows_after, copy.requests, BYTES_MAX)

@@ -95,6 +95,8 @@ class OnceTable:
         self._records_max = records_max
         self._bytes_max = bytes_max
         self._bytes = 0
+        self.last = -1
+        """The number of the newest record that was ever kept here."""
         self._by_number: OrderedDict[int, Record] = OrderedDict()
         self._by_key: dict[bytes, tuple[Record, ...]] = {}
         self._changed: dict[tuple[int, int], bytes | None] = {}
@@ -189,6 +191,7 @@ class OnceTable:
 
     def _add(self, number: int, record: Record) -> None:
         self._by_number[number] = record
+        self.last = number
         self._by_key[record.asked.key] = (*self._by_key.get(record.asked.key, ()), record)
         self._bytes += record.size
 
