@@ -19,6 +19,7 @@ from needle.base.model import IndexParams
 from needle.base.schema import Setting
 from needle.cli import create_command, serve_command
 from needle.cli.app import main
+from needle.server import __main__ as module
 from needle.server.cluster_api import ClusterConfig
 from needle.server.process import main as process
 from needle.server.process.config_file import from_environment, load_config, read_file, resolve
@@ -102,10 +103,12 @@ def test_a_settings_file_with_a_secret_in_it_is_looked_at(monkeypatch: pytest.Mo
     file = tmp_path / "node.json"
     base = {"node_id": "a", "data_dir": "d", "listen": "h:1", "cluster_nodes": ["a=h:1"]}
     monkeypatch.setattr(process, "serve", lambda config, secret_file: told.append(secret_file))
-    for more in ({}, {"cluster_secret": "s" * 32}):
+    monkeypatch.setattr(module, "serve", lambda config, *, failpoint, secret_file: told.append(secret_file))
+    for more in ({}, {"cluster_secret": "s" * 32}, {"cluster_secret_former": "s" * 32, "cluster_secret": "t" * 32}):
         file.write_text(json.dumps({**base, **more}))
         assert main(["serve", "--config", str(file)]) == 0
-    assert told == ["", str(file)]
+        module.main([str(file)])  # python -m needle.server
+    assert told == ["", "", *[str(file)] * 4]
 
 
 @pytest.mark.parametrize("path", SETTINGS)

@@ -13,7 +13,7 @@ import typer
 
 from needle.base.config import SETTINGS, RaftConfig
 from needle.base.schema import Setting, json_schema
-from needle.server.process.config_file import read_file, resolve
+from needle.server.process.config_file import read_file, resolve, secret_file
 
 
 def serve(
@@ -31,8 +31,7 @@ def serve(
 
     options = {path: given[_parameter_name(path)] for path in SETTINGS}
     file = read_file(config) if config else {}
-    secret = any(file.get(name) for name in ("cluster_secret", "cluster_secret_former"))
-    serve_node(resolve(file, os.environ, options), secret_file=str(config) if secret else "")
+    serve_node(resolve(file, os.environ, options), secret_file=secret_file(config, file))
 
 
 def schema() -> None:

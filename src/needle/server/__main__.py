@@ -14,7 +14,7 @@ from pathlib import Path
 from needle.base.errors import NeedleError
 from needle.multiraft.failpoints import FAILPOINTS, no_failpoint
 from needle.server.catalog import founding
-from needle.server.process.config_file import load_config
+from needle.server.process.config_file import read_file, resolve, secret_file
 from needle.server.process.main import EXIT_START, serve
 
 USAGE = "usage: python -m needle.server CONFIG [--failpoint NAME:COUNT]\n"
@@ -41,11 +41,13 @@ def main(arguments: list[str]) -> None:
         sys.stderr.write(USAGE + f"failpoints: {', '.join((*FAILPOINTS, *founding.FAILPOINTS))}\n")
         sys.exit(EXIT_START)
     try:
-        config = load_config(Path(arguments[0]))
+        values = read_file(path := Path(arguments[0]))
+        config = resolve(values, {}, {})
     except NeedleError as error:
         sys.stderr.write(f"needle: {error}\n")
         sys.exit(EXIT_START)
-    serve(config, failpoint=kill_at(arguments[2]) if len(arguments) == 3 else no_failpoint)
+    failpoint = kill_at(arguments[2]) if len(arguments) == 3 else no_failpoint
+    serve(config, failpoint=failpoint, secret_file=secret_file(path, values))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from needle.routing.loading import ROUTERS_VARIABLE, named_routers
 
 NOT_SETTINGS = frozenset({"NEEDLE_API_KEY", "NEEDLE_CLUSTER", "NEEDLE_CONFIG", ROUTERS_VARIABLE})
 ROUTERS = "sharding.router_modules"
+SECRETS = ("cluster_secret", "cluster_secret_former")
 
 
 def load_config(path: Path) -> RaftConfig:
@@ -40,6 +41,11 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"config = {str(path)!r} must hold settings by name", field="config")
     return by_path(values)
+
+
+def secret_file(path: Path | None, values: Mapping[str, Any]) -> str:
+    """The file, for whoever warns of one that others can read, if there is a secret among its settings; else ""."""
+    return str(path) if path and any(values.get(name) for name in SECRETS) else ""
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
