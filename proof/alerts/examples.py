@@ -242,6 +242,10 @@ EXAMPLES: Mapping[str, Example] = {
         {_of("needle_certificate_expiry_timestamp_seconds"): Level(15 * DAY, 13 * DAY + WELL + STEP + 90)},
         NODE, "The certificate of a:1 or its authority expires in 13d 0h 0m 0s",
     ),
+    "NeedleCertificateRefused": Example(
+        {_of("needle_certificate_refused"): Level(0, 1)}, NODE,
+        "a:1 refuses the changed files of its certificates and uses those of before",
+    ),
     "NeedleBackupTooOld": Example(
         {_of("needle_backup_timestamp_seconds"): Level(-25 * HOUR, WELL + STEP + 90 - 27 * HOUR)}, CLUSTER,
         "The last backup began 1d 3h 0m 0s ago",

@@ -157,6 +157,22 @@ async def test_a_certificate_that_expires(page: Alerts, cluster: ProcessCluster,
     os.replace(new / "node-2.key", old.key)
     os.replace(new / "node-2.crt", old.certificate)
     await page.until()
+    kept = old.certificate.read_bytes()
+    other = create_node(tmp_path / "other", "node-3", ("127.0.0.1",), 50, tmp_path / "ca")
+    os.replace(other.certificate, old.certificate)  # of another node, and not of this key
+    told = (await page.until("NeedleCertificateRefused"))["NeedleCertificateRefused"]
+    assert told.startswith("node-2: it does not take the changed tls.certificate")
+    assert await page.metric("node-2", "needle_certificate_refused") == 1
+    old.certificate.write_bytes(kept)
+    await page.until()
+    old.key.write_bytes(b"")
+    await page.until("NeedleCertificateRefused")
+    said = f"node-2 --host 127.0.0.1 --out {tmp_path / 'again'} --ca {tmp_path / 'ca'}"
+    await page.command_of("NeedleCertificateRefused", "needle certs create-node", said)
+    os.replace(tmp_path / "again" / "node-2.key", old.key)
+    os.replace(tmp_path / "again" / "node-2.crt", old.certificate)
+    await page.until()
+    assert await page.metric("node-2", "needle_certificate_refused") == 0
     await restart(page, "node-2", tls=None)
     await page.until()
 

@@ -106,6 +106,27 @@ def test_a_node_notices_that_its_certificate_has_ended(tmp_path: Path) -> None:
     assert used.refresh() and not used.expired
 
 
+def test_files_that_a_node_refuses_are_told_of_until_they_fit(tmp_path: Path) -> None:
+    create_ca(tmp_path, "ca", 100)
+    create_node(tmp_path, "node-1", (), 30)
+    used = certificates(tmp_path, "node-1", "node-1")
+    used.load()
+    before, ends = (tmp_path / "node-1.crt").read_bytes(), used.expires
+    (tmp_path / "node-1.crt").write_bytes(
+        create_node(tmp_path / "x", "node-2", (), 60, tmp_path).certificate.read_bytes()
+    )
+    assert not used.refresh() and (used.refused, used.expires) == ("tls.certificate", ends)
+    assert not used.refresh() and used.refused, "as long as the files are what they are"
+    (tmp_path / "node-1.key").unlink()
+    assert not used.refresh() and used.refused == "tls.key"
+    create_node(tmp_path / "new", "node-1", (), 50, tmp_path)
+    (tmp_path / "node-1.key").write_bytes((tmp_path / "new" / "node-1.key").read_bytes())
+    (tmp_path / "node-1.crt").write_bytes(before)
+    assert not used.refresh() and used.refused == "tls.certificate"
+    (tmp_path / "node-1.crt").write_bytes((tmp_path / "new" / "node-1.crt").read_bytes())
+    assert used.refresh() and used.refused == "" and used.expires > ends
+
+
 def test_a_key_that_everybody_can_read_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     create_ca(tmp_path, "ca", 100)
     create_node(tmp_path, "node-1", (), 30)

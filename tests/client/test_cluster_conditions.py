@@ -80,6 +80,10 @@ def test_a_certificate_is_told_two_weeks_before(left: float | None, said: list[s
     assert of(levels=Levels(0, 1000, left)) == said
 
 
+def test_files_that_a_node_refuses_are_told_of() -> None:
+    assert of(levels=Levels(0, 1000, 50 * DAY, certificate_refused="tls.key")) == ["certificate refused"]
+
+
 @pytest.mark.parametrize(
     ("documents", "said"),
     [

@@ -145,6 +145,8 @@ ROWS: Final = (
     Alert("NeedleCertificateExpires", "certificate expires", WARNING, 60,
           f"needle_certificate_expiry_timestamp_seconds - time() < {CERTIFICATE_SECONDS:.0f}",
           "The certificate of {{ $labels.instance }} or its authority expires in {{ $value | humanizeDuration }}"),
+    Alert("NeedleCertificateRefused", "certificate refused", WARNING, 60, "needle_certificate_refused == 1",
+          "{{ $labels.instance }} refuses the changed files of its certificates and uses those of before"),
     Alert("NeedleBackupTooOld", "backup too old", WARNING, 60,
           f"time() - max by ({_OF}) (needle_backup_timestamp_seconds) > {BACKUP_SECONDS:.0f}",
           "The last backup began {{ $value | humanizeDuration }} ago"),

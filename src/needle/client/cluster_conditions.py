@@ -353,6 +353,10 @@ def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
         days = levels.certificate_seconds / 86_400
         subject = f"{node}: in {days:.1f} days" if days > 0 else f"{node}: it did {-days:.1f} days ago"
         found.append(holds("NeedleCertificateExpires", subject, NEW_CERTIFICATE))
+    if levels.certificate_refused:
+        subject = f"{node}: it does not take the changed {levels.certificate_refused}, and uses what was there before"
+        action = "its log says why: put files in their place that go together, and are of this node and its authority"
+        found.append(holds("NeedleCertificateRefused", subject, action))
     return found
 
 

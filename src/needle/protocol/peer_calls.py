@@ -190,7 +190,8 @@ class Levels(msgspec.Struct, frozen=True, array_like=True):
     known yet. memory, flushes: None
     of nodes that do not say. clock: None of nodes that do not say, or do not know yet. rebalance_seconds: for how long
     the rebalance that this node carries out has waited for something; None of nodes that carry none out, or do not
-    say."""
+    say. certificate_refused: the setting of TLS whose changed file the node does not take, "" if it uses what is there,
+    and of nodes that do not say."""
 
     log_bytes: int
     log_bytes_max: int
@@ -201,6 +202,7 @@ class Levels(msgspec.Struct, frozen=True, array_like=True):
     flushes: FlushLevels | None = None
     clock: ClockLevels | None = None
     rebalance_seconds: float | None = None
+    certificate_refused: str = ""
 
 
 class WhoAnswer(msgspec.Struct, frozen=True, array_like=True):

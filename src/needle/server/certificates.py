@@ -50,6 +50,8 @@ class Certificates:
         self._used: _Contexts | None = None
         self._seen: object = None
         self._said_at: float | None = None
+        self.refused = ""
+        """The setting whose changed file is refused, while those of before are in use; the log says why."""
         self.expired = False
         """Whether nobody connects by the certificate in use any more; connections that were open go on."""
 
@@ -111,10 +113,10 @@ class Certificates:
         try:
             self._used = self._read()
         except NeedleError as error:
-            self._said_at = now
+            self._said_at, self.refused = now, str(error.details.get("field") or "tls.certificate")
             log.error("node %s keeps the certificates it has, the changed ones are refused: %s", self._node_id, error)
             return False
-        self._said_at, self.expired = None, False
+        self._said_at, self.expired, self.refused = None, False, ""
         warn_if_public("tls.key", self._config.key)
         log.info("node %s uses changed certificates: %s", self._node_id, self._config.certificate)
         return True

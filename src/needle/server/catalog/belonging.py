@@ -160,7 +160,8 @@ class Belonging:
         memory, flushes = node.space.memory.room(), node.watches.flushes.levels()
         rate = node.watches.rates.levels(node.ports.clock.monotonic())
         log_max, waited = engine.config.log_bytes_max, node.coordinator.waited()
-        return Levels(log_bytes, log_max, left, backup, archive, memory, flushes, rate, waited)
+        refused = "" if certificates is None else certificates.refused
+        return Levels(log_bytes, log_max, left, backup, archive, memory, flushes, rate, waited, refused)
 
     def info(self) -> NodeInfo:
         """This node, as the catalog should know it: without what it knows while there may be nodes that would not

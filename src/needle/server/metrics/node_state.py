@@ -74,6 +74,7 @@ class NodeState(Collector):
         yield read("needle_maintenance", int(node.host.maintenance))
         if (certificates := node.ports.certificates) is not None:
             yield read("needle_certificate_expiry_timestamp_seconds", certificates.expires)
+            yield read("needle_certificate_refused", int(bool(certificates.refused)))
         if node.topology.backed_up:
             yield read("needle_backup_timestamp_seconds", node.topology.backed_up / 1e6)
         yield read("needle_node_lost", int(bool(node.host.lost)))

@@ -218,6 +218,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
               "of, since 1970.", "routing/topology.py", only=BACKED_UP),
         gauge("needle_certificate_expiry_timestamp_seconds", "", SECONDS, "When the node's certificate expires, or an "
               "authority in tls.ca if that is earlier, since 1970.", "server/certificates.py", only=TLS),
+        gauge("needle_certificate_refused", "", "", "1 while changed files of the node's certificates are refused, and "
+              "those of before are in use. Of nodes with TLS.", "server/certificates.py", only=TLS),
     ),
     "The event loop (only of `needle serve`)": (
         histogram("needle_loop_lag_seconds", "", SECONDS, "How long the event loop took to come to what was asked of "
