@@ -147,11 +147,9 @@ def judge_call(caller: Identity, method: str, call: Any, known: Topology) -> Any
         command = command_of(call)
         if isinstance(command, commands.CreateCollection | commands.DropCollection):
             raise Forbidden("collections are made and dropped with a key of the role admin", needs="admin")
-    if method == BACKED_UP and call.archive and caller.rank < ADMIN:
-        raise Forbidden(
-            "that the log is archived is said by who may archive it: a key of the role admin", needs="admin"
-        )
     if caller.is_for_all:
+        if method == BACKED_UP and call.archive and caller.rank < ADMIN:
+            raise Forbidden("that the log is archived is said by who may archive it, the role admin", needs="admin")
         return call
     about = NEEDS[method].about
     if about == NONE:
