@@ -12,6 +12,7 @@ _WRITES = "tests/client/test_moving_writes.py::"
 _HELD = "tests/server/test_mover.py::test_a_move_that_would_lose_one_of_two_documents_waits_until_one_is_deleted"
 _MAINTENANCE = "tests/server/test_maintenance.py::"
 _MOVER = "tests/server/test_mover.py::"
+_EXPIRED = "tests/server/test_expired_leaders.py::"
 _RECONCILE = "server.catalog.collections:Reconciler._reconcile"
 
 MUTANTS = (
@@ -30,6 +31,32 @@ MUTANTS = (
         breaks="a shard that left a full disk goes back to its preferred leader, which refuses its writes",
         edits=(Edit("server.upkeep.leaders:LeaderSpread._willing", "and told.room is not False", ""),),
         tests=("tests/server/test_shortages.py::test_a_leader_without_room_makes_way_for_one_that_has_it",),
+    ),
+    Mutant(
+        name="a-leader-with-an-expired-certificate-stays",
+        breaks="nobody can connect to who leads: it goes on over the connections that were open, and no call arrives",
+        edits=(Edit("server.upkeep.roomier_leaders:RoomierLeaders.run", "or node.expired", ""),),
+        tests=(_EXPIRED + "test_it_hands_over_all_that_it_leads_to_whom_callers_reach",),
+    ),
+    Mutant(
+        name="leadership-handed-to-an-expired-certificate",
+        breaks="an expired leader's shards go to another node that nobody can connect to either",
+        edits=(Edit("server.upkeep.roomier_leaders:RoomierLeaders._has_room", "and not told.hinders", ""),),
+        tests=(_EXPIRED + "test_it_hands_over_all_that_it_leads_to_whom_callers_reach",),
+    ),
+    Mutant(
+        name="leadership-sent-back-to-an-expired-certificate",
+        breaks="a shard that left a node whose certificate has expired goes back there, since the catalog prefers it",
+        edits=(Edit("server.upkeep.leaders:LeaderSpread._willing", "and not told.hinders", ""),),
+        tests=(_EXPIRED + "test_it_gets_back_nothing_though_the_catalog_prefers_it",),
+    ),
+    Mutant(
+        name="an-expired-certificate-is-not-told-of",
+        breaks="who would hand leadership to a node does not hear that nobody can connect to it",
+        edits=(
+            Edit("server.service.operations:Operations._led_by", "EXPIRED if node.expired else", '"" if True else'),
+        ),
+        tests=(_EXPIRED + "test_it_says_so_when_it_is_asked",),
     ),
     Mutant(
         name="leadership-goes-around",

@@ -12,9 +12,11 @@ import needle
 from needle import backup as backups
 from needle.backup.archive_reading import bases_of
 from needle.backup.archiving import Archiver
-from needle.base.errors import InvalidArgument
+from needle.base.errors import Forbidden, InvalidArgument
 from needle.catalog.state import execute
+from needle.client.router.routes import BATCH_BYTES_MAX
 from needle.client.shards import ask_leader
+from needle.connecting import Credentials, connected
 from needle.local.process_cluster import ProcessCluster
 from needle.protocol import calls
 from needle.protocol.archive_calls import BACKED_UP, BackedUpCall
@@ -75,6 +77,39 @@ async def test_it_says_so_while_they_are_too_old(tmp_path: Path) -> None:
         assert await told(client) == {"backup too old"}
         after = await client.refresh_topology(confirmed=True)
         assert (after.backed_up, after.archived) == (now - 27 * HOUR, 0)
+
+
+async def test_what_is_noted_is_said_by_who_may_do_it(tmp_path: Path) -> None:
+    """A note hides that nothing is backed up, or archived."""
+    store, secret = backups.open_store(str(tmp_path / "target")), "0123456789abcdef" * 4
+    (tmp_path / "node").mkdir()
+    cluster = ProcessCluster(tmp_path / "node", 1, **NODE, require_keys=True, cluster_secret=secret)
+    async with cluster:
+        own = Credentials(secrets=(secret,))
+        async with await connected(list(cluster.addresses.values()), "needle", BATCH_BYTES_MAX, own) as inside:
+            keys = {role: (await inside.create_key(role, role)).key for role in ("reader", "admin")}
+            keys["some"] = (await inside.create_key("some", "reader", filter={"tenant": "acme"})).key
+
+        async def say(role: str, **said: int) -> None:
+            body = calls.encode(BackedUpCall(**said))
+            async with cluster.connect(api_key=keys[role]) as client:
+                await ask_leader(client, CATALOG, BACKED_UP, lambda _: body, 10.0)
+
+        async with cluster.connect(api_key=keys["reader"]) as reader:
+            assert (await backups.create(reader, store)).told
+            before = await reader.refresh_topology(confirmed=True)
+        for role, said in (
+            ("some", {"backup": 7}),
+            ("reader", {"archive": 7}),
+            ("reader", {"backup": 7, "archive": 7}),
+        ):
+            with pytest.raises(Forbidden):
+                await say(role, **said)
+        await say("reader", backup=before.backed_up + 1)
+        await say("admin", archive=9)
+        async with cluster.connect(api_key=keys["admin"]) as admin:
+            now = await admin.refresh_topology(confirmed=True)
+        assert (now.backed_up, now.archived) == (before.backed_up + 1, 9)
 
 
 async def written(client: needle.Client, count: int) -> int:

@@ -74,7 +74,7 @@ class NodeMethods(OverShards):
             if known is None or known.state is NodeState.REMOVED or known.maintenance:
                 return
             held = held_by(now, [known.id])
-            left = max(LOOK_SECONDS, until - loop.time())
+            left = max(min(seconds, STATUS_SECONDS), until - loop.time())  # the last look decides: it has time, too
             told = costs(known.id, await leaders_say(self._shards, held, left), now)
             if not told:
                 return

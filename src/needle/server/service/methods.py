@@ -134,19 +134,22 @@ NEEDS: Final[dict[str, Needs]] = {
 }
 """By method."""
 
-OPENLY: Final = frozenset(NEEDS) - {calls.WRITE, TOPOLOGY}
+OPENLY: Final = frozenset(NEEDS) - {calls.WRITE, TOPOLOGY, BACKED_UP}
 """Methods of which a key for all collections, of the rank that they need, may say and hear everything."""
 
 
 def judge_call(caller: Identity, method: str, call: Any, known: Topology) -> Any:
     """The call, if it is about a collection that the caller may use, and only writes documents. (About which ones is
     for `bounds.bound_call` to say.) An alias in it gives way to what was judged: it may lead elsewhere by the time it
-    is looked up again. Raises Forbidden, or InvalidArgument for a write that cannot be read."""
+    is looked up again. That the log is archived, which would hide that it is not, is said by who may read it. Raises
+    Forbidden, or InvalidArgument for a write that cannot be read."""
     if method == calls.WRITE and not getattr(call, "epoch", 0):
         command = command_of(call)
         if isinstance(command, commands.CreateCollection | commands.DropCollection):
             raise Forbidden("collections are made and dropped with a key of the role admin", needs="admin")
     if caller.is_for_all:
+        if method == BACKED_UP and call.archive and caller.rank < ADMIN:
+            raise Forbidden("that the log is archived is said by who may archive it, the role admin", needs="admin")
         return call
     about = NEEDS[method].about
     if about == NONE:

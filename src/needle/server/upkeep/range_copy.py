@@ -135,12 +135,12 @@ class RangeCopier:
         """All of the shard's: which ranges they were about is not kept. The target leaves out those that it has. What
         is executed meanwhile is for the next round, or for the rest: on slow cores there is always some."""
         end = self._source(info).sessions.once.last
-        while copy.requests < end:
+        while True:
             await self._rest(info, 0.0)
             known = self._source(info).sessions.once
             async with self._step(info):
                 rows, last = await self._node.blocking(known.rows_after, copy.requests, BYTES_MAX)
-                if not rows:
+                if not rows or copy.requests >= end:
                     return
                 await self._steps.tell_target(info, ImportRequests(info.id, copy.step, rows))
                 copy.step += 1
