@@ -2,10 +2,11 @@
 
 Over and over: a new collection; files for each shard, handed in while it is read; the same once more; ordinary writes;
 then it is dropped. Files are made again, of other documents, when the map of before is refused. Some parts of files are
-damaged on their way. Invariants checked, by strong searches: of the documents that a load has for a shard all are there
-or none, with one version and with their own vectors; all of them, once that was acknowledged, from then on; a shard
-takes one load; the same one again is answered as done, and changes nothing. That they are in the shard that owns them,
-and the same on all replicas, is checked where it is for all documents: they are in the model of the log, too.
+damaged on their way, and some replicas get none. Invariants checked, by strong searches: of the documents that a load
+has for a shard all are there or none, with one version and with their own vectors; all of them, once that was
+acknowledged, from then on; a shard takes one load; the same one again is answered as done, and changes nothing. That
+they are in the shard that owns them, and the same on all replicas, is checked where it is for all documents: they are
+in the model of the log, too.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ RULE: Final = "a bulk load is there whole, once"
 REST_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.3
 ATTEMPTS, WRITES_MAX, FOUND_MAX = 8, 6, 1000
-SPOILT_SHARE, AGAIN_SHARE = 0.15, 0.5
+SPOILT_SHARE, LEFT_OUT_SHARE, AGAIN_SHARE = 0.15, 0.4, 0.5
 
 
 class Portion(msgspec.Struct, kw_only=True):
@@ -84,7 +85,7 @@ class Loading:
         """Documents that were written afterwards: the version of each, 0 for none."""
         self._doubtful: set[str] = set()
         self._moved = self.whole = self.judged = self.spoilt = 0
-        self._step, self._spoils = 1 << 20, False
+        self._step, self._spoils, self._leaves_out = 1 << 20, False, False
         self.stopping = False
         self.broken: Violation | None = None
 
@@ -171,6 +172,7 @@ class Loading:
         if self._rng.random() < AGAIN_SHARE:  # key ranges may begin to move
             await self._rest(2 * REST_SECONDS)
         self._step, self._spoils = self._rng.choice([1500, 1 << 20]), self._rng.random() < SPOILT_SHARE
+        self._leaves_out = self._rng.random() < LEFT_OUT_SHARE
         work = [asyncio.ensure_future(self._hand_in(one)) for one in portions]
         while not all(one.done() for one in work):
             await self._done(self._look())
@@ -251,6 +253,9 @@ class Loading:
 
     def _reading(self, one: Portion) -> Any:
         async def read(name: str, at: int) -> Sent:
+            if self._leaves_out:
+                self._leaves_out = False
+                raise StorageError("this replica gets no files from here")
             size, at, data = part_of(one.directory, name, at)
             data = data[: self._step]
             if self._spoils:
