@@ -55,6 +55,8 @@ REST_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.3
 ATTEMPTS, WRITES_MAX, FOUND_MAX = 8, 6, 1000
 SPOILT_SHARE, LEFT_OUT_SHARE, AGAIN_SHARE = 0.15, 0.4, 0.5
+LEFT_OUT: Final = 3
+"""Which replica it is, of those that are sent a file: the leader comes first, and without it nothing is loaded."""
 
 
 class Portion(msgspec.Struct, kw_only=True):
@@ -85,7 +87,7 @@ class Loading:
         """Documents that were written afterwards: the version of each, 0 for none."""
         self._doubtful: set[str] = set()
         self._moved = self.whole = self.judged = self.spoilt = 0
-        self._step, self._spoils, self._leaves_out = 1 << 20, False, False
+        self._step, self._spoils = 1 << 20, False
         self.stopping = False
         self.broken: Violation | None = None
 
@@ -172,7 +174,6 @@ class Loading:
         if self._rng.random() < AGAIN_SHARE:  # key ranges may begin to move
             await self._rest(2 * REST_SECONDS)
         self._step, self._spoils = self._rng.choice([1500, 1 << 20]), self._rng.random() < SPOILT_SHARE
-        self._leaves_out = self._rng.random() < LEFT_OUT_SHARE
         work = [asyncio.ensure_future(self._hand_in(one)) for one in portions]
         while not all(one.done() for one in work):
             await self._done(self._look())
@@ -252,9 +253,14 @@ class Loading:
         return error
 
     def _reading(self, one: Portion) -> Any:
+        left_out = LEFT_OUT if self._rng.random() < LEFT_OUT_SHARE else 0
+        begun = 0
+
         async def read(name: str, at: int) -> Sent:
-            if self._leaves_out:
-                self._leaves_out = False
+            nonlocal begun
+            begun += name == one.files.names[0] and at == 0
+            if left_out and begun == left_out:
+                begun += 1
                 raise StorageError("this replica gets no files from here")
             size, at, data = part_of(one.directory, name, at)
             data = data[: self._step]
