@@ -156,6 +156,36 @@ async def test_what_a_leader_of_a_snapshot_lacks_the_other_replicas_give(tmp_pat
         assert restored(store, tmp_path / f"{index}", index=index) == world.shard.contents[index]
 
 
+async def test_a_replica_that_is_just_restarted_is_waited_for_and_one_that_is_gone_is_not(tmp_path: Path) -> None:
+    """All nodes were killed at once, one that came by a snapshot leads, and the others are not up yet."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(10)
+    archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    whole, empty = copy.copy(world.shard), copy.copy(world.shard)
+    whole.log, empty.log = world.shard.log, world.shard.log[:4]
+    world.followers = [whole, empty]
+    world.down = {"0"}
+    world.fill(30)
+    world.shard.first, empty.first = 31, 1
+    for _ in range(3):
+        with pytest.raises(Unavailable, match=r"go back to entry 12, and another replica .* 0 does not .*; 1 has app"):
+            await archiver.look(flush=True)
+    world.down.clear()
+    await archiver.look(flush=True)
+    assert list_archives(store)[0].gaps == [] and [index for index, _ in bases_of(store, 7, 0)] == [0]
+    assert restored(store, tmp_path / "there", index=25) == world.shard.contents[25]
+
+    world.down = {"0"}
+    world.fill(30)
+    world.shard.first = 61
+    with pytest.raises(Unavailable, match="go back to entry 42"):
+        await archiver.look(flush=True)
+    world.now += 121 * SECOND
+    await archiver.look(flush=True)
+    assert list_archives(store)[0].gaps == ["shard 0: entries 42 to 71 are missing"]
+
+
 async def test_damage_is_found(tmp_path: Path) -> None:
     world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
     for _ in range(3):

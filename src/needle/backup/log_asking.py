@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from needle.backup.shard_archive import ShardArchive
-from needle.base.errors import NeedleError
+from needle.base.errors import NeedleError, Unavailable
 from needle.client import Client
 from needle.client.shards import ask_leader, ask_replicas
 from needle.protocol import calls
@@ -24,6 +24,8 @@ CALL_SECONDS: Final = 10.0
 TELL_SECONDS: Final = 2.0
 TOLD_AT_ONCE: Final = 8
 """Shards."""
+AWAIT_SECONDS: Final = 120.0
+"""So long entries are waited for that a replica may have which does not answer, as one that is just restarted."""
 
 
 async def ask_log(client: Client, shard: int, call: LogCall) -> LogAnswer:
@@ -67,17 +69,30 @@ class Followers:
             await asyncio.gather(self._telling, return_exceptions=True)
 
 
-async def ask_followers(client: Client, archive: ShardArchive, call: LogCall, leader: LogAnswer) -> LogAnswer:
+async def ask_followers(
+    client: Client, archive: ShardArchive, call: LogCall, leader: LogAnswer, now: float
+) -> LogAnswer:
     """What the leader answered, with the entries that it lacks if another replica has them. One of a release before
-    this one gives none."""
+    this one gives none. now: monotonic seconds. Raises Unavailable where a replica may have them and does not answer,
+    or has not applied them yet: without them the archive would have a gap forever."""
     body = calls.encode(msgspec.structs.replace(call, follower=True))
-    for found in (await ask_replicas(client, archive.shard, LOG, body, CALL_SECONDS)).values():
+    awaited = list[str]()
+    for address, found in (await ask_replicas(client, archive.shard, LOG, body, CALL_SECONDS)).items():
         if isinstance(found, NeedleError):
+            awaited.append(f"{address} does not answer: {found.message}")
             continue
         answer = calls.decode(found, LogAnswer)
         if archive.term and answer.term not in (0, archive.term):
             continue
         entries = [one for one in answer.entries or () if one.index <= leader.upto]
         if entries and entries[0].index == call.after + 1:
+            archive.awaits_since = None
             return msgspec.structs.replace(leader, entries=entries, term=answer.term)
+        if answer.entries is not None and answer.upto <= call.after < leader.upto:
+            awaited.append(f"{address} has applied {answer.upto} entries so far")
+    if awaited and archive.awaits(now, AWAIT_SECONDS):
+        raise Unavailable(
+            f"shard {archive.shard}: the log of its leader does not go back to entry {call.after + 1}, and another "
+            f"replica may have it: {'; '.join(awaited)}"
+        )
     return leader

@@ -23,7 +23,8 @@ class ShardArchive:
     before a state is copied. copied: the index of the one that is being copied, 0 for none; tried: when that was begun
     last (microseconds since 1970). serves: the cluster has this shard. published: the last entry that was read by which
     an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files.
-    followed: when replicas that do not lead were told last (microseconds since 1970)."""
+    followed: when replicas that do not lead were told last (microseconds since 1970). awaits_since: since when entries
+    are waited for that the leader lacks (monotonic seconds)."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -37,11 +38,18 @@ class ShardArchive:
         self.lacks_state, self.serves = False, True
         self.published, self.indexed = 0, (0, 0)
         self.followed = 0
+        self.awaits_since: float | None = None
 
     @property
     def based_at(self) -> int:
         """The clock of the last state, 0 without one."""
         return 0 if self.based is None else self.based[1]
+
+    def awaits(self, now: float, seconds: float) -> bool:
+        """Whether entries that the leader lacks are waited for still: so many seconds from the first time on."""
+        if self.awaits_since is None:
+            self.awaits_since = now
+        return now - self.awaits_since < seconds
 
     def lacks_indexes(self, now: int, every: float) -> bool:
         """Its index files are to be copied: there are new ones, and the last time was so many seconds ago, or the log
@@ -72,7 +80,7 @@ class ShardArchive:
 
     def begin_at(self, base: Base) -> None:
         """Go on behind a state."""
-        self.lacks_state = False
+        self.lacks_state, self.awaits_since = False, None
         self.read, self.kept, self.term = base.index, base.index, base.term
         self.entries, self.points, self.bytes = [], [], 0
         self.based = (base.index, base.at)
