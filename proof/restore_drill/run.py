@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import subprocess
@@ -38,6 +39,8 @@ SHARDS_MAX = 1000
 """More than a drill makes."""
 CALL_SECONDS = 30.0
 LOOK_SECONDS = 0.02
+ARCHIVED_SECONDS = 0.2
+"""Between two looks whether something was archived."""
 END_SECONDS = 300.0
 """After the faults: a backup that never succeeds, or a cluster that never settles, is a fault of its own."""
 REFUSED_SECONDS = 30
@@ -109,14 +112,26 @@ class Drill:
     # --- what goes on ------------------------------------------------------------------------------------------------
     async def _archive(self, operator: Operator) -> None:
         """Killed with -9 again and again; the next one goes on. It never ends by itself: where no node answers it
-        waits."""
-        while True:
+        waits. Every second one is killed only when it has archived something: on a slow machine none came to that, and
+        once replicas have moved nobody has the entries any more."""
+        for number in itertools.count():
+            before = self._archived()
             process = operator.popen("backup", "archive", self._target, "--every", "0.5", "--base-hours", "0.01")
             with _killed_at_the_end(process):
-                if await _ended(process, self._rng.uniform(2.0, 8.0)):
+                ended = await _ended(process, self._rng.uniform(2.0, 8.0))
+                deadline = time.monotonic() + END_SECONDS
+                while not ended and number % 2 == 0 and self._archived() == before and time.monotonic() < deadline:
+                    ended = await _ended(process, ARCHIVED_SECONDS)
+                if ended:
                     out, err = process.communicate()
                     raise Violation("restore", f"the archiver ended by itself: {out}{err}")
                 self.faults.append("archiver killed")
+
+    def _archived(self) -> int:
+        """The clock up to which there is an archive; 0 without one."""
+        with contextlib.suppress(InvalidArgument, StorageError):
+            return read_head(self._store, chosen(self._store, None)).at
+        return 0
 
     async def _back_up(self, operator: Operator) -> None:
         """Every second one is killed with -9 while it reads, and one is made right behind it."""

@@ -17,6 +17,7 @@ from needle.backup.around import Around
 from needle.backup.instant import Making
 from needle.backup.keeping import read_manifest, read_piece
 from needle.backup.store import Store
+from needle.base.errors import ConnectionLost
 from needle.base.versions import KNOWN
 from needle.multiraft.ports import Applied
 from needle.protocol import calls, commands
@@ -86,7 +87,7 @@ class Shard:
 
 
 class World:
-    """A cluster of one shard, as an archiver sees it. now: its leader's clock."""
+    """A cluster of one shard, as an archiver sees it. now: its leader's clock. down: followers that do not answer."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(exist_ok=True)
@@ -97,6 +98,7 @@ class World:
             shards=(ShardInfo(shard=0, replicas=("a",), founders=("a",)),), cluster_version=KNOWN,
         )  # fmt: skip
         self.followers: list[Shard] = []
+        self.down: set[str] = set()
         group = SimpleNamespace(
             ask_leader=self.ask, ask_replica=self.ask_replica,
             replicas=lambda: ["leader", *map(str, range(len(self.followers)))], leads_at=lambda: "leader",
@@ -125,6 +127,8 @@ class World:
 
     async def ask_replica(self, address: str, method: str, body: bytes, timeout: float) -> bytes:
         assert method == LOG
+        if address in self.down:
+            raise ConnectionLost(f"cannot connect to {address}")
         call = calls.decode(body, LogCall)
         answer = (self.shard if address == "leader" else self.followers[int(address)]).logged(call, self.now)
         return calls.encode(answer if address == "leader" else msgspec.structs.replace(answer, until=0))

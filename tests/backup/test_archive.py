@@ -19,7 +19,6 @@ from needle.backup.archive_reading import bases_of, catalog_at, chain, chunks_of
 from needle.backup.archiving import archive
 from needle.backup.instant import owners
 from needle.backup.keeping import prune, verify
-from needle.backup.log_asking import SILENT_SECONDS
 from needle.backup.replaying import Replayed
 from needle.backup.store import DirectoryStore
 from needle.base.errors import (
@@ -157,38 +156,34 @@ async def test_what_a_leader_of_a_snapshot_lacks_the_other_replicas_give(tmp_pat
         assert restored(store, tmp_path / f"{index}", index=index) == world.shard.contents[index]
 
 
-async def test_replicas_that_do_not_answer_are_asked_again_before_entries_are_given_up(tmp_path: Path) -> None:
-    """One that was just killed had them, and a state was copied at once: all instants up to there were lost."""
+async def test_a_replica_that_is_just_restarted_is_waited_for_and_one_that_is_gone_is_not(tmp_path: Path) -> None:
+    """All nodes were killed at once, one that came by a snapshot leads, and the others are not up yet."""
     world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
     world.fill(10)
-    await world.archiver(store).look(flush=True)
-    group = world.client._shards.group(0)
-    answered = group.ask_replica
-
-    async def down(address: str, *rest: Any) -> bytes:
-        if address == "0":
-            raise Unavailable("it is down")
-        return await answered(address, *rest)
-
-    world.followers = [copy.copy(world.shard)]
-    group.ask_replica = down
-    world.fill(30)
-    world.shard.first = 31
     archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    whole, empty = copy.copy(world.shard), copy.copy(world.shard)
+    whole.log, empty.log = world.shard.log, world.shard.log[:4]
+    world.followers = [whole, empty]
+    world.down = {"0"}
+    world.fill(30)
+    world.shard.first, empty.first = 31, 1
     for _ in range(3):
-        with pytest.raises(Unavailable, match="no entry 12 any more, and replicas that may have it do not answer: 0"):
+        with pytest.raises(Unavailable, match=r"go back to entry 12, and another replica .* 0 does not .*; 1 has app"):
             await archiver.look(flush=True)
-    group.ask_replica = answered
+    world.down.clear()
     await archiver.look(flush=True)
     assert list_archives(store)[0].gaps == [] and [index for index, _ in bases_of(store, 7, 0)] == [0]
-    assert restored(store, tmp_path / "15", index=15) == world.shard.contents[15]
+    assert restored(store, tmp_path / "there", index=25) == world.shard.contents[25]
+
+    world.down = {"0"}
     world.fill(30)
-    world.shard.first, group.ask_replica = 71, down
-    with pytest.raises(Unavailable):
+    world.shard.first = 61
+    with pytest.raises(Unavailable, match="go back to entry 42"):
         await archiver.look(flush=True)
-    world.now += int(SILENT_SECONDS * SECOND)
-    await archiver.look(flush=True)  # it may never come back
-    assert len(list_archives(store)[0].gaps) == 1
+    world.now += 121 * SECOND
+    await archiver.look(flush=True)
+    assert list_archives(store)[0].gaps == ["shard 0: entries 42 to 71 are missing"]
 
 
 async def test_damage_is_found(tmp_path: Path) -> None:

@@ -121,40 +121,65 @@ class AfterAStop(SystemClock):
         return super().monotonic() + 10.0
 
 
+class Stopped:
+    """What a restore has around it that is stopped when it has read its first piece."""
+
+    def __init__(self) -> None:
+        self.stopped, self.goes_on = asyncio.Event(), asyncio.Event()
+        self.around = Around(blocking=self._blocking)
+
+    async def _blocking(self, call: Any, *arguments: Any) -> Any:
+        done = await asyncio.to_thread(call, *arguments)
+        if getattr(call, "__name__", "") == "_read" and not self.stopped.is_set():
+            self.stopped.set()
+            await self.goes_on.wait()
+            object.__setattr__(self.around, "clock", AfterAStop())
+        return done
+
+
 @pytest.mark.parametrize("name", [None, "again"])
 async def test_of_two_that_carry_it_on_the_one_that_came_first_ends(
     cluster: ProcessCluster, tmp_path: Path, name: str | None
 ) -> None:
     """An operator runs the command again that only seems to be gone: what it had still to write would come over what is
     written once the other one is done."""
-    store = backups.open_store(str(tmp_path / "target"))
-    stopped, goes_on = asyncio.Event(), asyncio.Event()
-
-    async def blocking(call: Any, *arguments: Any) -> Any:
-        done = await asyncio.to_thread(call, *arguments)
-        if getattr(call, "__name__", "") == "_read" and not stopped.is_set():
-            stopped.set()
-            await goes_on.wait()
-            object.__setattr__(around, "clock", AfterAStop())
-        return done
-
-    around = Around(blocking=blocking)
+    store, one = backups.open_store(str(tmp_path / "target")), Stopped()
     async with cluster.connect() as client:
         model = await fill(client)
         await backups.create(client, store)
         if name is None:
             await client.remove_alias("read")
-            for one in model:
-                await client.drop_collection(one)
+            for held in model:
+                await client.drop_collection(held)
         of, to = (None, "books") if name is None else ("books", name)
-        first = asyncio.create_task(backups.restore(client, store, collection=of, name=name, around=around))
-        await stopped.wait()
+        first = asyncio.create_task(backups.restore(client, store, collection=of, name=name, around=one.around))
+        await one.stopped.wait()
         assert (await backups.restore(client, store, collection=of, name=name)).resumed
         await client.delete(sorted(model["books"]), collection=to)
-        goes_on.set()
+        one.goes_on.set()
         with pytest.raises(CollectionExists, match="has taken the place of this one, or has ended it"):
             await first
         assert (await contents(client))[to] == {} and await marks(client) == []
+
+
+async def test_what_was_made_again_under_its_name_is_not_written_over(cluster: ProcessCluster, tmp_path: Path) -> None:
+    store, one = backups.open_store(str(tmp_path / "target")), Stopped()
+    async with cluster.connect() as client:
+        model = await fill(client)
+        await backups.create(client, store)
+        first = asyncio.create_task(backups.restore(client, store, collection="books", name="again", around=one.around))
+        await one.stopped.wait()
+        await client.drop_collection("again")
+        await client.create_collection("again", dimensions=16, metric="l2")
+        theirs = {id_: {"theirs": True} for id_ in model["books"]}
+        vectors = [[1.0] * 16 for _ in theirs]
+        await client.insert_batch(
+            ids=list(theirs), vectors=vectors, metadatas=list(theirs.values()), collection="again"
+        )
+        one.goes_on.set()
+        with pytest.raises(CollectionExists, match="collection again was dropped, or made again by somebody"):
+            await first
+        assert [dict(held.metadata) async for held in client.scan(collection="again")] == list(theirs.values())
 
 
 async def test_two_that_begin_at_once_do_not_both_go_on(

@@ -241,7 +241,6 @@ class Archiver:
             if answer.entries is None:
                 _log.warning("shard %d: its log does not go back to entry %d any more: its state is copied", shard,
                              archive.read)  # fmt: skip
-                await self._flush(archive)
                 archive.lacks_state = True
                 break
             whole = archive.take(answer)
@@ -293,8 +292,9 @@ class Archiver:
         call = self._log_call(archive, kept, most)
         answer = await ask_log(self._client, archive.shard, call)
         if answer.entries is None and kept is None:
-            return await ask_followers(self._client, archive, call, answer, self._around.clock.monotonic())
-        archive.lacked = None
+            await self._flush(archive)
+            now = self._around.clock.monotonic()
+            return await ask_followers(self._client, archive, call, answer, now)
         return answer
 
     def _tell_followers(self) -> None:

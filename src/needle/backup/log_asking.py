@@ -22,11 +22,10 @@ from needle.protocol.archive_calls import LOG, LogAnswer, LogCall
 
 CALL_SECONDS: Final = 10.0
 TELL_SECONDS: Final = 2.0
-SILENT_SECONDS: Final = 120.0
-"""Replicas that may have what the leader lacks, and do not answer, are asked again for so long: what no state leads to
-is lost to the archive for good."""
 TOLD_AT_ONCE: Final = 8
 """Shards."""
+AWAIT_SECONDS: Final = 120.0
+"""So long entries are waited for that a replica may have which does not answer, as one that is just restarted."""
 
 
 async def ask_log(client: Client, shard: int, call: LogCall) -> LogAnswer:
@@ -74,25 +73,26 @@ async def ask_followers(
     client: Client, archive: ShardArchive, call: LogCall, leader: LogAnswer, now: float
 ) -> LogAnswer:
     """What the leader answered, with the entries that it lacks if another replica has them. One of a release before
-    this one gives none. now: monotonic seconds. Raises Unavailable, for SILENT_SECONDS, while none that answers has
-    them, and others do not answer."""
+    this one gives none. now: monotonic seconds. Raises Unavailable where a replica may have them and does not answer,
+    or has not applied them yet: without them the archive would have a gap forever."""
     body = calls.encode(msgspec.structs.replace(call, follower=True))
-    silent = []
+    awaited = list[str]()
     for address, found in (await ask_replicas(client, archive.shard, LOG, body, CALL_SECONDS)).items():
         if isinstance(found, NeedleError):
-            silent.append(address)
+            awaited.append(f"{address} does not answer: {found.message}")
             continue
         answer = calls.decode(found, LogAnswer)
         if archive.term and answer.term not in (0, archive.term):
             continue
         entries = [one for one in answer.entries or () if one.index <= leader.upto]
         if entries and entries[0].index == call.after + 1:
-            archive.lacked = None
+            archive.awaits_since = None
             return msgspec.structs.replace(leader, entries=entries, term=answer.term)
-    if silent and archive.waits(now, SILENT_SECONDS):
+        if answer.entries is not None and answer.upto <= call.after < leader.upto:
+            awaited.append(f"{address} has applied {answer.upto} entries so far")
+    if awaited and archive.awaits(now, AWAIT_SECONDS):
         raise Unavailable(
-            f"shard {archive.shard}: its leader has no entry {call.after + 1} any more, and replicas that may have it "
-            f"do not answer: {', '.join(sorted(silent))}"
+            f"shard {archive.shard}: the log of its leader does not go back to entry {call.after + 1}, and another "
+            f"replica may have it: {'; '.join(awaited)}"
         )
-    archive.lacked = None
     return leader

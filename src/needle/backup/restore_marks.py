@@ -52,8 +52,9 @@ class Held:
         await put_note(self._client, self._mark, self._note, self._timeout)
 
     async def check(self, *, at_once: bool = True) -> None:
-        """Raises CollectionExists if it is another command's by now, or over. at_once: False: unless it was this one's
-        a moment ago; time in which the process, or its machine, was stopped counts."""
+        """Raises CollectionExists if it is another command's by now, or over, or what it made is another collection by
+        now. at_once: False: unless that was looked at a moment ago; time in which the process, or its machine, was
+        stopped counts."""
         looked = self._around.clock.monotonic()
         if not at_once and self._seen is not None and looked - self._seen < LOOK_SECONDS:
             return
@@ -67,6 +68,15 @@ class Held:
                 f"{self._mark} was dropped): this one has stopped",
                 collection=self._mark,
             )
+        if self._note.made:
+            now = await self._client.refresh_topology(confirmed=True, timeout=self._timeout)
+            there = now.named(self._note.name)
+            if there is None or there.id != self._note.made:
+                raise CollectionExists(
+                    f"collection {self._note.name} was dropped, or made again by somebody, while it was restored: this "
+                    f"restore has stopped. Drop {self._mark}, or run it again when the name is free",
+                    collection=self._note.name,
+                )
         self._seen = looked
 
 

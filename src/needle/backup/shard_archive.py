@@ -26,8 +26,8 @@ class ShardArchive:
     an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files. loaded: the
     last entry by which documents came from a file (docs/adr/0119), which is in no entry: what leads on from there is a
     state of that index or a later one, so that nothing behind it is read before that is there.
-    followed: when replicas that do not lead were told last (microseconds since 1970). lacked: since when entries are
-    lacking that a replica which does not answer may have (monotonic seconds)."""
+    followed: when replicas that do not lead were told last (microseconds since 1970). awaits_since: since when entries
+    are waited for that the leader lacks (monotonic seconds)."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -41,24 +41,24 @@ class ShardArchive:
         self.lacks_state, self.serves = False, True
         self.published, self.indexed = 0, (0, 0)
         self.followed = self.loaded = 0
-        self.lacked: float | None = None
+        self.awaits_since: float | None = None
 
     @property
     def based_at(self) -> int:
         """The clock of the last state, 0 without one."""
         return 0 if self.based is None else self.based[1]
 
+    def awaits(self, now: float, seconds: float) -> bool:
+        """Whether entries that the leader lacks are waited for still: so many seconds from the first time on."""
+        if self.awaits_since is None:
+            self.awaits_since = now
+        return now - self.awaits_since < seconds
+
     def lacks_indexes(self, now: int, every: float) -> bool:
         """Its index files are to be copied: there are new ones, and the last time was so many seconds ago, or the log
         has twice as many entries since. now: microseconds since 1970."""
         index, at = self.indexed
         return self.published > index and (now - at >= every * 1e6 or self.kept >= 2 * index)
-
-    def waits(self, now: float, seconds: float) -> bool:
-        """Whether those that do not answer are asked again, as they are for so many seconds."""
-        if self.lacked is None:
-            self.lacked = now
-        return now - self.lacked < seconds
 
     @property
     def meets_load(self) -> bool:
@@ -92,7 +92,7 @@ class ShardArchive:
 
     def begin_at(self, base: Base) -> None:
         """Go on behind a state."""
-        self.lacks_state = False
+        self.lacks_state, self.awaits_since = False, None
         self.read, self.kept, self.term = base.index, base.index, base.term
         self.entries, self.points, self.bytes = [], [], 0
         self.based = (base.index, base.at)
