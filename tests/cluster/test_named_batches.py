@@ -34,6 +34,11 @@ async def test_a_batch_with_a_vector_that_is_refused_writes_nothing(tmp_path: Pa
                 with pytest.raises(InvalidArgument, match="0 of the 40 documents"):
                     await client.insert_batch(ids=names, vectors=rows, named_vectors=named, collection="c")
                 assert await client.count(collection="c") == 0
+            await client.insert_batch(ids=names, vectors=rows, collection="c")
+            before = [one.version for one in await client.get(names, collection="c")]
+            with pytest.raises(InvalidArgument, match="1000"):
+                await client.update_vectors(names, [[1, 1]] * 39 + [[1000, 0]], name="whole", collection="c")
+            assert [one.version for one in await client.get(names, collection="c")] == before
 
 
 async def test_a_batch_goes_to_the_vector_of_now_if_another_client_made_that_again(tmp_path: Path) -> None:

@@ -206,8 +206,8 @@ class Router(OfCollections, Counting):
         routes, write = self._routes, self._write
         size = len(command.matches) + (len(command.vectors) if isinstance(command, UpdateVectors) else 0)
         info = routes.shards.topology().collection(command.collection)
-        named = isinstance(command, UpdateVectors) and bool(command.name)
-        form = None if info is None or named else info.spec.form
+        vector = command.name if isinstance(command, UpdateVectors) else ""
+        form = None if info is None else info.form(vector)
         odd = await routes.beside(size, doubtful_ids, command, form)
         deletion, ownership, (_, most) = Deletion(command.ids), routes.fan_out.ownership, routes.part_max
         try:
