@@ -11,7 +11,6 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import needle
-from needle.base.file_errors import os_failure
 from needle.base.model import Metric
 from needle.cli.bulk.engines import EngineName
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
@@ -52,9 +51,11 @@ def bulk_load(
     from needle.cli.bulk.job import Work
     from needle.cli.bulk.loading import Asked
     from needle.cli.bulk.pieces import pieces_of
+    from needle.cli.inputs import refuse
 
     pieces, dimensions = pieces_of(source)
-    directory = Path(work or ".needle-bulk") / f"load-{collection}"  # --work may be a directory with other files
+    name = collection.replace("%", "%25").replace("/", "%2F")  # so it leads to no other place
+    directory = Path(work or ".needle-bulk") / f"load-{name}"  # --work may be a directory with other files
     asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout)
     started, files = time.perf_counter(), Work(asked.directory)
     try:
@@ -63,7 +64,7 @@ def bulk_load(
             if not keep:
                 files.end()
     except OSError as error:
-        raise os_failure(error, str(error.filename or asked.directory)) from error
+        raise refuse(asked.directory, f"the directory of --work cannot be used: {error}") from None
     seconds = time.perf_counter() - started
     if json:
         print_json({**loaded._asdict(), "seconds": round(seconds, 3)})
