@@ -2,7 +2,8 @@
 
 Three nodes, two shards of three replicas, vectors of 128 dimensions in Parquet: written in batches until all of it is
 indexed, and loaded in bulk. Processor time of the nodes and of the client with its workers; bytes of the entries;
-bytes over the loopback device, which are this program's where nothing else uses it: `unshare -n`.
+bytes over the loopback device, which are this program's where nothing else uses it:
+`unshare -n sh -c 'ip link set lo up; python -m bench.bulk_load'`.
 """
 
 from __future__ import annotations

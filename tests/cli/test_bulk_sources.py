@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from needle.base.errors import InvalidArgument, StorageError
-from needle.cli.bulk.pieces import batches_of, pieces_of
+from needle.cli.bulk.pieces import Piece, batches_of, pieces_of
 
 WHEN = "2026-11-30T02:00:00.000Z"
 ROWS = 2500
@@ -35,10 +35,10 @@ class Handler(BaseHTTPRequestHandler):
     server: Bucket
     protocol_version = "HTTP/1.1"
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer(body=False)
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         asked = urlsplit(self.path)
         if "list-type" in asked.query:
             self._listed(asked.path.strip("/"), parse_qs(asked.query).get("prefix", [""])[0])
@@ -51,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
             for name, data in self.server.objects.items()
             if name.startswith(f"{bucket}/{prefix}")
         }
-        one = "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>&quot;1&quot;</ETag><Size>{}</Size></Contents>"
+        one = (
+            "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>&quot;1&quot;</ETag><Size>{}</Size></Contents>"
+        )
         inside = "".join(one.format(escape(name), WHEN, len(data)) for name, data in found.items())
         self._send(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{inside}</ListBucketResult>".encode())
 
@@ -148,12 +150,14 @@ def test_what_is_not_there_or_no_parquet_is_refused(bucket: Bucket, tmp_path: Pa
         next(batches_of(pieces[0]))
 
 
-def pieces_of_one(bucket: Bucket, tmp_path: Path) -> tuple[list, int]:
+def pieces_of_one(bucket: Bucket, tmp_path: Path) -> tuple[list[Piece], int]:
     bucket.objects["books/y.parquet"] = parquet(tmp_path / "y", 0)
     return pieces_of("s3://books/y.parquet")
 
 
 def test_a_bucket_that_refuses_is_a_storage_error(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Handler, "_listed", lambda self, *_: self._send(403, b"<Error><Code>AccessDenied</Code></Error>"))
+    monkeypatch.setattr(
+        Handler, "_listed", lambda self, *_: self._send(403, b"<Error><Code>AccessDenied</Code></Error>")
+    )
     with pytest.raises(StorageError, match="s3://books/some"):
         pieces_of("s3://books/some")

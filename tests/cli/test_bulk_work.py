@@ -13,6 +13,7 @@ from needle.base.errors import InvalidArgument
 from needle.base.model import CollectionSpec, Metric
 from needle.cli.app import app
 from needle.cli.bulk.job import Job, Work
+from needle.cli.bulk.loading import Asked, Loaded
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import CONSISTENT_HASH
 
@@ -83,3 +84,21 @@ def test_a_collection_with_a_slash_in_its_name_leads_to_no_other_directory(tmp_p
     assert isinstance(said.exception, InvalidArgument)
     assert said.exception.message.startswith(f"{work}/load-a%2F..%2F..%2Fx: the directory of --work cannot be used")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_directory_that_the_command_made_goes_when_no_other_load_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bool
+) -> None:
+    def done(asked: Asked, *_: object, quiet: bool) -> Loaded:
+        Work(asked.directory).begin(job())
+        return Loaded(1, 1, 1, 1, 1, {})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("needle.cli.bulk.pieces.pieces_of", lambda _: ([], 3))
+    monkeypatch.setattr("needle.cli.bulk_load_command._loaded", done)
+    if other:
+        (tmp_path / ".needle-bulk" / "load-others").mkdir(parents=True)
+    said = CliRunner().invoke(app, ["bulk-load", "x.parquet", "books", "--json"])
+    assert said.exit_code == 0, said.output
+    assert [path.name for path in tmp_path.rglob("*")] == ([".needle-bulk", "load-others"] if other else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import needle
+from backup.archived import restored
 from cluster.processes import ShardedProcesses, healthy
+from needle.backup.archive_looking import list_archives
+from needle.backup.archiving import archive
+from needle.backup.keeping import verify
+from needle.backup.store import DirectoryStore
 from needle.base.errors import InvalidArgument, NeedleError
 from needle.base.explain import Way
+from needle.base.instants import micros
 from needle.cli.bulk.handing import hand_in
 from needle.cli.bulk.loading import Asked, Loaded, load
 from needle.cli.bulk.pieces import pieces_of
@@ -195,3 +202,29 @@ async def test_why_a_replica_takes_no_file_is_said_at_once(tmp_path: Path, monke
             await client.create_collection("short", dimensions=WIDTH, metric="l2", ttl=60)
             with pytest.raises(InvalidArgument, match="expire"):
                 await loaded(client, place, tmp_path / "work", "short")
+
+
+async def test_a_load_while_the_logs_are_archived_can_be_had_again(tmp_path: Path) -> None:
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    store, stop = DirectoryStore(tmp_path / "target"), asyncio.Event()
+
+    async def archived() -> bool:
+        [told] = await asyncio.to_thread(list_archives, store) or [None]
+        return told is not None and (micros(told.until) or 0) > since
+
+    async with ShardedProcesses(tmp_path, 1) as cluster:
+        await cluster.create(1, 1, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            archiving = asyncio.create_task(archive(client, store, every=0.2, until=stop.wait))
+            since = 0
+            await wait_for(archived, 30, "the archive to begin")
+            assert (await loaded(client, place, tmp_path / "work")).documents == ROWS
+            await client.delete("d4", collection="books")
+            since = int(time.time() * 1e6)
+            await wait_for(archived, 60, "what is written behind the load")
+            stop.set()
+            await archiving
+    [told] = list_archives(store)
+    found = await asyncio.to_thread(restored, store, tmp_path / "restored", micros(told.until))
+    assert len(found) == ROWS - 1 and "d4" not in found and found["d17"] == b'{"n":17}'
+    assert (await asyncio.to_thread(verify, store)).problems == []

@@ -12,11 +12,12 @@ from needle.base.ids import NodeId
 from needle.base.parts import Payload
 from needle.protocol import calls
 from needle.protocol.bulk_calls import BulkBytesAnswer, BulkBytesCall
+from needle.protocol.commands import DropCollection
 from needle.server.chores.bulk_files import GONE_SECONDS, UNREACHED_SECONDS, BulkFiles
 from needle.shard.bulk.staged import LOADS_MAX
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log
-from shard.test_bulk import COUNT, load, opened, other_rows, stage
+from shard.test_bulk import COUNT, index_file, load, load_with, opened, other_rows, stage
 
 DOWN = None
 
@@ -123,3 +124,20 @@ def test_while_no_peer_says_that_it_is_past_the_entry_nothing_is_lost(tmp_path: 
     peers.look()
     [done] = mine.apply(log.entries[1:])
     assert done.count == COUNT
+
+
+def test_index_files_of_a_load_go_with_their_collection_though_nobody_else_knew_of_them(tmp_path: Path) -> None:
+    """It was dropped before the pass in which the keeper of index files hears of them."""
+    log = Log()
+    replica = opened(tmp_path / "1", log)
+    segment, name, data = index_file(tmp_path / "made")
+    stage(replica)
+    replica.staged.put(name, len(data), 0, data)
+    replica.apply(log.add(load_with(segment)))
+    given = Path(replica.held.segment_directory) / name
+    peers = Peers(replica)
+    asyncio.run(peers.chore._tidy(peers.now))
+    assert given.exists() and replica.staged.has(name), "for replicas that have not got it yet"
+    replica.apply(log.add(DropCollection("c")))
+    asyncio.run(peers.chore._tidy(peers.now))
+    assert not given.exists() and replica.staged.names() == []

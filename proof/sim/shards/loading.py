@@ -2,10 +2,11 @@
 
 Over and over: a new collection; files for each shard, handed in while it is read; the same once more; ordinary writes;
 then it is dropped. Files are made again, of other documents, when the map of before is refused. Some parts of files are
-damaged on their way. Invariants checked, by strong searches: of the documents that a load has for a shard all are there
-or none, with one version and with their own vectors; all of them, once that was acknowledged, from then on; a shard
-takes one load; the same one again is answered as done, and changes nothing. That they are in the shard that owns them,
-and the same on all replicas, is checked where it is for all documents: they are in the model of the log, too.
+damaged on their way, and some replicas get none. Invariants checked, by strong searches: of the documents that a load
+has for a shard all are there or none, with one version and with their own vectors; all of them, once that was
+acknowledged, from then on; a shard takes one load; the same one again is answered as done, and changes nothing. That
+they are in the shard that owns them, and the same on all replicas, is checked where it is for all documents: they are
+in the model of the log, too.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ RULE: Final = "a bulk load is there whole, once"
 REST_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.3
 ATTEMPTS, WRITES_MAX, FOUND_MAX = 8, 6, 1000
-SPOILT_SHARE, AGAIN_SHARE = 0.15, 0.5
+SPOILT_SHARE, LEFT_OUT_SHARE, AGAIN_SHARE = 0.15, 0.4, 0.5
+LEFT_OUT: Final = 3
+"""Which replica it is, of those that are sent a file: the leader comes first, and without it nothing is loaded."""
 
 
 class Portion(msgspec.Struct, kw_only=True):
@@ -250,7 +253,15 @@ class Loading:
         return error
 
     def _reading(self, one: Portion) -> Any:
+        left_out = LEFT_OUT if self._rng.random() < LEFT_OUT_SHARE else 0
+        begun = 0
+
         async def read(name: str, at: int) -> Sent:
+            nonlocal begun
+            begun += name == one.files.names[0] and at == 0
+            if left_out and begun == left_out:
+                begun += 1
+                raise StorageError("this replica gets no files from here")
             size, at, data = part_of(one.directory, name, at)
             data = data[: self._step]
             if self._spoils:

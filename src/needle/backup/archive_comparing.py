@@ -18,7 +18,7 @@ from needle.backup.archive_format import Base
 from needle.backup.archive_reading import archived_shards, bases_of, clusters, read_base
 from needle.backup.replaying import Replay
 from needle.backup.store import Store
-from needle.base.errors import DiskFailed, InvalidArgument, NeedleError
+from needle.base.errors import CorruptBackup, DiskFailed, InvalidArgument, NeedleError
 from needle.base.file_errors import SHORTAGES
 
 Told = Callable[[str], None]
@@ -92,11 +92,15 @@ class _Comparing:
         return True
 
     def _follow(self, index: int | None) -> None:
-        """Apply entries up to an index, or all."""
+        """Apply entries up to an index, or all; up to a bulk load, which is no damage."""
         if self._chain is not None:
             upto = "its end" if index is None else str(index)
             self._told(f"shard {self._shard}: applying its log, {self._chain.replica.applied_index()} to {upto}")
-            self._chain.follow(index)
+            try:
+                self._chain.follow(index)
+            except CorruptBackup:
+                if not self._chain.at_load:
+                    raise
 
     def _state(self, index: int, name: str, whole: bool) -> None:
         """Compare it with what the entries before lead to, if they lead there. Begin with it if they do not, or if

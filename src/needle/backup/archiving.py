@@ -2,9 +2,10 @@
 
 Once a second each shard's leader is asked for the entries that a majority has since; every few seconds, or when they
 have CHUNK_BYTES, they are put into the store. What is archived says the store alone, so whoever begins again goes on
-there. Where a leader's log does not go back so far, its shard's state is copied first, as it is again now and then, so
-that a restore has not to go through months of entries. That takes as long as it takes, so it goes on beside the looks:
-those of other shards go on, and the leader is told all the while behind which entry its log is needed.
+there. Where a leader's log does not go back so far, and behind a bulk load, whose documents are in a file, its shard's
+state is copied first, as it is again now and then, so that a restore has not to go through months of entries. That
+takes as long as it takes, so it goes on beside the looks: those of other shards go on, and the leader is told all the
+while behind which entry its log is needed.
 
 Invariants: the head says of nothing that it is archived before it is; two archivers at one target do no harm, for what
 they write of an index is the same. Memory: BUFFERED_BYTES_MAX of entries, and a piece.
@@ -244,6 +245,11 @@ class Archiver:
                 archive.lacks_state = True
                 break
             whole = archive.take(answer)
+            if archive.meets_load:
+                _log.info("shard %d: entry %d is a bulk load: its state is copied", shard, archive.loaded)
+                await self._flush(archive)
+                archive.lacks_state = True
+                break
             if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX or (whole and flush):
                 await self._flush(archive)
             if whole:
@@ -345,7 +351,7 @@ class Archiver:
             store, f"{MAKING}base-{around.rng.getrandbits(64):016x}", PRUNING, "somebody prunes", around
         ) as mark:
             there = {name: stat.size for name, stat in (await around.blocking(store.names, PIECES)).items()}
-            image = await image_of(self._client, shard, 0 if archive.lacks_state else archive.kept)
+            image = await image_of(self._client, shard, archive.loaded if archive.lacks_state else archive.kept)
             archive.copied = image.index
             files = await copied(self._client, shard, image, there, self._put)
             while archive.serves and not archive.lacks_state and archive.kept < image.index:
@@ -353,7 +359,7 @@ class Archiver:
             await mark.check()
             if not archive.serves:
                 raise Unavailable(f"the cluster has no shard {shard} any more")
-            behind = archive.kept if archive.lacks_state else image.index
+            behind = min(archive.kept, image.index) if archive.lacks_state else image.index
             base = Base(index=image.index, at=image.at, files=files, term=image.term, behind=behind)
             await self._put(base_name(self._founding, shard, image.index), encode(base))
         return base

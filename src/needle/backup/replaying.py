@@ -93,6 +93,7 @@ class Replay:
         self.dropped: set[int] = set()
         self.forgotten: set[int] = set()
         self.entries = self.digests = self.proven = 0
+        self.at_load = False
         self.last = self._replica.applied_index()
 
     def __enter__(self) -> Replay:
@@ -153,8 +154,8 @@ class Replay:
         self._go(lambda one, _: index is not None and one.index > index)
 
     def prove(self) -> int:
-        """Go on to the next place with a recorded digest, and compare; its index, 0 if none comes. What was read before
-        was right if this is."""
+        """Go on to the next place with a recorded digest, and compare; its index, 0 if none comes, or a bulk load
+        before it. What was read before was right if this is."""
         found = 0
 
         def over(one: LoggedEntry, digest: str | None) -> bool:
@@ -164,7 +165,12 @@ class Replay:
             found = one.index if digest is not None else 0
             return False
 
-        self._go(over)
+        try:
+            self._go(over)
+        except CorruptBackup:
+            if not self.at_load:
+                raise
+            return 0
         return found
 
     def _check_reach(self, place: Place, reached: int) -> None:
@@ -225,9 +231,10 @@ class Replay:
             try:
                 done = len(self._replica.apply(self._batch))
             except FileAwaited as error:
+                self.at_load = True
                 raise CorruptBackup(
-                    f"shard {self._shard}, behind index {self.last}: documents came by a bulk load, which no archive "
-                    "holds; instants before it can be had, and those behind the next copy of the state"
+                    f"shard {self._shard}, behind index {self.last}: documents came by a bulk load, whose file no "
+                    "archive holds. Instants before it can be had, and those from the state on that was copied after it"
                 ) from error
             self.entries, self.last = self.entries + done, self._batch[done - 1].index
             self._batch = self._batch[done:]

@@ -22,6 +22,7 @@ from needle.backup.index_archiving import indexed
 from needle.backup.shard_archive import ShardArchive
 from needle.backup.store import Store
 from needle.base.errors import CorruptBackup
+from needle.protocol.commands import is_load
 
 _log = logging.getLogger("needle.backup")
 
@@ -59,6 +60,9 @@ def known_of(store: Store, founding: int, shard: int) -> ShardArchive:
         if last is not None:
             archive.read = archive.kept = last.last
             with contextlib.suppress(CorruptBackup):
-                archive.term = read_chunk(store, last).entries[-1].term
+                end = read_chunk(store, last).entries[-1]
+                archive.term = end.term
+                if is_load(end.data):
+                    archive.loaded, archive.lacks_state = end.index, True
     archive.published, archive.indexed = archive.kept, indexed(store, founding, shard)
     return archive

@@ -7,6 +7,7 @@ from typing import Final
 from needle.backup.archive_format import Base
 from needle.base.errors import StorageError
 from needle.protocol.archive_calls import LogAnswer, LoggedEntry
+from needle.protocol.commands import is_load
 
 ENTRY_BYTES: Final = 64
 """What an entry takes beside its data."""
@@ -22,7 +23,9 @@ class ShardArchive:
     the last state; None if there is none. lacks_state: the log does not lead on from what is kept, so nothing is read
     before a state is copied. copied: the index of the one that is being copied, 0 for none; tried: when that was begun
     last (microseconds since 1970). serves: the cluster has this shard. published: the last entry that was read by which
-    an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files.
+    an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files. loaded: the
+    last entry by which documents came from a file (docs/adr/0119), which is in no entry: what leads on from there is a
+    state of that index or a later one, so that nothing behind it is read before that is there.
     followed: when replicas that do not lead were told last (microseconds since 1970)."""
 
     def __init__(self, shard: int) -> None:
@@ -36,7 +39,7 @@ class ShardArchive:
         self.copied = self.tried = 0
         self.lacks_state, self.serves = False, True
         self.published, self.indexed = 0, (0, 0)
-        self.followed = 0
+        self.followed = self.loaded = 0
 
     @property
     def based_at(self) -> int:
@@ -49,8 +52,14 @@ class ShardArchive:
         index, at = self.indexed
         return self.published > index and (now - at >= every * 1e6 or self.kept >= 2 * index)
 
+    @property
+    def meets_load(self) -> bool:
+        """Whether the last entry that was read has its documents in a file, and there is no state behind it."""
+        return self.read == self.loaded > (-1 if self.based is None else self.based[0])
+
     def take(self, answer: LogAnswer) -> bool:
-        """Entries that follow; whether that was all there is. Raises StorageError if the log lost what is archived."""
+        """Entries that follow, up to a bulk load; whether that was all there is. Raises StorageError if the log lost
+        what is archived."""
         if answer.upto < self.read or (self.term and answer.term and answer.term != self.term):
             raise StorageError(
                 f"shard {self.shard}: its leader confirms {answer.upto} entries, and not entry {self.read} as it was "
@@ -63,6 +72,9 @@ class ShardArchive:
             self.read, self.term = one.index, one.term
             if _PUBLISHED in one.data[:_HEAD_BYTES]:
                 self.published = one.index
+            if is_load(one.data):
+                self.loaded = self.published = one.index
+                return False
         whole = self.read >= answer.upto
         if whole:  # not the latest of all: the clock of the next leader, or one that was put back, may say less
             self.until = answer.until

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +18,10 @@ from needle.cli.bulk.engines import EngineName
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
 
 if TYPE_CHECKING:
+    from needle.cli.bulk.job import Work
     from needle.cli.bulk.loading import Asked, Loaded
+
+OWN_DIRECTORY = ".needle-bulk"
 
 
 def bulk_load(
@@ -48,23 +53,18 @@ def bulk_load(
     The documents of a shard appear at once. The same command goes on after an interruption, and a load that is done is
     not done again. The collection must never have been written to; no key ranges may move meanwhile.
     """
-    from needle.cli.bulk.job import Work
     from needle.cli.bulk.loading import Asked
     from needle.cli.bulk.pieces import pieces_of
-    from needle.cli.inputs import refuse
 
     pieces, dimensions = pieces_of(source)
     name = collection.replace("%", "%25").replace("/", "%2F")  # so it leads to no other place
-    directory = Path(work or ".needle-bulk") / f"load-{name}"  # --work may be a directory with other files
+    directory = Path(work or OWN_DIRECTORY) / f"load-{name}"  # --work may be a directory with other files
     asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout)
-    started, files = time.perf_counter(), Work(asked.directory)
-    try:
-        with files.held():
-            loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
-            if not keep:
-                files.end()
-    except OSError as error:
-        raise refuse(asked.directory, f"the directory of --work cannot be used: {error}") from None
+    started = time.perf_counter()
+    with _held(asked.directory, own=work is None) as files:
+        loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
+        if not keep:
+            files.end()
     seconds = time.perf_counter() - started
     if json:
         print_json({**loaded._asdict(), "seconds": round(seconds, 3)})
@@ -75,6 +75,25 @@ def bulk_load(
     )
     for address, why in loaded.lacking.items():
         notes.print(f"{address} fetches its files from the others: {why}", markup=False)
+
+
+@contextmanager
+def _held(directory: str, *, own: bool) -> Iterator[Work]:
+    """The directory of a load, while nobody else works in it. own: that it is in was made by this command, too. Raises
+    InvalidArgument."""
+    from needle.cli.bulk.job import Work
+    from needle.cli.inputs import refuse
+
+    files = Work(directory)
+    try:
+        with files.held():
+            yield files
+    except OSError as error:
+        raise refuse(directory, f"the directory of --work cannot be used: {error}") from None
+    finally:
+        if own:
+            with suppress(OSError):  # of another load that goes on, or was broken off
+                os.rmdir(OWN_DIRECTORY)
 
 
 def _loaded(asked: Asked, engine: EngineName, workers: int, alias: str | None, cluster: str, *, quiet: bool) -> Loaded:

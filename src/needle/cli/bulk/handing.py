@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -171,7 +170,11 @@ async def _bring_rest(
 
 def reading(directory: Path) -> Read:
     """Of the files in a directory, in threads."""
-    return partial(asyncio.to_thread, part_of, directory)
+
+    async def read(name: str, at: int) -> Part:
+        return await asyncio.to_thread(part_of, directory, name, at)
+
+    return read
 
 
 def part_of(directory: Path, name: str, at: int) -> Part:

@@ -108,7 +108,8 @@ class BulkFiles:
         here = await self._at.pool.run(staged.collections)
         self._used = {one: self._used.get(one, now) for one in here if self._is_over(one)}
         for collection_id, since in self._used.items():
-            if held.was_dropped(collection_id) or now - since >= KEEP_SECONDS:
+            dropped = held.was_dropped(collection_id)
+            if dropped or now - since >= KEEP_SECONDS:
                 # Behind this, no start applies again what needs the file.
                 await self._at.pool.run(self._at.replica.checkpoint)
-                await self._at.pool.run(staged.forget, collection_id)
+                await self._at.pool.run(staged.forget, collection_id, held.segment_directory if dropped else "")

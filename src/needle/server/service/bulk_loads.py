@@ -201,12 +201,6 @@ class BulkLoads:
                 needs=LOADS,
                 version=now.cluster_version,
             )
-        if now.archived:
-            raise InvalidArgument(
-                "the logs of this cluster are archived, and an archive would lack what a bulk load brings: end "
-                "`needle backup archive`, say so by `needle backup forget`, load, and archive into a new target",
-                field="archive",
-            )
 
     def _check_takes(self, hosted: HostedReplica, spec: CollectionSpec) -> None:
         """Raises InvalidArgument for a collection that takes no load, by its settings here or in the catalog."""

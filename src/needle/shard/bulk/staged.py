@@ -188,9 +188,12 @@ class StagedFiles:
         """Those that files are here of, also parts of some."""
         return {read_name(name.removesuffix(PART)).collection_id for name in self._ours()}
 
-    def forget(self, collection_id: int) -> None:
-        """Delete its files."""
+    def forget(self, collection_id: int, given: str = "") -> None:
+        """Delete its files. given: the directory into which `give` linked them, if they go there, too: the collection
+        was dropped, and whoever deletes its index files may never have heard of these."""
         with self._lock:
             for name in self._ours():
                 if read_name(name.removesuffix(PART)).collection_id == collection_id:
+                    if given:
+                        remove_file(os.path.join(given, name))
                     remove_file(os.path.join(self._directory, name))
