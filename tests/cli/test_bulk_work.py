@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -71,6 +73,17 @@ def test_two_commands_do_not_work_in_one_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "load").exists()
     with Work(place).held():
         pass
+
+
+def test_a_collection_with_a_slash_in_its_name_leads_to_no_other_directory(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "vector": [[1.0]]}), tmp_path / "a.parquet")
+    work = tmp_path / "work"
+    work.mkdir(mode=0o755)
+    (work / "load-a%2F..%2F..%2Fx").write_text("a file, so that the error tells where")
+    said = CliRunner().invoke(app, ["bulk-load", str(tmp_path / "a.parquet"), "a/../../x", "--work", str(work)])
+    assert isinstance(said.exception, InvalidArgument)
+    assert said.exception.message.startswith(f"{work}/load-a%2F..%2F..%2Fx: the directory of --work cannot be used")
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("other", [False, True])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +13,12 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import needle
-from needle.base.file_errors import os_failure
 from needle.base.model import Metric
 from needle.cli.bulk.engines import EngineName
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
 
 if TYPE_CHECKING:
+    from needle.cli.bulk.job import Work
     from needle.cli.bulk.loading import Asked, Loaded
 
 OWN_DIRECTORY = ".needle-bulk"
@@ -52,24 +53,18 @@ def bulk_load(
     The documents of a shard appear at once. The same command goes on after an interruption, and a load that is done is
     not done again. The collection must never have been written to; no key ranges may move meanwhile.
     """
-    from needle.cli.bulk.job import Work
     from needle.cli.bulk.loading import Asked
     from needle.cli.bulk.pieces import pieces_of
 
     pieces, dimensions = pieces_of(source)
-    directory = Path(work or OWN_DIRECTORY) / f"load-{collection}"  # --work may be a directory with other files
+    name = collection.replace("%", "%25").replace("/", "%2F")  # so it leads to no other place
+    directory = Path(work or OWN_DIRECTORY) / f"load-{name}"  # --work may be a directory with other files
     asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout)
-    started, files = time.perf_counter(), Work(asked.directory)
-    try:
-        with files.held():
-            loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
-            if not keep:
-                files.end()
-        if work is None and not keep:
-            with suppress(OSError):  # of another load that goes on, or was broken off
-                os.rmdir(OWN_DIRECTORY)
-    except OSError as error:
-        raise os_failure(error, str(error.filename or asked.directory)) from error
+    started = time.perf_counter()
+    with _held(asked.directory, own=work is None) as files:
+        loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
+        if not keep:
+            files.end()
     seconds = time.perf_counter() - started
     if json:
         print_json({**loaded._asdict(), "seconds": round(seconds, 3)})
@@ -80,6 +75,25 @@ def bulk_load(
     )
     for address, why in loaded.lacking.items():
         notes.print(f"{address} fetches its files from the others: {why}", markup=False)
+
+
+@contextmanager
+def _held(directory: str, *, own: bool) -> Iterator[Work]:
+    """The directory of a load, while nobody else works in it. own: that it is in was made by this command, too. Raises
+    InvalidArgument."""
+    from needle.cli.bulk.job import Work
+    from needle.cli.inputs import refuse
+
+    files = Work(directory)
+    try:
+        with files.held():
+            yield files
+    except OSError as error:
+        raise refuse(directory, f"the directory of --work cannot be used: {error}") from None
+    finally:
+        if own:
+            with suppress(OSError):  # of another load that goes on, or was broken off
+                os.rmdir(OWN_DIRECTORY)
 
 
 def _loaded(asked: Asked, engine: EngineName, workers: int, alias: str | None, cluster: str, *, quiet: bool) -> Loaded:

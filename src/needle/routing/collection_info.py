@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from needle.base.dtypes import VectorForm
 from needle.base.errors import invalid
 from needle.base.model import CollectionSpec, IndexParams, VectorSpec
 from needle.routing.collection_names import stored_vector
@@ -50,6 +51,12 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
                 return one
         allowed = ", ".join(repr(one.name) for one in self.vectors) or "none: the collection has no named vectors"
         raise invalid("vector_name", name, allowed)
+
+    def form(self, vector: str) -> VectorForm | None:
+        """How a named vector is stored, by the name that users know, "" for that without one; None if there is none."""
+        if not vector:
+            return self.spec.form
+        return next((one.spec.stored_as(vector).form for one in self.vectors if one.name == vector), None)
 
     def usual_ef(self, vector: str) -> int:
         """The effort of searches that say none, of a named vector by its name in the shards, or of that without one; 0

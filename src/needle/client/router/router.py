@@ -19,6 +19,7 @@ from needle.base.model import HitBatch, ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking
 from needle.client.document_calls import BatchPart, Found
 from needle.client.router import searching
+from needle.client.router.batch_inserts import Batch, insert_batch
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import doubtful_ids, spread_by_ids
 from needle.client.router.by_words import search_words
@@ -30,7 +31,6 @@ from needle.client.router.getting import get_documents
 from needle.client.router.of_collections import OfCollections
 from needle.client.router.packing import packed, packed_update
 from needle.client.router.routes import BATCH_BYTES_MAX, Routes, Shards, in_callers_names
-from needle.client.router.row_inserts import RowInserts, in_callers_words
 from needle.client.router.scanning import scan_page
 from needle.client.where import OnProgress, WhereWork
 from needle.protocol.calls import DocumentBatch, Freshness, ScanAnswer, ScanCall, ScanPin
@@ -46,9 +46,7 @@ from needle.protocol.commands import (
     Session,
     Spread,
     UpdateVectors,
-    last_of_each_id,
 )
-from needle.protocol.named import taken_of
 
 
 class Router(OfCollections, Counting):
@@ -167,23 +165,8 @@ class Router(OfCollections, Counting):
         Grouped by shard, in parallel. Each part (up to batch_bytes_max of one shard) is all or nothing; after one has
         failed no other of its shard is begun. Of documents with one id only the last is written; the others are in no
         part. whole: as in `DocumentCalls.insert_batch`."""
-        if (keep := last_of_each_id(ids)) is not None:
-            size = rows.nbytes // len(ids)
-            kept = memoryview(b"".join(rows[at * size : (at + 1) * size] for at in keep))
-            instants = [expires[at] for at in keep] if expires else ()
-            names, json = [ids[at] for at in keep], [metadata[at] for at in keep]
-            theirs = taken_of(named, keep)
-            parts = await self.insert_batch(collection, names, kept, json, timeout, instants, whole=whole, named=theirs)
-            return [BatchPart([keep[at] for at in part.rows], part.outcome) for part in parts]
-
-        async def run(stored: str, left: float) -> list[BatchPart]:
-            routes = self._routes
-            inserts = RowInserts(routes.fan_out.ownership, self._write, routes.beside, routes.part_max)
-            form, vectors = routes.form(stored), await routes.vectors(stored, named, left)
-            parts = await inserts.run(stored, ids, rows, metadata, left, expires, whole=whole, form=form, named=vectors)
-            return in_callers_words(parts, routes.shards.topology().collection(collection))
-
-        return await self._routes.named(collection, timeout, run)
+        batch = Batch(collection, ids, rows, metadata, expires, named, whole)
+        return await insert_batch(self._routes, self._write, batch, timeout)
 
     async def delete(self, collection: str, names: list[str], timeout: float, matches: bytes = b"") -> WriteResult:
         """Delete documents; all or nothing in each shard. count: how many were there."""
@@ -223,8 +206,8 @@ class Router(OfCollections, Counting):
         routes, write = self._routes, self._write
         size = len(command.matches) + (len(command.vectors) if isinstance(command, UpdateVectors) else 0)
         info = routes.shards.topology().collection(command.collection)
-        named = isinstance(command, UpdateVectors) and bool(command.name)
-        form = None if info is None or named else info.spec.form
+        vector = command.name if isinstance(command, UpdateVectors) else ""
+        form = None if info is None else info.form(vector)
         odd = await routes.beside(size, doubtful_ids, command, form)
         deletion, ownership, (_, most) = Deletion(command.ids), routes.fan_out.ownership, routes.part_max
         try:

@@ -200,6 +200,11 @@ class Routes:
         """With their names inside the shards."""
         return [msgspec.structs.replace(one, vector=await self.vector(stored, one.vector, timeout)) for one in named]
 
+    def vector_forms(self, stored: str) -> dict[str, VectorForm]:
+        """How the named vectors of a collection are stored, by their names inside the shards; of those known here."""
+        info = self._collections.find(self.shards.topology(), stored)
+        return {} if info is None else {name: spec.form for name, spec in info.stored_specs().items()}
+
     async def named(self, collection: str, timeout: float, run: Callable[[str, float], Awaitable[T]]) -> T:
         """Run with the collection's name inside the shards and the seconds left; again if it was dropped and made again
         meanwhile, or its alias got another meaning, or a shard does not have it yet. Raises CollectionNotFound once the

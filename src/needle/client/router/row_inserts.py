@@ -8,9 +8,9 @@ be refused was not.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from needle.base.dtypes import DType, VectorForm
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, Unavailable
@@ -28,6 +28,7 @@ from needle.routing.topology import CollectionInfo, Ownership
 BATCHES_IN_FLIGHT = 4
 ALL = -1
 """Instead of a shard."""
+NONE_KNOWN: Final[Mapping[str, VectorForm]] = {}
 
 
 class RowInserts:
@@ -58,13 +59,14 @@ class RowInserts:
         whole: bool = False,
         form: VectorForm | None = None,
         named: Sequence[Named] = (),
+        forms: Mapping[str, VectorForm] = NONE_KNOWN,
     ) -> list[BatchPart]:
         """What became of each part. collection: by its name inside the shards. form: of its vectors, None for float32.
-        expires, named: as in `commands.Insert`. whole: without one document the others are no use: doubts come
-        first."""
+        forms: of the vectors in `named`, by their names, if they are known. expires, named: as in `commands.Insert`.
+        whole: without one document the others are no use: doubts come first."""
         done, failed = list[BatchPart](), dict[int, NeedleError]()
         try:
-            await self._run(done, failed, collection, ids, rows, metadata, timeout, expires, whole, form, named)
+            await self._run(done, failed, collection, ids, rows, metadata, timeout, expires, whole, form, named, forms)
             return list(done)
         finally:  # an error holds the frames that it passed, which hold these, and with them the rows
             done.clear()
@@ -83,13 +85,16 @@ class RowInserts:
         whole: bool,
         form: VectorForm | None,
         named: Sequence[Named],
+        forms: Mapping[str, VectorForm],
     ) -> None:
         """As `run`. done: what became of parts. failed: the first error of each shard, and of ALL."""
         size, besides = rows.nbytes // max(1, len(ids)), sum(len(one.vectors) // max(1, len(one.rows)) for one in named)
         weight, routed = rows.nbytes + sum(map(len, metadata)), self._ownership()
         plan = await self._beside(weight, plan_batch, routed, ids, metadata, size + besides, *self._part_max)
         done += [BatchPart([at], error) for at, error in plan.homeless.items()]
-        first: set[int] = await self._beside(weight, _doubts, ids, rows, metadata, form) if whole else set()
+        first = set[int]()
+        if whole:
+            first = await self._beside(weight + besides * len(ids), _doubts, ids, rows, metadata, form, named, forms)
         if whole and plan.homeless:
             failed[ALL] = next(iter(plan.homeless.values()))
         permits, left = asyncio.Semaphore(BATCHES_IN_FLIGHT), _time_left(timeout)
@@ -167,8 +172,26 @@ def _insert(
     return Insert(collection, names, rows[0], metadata, None, by, b"", expires, dtype=rows[1], named=named)
 
 
-def _doubts(ids: list[str], rows: memoryview, metadata: list[bytes], form: VectorForm | None) -> set[int]:
-    return doubtful(ids, rows, metadata, DEFAULTS) | set(unsayable(rows, len(ids), form))
+def _doubts(
+    ids: list[str],
+    rows: memoryview,
+    metadata: list[bytes],
+    form: VectorForm | None,
+    named: Sequence[Named],
+    forms: Mapping[str, VectorForm],
+) -> set[int]:
+    """Places of documents that a shard may refuse."""
+    found = doubtful(ids, rows, metadata, DEFAULTS) | set(unsayable(rows, len(ids), form))
+    for one in named:
+        if (of := forms.get(one.vector)) is not None:
+            found.update(one.rows[at] for at in _named_doubts(memoryview(one.vectors), len(one.rows), of))
+    return found
+
+
+def _named_doubts(rows: memoryview, count: int, form: VectorForm) -> set[int]:
+    if rows.nbytes != 4 * count * form.numbers:
+        return {0}  # all of them are refused, with the first
+    return doubtful([""] * count, rows, (), DEFAULTS) | set(unsayable(rows, count, form))
 
 
 def _owners(owned: Ownership, names: Sequence[str], metadata: Sequence[bytes]) -> set[int]:

@@ -42,6 +42,7 @@ from needle.protocol.bulk_calls import (
     BulkPutCall,
 )
 from needle.protocol.upkeep_commands import LoadRows
+from needle.routing.collection_names import called
 from needle.routing.topology import Ownership
 from needle.server.replica import HostedReplica
 from needle.server.service.served import Deadline, ServedNode, not_leader
@@ -79,7 +80,9 @@ class BulkLoads:
         view = hosted.replica.view.collections.get(call.collection)
         live = None if view is None else hosted.replica.held.vectors_of(view.record.id)
         if view is None or live is None:
-            raise CollectionNotFound(f"this shard has no collection {call.collection}", collection=call.collection)
+            raise CollectionNotFound(
+                f"there is no collection {called(call.collection[:300])!r} any more", collection=call.collection[:300]
+            )
         record, state = view.record, live.indexing
         self._check_takes(hosted, record.spec)
         return BulkBeginAnswer(

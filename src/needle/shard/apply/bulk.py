@@ -16,6 +16,7 @@ import msgspec
 from needle.base.errors import CollectionNotFound, CorruptDocuments, FileAwaited, InvalidArgument, StaleEpoch, invalid
 from needle.base.model import CollectionSpec, WriteResult
 from needle.protocol.upkeep_commands import LoadRows
+from needle.routing.collection_names import called
 from needle.shard.apply.batch import Batch
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence
@@ -63,8 +64,8 @@ def _check(batch: Batch, record: CollectionRecord, command: LoadRows, generation
     check_takes_loads(record.spec)
     if record.next_ordinal:
         raise InvalidArgument(
-            f"collection {record.spec.name!r} was written to already in this shard, and a bulk load is for one that "
-            "never was: make another collection, load into that, and have an alias lead to it",
+            f"collection {called(record.spec.name)!r} was written to already in this shard, and a bulk load is for one "
+            "that never was: make another collection, load into that, and have an alias lead to it",
             field="collection",
             documents=record.documents,
         )
@@ -88,8 +89,8 @@ def check_takes_loads(spec: CollectionSpec) -> None:
     documents have none of them then, and get them as others do."""
     if spec.of:
         raise InvalidArgument(
-            f"{spec.name!r} holds a named vector of collection {spec.of!r}, whose ordinals are those of its documents: "
-            "load the documents, and add their named vectors by updates",
+            f"{called(spec.name)!r} holds a named vector of collection {called(spec.of)!r}, whose ordinals are those "
+            "of its documents: load the documents, and add their named vectors by updates",
             field="collection",
         )
 
