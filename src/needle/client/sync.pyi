@@ -63,6 +63,7 @@ class SyncClient:
         since: str = ...,
         filter: FilterLike = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         timeout: Seconds = ...,
     ) -> SyncChanges: ...
     def watch(
@@ -73,6 +74,7 @@ class SyncClient:
         text: str | None = ...,
         max_distance: float | None = ...,
         min_score: float | None = ...,
+        vector_name: str | None = ...,
         filter: FilterLike = ...,
         since: str = ...,
         with_vectors: bool = ...,

@@ -11,7 +11,7 @@ Deterministic, as `execute` says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 
 from needle.base.errors import CollectionNotFound, Internal, invalid
@@ -21,6 +21,7 @@ from needle.routing.collection_names import called, collection_of, vector_called
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.documents.digest import MODULUS, document_hash, rehashed
 from needle.shard.documents.records import CollectionRecord, DocRef
+from needle.shard.effects import ABSENT, DELETED, WRITTEN, Effect
 
 ByVector = Mapping[str, Mapping[str, bytes | memoryview]]
 """By the name of a vector inside the shard: by id, the vector that a document gets."""
@@ -99,6 +100,41 @@ def follow(
         return None
     change.touched = True
     return CollectionRecord(id=record.id, spec=record.spec, next_ordinal=end, documents=held, total=total % MODULUS)
+
+
+def follow_and_tell(
+    documents: CollectionChange, change: CollectionChange, ids: Sequence[str], given: Mapping[str, bytes | memoryview],
+    effects: list[Effect], *, keep: bool, telling: int,
+) -> None:  # fmt: skip
+    """As `follow`, and add to `effects` which rows that wrote, and let die: a change feed may have to read them. They
+    have no changes of their own: those are the documents'. telling: as in Batch."""
+    before = {id_: change.refs.get(id_) for id_ in ids} if telling else {}
+    record = follow(documents, change, ids, given, keep=keep)
+    change.record = record or change.record
+    if record is None or not telling:
+        return
+    runs: list[tuple[int, list[DocRef | None]]] = []
+    olds, gone, kept = list[DocRef | None](), list[DocRef | None](), set[int]()
+    for id_, old in before.items():
+        new = change.refs.get(id_)
+        if new is None:
+            gone += [] if old is None else [old]
+            continue
+        kept.add(new.vector)
+        if not runs or runs[-1][0] + len(olds) != new.ordinal:
+            olds = []
+            runs.append((new.ordinal, olds))
+        olds.append(old)
+    effects += [_effect(telling, WRITTEN, record.id, first, olds, kept) for first, olds in runs]
+    effects += [_effect(telling, DELETED, record.id, 0, gone, kept)] if gone else []
+
+
+def _effect(
+    entry: int, kind: int, collection_id: int, first: int, olds: Sequence[DocRef | None], kept: Container[int]
+) -> Effect:
+    """kept: vectors that live on."""
+    dead = tuple(old.vector for old in olds if old and old.vector != old.ordinal and old.vector not in kept)
+    return Effect(entry, kind, collection_id, 0, first, tuple(old.ordinal if old else ABSENT for old in olds), dead)
 
 
 def _there(ref: DocRef | None) -> DocRef:
