@@ -290,19 +290,20 @@ class ChangeMethods(FeedMethods):
 
         order = (order_by, descending)
         most = None if limit is None else values.check_count(limit, "limit")
+        names = None if vectors is None else named_values.wanted(vectors)
 
         async def read(at: str | None, most: int | None) -> Batch:
             begins = consistent and at in (None, cursor)
             page = PAGE if most is None else most
             asked = filter, page, with_vectors, fields, slice, order, begins, mode, collection, timeout
-            place, how = _asked(*asked, vectors)
+            place, how = _asked(*asked, names)
             return await read_batch(await self._documents(), place, at, how)
 
         async def end(at: str) -> None:
             place, how = _asked(filter, PAGE, with_vectors, fields, slice, order, False, mode, collection, timeout)
             await end_scan(await self._documents(), place, at, how.timeout)
 
-        return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end, named=vectors is not None)
+        return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end, named=names)
 
 
 def _asked(

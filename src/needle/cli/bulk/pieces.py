@@ -54,6 +54,10 @@ def batches_of(piece: Piece) -> Iterator[tuple[arrow_tables.Form, Any]]:
     system, [path] = _files(piece.path)
     with _open(system, path) as file:
         form = arrow_tables.Form(file.schema_arrow, f"{piece.path}, row group number {piece.group}")
+        if form.named:
+            names = ", ".join(arrow_tables.NAMED + name for name in form.named)
+            allowed = "a bulk load takes documents without named vectors: give them these by `update_vector`"
+            raise refuse(piece.path, f"the column {names} is not allowed: {allowed}")
         for batch in file.iter_batches(batch_size=READ_ROWS, row_groups=[piece.group]):
             yield form, batch
 
