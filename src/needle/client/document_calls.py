@@ -23,6 +23,7 @@ from needle.base.model import (
     IndexParams,
     ReadMode,
     SearchRequest,
+    VectorChange,
     VectorSpec,
     WriteResult,
 )
@@ -323,9 +324,15 @@ class DocumentCalls(Protocol):
         ...
 
     async def alter_collection(
-        self, name: str, ef_search: int, ttl: float, timeout: float, index: IndexParams | None = None
+        self,
+        name: str,
+        ef_search: int,
+        ttl: float,
+        timeout: float,
+        index: IndexParams | None = None,
+        vectors: Sequence[VectorChange] = (),
     ) -> WriteResult:
-        """Change what may be changed of a collection; ef_search 0, ttl below 0, no index: as they are."""
+        """Change what may be changed of a collection; ef_search 0, ttl below 0, no index, no vectors: as they are."""
         ...
 
     async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:

@@ -381,6 +381,7 @@ class SyncClient:
         ef_search: int | None = ...,
         ttl: Any = ...,
         index: IndexParams | str | None = ...,
+        vectors: Mapping[str, Any] | None = ...,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
     def add_vector(

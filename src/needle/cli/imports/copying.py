@@ -140,9 +140,8 @@ async def compare(source: Source, to: Target, *, add: bool, done: Callable[[int]
 
 
 async def _held(to: Target, records: list[Record]) -> dict[str, needle.Document]:
-    how = {"vectors": list(to.named)} if to.named else {}
-    ids = {one.id for one in records}
-    found = await to.client.get_many(ids, collection=to.collection, timeout=to.timeout, **how)
+    ids, vectors = {one.id for one in records}, list(to.named) or None
+    found = await to.client.get_many(ids, collection=to.collection, vectors=vectors, timeout=to.timeout)
     return {one.id: one for one in found}
 
 
