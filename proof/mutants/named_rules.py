@@ -11,9 +11,7 @@ MUTANTS = (
     Mutant(
         name="a-replaced-document-keeps-its-named-vector",
         breaks="a document that is inserted again is found by the vector of what it was",
-        edits=(
-            Edit("shard.apply.named:follow", "if vector is None and not keep:", "if vector is None and now is None:"),
-        ),
+        edits=(Edit("shard.apply.named:follow", "if not stays:", "if vector is None and now is None:"),),
         sim=True,
         minutes=1.0,
         sharded=True,
@@ -82,5 +80,14 @@ MUTANTS = (
         minutes=1.0,
         sharded=True,
         tests=(_FEEDS + "test_a_change_by_name_is_a_change_of_its_document",),
+    ),
+    Mutant(
+        name="a-vector-that-is-taken-away-stays",
+        breaks="a document is found by a vector that was taken from it",
+        edits=(Edit("shard.apply.named:follow", "(keep and id_ not in given)", "keep"),),
+        sim=True,
+        minutes=1.0,
+        sharded=True,
+        tests=(_SHARD + "test_a_vector_is_taken_away_and_all_else_stays", _SHARD + "test_a_model_of_it"),
     ),
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -111,6 +113,13 @@ async def test_events_have_named_vectors_and_a_watch_is_near_by_one(tmp_path: Pa
             assert [one.data["vectors"] for one in told] == [{}, {"title": [0, 0, 1]}]
             (came,) = await watch.some(1)
             assert (came.kind, came.data["id"], came.data["vector"]) == ("insert", "b", [0, 0, 1])
+            asked = json.dumps({"ids": ["a", "b", "x"], "name": "title", "vectors": None}).encode()
+            url, head = f"http://{at[2]}/v1/collections/default/update_vectors", {"content-type": "application/json"}
+            request = urllib.request.Request(url, asked, head)
+            written = await asyncio.to_thread(lambda: json.load(urllib.request.urlopen(request, timeout=30)))
+            assert written["count"] == 2
+            gone = await watch.some(2)
+            assert {(one.kind, one.data["id"]) for one in gone} == {("delete", "a"), ("delete", "b")}
         async with events(at[2], "?vectors=title&with_vectors=false", f"last-event-id: {told[0].id}") as stream:
             (again,) = await stream.some(1)
             assert "vector" not in again.data

@@ -134,6 +134,8 @@ class Several:
         if draw < 0.7 or not named:
             return self._still(key, await client.update_vector(key, self._vector(), **how), before.title)
         version = before.version if self._rng.random() < 0.5 else None
+        if before.title is not None and draw < 0.75:
+            return self._still(key, await client.delete_vector(key, VECTOR, if_version=version, **how), None)
         vector = self._title(key, number)
         done = await client.update_vector(key, vector, name=VECTOR, if_version=version, **how)
         return self._still(key, done, number)

@@ -188,9 +188,10 @@ class DocumentCalls(Protocol):
         timeout: float,
         expires: int = AS_IT_IS,
         vector_name: str = "",
+        gone: bool = False,
     ) -> WriteResult:
-        """Give documents other vectors. count: how many were there. vector_name: of named ones. See
-        `commands.UpdateVectors`."""
+        """Give documents other vectors. count: how many were there. vector_name: of named ones. gone: these are taken
+        away. See `commands.UpdateVectors`."""
         ...
 
     async def change_where(

@@ -120,6 +120,17 @@ class SyncClient:
         collection: str = ...,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
+    def delete_vector(
+        self,
+        ids: str | Iterable[str],
+        name: str,
+        *,
+        expires_at: Any = ...,
+        if_version: int | None = ...,
+        if_matches: FilterLike = ...,
+        collection: str = ...,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
     def replace_metadata(
         self,
         ids: str | Iterable[str],

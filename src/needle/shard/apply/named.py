@@ -23,14 +23,16 @@ from needle.shard.documents.digest import MODULUS, document_hash, rehashed
 from needle.shard.documents.records import CollectionRecord, DocRef
 from needle.shard.effects import ABSENT, DELETED, WRITTEN, Effect
 
-ByVector = Mapping[str, Mapping[str, bytes | memoryview]]
-"""By the name of a vector inside the shard: by id, the vector that a document gets."""
+Given = Mapping[str, bytes | memoryview | None]
+"""By id, the vector that a document gets; None: it has none any more."""
+ByVector = Mapping[str, Given]
+"""So, by the name of a vector inside the shard."""
 
 
 def vectors_in(named: Sequence[Named], ids: Sequence[str], specs: Mapping[str, CollectionSpec]) -> ByVector:
     """The named vectors of a command. specs: of those that its collection has. Raises CollectionNotFound for another
     one, InvalidArgument for vectors that do not fit."""
-    found: dict[str, Mapping[str, bytes | memoryview]] = {}
+    found: dict[str, Given] = {}
     for one in named:
         check_named(one, len(ids), found, specs)
         width, block = specs[one.vector].vector_bytes, memoryview(one.vectors)
@@ -64,8 +66,7 @@ def missing(vector: str) -> CollectionNotFound:
 
 
 def follow(
-    documents: CollectionChange, change: CollectionChange, ids: Sequence[str], given: Mapping[str, bytes | memoryview],
-    *, keep: bool,
+    documents: CollectionChange, change: CollectionChange, ids: Sequence[str], given: Given, *, keep: bool
 ) -> CollectionRecord | None:  # fmt: skip
     """Bring the vectors of one name to where the documents are, of which these have just been written, in the order of
     their ordinals, or deleted. given: the vectors that came. keep: what was not given stays; else it is gone. Returns
@@ -77,11 +78,12 @@ def follow(
         if old is None and vector is None:
             continue
         touched += 1
-        held += (vector is not None or keep) - (old is not None)
+        stays = vector is not None or (keep and id_ not in given)
+        held += stays - (old is not None)
         if old is not None:
             change.dies(id_, old)
             total -= int.from_bytes(old.hash, "little")
-        if vector is None and not keep:
+        if not stays:
             change.dead_vectors.append(_there(old).vector)
             refs[id_] = change.written[id_] = None
             continue
@@ -103,7 +105,7 @@ def follow(
 
 
 def follow_and_tell(
-    documents: CollectionChange, change: CollectionChange, ids: Sequence[str], given: Mapping[str, bytes | memoryview],
+    documents: CollectionChange, change: CollectionChange, ids: Sequence[str], given: Given,
     effects: list[Effect], *, keep: bool, telling: int,
 ) -> None:  # fmt: skip
     """As `follow`, and add to `effects` which rows that wrote, and let die: a change feed may have to read them. They
