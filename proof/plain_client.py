@@ -194,6 +194,7 @@ class PlainCalls(WithoutCatalog):
         timeout: float,
         expires: int = AS_IT_IS,
         vector_name: str = "",
+        gone: bool = False,
     ) -> WriteResult:
         """As `DocumentCalls.update_vectors`, all at once."""
         command = UpdateVectors(collection, names, vectors, expected, matches=matches, expires=expires)

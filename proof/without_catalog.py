@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from needle.base.errors import InvalidArgument
-from needle.base.model import IndexParams, ReadMode, VectorSpec, WriteResult
+from needle.base.model import IndexParams, ReadMode, VectorChange, VectorSpec, WriteResult
 from needle.client.feed_calls import FeedCalls
 from needle.routing.topology import CollectionInfo
 
@@ -18,7 +20,13 @@ class WithoutCatalog:
         raise UNKNOWN
 
     async def alter_collection(
-        self, name: str, ef_search: int, ttl: float, timeout: float, index: IndexParams | None = None
+        self,
+        name: str,
+        ef_search: int,
+        ttl: float,
+        timeout: float,
+        index: IndexParams | None = None,
+        vectors: Sequence[VectorChange] = (),
     ) -> WriteResult:
         """Only who knows the catalog can."""
         raise UNKNOWN

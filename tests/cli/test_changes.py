@@ -187,6 +187,57 @@ def test_an_exported_collection_comes_back_as_it_was(needle, tmp_path: Path, suf
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_named_vectors_come_back_with_their_documents(needle, tmp_path: Path, suffix: str) -> None:
+    names = [f"named-from-{suffix}", f"named-to-{suffix}", f"named-imported-{suffix}"]
+    file, rng = tmp_path / f"documents.{suffix}", np.random.default_rng(5)
+    with library.connect_sync(needle.cluster.cluster.split(",")) as client:
+        specs = {
+            "title": library.VectorSpec(dimensions=5, metric="l2"),
+            "image": library.VectorSpec(dimensions=3),
+            "unused": library.VectorSpec(dimensions=1),
+        }
+        for name in names:
+            client.create_collection(name, dimensions=2, metric="l2", vectors=specs)
+        titles = [row if n % 3 else None for n, row in enumerate(rng.normal(size=(1200, 5)).astype("f4"))]
+        images = [row if n % 2 else None for n, row in enumerate(rng.normal(size=(1200, 3)).astype("f4"))]
+        ids, rows = [f"d{n}" for n in range(1200)], rng.normal(size=(1200, 2)).astype("f4")
+        named = {"title": titles, "image": images}
+        metadatas = [{"n": n} for n in range(1200)]
+        client.insert_batch(ids=ids, vectors=rows, metadatas=metadatas, named_vectors=named, collection=names[0])
+
+        def held(name: str) -> list[Any]:
+            found = client.scan(with_vectors=True, vectors=list(specs), collection=name)
+            return [
+                (d.id, d.vector.tobytes(), d.metadata, {at: one.tobytes() for at, one in d.vectors.items()})
+                for d in found
+            ]
+
+        assert needle.json("export", str(file), "-c", names[0])["exported"] == 1200
+        needle.run("insert", str(file), "-c", names[1])
+        before = held(names[0])
+        assert before == held(names[1]) and sum("title" in one[3] for one in before) == 800
+        table = client.scan(with_vectors=True, vectors=["image", "title"], collection=names[0]).to_arrow()
+        client.delete_where({}, collection=names[1])
+        client.insert_batch(table, collection=names[1])
+        assert before == held(names[1])
+        report = needle.json("import", str(file), "-c", names[2])
+        assert report["verified"]["differences"] == [] and held(names[2])[0][:3] == before[0][:3]
+        client.update_vector("d4", [1, 2, 3, 4, 5], name="title", collection=names[2])
+        client.update_vector("d6", [1, 2, 3, 4, 5], name="title", collection=names[2])  # which the file says nothing of
+        again = needle.json("import", str(file), "-c", names[2])
+        assert (again["written"], again["there"]) == (1, 1199)
+        for wrong in ("absent", "other"):
+            if wrong == "other":
+                client.create_collection(wrong, dimensions=2, metric="l2", if_absent=True)
+            needle.run("import", str(file), "-c", wrong, expect=1)
+            assert "called 'image'" in needle.notes or "called 'title'" in needle.notes
+        assert "absent" not in [one.name for one in client.collections()]
+        client.drop_vector(names[1], "image")
+        needle.run("insert", str(file), "-c", names[1], expect=1)
+        assert "vectors: 'image' is not allowed: 'title', 'unused'" in needle.notes.replace("\n", " ")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_instants_come_back_with_their_documents(needle, tmp_path: Path, suffix: str) -> None:
     """Also of one that never expires, in a collection where others do; those that have expired by then do not."""
     names = [f"mortal-{suffix}", f"again-{suffix}"]

@@ -5,16 +5,19 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from needle import connect_sync
 from needle.base.errors import InvalidArgument, NoQuorum, Overloaded
-from needle.base.model import CollectionSpec
+from needle.base.model import VectorSpec
 from needle.cli.document_commands import BATCH_BYTES, by_bytes, insert_all
 from needle.cli.inputs import Record
+from needle.client.naming import CollectionDescription
 
 
 def test_jsonl_in_and_out(needle, tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ async def test_an_error_says_how_much_was_acknowledged() -> None:
 
 async def test_a_cluster_that_goes_away_does_not_hide_why_a_document_was_refused() -> None:
     class Leaving(FakeClient):
-        async def collections(self) -> list[CollectionSpec]:
+        async def describe_collection(self, name: str) -> CollectionDescription:
             raise NoQuorum("nobody leads")
 
     def refuse(ids: list[str]) -> int:
@@ -237,9 +240,31 @@ def test_a_document_that_is_refused_is_named_by_its_line(needle, tmp_path: Path,
     assert f"{path}:1 to {path}:3: " in needle.notes.replace("\n", "")
 
 
+@pytest.mark.parametrize(
+    ("vectors", "says"),
+    [
+        ({"titel": [1, 2]}, "vectors: 'titel' is not allowed: 'title'"),
+        ({"title": [1, 2, 3]}, "the vector 'title' has 3 numbers; those of the collection have 2"),
+        ({"title": [1, "x"]}, "vector 'title': "),
+        ([[1, 2]], '"vectors" = [[1, 2]] is not allowed: an object with a list of numbers by each name of a vector'),
+    ],
+)
+def test_a_named_vector_that_is_refused_is_named_by_its_line(needle, tmp_path: Path, vectors: Any, says: str) -> None:
+    with connect_sync(needle.cluster.cluster.split(",")) as client:
+        title = VectorSpec(dimensions=2)
+        client.create_collection("refusing", dimensions=2, vectors={"title": title}, if_absent=True)
+    path = tmp_path / "bad.jsonl"
+    lines = [{"id": "a", "vector": [1, 2], "vectors": {"title": [1, 2]}}, {"id": "b", "vector": [1, 2]}]
+    path.write_text("\n".join(json.dumps(row) for row in [*lines, {"id": "c", "vector": [1, 2], "vectors": vectors}]))
+    needle.run("insert", str(path), "-c", "refusing", expect=1)
+    assert f"{path}:3: {says}" in needle.notes.replace("\n", "") or f"{path}:3: {says}" in needle.notes
+
+
 def test_batches_are_splitby_bytes() -> None:
     wide = np.zeros(BATCH_BYTES // 4 // 3, dtype=np.float32)
     records = [Record(str(n), wide, None) for n in range(7)]
     parts = list(by_bytes(iter([records])))
     assert [len(part) for part in parts] == [3, 3, 1]
     assert [record.id for part in parts for record in part] == list("0123456")
+    named = [Record(str(n), wide[:3], None, named={"title": wide} if n == 6 else {}) for n in range(7)]
+    assert [len(part) for part in by_bytes(iter([named]))] == [2, 2, 2, 1]

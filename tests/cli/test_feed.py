@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cli.test_changes import fill
 from needle import connect_sync
+from needle.base.model import VectorSpec
 from needle.local.process_cluster import ProcessCluster
 
 
@@ -47,3 +48,24 @@ def test_what_comes_near_is_told_and_what_leaves(needle, processes: ProcessClust
     assert "like = 'absent'" in needle.notes
     needle.run("watch", "--like", "d01", expect=1)
     assert "max_distance" in needle.notes
+
+
+def test_named_vectors_are_told_and_watched(needle, processes: ProcessCluster) -> None:
+    with connect_sync(list(processes.addresses.values())) as client:
+        client.create_collection("named", dimensions=2, vectors={"title": VectorSpec(dimensions=3, metric="l2")})
+        with client.changes("named") as feed:
+            token = feed.token
+        client.insert("a", [1, 2], vectors={"title": [1, 0, 0]}, collection="named")
+        client.insert("b", [1, 2], vectors={"title": [0, 0, 9]}, collection="named")
+    told = needle.run("changes", "named", "--since", token, "--limit", "2", "--vector-name", "title", "--json")
+    assert {one["id"]: one["vectors"] for one in map(json.loads, told.splitlines())} == {
+        "a": {"title": [1, 0, 0]}, "b": {"title": [0, 0, 9]},
+    }  # fmt: skip
+    near = ("--like", "b", "--vector-name", "title", "--max-distance", "0.5", "--since", token, "--limit", "1")
+    assert needle.run("watch", *near, "--collection", "named").startswith("insert b  version ")
+    needle.run("changes", "named", "--vector-name", "other", "--json", expect=1)
+    assert "[invalid_argument]" in needle.notes and "'other'" in needle.notes
+    needle.run(
+        "watch", "--like", "b", "--vector-name", "other", "--max-distance", "1", "--collection", "named", expect=1
+    )
+    assert "'other'" in needle.notes

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 import pytest
 
-from needle.base.errors import ConfigError, InvalidArgument
+from needle.base.errors import CollectionNotFound, ConfigError, InvalidArgument
 from needle.base.model import Document, Hit, Metric
 from needle.cli.imports.comparing import Digest, Nearest, agreeing, distances, kinds_of
 from needle.cli.imports.copying import Target, compare, copy
@@ -63,8 +63,8 @@ class Kept:
     async def count(self, **_: Any) -> int:
         return len(self.documents)
 
-    async def collections(self) -> list[Any]:
-        return []
+    async def describe_collection(self, name: str) -> Any:
+        raise CollectionNotFound(name)
 
     async def search(self, query: Any, k: int, **_: Any) -> list[Hit]:
         rows = list(self.documents.values())

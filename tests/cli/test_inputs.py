@@ -240,6 +240,35 @@ def test_an_export_by_http_is_read_if_it_is_complete(tmp_path: Path) -> None:
     assert [one.metadata for one in read_all(path)] == [{"version": 7}]
 
 
+def test_named_vectors_in_lines_and_columns(tmp_path: Path) -> None:
+    lines = write_lines(
+        tmp_path / "a.jsonl",
+        {"id": "a", "vector": [1], "vectors": {"title": [1, 2], "image": None}, "metadata": {"vectors": 7}},
+        "",
+        '{"id": "b", "vector": [2], "vectors": null}',
+    )
+    rows = pyarrow.table({
+        "id": ["a", "b"], "vector": [[1.0], [2.0]], "vector:title": [[1.0, 2.0], None], "vectors": [7, None],
+    })  # fmt: skip
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    for path in (lines, tmp_path / "a.parquet"):
+        found = read_all(path)
+        assert [{name: one.tolist() for name, one in row.named.items()} for row in found] == [{"title": [1, 2]}, {}]
+        assert found[0].metadata == {"vectors": 7}
+    bad = pyarrow.table({"id": ["a"], "vector": [[1.0]], "vector:title": [[1.0, None]]})
+    pyarrow.parquet.write_table(bad, tmp_path / "bad.parquet")
+    with pytest.raises(InvalidArgument, match=r"bad.parquet row 0: vector 'title'"):
+        read_all(tmp_path / "bad.parquet")
+    export = tmp_path / "export.ndjson"
+    first = '{"id": "a", "version": 7, "metadata": {"n": 1}, "vector": [1, 2], "vectors": {"title": [3]}}\n'
+    export.write_text(first + '{"end": "complete", "documents": 1}\n')
+    (row,) = read_all(export)
+    assert (row.metadata, row.named["title"].tolist()) == ({"n": 1}, [3])
+    export.write_text(first)
+    with pytest.raises(InvalidArgument, match="broke off"):
+        read_all(export)
+
+
 @pytest.mark.parametrize("form", ["file", "stream"])
 def test_arrow_files_in_both_forms_and_damaged(tmp_path: Path, form: str) -> None:
     arrow = pytest.importorskip("pyarrow")

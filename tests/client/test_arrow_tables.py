@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow
 import pytest
@@ -16,6 +17,7 @@ from needle.client import arrow_tables, values
 from needle.client.columns import as_columns
 from needle.client.scanning import Batch, Place, Scan, SyncScan
 from needle.protocol.calls import DocumentBatch
+from needle.protocol.named import Named
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 JSON_VALUES = st.recursive(
@@ -92,6 +94,24 @@ def test_what_a_scan_gives_an_insert_takes(rows: list[Any]) -> None:
         held = [json.loads(one) if one else None for one in batch.metadata]
         assert held == [row[2] for row in rows]
         assert (batch.expires or [0] * len(rows)) == [row[3] or values.AS_IT_IS for row in rows]
+
+
+async def test_named_vectors_are_columns_of_their_own() -> None:
+    title = Named("title", [0, 2], np.array([[1, 2], [3, 4]], "<f4").tobytes())
+    (page,) = pages_of([(f"d{n}", [n, 0, 0], {"n": n}, 0) for n in range(3)])
+    pages = [msgspec.structs.replace(page, named=[title])]
+    table = SyncScan(read_by_cursor(pages), Place(None, True, named=("image", "title"))).to_arrow()
+    assert table.column_names == ["id", "vector", "vector:image", "vector:title", "metadata", "expires_at"]
+    assert table.column("vector:title").to_pylist() == [[1, 2], None, [3, 4]]
+    assert table.column("vector:image").null_count == 3
+    for one in (table, pyarrow.concat_tables([table.slice(0, 1), table.slice(1)])):
+        batch = as_columns(OnlyProtocol(one), None, None, None)
+        assert batch.named == [title] and [json.loads(row) for row in batch.metadata] == [{"n": n} for n in range(3)]
+    with pytest.raises(InvalidArgument, match=r"named_vectors = 'given' is not allowed: .*vector:title"):
+        as_columns(table, None, None, None, None, {"title": [[1, 2]] * 3})
+    wrong = table.set_column(3, "vector:title", pyarrow.array([[1.0], None, [2.0, 3.0]]))
+    with pytest.raises(InvalidArgument, match="named_vectors\\['title'\\]"):
+        as_columns(wrong, None, None, None)
 
 
 async def test_documents_one_by_one_or_as_a_table() -> None:

@@ -74,3 +74,73 @@ def test_a_watcher_hears_what_comes_near_and_what_leaves(metric: str, dtype: str
             client.watch("a", [1, 2], since="start", **bounds)
         with client.watch("a", [1, 2, 3], **bounds) as feed, pytest.raises(needle.InvalidArgument, match="3"):
             next(feed)
+
+
+def test_changes_come_with_named_vectors_and_a_token_goes_on_with_others() -> None:
+    with needle.open_sync(":memory:") as client:
+        title = needle.VectorSpec(dimensions=2, metric="l2")
+        client.create_collection("a", dimensions=3, vectors={"title": title})
+        with client.changes("a", vectors=["title"]) as feed:
+            client.insert("x", [1, 2, 3], {"n": 1}, vectors={"title": [4, 5]}, collection="a")
+            client.insert("y", [1, 2, 3], collection="a")
+            client.update_vector("y", [6, 7], name="title", collection="a")
+            client.patch("x", set={"n": 2}, collection="a")
+            client.insert("x", [3, 2, 1], collection="a")
+            client.delete("y", collection="a")
+            told = [feed.next(30) for _ in range(6)]
+            assert [(one.kind, one.id, _title(one)) for one in told if one is not None] == [
+                ("insert", "x", [4, 5]), ("insert", "y", []), ("update", "y", [6, 7]), ("update", "x", [4, 5]),
+                ("update", "x", []), ("delete", "y", None),
+            ]  # fmt: skip
+            token = feed.token
+        client.add_vector("a", "image", needle.VectorSpec(dimensions=1, metric="l2", dtype="int8"))
+        client.update_vector("x", [7], name="image", collection="a")
+        with client.changes("a", since=token, vectors=["image", "title", "image"], with_vectors=False) as feed:
+            one = feed.next(30)
+            assert one is not None and one.vectors is not None and one.vector is None
+            assert {name: row.tolist() for name, row in one.vectors.items()} == {"image": [7]}
+            client.drop_vector("a", "image")
+            with pytest.raises(needle.CollectionNotFound, match=r"'image' of collection 'a' was dropped"):
+                for _ in range(20):
+                    feed.next(1)
+            token = feed.token
+        client.insert("z", [1, 2, 3], vectors={"title": [8, 9]}, collection="a")
+        with client.changes("a", since=token) as feed:
+            one = feed.next(30)
+            assert one is not None and (one.id, one.vectors) == ("z", None)
+        with client.changes("a", since="start", vectors=["title"]) as feed:
+            found = [feed.next(30) for _ in range(4)]
+            assert [(one.kind, one.id, _title(one)) for one in found if one is not None] == [
+                ("reset", "", None), ("insert", "x", []), ("insert", "z", [8, 9]), ("ready", "", None),
+            ]  # fmt: skip
+        with pytest.raises(needle.InvalidArgument, match="image"):
+            client.changes("a", vectors=["image"]).begin()
+        with pytest.raises(needle.InvalidArgument, match="vectors"):
+            client.changes("a", vectors="image")
+
+
+def _title(change: needle.client.Change) -> list[float] | None:
+    return None if change.vectors is None else [float(one) for one in change.vectors.get("title", [])]
+
+
+def test_a_watcher_by_name_hears_of_documents_that_have_the_vector() -> None:
+    with needle.open_sync(":memory:") as client:
+        title = needle.VectorSpec(dimensions=2, metric="l2")
+        client.create_collection("a", dimensions=3, vectors={"title": title})
+        with client.watch("a", [6, 8], vector_name="title", max_distance=1) as feed:
+            client.insert("x", [1, 2, 3], vectors={"title": [6, 8]}, collection="a")
+            client.insert("y", [1, 2, 3], collection="a")
+            client.update_vector("y", [6, 9], name="title", collection="a")
+            client.insert("x", [1, 2, 3], collection="a")
+            told = [feed.next(30) for _ in range(3)]
+            assert [(one.kind, one.id, one.distance) for one in told if one is not None] == [
+                ("insert", "x", 0), ("insert", "y", 1), ("delete", "x", None),
+            ]  # fmt: skip
+            assert told[1] is not None and told[1].vector.tolist() == [6, 9]
+        wrong = client.watch("a", [6, 8, 1], vector_name="title", max_distance=1)
+        with wrong as feed, pytest.raises(needle.InvalidArgument, match="3"):
+            feed.next(30)
+        with pytest.raises(needle.InvalidArgument, match="other"):
+            client.watch("a", [6, 8], vector_name="other", max_distance=1).begin()
+        with pytest.raises(needle.InvalidArgument, match="give the vector itself"):
+            client.watch("a", text="words", vector_name="title", max_distance=1)

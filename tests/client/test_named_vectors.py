@@ -76,6 +76,14 @@ async def test_added_while_there_are_documents_filled_in_and_dropped(client: nee
     await client.update_vectors(NAMES[10:30], rows, name="title", collection="c")
     hits = await client.search([0, 1], k=60, vector_name="title", collection="c")
     assert len(hits) == 30 and hits[0].id == NAMES[10]
+    taken = await client.delete_vector([NAMES[10], NAMES[11], NAMES[59], "nobody"], "title", collection="c")
+    assert taken.count == 2
+    hits = await client.search([0, 1], k=60, vector_name="title", collection="c")
+    assert len(hits) == 28 and not {NAMES[10], NAMES[11]} & {hit.id for hit in hits}
+    with pytest.raises(InvalidArgument, match="'titel'"):
+        await client.delete_vector(NAMES[10], "titel", collection="c")
+    with pytest.raises(needle.VersionMismatch):
+        await client.delete_vector(NAMES[12], "title", if_version=1, collection="c")
     assert (await client.get(NAMES[10], collection="c")).vector.tolist() == ROWS[10].tolist()
     await client.drop_vector("c", "title")
     with pytest.raises(InvalidArgument, match="title"):

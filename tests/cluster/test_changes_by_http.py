@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from cluster.processes import ShardedProcesses, healthy
 from harness.event_streams import events
 from needle.base.errors import NeedleError
+from needle.base.model import Metric, VectorSpec
 from needle.client.client import Client
 from needle.local.process_cluster import wait_for
 
@@ -89,6 +92,42 @@ async def test_what_comes_near_is_told_and_gone_on_with_at_another_node(tmp_path
             await client.update_vector("far", [0, 1])
             came = (await stream.some(1))[0]
             assert (came.kind, came.data["id"], "vector" in came.data) == ("insert", "far", False)
+
+
+async def test_events_have_named_vectors_and_a_watch_is_near_by_one(tmp_path: Path) -> None:
+    near = {"vector": [0, 0, 0], "max_distance": 2.0, "vector_name": "title"}
+    async with _started(tmp_path, 2, 3) as (processes, client):
+        at = [processes.nodes[f"node-{n}"].http for n in (1, 2, 3)]
+        title = VectorSpec(dimensions=3, metric=Metric.L2)
+        await client.add_vector("default", "title", title)
+        await client.insert("a", [1, 1], vectors={"title": [1, 0, 0]})
+        async with (
+            events(at[0], "?since=start&vectors=title") as stream,
+            events(at[1], watch=near) as watch,
+        ):
+            told = await stream.some(3)
+            assert [one.data.get("vectors") for one in told] == [None, {"title": [1, 0, 0]}, None]
+            await client.insert("b", [1, 1])
+            await client.update_vector("b", [0, 0, 1], name="title")
+            told = await stream.some(2)
+            assert [one.data["vectors"] for one in told] == [{}, {"title": [0, 0, 1]}]
+            (came,) = await watch.some(1)
+            assert (came.kind, came.data["id"], came.data["vector"]) == ("insert", "b", [0, 0, 1])
+            asked = json.dumps({"ids": ["a", "b", "x"], "name": "title", "vectors": None}).encode()
+            url, head = f"http://{at[2]}/v1/collections/default/update_vectors", {"content-type": "application/json"}
+            request = urllib.request.Request(url, asked, head)
+            written = await asyncio.to_thread(lambda: json.load(urllib.request.urlopen(request, timeout=30)))
+            assert written["count"] == 2
+            gone = await watch.some(2)
+            assert {(one.kind, one.data["id"]) for one in gone} == {("delete", "a"), ("delete", "b")}
+        async with events(at[2], "?vectors=title&with_vectors=false", f"last-event-id: {told[0].id}") as stream:
+            (again,) = await stream.some(1)
+            assert "vector" not in again.data
+            assert again.data["vectors"] == {"title": [0, 0, 1]}
+        async with events(at[2], "?vectors=other") as stream:
+            assert stream.status == 400
+        async with events(at[2], watch=near | {"vector_name": "other"}) as stream:
+            assert stream.status == 400
 
 
 async def test_it_has_a_filter_refuses_what_is_wrong_and_ends_in_good_order(tmp_path: Path) -> None:

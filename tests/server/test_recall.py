@@ -17,9 +17,9 @@ from pyroaring import BitMap
 from client.fake_shards import virtually
 from needle.base.config import Limits
 from needle.base.errors import CollectionNotFound, Unavailable
-from needle.base.model import CollectionSpec, IndexParams, Metric, RaftStatus, SearchRequest
+from needle.base.model import CollectionSpec, IndexParams, Metric, RaftStatus, SearchRequest, VectorSpec
 from needle.client.conditions import NodeView, conditions
-from needle.protocol.commands import CreateCollection, PublishSegment
+from needle.protocol.commands import CreateCollection, Named, PublishSegment
 from needle.routing.topology import Topology
 from needle.server.chores.context import ChoreContext
 from needle.server.chores.recall import (
@@ -97,6 +97,46 @@ def test_it_is_the_share_of_the_exact_hits(replica: Replica) -> None:
     assert min(shares) < 0.2 <= max(shares)  # so this can fail
     wide = [replica.look(recall_of, asked(seed, ef_search=2000), Limits(), nothing) for seed in range(5)]
     assert np.mean([one.found for one in wide]) > np.mean(shares)
+
+
+def test_of_a_named_vector_it_is_that_of_its_own_index(tmp_path: Path) -> None:
+    made, log, name = open_replica(tmp_path), Log(), "c/title"
+    spec = CollectionSpec(name="c", dimensions=2, metric=Metric.L2)
+    title = VectorSpec(dimensions=WIDTH, metric=Metric.L2, index=NARROW).stored_as(name, "c")
+    rows = np.random.default_rng(1).standard_normal((ROWS, WIDTH)).astype("<f4")
+    made.apply(log.add(CreateCollection(spec), CreateCollection(title)))
+    for start in range(0, ROWS, 1000):
+        have = list(range(0, 1000, 2))
+        named = [Named(name, have, rows[start : start + 1000][have].tobytes())]
+        ids, metadata = [f"d{n:05}" for n in range(start, start + 1000)], [{"n": n} for n in range(1000)]
+        made.apply(log.add(put(ids, [[1, 2]] * 1000, metadata, named=named)))
+    vectors = next(one for one in made.held.collection_vectors() if one.spec.name == name)
+    segment, path = seal(vectors, 0, ROWS - 101)
+    vectors.attach(SealedSegment(path, segment, vectors.spec))
+    made.apply(log.add(PublishSegment(**msgspec.structs.asdict(segment))))
+    shares = []
+    for seed in range(20):
+        request = asked(seed, vector_name=name, filter=b'{"n":{"$lt":900}}' if seed % 2 else b"")
+        found = made.search(request).ids
+        exact = made.search(msgspec.structs.replace(request, exact=True)).ids
+        share = made.look(recall_of, request, Limits(), nothing)
+        assert share == (pytest.approx(len(set(found) & set(exact)) / K), 1.0)
+        shares.append(share.found)
+        assert made.look(recall_of, request, Limits(), nothing, seed, 4 * WIDTH * ROWS // 10) is not None
+    assert min(shares) < 0.3 and np.mean(shares) < 0.8
+
+    async def work() -> None:
+        world = World(made)
+        task = asyncio.get_running_loop().create_task(world.recall.run())
+        for seed in range(100):
+            world.recall.saw(asked(seed, vector_name=name))
+            await asyncio.sleep(1.0)
+        task.cancel()
+        assert world.recall.recorded(name) and not world.recall.recorded("c")
+        assert world.recall.told().keys() == {name} and world.recall.told()[name] < 0.9
+
+    virtually(work())
+    made.close()
 
 
 def test_where_there_is_nothing_to_measure(replica: Replica) -> None:

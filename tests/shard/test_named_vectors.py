@@ -140,6 +140,24 @@ def test_a_vector_is_filled_in_unless_the_document_was_changed(log: Log, replica
     assert none.count == 0 and found(replica, [0, 0]) == ["a"]
 
 
+def test_a_vector_is_taken_away_and_all_else_stays(log: Log, replica: Replica) -> None:
+    named = title([0, 1], [5, 5], [1, 1])
+    (first,) = apply(log, replica, put(["a", "b", "x"], THREE, [{"n": 1}] * 3, named=named))
+    (late,) = apply(log, replica, UpdateVectors("c", ["a"], b"", first.version - 1, name=TITLE, gone=True))
+    assert isinstance(late, VersionMismatch) and found(replica, [0, 0]) == ["b", "a"]
+    (done,) = apply(log, replica, UpdateVectors("c", ["a", "x", "nobody"], b"", name=TITLE, gone=True))
+    assert (done.count, found(replica, [0, 0]), stored(replica, "a", "b", "x")) == (1, ["b"], {"b": [1, 1]})
+    a, x = replica.get("c", ["a", "x"], True)
+    assert (a.version, a.vector, a.metadata) == (done.version, floats([1, 0, 0]), b'{"n": 1}')
+    assert x.version == first.version  # it had none
+    (none,) = apply(log, replica, UpdateVectors("c", ["a"], b"", name="c/other", gone=True))
+    assert isinstance(none, CollectionNotFound)
+    for wrong in ({"name": ""}, {"vectors": floats([1, 1])}):
+        command = UpdateVectors(**({"collection": "c", "ids": ["a"], "vectors": b"", "name": TITLE} | wrong), gone=True)
+        with pytest.raises(InvalidArgument, match="vectors"):
+            replica.validate(command)
+
+
 def test_what_does_not_fit_is_refused_and_nothing_changes(log: Log, replica: Replica) -> None:
     before = replica.digest()
     for wrong, error in (
@@ -239,6 +257,8 @@ def many(log: Log, rng: np.random.Generator) -> None:
             log.add(put(some, rng.normal(size=(len(some), 3)).tolist(), [{"n": step}] * len(some), named=named))
         elif kind == 2:
             log.add(Patch("c", some, Change(set=[("n", str(step).encode())])))
+        elif kind == 3 and step % 4 == 0:
+            log.add(UpdateVectors("c", some, b"", name=TITLE, gone=True))
         elif kind == 3:
             log.add(UpdateVectors("c", some, floats(*rng.normal(size=(len(some), 2)).tolist()), name=TITLE))
         else:
@@ -250,7 +270,7 @@ def test_a_model_of_it(tmp_path: Path, log: Log, replica: Replica) -> None:
     rng, model = np.random.default_rng(9), dict[str, tuple[int, list[float] | None]]()
     names = [f"d{at}" for at in range(12)]
     for step in range(300):
-        id_, kind = str(rng.choice(names)), rng.integers(5)
+        id_, kind = str(rng.choice(names)), rng.integers(6)
         vector = np.float32(rng.normal(size=2)).tolist()
         if kind == 0:
             apply(log, replica, put([id_], [[1, 1, 1]], [{"n": step}], named=title([0], vector)))
@@ -266,6 +286,11 @@ def test_a_model_of_it(tmp_path: Path, log: Log, replica: Replica) -> None:
             apply(log, replica, UpdateVectors("c", [id_], floats(vector), name=TITLE))
             if id_ in model:
                 model[id_] = (model[id_][0], vector)
+        elif kind == 4:
+            (done,) = apply(log, replica, UpdateVectors("c", [id_], b"", name=TITLE, gone=True))
+            assert done.count == (id_ in model and model[id_][1] is not None)
+            if id_ in model:
+                model[id_] = (model[id_][0], None)
         else:
             apply(log, replica, Delete("c", [id_]))
             model.pop(id_, None)

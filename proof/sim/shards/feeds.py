@@ -36,12 +36,14 @@ Held = dict[str, tuple[int, Any]]
 class FeedReader:
     """See the module. broken: the violation it found. told, resets: changes, and how often it began again."""
 
-    def __init__(self, stage: Stage, connect: Callable[[Topology, int], Client], truth: Truth) -> None:
-        """connect: makes the n-th client, which knows this topology."""
+    def __init__(
+        self, stage: Stage, connect: Callable[[Topology, int], Client], truth: Truth, name: str = NAME
+    ) -> None:
+        """connect: makes the n-th client, which knows this topology. name: of what it draws."""
         self._stage = stage
         self._connect = connect
         self._truth = truth
-        self._rng = stream(stage.spec.seed, "change feeds")
+        self._rng = stream(stage.spec.seed, name)
         self._clients = 0
         self._client = self._another()
         self._token = "start"
@@ -92,7 +94,7 @@ class FeedReader:
         """Up to `most` changes, while one comes within `seconds`."""
         if self._rng.random() < OTHER_SHARE:
             self._client = self._another()
-        feed = self._client.changes(COLLECTION, since=self._token, timeout=CALL_TIMEOUT)
+        feed = self._feed(self._client)
         try:
             for _ in range(most):
                 self._take(await self._next(feed, seconds))
@@ -106,6 +108,9 @@ class FeedReader:
         finally:
             self._token = feed.token
             await feed.aclose()
+
+    def _feed(self, client: Client) -> Changes:
+        return client.changes(COLLECTION, since=self._token, timeout=CALL_TIMEOUT)
 
     async def _next(self, feed: Changes, seconds: float) -> Change:
         async with asyncio.timeout(seconds):
@@ -129,4 +134,8 @@ class FeedReader:
         if change.kind == "delete":
             del self._mirror[name]
         else:
-            self._mirror[name] = (change.version, change.metadata)
+            self._mirror[name] = self._held(change)
+
+    def _held(self, change: Change) -> tuple[int, Any]:
+        """What the mirror has of a document that is there."""
+        return change.version, change.metadata

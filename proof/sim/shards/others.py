@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import needle
 from needle.routing.topology import Topology
 from proof.sim.databases import ShardAware
+from proof.sim.machine import stream
 from proof.sim.shards.altering import Altering
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.feeds import FeedReader
 from proof.sim.shards.lasting import Lasting
 from proof.sim.shards.loading import Loading
+from proof.sim.shards.named_feeds import NamedFeedReader
 from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import Shape
 from proof.sim.shards.several import Several
@@ -22,11 +24,13 @@ from proof.sim.shards.truth import Truth
 from proof.sim.shards.wording import WordSearcher
 from proof.sim.stage import Stage
 
+MIRRORED_SHARE: Final = 0.5
+"""Of runs with documents of two vectors."""
 Other = Altering | Churn | FeedReader | Lasting | Loading | PinnedReader | Several | WordSearcher
 
 
 class Others:
-    """all: those that there are. work: what they do. feeds: who reads a change feed. words: who searches
+    """all: those that there are. work: what they do. feeds: who read change feeds, by name. words: who searches
     by words."""
 
     def __init__(
@@ -45,7 +49,7 @@ class Others:
         self._stage = stage
         self.all: list[Other] = []
         self.work: list[asyncio.Task[None]] = []
-        self.feeds: FeedReader | None = None
+        self.feeds: dict[str, FeedReader] = {}
         self.words: WordSearcher | None = None
         if shape.churn:
             self._begin("churn", Churn(stage, churning, truth.now))
@@ -58,10 +62,13 @@ class Others:
         if shape.pinned:
             self._begin("pinned", PinnedReader(stage, partial(client, "pinned"), truth))
         if shape.feeds:
-            self.feeds = FeedReader(stage, partial(client, "feeds"), truth)
-            self._begin("feeds", self.feeds)
+            self._mirror("feeds", FeedReader(stage, partial(client, "feeds"), truth))
         if shape.several:
-            self._begin("several", Several(stage, client("several", truth.now)))
+            several = Several(stage, client("several", truth.now))
+            self._begin("several", several)
+            if stream(stage.spec.seed, "who mirrors several vectors").random() < MIRRORED_SHARE:
+                name = "several-feeds"
+                self._mirror(name, NamedFeedReader(stage, partial(client, name), truth, several))
         if shape.loading:
             self._begin("loading", Loading(stage, client("loading", truth.now), truth))
         if shape.words:
@@ -73,9 +80,16 @@ class Others:
         self.all.append(other)
         self.work.append(self._stage.ask(name, other.run()))
 
+    def _mirror(self, name: str, reader: FeedReader) -> None:
+        self.feeds[name] = reader
+        self._begin(name, reader)
+
     async def told_everything(self) -> bool:
         """Whether who reads a feed was told everything, and who searches by words is answered, now that nothing changes
         any more."""
         if self.words is not None and not await self._stage.ask("words-reader", self.words.is_answered()):
             return False
-        return self.feeds is None or await self._stage.ask("feeds", self.feeds.has_everything())
+        for name, reader in self.feeds.items():
+            if not await self._stage.ask(name, reader.has_everything()):
+                return False
+        return True

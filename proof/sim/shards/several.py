@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -49,7 +49,9 @@ class Several:
         self._doubtful: set[str] = set()
         """What had a write of unknown fate: it may still be executed."""
         self._number = self.judged = 0
-        self.stopping = False
+        self._given: dict[tuple[str, int], State] = {}
+        """By id and version: what was written for sure."""
+        self.begun = self.stopping = False
         self.broken: Violation | None = None
 
     async def run(self) -> None:
@@ -65,6 +67,7 @@ class Several:
             await self._rest()
             add = self._client.add_vector(NAME, VECTOR, spec, if_absent=True, timeout=CALL_TIMEOUT)
             if await self._done(add):
+                self.begun = True
                 break
             await self._done(self._change(named=False))
         while not self.stopping:
@@ -107,7 +110,7 @@ class Several:
             raise
         self._doubtful.discard(key)
         if after is not None:
-            self._sure[key] = after
+            self._sure[key] = self._given[key, after.version] = after
 
     def _key(self) -> str:
         free = [n for n in range(DOCUMENTS) if f"k{n % 5}.s{n}" not in self._doubtful]
@@ -131,6 +134,8 @@ class Several:
         if draw < 0.7 or not named:
             return self._still(key, await client.update_vector(key, self._vector(), **how), before.title)
         version = before.version if self._rng.random() < 0.5 else None
+        if before.title is not None and draw < 0.75:
+            return self._still(key, await client.delete_vector(key, VECTOR, if_version=version, **how), None)
         vector = self._title(key, number)
         done = await client.update_vector(key, vector, name=VECTOR, if_version=version, **how)
         return self._still(key, done, number)
@@ -149,6 +154,26 @@ class Several:
     def _title(key: str, number: int) -> Any:
         rng = np.random.default_rng([zlib.crc32(key.encode()), number])
         return rng.standard_normal(LENGTH).astype(np.float32)
+
+    # --- what a feed of these documents tells ------------------------------------------------------------------------
+    def differs(self, key: str, version: int, vector: Any) -> State | None:
+        """What a document with this version truly was, if it had another named vector then."""
+        state = self._given.get((key, version))
+        return None if state is None or self._has(key, state, vector) else state
+
+    def wrong_in(self, mirror: Mapping[str, tuple[int, Any]]) -> list[tuple[str, Any, Any]]:
+        """In what a mirror, by id the version and the named vector, differs from what there is now."""
+        names = sorted((mirror.keys() | self._sure.keys()) - self._doubtful)
+        pairs = [(name, mirror.get(name), self._sure.get(name)) for name in names]
+        return [
+            (name, held, true)
+            for name, held, true in pairs
+            if held is None or true is None or held[0] != true.version or not self._has(name, true, held[1])
+        ]
+
+    def _has(self, key: str, state: State, vector: Any) -> bool:
+        wanted = None if state.title is None else self._title(key, state.title)
+        return vector is None if wanted is None else vector is not None and np.array_equal(vector, wanted)
 
     # --- reads -------------------------------------------------------------------------------------------------------
     async def _look(self) -> None:
@@ -187,7 +212,5 @@ class Several:
                 raise Violation(RULE, f"{key} is {state}, and a strong read tells {told}")
             return
         version, vector = told
-        wanted = None if state.title is None else self._title(key, state.title)
-        same = vector is None if wanted is None else vector is not None and np.array_equal(vector, wanted)
-        if version != state.version or not same:
+        if version != state.version or not self._has(key, state, vector):
             raise Violation(RULE, f"{key} is {state}, and a strong read tells version {version} with {vector}")

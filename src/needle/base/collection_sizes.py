@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 
@@ -63,7 +65,7 @@ class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
     document_bytes: of their rows with ids and metadata on disk, about. vector_bytes: of their vectors beside these.
     index_bytes: of the index files, which hold the vectors once more, and those of deleted documents until they are
     made again. field_index_bytes: of the indexes of metadata's fields. fields: those that are declared. index: of the
-    vectors."""
+    vectors. vectors: so of each named vector."""
 
     documents: int = 0
     document_bytes: int = 0
@@ -72,9 +74,14 @@ class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
     field_index_bytes: int = 0
     fields: dict[str, FieldIndex] = {}
     index: IndexProgress = IndexProgress()
+    vectors: dict[str, IndexProgress] = {}
 
     def __add__(self, other: CollectionSize) -> CollectionSize:
         mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
-        fields, more = mine.pop("fields"), theirs["fields"]
-        both = {name: one + more[name] if name in more else one for name, one in fields.items()}
-        return CollectionSize(**{name: mine[name] + theirs[name] for name in mine}, fields=more | both)
+        dicts: dict[str, Any] = {name: _both(mine.pop(name), theirs[name]) for name in ("fields", "vectors")}
+        return CollectionSize(**{name: mine[name] + theirs[name] for name in mine}, **dicts)
+
+
+def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What both have is added up."""
+    return other | {name: value + other[name] if name in other else value for name, value in one.items()}

@@ -157,6 +157,15 @@ class VectorSpec(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class VectorChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is altered of a named vector. index: that it is to have from now on; ef_search: effort of searches that say
+    none; 0: as it is, or as the index says."""
+
+    name: str
+    index: IndexParams | None = None
+    ef_search: int = 0
+
+
 class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """One search result. distance: lower is nearer (see Metric). score: higher is nearer
     (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from needle.base.errors import CollectionExists, CollectionNotFound, invalid
-from needle.base.model import KINDS_OF, CollectionSpec
+from needle.base.model import KINDS_OF, CollectionSpec, IndexParams, VectorChange
 from needle.catalog.changed import Changed, done, need_cluster
 from needle.protocol.catalog_commands import (
     AlterCollection,
@@ -59,8 +59,8 @@ def create(now: Topology, index: int, command: CreateCollection) -> Changed:
 
 def _has(found: CollectionInfo, command: CreateCollection) -> bool:
     """Whether it has the named vectors that it is to be made with. It may have got more."""
-    there = {one.name: one.spec for one in found.vectors}
-    return all(there.get(name) == spec for name, spec in command.vectors)
+    there = {one.name: one for one in found.vectors}
+    return all(name in there and there[name].is_made_as(spec) for name, spec in command.vectors)
 
 
 def _difference(found: CollectionInfo, command: CreateCollection) -> str:
@@ -119,12 +119,33 @@ def alter(now: Topology, index: int, command: AlterCollection) -> Changed:
     wanted = command.index or _replace(held.index, ef_search=ef_search)
     if wanted.kind not in KINDS_OF[held.dtype]:
         raise invalid("index.kind", wanted.kind, f"one of {', '.join(KINDS_OF[held.dtype])} for dtype {held.dtype}")
-    spec = _replace(held, index=wanted, ttl=ttl)
-    if spec == held:
+    spec, changes = _replace(held, index=wanted, ttl=ttl), {one.name: one for one in command.vectors}
+    for name in changes:
+        found.vector(name)
+    vectors = tuple(_altered(one, changes[one.name]) if one.name in changes else one for one in found.vectors)
+    if (spec, vectors) == (held, found.vectors):
         return done(now, index, now.version, existed=True)
-    first = held.index if found.made_index is None and wanted.built != held.index.built else found.made_index
-    made = with_collection(now, found, _replace(found, spec=spec, made_index=first))
+    first = _first(held.index, wanted, found.made_index)
+    made = with_collection(now, found, _replace(found, spec=spec, made_index=first, vectors=vectors))
     return done(made if ttl == held.ttl else _refusing_older(made), index, existed=True)
+
+
+def _first(held: IndexParams, wanted: IndexParams, made: IndexParams | None) -> IndexParams | None:
+    """What something was made with, once it is altered."""
+    return held if made is None and wanted.built != held.built else made
+
+
+def _altered(vector: NamedVector, change: VectorChange) -> NamedVector:
+    """Raises InvalidArgument."""
+    spec = vector.spec
+    wanted = change.index or spec.index
+    if change.ef_search:
+        wanted = _replace(wanted, ef_search=change.ef_search)
+    if wanted.kind not in KINDS_OF[spec.dtype]:
+        allowed = f"one of {', '.join(KINDS_OF[spec.dtype])} for dtype {spec.dtype}"
+        raise invalid(f"vectors[{vector.name!r}].index.kind", wanted.kind, allowed)
+    first = _first(spec.index, wanted, vector.made_index)
+    return _replace(vector, spec=_replace(spec, index=wanted), made_index=first)
 
 
 def declare_field(now: Topology, index: int, command: DeclareField) -> Changed:

@@ -18,9 +18,9 @@ def add(now: Topology, index: int, command: AddVector) -> Changed:
     found = found_in(now, command)
     there = next((one for one in found.vectors if one.name == command.vector), None)
     if there is not None:
-        if command.if_absent and there.spec == command.spec:
+        if command.if_absent and there.is_made_as(command.spec):
             return done(now, index, there.id, existed=True)
-        how = "with the same" if there.spec == command.spec else "with other"
+        how = "with the same" if there.is_made_as(command.spec) else "with other"
         name = f"{command.name}/{command.vector}"
         raise CollectionExists(f"vector {name!r} exists {how} parameters", collection=command.name)
     if len(found.vectors) >= VECTORS_MAX:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -230,15 +230,20 @@ def alter(
             help="Seconds after its last write at which a document is deleted; 0 for never. Of new writes.",
         ),
     ] = None,
+    vector: Annotated[
+        str | None, typer.Option("--vector-name", help="--index and --ef-search are of this named vector.")
+    ] = None,
     cluster: Cluster = DEFAULT_CLUSTER,
 ) -> None:
     """Change a collection. What is not named here cannot be changed: make another one, and use an alias."""
+    given = {"index": kind, "ef_search": ef_search}
+    change: dict[str, Any] = given if vector is None else {"vectors": {vector: given}}
 
     async def work(client: needle.Client) -> None:
-        await client.alter_collection(name, ef_search=ef_search, ttl=ttl, index=kind)
+        await client.alter_collection(name, ttl=ttl, **change)
 
     run(cluster, work)
-    notes.print(f"altered {name}", markup=False)
+    notes.print(f"altered {name if vector is None else f'{vector} of {name}'}", markup=False)
 
 
 Field = Annotated[str, typer.Argument(metavar="FIELD", help="Path of metadata: a.b for a field inside another.")]

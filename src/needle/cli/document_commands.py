@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 import typer
@@ -80,10 +80,13 @@ def insert(
 ) -> None:
     """Insert or replace the documents of a file.
 
-    .jsonl: one object a line with "id" and "vector" (or "text", which is embedded where the collection names a model);
-    other keys become metadata. .npy: a 2-d array, ids are row numbers. .parquet, .arrow: columns id and vector, others
-    become metadata. What `needle export` wrote comes back as it was, also when documents expire, if neither --ttl nor
-    --expires-at says otherwise; those that have expired by now are left out."""
+    .jsonl: one object a line with "id" and "vector" (or "text", which is embedded where the collection names a model),
+    and perhaps "vectors" with named ones; other keys become metadata. .npy: a 2-d array, ids are row numbers. .parquet,
+    .arrow: columns id and vector, and vector:NAME for each named one; others become metadata.
+
+    What `needle export` wrote comes back as it was, also when documents expire, if neither --ttl nor --expires-at says
+    otherwise; those that have expired by now are left out.
+    """
     if ttl is not None and expires_at is not None:
         raise typer.BadParameter("give --ttl or --expires-at, not both")
     until = expires_at if ttl is None else datetime.now(UTC) + timedelta(seconds=ttl)
@@ -139,7 +142,7 @@ def _without_expired(batches: Iterator[list[Record]], left_out: Counter[str]) ->
 def by_bytes(batches: Iterator[list[Record]]) -> Iterator[list[Record]]:
     """Split batches whose vectors exceed BATCH_BYTES, so that log entries stay small."""
     for records in batches:
-        rows = max(1, BATCH_BYTES // max(1, records[0].vector.nbytes))
+        rows = max(1, BATCH_BYTES // max(1, *(one.vector_bytes for one in records)))
         for start in range(0, len(records), rows):
             yield records[start : start + rows]
 
@@ -175,8 +178,10 @@ async def insert_all(
         while records := await taking.run(next_batch):
             items = [(record.id, record.vector, record.metadata) for record in records.values()]
             try:
-                until = _instants(list(records.values())) if expires_at is None else expires_at
-                await client.insert_batch(items, expires_at=until, collection=collection, timeout=timeout)
+                taken = list(records.values())
+                until, named = _instants(taken) if expires_at is None else expires_at, _named(taken)
+                more: dict[str, Any] = {"named_vectors": named} if named else {}
+                await client.insert_batch(items, expires_at=until, collection=collection, timeout=timeout, **more)
             except InvalidArgument as error:
                 await _name_the_refused(client, collection, list(records.values()), error)
             inserted += len(items)
@@ -205,15 +210,21 @@ def _instants(records: list[Record]) -> list[str | None] | None:
     return found if any(found) else None
 
 
+def _named(records: list[Record]) -> dict[str, list[NDArray[np.float32] | None]]:
+    """By the name of each vector that some of them have."""
+    names = {name: None for record in records for name in record.named}
+    return {name: [record.named.get(name) for record in records] for name in names}
+
+
 async def _name_the_refused(
     client: needle.Client, collection: str, records: list[Record], error: InvalidArgument
 ) -> NoReturn:
     """Raise `error`, why a batch was refused, with the line of the document that is wrong, or those of the batch."""
-    spec = None
+    known = None
     with suppress(NeedleError):  # who refuses knows better than who does not answer
-        spec = next((spec for spec in await client.collections() if spec.name == collection), None)
+        known = await client.describe_collection(collection)
     for record in records:
-        check_record(record, None if spec is None else spec.dimensions)
+        check_record(record, *((None, None) if known is None else (known.dimensions, known.vectors)))
     raise type(error)(f"{span(records)}: {error.message}", **error.details) from error
 
 

@@ -117,12 +117,13 @@ def export(
     A document that is there all the time is written exactly once; one that changes meanwhile as it is when it is read,
     or not at all. With --consistent every shard's documents are those of one moment, when the export began; it ends
     with an error if it takes longer than limits.pinned_scan_seconds. The file appears under its name when it is whole.
-    When documents expire is in it, too.
+    When documents expire is in it, too, and their named vectors.
     """
     condition, share = filter_option("--where", where), slice_option(slice_)
 
-    async def read(client: needle.Client, done: Callable[[Document], None]) -> None:
+    async def read(client: needle.Client, named: list[str], done: Callable[[Document], None]) -> None:
         order: dict[str, Any] = {"order_by": order_by, "descending": descending, "slice": share}
+        order |= {"vectors": named} if named else {}
         scan = client.scan(
             condition, with_vectors=True, **order, consistent=consistent, collection=collection, timeout=timeout
         )
@@ -130,7 +131,7 @@ def export(
             async for document in scan:
                 done(document)
 
-    async def write(client: needle.Client, made: Export) -> float:
+    async def write(client: needle.Client, named: list[str], made: Export) -> float:
         total = await client.count(condition, collection=collection, timeout=timeout)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         started = time.perf_counter()
@@ -141,15 +142,15 @@ def export(
                 made.add(document)
                 progress.advance(task)
 
-            await read(client, done)
+            await read(client, named, done)
             made.finish()
         return time.perf_counter() - started
 
     async def work(client: needle.Client) -> tuple[int, float]:
         described = await client.describe_collection(collection, timeout=timeout)
-        _say_without(described)
-        with Export(file, replace=force, or_never=described.ttl is not None) as made:
-            seconds = await write(client, made)
+        named = list(described.vectors)
+        with Export(file, replace=force, or_never=described.ttl is not None, named=named) as made:
+            seconds = await write(client, named, made)
             return made.count, seconds
 
     Export.check(file, replace=force)
@@ -159,9 +160,3 @@ def export(
     else:
         documents_ = "1 document" if count == 1 else f"{count} documents"
         notes.print(f"{documents_} in {seconds:.1f} s, {count / max(seconds, 1e-9):,.0f} a second", markup=False)
-
-
-def _say_without(described: needle.CollectionDescription) -> None:
-    if described.vectors:
-        names = ", ".join(described.vectors)
-        notes.print(f"without the named vectors of its documents ({names}): files have no place for them", markup=False)

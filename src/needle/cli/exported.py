@@ -15,7 +15,7 @@ from needle.base.errors import InvalidArgument
 
 LINE_BYTES_MAX: Final = 64 * 1024
 """Of a last line."""
-_KEYS: Final = {"id", "version", "metadata", "vector", "expires_at"}
+_KEYS: Final = {"id", "version", "metadata", "vector", "vectors", "expires_at"}
 
 
 def check_whole(path: Path) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,14 @@ Where = Annotated[
 ]
 Limit = Annotated[int, typer.Option("--limit", min=0, help="End after so many changes; 0 for never.")]
 WithVectors = Annotated[bool, typer.Option("--with-vectors", help="With --json: the vectors too.")]
+VectorNames = Annotated[
+    list[str] | None,
+    typer.Option("--vector-name", metavar="NAME", help="With --json: this named vector, too; may be given again."),
+]
+VectorName = Annotated[
+    str | None,
+    typer.Option("--vector-name", help="Near by this named vector of documents, not the one without a name."),
+]
 Lines = Annotated[bool, typer.Option("--json", help="Print a JSON object a line, with the token behind it.")]
 
 
@@ -45,6 +53,7 @@ def changes(
     where: Where = None,
     limit: Limit = 0,
     with_vectors: WithVectors = False,
+    vector_name: VectorNames = None,
     cluster: Cluster = DEFAULT_CLUSTER,
     timeout: Timeout = 30.0,
     json: Lines = False,
@@ -58,7 +67,10 @@ def changes(
 
     async def work(client: needle.Client) -> None:
         vectors = with_vectors and json
-        feed = client.changes(collection, since=since, filter=wanted, with_vectors=vectors, timeout=timeout)
+        named = vector_name if json else None
+        feed = client.changes(
+            collection, since=since, filter=wanted, with_vectors=vectors, vectors=named, timeout=timeout
+        )
         await _tell(feed, f"changes of {visible(collection)}", limit, json=json)
 
     run(cluster, work)
@@ -77,6 +89,7 @@ def watch(
     ] = None,
     max_distance: Annotated[float | None, typer.Option("--max-distance", help="At most so far.")] = None,
     min_score: Annotated[float | None, typer.Option("--min-score", help="With a score of at least this.")] = None,
+    vector_name: VectorName = None,
     since: Annotated[str, typer.Option("--since", help="now; or a token that --json told: behind that.")] = "now",
     where: Where = None,
     limit: Limit = 0,
@@ -99,17 +112,26 @@ def watch(
     async def work(client: needle.Client) -> None:
         near = query
         if like is not None:
-            found = await client.get(like, collection=collection, with_vectors=True, timeout=timeout)
-            if found is None:
-                raise invalid("like", like, "the id of a document that there is")
-            near = found.vector
+            near = await _vector_of(client, like, vector_name, collection, timeout)
         feed = client.watch(
-            collection, near, text=words, max_distance=max_distance, min_score=min_score, filter=wanted, since=since,
-            with_vectors=with_vectors and json, timeout=timeout,
+            collection, near, text=words, max_distance=max_distance, min_score=min_score, vector_name=vector_name,
+            filter=wanted, since=since, with_vectors=with_vectors and json, timeout=timeout,
         )  # fmt: skip
         await _tell(feed, f"what comes near in {visible(collection)}", limit, json=json)
 
     run(cluster, work)
+
+
+async def _vector_of(client: needle.Client, like: str, name: str | None, collection: str, timeout: float) -> Any:
+    names = None if name is None else [name]
+    found = await client.get(like, collection=collection, with_vectors=True, vectors=names, timeout=timeout)
+    if found is None:
+        raise invalid("like", like, "the id of a document that there is")
+    if name is None:
+        return found.vector
+    if (vector := (found.vectors or {}).get(name)) is None:
+        raise invalid("like", like, f"the id of a document that has a vector {name!r}")
+    return vector
 
 
 async def _tell(feed: Changes, what: str, limit: int, *, json: bool) -> None:
@@ -133,6 +155,8 @@ def _print(change: Change, token: str, *, json: bool) -> None:
             told["distance"] = change.distance
         if change.vector is not None:
             told["vector"] = change.vector.tolist()
+        if change.vectors is not None:
+            told["vectors"] = {name: one.tolist() for name, one in change.vectors.items()}
         print_json(told | {"token": token})
     elif change.kind in _ENDS:
         sys.stdout.write(f"{change.kind}\n")

@@ -124,7 +124,8 @@ def _imported(
             await client.create_collection(
                 collection, dimensions=shape.dimensions, metric=used, if_absent=True, timeout=timeout
             )
-        target = Target(client, collection, used, timeout)
+        named = {} if there is None else {name: one.metric for name, one in there.vectors.items()}
+        target = Target(client, collection, used, timeout, named)
         copied = await _copied(opened, target, check=there is not None and there.documents > 0, add=add, quiet=quiet)
         return {**plan, **copied[0]}, copied[1]
 
@@ -140,6 +141,8 @@ async def _there(client: needle.Client, collection: str, timeout: float) -> Coll
 
 def _check_fits(there: CollectionDescription | None, source: Source, metric: Metric | None) -> None:
     """Raises InvalidArgument for a collection that cannot hold the source's documents as they are."""
+    for name, dimensions in source.shape.named.items():
+        _check_named(there, name, dimensions)
     if there is None:
         return
     if there.dimensions != source.shape.dimensions:
@@ -161,6 +164,24 @@ def _check_fits(there: CollectionDescription | None, source: Source, metric: Met
     if there.ttl is not None:
         raise InvalidArgument(
             f"documents of collection {there.name} expire after {there.ttl:g} s, those of the source do not",
+            field="collection",
+        )
+
+
+def _check_named(there: CollectionDescription | None, name: str, dimensions: int) -> None:
+    """Of a named vector of the source."""
+    spec = None if there is None else there.vectors.get(name)
+    if spec is None:
+        raise InvalidArgument(
+            f"the source has vectors called {name!r}, and the collection has none of that name: `needle collections "
+            f"create` it, and `needle collections add-vector` with --dimensions {dimensions}, for the source does not "
+            "say what they are like",
+            field="collection",
+        )
+    if spec.dimensions != dimensions or spec.dtype is not DType.FLOAT32:
+        raise InvalidArgument(
+            f"the source's vectors {name!r} have {dimensions} numbers of float32; those of the collection have "
+            f"{spec.dimensions} of {spec.dtype}",
             field="collection",
         )
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from needle.base.errors import InvalidArgument
+from needle.base.errors import InvalidArgument, shown
+from needle.base.model import VectorSpec
 from needle.cli.exported import check_whole
 from needle.client import arrow_tables
 from needle.client.values import as_array, check_id, expiry, metadata_bytes
 
 Embed = Callable[[list[str]], NDArray[np.float32]]
+NONE: Final[Mapping[str, NDArray[np.float32]]] = {}
 NPY_MAGIC = b"\x93NUMPY"
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINES, ".npy", ".parquet", ".arrow")
@@ -30,17 +32,31 @@ SUFFIXES = (*LINES, ".npy", ".parquet", ".arrow")
 
 class Record(NamedTuple):
     """One document to insert: vector is float32 of shape (dimensions,), metadata any JSON, where: its line or row,
-    expires_at: an instant, "never", or None."""
+    expires_at: an instant, "never", or None, named: its named vectors, like vector."""
 
     id: str
     vector: NDArray[np.float32]
     metadata: Any
     where: str = ""
     expires_at: str | None = None
+    named: Mapping[str, NDArray[np.float32]] = NONE
+
+    @property
+    def vector_bytes(self) -> int:
+        """Of all its vectors."""
+        return self.vector.nbytes + sum(one.nbytes for one in self.named.values())
 
 
 def refuse(where: str, problem: str) -> InvalidArgument:
     return InvalidArgument(f"{where}: {problem}")
+
+
+def named_vectors(given: object, where: str) -> dict[str, NDArray[np.float32]]:
+    """The named vectors of a document, by name, as `as_vector`; what is null it does not have."""
+    if not isinstance(given, Mapping):
+        text = f'"vectors" = {shown(given)} is not allowed: an object with a list of numbers by each name of a vector'
+        raise refuse(where, f'{text}; metadata that is called so stands in "metadata"')
+    return {name: as_vector(one, f"{where}: vector {name!r}") for name, one in given.items() if one is not None}
 
 
 def as_vector(value: object, where: str) -> NDArray[np.float32]:
@@ -53,10 +69,17 @@ def as_vector(value: object, where: str) -> NDArray[np.float32]:
         raise refuse(where, error.message) from None
 
 
-def check_record(record: Record, dimensions: int | None) -> None:
+def check_record(record: Record, dimensions: int | None, named: Mapping[str, VectorSpec] | None = None) -> None:
     """Raises InvalidArgument that names the line or row of a document that no collection takes, or none whose vectors
-    have this length. dimensions: of the collection, if it is known."""
+    have this length. dimensions, named: of the collection, if they are known."""
     where = record.where or record.id
+    for name, vector in record.named.items() if named is not None else ():
+        if (spec := (named or {}).get(name)) is None:
+            allowed = ", ".join(map(repr, named or {})) or "the collection has no named vectors"
+            raise refuse(where, f"vectors: {name!r} is not allowed: {allowed}")
+        if len(vector) != spec.dimensions:
+            text = f"the vector {name!r} has {len(vector)} numbers; those of the collection have {spec.dimensions}"
+            raise refuse(where, text)
     if dimensions is not None and len(record.vector) != dimensions:
         raise refuse(where, f"the vector has {len(record.vector)} numbers; the collection's vectors have {dimensions}")
     try:
@@ -155,7 +178,8 @@ def _read_jsonl(path: Path, embed: Callable[[], Embed], batch: int) -> Iterator[
                 where = f"{path}:{number}"
                 vector = as_vector(row["vector"], where) if "vector" in row else next(embedded)
                 expires = _expires_at(row, where)
-                records.append(Record(row["id"], vector, _metadata(row, where), where, expires))
+                named = named_vectors(row["vectors"], where) if row.get("vectors") is not None else NONE
+                records.append(Record(row["id"], vector, _metadata(row, where), where, expires, named))
             yield records
 
 
@@ -171,9 +195,9 @@ def _expires_at(row: dict[str, Any], where: str) -> str | None:
 
 
 def _metadata(row: dict[str, Any], where: str) -> Any:
-    """The value of "metadata", joined by every other key that is not "id" or "vector"."""
+    """The value of "metadata", joined by every other key that is not "id", "vector" or "vectors"."""
     given = row.get("metadata")
-    others = {key: value for key, value in row.items() if key not in ("id", "vector", "metadata")}
+    others = {key: value for key, value in row.items() if key not in ("id", "vector", "vectors", "metadata")}
     if not others:
         return given
     if given is not None and not isinstance(given, dict):
@@ -254,7 +278,8 @@ def _read_table(path: Path, file: Any, batch: int) -> Iterator[list[Record]]:
         for row in form.rows(table):
             where = f"{path} row {row_number}"
             vector = as_vector(row.vector, where)
-            records.append(Record(row.id, vector, row.metadata, where, row.expires_at))
+            named = named_vectors(row.named, where) if row.named else NONE
+            records.append(Record(row.id, vector, row.metadata, where, row.expires_at, named))
             row_number += 1
         yield records
 

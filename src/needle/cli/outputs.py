@@ -6,6 +6,7 @@ Invariant: a file appears under its name only when it is whole and on disk. Noth
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from needle.base.errors import InvalidArgument
 from needle.base.model import Document
 from needle.cli.inputs import refuse
 from needle.client import arrow_tables
+from needle.protocol.named import Named
 
 ROWS = 1000
 """Of one group of a Parquet file."""
@@ -36,14 +38,14 @@ class _Rows(Protocol):
 class Export:
     """One file that is being written; a context manager. `finish` gives it its name; without that nothing is left."""
 
-    def __init__(self, path: Path, *, replace: bool, or_never: bool = False) -> None:
-        """or_never: say of documents without an instant that they never expire. Raises InvalidArgument
-        for a name that says no format, or of a file that is there."""
+    def __init__(self, path: Path, *, replace: bool, or_never: bool = False, named: Sequence[str] = ()) -> None:
+        """or_never: say of documents without an instant that they never expire. named: vectors that they may have.
+        Raises InvalidArgument for a name that says no format, or of a file that is there."""
         make = self.check(path, replace=replace)
         self.count = 0
         self._path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._rows: _Rows = self._made(make, or_never)
+        self._rows: _Rows = self._made(make, or_never, named)
 
     @staticmethod
     def check(path: Path, *, replace: bool) -> Any:
@@ -58,9 +60,9 @@ class Export:
             raise refuse(str(path), f"there is no directory {path.parent}")
         return make
 
-    def _made(self, make: Any, or_never: bool) -> _Rows:
+    def _made(self, make: Any, or_never: bool, named: Sequence[str]) -> _Rows:
         try:
-            rows: _Rows = make(self._partial, or_never)
+            rows: _Rows = make(self._partial, or_never, named)
         except OSError as error:
             raise refuse(str(self._path), f"cannot be written: {error.strerror}") from None
         return rows
@@ -95,12 +97,15 @@ class Export:
 class _Lines:
     """One object a line."""
 
-    def __init__(self, path: Path, or_never: bool) -> None:
+    def __init__(self, path: Path, or_never: bool, named: Sequence[str]) -> None:
+        """named: each document says its own."""
         self._file = path.open("wb")
         self._or_never = or_never
 
     def add(self, document: Document) -> None:
-        row = {"id": document.id, "vector": document.vector.tolist()}
+        row: dict[str, Any] = {"id": document.id, "vector": document.vector.tolist()}
+        if document.vectors:
+            row["vectors"] = {name: vector.tolist() for name, vector in document.vectors.items()}
         expires = document.expires_at or ("never" if self._or_never else None)
         if document.metadata is not None or expires is not None:  # beside metadata, expires_at is no part of it
             row["metadata"] = document.metadata
@@ -118,8 +123,8 @@ class _Lines:
 class _Parquet:
     """Columns as of client/arrow_tables.py."""
 
-    def __init__(self, path: Path, or_never: bool) -> None:
-        self._schema = arrow_tables.schema(or_never=or_never)
+    def __init__(self, path: Path, or_never: bool, named: Sequence[str]) -> None:
+        self._schema, self._named = arrow_tables.schema(or_never=or_never, named=named), named
         parquet = arrow_tables.library("pyarrow.parquet")
         self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._waiting: list[Document] = []
@@ -137,6 +142,7 @@ class _Parquet:
             b"".join(row.vector.tobytes() for row in rows),
             [b"" if row.metadata is None else msgspec.json.encode(row.metadata) for row in rows],
             [arrow_tables.instant(row.expires_at) for row in rows],
+            [one for one in (_of_name(name, rows) for name in self._named) if one.rows],
         )
         self._writer.write_batch(batch)
 
@@ -147,3 +153,8 @@ class _Parquet:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _of_name(name: str, documents: Sequence[Document]) -> Named:
+    has = [(at, one.vectors[name]) for at, one in enumerate(documents) if one.vectors and name in one.vectors]
+    return Named(name, [at for at, _ in has], b"".join(vector.tobytes() for _, vector in has))

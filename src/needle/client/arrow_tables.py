@@ -1,8 +1,9 @@
 """Documents as Arrow tables, in both directions: what `Scan.to_arrow` gives, inserts take; so do Parquet files.
 
-Columns: `id` (text), `vector` (lists of numbers), `metadata` and `expires_at`, whose fields say of themselves that the
-first is JSON of all the metadata and the second an instant. In a table that does not say so they are metadata like all
-other columns. pyarrow is loaded when a table comes along, not before; anything that has the Arrow PyCapsule protocol
+Columns: `id` (text), `vector` (lists of numbers), `vector:NAME` for each named vector (lists of numbers, null where a
+document lacks it), `metadata` and `expires_at`, whose fields say of themselves that the first is JSON of all the
+metadata and the second an instant. In a table that does not say so these two are metadata like all other columns.
+pyarrow is loaded when a table comes along, not before; anything that has the Arrow PyCapsule protocol
 (`__arrow_c_stream__`) is a table. Knows no cluster.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from typing import Any, NamedTuple, Protocol
 
@@ -20,8 +21,11 @@ from needle.base.errors import ConfigError, InvalidArgument
 from needle.base.instants import micros, rfc3339
 from needle.base.plain import refused
 from needle.protocol.calls import DocumentBatch
+from needle.protocol.named import Named
 
 ID, VECTOR, METADATA, EXPIRES = "id", "vector", "metadata", "expires_at"
+NAMED = "vector:"
+"""Before the name of a named vector."""
 MARK = b"needle"
 JSON = {MARK: b"json"}
 INSTANT = {MARK: b"instant"}
@@ -39,12 +43,13 @@ class Table(Protocol):
 
 class Row(NamedTuple):
     """One document of a table. id, vector: as the table has them, to be checked; numbers as ids become text.
-    expires_at: RFC 3339, "never", or None."""
+    expires_at: RFC 3339, "never", or None. named: the named vectors that it has, as `vector`."""
 
     id: Any
     vector: Any
     metadata: Any
     expires_at: str | None
+    named: Mapping[str, Any]
 
 
 def library(name: str = "pyarrow") -> Any:
@@ -57,12 +62,13 @@ def library(name: str = "pyarrow") -> Any:
 
 
 # --- out -------------------------------------------------------------------------------------------------------------
-def schema(*, vectors: bool = True, or_never: bool = False) -> Any:
-    """Of the tables that are made here."""
+def schema(*, vectors: bool = True, or_never: bool = False, named: Iterable[str] = ()) -> Any:
+    """Of the tables that are made here. named: of named vectors."""
     arrow = library()
     fields = [arrow.field(ID, arrow.string(), nullable=False)]
     if vectors:
         fields.append(arrow.field(VECTOR, arrow.list_(arrow.float32()), nullable=False))
+    fields += [arrow.field(NAMED + name, arrow.list_(arrow.float32())) for name in named]
     fields += [
         arrow.field(METADATA, arrow.string(), metadata=JSON),
         arrow.field(EXPIRES, arrow.timestamp("us", "UTC"), metadata=INSTANT_OR_NEVER if or_never else INSTANT),
@@ -71,10 +77,16 @@ def schema(*, vectors: bool = True, or_never: bool = False) -> Any:
 
 
 def record_batch(
-    form: Any, ids: Sequence[str], vectors: bytes | memoryview, metadata: Sequence[bytes], expires: Sequence[int]
+    form: Any,
+    ids: Sequence[str],
+    vectors: bytes | memoryview,
+    metadata: Sequence[bytes],
+    expires: Sequence[int],
+    named: Sequence[Named] = (),
 ) -> Any:
     """Documents as a record batch of the schema `form`. vectors: rows of float32, if the form has them. metadata: JSON,
-    b"" for none. expires: microseconds since 1970, 0 for never; empty if none does."""
+    b"" for none. expires: microseconds since 1970, 0 for never; empty if none does. named: those of names that the form
+    has, as float32."""
     arrow = library()
     columns = {
         ID: arrow.array(ids, arrow.string()),
@@ -86,14 +98,27 @@ def record_batch(
         width = len(numbers) // len(ids) if ids else 0
         ends = arrow.array(np.arange(len(ids) + 1, dtype=np.int32) * np.int32(width))
         columns[VECTOR] = arrow.ListArray.from_arrays(ends, numbers)
+    given = {NAMED + one.vector: one for one in named}
+    for name in form.names:
+        if name.startswith(NAMED):
+            columns[name] = arrow.array(_listed(given.get(name), len(ids)), arrow.list_(arrow.float32()))
     columns[EXPIRES] = columns[EXPIRES].cast(arrow.timestamp("us", "UTC"))
     return arrow.record_batch([columns[name] for name in form.names], schema=form)
 
 
-def table(batches: Sequence[DocumentBatch], *, vectors: bool) -> Any:
+def _listed(named: Named | None, count: int) -> list[Any]:
+    """Of each of so many documents, or None where it has none."""
+    found: list[Any] = [None] * count
+    if named is not None:
+        for at, row in zip(named.rows, np.frombuffer(named.vectors, "<f4").reshape(len(named.rows), -1), strict=True):
+            found[at] = row
+    return found
+
+
+def table(batches: Sequence[DocumentBatch], *, vectors: bool, named: Iterable[str] = ()) -> Any:
     """Pages of documents as one table."""
-    form = schema(vectors=vectors)
-    parts = [record_batch(form, one.ids, one.vectors, one.metadata, one.expires) for one in batches]
+    form = schema(vectors=vectors, named=named)
+    parts = [record_batch(form, one.ids, one.vectors, one.metadata, one.expires, one.named) for one in batches]
     return library().Table.from_batches(parts, form)
 
 
@@ -134,7 +159,12 @@ class Form:
         says = _mark(form, EXPIRES)
         self._expires = says in (INSTANT[MARK], INSTANT_OR_NEVER[MARK])
         self._without = "never" if says == INSTANT_OR_NEVER[MARK] else None
-        own = {ID, VECTOR} | ({METADATA} if self._json else set()) | ({EXPIRES} if self._expires else set())
+        self.named = [name.removeprefix(NAMED) for name in form.names if name.startswith(NAMED)]
+        own = (
+            {ID, VECTOR, *(NAMED + name for name in self.named)}
+            | ({METADATA} if self._json else set())
+            | ({EXPIRES} if self._expires else set())
+        )
         self._others = [name for name in form.names if name not in own]
         if self._json and self._others:
             raise InvalidArgument(
@@ -150,6 +180,7 @@ class Form:
         self._seen += count
         try:
             ids, vectors = batch.column(ID).to_pylist(), _vectors(batch.column(VECTOR))
+            named = {name: _some_vectors(batch.column(NAMED + name)) for name in self.named}
             told = batch.column(METADATA).to_pylist() if self._json else batch.select(self._others).to_pylist()
             expires = self._instants(batch.column(EXPIRES)) if self._expires else [None] * count
         except (library().ArrowException, ValueError, OverflowError) as error:  # such as an instant of the year 148000
@@ -157,7 +188,8 @@ class Form:
             raise InvalidArgument(f"{where}: a value that Python cannot hold: {error}", field=self._where) from None
         for at, (name, vector, held, until) in enumerate(zip(ids, vectors, told, expires, strict=True)):
             metadata = self._parsed(held, first + at) if self._json else _plain(held) or None
-            yield Row(str(name) if type(name) is int else name, vector, metadata, until)
+            has = {of: rows[at] for of, rows in named.items() if rows[at] is not None}
+            yield Row(str(name) if type(name) is int else name, vector, metadata, until, has)
 
     def _instants(self, column: Any) -> list[str | None]:
         arrow = library()
@@ -193,6 +225,14 @@ def _vectors(column: Any) -> Sequence[Any]:
         return found
     ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
     return np.split(flat.to_numpy(zero_copy_only=False), ends[:-1]) if len(ends) else []
+
+
+def _some_vectors(column: Any) -> Sequence[Any]:
+    """As `_vectors`, None where there is none."""
+    if not column.null_count:
+        return _vectors(column)
+    given = iter(_vectors(column.drop_null()))
+    return [next(given) if there else None for there in column.is_valid().to_pylist()]
 
 
 def _numbers(flat: Any) -> bool:

@@ -112,6 +112,26 @@ class ChangeMethods(FeedMethods):
             names, rows.tobytes(), if_version, if_matches, collection, timeout, expires_at, vector_name
         )
 
+    async def delete_vector(
+        self,
+        ids: str | Iterable[str],
+        name: str,
+        *,
+        expires_at: Any = None,
+        if_version: int | None = None,
+        if_matches: FilterLike = None,
+        collection: str = DEFAULT_COLLECTION,
+        timeout: Seconds = TIMEOUT,
+    ) -> WriteResult:
+        """Take the named vector from one document or several, up to 1000, all or nothing in each shard: they are not
+        found by it any more, and all else of them stays. count: how many had it; the others are not changed.
+        if_version, if_matches, expires_at: see `patch`. Raises InvalidArgument where the collection has no such
+        vector."""
+        check_ids_are_meant(ids)
+        names, vector_name = values.different_ids(ids), values.check_name(name, "name")
+        given = names, b"", if_version, if_matches, collection, timeout, expires_at, vector_name
+        return await self._update_vectors(*given, gone=True)
+
     async def _update_vectors(
         self,
         names: list[str],
@@ -122,13 +142,15 @@ class ChangeMethods(FeedMethods):
         timeout: Seconds,
         expires_at: Any,
         vector_name: str,
+        *,
+        gone: bool = False,
     ) -> WriteResult:
         expires = values.expiry(expires_at)
         name, matches = values.check_name(collection), values.filter_bytes(if_matches, "if_matches")
         expected = None if if_version is None else values.check_count(if_version, "if_version")
         seconds = values.check_timeout(timeout)
-        documents, last = await self._documents(), (vector_name,) if vector_name else ()
-        return await documents.update_vectors(name, names, vectors, expected, matches, seconds, expires, *last)
+        call = name, names, vectors, expected, matches, seconds, expires, vector_name, gone
+        return await (await self._documents()).update_vectors(*call)
 
     async def replace_metadata(
         self,
@@ -290,19 +312,20 @@ class ChangeMethods(FeedMethods):
 
         order = (order_by, descending)
         most = None if limit is None else values.check_count(limit, "limit")
+        names = None if vectors is None else named_values.wanted(vectors)
 
         async def read(at: str | None, most: int | None) -> Batch:
             begins = consistent and at in (None, cursor)
             page = PAGE if most is None else most
             asked = filter, page, with_vectors, fields, slice, order, begins, mode, collection, timeout
-            place, how = _asked(*asked, vectors)
+            place, how = _asked(*asked, names)
             return await read_batch(await self._documents(), place, at, how)
 
         async def end(at: str) -> None:
             place, how = _asked(filter, PAGE, with_vectors, fields, slice, order, False, mode, collection, timeout)
             await end_scan(await self._documents(), place, at, how.timeout)
 
-        return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end, named=vectors is not None)
+        return Scan(read, cursor, with_vectors=with_vectors, most=most, end=end, named=names)
 
 
 def _asked(

@@ -48,7 +48,7 @@ def as_columns(
         if ids is not None or vectors is not None or metadatas is not None:
             raise InvalidArgument("give either documents, or ids and vectors, not both", field="documents")
         if arrow_tables.is_table(documents):
-            ids, vectors, metadatas, expires_at = _of_table(documents, expires_at)
+            ids, vectors, metadatas, expires_at, named_vectors = _of_table(documents, expires_at, named_vectors)
         else:
             ids, vectors, metadatas = _split(documents)
     elif ids is None or vectors is None:
@@ -88,12 +88,17 @@ def _last_wins(batch: Columns) -> Columns:
     )
 
 
-def _of_table(documents: Any, expires_at: Any) -> tuple[list[Any], Any, list[Any], Any]:
+def _of_table(documents: Any, expires_at: Any, named: Any) -> tuple[list[Any], Any, list[Any], Any, Any]:
     rows = arrow_tables.rows_of(documents)
+    if names := sorted({name for row in rows for name in row.named}):
+        if named is not None:
+            has = ", ".join(arrow_tables.NAMED + name for name in names)
+            raise invalid("named_vectors", "given", f"left out, as the table has the columns {has}")
+        named = {name: [row.named.get(name) for row in rows] for name in names}
     if expires_at is None and any(row.expires_at is not None for row in rows):
         expires_at = [row.expires_at for row in rows]
     ids, vectors, metadatas = _split([(row.id, row.vector, row.metadata) for row in rows])
-    return ids, vectors, metadatas, expires_at
+    return ids, vectors, metadatas, expires_at, named
 
 
 def _split(documents: Any) -> tuple[list[Any], Any, list[Any]]:

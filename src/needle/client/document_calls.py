@@ -23,6 +23,7 @@ from needle.base.model import (
     IndexParams,
     ReadMode,
     SearchRequest,
+    VectorChange,
     VectorSpec,
     WriteResult,
 )
@@ -187,9 +188,10 @@ class DocumentCalls(Protocol):
         timeout: float,
         expires: int = AS_IT_IS,
         vector_name: str = "",
+        gone: bool = False,
     ) -> WriteResult:
-        """Give documents other vectors. count: how many were there. vector_name: of named ones. See
-        `commands.UpdateVectors`."""
+        """Give documents other vectors. count: how many were there. vector_name: of named ones. gone: these are taken
+        away. See `commands.UpdateVectors`."""
         ...
 
     async def change_where(
@@ -323,9 +325,15 @@ class DocumentCalls(Protocol):
         ...
 
     async def alter_collection(
-        self, name: str, ef_search: int, ttl: float, timeout: float, index: IndexParams | None = None
+        self,
+        name: str,
+        ef_search: int,
+        ttl: float,
+        timeout: float,
+        index: IndexParams | None = None,
+        vectors: Sequence[VectorChange] = (),
     ) -> WriteResult:
-        """Change what may be changed of a collection; ef_search 0, ttl below 0, no index: as they are."""
+        """Change what may be changed of a collection; ef_search 0, ttl below 0, no index, no vectors: as they are."""
         ...
 
     async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:

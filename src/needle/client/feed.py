@@ -43,7 +43,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     """kind: "insert", "update" or "delete": what became of the document `id`. vector: float32 numpy array of shape
     (dimensions,); None of a deletion, or if it was not asked for. metadata: as the change left it; None of a deletion.
     version: as in Document; of a deletion that of the delete. shard: whose log told it. distance: from the query of
-    `watch`, as a search gives it; None of others, and of a deletion.
+    `watch`, as a search gives it; None of others, and of a deletion. vectors: by name those of the named ones that were
+    asked for and that it has, as `vector`; None if none were asked for, and of a deletion.
 
     kind "reset": the changes that come next are not known any more, or the feed was to begin with what there is. Forget
     all documents: those that there are follow, each as an "insert" with shard -1, and then "ready"; changes go on from
@@ -56,15 +57,21 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     shard: int = -1
     distance: float | None = None
+    vectors: dict[str, Any] | None = None
 
 
 class Wish(NamedTuple):
     """What a feed is to tell. filter: JSON, of the only documents that there are for it, b"" for all. near: only those
-    that are near; such a feed tells of what comes and goes, never all that there are."""
+    that are near; such a feed tells of what comes and goes, never all that there are. named: named vectors."""
 
     with_vectors: bool = True
     filter: bytes = b""
     near: Near | None = None
+    named: tuple[str, ...] = ()
+
+    def vectors(self) -> list[str]:
+        """All names that it says."""
+        return [*self.named, *([self.near.vector_name] if self.near and self.near.vector_name else [])]
 
 
 class _Step(NamedTuple):
@@ -171,7 +178,8 @@ class Changes(AsyncIterator[Change]):
             self._query, self._wish = None, self._wish._replace(near=replace(self._wish.near, vector=vector))
         documents = await self._documents()
         feeding = documents.feeding()
-        begun = await feeding.begin(self._collection, self._timeout)
+        names = self._wish.vectors()
+        begun = await feeding.begin(self._collection, self._timeout, *([names] if names else []))
         founding = feeding.topology.founding
         if self._since in (NOW, START):
             self._told = {**retired(feeding.topology), **begun.ends}
@@ -180,7 +188,10 @@ class Changes(AsyncIterator[Change]):
             feed_token.check(token, self._collection, begun.collection_id, founding)
             self._told, self._whole, self._after = dict(token.positions), token.whole, token.after
         self._stored, self._id, self._founding = begun.stored, begun.collection_id, founding
-        what = What(self._collection, self._stored, *self._wish)
+        what, named = What(self._collection, self._stored, *self._wish), begun.vectors
+        if what.near is not None and what.near.vector_name:
+            what, named = what._replace(near=replace(what.near, vector_name=named[-1])), named[:-1]
+        what = what._replace(named=named)
         self._shards = ShardFeed(feeding, what, self._timeout, self._took, self.page_max, self.held)
         self._shards.begin(self._told)
         if not self._whole:
@@ -246,7 +257,7 @@ class Changes(AsyncIterator[Change]):
         scan, size = self._scan, size_of(page)
         if scan is not None:  # what it tells with its piece is held until then
             scan.size, size = scan.size + size, 0
-        for after, change in zip(page.after, _changes(shard, page), strict=True):
+        for after, change in zip(page.after, _changes(shard, page, bool(self._wish.named)), strict=True):
             told: Change | None = change
             if scan is not None and change.id > scan.after:  # it is told with its piece, if it was not read before
                 told = None
@@ -273,7 +284,10 @@ class Changes(AsyncIterator[Change]):
             page, scan.ends = await self._unless_given_up(lambda: self._piece(None if rested else scan, feeding))
             if page is not None:
                 scan.size += size_of(page)
-                scan.page, scan.rows = page, {one.id: _insert(one) for one in answers.documents(page.documents)}
+                scan.page, scan.rows = (
+                    page,
+                    {one.id: _insert(one) for one in answers.documents(page.documents, bool(self._wish.named))},
+                )
         elif not shards.is_past(scan.ends):
             await shards.step(scan.ends)
         else:
@@ -304,6 +318,7 @@ class Changes(AsyncIterator[Change]):
                 page = await (await self._documents()).scan(
                     name, self._wish.filter, scan.after, min(PAGE, self.page_max), self._wish.with_vectors, (0, 1),
                     ReadMode.STRONG, self._timeout, None, self._id,
+                    named=self._wish.named,
                 )  # fmt: skip
             except InvalidArgument as error:
                 if error.details.get("field") != "cursor":
@@ -336,11 +351,13 @@ class Changes(AsyncIterator[Change]):
 
 
 def _insert(one: Any) -> Change:
-    return Change(kind="insert", id=one.id, vector=one.vector, metadata=one.metadata, version=one.version)
+    return Change(
+        kind="insert", id=one.id, vector=one.vector, metadata=one.metadata, version=one.version, vectors=one.vectors
+    )
 
 
-def _changes(shard: int, page: ChangesAnswer) -> list[Change]:
-    documents = answers.documents(page.documents)
+def _changes(shard: int, page: ChangesAnswer, named: bool) -> list[Change]:
+    documents = answers.documents(page.documents, named)
     distances: list[float | None] = [*page.distances] or [None] * len(documents)
     written = iter(zip(documents, distances, strict=True))
     gone = iter(zip(page.deleted, page.versions, strict=True))
@@ -354,7 +371,7 @@ def _changes(shard: int, page: ChangesAnswer) -> list[Change]:
             found.append(
                 Change(
                     kind=KINDS[kind], id=one.id, vector=one.vector, metadata=one.metadata, version=one.version,
-                    shard=shard, distance=distance,
+                    shard=shard, distance=distance, vectors=one.vectors,
                 )
             )  # fmt: skip
     return found

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from needle.protocol.change_calls import LIMIT_MAX, ChangesAnswer, Near, Position
@@ -10,16 +11,18 @@ from needle.routing.topology import Topology
 
 
 class Begun(NamedTuple):
-    """stored: the collection's name inside the shards. ends: by shard, where its changes end; all of one map."""
+    """stored: the collection's name inside the shards. ends: by shard, where its changes end; all of one map. vectors:
+    the names inside the shards of the named ones that were asked for."""
 
     stored: str
     collection_id: int
     ends: dict[int, Position]
+    vectors: tuple[str, ...] = ()
 
 
 class Asked(NamedTuple):
     """Of one shard. past: as in ChangesCall. applied: by a replica that has applied this entry. limit: changes.
-    filter, near: as in ChangesCall."""
+    filter, near, named: as in ChangesCall."""
 
     stored: str
     shard: int
@@ -31,6 +34,7 @@ class Asked(NamedTuple):
     limit: int = LIMIT_MAX
     filter: bytes = b""
     near: Near | None = None
+    named: tuple[str, ...] = ()
 
 
 class FeedCalls(Protocol):
@@ -49,9 +53,10 @@ class FeedCalls(Protocol):
         """A newer topology, if a node tells of one in time."""
         ...
 
-    async def begin(self, collection: str, timeout: float) -> Begun:
+    async def begin(self, collection: str, timeout: float, vectors: Sequence[str] = ()) -> Begun:
         """Where the changes of all shards end. No move of a range is half before that and half behind: all shards own
-        there what one map says."""
+        there what one map says. vectors: named ones. Raises CollectionNotFound; InvalidArgument for a vector that there
+        is not."""
         ...
 
     async def ends(self, stored: str, timeout: float) -> dict[int, Position]:
@@ -60,7 +65,7 @@ class FeedCalls(Protocol):
 
     async def page(self, asked: Asked, timeout: float) -> ChangesAnswer | None:
         """The next changes of a shard; None if no replica knows all of them any more. Raises the last error of a
-        replica if none answers in time; CollectionNotFound."""
+        replica if none answers in time; CollectionNotFound, for a named vector too."""
         ...
 
     async def released(self, stored: str, shard: int, position: Position, move: int, timeout: float) -> int | None:

@@ -51,4 +51,5 @@ def size_of(page: ChangesAnswer | ScanAnswer | None) -> int:
 
 def _batch(documents: DocumentBatch) -> int:
     size = CHANGE_BYTES * len(documents.ids) + sum(map(len, documents.ids)) + len(documents.vectors)
+    size += sum(len(one.vectors) for one in documents.named)
     return size + DECODED * sum(map(len, documents.metadata))

@@ -39,13 +39,14 @@ class Forgotten(Exception):
 
 class What(NamedTuple):
     """What is read. collection: for errors. stored: its name inside the shards. filter (JSON), near: the documents that
-    there are for the reader."""
+    there are for the reader. named: as in ChangesCall."""
 
     collection: str
     stored: str
     with_vectors: bool
     filter: bytes = b""
     near: Near | None = None
+    named: tuple[str, ...] = ()
 
 
 class _Hold:
@@ -140,7 +141,7 @@ class ShardFeed:
         limit = min(self._page_max, self._limits.get(shard, LIMIT_FIRST))
         asked = Asked(
             what.stored, shard, self.read[shard], what.with_vectors, wait, self._past.get(shard, 0), applied, limit,
-            what.filter, what.near,
+            what.filter, what.near, what.named,
         )  # fmt: skip
         page = await self._calls.page(asked, self._timeout)
         self._held.take(size_of(page))
@@ -151,6 +152,14 @@ class ShardFeed:
             page = task.result()
         except CollectionNotFound as error:
             name = self._what.collection[:80]
+            if "vector" in error.details:
+                vector = error.details["vector"]
+                raise CollectionNotFound(
+                    f"vector {vector!r} of collection {name!r} was dropped: the feed that tells it has ended; another "
+                    "one goes on by its token without this vector",
+                    collection=name,
+                    vector=vector,
+                ) from error
             raise CollectionNotFound(
                 f"collection {name!r} was dropped: the feed of its changes has ended", collection=name
             ) from error

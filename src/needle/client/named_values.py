@@ -9,7 +9,7 @@ import numpy as np
 
 from needle.base.dtypes import DType
 from needle.base.errors import invalid
-from needle.base.model import Metric, VectorSpec
+from needle.base.model import Metric, VectorChange, VectorSpec
 from needle.base.plain import refused
 from needle.client import values
 from needle.client.values import FLOAT32
@@ -86,3 +86,23 @@ def by_row(batch: DocumentBatch) -> list[dict[str, Any]]:
 def wanted(vectors: Iterable[str] | None) -> tuple[str, ...]:
     """Names for a request; () for None."""
     return () if vectors is None else tuple(names(vectors))
+
+
+def changes(vectors: Any) -> list[VectorChange]:
+    """What is altered of named vectors: {name: {"index": ..., "ef_search": ...}}."""
+    allowed = 'an object with "index", "ef_search" or both'
+    found = []
+    for name, given in _by_name(vectors, f"{allowed} by the name of each vector"):
+        field = f"vectors[{name!r}]"
+        if not isinstance(given, Mapping) or not given or not set(given) <= {"index", "ef_search"}:
+            raise refused(field, given, allowed)
+        effort, index = given.get("ef_search"), given.get("index")
+        change = VectorChange(
+            name=name,
+            index=None if index is None else values.check_index(index),
+            ef_search=0 if effort is None else values.check_count(effort, f"{field}.ef_search"),
+        )
+        if change == VectorChange(name=name):
+            raise refused(field, given, allowed)
+        found.append(change)
+    return found

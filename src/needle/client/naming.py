@@ -16,7 +16,7 @@ from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import field_path
 from needle.base.model import IndexParams, Metric, ReadMode, VectorSpec, WriteResult
 from needle.base.text import TextField
-from needle.client import values
+from needle.client import named_values, values
 from needle.client.document_calls import Held, OverDocuments, find_collection
 from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT
 from needle.client.named_values import spec_of
@@ -104,6 +104,7 @@ class NamingMethods(OverDocuments):
         ef_search: int | None = None,
         ttl: Any = None,
         index: IndexParams | str | None = None,
+        vectors: Mapping[str, Any] | None = None,
         timeout: Seconds = TIMEOUT,
     ) -> WriteResult:
         """Change a collection. ef_search: how accurate searches are that do not say it themselves. ttl: seconds (or a
@@ -111,17 +112,21 @@ class NamingMethods(OverDocuments):
         that are there keep their instant. index: parameters, or a kind such as "hnsw_sq8", a preset such as
         "high_recall", or kind:preset: files of it are built in the background, and each shard goes over to them at one
         entry of its log; `describe_collection` shows how far it is, in `size.index` (docs/index-selection.md). Its
-        ef_search counts at once; the former index brings it back, and whoever asks last is followed. Raises
-        CollectionNotFound; OutcomeUnknown when a shard does not confirm that it knows the new ttl."""
+        ef_search counts at once; the former index brings it back, and whoever asks last is followed. vectors: the same
+        of named vectors: {"title": {"index": "hnsw_sq8", "ef_search": 80}}, of which either may be left out;
+        `size.vectors` shows how far they are. All of it is changed, or nothing. Raises CollectionNotFound;
+        OutcomeUnknown when a shard does not confirm that it knows the new ttl."""
         name, seconds = values.check_name(collection), values.check_timeout(timeout)
-        if ef_search is None and ttl is None and index is None:
-            raise InvalidArgument("nothing is to be changed: give ef_search, ttl or index", field="ef_search")
+        named = named_values.changes(vectors)
+        if ef_search is None and ttl is None and index is None and not named:
+            raise InvalidArgument("nothing is to be changed: give ef_search, ttl, index or vectors", field="ef_search")
         effort = 0 if ef_search is None else values.check_count(ef_search, "ef_search")
         lives = -1.0 if ttl is None else values.check_ttl(ttl, 0.0)
         wanted = None if index is None else values.check_index(index)
         if wanted is not None and effort:
             wanted = msgspec.structs.replace(wanted, ef_search=effort)
-        return await (await self._documents()).alter_collection(name, effort, lives, seconds, wanted)
+        more = (wanted, named) if named else (wanted,)
+        return await (await self._documents()).alter_collection(name, effort, lives, seconds, *more)
 
     async def add_vector(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -97,7 +97,9 @@ async def end_scan(documents: DocumentCalls, place: cursors.Place, cursor: str, 
 class Place:
     """How far a scan has come. most: how many documents it still may give, None for all."""
 
-    def __init__(self, cursor: str | None, with_vectors: bool, most: int | None = None, named: bool = False) -> None:
+    def __init__(
+        self, cursor: str | None, with_vectors: bool, most: int | None = None, named: Sequence[str] | None = None
+    ) -> None:
         self.cursor = cursor
         self.named = named
         self.most = most
@@ -111,6 +113,10 @@ class Place:
         if self.most is not None:
             self.most = max(0, self.most - len(batch.documents.ids))
         return batch.documents
+
+    def documents(self, batch: Batch) -> list[Document]:
+        """Of a page that was read."""
+        return answers.documents(self.took(batch), self.named is not None)
 
     def enough(self) -> str | None:
         """If no more is to be read although there is more: where nobody reads on, told once."""
@@ -138,10 +144,11 @@ class Scan(AsyncIterator[Document]):
         with_vectors: bool,
         most: int | None = None,
         end: Callable[[str], Awaitable[None]] | None = None,
-        named: bool = False,
+        named: Sequence[str] | None = None,
     ) -> None:
         """read: a page by its cursor, of so many documents at most. end: tells that nobody reads on at a cursor. most:
-        documents of all pages; None: all that there are."""
+        documents of all pages; None: all that there are. named: names of vectors that documents come with; None: they
+        say nothing of these."""
         self.read = read
         self.end = end
         self.place = Place(cursor, with_vectors, most, named)
@@ -155,7 +162,9 @@ class Scan(AsyncIterator[Document]):
             if place.done:
                 raise StopAsyncIteration
             most = place.most
-            place.left.extend(answers.documents(place.took(await self.read(place.cursor, most)), place.named)[:most])
+            place.left.extend(
+                answers.documents(place.took(await self.read(place.cursor, most)), place.named is not None)[:most]
+            )
             await self._end_at(place.enough())
         return place.left.popleft()
 
@@ -183,7 +192,7 @@ class Scan(AsyncIterator[Document]):
         while not place.done:
             found.append(place.took(await self.read(place.cursor, place.most)))
             await self._end_at(place.enough())
-        return arrow_tables.table(found, vectors=place.with_vectors).slice(0, most)
+        return arrow_tables.table(found, vectors=place.with_vectors, named=place.named or ()).slice(0, most)
 
 
 class SyncScan(Iterator[Document]):
@@ -203,7 +212,9 @@ class SyncScan(Iterator[Document]):
             if place.done:
                 raise StopIteration
             most = place.most
-            place.left.extend(answers.documents(place.took(self._read(place.cursor, most)), place.named)[:most])
+            place.left.extend(
+                answers.documents(place.took(self._read(place.cursor, most)), place.named is not None)[:most]
+            )
             self._end_at(place.enough())
         return place.left.popleft()
 
@@ -229,4 +240,4 @@ class SyncScan(Iterator[Document]):
         while not place.done:
             found.append(place.took(self._read(place.cursor, place.most)))
             self._end_at(place.enough())
-        return arrow_tables.table(found, vectors=place.with_vectors).slice(0, most)
+        return arrow_tables.table(found, vectors=place.with_vectors, named=place.named or ()).slice(0, most)

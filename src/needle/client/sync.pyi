@@ -63,6 +63,7 @@ class SyncClient:
         since: str = ...,
         filter: FilterLike = ...,
         with_vectors: bool = ...,
+        vectors: Iterable[str] | None = ...,
         timeout: Seconds = ...,
     ) -> SyncChanges: ...
     def watch(
@@ -73,6 +74,7 @@ class SyncClient:
         text: str | None = ...,
         max_distance: float | None = ...,
         min_score: float | None = ...,
+        vector_name: str | None = ...,
         filter: FilterLike = ...,
         since: str = ...,
         with_vectors: bool = ...,
@@ -112,6 +114,17 @@ class SyncClient:
         *,
         texts: Iterable[str] | None = ...,
         name: str | None = ...,
+        expires_at: Any = ...,
+        if_version: int | None = ...,
+        if_matches: FilterLike = ...,
+        collection: str = ...,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def delete_vector(
+        self,
+        ids: str | Iterable[str],
+        name: str,
+        *,
         expires_at: Any = ...,
         if_version: int | None = ...,
         if_matches: FilterLike = ...,
@@ -379,6 +392,7 @@ class SyncClient:
         ef_search: int | None = ...,
         ttl: Any = ...,
         index: IndexParams | str | None = ...,
+        vectors: Mapping[str, Any] | None = ...,
         timeout: Seconds = ...,
     ) -> WriteResult: ...
     def add_vector(

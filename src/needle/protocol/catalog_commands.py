@@ -14,7 +14,7 @@ import msgspec
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
-from needle.base.model import CollectionSpec, IndexParams, VectorSpec
+from needle.base.model import CollectionSpec, IndexParams, VectorChange, VectorSpec
 from needle.base.versions import EMPTIES, FIRST, NAMED, SAID
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.vector_commands import VectorCommand
@@ -170,18 +170,18 @@ class DropCollection(Versioned, frozen=True, tag="drop"):
 
 
 class AlterCollection(Versioned, frozen=True, tag="alter"):
-    """Change what may be changed of the collection `name` with that id. ef_search: 0 leaves it as it is. ttl: so does a
-    negative one; 0: documents written from then on expire only when they say so. Another ttl makes an epoch of the map:
-    who knows only the former one is refused. index: what it is to have from now on, with its ef_search; each shard
-    builds the files and switches."""
+    """Change a collection, all or nothing. ef_search: 0 leaves it as it is. ttl: so does a negative one; 0: documents
+    written from then on expire only when they say so. Another ttl makes an epoch of the map: who knows only the former
+    one is refused. index: with its ef_search; each shard builds the files and switches. vectors: so of named ones."""
 
-    NEWER: ClassVar[dict[str, int]] = {"ttl": 2, "index": 4}
+    NEWER: ClassVar[dict[str, int]] = {"ttl": 2, "index": 4, "vectors": NAMED}
 
     name: str
     id: int
     ef_search: int
     ttl: float = -1.0
     index: IndexParams | None = None
+    vectors: list[VectorChange] = []
 
 
 class DeclareField(Versioned, frozen=True, tag="declare-field"):

@@ -28,18 +28,21 @@ Position = tuple[int, int]
 
 
 class Near(msgspec.Struct, frozen=True, array_like=True):
-    """Documents whose vectors are near `vector` (float32 bytes): at most so far, and scored no less; as in a search."""
+    """Documents whose vectors are near `vector` (float32 bytes): at most so far, and scored no less; as in a search.
+    vector_name: of their vectors that one, by its name inside the shard; "": the one without a name."""
 
     vector: bytes
     max_distance: float | None = None
     min_score: float | None = None
+    vector_name: str = ""
 
 
 class ChangesCall(msgspec.Struct, frozen=True, array_like=True):
     """The changes of a collection behind `position`, `limit` at most. wait: seconds for the first one, if there is none
     yet. past: the move of ranges that the page may pass, 0 for none: the caller has looked at the other shards. move:
     instead of changes, whether that move took ranges away from this shard behind the position. bound: as in GetCall.
-    filter (JSON), near: as if there were only documents that match; b"", None: all."""
+    filter (JSON), near: as if there were only documents that match; b"", None: all. named: named vectors that come with
+    documents, by their names inside the shard. with_vectors: those without a name, or of `near` if that says a name."""
 
     group: GroupId
     collection: str
@@ -54,6 +57,7 @@ class ChangesCall(msgspec.Struct, frozen=True, array_like=True):
     bound: bytes = b""
     filter: bytes = b""
     near: Near | None = None
+    named: tuple[str, ...] = ()
 
 
 class ChangesAnswer(msgspec.Struct, frozen=True, array_like=True):

@@ -208,9 +208,10 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     """Give documents other vectors, all or none; they keep their metadata. vectors, dtype: as in Insert, one for each
     id. Ids that are absent are left out; count: how many were there. expected, n > 0, owned, within, matches: as in
     Delete. expires: when they expire. name: of the named vector that these are, as it is called inside the shard; then
-    documents keep their other vectors, as they do without it, too."""
+    documents keep their other vectors, as they do without it, too. gone: those that have this one have it no more, and
+    these count; vectors is empty then."""
 
-    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5, "name": NAMED}
+    NEWER: ClassVar[dict[str, int]] = {"expires": 2, "bound": 3, "dtype": 5, "name": NAMED, "gone": NAMED}
     FILTERS: ClassVar[tuple[str, ...]] = ("matches", "bound.filter")
 
     collection: str
@@ -225,6 +226,7 @@ class UpdateVectors(Versioned, frozen=True, tag="vectors"):
     bound: Bound | None = None
     dtype: DType = DType.FLOAT32
     name: str = ""
+    gone: bool = False
 
 
 class ChangeWhere(Versioned, frozen=True, tag="where"):

@@ -11,11 +11,17 @@ from needle.routing.collection_names import stored_vector
 
 
 class NamedVector(msgspec.Struct, frozen=True, array_like=True):
-    """A named vector of a collection. id: tells it from an earlier one of the same name, and from collections."""
+    """A named vector of a collection. id: tells it from an earlier one of the same name, and from collections.
+    made_index: as of CollectionInfo."""
 
     name: str
     id: int
     spec: VectorSpec
+    made_index: IndexParams | None = None
+
+    def is_made_as(self, spec: VectorSpec) -> bool:
+        """Whether it was made so, or altered to it."""
+        return self.spec.stored_as("").is_altered_from(spec.stored_as(""), self.made_index)
 
 
 class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +70,18 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
         if not vector:
             return self.spec.index.ef_search
         return next((one.spec.index.ef_search for one in self.vectors if self.stored_vector(one) == vector), 0)
+
+    def index_of(self, stored: str) -> IndexParams | None:
+        """What shards are to build for it, or for a named vector of it, by the name that it has there."""
+        if stored == self.stored_name:
+            return self.spec.index
+        return next((one.spec.index for one in self.vectors if self.stored_vector(one) == stored), None)
+
+    @property
+    def altered(self) -> list[str]:
+        """What has another index than it was made with, of itself and its named vectors, by their names in shards."""
+        own = [self.stored_name] if self.made_index is not None else []
+        return own + [self.stored_vector(one) for one in self.vectors if one.made_index is not None]
 
     def stored_vector(self, one: NamedVector) -> str:
         """The name of a named vector inside the shards."""

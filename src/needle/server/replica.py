@@ -25,6 +25,7 @@ from needle.multiraft.background import Background
 from needle.multiraft.host import Host
 from needle.protocol import calls, commands
 from needle.protocol.calls import GroupCall
+from needle.routing.collection_names import collection_of
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
 from needle.server.call_rates import CallRates
@@ -192,8 +193,8 @@ class HostedReplica:
 
     def _wished(self, stored: str) -> IndexParams | None:
         """The index that the catalog names for a collection in the shard."""
-        info = self.collections.find(self._topology(), stored)
-        return None if info is None else info.spec.index
+        info = self.collections.find(self._topology(), collection_of(stored) or stored)
+        return None if info is None else info.index_of(stored)
 
     async def _fetch_chunk(self, peer: NodeId, name: str, offset: int, length: int) -> bytes:
         body = calls.encode((self.group, name, offset, length))
@@ -223,7 +224,7 @@ class HostedReplica:
 
     def _look_at_altered(self) -> None:
         """The catalog's collections changed."""
-        altered = [info.stored_name for info in self._topology().collections if info.made_index is not None]
+        altered = [name for info in self._topology().collections for name in info.altered]
         here = self.replica.view.collections
         self.keeper.look_again([here[name].record.id for name in altered if name in here])
 

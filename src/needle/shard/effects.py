@@ -296,6 +296,22 @@ class EffectLog:
             at, skipped = at + 1, skipped + documents
         return at, skipped
 
+    def wrote(self, entry: int, collection_id: int, ordinals: Sequence[int]) -> bool | None:
+        """Whether the entry wrote one of these rows, which ascend; None if that is not known any more. It costs what
+        the entry's effects are."""
+        with self._lock:
+            if entry < self._start:
+                return None
+            for at in range(bisect_left(self._effects, entry, self._gone, key=_entry), len(self._effects)):
+                data = self._effects[at]
+                if _entry(data) != entry:
+                    break
+                if _kind(data) == WRITTEN and _collection(data) == collection_id:
+                    next_ = bisect_left(ordinals, _first(data))
+                    if next_ < len(ordinals) and ordinals[next_] < _first(data) + _documents(data):
+                        return True
+        return False
+
     def released(self, move: int, position: Position) -> int | None:
         """The entry, not before the position, by which a move of ranges left this shard; 0 if there is none; None if
         that is not known."""

@@ -18,7 +18,8 @@ class Nearness:
     """Of one collection."""
 
     def __init__(self, record: CollectionRecord, near: Near) -> None:
-        """Raises InvalidArgument for a vector that is none of this collection, or no bound."""
+        """record: of the collection, or of its named vector. Raises InvalidArgument for a vector that is none of it, or
+        no bound."""
         if near.max_distance is None and near.min_score is None:
             raise InvalidArgument("give max_distance, or min_score: how near documents are to be", field="max_distance")
         if near.min_score is not None and record.spec.metric is Metric.L2 and near.min_score > 0:

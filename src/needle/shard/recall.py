@@ -55,17 +55,21 @@ def recall_of(
     """None where there is nothing to measure: no index, or no hits. go_on: called between the parts; what it raises
     ends the work. seed: of the random part. bytes_max: instead of BYTES_MAX. Blocking, for as long as so many vectors
     take. Raises NeedleErrors of searches."""
-    collection = view.collection(request.collection)
-    if request.exact or not collection.vectors.served:
+    collection, name = view.collection(request.collection), request.vector_name
+    named = view.vector(collection, name) if name else None
+    by = named or collection
+    if request.exact or not by.vectors.served:
         return None
     allow = allowed_ordinals(collection, request.filter, limits, None, go_on, request.bound)
-    allowed = collection.visible if allow is None else len(allow)
-    if 4 * collection.record.spec.dimensions * allowed > bytes_max:
-        return _estimated(collection, request, allow, limits, go_on, seed, bytes_max)
+    if named is not None and allow is not None:
+        allow = Allowed(allow.bitmap & named.live.bitmap())
+    allowed = by.visible if allow is None else len(allow)
+    if 4 * by.record.spec.dimensions * allowed > bytes_max:
+        return _estimated(by, request, allow, limits, go_on, seed, bytes_max)
 
     def asked(*, exact: bool) -> HitBatch:
         plain = msgspec.structs.replace(request, exact=exact, with_metadata=False, with_vectors=False, explain=False)
-        found = search_group(collection, view.store, [plain], view.at.index, limits, go_on=go_on)[0]
+        found = search_group(collection, view.store, [plain], view.at.index, limits, go_on=go_on, vectors=named)[0]
         if isinstance(found, NeedleError):
             raise found
         return found

@@ -8,6 +8,7 @@ import msgspec
 
 from needle.base.collection_sizes import CollectionSize
 from needle.base.model import CollectionSpec
+from needle.routing.collection_names import vector_called
 from needle.shard.live_collection import CollectionView, ReplicaView
 
 
@@ -29,6 +30,10 @@ def size_of(held: CollectionView, named: Sequence[CollectionView] = ()) -> Colle
         field_index_bytes=held.payload.bytes_held(),
         fields=held.payload.declared(),
         index=msgspec.structs.replace(held.index, waiting=max(map(_waiting, (held, *named)))),
+        vectors={
+            vector_called(one.record.spec.name): msgspec.structs.replace(one.index, waiting=_waiting(one))
+            for one in named
+        },
     )
 
 

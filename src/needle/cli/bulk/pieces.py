@@ -55,6 +55,10 @@ def batches_of(piece: Piece) -> Iterator[tuple[arrow_tables.Form, Any]]:
     with _opened(piece.path) as file:
         _check_same(piece)
         form = arrow_tables.Form(file.schema_arrow, piece.where)
+        if form.named:
+            names = ", ".join(arrow_tables.NAMED + name for name in form.named)
+            allowed = "a bulk load takes documents without named vectors: give them these by `update_vector`"
+            raise refuse(piece.path, f"the column {names} is not allowed: {allowed}")
         batches = file.iter_batches(batch_size=READ_ROWS, row_groups=[piece.group])
         while (batch := _next(batches, piece)) is not None:
             yield form, batch

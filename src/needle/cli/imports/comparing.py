@@ -27,6 +27,7 @@ TOLERANCE: Final = 1e-6
 """Of a number of a vector of length 1: the collection makes it that long by itself."""
 NEAR: Final = 1e-4
 """Distances that differ less are a tie, for other arithmetic finds either."""
+NOTHING: Final[Mapping[str, Any]] = {}
 _MODULUS: Final = 1 << 128
 _sorted: Final = msgspec.json.Encoder(order="sorted")
 
@@ -45,17 +46,29 @@ def canonical(metadata: Any) -> bytes:
     return _sorted.encode(msgspec.json.decode(data)) if data else b""
 
 
-def differs(record: Record, document: Document | None, metric: Metric) -> str | None:
-    """What of a document is not as in the source; None if it is the same."""
+def differs(
+    record: Record, document: Document | None, metric: Metric, named: Mapping[str, Metric] = NOTHING
+) -> str | None:
+    """What of a document is not as in the source; None if it is the same. named: the metrics of named vectors. Of these
+    only those count that the source has: others may have been added since."""
     if document is None:
         return "is not there"
-    wanted, found = stored(record.vector, metric), np.asarray(document.vector)
+    if problem := _other(record.vector, document.vector, metric):
+        return problem
+    for name, vector in record.named.items():
+        there = (document.vectors or {}).get(name)
+        if problem := "has no such vector" if there is None else _other(vector, there, named.get(name, metric)):
+            return f"{problem}: {name!r}"
+    return None if canonical(record.metadata) == canonical(document.metadata) else "has other metadata"
+
+
+def _other(vector: NDArray[np.float32], there: Any, metric: Metric) -> str | None:
+    wanted, found = stored(vector, metric), np.asarray(there)
     if wanted.shape != found.shape:
         return f"has a vector of {len(found)} numbers instead of {len(wanted)}"
     same = np.array_equal(wanted, found)
-    if not same and not (metric is Metric.COSINE and np.allclose(wanted, found, rtol=0, atol=TOLERANCE)):
-        return "has another vector"
-    return None if canonical(record.metadata) == canonical(document.metadata) else "has other metadata"
+    near = metric is Metric.COSINE and np.allclose(wanted, found, rtol=0, atol=TOLERANCE)
+    return None if same or near else "has another vector"
 
 
 class Digest:
@@ -65,12 +78,16 @@ class Digest:
         self.count = 0
         self._sum = 0
 
-    def add(self, id: str, vector: NDArray[np.float32], metadata: Any) -> None:
-        """vector: as it is stored."""
+    def add(
+        self, id: str, vector: NDArray[np.float32], metadata: Any, named: Mapping[str, NDArray[np.float32]] = NOTHING
+    ) -> None:
+        """vector, named: as they are stored."""
         name, numbers = id.encode(), vector.astype("<f4").tobytes()
         made = blake2b(b"%d %d " % (len(name), len(numbers)), digest_size=16)
         for part in (name, numbers, canonical(metadata)):
             made.update(part)
+        for at in sorted(named):
+            made.update(b" %d %b " % (named[at].nbytes, at.encode()) + named[at].astype("<f4").tobytes())
         self._sum = (self._sum + int.from_bytes(made.digest())) % _MODULUS
         self.count += 1
 

@@ -7,7 +7,7 @@ when it is started again. A few batches are in memory at once, and 8 bytes of ea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -19,6 +19,7 @@ from needle.base.model import Metric
 from needle.cli.document_commands import BATCHES_IN_FLIGHT, by_bytes, insert_all
 from needle.cli.imports.comparing import (
     NEIGHBOURS,
+    NOTHING,
     SHOWN,
     Digest,
     Ids,
@@ -35,12 +36,13 @@ from needle.cli.inputs import Record
 
 
 class Target(NamedTuple):
-    """A collection of a cluster. timeout: seconds of a call."""
+    """A collection of a cluster. timeout: seconds of a call. named: the metrics of its named vectors."""
 
     client: needle.Client
     collection: str
     metric: Metric
     timeout: float
+    named: Mapping[str, Metric] = NOTHING
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +77,7 @@ async def copy(source: Source, to: Target, *, check: bool, done: Callable[[int],
             wanted = records
             if check:
                 held = await _held(to, records)
-                wanted = [one for one in records if differs(one, held.get(one.id), to.metric)]
+                wanted = [one for one in records if differs(one, held.get(one.id), to.metric, to.named)]
                 there += len(records) - len(wanted)
                 done(len(records) - len(wanted))
             if wanted:
@@ -95,14 +97,16 @@ async def compare(source: Source, to: Target, *, add: bool, done: Callable[[int]
         held = await _held(to, records)
         for record in records:
             found, kept = held.get(record.id), stored(record.vector, to.metric)
-            problem = differs(record, found, to.metric)
-            of_source.add(record.id, kept, record.metadata)
+            problem = differs(record, found, to.metric, to.named)
+            named = {name: stored(one, to.named.get(name, to.metric)) for name, one in record.named.items()}
+            of_source.add(record.id, kept, record.metadata, named)
             sample.add(record)
             ids.add(record.id)
             missing += found is None
             if found is not None:
                 same = problem is None  # up to how a vector's last bits were rounded on that machine
-                of_target.add(found.id, kept if same else np.asarray(found.vector), found.metadata)
+                others = named if same else {one: v for one, v in (found.vectors or {}).items() if one in named}
+                of_target.add(found.id, kept if same else np.asarray(found.vector), found.metadata, others)
             if problem is not None:
                 differing += 1
                 wrong.extend([f"{record.id!r} {problem}"] if len(wrong) < SHOWN else [])
@@ -136,7 +140,8 @@ async def compare(source: Source, to: Target, *, add: bool, done: Callable[[int]
 
 
 async def _held(to: Target, records: list[Record]) -> dict[str, needle.Document]:
-    found = await to.client.get_many({one.id for one in records}, collection=to.collection, timeout=to.timeout)
+    ids, vectors = {one.id for one in records}, list(to.named) or None
+    found = await to.client.get_many(ids, collection=to.collection, vectors=vectors, timeout=to.timeout)
     return {one.id: one for one in found}
 
 

@@ -27,8 +27,10 @@ class RecordFile:
             raise refuse(asked.place, "holds no documents")
         plain = "metadata" if self._path.suffix.lower() != ".npy" else "none"
         ids = "id" if plain == "metadata" else "row numbers"
-        mapped = (("id", ids), ("vector", "vector"), ("metadata", plain))
-        self.shape = Shape(count_records(self._path), len(first[0].vector), None, mapped)
+        mapped: tuple[tuple[str, str], ...] = (("id", ids), ("vector", "vector"), ("metadata", plain))
+        named = {name: len(vector) for record in first for name, vector in record.named.items()}
+        mapped += tuple((f"vector {name!r}", f"vector {name!r}") for name in named)
+        self.shape = Shape(count_records(self._path), len(first[0].vector), None, mapped, named)
 
     def batches(self) -> Iterator[list[Record]]:
         for records in read_records(self._path, self._no_texts, "", self._rows):

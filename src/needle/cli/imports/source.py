@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -35,12 +36,13 @@ class Asked(NamedTuple):
 
 class Shape(NamedTuple):
     """What a source holds. documents: how many, None if that is not cheap to know. metric: None if the source has none.
-    mapped: what becomes of its parts, for people."""
+    mapped: what becomes of its parts, for people. named: of named vectors, as far as it is cheap to know."""
 
     documents: int | None
     dimensions: int
     metric: Metric | None
     mapped: tuple[tuple[str, str], ...]
+    named: Mapping[str, int] = MappingProxyType({})
 
 
 class Source(Protocol):

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 
 from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, invalid
-from needle.base.model import CollectionSpec, IndexParams, ReadMode, VectorSpec, WriteResult
+from needle.base.model import CollectionSpec, IndexParams, ReadMode, VectorChange, VectorSpec, WriteResult
 from needle.client.router.routes import LOOK_SECONDS, Shards
 from needle.protocol import catalog_commands
 from needle.protocol.peer_calls import IndexRoom
@@ -34,18 +34,24 @@ async def described(shards: Shards, mode: ReadMode, timeout: float) -> tuple[lis
 
 
 async def alter(
-    shards: Shards, name: str, ef_search: int, ttl: float, timeout: float, index: IndexParams | None = None
+    shards: Shards,
+    name: str,
+    ef_search: int,
+    ttl: float,
+    timeout: float,
+    index: IndexParams | None = None,
+    vectors: Sequence[VectorChange] = (),
 ) -> WriteResult:
     """Change a collection: ef_search for all searches that begin once their client or node knows of it; ttl for all
     writes that begin after this has returned, for every shard's leader knows it then; index for all searches of a shard
-    from where its log says that it has switched. OutcomeUnknown if it is so in the
+    from where its log says that it has switched, and so those of named vectors. OutcomeUnknown if it is so in the
     catalog and a shard does not confirm that it knows. Raises CollectionNotFound."""
     deadline = asyncio.get_running_loop().time() + timeout
     found = (await shards.confirmed(timeout)).collection(name)
     if found is None:
         raise CollectionNotFound(f"there is no collection {name[:80]!r}", collection=name[:80])
     left = max(0.001, deadline - asyncio.get_running_loop().time())
-    command = catalog_commands.AlterCollection(found.spec.name, found.id, ef_search, ttl, index)
+    command = catalog_commands.AlterCollection(found.spec.name, found.id, ef_search, ttl, index, list(vectors))
     result = await shards.command(command, left)
     if ttl >= 0:
         silent = await _sync_all(shards, result.version, deadline, by_log=True)

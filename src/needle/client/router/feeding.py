@@ -7,19 +7,20 @@ know what becomes of the changes (client/feed.py).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 
-from needle.base.errors import NeedleError, StaleEpoch, TooStale, Unavailable
+from needle.base.errors import CollectionNotFound, NeedleError, StaleEpoch, TooStale, Unavailable
 from needle.base.ids import shard_group
 from needle.base.model import ReadMode
 from needle.client.feed_calls import Asked, Begun
-from needle.client.router.routes import Routes
+from needle.client.router.routes import Routes, in_callers_names
 from needle.protocol import calls
 from needle.protocol.calls import Freshness
 from needle.protocol.change_calls import ANY_EPOCH, CHANGES, LIMIT_MAX, ChangesAnswer, ChangesCall, Position
 from needle.protocol.peer_calls import ReceivedAnswer
-from needle.routing.topology import Topology, collection_id
+from needle.routing.topology import Topology, collection_id, public_name
 
 ANSWER_SECONDS = 2.0
 """For a replica's answer, beyond the time that it may wait for a change."""
@@ -45,12 +46,14 @@ class Feeding:
         """A newer topology, if a node tells of one in time."""
         return await self._routes.shards.refresh(self.topology.version + 1, timeout)
 
-    async def begin(self, collection: str, timeout: float) -> Begun:
+    async def begin(self, collection: str, timeout: float, vectors: Sequence[str] = ()) -> Begun:
         """Where the changes of all shards end. No move of a range is half before that and half behind: all shards own
-        there what one map says."""
+        there what one map says. vectors: named ones. Raises CollectionNotFound; InvalidArgument for a vector that there
+        is not."""
 
         async def run(stored: str, left: float) -> Begun:
-            return Begun(stored, collection_id(stored) or 0, await self.ends(stored, left))
+            named = [await self._routes.vector(stored, name, left) for name in vectors]
+            return Begun(stored, collection_id(stored) or 0, await self.ends(stored, left), tuple(named))
 
         return await self._routes.named(collection, timeout, run)
 
@@ -67,10 +70,10 @@ class Feeding:
 
     async def page(self, asked: Asked, timeout: float) -> ChangesAnswer | None:
         """The next changes of a shard; None if no replica knows all of them any more. Raises the last error of a
-        replica if none answers in time; CollectionNotFound."""
+        replica if none answers in time; CollectionNotFound, for a named vector too."""
         call = ChangesCall(
             shard_group(asked.shard), asked.stored, asked.position, min(asked.limit, LIMIT_MAX), asked.with_vectors,
-            Freshness(), ANY_EPOCH, asked.wait, asked.past, 0, b"", asked.filter, asked.near,
+            Freshness(), ANY_EPOCH, asked.wait, asked.past, 0, b"", asked.filter, asked.near, asked.named,
         )  # fmt: skip
         return await self._of_any(asked.shard, call, max(asked.applied, asked.position[0] - 1), timeout)
 
@@ -89,15 +92,20 @@ class Feeding:
                 try:
                     data = await group.ask_replica(address, CHANGES, body, seconds)
                 except NeedleError as error:
-                    if (not error.retryable and not error.of_the_node) or isinstance(error, StaleEpoch):
+                    passing = error.retryable or error.of_the_node or self._not_there_yet(error, call)
+                    if not passing or isinstance(error, StaleEpoch):
                         raise
                     last, failed = error, failed + 1
-                    if not isinstance(error, TooStale):
+                    if not isinstance(error, TooStale | CollectionNotFound):
                         group.suspect(address)
                     continue
                 answer = calls.decode(calls.decode(data, ReceivedAnswer).body, ChangesAnswer)
                 if answer.known:
-                    return answer
+                    batch = answer.documents
+                    batch = (
+                        msgspec.structs.replace(batch, named=in_callers_names(batch.named)) if batch.named else batch
+                    )
+                    return msgspec.structs.replace(answer, documents=batch)
                 forgot += 1
             rounds += 1
             if forgot and (not failed or rounds >= 3):
@@ -105,6 +113,14 @@ class Feeding:
             if loop.time() > deadline:
                 raise last
             await self._routes.shards.refresh(self.topology.version + 1, 0.1 * rounds)
+
+    def _not_there_yet(self, error: NeedleError, call: ChangesCall) -> bool:
+        """Whether a replica only has not heard yet of a named vector that was added lately: the catalog has it."""
+        info = self.topology.named(public_name(call.collection))
+        if not isinstance(error, CollectionNotFound) or "vector" not in error.details or info is None:
+            return False
+        asked = [*call.named, *([call.near.vector_name] if call.near and call.near.vector_name else [])]
+        return {*asked} <= {info.stored_vector(one) for one in info.vectors}
 
     async def released(self, stored: str, shard: int, position: Position, move: int, timeout: float) -> int | None:
         """The entry behind `position` by which a move took ranges away from a shard, 0 if none did; None if no replica

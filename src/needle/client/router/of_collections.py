@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from needle.base.model import CollectionSpec, IndexParams, ReadMode, VectorSpec, WriteResult
+from needle.base.model import CollectionSpec, IndexParams, ReadMode, VectorChange, VectorSpec, WriteResult
 from needle.client.router import collections
 from needle.client.router.routes import Routes
 from needle.client.router.sizes import HeldByShards, Only, held_by_shards
@@ -60,10 +60,16 @@ class OfCollections:
         return await collections.drop(self._routes.shards, name, timeout)
 
     async def alter_collection(
-        self, name: str, ef_search: int, ttl: float, timeout: float, index: IndexParams | None = None
+        self,
+        name: str,
+        ef_search: int,
+        ttl: float,
+        timeout: float,
+        index: IndexParams | None = None,
+        vectors: Sequence[VectorChange] = (),
     ) -> WriteResult:
         """As `collections.alter`."""
-        return await collections.alter(self._routes.shards, name, ef_search, ttl, timeout, index)
+        return await collections.alter(self._routes.shards, name, ef_search, ttl, timeout, index, vectors)
 
     async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
         """As `collections.declare_field`."""

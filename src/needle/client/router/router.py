@@ -194,11 +194,12 @@ class Router(OfCollections, Counting):
         timeout: float,
         expires: int = AS_IT_IS,
         vector_name: str = "",
+        gone: bool = False,
     ) -> WriteResult:
         """Give documents other vectors; all or nothing in each shard. count: how many were there. vector_name: "" for
-        those without a name."""
+        those without a name. gone: as in `commands.UpdateVectors`."""
         command = UpdateVectors(
-            collection, names, vectors, expected, matches=matches, expires=expires, name=vector_name
+            collection, names, vectors, expected, matches=matches, expires=expires, name=vector_name, gone=gone
         )
         return await self._by_ids(command, timeout)
 

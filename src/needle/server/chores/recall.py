@@ -74,7 +74,7 @@ class Recall:
         self._busy = busy
         self.samples = self._asked = 0
         self._found: dict[str, _Samples] = {}
-        """By the collection's name in the shard."""
+        """By the collection's name in the shard, or that of the named vector that was searched."""
         self._recorded: dict[str, deque[bytes]] = {}
         """The vectors of some searches, by the collection's name in the shard."""
         self._waits: SearchRequest | None = None
@@ -88,21 +88,21 @@ class Recall:
         return max(1, round(self._rng.random() * 2 / self._share))
 
     def saw(self, request: SearchRequest) -> None:
-        """This replica has answered a search. (Of most of them nothing but their number is taken.) Those by named
-        vectors are not measured."""
-        if self._left and not request.vector_name:
+        """This replica has answered a search. (Of most of them nothing but their number is taken.)"""
+        if self._left:
             self._left -= 1
             if not self._left:
                 self._left, self._waits = self._draw(), request
                 self._record(request)
 
     def _record(self, request: SearchRequest) -> None:
-        if request.collection not in self._recorded and len(self._recorded) >= COLLECTIONS_MAX:
+        name = _searched(request)
+        if name not in self._recorded and len(self._recorded) >= COLLECTIONS_MAX:
             del self._recorded[next(iter(self._recorded))]
-        self._recorded.setdefault(request.collection, deque(maxlen=RECORDED_MAX)).append(bytes(request.vector))
+        self._recorded.setdefault(name, deque(maxlen=RECORDED_MAX)).append(bytes(request.vector))
 
     def recorded(self, name: str) -> list[bytes]:
-        """The vectors of some searches of a collection, the latest last: float32 as they came."""
+        """The vectors of some searches of a collection, or of a named vector, the latest last: float32 as they came."""
         return list(self._recorded.get(name, ()))
 
     def told(self) -> dict[str, float]:
@@ -142,7 +142,7 @@ class Recall:
             if share is not None or now >= self._due:  # one that told nothing was an attempt, too
                 self._due = self._rests_until + PATIENCE
             if share is not None:
-                self._note(request.collection, share)
+                self._note(_searched(request), share)
 
     def _put_off(self) -> bool:
         return self._busy() and self._at.clock.monotonic() < self._due
@@ -159,3 +159,8 @@ class Recall:
             if len(self._found) >= COLLECTIONS_MAX:
                 return
         self._found.setdefault(name, _Samples()).add(self._at.clock.monotonic(), share)
+
+
+def _searched(request: SearchRequest) -> str:
+    """What was searched, by its name in the shard."""
+    return request.vector_name or request.collection

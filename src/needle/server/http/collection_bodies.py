@@ -77,15 +77,23 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     if_absent: bool = False
 
 
+class AlteredVector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is altered of a named vector, as of a collection; either may be left out."""
+
+    index: AskedIndex | str | None = None
+    ef_search: Positive | None = None
+
+
 class AlterCollection(Body, frozen=True, kw_only=True):
     """ef_search: of searches that do not say it. ttl: seconds that a document lives after its last write, 0 for no end;
     for writes from now on. index: its parameters, or a word as in creating: files of it are built in the background,
-    and then searches use these (`size.index` of the collection shows how far it is). What is left out stays as it
-    is."""
+    and then searches use these (`size.index` of the collection shows how far it is). vectors: the same of named
+    vectors, by name (`size.vectors`). What is left out stays as it is."""
 
     index: AskedIndex | str | None = None
     ef_search: Positive | None = None
     ttl: Annotated[float, Meta(ge=0)] | None = None
+    vectors: Annotated[dict[str, AlteredVector], Meta(max_length=16)] | None = None
 
 
 class ListCollections(Body, frozen=True, kw_only=True):

@@ -119,9 +119,12 @@ def _collection(spec: CollectionSpec) -> collection_bodies.Collection:
 
 async def alter_collection(call: Call) -> collection_bodies.Collection:
     body: collection_bodies.AlterCollection = call.body
+    altered = (body.vectors or {}).items()
+    vectors = {name: {"index": one.index, "ef_search": one.ef_search} for name, one in altered}
     await call.client.alter_collection(
-        call.collection, ef_search=body.ef_search, ttl=body.ttl, index=body.index, timeout=body.timeout
-    )
+        call.collection, ef_search=body.ef_search, ttl=body.ttl, index=body.index, vectors=vectors or None,
+        timeout=body.timeout,
+    )  # fmt: skip
     return _collection(await _spec(call))  # without counts: it is changed, also where a shard does not answer
 
 

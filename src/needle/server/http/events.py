@@ -17,7 +17,7 @@ import msgspec
 from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import InvalidArgument, TooManyRequests, invalid
 from needle.client.feed import Change, Changes
-from needle.server.http.bodies import Body, Filter, Vector, VectorType
+from needle.server.http.bodies import Body, Filter, Names, Vector, VectorType
 from needle.server.http.call import Call, vector_of
 from needle.server.http.feeds import Place
 from needle.server.http.problems import Problem
@@ -39,24 +39,26 @@ _json = msgspec.json.Encoder()
 
 class ReadChanges(Body, frozen=True, kw_only=True):
     """since: "now", "start" for all documents first, or the id of an event, to go on behind it; the header
-    `last-event-id` goes before it. filter: as JSON; as if there were only documents that match. timeout: seconds that a
-    shard may say nothing."""
+    `last-event-id` goes before it. filter: as JSON; as if there were only documents that match. vectors: names of
+    named vectors that come with documents. timeout: seconds that a shard may say nothing."""
 
     since: str = "now"
     filter: str | None = None
     with_vectors: bool = True
+    vectors: Names | None = None
 
 
 class Watch(Body, frozen=True, kw_only=True):
     """vector, or a text instead, as in Search: the events are of documents that are at most max_distance from it, or
-    score min_score at least. since, timeout: as in ReadChanges, without "start". filter: as if there were only
-    documents that match."""
+    score min_score at least. vector_name: near by their vectors of this name, which come with them. since, timeout: as
+    in ReadChanges, without "start". filter: as if there were only documents that match."""
 
     vector: Vector | None = None
     vector_type: VectorType = "float32"
     text: str | None = None
     max_distance: float | None = None
     min_score: float | None = None
+    vector_name: str | None = None
     since: str = "now"
     filter: Filter = None
     with_vectors: bool = True
@@ -64,7 +66,8 @@ class Watch(Body, frozen=True, kw_only=True):
 
 class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The data of an event "insert", "update" or "delete" (docs/changes.md). shard: -1 between "reset" and "ready",
-    whose data is {}. A deletion has neither vector nor metadata. distance: of a document that is watched for."""
+    whose data is {}. A deletion has neither vector nor metadata. distance: of a document that is watched for.
+    vectors: of the named ones that were asked for, those that it has."""
 
     id: str
     version: int
@@ -72,6 +75,7 @@ class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     metadata: Any = None
     vector: list[float] | None = None
     distance: float | None = None
+    vectors: dict[str, list[float]] | None = None
 
 
 class Told(AsyncIterator[bytes]):
@@ -98,7 +102,8 @@ async def changes(call: Call) -> Told:
     call.go_on()
     since = call.last_event or body.since
     feed = call.client.changes(
-        call.collection, since=since, filter=_filter(body.filter), with_vectors=body.with_vectors, timeout=body.timeout,
+        call.collection, since=since, filter=_filter(body.filter), with_vectors=body.with_vectors,
+        vectors=body.vectors, timeout=body.timeout,
     )  # fmt: skip
     return await _begun(call, feed)
 
@@ -112,7 +117,8 @@ async def watch(call: Call) -> Told:
         raise InvalidArgument("give a vector, or a text of which it is made", field="vector")
     feed = call.client.watch(
         call.collection, vector_of(vector, body.vector_type), max_distance=body.max_distance, min_score=body.min_score,
-        since=call.last_event or body.since, filter=body.filter, with_vectors=body.with_vectors, timeout=seconds,
+        vector_name=body.vector_name, since=call.last_event or body.since, filter=body.filter,
+        with_vectors=body.with_vectors, timeout=seconds,
     )  # fmt: skip
     return await _begun(call, feed)
 
@@ -174,9 +180,10 @@ def _event(change: Change, token: str) -> bytes:
     data: ChangeEvent | dict[str, str] = {}
     if change.kind not in ("reset", "ready"):
         vector = None if change.vector is None else change.vector.tolist()
+        named = None if change.vectors is None else {name: one.tolist() for name, one in change.vectors.items()}
         data = ChangeEvent(
             id=change.id, version=change.version, shard=change.shard, metadata=change.metadata, vector=vector,
-            distance=change.distance,
+            distance=change.distance, vectors=named,
         )  # fmt: skip
     return b"event: %b\nid: %b\ndata: %b\n\n" % (change.kind.encode(), token.encode(), _json.encode(data))
 

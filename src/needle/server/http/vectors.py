@@ -15,11 +15,12 @@ from needle.server.http.call import Call, vectors_of
 
 class UpdateVectors(Body, frozen=True, kw_only=True):
     """Other vectors for documents that are there; all else of them stays. name: of the named vector that these are,
-    those without a name if it is left out. ids and vectors have one entry for each document, at most 1000. if_version,
-    if_matches: as in PatchDocuments."""
+    those without a name if it is left out. ids and vectors have one entry for each document, at most 1000; with
+    `vectors: null` the named vector is taken from those that have it, which are counted. if_version, if_matches: as in
+    PatchDocuments."""
 
     ids: Annotated[list[str], Meta(max_length=1000)]
-    vectors: Vectors
+    vectors: Vectors | None
     vector_type: VectorType = "float32"
     name: str | None = None
     expires_at: ExpiresAt = None
@@ -29,7 +30,10 @@ class UpdateVectors(Body, frozen=True, kw_only=True):
 
 async def update_vectors(call: Call) -> bodies.Written:
     body: UpdateVectors = call.body
-    rows = await call.beside(lambda: vectors_of(body.vectors, len(body.ids), body.vector_type))
+    if body.vectors is None:
+        return await _taken_away(call, body)
+    given = body.vectors
+    rows = await call.beside(lambda: vectors_of(given, len(body.ids), body.vector_type))
     matches = await call.beside(lambda: values.filter_bytes(body.if_matches, "if_matches"))
     names = values.different_ids(body.ids)
     if len(rows) != len(names):
@@ -45,6 +49,16 @@ async def update_vectors(call: Call) -> bodies.Written:
         "" if body.name is None else values.check_name(body.name, "name"),
     )
     return bodies.Written.of(result)
+
+
+async def _taken_away(call: Call, body: UpdateVectors) -> bodies.Written:
+    if body.name is None:
+        raise invalid("vectors", None, "vectors; only those of a name are taken away, and none is named")
+    done = await call.client.delete_vector(
+        body.ids, body.name, expires_at=body.expires_at, if_version=body.if_version, if_matches=body.if_matches,
+        collection=call.collection, timeout=body.timeout,
+    )  # fmt: skip
+    return bodies.Written.of(done)
 
 
 async def add_vector(call: Call) -> bodies.Written:

@@ -13,7 +13,7 @@ from needle.base.model import RaftStatus
 from needle.base.runtime import micros_of
 from needle.client.divergence import strays
 from needle.raft.causes import ELECTIONS, STEPDOWNS
-from needle.routing.collection_names import readable
+from needle.routing.collection_names import called, readable
 from needle.server.metrics.families import read
 from needle.server.node import Node
 from needle.server.replica import HostedReplica
@@ -36,7 +36,7 @@ NAMES: Final = (
     *("needle_recall_sampled", "needle_recall_samples_total"),
     *("needle_replica_divergence", "needle_replica_comparisons_total"),
     *("needle_moves_running", "needle_move_copied_documents"),
-    *("needle_shard_vector_count", "needle_collections", "needle_documents"),
+    *("needle_shard_vector_count", "needle_collections", "needle_named_vectors", "needle_documents"),
     *("needle_ordinals_used_ratio", "needle_segments", "needle_index_change_left"),
     *("needle_segments_building", "needle_segment_events_total", "needle_segment_build_seconds_total"),
     *("needle_segment_shipped_bytes_total", "needle_field_index_bytes", "needle_field_index_evictions_total"),
@@ -128,12 +128,16 @@ class ReplicaState:
     def _documents(self, made: Families, shard: str, hosted: HostedReplica, shown: Callable[[str], str]) -> None:
         replica = hosted.replica
         made["needle_shard_vector_count"].add_metric([shard], replica.count())
-        made["needle_collections"].add_metric([shard], len(replica.view.collections))
+        view = replica.view
+        named = sum(map(len, view.vectors.values()))
+        made["needle_collections"].add_metric([shard], len(view.collections) - named)
+        made["needle_named_vectors"].add_metric([shard], named)
         for name, share in replica.held.worn():
             made["needle_ordinals_used_ratio"].add_metric([shard, shown(name)], share)
         for held in replica.held.first(COLLECTIONS_MAX):
             name = shown(held.record.spec.name)
-            made["needle_documents"].add_metric([shard, name], held.visible)
+            if not held.record.spec.of:  # its documents are counted already
+                made["needle_documents"].add_metric([shard, name], held.visible)
             made["needle_segments"].add_metric([shard, name], len(held.vectors.served))
             if held.index.wanted:
                 left = held.index.vectors - held.index.done
@@ -155,6 +159,7 @@ class ReplicaState:
         made["needle_field_index_evictions_total"].add_metric([shard], budget.evicted)
 
     def _shown_names(self) -> Callable[[str], str]:
-        """What people call a collection of a shard; of one that was dropped, and perhaps made again, its whole name."""
-        listed = {info.stored_name: info.spec.name for info in self._node.topology.collections}
+        """What people call a collection of a shard, or a named vector (`collection/vector`); of one that was dropped,
+        and perhaps made again, its whole name."""
+        listed = {name: called(name) for info in self._node.topology.collections for name in info.stored_names}
         return lambda stored: listed.get(stored) or readable(stored)

@@ -86,6 +86,8 @@ PARTS: Mapping[str, tuple[Row, ...]] = {
         gauge("needle_shard_vector_count", "shard", "", "Documents in the shard.", "shard/state_machine.py",
               "needle_shard_vector_count"),
         gauge("needle_collections", "shard", "", "Collections of the shard.", "shard/state_machine.py"),
+        gauge("needle_named_vectors", "shard", "", "Named vectors of these. Metrics of index files and of recall call "
+              "one `collection/vector`.", "shard/live_collection.py"),
         gauge("needle_documents", "shard collection", "", "Documents of a collection; of the 100 oldest of a shard.",
               "shard/live_collection.py"),
         gauge("needle_ordinals_used_ratio", "shard collection", IN_RATE, "Share of the document versions that a "

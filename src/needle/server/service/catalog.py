@@ -141,6 +141,11 @@ class CatalogCalls:
                 check_ttl(command.ttl)
             if command.index is not None:
                 check_index(command.index)
+            for change in command.vectors:
+                if change.ef_search:
+                    check_ef_search(change.ef_search)
+                if change.index is not None:
+                    check_index(change.index)
         elif isinstance(command, catalog_commands.DeclareField):
             field_path(command.path, "field")
         elif isinstance(command, catalog_commands.SetAlias):

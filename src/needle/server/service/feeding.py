@@ -7,6 +7,7 @@ costs that until its connection ends, or its wait is over. It must not know sock
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -14,6 +15,7 @@ from needle.base.errors import Overloaded, invalid
 from needle.base.model import Claim
 from needle.protocol.calls import DocumentBatch
 from needle.protocol.change_calls import KINDS, LIMIT_MAX, WAIT_SECONDS_MAX, ChangesAnswer, ChangesCall
+from needle.protocol.named import Named
 from needle.server.replica import HostedReplica
 from needle.server.service.reads import Reads
 from needle.server.service.served import ServedNode
@@ -57,8 +59,9 @@ class Feeding:
             found = hosted.replica.effects.released(call.move, position)
             return _answer(None, applied, hosted, known=found is not None, released=found or 0)
         wanted = Wanted(
-            call.collection, position, call.limit, call.with_vectors, call.bound, call.past, call.filter, call.near
-        )
+            call.collection, position, call.limit, call.with_vectors, call.bound, call.past, call.filter, call.near,
+            call.named,
+        )  # fmt: skip
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         deadline = loop.time() + call.wait
 
@@ -125,6 +128,7 @@ def _answer(
         [one.metadata for one in written],
         b"".join(one.vector for one in written),
         view.at.index,
+        named=_named([one.named for one in fed.told if one.kind != DELETE]),
     )
     return ChangesAnswer(
         bytes(KINDS.index(one.kind) for one in fed.told),
@@ -137,3 +141,12 @@ def _answer(
         owns=owns,
         distances=[one.distance for one in fed.told if one.kind != DELETE] if near else [],
     )
+
+
+def _named(given: list[Mapping[str, bytes]]) -> list[Named]:
+    """Of documents, as float32."""
+    found: list[Named] = []
+    for name in dict.fromkeys(name for one in given for name in one):
+        rows = [at for at, one in enumerate(given) if name in one]
+        found.append(Named(name, rows, b"".join(given[at][name] for at in rows)))
+    return found

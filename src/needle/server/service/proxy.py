@@ -162,7 +162,7 @@ class Proxy:
                 raise InvalidArgument("ids and vectors have different lengths", field="ids")
             return await router.update_vectors(
                 command.collection, command.ids, command.vectors, command.expected, command.matches, timeout,
-                command.expires, command.name,
+                command.expires, command.name, command.gone,
             )  # fmt: skip
         if isinstance(command, commands.Patch):
             if command.expected is not None and len(command.ids) > 1:

@@ -20,7 +20,7 @@ from needle.protocol.commands import AS_IT_IS, ById, Command, Patch, UpdateVecto
 from needle.shard.apply.before import Collections, Find, Stored
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence, Holdings, Transfer, encode_holdings, moved
-from needle.shard.apply.named import ByVector, follow
+from needle.shard.apply.named import ByVector, follow_and_tell
 from needle.shard.apply.room import check_room as check_room
 from needle.shard.apply.room import instant_of as instant_of
 from needle.shard.apply.sessions import SessionTable
@@ -156,9 +156,9 @@ class Batch:
     ) -> None:
         """Have named vectors follow what was just written."""
         for record in self.vectors(change.record):
-            made = follow(change, of := self.change(record), ids, given.get(record.spec.name, NOTHING), keep=keep)
-            if made is not None:
-                of.record = self._records[made.spec.name] = made
+            of, mine = self.change(record), given.get(record.spec.name, NOTHING)
+            follow_and_tell(change, of, ids, mine, self.effects, keep=keep, telling=self.telling)
+            self._records[record.spec.name] = of.record
 
     def create(self, spec: CollectionSpec) -> None:
         """Make a collection; there is none of that name."""

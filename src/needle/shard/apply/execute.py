@@ -62,7 +62,7 @@ from needle.shard.apply.expiry import expire
 from needle.shard.apply.holdings import moved, within
 from needle.shard.apply.indexing import execute_index
 from needle.shard.apply.moves import execute_move
-from needle.shard.apply.named import vectors_in
+from needle.shard.apply.named import Given, missing, vectors_in
 from needle.shard.apply.pins import end_pins, know_catalog, pin_scan
 from needle.shard.apply.visible import check_insert, parsed, seen
 from needle.shard.apply.where import amend, change_where
@@ -278,13 +278,23 @@ def _update_vectors(batch: Batch, index: int, command: UpdateVectors) -> WriteRe
 def _update_named(
     batch: Batch, index: int, command: UpdateVectors, change: CollectionChange, ids: list[str]
 ) -> WriteResult:
-    """A new version of each document, which has what it had but for that vector."""
-    rows = Named(command.name, list(range(len(command.ids))), command.vectors, command.dtype)
-    given = vectors_in([rows], command.ids, _vector_specs(batch, change))[command.name]
+    """A new version of each document, which has what it had but for that vector; of those that have none, no other one
+    where it is to go."""
+    specs, count = _vector_specs(batch, change), len(command.ids)
+    if command.gone:
+        if command.name not in specs:
+            raise missing(command.name)
+        given: Given = dict.fromkeys(command.ids)
+    else:
+        rows = Named(command.name, list(range(count)), command.vectors, command.dtype)
+        given = vectors_in([rows], command.ids, specs)[command.name]
     refs = seen(batch, change, ids, command.bound)
     here = [id_ for id_ in ids if refs[id_] is not None]
     _check_versions(command, refs, here if command.owned or command.within else ids)
     _check_matches(command, batch, change, here)
+    if command.gone:
+        has = batch.change(batch.record(command.name, vectors=True)).refs
+        here = [id_ for id_ in here if has.get(id_) is not None]
     check_room(change.record, len(here))
     metadata = batch.metadata(change, here)
     version, vectors = batch.version(index), {id_: given[id_] for id_ in here}

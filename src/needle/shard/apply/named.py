@@ -11,7 +11,7 @@ Deterministic, as `execute` says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 
 from needle.base.errors import CollectionNotFound, Internal, invalid
@@ -21,15 +21,18 @@ from needle.routing.collection_names import called, collection_of, vector_called
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.documents.digest import MODULUS, document_hash, rehashed
 from needle.shard.documents.records import CollectionRecord, DocRef
+from needle.shard.effects import ABSENT, DELETED, WRITTEN, Effect
 
-ByVector = Mapping[str, Mapping[str, bytes | memoryview]]
-"""By the name of a vector inside the shard: by id, the vector that a document gets."""
+Given = Mapping[str, bytes | memoryview | None]
+"""By id, the vector that a document gets; None: it has none any more."""
+ByVector = Mapping[str, Given]
+"""So, by the name of a vector inside the shard."""
 
 
 def vectors_in(named: Sequence[Named], ids: Sequence[str], specs: Mapping[str, CollectionSpec]) -> ByVector:
     """The named vectors of a command. specs: of those that its collection has. Raises CollectionNotFound for another
     one, InvalidArgument for vectors that do not fit."""
-    found: dict[str, Mapping[str, bytes | memoryview]] = {}
+    found: dict[str, Given] = {}
     for one in named:
         check_named(one, len(ids), found, specs)
         width, block = specs[one.vector].vector_bytes, memoryview(one.vectors)
@@ -63,8 +66,7 @@ def missing(vector: str) -> CollectionNotFound:
 
 
 def follow(
-    documents: CollectionChange, change: CollectionChange, ids: Sequence[str], given: Mapping[str, bytes | memoryview],
-    *, keep: bool,
+    documents: CollectionChange, change: CollectionChange, ids: Sequence[str], given: Given, *, keep: bool
 ) -> CollectionRecord | None:  # fmt: skip
     """Bring the vectors of one name to where the documents are, of which these have just been written, in the order of
     their ordinals, or deleted. given: the vectors that came. keep: what was not given stays; else it is gone. Returns
@@ -76,11 +78,12 @@ def follow(
         if old is None and vector is None:
             continue
         touched += 1
-        held += (vector is not None or keep) - (old is not None)
+        stays = vector is not None or (keep and id_ not in given)
+        held += stays - (old is not None)
         if old is not None:
             change.dies(id_, old)
             total -= int.from_bytes(old.hash, "little")
-        if vector is None and not keep:
+        if not stays:
             change.dead_vectors.append(_there(old).vector)
             refs[id_] = change.written[id_] = None
             continue
@@ -99,6 +102,41 @@ def follow(
         return None
     change.touched = True
     return CollectionRecord(id=record.id, spec=record.spec, next_ordinal=end, documents=held, total=total % MODULUS)
+
+
+def follow_and_tell(
+    documents: CollectionChange, change: CollectionChange, ids: Sequence[str], given: Given,
+    effects: list[Effect], *, keep: bool, telling: int,
+) -> None:  # fmt: skip
+    """As `follow`, and add to `effects` which rows that wrote, and let die: a change feed may have to read them. They
+    have no changes of their own: those are the documents'. telling: as in Batch."""
+    before = {id_: change.refs.get(id_) for id_ in ids} if telling else {}
+    record = follow(documents, change, ids, given, keep=keep)
+    change.record = record or change.record
+    if record is None or not telling:
+        return
+    runs: list[tuple[int, list[DocRef | None]]] = []
+    olds, gone, kept = list[DocRef | None](), list[DocRef | None](), set[int]()
+    for id_, old in before.items():
+        new = change.refs.get(id_)
+        if new is None:
+            gone += [] if old is None else [old]
+            continue
+        kept.add(new.vector)
+        if not runs or runs[-1][0] + len(olds) != new.ordinal:
+            olds = []
+            runs.append((new.ordinal, olds))
+        olds.append(old)
+    effects += [_effect(telling, WRITTEN, record.id, first, olds, kept) for first, olds in runs]
+    effects += [_effect(telling, DELETED, record.id, 0, gone, kept)] if gone else []
+
+
+def _effect(
+    entry: int, kind: int, collection_id: int, first: int, olds: Sequence[DocRef | None], kept: Container[int]
+) -> Effect:
+    """kept: vectors that live on."""
+    dead = tuple(old.vector for old in olds if old and old.vector != old.ordinal and old.vector not in kept)
+    return Effect(entry, kind, collection_id, 0, first, tuple(old.ordinal if old else ABSENT for old in olds), dead)
 
 
 def _there(ref: DocRef | None) -> DocRef:

@@ -158,6 +158,10 @@ def _check_update(command: UpdateVectors, spec: CollectionSpec, limits: Limits) 
         raise invalid("ids", f"{len(command.ids)} ids", "each id once")
     if len(command.vectors) > limits.batch_bytes_max:
         raise invalid("batch", f"{len(command.vectors)} bytes", f"at most {limits.batch_bytes_max} bytes of vectors")
+    if command.gone:
+        if command.vectors or not command.name:
+            raise invalid("vectors", f"{len(command.vectors)} bytes", "none, and a name, where that vector is to go")
+        return command
     vectors, dtype = to_log(command, spec)
     return command if vectors is command.vectors else msgspec.structs.replace(command, vectors=vectors, dtype=dtype)
 
