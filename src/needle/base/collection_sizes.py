@@ -78,3 +78,8 @@ class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
         fields, more = mine.pop("fields"), theirs["fields"]
         both = {name: one + more[name] if name in more else one for name, one in fields.items()}
         return CollectionSize(**{name: mine[name] + theirs[name] for name in mine}, fields=more | both)
+
+
+def index_called(path: str, kind: str) -> str:
+    """The name, among those of a collection, of an index of a field that is of something else than its values."""
+    return f"{path} ({kind})"

@@ -28,6 +28,7 @@ from needle.shard.fields.value_columns import (
     Match,
     Texts,
     Times,
+    Weights,
     Words,
     bitmap,
 )
@@ -44,6 +45,7 @@ COLUMNS: Final[dict[str, type[Column]]] = {
     "texts": Texts,
     "times": Times,
     "words": Words,
+    "sparse": Weights,
 }
 
 

@@ -108,17 +108,24 @@ class Column(ABC):
         """One column of the same; ordinals of an earlier one are smaller than those of a later one."""
         if len(columns) == 1:
             return columns[0]
+        keys, starts, where = cls._order(columns)
+        return cls(keys, starts, np.concatenate([column.ordinals for column in columns])[where])
+
+    @staticmethod
+    def _order(
+        columns: Sequence[Column],
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Keys and starts of several in one, and where among theirs, behind each other, each of its ordinals stands."""
         keys = np.concatenate([column.keys for column in columns])
         counts = np.concatenate([np.diff(column.starts) for column in columns])
-        owners = np.concatenate([column.ordinals for column in columns])
         order = np.argsort(keys, kind="stable")
         first = (np.cumsum(counts) - counts)[order]
         keys, counts = keys[order], counts[order]
         ends = np.cumsum(counts)
-        owners = owners[np.repeat(first - (ends - counts), counts) + np.arange(len(owners))]
+        total = int(ends[-1]) if len(ends) else 0
         fresh = _fresh(keys)
-        starts = np.append((ends - counts)[fresh], len(owners))
-        return cls(keys[fresh], starts, owners)
+        starts = np.append((ends - counts)[fresh], total)
+        return keys[fresh], starts, np.repeat(first - (ends - counts), counts) + np.arange(total)
 
     @property
     def nbytes(self) -> int:
@@ -360,3 +367,44 @@ class Words(Texts):
     """The words of texts: an ordinal stands as often for a word as its document has it."""
 
     once = False
+
+
+class Weights(Integers):
+    """The indices of sparse vectors, and beside each ordinal of an index the weight that its vector has there."""
+
+    dtype = np.uint32
+    low = 0
+    high = 2**32
+
+    def __init__(
+        self,
+        keys: npt.NDArray[Any],
+        starts: npt.NDArray[np.int64],
+        ordinals: Ordinals,
+        weights: npt.NDArray[np.float32],
+    ) -> None:
+        super().__init__(keys, starts, ordinals)
+        self.weights = weights
+
+    @classmethod
+    def of(
+        cls, indices: npt.NDArray[np.uint32], ordinals: Ordinals, weights: npt.NDArray[np.float32]
+    ) -> Weights:
+        """From the indices, owner and weight of each number, in any order; no vector has an index twice."""
+        order = np.argsort(indices, kind="stable")
+        indices = indices[order]
+        fresh = _fresh(indices)
+        return cls(indices[fresh], np.append(np.flatnonzero(fresh), len(indices)), ordinals[order], weights[order])
+
+    @classmethod
+    def merged(cls, columns: Sequence[Column]) -> Weights:
+        parts = [column for column in columns if isinstance(column, Weights)]
+        if len(parts) == 1:
+            return parts[0]
+        keys, starts, where = cls._order(parts)
+        ordinals = np.concatenate([part.ordinals for part in parts])[where]
+        return cls(keys, starts, ordinals, np.concatenate([part.weights for part in parts])[where])
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.starts.nbytes + self.ordinals.nbytes + self.weights.nbytes + 500
