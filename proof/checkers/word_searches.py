@@ -17,7 +17,7 @@ from needle.routing.shard_map import ShardMap
 from proof.checkers.replay import LogModel
 from proof.checkers.scatter import Owned
 from proof.checkers.violation import Violation
-from proof.checkers.words import Ranks, fused, ranked_by, weighed
+from proof.checkers.words import Ranks, all_fused, ranked_by, weighed
 
 NAME = "searches by words"
 
@@ -78,14 +78,14 @@ def check_words(models: Mapping[int, LogModel], maps: Mapping[int, ShardMap], ow
 
 def check_fused(
     label: str,
-    lists: tuple[Sequence[str], Sequence[str]],
+    lists: Sequence[Sequence[str]],
     k: float,
     weights: Sequence[float],
     hits: Sequence[tuple[str, float, Ranks | None]],
     count: int,
 ) -> None:
-    """Raises Violation when hits are not the fusion of both lists of ids, by the vector and by words."""
-    true = fused(*lists, k, weights)[:count]
+    """Raises Violation when hits are not the fusion of the lists of ids, by the vector, by words, and by a sparse vector."""
+    true = all_fused(lists, k, weights)[:count]
     if list(hits) != true:
         raise Violation(NAME, f"{label} fused {lists} to {list(hits)}; truly {true}")
 

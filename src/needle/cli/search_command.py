@@ -164,7 +164,7 @@ def _lists(near: list[str | None], keywords: str | None, sparse: str | None) -> 
     given, scores = len(near) - near.count(None), (keywords is not None) + (sparse is not None)
     if given > 1 or not given + scores:
         raise typer.BadParameter(
-            "give either words, --vector FILE, or --like ID; or --keywords WORDS or --sparse JSON, alone or beside these"
+            "give either words, --vector FILE, or --like ID; or --keywords WORDS or --sparse JSON, alone or beside one"
         )
     return given + scores
 

@@ -297,10 +297,11 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods)
         `text` then, and `dimensions` may be left out if the client knows the model. text: by which text documents
         are found with `search(keywords=...)`: a field of metadata, or {"field": ..., "language": ...}. dtype: as which
         numbers vectors are kept: "float32", which is usual, "float16" or "int8" (docs/index-selection.md). vectors:
-        further ones that documents may have, by name (docs/named-vectors.md). sparse: fields of metadata that are sparse
-        vectors (docs/sparse-vectors.md). like: a collection, or an alias of one, whose settings it gets where no other
-        is named, with its declared indexes of fields; no documents. With it, ttl=0, model="" and text="" are none. Raises CollectionExists, unless if_absent
-        and the one there is equal; CollectionNotFound for `like`."""
+        further ones that documents may have, by name (docs/named-vectors.md). sparse: fields of metadata that are
+        sparse vectors (docs/sparse-vectors.md). like: a collection, or an alias of one, whose settings it gets where no
+        other is named, with its declared indexes of fields; no documents. With it, ttl=0, model="" and text="" are
+        none, and so is sparse=[]. Raises CollectionExists, unless if_absent and the one there
+        is equal; CollectionNotFound for `like`."""
         named = values.check_name(name, "name")
         given: dict[str, Any] = {
             "dimensions": None if dimensions is None else values.check_count(dimensions, "dimensions"),

@@ -58,8 +58,8 @@ def check_fusion(value: Any, lists: int) -> RRF:
     """For so many lists. Raises InvalidArgument."""
     if not isinstance(value, RRF):
         raise refused("fusion", value, "RRF(k=60, weights=(1, 1))")
-    weights = list(value.weights) if isinstance(value.weights, list | tuple) else [None]
-    weights = weights or [1.0] * lists
+    given: list[Any] = list(value.weights) if isinstance(value.weights, list | tuple) else [None]
+    weights = given or [1.0] * lists
     if len(weights) != lists or not all(map(_is_number, weights)) or min(weights) < 0 or not max(weights):
         raise refused("fusion.weights", value.weights, f"{lists} numbers that are not negative, and not all 0")
     if not _is_number(value.k) or not 0 <= value.k <= K_MAX:

@@ -198,6 +198,7 @@ class SyncClient:
         text: str | None = ...,
         vector_name: str | None = ...,
         keywords: str | None = ...,
+        sparse: Mapping[str, Any] | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_metadata: bool = ...,
@@ -229,6 +230,7 @@ class SyncClient:
         like: str | None = ...,
         text: str | None = ...,
         vector_name: str | None = ...,
+        sparse: Mapping[str, Any] | None = ...,
         fusion: RRF = ...,
         pool: int | None = ...,
         mode: ReadMode | str = ...,
@@ -321,6 +323,7 @@ class SyncClient:
         text: str | None = ...,
         vector_name: str | None = ...,
         keywords: str | None = ...,
+        sparse: Mapping[str, Any] | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_metadata: bool = ...,
@@ -391,6 +394,20 @@ class SyncClient:
         timeout: Seconds = ...,
     ) -> WriteResult: ...
     def drop_vector(
+        self,
+        collection: str,
+        name: str,
+        *,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def add_sparse(
+        self,
+        collection: str,
+        name: str,
+        *,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def drop_sparse(
         self,
         collection: str,
         name: str,
@@ -549,6 +566,7 @@ class SyncClient:
         text: TextField | Mapping[str, Any] | str | None = ...,
         dtype: DType | str | None = ...,
         vectors: Mapping[str, VectorSpec] | None = ...,
+        sparse: Iterable[str] | None = ...,
         like: str | None = ...,
         if_absent: bool = ...,
         timeout: Seconds = ...,
@@ -618,7 +636,7 @@ class SyncClient:
     ) -> int: ...
     def move_replica(
         self,
-        shard: int | Literal["catalog"],
+        shard: int | Literal['catalog'],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = ...,

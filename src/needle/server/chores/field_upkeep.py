@@ -96,8 +96,8 @@ class FieldUpkeep:
             self._settled = changes
 
     async def _declare(self) -> None:
-        """Keep the indexes that the catalog declares, of fields, of the words of texts and of sparse vectors, and have them
-        take in what was written since."""
+        """Keep the indexes that the catalog declares, of fields, of the words of texts and of sparse vectors, and have
+        them take in what was written since."""
         now = self._at.topology()
         before = self._declared or self._texts or self._sparse
         if now.version != self._declared_as_of:

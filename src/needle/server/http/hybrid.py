@@ -28,8 +28,9 @@ async def hybrid_search(call: Call) -> bodies.Hits:
     vector, seconds = await of_text(call, body.vector, body.text, body.mode)
 
     def asked() -> list[SearchRequest]:
+        given = None if vector is None else vector_of(vector, body.vector_type)
         return hybrid_requests(
-            Lists(None if vector is None else vector_of(vector, body.vector_type), body.keywords, sparse_of(body.sparse)),
+            Lists(given, body.keywords, sparse_of(body.sparse)),
             pool, body.filter, call.collection, body.with_metadata, body.with_vectors, body.exact, body.ef_search,
             Narrow(body.fields, like=body.like, explain=body.explain, vector_name=body.vector_name),
         )  # fmt: skip

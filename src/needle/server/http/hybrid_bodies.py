@@ -21,9 +21,9 @@ class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HybridSearch(ReadBody, frozen=True, kw_only=True):
-    """Two searches or three, whose hits become one list: by a vector, keywords and a sparse vector. text: instead of a vector, as in PutDocument; like: instead, the id of
-    a document. pool: of the first so many hits of each (at least k and offset together, at most 1000).
-    vector_name, sparse: as in Search."""
+    """Two searches or three, whose hits become one list: by a vector, keywords and a sparse vector. text: instead of a
+    vector, as in PutDocument; like: instead, the id of a document. pool: of the first so many hits of each (at least k
+    and offset together, at most 1000). vector_name, sparse: as in Search."""
 
     keywords: str | None = None
     sparse: Sparse | None = None

@@ -63,7 +63,9 @@ async def drop_vector(call: Call) -> bodies.Written:
 
 
 async def add_sparse(call: Call) -> bodies.Written:
-    return bodies.Written.of(await call.client.add_sparse(call.collection, call.path["name"], timeout=call.body.timeout))
+    return bodies.Written.of(
+        await call.client.add_sparse(call.collection, call.path["name"], timeout=call.body.timeout)
+    )
 
 
 async def drop_sparse(call: Call) -> bodies.Written:

@@ -54,5 +54,3 @@ def _check(field: str, name: str, value: Any) -> None:
     """None, like a field that is not there, is no sparse vector and no mistake."""
     if value is not None and isinstance(found := read(value), Wrong):
         raise found.error(f"{field}: {name}")
-
-

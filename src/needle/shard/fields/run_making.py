@@ -158,7 +158,8 @@ def words_in(document: Any, path: Path, text: TextField) -> list[bytes]:
 
 
 def sparse_run(path: Path, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any]) -> Run:
-    """Of the sparse vectors of a field, which is in no other: present are documents with one. What is none is as if it were not there."""
+    """Of the sparse vectors of a field, which is in no other: present are documents with one. What is none is as if it
+    were not there."""
     present, parts = list[int](), list[Sparse]()
     for ordinal, document in zip(ordinals, documents, strict=True):
         value = document.get(path[0]) if isinstance(document, dict) else None

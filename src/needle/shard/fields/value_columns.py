@@ -387,9 +387,7 @@ class Weights(Integers):
         self.weights = weights
 
     @classmethod
-    def of(
-        cls, indices: npt.NDArray[np.uint32], ordinals: Ordinals, weights: npt.NDArray[np.float32]
-    ) -> Weights:
+    def of(cls, indices: npt.NDArray[np.uint32], ordinals: Ordinals, weights: npt.NDArray[np.float32]) -> Weights:
         """From the indices, owner and weight of each number, in any order; no vector has an index twice."""
         order = np.argsort(indices, kind="stable")
         indices = indices[order]
