@@ -84,7 +84,7 @@ def check_fused(
     hits: Sequence[tuple[str, float, Ranks | None]],
     count: int,
 ) -> None:
-    """Raises Violation when hits are not the fusion of the lists of ids, by the vector, by words, and by a sparse vector."""
+    """Raises Violation when hits are not the fusion of the lists of ids, of which each is by something else."""
     true = all_fused(lists, k, weights)[:count]
     if list(hits) != true:
         raise Violation(NAME, f"{label} fused {lists} to {list(hits)}; truly {true}")

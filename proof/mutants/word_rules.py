@@ -94,8 +94,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "client.hybrid:fused",
-                "in zip(ranks, fusion.weights, strict=True):",
-                "in zip(ranks[::-1], fusion.weights, strict=True):",
+                "in zip(ranks, weights, strict=True):",
+                "in zip(ranks[::-1], weights, strict=True):",
             ),
         ),
         sim=True,

@@ -89,7 +89,8 @@ def fused(lists: Sequence[HitBatch], fusion: RRF, k: int, offset: int, like: str
     rows = [_rows(batch, like, pool) for batch in lists]
     ranks = [{name: rank for rank, name in enumerate(one, start=1)} for one in rows]
     scores: dict[str, float] = {}
-    for places, weight in zip(ranks, fusion.weights, strict=True):
+    weights = fusion.weights or [1.0] * len(lists)
+    for places, weight in zip(ranks, weights, strict=True):
         for name, rank in places.items():
             scores[name] = scores.get(name, 0.0) + weight / (fusion.k + rank)
     best = sorted(scores, key=lambda name: (-scores[name], name))[offset : offset + k]

@@ -81,7 +81,7 @@ class SparseScores:
         dense = total * DENSE >= span
         found = np.zeros(span if dense else len(places))
         for which, one in zip(there, slices, strict=True):
-            products = column.weights[one] * self._weights[which]
+            products = column.weights[one].astype(np.float64) * self._weights[which]
             if dense:
                 found[column.ordinals[one] - np.uint32(run.first)] += products
             else:
