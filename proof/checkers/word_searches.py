@@ -52,7 +52,7 @@ def check_words(models: Mapping[int, LogModel], maps: Mapping[int, ShardMap], ow
     absent = [
         shard
         for what, one in (("statistics", seen.counted), ("hits", seen.found))
-        for shard in _absent(maps, owned, seen, what, one)
+        for shard in absent_shards(maps, owned, seen.label, seen.required, what, one)
     ]
     if sorted({*absent}) != sorted(seen.missing) or (absent and not seen.partial):
         raise Violation("coverage", f"{seen.label} names the shards {list(seen.missing)} as missing; truly {absent}")
@@ -90,19 +90,21 @@ def check_fused(
         raise Violation(NAME, f"{label} fused {lists} to {list(hits)}; truly {true}")
 
 
-def _absent(maps: Mapping[int, ShardMap], owned: Owned, seen: WordsSeen, what: str, one: Round) -> set[int]:
+def absent_shards(
+    maps: Mapping[int, ShardMap], owned: Owned, label: str, required: Mapping[int, int], what: str, one: Round
+) -> set[int]:
     """The shards that own keys and did not answer. Raises Violation if one that did had not what it has to have."""
     if one.epoch not in maps:
-        raise Violation("coverage", f"{seen.label}: {what} are of a map of epoch {one.epoch}, which never was")
+        raise Violation("coverage", f"{label}: {what} are of a map of epoch {one.epoch}, which never was")
     shard_map = maps[one.epoch]
     if stray := one.applied.keys() - {*shard_map.owners}:
-        raise Violation("coverage", f"{seen.label}: {what} of shards {sorted(stray)}, which own nothing")
+        raise Violation("coverage", f"{label}: {what} of shards {sorted(stray)}, which own nothing")
     for shard, index in one.applied.items():
-        if index < (least := seen.required.get(shard, 0)):
-            text = f"{seen.label}: the {what} of shard {shard} are of {index}, before {least} which it had to see"
+        if index < (least := required.get(shard, 0)):
+            text = f"{label}: the {what} of shard {shard} are of {index}, before {least} which it had to see"
             raise Violation("read freshness", text)
         if list(owned(shard, index)) != list(shard_map.ranges(shard)):
-            text = f"{seen.label}: the {what} of shard {shard} are of {index}, where it does not own what the map says"
+            text = f"{label}: the {what} of shard {shard} are of {index}, where it does not own what the map says"
             raise Violation("coverage", text)
     return {*shard_map.owners} - one.applied.keys()
 

@@ -17,11 +17,12 @@ from proof.sim.shards.lasting import Lasting
 from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import Shape
 from proof.sim.shards.several import Several
+from proof.sim.shards.sparse import SparseSearcher
 from proof.sim.shards.truth import Truth
 from proof.sim.shards.wording import WordSearcher
 from proof.sim.stage import Stage
 
-Other = Altering | Churn | FeedReader | Lasting | PinnedReader | Several | WordSearcher
+Other = Altering | Churn | FeedReader | Lasting | PinnedReader | Several | SparseSearcher | WordSearcher
 
 
 class Others:
@@ -46,6 +47,7 @@ class Others:
         self.work: list[asyncio.Task[None]] = []
         self.feeds: FeedReader | None = None
         self.words: WordSearcher | None = None
+        self.sparse: SparseSearcher | None = None
         if shape.churn:
             self._begin("churn", Churn(stage, churning, truth.now))
         if shape.lasting:
@@ -65,14 +67,20 @@ class Others:
             self.words = WordSearcher(stage, client, aware, truth)
             self._begin("words", self.words)
             self.work.append(stage.ask("words-reader", self.words.read()))
+        if shape.sparse:
+            self.sparse = SparseSearcher(stage, client, aware, truth)
+            self._begin("sparse", self.sparse)
+            self.work.append(stage.ask("sparse-reader", self.sparse.read()))
 
     def _begin(self, name: str, other: Other) -> None:
         self.all.append(other)
         self.work.append(self._stage.ask(name, other.run()))
 
     async def told_everything(self) -> bool:
-        """Whether who reads a feed was told everything, and who searches by words is answered, now that nothing changes
-        any more."""
+        """Whether who reads a feed was told everything, and who searches by words or sparse vectors is answered, now
+        that nothing changes any more."""
         if self.words is not None and not await self._stage.ask("words-reader", self.words.is_answered()):
+            return False
+        if self.sparse is not None and not await self._stage.ask("sparse-reader", self.sparse.is_answered()):
             return False
         return self.feeds is None or await self._stage.ask("feeds", self.feeds.has_everything())

@@ -25,6 +25,7 @@ CATCHING_UP_SHARE = 0.5
 ALTERING_SHARE = 0.4
 WORDS_SHARE = 0.5
 SEVERAL_SHARE = 0.3
+SPARSE_SHARE = 0.35
 UNAWARE = ("c2", "c3")
 HOME = "home"
 """The metadata field that decides in runs with custom routing. It follows from the id: an id is one document."""
@@ -48,7 +49,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     documents by consistent scans (pinned.py); feeds: whether somebody mirrors them by a change feed
     (feeds.py); altering: whether somebody changes the index of their collection
     (altering.py); words: whether somebody searches by words (wording.py); several: whether somebody writes
-    documents with two vectors (several.py)."""
+    documents with two vectors (several.py); sparse: whether somebody searches by sparse vectors (sparse.py)."""
 
     shards: int
     replicas: int
@@ -71,6 +72,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     altering: bool = False
     words: bool = False
     several: bool = False
+    sparse: bool = False
 
 
 def shape_of(spec: Spec) -> Shape:
@@ -81,7 +83,10 @@ def shape_of(spec: Spec) -> Shape:
     altering = not spec.plain and stream(spec.seed, "who alters").random() < ALTERING_SHARE
     words = not spec.plain and stream(spec.seed, "who searches by words").random() < WORDS_SHARE
     several = not spec.plain and stream(spec.seed, "who writes several vectors").random() < SEVERAL_SHARE
-    return msgspec.structs.replace(shape, pinned=pinned, altering=altering, feeds=feeds, words=words, several=several)
+    sparse = not spec.plain and stream(spec.seed, "who searches by sparse vectors").random() < SPARSE_SHARE
+    return msgspec.structs.replace(
+        shape, pinned=pinned, altering=altering, feeds=feeds, words=words, several=several, sparse=sparse
+    )
 
 
 def plain_shape(spec: Spec) -> Shape:
