@@ -22,7 +22,7 @@ MUTANTS = (
         breaks="merged parts of an index have each weight beside another document than its own",
         edits=(
             Edit(
-                "shard.fields.value_columns:Weights.merged",
+                "shard.fields.weight_columns:_weights",
                 "np.concatenate([part.weights for part in parts])[where]",
                 "np.concatenate([part.weights for part in parts])",
             ),

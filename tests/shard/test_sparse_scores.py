@@ -19,7 +19,7 @@ from needle.shard.fields import payload_index
 from needle.shard.fields.run_format import decode, encode
 from needle.shard.fields.run_making import run_of, sparse_run
 from needle.shard.fields.sparse_scores import SparseScores
-from needle.shard.fields.value_columns import Weights
+from needle.shard.fields.weight_columns import Weights
 from proof.checkers.sparse import ranked_sparse
 from shard.test_payload_index import PLENTY, Store, made
 

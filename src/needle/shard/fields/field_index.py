@@ -28,10 +28,10 @@ from needle.shard.fields.value_columns import (
     Match,
     Texts,
     Times,
-    Weights,
     Words,
     bitmap,
 )
+from needle.shard.fields.weight_columns import Weights
 
 Path = tuple[str, ...]
 

@@ -17,7 +17,8 @@ from pyroaring import BitMap
 
 from needle.shard.fields.field_index import COLUMNS, Run
 from needle.shard.fields.filter_match import Key
-from needle.shard.fields.value_columns import Column, Weights
+from needle.shard.fields.value_columns import Column
+from needle.shard.fields.weight_columns import Weights
 
 MAGIC: Final = b"NDLFLD01"
 _DIGEST: Final = 16

@@ -17,7 +17,8 @@ from needle.base.sparse import SPARSE_KIND, Sparse, read
 from needle.base.text import TextField
 from needle.shard.analysis import analyzed
 from needle.shard.fields.field_index import COLUMNS, FALSE, NULL, PRESENT, TRUE, Path, Run
-from needle.shard.fields.value_columns import Column, Floats, Integers, LargeIntegers, Texts, Times, Weights, Words
+from needle.shard.fields.value_columns import Column, Floats, Integers, LargeIntegers, Texts, Times, Words
+from needle.shard.fields.weight_columns import Weights
 
 
 class _Collector:

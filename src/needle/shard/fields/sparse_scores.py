@@ -22,7 +22,7 @@ from needle.shard.fields.builders import Builders
 from needle.shard.fields.field_index import Run
 from needle.shard.fields.payload_index import PayloadIndex
 from needle.shard.fields.run_making import sparse_run
-from needle.shard.fields.value_columns import Weights
+from needle.shard.fields.weight_columns import Weights
 from needle.shard.fields.word_search import DENSE, Counts, Floats, having, matching, places_of
 
 READ_ROWS: Final = 256
