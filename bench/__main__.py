@@ -1,5 +1,5 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours] [hybrid] [metrics]`: or all.
+[tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours] [hybrid] [sparse] [metrics]`: or all.
 `python -m bench beside --other DIR`: this checkout beside another one.
 
 --quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
@@ -31,6 +31,7 @@ from bench import (
     request,
     search,
     shards,
+    sparse,
     tls,
     writes,
 )
@@ -39,7 +40,7 @@ from bench.report import Report
 
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
-    "documents", "backup", "archive", "kinds", "request", "growth", "neighbours", "hybrid",
+    "documents", "backup", "archive", "kinds", "request", "growth", "neighbours", "hybrid", "sparse",
     "metrics",
 )  # fmt: skip
 
@@ -85,6 +86,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await neighbours.run(report, quick=quick)
     if "hybrid" in parts:
         await hybrid.run(report, quick=quick)
+    if "sparse" in parts:
+        await asyncio.to_thread(sparse.run, report, quick=quick, documents=documents)
     if "metrics" in parts:
         await metrics.run(report, quick=quick)
 

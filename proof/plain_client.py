@@ -370,10 +370,16 @@ class PlainCalls(WithoutCatalog):
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def create_collection(
-        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Sequence[str] = (), vectors: Any = ()
+        self,
+        spec: CollectionSpec,
+        if_absent: bool,
+        timeout: float,
+        fields: Any = (),
+        vectors: Any = (),
+        sparse: Any = (),
     ) -> WriteResult:
-        """As `DocumentCalls.create_collection`, without fields and named vectors."""
-        if fields or vectors:
+        """As `DocumentCalls.create_collection`, without fields, named and sparse vectors."""
+        if fields or vectors or sparse:
             raise UNKNOWN
         return await self._group.write(lambda session: CreateCollection(spec, if_absent, session), timeout)
 

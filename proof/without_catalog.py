@@ -35,6 +35,10 @@ class WithoutCatalog:
         """Only who knows the catalog can."""
         raise UNKNOWN
 
+    async def declare_sparse(self, name: str, field: str, declared: bool, timeout: float) -> WriteResult:
+        """Only who knows the catalog can."""
+        raise UNKNOWN
+
     async def add_vector(
         self, name: str, vector: str, spec: VectorSpec, if_absent: bool, timeout: float
     ) -> WriteResult:

@@ -17,7 +17,7 @@ from needle.routing.shard_map import ShardMap
 from proof.checkers.replay import LogModel
 from proof.checkers.scatter import Owned
 from proof.checkers.violation import Violation
-from proof.checkers.words import Ranks, fused, ranked_by, weighed
+from proof.checkers.words import Ranks, all_fused, ranked_by, weighed
 
 NAME = "searches by words"
 
@@ -52,7 +52,7 @@ def check_words(models: Mapping[int, LogModel], maps: Mapping[int, ShardMap], ow
     absent = [
         shard
         for what, one in (("statistics", seen.counted), ("hits", seen.found))
-        for shard in _absent(maps, owned, seen, what, one)
+        for shard in absent_shards(maps, owned, seen.label, seen.required, what, one)
     ]
     if sorted({*absent}) != sorted(seen.missing) or (absent and not seen.partial):
         raise Violation("coverage", f"{seen.label} names the shards {list(seen.missing)} as missing; truly {absent}")
@@ -78,31 +78,33 @@ def check_words(models: Mapping[int, LogModel], maps: Mapping[int, ShardMap], ow
 
 def check_fused(
     label: str,
-    lists: tuple[Sequence[str], Sequence[str]],
+    lists: Sequence[Sequence[str]],
     k: float,
     weights: Sequence[float],
     hits: Sequence[tuple[str, float, Ranks | None]],
     count: int,
 ) -> None:
-    """Raises Violation when hits are not the fusion of both lists of ids, by the vector and by words."""
-    true = fused(*lists, k, weights)[:count]
+    """Raises Violation when hits are not the fusion of the lists of ids, of which each is by something else."""
+    true = all_fused(lists, k, weights)[:count]
     if list(hits) != true:
         raise Violation(NAME, f"{label} fused {lists} to {list(hits)}; truly {true}")
 
 
-def _absent(maps: Mapping[int, ShardMap], owned: Owned, seen: WordsSeen, what: str, one: Round) -> set[int]:
+def absent_shards(
+    maps: Mapping[int, ShardMap], owned: Owned, label: str, required: Mapping[int, int], what: str, one: Round
+) -> set[int]:
     """The shards that own keys and did not answer. Raises Violation if one that did had not what it has to have."""
     if one.epoch not in maps:
-        raise Violation("coverage", f"{seen.label}: {what} are of a map of epoch {one.epoch}, which never was")
+        raise Violation("coverage", f"{label}: {what} are of a map of epoch {one.epoch}, which never was")
     shard_map = maps[one.epoch]
     if stray := one.applied.keys() - {*shard_map.owners}:
-        raise Violation("coverage", f"{seen.label}: {what} of shards {sorted(stray)}, which own nothing")
+        raise Violation("coverage", f"{label}: {what} of shards {sorted(stray)}, which own nothing")
     for shard, index in one.applied.items():
-        if index < (least := seen.required.get(shard, 0)):
-            text = f"{seen.label}: the {what} of shard {shard} are of {index}, before {least} which it had to see"
+        if index < (least := required.get(shard, 0)):
+            text = f"{label}: the {what} of shard {shard} are of {index}, before {least} which it had to see"
             raise Violation("read freshness", text)
         if list(owned(shard, index)) != list(shard_map.ranges(shard)):
-            text = f"{seen.label}: the {what} of shard {shard} are of {index}, where it does not own what the map says"
+            text = f"{label}: the {what} of shard {shard} are of {index}, where it does not own what the map says"
             raise Violation("coverage", text)
     return {*shard_map.owners} - one.applied.keys()
 

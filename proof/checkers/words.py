@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from needle.base.text import K1, B, TextField
 from needle.shard.analysis import analyzed
 
-Ranks = tuple[int | None, int | None]
+Ranks = tuple[int | None, ...]
 
 
 class Weights(NamedTuple):
@@ -65,9 +65,17 @@ def fused(
     near: Sequence[str], words: Sequence[str], k: float, weights: Sequence[float]
 ) -> list[tuple[str, float, Ranks]]:
     """(id, score, both ranks) of the documents of two lists, the best first, then by id."""
-    both = [{name: rank for rank, name in enumerate(one, start=1)} for one in (near, words)]
+    return all_fused([near, words], k, weights)
+
+
+def all_fused(lists: Sequence[Sequence[str]], k: float, weights: Sequence[float]) -> list[tuple[str, float, Ranks]]:
+    """The same of any lists."""
+    places = [{name: rank for rank, name in enumerate(one, start=1)} for one in lists]
     found: list[tuple[str, float, Ranks]] = []
-    for name in {*near, *words}:
-        score = sum(weight / (k + ranks[name]) for ranks, weight in zip(both, weights, strict=True) if name in ranks)
-        found.append((name, score, (both[0].get(name), both[1].get(name))))
+    for name in {name for one in lists for name in one}:
+        score = 0.0
+        for ranks, weight in zip(places, weights, strict=True):
+            if name in ranks:
+                score += weight / (k + ranks[name])
+        found.append((name, score, tuple(ranks.get(name) for ranks in places)))
     return sorted(found, key=lambda one: (-one[1], one[0]))

@@ -29,6 +29,7 @@ from proof.mutants import (
     shard_rules,
     share_rules,
     snapshot_rules,
+    sparse_rules,
     tenant_rules,
     version_rules,
     word_rules,
@@ -66,6 +67,7 @@ MUTANTS: dict[str, Mutant] = {
         node_search_rules,
         version_rules,
         word_rules,
+        sparse_rules,
         share_rules,
     )
     for mutant in rules.MUTANTS

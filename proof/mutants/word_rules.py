@@ -94,8 +94,8 @@ MUTANTS = (
         edits=(
             Edit(
                 "client.hybrid:fused",
-                "in zip(ranks, fusion.weights, strict=True):",
-                "in zip(ranks[::-1], fusion.weights, strict=True):",
+                "in zip(ranks, weights, strict=True):",
+                "in zip(ranks[::-1], weights, strict=True):",
             ),
         ),
         sim=True,
@@ -105,13 +105,13 @@ MUTANTS = (
     Mutant(
         name="tied-documents-by-age",
         breaks="of documents with one score the oldest are hits, not those with the first ids",
-        edits=(Edit("shard.text_search:_best", "[: max(count, TIED_MAX)]", "[:count]"),),
+        edits=(Edit("shard.text_search:best", "[: max(count, TIED_MAX)]", "[:count]"),),
         tests=("tests/shard/test_text_search.py::test_of_a_few_that_are_tied_those_with_the_first_ids_are_hits",),
     ),
     Mutant(
         name="all-tied-documents-are-read",
         breaks="a search reads all documents that are tied with its last hit, however many",
-        edits=(Edit("shard.text_search:_best", "[: max(count, TIED_MAX)]", ""),),
+        edits=(Edit("shard.text_search:best", "[: max(count, TIED_MAX)]", ""),),
         tests=(
             "tests/shard/test_text_search.py::"
             "test_of_very_many_the_oldest_count_on_all_pages_and_the_others_are_not_read",

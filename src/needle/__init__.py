@@ -31,6 +31,7 @@ _PUBLIC = {
     "needle.base.model": (
         "CollectionSpec Document Hit IndexKind IndexParams Metric PeerStatus RaftStatus ReadMode VectorSpec WriteResult"
     ),
+    "needle.base.sparse": "sparse_vector",
     "needle.base.text": "TextField",
     "needle.client": (
         "ApiKey Change Changes Client CollectionDescription Facet Hits NewApiKey PartialHits ScanPage SyncChanges "

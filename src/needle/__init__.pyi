@@ -73,6 +73,7 @@ from needle.base.model import RaftStatus as RaftStatus
 from needle.base.model import ReadMode as ReadMode
 from needle.base.model import VectorSpec as VectorSpec
 from needle.base.model import WriteResult as WriteResult
+from needle.base.sparse import sparse_vector as sparse_vector
 from needle.base.text import TextField as TextField
 from needle.client import ApiKey as ApiKey
 from needle.client import Change as Change

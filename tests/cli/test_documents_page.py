@@ -10,7 +10,7 @@ import pytest
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-@pytest.mark.parametrize(("page", "least"), [("documents.md", 14), ("text-search.md", 3)])
+@pytest.mark.parametrize(("page", "least"), [("documents.md", 14), ("text-search.md", 3), ("sparse-vectors.md", 4)])
 def test_the_examples_do_what_they_say(needle, page: str, least: int) -> None:
     program = "\n".join(re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL))
     expected = re.findall(r"^ *print\(.*\)  # (.+)$", program, re.MULTILINE)

@@ -19,7 +19,7 @@ def batch(*ids: str, **more: Any) -> HitBatch:
 
 def test_the_score_is_the_sum_of_weights_by_ranks_and_ties_are_by_id() -> None:
     near, words = batch("a", "b", "c"), batch("c", "d", "a", metric=Metric.DOT)
-    found = fused(near, words, RRF(), 10, 0)
+    found = fused([near, words], RRF(), 10, 0)
     assert found.batch.ids == ["a", "c", "b", "d"], "a and c have the ranks 1 and 3, b and d rank 2 in one list"
     assert found.ranks == [(1, 3), (3, 1), (2, None), (None, 2)]
     assert found.batch.distances == [-(1 / 61 + 1 / 63), -(1 / 63 + 1 / 61), -1 / 62, -1 / 62]
@@ -28,17 +28,29 @@ def test_the_score_is_the_sum_of_weights_by_ranks_and_ties_are_by_id() -> None:
 
 def test_weights_k_and_offset() -> None:
     near, words = batch("a", "b", "c"), batch("c", "d", "a")
-    assert fused(near, words, RRF(weights=(1, 0)), 3, 0).batch.ids == ["a", "b", "c"]
-    assert fused(near, words, RRF(weights=(0, 1)), 3, 0).batch.ids == ["c", "d", "a"]
-    assert fused(near, words, RRF(k=0, weights=(1, 3)), 2, 1).batch.ids == ["a", "d"]
-    assert fused(batch(), words, RRF(), 2, 0).batch.ids == ["c", "d"]
-    assert fused(near, batch(), RRF(), 5, 2).batch.ids == ["c"]
-    assert fused(batch(), batch(), RRF(), 5, 0).batch.ids == []
+    assert fused([near, words], RRF(weights=(1, 0)), 3, 0).batch.ids == ["a", "b", "c"]
+    assert fused([near, words], RRF(weights=(0, 1)), 3, 0).batch.ids == ["c", "d", "a"]
+    assert fused([near, words], RRF(k=0, weights=(1, 3)), 2, 1).batch.ids == ["a", "d"]
+    assert fused([batch(), words], RRF(), 2, 0).batch.ids == ["c", "d"]
+    assert fused([near, batch()], RRF(), 5, 2).batch.ids == ["c"]
+    assert fused([batch(), batch()], RRF(), 5, 0).batch.ids == []
+
+
+def test_three_lists() -> None:
+    lists = [batch("a", "b"), batch("c"), batch("b", "c", "a")]
+    found = fused(lists, RRF(k=1), 10, 0)
+    scores = {"a": 1 / 2 + 1 / 4, "b": 1 / 3 + 1 / 2, "c": 1 / 2 + 1 / 3}
+    assert found.batch.ids == ["b", "c", "a"] and found.batch.distances == [-scores[name] for name in "bca"]
+    assert found.ranks == [(2, None, 1), (None, 1, 2), (1, None, 3)]
+    assert fused(lists, RRF(weights=(0, 1, 0)), 1, 0).batch.ids == ["c"]
+    assert check_fusion(RRF(), 3).weights == (1.0, 1.0, 1.0)
+    with pytest.raises(InvalidArgument, match="3 numbers"):
+        check_fusion(RRF(weights=(1, 1)), 3)
 
 
 def test_the_document_that_hits_are_to_be_like_has_no_rank() -> None:
     near, words = batch("b", "c"), batch("a", "c", "d", "b")
-    found = fused(near, words, RRF(), 10, 0, "a", 2)
+    found = fused([near, words], RRF(), 10, 0, "a", 2)
     assert found.batch.ids == ["c", "b", "d"] and found.ranks == [(2, 1), (1, None), (None, 2)]
     assert found.batch.metadata == [b'"c"', b'"b"', b'"d"']
 
@@ -58,7 +70,7 @@ def test_the_document_that_hits_are_to_be_like_has_no_rank() -> None:
 )
 def test_what_cannot_be_fused_by_is_refused(wrong: Any, field: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        check_fusion(wrong)
+        check_fusion(wrong, 2)
     assert refused.value.details["field"] == field
 
 

@@ -694,3 +694,37 @@ async def test_a_node_without_the_extra_says_so(tmp_path: Path, monkeypatch: pyt
         assert (refused.status, refused.json["code"], refused.json["field"]) == (400, "invalid_config", "text")
         assert "this node makes no vectors of texts" in refused.json["detail"]
         assert (await door("PUT", "/v1/collections/a/documents/x", {"vector": [1.0] * 256})).status == 200
+
+
+async def test_sparse_vectors_are_declared_written_and_searched_through_any_node(world: World) -> None:
+    path, (a, b, c) = await made(world, sparse=["splade"], text="t"), world.doors
+    few = [{"indices": [3, 7], "values": [0.5, 1.25]}, {"indices": [7], "values": [2]}]
+    for at, one in enumerate(few):
+        document = {"vector": [at + 1.0] * DIMENSIONS, "metadata": {"splade": one, "t": "fox", "n": at}}
+        assert (await a("PUT", f"{path}/documents/{at}", document)).status == 200
+    asked = {"splade": {"indices": [7, 3], "values": [1, 2]}}
+    for door in world.doors:
+        found = (await door("POST", f"{path}/search", {"sparse": asked, "fields": ["n"]})).json["hits"]
+        assert [(hit["id"], hit["score"], hit["metadata"]) for hit in found] == [
+            ("0", 2.25, {"n": 0}),
+            ("1", 2.0, {"n": 1}),
+        ]
+        found = (await door("POST", f"{path}/hybrid_search", {"sparse": asked, "keywords": "fox"})).json["hits"]
+        assert [(hit["id"], hit["ranks"]) for hit in found] == [("0", [1, 1]), ("1", [2, 2])]
+        three = {"vector": [1.0] * DIMENSIONS, "sparse": asked, "keywords": "fox", "fusion": {"weights": [0, 0, 1]}}
+        found = (await door("POST", f"{path}/hybrid_search", three)).json["hits"]
+        assert [hit["id"] for hit in found] == ["0", "1"] and len(found[0]["ranks"]) == 3
+    wrong = {"splade": {"indices": [7, 7], "values": [1, 2]}}
+    for method, where, body, field in (
+        ("POST", "search", {"sparse": wrong}, "sparse.splade.indices"),
+        ("POST", "search", {"sparse": {"other": asked["splade"]}}, "sparse"),
+        ("POST", "hybrid_search", {"sparse": asked}, "keywords"),
+        ("PUT", "documents/x", {"vector": [1.0] * DIMENSIONS, "metadata": wrong}, "metadata of 'x': splade.indices"),
+        ("PATCH", "documents/0", {"set": {"splade": 5}}, "change: splade"),
+    ):
+        answer = await b(method, f"{path}/{where}", body)
+        assert (answer.status, answer.json["field"]) == (400, field), answer.body
+    assert (await c("PUT", f"{path}/sparse/other")).json["existed"] is False
+    assert set((await c("GET", path)).json["sparse"]) == {"other", "splade"}
+    assert (await b("DELETE", f"{path}/sparse/splade")).status == 200
+    assert (await c("PUT", f"{path}/sparse/a.b")).status == 400

@@ -169,6 +169,8 @@ WRITES: dict[str, list[Row]] = table(
     ],
 )
 ADMINS: dict[str, list[Row]] = table(
+    add_sparse=[(lambda c: c.add_sparse("default", "splade"), REFUSED)],
+    drop_sparse=[(lambda c: c.drop_sparse("default", "splade"), REFUSED)],
     add_vector=[(lambda c: c.add_vector("default", "title", needle.VectorSpec(dimensions=2)), REFUSED)],
     drop_vector=[(lambda c: c.drop_vector("default", "title"), (InvalidArgument,))],  # it has none
     alter_collection=[(lambda c: c.alter_collection(ef_search=9), REFUSED)],

@@ -112,7 +112,7 @@ def test_what_an_index_takes_is_judged_before_it_is_made() -> None:
 def test_a_replica_tells_and_has_it_again_after_a_restart(tmp_path: Path, fetched: list[int]) -> None:
     replica, log = filled(tmp_path, [1, 2, 1])
     replica.apply(log.add(CreateCollection(spec("other"))))
-    replica.held.declare_fields({"c": ["n", "m.x"], "gone": ["n"]}, {})
+    replica.held.declare_fields({"c": ["n", "m.x"], "gone": ["n"]}, {}, {})
     assert state(replica) == state(replica, "m.x") == "building"
     work(replica)
     assert state(replica) == state(replica, "m.x") == "ready"
@@ -122,16 +122,16 @@ def test_a_replica_tells_and_has_it_again_after_a_restart(tmp_path: Path, fetche
     replica = opened(tmp_path)
     assert replica.sizes()[0][1].fields == {}
     fetched.clear()
-    replica.held.declare_fields({"c": ["n"]}, {})
+    replica.held.declare_fields({"c": ["n"]}, {}, {})
     work(replica)
     assert state(replica) == "ready" and found(replica, 1) == ["d0", "d2"]
     assert 0 not in fetched or len(fetched) == 1  # of instants, of which there are none, and so no file
     replica.apply(log.add(put(["e"], [[0.0] * 3], [{"n": 1}])))
-    replica.held.declare_fields({"c": ["n"]}, {})
+    replica.held.declare_fields({"c": ["n"]}, {}, {})
     work(replica)
     fetched.clear()
     assert found(replica, 1) == ["d0", "d2", "e"] and fetched == []
-    replica.held.declare_fields({}, {})
+    replica.held.declare_fields({}, {}, {})
     assert replica.sizes()[0][1].fields == {}
     needs, room = replica.held.index_room("c", "n")
     assert 0 < needs < room

@@ -31,7 +31,7 @@ def filled(directory: Path, ids: Sequence[str], bodies: Sequence[str]) -> Replic
 
 def asked(replica: Replica, **fields: Any) -> HitBatch:
     request = SearchRequest(collection="c", vector=b"", keywords="term", with_metadata=False, **fields)
-    return replica.reads().words(request, None, lambda: None, None, lambda: 0.0)
+    return replica.reads().scored(request, None, lambda: None, None, lambda: 0.0)
 
 
 def found(replica: Replica, k: int) -> list[str]:

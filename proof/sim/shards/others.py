@@ -20,13 +20,14 @@ from proof.sim.shards.named_feeds import NamedFeedReader
 from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import Shape
 from proof.sim.shards.several import Several
+from proof.sim.shards.sparse import SparseSearcher
 from proof.sim.shards.truth import Truth
 from proof.sim.shards.wording import WordSearcher
 from proof.sim.stage import Stage
 
 MIRRORED_SHARE: Final = 0.5
 """Of runs with documents of two vectors."""
-Other = Altering | Churn | FeedReader | Lasting | Loading | PinnedReader | Several | WordSearcher
+Other = Altering | Churn | FeedReader | Lasting | Loading | PinnedReader | Several | SparseSearcher | WordSearcher
 
 
 class Others:
@@ -51,6 +52,7 @@ class Others:
         self.work: list[asyncio.Task[None]] = []
         self.feeds: dict[str, FeedReader] = {}
         self.words: WordSearcher | None = None
+        self.sparse: SparseSearcher | None = None
         if shape.churn:
             self._begin("churn", Churn(stage, churning, truth.now))
         if shape.lasting:
@@ -75,6 +77,10 @@ class Others:
             self.words = WordSearcher(stage, client, aware, truth)
             self._begin("words", self.words)
             self.work.append(stage.ask("words-reader", self.words.read()))
+        if shape.sparse:
+            self.sparse = SparseSearcher(stage, client, aware, truth)
+            self._begin("sparse", self.sparse)
+            self.work.append(stage.ask("sparse-reader", self.sparse.read()))
 
     def _begin(self, name: str, other: Other) -> None:
         self.all.append(other)
@@ -85,9 +91,11 @@ class Others:
         self._begin(name, reader)
 
     async def told_everything(self) -> bool:
-        """Whether who reads a feed was told everything, and who searches by words is answered, now that nothing changes
-        any more."""
+        """Whether who reads a feed was told everything, and who searches by words or sparse vectors is answered, now
+        that nothing changes any more."""
         if self.words is not None and not await self._stage.ask("words-reader", self.words.is_answered()):
+            return False
+        if self.sparse is not None and not await self._stage.ask("sparse-reader", self.sparse.is_answered()):
             return False
         for name, reader in self.feeds.items():
             if not await self._stage.ask(name, reader.has_everything()):

@@ -26,6 +26,7 @@ ALTERING_SHARE = 0.4
 WORDS_SHARE = 0.5
 SEVERAL_SHARE = 0.3
 LOADING_SHARE = 0.3
+SPARSE_SHARE = 0.35
 UNAWARE = ("c2", "c3")
 HOME = "home"
 """The metadata field that decides in runs with custom routing. It follows from the id: an id is one document."""
@@ -49,7 +50,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     documents by consistent scans (pinned.py); feeds: whether somebody mirrors them by a change feed
     (feeds.py); altering: whether somebody changes the index of their collection
     (altering.py); words: whether somebody searches by words (wording.py); several: whether somebody writes
-    documents with two vectors (several.py); loading: whether somebody loads collections in bulk (loading.py)."""
+    documents with two vectors (several.py); loading: whether somebody loads collections in bulk (loading.py);
+    sparse: whether somebody searches by sparse vectors (sparse.py)."""
 
     shards: int
     replicas: int
@@ -73,6 +75,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     words: bool = False
     several: bool = False
     loading: bool = False
+    sparse: bool = False
 
 
 def shape_of(spec: Spec) -> Shape:
@@ -84,8 +87,16 @@ def shape_of(spec: Spec) -> Shape:
     words = not spec.plain and stream(spec.seed, "who searches by words").random() < WORDS_SHARE
     several = not spec.plain and stream(spec.seed, "who writes several vectors").random() < SEVERAL_SHARE
     loading = not spec.plain and stream(spec.seed, "who loads in bulk").random() < LOADING_SHARE
+    sparse = not spec.plain and stream(spec.seed, "who searches by sparse vectors").random() < SPARSE_SHARE
     return msgspec.structs.replace(
-        shape, pinned=pinned, altering=altering, feeds=feeds, words=words, several=several, loading=loading
+        shape,
+        pinned=pinned,
+        altering=altering,
+        feeds=feeds,
+        words=words,
+        several=several,
+        loading=loading,
+        sparse=sparse,
     )
 
 

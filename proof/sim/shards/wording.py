@@ -196,7 +196,10 @@ class WordSearcher:
     async def _by_both(self, keywords: str, mode: ReadMode, chosen: tuple[Any, Keep | None]) -> None:
         rng, reader = self._asking, self._reader
         vector, required = self._vector(rng), self._required(mode)
-        k, fusion = rng.choice([1, 4, POOL]), rng.choice([RRF(), RRF(k=1, weights=(1, 0.5)), RRF(weights=(0, 1))])
+        k, fusion = (
+            rng.choice([1, 4, POOL]),
+            rng.choice([RRF(weights=(1, 1)), RRF(k=1, weights=(1, 0.5)), RRF(weights=(0, 1))]),
+        )
         how: dict[str, Any] = {"filter": chosen[0], "mode": mode, "collection": NAME, "timeout": CALL_TIMEOUT}
         hits = await reader.client.hybrid_search(vector, keywords, k, fusion=fusion, pool=POOL, exact=True, **how)
         near, (counted, words) = reader.last_found(), reader.last_words()

@@ -147,6 +147,7 @@ class Making:
             pieces=pieces,
             indexes=indexes,
             vectors=vectors,
+            sparse=info.sparse,
         )
 
     async def _put_all(self, pieces: Iterator[Piece]) -> list[PieceRef]:

@@ -79,7 +79,8 @@ class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     """A collection. fields: declared indexes. documents: how many, of which `expiring` expire some day. digest: of its
     contents (Contents). cuts: each shard and the index of its log at which the documents are. indexes: index files, in
     the order of shards and of the ordinals that they serve; a restore is right without them (docs/adr/0093). vectors:
-    what its named vectors are like; of these there are no index files."""
+    what its named vectors are like; of these there are no index files. sparse: the fields that are sparse vectors, of
+    which an earlier release restores the fields alone."""
 
     spec: CollectionSpec
     fields: tuple[str, ...]
@@ -90,6 +91,7 @@ class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     pieces: list[PieceRef]
     indexes: list[IndexFile] = []
     vectors: dict[str, VectorSpec] = {}
+    sparse: tuple[str, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -248,6 +248,7 @@ class Making:
                 pieces=pieces[info.id],
                 indexes=indexes[info.id],
                 vectors={vector_called(name): VectorSpec.of(spec) for name, spec in vectors[info.id].items()},
+                sparse=info.sparse,
             )
             for info in infos
         ]

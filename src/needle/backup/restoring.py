@@ -121,6 +121,11 @@ class _Restoring:
             await self._fill(collection)
         digests = {one.spec.name: await self._compare(one) for one in manifest.collections}
         await self._held.check()
+        for one in manifest.collections:
+            # Only now: what was written before they were sparse vectors need not be such.
+            for field in one.sparse:
+                name = one.spec.name
+                await self._patiently(partial(client.documents.declare_sparse, name, field, True, self._timeout))
         for alias, name in manifest.aliases.items():
             await client.set_alias(alias, name, timeout=self._timeout)
         await client.drop_collection(self._mark, timeout=self._timeout)

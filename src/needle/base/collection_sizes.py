@@ -85,3 +85,8 @@ class CollectionSize(msgspec.Struct, frozen=True, kw_only=True):
 def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """What both have is added up."""
     return other | {name: value + other[name] if name in other else value for name, value in one.items()}
+
+
+def index_called(path: str, kind: str) -> str:
+    """The name, among those of a collection, of an index of a field that is of something else than its values."""
+    return f"{path} ({kind})"

@@ -11,6 +11,7 @@ import msgspec
 
 from needle.base.dtypes import DType, VectorForm
 from needle.base.explain import ShardExplanation
+from needle.base.sparse import SparseQuery
 from needle.base.text import Statistics, TextField, TextQuery
 
 
@@ -170,7 +171,8 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     """One search result. distance: lower is nearer (see Metric). score: higher is nearer
     (cosine: cos; dot: <a, b>; l2: -distance). vector: float32 numpy array of shape (dimensions,) when asked for.
     group: of a search by groups, the value of the field that this hit is grouped by. ranks: of a hybrid search, its
-    places, from 1 on, among the nearest and among those with the words; None where it is not among the candidates."""
+    places, from 1 on, in the lists that were asked for: of the nearest, of those with the words, of those that the
+    sparse vector finds; None where it is not among the candidates."""
 
     id: str
     distance: float
@@ -179,7 +181,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     vector: Any = None
     group: Any = None
-    ranks: tuple[int | None, int | None] | None = None
+    ranks: tuple[int | None, ...] | None = None
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,7 +234,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     "" for none; descending: from the greatest. keywords: words to find instead of a vector; words: what a shard is
     asked of them, by who routes. usual_ef: `ef_search` of the collection, for a search that says none, 0 where
     the catalog does not tell it (set by the node). vector_name: which vector of the documents is meant, "" for the one
-    without a name; for shards, its name there."""
+    without a name; for shards, its name there. sparse: a sparse vector instead of a vector."""
 
     collection: str
     vector: bytes
@@ -262,6 +264,7 @@ class SearchRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     words: TextQuery | None = None
     usual_ef: int = 0
     vector_name: str = ""
+    sparse: SparseQuery | None = None
 
 
 def score_of(distance: float, metric: Metric) -> float:

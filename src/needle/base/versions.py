@@ -19,8 +19,9 @@ EMPTIES: Final = 5
 and the replication factor is set."""
 NAMED: Final = 6
 LOADS: Final = 6
-"""From here on documents may have named vectors (docs/adr/0118), and one entry of a shard's log names a file with the
-documents of a bulk load."""
+SPARSE: Final = 6
+"""From here on documents may have named vectors (docs/adr/0118), one entry of a shard's log names a file with the
+documents of a bulk load, and the catalog says which fields of documents are sparse vectors (docs/adr/0120)."""
 KNOWN: Final = 6
 """What this release knows. Raise it by one with every new log command, every new field of one, and every new format of
 a file that goes from node to node (docs/versions.md says how)."""

@@ -18,7 +18,7 @@ from needle.protocol.catalog_commands import (
     RemoveAlias,
     SetAlias,
 )
-from needle.protocol.vector_commands import AddVector, DropVector
+from needle.protocol.vector_commands import VectorCommand
 from needle.routing.topology import AliasInfo, CollectionInfo, NamedVector, Topology, vector_id
 
 COLLECTIONS_MAX = 10_000
@@ -27,7 +27,7 @@ DROPPED_MAX = 4096
 FIELDS_MAX = 64
 """Declared fields of a collection."""
 VECTORS_MAX = 16
-"""Named vectors of a collection."""
+"""Named vectors of a collection, and sparse ones."""
 
 _replace = msgspec.structs.replace
 
@@ -52,22 +52,28 @@ def create(now: Topology, index: int, command: CreateCollection) -> Changed:
         raise invalid("vectors", f"{len(command.vectors)} names", f"at most {VECTORS_MAX} of a collection")
     named = enumerate(sorted(command.vectors, key=lambda pair: pair[0]))
     vectors = tuple(NamedVector(one, vector_id(index, at), spec) for at, (one, spec) in named)
-    made = CollectionInfo(id=index, spec=command.spec, nonce=command.nonce, fields=fields, vectors=vectors)
+    if len(command.sparse) > VECTORS_MAX:
+        raise invalid("sparse", f"{len(command.sparse)} names", f"at most {VECTORS_MAX} of a collection")
+    sparse = tuple(sorted(set(command.sparse)))
+    made = CollectionInfo(
+        id=index, spec=command.spec, nonce=command.nonce, fields=fields, vectors=vectors, sparse=sparse
+    )
     collections = tuple(sorted([*now.collections, made], key=lambda info: info.spec.name))
     return done(_replace(now, collections=collections), index)
 
 
 def _has(found: CollectionInfo, command: CreateCollection) -> bool:
-    """Whether it has the named vectors that it is to be made with. It may have got more."""
+    """Whether it has the named and sparse vectors that it is to be made with. It may have got more."""
     there = {one.name: one for one in found.vectors}
-    return all(name in there and there[name].is_made_as(spec) for name, spec in command.vectors)
+    known = all(name in there and there[name].is_made_as(spec) for name, spec in command.vectors)
+    return known and {*command.sparse} <= {*found.sparse}
 
 
 def _difference(found: CollectionInfo, command: CreateCollection) -> str:
     there, wanted = _settings(found.spec), _settings(command.spec)
     told = [f"{name} {value}, not {wanted[name]}" for name, value in there.items() if value != wanted[name]]
     if not told and not _has(found, command):
-        told = ["other named vectors"]
+        told = ["other named or sparse vectors"]
     return f", with {', '.join(told)}" if told else ""
 
 
@@ -98,7 +104,7 @@ def drop(now: Topology, index: int, command: DropCollection) -> Changed:
     return done(_replace(now, collections=left, dropped=dropped), index, existed=True)
 
 
-def found_in(now: Topology, command: AlterCollection | DeclareField | AddVector | DropVector) -> CollectionInfo:
+def found_in(now: Topology, command: AlterCollection | DeclareField | VectorCommand) -> CollectionInfo:
     """The collection that a command is about. Raises CollectionNotFound."""
     found = now.named(command.name)
     if found is None or found.id != command.id:

@@ -56,7 +56,7 @@ from needle.protocol.catalog_commands import (
     founded_at,
 )
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
-from needle.protocol.vector_commands import AddVector, DropVector
+from needle.protocol.vector_commands import AddVector, DeclareSparse, DropVector
 from needle.routing.jobs import kept
 from needle.routing.leadable import check_leadable
 from needle.routing.plans import REPLICAS_MAX
@@ -307,6 +307,7 @@ _EXECUTE: dict[type, Callable[[Topology, int, Any], Changed]] = {
     DeclareField: collections.declare_field,
     AddVector: vectors.add,
     DropVector: vectors.drop,
+    DeclareSparse: vectors.declare_sparse,
     SetAlias: collections.set_alias,
     RemoveAlias: collections.remove_alias,
     CreateKey: _create_key,

@@ -1,4 +1,4 @@
-"""Named vectors of the catalog's collections. Pure.
+"""Named vectors of the catalog's collections, and which of their fields are sparse ones. Pure.
 
 Invariant: ids of vectors are never used again; what was dropped is among `Topology.dropped`, below zero.
 """
@@ -10,7 +10,7 @@ import msgspec
 from needle.base.errors import CollectionExists, invalid
 from needle.catalog.changed import Changed, done
 from needle.catalog.collections import DROPPED_MAX, VECTORS_MAX, found_in, with_collection
-from needle.protocol.vector_commands import AddVector, DropVector
+from needle.protocol.vector_commands import AddVector, DeclareSparse, DropVector
 from needle.routing.topology import NamedVector, Topology, vector_id
 
 
@@ -37,3 +37,16 @@ def drop(now: Topology, index: int, command: DropVector) -> Changed:
     made = with_collection(now, found, left)
     dropped = (*now.dropped, -gone.id)[-DROPPED_MAX:]
     return done(msgspec.structs.replace(made, dropped=dropped), index, existed=True)
+
+
+def declare_sparse(now: Topology, index: int, command: DeclareSparse) -> Changed:
+    found, name = found_in(now, command), command.vector
+    if command.declared == (name in found.sparse):
+        if not command.declared:
+            raise invalid("sparse", name, f"one of {', '.join(map(repr, found.sparse)) or 'none: there are none'}")
+        return done(now, index, now.version, existed=True)
+    if command.declared and len(found.sparse) >= VECTORS_MAX:
+        raise invalid("sparse", name, f"one of at most {VECTORS_MAX} sparse vectors of a collection")
+    left = {*found.sparse, name} if command.declared else set(found.sparse) - {name}
+    made = with_collection(now, found, msgspec.structs.replace(found, sparse=tuple(sorted(left))))
+    return done(made, index, existed=not command.declared)

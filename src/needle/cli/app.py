@@ -221,6 +221,8 @@ _add(
     vector_commands.add_vector,
     "needle collections add-vector images caption --dimensions 256 --index hnsw_sq8",
 )
+_add(collections_app, "add-sparse", vector_commands.add_sparse, "needle collections add-sparse papers splade")
+_add(collections_app, "drop-sparse", vector_commands.drop_sparse, "needle collections drop-sparse papers splade")
 _add(collections_app, "drop-vector", vector_commands.drop_vector, "needle collections drop-vector images caption")
 _add(alias_app, "set", collection_commands.set_alias, "needle alias set current articles-2")
 _add(alias_app, "remove", collection_commands.remove_alias, "needle alias remove current")

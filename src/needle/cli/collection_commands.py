@@ -109,6 +109,10 @@ def create(
         str | None, typer.Option("--language", help=f"Of --text (english): {', '.join(LANGUAGES)}.")
     ] = None,
     dtype: Annotated[DType | None, typer.Option("--dtype", help="As which numbers vectors are kept (float32).")] = None,
+    sparse: Annotated[
+        list[str] | None,
+        typer.Option("--sparse", metavar="FIELD", help="A field that is a sparse vector; may be given several times."),
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(
@@ -128,7 +132,7 @@ def create(
         field = _text(text, language)
         await client.create_collection(
             name, dimensions=dimensions, metric=metric, index=index, ttl=ttl, model=model, dtype=dtype, text=field,
-            like=like,
+            sparse=sparse, like=like,
         )  # fmt: skip
 
     run(cluster, work)
@@ -196,6 +200,7 @@ def describe(name: Name, cluster: Cluster = DEFAULT_CLUSTER, json: Json = False)
         ),
         ("sizes", _in_all(found.size)),
         *((f"vector {vector}", _vector_in_words(one)) for vector, one in sorted(found.vectors.items())),
+        *((f"sparse vector {field}", f"{one.state}, {_bytes(one.bytes)}") for field, one in found.sparse.items()),
         *((f"index of {path}", f"{one.state}, {_bytes(one.bytes)}") for path, one in sorted(found.fields.items())),
     ):
         rows.add_row(label, text)

@@ -148,8 +148,8 @@ async def _patiently(reached: Callable[[], Awaitable[needle.Client]]) -> needle.
         await asyncio.sleep(RETRY_SECONDS)
 
 
-def filter_option(option: str, text: str | None) -> dict[str, Any] | None:
-    """A filter as its dict form; None if it was not given."""
+def filter_option(option: str, text: str | None, example: str = '{"lang": "en"}') -> dict[str, Any] | None:
+    """A filter as its dict form, or another object of JSON; None if it was not given."""
     if text is None:
         return None
     try:
@@ -157,7 +157,7 @@ def filter_option(option: str, text: str | None) -> dict[str, Any] | None:
     except ValueError as error:
         raise typer.BadParameter(f"{option} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise typer.BadParameter(f'{option} must be an object such as {{"lang": "en"}}')
+        raise typer.BadParameter(f"{option} must be an object such as {example}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""`needle search`: by meaning, by a vector or like a document, by words, or by both at once."""
+"""`needle search`: by meaning, by a vector or like a document, by words, by a sparse vector, or by several at once."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from needle.cli.explained import explained, remarks
 from needle.cli.inputs import read_query_vector
 from needle.client.embedding import WORDLLAMA
 
+SPARSE = '{"splade": {"indices": [3, 7], "values": [0.5, 1.2]}}'
 GroupBy = Annotated[
     str | None, typer.Option("--group-by", help="A field: the nearest of each of the K nearest values.")
 ]
@@ -64,6 +65,12 @@ def search(
     keywords: Annotated[
         str | None, typer.Option("--keywords", help="Find documents that have these words, where there is a text.")
     ] = None,
+    sparse: Annotated[
+        str | None,
+        typer.Option(
+            "--sparse", metavar="JSON", help='By a sparse vector: \'{"splade": {"indices": [3], "values": [0.5]}}\'.'
+        ),
+    ] = None,
     like: Like = None,
     vector_name: VectorName = None,
     weights: Annotated[
@@ -71,7 +78,7 @@ def search(
         typer.Option(
             "--weights",
             metavar="NEAR,WORDS",
-            help="Of a search by both: how much the ranks by nearness and by --keywords count; as 1,0.5.",
+            help="Of a search by several: how much the ranks by nearness, --keywords and --sparse count; as 1,0.5.",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 10,
@@ -93,28 +100,30 @@ def search(
     timeout: Timeout = 10.0,
     json: Json = False,
 ) -> None:
-    """Find the documents nearest to words by their meaning, to a vector or to a document, or those that have words.
+    """Find the documents nearest to words by their meaning, to a vector or to a document, those that have words, or
+    those that a sparse vector finds.
 
-    With --keywords beside one of the others both are asked, and their hits become one list by their ranks, which are
-    shown: by nearness, and by words."""
+    With several of these all are asked, and their hits become one list by their ranks, which are shown: by nearness, by
+    --keywords, and by --sparse."""
     narrow = {
         "max_distance": max_distance, "min_score": min_score, "group_by": group_by, "group_size": group_size,
         "diversify": diversify, "order_by": order_by, "descending": descending,
     }  # fmt: skip
-    by_both = _by_both([words, vector, like], keywords)
-    where = {"mode": mode, "collection": collection, "timeout": timeout, "text": words, "like": like}
+    lists = _lists([words, vector, like], keywords, sparse)
+    few = filter_option("--sparse", sparse, SPARSE)
+    where = {"mode": mode, "collection": collection, "timeout": timeout, "text": words, "like": like, "sparse": few}
     shown = {
         "offset": offset, "fields": paths_option(fields), "exact": exact, "explain": explain, "vector_name": vector_name
     }  # fmt: skip
-    asked = _fusion(narrow, weights) if by_both else _no_fusion(narrow, weights)
+    asked = _fusion(narrow, weights, lists) if lists > 1 else _no_fusion(narrow, weights)
     condition, query = filter_option("--filter", filter), None if vector is None else read_query_vector(vector)
     if words is not None:
         WORDLLAMA.load()  # whoever lacks it hears so before the cluster is asked
-    hits, seconds = run(cluster, _asking(by_both, query, keywords, k, condition, where | shown | asked))
+    hits, seconds = run(cluster, _asking(lists > 1, query, keywords, k, condition, where | shown | asked))
     if json:
         print_json({"hits": hits, "explained": hits.explained} if explain else hits)
     else:
-        _show(hits, group_by, mode, seconds, explain=explain, scores=keywords is not None)
+        _show(hits, group_by, mode, seconds, explain=explain, scores=keywords is not None or sparse is not None)
 
 
 def _asking(
@@ -133,39 +142,41 @@ def _asking(
     return work
 
 
-def _fusion(narrow: dict[str, Any], weights: str | None) -> dict[str, Any]:
-    """Of a search by both, which has no other narrowing than a filter."""
+def _fusion(narrow: dict[str, Any], weights: str | None, lists: int) -> dict[str, Any]:
+    """Of a search by several, which has no other narrowing than a filter."""
     usual = {"group_size": 1, "descending": False}
     if given := [name for name, value in narrow.items() if value != usual.get(name)]:
         option = "--" + given[0].replace("_", "-")
-        raise typer.BadParameter(f"{option} does not go with a search by both: its hits have ranks only")
-    return {"fusion": needle.RRF(weights=_weights(weights))}
+        raise typer.BadParameter(f"{option} does not go with a search by several: its hits have ranks only")
+    return {"fusion": needle.RRF(weights=_weights(weights, lists))}
 
 
 def _no_fusion(narrow: dict[str, Any], weights: str | None) -> dict[str, Any]:
     if weights is not None:
-        raise typer.BadParameter("--weights are those of a search by both: give --keywords beside what is to be near")
+        raise typer.BadParameter(
+            "--weights are those of a search by several: give --keywords or --sparse beside what is to be near"
+        )
     return narrow
 
 
-def _by_both(near: list[str | None], keywords: str | None) -> bool:
-    """Whether it is a search by nearness and by words."""
-    given = len(near) - near.count(None)
-    if given > 1 or (not given and keywords is None):
+def _lists(near: list[str | None], keywords: str | None, sparse: str | None) -> int:
+    """By how many of nearness, words and sparse vectors is searched."""
+    given, scores = len(near) - near.count(None), (keywords is not None) + (sparse is not None)
+    if given > 1 or not given + scores:
         raise typer.BadParameter(
-            "give either words, --vector FILE, or --like ID; or --keywords WORDS, alone or beside one of these"
+            "give either words, --vector FILE, or --like ID; or --keywords WORDS or --sparse JSON, alone or beside one"
         )
-    return bool(given) and keywords is not None
+    return given + scores
 
 
-def _weights(given: str | None) -> tuple[float, ...]:
+def _weights(given: str | None, lists: int) -> tuple[float, ...]:
     """What the numbers have to be, the client says."""
     try:
-        weights = (1.0, 1.0) if given is None else tuple(map(float, given.split(",")))
+        weights = (1.0,) * lists if given is None else tuple(map(float, given.split(",")))
     except ValueError:
         weights = ()
-    if len(weights) != 2:
-        raise typer.BadParameter(f"--weights are two numbers, such as 1,0.5, not {given}")
+    if len(weights) != lists:
+        raise typer.BadParameter(f"--weights are {lists} numbers, such as {','.join(['1'] * lists)}, not {given}")
     return weights
 
 

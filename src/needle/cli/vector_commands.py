@@ -1,4 +1,5 @@
-"""`needle collections add-vector` and `drop-vector`: the named vectors that documents may have."""
+"""`needle collections add-vector` and `drop-vector`: the named vectors that documents may have; `add-sparse` and
+`drop-sparse`: the fields of theirs that are sparse vectors."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from needle.cli.collection_commands import Name
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, notes, run
 from needle.client.values import check_index
 
+Field = Annotated[str, typer.Argument(metavar="FIELD", help="Field of metadata.")]
 Vector = Annotated[str, typer.Argument(metavar="VECTOR", help="Name of the vector.")]
 
 
@@ -53,3 +55,23 @@ def drop_vector(
 
     run(cluster, work)
     notes.print(f"dropped {vector} of {name}", markup=False)
+
+
+def add_sparse(name: Name, field: Field, cluster: Cluster = DEFAULT_CLUSTER) -> None:
+    """Find documents of a collection by the sparse vectors in a field of their metadata."""
+
+    async def work(client: needle.Client) -> None:
+        await client.add_sparse(name, field)
+
+    run(cluster, work)
+    notes.print(f"documents of {name} are found by the sparse vectors in {field} now", markup=False)
+
+
+def drop_sparse(name: Name, field: Field, cluster: Cluster = DEFAULT_CLUSTER) -> None:
+    """Find no documents by the sparse vectors in a field any more; the field stays."""
+
+    async def work(client: needle.Client) -> None:
+        await client.drop_sparse(name, field)
+
+    run(cluster, work)
+    notes.print(f"{field} of {name} is a field as any other now", markup=False)

@@ -305,9 +305,10 @@ class DocumentCalls(Protocol):
         timeout: float,
         fields: Sequence[str] = (),
         vectors: Sequence[tuple[str, VectorSpec]] = (),
+        sparse: Sequence[str] = (),
     ) -> WriteResult:
         """Create a collection. fields: paths of metadata that have a declared index from the beginning; vectors: named
-        ones that documents may have."""
+        ones that documents may have; sparse: fields of metadata that are sparse ones."""
         ...
 
     async def add_vector(
@@ -338,6 +339,10 @@ class DocumentCalls(Protocol):
 
     async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
         """Have every replica keep an index of a field of metadata, or not any more."""
+        ...
+
+    async def declare_sparse(self, name: str, field: str, declared: bool, timeout: float) -> WriteResult:
+        """Have documents be found by the sparse vectors of a field of metadata, or not any more."""
         ...
 
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:

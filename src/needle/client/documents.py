@@ -285,6 +285,7 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods)
         text: TextField | Mapping[str, Any] | str | None = None,
         dtype: DType | str | None = None,
         vectors: Mapping[str, VectorSpec] | None = None,
+        sparse: Iterable[str] | None = None,
         like: str | None = None,
         if_absent: bool = False,
         timeout: Seconds = TIMEOUT,
@@ -296,10 +297,11 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods)
         `text` then, and `dimensions` may be left out if the client knows the model. text: by which text documents
         are found with `search(keywords=...)`: a field of metadata, or {"field": ..., "language": ...}. dtype: as which
         numbers vectors are kept: "float32", which is usual, "float16" or "int8" (docs/index-selection.md). vectors:
-        further ones that documents may have, by name (docs/named-vectors.md). like: a
-        collection, or an alias of one, whose settings it gets where no other is named, with its declared indexes of
-        fields; no documents. With it, ttl=0, model="" and text="" are none. Raises CollectionExists, unless if_absent
-        and the one there is equal; CollectionNotFound for `like`."""
+        further ones that documents may have, by name (docs/named-vectors.md). sparse: fields of metadata that are
+        sparse vectors (docs/sparse-vectors.md). like: a collection, or an alias of one, whose settings it gets where no
+        other is named, with its declared indexes of fields; no documents. With it, ttl=0, model="" and text="" are
+        none, and so is sparse=[]. Raises CollectionExists, unless if_absent and the one there
+        is equal; CollectionNotFound for `like`."""
         named = values.check_name(name, "name")
         given: dict[str, Any] = {
             "dimensions": None if dimensions is None else values.check_count(dimensions, "dimensions"),
@@ -315,13 +317,13 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods)
         if text is not None:
             said["text"] = text_field(text)
         absent, seconds = values.check_flag(if_absent, "if_absent"), values.check_timeout(timeout)
-        named_specs = named_values.specs(vectors)
+        named_specs, few = named_values.specs(vectors), named_values.sparse_names(sparse)
         if like is None:
             if "dimensions" not in said:
                 raise InvalidArgument("dimensions are to be named, or a collection to be `like`", field="dimensions")
             spec = CollectionSpec(name=named, **said)
             check_dimensions(spec, self.embedder)
-            last = ((), named_specs) if named_specs else ()
+            last = ((), named_specs, few) if named_specs or few else ()
             return await (await self._documents()).create_collection(spec, absent, seconds, *last)
         other, documents = values.check_name(like, "like"), await self._documents()
         known, aliases = await documents.described(ReadMode.STRONG, seconds)
@@ -330,7 +332,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods)
         check_dimensions(spec, self.embedder)
         if vectors is None:
             named_specs = [(one.name, one.spec) for one in found.vectors]
-        more = (named_specs,) if named_specs else ()
+        few = list(found.sparse) if sparse is None else few
+        more = (named_specs, few) if named_specs or few else ()
         return await documents.create_collection(spec, absent, seconds, found.fields, *more)
 
     async def drop_collection(self, name: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:

@@ -1,6 +1,6 @@
-"""Hits of a vector and hits of words as one list: reciprocal rank fusion (Cormack et al. 2009).
+"""Hits of a vector, of words and of a sparse vector as one list: reciprocal rank fusion (Cormack et al. 2009).
 
-A document's score is the sum of weight / (k + its rank) over both lists, whose ranks begin at 1; where it is not among
+A document's score is the sum of weight / (k + its rank) over all lists, whose ranks begin at 1; where it is not among
 the candidates of a list, that adds nothing. So distances and scores, which have no common measure, are not compared.
 """
 
@@ -36,30 +36,32 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
 
 class RRF(msgspec.Struct, frozen=True, kw_only=True):
     """Reciprocal rank fusion. k: the larger, the less the first ranks count beside the others. weights: of the hits of
-    the vector, and of those of the words."""
+    the vector, of those of the words, and of those of the sparse vector, as far as they are asked for; () for all
+    alike."""
 
     k: float = 60.0
-    weights: Sequence[float] = (1.0, 1.0)
+    weights: Sequence[float] = ()
 
 
 EVEN: Final = RRF()
 
 
 class Fused(msgspec.Struct, frozen=True):
-    """batch: the metric is dot, so that the score is what fusion made. ranks: of each hit among the candidates of the
-    vector and of the words, from 1 on; None where it is not among them."""
+    """batch: the metric is dot, so that the score is what fusion made. ranks: of each hit among the candidates of each
+    list, from 1 on; None where it is not among them."""
 
     batch: HitBatch
-    ranks: list[tuple[int | None, int | None]]
+    ranks: list[tuple[int | None, ...]]
 
 
-def check_fusion(value: Any) -> RRF:
-    """Raises InvalidArgument."""
+def check_fusion(value: Any, lists: int) -> RRF:
+    """For so many lists. Raises InvalidArgument."""
     if not isinstance(value, RRF):
         raise refused("fusion", value, "RRF(k=60, weights=(1, 1))")
-    weights = list(value.weights) if isinstance(value.weights, list | tuple) else []
-    if len(weights) != 2 or not all(map(_is_number, weights)) or min(weights) < 0 or not max(weights):
-        raise refused("fusion.weights", value.weights, "two numbers that are not negative, and not both 0")
+    given: list[Any] = list(value.weights) if isinstance(value.weights, list | tuple) else [None]
+    weights = given or [1.0] * lists
+    if len(weights) != lists or not all(map(_is_number, weights)) or min(weights) < 0 or not max(weights):
+        raise refused("fusion.weights", value.weights, f"{lists} numbers that are not negative, and not all 0")
     if not _is_number(value.k) or not 0 <= value.k <= K_MAX:
         raise refused("fusion.k", value.k, f"a number from 0 to {K_MAX:,.0f}")
     return RRF(k=float(value.k), weights=tuple(map(float, weights)))
@@ -81,20 +83,21 @@ def candidates(k: Any, offset: Any, pool: Any) -> tuple[int, int, int]:
     return count, left_out, size
 
 
-def fused(near: HitBatch, words: HitBatch, fusion: RRF, k: int, offset: int, like: str = "", pool: int = 0) -> Fused:
-    """The k best of both after the first `offset`, by (score, id). A document that changed between both searches is
-    shown as the search of words saw it. like: a document that is no hit; pool: then so many of each are candidates."""
-    lists = (near, words)
+def fused(lists: Sequence[HitBatch], fusion: RRF, k: int, offset: int, like: str = "", pool: int = 0) -> Fused:
+    """The k best of all lists after the first `offset`, by (score, id). A document that changed between the searches is
+    shown as the last one of them saw it. like: a document that is no hit; pool: then so many of each are candidates."""
     rows = [_rows(batch, like, pool) for batch in lists]
     ranks = [{name: rank for rank, name in enumerate(one, start=1)} for one in rows]
     scores: dict[str, float] = {}
-    for places, weight in zip(ranks, fusion.weights, strict=True):
+    weights = fusion.weights or [1.0] * len(lists)
+    for places, weight in zip(ranks, weights, strict=True):
         for name, rank in places.items():
             scores[name] = scores.get(name, 0.0) + weight / (fusion.k + rank)
     best = sorted(scores, key=lambda name: (-scores[name], name))[offset : offset + k]
-    taken = [(1, rows[1][name]) if name in rows[1] else (0, rows[0][name]) for name in best]
+    shown = {name: (which, row) for which, one in enumerate(rows) for name, row in one.items()}
+    taken = [shown[name] for name in best]
     batch = msgspec.structs.replace(chosen(lists, taken), distances=[-scores[name] for name in best], metric=Metric.DOT)
-    return Fused(batch, [(ranks[0].get(name), ranks[1].get(name)) for name in best])
+    return Fused(batch, [tuple(one.get(name) for one in ranks) for name in best])
 
 
 def _rows(batch: HitBatch, like: str, pool: int) -> dict[str, int]:

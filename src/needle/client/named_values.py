@@ -50,6 +50,15 @@ def of_batch(vectors: Any, count: int) -> list[Named]:
     return found
 
 
+def sparse_names(names: Any) -> list[str]:
+    """Of the fields that are sparse vectors."""
+    if names is None:
+        return []
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise refused("sparse", names, "a list of names")
+    return sorted({values.check_name(name, "sparse") for name in names})
+
+
 def specs(vectors: Any) -> list[tuple[str, VectorSpec]]:
     """What named vectors are like: {name: VectorSpec}."""
     named = _by_name(vectors, "a VectorSpec by each name")

@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
-from needle.base.collection_sizes import CollectionSize, FieldIndex
+from needle.base.collection_sizes import CollectionSize, FieldIndex, index_called
 from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import field_path
 from needle.base.model import IndexParams, Metric, ReadMode, VectorSpec, WriteResult
+from needle.base.sparse import SPARSE_KIND
 from needle.base.text import TextField
 from needle.client import named_values, values
 from needle.client.document_calls import Held, OverDocuments, find_collection
@@ -32,7 +33,8 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     by which documents are found with keywords, None if it has none. dtype: as which type of numbers vectors are kept.
     fields: the declared indexes, by path, in all shards; none where no shard says sizes, as to an API key for some
     documents only, which `documents` counts. index: that it is to have; `size.index` says what its files are built as
-    now. vectors: what the named ones are like that documents may have."""
+    now. vectors: what the named ones are like that documents may have. sparse: the fields that are sparse vectors, and
+    their indexes, as `fields`; without a size where no shard says sizes."""
 
     name: str
     id: int
@@ -50,6 +52,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     text: TextField | None = None
     dtype: DType = DType.FLOAT32
     vectors: dict[str, VectorSpec] = {}
+    sparse: dict[str, FieldIndex] = {}
 
 
 class NamingMethods(OverDocuments):
@@ -155,6 +158,22 @@ class NamingMethods(OverDocuments):
         )
         return await (await self._documents()).drop_vector(where, named, seconds)
 
+    async def add_sparse(self, collection: str, name: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
+        """Let documents of a collection be found by the sparse vectors in their field `name` of metadata, also those
+        that are there (docs/sparse-vectors.md). From then on a write whose field is no sparse vector is refused; of
+        what was written before, such documents are no hits. `existed`: it was so before. Raises CollectionNotFound;
+        OutcomeUnknown when a shard does not confirm that it knows."""
+        return await self._sparse(collection, name, True, timeout)
+
+    async def drop_sparse(self, collection: str, name: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
+        """Find no documents by the sparse vectors in this field any more. The field stays, as any other of metadata.
+        Raises CollectionNotFound; InvalidArgument for a field that has none; OutcomeUnknown as `add_sparse`."""
+        return await self._sparse(collection, name, False, timeout)
+
+    async def _sparse(self, collection: str, name: str, declared: bool, timeout: Seconds) -> WriteResult:
+        where, field = values.check_name(collection), values.check_name(name, "name")
+        return await (await self._documents()).declare_sparse(where, field, declared, values.check_timeout(timeout))
+
     async def create_field_index(self, collection: str, field: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Have every replica keep an index of a field of metadata ("a.b" for one inside another): it is made in the
         background, also after a restart, and stays where others make place for new ones. Filters give the same answers
@@ -181,6 +200,13 @@ def _fields(declared: tuple[str, ...], held: Mapping[int, Held]) -> dict[str, Fi
     return {path: sum((one.get(path, none) for one in told), FieldIndex(state="ready")) for path in declared}
 
 
+def _sparse_fields(names: tuple[str, ...], held: Mapping[int, Held]) -> dict[str, FieldIndex]:
+    """Indexes are called by their kind, too."""
+    called = {name: index_called(name, SPARSE_KIND) for name in names}
+    found = _fields(tuple(called.values()), held)
+    return {name: found[long] for name, long in called.items()}
+
+
 def _description(
     info: CollectionInfo, aliases: Mapping[str, str], all_held: Mapping[str, Mapping[int, Held]]
 ) -> CollectionDescription:
@@ -203,4 +229,5 @@ def _description(
         text=spec.text,
         dtype=spec.dtype,
         vectors={one.name: one.spec for one in info.vectors},
+        sparse=_sparse_fields(info.sparse, held),
     )

@@ -14,6 +14,7 @@ from needle.base.errors import InvalidArgument, invalid
 from needle.base.filters.builder import Filter, field_path
 from needle.base.model import SearchRequest
 from needle.base.plain import refused, text
+from needle.base.sparse import query_of
 from needle.base.text import KEYWORDS_BYTES_MAX
 from needle.client import values
 
@@ -38,6 +39,7 @@ class Narrow(NamedTuple):
     descending: Any = False
     keywords: Any = None
     vector_name: Any = None
+    sparse: Any = None
 
 
 EVERYTHING = Narrow()
@@ -56,18 +58,20 @@ def search_request(
     narrow: Narrow = EVERYTHING,
 ) -> SearchRequest:
     """A search as the wire has it. Raises InvalidArgument."""
-    if narrow.keywords is not None:
-        _check_by_words(query, exact, ef_search, narrow)
+    by_scores = narrow.keywords is not None or narrow.sparse is not None
+    if by_scores:
+        _check_by_scores(query, exact, ef_search, narrow)
         query = ()
     if narrow.like is not None and query is not None and values.check_id(narrow.like, "like"):
         raise InvalidArgument("give either a query, or the id of a document that hits are to be like", field="like")
     if narrow.like is None and query is None:
         raise InvalidArgument(
-            "give a vector, a text, keywords, or the id of a document that hits are to be like", field="query"
+            "give a vector, a text, keywords, a sparse vector, or the id of a document that hits are to be like",
+            field="query",
         )
     request = SearchRequest(
         collection=values.check_name(collection),
-        vector=b"" if narrow.like is not None or narrow.keywords is not None else values.vector_bytes(query, "query"),
+        vector=b"" if narrow.like is not None or by_scores else values.vector_bytes(query, "query"),
         k=values.check_count(k, "k"),
         filter=b"" if filter is None else values.filter_bytes(filter),
         with_metadata=values.check_flag(with_metadata, "with_metadata"),
@@ -79,9 +83,16 @@ def search_request(
     return request if all(map(is_, narrow, EVERYTHING)) else _narrowed(request, narrow)
 
 
+class Lists(NamedTuple):
+    """What the lists of a hybrid search are by; None for what is not asked for."""
+
+    vector: Any = None
+    keywords: Any = None
+    sparse: Any = None
+
+
 def hybrid_requests(
-    vector: Any,
-    keywords: Any,
+    by: Lists,
     pool: int,
     filter: Filter | Mapping[str, Any] | None,
     collection: str,
@@ -90,13 +101,25 @@ def hybrid_requests(
     exact: bool,
     ef_search: int,
     narrow: Narrow,
-) -> tuple[SearchRequest, SearchRequest]:
-    """The two searches of a hybrid one, by the vector or by a document that hits are to be like, and by words: the
-    first `pool` of each, and of words one more, which may be that document. narrow: of both. Raises InvalidArgument."""
-    asked = filter, collection, with_metadata, with_vectors
-    near = search_request(vector, pool, *asked, exact, ef_search, narrow=narrow)
-    by_words = narrow._replace(keywords=keywords, like=None, vector_name=None)
-    return near, search_request(None, pool + bool(near.like), *asked, False, 0, narrow=by_words)
+) -> list[SearchRequest]:
+    """The searches of a hybrid one, by the vector or by a document that hits are to be like, by words, and by a sparse
+    vector, in this order: the first `pool` of each, and one more of those that may have that document. narrow: of all.
+    Raises InvalidArgument."""
+    asked, found = (filter, collection, with_metadata, with_vectors), list[SearchRequest]()
+    if by.vector is not None or narrow.like is not None:
+        found.append(search_request(by.vector, pool, *asked, exact, ef_search, narrow=narrow))
+    elif exact or ef_search or narrow.vector_name is not None:
+        field = "exact" if exact else "ef_search" if ef_search else "vector_name"
+        raise invalid(field, "given", "left out where no vector is searched for")
+    more = pool + (narrow.like is not None)
+    plain = narrow._replace(like=None, vector_name=None)
+    for one in (Narrow(keywords=by.keywords), Narrow(sparse=by.sparse)):
+        if one.keywords is not None or one.sparse is not None:
+            how = plain._replace(keywords=one.keywords, sparse=one.sparse)
+            found.append(search_request(None, more, *asked, False, 0, narrow=how))
+    if len(found) < 2:
+        raise InvalidArgument("give at least two of a vector, keywords and a sparse vector", field="keywords")
+    return found
 
 
 def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
@@ -118,21 +141,26 @@ def _narrowed(request: SearchRequest, narrow: Narrow) -> SearchRequest:
         group_by=group_by,
         group_size=size,
         keywords="" if narrow.keywords is None else _keywords(narrow.keywords),
+        sparse=None if narrow.sparse is None else query_of(narrow.sparse),
         vector_name="" if narrow.vector_name is None else values.check_name(narrow.vector_name, "vector_name"),
         **_ordered(narrow),
     )
     return _diversified(request, narrow)
 
 
-def _check_by_words(query: Any, exact: bool, ef_search: int, narrow: Narrow) -> None:
-    """What is about distances, or vectors, means nothing for words."""
+def _check_by_scores(query: Any, exact: bool, ef_search: int, narrow: Narrow) -> None:
+    """What is about distances, or vectors, means nothing for words and for sparse vectors."""
     beside = {"query": query, "like": narrow.like, "max_distance": narrow.max_distance, "group_by": narrow.group_by,
               "diversify": narrow.diversify, "vector_name": narrow.vector_name, "exact": exact or None, "ef_search":
               ef_search or None}  # fmt: skip
+    by = "keywords" if narrow.sparse is None else "sparse"
+    finds = "find by words" if narrow.sparse is None else "finds by sparse vectors"
+    if narrow.sparse is not None:
+        beside["keywords"] = narrow.keywords
     for field, value in beside.items():
         if value is not None:
             shown = "given" if field == "query" else value
-            raise invalid(field, shown, "left out with keywords, which find by words and not by a vector")
+            raise invalid(field, shown, f"left out with {by}, which {finds} and not by a vector")
 
 
 def _keywords(value: Any) -> str:

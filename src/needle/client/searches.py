@@ -5,7 +5,7 @@ A part of `DocumentMethods` (documents.py), which says what holds for all of the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,7 +17,7 @@ from needle.client import answers, values
 from needle.client.document_calls import DocumentCalls, Found, Hits, OverDocuments, PartialHits
 from needle.client.feeds import DEFAULT_COLLECTION, TIMEOUT, FilterLike
 from needle.client.hybrid import EVEN, RRF, candidates, check_fusion, fused, together
-from needle.client.narrowed import Narrow, hybrid_requests, search_request
+from needle.client.narrowed import Lists, Narrow, hybrid_requests, search_request
 from needle.client.texts import vector_of, vectors_of
 from needle.client.values import Reading, Seconds
 from needle.protocol import calls
@@ -42,6 +42,7 @@ class SearchMethods(OverDocuments):
         text: str | None = None,
         vector_name: str | None = None,
         keywords: str | None = None,
+        sparse: Mapping[str, Any] | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -67,7 +68,9 @@ class SearchMethods(OverDocuments):
 
         query: `dimensions` numbers. text: instead, what these are made of, by the model that the collection names, as
         in `insert`. keywords: instead, words: the documents whose text has them, by BM25, which is Hit.score; of a
-        collection that names a `text` (docs/text-search.md). like: instead, the id of a document whose vector is meant;
+        collection that names a `text` (docs/text-search.md). sparse: instead, a sparse vector by its name, as {name:
+        {"indices": [...], "values": [...]}}: the documents that have one of its indices, by the inner product, which is
+        Hit.score (docs/sparse-vectors.md). like: instead, the id of a document whose vector is meant;
         it is no hit itself; DocumentNotFound if there is none. vector_name: which of the documents' named vectors is
         searched (docs/named-vectors.md); documents without it are no hits. filter: a Filter or its dict form; one that
         pins the shard key asks the owning shards only. fields: the paths of metadata that come back, such as ["title",
@@ -82,7 +85,7 @@ class SearchMethods(OverDocuments):
         otherwise."""
         narrow = Narrow(
             fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool, order_by,
-            descending, keywords, vector_name,
+            descending, keywords, vector_name, sparse,
         )  # fmt: skip
         no_text(text, vector_name)
         if text is not None:
@@ -102,6 +105,7 @@ class SearchMethods(OverDocuments):
         like: str | None = None,
         text: str | None = None,
         vector_name: str | None = None,
+        sparse: Mapping[str, Any] | None = None,
         fusion: RRF = EVEN,
         pool: int | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
@@ -117,30 +121,29 @@ class SearchMethods(OverDocuments):
         max_staleness: Seconds | None = None,
         timeout: Seconds = TIMEOUT,
     ) -> Hits:
-        """The k best of two searches at once, for the documents near to a vector and for those with the words of
-        `keywords`: by reciprocal rank fusion, which makes Hit.score; ties by id. Hit.ranks is where a hit stands among
-        the `pool` first of each, by the vector and by the words (docs/text-search.md). text, like: instead of the
-        vector, as of `search`; the document that hits are to be like is no hit. fusion: its k, and the weights of both.
-        filter: of both searches. The rest as of `search`; explain: of both, the vector's first."""
-        weighed, (count, left_out, size) = check_fusion(fusion), candidates(k, offset, pool)
-        if keywords is None:
-            raise InvalidArgument("give keywords, or search by the vector alone", field="keywords")
+        """The k best of two searches at once or of three, for the documents near to a vector, for those with the words
+        of `keywords`, and for those that a sparse vector finds (as of `search`): by reciprocal rank fusion, which makes
+        Hit.score; ties by id. Hit.ranks is where a hit stands among the `pool` first of each that is asked for, in this
+        order (docs/text-search.md, docs/sparse-vectors.md). text, like: instead of the vector, as of `search`; the
+        document that hits are to be like is no hit. fusion: its k, and a weight for each. filter: of all searches. The
+        rest as of `search`; explain: of all, in the same order."""
+        count, left_out, size = candidates(k, offset, pool)
         no_text(text, vector_name)
-        vector, timeout = await vector_of(
-            self.embedder, self._documents, vector, text, collection, timeout, mode, "vector"
-        )
-        near, words = hybrid_requests(
-            vector, keywords, size, filter, collection, with_metadata, with_vectors, exact, ef_search,
+        if text is not None:
+            vector, timeout = await vector_of(
+                self.embedder, self._documents, vector, text, collection, timeout, mode, "vector"
+            )
+        requests = hybrid_requests(
+            Lists(vector, keywords, sparse), size, filter, collection, with_metadata, with_vectors, exact, ef_search,
             Narrow(fields, like=like, explain=explain, vector_name=vector_name),
         )  # fmt: skip
-        reading = values.reading(mode, session, max_staleness)
-        (documents, one), (_, other) = await together(
-            self._find(near, reading, timeout), self._find(words, reading, timeout)
-        )
-        found = fused(one.batch, other.batch, weighed, count, left_out, like or "", size)
-        hits = await made(documents, one.size + other.size, _hits, found.batch)
+        weighed, reading = check_fusion(fusion, len(requests)), values.reading(mode, session, max_staleness)
+        answers = await together(*(self._find(one, reading, timeout) for one in requests))
+        lists, documents = [answer.batch for _, answer in answers], answers[0][0]
+        found = fused(lists, weighed, count, left_out, like or "", size)
+        hits = await made(documents, sum(answer.size for _, answer in answers), _hits, found.batch)
         ranked = [msgspec.structs.replace(hit, ranks=ranks) for hit, ranks in zip(hits, found.ranks, strict=True)]
-        return Hits(ranked, [*one.batch.explained, *other.batch.explained])
+        return Hits(ranked, [told for one in lists for told in one.explained])
 
     async def search_many(
         self,
@@ -262,6 +265,7 @@ class SearchMethods(OverDocuments):
         text: str | None = None,
         vector_name: str | None = None,
         keywords: str | None = None,
+        sparse: Mapping[str, Any] | None = None,
         mode: ReadMode | str = ReadMode.STRONG,
         collection: str = DEFAULT_COLLECTION,
         with_metadata: bool = True,
@@ -297,6 +301,7 @@ class SearchMethods(OverDocuments):
             descending,
             keywords,
             vector_name,
+            sparse,
         )
         no_text(text, vector_name)
         query, timeout = await vector_of(

@@ -211,6 +211,7 @@ class SyncClient:
         text: str | None = ...,
         vector_name: str | None = ...,
         keywords: str | None = ...,
+        sparse: Mapping[str, Any] | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_metadata: bool = ...,
@@ -242,6 +243,7 @@ class SyncClient:
         like: str | None = ...,
         text: str | None = ...,
         vector_name: str | None = ...,
+        sparse: Mapping[str, Any] | None = ...,
         fusion: RRF = ...,
         pool: int | None = ...,
         mode: ReadMode | str = ...,
@@ -334,6 +336,7 @@ class SyncClient:
         text: str | None = ...,
         vector_name: str | None = ...,
         keywords: str | None = ...,
+        sparse: Mapping[str, Any] | None = ...,
         mode: ReadMode | str = ...,
         collection: str = ...,
         with_metadata: bool = ...,
@@ -405,6 +408,20 @@ class SyncClient:
         timeout: Seconds = ...,
     ) -> WriteResult: ...
     def drop_vector(
+        self,
+        collection: str,
+        name: str,
+        *,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def add_sparse(
+        self,
+        collection: str,
+        name: str,
+        *,
+        timeout: Seconds = ...,
+    ) -> WriteResult: ...
+    def drop_sparse(
         self,
         collection: str,
         name: str,
@@ -563,6 +580,7 @@ class SyncClient:
         text: TextField | Mapping[str, Any] | str | None = ...,
         dtype: DType | str | None = ...,
         vectors: Mapping[str, VectorSpec] | None = ...,
+        sparse: Iterable[str] | None = ...,
         like: str | None = ...,
         if_absent: bool = ...,
         timeout: Seconds = ...,

@@ -15,7 +15,7 @@ from needle.base.decoding import DECODE_ERRORS
 from needle.base.errors import UnsupportedFormat
 from needle.base.ids import GroupId, NodeId
 from needle.base.model import CollectionSpec, IndexParams, VectorChange, VectorSpec
-from needle.base.versions import EMPTIES, FIRST, NAMED, SAID
+from needle.base.versions import EMPTIES, FIRST, NAMED, SAID, SPARSE
 from needle.protocol.key_commands import CreateKey, LimitKey, RevokeKey
 from needle.protocol.vector_commands import VectorCommand
 from needle.protocol.versioned import Versioned, check_known, shortened, written
@@ -38,7 +38,7 @@ class Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     since: int
 
 
-OF_A_SPEC: Final = {"ttl": 2, "index.kind": 4, "model": 4, "dtype": 5, "text": 5}
+OF_SPECS: Final = {"spec.ttl": 2, "spec.index.kind": 4, "spec.model": 4, "spec.dtype": 5, "spec.text": 5}
 """The versions that brought fields to what a collection is made as."""
 
 
@@ -46,7 +46,7 @@ class CreateCluster(Versioned, frozen=True, tag="cluster"):
     """Found the cluster. assignment: the replicas of each shard in order, preferred leader first. founding: random.
     first: a collection that is there from the beginning. Nodes that have not answered yet have no incarnation (0)."""
 
-    NEWER: ClassVar[dict[str, int]] = {f"first.{name}": version for name, version in OF_A_SPEC.items()}
+    NEWER: ClassVar[dict[str, int]] = {name.replace("spec.", "first."): since for name, since in OF_SPECS.items()}
 
     settings: ClusterSettings
     map: ShardMap
@@ -151,15 +151,16 @@ class ConfirmReplicas(Versioned, frozen=True, tag="assigned"):
 
 class CreateCollection(Versioned, frozen=True, tag="create"):
     """nonce: random; tells a call repeated without an identity, as long as its collection is there. fields: declared
-    from the beginning, as by DeclareField. vectors: so these, by AddVector."""
+    from the beginning, as by DeclareField. vectors: so these, by AddVector; sparse: so these, by DeclareSparse."""
 
-    NEWER: ClassVar[dict[str, int]] = {f"spec.{n}": v for n, v in OF_A_SPEC.items()} | {"fields": 4, "vectors": NAMED}
+    NEWER: ClassVar[dict[str, int]] = OF_SPECS | {"fields": 4, "vectors": NAMED, "sparse": SPARSE}
 
     spec: CollectionSpec
     if_absent: bool
     nonce: int
     fields: list[str] = []
     vectors: list[tuple[str, VectorSpec]] = []
+    sparse: list[str] = []
 
 
 class DropCollection(Versioned, frozen=True, tag="drop"):

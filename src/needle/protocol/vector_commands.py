@@ -1,11 +1,11 @@
-"""The catalog's commands about the named vectors of a collection (docs/adr/0118)."""
+"""The catalog's commands about the named vectors of a collection (docs/adr/0118), and sparse ones (docs/adr/0120)."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 from needle.base.model import VectorSpec
-from needle.base.versions import NAMED
+from needle.base.versions import NAMED, SPARSE
 from needle.protocol.versioned import Versioned
 
 
@@ -32,4 +32,16 @@ class DropVector(Versioned, frozen=True, tag="drop-vector"):
     vector: str
 
 
-VectorCommand = AddVector | DropVector
+class DeclareSparse(Versioned, frozen=True, tag="declare-sparse"):
+    """From now on documents of the collection `name` with that id are found by the sparse vectors in their field
+    `vector`, of which every replica keeps an index; or, declared being false, not any more: the field stays."""
+
+    SINCE: ClassVar[int] = SPARSE
+
+    name: str
+    id: int
+    vector: str
+    declared: bool
+
+
+VectorCommand = AddVector | DropVector | DeclareSparse

@@ -27,7 +27,8 @@ class NamedVector(msgspec.Struct, frozen=True, array_like=True):
 class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """id: tells a collection from an earlier one of the same name. nonce: of the call that created it. fields: paths
     of metadata that every replica keeps an index of, ascending. made_index: what it was made with, if its index was
-    altered since; shards follow the one of `spec`, each in its own time. vectors: named ones, by name."""
+    altered since; shards follow the one of `spec`, each in its own time. vectors: named ones, by name. sparse: the
+    fields of metadata that are sparse vectors, ascending."""
 
     id: int
     spec: CollectionSpec
@@ -35,6 +36,7 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     fields: tuple[str, ...] = ()
     made_index: IndexParams | None = None
     vectors: tuple[NamedVector, ...] = ()
+    sparse: tuple[str, ...] = ()
 
     def is_made_as(self, spec: CollectionSpec) -> bool:
         """Whether it was made so, or altered to it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from needle.base.sparse import SPARSE_KIND
 from needle.base.text import TextField
 from needle.shard.agenda import Changed
 from needle.shard.fields.filter_match import Key
@@ -62,15 +63,22 @@ class HeldCollections:
         """Index these fields in the background: searches of the leader use them."""
         self._states.live.prepare_fields(self._states.view, names)
 
-    def declare_fields(self, declared: Mapping[str, Collection[str]], texts: Mapping[str, TextField]) -> None:
-        """From now on keep indexes of these fields, and of the words of these texts, by name of the collection in here,
-        and of no others but while searches use them. Made in the background. O(collections)."""
+    def declare_fields(
+        self,
+        declared: Mapping[str, Collection[str]],
+        texts: Mapping[str, TextField],
+        sparse: Mapping[str, Collection[str]],
+    ) -> None:
+        """From now on keep indexes of these fields, of the words of these texts and of these sparse vectors, by name of
+        the collection in here, and of no others but while searches use them. Made in the background.
+        O(collections)."""
         for name, view in self._states.view.collections.items():
             paths = [tuple(path.split(".")) for path in declared.get(name, ())]
-            text = texts.get(name)
-            if paths or text is not None or view.payload.declared():
+            text, vectors = texts.get(name), sparse.get(name, ())
+            if paths or text is not None or vectors or view.payload.declared():
                 keys: list[Key] = [(path, instants) for path in paths for instants in (False, True)]
                 keys += [] if text is None else [(tuple(text.field.split(".")), kind_of(text))]
+                keys += [((one,), SPARSE_KIND) for one in vectors]
                 view.payload.declare(keys, view.record.next_ordinal, view.record.documents)
 
     def index_room(self, collection: str, path: str) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from needle.shard.live_collection import ReplicaView
 from needle.shard.narrowing import few_of, matching_of
 from needle.shard.ordered_scan import Ordered
 from needle.shard.query import allowed_ordinals, both, search_group, visible_ordinals
+from needle.shard.sparse_search import search_sparse
 from needle.shard.text_search import search_words
 
 SCAN_LOOKS: Final = 10_000
@@ -259,16 +260,18 @@ class Reads:
             self._found_damage(error, os.path.dirname(view.store.path))
             raise not_served(error) from error
 
-    def words(
+    def scored(
         self, request: SearchRequest, claim: Claim | None, go_on: GoOn, builders: Builders | None, clock: Clock
     ) -> HitBatch:
-        """A shard's part of a search by words; see search_words. The rest as of Replica.count_matching."""
+        """A shard's part of a search by words, or by a sparse vector; see search_words, search_sparse. The rest as of
+        Replica.count_matching."""
+        search = search_words if request.sparse is None else search_sparse
         try:
             with self._in_flight.enter():
                 view = self._view()
                 check_claim(view.fence, claim, view.at.index)
                 found, store, at = view.collection(request.collection), view.store, view.at.index
-                return search_words(found, store, request, at, self._limits, builders, go_on, clock)
+                return search(found, store, request, at, self._limits, builders, go_on, clock)
         except CorruptDocuments as error:
             self._found_damage(error, os.path.dirname(view.store.path))
             raise not_served(error) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -29,7 +30,7 @@ from needle.shard.documents.projection import projection
 from needle.shard.documents.records import CollectionRecord
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.builders import Builders
-from needle.shard.fields.word_search import WordSearch
+from needle.shard.fields.word_search import Counts, Floats, WordSearch
 from needle.shard.query import Collection, allowed_ordinals, columns, read_documents, visible_ordinals
 
 WORDS_MAX: Final = 256
@@ -77,23 +78,38 @@ def search_words(
     if counts:
         return HitBatch([], [], [], [], b"", applied, Metric.DOT, statistics=search.statistics())
     _check_weights(asked, len(words))
-    found = _best(search, asked, request, collection.record, store, go_on)
+    scored = search.scores(asked.weights, asked.average) if asked.average else None
+    found = [] if scored is None else best(*scored, request.k, collection.record, store, go_on)
     instants.append(clock())
-    batch = _batch(found, request, collection.record, store, applied)
+    batch = batch_of(found, request, collection.record, store, applied)
+    notes = [_told(word, weight) for (word, _), weight in zip(words, asked.weights, strict=True)]
+    return explaining(batch, request, collection, len(among), [*instants, clock()], notes)
+
+
+def explaining(
+    batch: HitBatch,
+    request: SearchRequest,
+    collection: Collection,
+    allowed: int,
+    instants: list[float],
+    notes: list[str],
+) -> HitBatch:
+    """With how it was found, if that is asked for. allowed: documents. instants: when it began, and when the filter,
+    the scores and the documents of the hits were done."""
     if not request.explain:
         return batch
-    took = [round(1000 * (after - before), 3) for before, after in zip(instants, [*instants[1:], clock()], strict=True)]
+    took = [round(1000 * (after - before), 3) for before, after in pairwise(instants)]
     told = ShardExplanation(
         shard=-1,  # who asked this shard knows its number
-        applied_index=applied,
+        applied_index=batch.applied_index,
         documents=collection.visible,
-        allowed=len(among),
+        allowed=allowed,
         together=1,
         filter_milliseconds=took[0],
         vectors_milliseconds=took[1],
         documents_milliseconds=took[2],
         segments=[],
-        notes=[_told(word, weight) for (word, _), weight in zip(words, asked.weights, strict=True)],
+        notes=notes,
     )
     return msgspec.structs.replace(batch, explained=[told])
 
@@ -108,29 +124,20 @@ def _check_weights(asked: TextQuery, words: int) -> None:
         raise invalid("words", asked.weights[:10], f"a weight of each of {words} words, and the average length")
 
 
-def _best(
-    search: WordSearch,
-    asked: TextQuery,
-    request: SearchRequest,
-    record: CollectionRecord,
-    store: DocumentStore,
-    go_on: Callable[[], None],
+def best(
+    ordinals: Counts, scores: Floats, k: int, record: CollectionRecord, store: DocumentStore, go_on: Callable[[], None]
 ) -> list[tuple[float, int]]:
-    """(distance, ordinal) of the k best; the distance is the score, below zero."""
-    if not asked.average:
-        return []
-    ordinals, scores = search.scores(asked.weights, asked.average)
-    k = request.k
+    """(distance, ordinal) of the k best of these; the distance is the score, below zero."""
     if len(ordinals) > k:
         least = np.partition(scores, len(scores) - k)[len(scores) - k]
         better = scores > least
         count = k - int(better.sum())
         tied = np.sort(ordinals[scores == least])[: max(count, TIED_MAX)].tolist()
         kept = _first_ids(tied, count, record, store, go_on)
-        best = [*zip(scores[better].tolist(), ordinals[better].tolist(), strict=True), *((least, one) for one in kept)]
+        found = [*zip(scores[better].tolist(), ordinals[better].tolist(), strict=True), *((least, one) for one in kept)]
     else:
-        best = list(zip(scores.tolist(), ordinals.tolist(), strict=True))
-    return sorted((-float(score), ordinal) for score, ordinal in best)
+        found = list(zip(scores.tolist(), ordinals.tolist(), strict=True))
+    return sorted((-float(score), ordinal) for score, ordinal in found)
 
 
 def _first_ids(
@@ -148,13 +155,14 @@ def _first_ids(
     return [ordinal for _, ordinal in kept]
 
 
-def _batch(
+def batch_of(
     found: list[tuple[float, int]],
     request: SearchRequest,
     record: CollectionRecord,
     store: DocumentStore,
     applied: int,
 ) -> HitBatch:
+    """The hits of `best`, with what of their documents is asked for."""
     found = found[: near_enough([distance for distance, _ in found], Metric.DOT, request)]
     metadata = request.with_metadata or bool(request.order_by)
     ordinals = sorted(BitMap([ordinal for _, ordinal in found]))

@@ -15,7 +15,7 @@ import msgspec
 from needle.base.errors import ClusterTooOld, InvalidArgument
 from needle.base.ids import shard_group
 from needle.base.model import HitBatch, Metric, SearchRequest
-from needle.base.text import Statistics, TextField, TextQuery, added, weights_of
+from needle.base.text import Statistics, TextQuery, added, weights_of
 from needle.client.document_calls import Found
 from needle.client.router import searching
 from needle.client.router.fan_out import Answers
@@ -28,15 +28,14 @@ from needle.protocol.calls import Freshness, SearchCall
 async def search_words(
     routes: Routes,
     request: SearchRequest,
-    text: TextField | None,
     fresh: Callable[[int], Freshness],
     timeout: float,
     monotonic: Callable[[], float],
     *,
     partial: bool,
 ) -> Found:
-    """request: as shards know it. text: of the collection, if it has one. The rest as of `searching.search`. Raises
-    InvalidArgument."""
+    """request: as shards know it. The rest as of `searching.search`. Raises InvalidArgument."""
+    text = routes.text_of(request.collection)
     if text is None:
         raise InvalidArgument(
             f"keywords find nothing in collection {request.collection!r}, which was made without a text to search: "

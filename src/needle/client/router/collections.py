@@ -13,7 +13,7 @@ from needle.base.model import CollectionSpec, IndexParams, ReadMode, VectorChang
 from needle.client.router.routes import LOOK_SECONDS, Shards
 from needle.protocol import catalog_commands
 from needle.protocol.peer_calls import IndexRoom
-from needle.protocol.vector_commands import AddVector, DropVector
+from needle.protocol.vector_commands import AddVector, DeclareSparse, DropVector
 from needle.protocol.versioned import check_known
 from needle.routing.topology import CollectionInfo
 
@@ -56,6 +56,18 @@ async def alter(
     if ttl >= 0:
         silent = await _sync_all(shards, result.version, deadline, by_log=True)
         _confirmed(silent, f"collection {name[:80]!r} with ttl {ttl:g} s")
+    return result
+
+
+async def declare_sparse(shards: Shards, name: str, field: str, declared: bool, timeout: float) -> WriteResult:
+    """Have documents be found by the sparse vectors of a field of metadata, or not any more: once this returns, every
+    shard's leader knows. OutcomeUnknown if one does not confirm it. Raises CollectionNotFound."""
+    found, deadline = await _found(shards, name, timeout)
+    command = DeclareSparse(found.spec.name, found.id, field, declared)
+    result = await shards.command(command, max(0.001, deadline - asyncio.get_running_loop().time()))
+    silent = await _sync_all(shards, result.version, deadline)
+    how = "" if declared else "no "
+    _confirmed(silent, f"collection {name[:80]!r} with {how}sparse vectors {field[:80]!r}")
     return result
 
 
@@ -132,12 +144,14 @@ async def create(
     timeout: float,
     fields: Sequence[str] = (),
     vectors: Sequence[tuple[str, VectorSpec]] = (),
+    sparse: Sequence[str] = (),
 ) -> WriteResult:
     """Create a collection in the catalog, then in every shard that answers; others get it when they are back. fields:
     declared ones. That there is room for their indexes is not asked: they are empty, like the collection. vectors:
-    named ones."""
+    named ones. sparse: fields of metadata that are sparse ones."""
     deadline = asyncio.get_running_loop().time() + timeout
-    command = catalog_commands.CreateCollection(spec, if_absent, shards.nonce(), list(fields), list(vectors))
+    lists = list(fields), list(vectors), list(sparse)
+    command = catalog_commands.CreateCollection(spec, if_absent, shards.nonce(), *lists)
     result = await shards.command(command, timeout)
     await _sync_all(shards, result.version, deadline)
     return result

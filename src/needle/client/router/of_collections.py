@@ -41,9 +41,10 @@ class OfCollections:
         timeout: float,
         fields: Sequence[str] = (),
         vectors: Sequence[tuple[str, VectorSpec]] = (),
+        sparse: Sequence[str] = (),
     ) -> WriteResult:
         """As `collections.create`."""
-        return await collections.create(self._routes.shards, spec, if_absent, timeout, fields, vectors)
+        return await collections.create(self._routes.shards, spec, if_absent, timeout, fields, vectors, sparse)
 
     async def add_vector(
         self, name: str, vector: str, spec: VectorSpec, if_absent: bool, timeout: float
@@ -74,6 +75,10 @@ class OfCollections:
     async def declare_field(self, name: str, path: str, declared: bool, timeout: float) -> WriteResult:
         """As `collections.declare_field`."""
         return await collections.declare_field(self._routes.shards, name, path, declared, timeout)
+
+    async def declare_sparse(self, name: str, field: str, declared: bool, timeout: float) -> WriteResult:
+        """As `collections.declare_sparse`."""
+        return await collections.declare_sparse(self._routes.shards, name, field, declared, timeout)
 
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
         """As `collections.set_alias`."""

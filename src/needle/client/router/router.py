@@ -22,6 +22,7 @@ from needle.client.router import searching
 from needle.client.router.batch_inserts import Batch, insert_batch
 from needle.client.router.by_filter import change_in_shards
 from needle.client.router.by_ids import doubtful_ids, spread_by_ids
+from needle.client.router.by_sparse import search_sparse
 from needle.client.router.by_words import search_words
 from needle.client.router.counting import Counting
 from needle.client.router.deletion import Deletion
@@ -294,10 +295,10 @@ class Router(OfCollections, Counting):
         fresh = self._routes.fresh(mode, max_staleness, session)
 
         def run(stored: str, left: float) -> Awaitable[Found]:
-            inner = self._routes.as_stored(request, stored)
-            if request.keywords:
-                text, monotonic = self._routes.text_of(stored), self._clock()
-                return search_words(self._routes, inner, text, fresh, left, monotonic, partial=partial)
+            inner, clock = self._routes.as_stored(request, stored), self._clock()
+            if request.keywords or request.sparse is not None:
+                asked = search_words if request.keywords else search_sparse
+                return asked(self._routes, inner, fresh, left, clock, partial=partial)
             if request.like:
                 return self._search_like(inner, stored, fresh, left, partial)
             return self._search(inner, fresh, left, partial)

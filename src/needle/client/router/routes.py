@@ -14,7 +14,7 @@ import msgspec
 
 from needle.base.decoding import routed_metadata
 from needle.base.dtypes import DType, VectorForm
-from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, in_seconds
+from needle.base.errors import CollectionNotFound, DeadlineExceeded, NeedleError, in_seconds, invalid
 from needle.base.model import ReadMode, SearchRequest, WriteResult
 from needle.base.runtime import Blocking, beside
 from needle.base.text import TextField
@@ -195,6 +195,17 @@ class Routes:
         if info is None or info.stored_name != stored:
             raise CollectionNotFound(f"there is no collection {public_name(stored)!r} with a vector {name_!r} any more")
         return info.stored_vector(info.vector(name))
+
+    async def check_sparse(self, stored: str, name: str, timeout: float) -> None:
+        """Raises CollectionNotFound for a collection of before; InvalidArgument once the catalog confirms that its
+        documents have no such sparse vectors."""
+        info = self._collections.find(self.shards.topology(), stored)
+        if info is None or name not in info.sparse:
+            info = (await self.shards.confirmed(timeout)).named(public_name(stored))
+        if info is None or info.stored_name != stored:
+            raise CollectionNotFound(f"there is no collection {public_name(stored)!r} with {name[:80]!r} any more")
+        if name not in info.sparse:
+            raise invalid("sparse", name, ", ".join(map(repr, info.sparse)) or "none: it has no sparse vectors")
 
     async def vectors(self, stored: str, named: Sequence[Named], timeout: float) -> list[Named]:
         """With their names inside the shards."""

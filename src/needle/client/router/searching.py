@@ -74,8 +74,8 @@ def _asked(
         fresh,
         timeout,
         partial=partial,
-        # Which groups are nearest, all shards must say; searches by words are a shard's each.
-        together=None if request.group_by or request.keywords else together,
+        # Which groups are nearest, all shards must say; searches by words or sparse vectors are a shard's each.
+        together=None if request.group_by or request.keywords or request.sparse is not None else together,
     )
 
 

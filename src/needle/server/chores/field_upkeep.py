@@ -51,6 +51,7 @@ class FieldUpkeep:
         self._space = space
         self._declared: dict[str, tuple[str, ...]] = {}
         self._texts: dict[str, TextField] = {}
+        self._sparse: dict[str, tuple[str, ...]] = {}
         self._declared_as_of = 0
         self._seen = self._saved = self._settled = -1
         """Of IndexBudget.changes: at the last look; when all was saved but what is little; when that was, too."""
@@ -95,16 +96,18 @@ class FieldUpkeep:
             self._settled = changes
 
     async def _declare(self) -> None:
-        """Keep the indexes that the catalog declares, of fields and of the words of texts, and have them take in what
-        was written since."""
+        """Keep the indexes that the catalog declares, of fields, of the words of texts and of sparse vectors, and have
+        them take in what was written since."""
         now = self._at.topology()
-        before = self._declared or self._texts
+        before = self._declared or self._texts or self._sparse
         if now.version != self._declared_as_of:
             self._declared = {info.stored_name: info.fields for info in now.collections if info.fields}
             self._texts = {info.stored_name: info.spec.text for info in now.collections if info.spec.text is not None}
+            self._sparse = {info.stored_name: info.sparse for info in now.collections if info.sparse}
             self._declared_as_of = now.version
-        if self._declared or self._texts or before:
-            await self._at.pool.run(self._at.replica.held.declare_fields, self._declared, self._texts)
+        if self._declared or self._texts or self._sparse or before:
+            wanted = self._declared, self._texts, self._sparse
+            await self._at.pool.run(self._at.replica.held.declare_fields, *wanted)
 
     async def _learn(self) -> None:
         """On a follower: have the indexes that the leader's searches use, in case this node leads one day."""

@@ -14,6 +14,7 @@ from msgspec import Meta
 from needle.base.explain import ShardExplanation
 from needle.base.model import ReadMode, WriteResult
 from needle.server.http.problems import Problem
+from needle.server.http.sparse import Sparse
 
 Vector = list[float] | bytes
 Vectors = list[list[float]] | bytes
@@ -240,7 +241,8 @@ class SearchOptions(ReadBody, frozen=True, kw_only=True):
 
 class Search(SearchOptions, frozen=True, kw_only=True):
     """text: instead of a vector, as in PutDocument. keywords: instead of a vector, words that the documents have, of a
-    collection that names a `text` to search; the score is that of BM25 then. like: the id of a document. partial: after
+    collection that names a `text` to search; the score is that of BM25 then. sparse: instead of a
+    vector, a sparse one by its name; the score is the inner product then. like: the id of a document. partial: after
     `timeout` seconds answer without the shards that cannot; `missing` names them. group_by: the path of a field: of
     each of the k values with the nearest documents the `group_size` nearest; k and offset count groups then, and with
     group_size multiplied they are at most 10,000. diversify: from 0, as without it, to 1: hits that are unlike each
@@ -251,6 +253,7 @@ class Search(SearchOptions, frozen=True, kw_only=True):
     vector_type: VectorType = "float32"
     text: str | None = None
     keywords: str | None = None
+    sparse: Sparse | None = None
     like: str | None = None
     partial: bool = False
     group_by: str | None = None
@@ -259,39 +262,6 @@ class Search(SearchOptions, frozen=True, kw_only=True):
     pool: Positive | None = None
     order_by: str | None = None
     descending: bool = False
-
-
-class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Reciprocal rank fusion. k: the larger, the less the first ranks count beside the others. weights: of the hits of
-    the vector, and of those of the keywords."""
-
-    k: float = 60.0
-    weights: tuple[float, float] = (1.0, 1.0)
-
-
-class HybridSearch(ReadBody, frozen=True, kw_only=True):
-    """Two searches, whose hits become one list. text: instead of a vector, as in PutDocument; like: instead, the id of
-    a document. pool: of the first so many hits of each (at least k and offset together, at most 1000).
-    vector_name: as in Search."""
-
-    keywords: str
-    vector: Vector | None = None
-    vector_type: VectorType = "float32"
-    text: str | None = None
-    like: str | None = None
-    fusion: Fusion = Fusion()
-    pool: Positive | None = None
-    k: Positive = 10
-    filter: Filter = None
-    with_metadata: bool = True
-    with_vectors: bool = False
-    vector_format: VectorFormat = "numbers"
-    fields: Fields | None = None
-    exact: bool = False
-    ef_search: Whole = 0
-    offset: Whole = 0
-    explain: bool = False
-    vector_name: str | None = None
 
 
 class SearchMany(SearchOptions, frozen=True, kw_only=True):
@@ -304,7 +274,8 @@ class SearchMany(SearchOptions, frozen=True, kw_only=True):
 
 class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """distance: lower is nearer; score: higher is nearer. group: with group_by, the value that it is grouped by.
-    ranks: of a hybrid search, its places among the hits of the vector and of the keywords."""
+    ranks: of a hybrid search, its places among the hits of the vector, of the keywords and of the sparse vector, of
+    those that were asked for."""
 
     id: str
     distance: float
@@ -313,7 +284,7 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: Any = None
     vector: list[float] | bytes | None = None
     group: str | int | float | bool | None = None
-    ranks: tuple[int | None, int | None] | None = None
+    ranks: tuple[int | None, ...] | None = None
 
 
 class Hits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

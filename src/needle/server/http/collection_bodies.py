@@ -61,7 +61,8 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     dimensions, which need not be named then. text: by which documents are found with `keywords`: a field of metadata,
     or this with its language. dtype: as which numbers vectors are kept; float32, if none is named. like: a collection,
     or an alias of one, whose settings it gets where no other is named, with its declared indexes of fields; ttl 0,
-    model "" and text "" are none then. vectors: named ones that documents may have. if_absent: no error if there is an
+    model "" and text "" are none then. vectors: named ones that documents may have. sparse: fields of metadata
+    that are sparse vectors. if_absent: no error if there is an
     equal one already."""
 
     name: str
@@ -73,6 +74,7 @@ class CreateCollection(Body, frozen=True, kw_only=True):
     text: AskedText | str | None = None
     dtype: DType | None = None
     vectors: Annotated[dict[str, AskedVector], Meta(max_length=16)] | None = None
+    sparse: Annotated[list[str], Meta(max_length=16)] | None = None
     like: str | None = None
     if_absent: bool = False
 
@@ -106,7 +108,8 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     """A collection; documents: how many it holds, by shard. sizes: how large it is in each shard; size: in all of them.
     ttl: seconds that a document lives after its last write. model: whose vectors of texts it holds. text: by which
     documents are found with `keywords`. dtype: as which numbers its vectors are kept. fields: the declared indexes of
-    metadata's fields, in all shards. vectors: what the named ones are like."""
+    metadata's fields, in all shards. vectors: what the named ones are like. sparse: the fields that are
+    sparse vectors, and their indexes."""
 
     name: str
     dimensions: int
@@ -121,6 +124,7 @@ class Collection(msgspec.Struct, frozen=True, kw_only=True):
     size: CollectionSize | None = None
     fields: dict[str, FieldIndex] | None = None
     vectors: dict[str, VectorSpec] | None = None
+    sparse: dict[str, FieldIndex] | None = None
 
 
 class Collections(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ async def create_collection(call: Call) -> collection_bodies.Collection:
         text=text,
         dtype=dtype,
         vectors=vectors,
+        sparse=body.sparse,
         like=body.like,
         if_absent=body.if_absent,
         timeout=body.timeout,
@@ -93,6 +94,7 @@ def _described(found: CollectionDescription) -> collection_bodies.Collection:
         size=found.size,
         fields=found.fields,
         vectors=found.vectors,
+        sparse=found.sparse,
     )
 
 

@@ -25,6 +25,7 @@ from needle.protocol.calls import DocumentBatch, batch_bytes
 from needle.protocol.commands import Change, ChangeWhere
 from needle.server.http import bodies
 from needle.server.http.call import BESIDE_BYTES, Call, one_of, rows_of, vector_of, vectors_of
+from needle.server.http.sparse import sparse_of
 from needle.server.http.texts import of_text, of_texts
 from needle.server.service.served import LARGE_ROWS
 
@@ -222,11 +223,15 @@ def _documents(call: Call, batch: DocumentBatch, form: bodies.VectorFormat) -> l
 
 async def search(call: Call) -> bodies.Hits:
     body: bodies.Search = call.body
-    if body.vector is None and body.like is None and body.text is None and body.keywords is None:
-        raise InvalidArgument("give a vector, a text, keywords, or in `like` the id of a document", field="vector")
+    by_scores = body.keywords is not None or body.sparse is not None
+    if body.vector is None and body.like is None and body.text is None and not by_scores:
+        raise InvalidArgument(
+            "give a vector, a text, keywords, a sparse vector, or in `like` the id of a document", field="vector"
+        )
     narrow = Narrow(
         body.fields, body.max_distance, body.min_score, body.offset, body.like, body.explain, body.group_by,
         body.group_size, body.diversify, body.pool, body.order_by, body.descending, body.keywords, body.vector_name,
+        sparse_of(body.sparse),
     )  # fmt: skip
     no_text(body.text, body.vector_name)
     vector, seconds = await of_text(call, body.vector, body.text, body.mode)

@@ -7,6 +7,7 @@ from typing import Any
 
 from needle.client.narrowed import pool_for
 from needle.server.http import bodies
+from needle.server.http.hybrid_bodies import HybridSearch
 
 
 def documents_of(path: Mapping[str, str], body: Any, answer: Any) -> int:
@@ -19,7 +20,7 @@ def documents_of(path: Mapping[str, str], body: Any, answer: Any) -> int:
     if isinstance(answer, bodies.ManyHits):
         return int(body.k + body.offset) * len(body.vectors or body.texts or ())
     if isinstance(answer, bodies.Hits):
-        return _fused(body) if isinstance(body, bodies.HybridSearch) else _searched(body)
+        return _fused(body) if isinstance(body, HybridSearch) else _searched(body)
     if isinstance(answer, bodies.Page):
         return int(body.limit)
     if isinstance(answer, bodies.Documents):
@@ -34,9 +35,11 @@ def _searched(body: bodies.Search) -> int:
     return most * body.group_size
 
 
-def _fused(body: bodies.HybridSearch) -> int:
+def _fused(body: HybridSearch) -> int:
     most = body.k + body.offset
-    return 2 * max(most, body.pool or pool_for(most))
+    lists = (body.keywords is not None) + (body.sparse is not None)
+    lists += any(one is not None for one in (body.vector, body.text, body.like))
+    return lists * max(most, body.pool or pool_for(most))
 
 
 def size_of(answer: Any) -> int:

@@ -21,6 +21,7 @@ from needle.server.http import (
     documents,
     events,
     hybrid,
+    hybrid_bodies,
     keys,
     status,
     vectors,
@@ -112,7 +113,7 @@ ROUTES: Final = (
     ),
     Route(
         "POST", f"{_IN}/hybrid_search", hybrid.hybrid_search, "The best documents by a vector and by words",
-        bodies.HybridSearch, bodies.Hits, "reader", {"vector": _VECTOR, "keywords": "ring world", "k": 3},
+        hybrid_bodies.HybridSearch, bodies.Hits, "reader", {"vector": _VECTOR, "keywords": "ring world", "k": 3},
     ),
     Route(
         "POST", f"{_IN}/patch", documents.patch_documents, "Change the metadata of documents, by ids or by a filter",
@@ -187,6 +188,14 @@ ROUTES: Final = (
     ),
     Route(
         "DELETE", f"{_IN}/vectors/{{vector}}", vectors.drop_vector, "Take a named vector from all documents",
+        Nothing, bodies.Written, "admin", tag="collections",
+    ),
+    Route(
+        "PUT", f"{_IN}/sparse/{{name}}", vectors.add_sparse, "Find documents by the sparse vectors in a field",
+        Nothing, bodies.Written, "admin", tag="collections",
+    ),
+    Route(
+        "DELETE", f"{_IN}/sparse/{{name}}", vectors.drop_sparse, "Find no documents by the sparse vectors in a field",
         Nothing, bodies.Written, "admin", tag="collections",
     ),
     Route(

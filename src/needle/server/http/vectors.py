@@ -74,3 +74,14 @@ async def add_vector(call: Call) -> bodies.Written:
 async def drop_vector(call: Call) -> bodies.Written:
     dropped = await call.client.drop_vector(call.collection, call.path["vector"], timeout=call.body.timeout)
     return bodies.Written.of(dropped)
+
+
+async def add_sparse(call: Call) -> bodies.Written:
+    return bodies.Written.of(
+        await call.client.add_sparse(call.collection, call.path["name"], timeout=call.body.timeout)
+    )
+
+
+async def drop_sparse(call: Call) -> bodies.Written:
+    name, timeout = call.path["name"], call.body.timeout
+    return bodies.Written.of(await call.client.drop_sparse(call.collection, name, timeout=timeout))

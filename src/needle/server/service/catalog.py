@@ -36,7 +36,7 @@ from needle.protocol.peer_calls import (
     WhoAnswer,
     WhoCall,
 )
-from needle.protocol.vector_commands import AddVector
+from needle.protocol.vector_commands import AddVector, DeclareSparse
 from needle.server.service.checks import BEHIND_SECONDS
 from needle.server.service.served import ServedNode, call_timeout, not_leader
 from needle.shard.apply.spec_validation import (
@@ -44,6 +44,7 @@ from needle.shard.apply.spec_validation import (
     check_index,
     check_name,
     check_new,
+    check_sparse_name,
     check_ttl,
     check_vectors,
 )
@@ -129,8 +130,12 @@ class CatalogCalls:
             check_vectors(dict(command.vectors), self._node.config.limits)
             if len({name for name, _ in command.vectors}) < len(command.vectors):
                 raise InvalidArgument("a named vector is named twice", field="vectors")
+            for name in command.sparse:
+                check_sparse_name(name)
         elif isinstance(command, AddVector):
             check_vectors({command.vector: command.spec}, self._node.config.limits)
+        elif isinstance(command, DeclareSparse):
+            check_sparse_name(command.vector)
         elif isinstance(command, catalog_commands.CreateCluster):
             if command.first is not None:
                 check_new(command.first, self._node.config.limits)

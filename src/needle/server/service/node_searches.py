@@ -172,5 +172,7 @@ def _check(call: SearchShardsCall) -> None:
         raise invalid("count", call.count, f"0 to {QUERIES_MAX}")
     if call.request.keywords or call.request.words is not None:
         raise invalid("keywords", call.request.keywords, "in a call of one shard")
+    if call.request.sparse is not None:
+        raise invalid("sparse", call.request.sparse.name, "in a call of one shard")
     if call.request.group_by:
         raise invalid("group_by", call.request.group_by, "in a call of one shard")

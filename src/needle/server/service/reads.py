@@ -122,14 +122,15 @@ class Reads:
             about, asked = current.get(), call.request
             explains = asked.explain or (about is not None and about.explains and not asked.bound)
             request = self.as_searched(asked, claim, explain=explains)
-            if asked.keywords:
-                found = await self._words(call, request)
+            scored = bool(asked.keywords) or asked.sparse is not None
+            if scored:
+                found = await self._scored(call, request)
             elif self.may_search_early(call.group, call.freshness):
                 found = await self._search_early(call, request)
             else:
                 hosted = await self.fresh(call.group, call.freshness)
                 found = await self._search(hosted, request, deadline - loop.time())
-            if not asked.keywords and (answered := self._node.groups.get(call.group)) is not None:
+            if not scored and (answered := self._node.groups.get(call.group)) is not None:
                 answered.recall.saw(request)
             (found,) = noted(about, [self.told(found)], asked=asked.explain)
             return found
@@ -142,11 +143,11 @@ class Reads:
         searching.stop("search")
         return found
 
-    async def _words(self, call: SearchCall, request: SearchRequest) -> HitBatch:
+    async def _scored(self, call: SearchCall, request: SearchRequest) -> HitBatch:
         builders, clock = self._node.hosted(call.group).builders, self._node.now
 
         def read(replica: Replica, go_on: Callable[[], None]) -> HitBatch:
-            return replica.reads().words(request, request.claim, go_on, builders, clock)
+            return replica.reads().scored(request, request.claim, go_on, builders, clock)
 
         found: HitBatch = await self._read(call.group, call.freshness, read)
         return found
@@ -158,6 +159,8 @@ class Reads:
             raise invalid("queries", f"{count} vectors", f"1 to {QUERIES_MAX} in one call")
         if request.keywords:
             raise invalid("keywords", request.keywords, "one search in a call")
+        if request.sparse is not None:
+            raise invalid("sparse", request.sparse.name, "one search in a call")
         if len(request.vector) % count:
             raise invalid("queries", f"{len(request.vector)} bytes", f"{count} vectors of equal length")
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ NAME_BYTES_MAX: Final = 255
 GIVEN_NAME_BYTES_MAX: Final = NAME_BYTES_MAX - len(f"@{2**64}")
 """Of the names that people give: what the catalog adds must fit too (routing/topology.py, `stored_name`)."""
 VECTOR_NAME: Final = re.compile("[A-Za-z0-9_.-]{1,64}")
+SPARSE_NAME: Final = re.compile("[A-Za-z0-9_-]{1,64}")
 VECTOR_BYTES_MAX: Final = NAME_BYTES_MAX + len(f"/{64 * 'v'}@{2**64}")
 MODEL_BYTES_MAX: Final = 128
 EF_MAX: Final = 100_000
@@ -54,6 +55,12 @@ def check_vectors(vectors: Mapping[str, VectorSpec], limits: Limits) -> None:
         if not VECTOR_NAME.fullmatch(name):
             raise invalid("vectors", name, "names of 1 to 64 letters, digits, '_', '-' or '.' (ASCII)")
         check_spec(spec.stored_as(name), limits)
+
+
+def check_sparse_name(name: str) -> None:
+    """Of sparse vectors: a field of metadata, and in no other."""
+    if not SPARSE_NAME.fullmatch(name):
+        raise invalid("sparse", name, "a name of 1 to 64 letters, digits, '_' or '-' (ASCII)")
 
 
 def check_index(index: IndexParams, dtype: DType = DType.FLOAT32) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from needle.base.collection_sizes import FieldIndex
+from needle.base.collection_sizes import FieldIndex, index_called
 from needle.shard.documents.metadata_rows import Rows, decode_rows
 from needle.shard.fields.field_index import RUN_BYTES, FieldState, Path
 from needle.shard.fields.filter_match import Key
@@ -76,6 +76,6 @@ def declared_of(fields: Iterable[Field]) -> dict[str, FieldIndex]:
         if one.declared:
             state = "no_room" if one.refused else "ready" if one.state.end >= one.goal else "building"
             index, (path, kind) = FieldIndex(state=state, bytes=one.nbytes), one.key
-            name = ".".join(path) + (f" ({kind})" if isinstance(kind, str) else "")
+            name = index_called(".".join(path), kind) if isinstance(kind, str) else ".".join(path)
             found[name] = found[name] + index if name in found else index
     return found

@@ -31,6 +31,7 @@ from needle.shard.fields.value_columns import (
     Words,
     bitmap,
 )
+from needle.shard.fields.weight_columns import Weights
 
 Path = tuple[str, ...]
 
@@ -44,6 +45,7 @@ COLUMNS: Final[dict[str, type[Column]]] = {
     "texts": Texts,
     "times": Times,
     "words": Words,
+    "sparse": Weights,
 }
 
 

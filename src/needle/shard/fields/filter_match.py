@@ -34,7 +34,7 @@ READ_COST: Final = 64
 
 Key = tuple[Path, bool | str]
 """A field, and what of it is indexed: False: its values; True: its texts as instants; a name: the words of its
-texts, by the analyzer of this name (run_making.analyzer_of)."""
+texts, by the analyzer of this name (run_making.analyzer_of), or sparse vectors (base.sparse)."""
 
 
 def keys_of(node: Compare) -> Sequence[Key]:

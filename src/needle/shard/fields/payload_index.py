@@ -179,9 +179,11 @@ class PayloadIndex:
             self._budget.ask(self)
             raise
 
-    def words(self, key: Key, end: int, live: int, builders: Builders | None, go_on: Callable[[], None]) -> FieldState:
-        """The words of a text, of all documents below `end` but a few, or of those that there is room for; the others
-        are for who asks to read (`documents`). live, builders, go_on: as of `within`. Raises BeingIndexed."""
+    def postings(
+        self, key: Key, end: int, live: int, builders: Builders | None, go_on: Callable[[], None]
+    ) -> FieldState:
+        """The words of a text, or sparse vectors, of all documents below `end` but a few, or those that there is room
+        for; the others are for who asks to read (`documents`). The rest as of `within`. Raises BeingIndexed."""
         field = self._wanted([key])[key]
         self._budget.use([field, self._tail])
         self._keep_tail()

@@ -17,6 +17,8 @@ from pyroaring import BitMap
 
 from needle.shard.fields.field_index import COLUMNS, Run
 from needle.shard.fields.filter_match import Key
+from needle.shard.fields.value_columns import Column
+from needle.shard.fields.weight_columns import Weights
 
 MAGIC: Final = b"NDLFLD01"
 _DIGEST: Final = 16
@@ -51,12 +53,17 @@ def encode(collection_id: int, key: Key, applied: int, run: Run) -> list[bytes |
     head = msgspec.msgpack.encode(
         _Head(collection_id, key[0], key[1], applied, run.first, run.end, run.rows, list(map(len, sets)), columns)
     )
-    arrays = [part for one in run.columns.values() for part in (one.keys, one.starts, one.ordinals)]
+    arrays = [part for one in run.columns.values() for part in _arrays(one)]
     body: list[bytes | memoryview] = [len(head).to_bytes(_LENGTH, "little"), head, *sets, *map(_raw, arrays)]
     digest = xxhash.xxh3_128()
     for part in body:
         digest.update(part)
     return [MAGIC, digest.digest(), *body]
+
+
+def _arrays(column: Column) -> list[Any]:
+    beside = [column.weights] if isinstance(column, Weights) else []
+    return [column.keys, column.starts, column.ordinals, *beside]
 
 
 def _raw(array: Any) -> memoryview:
@@ -86,8 +93,9 @@ def decode(data: bytes, collection_id: int, key: Key, applied: int) -> Run | Non
     columns = {}
     for one in head.columns:
         arrays = []
-        for dtype, count in (one.dtype, one.keys), ("<i8", one.keys + 1), ("<u4", one.ordinals):
+        weights = [("<f4", one.ordinals)] if COLUMNS[one.name] is Weights else []
+        for dtype, count in (one.dtype, one.keys), ("<i8", one.keys + 1), ("<u4", one.ordinals), *weights:
             arrays.append(np.frombuffer(body, dtype, count, at).copy())  # aligned, and without the rest of the file
             at += arrays[-1].nbytes
-        columns[one.name] = COLUMNS[one.name](arrays[0], arrays[1], arrays[2])
+        columns[one.name] = COLUMNS[one.name](*arrays)
     return Run(head.first, head.end, head.rows, sets[:-1], sets[-1], columns)

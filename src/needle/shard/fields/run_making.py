@@ -13,10 +13,12 @@ from pyroaring import BitMap
 
 from needle.base.filters.nodes import lookup
 from needle.base.instants import instant_key
+from needle.base.sparse import SPARSE_KIND, Sparse, read
 from needle.base.text import TextField
 from needle.shard.analysis import analyzed
 from needle.shard.fields.field_index import COLUMNS, FALSE, NULL, PRESENT, TRUE, Path, Run
 from needle.shard.fields.value_columns import Column, Floats, Integers, LargeIntegers, Texts, Times, Words
+from needle.shard.fields.weight_columns import Weights
 
 
 class _Collector:
@@ -80,6 +82,8 @@ def run_of(
 ) -> Run:
     """The field in decoded documents, whose ordinals ascend in [first, end). kind: what of it, as in Key: of instants
     the texts that are RFC 3339 date-times, as such; nothing else."""
+    if kind == SPARSE_KIND:
+        return sparse_run(path, first, end, ordinals, documents)
     if isinstance(kind, str):
         return _words_run(path, first, end, ordinals, documents, kind)
     if not kind and len(path) == 1 and (alike := _alike(path[0], first, end, ordinals, documents)) is not None:
@@ -152,3 +156,21 @@ def _words_run(path: Path, first: int, end: int, ordinals: Sequence[int], docume
 def words_in(document: Any, path: Path, text: TextField) -> list[bytes]:
     """The words of one decoded document, as the index has them, in their order."""
     return [Texts.key(word.encode()) for value in lookup(document, path)[1] for word in analyzed(value, text)]
+
+
+def sparse_run(path: Path, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any]) -> Run:
+    """Of the sparse vectors of a field, which is in no other: present are documents with one. What is none is as if it
+    were not there."""
+    present, parts = list[int](), list[Sparse]()
+    for ordinal, document in zip(ordinals, documents, strict=True):
+        value = document.get(path[0]) if isinstance(document, dict) else None
+        found = None if value is None else read(value)
+        if isinstance(found, Sparse):
+            present.append(ordinal)
+            parts.append(found)
+    columns: dict[str, Column] = {}
+    if any(len(one.indices) for one in parts):
+        owners = np.repeat(np.array(present, np.uint32), [len(one.indices) for one in parts])
+        indices = np.concatenate([one.indices for one in parts])
+        columns["sparse"] = Weights.of(indices, owners, np.concatenate([one.values for one in parts]))
+    return Run(first, end, len(ordinals), [BitMap(present), BitMap(), BitMap(), BitMap()], BitMap(), columns)

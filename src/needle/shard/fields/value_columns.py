@@ -108,17 +108,24 @@ class Column(ABC):
         """One column of the same; ordinals of an earlier one are smaller than those of a later one."""
         if len(columns) == 1:
             return columns[0]
+        keys, starts, where = cls._order(columns)
+        return cls(keys, starts, np.concatenate([column.ordinals for column in columns])[where])
+
+    @staticmethod
+    def _order(
+        columns: Sequence[Column],
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Keys and starts of several in one, and where among theirs, behind each other, each of its ordinals stands."""
         keys = np.concatenate([column.keys for column in columns])
         counts = np.concatenate([np.diff(column.starts) for column in columns])
-        owners = np.concatenate([column.ordinals for column in columns])
         order = np.argsort(keys, kind="stable")
         first = (np.cumsum(counts) - counts)[order]
         keys, counts = keys[order], counts[order]
         ends = np.cumsum(counts)
-        owners = owners[np.repeat(first - (ends - counts), counts) + np.arange(len(owners))]
+        total = int(ends[-1]) if len(ends) else 0
         fresh = _fresh(keys)
-        starts = np.append((ends - counts)[fresh], len(owners))
-        return cls(keys[fresh], starts, owners)
+        starts = np.append((ends - counts)[fresh], total)
+        return keys[fresh], starts, np.repeat(first - (ends - counts), counts) + np.arange(total)
 
     @property
     def nbytes(self) -> int:

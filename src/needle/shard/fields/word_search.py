@@ -60,7 +60,7 @@ class WordSearch:
         self._times = [times for _, times in words]
         self._go_on, self._among = go_on, among
         path: Path = tuple(text.field.split("."))
-        state = index.words((path, kind_of(text)), end, live, builders, go_on)
+        state = index.postings((path, kind_of(text)), end, live, builders, go_on)
         self._runs = state.runs
         self._read = _Read()
         for ordinal, document in index.documents(among & BitMap(range(state.end, max(end, state.end))), path, go_on):
@@ -94,15 +94,15 @@ class WordSearch:
         for run in self._runs:
             self._go_on()
             parts = [_postings(run, word) for word in self._words]
-            here = _having([part.ordinals for part in parts if part is not None], run) & self._among
+            here = having([part.ordinals for part in parts if part is not None], run) & self._among
             if not here:
                 continue
-            places = _places(here, run)
+            places = places_of(here, run)
             scores, norms = np.zeros(len(places)), _norms(run.lengths()[places], average)
             for part, weight in zip(parts, weights, strict=True):
                 if part is not None:
-                    at, times = _matching(places, part, run)
-                    scores[at] += _score(weight, times, norms[at])
+                    at, hit = matching(places, part.ordinals, run)
+                    scores[at] += _score(weight, part.times[hit], norms[at])
             yield places + run.first, scores
         if read := sorted(self._read.times):
             norms = _norms(np.array([self._read.times[ordinal][0] for ordinal in read]), average)
@@ -143,8 +143,8 @@ def _postings(run: Run, word: bytes) -> Postings | None:
     return Postings(owners[first], np.diff(np.append(first, len(owners))))
 
 
-def _having(parts: Sequence[Ordinals], run: Run) -> BitMap:
-    """The documents of a run that have one of the words."""
+def having(parts: Sequence[Ordinals], run: Run) -> BitMap:
+    """The documents of a run that have one of the words, or indices."""
     total = sum(map(len, parts))
     if not total:
         return BitMap()
@@ -156,22 +156,22 @@ def _having(parts: Sequence[Ordinals], run: Run) -> BitMap:
     return bitmap((np.flatnonzero(mask) + run.first).astype(np.uint32), ascending=True)
 
 
-def _places(ordinals: BitMap, run: Run) -> Counts:
+def places_of(ordinals: BitMap, run: Run) -> Counts:
     """Where these are among the ordinals of a run."""
     return np.array(ordinals.to_array(), np.int64) - run.first
 
 
 def _length(ordinals: BitMap, run: Run) -> int:
     """How many words these documents have."""
-    return int(run.lengths()[_places(ordinals, run)].sum()) if ordinals else 0
+    return int(run.lengths()[places_of(ordinals, run)].sum()) if ordinals else 0
 
 
-def _matching(places: Counts, part: Postings, run: Run) -> tuple[Counts, Counts]:
-    """Which of the places have a word, and how often."""
-    owners = part.ordinals.astype(np.int64) - run.first
+def matching(places: Counts, ordinals: Ordinals, run: Run) -> tuple[Counts, npt.NDArray[np.bool_]]:
+    """Which of the places have one of the ordinals, and which of these are at one."""
+    owners = ordinals.astype(np.int64) - run.first
     at = np.minimum(np.searchsorted(places, owners), len(places) - 1)
     hit = places[at] == owners
-    return at[hit], part.times[hit]
+    return at[hit], hit
 
 
 def _norms(lengths: npt.NDArray[np.integer], average: float) -> Floats:

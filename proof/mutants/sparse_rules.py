@@ -1,0 +1,70 @@
+"""Bugs of searches by sparse vectors: of what is added up, and of whose it is (docs/adr/0120)."""
+
+from __future__ import annotations
+
+from proof.mutants.planting import Edit, Mutant
+
+_SCORES = "tests/shard/test_sparse_scores.py::"
+_PLAIN = _SCORES + "test_scores_are_those_of_plain_python"
+
+MUTANTS = (
+    Mutant(
+        name="products-of-weights-are-rounded",
+        breaks="a score is made of products in float32, which differ from those of other replicas and releases",
+        edits=(Edit("shard.fields.sparse_scores:SparseScores._score", ".astype(np.float64) * self", " * self"),),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=(_PLAIN, _SCORES + "test_a_score_is_the_same_bits_wherever_the_document_lies"),
+    ),
+    Mutant(
+        name="weights-of-other-documents-after-a-merge",
+        breaks="merged parts of an index have each weight beside another document than its own",
+        edits=(
+            Edit(
+                "shard.fields.weight_columns:_weights",
+                "np.concatenate([part.weights for part in parts])[where]",
+                "np.concatenate([part.weights for part in parts])",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=(_PLAIN, _SCORES + "test_weights_stay_beside_their_ordinals_when_columns_are_merged"),
+    ),
+    Mutant(
+        name="newest-sparse-vectors-are-not-found",
+        breaks="documents that the index does not have yet are no hits, though their write was acknowledged",
+        edits=(
+            Edit(
+                "shard.fields.sparse_scores:SparseScores.scores",
+                "(self._runs, self._newer)",
+                "(self._runs, self._newer if not self._runs else ())",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+        tests=(_PLAIN,),
+    ),
+    Mutant(
+        name="sparse-vectors-of-what-moves-are-found-twice",
+        breaks="documents that are copied to a shard, or were given up by it, are hits of it",
+        edits=(
+            Edit(
+                "shard.sparse_search:search_sparse",
+                "among = visible_ordinals(collection) if allow is None",
+                "among = collection.live.bitmap() if allow is None",
+            ),
+        ),
+        sim=True,
+        sharded=True,
+        minutes=1.0,
+    ),
+    Mutant(
+        name="any-metadata-is-taken-for-a-sparse-vector",
+        breaks="a write whose field is no sparse vector is acknowledged, and its document is never found by it",
+        edits=(Edit("server.service.sparse_writes:_check", "value is not None and", "False and"),),
+        tests=("tests/server/test_sparse_writes.py::test_what_is_written_is_checked",),
+    ),
+)
