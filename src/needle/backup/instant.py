@@ -35,7 +35,8 @@ from needle.backup.format import (
 )
 from needle.backup.one_collection import MARK, OneCollection, check_known, one_collection
 from needle.backup.replaying import Place, Replay, Replayed
-from needle.backup.restoring import Progress, Restored, check_free, restore
+from needle.backup.restore_conflicts import check_free
+from needle.backup.restoring import Progress, Restored, restore
 from needle.backup.scratch import scratch_directory
 from needle.backup.store import Before, DirectoryStore, Store
 from needle.base.decoding import routed_metadata

@@ -21,7 +21,8 @@ from needle.backup.around import REAL, Around
 from needle.backup.format import CollectionBackup, Contents, Manifest, Piece, PieceRef
 from needle.backup.index_restoring import IndexFilesChanged, IndexRestoring, fingerprint, part_of, rounds_of
 from needle.backup.keeping import newest, read_manifest, read_piece
-from needle.backup.one_collection import MARK, OneCollection, mark_of, narrowed, one_collection
+from needle.backup.one_collection import OneCollection, mark_of, narrowed, one_collection
+from needle.backup.restore_conflicts import in_the_way, not_ours, taken
 from needle.backup.restore_marks import Held, check_no_other, note_of, noted
 from needle.backup.scanning import pages
 from needle.backup.store import Store
@@ -121,11 +122,9 @@ class _Restoring:
             await self._fill(collection)
         digests = {one.spec.name: await self._compare(one) for one in manifest.collections}
         await self._held.check()
-        for one in manifest.collections:
+        for name, field in ((one.spec.name, field) for one in manifest.collections for field in one.sparse):
             # Only now: what was written before they were sparse vectors need not be such.
-            for field in one.sparse:
-                name = one.spec.name
-                await self._patiently(partial(client.documents.declare_sparse, name, field, True, self._timeout))
+            await self._patiently(partial(client.documents.declare_sparse, name, field, True, self._timeout))
         for alias, name in manifest.aliases.items():
             await client.set_alias(alias, name, timeout=self._timeout)
         await client.drop_collection(self._mark, timeout=self._timeout)
@@ -166,9 +165,9 @@ class _Restoring:
             if found is None:
                 continue
             if self._alone:
-                raise _taken(one.spec.name)
+                raise taken(one.spec.name)
             if found.spec != one.spec or await self._client.count(collection=one.spec.name, timeout=self._timeout):
-                raise _in_the_way(one.spec.name)
+                raise in_the_way(one.spec.name)
 
     async def _own(self, collection: CollectionBackup, *, resumed: bool) -> None:
         """Make the one collection that is restored, unless this restore has. Raises CollectionExists if somebody else
@@ -179,7 +178,7 @@ class _Restoring:
             before = await noted(client, self._mark, timeout)
             if before is not None and before.made == there.id:
                 return
-            raise _not_ours(name, self._mark)
+            raise not_ours(name, self._mark)
         try:
             await client.delete([name], collection=self._mark, timeout=timeout)  # what was written is gone
             made = await client.documents.create_collection(collection.spec, False, timeout, *_vectors(collection))
@@ -187,7 +186,7 @@ class _Restoring:
             if resumed:
                 raise
             await client.drop_collection(self._mark, timeout=timeout)
-            raise (_taken(name) if isinstance(error, CollectionExists) else error) from None
+            raise (taken(name) if isinstance(error, CollectionExists) else error) from None
         await self._held.note_made(made.version)
 
     async def _fill(self, collection: CollectionBackup) -> None:
@@ -367,39 +366,3 @@ async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> int:
     except* NeedleError as errors:
         raise errors.exceptions[0] from None
     return sum(task.result() for task in tasks)
-
-
-async def check_free(client: Client, names: Iterable[str], timeout: float, *, alone: bool = False) -> None:
-    """Raises CollectionExists for a collection of these that has documents (alone: or none), unless a restore goes on
-    here: to be told before an archive is read, which takes long."""
-    now = await client.refresh_topology(confirmed=True, timeout=timeout)
-    there = {one.spec.name for one in now.collections}
-    if any(name.startswith(MARK) for name in there):
-        return
-    for name in sorted(there & set(names)):
-        if alone:
-            raise _taken(name)
-        if await client.count(collection=name, timeout=timeout):
-            raise _in_the_way(name)
-
-
-def _taken(name: str) -> CollectionExists:
-    return CollectionExists(
-        f"this cluster has a collection {name} already: give another name (--as), or drop it first", collection=name
-    )
-
-
-def _not_ours(name: str, mark: str) -> CollectionExists:
-    return CollectionExists(
-        f"this cluster has a collection {name}, and this restore, which was broken off, did not note that it made it: "
-        f"drop {name} and restore again; or drop {mark}, and give another name (--as)",
-        collection=name,
-    )
-
-
-def _in_the_way(name: str) -> CollectionExists:
-    return CollectionExists(
-        f"this cluster has a collection {name} already, with documents or made otherwise than the backup's: restore "
-        "into a new cluster, or drop it first",
-        collection=name,
-    )

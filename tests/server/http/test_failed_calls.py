@@ -12,7 +12,7 @@ from needle.base.errors import Internal, InvalidArgument, NeedleError
 from needle.base.model import SearchRequest
 from needle.client.narrowed import Narrow, search_request
 from needle.protocol.calls import SEARCH, Freshness, SearchCall
-from needle.server.http import bodies
+from needle.server.http import bodies, hybrid_bodies
 from needle.server.http.bodies import Body
 from needle.server.http.call import Call
 from needle.server.http.metered import documents_of
@@ -59,7 +59,7 @@ def test_what_a_search_passes_over_costs_as_much_as_what_it_shows() -> None:
     one = bodies.Search(vector=[1.0], k=2, offset=9000)
     many = bodies.SearchMany(vectors=[[1.0], [2.0]], k=2, offset=10)
     texts = bodies.SearchMany(texts=["a", "b"], k=2, offset=10)
-    both = bodies.HybridSearch(keywords="a", vector=[1.0], k=2, pool=150)
+    both = hybrid_bodies.HybridSearch(keywords="a", vector=[1.0], k=2, pool=150)
     assert documents_of({}, one, bodies.Hits(hits=[], applied_index={}, epoch=1)) == 9002
     for asked in (many, texts):
         assert documents_of({}, asked, bodies.ManyHits(results=[[], []])) == 24
