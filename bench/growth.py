@@ -4,7 +4,7 @@
 [--connections ...]`, which measures what is named only. Each figure stands beside the one at the smallest size of the
 same run. Nothing may grow with what a call does not touch: flat within FLAT, or as a logarithm where an index is.
 
-Processor time of all nodes and of the client, by one caller, the least of some rounds: so a busy machine changes little.
+Processor time of all nodes and of the client, by one caller, the least of some rounds: a busy machine changes little.
 With `--guard` it ends with 1 where a figure is more than GUARD times its goal: for CI, whose machine is busy.
 """
 
@@ -296,7 +296,9 @@ def main() -> int:
         parser.add_argument(f"--{axis}", type=_numbers, metavar="N,N", help="the sizes to measure at, such as 1,100")
     parser.add_argument("--beside", type=int, help="documents while something else grows")
     parser.add_argument("--quick", action="store_true", help="small sizes and few calls")
-    parser.add_argument("--guard", action="store_true", help=f"end with 1 for what grew {GUARD:g} times beyond its goal")
+    parser.add_argument(
+        "--guard", action="store_true", help=f"end with 1 for what grew {GUARD:g} times beyond its goal"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     said = parser.parse_args()
     sizes = QUICK if said.quick else WHOLE
