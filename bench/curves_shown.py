@@ -72,8 +72,8 @@ def _panel(left: float, share: float, low: float, high: float, *, labelled: bool
         x = _x(left, recall)
         parts.append(f'<path d="M{x:.0f} {_TOP}V{bottom}" stroke="#dddddd"/>')
         parts.append(f'<text x="{x:.0f}" y="{bottom + 16}" text-anchor="middle" font-size="10">{recall:g}</text>')
-    for step in range(round(2 * low), round(2 * high) + 1):
-        rate = 10 ** (step / 2)
+    marks = [digit * 10.0**power for power in range(floor(low), ceil(high) + 1) for digit in (1, 3)]
+    for rate in (rate for rate in marks if low <= log10(rate) <= high):
         y = _y(rate, low, high)
         parts.append(f'<path d="M{left} {y:.0f}H{left + _PANEL - 16}" stroke="#dddddd"/>')
         if labelled:

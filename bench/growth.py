@@ -64,7 +64,7 @@ class Sizes(NamedTuple):
 
 
 WHOLE: Final = Sizes((1, 100, 1_000), (10_000, 100_000, 1_000_000), (0, 1, 10), (1, 100, 1_000))
-QUICK: Final = Sizes((1, 100), (2_000, 20_000), (0, 3), (1, 100), beside=2_000, calls=150, idle_seconds=2.0)
+QUICK: Final = Sizes((1, 60), (2_000, 10_000), (0, 2), (1, 60), beside=2_000, calls=100, idle_seconds=1.5)
 
 
 class _Grown:
