@@ -129,8 +129,13 @@ class _Grown:
                 await call(n)
             costs = [await self.cost(call, self.sizes.calls, idle) for _ in range(self.sizes.rounds)]
             found[name] = max(1.0, min(costs))
-        found |= {IDLE: idle * 1e3, MEMORY: max(1.0, max(self.nodes.memory_mb()) - self._bare)}
-        return found | {START: await self._start()}
+        return found | {IDLE: idle * 1e3, MEMORY: await self._memory(), START: await self._start()}
+
+    async def _memory(self) -> float:
+        """Megabytes of the leader more than a node had that held nothing. It is never restarted here."""
+        leader = await self.client.leader()
+        held = dict(zip(self.nodes.spent(), self.nodes.memory_mb(), strict=True))
+        return max(1.0, held[leader] - self._bare)
 
     async def _idle(self) -> float:
         """Cores that the nodes take while nobody calls: the least of some looks."""
