@@ -80,3 +80,11 @@ def test_each_command_of_operations_is_run() -> None:
     named = {one for one in between_blocks("operations.md") if not one.startswith(UPGRADE)}
     missing = {one for one in named if f'.says("{one}"' not in text}
     assert missing == OPERATIONS_ELSEWHERE.keys(), missing ^ OPERATIONS_ELSEWHERE.keys()
+
+
+def test_every_page_is_in_the_table_of_contents_of_the_site() -> None:
+    """`make docs` refuses a page that is left out, minutes later and with packages of npm."""
+    listed = {line.strip().removeprefix("- ") for line in (ROOT / "mkdocs.yml").read_text().splitlines()}
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("*.md")}
+    assert len(pages) > 30
+    assert pages <= listed, pages - listed
