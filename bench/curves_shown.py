@@ -23,8 +23,7 @@ class Rated(Protocol):
 
     @property
     def recall(self) -> float: ...
-    @property
-    def rates(self) -> Sequence[float]: ...
+    def rates(self, *, processor: bool) -> Sequence[float]: ...
 
 
 class Drawn(Protocol):
@@ -38,20 +37,21 @@ class Drawn(Protocol):
     def points(self) -> Sequence[Rated]: ...
 
 
-def picture(curves: Sequence[Drawn]) -> str:
-    """SVG. Rates have a logarithmic axis, the same in all panels. Dashed lines are of the first number of callers, full
-    ones of the last."""
+def picture(curves: Sequence[Drawn], *, processor: bool) -> str:
+    """SVG. processor: rates by processor time. They have a logarithmic axis, the same in all panels. Dashed lines are
+    of the first number of callers, full ones of the last."""
     shares = list(dict.fromkeys(curve.share for curve in curves))
     who = list(dict.fromkeys(curve.who for curve in curves))
-    rates = [rate for curve in curves for point in curve.points for rate in point.rates]
+    rates = [rate for curve in curves for point in curve.points for rate in point.rates(processor=processor)]
     low, high = floor(2 * log10(min(rates))) / 2, ceil(2 * log10(max(rates))) / 2
     parts: list[str] = []
     for at, share in enumerate(shares):
         left = _LEFT + at * (_PANEL + _GAP)
-        parts += _panel(left, share, low, high, labelled=at == 0)
+        up = "searches in a second of processor time" if processor else "searches a second"
+        parts += _panel(left, share, low, high, up if at == 0 else "")
         for curve in curves:
             if curve.share == share:
-                parts += _lines(left, curve, _COLOURS[who.index(curve.who)], low, high)
+                parts += _lines(left, curve, processor, _COLOURS[who.index(curve.who)], low, high)
     return svg(_LEFT + len(shares) * (_PANEL + _GAP), _HEIGHT, [*parts, *_legend(who)])
 
 
@@ -63,10 +63,10 @@ def _x(left: float, recall: float) -> float:
     return left + (recall - _LOW) / (_HIGH - _LOW) * (_PANEL - 16)
 
 
-def _panel(left: float, share: float, low: float, high: float, *, labelled: bool) -> list[str]:
+def _panel(left: float, share: float, low: float, high: float, up: str) -> list[str]:
     bottom = _HEIGHT - _BOTTOM
     title = "all vectors" if share == 1 else f"a filter that allows {share:.0%}"
-    parts = axes(left, _TOP, left + _PANEL - 16, bottom, "recall@10", "searches a second" if labelled else "")
+    parts = axes(left, _TOP, left + _PANEL - 16, bottom, "recall@10", up)
     parts.append(f'<text x="{left + (_PANEL - 16) / 2:.0f}" y="18" text-anchor="middle">{title}</text>')
     for recall in (0.8, 0.85, 0.9, 0.95, 1.0):
         x = _x(left, recall)
@@ -76,21 +76,23 @@ def _panel(left: float, share: float, low: float, high: float, *, labelled: bool
     for rate in (rate for rate in marks if low <= log10(rate) <= high):
         y = _y(rate, low, high)
         parts.append(f'<path d="M{left} {y:.0f}H{left + _PANEL - 16}" stroke="#dddddd"/>')
-        if labelled:
+        if up:
             parts.append(f'<text x="{left - 4}" y="{y + 4:.0f}" text-anchor="end" font-size="10">{rate:,.0f}</text>')
     return parts
 
 
-def _lines(left: float, curve: Drawn, colour: str, low: float, high: float) -> list[str]:
+def _lines(left: float, curve: Drawn, processor: bool, colour: str, low: float, high: float) -> list[str]:
     parts = []
     for at, callers in enumerate(CALLERS):
-        places = [(_x(left, point.recall), _y(point.rates[at], low, high)) for point in curve.points]
+        rates = [point.rates(processor=processor)[at] for point in curve.points]
+        recalls = [point.recall for point in curve.points]
+        places = [(_x(left, recall), _y(rate, low, high)) for recall, rate in zip(recalls, rates, strict=True)]
         dashed = ' stroke-dasharray="5 4"' if at == 0 else ""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dashed}/>')
         told = f"{escape(curve.who)}, {callers} caller{'s' if callers > 1 else ''}"
-        for (x, y), point in zip(places, curve.points, strict=True):
-            title = f"<title>{told}: recall {point.recall:.3f}, {point.rates[at]:,.0f}/s</title>"
+        for (x, y), recall, rate in zip(places, recalls, rates, strict=True):
+            title = f"<title>{told}: recall {recall:.3f}, {rate:,.0f}/s</title>"
             inside = "white" if at == 0 else colour
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{inside}" stroke="{colour}">{title}</circle>')
     return parts
