@@ -4,7 +4,7 @@
 [--connections ...]`, which measures what is named only. Each figure stands beside the one at the smallest size of the
 same run. Nothing may grow with what a call does not touch: flat within FLAT, or as a logarithm where an index is.
 
-Processor time of all nodes and of the client, by one caller, the least of some rounds: a busy machine changes little.
+Processor time of all nodes and of the client for one call, the least of some rounds: a busy machine changes little.
 With `--guard` it ends with 1 where a figure is more than GUARD times its goal: for CI, whose machine is busy.
 """
 
@@ -33,6 +33,7 @@ VECTORS: Final = 20_000
 """So many different ones, over and over."""
 MATCHES: Final = 100
 """Documents that a filter allows, however many there are."""
+CALLERS: Final = 8
 CREATED: Final = 10
 """Collections whose making is measured at each size."""
 FLAT: Final = 1.3
@@ -96,11 +97,17 @@ class _Grown:
     def _nodes_spent(self) -> float:
         return sum(one.loop + one.threads for one in self.nodes.spent().values())
 
-    async def cost(self, call: Call, calls: int, idle: float) -> float:
-        """Microseconds of one, without what the nodes take while nobody calls: `idle` cores."""
+    async def cost(self, call: Call, calls: int, idle: float, callers: int = 1) -> float:
+        """Microseconds of one, without what the nodes take while nobody calls: `idle` cores. Of several callers at a
+        time that is less to take off, which counts where the machine is busy and calls take long."""
+        numbers = iter(range(calls))
+
+        async def caller() -> None:
+            for n in numbers:
+                await call(n)
+
         before, own, begun = self._nodes_spent(), time.process_time(), time.perf_counter()
-        for n in range(calls):
-            await call(n)
+        await asyncio.gather(*(caller() for _ in range(callers)))
         spent = self._nodes_spent() - before + time.process_time() - own
         return (spent - idle * (time.perf_counter() - begun)) / calls * 1e6
 
@@ -127,7 +134,7 @@ class _Grown:
         for name, call in ((WRITE, write), (SEARCH, search), (FILTERED, filtered)):
             for n in range(self.sizes.calls // 4):
                 await call(n)
-            costs = [await self.cost(call, self.sizes.calls, idle) for _ in range(self.sizes.rounds)]
+            costs = [await self.cost(call, self.sizes.calls, idle, CALLERS) for _ in range(self.sizes.rounds)]
             found[name] = max(1.0, min(costs))
         return found | {IDLE: idle * 1e3, MEMORY: await self._memory(), START: await self._start()}
 
