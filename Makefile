@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Where this is set (in images, mostly) each process compiles all modules anew: 2.2 s of CPU instead of 0.9 to start a node.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: environment collected debian python-tools demo test campaigns runbooks lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http restore-drill fuzz-http typescript platforms pyright alerts prometheus deployment packages real-s3 ui docs integrations clean
+.PHONY: environment collected debian python-tools demo test campaigns runbooks lint bench twelve rolling sim sim-shards regressions mutants chaos chaos-shards chaos-growing chaos-phases soak soak-http growth restore-drill fuzz-http typescript platforms pyright alerts prometheus deployment packages real-s3 ui docs integrations clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -98,6 +98,11 @@ rolling: $(STAMP)
 bench-etcd: $(STAMP)
 	command -v etcd >/dev/null || (apt-get update -qq && apt-get install -y -qq etcd-server >/dev/null)
 	$(BIN)/python -m bench writes failover --quick
+
+# What calls cost while collections, documents, rounds of updates and connections grow: an hour and more, or a minute or two by
+# `make growth SHORT=--short`, which fails where something grows far beyond its goal. Ratios within the run only.
+growth: $(STAMP)
+	$(BIN)/python -m bench.growth $(if $(SHORT),--quick --guard)
 
 # A second type checker, from its wheel, reads what mypy reads: the public calls (proof/typed_calls.py).
 pyright: $(STAMP)

@@ -1,5 +1,6 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup] [archive] [kinds] [request] [growth] [neighbours] [hybrid] [sparse] [metrics]`: or all.
+[tls] [documents] [backup] [archive] [kinds] [request] [growth] [curves] [neighbours] [hybrid] [sparse] [metrics]`:
+or all.
 `python -m bench beside --other DIR`: this checkout beside another one.
 
 --quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
@@ -18,6 +19,7 @@ from bench import (
     beside,
     busy,
     collections,
+    curves,
     failover,
     filters,
     growth,
@@ -40,7 +42,7 @@ from bench.report import Report
 
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
-    "documents", "backup", "archive", "kinds", "request", "growth", "neighbours", "hybrid", "sparse",
+    "documents", "backup", "archive", "kinds", "request", "growth", "curves", "neighbours", "hybrid", "sparse",
     "metrics",
 )  # fmt: skip
 
@@ -82,6 +84,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await request.run(report, quick=quick, documents=documents)
     if "growth" in parts:
         await growth.run(report, quick=quick)
+    if "curves" in parts:
+        await curves.run(report, quick=quick)
     if "neighbours" in parts:
         await neighbours.run(report, quick=quick)
     if "hybrid" in parts:

@@ -55,7 +55,7 @@ def _rate(search: Callable[[Floats], object], queries: Floats, callers: int, sec
     def call(caller: int) -> None:
         faiss.omp_set_num_threads(1)
         at = caller * len(queries) // callers
-        while time.perf_counter() < end:
+        while time.perf_counter() < end or not done[caller]:
             search(queries[at % len(queries)][None])
             at += 1
             done[caller] += 1

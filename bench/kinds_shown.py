@@ -33,15 +33,8 @@ def picture(points: list[tuple[str, float, float, float]]) -> str:
     """SVG of (kind, bytes a vector of what searches read, microseconds, recall): both axes are logarithmic."""
     sizes, costs = [log10(max(1.0, point[1])) for point in points], [log10(point[2]) for point in points]
     low_x, high_x, low_y, high_y = min(sizes) - 0.1, max(sizes) + 0.35, min(costs) - 0.15, max(costs) + 0.15
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
-        'font-size="12">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<path d="M{_MARGIN} 16V{_HEIGHT - _MARGIN}H{_WIDTH - 16}" fill="none" stroke="black"/>',
-        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 14}" text-anchor="middle">bytes of a vector that searches read</text>',
-        f'<text x="16" y="{_HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 16 {_HEIGHT / 2})">'
-        "processor time of a search, us</text>",
-    ]
+    across, up = "bytes of a vector that searches read", "processor time of a search, us"
+    parts = axes(_MARGIN, 16, _WIDTH - 16, _HEIGHT - _MARGIN, across, up)
     for (kind, size, cost, recall), x_at, y_at in zip(points, sizes, costs, strict=True):
         x = _MARGIN + (x_at - low_x) / (high_x - low_x) * (_WIDTH - 16 - _MARGIN)
         y = _HEIGHT - _MARGIN - (y_at - low_y) / (high_y - low_y) * (_HEIGHT - 16 - _MARGIN)
@@ -49,14 +42,31 @@ def picture(points: list[tuple[str, float, float, float]]) -> str:
         anchor, beside = ("end", -8) if x > _WIDTH * 0.7 else ("start", 8)
         parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4" fill="#1f5fbf"/>')
         parts.append(f'<text x="{x + beside:.0f}" y="{y + 4:.0f}" text-anchor="{anchor}">{text}</text>')
-    return "\n".join([*parts, "</svg>\n"])
+    return svg(_WIDTH, _HEIGHT, parts)
 
 
-def write(document: Path, text: str, drawn: str) -> None:
+def axes(left: float, top: float, right: float, bottom: float, across: str, up: str) -> list[str]:
+    """Two lines, and what they are of; up: "" for none."""
+    middle = (top + bottom) / 2
+    return [
+        f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="black"/>',
+        f'<text x="{(left + right) / 2}" y="{bottom + 42}" text-anchor="middle">{across}</text>',
+        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{up}</text>' if up else "",
+    ]
+
+
+def svg(width: float, height: float, parts: list[str]) -> str:
+    """A whole picture on white."""
+    begin = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+    background = f'<rect width="{width}" height="{height}" fill="white"/>'
+    return "\n".join([begin + 'font-size="12">', background, *filter(None, parts), "</svg>\n"])
+
+
+def write(document: Path, text: str, drawn: str, begin: str = BEGIN, picture: str = PICTURE) -> None:
     """Put the table into a document, between its marks, and the picture beside it. Raises ValueError without marks."""
-    before, mark, rest = document.read_text("utf-8").partition(BEGIN)
+    before, mark, rest = document.read_text("utf-8").partition(begin)
     _, end, after = rest.partition(END)
     if not mark or not end:
-        raise ValueError(f"{document} lacks the lines {BEGIN.strip()} and {END.strip()}")
-    document.write_text(before + BEGIN + "\n" + text + "\n" + END + after, "utf-8")
-    document.with_name(PICTURE).write_text(drawn, "utf-8")
+        raise ValueError(f"{document} lacks the lines {begin.strip()} and {END.strip()}")
+    document.write_text(before + begin + "\n" + text + "\n" + END + after, "utf-8")
+    document.with_name(picture).write_text(drawn, "utf-8")

@@ -61,7 +61,7 @@ async def measure(case: Case, vectors: int) -> Sizes:
                 ids = [f"document-{first + n:012d}" for n in range(len(rows))]
                 given = [metadata] * len(rows) if metadata else None
                 await client.insert_batch(ids=ids, vectors=rows, metadatas=given, collection="sizes", timeout=120)
-            await _settled(cluster, vectors - seal_when_quiet_at(SegmentConfig(), case.dimensions))
+            await settled(cluster, vectors - seal_when_quiet_at(SegmentConfig(), case.dimensions))
             spent = node.cpu_seconds()
             await _search(client, case.dimensions)
             spent = (node.cpu_seconds() - spent) / SEARCHES * 1000
@@ -75,7 +75,7 @@ async def measure(case: Case, vectors: int) -> Sizes:
             )
 
 
-async def _settled(cluster: ProcessCluster, rows: int) -> None:
+async def settled(cluster: ProcessCluster, rows: int, deadline: float = 600.0) -> None:
     """Index files cover that many rows, and have not changed for three seconds."""
     node, seen, since = cluster.nodes["node-1"], list[str](), time.monotonic()
 
@@ -86,7 +86,7 @@ async def _settled(cluster: ProcessCluster, rows: int) -> None:
             seen, since = found, time.monotonic()
         return time.monotonic() - since > 3 and sum(map(rows_of, found)) >= rows
 
-    await wait_for(quiet, 600, "the index")
+    await wait_for(quiet, deadline, "the index")
 
 
 async def _search(client: Client, dimensions: int) -> None:

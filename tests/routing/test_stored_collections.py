@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import cast
 
-from needle.base.model import CollectionSpec
-from needle.routing.stored_collections import StoredCollections
-from needle.routing.topology import CollectionInfo, Topology
+import msgspec
+import pytest
+
+from needle.base.model import CollectionSpec, VectorSpec
+from needle.routing.stored_collections import StoredCollections, StoredNames
+from needle.routing.topology import CollectionInfo, NamedVector, Topology, vector_id
 
 
 def books(id_: int, ttl: float = 0.0) -> CollectionInfo:
@@ -25,3 +28,43 @@ def test_a_newer_catalog_is_asked_anew() -> None:
     made_again = msgspec.structs.replace(before, collections=(books(4),))
     assert known.find(made_again, stored) is None
     assert known.find(made_again, made_again.collections[0].stored_name) is made_again.collections[0]
+
+
+def named(id_: int, name: str, *vectors: str) -> CollectionInfo:
+    spec = CollectionSpec(name=name, dimensions=2)
+    made = tuple(NamedVector(one, vector_id(id_, at), VectorSpec(dimensions=2)) for at, one in enumerate(vectors))
+    return CollectionInfo(id=id_, spec=spec, vectors=made)
+
+
+def test_names_in_shards_are_those_of_the_topology_at_hand() -> None:
+    names = StoredNames()
+    plain, rich = named(3, "books"), named(4, "films", "title", "plot")
+    both = Topology(version=1, collections=(plain, rich))
+    assert names.keys(both) == {*plain.stored_names, *rich.stored_names}
+    for name, spec in {**plain.stored_specs(), **rich.stored_specs()}.items():
+        assert names.spec(both, name) == spec
+    without, again = named(4, "films", "plot"), named(9, "books")
+    later = Topology(version=2, collections=(again, without))
+    assert names.keys(later) == {*again.stored_names, *without.stored_names}
+    assert names.spec(later, again.stored_name) == again.stored_spec
+    assert names.keys(both) == {*plain.stored_names, *rich.stored_names}  # whoever has an older one still gets it
+    assert not names.keys(Topology())
+
+
+def test_a_change_of_one_collection_makes_the_names_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shard's leader made those of all of them at each change of the catalog."""
+    made, names = list[int](), StoredNames()
+    told = CollectionInfo.stored_names.fget  # type: ignore[attr-defined]
+
+    def counted(info: CollectionInfo) -> list[str]:
+        made.append(info.id)
+        return cast("list[str]", told(info))
+
+    monkeypatch.setattr(CollectionInfo, "stored_names", property(counted))
+    many = tuple(named(at + 1, f"c{at:03}") for at in range(200))
+    names.keys(Topology(version=1, collections=many))
+    assert len(made) == 200
+    one_more = (*many[:150], named(900, "c149x", "v"), *many[150:])
+    assert len(names.keys(Topology(version=2, collections=one_more))) == 202
+    names.keys(Topology(version=3, collections=one_more[1:]))
+    assert made[200:] == [900]

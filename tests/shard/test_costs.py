@@ -17,8 +17,10 @@ import pytest
 
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import Filter
-from needle.base.model import SearchRequest
+from needle.base.model import SearchRequest, WriteResult
 from needle.protocol.commands import CreateCollection, Delete, DropCollection
+from needle.protocol.move_commands import Forget, Freeze, PrepareMove, Release
+from needle.routing.strategy import RANGE
 from needle.shard.documents import store
 from needle.shard.segments.keeper import SegmentKeeper
 from shard.replica_util import Log, floats, open_replica, put, spec
@@ -72,6 +74,30 @@ def test_no_call_costs_more_because_there_are_many_collections(tmp_path: Path) -
         replica.search(query)
         for name, call in calls.items():
             measured.setdefault(name, []).append(work(call))
+        replica.close()
+    for name, (few, many) in measured.items():
+        assert many <= few + 25, f"{name}: {few} steps with 10 collections, {many} with 400"
+
+
+def test_steps_of_a_move_cost_the_same_however_many_collections_it_does_not_touch(tmp_path: Path) -> None:
+    """Each of its deletions, of which there are as many as it moved documents, went through all collections."""
+    measured: dict[str, list[int]] = {}
+    for count in (10, 400):
+        replica, log = with_collections(tmp_path / str(count), count)
+        ids = [f"m{n}" for n in range(6)]
+        replica.apply(log.add(put(ids, [[1, 2, n] for n in range(6)], collection="c7")))
+        told = [PrepareMove(1, 1, False, [(b"m", None)], [(b"", None)], RANGE, 2), Freeze(1), Release(1)]
+        for command in told:
+            assert isinstance(replica.apply(log.add(command))[-1], WriteResult)
+        replica.save()
+        for n in range(2):
+            applied, forget = list[Any](), log.add(Forget(1, 2))
+            steps = work(lambda r=replica, f=forget, into=applied: into.extend(r.apply(f)))
+            measured.setdefault(f"forget {n}", []).append(steps)
+            assert applied[-1].count == 2
+        replica.close()
+        replica = open_replica(tmp_path / str(count))
+        assert replica.apply(log.add(Forget(1, 500)))[-1].count == 2  # what was hidden is known again after a start
         replica.close()
     for name, (few, many) in measured.items():
         assert many <= few + 25, f"{name}: {few} steps with 10 collections, {many} with 400"

@@ -154,6 +154,7 @@ class Node:
         self.catalog_compared, self.comparing = compared, Comparing(compared, compared.others, self.peers.call)
         self._undo.append(self._hosting.close_replicas)
         await self._open_groups()
+        await ports.file_pool.run(ports.trim)  # a log that was read again has left 27 MB
         self._undo.append(ports.close_pools)  # after Raft has stopped, before what its threads work on is closed
         await engine.start()
         self._undo.append(engine.stop)

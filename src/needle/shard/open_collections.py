@@ -23,6 +23,8 @@ class OpenCollections:
         self.numbered: dict[int, LiveCollection] = {}
         self.worn: set[int] = set()
         """Ids of those that have used up more than half of their ordinals."""
+        self.moving: set[int] = set()
+        """Ids of those of which a move hides documents, or has marked some."""
         self.vectors_by = NO_VECTORS
         """See ReplicaView.vectors; of each in the order of their ids."""
 
@@ -38,8 +40,12 @@ class OpenCollections:
         self.note(live)
 
     def note(self, live: LiveCollection) -> None:
-        """It has taken a batch."""
+        """It has taken a batch, or was read."""
         record = live.record
+        if live.hidden or live.marked:
+            self.moving.add(record.id)
+        else:
+            self.moving.discard(record.id)
         if record.next_ordinal > ORDINAL_WARN and record.id not in self.worn:
             self.worn.add(record.id)
             log.warning(
@@ -53,6 +59,7 @@ class OpenCollections:
     def remove(self, collection_id: int) -> LiveCollection:
         """It has to be there."""
         self.worn.discard(collection_id)
+        self.moving.discard(collection_id)
         live = self.numbered.pop(collection_id)
         name, of = live.record.spec.name, live.record.spec.of
         del self.named[name]

@@ -111,6 +111,7 @@ class OpenedState:
             self.live.add(live)
             live.load(manifests.get(record.id, []), indexing.get(record.id, AS_MADE))
             live.hide(fence)
+            self.live.note(live)
         self.sessions = SessionTable(sessions, answers)
         views = immutables.Map({name: live.view() for name, live in self.live.named.items()})
         visible, size = sum(view.counted for view in views.values()), sum(view.live_bytes for view in views.values())

@@ -39,6 +39,7 @@ class StateBefore:
         return Stored(
             self._view.fence, self._hidden, self._documents, self._select, self._marked, self._live_ordinals,
             self._match, self._store.expiring, self._view.pins, self._view.catalog, self._staged,
+            lambda: sorted(self._live.moving),
         )  # fmt: skip
 
     def manifest(self, collection_id: int) -> list[PublishedSegment]:

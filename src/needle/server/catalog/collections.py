@@ -17,6 +17,7 @@ from needle.base.runtime import micros_of
 from needle.multiraft.host import Host
 from needle.protocol import commands
 from needle.routing.collection_names import dropped_as, readable
+from needle.routing.stored_collections import StoredNames
 from needle.routing.topology import Topology
 from needle.server.cluster_files import check_founding
 from needle.server.lasting import next_beat
@@ -54,6 +55,7 @@ class Reconciler:
     def __init__(self, node: ReconcilingNode) -> None:
         self.unknown: dict[GroupId, list[str]] = {}
         self._node = node
+        self._names = StoredNames()
         self._reconciling: dict[GroupId, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -113,21 +115,21 @@ class Reconciler:
         await host.read_index(group, timeout)
         await host.wait_applied(group, host.status(group).last_index, timeout)
         replica = self._node.hosted(group).replica
-        here = {spec.name for spec in replica.collections()}
-        if here == {name for info in self._node.topology.collections for name in info.stored_names}:
+        here = set(replica.view.collections)
+        if here == self._names.keys(self._node.topology):
             self._note_unknown(group, [])
             return
         # `here` was taken before: what the confirmed catalog names as dropped does not return, nor does its id.
         newest = await self._node.confirmed(timeout)
         check_founding(self._node.node_id, self._node.topology, newest)
-        wanted = {name: spec for info in newest.collections for name, spec in info.stored_specs().items()}
-        surplus = sorted(here - wanted.keys(), reverse=True)  # a named vector before its collection
+        wanted = self._names.keys(newest)
+        surplus = sorted(here - wanted, reverse=True)  # a named vector before its collection
         dropped = [name for name in surplus if dropped_as(name) in newest.dropped]
         self._note_unknown(group, [name for name in surplus if name not in dropped])
         for name in dropped:
             await host.propose(group, self._entry(commands.DropCollection(name)), timeout)
-        for name in sorted(wanted.keys() - here):
-            command = self._entry(replica.validate(commands.CreateCollection(wanted[name], True)))
+        for spec in [self._names.spec(newest, name) for name in sorted(wanted - here)]:
+            command = self._entry(replica.validate(commands.CreateCollection(spec, True)))
             if host.term(group) != term:
                 raise Unavailable(f"shard {group - 1} got another leader while its collections were brought up to date")
             await host.propose(group, command, timeout)

@@ -67,6 +67,10 @@ def _nothing_matched(_: int, __: Node, ___: Member | None, ____: int, upto: int,
     return [], upto
 
 
+def _nothing_moves() -> Sequence[int]:
+    return ()
+
+
 def _nothing_live(_: int) -> BitMap:
     return BitMap()
 
@@ -83,7 +87,8 @@ class Stored:
     the first and up to the second bound. match: of the visible documents in such bounds those that match a filter
     and that (id, metadata) tells, in the order of their ordinals, without vectors, within bounds; and the ordinal up to
     which it looked. expiring: the documents that expire at an instant or earlier, at most so many, the earliest first,
-    without vectors. pins, catalog: as they are. staged: files of bulk loads; None where there are none."""
+    without vectors. pins, catalog: as they are. staged: files of bulk loads; None where there are none. moving: the
+    collections of which a move hides documents, or has marked some, ascending."""
 
     fence: Fence | None = None
     hidden: Callable[[int], Mapping[int, BitMap]] = _nothing_hidden
@@ -96,3 +101,4 @@ class Stored:
     pins: Pins = NO_PINS
     catalog: CatalogKnown = ANY
     staged: StagedFiles | None = None
+    moving: Callable[[], Sequence[int]] = _nothing_moves

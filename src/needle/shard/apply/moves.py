@@ -43,6 +43,7 @@ from needle.shard.apply.holdings import (
     prepared,
 )
 from needle.shard.apply.named import vectors_in
+from needle.shard.documents.records import CollectionRecord
 from needle.shard.effects import Effect
 
 IDS_SHOWN = 20
@@ -130,7 +131,7 @@ def _thaw(batch: Batch, index: int, command: Thaw, transfer: Transfer) -> WriteR
 def _give_up(batch: Batch, index: int, transfer: Transfer) -> WriteResult:
     if transfer.phase not in (OPEN, FROZEN):
         return WriteResult(version=index, index=transfer.at, existed=True)
-    for record in batch.records():
+    for record in _moving(batch):
         if transfer.move in batch.stored.marked(record.id):
             batch.mark(batch.change(record), transfer.move, BitMap())
     batch.change_transfer(_changed(transfer, phase=GIVEN_UP))
@@ -191,10 +192,15 @@ def _discard(batch: Batch, index: int, command: Discard, transfer: Transfer) -> 
     return WriteResult(version=index, index=index, existed=gone > 0, count=gone)
 
 
+def _moving(batch: Batch) -> list[CollectionRecord]:
+    """The collections of which a move hides documents, or has marked some, by id: as few as it has come to."""
+    return [found for one in batch.stored.moving() if (found := batch.numbered(one)) is not None]
+
+
 def _delete_hidden(batch: Batch, move: int, limit: int) -> int:
     """Delete up to `limit` of the documents that a move hides; how many."""
     left, gone = max(1, limit), 0
-    for record in batch.records():
+    for record in _moving(batch):
         hidden = batch.stored.hidden(record.id).get(move) or BitMap()
         doomed = list(hidden[: left - gone])
         if not doomed:
@@ -317,7 +323,7 @@ def _own(batch: Batch, index: int, command: Own, transfer: Transfer) -> WriteRes
     fence = batch.fence
     if fence is None:
         raise Internal("a transfer without holdings")
-    for record in batch.records():
+    for record in _moving(batch):
         if command.move in batch.stored.hidden(record.id):
             batch.hide(batch.change(record), command.move, BitMap())
     holdings = fence.holdings
