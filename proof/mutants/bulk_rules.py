@@ -18,9 +18,6 @@ MUTANTS = (
                 "if not owned:",
             ),
         ),
-        sim=True,
-        minutes=1.0,
-        sharded=True,
         tests=(_SHARD + "test_a_load_for_other_ranges_of_keys_is_refused",),
     ),
     Mutant(
@@ -39,9 +36,6 @@ MUTANTS = (
             Edit("shard.bulk.staged:StagedFiles._finish", "!= read_name(name).checksum", "== ''"),
             Edit("shard.bulk.staged:StagedFiles.sound", "== read_name(name).checksum", "!= ''"),
         ),
-        sim=True,
-        minutes=1.0,
-        sharded=True,
         tests=(_SHARD + "test_a_file_with_another_checksum_than_its_name_is_refused",),
     ),
     Mutant(
