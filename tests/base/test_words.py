@@ -16,6 +16,7 @@ CALLED_BY_OTHERS = {
     "handleError",  # logging
     *("eof_received", "pause_writing", "resume_writing"),  # asyncio.Protocol
     *("on_url", "on_message_complete"),  # httptools
+    *("readinto", "seekable"),  # io.RawIOBase
     "sslobject_class",  # ssl.SSLContext
     "_options",  # typer, of the command line itself
     "visit_Subscript",  # ast.NodeTransformer
