@@ -370,16 +370,10 @@ class PlainCalls(WithoutCatalog):
 
     # --- collections -------------------------------------------------------------------------------------------------
     async def create_collection(
-        self,
-        spec: CollectionSpec,
-        if_absent: bool,
-        timeout: float,
-        fields: Any = (),
-        vectors: Any = (),
-        sparse: Any = (),
+        self, spec: CollectionSpec, if_absent: bool, timeout: float, fields: Any = (), vectors: Any = (), *more: Any
     ) -> WriteResult:
         """As `DocumentCalls.create_collection`, without fields, named and sparse vectors."""
-        if fields or vectors or sparse:
+        if fields or vectors or any(more):
             raise UNKNOWN
         return await self._group.write(lambda session: CreateCollection(spec, if_absent, session), timeout)
 

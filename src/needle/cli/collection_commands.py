@@ -74,6 +74,12 @@ def _of_files(index: IndexParams, found: IndexProgress) -> list[tuple[str, str]]
     return rows
 
 
+Sparse = Annotated[
+    list[str] | None,
+    typer.Option("--sparse", metavar="FIELD", help="A field that is a sparse vector; may be given several times."),
+]
+
+
 def create(
     name: Name,
     dimensions: Annotated[
@@ -109,10 +115,7 @@ def create(
         str | None, typer.Option("--language", help=f"Of --text (english): {', '.join(LANGUAGES)}.")
     ] = None,
     dtype: Annotated[DType | None, typer.Option("--dtype", help="As which numbers vectors are kept (float32).")] = None,
-    sparse: Annotated[
-        list[str] | None,
-        typer.Option("--sparse", metavar="FIELD", help="A field that is a sparse vector; may be given several times."),
-    ] = None,
+    sparse: Sparse = None,
     like: Annotated[
         str | None,
         typer.Option(

@@ -33,6 +33,10 @@ from needle.cli.inputs import read_query_vector
 from needle.client.embedding import WORDLLAMA
 
 SPARSE = '{"splade": {"indices": [3, 7], "values": [0.5, 1.2]}}'
+Sparse = Annotated[
+    str | None,
+    typer.Option("--sparse", metavar="JSON", help=f"By a sparse vector: '{SPARSE}'."),
+]
 GroupBy = Annotated[
     str | None, typer.Option("--group-by", help="A field: the nearest of each of the K nearest values.")
 ]
@@ -65,12 +69,7 @@ def search(
     keywords: Annotated[
         str | None, typer.Option("--keywords", help="Find documents that have these words, where there is a text.")
     ] = None,
-    sparse: Annotated[
-        str | None,
-        typer.Option(
-            "--sparse", metavar="JSON", help='By a sparse vector: \'{"splade": {"indices": [3], "values": [0.5]}}\'.'
-        ),
-    ] = None,
+    sparse: Sparse = None,
     like: Like = None,
     vector_name: VectorName = None,
     weights: Annotated[

@@ -300,8 +300,8 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods)
         further ones that documents may have, by name (docs/named-vectors.md). sparse: fields of metadata that are
         sparse vectors (docs/sparse-vectors.md). like: a collection, or an alias of one, whose settings it gets where no
         other is named, with its declared indexes of fields; no documents. With it, ttl=0, model="" and text="" are
-        none, and so is sparse=[]. Raises CollectionExists, unless if_absent and the one there
-        is equal; CollectionNotFound for `like`."""
+        none, and so is sparse=[]. Raises CollectionExists, unless if_absent and the one there is equal;
+        CollectionNotFound for `like`."""
         named = values.check_name(name, "name")
         given: dict[str, Any] = {
             "dimensions": None if dimensions is None else values.check_count(dimensions, "dimensions"),
@@ -323,18 +323,16 @@ class DocumentMethods(SearchMethods, ChangeMethods, NamingMethods, CountMethods)
                 raise InvalidArgument("dimensions are to be named, or a collection to be `like`", field="dimensions")
             spec = CollectionSpec(name=named, **said)
             check_dimensions(spec, self.embedder)
-            last = ((), named_specs, few) if named_specs or few else ()
-            return await (await self._documents()).create_collection(spec, absent, seconds, *last)
+            more = ((), named_specs, few) if named_specs or few else ()
+            return await (await self._documents()).create_collection(spec, absent, seconds, *more)
         other, documents = values.check_name(like, "like"), await self._documents()
-        known, aliases = await documents.described(ReadMode.STRONG, seconds)
-        found = find_collection(other, known, aliases)
+        found = find_collection(other, *await documents.described(ReadMode.STRONG, seconds))
         spec = msgspec.structs.replace(found.spec, name=named, **said)
         check_dimensions(spec, self.embedder)
-        if vectors is None:
-            named_specs = [(one.name, one.spec) for one in found.vectors]
+        named_specs = [(one.name, one.spec) for one in found.vectors] if vectors is None else named_specs
         few = list(found.sparse) if sparse is None else few
-        more = (named_specs, few) if named_specs or few else ()
-        return await documents.create_collection(spec, absent, seconds, found.fields, *more)
+        more = (found.fields, named_specs, few) if named_specs or few else (found.fields,)
+        return await documents.create_collection(spec, absent, seconds, *more)
 
     async def drop_collection(self, name: str, *, timeout: Seconds = TIMEOUT) -> WriteResult:
         """Delete a collection and all its documents. Raises CollectionNotFound; OutcomeUnknown when it is gone from the

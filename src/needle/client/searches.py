@@ -67,13 +67,13 @@ class SearchMethods(OverDocuments):
         """The k nearest documents, nearest first, ties by id; fewer if fewer match.
 
         query: `dimensions` numbers. text: instead, what these are made of, by the model that the collection names, as
-        in `insert`. keywords: instead, words: the documents whose text has them, by BM25, which is Hit.score; of a
-        collection that names a `text` (docs/text-search.md). sparse: instead, a sparse vector by its name, as {name:
-        {"indices": [...], "values": [...]}}: the documents that have one of its indices, by the inner product, which is
-        Hit.score (docs/sparse-vectors.md). like: instead, the id of a document whose vector is meant;
-        it is no hit itself; DocumentNotFound if there is none. vector_name: which of the documents' named vectors is
-        searched (docs/named-vectors.md); documents without it are no hits. filter: a Filter or its dict form; one that
-        pins the shard key asks the owning shards only. fields: the paths of metadata that come back, such as ["title",
+        in `insert`. keywords: instead, words: the documents whose text has them, by BM25, which is Hit.score
+        (docs/text-search.md). sparse: instead, a sparse vector by its name, as {name: {"indices": [...], "values":
+        [...]}}: the documents that have one of its indices, by the inner product, which is Hit.score
+        (docs/sparse-vectors.md). like: instead, the id of a document whose vector is meant; it is no hit itself;
+        DocumentNotFound if there is none. vector_name: which of the documents' named vectors is searched
+        (docs/named-vectors.md); documents without it are no hits. filter: a Filter or its dict form; one that pins the
+        shard key asks the owning shards only. fields: the paths of metadata that come back, such as ["title",
         "author.name"]; None for all of it. max_distance, min_score: leave out hits that are farther, or score less (see
         Hit). offset: leave out the first ones; with k at most 10,000 together. group_by: a field: the k values with the
         nearest documents, and of each the group_size nearest that have it, group by group (Hit.group); k and offset
@@ -90,9 +90,8 @@ class SearchMethods(OverDocuments):
         no_text(text, vector_name)
         if text is not None:
             query, timeout = await self._query(query, text, collection, timeout, mode)
-        request = search_request(
-            query, k, filter, collection, with_metadata, with_vectors, exact, ef_search, narrow=narrow
-        )
+        asked = query, k, filter, collection, with_metadata, with_vectors, exact, ef_search
+        request = search_request(*asked, narrow=narrow)
         return await self._search(request, values.reading(mode, session, max_staleness), timeout)
 
     async def hybrid_search(

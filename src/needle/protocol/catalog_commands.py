@@ -359,9 +359,9 @@ _identified = msgspec.msgpack.Decoder(tuple[Identity, CatalogCommand])
 
 def encode(command: CatalogCommand, identity: Identity | None = None) -> bytes:
     """The command as bytes."""
-    if identity is None:
-        return written(FORMAT, command)
-    return IDENTIFIED + _encoder.encode((identity, shortened(command)))
+    return (
+        written(FORMAT, command) if identity is None else IDENTIFIED + _encoder.encode((identity, shortened(command)))
+    )
 
 
 def entry(command: CatalogCommand, now: Topology, identity: Identity | None = None) -> bytes:

@@ -263,8 +263,7 @@ class Reads:
     def scored(
         self, request: SearchRequest, claim: Claim | None, go_on: GoOn, builders: Builders | None, clock: Clock
     ) -> HitBatch:
-        """A shard's part of a search by words, or by a sparse vector; see search_words, search_sparse. The rest as of
-        Replica.count_matching."""
+        """A shard's part of a search by words, or by a sparse vector. The rest as of Replica.count_matching."""
         search = search_words if request.sparse is None else search_sparse
         try:
             with self._in_flight.enter():

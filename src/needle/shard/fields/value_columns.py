@@ -108,11 +108,11 @@ class Column(ABC):
         """One column of the same; ordinals of an earlier one are smaller than those of a later one."""
         if len(columns) == 1:
             return columns[0]
-        keys, starts, where = cls._order(columns)
+        keys, starts, where = cls.in_order(columns)
         return cls(keys, starts, np.concatenate([column.ordinals for column in columns])[where])
 
     @staticmethod
-    def _order(
+    def in_order(
         columns: Sequence[Column],
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Keys and starts of several in one, and where among theirs, behind each other, each of its ordinals stands."""

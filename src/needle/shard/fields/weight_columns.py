@@ -44,7 +44,7 @@ class Weights(Integers):
         parts = [column for column in columns if isinstance(column, Weights)]
         if len(parts) == 1:
             return parts[0]
-        keys, starts, where = cls._order(parts)
+        keys, starts, where = cls.in_order(parts)
         ordinals = np.concatenate([part.ordinals for part in parts])[where]
         return cls(keys, starts, ordinals, _weights(parts, where))
 
