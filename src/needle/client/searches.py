@@ -68,22 +68,21 @@ class SearchMethods(OverDocuments):
 
         query: `dimensions` numbers. text: instead, what these are made of, by the model that the collection names, as
         in `insert`. keywords: instead, words: the documents whose text has them, by BM25, which is Hit.score
-        (docs/text-search.md). sparse: instead, a sparse vector by its name, as {name: {"indices": [...], "values":
-        [...]}}: the documents that have one of its indices, by the inner product, which is Hit.score
-        (docs/sparse-vectors.md). like: instead, the id of a document whose vector is meant; it is no hit itself;
-        DocumentNotFound if there is none. vector_name: which of the documents' named vectors is searched
-        (docs/named-vectors.md); documents without it are no hits. filter: a Filter or its dict form; one that pins the
-        shard key asks the owning shards only. fields: the paths of metadata that come back, such as ["title",
-        "author.name"]; None for all of it. max_distance, min_score: leave out hits that are farther, or score less (see
-        Hit). offset: leave out the first ones; with k at most 10,000 together. group_by: a field: the k values with the
-        nearest documents, and of each the group_size nearest that have it, group by group (Hit.group); k and offset
-        count groups then. diversify: hits that are unlike each other, chosen of the `pool` nearest: 0 is as without it,
-        1 as different as can be. order_by: the hits that there are, in the order of a field, or from its greatest
-        value. exact: score every vector instead of using the index. ef_search: accuracy of the index, 0 for the
-        collection's own. explain: tell in `explained` of the hits how each shard found them. session: an eventual read
-        that sees this client's own writes and never goes back. max_staleness: seconds, for eventual reads; TooStale
-        otherwise."""
-        narrow = Narrow(
+        (docs/text-search.md). sparse: instead, a sparse vector by its name, {name: {"indices": [...], "values":
+        [...]}}: documents with one of its indices, by inner product (docs/sparse-vectors.md). like: instead, the id of
+        a document whose vector is meant; it is no hit itself; DocumentNotFound if there is none. vector_name: which of
+        the documents' named vectors is searched (docs/named-vectors.md); documents without it are no hits. filter: a
+        Filter or its dict form; one that pins the shard key asks the owning shards only. fields: the paths of metadata
+        that come back, such as ["title", "author.name"]; None for all of it. max_distance, min_score: leave out hits
+        that are farther, or score less (see Hit). offset: leave out the first ones; with k at most 10,000 together.
+        group_by: a field: the k values with the nearest documents, and of each the group_size nearest that have it,
+        group by group (Hit.group); k and offset count groups then. diversify: hits that are unlike each other, chosen
+        of the `pool` nearest: 0 is as without it, 1 as different as can be. order_by: the hits that there are, in the
+        order of a field, or from its greatest value. exact: score every vector instead of using the index. ef_search:
+        accuracy of the index, 0 for the collection's own. explain: tell in `explained` of the hits how each shard found
+        them. session: an eventual read that sees this client's own writes and never goes back. max_staleness: seconds,
+        for eventual reads; TooStale otherwise."""
+        how = Narrow(
             fields, max_distance, min_score, offset, like, explain, group_by, group_size, diversify, pool, order_by,
             descending, keywords, vector_name, sparse,
         )  # fmt: skip
@@ -91,7 +90,7 @@ class SearchMethods(OverDocuments):
         if text is not None:
             query, timeout = await self._query(query, text, collection, timeout, mode)
         asked = query, k, filter, collection, with_metadata, with_vectors, exact, ef_search
-        request = search_request(*asked, narrow=narrow)
+        request = search_request(*asked, narrow=how)
         return await self._search(request, values.reading(mode, session, max_staleness), timeout)
 
     async def hybrid_search(

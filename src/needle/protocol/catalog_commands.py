@@ -31,8 +31,7 @@ IDENTIFIED = b"\x02"
 
 
 class Identity(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """nonce: drawn once a command, 63 random bits. since: the version of the topology that the sender knew before it
-    sent the command for the first time."""
+    """nonce: 63 random bits, drawn once a command. since: the version of the topology that the sender knew then."""
 
     nonce: int
     since: int
