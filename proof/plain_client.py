@@ -1,8 +1,7 @@
 """A client that knows nothing of shards, as those of earlier releases and of whoever writes one without a map: it sends
 the calls of `protocol.calls` to one node after the other, and the node routes (server/service/proxy.py).
 
-Invariant: a batch is cut into entries in its order; after one failed no other is begun, and its documents are known not
-to be written.
+Invariant: a batch is cut into entries in its order; after one failed no other is begun: nothing of it is written.
 """
 
 from __future__ import annotations
