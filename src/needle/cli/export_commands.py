@@ -122,9 +122,7 @@ def export(
     condition, share = filter_option("--where", where), slice_option(slice_)
 
     async def read(client: needle.Client, named: list[str], done: Callable[[Document], None]) -> None:
-        order = dict[str, Any](order_by=order_by, descending=descending, slice=share) | (
-            {"vectors": named} if named else {}
-        )
+        order = dict[str, Any](order_by=order_by, descending=descending, slice=share, vectors=named or None)
         scan = client.scan(
             condition, with_vectors=True, **order, consistent=consistent, collection=collection, timeout=timeout
         )
