@@ -636,7 +636,7 @@ class SyncClient:
     ) -> int: ...
     def move_replica(
         self,
-        shard: int | Literal['catalog'],
+        shard: int | Literal["catalog"],
         source: NodeId,
         target: NodeId,
         config: RebalanceConfig | None = ...,
