@@ -39,6 +39,7 @@ class Around:
         self.topology = Topology()
         self.declared: list[tuple[float, dict[str, Any]]] = []
         self.texts: list[dict[str, Any]] = []
+        self.sparse: list[dict[str, Any]] = []
         self.upkeep = FieldUpkeep(
             ChoreContext(1, replica, self.host, clock, pool, lambda: self.topology), self._call, self.space
         )
@@ -56,9 +57,10 @@ class Around:
         self.saved.append((asyncio.get_running_loop().time(), rows_min))
         return False
 
-    def _declare(self, declared: dict[str, Any], texts: dict[str, Any]) -> None:
+    def _declare(self, declared: dict[str, Any], texts: dict[str, Any], sparse: dict[str, Any]) -> None:
         self.declared.append((asyncio.get_running_loop().time(), declared))
         self.texts.append(texts)
+        self.sparse.append(sparse)
 
     async def during(self, *steps: tuple[float, Callable[[], None]]) -> None:
         """Let it run, doing something after so many seconds each."""
@@ -116,6 +118,7 @@ def test_the_replica_is_told_again_and_again_what_the_catalog_declares_and_once_
         CollectionInfo(id=2, spec=CollectionSpec(name="a", dimensions=2), fields=fields),
         CollectionInfo(id=3, spec=CollectionSpec(name="b", dimensions=2)),
         CollectionInfo(id=4, spec=CollectionSpec(name="c", dimensions=2, text=TextField(field="t"))),
+        CollectionInfo(id=5, spec=CollectionSpec(name="d", dimensions=2), sparse=("s", "t")),
     ]
 
     def declared() -> None:
@@ -129,6 +132,7 @@ def test_the_replica_is_told_again_and_again_what_the_catalog_declares_and_once_
     told = [one for _, one in around.declared]
     assert 3 <= len(told) <= 6 and told[:-1] == [{"a@2": fields}] * (len(told) - 1) and told[-1] == {}
     assert around.texts == [{"c@4": TextField(field="t")}] * (len(told) - 1) + [{}]
+    assert around.sparse == [{"d@5": ("s", "t")}] * (len(told) - 1) + [{}]
 
 
 def test_searches_that_always_find_something_lacking_keep_nothing_from_being_saved_or_declared() -> None:

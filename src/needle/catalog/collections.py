@@ -73,7 +73,7 @@ def _difference(found: CollectionInfo, command: CreateCollection) -> str:
     there, wanted = _settings(found.spec), _settings(command.spec)
     told = [f"{name} {value}, not {wanted[name]}" for name, value in there.items() if value != wanted[name]]
     if not told and not _has(found, command):
-        told = ["other named or sparse vectors"]
+        told = ["other named vectors" if {*command.sparse} <= {*found.sparse} else "other sparse vectors"]
     return f", with {', '.join(told)}" if told else ""
 
 
