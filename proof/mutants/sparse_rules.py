@@ -53,10 +53,11 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.sparse_search:search_sparse",
-                "among = visible_ordinals(collection) if allow is None",
-                "among = collection.live.bitmap() if allow is None",
+                "among = visible_ordinals(collection) if allow is None else allow.bitmap",
+                "among = allow.bitmap if allow is not None and request.filter else collection.live.bitmap()",
             ),
         ),
+        tests=("shard/test_sparse_search.py::test_of_what_moves_a_document_is_found_in_one_shard",),
         sim=True,
         sharded=True,
         minutes=1.0,

@@ -11,8 +11,10 @@ from needle.base.errors import Forbidden, InvalidArgument
 from needle.base.model import HitBatch, SearchRequest
 from needle.base.sparse import query_of
 from needle.protocol.commands import CreateCollection, Delete
+from needle.protocol.move_commands import Freeze, Own, Release
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log, open_replica, put, spec
+from shard.test_moving import ALL, Shard, prepare
 
 QUERY = query_of({"s": {"indices": [1, 2], "values": [1, 2]}})
 
@@ -72,3 +74,23 @@ def test_what_is_written_later_and_after_a_restart_is_found(tmp_path: Path) -> N
     again = open_replica(tmp_path)
     assert asked(again).ids == ["later", "best", "d0", "d1"]
     again.close()
+
+
+def test_of_what_moves_a_document_is_found_in_one_shard(tmp_path: Path) -> None:
+    source, target = Shard(tmp_path, "source"), Shard(tmp_path, "target")
+    for shard in (source, target):
+        shard.done(CreateCollection(spec()))
+    source.done(put(["a", "m"], [[1.0, 2.0, 3.0]] * 2, [{"s": {"indices": [1], "values": [1]}}] * 2))
+
+    def found() -> tuple[list[str], list[str]]:
+        return asked(source.replica).ids, asked(target.replica).ids
+
+    source.done(prepare(9, False, ALL))
+    target.done(prepare(9, True, []))
+    source.copy(target, 9, -1, 0)
+    assert found() == (["a", "m"], [])
+    floor = source.done(Freeze(9)).version
+    source.done(Release(9))
+    assert found() == (["a"], [])
+    target.done(Own(9, 1, floor))
+    assert found() == (["a"], ["m"])
