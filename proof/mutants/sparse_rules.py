@@ -57,7 +57,7 @@ MUTANTS = (
                 "among = allow.bitmap if allow is not None and request.filter else collection.live.bitmap()",
             ),
         ),
-        tests=("shard/test_sparse_search.py::test_of_what_moves_a_document_is_found_in_one_shard",),
+        tests=("tests/shard/test_sparse_search.py::test_of_what_moves_a_document_is_found_in_one_shard",),
         sim=True,
         sharded=True,
         minutes=1.0,
