@@ -13,8 +13,19 @@ from needle.base.decoding import routed_metadata
 from needle.base.errors import invalid
 from needle.base.sparse import Wrong, read, wrong_in
 from needle.protocol import commands
+from needle.routing.stored_collections import StoredCollections
+from needle.routing.topology import Topology
 
 _CHANGES = commands.Patch, commands.ChangeWhere
+
+
+def check_sparse_of(command: commands.Command, topology: Topology, known: StoredCollections) -> None:
+    """By what the catalog says of its collection. known: what was found of collections before. Raises
+    InvalidArgument."""
+    if isinstance(command, commands.Insert | commands.Patch | commands.ChangeWhere):
+        info = known.find(topology, command.collection)
+        if info is not None and info.sparse:
+            check_sparse(command, info.sparse)
 
 
 def check_sparse(command: commands.Command, names: Sequence[str]) -> None:
