@@ -18,6 +18,7 @@ class Catalog(FakeShards):
     def __init__(self, said: NeedleError) -> None:
         super().__init__()
         self._said = said
+        self.by_log: set[int] = set()
 
     def nonce(self) -> int:
         return 1
@@ -26,6 +27,8 @@ class Catalog(FakeShards):
         return WriteResult(version=9, index=9)
 
     async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
+        if by_log:
+            self.by_log.add(shard)
         if shard == 2:
             raise self._said
 
@@ -37,5 +40,22 @@ def test_what_the_catalog_has_done_is_not_said_to_have_failed(said: NeedleError)
         assert (await router.create_collection(spec("new"), False, 5)).version == 9
         with pytest.raises(OutcomeUnknown, match="shards 2 did not confirm"):
             await router.drop_collection("default", 5)
+
+    virtually(work())
+
+
+def test_later_leaders_know_which_fields_are_sparse_vectors() -> None:
+    """A leader that does not would take what is none: their logs say no more than that a collection is there."""
+
+    async def work() -> None:
+        for declared in (True, False):
+            shards = Catalog(NoQuorum("x"))
+            with pytest.raises(OutcomeUnknown, match="shards 2 did not confirm"):
+                await Router(shards).declare_sparse("default", "splade", declared, 5)
+            assert shards.by_log == {0, 1, 2, 3}
+        for sparse, told in ((["splade"], {0, 1, 2, 3}), ([], set())):
+            shards = Catalog(NoQuorum("x"))
+            await Router(shards).create_collection(spec("new"), False, 5, (), (), sparse)
+            assert shards.by_log == told
 
     virtually(work())

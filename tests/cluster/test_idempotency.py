@@ -63,7 +63,7 @@ async def world(module_path: Path) -> AsyncIterator[World]:
         async with cluster.connect() as client:
             await client.create_collection("default", dimensions=8, metric="l2")
             await healthy(client)
-            await wait_for(lambda: client.topology().cluster_version >= 3 or client.refresh_topology(), 30, "version 3")
+            await wait_for(lambda: client.topology().cluster_version >= 6 or client.refresh_topology(), 30, "version 6")
             yield World(cluster, client)
 
 
@@ -77,6 +77,23 @@ async def test_a_request_that_comes_again_is_answered_as_the_first_time(world: W
     status, problem = await world.ask(2, "PUT", "/documents/a", {"vector": ROW, "metadata": {"n": 3}}, "put-1")
     assert (status, problem["code"], problem["field"]) == (422, "idempotency_key_reused", "idempotency-key")
     assert problem["retryable"] is False and await world.metadata("a") == {"n": 2}
+
+
+async def test_what_became_a_sparse_vector_since_is_answered_as_the_first_time(world: World) -> None:
+    body = {"vector": ROW, "metadata": {"weird": "none"}}
+    first = await world.ask(0, "PUT", "/documents/weird", body, "weird-1")
+    assert first[0] == 200
+    patched = await world.ask(0, "PATCH", "/documents/weird", {"set": {"weird": "no"}}, "weird-2")
+    await world.client.add_sparse("default", "weird")
+    try:
+        for node in range(3):
+            assert await world.ask(node, "PUT", "/documents/weird", body, "weird-1") == first
+            assert await world.ask(node, "PATCH", "/documents/weird", {"set": {"weird": "no"}}, "weird-2") == patched
+        for key in ("weird-3", None):
+            assert (await world.ask(0, "PUT", "/documents/weird", body, key))[0] == 400
+        assert await world.metadata("weird") == {"weird": "no"}
+    finally:
+        await world.client.drop_sparse("default", "weird")
 
 
 async def test_refusals_are_remembered_too(world: World) -> None:

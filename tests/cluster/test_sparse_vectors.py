@@ -17,6 +17,7 @@ from needle.base.errors import CollectionExists, InvalidArgument
 from needle.client import Client
 from needle.local.process_cluster import wait_for
 from needle.protocol.catalog_commands import StartMove
+from needle.routing.strategy import CONSISTENT_HASH
 from proof.checkers.sparse import ranked_sparse
 from proof.checkers.words import all_fused
 
@@ -232,3 +233,20 @@ async def test_a_restored_collection_has_them_and_what_was_there_before_they_wer
         assert set((await client.describe_collection(NAME)).sparse) == {FIELD}
         with pytest.raises(InvalidArgument):
             await client.insert("odd", [1, 1], {"n": 1, FIELD: [3]}, collection=NAME)
+
+
+async def test_a_batch_with_a_sparse_vector_that_is_refused_writes_nothing(tmp_path: Path) -> None:
+    """Whatever shard it is of, and however many parts each shard gets: the others would have done theirs."""
+    good, names = {"indices": [1], "values": [1.0]}, [f"p{at}" for at in range(40)]
+    async with ShardedProcesses(tmp_path, 1) as processes:
+        await processes.create(2, 1, CONSISTENT_HASH)
+        async with processes.connect() as client:
+            await client.create_collection(NAME, dimensions=1, sparse=[FIELD])
+            for bad in range(0, 40, 7):
+                rows = [{FIELD: good if at != bad else {"indices": [1], "values": []}} for at in range(40)]
+                with pytest.raises(InvalidArgument, match="0 of the 40 documents"):
+                    await client.insert_batch(ids=names, vectors=[[1.0]] * 40, metadatas=rows, collection=NAME)
+                assert await client.count(collection=NAME) == 0
+            rows = [{FIELD: good}] * 40
+            done = await client.insert_batch(ids=names, vectors=[[1.0]] * 40, metadatas=rows, collection=NAME)
+            assert sum(one.count for one in done) == 40

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from needle.base.errors import Forbidden, InvalidArgument
@@ -33,7 +34,8 @@ def filled(directory: Path) -> tuple[Replica, Log]:
 
 
 def asked(replica: Replica, **fields: Any) -> HitBatch:
-    request = SearchRequest(collection="c", vector=b"", sparse=QUERY, **{"k": 4, "with_metadata": False} | fields)
+    usual: dict[str, Any] = {"k": 4, "with_metadata": False, "sparse": QUERY}
+    request = SearchRequest(collection="c", vector=b"", **usual | fields)
     return replica.reads().scored(request, None, lambda: None, None, lambda: 0.0)
 
 
@@ -48,6 +50,10 @@ def test_hits_are_the_best_and_of_those_with_one_score_the_first_ids(tmp_path: P
     for wrong in ({"k": 0}, {"k": 100_000}, {"filter": b'{"n": {"$no": 1}}'}):
         with pytest.raises(InvalidArgument):
             asked(replica, **wrong)
+    for name in ("", "a.b", "x" * 65, "x" * 10_000_000):  # the index of a field is kept by its name
+        with pytest.raises(InvalidArgument, match="64 letters"):
+            asked(replica, sparse=msgspec.structs.replace(QUERY, name=name))
+    assert set(replica.reads().view().collections["c"].payload.indexed()) <= {"s", "n"}
     replica.close()
 
 

@@ -6,13 +6,14 @@ JSON wherever documents are, and float32 only where it is scored. `read` is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from needle.base.decoding import routed_metadata
 from needle.base.errors import InvalidArgument, invalid
 from needle.base.plain import refused
 
@@ -94,6 +95,20 @@ def read(value: Any) -> Sparse | Wrong:
 def _twice(values: Iterable[int]) -> int:
     seen = set[int]()
     return next(one for one in values if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+
+
+def wrong_in(metadata: bytes, names: Sequence[str]) -> tuple[str, Wrong] | None:
+    """The first of these fields of a document that is neither a sparse vector nor left out, and why; None if all are.
+    Raises InvalidArgument for what is no JSON."""
+    # Most often the name of a field is in no other text; to look for it costs less than to decode.
+    if not any(name.encode() in metadata for name in names):
+        return None
+    decoded = routed_metadata(metadata)
+    for name in names if isinstance(decoded, dict) else ():
+        # None, like a field that is not there, is no sparse vector and no mistake.
+        if (value := decoded.get(name)) is not None and isinstance(found := read(value), Wrong):
+            return name, found
+    return None
 
 
 def sparse_vector(indices: Any, values: Any) -> dict[str, list[Any]]:

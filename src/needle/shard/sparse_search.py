@@ -12,6 +12,7 @@ from needle.base import sparse
 from needle.base.config import Limits
 from needle.base.errors import Forbidden, invalid
 from needle.base.model import HitBatch, SearchRequest
+from needle.shard.apply.spec_validation import check_sparse_name
 from needle.shard.apply.validation import check_hits
 from needle.shard.documents.store import DocumentStore
 from needle.shard.fields.builders import Builders
@@ -38,6 +39,7 @@ def search_sparse(
         raise Forbidden("explain tells how many documents there are in all, and this API key is for some only")
     check_hits(request, limits)
     asked, name = sparse.asked(request.sparse), request.sparse.name
+    check_sparse_name(name)  # an index is kept by it: the router refuses what no collection has, and others may ask
     instants = [clock()]
     allow = allowed_ordinals(collection, request.filter, limits, builders, go_on, request.bound)
     among = visible_ordinals(collection) if allow is None else allow.bitmap

@@ -15,7 +15,7 @@ from needle.base.errors import CollectionNotFound, NeedleError
 from needle.client.document_calls import BatchPart
 from needle.client.router.by_filter import Write
 from needle.client.router.routes import Routes
-from needle.client.router.row_inserts import NONE_KNOWN, RowInserts, in_callers_words
+from needle.client.router.row_inserts import Known, RowInserts, in_callers_words
 from needle.protocol.commands import Named, last_of_each_id
 from needle.protocol.named import taken_of
 
@@ -71,8 +71,8 @@ async def _once(routes: Routes, write: Write, batch: Batch, stored: str, left: f
     collection, ids, rows, metadata, expires, named, whole = batch
     inserts = RowInserts(routes.fan_out.ownership, write, routes.beside, routes.part_max)
     form, vectors = routes.form(stored), await routes.vectors(stored, named, left)
-    forms = routes.vector_forms(stored) if vectors else NONE_KNOWN
+    known = Known(routes.vector_forms(stored) if vectors else {}, routes.sparse_of(stored))
     parts = await inserts.run(
-        stored, ids, rows, metadata, left, expires, whole=whole, form=form, named=vectors, forms=forms
+        stored, ids, rows, metadata, left, expires, whole=whole, form=form, named=vectors, known=known
     )
     return in_callers_words(parts, routes.shards.topology().collection(collection))

@@ -61,11 +61,12 @@ async def alter(
 
 async def declare_sparse(shards: Shards, name: str, field: str, declared: bool, timeout: float) -> WriteResult:
     """Have documents be found by the sparse vectors of a field of metadata, or not any more: once this returns, every
-    shard's leader knows. OutcomeUnknown if one does not confirm it. Raises CollectionNotFound."""
+    shard's leader knows, and whoever leads it later. OutcomeUnknown if one does not confirm it. Raises
+    CollectionNotFound."""
     found, deadline = await _found(shards, name, timeout)
     command = DeclareSparse(found.spec.name, found.id, field, declared)
     result = await shards.command(command, max(0.001, deadline - asyncio.get_running_loop().time()))
-    silent = await _sync_all(shards, result.version, deadline)
+    silent = await _sync_all(shards, result.version, deadline, by_log=True)
     how = "" if declared else "no "
     _confirmed(silent, f"collection {name[:80]!r} with {how}sparse vectors {field[:80]!r}")
     return result
@@ -153,7 +154,7 @@ async def create(
     lists = list(fields), list(vectors), list(sparse)
     command = catalog_commands.CreateCollection(spec, if_absent, shards.nonce(), *lists)
     result = await shards.command(command, timeout)
-    await _sync_all(shards, result.version, deadline)
+    await _sync_all(shards, result.version, deadline, by_log=bool(sparse))  # shards' logs do not say which are sparse
     return result
 
 

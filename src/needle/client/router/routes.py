@@ -207,6 +207,11 @@ class Routes:
         if name not in info.sparse:
             raise invalid("sparse", name, ", ".join(map(repr, info.sparse)) or "none: it has no sparse vectors")
 
+    def sparse_of(self, stored: str) -> tuple[str, ...]:
+        """The fields that are sparse vectors of a collection, as far as it is known here."""
+        info = self._collections.find(self.shards.topology(), stored)
+        return () if info is None else info.sparse
+
     async def vectors(self, stored: str, named: Sequence[Named], timeout: float) -> list[Named]:
         """With their names inside the shards."""
         return [msgspec.structs.replace(one, vector=await self.vector(stored, one.vector, timeout)) for one in named]

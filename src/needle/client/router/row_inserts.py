@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from needle.base.dtypes import DType, VectorForm
 from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, Unavailable
 from needle.base.model import WriteResult
+from needle.base.sparse import wrong_in
 from needle.client.document_calls import BatchPart
 from needle.client.meaning import switched
 from needle.client.router.batch_plan import DEFAULTS, doubtful, plan_batch
@@ -28,7 +30,17 @@ from needle.routing.topology import CollectionInfo, Ownership
 BATCHES_IN_FLIGHT = 4
 ALL = -1
 """Instead of a shard."""
-NONE_KNOWN: Final[Mapping[str, VectorForm]] = {}
+
+
+class Known(NamedTuple):
+    """What is known here of a collection, by which its shards may refuse documents. forms: of its named vectors, by
+    their names inside the shards. sparse: the fields that are sparse vectors."""
+
+    forms: Mapping[str, VectorForm] = MappingProxyType({})
+    sparse: Sequence[str] = ()
+
+
+NOTHING_KNOWN: Final = Known()
 
 
 class RowInserts:
@@ -59,14 +71,14 @@ class RowInserts:
         whole: bool = False,
         form: VectorForm | None = None,
         named: Sequence[Named] = (),
-        forms: Mapping[str, VectorForm] = NONE_KNOWN,
+        known: Known = NOTHING_KNOWN,
     ) -> list[BatchPart]:
         """What became of each part. collection: by its name inside the shards. form: of its vectors, None for float32.
-        forms: of the vectors in `named`, by their names, if they are known. expires, named: as in `commands.Insert`.
-        whole: without one document the others are no use: doubts come first."""
+        expires, named: as in `commands.Insert`. whole: without one document the others are no use: doubts come
+        first."""
         done, failed = list[BatchPart](), dict[int, NeedleError]()
         try:
-            await self._run(done, failed, collection, ids, rows, metadata, timeout, expires, whole, form, named, forms)
+            await self._run(done, failed, collection, ids, rows, metadata, timeout, expires, whole, form, named, known)
             return list(done)
         finally:  # an error holds the frames that it passed, which hold these, and with them the rows
             done.clear()
@@ -85,7 +97,7 @@ class RowInserts:
         whole: bool,
         form: VectorForm | None,
         named: Sequence[Named],
-        forms: Mapping[str, VectorForm],
+        known: Known,
     ) -> None:
         """As `run`. done: what became of parts. failed: the first error of each shard, and of ALL."""
         size, besides = rows.nbytes // max(1, len(ids)), sum(len(one.vectors) // max(1, len(one.rows)) for one in named)
@@ -94,7 +106,7 @@ class RowInserts:
         done += [BatchPart([at], error) for at, error in plan.homeless.items()]
         first = set[int]()
         if whole:
-            first = await self._beside(weight + besides * len(ids), _doubts, ids, rows, metadata, form, named, forms)
+            first = await self._beside(weight + besides * len(ids), _doubts, ids, rows, metadata, form, named, known)
         if whole and plan.homeless:
             failed[ALL] = next(iter(plan.homeless.values()))
         permits, left = asyncio.Semaphore(BATCHES_IN_FLIGHT), _time_left(timeout)
@@ -178,14 +190,23 @@ def _doubts(
     metadata: list[bytes],
     form: VectorForm | None,
     named: Sequence[Named],
-    forms: Mapping[str, VectorForm],
+    known: Known,
 ) -> set[int]:
     """Places of documents that a shard may refuse."""
     found = doubtful(ids, rows, metadata, DEFAULTS) | set(unsayable(rows, len(ids), form))
     for one in named:
-        if (of := forms.get(one.vector)) is not None:
+        if (of := known.forms.get(one.vector)) is not None:
             found.update(one.rows[at] for at in _named_doubts(memoryview(one.vectors), len(one.rows), of))
+    if known.sparse:
+        found.update(at for at, json in enumerate(metadata) if _is_wrong(json, known.sparse))
     return found
+
+
+def _is_wrong(metadata: bytes, sparse: Sequence[str]) -> bool:
+    try:
+        return wrong_in(metadata, sparse) is not None
+    except InvalidArgument:
+        return True
 
 
 def _named_doubts(rows: memoryview, count: int, form: VectorForm) -> set[int]:

@@ -17,7 +17,6 @@ from needle.routing.ranges import check_ranges
 from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import Ownership, Topology, public_name
 from needle.server.service.served import ServedNode, command_of
-from needle.server.service.sparse_writes import check_sparse
 from needle.shard.apply.holdings import Fence
 from needle.shard.live_collection import ReplicaView
 
@@ -32,7 +31,6 @@ class Ownerships:
 
     def __init__(self, node: ServedNode) -> None:
         self._node = node
-        self._sparse: tuple[int, dict[str, tuple[str, ...]]] = (-1, {})
 
     async def of(self, epoch: int, timeout: float = BEHIND_SECONDS) -> Ownership:
         """The map of the caller's epoch. Raises StaleEpoch if this node's is another one."""
@@ -84,8 +82,6 @@ class Ownerships:
         command = command_of(call)
         if type(command) in _FOR_THE_CATALOG:
             raise InvalidArgument("collections are made through the catalog", field="command")
-        if (names := self._sparse_of(command)) is not None:
-            check_sparse(command, names)
         custom = owned.map.strategy.kind == "custom"
         if custom and isinstance(command, _OF_PARTS) and command.change is not None:
             _check_keeps_key(owned.map.strategy, command.change)
@@ -94,14 +90,6 @@ class Ownerships:
         elif not by_log:
             self._check_owner(owned, call.group, command)
         return command
-
-    def _sparse_of(self, command: commands.Command) -> tuple[str, ...] | None:
-        """The sparse vectors of the collection that is written to, if it has some."""
-        now, (version, known) = self._node.topology, self._sparse
-        if version != now.version:
-            known = {info.stored_name: info.sparse for info in now.collections if info.sparse}
-            self._sparse = now.version, known
-        return known.get(getattr(command, "collection", "")) if known else None
 
     def _check_owner(self, owned: Ownership, group: GroupId, command: commands.Command) -> None:
         """Raises StaleEpoch (owned=False) for a document that another shard owns."""

@@ -53,6 +53,7 @@ from needle.server.service.served import (
     not_leader,
 )
 from needle.server.service.shares import Work
+from needle.server.service.sparse_writes import check_sparse_of
 from needle.server.service.watched import Watch, Watched
 from needle.shard.apply.once import HASH_BYTES
 
@@ -180,14 +181,8 @@ class ShardDocuments:
                 raise InvalidArgument(f"{type(command).__name__} is no step of move {call.move}", field="command")
             move = self._node.topology.move(call.move)
             self._node.space.check_import(command, move.state if move is not None else None)
-            data = await judge(
-                self._node,
-                len(call.command),
-                commands.entry,
-                command,
-                self._node.topology,
-                micros_of(self._node.ports.clock),
-            )  # again, as in `judged`
+            now, instant = self._node.topology, micros_of(self._node.ports.clock)
+            data = await judge(self._node, len(call.command), commands.entry, command, now, instant)  # as in `judged`
             await self._host.propose(call.group, data, timeout)
         else:
             await self._host.read_index(call.group, timeout)
@@ -377,7 +372,8 @@ class WriteAnswer(Promise[bytes]):
 
 def known(hosted: HostedReplica, asked: commands.Asked, command: commands.Command) -> WriteResult | None:
     """What a write of a request with an idempotency key came to, if it was executed. Asked before the write is judged:
-    by now the disk may be full, or an instant in it have passed. Raises what it was refused with, or why it is now."""
+    by now the disk may be full, or an instant in it have passed, or a field of it be a sparse vector. Raises what it
+    was refused with, or why it is now."""
     done = hosted.replica.sessions.once.find(asked, command)
     if isinstance(done, NeedleError):
         raise done
@@ -393,6 +389,7 @@ def judged(
     check_for_callers(command)
     hosted.space.check(command)
     command = hosted.replica.validate(timed(command, node.topology, node.ports.clock, hosted.collections))
+    check_sparse_of(command, node.topology, hosted.collections)
     if asked is not None:
         if not isinstance(command, commands.DOCUMENT_WRITES) or {len(asked.key), len(asked.request)} != {HASH_BYTES}:
             raise invalid("asked", type(command).__name__, f"a write of documents, with two hashes of {HASH_BYTES}")

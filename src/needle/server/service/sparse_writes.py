@@ -11,26 +11,35 @@ from typing import Any
 
 from needle.base.decoding import routed_metadata
 from needle.base.errors import invalid
-from needle.base.sparse import Wrong, read
+from needle.base.sparse import Wrong, read, wrong_in
 from needle.protocol import commands
+from needle.routing.stored_collections import StoredCollections
+from needle.routing.topology import Topology
 
 _CHANGES = commands.Patch, commands.ChangeWhere
+
+
+def check_sparse_of(command: commands.Command, topology: Topology, known: StoredCollections) -> None:
+    """By what the catalog says of its collection. known: what was found of collections before. Raises
+    InvalidArgument."""
+    if isinstance(command, commands.Insert | commands.Patch | commands.ChangeWhere):
+        info = known.find(topology, command.collection)
+        if info is not None and info.sparse:
+            check_sparse(command, info.sparse)
 
 
 def check_sparse(command: commands.Command, names: Sequence[str]) -> None:
     """Raises InvalidArgument for a document, or a change, whose sparse vectors are none. names: of the collection."""
     if isinstance(command, commands.Insert):
         for id_, metadata in zip(command.ids, command.metadata, strict=False):
-            # Most often the name of a field is in no other text; to look for it costs less than to decode.
-            if any(name.encode() in metadata for name in names):
-                _check_metadata(f"metadata of {id_[:80]!r}", routed_metadata(metadata), names)
+            _check_metadata(f"metadata of {id_[:80]!r}", metadata, names)
     elif isinstance(command, _CHANGES) and command.change is not None:
         _check_change(command.change, names)
 
 
 def _check_change(change: commands.Change, names: Sequence[str]) -> None:
     if change.whole is not None:
-        _check_metadata("metadata", routed_metadata(change.whole), names)
+        _check_metadata("metadata", change.whole, names)
     for path, data in change.set:
         if path in names:
             _check("change", path, routed_metadata(data))
@@ -44,10 +53,10 @@ def _check_change(change: commands.Change, names: Sequence[str]) -> None:
             raise invalid("change", path, "no sparse vector: set the whole of it")
 
 
-def _check_metadata(field: str, metadata: Any, names: Sequence[str]) -> None:
-    if isinstance(metadata, dict):
-        for name in names:
-            _check(field, name, metadata.get(name))
+def _check_metadata(field: str, metadata: bytes, names: Sequence[str]) -> None:
+    if (found := wrong_in(metadata, names)) is not None:
+        name, wrong = found
+        raise wrong.error(f"{field}: {name}")
 
 
 def _check(field: str, name: str, value: Any) -> None:
