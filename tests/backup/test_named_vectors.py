@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 
 import needle
+from backup.archived import BOOKS, World
 from needle import backup as backups
 from needle.backup.format import FORMAT, NAMED_FORMAT, Contents, Cutter, Piece, decode_piece, encode_piece
-from needle.backup.keeping import verify
+from needle.backup.instant import Making
+from needle.backup.keeping import read_manifest, verify
 from needle.base.errors import RestoreDiffers
-from needle.base.model import Metric, VectorSpec
+from needle.base.model import IndexKind, IndexParams, Metric, VectorSpec
 from needle.protocol.calls import DocumentBatch
+from needle.protocol.commands import CreateCollection
 from needle.protocol.named import Named
+from needle.routing.topology import NamedVector
+from shard.replica_util import floats, put
 
 TITLE = VectorSpec(dimensions=2, metric=Metric.L2)
 
@@ -40,6 +45,27 @@ async def test_a_restored_collection_has_them(tmp_path: Path) -> None:
             at = names.index(one.id)
             assert one.vectors is not None and set(one.vectors) == (set() if at % 2 else {"title"})
             assert at % 2 or one.vectors["title"].tolist() == rows[at, :2].tolist()
+
+
+async def test_an_instant_comes_back_with_the_index_that_the_catalog_named_then(tmp_path: Path) -> None:
+    """A shard hears nothing of another ef_search, and of another kind only once its files are built."""
+    world, store = World(tmp_path / "world"), backups.open_store(str(tmp_path / "target"))
+    asked = IndexParams(kind=IndexKind.HNSW_SQ8, ef_search=99)
+    vector = NamedVector("title", 65, TITLE)
+    stored = BOOKS.stored_vector(vector)
+    world.write(
+        CreateCollection(BOOKS.stored_spec), CreateCollection(TITLE.stored_as(stored, BOOKS.stored_name)),
+        put(["a"], [[1, 2]], collection=BOOKS.stored_name, named=[Named(stored, [0], floats([3, 4]))]),
+    )  # fmt: skip
+    altered = msgspec.structs.replace(vector, spec=msgspec.structs.replace(TITLE, index=asked), made_index=TITLE.index)
+    books = msgspec.structs.replace(BOOKS, vectors=(altered,))
+    world.topology = msgspec.structs.replace(world.topology, collections=(books,))
+    archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    await archiver.close()
+    making = Making(store, tmp_path)
+    (made,) = read_manifest(making.local, making.run(None, {0: 3}, None)).collections
+    assert made.documents == 1 and made.vectors == {"title": altered.spec}
 
 
 async def test_a_vector_that_is_another_one_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

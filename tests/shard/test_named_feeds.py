@@ -87,6 +87,19 @@ def test_a_change_by_name_is_a_change_of_its_document(tmp_path: Path) -> None:
     assert not any(one.named for one in bare.told)
 
 
+def test_who_reads_late_with_a_filter_needs_no_rows_of_what_it_leaves_out(tmp_path: Path) -> None:
+    """Documents that are for others, had a vector and were written again since: nothing of them is to be told."""
+    log, replica = Log(), open_replica(tmp_path)
+    made(log, replica)
+    for n in (1, 2):
+        apply(log, replica, put(["a", "b"], THREE[:2], [{"n": n}, {"n": 9}], named=title([0, 1], [5, 5], [6, 6])))
+    found = page(replica, filter=b'{"n":{"$lt":9}}')
+    assert found is not None
+    assert [(one.kind, one.document.id, vector(one)) for one in found.told] == [
+        ("insert", "a", [5, 5]), ("update", "a", [5, 5]),
+    ]  # fmt: skip
+
+
 def test_near_by_name_is_who_has_it_and_is_near(tmp_path: Path) -> None:
     log, replica = Log(), open_replica(tmp_path)
     made(log, replica)

@@ -248,7 +248,7 @@ class Making:
                 cuts=cuts[info.id],
                 pieces=pieces[info.id],
                 indexes=indexes[info.id],
-                vectors={vector_called(name): VectorSpec.of(spec) for name, spec in vectors[info.id].items()},
+                vectors=vector_specs(info, vectors[info.id]),
                 sparse=info.sparse,
             )
             for info in infos
@@ -309,6 +309,12 @@ def vectors_of(info: CollectionInfo, found: Mapping[int, Replayed]) -> dict[str,
     there = {name: spec for one in found.values() for name, spec in one.vectors.items() if spec.of == info.stored_name}
     last = {vector_called(name): name for name in sorted(there, key=lambda name: collection_id(name) or 0)}
     return {name: there[name] for name in sorted(last.values())}
+
+
+def vector_specs(info: CollectionInfo, stored: Mapping[str, CollectionSpec]) -> dict[str, VectorSpec]:
+    """What they are like, by the names that users know. A shard's index may be one of before: the catalog's counts."""
+    known = {info.stored_vector(one): one.spec for one in info.vectors}
+    return {vector_called(name): known.get(name) or VectorSpec.of(spec) for name, spec in stored.items()}
 
 
 def documents(

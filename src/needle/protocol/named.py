@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import msgspec
@@ -29,8 +30,13 @@ def taken(named: Named, keep: Sequence[int]) -> Named:
     if not named.rows:
         return named
     width, rows = len(named.vectors) // len(named.rows), memoryview(named.vectors)
-    place = {row: at for at, row in enumerate(named.rows)}
-    found = [(at, place[row]) for at, row in enumerate(keep) if row in place]
+    found, at = list[tuple[int, int]](), 0
+    for place, row in enumerate(keep):  # what is kept may be a small part of it, one of many
+        at = bisect_left(named.rows, row, at)
+        if at == len(named.rows):
+            break
+        if named.rows[at] == row:
+            found.append((place, at))
     block = b"".join(rows[at * width : (at + 1) * width] for _, at in found)
     return Named(named.vector, [at for at, _ in found], block, named.dtype)
 

@@ -209,7 +209,7 @@ def _read(rows: _Rows, pending: Iterator[_One], wanted: Wanted, all_of_it: Fed) 
             read += sum(len(one.metadata) + len(one.vector) + len(one.id) for one in documents.values())
             there = wish.those(documents)
             new = [documents[one.new] for one in part if one.new in there]
-            named = rows.with_named(part, new) if wish.named else NOTHING_NAMED
+            named = rows.with_named([one for one in part if one.new in there], new) if wish.named else NOTHING_NAMED
             if named is None:
                 return None
             documents.update((one.ordinal, one) for one in rows.shown(new))

@@ -13,7 +13,8 @@ from needle.base.model import RaftStatus
 from needle.base.runtime import micros_of
 from needle.client.divergence import strays
 from needle.raft.causes import ELECTIONS, STEPDOWNS
-from needle.routing.collection_names import called, readable
+from needle.routing.collection_names import called, collection_of, readable
+from needle.routing.stored_collections import StoredCollections
 from needle.server.metrics.families import read
 from needle.server.node import Node
 from needle.server.replica import HostedReplica
@@ -161,5 +162,10 @@ class ReplicaState:
     def _shown_names(self) -> Callable[[str], str]:
         """What people call a collection of a shard, or a named vector (`collection/vector`); of one that was dropped,
         and perhaps made again, its whole name."""
-        listed = {name: called(name) for info in self._node.topology.collections for name in info.stored_names}
-        return lambda stored: listed.get(stored) or readable(stored)
+        topology, known = self._node.topology, StoredCollections()
+
+        def shown(stored: str) -> str:  # few of them are asked for, however many there are
+            info = known.find(topology, collection_of(stored) or stored)
+            return called(stored) if info is not None and stored in info.stored_names else readable(stored)
+
+        return shown
