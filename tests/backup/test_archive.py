@@ -186,6 +186,24 @@ async def test_a_replica_that_is_just_restarted_is_waited_for_and_one_that_is_go
     assert list_archives(store)[0].gaps == ["shard 0: entries 42 to 71 are missing"]
 
 
+async def test_a_replica_is_waited_for_again_though_another_was_once(tmp_path: Path) -> None:
+    """The first time another leader had the entries after all."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(10)
+    archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    world.followers, world.down = [copy.copy(world.shard)], {"0"}
+    for at in (12, 42):
+        world.fill(30)
+        world.shard.first = at + 19
+        with pytest.raises(Unavailable, match=f"go back to entry {at}"):
+            await archiver.look(flush=True)
+        world.shard.first = 1
+        await archiver.look(flush=True)
+        world.now += 121 * SECOND
+    assert list_archives(store)[0].gaps == []
+
+
 async def test_damage_is_found(tmp_path: Path) -> None:
     world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
     for _ in range(3):

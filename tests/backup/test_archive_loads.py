@@ -12,7 +12,7 @@ from needle.backup.archive_looking import list_archives
 from needle.backup.archive_reading import bases_of
 from needle.backup.keeping import prune, verify
 from needle.backup.store import DirectoryStore
-from needle.base.errors import NeedleError
+from needle.base.errors import NeedleError, StorageError
 from needle.protocol import commands
 from needle.shard.bulk.rows_file import Rows, RowsWriter
 from needle.shard.bulk.staged import rows_name
@@ -84,6 +84,37 @@ async def test_an_archiver_that_is_killed_before_the_state_is_copied_meets_the_l
     last = len(world.shard.log)
     assert restored(store, tmp_path / "r", index=last) == world.shard.contents[last]
     assert verify(store).problems == []
+
+
+class Refusing(DirectoryStore):
+    """Takes nothing for a while."""
+
+    refuses = False
+
+    def put(self, name: str, data: bytes) -> None:
+        if self.refuses:
+            raise StorageError("the bucket refuses this now")
+        super().put(name, data)
+
+
+async def test_a_load_is_met_also_where_the_store_refused_what_came_before_it(tmp_path: Path) -> None:
+    """What is written meanwhile was read on behind the load, and no state was copied: of all later instants none could
+    be had."""
+    world, store = World(tmp_path / "w"), Refusing(tmp_path / "t")
+    world.fill(0)
+    archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    load(world)
+    store.refuses = True
+    with pytest.raises(StorageError):
+        await archiver.read(flush=False)
+    world.fill(3)
+    store.refuses = False
+    await archiver.look(flush=True)
+    world.fill(3)
+    await archiver.look(flush=True)
+    last = len(world.shard.log)
+    assert restored(store, tmp_path / "r", index=last) == world.shard.contents[last]
 
 
 async def test_a_collection_that_is_called_as_the_entry_is_costs_no_copy(tmp_path: Path) -> None:

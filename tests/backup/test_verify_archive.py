@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from backup.archived import World
+from backup.archived import SECOND, World
 from needle.backup.archive_format import encode
+from needle.backup.archive_looking import list_archives
 from needle.backup.archive_reading import bases_of, chunks_of, read_base, read_chunk
-from needle.backup.keeping import Verified, verify
+from needle.backup.around import Around
+from needle.backup.keeping import Verified, prune, verify
 from needle.backup.replaying import Replay
 from needle.backup.store import DirectoryStore
 from needle.base.errors import InvalidArgument
@@ -141,3 +146,40 @@ async def test_a_state_is_compared_also_where_the_file_behind_it_is_damaged(tmp_
     problems = checked(store, tmp_path).problems
     assert any(behind.name in problem for problem in problems)
     assert any(f"its state at index {index} has digest" in problem for problem in problems)
+
+
+class PrunedMeanwhile(DirectoryStore):
+    """Somebody prunes it before its nth file is read."""
+
+    def __init__(self, root: Path, when: int, around: Around) -> None:
+        super().__init__(root)
+        self._when, self._around, self.reads = when, around, 0
+
+    def get(self, name: str) -> bytes | None:
+        self.reads += 1
+        if self.reads == self._when:
+            store = DirectoryStore(self._root)
+            thread = threading.Thread(target=lambda: asyncio.run(prune(store, archive_hours=1.0, around=self._around)))
+            thread.start()
+            thread.join()
+        return super().get(name)
+
+
+LOOKS: dict[str, Callable[[DirectoryStore], list[str]]] = {
+    "list": lambda store: list_archives(store)[0].gaps,
+    "checksums": lambda store: verify(store, checksums_only=True).problems,
+    "compare": lambda store: verify(store).problems,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_what_somebody_prunes_of_it_meanwhile_is_no_damage(tmp_path: Path, look: str) -> None:
+    world, store = await archived(tmp_path)
+    world.now += 3600 * SECOND - 5 * SECOND
+    whole = PrunedMeanwhile(tmp_path / "t", 0, world.around)
+    assert LOOKS[look](whole) == []
+    for when in range(1, whole.reads + 1, 1 if look == "list" else 4):
+        there = tmp_path / f"{when}"
+        shutil.copytree(tmp_path / "t", there)
+        assert LOOKS[look](PrunedMeanwhile(there, when, world.around)) == [], when
+        assert len(bases_of(DirectoryStore(there), 7, 0)) < len(bases_of(store, 7, 0)), "it was pruned"

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from needle.backup.archive_format import Base
-from needle.backup.archive_reading import archived_shards, bases_of, clusters, read_base
+from needle.backup.archive_reading import archived_shards, bases_of, clusters, read_base, undisturbed
 from needle.backup.replaying import Replay
 from needle.backup.store import Store
 from needle.base.errors import CorruptBackup, DiskFailed, InvalidArgument, NeedleError
@@ -46,8 +47,13 @@ def compare_archives(
     of what is done. Raises InvalidArgument without the whole package, DiskFull, DiskFailed of the directory."""
     for founding in clusters(store):
         for shard in archived_shards(store, founding):
-            one = _Comparing(store, founding, shard, scratch / f"{founding:x}-{shard}", told)
-            yield one.run(), one.problems
+            call = partial(_compared, store, founding, shard, scratch / f"{founding:x}-{shard}", told)
+            yield undisturbed(store, founding, call, lambda said: said[1])
+
+
+def _compared(store: Store, founding: int, shard: int, directory: Path, told: Told) -> tuple[ComparedShard, list[str]]:
+    one = _Comparing(store, founding, shard, directory, told)
+    return one.run(), one.problems
 
 
 class _Comparing:

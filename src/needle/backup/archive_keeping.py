@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from needle.backup.archive_format import CATALOG, HEAD, TARGET, Base, IndexSet, directory, encode
-from needle.backup.archive_looking import Look
+from needle.backup.archive_looking import look_at
 from needle.backup.archive_reading import (
     archived_shards,
     bases_of,
@@ -27,6 +28,7 @@ from needle.backup.archive_reading import (
     read_chunk,
     read_index_set,
     read_target,
+    undisturbed,
 )
 from needle.backup.replaying import read_block
 from needle.backup.store import Store
@@ -40,12 +42,19 @@ def check_archives(store: Store, known: dict[str, int]) -> Iterator[str]:
     """Read every file of all archives: a line for each that is missing or damaged. known: is told the sizes of files,
     and what is in it is not read again."""
     for founding in clusters(store):
-        look = Look(store, founding)
-        known |= dict.fromkeys(look.files, 0)
-        yield from look.damage
-        yield from _tried(known, f"{directory(founding)}{TARGET}", read_target, store, founding)
-        for shard in archived_shards(store, founding):
-            yield from _check_shard(store, founding, shard, known)
+        look = look_at(store, founding)
+        if look is not None:
+            known |= dict.fromkeys(look.files, 0)
+            yield from look.damage
+            problems = undisturbed(store, founding, partial(_damaged, store, founding, known), bool)
+            yield from problems if files_of(store, directory(founding)) else ()
+
+
+def _damaged(store: Store, founding: int, known: dict[str, int]) -> list[str]:
+    found = [*_tried(known, f"{directory(founding)}{TARGET}", read_target, store, founding)]
+    for shard in archived_shards(store, founding):
+        found += _check_shard(store, founding, shard, known)
+    return found
 
 
 def _check_shard(store: Store, founding: int, shard: int, known: dict[str, int]) -> Iterator[str]:
@@ -72,10 +81,7 @@ def _check_pieces(
         return
     for ref in pieces:
         if ref.name not in known:
-            problems = list(_tried(known, ref.name, read_block, store, ref, told=told))
-            if problems and store.get(name) is None:  # somebody pruned meanwhile
-                return
-            yield from problems
+            yield from _tried(known, ref.name, read_block, store, ref, told=told)
             known.setdefault(ref.name, ref.size)
 
 

@@ -29,6 +29,7 @@ from needle.backup.archive_reading import (
     read_base,
     read_catalog,
     read_head,
+    undisturbed,
 )
 from needle.backup.store import Store
 from needle.base.errors import CorruptBackup, UnsupportedFormat
@@ -53,13 +54,14 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Look:
-    """At one cluster's archive. files: that were read, and are right. damage: what is damaged or missing, one line
-    each; gaps: that, and what was never archived; neither of what a prune left that broke off. missing: the
-    first and last index of each gap between entries, by shard. serving: the shards that the newest record of the
-    catalog names. begin: the instant at which it begins since it was pruned, 0 if it was not."""
+    """At one cluster's archive, while nobody prunes it (else: `look_at`). files: that were read, and are right. damage:
+    what is damaged or missing, one line each; gaps: that, and what was never archived; neither of what a prune left
+    that broke off. missing: the first and last index of each gap between entries, by shard. serving: the shards that
+    the newest record of the catalog names. begin: the instant at which it begins since it was pruned, 0 if it was
+    not."""
 
     def __init__(self, store: Store, founding: int) -> None:
-        self._store, self._founding = store, founding
+        self._store, self.founding = store, founding
         self.files: list[str] = []
         self.damage: list[str] = []
         self.gaps: list[str] = []
@@ -89,17 +91,15 @@ class Look:
             self.damage.append(line)
 
     def _head(self) -> Head:
-        name = f"{directory(self._founding)}{HEAD}"
+        name = f"{directory(self.founding)}{HEAD}"
         try:
-            head = read_head(self._store, self._founding)
+            head = read_head(self._store, self.founding)
         except DAMAGES as error:
             self._tell(error.message)
             return Head(shards={}, at=0)
-        if name in files_of(self._store, directory(self._founding)):
+        if name in files_of(self._store, directory(self.founding)):
             self.files.append(name)
-        elif any(
-            chunks_of(self._store, self._founding, shard) for shard in archived_shards(self._store, self._founding)
-        ):
+        elif any(chunks_of(self._store, self.founding, shard) for shard in archived_shards(self._store, self.founding)):
             self._tell(f"{name} is missing: no instant can be restored until the archiver writes it again")
         return head
 
@@ -111,7 +111,7 @@ class Look:
                 self.files.append(name)
             except DAMAGES as error:
                 self._tell(error.message)
-        for name, former, until in lost_records(self._founding, self.names, found, self.head):
+        for name, former, until in lost_records(self.founding, self.names, found, self.head):
             upto = f"to {rfc3339(until)}" if found and until <= found[-1].at else "on"
             self._tell(f"{name} is missing: instants from {rfc3339(former)} {upto} are refused")
         if not self.names and not self.head.catalog:
@@ -120,14 +120,14 @@ class Look:
 
     def _shard(self, shard: int) -> None:
         bases = []
-        for index, name in bases_of(self._store, self._founding, shard):
+        for index, name in bases_of(self._store, self.founding, shard):
             try:
                 bases.append(read_base(self._store, name))
                 self.files.append(name)
             except DAMAGES as error:
                 self._tell(error.message)
                 bases.append(Base(index=index, at=0, files=[], behind=index))  # damage explains no gap
-        chunks = chunks_of(self._store, self._founding, shard)
+        chunks = chunks_of(self._store, self.founding, shard)
         begin = max((one.index for one in bases if one.begins), default=-1)
         bases = [one for one in bases if one.index >= begin]
         chunks = [span for span in chunks if span.last > begin]
@@ -189,11 +189,18 @@ def _retired(catalogs: Sequence[Catalog], head: Head) -> Iterator[str]:
 
 def list_archives(store: Store) -> list[Archived]:
     """All archives of a target."""
-    return [_archived(store, founding) for founding in clusters(store)]
+    found = [look_at(store, founding) for founding in clusters(store)]
+    return [_archived(store, look) for look in found if look is not None]
 
 
-def _archived(store: Store, founding: int) -> Archived:
-    look = Look(store, founding)
+def look_at(store: Store, founding: int) -> Look | None:
+    """At one archive; None if it was deleted meanwhile."""
+    look = undisturbed(store, founding, lambda: Look(store, founding), lambda one: one.gaps)
+    return look if not look.gaps or files_of(store, directory(founding)) else None
+
+
+def _archived(store: Store, look: Look) -> Archived:
+    founding = look.founding
     head, serving = look.head, look.serving
     firsts = {shard: look.firsts[shard] for shard in serving if shard in look.firsts}
     first = number_of(look.names[0], CATALOG) if look.names else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from needle.backup.archive_format import (
     ARCHIVES,
@@ -42,6 +42,7 @@ _OURS: Final = re.compile(
 )
 
 
+T = TypeVar("T")
 FOR_EVER: Final = 1 << 62
 """An instant behind all."""
 
@@ -60,6 +61,21 @@ def archived_shards(store: Store, founding: int) -> list[int]:
     """Of which shards there is anything."""
     names = [name.removeprefix(directory(founding)) for name in files_of(store, directory(founding))]
     return sorted({int(name.partition("/")[0]) for name in names if "/" in name})
+
+
+def undisturbed(store: Store, founding: int, look: Callable[[], T], troubled: Callable[[T], object]) -> T:
+    """What `look` finds; where it is troubled, and somebody pruned the archive meanwhile, what it finds then: what was
+    deleted is not missing."""
+    while True:
+        before = _prunable(store, founding)
+        found = look()
+        if not troubled(found) or before <= _prunable(store, founding):
+            return found
+
+
+def _prunable(store: Store, founding: int) -> set[str]:
+    """Files that nobody else deletes. (Those of entries are joined.)"""
+    return {name for name in files_of(store, directory(founding)) if name.endswith((BASE, CATALOG, INDEXES))}
 
 
 def bases_of(store: Store, founding: int, shard: int) -> list[tuple[int, str]]:

@@ -237,6 +237,11 @@ class Archiver:
         while not archive.lacks_state:
             if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX:
                 await self._flush(archive)  # which the store refused before: no more is read until it takes this
+            if archive.meets_load:
+                await self._flush(archive)  # first: while the store refuses this, nothing behind the load is read
+                _log.info("shard %d: entry %d is a bulk load: its state is copied", shard, archive.loaded)
+                archive.lacks_state = True
+                break
             answer = await self._ask_log(archive)
             if answer.entries is None:
                 _log.warning("shard %d: its log does not go back to entry %d any more: its state is copied", shard,
@@ -244,11 +249,6 @@ class Archiver:
                 archive.lacks_state = True
                 break
             whole = archive.take(answer)
-            if archive.meets_load:
-                _log.info("shard %d: entry %d is a bulk load: its state is copied", shard, archive.loaded)
-                await self._flush(archive)
-                archive.lacks_state = True
-                break
             if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX or (whole and flush):
                 await self._flush(archive)
             if whole:

@@ -74,6 +74,7 @@ class ShardArchive:
                 "archived: the cluster lost writes that were acknowledged. Archive it into another target, and keep "
                 "this one"
             )
+        self.awaits_since = None
         for one in answer.entries or ():
             self.entries.append(one)
             self.bytes += len(one.data) + ENTRY_BYTES
