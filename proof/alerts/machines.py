@@ -41,8 +41,8 @@ FAST = {"LD_PRELOAD": FAKETIME, "FAKETIME": "+0 x1.02"}
 
 
 class Machines(Trial):
-    """See the module. `certified`, `slow`, `full`, `quick`: the nodes that are done something to. `quick` has little room
-    for its log."""
+    """See the module. `certified`, `slow`, `full`, `quick`: the nodes that are done something to. `quick` has little
+    room for its log."""
 
     certified, slow, quick = "node-1", "node-1", "node-3"
     full = "node-2"
