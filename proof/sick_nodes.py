@@ -51,6 +51,18 @@ import needle.base.versions as versions
 versions.KNOWN += 1
 """
 """Knows one version more of commands and formats."""
+UNSAVED = """
+import errno, os
+from needle.base.file_errors import os_failure
+from needle.shard.documents.store import DocumentStore
+_checkpoint = DocumentStore.checkpoint
+def _refused(self, **how):
+    if os.path.exists(PATH):
+        raise os_failure(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), self.writer.path)
+    return _checkpoint(self, **how)
+DocumentStore.checkpoint = _refused
+"""
+"""The disk has no room for checkpoints of documents while the file PATH is there, so the log is not cut."""
 HANGING_DISK = """
 import os, time
 _sync = os.fdatasync
@@ -67,6 +79,11 @@ os.fdatasync = _hangs
 def hangs_by(path: Path) -> str:
     """How to have a node fall ill with a disk that hangs while there is a file at `path`."""
     return HANGING_DISK.replace("PATH", repr(str(path)))
+
+
+def unsaved_by(path: Path) -> str:
+    """How to have a node fall ill with a disk that has no room for checkpoints while there is a file at `path`."""
+    return UNSAVED.replace("PATH", repr(str(path)))
 
 
 def fall_ill(node: NodeProcess, directory: Path, how: str) -> None:

@@ -14,9 +14,18 @@ from proof.alerts.examples import EXAMPLES, OF_CATALOG, STEP, WELL, Example, Lev
 from proof.alerts.prometheus import with_holds
 from proof.alerts.promtool import RULES, unit_tests
 
+ALERT_FAULTS = Path(__file__).resolve().parents[2] / "proof" / "alerts"
+
 
 def test_every_rule_has_an_example() -> None:
     assert set(EXAMPLES) == {row.name for row in ROWS if row.expression}
+
+
+def test_every_rule_is_caused_on_real_processes() -> None:
+    """Before a real Prometheus, by `make alerts`."""
+    files = ("faults", "holdings", "machines", "releases")
+    faults = "".join((ALERT_FAULTS / f"{name}.py").read_text() for name in files)
+    assert {row.name for row in ROWS if row.expression and f'"{row.name}"' not in faults} == set()
 
 
 def test_rules_that_judge_replicas_have_one_of_the_catalog() -> None:

@@ -1,5 +1,5 @@
 """More sections of docs/alerts.md, as in test_alert_runbooks.py: faults of a node's machine, its data, and its network.
-Which section is run where, and which alerts are not caused: test_pages.py."""
+Which section is run where, and which alerts `make alerts` alone causes: test_pages.py."""
 
 from __future__ import annotations
 

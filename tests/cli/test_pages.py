@@ -21,7 +21,6 @@ ALERTS_ELSEWHERE = {
     ("NeedleUnderReplicated", "needle rebalance --resume"): "test_operations_page.py",
     ("NeedleReplicasNotInPlace", "needle rebalance --resume"): "test_operations_page.py",
     ("NeedleClusterNotScraped", "needle recover"): "tests/cluster/test_recover.py",
-    ("NeedleLogNearlyFull", "needle node replace"): "as in NeedleUnderReplicated",
     ("NeedleReplicaDivergence", "needle node replace"): "the section says not to",
     ("NeedleDiskNearlyFull", "needle rebalance"): "as in NeedleMemoryNearlyFull",
     ("NeedleUnderReplicated", "needle rebalance"): "tests/catalog/planning/test_planner.py, by its plan",
@@ -51,7 +50,13 @@ OPERATIONS_ELSEWHERE = {
 """Where what the page names is run, if not in test_operations_page.py."""
 UPGRADE = "needle rolling-restart "
 """What begins so is found there by that."""
-RUNNERS = ("test_alert_runbooks.py", "test_alert_faults.py", "test_alert_moves.py", "test_operations_page.py")
+RUNNERS = (
+    "test_alert_runbooks.py",
+    "test_alert_faults.py",
+    "test_alert_moves.py",
+    "test_alert_full_log.py",
+    "test_operations_page.py",
+)
 
 
 def runners(alert: str) -> list[str]:

@@ -346,7 +346,8 @@ def _levels(node: NodeId, who: WhoAnswer) -> list[Condition]:
     if levels.log_bytes > LOG_FULL_RATIO * levels.log_bytes_max:
         subject = f"{node}: {levels.log_bytes / 1e6:,.0f} of {levels.log_bytes_max / 1e6:,.0f} MB"
         action = (
-            "bring back the replicas that are behind, or raise log_bytes_max: writes are refused from three quarters on"
+            "its log says why this is not cut: give its disk room, or raise log_bytes_max; from three quarters on it "
+            "refuses writes, and `needle step-down` moves leadership away meanwhile"
         )
         found.append(holds("NeedleLogNearlyFull", subject, action))
     if levels.certificate_seconds is not None and levels.certificate_seconds < CERTIFICATE_SECONDS:
