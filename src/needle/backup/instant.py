@@ -250,6 +250,7 @@ class Making:
                 indexes=indexes[info.id],
                 vectors={vector_called(name): VectorSpec.of(spec) for name, spec in vectors[info.id].items()},
                 sparse=info.sparse,
+                longest=sums[info.id].longest,
             )
             for info in infos
         ]
