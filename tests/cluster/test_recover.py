@@ -277,9 +277,10 @@ def test_a_recovery_that_was_begun_goes_on_into_its_own_cluster(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another name was ignored in silence."""
-    (tmp_path / "log").mkdir()
-    write_owner(tmp_path)
-    plan = Plan(at=1, node="node-1", former="needle", cluster_id="shop-2", uid=2, founding=3, incarnation=4, nonce=5, groups={})
+    claim(str(tmp_path), "node-1", "needle")()
+    (tmp_path / "log").mkdir(exist_ok=True)
+    ids = {"uid": 2, "founding": 3, "incarnation": 4, "nonce": 5}
+    plan = Plan(at=1, node="node-1", former="needle", cluster_id="shop-2", groups={}, **ids)
     begin(str(tmp_path), plan)
     for more in (["--yes"], ["--dry-run"]):
         assert main(["recover", str(tmp_path), "--cluster-id", "shop-3", *more]) == 1
