@@ -20,7 +20,7 @@ from needle.base.errors import InvalidArgument, StorageError
 
 PARTIAL = ".partial"
 AGAIN_SECONDS: Final = 20.0
-"""So long a bucket is asked again; obstore waits for an answer for 30 s (AWS_TIMEOUT), so a silent one is asked once."""
+"""So long a bucket is asked again; obstore waits 30 s for an answer (AWS_TIMEOUT), so a silent one is asked once."""
 LOOK_SECONDS: Final = 0.1
 HURRIED_LOOKS: Final = 20
 """Of two seconds: so long a bucket is waited for by who is to end."""
