@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +35,7 @@ from needle.backup.format import (
     manifest_name,
 )
 from needle.backup.keeping import MAKING, PRUNING, Mark, list_backups, prune, verify
-from needle.backup.store import DirectoryStore, ObjectStore, Store, open_store
+from needle.backup.store import DirectoryStore, ObjectStore, Store, bucket_store, open_store
 from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, Unavailable, UnsupportedFormat
 from needle.base.model import CollectionSpec
 from needle.protocol.calls import DocumentBatch
@@ -326,6 +333,56 @@ def test_what_a_bucket_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(StorageError, match=r"s3://bucket: pieces/a: .*127\.0\.0\.1:1/") as refused:
         store.get("pieces/a")
     assert "\n" not in refused.value.message
+
+
+@contextlib.contextmanager
+def silent_bucket() -> Iterator[tuple[dict[str, str], threading.Event]]:
+    """One that takes connections and never answers: the variables by which it is found, and whether it was asked."""
+    asked, held, listener = threading.Event(), list[socket.socket](), socket.create_server(("127.0.0.1", 0))
+
+    def take() -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                held.append(listener.accept()[0])
+                if held[-1].recv(1):
+                    asked.set()
+
+    taking = threading.Thread(target=take, daemon=True)
+    taking.start()
+    endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    names = {"AWS_ENDPOINT": endpoint, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "c"}
+    try:
+        yield {**names, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, asked
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        for one in held:
+            one.close()
+
+
+def test_a_bucket_that_says_nothing_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was asked for three minutes."""
+    with silent_bucket() as (names, asked):
+        for name, value in {**names, "AWS_TIMEOUT": "1s"}.items():
+            monkeypatch.setenv(name, value)
+        began = time.monotonic()
+        with pytest.raises(StorageError, match="s3://bucket/a: backups/"):
+            bucket_store("s3://bucket/a", again=0.8).names(MANIFESTS)
+        assert asked.is_set() and time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("words", [("list",), ("prune", "--keep", "1")])
+def test_ctrl_c_is_heard_while_a_bucket_says_nothing(words: tuple[str, ...]) -> None:
+    with silent_bucket() as (names, asked):
+        command = [sys.executable, "-m", "needle", "backup", words[0], "s3://bucket/a", *words[1:]]
+        with subprocess.Popen(command, env={**os.environ, **names}, stderr=subprocess.PIPE) as process:
+            try:
+                assert asked.wait(60)
+                process.send_signal(signal.SIGINT)
+                process.communicate(timeout=15)
+                assert process.returncode in (1, 130)
+            finally:
+                process.kill()
 
 
 def test_targets(tmp_path: Path) -> None:

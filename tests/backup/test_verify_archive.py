@@ -11,15 +11,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from backup.archived import SECOND, World
+from backup.archived import BEGAN, SECOND, World
 from needle.backup.archive_format import encode
 from needle.backup.archive_looking import list_archives
 from needle.backup.archive_reading import bases_of, chunks_of, read_base, read_chunk
 from needle.backup.around import Around
+from needle.backup.instant import Making
 from needle.backup.keeping import Verified, prune, verify
 from needle.backup.replaying import Replay
 from needle.backup.store import DirectoryStore
-from needle.base.errors import InvalidArgument
+from needle.base.errors import CorruptBackup, InvalidArgument, StorageError
 from needle.protocol import commands
 from needle.routing.topology import Topology
 from shard.replica_util import put
@@ -183,3 +184,45 @@ async def test_what_somebody_prunes_of_it_meanwhile_is_no_damage(tmp_path: Path,
         shutil.copytree(tmp_path / "t", there)
         assert LOOKS[look](PrunedMeanwhile(there, when, world.around)) == [], when
         assert len(bases_of(DirectoryStore(there), 7, 0)) < len(bases_of(store, 7, 0)), "it was pruned"
+
+
+class PrunedAt(DirectoryStore):
+    """Somebody prunes all but the last 30 seconds when this file is read for the nth time."""
+
+    def __init__(self, root: Path, name: str, nth: int, world: World) -> None:
+        super().__init__(root)
+        self._name, self._left, self._world = name, nth, world
+
+    def get(self, name: str) -> bytes | None:
+        if name == self._name:
+            self._left -= 1
+            if self._left == 0:
+                asyncio.run(prune(self, archive_hours=30 / 3600, around=self._world.around))
+        return super().get(name)
+
+
+async def test_what_is_pruned_while_it_is_applied_is_no_damage(tmp_path: Path) -> None:
+    world, store = await archived(tmp_path)
+    before, chunks = bases_of(store, 7, 0), chunks_of(store, 7, 0)
+    pruned = PrunedAt(tmp_path / "t", before[1][1], 3, world)  # it is looked at, checked, and then begun with
+    found = await asyncio.to_thread(verify, pruned, scratch=str(tmp_path))
+    after = bases_of(store, 7, 0)
+    assert 0 < len(after) < len(before) and len(chunks_of(store, 7, 0)) < len(chunks)
+    assert found.problems == []
+    [one] = found.compared
+    assert one.proven == one.last == len(world.shard.log) and one.states == len(after)
+
+
+async def test_an_instant_that_is_pruned_while_it_is_read_is_not_called_damaged(tmp_path: Path) -> None:
+    world, _ = await archived(tmp_path)
+    store = DirectoryStore(tmp_path / "t")
+    (tmp_path / "s").mkdir()
+    at, chunk = BEGAN + 5 * SECOND, chunks_of(store, 7, 0)[0]
+    with pytest.raises(StorageError, match="somebody deleted a part of the archive") as told:
+        await asyncio.to_thread(
+            Making(PrunedAt(tmp_path / "t", chunk.name, 1, world), tmp_path / "s").run, at, {}, None
+        )
+    assert not isinstance(told.value, CorruptBackup)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(InvalidArgument, match="begins at"):
+        Making(store, tmp_path / "again").run(at, {}, None)

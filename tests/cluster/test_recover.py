@@ -273,6 +273,23 @@ def _outcome(directory: str, plan: Plan) -> tuple[Any, ...]:
         return (now, tuple(digests), tuple(found.found))
 
 
+def test_a_recovery_that_was_begun_goes_on_into_its_own_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another name was ignored in silence."""
+    claim(str(tmp_path), "node-1", "needle")()
+    (tmp_path / "log").mkdir(exist_ok=True)
+    ids = {"uid": 2, "founding": 3, "incarnation": 4, "nonce": 5}
+    plan = Plan(at=1, node="node-1", former="needle", cluster_id="shop-2", groups={}, **ids)
+    begin(str(tmp_path), plan)
+    for more in (["--yes"], ["--dry-run"]):
+        assert main(["recover", str(tmp_path), "--cluster-id", "shop-3", *more]) == 1
+        assert "cluster_id = 'shop-3' is not allowed: 'shop-2' is, or none" in capsys.readouterr().err
+    for more in ([], ["--cluster-id", "shop-2"]):
+        assert main(["recover", str(tmp_path), *more, "--dry-run"]) == 0
+        assert "into the cluster shop-2" in capsys.readouterr().out
+
+
 def test_the_directory_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "log").mkdir()
     for given in (tmp_path, tmp_path / "log", tmp_path / "nothing"):

@@ -83,6 +83,11 @@ def bases_of(store: Store, founding: int, shard: int) -> list[tuple[int, str]]:
     return _numbered(store, founding, shard, BASE)
 
 
+def states_of(store: Store, founding: int) -> set[str]:
+    """The files of all shards' states. Of what leads to an instant, prune deletes these first."""
+    return {name for name in files_of(store, directory(founding)) if name.endswith(BASE)}
+
+
 def index_sets_of(store: Store, founding: int, shard: int) -> list[tuple[int, str]]:
     """The same of its sets of index files."""
     return _numbered(store, founding, shard, INDEXES)

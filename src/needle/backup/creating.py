@@ -148,6 +148,7 @@ class Making:
             indexes=indexes,
             vectors=vectors,
             sparse=info.sparse,
+            longest=contents.longest,
         )
 
     async def _put_all(self, pieces: Iterator[Piece]) -> list[PieceRef]:

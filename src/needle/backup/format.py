@@ -75,12 +75,21 @@ class IndexFile(msgspec.Struct, frozen=True, kw_only=True):
         return [*self.parts, *self.hashes]
 
 
+class Longest(msgspec.Struct, frozen=True, kw_only=True):
+    """The largest that documents have, in bytes. document: metadata and all vectors, as float32."""
+
+    id: int = 0
+    metadata: int = 0
+    document: int = 0
+
+
 class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     """A collection. fields: declared indexes. documents: how many, of which `expiring` expire some day. digest: of its
     contents (Contents). cuts: each shard and the index of its log at which the documents are. indexes: index files, in
     the order of shards and of the ordinals that they serve; a restore is right without them (docs/adr/0093). vectors:
     what its named vectors are like; of these there are no index files. sparse: the fields that are sparse vectors, of
-    which an earlier release restores the fields alone."""
+    which an earlier release restores the fields alone. longest: which limits a cluster needs; None: made by a release
+    that did not say it."""
 
     spec: CollectionSpec
     fields: tuple[str, ...]
@@ -92,6 +101,7 @@ class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     indexes: list[IndexFile] = []
     vectors: dict[str, VectorSpec] = {}
     sparse: tuple[str, ...] = ()
+    longest: Longest | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +201,12 @@ class Contents:
         self.documents = self.expiring = 0
         self._lasting = lasting
         self._sum = 0
+        self._id = self._metadata = self._document = 0
+
+    @property
+    def longest(self) -> Longest:
+        """The largest that these documents have."""
+        return Longest(id=self._id, metadata=self._metadata, document=self._document)
 
     @property
     def digest(self) -> str:
@@ -208,7 +224,11 @@ class Contents:
             self.expiring += expires > 0
             self.documents += 1
             vector, others = view[at * width : (at + 1) * width], named.get(at, {})
-            total += _hash(name.encode(), rows.metadata[at], vector, expires, others)
+            data, metadata = name.encode(), rows.metadata[at]
+            size = len(metadata) + len(vector) + (sum(map(len, others.values())) if others else 0)
+            self._id, self._metadata = max(self._id, len(data)), max(self._metadata, len(metadata))
+            self._document = max(self._document, size)
+            total += _hash(data, metadata, vector, expires, others)
         self._sum = (self._sum + total) % (1 << 128)
 
 

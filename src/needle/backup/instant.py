@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 import needle
-from needle.backup.archive_reading import catalog_at, catalogs_of, chosen, founding_of, index_set_near, read_catalog
+from needle.backup.archive_reading import (
+    catalog_at,
+    catalogs_of,
+    chosen,
+    founding_of,
+    index_set_near,
+    read_catalog,
+    states_of,
+)
 from needle.backup.around import REAL, Around
 from needle.backup.format import (
     CollectionBackup,
@@ -41,7 +49,7 @@ from needle.backup.scratch import scratch_directory
 from needle.backup.store import Before, DirectoryStore, Store
 from needle.base.decoding import routed_metadata
 from needle.base.dtypes import VectorForm
-from needle.base.errors import InvalidArgument, StorageError, invalid
+from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, invalid
 from needle.base.instants import rfc3339
 from needle.base.model import CollectionSpec, VectorSpec
 from needle.client import Client
@@ -128,6 +136,18 @@ class Making:
     def run(self, at: int | None, indexes: dict[int, int], archive: str | None) -> str:
         """The id of the backup, the same for the same place."""
         founding = chosen(self._store, founding_of(archive))
+        before = states_of(self._store, founding)
+        try:
+            return self._run(founding, at, indexes)
+        except CorruptBackup as error:
+            if before <= states_of(self._store, founding):
+                raise
+            raise StorageError(
+                f"somebody deleted a part of the archive (`needle backup prune`) while it was read ({error.message}), "
+                "and nothing is restored: run the command again, which says whether this place can still be had"
+            ) from None
+
+    def _run(self, founding: int, at: int | None, indexes: dict[int, int]) -> str:
         topology, shards = self._topology(founding, at, indexes)
         if topology.map is None:
             raise StorageError("the archive knows no shard map: it began before the cluster was made")
@@ -250,6 +270,7 @@ class Making:
                 indexes=indexes[info.id],
                 vectors=vector_specs(info, vectors[info.id]),
                 sparse=info.sparse,
+                longest=sums[info.id].longest,
             )
             for info in infos
         ]

@@ -10,31 +10,29 @@ what was killed anywhere may be run again; who still runs then ends (restore_mar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from needle.backup.around import REAL, Around
-from needle.backup.format import CollectionBackup, Contents, Manifest, Piece, PieceRef
+from needle.backup.format import CollectionBackup, Manifest, Piece, PieceRef
 from needle.backup.index_restoring import IndexFilesChanged, IndexRestoring, fingerprint, part_of, rounds_of
-from needle.backup.keeping import newest, read_manifest, read_piece
+from needle.backup.keeping import backup_there, newest, read_manifest, read_piece
 from needle.backup.one_collection import OneCollection, mark_of, narrowed, one_collection
+from needle.backup.restore_comparing import ReadBack
 from needle.backup.restore_conflicts import in_the_way, not_ours, taken
+from needle.backup.restore_limits import Taking, check_shape, taking_of, with_longest
 from needle.backup.restore_marks import Held, check_no_other, note_of, noted
-from needle.backup.scanning import pages
 from needle.backup.store import Store
 from needle.base.errors import (
     CollectionExists,
-    CollectionNotFound,
+    CorruptBackup,
     InvalidArgument,
     NeedleError,
     OutcomeUnknown,
-    RestoreDiffers,
-    ScanEnded,
-    Unavailable,
+    StorageError,
 )
 from needle.client import Client
 from needle.protocol.commands import NEVER
@@ -46,8 +44,6 @@ NOTED: Final = 128
 """After so many pieces it is noted how far it is."""
 ATTEMPTS: Final = 10
 AGAIN_SECONDS: Final = 0.5
-LASTING_MICROS: Final = 3_600_000_000
-"""Documents that expire within an hour may do so while they are compared, so they are left out of that."""
 Progress = Callable[[int], None]
 
 
@@ -105,8 +101,9 @@ class _Restoring:
         self._client, self._store, self._manifest = client, store, manifest
         self._timeout, self._progress, self._around = timeout, progress, around
         self._mark, self._alone, self._with_indexes = mark_of(manifest.id, one), one is not None, indexes
-        self._held = Held(client, self._mark, note_of(manifest.id, one), timeout, around)
-        self._indexed, self._built = 0, list[str]()
+        self._note = note_of(manifest.id, one)
+        self._held = Held(client, self._mark, self._note, timeout, around)
+        self._indexed, self._built, self._taking = 0, list[str](), Taking({})
 
     async def run(self) -> Restored:
         client, manifest = self._client, self._manifest
@@ -114,13 +111,19 @@ class _Restoring:
         resumed = any(one.spec.name == self._mark for one in now.collections)
         if not resumed:
             await self._check_room(now)
+        await self._check_limits(now, resumed=resumed)
+        manifest = self._manifest
+        if not resumed:
             await self._begin()
         await self._held.take()
         if self._alone:
             await self._own(manifest.collections[0], resumed=resumed)
         for collection in manifest.collections:
             await self._fill(collection)
-        digests = {one.spec.name: await self._compare(one) for one in manifest.collections}
+        there = ReadBack(
+            client, self._around, self._taking, self._timeout, lambda ref: self._read(ref, 0, None), self._mark
+        )
+        digests = {one.spec.name: await there.digest(one) for one in manifest.collections}
         await self._held.check()
         for name, field in ((one.spec.name, field) for one in manifest.collections for field in one.sparse):
             # Only now: what was written before they were sparse vectors need not be such.
@@ -168,6 +171,31 @@ class _Restoring:
                 raise taken(one.spec.name)
             if found.spec != one.spec or await self._client.count(collection=one.spec.name, timeout=self._timeout):
                 raise in_the_way(one.spec.name)
+
+    async def _check_limits(self, now: Topology, *, resumed: bool) -> None:
+        """Raises InvalidArgument if the nodes do not take what the backup has, by what its manifest says; where that
+        says nothing, and nodes take less than usual, by what its pieces are."""
+        self._taking = await taking_of(self._client, self._timeout)
+        after = self._when_put_right() if resumed else "and restore again. Nothing was changed"
+        if self._taking.unusual:
+            known = [await self._around.blocking(self._with_longest, one) for one in self._manifest.collections]
+            self._manifest = msgspec.structs.replace(self._manifest, collections=known)
+        check_shape(self._taking, self._manifest, now, self._note, self._mark, after)
+        if self._with_indexes and not self._taking.takes_index_files:
+            self._with_indexes = False
+            self._built.append("all collections: limits.frame_bytes_max is too small for a part of an index file")
+
+    def _with_longest(self, collection: CollectionBackup) -> CollectionBackup:
+        if collection.longest is not None:
+            return collection
+        return with_longest(collection, (self._read(ref, 0, None) for ref in collection.pieces))
+
+    def _when_put_right(self) -> str:
+        """What to do then, and what if nobody does, where a part of the restore is done."""
+        return (
+            f"and run the same command again: it goes on. To give it up, drop collection {self._mark}, without which "
+            "no backup is made of this cluster, and the collections that were restored"
+        )
 
     async def _own(self, collection: CollectionBackup, *, resumed: bool) -> None:
         """Make the one collection that is restored, unless this restore has. Raises CollectionExists if somebody else
@@ -280,8 +308,22 @@ class _Restoring:
             await self._around.rest(AGAIN_SECONDS)
 
     def _read(self, ref: PieceRef, at: int, indexes: IndexRestoring | None) -> Piece:
-        piece = read_piece(self._store, ref)
+        try:
+            piece = read_piece(self._store, ref)
+        except CorruptBackup as error:
+            raise self._pruned() or error from None
         return piece if indexes is None else part_of(piece, indexes.chosen(at, piece))
+
+    def _pruned(self) -> StorageError | None:
+        """What there is to say if a piece is gone because its backup is."""
+        backup = self._manifest.id
+        if backup_there(self._store, backup):
+            return None
+        return StorageError(
+            f"backup {backup} is not there any more: somebody has deleted it (`needle backup prune`) while it was "
+            f"restored. Drop collection {self._mark}, if it is there, and the collections that were restored, then "
+            "restore another backup"
+        )
 
     async def _write(
         self, name: str, at: int, ref: PieceRef, *, lives: bool, indexes: IndexRestoring | None = None
@@ -291,60 +333,29 @@ class _Restoring:
         piece: Piece = await self._around.blocking(self._read, ref, at, indexes)
         if not piece.ids:
             return 0
-        expires: Sequence[int] = [one or NEVER for one in piece.expires]
+        expires = [one or NEVER for one in piece.expires]
         if lives and not expires:
             expires = [NEVER] * len(piece.ids)
+        piece = msgspec.structs.replace(piece, expires=expires)
 
-        async def write() -> None:
-            await self._held.check(at_once=False)
-            parts = await self._client.documents.insert_batch(
-                name, piece.ids, memoryview(piece.vectors), piece.metadata, self._timeout, expires, named=piece.named
-            )
-            failed = next((part.outcome for part in parts if isinstance(part.outcome, NeedleError)), None)
-            if failed is not None:
-                raise failed
-
-        await self._patiently(write)
+        for some in await self._around.blocking(self._taking.batches, piece):
+            await self._patiently(partial(self._put, name, some))
         return len(piece.ids)
 
-    # --- what is there now -------------------------------------------------------------------------------------------
-    async def _compare(self, collection: CollectionBackup) -> str:
-        """The digest of a collection as it was read back. Raises RestoreDiffers."""
-        name, before = collection.spec.name, self._around.micros()
-        lasting = before + LASTING_MICROS if collection.expiring else 0
-        expected, documents = collection.digest, collection.documents
-        if lasting:
-            wanted = Contents(lasting)
-            for ref in collection.pieces:
-                wanted.add(await self._around.blocking(read_piece, self._store, ref))
-            expected, documents = wanted.digest, wanted.documents
-        found = await self._contents(collection, lasting)
-        if lasting and self._around.micros() >= lasting:
-            raise RestoreDiffers(f"collection {name} took longer than an hour to compare: run the command again")
-        if (found.documents, found.digest) != (documents, expected):
-            raise RestoreDiffers(
-                f"collection {name} has {found.documents} documents of digest {found.digest}, and the backup has "
-                f"{documents} of {expected}: was it written to meanwhile? Drop it and {self._mark}, then restore again",
+    async def _put(self, name: str, piece: Piece) -> None:
+        await self._held.check(at_once=False)
+        parts = await self._client.documents.insert_batch(
+            name, piece.ids, memoryview(piece.vectors), piece.metadata, self._timeout, piece.expires, named=piece.named
+        )
+        failed = next((part.outcome for part in parts if isinstance(part.outcome, NeedleError)), None)
+        if isinstance(failed, InvalidArgument):  # by a node that was not asked, or is started with other settings since
+            raise InvalidArgument(
+                f"collection {name}: a node refuses documents of the backup: {failed.message}. If a limit of its "
+                f"settings is too small, raise it, {self._when_put_right()}",
                 collection=name,
-            )
-        return found.digest
-
-    async def _contents(self, collection: CollectionBackup, lasting: int) -> Contents:
-        """By a consistent scan."""
-        for attempt in range(ATTEMPTS):
-            try:
-                return await self._scan(collection, lasting)
-            except (CollectionNotFound, ScanEnded, Unavailable) as error:
-                if attempt == ATTEMPTS - 1 or isinstance(error, CollectionNotFound):
-                    raise
-        raise AssertionError  # the last attempt raises
-
-    async def _scan(self, collection: CollectionBackup, lasting: int) -> Contents:
-        found = Contents(lasting)
-        async with aclosing(pages(self._client, collection.spec, 0, self._timeout, collection.vectors)) as scan:
-            async for batch, _ in scan:
-                await self._around.blocking(found.add, batch)
-        return found
+            ) from failed
+        if failed is not None:
+            raise failed
 
 
 def _vectors(collection: CollectionBackup) -> tuple[Any, ...]:

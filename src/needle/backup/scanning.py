@@ -18,13 +18,19 @@ END_SECONDS: Final = 2.0
 
 
 async def pages(
-    client: Client, spec: CollectionSpec, collection_id: int, timeout: float, vectors: Mapping[str, VectorSpec]
+    client: Client,
+    spec: CollectionSpec,
+    collection_id: int,
+    timeout: float,
+    vectors: Mapping[str, VectorSpec],
+    most: int | None = None,
 ) -> AsyncGenerator[tuple[DocumentBatch, ScanPin], None]:
     """Documents with their vectors in the order of their ids, and where each shard is read; to be closed
-    by who breaks off. vectors: the named ones that come with them. collection_id: the id that
-    the collection must have, 0 for any. Raises ScanEnded, CollectionNotFound, InvalidArgument for one of another id."""
+    by who breaks off. vectors: the named ones that come with them. collection_id: the id that the collection must have,
+    0 for any. most: documents of a page, where fewer than usual have room. Raises ScanEnded, CollectionNotFound,
+    InvalidArgument for one of another id."""
     width = 4 * (spec.dimensions + sum(one.dimensions for one in vectors.values()))
-    limit = max(1, min(PAGE_DOCUMENTS, PAGE_BYTES // width))
+    limit = max(1, min(PAGE_DOCUMENTS, PAGE_BYTES // width, most or PAGE_DOCUMENTS))
     pin, after, whole = ScanPin(), "", False
 
     async def page(ask: ScanPin, seconds: float) -> ScanAnswer:

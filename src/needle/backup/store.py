@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from needle.base.errors import InvalidArgument, StorageError
 
 PARTIAL = ".partial"
+AGAIN_SECONDS: Final = 20.0
+"""So long a bucket is asked again; obstore waits 30 s for an answer (AWS_TIMEOUT), so a silent one is asked once."""
+LOOK_SECONDS: Final = 0.1
+HURRIED_LOOKS: Final = 20
+"""Of two seconds: so long a bucket is waited for by who is to end."""
+T = TypeVar("T")
 
 
 class Stat(NamedTuple):
@@ -53,8 +63,9 @@ def open_store(target: str) -> Store:
     return bucket_store(target)
 
 
-def bucket_store(target: str) -> ObjectStore:
-    """s3://bucket/prefix. Raises InvalidArgument without the library for it."""
+def bucket_store(target: str, again: float = AGAIN_SECONDS) -> ObjectStore:
+    """s3://bucket/prefix. again: so many seconds what fails is tried again. Raises InvalidArgument without the library
+    for it."""
     try:
         from obstore.store import from_url  # only who has a bucket needs it
     except ImportError:
@@ -62,7 +73,8 @@ def bucket_store(target: str) -> ObjectStore:
             f"target = {target} is a bucket, which needs a library: pip install 'needle-vdb[s3]'", field="target"
         ) from None
     with _errors(target):
-        return ObjectStore(from_url(target), target)
+        # Not the client's options: they would take the place of those that variables say.
+        return ObjectStore(from_url(target, retry_config={"retry_timeout": timedelta(seconds=again)}), target)
 
 
 @contextmanager
@@ -157,12 +169,24 @@ def _nothing(_: Path | int) -> None:
     return None
 
 
+def hurry(store: Store) -> None:
+    """Who uses it is to end: what a bucket is asked from now on, and is being asked, is waited for two seconds. From
+    any thread, or a handler of a signal."""
+    if isinstance(store, ObjectStore):
+        store.hurry()
+
+
 class ObjectStore:
-    """What obstore has: S3, and its memory store in tests. It is told the endpoint and keys by its usual variables."""
+    """What obstore has: S3, and its memory store in tests. It is told the endpoint and keys by its usual variables.
+
+    Each call runs in a thread of its own, which is left behind if nobody waits for it any more: obstore hears of no
+    signal before the bucket has answered."""
 
     def __init__(self, store: Any, target: str) -> None:
         self._store = store
         self._target = target
+        self._hurried = threading.Event()
+        self.hurry = self._hurried.set
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
@@ -174,42 +198,71 @@ class ObjectStore:
             why = str(error).partition("\n\nDebug source")[0]  # behind that are the library's own structures
             raise StorageError(f"{self._target}: {name}: {why}", path=self._target) from error
 
-    def put(self, name: str, data: bytes) -> None:
+    def _told(self, name: str, call: Callable[[], T]) -> T:
+        """What the bucket answers. Raises StorageError."""
+        answer: Future[T] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - a boundary between threads: it is raised by whoever asked
+                answer.set_exception(error)
+
         with self._errors(name):
-            self._store.put(name, data)
+            threading.Thread(target=ask, name="needle-bucket", daemon=True).start()
+            looks = 0
+            while looks < HURRIED_LOOKS:
+                try:
+                    return answer.result(LOOK_SECONDS)
+                except NotYet:
+                    if answer.done():  # it is the bucket that said so
+                        return answer.result()
+                looks += self._hurried.is_set()
+        raise StorageError(f"{self._target}: {name}: it has not answered yet, and this is to end", path=self._target)
+
+    def put(self, name: str, data: bytes) -> None:
+        self._told(name, lambda: self._store.put(name, data))
 
     def get(self, name: str) -> bytes | None:
-        with self._errors(name):
+        def get() -> bytes | None:
             try:
                 return bytes(self._store.get(name).bytes())
             except FileNotFoundError:
                 return None
 
+        return self._told(name, get)
+
     def stat(self, name: str) -> Stat | None:
         """Of a file; None if there is none."""
-        with self._errors(name):
+
+        def stat() -> Stat | None:
             try:
                 told = self._store.head(name)
             except FileNotFoundError:
                 return None
             return Stat(told["size"], told["last_modified"].timestamp())
 
+        return self._told(name, stat)
+
     def part(self, name: str, start: int, length: int) -> bytes:
         """Some bytes of a file."""
-        with self._errors(name):
-            return bytes(self._store.get_range(name, start=start, length=length))
+        return self._told(name, lambda: bytes(self._store.get_range(name, start=start, length=length)))
 
     def names(self, prefix: str) -> dict[str, Stat]:
-        with self._errors(prefix):
-            return {
+        return self._told(
+            prefix,
+            lambda: {
                 one["path"]: Stat(one["size"], one["last_modified"].timestamp())
                 for some in self._store.list(prefix)
                 for one in some
-            }
+            },
+        )
 
     def delete(self, name: str) -> None:
-        with self._errors(name):
+        def delete() -> None:
             try:
                 self._store.delete(name)
             except FileNotFoundError:
                 return
+
+        self._told(name, delete)

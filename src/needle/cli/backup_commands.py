@@ -13,8 +13,10 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 import needle
 from needle import backup as backups
+from needle.backup.store import hurry
 from needle.base.instants import micros
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
+from needle.cli.interrupting import run_alone, run_with
 from needle.cli.restore_progress import RestoreProgress
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
@@ -23,8 +25,7 @@ Scratch = Annotated[
     str | None, typer.Option("--scratch", help="A directory with room for all documents twice, for --at and --index.")
 ]
 Indexes = Annotated[
-    bool,
-    typer.Option("--indexes/--no-indexes", help="Use index files that came along, for as many shards as there were."),
+    bool, typer.Option("--indexes/--no-indexes", help="Use index files that came along, for as many shards as then.")
 ]
 WaitIndex = Annotated[
     bool, typer.Option("--wait-index/--no-wait-index", help="End when searches use index files, as they did before.")
@@ -32,8 +33,6 @@ WaitIndex = Annotated[
 Archive = Annotated[
     str | None, typer.Option("--archive", help="Which cluster's, if several are archived at the target.")
 ]
-
-
 At = Annotated[
     str | None,
     typer.Option("--at", help="Out of the archive, as it was at this instant, such as 2026-11-26T14:03:06Z."),
@@ -41,9 +40,7 @@ At = Annotated[
 AtIndexes = Annotated[
     list[str] | None, typer.Option("--index", help="The same at an index of the log: SHARD:INDEX, for each shard.")
 ]
-Alone = Annotated[
-    str | None, typer.Option("--collection", "-c", help="This collection alone, into a cluster that may have others.")
-]
+Alone = Annotated[str | None, typer.Option("--collection", "-c", help="This collection alone; there may be others.")]
 CalledThen = Annotated[
     str | None, typer.Option("--as", metavar="NAME", help="What that collection is to be called, if not as it was.")
 ]
@@ -89,7 +86,7 @@ def create(
                 client, store, rate=bytes_a_second, indexes=indexes, timeout=timeout, progress=progress
             )
 
-    made = run(cluster, work)
+    made = run_with(store, cluster, work)
     _show_made(made, time.perf_counter() - started, json)
 
 
@@ -154,8 +151,14 @@ def archive(
 
     async def work(client: needle.Client) -> None:
         stopped = asyncio.Event()
+
+        def stop() -> None:
+            if stopped.is_set():  # the second time nothing more is waited for that a bucket does not answer
+                hurry(store)
+            stopped.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
         notes.print(f"archiving the logs of all shards to {target}", markup=False)
         await backups.archive(
             client, store, every=every, base_every=base_hours * 3600, indexes_every=index_minutes * 60,
@@ -285,7 +288,9 @@ def prune(
     if keep is None and archive_hours is None and drop_archive is None:
         raise typer.BadParameter("give --keep, --archive-hours or --drop-archive")
     store = backups.open_store(target)
-    gone, files = asyncio.run(backups.prune(store, keep, archive_hours=archive_hours, drop_archive=drop_archive))
+    gone, files = run_alone(
+        store, lambda: backups.prune(store, keep, archive_hours=archive_hours, drop_archive=drop_archive)
+    )
     if json:
         print_json({"deleted": gone, "files": files})
     else:
@@ -362,7 +367,7 @@ def restore(
             await _wait_indexed(client, done, timeout, json)
         return seconds
 
-    seconds = run(cluster, all_of_it)
+    seconds = run_with(store, cluster, all_of_it)
     if wait_index and not json:
         notes.print(
             f"searches are as fast as before, {time.perf_counter() - started - seconds:.1f} s later", markup=False

@@ -35,6 +35,12 @@ def recover(
             if plan is None:
                 return
             begin(data_dir, plan)
+        elif cluster_id and cluster_id != plan.cluster_id:
+            raise InvalidArgument(
+                f"cluster_id = {cluster_id[:80]!r} is not allowed: {plan.cluster_id!r} is, or none, for the recovery "
+                "that was begun here is into that cluster, and goes on",
+                field="cluster_id",
+            )
         elif dry_run:
             console.print(f"a recovery was begun here, into the cluster {plan.cluster_id}: run it without --dry-run")
             return

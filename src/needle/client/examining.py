@@ -19,6 +19,7 @@ from needle.client.diagnosis import diagnose
 from needle.client.directory import Caller, Calling
 from needle.client.fitness import Diagnosis
 from needle.client.measuring import measure
+from needle.client.shards import OverShards
 from needle.protocol import calls
 from needle.protocol.probe_calls import (
     CLOCK,
@@ -48,6 +49,8 @@ READINGS = 5
 """Of so many readings of a clock the quickest counts."""
 READ_SECONDS = 1.0
 PROBE_SECONDS = 2.0
+SETTINGS_SECONDS = 0.1
+"""A probe measures, too, and this is the least."""
 
 
 async def examine(client: Asked, caller: Caller, timeout: float) -> Diagnosis:
@@ -77,6 +80,16 @@ async def loads(topology: Topology, caller: Calling, timeout: float) -> dict[Nod
         return calls.decode(await caller.call(at, LOAD, body, timeout), LoadAnswer)
 
     return (await _each(topology.addresses(), ask))[0]
+
+
+async def settings_of(client: OverShards, timeout: float) -> dict[NodeId, Mapping[str, object]]:
+    """The settings that nodes should agree on, by path, of each node that answers."""
+    body = calls.encode(ProbeCall(SETTINGS_SECONDS))
+
+    async def ask(at: str) -> Mapping[str, object]:
+        return calls.decode(await client._caller.call(at, PROBE, body, timeout), ProbeAnswer).settings
+
+    return (await _each(client._shards.topology().addresses(), ask))[0]
 
 
 async def look_at_activity(client: Looking, caller: Caller, timeout: float) -> Look:

@@ -1,0 +1,164 @@
+"""Whether a cluster takes what a backup holds: the `limits` of its nodes, compared before anything is written.
+
+Invariant: what is written is cut so that every node that answered takes it; what cannot be is refused by the name of
+the setting. A node that does not answer is not known, and may refuse later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from needle.backup.format import CollectionBackup, Contents, Longest, Manifest, Piece, by_row
+from needle.backup.index_restoring import part_of
+from needle.backup.restore_marks import Note
+from needle.backup.state_copying import BLOCK_BYTES
+from needle.base.config import Limits
+from needle.base.errors import Forbidden, InvalidArgument
+from needle.base.ids import NodeId
+from needle.base.model import CollectionSpec
+from needle.client import Client
+from needle.client.examining import settings_of
+from needle.routing.topology import Topology
+
+ASK_SECONDS: Final = 6.0
+"""A node that pings one that hangs answers after four."""
+ROW_BYTES: Final = 64
+"""What a document has in a message beside its id, metadata and vectors, at most."""
+FRAME_ROOM: Final = 4096
+"""What a message has beside its documents, at most."""
+WHOLE_BYTES: Final = 16 << 20
+"""A page of documents has no more, whatever is asked for."""
+NOTE_BYTES, NOTE_SHARD_BYTES = 256, 32
+"""Of the note that says how far a restore is, at most, and more for each shard."""
+_OF_DOCUMENTS: Final = ("id_bytes_max", "metadata_bytes_max", "batch_bytes_max", "frame_bytes_max")
+_USUAL: Final = Limits()
+
+
+class Taking:
+    """What the nodes of a cluster take. settings: of each, those that it told."""
+
+    def __init__(self, settings: Mapping[NodeId, Mapping[str, object]]) -> None:
+        self._least: dict[str, tuple[int, NodeId]] = {}
+        for node, told in settings.items():
+            for path, value in told.items():
+                if path.startswith("limits.") and isinstance(value, int):
+                    name = path.removeprefix("limits.")
+                    self._least[name] = min(self._least.get(name, (value, node)), (value, node))
+
+    def least(self, name: str) -> int | None:
+        """Of all nodes; None if none told."""
+        found = self._least.get(name)
+        return None if found is None else found[0]
+
+    @property
+    def unusual(self) -> bool:
+        """Whether one of these is smaller than by default."""
+        return any((found := self.least(name)) is not None and found < getattr(_USUAL, name) for name in _OF_DOCUMENTS)
+
+    @property
+    def takes_index_files(self) -> bool:
+        """Whether a part of one fits into a message."""
+        most = self.least("frame_bytes_max")
+        return most is None or most >= BLOCK_BYTES + FRAME_ROOM
+
+    def check(self, name: str, needed: int, what: str, after: str) -> None:
+        """Raises InvalidArgument if a node takes less. what: needs it; after: what to do when it is put right."""
+        value, node = self._least.get(name, (needed, ""))
+        if value < needed:
+            raise InvalidArgument(
+                f"limits.{name} = {value} of node {node} is too small for {what}: set it to {needed} or more on all "
+                f"nodes, restart them one after the other (`needle rolling-restart`), {after}",
+                field=f"limits.{name}",
+            )
+
+    def check_documents(self, spec: CollectionSpec, longest: Longest, after: str) -> None:
+        """The same for the largest documents of a collection."""
+        name = f"collection {spec.name}"
+        self.check("id_bytes_max", longest.id, f"{name}, which has an id of so many bytes", after)
+        self.check("metadata_bytes_max", longest.metadata, f"{name}, which has a document with more metadata", after)
+        size = longest.document - 4 * spec.form.numbers + spec.form.row_bytes
+        self.check("batch_bytes_max", size, f"{name}, which has a larger document", after)
+        size += longest.id + ROW_BYTES + FRAME_ROOM
+        self.check("frame_bytes_max", size, f"{name}, which has a larger document", after)
+
+    def batches(self, piece: Piece) -> list[Piece]:
+        """A piece in parts that nodes take."""
+        count = len(piece.ids)
+        rows, size = self.least("batch_documents_max") or count, self._bytes()
+        letters, besides = sum(map(len, piece.ids)), sum(map(len, piece.metadata))
+        whole = len(piece.vectors) + sum(len(one.vectors) for one in piece.named) + besides + 4 * letters
+        if count <= rows and (size is None or whole + ROW_BYTES * count <= size):
+            return [piece]  # as nearly all are
+        return list(self._cut(piece, rows, size))
+
+    def _cut(self, piece: Piece, rows: int, size: int | None) -> Iterator[Piece]:
+        width, named = len(piece.vectors) // max(1, len(piece.ids)), by_row(piece.named)
+        chosen, filled = list[int](), 0
+        for at, name in enumerate(piece.ids):
+            besides = sum(map(len, named[at].values())) if at in named else 0
+            weight = width + besides + len(piece.metadata[at]) + 4 * len(name) + ROW_BYTES
+            if chosen and (len(chosen) >= rows or (size is not None and filled + weight > size)):
+                yield part_of(piece, chosen)
+                chosen, filled = [], 0
+            chosen.append(at)
+            filled += weight
+        if chosen:
+            yield part_of(piece, chosen)
+
+    def _bytes(self) -> int | None:
+        """Of the documents of one write."""
+        batch, frame = self.least("batch_bytes_max"), self.least("frame_bytes_max")
+        bounds = [*([] if batch is None else [batch]), *([] if frame is None else [frame - FRAME_ROOM])]
+        return min(bounds, default=None)
+
+    def page_rows(self, longest: Longest | None) -> int | None:
+        """Documents that one answer has room for; None: as many as it likes."""
+        frame = self.least("frame_bytes_max")
+        if frame is None or longest is None or frame >= WHOLE_BYTES:
+            return None
+        return max(1, (frame - FRAME_ROOM) // (longest.document + longest.id + ROW_BYTES))
+
+
+async def taking_of(client: Client, timeout: float) -> Taking:
+    """Ask all nodes."""
+    try:
+        return Taking(await settings_of(client, min(timeout, ASK_SECONDS)))
+    except Forbidden:  # they are for admins of all; whoever may restore less hears of a limit when it is met
+        return Taking({})
+
+
+def check_shape(taking: Taking, manifest: Manifest, now: Topology, note: Note, mark: str, after: str) -> None:
+    """What a look at the manifest tells. mark: the collection that says that a restore is under way; note: what it has.
+    Raises InvalidArgument."""
+    there = {one.spec.name for one in now.collections}
+    made = {mark, *(one.spec.name for one in manifest.collections)} - there
+    if made:
+        what = (
+            f"this restore: {len(there)} collections are there, and it makes {len(made)}, one for itself while it runs"
+        )
+        taking.check("collections_max", len(there) + len(made), what, after)
+    ids = [mark, *(one.spec.name for one in manifest.collections)]
+    size = len(msgspec.json.encode(note)) + NOTE_BYTES + NOTE_SHARD_BYTES * len(now.serving)
+    taking.check("id_bytes_max", max(len(one.encode()) for one in ids), "what a restore notes of itself", after)
+    taking.check("metadata_bytes_max", size, "what a restore notes of itself", after)
+    for one in manifest.collections:
+        for dimensions in (one.spec.dimensions, *(spec.dimensions for spec in one.vectors.values())):
+            taking.check("dimensions_max", dimensions, f"collection {one.spec.name}", after)
+        if one.longest is not None:
+            taking.check_documents(one.spec, one.longest, after)
+
+
+def measured(pieces: Iterable[Piece]) -> Longest:
+    """The largest of these documents."""
+    contents = Contents()
+    for piece in pieces:
+        contents.add(piece)
+    return contents.longest
+
+
+def with_longest(collection: CollectionBackup, pieces: Iterable[Piece]) -> CollectionBackup:
+    """Of a backup of an earlier release, which does not say it."""
+    return msgspec.structs.replace(collection, longest=measured(pieces))
