@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -141,3 +142,17 @@ def test_weights_stay_beside_their_ordinals_when_columns_are_merged() -> None:
     assert isinstance(whole, Weights)
     for name in ("keys", "starts", "ordinals", "weights"):
         assert np.array_equal(getattr(merged, name), getattr(whole, name)), name
+
+
+def test_documents_that_are_read_take_memory_as_arrays_and_not_as_lists() -> None:
+    values = [round(n / 7, 3) for n in range(1000)]
+    rows = [{"s": {"indices": list(range(1000, 2000)), "values": values}} for _ in range(300)]
+    _, index, _ = made(*rows, bytes_max=1)
+    live, query = BitMap(range(300)), {"indices": [1001], "values": [1]}
+    assert len(found(index, query, 300, 300, live)) == 300  # from now on it is known how long they are
+    tracemalloc.start()
+    try:
+        assert len(found(index, query, 300, 300, live)) == 300
+        assert tracemalloc.get_traced_memory()[1] < 18_000_000
+    finally:
+        tracemalloc.stop()

@@ -159,18 +159,25 @@ def words_in(document: Any, path: Path, text: TextField) -> list[bytes]:
 
 
 def sparse_run(path: Path, first: int, end: int, ordinals: Sequence[int], documents: Sequence[Any]) -> Run:
-    """Of the sparse vectors of a field, which is in no other: present are documents with one. What is none is as if it
-    were not there."""
-    present, parts = list[int](), list[Sparse]()
-    for ordinal, document in zip(ordinals, documents, strict=True):
-        value = document.get(path[0]) if isinstance(document, dict) else None
-        found = None if value is None else read(value)
-        if isinstance(found, Sparse):
-            present.append(ordinal)
-            parts.append(found)
+    """Of the sparse vectors of a field, which is in no other."""
+    found = [(ordinal, sparse_in(one, path)) for ordinal, one in zip(ordinals, documents, strict=True)]
+    return run_of_sparse(first, end, found)
+
+
+def sparse_in(document: Any, path: Path) -> Sparse | None:
+    """The sparse vector of one decoded document. What is none is as if it were not there."""
+    value = document.get(path[0]) if isinstance(document, dict) else None
+    found = None if value is None else read(value)
+    return found if isinstance(found, Sparse) else None
+
+
+def run_of_sparse(first: int, end: int, vectors: Sequence[tuple[int, Sparse | None]]) -> Run:
+    """vectors: of the documents with ordinals in [first, end), which ascend; present are those with one."""
+    there = [(ordinal, one) for ordinal, one in vectors if one is not None]
+    present, parts = [ordinal for ordinal, _ in there], [one for _, one in there]
     columns: dict[str, Column] = {}
     if any(len(one.indices) for one in parts):
         owners = np.repeat(np.array(present, np.uint32), [len(one.indices) for one in parts])
         indices = np.concatenate([one.indices for one in parts])
         columns["sparse"] = Weights.of(indices, owners, np.concatenate([one.values for one in parts]))
-    return Run(first, end, len(ordinals), [BitMap(present), BitMap(), BitMap(), BitMap()], BitMap(), columns)
+    return Run(first, end, len(vectors), [BitMap(present), BitMap(), BitMap(), BitMap()], BitMap(), columns)
