@@ -206,6 +206,34 @@ async def test_two_that_begin_at_once_do_not_both_go_on(
         assert "theirs" in names and "ours" not in names and len(await marks(client)) == 1
 
 
+async def test_one_whose_place_was_taken_leaves_the_other_ones_mark(
+    cluster: ProcessCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found the collection that the other one had made, and dropped the mark: then that one ended, too, and none
+    could go on."""
+    store = backups.open_store(str(tmp_path / "target"))
+    async with cluster.connect() as client, cluster.connect() as another:
+        model = await fill(client)
+        await backups.create(client, store)
+        create = client.documents.create_collection
+
+        def killed(_: int) -> None:
+            raise Killed
+
+        async def after_the_other(*arguments: Any) -> Any:
+            if arguments[0].name == "again":
+                with pytest.raises(Killed):
+                    await backups.restore(another, store, collection="books", name="again", progress=killed)
+            return await create(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(client.documents, "create_collection", after_the_other)
+            with pytest.raises(CollectionExists, match="has taken the place of this one"):
+                await backups.restore(client, store, collection="books", name="again")
+        assert (await backups.restore(another, store, collection="books", name="again")).resumed
+        assert (await contents(client))["again"] == model["books"] and await marks(client) == []
+
+
 async def archived(client: needle.Client, store: Store) -> None:
     archiver = Archiver(client, store)
     await archiver.look(flush=True)

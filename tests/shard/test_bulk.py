@@ -39,7 +39,7 @@ from needle.protocol.stamps import head
 from needle.protocol.upkeep_commands import LoadedFile
 from needle.routing.strategy import CONSISTENT_HASH
 from needle.server.adapters import ReplicaMachine
-from needle.shard.apply.bulk import EFFECT_ROWS
+from needle.shard.apply.bulk import EFFECT_ROWS, lacks_files
 from needle.shard.bulk.rows_file import Rows, RowsWriter, RowsWritten, checksum_of, read_rows
 from needle.shard.bulk.staged import LOADS_MAX, Awaited, StagedFiles, rows_name
 from needle.shard.bulk_checking import UNCOVERED_BYTES_MAX, Owning, check_load
@@ -553,6 +553,17 @@ def test_a_file_with_another_checksum_than_its_name_is_refused(tmp_path: Path) -
     for bad in ("../x", "1-rows-zz.rows", f"1-rows-{'0' * 32}.seg"):
         with pytest.raises(InvalidArgument):
             staged.put(bad, 1, 0, b"x")
+
+
+def test_damaged_rows_are_lacking_as_those_that_are_gone(tmp_path: Path) -> None:
+    """`needle recover` gave such a load up, and had said nothing of it."""
+    staged, name = StagedFiles(str(tmp_path), ReplicaDisk()), rows_name(1, SAID.checksum)
+    command = LoadRows(1, SAID.rows, SAID.size, SAID.checksum, 0)
+    assert lacks_files(staged, command)
+    staged.put(name, len(FILE), 0, FILE)
+    assert not lacks_files(staged, command)
+    Path(staged.path(name)).write_bytes(FILE[:-1] + bytes([FILE[-1] ^ 1]))
+    assert lacks_files(staged, command) and staged.has(name), "who looks leaves it where it is"
 
 
 def other_rows(staged: StagedFiles, count: int, collection: int = 1) -> None:

@@ -213,6 +213,7 @@ class _Restoring:
         except (CollectionExists, InvalidArgument) as error:
             if resumed:
                 raise
+            await self._held.check()  # else the mark is another command's by now, and so may the collection be
             await client.drop_collection(self._mark, timeout=timeout)
             raise (taken(name) if isinstance(error, CollectionExists) else error) from None
         await self._held.note_made(made.version)

@@ -47,9 +47,8 @@ class LocalEngine:
 
     def map(self, call: Callable[..., T], arguments: Sequence[tuple[Any, ...]]) -> Iterator[T]:
         """See Engine."""
-        waiting = [self._pool.submit(call, *one) for one in arguments]
         try:
-            for one in waiting:
+            for one in [self._pool.submit(call, *one) for one in arguments]:
                 yield one.result()
         except BrokenProcessPool:
             raise Unavailable(

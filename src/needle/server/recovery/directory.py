@@ -163,7 +163,7 @@ def _command(entry: Entry) -> bytes:
 
 
 def _loads_without_files(machine: StateMachine, log: GroupLog) -> list[str]:
-    """Bulk loads that are not applied yet and whose files are not here, in words."""
+    """Bulk loads that are not applied yet and whose files are not here as they were, in words."""
     if not isinstance(machine, ReplicaMachine):
         return []
     found, low, end = list[int](), max(machine.applied_index() + 1, log.first_index()), log.last_index() + 1
@@ -174,4 +174,5 @@ def _loads_without_files(machine: StateMachine, log: GroupLog) -> list[str]:
             if isinstance(command, LoadRows) and lacks_files(machine.replica.staged, command):
                 found.append(entry.index)
         low += len(entries)
-    return [f"the documents of the bulk load of entry {index} are lost: its files are not here" for index in found]
+    why = "its files are not here, or are damaged"
+    return [f"the documents of the bulk load of entry {index} are lost: {why}" for index in found]

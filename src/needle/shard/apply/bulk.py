@@ -20,7 +20,7 @@ from needle.routing.collection_names import called
 from needle.shard.apply.batch import Batch
 from needle.shard.apply.changes import CollectionChange
 from needle.shard.apply.holdings import Fence
-from needle.shard.bulk.rows_file import Rows, doubled, id_hashes, read_rows
+from needle.shard.bulk.rows_file import Rows, checksum_of, doubled, id_hashes, read_rows
 from needle.shard.bulk.staged import Awaited, StagedFiles, rows_name
 from needle.shard.documents.digest import MODULUS, document_hash
 from needle.shard.documents.records import CollectionRecord, LoadedBlock, row_id
@@ -130,9 +130,11 @@ def _await(staged: StagedFiles, awaited: Awaited) -> NoReturn:
 
 
 def lacks_files(staged: StagedFiles, command: LoadRows) -> bool:
-    """Whether a file that the entry names is not here."""
-    names = [rows_name(command.collection_id, command.checksum), *map(segment_file, _manifest(command))]
-    return not all(map(staged.has, names))
+    """Whether a file that the entry names is not here, or its rows are damaged. Reads them, and changes nothing."""
+    rows = rows_name(command.collection_id, command.checksum)
+    if not all(map(staged.has, [rows, *map(segment_file, _manifest(command))])):
+        return True
+    return checksum_of(staged.path(rows)) != command.checksum
 
 
 class LoadedRows:
