@@ -93,6 +93,9 @@ def test_arrays_become_metadata_that_is_the_same_float32_in_few_digits() -> None
     assert json.dumps(sparse_vector([3], [0.1])) == '{"indices": [3], "values": [0.1]}'
     assert sparse_vector(range(2), [1, 2]) == {"indices": [0, 1], "values": [1.0, 2.0]}
     assert sparse_vector([], []) == {"indices": [], "values": []}
+    most = np.array([np.finfo(np.float32).max, np.finfo(np.float32).min], np.float32)  # in fewest digits they are more
+    extreme = read(json.loads(json.dumps(sparse_vector([0, 1], most))))
+    assert isinstance(extreme, Sparse) and np.array_equal(extreme.values, most)
 
 
 @pytest.mark.parametrize(

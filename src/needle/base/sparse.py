@@ -135,7 +135,7 @@ def _array(name: str, given: Any, kinds: str) -> npt.NDArray[Any]:
 def _short(values: Weights) -> list[float]:
     """As numbers that are the same float32 and have few digits in JSON."""
     short = values.astype("U").astype(np.float64)
-    same = short.astype(np.float32) == values
+    same = (np.abs(short) <= VALUE_MAX) & (short.astype(np.float32) == values)
     numbers: list[float] = np.where(same, short, values.astype(np.float64)).tolist()
     return numbers
 
