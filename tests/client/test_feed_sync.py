@@ -144,3 +144,21 @@ def test_a_watcher_by_name_hears_of_documents_that_have_the_vector() -> None:
             client.watch("a", [6, 8], vector_name="other", max_distance=1).begin()
         with pytest.raises(needle.InvalidArgument, match="give the vector itself"):
             client.watch("a", text="words", vector_name="title", max_distance=1)
+
+
+def test_a_name_that_is_dropped_while_all_documents_are_told_ends_the_feed_as_at_any_time() -> None:
+    count = 1100
+    spec = needle.VectorSpec(dimensions=2, metric="l2")
+    with needle.open_sync(":memory:") as client:
+        client.create_collection("a", dimensions=1, vectors={"plot": spec, "title": spec})
+        names, rows = [f"d{n:04}" for n in range(count)], np.ones((count, 1))
+        client.insert_batch(ids=names, vectors=rows, named_vectors={"title": np.ones((count, 2))}, collection="a")
+        with client.changes("a", since="start", vectors=["plot", "title"]) as feed:
+            assert [next(feed).kind for _ in range(2)] == ["reset", "insert"]
+            client.drop_vector("a", "title")
+            with pytest.raises(
+                needle.CollectionNotFound, match="vector 'title' of collection 'a' was dropped"
+            ) as error:
+                for _ in range(count):
+                    next(feed)
+        assert error.value.details["vector"] == "title"

@@ -24,11 +24,11 @@ from needle.client import answers, feed_token
 from needle.client.document_calls import DocumentCalls
 from needle.client.feed_calls import FeedCalls
 from needle.client.feed_memory import Held, size_of
-from needle.client.feed_shards import Forgotten, ShardFeed, What, heard, retired
+from needle.client.feed_shards import Forgotten, ShardFeed, What, heard, retired, vector_gone
 from needle.client.feed_token import VERSION, Token
 from needle.protocol.calls import ScanAnswer
 from needle.protocol.change_calls import KINDS, LIMIT_MAX, ChangesAnswer, Near, Position
-from needle.routing.topology import public_name
+from needle.routing.topology import Topology, public_name
 
 NOW, START = "now", "start"
 PAGE: Final = 1000
@@ -321,7 +321,10 @@ class Changes(AsyncIterator[Change]):
                     named=self._wish.named,
                 )  # fmt: skip
             except InvalidArgument as error:
-                if error.details.get("field") != "cursor":
+                field = error.details.get("field")
+                if field == "vector_name":
+                    raise self._vector_gone(name, feeding.topology) from error
+                if field != "cursor":
                     raise
                 raise CollectionNotFound(
                     f"collection {name[:80]!r} was dropped and made again", collection=name[:80]
@@ -332,6 +335,12 @@ class Changes(AsyncIterator[Change]):
         except BaseException:
             self.held.free(size_of(page))
             raise
+
+    def _vector_gone(self, name: str, now: Topology) -> CollectionNotFound:
+        """A scan asks the catalog, which hears it before the shards do."""
+        info, wanted = now.named(name), self._wish.named
+        there = {one.name for one in info.vectors} if info is not None else set()
+        return vector_gone(name[:80], next((one for one in wanted if one not in there), wanted[0]))
 
     async def _unless_given_up(self, call: Callable[[], Any]) -> Any:
         """What a call answers, or the one that a step before this one has begun and did not wait for."""

@@ -153,13 +153,7 @@ class ShardFeed:
         except CollectionNotFound as error:
             name = self._what.collection[:80]
             if "vector" in error.details:
-                vector = error.details["vector"]
-                raise CollectionNotFound(
-                    f"vector {vector!r} of collection {name!r} was dropped: the feed that tells it has ended; another "
-                    "one goes on by its token without this vector",
-                    collection=name,
-                    vector=vector,
-                ) from error
+                raise vector_gone(name, str(error.details["vector"])) from error
             raise CollectionNotFound(
                 f"collection {name!r} was dropped: the feed of its changes has ended", collection=name
             ) from error
@@ -221,6 +215,16 @@ class ShardFeed:
 def retired(topology: Topology) -> dict[int, Position]:
     """The shards that were removed, as what was read to its end."""
     return {info.shard: OVER for info in topology.shards if info.retired}
+
+
+def vector_gone(collection: str, vector: str) -> CollectionNotFound:
+    """For who reads a feed that tells it."""
+    return CollectionNotFound(
+        f"vector {vector!r} of collection {collection!r} was dropped: the feed that tells it has ended; another one "
+        "goes on by its token without this vector",
+        collection=collection,
+        vector=vector,
+    )
 
 
 def heard(task: asyncio.Task[Any]) -> None:

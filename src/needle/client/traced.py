@@ -21,7 +21,7 @@ CALLS: Final = (
     "insert", "insert_if_absent", "compare_and_set", "insert_batch", "insert_each", "delete", "delete_where", "get",
     "get_many", "patch", "patch_where", "replace_metadata", "update_vector", "update_vectors", "count", "counts",
     "facet", "search", "search_many", "search_strong", "search_leased", "search_eventual", "search_partial",
-    "hybrid_search", "collections", "create_collection", "drop_collection", "scan_page",
+    "hybrid_search", "delete_vector", "collections", "create_collection", "drop_collection", "scan_page",
 )  # fmt: skip
 ROUTED: Final = (
     "insert", "insert_batch", "delete", "patch", "update_vectors", "change_where", "search", "search_many", "get",

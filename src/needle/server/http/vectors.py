@@ -30,35 +30,26 @@ class UpdateVectors(Body, frozen=True, kw_only=True):
 
 async def update_vectors(call: Call) -> bodies.Written:
     body: UpdateVectors = call.body
-    if body.vectors is None:
-        return await _taken_away(call, body)
-    given = body.vectors
-    rows = await call.beside(lambda: vectors_of(given, len(body.ids), body.vector_type))
+    given, gone = body.vectors, body.vectors is None
+    if gone and body.name is None:
+        raise invalid("vectors", None, "vectors; only those of a name are taken away, and none is named")
+    rows = None if given is None else await call.beside(lambda: vectors_of(given, len(body.ids), body.vector_type))
     matches = await call.beside(lambda: values.filter_bytes(body.if_matches, "if_matches"))
     names = values.different_ids(body.ids)
-    if len(rows) != len(names):
+    if rows is not None and len(rows) != len(names):
         raise invalid("vectors", f"{len(rows)} rows", f"one row for each of the {len(names)} different ids")
     result = await call.router.update_vectors(
         values.check_name(call.collection),
         names,
-        rows.tobytes(),
+        b"" if rows is None else rows.tobytes(),
         body.if_version,
         matches,
         body.timeout,
         values.expiry(body.expires_at),
         "" if body.name is None else values.check_name(body.name, "name"),
+        gone,
     )
     return bodies.Written.of(result)
-
-
-async def _taken_away(call: Call, body: UpdateVectors) -> bodies.Written:
-    if body.name is None:
-        raise invalid("vectors", None, "vectors; only those of a name are taken away, and none is named")
-    done = await call.client.delete_vector(
-        body.ids, body.name, expires_at=body.expires_at, if_version=body.if_version, if_matches=body.if_matches,
-        collection=call.collection, timeout=body.timeout,
-    )  # fmt: skip
-    return bodies.Written.of(done)
 
 
 async def add_vector(call: Call) -> bodies.Written:
