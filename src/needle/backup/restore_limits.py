@@ -145,8 +145,8 @@ def check_shape(taking: Taking, manifest: Manifest, now: Topology, note: Note, m
     taking.check("id_bytes_max", max(len(one.encode()) for one in ids), "what a restore notes of itself", after)
     taking.check("metadata_bytes_max", size, "what a restore notes of itself", after)
     for one in manifest.collections:
-        for spec in (one.spec, *one.vectors.values()):
-            taking.check("dimensions_max", spec.dimensions, f"collection {one.spec.name}", after)
+        for dimensions in (one.spec.dimensions, *(spec.dimensions for spec in one.vectors.values())):
+            taking.check("dimensions_max", dimensions, f"collection {one.spec.name}", after)
         if one.longest is not None:
             taking.check_documents(one.spec, one.longest, after)
 
