@@ -367,6 +367,13 @@ def test_a_range_that_nobody_has_any_more_is_refused() -> None:
     assert owners(still, MAP) == {0: [(b"", b"m")], 1: [(b"m", None)]}
 
 
+def test_what_a_shard_has_that_is_not_archived_there_is_not_answered_with_less() -> None:
+    """It came and went while no archiver ran: the source's copy was taken for what there was."""
+    found = {0: at_cut("released", True)[0]}
+    with pytest.raises(StorageError, match="shard 0 had given a range of keys to a shard of which nothing is archived"):
+        owners(found, ShardMap(1, RANGE, 1, (b"",), (0,)))
+
+
 def test_an_entry_says_when_it_was_proposed() -> None:
     move = PrepareMove(1, 1, True, [(b"a", None)], [], RANGE, 2)
     for command in (put(["a"], [[1.0, 2.0]]), move, commands.DropCollection("a")):

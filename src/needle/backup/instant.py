@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
 ROWS: Final = 500
 """Documents that are read at a time."""
+MOVES_TOLD: Final = 20
 ALL: Final[list[KeyRange]] = [(b"", None)]
 Told = Callable[[str], None]
 
@@ -307,11 +308,22 @@ def owners(found: Mapping[int, Replayed], shard_map: ShardMap) -> dict[int, list
         for one in found.values() if one.holdings is not None
         for transfer in one.holdings.transfers if transfer.incoming and transfer.phase == "over"
     }  # fmt: skip
+    awaited = {
+        transfer.move
+        for one in found.values() if one.holdings is not None
+        for transfer in one.holdings.transfers if transfer.incoming
+    }  # fmt: skip
     for shard, one in found.items():
         for transfer in one.holdings.transfers if one.holdings is not None else ():
             if transfer.incoming:
                 continue
             if transfer.phase == "released" and transfer.move not in taken | one.forgotten:
+                if transfer.move not in awaited:  # it took part before: what it wrote since would be missing
+                    raise StorageError(
+                        f"at this place shard {shard} had given a range of keys to a shard of which nothing is archived"
+                        " there: it came and went while nothing was archived, or its leader's clock differs. Ask for an "
+                        "instant before that, or after it"
+                    )
                 owned[shard] = union(owned[shard], transfer.ranges)
             elif transfer.phase in ("open", "frozen") and transfer.move in taken:
                 owned[shard] = difference(owned[shard], list(transfer.ranges))
@@ -320,9 +332,20 @@ def owners(found: Mapping[int, Replayed], shard_map: ShardMap) -> dict[int, list
     if twice or uncovered(span for ranges in owned.values() for span in ranges):
         raise StorageError(
             "at this place a range of keys was on its way from one shard to another, and the clocks of their leaders "
-            "disagree about when: ask for an instant some seconds earlier or later"
+            "disagree about when, or a shard that had it is not archived there: ask for an instant some seconds "
+            f"earlier or later, before or after these moves ({_moves(found)})"
         )
     return owned
+
+
+def _moves(found: Mapping[int, Replayed]) -> str:
+    """How far the shards' logs are with moves, in words."""
+    told = [
+        f"shard {shard}, index {one.index}: {transfer.move} {'in' if transfer.incoming else 'out'}, {transfer.phase}"
+        for shard, one in sorted(found.items()) if one.holdings is not None
+        for transfer in one.holdings.transfers
+    ]  # fmt: skip
+    return "; ".join(told[:MOVES_TOLD]) or "none is known"
 
 
 def vectors_of(info: CollectionInfo, found: Mapping[int, Replayed]) -> dict[str, CollectionSpec]:

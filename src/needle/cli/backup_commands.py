@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import time
 from typing import Annotated
 
@@ -13,10 +11,9 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 import needle
 from needle import backup as backups
-from needle.backup.store import hurry
 from needle.base.instants import micros
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, Timeout, console, notes, print_json, run, table
-from needle.cli.interrupting import run_alone, run_with
+from needle.cli.interrupting import run_alone, run_with, until_signal
 from needle.cli.restore_progress import RestoreProgress
 
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="A directory, or s3://bucket/prefix.")]
@@ -150,15 +147,7 @@ def archive(
     store = backups.open_store(target)
 
     async def work(client: needle.Client) -> None:
-        stopped = asyncio.Event()
-
-        def stop() -> None:
-            if stopped.is_set():  # the second time nothing more is waited for that a bucket does not answer
-                hurry(store)
-            stopped.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
+        stopped = until_signal(store)
         notes.print(f"archiving the logs of all shards to {target}", markup=False)
         await backups.archive(
             client, store, every=every, base_every=base_hours * 3600, indexes_every=index_minutes * 60,

@@ -25,6 +25,20 @@ def run_alone(store: Store, work: Callable[[], Awaitable[T]]) -> T:
     return _interrupted(lambda: asyncio.run(_heeding(store, work)))
 
 
+def until_signal(store: Store) -> asyncio.Event:
+    """Set by SIGTERM or Ctrl-C; by the second of them nothing more is waited for that the target does not answer."""
+    stopped = asyncio.Event()
+
+    def stop() -> None:
+        if stopped.is_set():
+            hurry(store)
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    return stopped
+
+
 def _interrupted(call: Callable[[], T]) -> T:
     try:
         return call()
