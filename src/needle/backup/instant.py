@@ -321,8 +321,8 @@ def owners(found: Mapping[int, Replayed], shard_map: ShardMap) -> dict[int, list
                 if transfer.move not in awaited:  # it took part before: what it wrote since would be missing
                     raise StorageError(
                         f"at this place shard {shard} had given a range of keys to a shard of which nothing is archived"
-                        " there: it came and went while nothing was archived, or its leader's clock differs. Ask for an "
-                        "instant before that, or after it"
+                        " there: it came and went while nothing was archived, or its leader's clock differs. Ask for "
+                        "an instant before that, or after it"
                     )
                 owned[shard] = union(owned[shard], transfer.ranges)
             elif transfer.phase in ("open", "frozen") and transfer.move in taken:
