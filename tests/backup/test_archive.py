@@ -17,8 +17,8 @@ from needle.backup.archive_keeping import outdated
 from needle.backup.archive_looking import list_archives
 from needle.backup.archive_reading import bases_of, catalog_at, chain, chunks_of
 from needle.backup.archiving import archive
-from needle.backup.instant import owners
 from needle.backup.keeping import prune, verify
+from needle.backup.owners import owners
 from needle.backup.replaying import Replayed
 from needle.backup.store import DirectoryStore
 from needle.base.errors import (

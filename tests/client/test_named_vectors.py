@@ -131,7 +131,7 @@ async def test_what_is_like_another_collection_has_its_vectors(client: needle.Cl
     assert (await client.describe_collection("d")).vectors == {"title": TITLE}
     await client.create_collection("c", dimensions=3, metric="l2", vectors={"title": TITLE}, if_absent=True)
     other = {"title": VectorSpec(dimensions=5)}
-    with pytest.raises(CollectionExists, match="named or sparse vectors"):
+    with pytest.raises(CollectionExists, match="other named vectors"):
         await client.create_collection("c", dimensions=3, metric="l2", vectors=other, if_absent=True)
     with pytest.raises(InvalidArgument, match="letters"):
         await client.create_collection("e", dimensions=3, vectors={"a/b": TITLE})
