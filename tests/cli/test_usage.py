@@ -31,7 +31,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
         (["search", "words", "--vector", "v.npy"], "either words, --vector FILE, or --like ID; or --keywords WORDS"),
         (["search", "words", "--keywords", "a", "--group-by", "n"], "--group-by does not go with a search by several"),
         (["search", "--like", "a", "--keywords", "a", "--weights", "1"], "--weights are 2 numbers"),
-        (["search", "--like", "a", "--keywords", "a", "--weights", "1,x"], "such as 1,0.5, not 1,x"),
+        (["search", "--like", "a", "--keywords", "a", "--weights", "1,x"], "such as 1,1, not 1,x"),
         (["search", "--sparse", "[1"], "--sparse is not JSON"),
         (["search", "--sparse", "[1]"], "--sparse must be an object such as"),
         (["search", "--like", "a", "--sparse", "{}", "--keywords", "a", "--weights", "1,2"], "--weights are 3 numbers"),

@@ -151,6 +151,7 @@ WRITES: dict[str, list[Row]] = table(
         (lambda c: c.update_vector("b0", V, if_version=1), (needle.VersionMismatch,)),
     ],
     update_vectors=[(lambda c: c.update_vectors(["b0", "a0"], [V, V]), lambda f: f.count == 1)],
+    delete_vector=[(lambda c: c.delete_vector(["b0", "a0"], "title"), (InvalidArgument,))],  # it has none
     patch_where=[
         (lambda c: c.patch_where(B, set={"n": 9}, return_ids=True), lambda f: (f.count, f.ids) == (0, [])),
         (lambda c: c.patch_where({}, set={"n": 8}, dry_run=True), lambda f: f.count == 5),
