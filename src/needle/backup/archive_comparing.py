@@ -67,18 +67,8 @@ class _Comparing:
         self.problems: list[str] = []
 
     def run(self) -> ComparedShard:
-        while True:
-            states = bases_of(self._store, self._founding, self._shard)
-            found = self._run(states)
-            if not self.problems or set(states) <= {*bases_of(self._store, self._founding, self._shard)}:
-                return found
-            # Somebody pruned meanwhile, which is no damage: what is left begins at another state.
-            self._made = self._entries = self._states = self._digests = self._proven = self._last = 0
-            self.problems = []
-
-    def _run(self, states: list[tuple[int, str]]) -> ComparedShard:
         try:
-            for index, name in states:
+            for index, name in bases_of(self._store, self._founding, self._shard):
                 whole = self._tried(self._follow, index)
                 if not self._tried(self._state, index, name, whole) and not whole:
                     self._end()  # what is damaged leads no further
