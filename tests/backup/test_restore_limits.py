@@ -13,14 +13,17 @@ import pytest
 import needle
 from backup.test_processes import WAITING, fresh
 from needle import backup as backups
-from needle.backup.format import Longest, Manifest, Piece, encode_manifest, manifest_name
+from needle.backup.format import CollectionBackup, Longest, Manifest, Piece, encode_manifest, manifest_name
 from needle.backup.one_collection import MARK
-from needle.backup.restore_limits import FRAME_ROOM, Taking
+from needle.backup.restore_limits import FRAME_ROOM, Taking, check_shape
 from needle.backup.store import Store
-from needle.base.errors import InvalidArgument, StorageError
+from needle.base.errors import ClusterTooOld, InvalidArgument, StorageError
+from needle.base.model import CollectionSpec, VectorSpec
+from needle.base.versions import KNOWN, SPARSE
 from needle.local.process_cluster import ProcessCluster
 from needle.protocol.named import Named
 from needle.routing.strategy import CONSISTENT_HASH
+from needle.routing.topology import Topology
 
 ROWS, WIDTH, METADATA, ID = 700, 32, 3000, 300
 
@@ -164,3 +167,40 @@ def test_the_least_of_all_nodes_counts() -> None:
         taking.check("id_bytes_max", 9, "it", "and go on")
     taking.check("id_bytes_max", 8, "it", "and go on")
     taking.check("k_max", 1 << 40, "it", "and go on")
+
+
+@pytest.mark.parametrize("more", [{"sparse": ("splade",)}, {"vectors": {"title": VectorSpec(dimensions=2)}}])
+def test_a_cluster_that_knows_no_such_vectors_is_told_before_anything_is_written(more: dict[str, Any]) -> None:
+    """Sparse vectors are declared last, when all documents are there: hours later it was refused."""
+    plain = CollectionBackup(
+        spec=CollectionSpec(name="c", dimensions=2, metric="l2"), fields=(), documents=0, expiring=0, digest="",
+        cuts=[], pieces=[],
+    )  # fmt: skip
+    rest = {
+        "id": "b",
+        "format": 2,
+        "began": "",
+        "ended": "",
+        "release": "",
+        "cluster": "7",
+        "settings": {},
+        "aliases": {},
+    }
+
+    def check(one: CollectionBackup, version: int) -> None:
+        check_shape(
+            Taking({}),
+            Manifest(collections=[one], **rest),
+            Topology(cluster_version=version),
+            {},
+            "m",
+            "and restore again",
+        )
+
+    rich = msgspec.structs.replace(plain, **more)
+    check(plain, SPARSE - 1)
+    check(rich, KNOWN)
+    with pytest.raises(
+        ClusterTooOld, match=f"need version {SPARSE} of .* at {SPARSE - 1}: .* Upgrade them and restore"
+    ):
+        check(rich, SPARSE - 1)

@@ -16,9 +16,10 @@ from needle.backup.index_restoring import part_of
 from needle.backup.restore_marks import Note
 from needle.backup.state_copying import BLOCK_BYTES
 from needle.base.config import Limits
-from needle.base.errors import Forbidden, InvalidArgument
+from needle.base.errors import ClusterTooOld, Forbidden, InvalidArgument
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec
+from needle.base.versions import NAMED, SPARSE
 from needle.client import Client
 from needle.client.examining import settings_of
 from needle.routing.topology import Topology
@@ -132,7 +133,17 @@ async def taking_of(client: Client, timeout: float) -> Taking:
 
 def check_shape(taking: Taking, manifest: Manifest, now: Topology, note: Note, mark: str, after: str) -> None:
     """What a look at the manifest tells. mark: the collection that says that a restore is under way; note: what it has.
-    Raises InvalidArgument."""
+    Raises InvalidArgument; ClusterTooOld, before all documents are there and only their declarations are refused."""
+    special = [one for one in manifest.collections if one.sparse or one.vectors]
+    needs = max((SPARSE if one.sparse else NAMED for one in special), default=0)
+    if now.cluster_version < needs:
+        raise ClusterTooOld(
+            f"named and sparse vectors, which this backup has, need version {needs} of commands and formats, and the "
+            f"cluster is at {now.cluster_version}: `needle node list` says which nodes are of an older release. "
+            f"Upgrade them {after}",
+            needs=needs,
+            version=now.cluster_version,
+        )
     there = {one.spec.name for one in now.collections}
     made = {mark, *(one.spec.name for one in manifest.collections)} - there
     if made:
