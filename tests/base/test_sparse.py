@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from needle.base.errors import InvalidArgument
-from needle.base.sparse import INDICES_MAX, Sparse, SparseQuery, Wrong, asked, query_of, read, sparse_vector
+from needle.base.sparse import INDICES_MAX, Sparse, SparseQuery, Wrong, asked, query_of, read, sparse_vector, wrong_in
 from proof.checkers.sparse import as_float32, weights_in
 
 WRONG: list[tuple[Any, str, str]] = [
@@ -114,3 +114,10 @@ def test_arrays_become_metadata_that_is_the_same_float32_in_few_digits() -> None
 def test_what_arrays_cannot_be(given: Callable[[], object]) -> None:
     with pytest.raises(InvalidArgument, match="sparse vector"):
         given()
+
+
+@pytest.mark.parametrize("name", [b"splade", rb"spl\u0061de"])
+def test_a_field_that_is_spelled_by_escapes_is_looked_at_too(name: bytes) -> None:
+    found = wrong_in(b'{"a": 1, "' + name + b'": 3}', ["splade"])
+    assert found is not None and found[0] == "splade" and found[1].value == 3
+    assert wrong_in(b'{"a": "' + name + b'"}', ["splade"]) is None

@@ -100,8 +100,9 @@ def _twice(values: Iterable[int]) -> int:
 def wrong_in(metadata: bytes, names: Sequence[str]) -> tuple[str, Wrong] | None:
     """The first of these fields of a document that is neither a sparse vector nor left out, and why; None if all are.
     Raises InvalidArgument for what is no JSON."""
-    # Most often the name of a field is in no other text; to look for it costs less than to decode.
-    if not any(name.encode() in metadata for name in names):
+    # Most often the name of a field is in no other text; to look for it costs less than to decode. JSON may spell it by
+    # escapes, as nobody does who means well.
+    if b"\\u" not in metadata and not any(name.encode() in metadata for name in names):
         return None
     decoded = routed_metadata(metadata)
     for name in names if isinstance(decoded, dict) else ():
