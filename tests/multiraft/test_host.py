@@ -475,6 +475,7 @@ async def test_a_follower_reads_its_sockets_before_it_takes_its_leader_for_silen
         other.host.engine.on_raft(leader.name, encode_frame(leader.host.engine.lives.nonce, 0, [(0, heartbeat)]))
         await turns()
         assert (raft.role, raft.leader, raft.term) == (Role.FOLLOWER, leader.name, term)
+        await until(lambda: not other.host.engine.groups[0].busy)
         later = raft.next_deadline() + CALM.heartbeat_interval / 2
         monkeypatch.setattr(other.host.engine, "clock", SimpleNamespace(monotonic=lambda: later))
         other.host.engine._tick([0], read=False)
