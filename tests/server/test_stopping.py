@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from needle.local.free_ports import free_ports
+from needle.server.machine.loop_watch import LoopWatch
 
 # What closes the node waits for a thread that waits forever, on the event loop, as for a disk that does not answer.
 STUCK = """
@@ -56,8 +59,38 @@ def test_a_node_whose_disk_never_answers_ends_by_force(tmp_path: Path) -> None:
     code, said = ended(STUCK, tmp_path / "a")
     assert code == 2
     assert "node a has not stopped within 0.5 s" in said
+    assert ", line 8 in stop" in said  # what it waits for is told, or nobody ever learns it
 
 
 def test_a_node_that_gets_no_thread_for_it_stops_in_order(tmp_path: Path) -> None:
     code, said = ended(WITHOUT_THREADS, tmp_path / "a")
     assert code == 0, said
+
+
+def test_a_watch_of_the_loop_that_is_about_to_look_does_not_hold_its_end_up() -> None:
+    """The thread had just begun a look when it was stopped: it waited for a loop that waited for it, and the node was
+    ended by force after a minute, without having handed over."""
+
+    class Late(threading.Event):
+        """Its `clear` comes right behind what `stop` sets."""
+
+        def clear(self) -> None:
+            looks.set()
+            stopped.wait(10)
+            super().clear()
+
+    looks, stopped = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        watch = LoopWatch(interval=0.001)
+        watch._called = Late()
+        ended = watch._ended.set
+        watch._ended.set = lambda: (ended(), watch._called.set(), stopped.set())[0]  # type: ignore[method-assign]
+        watch.start()
+        await asyncio.to_thread(looks.wait, 10)
+        watch.stop()
+
+    loop = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    loop.start()
+    loop.join(timeout=20)
+    assert not loop.is_alive()

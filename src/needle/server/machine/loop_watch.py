@@ -94,6 +94,8 @@ class LoopWatch:
         """What the loop's thread does until it calls back."""
         seen: Counter[str] = Counter()
         while not self._called.wait(LOOK_SECONDS):
+            if self._ended.is_set():  # `stop` waits for this thread in the loop's own, which cannot call back
+                break
             if time.clock_gettime(self._clock) - asked > STALL_SECONDS / 2:
                 frame = sys._current_frames().get(self._ident)
                 if name := innermost(frame):

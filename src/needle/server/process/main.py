@@ -94,12 +94,14 @@ def _end_by_force(node_id: str) -> None:
     for a disk that never answers. The end that follows is that of `kill -9`, which is safe. Where the system gives no
     thread, as where memory ran out, nobody watches the stop, which goes on all the same."""
 
+    loop = asyncio.get_running_loop()
+
     def end() -> None:
         text = (
             f"node {node_id} has not stopped within {STOP_SECONDS:g} s: something it waits for, a disk perhaps, hangs"
         )
         with contextlib.suppress(RuntimeError):
-            words = threading.Thread(target=_say, args=(text,), daemon=True)  # the log may lie on the same disk
+            words = threading.Thread(target=_last_words, args=(text, loop), daemon=True)  # the log may lie on that disk
             words.start()
             words.join(timeout=1.0)
         os._exit(EXIT_FAILED)
@@ -108,6 +110,17 @@ def _end_by_force(node_id: str) -> None:
     timer.daemon = True
     with contextlib.suppress(RuntimeError):
         timer.start()
+
+
+def _last_words(text: str, loop: asyncio.AbstractEventLoop) -> None:
+    """Say what happened, and where each thread and each task stands: without this nobody learns what it waited for."""
+    _say(text)
+    with contextlib.suppress(OSError, ValueError):  # no file that can be written to, or none at all
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+    with contextlib.suppress(OSError, RuntimeError):  # the loop's tasks may change while another thread reads them
+        for task in asyncio.all_tasks(loop):
+            task.print_stack(limit=4, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def serve(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, secret_file: str = "") -> None:
