@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from obstore.store import MemoryStore, S3Store
 
+from harness.interrupted import INTERRUPTED
 from needle.backup.around import Around
 from needle.backup.format import (
     MANIFESTS,
@@ -374,7 +375,7 @@ def test_a_bucket_that_says_nothing_is_told_of_once(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("words", [("list",), ("prune", "--keep", "1")])
 def test_ctrl_c_is_heard_while_a_bucket_says_nothing(words: tuple[str, ...]) -> None:
     with silent_bucket() as (names, asked):
-        command = [sys.executable, "-m", "needle", "backup", words[0], "s3://bucket/a", *words[1:]]
+        command = [sys.executable, "-c", INTERRUPTED, "backup", words[0], "s3://bucket/a", *words[1:]]
         with subprocess.Popen(command, env={**os.environ, **names}, stderr=subprocess.PIPE) as process:
             try:
                 assert asked.wait(60)

@@ -22,6 +22,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from harness.interrupted import INTERRUPTED
 from needle.cli.app import main
 from needle.cli.top_command import frame
 from needle.client.activity import Activity
@@ -32,12 +33,6 @@ from needle.routing.plans import Wish
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WIDTH = 80
-INTERRUPTED = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a plain shell ignores it
-from needle.cli.app import main
-sys.exit(main())
-"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 import socket
+import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from needle.base.errors import StorageError
 
 LOW = 10_000
 TRIES = 2_000
+HELD_MAX = 64
+
+_held: deque[socket.socket] = deque()
+"""Sockets that are bound to the ports given out last, so that no other process is given one before its node listens."""
 
 
 def free_ports(count: int, preferred: Sequence[int] = ()) -> list[int]:
@@ -31,7 +37,7 @@ def free_ports(count: int, preferred: Sequence[int] = ()) -> list[int]:
         if len(found) == count:
             break
         port = rng.randrange(LOW, _ephemeral())
-        if _is_free(port):
+        if port not in found and _is_held(port):
             found[port] = None
     if len(found) < count:
         raise StorageError(f"no {count} free ports on 127.0.0.1")
@@ -46,6 +52,24 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def _is_held(port: int) -> bool:
+    """Whether the port was free, and is this process's from now on. On Linux a node may listen on it all the same: it
+    asks for a reusable address, as the holder did; one that looks for a free port does not."""
+    if sys.platform != "linux":
+        return _is_free(port)
+    holder = socket.socket()
+    try:
+        holder.bind(("127.0.0.1", port))
+    except OSError:
+        holder.close()
+        return False
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if len(_held) == HELD_MAX:
+        _held.popleft().close()
+    _held.append(holder)
+    return True
 
 
 def _ephemeral() -> int:
