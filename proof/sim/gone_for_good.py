@@ -40,7 +40,9 @@ class GoneForGood:
         if min(counts.values()) < 3:
             return None
         # Where all members hold a group nobody can take over: it has one less then, and loses another one at the end.
-        full = {group: count for group, count in counts.items() if count < len(members)}
+        # A shard that has more than an operator asked for meanwhile has enough without it.
+        enough = {group: len(members) if group == catalog else truth.now.replication_factor + 1 for group in counts}
+        full = {group: count for group, count in counts.items() if count < min(len(members), enough[group])}
         if any(count - 2 <= count // 2 for group, count in counts.items() if group not in full):
             return None
         held = [name for name in members if any(name in truth.nodes_of(group) for group in full)]
