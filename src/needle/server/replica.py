@@ -120,7 +120,9 @@ class HostedReplica:
             name=group_name(group), wish=self._wished, queries=self.recall.recorded,
             saving=lambda: space.memory.tight,
         )  # fmt: skip
-        self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
+        self.caretaker = Caretaker(
+            replica, ports.file_pool, ports.clock, config.segments.scrub_interval, lambda: space.disk.low
+        )
         self._expiry, self._bulk = Expiry(at), BulkFiles(at, call)
         self._pinned = PinnedScans(at, config.limits, lambda: space.disk.low)
         self.comparing = Comparing(ShardCompared(at), self._others, call)
