@@ -162,6 +162,35 @@ async def test_a_load_that_is_broken_off_goes_on_under_another_leader(
                 await wait_for(lambda shard=shard: same_digests(client, shard), 30, "equal replicas")
 
 
+async def test_a_leader_that_was_away_is_handed_the_files_without_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes back between the hand-over and the entry, and leads."""
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    async with ShardedProcesses(tmp_path, 3) as cluster:
+        await cluster.create(1, 3, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            await client.create_collection("books", dimensions=WIDTH, metric="l2")
+            leader = await client.leader()
+            away = next(node for node in cluster.nodes if node != leader)
+            await asyncio.to_thread(cluster.kill, away)
+            led: list[bool] = []
+
+            async def leads() -> bool:
+                return await client.step_down(away, shard=0, timeout=5.0) == away
+
+            async def ask(asked: Any, shard: int, method: str, *rest: Any) -> Any:
+                if method == BULK_LOAD and not led:
+                    await asyncio.to_thread(cluster.restart, away)
+                    led.append(await wait_for(leads, 60, "the leader that has no file"))
+                return await ask_leader(asked, shard, method, *rest)
+
+            monkeypatch.setattr("needle.cli.bulk.handing.ask_leader", ask)
+            done = await loaded(client, place, tmp_path / "work")
+            assert (led, done.lacking, done.sent) == ([True], {}, 3 * done.files)
+            await check_all(client)
+
+
 async def prepared(client: needle.Client, place: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A load whose command ends when the files are there, before the entry."""
 
