@@ -20,7 +20,7 @@ from needle.backup.archive_looking import list_archives
 from needle.backup.archiving import archive
 from needle.backup.keeping import verify
 from needle.backup.store import DirectoryStore
-from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.errors import CollectionExists, InvalidArgument, NeedleError
 from needle.base.explain import Way
 from needle.base.instants import micros
 from needle.cli.bulk.handing import hand_in
@@ -106,6 +106,37 @@ async def test_a_load_appears_whole_is_searched_by_its_files_and_is_done_once(tm
             assert await client.count(collection="books") == ROWS - 1
             for shard in (0, 1):
                 await wait_for(lambda shard=shard: same_digests(client, shard), 30, "equal replicas")
+
+
+async def test_what_is_refused_of_source_or_alias_leaves_no_collection_behind(tmp_path: Path) -> None:
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    twice = pa.table({"id": ["a", "b"], "vector": [[1.0] * WIDTH] * 2})
+    (tmp_path / "twice").mkdir()
+    pq.write_table(twice, tmp_path / "twice" / "0.parquet", row_group_size=1)
+    pq.write_table(twice, tmp_path / "twice" / "1.parquet")
+    short = pa.table({"id": ["a", "b"], "vector": [[1.0] * WIDTH, [1.0]]})
+    pq.write_table(short, tmp_path / "short.parquet")
+    async with ShardedProcesses(tmp_path, 1) as cluster:
+        await cluster.create(2, 1, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            await client.create_collection("taken", dimensions=3)
+
+            async def refused(place: str, alias: str | None = None) -> NeedleError:
+                pieces, width = await asyncio.to_thread(pieces_of, place)
+                asked = Asked("books", pieces, width, needle.Metric.L2, str(tmp_path / "work"), 60.0, alias)
+                with pytest.raises((InvalidArgument, CollectionExists)) as caught:
+                    await load(client, asked, Inline, lambda *_: None)
+                return caught.value
+
+            assert "one id" in (await refused(str(tmp_path / "twice"))).message
+            assert "row 1" in (await refused(str(tmp_path / "short.parquet"))).message
+            assert isinstance(await refused(place, "taken"), CollectionExists)
+            assert isinstance(await refused(place, "books"), InvalidArgument)
+            assert [spec.name for spec in await client.collections()] == ["taken"]
+            assert not list((tmp_path / "work").glob("shards/*")), "nor files"
+            done = await loaded(client, place, tmp_path / "work")
+            assert (done.documents, done.shards) == (ROWS, 2)
+            await check_all(client)
 
 
 async def test_a_node_that_was_away_gets_the_files_from_the_others(tmp_path: Path) -> None:

@@ -45,8 +45,11 @@ class HeldCollections:
 
     def was_dropped(self, collection_id: int) -> bool:
         # In this order: an id is handed out before the collection is here, but not before its entry is applied.
-        handed_out = collection_id < self._states.view.at.next_collection_id
-        return handed_out and self._states.live.vectors_of(collection_id) is None
+        return self.was_made(collection_id) and self._states.live.vectors_of(collection_id) is None
+
+    def was_made(self, collection_id: int) -> bool:
+        """Whether an entry that is applied here gave a collection this id."""
+        return collection_id < self._states.view.at.next_collection_id
 
     def refused_load(self, index: int, command: LoadRows) -> bool:
         """Whether the bulk load in the entry of that index was applied here, and refused: a collection keeps the
