@@ -5,8 +5,8 @@ indexed, and loaded in bulk. Processor time of the nodes and of the client with 
 bytes over the loopback device, which are this program's where nothing else uses it:
 `unshare -n sh -c 'ip link set lo up; python -m bench.bulk_load'`. entries: of both shards' logs. made_cpu: of the
 client and its workers, until files are made. nodes_idle: of the nodes until then. With --tidy what the pieces have
-is deleted once nothing needs it. --directory: where all is, and source and files stay, so that whoever runs it again goes
-on with what is made.
+is deleted once nothing needs it. --directory: where all is, and source and files stay, so that whoever runs it again
+goes on with what is made.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ GONE_SECONDS: Final = 10.0
 UNREACHED_SECONDS: Final = 60.0
 """The same, while a peer that may have the file does not answer: a snapshot costs more than to wait for its restart."""
 UNKNOWN_SECONDS: Final = 3600.0
-"""So long files of a collection stay whose making is not applied here: this replica may be behind, and whoever sent them
-may have meant another cluster."""
+"""So long files stay of a collection whose making is not applied here: this replica may be behind, or whoever sent
+them meant another cluster."""
 CHUNK_SECONDS: Final = 10.0
 
 
