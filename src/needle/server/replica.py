@@ -94,16 +94,14 @@ class HostedReplica:
         self.collections = StoredCollections()
         self.caught_up = False
         """Whether this replica has had, since the start, all that was committed when it found a leader."""
-        self._host = host
-        self._config = config
+        self._host, self._config = host, config
         self._clock: Clock = ports.clock
         self._file_pool = ports.file_pool
         self._call = call
         self._fatal = fatal
         self._topology = topology
         self._background = Background(self._background_failed)
-        self._fresh_at = float("-inf")
-        self._fresh_index = 0
+        self._fresh_at, self._fresh_index = float("-inf"), 0
         self._asking: asyncio.Task[None] | None = None
         self._judged_term = 0
         at = ChoreContext(group, replica, host, ports.clock, ports.file_pool, topology)

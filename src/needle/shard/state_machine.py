@@ -194,8 +194,7 @@ class Replica:
 
     def tidy(self, *, all_of_it: bool, short: bool = False) -> bool:
         """One step of deleting rows that nothing points at any more, and of giving their space back; False if nothing
-        is left to do, and what was done is on disk. all_of_it: also what is little next to the rest. short: also
-        what change feeds may still read, for the disk is short."""
+        is left to do, and what was done is on disk. all_of_it: also what is little; short: and what feeds may read."""
         self._usable.check()
         self._states.remove_left()
         return self._upkeep.tidy(all_of_it=all_of_it, short=short)
