@@ -39,6 +39,12 @@ MUTANTS = (
         tests=(_SHARD + "test_a_file_with_another_checksum_than_its_name_is_refused",),
     ),
     Mutant(
+        name="a-load-that-was-taken-counts-as-refused",
+        breaks="an archive of the logs has no state behind a bulk load, so no instant after it can be had",
+        edits=(Edit("shard.held_collections:HeldCollections.refused_load", "!= command.checksum", "is not None"),),
+        tests=("tests/backup/test_archive_loads.py::test_what_was_before_a_load_and_all_behind_the_copy_come_back",),
+    ),
+    Mutant(
         name="a-load-does-not-wait-for-its-files",
         breaks="a replica that has not got a load's file yet passes its entry over, and lacks its documents",
         edits=(

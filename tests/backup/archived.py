@@ -35,6 +35,7 @@ from needle.protocol.archive_calls import (
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import RANGE
 from needle.routing.topology import CollectionInfo, ShardInfo, Topology
+from needle.server.service.archiving import refused_loads
 from shard.replica_util import open_replica, put, spec
 
 SECOND = 1_000_000
@@ -69,7 +70,8 @@ class Shard:
         if call.after >= self.first - 1:
             found = [LoggedEntry(one.index, one.term, one.data) for one in self.log[call.after : call.after + 7]]
         term = self.log[call.after - 1].term if self.first - 1 <= call.after <= upto and call.after else 0
-        return LogAnswer(upto, now, found, upto, self.digests[upto], term)
+        refused = refused_loads(self.replica.held, found)
+        return LogAnswer(upto, now, found, upto, self.digests[upto], term, refused)
 
     def image(self, now: int) -> ImageAnswer:
         directory = self._images / str(len(self.log))

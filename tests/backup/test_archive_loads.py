@@ -125,3 +125,41 @@ async def test_a_collection_that_is_called_as_the_entry_is_costs_no_copy(tmp_pat
     world.write(put(["load"], [[1.0, 1.0]], [{"n": "load"}], collection="books@5"))
     await archiver.look(flush=True)
     assert [index for index, _ in bases_of(store, 7, 0)] == [0]
+
+
+async def test_a_load_that_was_refused_costs_no_copy(tmp_path: Path) -> None:
+    """Its collection had documents already."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(3)
+    archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    load(world)
+    world.fill(3)
+    await archiver.look(flush=True)
+    last = len(world.shard.log)
+    assert [index for index, _ in bases_of(store, 7, 0)] == [0], "the collection had documents"
+    assert restored(store, tmp_path / "r", index=last) == world.shard.contents[last]
+    assert world.shard.contents[last], "of what was written"
+    report = verify(store)
+    assert (report.problems, report.compared[0].proven) == ([], last)
+    world.write(commands.DropCollection("books@5"))
+    await world.archiver(store).look(flush=True)
+    assert [index for index, _ in bases_of(store, 7, 0)] == [0]
+
+
+async def test_of_two_loads_the_state_is_copied_behind_the_one_that_was_taken(tmp_path: Path) -> None:
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.write(commands.CreateCollection(BOOKS.stored_spec))
+    archiver = world.archiver(store)
+    await archiver.look(flush=True)
+    load(world)
+    await archiver.look(flush=True)
+    taken = len(world.shard.log)
+    load(world, COUNT // 2)
+    world.fill(2)
+    await archiver.look(flush=True)
+    last = len(world.shard.log)
+    assert [index for index, _ in bases_of(store, 7, 0)] == [0, taken]
+    assert restored(store, tmp_path / "r", index=last) == world.shard.contents[last]
+    assert len(world.shard.contents[last]) >= COUNT
+    assert verify(store).problems == []

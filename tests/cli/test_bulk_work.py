@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +30,20 @@ def job(stored: str = "books") -> Job:
     )
 
 
+def test_what_was_divided_before_there_is_a_collection_is_kept_for_it(tmp_path: Path) -> None:
+    work, made = Work(str(tmp_path / "load")), job("books@7")
+    draft = msgspec.structs.replace(made, stored="", spec=msgspec.structs.replace(made.spec, name=""), indexes=False)
+    assert not work.begin(draft)
+    work.piece(0).mkdir(parents=True)
+    work.shard(0).mkdir(parents=True)
+    assert not work.begin(made)
+    assert work.piece(0).exists() and not work.shard(0).exists()
+    assert work.begin(made)
+    other = msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, metric=Metric.COSINE))
+    assert not work.begin(other), "other numbers are stored for this metric"
+    assert not work.piece(0).exists()
+
+
 def test_what_others_put_into_the_directory_stays(tmp_path: Path) -> None:
     for name in ("pieces", "shards"):
         (tmp_path / name).mkdir()
@@ -48,7 +63,7 @@ def test_a_load_deletes_all_that_it_made_and_nothing_else(tmp_path: Path) -> Non
     work.shard(1).mkdir(parents=True)
     assert work.begin(job()) and work.piece(3).exists()
     assert not work.begin(job("others")), "of another load"
-    assert not work.piece(3).exists() and not work.shard(1).exists()
+    assert work.piece(3).exists() and not work.shard(1).exists(), "it is divided alike"
     work.shard(1).mkdir(parents=True)
     beside = work.root / "notes"
     beside.write_text("kept")

@@ -20,7 +20,7 @@ from needle.backup.archive_looking import list_archives
 from needle.backup.archiving import archive
 from needle.backup.keeping import verify
 from needle.backup.store import DirectoryStore
-from needle.base.errors import InvalidArgument, NeedleError
+from needle.base.errors import CollectionExists, InvalidArgument, NeedleError
 from needle.base.explain import Way
 from needle.base.instants import micros
 from needle.cli.bulk.handing import hand_in
@@ -108,6 +108,37 @@ async def test_a_load_appears_whole_is_searched_by_its_files_and_is_done_once(tm
                 await wait_for(lambda shard=shard: same_digests(client, shard), 30, "equal replicas")
 
 
+async def test_what_is_refused_of_source_or_alias_leaves_no_collection_behind(tmp_path: Path) -> None:
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    twice = pa.table({"id": ["a", "b"], "vector": [[1.0] * WIDTH] * 2})
+    (tmp_path / "twice").mkdir()
+    pq.write_table(twice, tmp_path / "twice" / "0.parquet", row_group_size=1)
+    pq.write_table(twice, tmp_path / "twice" / "1.parquet")
+    short = pa.table({"id": ["a", "b"], "vector": [[1.0] * WIDTH, [1.0]]})
+    pq.write_table(short, tmp_path / "short.parquet")
+    async with ShardedProcesses(tmp_path, 1) as cluster:
+        await cluster.create(2, 1, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            await client.create_collection("taken", dimensions=3)
+
+            async def refused(place: str, alias: str | None = None) -> NeedleError:
+                pieces, width = await asyncio.to_thread(pieces_of, place)
+                asked = Asked("books", pieces, width, needle.Metric.L2, str(tmp_path / "work"), 60.0, alias)
+                with pytest.raises((InvalidArgument, CollectionExists)) as caught:
+                    await load(client, asked, Inline, lambda *_: None)
+                return caught.value
+
+            assert "one id" in (await refused(str(tmp_path / "twice"))).message
+            assert "row 1" in (await refused(str(tmp_path / "short.parquet"))).message
+            assert isinstance(await refused(place, "taken"), CollectionExists)
+            assert isinstance(await refused(place, "books"), InvalidArgument)
+            assert [spec.name for spec in await client.collections()] == ["taken"]
+            assert not list((tmp_path / "work").glob("shards/*")), "nor files"
+            done = await loaded(client, place, tmp_path / "work")
+            assert (done.documents, done.shards) == (ROWS, 2)
+            await check_all(client)
+
+
 async def test_a_node_that_was_away_gets_the_files_from_the_others(tmp_path: Path) -> None:
     place = await asyncio.to_thread(source, tmp_path / "source")
     async with ShardedProcesses(tmp_path, 3) as cluster:
@@ -160,6 +191,35 @@ async def test_a_load_that_is_broken_off_goes_on_under_another_leader(
             await healthy(client)
             for shard in (0, 1):
                 await wait_for(lambda shard=shard: same_digests(client, shard), 30, "equal replicas")
+
+
+async def test_a_leader_that_was_away_is_handed_the_files_without_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes back between the hand-over and the entry, and leads."""
+    place = await asyncio.to_thread(source, tmp_path / "source")
+    async with ShardedProcesses(tmp_path, 3) as cluster:
+        await cluster.create(1, 3, CONSISTENT_HASH)
+        async with cluster.connect() as client:
+            await client.create_collection("books", dimensions=WIDTH, metric="l2")
+            leader = await client.leader()
+            away = next(node for node in cluster.nodes if node != leader)
+            await asyncio.to_thread(cluster.kill, away)
+            led: list[bool] = []
+
+            async def leads() -> bool:
+                return await client.step_down(away, shard=0, timeout=5.0) == away
+
+            async def ask(asked: Any, shard: int, method: str, *rest: Any) -> Any:
+                if method == BULK_LOAD and not led:
+                    await asyncio.to_thread(cluster.restart, away)
+                    led.append(await wait_for(leads, 60, "the leader that has no file"))
+                return await ask_leader(asked, shard, method, *rest)
+
+            monkeypatch.setattr("needle.cli.bulk.handing.ask_leader", ask)
+            done = await loaded(client, place, tmp_path / "work")
+            assert (led, done.lacking, done.sent) == ([True], {}, 3 * done.files)
+            await check_all(client)
 
 
 async def prepared(client: needle.Client, place: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

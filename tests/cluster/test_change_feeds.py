@@ -119,11 +119,12 @@ async def test_it_goes_on_after_all_nodes_were_restarted(tmp_path: Path) -> None
             await healthy(client)
             await client.create_collection("default", dimensions=2, metric="l2")
             async with client.changes(since="start") as feed:
-                await client.insert("a", [1, 2])
-                while "a" not in mirror.there or not mirror.whole:
+                await client.insert_batch(ids=["a", "z"], vectors=[[1, 2]] * 2)
+                while not {"a", "z"} <= mirror.there.keys() or not mirror.whole:
                     mirror.take((await _some(feed, 1))[0])
                 token = feed.token
             await client.insert("b", [1, 2])
+            await client.delete("z")
             for node in processes.nodes:
                 processes.kill(node)
             for node in processes.nodes:

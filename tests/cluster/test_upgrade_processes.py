@@ -22,6 +22,8 @@ from cluster.test_rolling_restart import ROWS, Load
 from needle.base.errors import ClusterTooOld
 from needle.base.model import VectorSpec
 from needle.base.versions import FIRST, KNOWN
+from needle.cli.bulk.engines import LocalEngine
+from needle.cli.bulk.loading import Asked, load
 from needle.client.client import Client
 from needle.local.process_cluster import wait_for
 from needle.routing.topology import Topology
@@ -180,4 +182,9 @@ async def _refused_as_too_new(client: Client) -> None:
     """Also once some nodes run this release, the one that leads the catalog maybe among them."""
     with pytest.raises(ClusterTooOld):
         await client.create_collection("words", dimensions=8, vectors=NAMED, timeout=30)
+    with pytest.raises(ClusterTooOld):
+        await client.create_collection("words", dimensions=8, sparse=["terms"], timeout=30)
+    with pytest.raises(ClusterTooOld):
+        asked = Asked("words", [], 8, needle.Metric.L2, "/dev/null/nothing is made", 30.0)
+        await load(client, asked, lambda: LocalEngine(1), lambda *_: None)
     assert (await client.refresh_topology(confirmed=True, timeout=30)).collection("words") is None

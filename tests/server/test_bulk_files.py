@@ -13,8 +13,8 @@ from needle.base.parts import Payload
 from needle.protocol import calls
 from needle.protocol.bulk_calls import BulkBytesAnswer, BulkBytesCall
 from needle.protocol.commands import DropCollection
-from needle.server.chores.bulk_files import GONE_SECONDS, UNREACHED_SECONDS, BulkFiles
-from needle.shard.bulk.staged import LOADS_MAX
+from needle.server.chores.bulk_files import GONE_SECONDS, UNKNOWN_SECONDS, UNREACHED_SECONDS, BulkFiles
+from needle.shard.bulk.staged import LOADS_MAX, read_name, rows_name
 from needle.shard.state_machine import Replica
 from shard.replica_util import Log
 from shard.test_bulk import COUNT, index_file, load, load_with, opened, other_rows, stage
@@ -141,3 +141,20 @@ def test_index_files_of_a_load_go_with_their_collection_though_nobody_else_knew_
     replica.apply(log.add(DropCollection("c")))
     asyncio.run(peers.chore._tidy(peers.now))
     assert not given.exists() and replica.staged.names() == []
+
+
+def test_files_of_a_collection_that_nobody_makes_go_after_a_while(tmp_path: Path) -> None:
+    log = Log()
+    mine = opened(tmp_path / "mine", log)
+    stage(mine)  # of a collection that is there, and waits for its load
+    here = set(mine.staged.names())
+    data = next(Path(mine.staged.path(name)).read_bytes() for name in here)
+    mine.staged.put(rows_name(999, read_name(next(iter(here))).checksum), len(data), 0, data)
+    mine.staged.put(rows_name(998, "0" * 32), 100, 0, b"part")
+    peers = Peers(mine)
+    for after in (0.0, UNKNOWN_SECONDS - 1):
+        peers.now += after
+        asyncio.run(peers.chore._tidy(peers.now))
+        assert mine.staged.collections() == {1, 998, 999}
+    asyncio.run(peers.chore._tidy(peers.now + 1))
+    assert set(mine.staged.names()) == here and mine.staged.collections() == {1}

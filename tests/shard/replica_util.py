@@ -59,7 +59,7 @@ def put(
     return Insert(kw.pop("collection", "c"), list(ids), floats(*rows), encoded, session=session, **kw)
 
 
-def caretaker(replica: Replica, interval: float = 3600.0) -> Caretaker:
+def caretaker(replica: Replica, interval: float = 3600.0, short: Callable[[], bool] = lambda: False) -> Caretaker:
     """On virtual time (the running loop's), without threads."""
 
     async def run(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -67,7 +67,7 @@ def caretaker(replica: Replica, interval: float = 3600.0) -> Caretaker:
 
     pool: Any = SimpleNamespace(run=run)
     clock: Any = SimpleNamespace(monotonic=asyncio.get_running_loop().time)
-    return Caretaker(replica, pool, clock, interval)
+    return Caretaker(replica, pool, clock, interval, short)
 
 
 class Log:

@@ -185,6 +185,29 @@ def test_a_caretaker_gives_space_back_by_itself(tmp_path: Path, writes: bool) ->
     virtually(work())
 
 
+def test_what_stays_for_change_feeds_is_given_back_when_the_disk_gets_short(tmp_path: Path) -> None:
+    async def work() -> None:
+        replica, log = open_replica(tmp_path, purge=100_000, feed_rows_bytes=32 << 20), Log()
+        replica.apply(log.add(CreateCollection(spec())))
+        ids = [f"d{n}" for n in range(500)]
+        replica.apply(log.add(put(ids, [[7, 7, 7]] * 500, [{"pad": PAD}] * 500), put(ids, [[1, 2, 3]] * 500)))
+        replica.checkpoint()
+        begins, short = replica.effects.start, [False]
+        caring = asyncio.create_task(caretaker(replica, short=lambda: short[0]).run())
+        await asyncio.sleep(IDLE_SECONDS + 3 * LOOK_SECONDS)
+        assert (graves(replica._store.writer), replica.effects.start) == (500, begins)
+        short[0] = True
+        await asyncio.sleep(2 * LOOK_SECONDS)
+        assert graves(replica._store.writer) == 0
+        assert replica.effects.start > begins, "readers who are behind begin again"
+        assert PAD.encode() not in database(tmp_path).read_bytes()
+        caring.cancel()
+        await asyncio.gather(caring, return_exceptions=True)
+        replica.close()
+
+    virtually(work())
+
+
 def test_looking_whether_there_is_enough_to_purge_reads_no_dead_rows(tmp_path: Path) -> None:
     replica, log = open_replica(tmp_path, purge=10_000), Log()
     replica.apply(log.add(CreateCollection(spec())))

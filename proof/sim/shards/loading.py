@@ -54,9 +54,10 @@ RULE: Final = "a bulk load is there whole, once"
 REST_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.3
 ATTEMPTS, WRITES_MAX, FOUND_MAX = 8, 6, 1000
-SPOILT_SHARE, LEFT_OUT_SHARE, AGAIN_SHARE = 0.15, 0.4, 0.5
+SPOILT_SHARE, LEFT_OUT_SHARE, STAYS_OUT_SHARE, AGAIN_SHARE = 0.15, 0.4, 0.3, 0.5
 LEFT_OUT: Final = 3
-"""Which replica it is, of those that are sent a file: the leader comes first, and without it nothing is loaded."""
+"""Which replica it is, of those that are sent a file: the leader comes first, and without it nothing is loaded. Some
+stay left out when they are asked again what they lack: then they have to get the file from the others."""
 
 
 class Portion(msgspec.Struct, kw_only=True):
@@ -253,13 +254,14 @@ class Loading:
         return error
 
     def _reading(self, one: Portion) -> Any:
-        left_out = LEFT_OUT if self._rng.random() < LEFT_OUT_SHARE else 0
-        begun = 0
+        drawn, begun = self._rng.random(), 0
+        left_out, stays = LEFT_OUT if drawn < LEFT_OUT_SHARE else 0, drawn < STAYS_OUT_SHARE
 
         async def read(name: str, at: int) -> Sent:
             nonlocal begun
-            begun += name == one.files.names[0] and at == 0
-            if left_out and begun == left_out:
+            first = name == one.files.names[0] and at == 0
+            begun += first
+            if left_out and (begun == left_out or (stays and first and begun > left_out)):
                 begun += 1
                 raise StorageError("this replica gets no files from here")
             size, at, data = part_of(one.directory, name, at)

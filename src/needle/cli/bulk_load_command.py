@@ -59,7 +59,7 @@ def bulk_load(
     pieces, dimensions = pieces_of(source)
     name = collection.replace("%", "%25").replace("/", "%2F")  # so it leads to no other place
     directory = Path(work or OWN_DIRECTORY) / f"load-{name}"  # --work may be a directory with other files
-    asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout)
+    asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout, alias)
     started = time.perf_counter()
     with _held(asked.directory, own=work is None) as files:
         loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)

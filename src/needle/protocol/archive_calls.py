@@ -50,7 +50,8 @@ class LogCall(msgspec.Struct, frozen=True, array_like=True):
 class LogAnswer(msgspec.Struct, frozen=True, array_like=True):
     """upto: everything that was acknowledged before the clock of the leader was `until` has this index or a lower one.
     entries: None if the log does not go back to `after`. digest: of all documents at the index digest_at. term: of the
-    entry `after`, 0 if the log does not say."""
+    entry `after`, 0 if the log does not say. refused: which of the entries are bulk loads that this replica knows to
+    have changed nothing."""
 
     upto: int
     until: int
@@ -58,6 +59,7 @@ class LogAnswer(msgspec.Struct, frozen=True, array_like=True):
     digest_at: int
     digest: str
     term: int = 0
+    refused: list[int] = []
 
 
 class ImageCall(msgspec.Struct, frozen=True, array_like=True):

@@ -94,16 +94,14 @@ class HostedReplica:
         self.collections = StoredCollections()
         self.caught_up = False
         """Whether this replica has had, since the start, all that was committed when it found a leader."""
-        self._host = host
-        self._config = config
+        self._host, self._config = host, config
         self._clock: Clock = ports.clock
         self._file_pool = ports.file_pool
         self._call = call
         self._fatal = fatal
         self._topology = topology
         self._background = Background(self._background_failed)
-        self._fresh_at = float("-inf")
-        self._fresh_index = 0
+        self._fresh_at, self._fresh_index = float("-inf"), 0
         self._asking: asyncio.Task[None] | None = None
         self._judged_term = 0
         at = ChoreContext(group, replica, host, ports.clock, ports.file_pool, topology)
@@ -120,7 +118,9 @@ class HostedReplica:
             name=group_name(group), wish=self._wished, queries=self.recall.recorded,
             saving=lambda: space.memory.tight,
         )  # fmt: skip
-        self.caretaker = Caretaker(replica, ports.file_pool, ports.clock, config.segments.scrub_interval)
+        self.caretaker = Caretaker(
+            replica, ports.file_pool, ports.clock, config.segments.scrub_interval, lambda: space.disk.low
+        )
         self._expiry, self._bulk = Expiry(at), BulkFiles(at, call)
         self._pinned = PinnedScans(at, config.limits, lambda: space.disk.low)
         self.comparing = Comparing(ShardCompared(at), self._others, call)

@@ -7,7 +7,7 @@ take at most a small share of a disk and of a core. It must not know Raft or the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, Protocol
 
@@ -34,18 +34,22 @@ class Cared(Protocol):
     def check_sums(self) -> None: ...
     def check_rows(self, collection_id: int, after: str, rows_max: int) -> Checked | None: ...
     def applied_index(self) -> int: ...
-    def tidy(self, *, all_of_it: bool) -> bool: ...
+    def tidy(self, *, all_of_it: bool, short: bool = False) -> bool: ...
 
 
 class Caretaker:
     """Of one replica. Damage is raised as CorruptDocuments or ReplicaDamaged, and ends `run`."""
 
-    def __init__(self, replica: Cared, pool: Pool, clock: Clock, interval: float) -> None:
-        """interval: seconds from the end of one reading of everything to the next; the first begins at once."""
+    def __init__(
+        self, replica: Cared, pool: Pool, clock: Clock, interval: float, short: Callable[[], bool] = lambda: False
+    ) -> None:
+        """interval: seconds from the end of one reading of everything to the next; the first begins at once. short:
+        whether the disk is: then all that is dead goes at once, what change feeds may still read too."""
         self._replica = replica
         self._pool = pool
         self._clock = clock
         self._interval = interval
+        self._short = short
         self.passes = 0
         """How often everything was read."""
 
@@ -66,20 +70,21 @@ class Caretaker:
 
     async def _tidy_always(self) -> None:
         seen, since, all_at = self._replica.applied_index(), self._clock.monotonic(), self._clock.monotonic()
-        done = -1  # what was applied when all that was dead was gone
+        done = (-1, False)  # what was applied when all that was dead was gone, and whether the disk was short
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now, applied = self._clock.monotonic(), self._replica.applied_index()
             if applied != seen:
                 seen, since = applied, now
-            if applied == done:
+            short = self._short()
+            if done in ((applied, short), (applied, True)):
                 continue
-            all_of_it = now - since >= IDLE_SECONDS or now - all_at >= AGE_SECONDS
-            tidy = partial(self._replica.tidy, all_of_it=all_of_it)
+            all_of_it = short or now - since >= IDLE_SECONDS or now - all_at >= AGE_SECONDS
+            tidy = partial(self._replica.tidy, all_of_it=all_of_it, short=short)
             while await self._pool.run(tidy):  # noqa: ASYNC110 - the pause is the pace
                 await asyncio.sleep(PAUSE_SECONDS)
             if all_of_it:
-                all_at, done = now, applied
+                all_at, done = now, (applied, short)
 
     async def check(self) -> None:
         """Read every row once. Raises CorruptDocuments, ReplicaDamaged."""

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from needle.base.sparse import SPARSE_KIND
 from needle.base.text import TextField
+from needle.protocol.upkeep_commands import LoadRows
 from needle.shard.agenda import Changed
 from needle.shard.fields.filter_match import Key
 from needle.shard.fields.index_budget import FieldName
@@ -44,8 +45,19 @@ class HeldCollections:
 
     def was_dropped(self, collection_id: int) -> bool:
         # In this order: an id is handed out before the collection is here, but not before its entry is applied.
-        handed_out = collection_id < self._states.view.at.next_collection_id
-        return handed_out and self._states.live.vectors_of(collection_id) is None
+        return self.was_made(collection_id) and self._states.live.vectors_of(collection_id) is None
+
+    def was_made(self, collection_id: int) -> bool:
+        """Whether an entry that is applied here gave a collection this id."""
+        return collection_id < self._states.view.at.next_collection_id
+
+    def refused_load(self, index: int, command: LoadRows) -> bool:
+        """Whether the bulk load in the entry of that index was applied here, and refused: a collection keeps the
+        checksum of the one load that it ever takes. False where that is not known: of one that was dropped."""
+        # In this order: what is looked at second is as new as the first, or newer.
+        applied = self._states.view.at.index
+        vectors = self._states.live.vectors_of(command.collection_id)
+        return index <= applied and vectors is not None and vectors.indexing.loaded != command.checksum
 
     def take_changed(self) -> Collection[int] | None:
         return self._changed.take()

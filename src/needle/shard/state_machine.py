@@ -192,12 +192,12 @@ class Replica:
                 if 0 < live.first_expiry <= now:
                     return live.record.spec.name
 
-    def tidy(self, *, all_of_it: bool) -> bool:
+    def tidy(self, *, all_of_it: bool, short: bool = False) -> bool:
         """One step of deleting rows that nothing points at any more, and of giving their space back; False if nothing
-        is left to do, and what was done is on disk. all_of_it: also what is little next to the rest."""
+        is left to do, and what was done is on disk. all_of_it: also what is little; short: and what feeds may read."""
         self._usable.check()
         self._states.remove_left()
-        return self._upkeep.tidy(all_of_it=all_of_it)
+        return self._upkeep.tidy(all_of_it=all_of_it, short=short)
 
     # --- reads -------------------------------------------------------------------------------------------------------
     def reads(self) -> Reads:

@@ -61,11 +61,12 @@ class Upkeep:
         self._tidied = True
         """Whether `tidy` did something that is not checkpointed; an earlier process may have."""
 
-    def tidy(self, *, all_of_it: bool) -> bool:
+    def tidy(self, *, all_of_it: bool, short: bool = False) -> bool:
         """See Replica.tidy."""
 
         def step(store: DocumentStore) -> bool:
-            if self.purge(all_of_it=all_of_it) or self._piece(lambda: store.writer.give_back(all_of_it=all_of_it)):
+            purged = self.purge(all_of_it=all_of_it, short=short)
+            if purged or self._piece(lambda: store.writer.give_back(all_of_it=all_of_it)):
                 self._tidied = True
                 return True
             if self._tidied:
@@ -85,8 +86,8 @@ class Upkeep:
                 raise
             return otherwise
 
-    def purge(self, *, all_of_it: bool = False) -> bool:
-        """Whether there was anything."""
+    def purge(self, *, all_of_it: bool = False, short: bool = False) -> bool:
+        """Whether there was anything. short: nothing stays for change feeds."""
         # Each page holds several rows: deleting few of many rows would rewrite nearly every page for little.
         enough = 0 if all_of_it else max(self._purge_rows_min, self._view().visible // 8)
         while self._piece(lambda: self._store().writer.release(self._view().pins.oldest, PURGE_ROWS)):
@@ -97,7 +98,7 @@ class Upkeep:
             # Who copies a range to another shard learns from dead rows what was deleted since.
             most = 0 if fence is not None and fence.copies else DOOMED_ROWS
             # For change feeds half as many again may stay as do for being few, or those of so many bytes.
-            at_least = enough + self._effects.hold(max(enough // 2, self._feed_rows()))
+            at_least = enough + self._effects.hold(0 if short else max(enough // 2, self._feed_rows()))
             doomed = self._with_room(lambda: self._store().writer.doomed(at_least, most, self._effects.held))
         if not doomed:
             return False

@@ -14,9 +14,8 @@ from needle.base.errors import CorruptSegment
 from needle.base.model import CollectionSpec
 from needle.cli.bulk.job import Job, ShardFiles, ShardJob, Work, once
 from needle.cli.bulk.partitioning import part_name
-from needle.cli.inputs import refuse
 from needle.protocol.upkeep_commands import LoadedFile
-from needle.shard.bulk.rows_file import RowsWriter, doubled, id_hashes, read_rows, vectors_between
+from needle.shard.bulk.rows_file import RowsWriter, read_rows, vectors_between
 from needle.shard.bulk.staged import rows_name
 from needle.shard.segments.builder import build_segment
 from needle.shard.segments.made_elsewhere import CHECKED
@@ -30,7 +29,7 @@ def may_build(spec: CollectionSpec) -> bool:
 
 
 def build(job: Job, shard: int, root: str) -> ShardFiles | None:
-    """The files of a shard; None if it gets no document. Raises InvalidArgument for an id that is there twice."""
+    """The files of a shard; None if it gets no document. No id may be there twice (partitioning.check_distinct)."""
     work = Work(root)
     mine = next(one for one in job.shards if one.shard == shard)
     parts = [work.piece(number) / part_name(shard) for number in range(len(job.pieces))]
@@ -39,16 +38,12 @@ def build(job: Job, shard: int, root: str) -> ShardFiles | None:
 
 
 def _build(job: Job, mine: ShardJob, parts: list[Path], into: Path) -> ShardFiles:
-    hashes = []
     with open(into / ROWS, "wb") as file:
         writer = RowsWriter(file)
         for part in parts:
             for rows in read_rows(str(part)):
-                hashes.append(id_hashes(rows))
                 writer.add(rows)
         said = writer.end()
-    if doubled(hashes):
-        raise refuse(f"shard {mine.shard}", "two documents of the source have one id: each id once")
     name = rows_name(mine.collection_id, said.checksum)
     (into / ROWS).rename(into / name)
     indexes, names = [], [name]

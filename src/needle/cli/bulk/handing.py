@@ -1,7 +1,8 @@
 """Hands one shard's files to its replicas, and has its leader propose the entry that names them.
 
 What is there of a file is not sent again, and an entry that was applied is known by its file's checksum: so all of this
-may be repeated at any point. A replica that cannot be reached fetches what it lacks from the others.
+may be repeated at any point. A replica that cannot be reached fetches what it lacks from the others, once the entry
+is there; before that it is handed over as soon as it can be reached, for it may lead by then.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from needle.protocol.bulk_calls import (
 from needle.protocol.upkeep_commands import LoadRows
 
 PUT_SECONDS: Final = 30.0
+AGAIN_SECONDS: Final = 2.0
+"""So often replicas are asked what they lack, while the leader is asked to load."""
 BRING_ATTEMPTS: Final = 2
 
 Part = tuple[int, int, bytes]
@@ -79,32 +82,21 @@ async def hand_in(
     """Bring the files of a shard, and load them. timeout: seconds for the second, whoever leads by then. sent: told of
     bytes as they go. Raises what the leader refuses, or any replica as not allowed: the others would say the
     same."""
-    total, lacking = 0, dict[str, str]()
     said = await begin(client, mine.shard, stored, timeout)
     if said.loaded == files.checksum:
         return Handed(files.rows, 0, 0, {}, True)
-
-    def told(size: int) -> None:
-        nonlocal total
-        total += size
-        sent(size)
-
-    async def bring(address: str) -> None:
-        try:
-            for name in files.names:
-                await _bring(client, mine.shard, address, name, read, told)
-        except InvalidArgument:
-            raise
-        except NeedleError as error:
-            lacking[address] = error.message
-
-    await _all_of(bring(address) for address in client._shards.group(mine.shard).replicas())
+    bringing = _Bringing(client, mine.shard, files.names, read, sent)
+    await bringing.first()
     command = command_of(mine, files)
+    goes_on = asyncio.ensure_future(bringing.go_on())
     try:
         result = await propose(client, mine.shard, command, timeout)
     except (Unavailable, DeadlineExceeded, OutcomeUnknown) as error:
-        raise _with_reasons(error, lacking) from error
-    return Handed(result.count, total, len(calls.encode(command)), lacking, result.existed)
+        raise _with_reasons(error, bringing.lacking) from error
+    finally:
+        goes_on.cancel()
+        await asyncio.gather(goes_on, return_exceptions=True)
+    return Handed(result.count, bringing.sent, len(calls.encode(command)), bringing.lacking, result.existed)
 
 
 def command_of(mine: ShardJob, files: ShardFiles) -> LoadRows:
@@ -142,30 +134,70 @@ def _with_reasons(error: NeedleError, lacking: dict[str, str]) -> NeedleError:
     return type(error)(error.message + whys, **error.details)
 
 
-async def _bring(
-    client: OverShards, shard: int, address: str, name: str, read: Read, told: Callable[[int], None]
-) -> None:
-    """A file that comes out as another one is sent once more: a power cut may have taken what was there before."""
-    for attempt in range(BRING_ATTEMPTS):
+class _Bringing:
+    """Of a shard's files to its replicas. sent: bytes that went over the network. lacking: replicas that have not got
+    all files, and why."""
+
+    def __init__(
+        self, client: OverShards, shard: int, names: list[str], read: Read, told: Callable[[int], None]
+    ) -> None:
+        """told: of bytes as they go."""
+        self._client, self._shard, self._names, self._read, self._told = client, shard, names, read, told
+        self.sent, self.lacking = 0, dict[str, str]()
+
+    async def first(self) -> None:
+        """To each replica once. Raises InvalidArgument, which all of them would say."""
+        await self._round((InvalidArgument,))
+
+    async def go_on(self) -> None:
+        """While the leader is asked: whoever leads by now may have been away, or be new. Until cancelled."""
+        while True:
+            await asyncio.sleep(AGAIN_SECONDS)
+            self._client._shards.look()
+            await self._round(())
+
+    async def _round(self, final: tuple[type[NeedleError], ...]) -> None:
+        replicas = self._client._shards.group(self._shard).replicas()
+        for gone in self.lacking.keys() - set(replicas):
+            del self.lacking[gone]
+        await _all_of(self._to(address, final) for address in replicas)
+
+    async def _to(self, address: str, final: tuple[type[NeedleError], ...]) -> None:
         try:
-            await _bring_rest(client, shard, address, name, read, told)
-            return
-        except Unavailable:
-            if attempt == BRING_ATTEMPTS - 1:
+            for name, at in zip(self._names, await self._here(address, self._names), strict=True):
+                if at >= 0:
+                    await self._bring(address, name, at)
+            self.lacking.pop(address, None)
+        except NeedleError as error:
+            if isinstance(error, final):
                 raise
+            self.lacking[address] = error.message
 
+    async def _bring(self, address: str, name: str, at: int) -> None:
+        """A file that comes out as another one is sent once more: a power cut may have taken what was there before."""
+        for attempt in range(BRING_ATTEMPTS):
+            try:
+                await self._bring_rest(address, name, at)
+                return
+            except Unavailable:
+                if attempt == BRING_ATTEMPTS - 1:
+                    raise
+            [at] = await self._here(address, [name])
 
-async def _bring_rest(
-    client: OverShards, shard: int, address: str, name: str, read: Read, told: Callable[[int], None]
-) -> None:
-    group, replicas = shard_group(shard), client._shards.group(shard)
-    asked = calls.encode(BulkHereCall(group, [name]))
-    [at] = calls.decode(await replicas.ask_replica(address, BULK_HERE, asked, PUT_SECONDS), BulkHereAnswer).here
-    while at >= 0:
-        size, at, data = await read(name, at)
-        put = calls.encode(BulkPutCall(group, name, size, at, data))
-        [at] = calls.decode(await replicas.ask_replica(address, BULK_PUT, put, PUT_SECONDS), BulkHereAnswer).here
-        told(len(data))
+    async def _bring_rest(self, address: str, name: str, at: int) -> None:
+        while at >= 0:
+            size, at, data = await self._read(name, at)
+            put = BulkPutCall(shard_group(self._shard), name, size, at, data)
+            [at] = await self._ask(address, BULK_PUT, calls.encode(put))
+            self.sent += len(data)
+            self._told(len(data))
+
+    async def _here(self, address: str, names: list[str]) -> list[int]:
+        return await self._ask(address, BULK_HERE, calls.encode(BulkHereCall(shard_group(self._shard), names)))
+
+    async def _ask(self, address: str, method: str, body: bytes) -> list[int]:
+        replicas = self._client._shards.group(self._shard)
+        return calls.decode(await replicas.ask_replica(address, method, body, PUT_SECONDS), BulkHereAnswer).here
 
 
 def reading(directory: Path) -> Read:

@@ -57,7 +57,15 @@ class Job(msgspec.Struct, frozen=True):
     def fingerprint(self) -> str:
         """Of what the files that are made depend on."""
         said = (self.stored, self.spec, self.map, self.shards, self.pieces, self.indexes, self.scanned_max)
-        return hashlib.sha256(msgspec.msgpack.encode(said)).hexdigest()[:32]
+        return _fingerprint(said)
+
+    def division(self) -> str:
+        """The same, of what the source's pieces are divided into: also before there is a collection."""
+        return _fingerprint((self.spec.dimensions, self.spec.metric, self.spec.dtype, self.map, self.pieces))
+
+
+def _fingerprint(said: tuple[object, ...]) -> str:
+    return hashlib.sha256(msgspec.msgpack.encode(said)).hexdigest()[:32]
 
 
 class ShardFiles(msgspec.Struct, frozen=True):
@@ -79,8 +87,9 @@ class Work:
         self._mark = self.root / MARK
 
     def begin(self, job: Job) -> bool:
-        """Have it be for this job: what is there of another one goes. Whether something of this one is there. Raises
-        InvalidArgument for a directory that has other files."""
+        """Have it be for this job: what is there of another one goes, and of pieces that are divided alike only what
+        was made of them. Whether something of this one is there. Raises InvalidArgument for a directory that has other
+        files."""
         self.root.mkdir(parents=True, exist_ok=True)
         there = set(os.listdir(self.root))
         if MARK not in there and there - {WRITTEN, LOCK}:
@@ -88,12 +97,13 @@ class Work:
                 "work", str(self.root), f"an empty directory, or one of a bulk load, with its file {MARK}: what is in "
                 "this one is not of a bulk load, and stays",
             )  # fmt: skip
-        same = MARK in there and self._mark.read_text() == job.fingerprint()
-        if not same:
-            self._delete_parts()
-            (self.root / WRITTEN).write_text(job.fingerprint())
+        marked = self._mark.read_text().split() if MARK in there else []
+        mark = [job.division(), job.fingerprint()]
+        if marked != mark:
+            self._delete_parts(*((SHARDS,) if marked[:1] == mark[:1] else (PIECES, SHARDS)))
+            (self.root / WRITTEN).write_text(" ".join(mark))
             (self.root / WRITTEN).replace(self._mark)
-        return same
+        return marked == mark
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -133,13 +143,13 @@ class Work:
         """It is not needed any more. What others put there stays, and then the directory does."""
         if not self._mark.exists():
             return
-        self._delete_parts()
+        self._delete_parts(PIECES, SHARDS)
         self._mark.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.root.rmdir()
 
-    def _delete_parts(self) -> None:
-        for part in (PIECES, SHARDS):
+    def _delete_parts(self, *parts: str) -> None:
+        for part in parts:
             shutil.rmtree(self.root / part, ignore_errors=True)
 
 

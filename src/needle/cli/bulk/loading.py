@@ -11,15 +11,19 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from needle.base.errors import CollectionNotFound, InvalidArgument, Unavailable
-from needle.base.model import Metric
+from needle.base.model import CollectionSpec, Metric
+from needle.catalog.collections import check_alias
 from needle.cli.bulk.building import build, may_build
 from needle.cli.bulk.engines import Engine
 from needle.cli.bulk.handing import begin, hand_in, reading
 from needle.cli.bulk.job import Job, ShardFiles, ShardJob, Work
-from needle.cli.bulk.partitioning import partition
+from needle.cli.bulk.partitioning import check_distinct, partition
 from needle.cli.bulk.pieces import Piece
 from needle.client import Client
+from needle.client.values import check_name
 from needle.protocol.bulk_calls import BulkBeginAnswer
+from needle.protocol.upkeep_commands import LoadRows
+from needle.protocol.versioned import check_known
 from needle.routing.topology import CollectionInfo, Topology
 
 SHARDS_AT_ONCE: Final = 4
@@ -39,7 +43,8 @@ class Loaded(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a caller wants. metric: of a collection that is made; None: cosine."""
+    """What a caller wants. metric: of a collection that is made; None: cosine. alias: that is to lead to it at the end,
+    by whoever asks: looked at before anything is made, for it may be taken."""
 
     collection: str
     pieces: list[Piece]
@@ -47,16 +52,23 @@ class Asked(NamedTuple):
     metric: Metric | None
     directory: str
     timeout: float
+    alias: str | None = None
 
 
 async def load(client: Client, asked: Asked, engine: Callable[[], Engine], progress: Progress) -> Loaded:
     """Load all of it. Raises what the cluster refuses, InvalidArgument for what the source has."""
-    info, now = await _collection(client, asked)
-    begun = await begun_of(client, info, now, asked.timeout)
-    job = job_of(info, now, begun, asked.pieces)
-    work = Work(asked.directory)
-    work.begin(job)
-    files = await asyncio.to_thread(_make, job, work, engine, progress)
+    info, now = await _found(client, asked)
+    begun = {} if info is None else await begun_of(client, info, now, asked.timeout)
+    work, workers = Work(asked.directory), await asyncio.to_thread(engine)
+    try:
+        if info is None:  # what is refused of the source leaves no collection behind
+            await asyncio.to_thread(_divide, _draft(asked, now), work, workers, progress)
+            info, now = await _made(client, asked)
+            begun = await begun_of(client, info, now, asked.timeout)
+        job = job_of(info, now, begun, asked.pieces)
+        files = await asyncio.to_thread(_make, job, work, workers, progress)
+    finally:
+        await asyncio.to_thread(workers.close)
     made = {one.shard: one.checksum for one in files}
     others = [shard for shard, said in begun.items() if said.loaded and said.loaded != made.get(shard)]
     if others:
@@ -68,32 +80,53 @@ async def load(client: Client, asked: Asked, engine: Callable[[], Engine], progr
     return await _hand_in(client, job, work, files, asked.timeout, progress)
 
 
-async def _collection(client: Client, asked: Asked) -> tuple[CollectionInfo, Topology]:
-    try:
-        there = await client.describe_collection(asked.collection, timeout=asked.timeout)
-        metric = there.metric
-    except CollectionNotFound:
-        metric = asked.metric or Metric.COSINE
-        await client.create_collection(
-            asked.collection, dimensions=asked.dimensions, metric=metric, if_absent=True, timeout=asked.timeout
-        )
+async def _found(client: Client, asked: Asked) -> tuple[CollectionInfo | None, Topology]:
+    """The collection, if it is there already. Raises what is refused of it, or of the alias, and ClusterTooOld while
+    nodes of a release before are there."""
     now = await client._shards.confirmed(asked.timeout)
-    info = now.collection(asked.collection)
-    if info is None:
-        raise CollectionNotFound(f"there is no collection {asked.collection!r} (an alias is not enough)")
-    if info.spec.dimensions != asked.dimensions or (asked.metric or metric) != metric:
-        raise InvalidArgument(
-            f"collection {asked.collection} has {info.spec.dimensions} dimensions and metric {metric}, the source "
-            f"{asked.dimensions} and {asked.metric or metric}",
-            field="collection",
-        )
+    check_known(LoadRows(0, 1, 0, "", 0), now)
+    if asked.alias is not None:
+        check_alias(now, check_name(asked.alias, "alias"), asked.collection)
+    info = now.collection(check_name(asked.collection))
+    if info is not None:
+        metric = asked.metric or info.spec.metric
+        if (info.spec.dimensions, info.spec.metric) != (asked.dimensions, metric):
+            raise InvalidArgument(
+                f"collection {asked.collection} has {info.spec.dimensions} dimensions and metric {info.spec.metric}, "
+                f"the source {asked.dimensions} and {metric}",
+                field="collection",
+            )
     return info, now
+
+
+async def _made(client: Client, asked: Asked) -> tuple[CollectionInfo, Topology]:
+    """Make the collection; somebody else may have made it meanwhile."""
+    metric, name = asked.metric or Metric.COSINE, asked.collection
+    await client.create_collection(
+        name, dimensions=asked.dimensions, metric=metric, if_absent=True, timeout=asked.timeout
+    )
+    info, now = await _found(client, asked)
+    if info is None:
+        raise CollectionNotFound(f"there is no collection {name!r} any more", collection=name)
+    return info, now
+
+
+def _draft(asked: Asked, now: Topology) -> Job:
+    """What the source can be divided for, before there is a collection."""
+    _check_still(now)
+    assert now.map is not None
+    spec = CollectionSpec(name="", dimensions=asked.dimensions, metric=asked.metric or Metric.COSINE)
+    return Job("", spec, now.map, [], asked.pieces, indexes=False)
+
+
+def _check_still(now: Topology) -> None:
+    if now.moves:
+        raise Unavailable("key ranges are moving: wait until `needle rebalance --status` says that it is over")
 
 
 async def begun_of(client: Client, info: CollectionInfo, now: Topology, timeout: float) -> dict[int, BulkBeginAnswer]:
     """What each shard says. Raises Unavailable while ranges move, InvalidArgument if it was written to."""
-    if now.moves:
-        raise Unavailable("key ranges are moving: wait until `needle rebalance --status` says that it is over")
+    _check_still(now)
     shards = [one.shard for one in now.serving]
     said = await asyncio.gather(*(begin(client, shard, info.stored_name, timeout) for shard in shards))
     begun = dict(zip(shards, said, strict=True))
@@ -118,21 +151,27 @@ def job_of(info: CollectionInfo, now: Topology, begun: dict[int, BulkBeginAnswer
     return Job(info.stored_name, spec, now.map, shards, pieces, may_build(spec))
 
 
-def _make(job: Job, work: Work, engine: Callable[[], Engine], progress: Progress) -> list[ShardFiles]:
-    root, workers = str(work.root), engine()
-    try:
-        numbers = range(len(job.pieces))
-        for at, _ in enumerate(workers.map(partition, [(job, number, root) for number in numbers])):
-            progress("divided", at + 1, len(job.pieces))
-        made: list[ShardFiles] = []
-        tasks = [(job, one.shard, root) for one in job.shards]
-        for at, one in enumerate(workers.map(build, tasks)):
-            progress("built", at + 1, len(tasks))
-            if one is not None:
-                made.append(one)
-        return made
-    finally:
-        workers.close()
+def _divide(job: Job, work: Work, workers: Engine, progress: Progress) -> None:
+    """Raises InvalidArgument for whatever is refused of the source."""
+    work.begin(job)
+    root, found = str(work.root), set[str]()
+    numbers = range(len(job.pieces))
+    for at, parts in enumerate(workers.map(partition, [(job, number, root) for number in numbers])):
+        found |= parts.keys()
+        progress("divided", at + 1, len(job.pieces))
+    for _ in workers.map(check_distinct, [(job, int(shard), root) for shard in sorted(found)]):
+        pass
+
+
+def _make(job: Job, work: Work, workers: Engine, progress: Progress) -> list[ShardFiles]:
+    _divide(job, work, workers, progress)
+    made: list[ShardFiles] = []
+    tasks = [(job, one.shard, str(work.root)) for one in job.shards]
+    for at, one in enumerate(workers.map(build, tasks)):
+        progress("built", at + 1, len(tasks))
+        if one is not None:
+            made.append(one)
+    return made
 
 
 async def _hand_in(

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from needle.base.decoding import routed_metadata
 from needle.base.errors import InvalidArgument
@@ -26,7 +27,7 @@ from needle.protocol.commands import Insert
 from needle.routing.loading import ROUTERS_VARIABLE, load_routers, named_routers
 from needle.routing.strategy import routing_key
 from needle.shard.apply.validation import check_command
-from needle.shard.bulk.rows_file import Rows, RowsWriter
+from needle.shard.bulk.rows_file import Rows, RowsWriter, doubled, id_hashes
 
 BLOCK_ROWS: Final = 2048
 BLOCK_BYTES: Final = 4 << 20
@@ -37,10 +38,22 @@ def part_name(shard: int) -> str:
     return f"{shard:04d}.rows"
 
 
+def ids_name(shard: int) -> str:
+    """Of the file beside it, with a hash of each id."""
+    return f"{shard:04d}.ids"
+
+
 def partition(job: Job, number: int, root: str) -> dict[str, int]:
     """How many documents of the piece of that number each shard gets. Raises InvalidArgument that names file and
     row."""
     return once(Work(root).piece(number), dict[str, int], lambda into: _partition(job, job.pieces[number], into))
+
+
+def check_distinct(job: Job, shard: int, root: str) -> None:
+    """Raises InvalidArgument if two documents of a shard have one id, in all pieces, which have to be divided."""
+    paths = [Work(root).piece(number) / ids_name(shard) for number in range(len(job.pieces))]
+    if doubled([np.fromfile(path, np.uint64) for path in paths if path.exists()]):
+        raise refuse(f"shard {shard}", "two documents of the source have one id: each id once")
 
 
 def _partition(job: Job, piece: Piece, into: Path) -> dict[str, int]:
@@ -74,7 +87,10 @@ class Parts:
 
     def end(self) -> dict[str, int]:
         """How many documents each shard gets."""
-        return {str(shard): part.end() for shard, part in self._parts.items()}
+        for shard, part in self._parts.items():
+            part.end()
+            np.concatenate(part.hashes).tofile(self._into / ids_name(shard))
+        return {str(shard): part.rows for shard, part in self._parts.items()}
 
 
 def _checked(job: Job, form: Form, batch: Any, where: str, first: int) -> Insert:
@@ -119,10 +135,11 @@ def _shards(job: Job, insert: Insert) -> list[int]:
 
 
 class _Part:
-    """What one shard gets of a piece."""
+    """What one shard gets of a piece. rows: how many, at the end; hashes: of their ids."""
 
     def __init__(self, writer: RowsWriter, width: int) -> None:
         self._writer, self._width = writer, width
+        self.rows, self.hashes = 0, list[npt.NDArray[np.uint64]]()
         self._rows_max = max(1, min(BLOCK_ROWS, BLOCK_BYTES // width))
         self._ids: list[str] = []
         self._metadata: list[bytes] = []
@@ -138,10 +155,12 @@ class _Part:
             self._write()
 
     def _write(self) -> None:
-        self._writer.add(Rows(self._ids, self._metadata, b"".join(self._vectors)))
+        rows = Rows(self._ids, self._metadata, b"".join(self._vectors))
+        self._writer.add(rows)
+        self.hashes.append(id_hashes(rows))
         self._ids, self._metadata, self._vectors, self._size = [], [], [], 0
 
-    def end(self) -> int:
+    def end(self) -> None:
         if self._ids:
             self._write()
-        return self._writer.end().rows
+        self.rows = self._writer.end().rows

@@ -29,6 +29,9 @@ KEEP_SECONDS: Final = 600.0
 GONE_SECONDS: Final = 10.0
 UNREACHED_SECONDS: Final = 60.0
 """The same, while a peer that may have the file does not answer: a snapshot costs more than to wait for its restart."""
+UNKNOWN_SECONDS: Final = 3600.0
+"""So long files stay of a collection whose making is not applied here: this replica may be behind, or whoever sent
+them meant another cluster."""
 CHUNK_SECONDS: Final = 10.0
 
 
@@ -43,6 +46,8 @@ class BulkFiles:
         self._gone_since = 0.0
         self._used: dict[int, float] = {}
         """Collections that hold documents, though files are here: since when that was seen."""
+        self._unknown: dict[int, float] = {}
+        """The same, of ids that nothing applied here has given a collection yet."""
         self._tidied = float("-inf")
 
     async def run(self) -> None:
@@ -107,6 +112,9 @@ class BulkFiles:
         staged, held = self._at.replica.staged, self._at.replica.held
         here = await self._at.pool.run(staged.collections)
         self._used = {one: self._used.get(one, now) for one in here if self._is_over(one)}
+        self._unknown = {one: self._unknown.get(one, now) for one in here if not held.was_made(one)}
+        for collection_id in [one for one, since in self._unknown.items() if now - since >= UNKNOWN_SECONDS]:
+            await self._at.pool.run(staged.forget, collection_id)
         for collection_id, since in self._used.items():
             dropped = held.was_dropped(collection_id)
             if dropped or now - since >= KEEP_SECONDS:

@@ -6,10 +6,12 @@ not know what an archive does with it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from needle.base.runtime import micros_of
 from needle.multiraft.codec import ChunkRequest, decode_manifest
+from needle.protocol import commands
 from needle.protocol.archive_calls import (
     ImageAnswer,
     ImageCall,
@@ -21,6 +23,7 @@ from needle.protocol.archive_calls import (
 )
 from needle.raft.messages import EntryKind
 from needle.server.service.served import ServedNode, call_timeout, not_leader
+from needle.shard.held_collections import HeldCollections
 from needle.shard.live_collection import ReplicaView
 
 BYTES_MAX: Final = 1 << 20
@@ -31,6 +34,12 @@ _NORMAL: Final = int(EntryKind.NORMAL)
 
 def _digest(view: ReplicaView) -> tuple[int, str]:
     return view.at.index, view.digest()
+
+
+def refused_loads(held: HeldCollections, entries: Sequence[LoggedEntry] | None) -> list[int]:
+    """Which of the entries are bulk loads that are known to have changed nothing: no archive needs a state for them."""
+    loads = [(one.index, commands.decode_logged(one.data)) for one in entries or () if commands.is_load(one.data)]
+    return [index for index, load in loads if isinstance(load, commands.LoadRows) and held.refused_load(index, load)]
 
 
 class Archiving:
@@ -48,7 +57,8 @@ class Archiving:
             if call.follower:
                 self._note(call, micros_of(node.ports.clock))  # it may lead next
                 upto = (await node.blocking(hosted.replica.look, _digest))[0]
-                return LogAnswer(upto, 0, self._entries(call, upto), 0, "", self._host.term_of(group, call.after))
+                entries, term = self._entries(call, upto), self._host.term_of(group, call.after)
+                return LogAnswer(upto, 0, entries, 0, "", term, refused_loads(hosted.replica.held, entries))
             raise not_leader(node, group)
         until = micros_of(node.ports.clock)
         upto = await self._host.read_index(group, call_timeout(call.timeout))
@@ -56,7 +66,7 @@ class Archiving:
         entries = self._entries(call, upto)
         term = self._host.term_of(group, call.after)
         at, digest = await node.blocking(hosted.replica.look, _digest)
-        return LogAnswer(upto, until, entries, at, digest, term)
+        return LogAnswer(upto, until, entries, at, digest, term, refused_loads(hosted.replica.held, entries))
 
     def _note(self, call: LogCall, now: int) -> None:
         """Not what is said of the time to come: the leader before had a clock that ran ahead, and it would hide a
