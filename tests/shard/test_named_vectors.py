@@ -330,6 +330,14 @@ def test_scans_give_them(log: Log, replica: Replica) -> None:
         scan_named(replica.reads(), PAGE, ["c/other"], None, lambda: None, None)
 
 
+def test_a_name_that_is_asked_for_often_comes_once(log: Log, replica: Replica) -> None:
+    """A call has room for a million names: what it got for each of them took the node's memory."""
+    apply(log, replica, put(["a"], THREE[:1], named=title([0], [5, 5])))
+    _, scanned = scan_named(replica.reads(), PAGE, [TITLE] * 1000, None, lambda: None, None)
+    _, got = get_named(replica.reads(), Wanted("c", ["a"], True, [TITLE] * 1000), None, b"")
+    assert scanned == got == [Named(TITLE, [0], floats([5, 5]))]
+
+
 def test_a_pinned_scan_sees_the_vectors_of_its_moment(log: Log, replica: Replica) -> None:
     apply(log, replica, put(["a", "b", "x"], THREE, named=title([0, 1, 2], [5, 5], [6, 6], [1, 1])))
     (pin,) = apply(log, replica, PinScan("c", 7, 0, 1 << 60, 4))
