@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
@@ -11,9 +12,10 @@ import pytest
 import needle
 from backup.archived import BOOKS, World
 from needle import backup as backups
+from needle.backup.around import Around
 from needle.backup.format import FORMAT, NAMED_FORMAT, Contents, Cutter, Piece, decode_piece, encode_piece
 from needle.backup.instant import Making
-from needle.backup.keeping import read_manifest, verify
+from needle.backup.keeping import RENEW_SECONDS, read_manifest, verify
 from needle.base.errors import RestoreDiffers
 from needle.base.model import IndexKind, IndexParams, Metric, VectorSpec
 from needle.protocol.calls import DocumentBatch
@@ -45,6 +47,41 @@ async def test_a_restored_collection_has_them(tmp_path: Path) -> None:
             at = names.index(one.id)
             assert one.vectors is not None and set(one.vectors) == (set() if at % 2 else {"title"})
             assert at % 2 or one.vectors["title"].tolist() == rows[at, :2].tolist()
+
+
+@pytest.mark.parametrize("page", [1, 2])
+@pytest.mark.parametrize("again", [False, True])
+async def test_one_that_is_dropped_while_a_backup_is_made(tmp_path: Path, again: bool, page: int) -> None:
+    """It ended the whole backup; one that was made again with other dimensions was written as if it had those of
+    before. page: before its collection is read, or when it was."""
+    store, pages = backups.open_store(str(tmp_path / "target")), 0
+    other, forever = VectorSpec(dimensions=4, metric=Metric.L2), asyncio.Event()
+    async with needle.open(":memory:") as client:
+        await client.create_collection("first", dimensions=1)
+        await client.insert("a", [1], collection="first")
+        await client.create_collection("second", dimensions=1, vectors={"title": TITLE})
+        await client.insert("a", [1], vectors={"title": [3, 4]}, collection="second")
+
+        async def rest(seconds: float) -> None:
+            nonlocal pages
+            if seconds == RENEW_SECONDS:  # of the mark, which need not say again that somebody is at it
+                await forever.wait()
+            pages += 1
+            if pages == page:
+                await client.drop_vector("second", "title")
+                if again:
+                    await client.add_vector("second", "title", other)
+                    await client.update_vector("a", [1, 2, 3, 4], name="title", collection="second")
+
+        made = (await backups.create(client, store, rate=0.1, around=Around(rest=rest))).manifest
+    kept = {"title": other} if again else {"title": TITLE} if page == 2 else {}
+    assert [one.vectors for one in made.collections] == [{}, kept]
+    assert verify(store).problems == []
+    async with needle.open(":memory:") as client:
+        await backups.restore(client, store, made.id)
+        found = await client.get("a", vectors=list(kept), collection="second")
+        told = {name: vector.tolist() for name, vector in found.vectors.items()}
+        assert told == ({"title": [1, 2, 3, 4] if again else [3, 4]} if kept else {})
 
 
 async def test_an_instant_comes_back_with_the_index_that_the_catalog_named_then(tmp_path: Path) -> None:

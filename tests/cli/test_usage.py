@@ -34,6 +34,8 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
         (["search", "--like", "a", "--keywords", "a", "--weights", "1,x"], "such as 1,1, not 1,x"),
         (["search", "--sparse", "[1"], "--sparse is not JSON"),
         (["search", "--sparse", "[1]"], "--sparse must be an object such as"),
+        (["search", "--sparse", "[" * 100_000], "--sparse is not JSON"),
+        (["patch", "a", "--set", "sparse=" + "[" * 100_000], "the value of 'sparse' is JSON that is nested too deep"),
         (["search", "--like", "a", "--sparse", "{}", "--keywords", "a", "--weights", "1,2"], "--weights are 3 numbers"),
         (["search", "--keywords", "a", "--weights", "1,2"], "--weights are those of a search by several"),
         (["search", "words", "--mode", "lazy"], "'strong', 'leased', 'eventual'"),

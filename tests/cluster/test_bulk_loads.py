@@ -99,7 +99,7 @@ async def test_a_load_appears_whole_is_searched_by_its_files_and_is_done_once(tm
             again = await loaded(client, place, tmp_path / "other work")
             assert (again.documents, again.sent) == (ROWS, 0), "the same source makes the same files"
             other = await asyncio.to_thread(source, tmp_path / "other", VECTORS + 1)
-            with pytest.raises(InvalidArgument):
+            with pytest.raises(InvalidArgument, match="If that load ended, its documents are all there"):
                 await loaded(client, other, tmp_path / "work")
             await client.insert("d3", VECTORS[3] + 9, {"n": -1}, collection="books")
             await client.delete("d4", collection="books")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from needle.base.config import SegmentConfig
-from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, VersionMismatch
+from needle.base.errors import CollectionNotFound, InvalidArgument, NeedleError, ScanEnded, VersionMismatch
 from needle.base.filters.ordering import ScanOrder
 from needle.base.model import Claim, CollectionSpec, Metric, SearchRequest, VectorSpec, WriteResult
 from needle.protocol.commands import (
@@ -306,6 +306,23 @@ def test_a_model_of_it(tmp_path: Path, log: Log, replica: Replica) -> None:
             }
 
 
+def test_a_pinned_scan_ends_when_a_vector_is_dropped(log: Log, replica: Replica) -> None:
+    """Its further pages had the documents without it, and with none of those that it got under the same name."""
+    apply(log, replica, put(["a"], THREE[:1], named=title([0], [1, 1])))
+    apply(log, replica, CreateCollection(msgspec.structs.replace(spec(), name="other")))
+    (pin, other) = apply(log, replica, PinScan("c", 7, 0, 1 << 60, 4), PinScan("other", 8, 0, 1 << 60, 4))
+    page = PAGE._replace(pin=(pin.version, 7))
+    _, (named,) = scan_named(replica.reads(), page, [TITLE], None, lambda: None, None)
+    assert np.frombuffer(named.vectors, "<f4").tolist() == [1, 1]
+    made_again = VectorSpec(dimensions=2, metric=Metric.L2).stored_as(TITLE, "c")
+    apply(log, replica, DropCollection(TITLE), CreateCollection(made_again))
+    with pytest.raises(ScanEnded, match="or a named vector of it"):
+        scan_named(replica.reads(), page, [TITLE], None, lambda: None, None)
+    assert [one.index for one in replica.view.pins.open] == [other.version]
+    replica.checkpoint()
+    replica.verify()
+
+
 def test_dropped_with_its_collection_and_alone(log: Log, replica: Replica) -> None:
     apply(log, replica, put(["a"], THREE[:1], named=title([0], [1, 1])))
     apply(log, replica, DropCollection(TITLE))
@@ -328,6 +345,14 @@ def test_scans_give_them(log: Log, replica: Replica) -> None:
     assert [one.id for one in scanned.documents] == ["a", "b", "x"] and named.rows == [0, 2]
     with pytest.raises(CollectionNotFound, match="no vector"):
         scan_named(replica.reads(), PAGE, ["c/other"], None, lambda: None, None)
+
+
+def test_a_name_that_is_asked_for_often_comes_once(log: Log, replica: Replica) -> None:
+    """A call has room for a million names: what it got for each of them took the node's memory."""
+    apply(log, replica, put(["a"], THREE[:1], named=title([0], [5, 5])))
+    _, scanned = scan_named(replica.reads(), PAGE, [TITLE] * 1000, None, lambda: None, None)
+    _, got = get_named(replica.reads(), Wanted("c", ["a"], True, [TITLE] * 1000), None, b"")
+    assert scanned == got == [Named(TITLE, [0], floats([5, 5]))]
 
 
 def test_a_pinned_scan_sees_the_vectors_of_its_moment(log: Log, replica: Replica) -> None:

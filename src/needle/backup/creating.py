@@ -110,17 +110,29 @@ class Making:
         return manifest
 
     async def _collection(self, info: CollectionInfo, progress: Progress) -> CollectionBackup | None:
-        """None: it was dropped meanwhile."""
+        """None: it was dropped meanwhile. A named vector that was dropped before it was read is left out; one that was
+        made again is as it is now."""
         for attempt in range(ATTEMPTS):
+            failed: NeedleError | None = None
             try:
                 self._pace.begin(again=attempt > 0)
-                return await self._scan(info, progress)
-            except (CollectionNotFound, InvalidArgument, ScanEnded):  # the second: another one has its name
-                now = await self._client.refresh_topology(confirmed=True, timeout=self._timeout)
-                if all(one.id != info.id for one in now.collections):
-                    return None
-                if attempt == ATTEMPTS - 1:
-                    raise
+                made = await self._scan(info, progress)
+                if not info.vectors:  # these are asked for by name, and may be others by now
+                    return made
+            except (CollectionNotFound, InvalidArgument, ScanEnded) as error:  # the second: another one has its name
+                failed = error
+            now = await self._client.refresh_topology(confirmed=True, timeout=self._timeout)
+            here = next((one for one in now.collections if one.id == info.id), None)
+            if here is None:
+                return None
+            if failed is None and not _made_again(info, here):
+                return made
+            if attempt == ATTEMPTS - 1:
+                raise failed or Unavailable(
+                    f"named vectors of collection {info.spec.name!r} are dropped and made again all the time: make the "
+                    "backup when that is over"
+                )
+            info = here
         return None
 
     async def _scan(self, info: CollectionInfo, progress: Progress) -> CollectionBackup:
@@ -177,6 +189,12 @@ class Making:
         for ref in manifest.refs():
             if ref.name not in there or there[ref.name].size != ref.size:
                 raise StorageError(f"{ref.name} was deleted while the backup was made: make it again")
+
+
+def _made_again(info: CollectionInfo, now: CollectionInfo) -> bool:
+    """Whether a named vector is another one now, of the same name."""
+    ids = {one.name: one.id for one in now.vectors}
+    return any(ids.get(one.name, one.id) != one.id for one in info.vectors)
 
 
 def _former(store: Store) -> Manifest | None:

@@ -215,6 +215,8 @@ def _pair(text: str) -> tuple[str, Any]:
         raise typer.BadParameter(f"{text!r} is no PATH=VALUE, such as year=2024 or author.name=Ada")
     try:
         return path, jsonlib.loads(value)
+    except RecursionError:
+        raise typer.BadParameter(f"the value of {path!r} is JSON that is nested too deep") from None
     except ValueError:
         return path, value
 

@@ -154,7 +154,7 @@ def filter_option(option: str, text: str | None, example: str = '{"lang": "en"}'
         return None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{option} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise typer.BadParameter(f"{option} must be an object such as {example}")

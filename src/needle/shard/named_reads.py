@@ -48,7 +48,8 @@ def scan_named(
 def named_of(view: ReplicaView, collection: str, names: Iterable[str], found: Sequence[StoredDocument]) -> list[Named]:
     """Of documents those named vectors that they have, as callers get them. Raises CollectionNotFound."""
     ordinals, told = [document.ordinal for document in found], list[Named]()
-    for name in names:
+    # Each once, however often it is asked for: a collection has few names, and what an answer holds is bounded by that.
+    for name in dict.fromkeys(names):
         record = view.vector(view.collection(collection), name).record
         rows = view.store.by_ordinal(record.id, ordinals, metadata=False, vectors=True)
         places = [at for at, ordinal in enumerate(ordinals) if ordinal in rows]

@@ -60,7 +60,8 @@ class Pins(msgspec.Struct, frozen=True, array_like=True):
         raise ScanEnded(
             "this consistent scan has ended in a shard: it was read to its end or closed, its time was over "
             "(limits.pinned_scan_seconds), what was kept for it became too large (limits.pinned_scan_bytes_max), the "
-            "disk had too little room, or its collection was dropped. Begin it again; that is safe: it changes nothing",
+            "disk had too little room, or its collection was dropped, or a named vector of it. Begin it again; that is "
+            "safe: it changes nothing",
             pin=index,
         )
 

@@ -73,8 +73,9 @@ async def load(client: Client, asked: Asked, engine: Callable[[], Engine], progr
     others = [shard for shard, said in begun.items() if said.loaded and said.loaded != made.get(shard)]
     if others:
         raise InvalidArgument(
-            f"shards {', '.join(map(str, others))} took their part of a load that was made for another map or source: "
-            f"drop collection {asked.collection}, and begin again",
+            f"shards {', '.join(map(str, others))} took their part of a load that was made for another map or source. "
+            "If that load ended, its documents are all there, and nothing is left to do; if it broke off, drop "
+            f"collection {asked.collection}, and begin again",
             field="collection",
         )
     return await _hand_in(client, job, work, files, asked.timeout, progress)

@@ -154,7 +154,7 @@ class Qdrant:
             shown = ", ".join(name or "(without a name)" for name in dense) or "none"
             raise refuse(
                 self._place,
-                f"has sparse vectors ({', '.join(sparse)}), which have no counterpart; --vector NAME takes a dense one "
+                f"has sparse vectors ({', '.join(sparse)}), which are not imported; --vector NAME takes a dense one "
                 f"and leaves the others out; there are: {shown}",
             )
         name = one_of(self._place, "--vector", wanted, list(dense))

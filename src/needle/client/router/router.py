@@ -269,7 +269,7 @@ class Router(OfCollections, Counting):
 
         async def run(stored: str, left: float) -> ScanAnswer:
             routes = self._routes
-            names = [await routes.vector(stored, one, left) for one in named]
+            names = [await routes.vector(stored, one, left) for one in dict.fromkeys(named)]
             whole = msgspec.structs.replace(asked, named=tuple(names)) if names else asked
             page = await scan_page(whole, stored, left, routes.fan_out, fresh, routes.beside, routes.saw)
             if not names:
@@ -376,7 +376,7 @@ class Router(OfCollections, Counting):
         fresh = routes.fresh(mode, max_staleness, session)
 
         async def run(stored: str, left: float) -> DocumentBatch:
-            vectors = tuple([await routes.vector(stored, one, left) for one in named])
+            vectors = tuple([await routes.vector(stored, one, left) for one in dict.fromkeys(named)])
             found = await get_documents(routes, stored, names, with_vectors, fresh, left, fields, vectors)
             return msgspec.structs.replace(found, named=in_callers_names(found.named)) if named else found
 

@@ -284,7 +284,7 @@ class Reads:
 
         def read(replica: Replica, go_on: Callable[[], None]) -> ScanAnswer:
             held = replica.view.collection(call.collection)
-            given = [replica.view.vector(held, name) for name in call.named] + [held] * call.with_vectors
+            given = [replica.view.vector(held, name) for name in {*call.named}] + [held] * call.with_vectors
             width = sum(4 * one.record.spec.dimensions for one in given)
             pin = None if call.pin is None else (call.pin.open[0][1], call.pin.token)
             page = Page(

@@ -178,7 +178,9 @@ class Batch:
         change = self.changes.pop(record.id, None)
         if change is None or not change.created:
             self.dropped.append(record.id)
-            self.pins = self.pins.without_collection(record.id)
+            # Of a named vector those of its documents: what they had of it is gone, and another one may get its name.
+            of = self.find_record(record.spec.of) if record.spec.of else record
+            self.pins = self.pins if of is None else self.pins.without_collection(of.id)
 
     def manifest(self, change: CollectionChange) -> list[PublishedSegment]:
         """The published segments of a collection as they are now."""
