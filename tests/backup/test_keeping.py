@@ -173,6 +173,23 @@ async def test_prune_deletes_what_nothing_names(store: Store) -> None:
         await prune(store, 0)
 
 
+class Full(DirectoryStore):
+    """A disk without a free block: a file without contents needs none."""
+
+    def put(self, name: str, data: bytes) -> None:
+        if data:
+            raise StorageError(f"{name}: No space left on device")
+        super().put(name, data)
+
+
+async def test_old_backups_can_be_deleted_where_there_is_no_room_left(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    first, second = backup(store, "1", documents(3000)), backup(store, "2", documents(3000, changed=5))
+    mine = {ref.name for ref in first.pieces()} - {ref.name for ref in second.pieces()}
+    assert await prune(Full(tmp_path), 1) == (["1"], len(mine))
+    assert not store.names(PRUNING) and verify(store).problems == []
+
+
 class PrunedMeanwhile:
     """A store of which somebody prunes all but the newest backup when a file is read."""
 

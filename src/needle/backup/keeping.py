@@ -45,6 +45,8 @@ PRUNING: Final = "pruning/"
 MARK_SECONDS: Final = 3600.0
 """A mark that was not renewed for so long is of somebody who is dead."""
 RENEW_SECONDS: Final = 60.0
+AT_WORK: Final = b""
+"""What a mark has: nothing, so that there is room for that of a prune on a full disk, too."""
 HOURS_MAX: Final = 1_000_000
 """More than a hundred years."""
 DELETES: Final = 500
@@ -239,7 +241,7 @@ class Mark:
 
     def _enter(self) -> None:
         store = self._store
-        store.put(self._name, b"at work\n")
+        store.put(self._name, AT_WORK)
         try:
             own = self.own_time()
             for other, modified in store.names(self._others).items():
@@ -272,7 +274,7 @@ class Mark:
         with self._writing:
             if not self._left:
                 self.own_time()
-                self._store.put(self._name, b"at work\n")
+                self._store.put(self._name, AT_WORK)
 
     def _leave(self) -> None:
         """Delete the mark. A renewal that is under way in its thread ends first, and none begins: it would put the mark
