@@ -182,6 +182,44 @@ async def test_what_was_made_again_under_its_name_is_not_written_over(cluster: P
         assert [dict(held.metadata) async for held in client.scan(collection="again")] == list(theirs.values())
 
 
+@pytest.mark.parametrize("theirs", ["books", "later"])
+async def test_of_a_whole_backup_nothing_is_written_over_that_was_made_meanwhile(
+    cluster: ProcessCluster, tmp_path: Path, theirs: str
+) -> None:
+    """A restore that went on asked for no collection whose it was: it wrote over what an application had, which had
+    made its collections by itself."""
+    store, seen = backups.open_store(str(tmp_path / "target")), 0
+    async with cluster.connect() as client:
+        model = await fill(client)
+        await backups.create(client, store)
+        settings = {one.name: one for one in await client.collections()}[theirs]
+        await client.remove_alias("read")
+        for held in model:
+            await client.drop_collection(held)
+
+        def killed(_: int) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 2:  # when a part of the first collection is written
+                raise Killed
+
+        with pytest.raises(Killed):
+            await backups.restore(client, store, progress=killed)
+        there = {one.name for one in await client.collections()}
+        assert "books" in there and "later" not in there
+        if theirs in there:
+            await client.drop_collection(theirs)
+        await client.create_collection(theirs, dimensions=settings.dimensions, metric="l2", ttl=settings.ttl or None)
+        id_ = next(iter(model[theirs]))
+        await client.insert(id_, [9.0] * settings.dimensions, {"theirs": 1}, collection=theirs)
+        with pytest.raises(CollectionExists, match=f"a collection {theirs} .*nothing was written to it"):
+            await backups.restore(client, store)
+        assert [(one.id, one.metadata) async for one in client.scan(collection=theirs)] == [(id_, {"theirs": 1})]
+        await client.drop_collection(theirs)
+        assert (await backups.restore(client, store)).resumed
+        assert await contents(client) == model and await marks(client) == []
+
+
 async def test_two_that_begin_at_once_do_not_both_go_on(
     cluster: ProcessCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
