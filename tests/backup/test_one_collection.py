@@ -121,10 +121,18 @@ class AfterAStop(SystemClock):
         return super().monotonic() + 10.0
 
 
-class Stopped:
-    """What a restore has around it that is stopped when it has read its first piece."""
+class AfterASuspend(SystemClock):
+    """Of a machine that was suspended for ten seconds."""
 
-    def __init__(self) -> None:
+    def wall(self) -> float:
+        return super().wall() + 10.0
+
+
+class Stopped:
+    """What a restore has around it that is stopped when it has read its first piece. clock: that it has then."""
+
+    def __init__(self, clock: type[SystemClock] = AfterAStop) -> None:
+        self._clock = clock()
         self.stopped, self.goes_on = asyncio.Event(), asyncio.Event()
         self.around = Around(blocking=self._blocking)
 
@@ -133,17 +141,17 @@ class Stopped:
         if getattr(call, "__name__", "") == "_read" and not self.stopped.is_set():
             self.stopped.set()
             await self.goes_on.wait()
-            object.__setattr__(self.around, "clock", AfterAStop())
+            object.__setattr__(self.around, "clock", self._clock)
         return done
 
 
-@pytest.mark.parametrize("name", [None, "again"])
+@pytest.mark.parametrize(("name", "clock"), [(None, AfterAStop), ("again", AfterAStop), ("again", AfterASuspend)])
 async def test_of_two_that_carry_it_on_the_one_that_came_first_ends(
-    cluster: ProcessCluster, tmp_path: Path, name: str | None
+    cluster: ProcessCluster, tmp_path: Path, name: str | None, clock: type[SystemClock]
 ) -> None:
     """An operator runs the command again that only seems to be gone: what it had still to write would come over what is
     written once the other one is done."""
-    store, one = backups.open_store(str(tmp_path / "target")), Stopped()
+    store, one = backups.open_store(str(tmp_path / "target")), Stopped(clock)
     async with cluster.connect() as client:
         model = await fill(client)
         await backups.create(client, store)

@@ -63,15 +63,15 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard at an index. since: a clock at which it was there (microseconds since 1970). ends: nothing behind it is
-    archived. collections: by their names in the shard, and what they are called in its file. vectors: the
-    named ones, by their names in the shard. dropped: ids of collections. forgotten: moves of which it has deleted what
-    it gave."""
+    """A shard at an index. since: a clock at which it was there (microseconds since 1970). until: at which the next
+    entry came; None if nothing behind it is archived. collections: by their names in the shard, and what they are
+    called in its file. vectors: the named ones, by their names in the shard. dropped: ids of collections. forgotten:
+    moves of which it has deleted what it gave."""
 
     shard: int
     index: int
     since: int = 0
-    ends: bool = False
+    until: int | None = None
     directory: str
     holdings: Holdings | None
     collections: dict[str, tuple[int, CollectionSpec]]
@@ -141,7 +141,7 @@ class Replay:
             shard=self._shard,
             index=reached,
             since=self._since,
-            ends=after is None,
+            until=None if after is None else stamp(after[0].data),
             directory=str(self.directory),
             holdings=None if view.fence is None else view.fence.holdings,
             collections={held.record.spec.name: (held.record.id, held.record.spec) for held in view.named()},

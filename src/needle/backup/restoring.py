@@ -138,6 +138,7 @@ class _Restoring:
             # Only now: what was written before they were sparse vectors need not be such.
             await self._patiently(partial(client.documents.declare_sparse, name, field, True, self._timeout))
         for alias, name in manifest.aliases.items():
+            await self._held.check(at_once=False)
             await client.set_alias(alias, name, timeout=self._timeout)
         await client.drop_collection(self._mark, timeout=self._timeout)
         return Restored(
