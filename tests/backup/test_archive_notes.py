@@ -89,6 +89,24 @@ async def test_a_clock_of_the_archiver_that_is_put_back_leaves_no_record_that_co
     assert list_archives(store)[0].gaps == [] and verify(store).problems == []
 
 
+async def test_what_another_archiver_saw_for_a_moment_does_not_count_for_good(tmp_path: Path) -> None:
+    """This one saw the catalog as before and wrote nothing: what the other one had written stayed the newest record."""
+    world, store = World(tmp_path / "w"), DirectoryStore(tmp_path / "t")
+    world.fill(3)
+    says(world, 2, "live")
+    one, other = world.archiver(store), world.archiver(store)
+    await one.look(flush=True)
+    world.now += SECOND
+    says(world, 3, "tried")
+    await other.look(flush=True)
+    world.now += SECOND
+    says(world, 4, "live")
+    for _ in range(3):
+        world.fill(2)
+        await one.look(flush=True)
+    assert aliases(store, tmp_path / "later", at=world.now - SECOND) == {"live": "books"}
+
+
 async def unmounted(tmp_path: Path, world: World, archiver: Archiver) -> None:
     """The target is away while something is written: an empty directory is in its place."""
     (tmp_path / "t").rename(tmp_path / "real")

@@ -459,6 +459,12 @@ def test_a_target_where_nothing_is_is_not_whole(tmp_path: Path) -> None:
         verify(DirectoryStore(tmp_path / "nothing"))
 
 
+async def test_a_prune_where_no_archive_is_changes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="no logs are archived at this target"):
+        await prune(DirectoryStore(tmp_path / "nothing"), archive_hours=1.0)
+    assert not (tmp_path / "nothing").exists()
+
+
 @pytest.mark.parametrize("hours", [float("inf"), float("nan"), 0.0, -1.0, 1e12])
 async def test_hours_of_an_archive_are_a_number_of_them(tmp_path: Path, hours: float) -> None:
     """Infinity ended the command with a traceback."""

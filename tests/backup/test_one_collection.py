@@ -56,6 +56,8 @@ async def test_it_comes_back_beside_the_others(cluster: ProcessCluster, tmp_path
             await backups.restore(client, store, collection="bools")
         with pytest.raises(InvalidArgument, match="without a collection"):
             await backups.restore(client, store, name="other")
+        with pytest.raises(InvalidArgument, match=r"name = 'restoring-x' .* does not begin with restoring-"):
+            await backups.restore(client, store, collection="books", name="restoring-x")
         with pytest.raises(InvalidArgument, match="printable text"):
             await backups.restore(client, store, collection="books", name="x" * 300)
         assert await marks(client) == [] and await contents(client) == now

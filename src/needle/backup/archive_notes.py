@@ -113,7 +113,9 @@ class Notes:
         shards = before.shards | {
             shard: said for shard, said in known.items() if said[0] >= before.shards.get(shard, said)[0]
         }
-        self._records = sorted({*self._records, *before.named})[-FORMERS_MAX:]  # also of another archiver
+        if not {*before.named} <= {*self._records}:  # another archiver has seen the catalog otherwise since
+            self._told = None
+        self._records = sorted({*self._records, *before.named})[-FORMERS_MAX:]
         head = Head(
             shards=shards, at=max(self.looked, before.at), catalog=max(self._records, default=0), records=self._records
         )

@@ -318,6 +318,8 @@ async def prune(
     before = None if archive_hours is None else around.micros() - int(archive_hours * 3.6e9)
     if keep is not None:
         await around.blocking(newest, store)  # before there is a mark: where no backup is nothing is changed
+    elif archive_hours is not None and not await around.blocking(clusters, store):
+        raise InvalidArgument("no logs are archived at this target: nothing was changed", field="target")
     if drop_archive is not None:
         await around.blocking(whole_archive, store, drop_archive, around.micros())
     name = f"{PRUNING}{around.rng.getrandbits(64):016x}"
