@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from backup.archived import SECOND, World
 from backup.test_indexes import NAMES, ROWS, VECTORS, cluster_of, events, filled, found, searched
 from needle import backup as backups
 from needle.backup.archive_format import INDEXES
 from needle.backup.archive_keeping import outdated, pieces_of_archives
 from needle.backup.archive_reading import chosen, index_sets_of, read_index_set
 from needle.backup.archiving import Archiver
+from needle.backup.index_archiving import IndexArchiving
+from needle.backup.keeping import PRUNING
 from needle.backup.shard_archive import ShardArchive
+from needle.backup.store import DirectoryStore
 from needle.base.errors import CollectionExists
 from needle.local.process_cluster import wait_for
 
@@ -95,3 +99,19 @@ def test_when_index_files_are_copied() -> None:
     assert archive.lacks_indexes(10**15 + 60_000_000, 60)
     archive.kept = 100
     assert archive.lacks_indexes(10**15, 60), "twice as many entries"
+
+
+async def test_what_could_not_be_copied_is_tried_again(tmp_path: Path) -> None:
+    """Beside a prune, index files were left out until there were new ones."""
+    world, store, archive = World(tmp_path / "w"), DirectoryStore(tmp_path / "t"), ShardArchive(0)
+
+    async def put(name: str, data: bytes) -> None:
+        store.put(name, data)
+
+    archive.published = archive.kept = 50
+    mark = f"{PRUNING}{16 * '0'}"
+    store.put(mark, b"")
+    world.now = int(store.names(PRUNING)[mark].modified * SECOND)
+    await IndexArchiving(world.client, store, put, 3600.0, world.around).go_on(world.topology, [archive])
+    assert archive.indexed == (0, 0) and not archive.lacks_indexes(world.now + 59 * SECOND, 3600.0)
+    assert archive.lacks_indexes(world.now + 60 * SECOND, 3600.0)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ import pytest
 from obstore.store import MemoryStore, S3Store
 
 from harness.interrupted import INTERRUPTED
+from needle.backup.archive_format import ARCHIVES
+from needle.backup.archive_looking import list_archives
 from needle.backup.around import Around
 from needle.backup.format import (
     MANIFESTS,
@@ -171,6 +174,57 @@ async def test_prune_deletes_what_nothing_names(store: Store) -> None:
     assert not store.names(PRUNING) and await prune(store, 1) == ([], 0)
     with pytest.raises(InvalidArgument, match="keep = 0"):
         await prune(store, 0)
+
+
+NOBODY = 65534
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """As a user for whom permissions count, as they do not for root."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+class Full(DirectoryStore):
+    """A disk without a free block: a file without contents needs none."""
+
+    def put(self, name: str, data: bytes) -> None:
+        if data:
+            raise StorageError(f"{name}: No space left on device")
+        super().put(name, data)
+
+
+async def test_old_backups_can_be_deleted_where_there_is_no_room_left(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    first, second = backup(store, "1", documents(3000)), backup(store, "2", documents(3000, changed=5))
+    mine = {ref.name for ref in first.pieces()} - {ref.name for ref in second.pieces()}
+    assert await prune(Full(tmp_path), 1) == (["1"], len(mine))
+    assert not store.names(PRUNING) and verify(store).problems == []
+
+
+async def test_a_directory_that_may_not_be_read_does_not_look_empty() -> None:
+    """Of an archive that another user's archiver wrote nothing was seen, so prune deleted the pieces that it names."""
+    with tempfile.TemporaryDirectory() as root:
+        os.chmod(root, 0o777)
+        with as_nobody():
+            store = open_store(f"{root}/target")
+            kept = backup(store, "1", documents(10))
+            store.put("archive/7/0/0000000000000001.base", b"of another user")
+            os.chmod(f"{root}/target/archive", 0)
+            for look in (lambda: store.names(ARCHIVES), lambda: list_archives(store), lambda: verify(store)):
+                with pytest.raises(StorageError, match="Permission denied"):
+                    look()
+            with pytest.raises(StorageError, match="Permission denied"):
+                await prune(store, 1)
+            assert set(store.names(PIECES)) == {ref.name for ref in kept.pieces()}
+            os.chmod(f"{root}/target/archive", 0o700)
 
 
 class PrunedMeanwhile:
@@ -403,6 +457,12 @@ def test_a_target_where_nothing_is_is_not_whole(tmp_path: Path) -> None:
     """A disk that is not mounted passed every timer."""
     with pytest.raises(InvalidArgument, match="no backup and no archive"):
         verify(DirectoryStore(tmp_path / "nothing"))
+
+
+async def test_a_prune_where_no_archive_is_changes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="no logs are archived at this target"):
+        await prune(DirectoryStore(tmp_path / "nothing"), archive_hours=1.0)
+    assert not (tmp_path / "nothing").exists()
 
 
 @pytest.mark.parametrize("hours", [float("inf"), float("nan"), 0.0, -1.0, 1e12])

@@ -56,6 +56,8 @@ async def test_it_comes_back_beside_the_others(cluster: ProcessCluster, tmp_path
             await backups.restore(client, store, collection="bools")
         with pytest.raises(InvalidArgument, match="without a collection"):
             await backups.restore(client, store, name="other")
+        with pytest.raises(InvalidArgument, match=r"name = 'restoring-x' .* does not begin with restoring-"):
+            await backups.restore(client, store, collection="books", name="restoring-x")
         with pytest.raises(InvalidArgument, match="printable text"):
             await backups.restore(client, store, collection="books", name="x" * 300)
         assert await marks(client) == [] and await contents(client) == now
@@ -121,10 +123,18 @@ class AfterAStop(SystemClock):
         return super().monotonic() + 10.0
 
 
-class Stopped:
-    """What a restore has around it that is stopped when it has read its first piece."""
+class AfterASuspend(SystemClock):
+    """Of a machine that was suspended for ten seconds."""
 
-    def __init__(self) -> None:
+    def wall(self) -> float:
+        return super().wall() + 10.0
+
+
+class Stopped:
+    """What a restore has around it that is stopped when it has read its first piece. clock: that it has then."""
+
+    def __init__(self, clock: type[SystemClock] = AfterAStop) -> None:
+        self._clock = clock()
         self.stopped, self.goes_on = asyncio.Event(), asyncio.Event()
         self.around = Around(blocking=self._blocking)
 
@@ -133,17 +143,17 @@ class Stopped:
         if getattr(call, "__name__", "") == "_read" and not self.stopped.is_set():
             self.stopped.set()
             await self.goes_on.wait()
-            object.__setattr__(self.around, "clock", AfterAStop())
+            object.__setattr__(self.around, "clock", self._clock)
         return done
 
 
-@pytest.mark.parametrize("name", [None, "again"])
+@pytest.mark.parametrize(("name", "clock"), [(None, AfterAStop), ("again", AfterAStop), ("again", AfterASuspend)])
 async def test_of_two_that_carry_it_on_the_one_that_came_first_ends(
-    cluster: ProcessCluster, tmp_path: Path, name: str | None
+    cluster: ProcessCluster, tmp_path: Path, name: str | None, clock: type[SystemClock]
 ) -> None:
     """An operator runs the command again that only seems to be gone: what it had still to write would come over what is
     written once the other one is done."""
-    store, one = backups.open_store(str(tmp_path / "target")), Stopped()
+    store, one = backups.open_store(str(tmp_path / "target")), Stopped(clock)
     async with cluster.connect() as client:
         model = await fill(client)
         await backups.create(client, store)
@@ -180,6 +190,44 @@ async def test_what_was_made_again_under_its_name_is_not_written_over(cluster: P
         with pytest.raises(CollectionExists, match="collection again was dropped, or made again by somebody"):
             await first
         assert [dict(held.metadata) async for held in client.scan(collection="again")] == list(theirs.values())
+
+
+@pytest.mark.parametrize("theirs", ["books", "later"])
+async def test_of_a_whole_backup_nothing_is_written_over_that_was_made_meanwhile(
+    cluster: ProcessCluster, tmp_path: Path, theirs: str
+) -> None:
+    """A restore that went on asked for no collection whose it was: it wrote over what an application had, which had
+    made its collections by itself."""
+    store, seen = backups.open_store(str(tmp_path / "target")), 0
+    async with cluster.connect() as client:
+        model = await fill(client)
+        await backups.create(client, store)
+        settings = {one.name: one for one in await client.collections()}[theirs]
+        await client.remove_alias("read")
+        for held in model:
+            await client.drop_collection(held)
+
+        def killed(_: int) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 2:  # when a part of the first collection is written
+                raise Killed
+
+        with pytest.raises(Killed):
+            await backups.restore(client, store, progress=killed)
+        there = {one.name for one in await client.collections()}
+        assert "books" in there and "later" not in there
+        if theirs in there:
+            await client.drop_collection(theirs)
+        await client.create_collection(theirs, dimensions=settings.dimensions, metric="l2", ttl=settings.ttl or None)
+        id_ = next(iter(model[theirs]))
+        await client.insert(id_, [9.0] * settings.dimensions, {"theirs": 1}, collection=theirs)
+        with pytest.raises(CollectionExists, match=f"a collection {theirs} .*nothing was written to it"):
+            await backups.restore(client, store)
+        assert [(one.id, one.metadata) async for one in client.scan(collection=theirs)] == [(id_, {"theirs": 1})]
+        await client.drop_collection(theirs)
+        assert (await backups.restore(client, store)).resumed
+        assert await contents(client) == model and await marks(client) == []
 
 
 async def test_two_that_begin_at_once_do_not_both_go_on(

@@ -35,6 +35,7 @@ from needle.backup.store import Stat, Store
 from needle.base.errors import CorruptBackup, InvalidArgument, StorageError, UnsupportedFormat, invalid
 from needle.base.instants import rfc3339
 from needle.protocol.archive_calls import LoggedEntry
+from needle.routing.topology import Topology
 
 _OURS: Final = re.compile(
     rf"{ARCHIVES}[0-9a-f]+/({HEAD}|{TARGET}|[0-9a-f]{{16}}{re.escape(CATALOG)}"
@@ -233,6 +234,17 @@ def catalog_at(store: Store, founding: int, at: int) -> tuple[Catalog, list[int]
         if at > following.after:
             shards |= {info.shard for info in following.topology.serving}
     return catalog, sorted(shards)
+
+
+def catalog_before(store: Store, founding: int, at: int) -> Topology | None:
+    """What the catalog said last before an instant, or else first, as far as that can be read: for a place by index, to
+    which what was dropped, or called otherwise, since must not be done."""
+    names = catalogs_of(store, founding)
+    before = [name for name in names if number_of(name, CATALOG) <= at]
+    for name in [*reversed(before), *names[len(before) :]]:
+        for record in readable(store, [name]):
+            return record.topology
+    return None
 
 
 def readable(store: Store, names: Sequence[str]) -> list[Catalog]:

@@ -19,24 +19,16 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import msgspec
-
 from needle.backup.archive_format import (
-    FORMERS_MAX,
-    HEAD,
     Base,
-    Catalog,
     Chunk,
-    Head,
     base_name,
-    catalog_name,
     chunk_name,
-    directory,
     encode,
-    told_of,
 )
 from needle.backup.archive_joining import Joining
-from needle.backup.archive_reading import read_head, target_name
+from needle.backup.archive_notes import NOTHING, Notes
+from needle.backup.archive_reading import target_name
 from needle.backup.around import REAL, Around
 from needle.backup.complaints import Complaints
 from needle.backup.creating import tell
@@ -44,14 +36,13 @@ from needle.backup.format import PIECES
 from needle.backup.index_archiving import INDEXES_EVERY, IndexArchiving
 from needle.backup.keeping import MAKING, PRUNING, Mark
 from needle.backup.log_asking import CALL_SECONDS, Followers, ask_followers, ask_log
-from needle.backup.resuming import known_of, last_told
+from needle.backup.resuming import known_of
 from needle.backup.shard_archive import ShardArchive
 from needle.backup.state_copying import copied, image_of
 from needle.backup.store import Store
 from needle.base.errors import (
     ClientClosed,
     ClusterTooOld,
-    CorruptBackup,
     Forbidden,
     InvalidArgument,
     NeedleError,
@@ -91,11 +82,8 @@ class Archiver:
         self._client, self._store, self._around = client, store, around
         self._every, self._base_every = every, base_every
         self._flushed = 0.0
-        self._looked = 0
         self._founding = self._expected = 0
-        self._told: object = None
-        self._records: list[int] = []
-        self._target = ""
+        self._notes = Notes(store, self._put, around, 0)
         self._basing: asyncio.Task[NeedleError | None] | None = None
         self._joining, self._followers = Joining(store, around), Followers(client)
         self._indexing = IndexArchiving(client, store, self._put, indexes_every, around)
@@ -138,23 +126,20 @@ class Archiver:
         """The same, but for states, which are copied from now on. Whether no shard waits for its state."""
         before = self._around.micros()
         now = await self._client.refresh_topology(confirmed=True, timeout=CALL_SECONDS)
-        if now.founding != self._founding:
-            for one in self.shards.values():
-                one.serves = False
-            self._founding, self.shards, self._told, self._looked = now.founding, {}, None, 0
-            self._target, self._records = "", []
+        due = flush or self._around.clock.monotonic() - self._flushed >= self._every
+        if now.founding != self._founding or ((due or self._notes.strayed) and not await self._notes.are_there()):
+            await self._begin_anew(now.founding)
         if now.cluster_version < STAMPED_SINCE:
             raise ClusterTooOld(
                 f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
                 "something was written: the archive begins when all nodes run this release"
             )
-        if not self._target:
+        if not self._notes.target:
             made = f"{self._around.rng.getrandbits(64):016x}"
-            self._target = await self._around.blocking(target_name, self._store, now.founding, made)
-        await self._note_catalog(self._around.micros(), now)  # what was dropped meanwhile was there `before`
-        self._looked = before
-        room, elapsed = asyncio.Semaphore(AT_ONCE), self._around.clock.monotonic() - self._flushed
-        due = flush or elapsed >= self._every
+            self._notes.target = await self._around.blocking(target_name, self._store, now.founding, made)
+        await self._notes.note_catalog(self._around.micros(), now)  # what was dropped meanwhile was there `before`
+        self._notes.looked = before
+        room = asyncio.Semaphore(AT_ONCE)
 
         async def archived(shard: int) -> bool:
             async with room:
@@ -181,40 +166,20 @@ class Archiver:
     def _serving(self) -> list[ShardArchive]:
         return [one for one in self.shards.values() if one.serves]
 
-    async def _note_catalog(self, at: int, now: Topology) -> None:
-        told = told_of(now)
-        if told == self._told:
-            return
-        if self._told is None:
-            last, self._records = await self._around.blocking(last_told, self._store, self._founding)
-            if told == last:
-                self._told = told
-                return
-        after = self._looked or (await self._around.blocking(self._head)).at
-        topology = msgspec.structs.replace(now, keys=(), rebalance=None)
-        former = self._records[-1] if self._records else 0
-        record = Catalog(at=at, after=after, topology=topology, former=former, formers=self._records)
-        await self._put(catalog_name(self._founding, at), encode(record))
-        self._told, self._records = told, [*self._records, at][-FORMERS_MAX:]
-
-    def _head(self) -> Head:
-        """As it is in the store; what this archiver knows takes the place of a damaged one. Blocking."""
-        try:
-            return read_head(self._store, self._founding)
-        except CorruptBackup:
-            return Head(shards={}, at=0)
+    async def _begin_anew(self, founding: int) -> None:
+        """Where the store says: of another cluster than before, or of a target that has less than was put there."""
+        for one in self.shards.values():
+            one.serves = False
+        known = self._notes.known if founding == self._founding else NOTHING
+        self._founding, self.shards = founding, {}
+        self._notes = Notes(self._store, self._put, self._around, founding, known)
+        await self._joining.close()
+        self._joining = Joining(self._store, self._around)
 
     async def _note_head(self) -> None:
         known = {one.shard: (one.kept, one.kept_until) for one in self.shards.values() if one.kept_until}
         if known:
-            before = await self._around.blocking(self._head)
-            shards = before.shards
-            shards |= {shard: said for shard, said in known.items() if said[0] >= shards.get(shard, said)[0]}
-            records = sorted({*self._records, *before.named})[-FORMERS_MAX:]  # also of another archiver
-            head = Head(
-                shards=shards, at=max(self._looked, before.at), catalog=max(records, default=0), records=records
-            )
-            await self._put(f"{directory(self._founding)}{HEAD}", encode(head))
+            await self._notes.note_head(known)
 
     async def _tell(self) -> None:
         """The cluster expects that this goes on, so that an alert tells if it does not. Of a store that takes nothing
@@ -285,7 +250,7 @@ class Archiver:
     def _log_call(self, archive: ShardArchive, kept: int | None = None, most: int = ASKED_BYTES) -> LogCall:
         """See `_ask_log`."""
         after, upto = (archive.read, archive.kept) if kept is None else (kept, kept)
-        return LogCall(shard_group(archive.shard), after, upto, archive.kept_until, most, target=self._target)
+        return LogCall(shard_group(archive.shard), after, upto, archive.kept_until, most, target=self._notes.target)
 
     async def _ask_log(self, archive: ShardArchive, kept: int | None = None, most: int = ASKED_BYTES) -> LogAnswer:
         """kept: behind which index the log is needed, if not behind what is archived."""

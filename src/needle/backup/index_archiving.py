@@ -27,6 +27,8 @@ from needle.routing.topology import Topology
 
 _log = logging.getLogger("needle.backup")
 INDEXES_EVERY: Final = 3600.0
+AGAIN_MICROS: Final = 60_000_000
+"""So long after a failure it is tried again."""
 Put = Callable[[str, bytes], Awaitable[None]]
 
 
@@ -47,6 +49,8 @@ class IndexArchiving:
             await self._copy(now, archive, at)
         except NeedleError as error:
             _log.warning("shard %d: its index files are not copied now: %s", archive.shard, error.message)
+            archive.index_waits = at + AGAIN_MICROS
+            return
         archive.indexed = (archive.kept, at)
 
     async def _copy(self, now: Topology, archive: ShardArchive, at: int) -> None:

@@ -20,6 +20,7 @@ import msgspec
 import needle
 from needle.backup.archive_reading import (
     catalog_at,
+    catalog_before,
     catalogs_of,
     chosen,
     founding_of,
@@ -150,7 +151,8 @@ class Making:
 
     def _run(self, founding: int, at: int | None, indexes: dict[int, int]) -> str:
         topology, shards = self._topology(founding, at, indexes)
-        if topology.map is None:
+        shard_map = topology.map
+        if shard_map is None:
             raise StorageError("the archive knows no shard map: it began before the cluster was made")
         found: dict[int, Replayed] = {}
         for shard in shards:
@@ -159,9 +161,11 @@ class Making:
             self._told(f"shard {shard}: reading its log")
             with Replay(self._store, founding, shard, directory) as replay:
                 found[shard] = replay.to(Place(at=at) if at is not None else Place(index=indexes[shard]))
-        owned = owners(found, topology.map)
+        owned = owners(found, shard_map)
+        if at is None:
+            topology = self._said_there(founding, topology, found)
         infos = self._wanted(self._collections(founding, topology, found))
-        collections = self._contents(founding, found, owned, topology.map, infos)
+        collections = self._contents(founding, found, owned, shard_map, infos)
         cuts = sorted((shard, one.index) for shard, one in found.items())
         stamp = rfc3339(at // 1_000_000 * 1_000_000).replace("-", "").replace(":", "") if at is not None else "index"
         told = hashlib.sha256(msgspec.json.encode((founding, at, cuts))).hexdigest()[:8]
@@ -203,6 +207,17 @@ class Making:
                 return topology, serving
             last = last or serving
         raise invalid("index", sorted(indexes), f"one index for each of the shards {last}")
+
+    def _said_there(self, founding: int, newest: Topology, found: Mapping[int, Replayed]) -> Topology:
+        """What the catalog said at places by index. What it says was dropped may be before the shards have: so of that
+        counts what it said when the last of their entries came, of all else what it said when the next one did."""
+        next_ones = [one.until for one in found.values() if one.until is not None]
+        if not next_ones:
+            return newest
+        since = max(one.since for one in found.values())
+        before = catalog_before(self._store, founding, since) or newest
+        until = catalog_before(self._store, founding, max(since, min(next_ones) - 1)) or newest
+        return msgspec.structs.replace(until, dropped=before.dropped)
 
     def _collections(self, founding: int, topology: Topology, found: Mapping[int, Replayed]) -> list[CollectionInfo]:
         """Those that the shards had and none had dropped, nor the catalog; the last of a name."""

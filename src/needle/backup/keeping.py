@@ -45,6 +45,8 @@ PRUNING: Final = "pruning/"
 MARK_SECONDS: Final = 3600.0
 """A mark that was not renewed for so long is of somebody who is dead."""
 RENEW_SECONDS: Final = 60.0
+AT_WORK: Final = b""
+"""What a mark has: nothing, so that there is room for that of a prune on a full disk, too."""
 HOURS_MAX: Final = 1_000_000
 """More than a hundred years."""
 DELETES: Final = 500
@@ -239,7 +241,7 @@ class Mark:
 
     def _enter(self) -> None:
         store = self._store
-        store.put(self._name, b"at work\n")
+        store.put(self._name, AT_WORK)
         try:
             own = self.own_time()
             for other, modified in store.names(self._others).items():
@@ -272,7 +274,7 @@ class Mark:
         with self._writing:
             if not self._left:
                 self.own_time()
-                self._store.put(self._name, b"at work\n")
+                self._store.put(self._name, AT_WORK)
 
     def _leave(self) -> None:
         """Delete the mark. A renewal that is under way in its thread ends first, and none begins: it would put the mark
@@ -316,6 +318,8 @@ async def prune(
     before = None if archive_hours is None else around.micros() - int(archive_hours * 3.6e9)
     if keep is not None:
         await around.blocking(newest, store)  # before there is a mark: where no backup is nothing is changed
+    elif archive_hours is not None and not await around.blocking(clusters, store):
+        raise InvalidArgument("no logs are archived at this target: nothing was changed", field="target")
     if drop_archive is not None:
         await around.blocking(whole_archive, store, drop_archive, around.micros())
     name = f"{PRUNING}{around.rng.getrandbits(64):016x}"

@@ -31,7 +31,10 @@ def one_collection(collection: str | None, name: str | None) -> OneCollection | 
                 f"name = {name!r} is given without a collection: say which one it is to be the name of", field="name"
             )
         return None
-    return OneCollection(collection, check_name(collection if name is None else name, "name"))
+    called = check_name(collection if name is None else name, "name")
+    if called.startswith(MARK):
+        raise invalid("name", called, f"a name that does not begin with {MARK}, which says that a restore is under way")
+    return OneCollection(collection, called)
 
 
 def narrowed(manifest: Manifest, one: OneCollection | None) -> Manifest:

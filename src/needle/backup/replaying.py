@@ -63,12 +63,15 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard at an index. collections: by their names in the shard, and what they are called in its file. vectors: the
-    named ones, by their names in the shard. dropped: ids of collections. forgotten: moves of which it has deleted what
-    it gave."""
+    """A shard at an index. since: a clock at which it was there (microseconds since 1970). until: at which the next
+    entry came; None if nothing behind it is archived. collections: by their names in the shard, and what they are
+    called in its file. vectors: the named ones, by their names in the shard. dropped: ids of collections. forgotten:
+    moves of which it has deleted what it gave."""
 
     shard: int
     index: int
+    since: int = 0
+    until: int | None = None
     directory: str
     holdings: Holdings | None
     collections: dict[str, tuple[int, CollectionSpec]]
@@ -94,6 +97,7 @@ class Replay:
         self.forgotten: set[int] = set()
         self.entries = self.digests = self.proven = 0
         self.at_load = False
+        self._since = 0
         self.last = self._replica.applied_index()
 
     def __enter__(self) -> Replay:
@@ -136,6 +140,8 @@ class Replay:
         return Replayed(
             shard=self._shard,
             index=reached,
+            since=self._since,
+            until=None if after is None else stamp(after[0].data),
             directory=str(self.directory),
             holdings=None if view.fence is None else view.fence.holdings,
             collections={held.record.spec.name: (held.record.id, held.record.spec) for held in view.named()},
@@ -212,6 +218,7 @@ class Replay:
         while self._next is not None and not ends(*self._next):
             one, digest = self._next
             self._note(one)
+            self._since = max(self._since, stamp(one.data))
             self._batch.append(Applied(one.index, one.term, one.data))
             self._bytes += len(one.data)
             if digest is not None or len(self._batch) >= BATCH_ENTRIES or self._bytes >= BATCH_BYTES:
@@ -270,6 +277,7 @@ class Replay:
                     out.write(read_block(self._store, ref))
 
     def _install(self, base: Base) -> None:
+        self._since = base.since
         if not base.files:
             return
         try:

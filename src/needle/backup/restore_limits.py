@@ -13,6 +13,7 @@ import msgspec
 
 from needle.backup.format import CollectionBackup, Contents, Longest, Manifest, Piece, by_row
 from needle.backup.index_restoring import part_of
+from needle.backup.restore_conflicts import CLAIM_CHARS
 from needle.backup.restore_marks import Note
 from needle.backup.state_copying import BLOCK_BYTES
 from needle.base.config import Limits
@@ -151,7 +152,7 @@ def check_shape(taking: Taking, manifest: Manifest, now: Topology, note: Note, m
             f"this restore: {len(there)} collections are there, and it makes {len(made)}, one for itself while it runs"
         )
         taking.check("collections_max", len(there) + len(made), what, after)
-    ids = [mark, *(one.spec.name for one in manifest.collections)]
+    ids = [mark + CLAIM_CHARS * "-", *(one.spec.name for one in manifest.collections)]
     size = len(msgspec.json.encode(note)) + NOTE_BYTES + NOTE_SHARD_BYTES * len(now.serving)
     taking.check("id_bytes_max", max(len(one.encode()) for one in ids), "what a restore notes of itself", after)
     taking.check("metadata_bytes_max", size, "what a restore notes of itself", after)

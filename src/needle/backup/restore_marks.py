@@ -39,7 +39,7 @@ class Held:
     def __init__(self, client: Client, mark: str, note: Note, timeout: float, around: Around) -> None:
         self._client, self._mark, self._timeout, self._around = client, mark, timeout, around
         self._note = msgspec.structs.replace(note, holder=f"{around.rng.getrandbits(64):016x}")
-        self._seen: float | None = None
+        self._seen: tuple[float, float] | None = None
 
     async def take(self) -> None:
         """From now on it is this command's, whoever had it."""
@@ -55,9 +55,12 @@ class Held:
         """Raises CollectionExists if it is another command's by now, or over, or what it made is another collection by
         now. at_once: False: unless that was looked at a moment ago; time in which the process, or its machine, was
         stopped counts."""
-        looked = self._around.clock.monotonic()
-        if not at_once and self._seen is not None and looked - self._seen < LOOK_SECONDS:
-            return
+        clock = self._around.clock
+        looked = clock.monotonic(), clock.wall()  # the first does not count while a machine is suspended
+        if not at_once and self._seen is not None:
+            since = [now - then for now, then in zip(looked, self._seen, strict=True)]
+            if min(since) >= 0 and max(since) < LOOK_SECONDS:
+                return
         try:
             found = await noted(self._client, self._mark, self._timeout)
         except CollectionNotFound:

@@ -22,12 +22,13 @@ from needle.backup.index_restoring import IndexFilesChanged, IndexRestoring, fin
 from needle.backup.keeping import backup_there, newest, read_manifest, read_piece
 from needle.backup.one_collection import OneCollection, mark_of, narrowed, one_collection
 from needle.backup.restore_comparing import ReadBack
-from needle.backup.restore_conflicts import in_the_way, not_ours, taken
+from needle.backup.restore_conflicts import claim, in_the_way, not_ours, taken
 from needle.backup.restore_limits import Taking, check_shape, taking_of, with_longest
 from needle.backup.restore_marks import Held, check_no_other, note_of, noted
 from needle.backup.store import Store
 from needle.base.errors import (
     CollectionExists,
+    CollectionNotFound,
     CorruptBackup,
     InvalidArgument,
     NeedleError,
@@ -106,6 +107,14 @@ class _Restoring:
         self._indexed, self._built, self._taking = 0, list[str](), Taking({})
 
     async def run(self) -> Restored:
+        """See `restore`."""
+        try:
+            return await self._run()
+        except CollectionNotFound:  # the mark is gone: by whom is told
+            await self._held.check()
+            raise
+
+    async def _run(self) -> Restored:
         client, manifest = self._client, self._manifest
         now = await client.refresh_topology(confirmed=True, timeout=self._timeout)
         resumed = any(one.spec.name == self._mark for one in now.collections)
@@ -129,6 +138,7 @@ class _Restoring:
             # Only now: what was written before they were sparse vectors need not be such.
             await self._patiently(partial(client.documents.declare_sparse, name, field, True, self._timeout))
         for alias, name in manifest.aliases.items():
+            await self._held.check(at_once=False)
             await client.set_alias(alias, name, timeout=self._timeout)
         await client.drop_collection(self._mark, timeout=self._timeout)
         return Restored(
@@ -294,6 +304,7 @@ class _Restoring:
         if not self._alone:
             create = partial(documents.create_collection, spec, True, self._timeout, *_vectors(collection))
             await self._patiently(create)
+            await self._patiently(partial(claim, client, self._mark, spec.name, self._timeout))
         for path in collection.fields:
             await self._patiently(partial(documents.declare_field, spec.name, path, True, self._timeout))
 

@@ -23,9 +23,10 @@ class ShardArchive:
     the last state; None if there is none. lacks_state: the log does not lead on from what is kept, so nothing is read
     before a state is copied. copied: the index of the one that is being copied, 0 for none; tried: when that was begun
     last (microseconds since 1970). serves: the cluster has this shard. published: the last entry that was read by which
-    an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files. loaded: the
-    last entry by which documents came, or may have come, from a file (docs/adr/0119), which is in no entry: what leads
-    on from there is a state of that index or a later one, so that nothing behind it is read before that is there.
+    an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files; index_waits:
+    until this clock no other one is tried. loaded: the last entry by which documents came, or may have come, from a file
+    (docs/adr/0119), which is in no entry: what leads on from there is a state of that index or a later one, so that
+    nothing behind it is read before that is there.
     followed: when replicas that do not lead were told last (microseconds since 1970). awaits_since: since when entries
     are waited for that the leader lacks (monotonic seconds)."""
 
@@ -39,7 +40,7 @@ class ShardArchive:
         self.bytes = 0
         self.copied = self.tried = 0
         self.lacks_state, self.serves = False, True
-        self.published, self.indexed = 0, (0, 0)
+        self.published, self.indexed, self.index_waits = 0, (0, 0), 0
         self.followed = self.loaded = 0
         self.awaits_since: float | None = None
 
@@ -58,6 +59,8 @@ class ShardArchive:
         """Its index files are to be copied: there are new ones, and the last time was so many seconds ago, or the log
         has twice as many entries since. now: microseconds since 1970."""
         index, at = self.indexed
+        if now < self.index_waits:
+            return False
         return self.published > index and (now - at >= every * 1e6 or self.kept >= 2 * index)
 
     @property

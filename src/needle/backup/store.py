@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -85,6 +86,12 @@ def _errors(what: str) -> Iterator[None]:
         raise StorageError(f"{what}: {error.strerror or error}", path=what) from error
 
 
+def _unless_gone(error: OSError) -> None:
+    """A directory that may not be read must not look empty: prune deletes what nothing that it sees names."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 class DirectoryStore:
     """In a directory, which is made when the first file is."""
 
@@ -126,13 +133,14 @@ class DirectoryStore:
     def names(self, prefix: str) -> dict[str, Stat]:
         found: dict[str, Stat] = {}
         with _errors(str(self._root)):
-            for path in (self._root / prefix).rglob("*"):
-                try:
-                    stat = path.stat()
-                except FileNotFoundError:  # deleted meanwhile
-                    continue
-                if path.is_file():
-                    found[path.relative_to(self._root).as_posix()] = Stat(stat.st_size, stat.st_mtime)
+            for directory, _, files in os.walk(self._root / prefix, onerror=_unless_gone):
+                for path in (Path(directory, file) for file in files):
+                    try:
+                        there = path.stat()
+                    except FileNotFoundError:  # deleted meanwhile
+                        continue
+                    if stat.S_ISREG(there.st_mode):
+                        found[path.relative_to(self._root).as_posix()] = Stat(there.st_size, there.st_mtime)
         return found
 
     def delete(self, name: str) -> None:
