@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from threading import Thread
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +21,8 @@ from needle.base.model import CODES, GRAPHS, IndexKind, IndexParams
 Floats = npt.NDArray[np.float32]
 CALLERS: Final = (1, 16)
 K: Final = 10
+TURNS: Final = 5
+"""So often two take turns: what else runs on the machine is beside both alike."""
 ENOUGH: Final = 0.002
 """So much less recall than Needle's will do: it is measured by some hundred queries."""
 _CODE_BYTES_SHARE: Final = 8
@@ -35,20 +38,33 @@ class Rate(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """Of faiss. effort: what was told to it. rates: by number of callers, as CALLERS."""
+    """Of faiss. effort: what was told to it. rates: by number of callers, as CALLERS; ours: Needle's, in turns."""
 
     recall: float
     effort: str
-    build_seconds: float
     rates: list[Rate]
+    ours: list[Rate]
 
 
-def rates(search: Callable[[Floats], object], queries: Floats, seconds: float) -> list[Rate]:
+Search = Callable[[Floats], object]
+
+
+def rates(search: Search, queries: Floats, seconds: float) -> list[Rate]:
     """Of so many callers at a time, each in a thread of its own, that ask for one query after the other."""
     return [_rate(search, queries, callers, seconds) for callers in CALLERS]
 
 
-def _rate(search: Callable[[Floats], object], queries: Floats, callers: int, seconds: float) -> Rate:
+def _in_turns(searches: list[Search], queries: Floats, seconds: float) -> list[list[Rate]]:
+    """As `rates`, of each: the median of TURNS."""
+    found: list[list[Rate]] = [[] for _ in searches]
+    for callers in CALLERS:
+        turns = [[_rate(search, queries, callers, seconds / TURNS) for search in searches] for _ in range(TURNS)]
+        for of, measured in zip(found, zip(*turns, strict=True), strict=True):
+            of.append(Rate(*(median(column) for column in zip(*measured, strict=True))))
+    return found
+
+
+def _rate(search: Search, queries: Floats, callers: int, seconds: float) -> Rate:
     done = [0] * callers
     end = time.perf_counter() + seconds
 
@@ -70,23 +86,33 @@ def _rate(search: Callable[[Floats], object], queries: Floats, callers: int, sec
     return Rate(sum(done) / spent, 1e6 * used / sum(done))
 
 
-def beside(
-    kind: IndexKind, params: IndexParams, vectors: str, queries: Floats, nearest: Any, wanted: float, seconds: float
-) -> Beside:
-    """faiss over the vectors of a file. nearest: (nq, K) the exact answers. wanted: Needle's recall."""
+def build(kind: IndexKind, params: IndexParams, vectors: str, path: str) -> float:
+    """Write the index of faiss over the vectors of a file to another one; seconds of processor time."""
     rows = np.load(vectors)
     faiss.omp_set_num_threads(1)
     start = time.process_time()
     index = _built(kind, params, rows)
     took = time.process_time() - start
+    faiss.write_index(index, path)
+    return took
+
+
+def beside(
+    kind: IndexKind, path: str, ours: Callable[[], Search], queries: Floats, nearest: Any, wanted: float, seconds: float
+) -> Beside:
+    """faiss, and Needle in turns with it. path: what was built. ours: opens Needle's file. nearest: (nq, K) the exact
+    answers. wanted: Needle's recall."""
+    faiss.omp_set_num_threads(1)
+    index = faiss.read_index(path)
     said, recall = ("", None), 0.0
-    for said in _efforts(kind, len(rows)):
+    for said in _efforts(kind, index.ntotal):
         found = index.search(queries, K, params=said[1])[1]
         recall = float(np.mean([np.isin(want, got).mean() for want, got in zip(nearest, found, strict=True)]))
         if recall >= wanted - ENOUGH:
             break
     effort, asked = said
-    return Beside(recall, effort, took, rates(lambda query: index.search(query, K, params=asked), queries, seconds))
+    searches = [lambda query: index.search(query, K, params=asked), ours()]
+    return Beside(recall, effort, *_in_turns(searches, queries, seconds))
 
 
 def _built(kind: IndexKind, params: IndexParams, rows: Floats) -> Any:
