@@ -90,7 +90,7 @@ class Probe:
     def nearest(self, band: Band, queries: Floats, width: int, beam: int) -> Ints:
         """(nq, width) the nearest nodes of the lists that a beam of this width is worth, nearest first, -1 for none."""
         first, end = self._of_band[band.first]
-        count = max(1, min(end - first, round(share(self._lists, beam / self._stretch) * (end - first))))
+        count = self.looked_through(band, beam)
         keys = centre_keys(self._metric, queries, self._centres[first:end])
         chosen = first + np.argpartition(keys, count - 1, axis=1)[:, :count]
         if self._index is None:
@@ -104,6 +104,11 @@ class Probe:
         # By its own name faiss would take the number of lists from the index, which all searches share.
         self._index.search_preassigned_c(len(queries), faiss.swig_ptr(asked), width, *arrays, False, parameters)
         return near
+
+    def looked_through(self, band: Band, beam: int) -> int:
+        """How many lists a beam of this width is worth."""
+        first, end = self._of_band[band.first]
+        return max(1, min(end - first, round(share(self._lists, beam / self._stretch) * (end - first))))
 
     def _scan(self, query: Floats, chosen: Ints, width: int, longest: float) -> Ints:
         chosen = np.sort(chosen)

@@ -36,9 +36,7 @@ from needle.shard.segments.scoring import (
     Floats,
     Ints,
     Scan,
-    may_be_near,
     pair_distances,
-    slack,
     square_norms,
     top_k,
 )
@@ -309,21 +307,21 @@ class SealedSegment:
             return self._exact(band, queries, k, counts, ways)
         base = ceil(base * self._index.stretch)
         beam = -(-base * band.nodes // count)
-        wanted = self._index.rescored(k, base)
-        width = wanted if counts is None else beam
-        near = self._index.nearest(band, queries, width, beam)
+        if counts is None:
+            near = self._index.best(band, queries, k, beam)
+        else:
+            near = self._index.nearest(band, queries, beam, beam)
         if ways is not None:
             ways.by_index(beam)
-        if counts is None and near.min() >= 0:
-            if len(queries) == 1:
-                return [self._of_one(band, queries, k, near[0])]
-            return [self._scored(queries, np.repeat(np.arange(len(queries)), width), near.ravel())]
+        if counts is None and (near[:, -1].min() if len(queries) > 1 else near[0, -1]) >= 0:  # none comes last
+            width = near.shape[1]
+            return [self._scored(queries, np.arange(len(queries) * width) // width, near.ravel())]
         good = near >= 0
         if counts is not None:
             good &= counts[near]
         # Half of what the widened beam should hold proves that the k nearest that count lie within it.
         enough = good.sum(axis=1) >= (k if counts is None else min(count, max(k, base // 2)))
-        good &= (np.cumsum(good, axis=1) <= wanted) & enough[:, None]
+        good &= (np.cumsum(good, axis=1) <= self._index.rescored(k, base)) & enough[:, None]
         query, column = np.nonzero(good)
         found = [self._scored(queries, query, near[query, column])]
         if not enough.all():
@@ -334,16 +332,8 @@ class SealedSegment:
         return found
 
     def _scored(self, queries: Floats, query: Ints, nodes: Ints) -> Candidates:
-        return Candidates(query, nodes, pair_distances(self.metric, queries[query], self._index.vectors(nodes)))
-
-    def _of_one(self, band: Band, query: Floats, k: int, nodes: Ints) -> Candidates:
-        """Candidates for the k nearest of these nodes to the only query: many are looked at where they lie, and those
-        that may be among the k are scored."""
-        keys = self._index.keys(query, nodes)
-        if keys is not None:
-            nodes = nodes[may_be_near(keys[0], slack(self.metric, query, band.longest)[0], k)]
-        distances = pair_distances(self.metric, query, self._index.vectors(nodes))
-        return Candidates(np.zeros(len(nodes), np.int64), nodes, distances)
+        asked = queries if len(queries) == 1 else queries[query]
+        return Candidates(query, nodes, pair_distances(self.metric, asked, self._index.vectors(nodes)))
 
     def _exact(self, band: Band, queries: Floats, k: int, counts: Bools | None, ways: Ways | None) -> list[Candidates]:
         if ways is not None:

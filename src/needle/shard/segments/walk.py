@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 import faiss
@@ -27,11 +28,21 @@ def as_coded(kind: IndexKind, metric: Metric, rows: Floats) -> Floats:
     if kind is not IndexKind.HNSW_RABITQ:
         return rows
     if metric == Metric.DOT:  # faiss walks such codes by distances; in a band, the inner product is nearly the angle
-        lengths = np.sqrt(square_norms(rows))[:, None]
-        rows = np.divide(rows, np.where(lengths > 0, lengths, 1), dtype=np.float32)
-    # One bit says enough of a component only if none stands out: signs and sums spread each over all.
-    rotation = faiss.HadamardRotation(rows.shape[1], ROTATION_SEED)
-    return np.asarray(rotation.apply(np.ascontiguousarray(rows)), np.float32)
+        rows = of_unit_length(rows)
+    return np.asarray(rotation(rows.shape[1]).apply(np.ascontiguousarray(rows)), np.float32)
+
+
+def of_unit_length(rows: Floats) -> Floats:
+    """Divided by their lengths, but for zeros."""
+    lengths = np.sqrt(square_norms(rows))[:, None]
+    return np.divide(rows, np.where(lengths > 0, lengths, 1), dtype=np.float32)
+
+
+@cache
+def rotation(dimensions: int) -> Any:
+    """Of vectors before they become bits. One bit says enough of a component only if none stands out: signs and sums
+    spread each over all."""
+    return faiss.HadamardRotation(dimensions, ROTATION_SEED)
 
 
 def divisor(band: Band) -> float:
