@@ -83,7 +83,7 @@ class OpenIndex:
         if layout.lists is not None:
             self._finder = self._probe(path, metric, index, layout, layout.lists)
         elif index is not None:
-            self._refined = self._refines(index, layout)
+            self._refined = self._refines(path, index, layout)
             self._finder = Walk(index, metric, layout.bands, self.vectors, self.kind)
 
     def _probe(self, path: str, metric: Metric, index: Any, layout: Layout, lists: Lists) -> Probe:
@@ -95,16 +95,21 @@ class OpenIndex:
         bands = layout.bands or (Band(0, self.nodes, 0.0, even=True),)
         rows = self._raw.view(np.float32).reshape(-1, self._dimensions)
         if codes:
-            self._refined = self._refines(index, layout)
+            self._refined = self._refines(path, index, layout)
         return Probe(metric, bands, lists, centres, rows, index if codes else None, self.stretch)
 
-    def _refines(self, index: Any, layout: Layout) -> Refined | None:
+    def _refines(self, path: str, index: Any, layout: Layout) -> Refined | None:
         """If faiss can order what these codes find: it would compare the query itself, with codes of all vectors."""
         whole = not layout.bands and (layout.lists is None or index.d == self._dimensions)
         if self.kind not in CODES or self._form.dtype is not DType.FLOAT32 or not whole or not self.nodes:
             return None
+        if not hasattr(faiss, "MaybeOwnedVectorUInt8"):  # an old faiss: candidates are scored one by one
+            return None
         rows = self._raw.view(np.float32).reshape(-1, self._dimensions)
-        return Refined(self.kind, self._metric, index, rows) if index.ntotal == self.nodes else None
+        try:
+            return Refined(self.kind, self._metric, index, rows)
+        except RuntimeError as error:  # they do not fit together
+            raise _refused(path, error) from error
 
     @property
     def searches(self) -> bool:
