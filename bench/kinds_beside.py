@@ -21,6 +21,8 @@ from needle.base.model import CODES, GRAPHS, IndexKind, IndexParams
 Floats = npt.NDArray[np.float32]
 CALLERS: Final = (1, 16)
 K: Final = 10
+WORKERS: Final = 2
+"""Threads of a node that search a shard."""
 TURNS: Final = 5
 """So often two take turns: what else runs on the machine is beside both alike."""
 ENOUGH: Final = 0.002
@@ -38,12 +40,14 @@ class Rate(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """Of faiss. effort: what was told to it. rates: by number of callers, as CALLERS; ours: Needle's, in turns."""
+    """Of faiss. effort: what was told to it. rates: by number of callers, as CALLERS; ours: Needle's, in turns; and of
+    the most callers when their queries are joined, as a node does (shard/search_batcher.py)."""
 
     recall: float
     effort: str
     rates: list[Rate]
     ours: list[Rate]
+    joined: Rate
 
 
 Search = Callable[[Floats], object]
@@ -54,17 +58,20 @@ def rates(search: Search, queries: Floats, seconds: float) -> list[Rate]:
     return [_rate(search, queries, callers, seconds) for callers in CALLERS]
 
 
-def _in_turns(searches: list[Search], queries: Floats, seconds: float) -> list[list[Rate]]:
-    """As `rates`, of each: the median of TURNS."""
-    found: list[list[Rate]] = [[] for _ in searches]
-    for callers in CALLERS:
-        turns = [[_rate(search, queries, callers, seconds / TURNS) for search in searches] for _ in range(TURNS)]
-        for of, measured in zip(found, zip(*turns, strict=True), strict=True):
-            of.append(Rate(*(median(column) for column in zip(*measured, strict=True))))
-    return found
+def _in_turns(theirs: Search, ours: Search, queries: Floats, seconds: float) -> tuple[list[Rate], list[Rate], Rate]:
+    """As `rates`, of faiss and of Needle, and of Needle by so many WORKERS: of each the median of TURNS."""
+    few, many = CALLERS
+    ways = [(theirs, few, 1), (ours, few, 1), (theirs, many, 1), (ours, many, 1), (ours, WORKERS, many // WORKERS)]
+    turns = [
+        [_rate(search, queries, callers, seconds / TURNS, at_once) for search, callers, at_once in ways]
+        for _ in range(TURNS)
+    ]
+    found = [Rate(*map(median, zip(*measured, strict=True))) for measured in zip(*turns, strict=True)]
+    return [found[0], found[2]], [found[1], found[3]], found[4]
 
 
-def _rate(search: Search, queries: Floats, callers: int, seconds: float) -> Rate:
+def _rate(search: Search, queries: Floats, callers: int, seconds: float, at_once: int = 1) -> Rate:
+    """at_once: so many queries in one call."""
     done = [0] * callers
     end = time.perf_counter() + seconds
 
@@ -72,9 +79,9 @@ def _rate(search: Search, queries: Floats, callers: int, seconds: float) -> Rate
         faiss.omp_set_num_threads(1)
         at = caller * len(queries) // callers
         while time.perf_counter() < end or not done[caller]:
-            search(queries[at % len(queries)][None])
-            at += 1
-            done[caller] += 1
+            search(queries[np.arange(at, at + at_once) % len(queries)])
+            at += at_once
+            done[caller] += at_once
 
     threads = [Thread(target=call, args=(caller,)) for caller in range(callers)]
     start, used = time.perf_counter(), time.process_time()
@@ -111,8 +118,9 @@ def beside(
         if recall >= wanted - ENOUGH:
             break
     effort, asked = said
-    searches = [lambda query: index.search(query, K, params=asked), ours()]
-    return Beside(recall, effort, *_in_turns(searches, queries, seconds))
+    return Beside(
+        recall, effort, *_in_turns(lambda query: index.search(query, K, params=asked), ours(), queries, seconds)
+    )
 
 
 def _built(kind: IndexKind, params: IndexParams, rows: Floats) -> Any:

@@ -148,7 +148,7 @@ class Scan:
         self._take(Candidates(query, ordinals[row], self._distances(rows, query, row)))
 
     def add_keys(self, keys: Floats, rows: Callable[[Ints], Floats], ordinals: Ints) -> None:
-        """Score rows of which keys are known: each the product negated, or the squared distance less the query's square,
+        """Score rows of which keys are known: each the negated product, or the squared distance less the query's,
         by float32 in any order of its terms. keys: (nq, n). rows: their vectors, by place. ordinals: (n,)."""
         query, row = np.nonzero(self._near(keys))
         if len(self.queries) == 1:
