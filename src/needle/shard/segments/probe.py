@@ -108,7 +108,7 @@ class Probe:
     def looked_through(self, band: Band, beam: int) -> int:
         """How many lists a beam of this width is worth."""
         first, end = self._of_band[band.first]
-        return max(1, min(end - first, round(share(self._lists, beam / self._stretch) * (end - first))))
+        return int(max(1, min(end - first, round(share(self._lists, beam / self._stretch) * (end - first)))))
 
     def _scan(self, query: Floats, chosen: Ints, width: int, longest: float) -> Ints:
         chosen = np.sort(chosen)

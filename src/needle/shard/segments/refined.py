@@ -27,10 +27,9 @@ class Refined:
     def __init__(self, kind: IndexKind, metric: Metric, index: Any, rows: Floats) -> None:
         self._kind, self._metric = kind, metric
         full: Any = faiss.IndexFlat(rows.shape[1], faiss_metric(metric))
+        views: Any = faiss.MaybeOwnedVectorUInt8
         # The owner is that of an index without vectors: nobody. Who has the rows keeps them.
-        full.codes = faiss.MaybeOwnedVectorUInt8.create_view(
-            faiss.swig_ptr(rows.view(np.uint8)), rows.nbytes, full.codes.owner
-        )
+        full.codes = views.create_view(faiss.swig_ptr(rows.view(np.uint8)), rows.nbytes, full.codes.owner)
         full.ntotal = len(rows)
         codes = index
         if kind is IndexKind.HNSW_RABITQ:
