@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from threading import Thread
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +21,10 @@ from needle.base.model import CODES, GRAPHS, IndexKind, IndexParams
 Floats = npt.NDArray[np.float32]
 CALLERS: Final = (1, 16)
 K: Final = 10
+WORKERS: Final = 2
+"""Threads of a node that search a shard."""
+TURNS: Final = 5
+"""So often two take turns: what else runs on the machine is beside both alike."""
 ENOUGH: Final = 0.002
 """So much less recall than Needle's will do: it is measured by some hundred queries."""
 _CODE_BYTES_SHARE: Final = 8
@@ -35,20 +40,38 @@ class Rate(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """Of faiss. effort: what was told to it. rates: by number of callers, as CALLERS."""
+    """Of faiss. effort: what was told to it. rates: by number of callers, as CALLERS; ours: Needle's, in turns; and of
+    the most callers when their queries are joined, as a node does (shard/search_batcher.py)."""
 
     recall: float
     effort: str
-    build_seconds: float
     rates: list[Rate]
+    ours: list[Rate]
+    joined: Rate
 
 
-def rates(search: Callable[[Floats], object], queries: Floats, seconds: float) -> list[Rate]:
+Search = Callable[[Floats], object]
+
+
+def rates(search: Search, queries: Floats, seconds: float) -> list[Rate]:
     """Of so many callers at a time, each in a thread of its own, that ask for one query after the other."""
     return [_rate(search, queries, callers, seconds) for callers in CALLERS]
 
 
-def _rate(search: Callable[[Floats], object], queries: Floats, callers: int, seconds: float) -> Rate:
+def _in_turns(theirs: Search, ours: Search, queries: Floats, seconds: float) -> tuple[list[Rate], list[Rate], Rate]:
+    """As `rates`, of faiss and of Needle, and of Needle by so many WORKERS: of each the median of TURNS."""
+    few, many = CALLERS
+    ways = [(theirs, few, 1), (ours, few, 1), (theirs, many, 1), (ours, many, 1), (ours, WORKERS, many // WORKERS)]
+    turns = [
+        [_rate(search, queries, callers, seconds / TURNS, at_once) for search, callers, at_once in ways]
+        for _ in range(TURNS)
+    ]
+    found = [Rate(*map(median, zip(*measured, strict=True))) for measured in zip(*turns, strict=True)]
+    return [found[0], found[2]], [found[1], found[3]], found[4]
+
+
+def _rate(search: Search, queries: Floats, callers: int, seconds: float, at_once: int = 1) -> Rate:
+    """at_once: so many queries in one call."""
     done = [0] * callers
     end = time.perf_counter() + seconds
 
@@ -56,9 +79,9 @@ def _rate(search: Callable[[Floats], object], queries: Floats, callers: int, sec
         faiss.omp_set_num_threads(1)
         at = caller * len(queries) // callers
         while time.perf_counter() < end or not done[caller]:
-            search(queries[at % len(queries)][None])
-            at += 1
-            done[caller] += 1
+            search(queries[np.arange(at, at + at_once) % len(queries)])
+            at += at_once
+            done[caller] += at_once
 
     threads = [Thread(target=call, args=(caller,)) for caller in range(callers)]
     start, used = time.perf_counter(), time.process_time()
@@ -70,23 +93,34 @@ def _rate(search: Callable[[Floats], object], queries: Floats, callers: int, sec
     return Rate(sum(done) / spent, 1e6 * used / sum(done))
 
 
-def beside(
-    kind: IndexKind, params: IndexParams, vectors: str, queries: Floats, nearest: Any, wanted: float, seconds: float
-) -> Beside:
-    """faiss over the vectors of a file. nearest: (nq, K) the exact answers. wanted: Needle's recall."""
+def build(kind: IndexKind, params: IndexParams, vectors: str, path: str) -> float:
+    """Write the index of faiss over the vectors of a file to another one; seconds of processor time."""
     rows = np.load(vectors)
     faiss.omp_set_num_threads(1)
     start = time.process_time()
     index = _built(kind, params, rows)
     took = time.process_time() - start
+    faiss.write_index(index, path)
+    return took
+
+
+def beside(
+    kind: IndexKind, path: str, ours: Callable[[], Search], queries: Floats, nearest: Any, wanted: float, seconds: float
+) -> Beside:
+    """faiss, and Needle in turns with it. path: what was built. ours: opens Needle's file. nearest: (nq, K) the exact
+    answers. wanted: Needle's recall."""
+    faiss.omp_set_num_threads(1)
+    index = faiss.read_index(path)
     said, recall = ("", None), 0.0
-    for said in _efforts(kind, len(rows)):
+    for said in _efforts(kind, index.ntotal):
         found = index.search(queries, K, params=said[1])[1]
         recall = float(np.mean([np.isin(want, got).mean() for want, got in zip(nearest, found, strict=True)]))
         if recall >= wanted - ENOUGH:
             break
     effort, asked = said
-    return Beside(recall, effort, took, rates(lambda query: index.search(query, K, params=asked), queries, seconds))
+    return Beside(
+        recall, effort, *_in_turns(lambda query: index.search(query, K, params=asked), ours(), queries, seconds)
+    )
 
 
 def _built(kind: IndexKind, params: IndexParams, rows: Floats) -> Any:

@@ -9,8 +9,7 @@ from typing import Final
 
 from bench.kinds_beside import CALLERS, Rate
 
-BEGIN, END = "<!-- measured by python -m bench.kinds -->\n", "<!-- end -->\n"
-PICTURE: Final = "index-selection.svg"
+END: Final = "<!-- end -->\n"
 _WIDTH, _HEIGHT, _MARGIN = 640, 360, 56
 
 
@@ -62,7 +61,12 @@ def svg(width: float, height: float, parts: list[str]) -> str:
     return "\n".join([begin + 'font-size="12">', background, *filter(None, parts), "</svg>\n"])
 
 
-def write(document: Path, text: str, drawn: str, begin: str = BEGIN, picture: str = PICTURE) -> None:
+def place(rows: int, dimensions: int) -> tuple[str, str]:
+    """The mark above the tables of so many vectors, and the name of their picture."""
+    return f"<!-- measured by python -m bench.kinds, {rows} x {dimensions} -->\n", f"index-selection-{rows}.svg"
+
+
+def write(document: Path, text: str, drawn: str, begin: str, picture: str) -> None:
     """Put the table into a document, between its marks, and the picture beside it. Raises ValueError without marks."""
     before, mark, rest = document.read_text("utf-8").partition(begin)
     _, end, after = rest.partition(END)

@@ -9,6 +9,7 @@ from threading import Lock, Thread
 
 import numpy as np
 import pytest
+from pyroaring import BitMap
 
 from needle.base.dtypes import DType
 from needle.base.errors import CorruptSegment
@@ -19,7 +20,7 @@ from needle.shard.segments.builder import build_segment
 from needle.shard.segments.opened import OpenIndex
 from needle.shard.segments.scoring import Scan, top_k
 from needle.shard.segments.sealed import SealedSegment
-from shard.vectors_util import brute, clustered, new_vectors, publish, seal
+from shard.vectors_util import brute, check_against_brute, clustered, new_vectors, publish, seal
 
 ROWS, DIMENSIONS = 9000, 24
 NEW = [kind for kind in IndexKind if kind is not IndexKind.HNSW]
@@ -290,3 +291,38 @@ def test_candidates_are_scored_from_full_vectors(tmp_path: Path, kind: IndexKind
     found, exact = made.search(queries, 10), made.search(queries, 10, exact=True)
     same = found[0] == exact[0]
     assert same.mean() >= 0.97 and (found[1][same] == exact[1][same]).all()
+
+
+@pytest.mark.parametrize("metric", Metric)
+@pytest.mark.parametrize("kind", CODES)
+def test_what_faiss_puts_in_order_is_what_scoring_all_candidates_gives(
+    tmp_path: Path, kind: IndexKind, metric: Metric, monkeypatch
+) -> None:
+    monkeypatch.setattr(OpenIndex, "cost", lambda *_: 0)  # no way round the index
+    segment = build(tmp_path, spec(kind, metric), clustered(5000, DIMENSIONS, 1))
+    queries = clustered(40, DIMENSIONS, 2)
+    ordered = [top_k(segment.search(part, 10, 64, None), len(part), 10) for part in (queries, queries[:1])]
+    assert segment.kind is kind and segment._index._refined is not None
+    segment._index._refined = None
+    scored = [top_k(segment.search(part, 10, 64, None), len(part), 10) for part in (queries, queries[:1])]
+    for (names, distances), (others, told) in zip(ordered, scored, strict=True):
+        assert (names == others).all() and (distances == told).all()
+
+
+@pytest.mark.parametrize("metric", Metric)
+@pytest.mark.parametrize("kind", IndexKind)
+def test_a_scan_of_one_query_goes_over_files_and_growing_rows_alike(
+    tmp_path: Path, kind: IndexKind, metric: Metric
+) -> None:
+    """Rows in a file are looked at where they lie, others by a product: what that says must be comparable."""
+    made = new_vectors(tmp_path, metric, DIMENSIONS, kind=kind)
+    far = np.float32(1 if metric is Metric.COSINE else 30)
+    data = clustered(5000, DIMENSIONS, 1) * far
+    made.append(0, data[:4500])
+    publish(made, *seal(made, 0, 4499))
+    made.append(4500, data[4500:])
+    for query in clustered(20, DIMENSIONS, 2) * far:
+        for allow in (None, BitMap(range(0, 5000, 3))):
+            live = np.arange(5000) if allow is None else np.array(allow.to_array())
+            found = made.search(query[None], 10, exact=True, allow=allow)
+            check_against_brute(metric, found, data, live, query[None], 10)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from needle.base.dtypes import DType, VectorForm
 from needle.base.model import Metric
-from needle.shard.segments.scoring import Candidates, Scan, pair_distances, top_k
+from needle.shard.segments.scoring import Candidates, Scan, pair_distances, top_k, with_ties
 
 METRICS = list(Metric)
 
@@ -132,3 +132,20 @@ def test_top_k_orders_by_distance_then_ordinal() -> None:
     ordinals, distances = top_k(found, 3, 2)
     assert ordinals.tolist() == [[7, 2], [4, -1], [-1, -1]]
     assert distances[0].tolist() == [0.5, 1.0] and distances[1, 0] == 3.0
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, float("inf"), float("nan")]), min_size=1, max_size=40),
+    st.integers(1, 20),
+)
+def test_one_query_is_answered_as_one_of_several(distances: list[float], k: int) -> None:
+    names = np.random.default_rng(1).permutation(len(distances))
+    told = np.array(distances, np.float32)
+    one = Candidates(np.zeros(len(told), np.int64), names, told)
+    both = [one, Candidates(np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.float32))]
+    alone, among = with_ties([one], 1, k), with_ties(both, 2, k)
+    first = among.query == 0
+    assert alone.ordinal.tolist() == among.ordinal[first].tolist()
+    assert alone.distance.tobytes() == among.distance[first].tobytes()
+    for mine, others in zip(top_k([one], 1, k), top_k(both, 2, k), strict=True):
+        assert mine[0].tobytes() == others[0].tobytes()

@@ -13,7 +13,7 @@ import numpy as np
 
 from needle.base.model import Metric
 from needle.shard.segments.graph import Band
-from needle.shard.segments.scoring import PAIR_BLOCK, Floats, Ints, pair_distances, slack, square_norms
+from needle.shard.segments.scoring import PAIR_BLOCK, Floats, Ints, may_be_near, pair_distances, slack, square_norms
 
 SUB_DIMENSIONS: Final = 8
 """Components that one byte of a product code stands for; fewer where it would be fewer bytes than this number."""
@@ -81,6 +81,7 @@ class Probe:
         self._lists = lists
         self._centres = centres
         self._rows = rows
+        self._at = faiss.cast_integer_to_float_ptr(rows.ctypes.data)
         self._index = index
         self._stretch = stretch
         ends = lists.of_bands.tolist()
@@ -89,7 +90,7 @@ class Probe:
     def nearest(self, band: Band, queries: Floats, width: int, beam: int) -> Ints:
         """(nq, width) the nearest nodes of the lists that a beam of this width is worth, nearest first, -1 for none."""
         first, end = self._of_band[band.first]
-        count = max(1, min(end - first, round(share(self._lists, beam / self._stretch) * (end - first))))
+        count = self.looked_through(band, beam)
         keys = centre_keys(self._metric, queries, self._centres[first:end])
         chosen = first + np.argpartition(keys, count - 1, axis=1)[:, :count]
         if self._index is None:
@@ -104,40 +105,42 @@ class Probe:
         self._index.search_preassigned_c(len(queries), faiss.swig_ptr(asked), width, *arrays, False, parameters)
         return near
 
+    def looked_through(self, band: Band, beam: int) -> int:
+        """How many lists a beam of this width is worth."""
+        first, end = self._of_band[band.first]
+        return int(max(1, min(end - first, round(share(self._lists, beam / self._stretch) * (end - first)))))
+
     def _scan(self, query: Floats, chosen: Ints, width: int, longest: float) -> Ints:
         chosen = np.sort(chosen)
         starts, ends = self._lists.starts[chosen], self._lists.ends[chosen]
         sizes = ends - starts
-        behind = np.cumsum(sizes)
-        keys = np.empty(int(behind[-1]), np.float32)
+        nodes = np.arange(int(sizes.sum())) + np.repeat(starts - np.cumsum(sizes) + sizes, sizes)
+        keys = np.empty(len(nodes), np.float32)
+        faiss.omp_set_num_threads(1)
+        keys_in_place(self._metric, query, self._at, nodes, keys)
+        lengths = longest if self._lists.norms is None else np.sqrt(self._lists.norms[nodes])
         with np.errstate(over="ignore", invalid="ignore"):
-            for start, end, upto in zip(starts.tolist(), ends.tolist(), behind.tolist(), strict=True):
-                np.dot(self._rows[start:end], query, out=keys[upto - end + start : upto])
-            nodes = np.arange(len(keys)) + np.repeat(starts - behind + sizes, sizes)
-            if self._lists.norms is None:
-                np.negative(keys, out=keys)
-                lengths: Floats | float = longest
-            else:
-                norms = self._lists.norms[nodes]
-                keys *= np.float32(-2)
-                keys += norms
-                lengths = np.sqrt(norms)
-            near = _within(keys, slack(self._metric, query[None], lengths)[0], width)
+            near = may_be_near(keys, slack(self._metric, query[None], lengths)[0], width)
         # Of vectors that are alike but for their last digits, a product tells no order.
-        order, nodes = np.empty(len(near), np.float32), nodes[near]
-        for at in range(0, len(near), PAIR_BLOCK):
+        nodes = nodes[near]
+        order = np.empty(len(nodes), np.float32)
+        for at in range(0, len(nodes), PAIR_BLOCK):
             block = slice(at, at + PAIR_BLOCK)
-            order[block] = pair_distances(self._metric, query[None], self._rows[nodes[block]])
+            order[block] = pair_distances(self._metric, query[None], self._rows.take(nodes[block], axis=0))
         found = np.full(width, -1, np.int64)
         found[: len(nodes)] = nodes[np.argsort(order, kind="stable")][:width]
         return found
 
 
-def _within(keys: Floats, wide: Floats, width: int) -> Ints:
-    """Which rows may be among the `width` nearest. wide: (n,) or (1,) how far two such keys may be out of order. Each
-    row's own counts: one that is a million times longer than the rest would otherwise leave none out."""
-    if len(keys) <= width:
-        return np.arange(len(keys))
-    error = np.float32(0.5) * wide
-    bound = np.partition(keys + error, width - 1)[width - 1]
-    return np.flatnonzero(~(keys - error > bound))  # "not greater" keeps NaN
+def keys_in_place(metric: Metric, query: Floats, at: Any, nodes: Ints, out: Floats) -> None:
+    """What orders these nodes by their distance to a query, but for rounding, of vectors where they lie. at: faiss'
+    pointer to the first of all. query: (d,), nodes: (n,), out: (n,), all in one piece. Lets go of the interpreter's
+    lock; who calls it has set faiss to one thread."""
+    squares = metric == Metric.L2
+    score = getattr(faiss, "fvec_L2sqr_by_idx" if squares else "fvec_inner_products_by_idx")
+    score(faiss.swig_ptr(out), faiss.swig_ptr(query), at, faiss.swig_ptr(nodes), len(query), 1, len(nodes))
+    if not squares:
+        np.negative(out, out=out)
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        out -= square_norms(query[None])  # as a product says it, so that one scan may have both

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import sqrt
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -42,11 +43,14 @@ class Candidates(NamedTuple):
 
 
 def pair_distances(metric: Metric, queries: Floats, rows: Floats) -> Floats:
-    """Distance of queries[i] to rows[i]. queries, rows: (n, d) float32. Returns (n,) float32, lower is nearer."""
+    """Distance of queries[i], or of the only query, to rows[i]. queries, rows: (n, d) float32. Returns (n,) float32,
+    lower is nearer."""
+    if len(rows) <= PAIR_BLOCK:
+        return _pair_block(metric, queries, rows)
     out = np.empty(len(rows), np.float32)
     for at in range(0, len(rows), PAIR_BLOCK):
         block = slice(at, at + PAIR_BLOCK)
-        out[block] = _pair_block(metric, queries[block], rows[block])
+        out[block] = _pair_block(metric, queries if len(queries) == 1 else queries[block], rows[block])
     return out
 
 
@@ -57,11 +61,12 @@ def _pair_block(metric: Metric, queries: Floats, rows: Floats) -> Floats:
             np.multiply(difference, difference, out=difference)
             squares: Floats = difference.sum(axis=1, dtype=np.float32)
             return np.sqrt(squares, out=squares)
-        product: Floats = np.multiply(rows, queries).sum(axis=1, dtype=np.float32)
+        product: Floats = np.add.reduce(np.multiply(rows, queries), axis=1, dtype=np.float32)
         if metric == Metric.DOT:
             return np.negative(product, out=product)
         np.subtract(np.float32(1), product, out=product)
-        return np.clip(product, np.float32(0), np.float32(2), out=product)
+        np.maximum(product, np.float32(0), out=product)
+        return np.minimum(product, np.float32(2), out=product)
 
 
 def square_norms(rows: Floats) -> Floats:
@@ -74,6 +79,8 @@ def slack(metric: Metric, queries: Floats, norm_max: float | Floats) -> Floats:
     """(nq, 1): how far two `_keys` may be out of order against `pair_distances`, for rows no longer than norm_max; with
     lengths of n rows (nq, n), for each."""
     unit = 4.0 * (queries.shape[1] + 8) * UNIT_ROUNDOFF
+    if len(queries) == 1 and isinstance(norm_max, float):
+        return _slack_of_one(metric, unit, queries[0], norm_max)
     lengths = np.sqrt(square_norms(queries), dtype=np.float32)[:, None]
     norm = np.asarray(norm_max, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -81,6 +88,14 @@ def slack(metric: Metric, queries: Floats, norm_max: float | Floats) -> Floats:
             return np.asarray(np.float32(4 * unit) * (lengths + norm) ** 2, np.float32)
         # The constant covers the rounding of 1 - ip, by which distances of different products may tie.
         return np.asarray(np.float32(unit) * (lengths * norm + np.float32(1)), np.float32)
+
+
+def _slack_of_one(metric: Metric, unit: float, query: Floats, norm: float) -> Floats:
+    """`slack` without arrays: it is a tenth of a short search otherwise."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = sqrt(np.dot(query, query))
+        wide = 4 * unit * (length + norm) * (length + norm) if metric == Metric.L2 else unit * (length * norm + 1)
+        return np.full((1, 1), wide, np.float32)
 
 
 def _keys(metric: Metric, queries: Floats, rows: Floats, norms: Floats | None) -> Floats:
@@ -104,7 +119,7 @@ class Scan:
         use_one_thread()
         self.k = k
         self._metric = metric
-        self._queries = queries
+        self.queries = queries
         self._pairs = 0
         self._slack = slack(metric, queries, norm_max)
         self._divided = False
@@ -123,7 +138,7 @@ class Scan:
                 norms = None if norms is None else norms[chosen]
         if len(rows) == 0:
             return
-        keys = _keys(self._metric, self._queries, rows, norms)
+        keys = _keys(self._metric, self.queries, rows, norms)
         if mask is not None:
             keys[:, ~mask] = np.inf
         near = self._near(keys)
@@ -133,9 +148,12 @@ class Scan:
         self._take(Candidates(query, ordinals[row], self._distances(rows, query, row)))
 
     def add_keys(self, keys: Floats, rows: Callable[[Ints], Floats], ordinals: Ints) -> None:
-        """Score rows of which keys are known: the same for one scan, each a product or a squared distance by float32
-        in any order of its terms. keys: (nq, n). rows: their vectors, by place. ordinals: (n,)."""
+        """Score rows of which keys are known: each the negated product, or the squared distance less the query's,
+        by float32 in any order of its terms. keys: (nq, n). rows: their vectors, by place. ordinals: (n,)."""
         query, row = np.nonzero(self._near(keys))
+        if len(self.queries) == 1:
+            self._take(Candidates(query, ordinals[row], self._distances(rows(row), query, np.arange(len(row)))))
+            return
         seen, place = np.unique(row, return_inverse=True)
         self._take(Candidates(query, ordinals[row], self._distances(rows(seen), query, place.reshape(-1))))
 
@@ -152,7 +170,7 @@ class Scan:
             part = rows[at : at + _STORED_ROWS]
             wide = form.widened(part)
             lengths = np.sqrt(square_norms(wide))
-            keys: Floats = np.matmul(self._queries, wide.T)
+            keys: Floats = np.matmul(self.queries, wide.T)
             with np.errstate(over="ignore", invalid="ignore"):
                 keys /= np.negative(np.where(lengths > 0, lengths, np.float32(1)))
             self.add_keys(keys, partial(_unit_rows, form, part), ordinals[at : at + _STORED_ROWS])
@@ -170,13 +188,13 @@ class Scan:
         self.found.append(found)
         query = found.query
         self._pairs += len(query)
-        if self._pairs > max(_PAIRS_HELD, 4 * len(self._queries) * (self.k + TIES_MAX)):
-            self.found = [with_ties(self.found, len(self._queries), self.k)]
+        if self._pairs > max(_PAIRS_HELD, 4 * len(self.queries) * (self.k + TIES_MAX)):
+            self.found = [with_ties(self.found, len(self.queries), self.k)]
             self._pairs = len(self.found[0].query)
 
     def _distances(self, rows: Floats, query: Ints, row: Ints) -> Floats:
         """Distance of each pair. Equal rows, which many pairs mean, are scored once a query."""
-        if len(query) <= 4 * len(self._queries) * (self.k + TIES_MAX // 8):
+        if len(query) <= 4 * len(self.queries) * (self.k + TIES_MAX // 8):
             return self._scored(rows, query, row)
         seen, which = np.unique(row, return_inverse=True)
         chosen, place = unique_rows(rows[seen])
@@ -190,8 +208,20 @@ class Scan:
         out = np.empty(len(query), np.float32)
         for at in range(0, len(query), PAIR_BLOCK):
             q, r = query[at : at + PAIR_BLOCK], row[at : at + PAIR_BLOCK]
-            out[at : at + PAIR_BLOCK] = pair_distances(self._metric, self._queries[q], rows[r])
+            out[at : at + PAIR_BLOCK] = pair_distances(self._metric, self.queries[q], rows[r])
         return out
+
+
+def may_be_near(keys: Floats, wide: Floats, width: int) -> Ints:
+    """Which rows may be among the `width` nearest. wide: (n,) or (1,) how far two such keys may be out of order. Each
+    row's own counts: one that is a million times longer than the rest would otherwise leave none out."""
+    if len(keys) <= width:
+        return np.arange(len(keys))
+    if len(wide) == 1:
+        return np.flatnonzero(~(keys > np.partition(keys, width - 1)[width - 1] + wide))
+    error = np.float32(0.5) * wide
+    bound = np.partition(keys + error, width - 1)[width - 1]
+    return np.flatnonzero(~(keys - error > bound))  # "not greater" keeps NaN
 
 
 def _unit_rows(form: VectorForm, rows: StoredRows, places: Ints) -> Floats:
@@ -206,7 +236,9 @@ def with_ties(found: list[Candidates], queries: int, k: int) -> Candidates:
     query, ordinal, distance = found[0]
     if len(found) > 1:
         query, ordinal, distance = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.lexsort((ordinal, distance) if queries == 1 else (ordinal, distance, query))
+    if queries == 1:
+        return _of_one(query, ordinal, distance, k)
+    order = np.lexsort((ordinal, distance, query))
     query, ordinal, distance = query[order], ordinal[order], distance[order]
     first = np.searchsorted(query, np.arange(queries))
     rank = np.arange(len(query)) - first[query]
@@ -215,12 +247,28 @@ def with_ties(found: list[Candidates], queries: int, k: int) -> Candidates:
     return Candidates(query[keep], ordinal[keep], distance[keep])
 
 
+def _of_one(query: Ints, ordinal: Ints, distance: Floats, k: int) -> Candidates:
+    """`with_ties` of one query."""
+    order = np.lexsort((ordinal, distance))
+    distance = distance[order]
+    count = min(k, len(order))
+    if k < len(order):
+        tied = int(np.searchsorted(distance, distance[k - 1], side="right"))
+        count = k if np.isnan(distance[k - 1]) else min(tied, k + TIES_MAX)  # NaN is as near as nothing
+    order = order[:count]
+    return Candidates(query[order], ordinal[order], distance[:count])
+
+
 def top_k(found: list[Candidates], queries: int, k: int) -> tuple[Ints, Floats]:
     """The k nearest of each query, by (distance, ordinal): ordinals (queries, k) int64 with -1 for none, distances
     (queries, k) float32 with inf for none."""
     ordinals = np.full((queries, k), -1, np.int64)
     distances = np.full((queries, k), np.inf, np.float32)
     query, ordinal, distance = with_ties(found, queries, k)
+    if queries == 1:
+        count = min(k, len(ordinal))
+        ordinals[0, :count], distances[0, :count] = ordinal[:count], distance[:count]
+        return ordinals, distances
     rank = np.arange(len(query)) - np.searchsorted(query, query)
     keep = rank < k
     ordinals[query[keep], rank[keep]] = ordinal[keep]

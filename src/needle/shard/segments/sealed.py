@@ -45,6 +45,8 @@ from needle.shard.segments.trace import Ways
 
 # Rows copied out of the mapping at a time: a block that stays in the cache.
 SCAN_ROWS = 2048
+IN_PLACE_ROWS = 8192
+"""Of rows that are scored where they lie."""
 
 
 def segment_file(segment: PublishedSegment, *, own: bool = False) -> str:
@@ -192,16 +194,17 @@ class SealedSegment:
             self._scan_nodes(scan, self._shared.representatives(mask), self._whole)
             scan.found = [*before, *self._rows_of(scan.found, mask, scan.k)]
             return
-        if mask is not None and np.count_nonzero(mask) < self.rows // 4:
+        step = self._step(scan)
+        if mask is not None and (step > SCAN_ROWS or np.count_nonzero(mask) < self.rows // 4):
             chosen = np.flatnonzero(mask)
-            for at in range(0, len(chosen), SCAN_ROWS):
-                local = chosen[at : at + SCAN_ROWS]
+            for at in range(0, len(chosen), step):
+                local = chosen[at : at + step]
                 self._add(scan, local, self.ordinals(local))
             return
-        for at in range(0, self.rows, SCAN_ROWS):
-            local = np.arange(at, min(at + SCAN_ROWS, self.rows))
-            block = None if mask is None else mask[at : at + SCAN_ROWS]
-            self._add(scan, slice(at, at + SCAN_ROWS), self.ordinals(local), block)
+        for at in range(0, self.rows, step):
+            local = np.arange(at, min(at + step, self.rows))
+            block = None if mask is None else mask[at : at + step]
+            self._add(scan, slice(at, at + step), self.ordinals(local), block)
 
     def search(
         self,
@@ -243,17 +246,24 @@ class SealedSegment:
         if ways is not None:
             ways.exactly()
         scan = Scan(self.metric, queries, k, self.norm_max)
-        keys = self._index.keys(queries, local)  # rows are nodes: `scores` says so
-        if keys is not None:
-            scan.add_keys(keys, lambda places: self.vectors(local[places]), self.ordinals(local))
-            return scan.found
-        for at in range(0, len(local), SCAN_ROWS):
-            part = local[at : at + SCAN_ROWS]
-            self._add(scan, part, self.ordinals(part))
+        step = self._step(scan)
+        for at in range(0, len(local), step):
+            part = local[at : at + step]
+            self._add(scan, part, self.ordinals(part))  # rows are nodes: `scores` says so
         return scan.found
+
+    def _step(self, scan: Scan) -> int:
+        """How many nodes to score at a time."""
+        return IN_PLACE_ROWS if self._index.in_place(len(scan.queries)) else SCAN_ROWS
 
     def _add(self, scan: Scan, nodes: Ints | slice, names: Ints, mask: Bools | None = None) -> None:
         """Score these nodes, each under its name."""
+        if mask is None and (not isinstance(nodes, slice) or self._index.copies):
+            wanted = np.arange(nodes.start, nodes.start + len(names)) if isinstance(nodes, slice) else nodes
+            keys = self._index.keys(scan.queries, wanted)
+            if keys is not None:
+                scan.add_keys(keys, lambda places: self._index.vectors(wanted[places]), names)
+                return
         if self._form.divides:
             scan.add_stored(self._form, self._index.stored(nodes), names, mask)
         else:
@@ -297,19 +307,21 @@ class SealedSegment:
             return self._exact(band, queries, k, counts, ways)
         base = ceil(base * self._index.stretch)
         beam = -(-base * band.nodes // count)
-        wanted = self._index.rescored(k, base)
-        width = wanted if counts is None else beam
-        near = self._index.nearest(band, queries, width, beam)
+        if counts is None:
+            near = self._index.best(band, queries, k, beam)
+        else:
+            near = self._index.nearest(band, queries, beam, beam)
         if ways is not None:
             ways.by_index(beam)
-        if counts is None and near.min() >= 0:
-            return [self._scored(queries, np.repeat(np.arange(len(queries)), width), near.ravel())]
+        if counts is None and (near[:, -1].min() if len(queries) > 1 else near[0, -1]) >= 0:  # none comes last
+            width = near.shape[1]
+            return [self._scored(queries, np.arange(len(queries) * width) // width, near.ravel())]
         good = near >= 0
         if counts is not None:
             good &= counts[near]
         # Half of what the widened beam should hold proves that the k nearest that count lie within it.
         enough = good.sum(axis=1) >= (k if counts is None else min(count, max(k, base // 2)))
-        good &= (np.cumsum(good, axis=1) <= wanted) & enough[:, None]
+        good &= (np.cumsum(good, axis=1) <= self._index.rescored(k, base)) & enough[:, None]
         query, column = np.nonzero(good)
         found = [self._scored(queries, query, near[query, column])]
         if not enough.all():
@@ -320,7 +332,8 @@ class SealedSegment:
         return found
 
     def _scored(self, queries: Floats, query: Ints, nodes: Ints) -> Candidates:
-        return Candidates(query, nodes, pair_distances(self.metric, queries[query], self._index.vectors(nodes)))
+        asked = queries if len(queries) == 1 else queries[query]
+        return Candidates(query, nodes, pair_distances(self.metric, asked, self._index.vectors(nodes)))
 
     def _exact(self, band: Band, queries: Floats, k: int, counts: Bools | None, ways: Ways | None) -> list[Candidates]:
         if ways is not None:
@@ -334,8 +347,9 @@ class SealedSegment:
         """Score the nodes of a band exactly, each under its name; those below zero do not count."""
         end = band.first + band.nodes
         chosen = band.first + np.flatnonzero(names[band.first : end] >= 0)
-        for at in range(0, len(chosen), SCAN_ROWS):
-            nodes = chosen[at : at + SCAN_ROWS]
+        step = self._step(scan)
+        for at in range(0, len(chosen), step):
+            nodes = chosen[at : at + step]
             whole = slice(int(nodes[0]), int(nodes[-1]) + 1)
             self._add(scan, whole if whole.stop - whole.start == len(nodes) else nodes, names[nodes])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 import faiss
@@ -16,6 +17,8 @@ from needle.shard.segments.scoring import Floats, Ints, square_norms
 ENTRIES: Final = 128
 """Nodes of a band among which a search of it starts at the nearest."""
 ROTATION_SEED: Final = 0x6E65_6564
+BEAMS_KEPT: Final = 64
+"""Of so many widths the parameters for faiss are kept."""
 
 Ints32 = npt.NDArray[np.int32]
 
@@ -25,11 +28,21 @@ def as_coded(kind: IndexKind, metric: Metric, rows: Floats) -> Floats:
     if kind is not IndexKind.HNSW_RABITQ:
         return rows
     if metric == Metric.DOT:  # faiss walks such codes by distances; in a band, the inner product is nearly the angle
-        lengths = np.sqrt(square_norms(rows))[:, None]
-        rows = np.divide(rows, np.where(lengths > 0, lengths, 1), dtype=np.float32)
-    # One bit says enough of a component only if none stands out: signs and sums spread each over all.
-    rotation = faiss.HadamardRotation(rows.shape[1], ROTATION_SEED)
-    return np.asarray(rotation.apply(np.ascontiguousarray(rows)), np.float32)
+        rows = of_unit_length(rows)
+    return np.asarray(rotation(rows.shape[1]).apply(np.ascontiguousarray(rows)), np.float32)
+
+
+def of_unit_length(rows: Floats) -> Floats:
+    """Divided by their lengths, but for zeros."""
+    lengths = np.sqrt(square_norms(rows))[:, None]
+    return np.divide(rows, np.where(lengths > 0, lengths, 1), dtype=np.float32)
+
+
+@cache
+def rotation(dimensions: int) -> Any:
+    """Of vectors before they become bits. One bit says enough of a component only if none stands out: signs and sums
+    spread each over all."""
+    return faiss.HadamardRotation(dimensions, ROTATION_SEED)
 
 
 def divisor(band: Band) -> float:
@@ -54,22 +67,33 @@ class Walk:
         self._bands = bands
         self._vectors = vectors
         self._kind = kind
+        self._parameters: dict[int, Any] = {}
 
     def nearest(self, band: Band, queries: Floats, width: int, beam: int) -> Ints:
         """(nq, width) the nearest nodes of a band, -1 for none; about, where the graph is one over codes."""
         # The OpenMP thread count belongs to the calling thread: searches run side by side, one thread each.
         faiss.omp_set_num_threads(1)
-        parameters = faiss.SearchParametersHNSW(efSearch=beam)  # type: ignore[attr-defined]
+        parameters = self._with_beam(beam)
         asked = as_coded(self._kind, self._metric, queries)
-        near: Ints
+        near, distances = np.empty((len(queries), width), np.int64), np.empty((len(queries), width), np.float32)
         if not self._bands:
-            near = self._index.search(asked, width, params=parameters)[1]
+            # Its own name stands for a function in Python around this one: 10 us of a search that takes 90.
+            arrays = [faiss.swig_ptr(array) for array in (distances, near)]
+            self._index.search_c(len(queries), faiss.swig_ptr(asked), width, *arrays, parameters)
             return near
         first, distance = self._entries(band, queries, asked)
-        near, distances = np.empty((len(queries), width), np.int64), np.empty((len(queries), width), np.float32)
         arrays = [faiss.swig_ptr(array) for array in (first, distance, distances, near)]
         self._index.search_level_0(len(queries), faiss.swig_ptr(asked), width, *arrays, 1, 1, parameters)
         return near
+
+    def _with_beam(self, beam: int) -> Any:
+        """faiss only reads them, so that threads may share them."""
+        found = self._parameters.get(beam)
+        if found is None:
+            found = faiss.SearchParametersHNSW(efSearch=beam)  # type: ignore[attr-defined]
+            if len(self._parameters) < BEAMS_KEPT:
+                self._parameters[beam] = found
+        return found
 
     def _entries(self, band: Band, queries: Floats, asked: Floats) -> tuple[Ints32, Floats]:
         """Where the search of a band begins, for each query, and how far that is as the graph measures."""
