@@ -24,9 +24,9 @@ class ShardArchive:
     before a state is copied. copied: the index of the one that is being copied, 0 for none; tried: when that was begun
     last (microseconds since 1970). serves: the cluster has this shard. published: the last entry that was read by which
     an index file came to be; indexed: the index, and the archiver's clock, of the last set of index files; index_waits:
-    until this clock no other one is tried. loaded: the last entry by which documents came, or may have come, from a file
-    (docs/adr/0119), which is in no entry: what leads on from there is a state of that index or a later one, so that
-    nothing behind it is read before that is there.
+    until this clock no other one is tried. loaded: the last entry by which documents came, or may have come, from a
+    file (docs/adr/0119), which is in no entry: what leads on from there is a state of that index or a later one, so
+    that nothing behind it is read before that is there.
     followed: when replicas that do not lead were told last (microseconds since 1970). awaits_since: since when entries
     are waited for that the leader lacks (monotonic seconds)."""
 
