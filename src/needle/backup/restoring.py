@@ -131,8 +131,10 @@ class _Restoring:
         digests = {one.spec.name: await there.digest(one) for one in manifest.collections}
         await self._held.check()
         for name, field in ((one.spec.name, field) for one in manifest.collections for field in one.sparse):
-            # Only now: what was written before they were sparse vectors need not be such.
-            await self._patiently(partial(client.documents.declare_sparse, name, field, True, self._timeout))
+            # Only now: what was written before they were sparse vectors need not be such. And though there may be no
+            # memory for the index: it was searched without one before, too.
+            declare = partial(client.documents.declare_sparse, name, field, True, self._timeout, fits=False)
+            await self._patiently(declare)
         for alias, name in manifest.aliases.items():
             await client.set_alias(alias, name, timeout=self._timeout)
         await client.drop_collection(self._mark, timeout=self._timeout)
