@@ -214,4 +214,6 @@ def test_an_earlier_release_reads_what_it_knows(target: tuple[Store, backups.Mad
     _, made, _ = target
     told = msgspec.json.decode(msgspec.json.encode(made.manifest.collections[0]))
     del told["named_indexes"]
-    assert msgspec.convert(told, type(made.manifest.collections[0])).index_files() == made.manifest.collections[0].indexes
+    assert (
+        msgspec.convert(told, type(made.manifest.collections[0])).index_files() == made.manifest.collections[0].indexes
+    )

@@ -250,7 +250,7 @@ class Making:
         for shard, replayed in sorted(found.items()):
             self._told(f"shard {shard}: reading its documents at index {replayed.index}")
             near = index_set_near(self._store, founding, shard, replayed.index)
-            for stored, files in (() if near is None else near.collections.items()):
+            for stored, files in () if near is None else near.collections.items():
                 indexes[stored] = indexes.get(stored, []) + files
             with Replay(self._store, founding, shard, Path(replayed.directory)) as replay:
                 for info in infos:

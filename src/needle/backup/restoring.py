@@ -314,9 +314,7 @@ class _Restoring:
             "restore another backup"
         )
 
-    async def _write(
-        self, name: str, at: int, ref: PieceRef, *, lives: bool, rounds: IndexRounds | None = None
-    ) -> int:
+    async def _write(self, name: str, at: int, ref: PieceRef, *, lives: bool, rounds: IndexRounds | None = None) -> int:
         """The piece of that number, or what of it is of this round; how many documents. lives: the collection has a
         time to live, which must not be given to documents that had none."""
         piece: Piece = await self._around.blocking(self._read, ref, at, rounds)
