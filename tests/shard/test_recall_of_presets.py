@@ -66,38 +66,3 @@ def test_the_other_presets(tmp_path: Path, data: Dataset, kind: IndexKind, prese
     vectors = indexed(tmp_path, kind, Metric.COSINE, preset, data.vectors)
     least = LEAST_BY_NARROW_GRAPHS if preset == "low_latency" and kind in GRAPHS else LEAST
     check(vectors, data.vectors, np.arange(ROWS), data.queries, least)
-
-
-@pytest.mark.campaign
-@pytest.mark.parametrize("kind", IndexKind)
-def test_after_ten_rounds_of_updating_every_document(tmp_path: Path, kind: IndexKind) -> None:
-    documents, rounds = 1200, 10
-    rng, drawn = np.random.default_rng(1), dataset(documents * (rounds + 1), DIMENSIONS, QUERIES)
-    vectors = indexed(tmp_path, kind, Metric.COSINE, "balanced", drawn.vectors[:documents])
-    at = np.arange(documents)
-    for _ in range(rounds):
-        for part in np.array_split(rng.permutation(documents), 2):
-            first = vectors.next_ordinal
-            vectors.append(first, drawn.vectors[first : first + len(part)])
-            vectors.tombstone(np.sort(at[part]).tolist())
-            at[part] = np.arange(first, first + len(part))
-            index_all(vectors)
-    check(vectors, drawn.vectors, np.sort(at), drawn.queries)
-
-
-@pytest.mark.campaign
-@pytest.mark.parametrize("kind", IndexKind)
-def test_where_half_are_copies(tmp_path: Path, data: Dataset, kind: IndexKind) -> None:
-    half = data.vectors[: ROWS // 2]
-    rows = np.concatenate((half, half[np.random.default_rng(3).permutation(len(half))]))
-    vectors = indexed(tmp_path, kind, Metric.COSINE, "balanced", rows)
-    check(vectors, rows, np.arange(len(rows)), data.queries)
-
-
-@pytest.mark.campaign
-@pytest.mark.parametrize("kind", IndexKind)
-def test_inner_products_of_vectors_of_any_length(tmp_path: Path, data: Dataset, kind: IndexKind) -> None:
-    lengths = np.exp(np.random.default_rng(4).standard_normal((ROWS, 1))).astype(np.float32)
-    rows = np.ascontiguousarray(data.vectors * lengths)
-    vectors = indexed(tmp_path, kind, Metric.DOT, "balanced", rows)
-    check(vectors, rows, np.arange(ROWS), data.queries)
