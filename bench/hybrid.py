@@ -12,7 +12,6 @@ import asyncio
 import importlib.util
 import re
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -21,7 +20,8 @@ from bench.cluster import TIMING, NeedleCluster
 from bench.report import Report
 from needle.base.errors import ClusterTooOld
 from needle.base.text import K1, B
-from needle.cli.demo.corpus import Passage, read_corpus, stdlib_directory
+from needle.cli.demo import corpus
+from needle.cli.demo.corpus import Passage, read_corpus, spread, stdlib_directory
 from needle.client import Client
 from needle.client.embedding import WORDLLAMA
 from needle.local.process_cluster import START_SECONDS, wait_for
@@ -30,7 +30,6 @@ NAME = "docstrings"
 HITS = 10
 BATCH = 250
 QUERIES, QUICK_QUERIES = 300, 60
-CODE = re.compile(r"(?:RFC|PEP) [0-9]+|[A-Za-z]+(?:[-_]?[0-9]+)+[A-Za-z]*|[A-Za-z0-9]+(?:_[A-Za-z0-9]+)+")
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "split a command line like a shell does": ("shlex.split",),
     "run a program and get what it prints": (
@@ -111,12 +110,8 @@ def names(passages: Sequence[Passage], most: int) -> list[Query]:
 
 
 def codes(passages: Sequence[Passage], most: int) -> list[Query]:
-    """What has digits or underscores and stands in one text only, which is no name of code there is."""
-    known = {part for one in passages for part in one.id.partition("#")[0].split(".")}
-    found = [(code, one.id) for one in passages for code in set(CODE.findall(one.text)) if code not in known]
-    count = Counter(code.lower() for code, _ in found)
-    chosen = sorted((code, right) for code, right in found if count[code.lower()] == 1 and len(code) > 3)
-    return [Query(code, frozenset({right})) for code, right in spread(chosen, most)]
+    """What has digits or underscores and stands in one text only."""
+    return [Query(code, frozenset({right})) for code, right in corpus.codes(passages, most)]
 
 
 def questions(passages: Sequence[Passage]) -> list[Query]:
@@ -126,10 +121,6 @@ def questions(passages: Sequence[Passage]) -> list[Query]:
         if right := frozenset(one.id for one in passages if one.id.partition("#")[0] in answers):
             asked.append(Query(words, right))
     return asked
-
-
-def spread(items: Sequence[Any], most: int) -> list[Any]:
-    return [items[at * len(items) // most] for at in range(most)] if len(items) > most else list(items)
 
 
 async def answered(queries: Iterable[Query], ask: Ask) -> Found:

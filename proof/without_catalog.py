@@ -35,7 +35,9 @@ class WithoutCatalog:
         """Only who knows the catalog can."""
         raise UNKNOWN
 
-    async def declare_sparse(self, name: str, field: str, declared: bool, timeout: float) -> WriteResult:
+    async def declare_sparse(
+        self, name: str, field: str, declared: bool, timeout: float, *, fits: bool = True
+    ) -> WriteResult:
         """Only who knows the catalog can."""
         raise UNKNOWN
 

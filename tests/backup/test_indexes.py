@@ -53,9 +53,11 @@ NAMES = [f"d{n}" for n in RNG.permutation(ROWS)]
 
 
 @asynccontextmanager
-async def cluster_of(path: Path, shards: int, nodes: int) -> AsyncIterator[tuple[ProcessCluster, needle.Client]]:
+async def cluster_of(
+    path: Path, shards: int, nodes: int, seal_rows: int = 250
+) -> AsyncIterator[tuple[ProcessCluster, needle.Client]]:
     await asyncio.to_thread(path.mkdir)
-    async with ProcessCluster(path, nodes, **SETTINGS) as cluster:
+    async with ProcessCluster(path, nodes, **{**SETTINGS, "segments": {"seal_rows": seal_rows}}) as cluster:
         await cluster.create(shards, nodes, CONSISTENT_HASH)
         async with cluster.connect() as client:
             yield cluster, client

@@ -10,6 +10,7 @@ from needle.cli.demo.corpus import (
     PASSAGE_CHARACTERS,
     TEXT_CHARACTERS_MAX,
     Passage,
+    codes,
     passages_of,
     read_corpus,
     split_docstring,
@@ -105,3 +106,10 @@ def test_this_interpreter_has_thousands_of_unique_passages() -> None:
     assert len(ids) > 5000 and len(set(ids)) == len(ids)
     assert {"json", "json.dumps", "shlex.split", "json.decoder.JSONDecoder.decode"} <= set(ids)
     assert not any(identifier.startswith("test.") for identifier in ids)
+
+
+def test_codes_stand_in_one_passage_and_are_no_names_of_code() -> None:
+    texts = {"m.a": "By RFC 2732 and utf-8.", "m.b": "As utf-8, SEEK_SET or m_c.", "m.m_c": "Nothing in 3D."}
+    passages = [Passage(name, "m", "function", name.rpartition(".")[2], text) for name, text in texts.items()]
+    assert codes(passages, 9) == [("RFC 2732", "m.a"), ("SEEK_SET", "m.b")]
+    assert codes(passages, 1) == [("RFC 2732", "m.a")]

@@ -73,6 +73,9 @@ def test_the_demo_tells_the_truth_and_leaves_nothing_behind(place: Path) -> None
     assert outcome["index_bytes"] > 2000 * 256 * 4  # the vectors alone
     assert all(len(answer["ids"]) == 3 and answer["strong_ms"] > 0 for answer in outcome["answers"])
     assert failover["killed"] != failover["new_leader"] and failover["term_after"] > failover["term_before"]
+    known = outcome["known"]
+    assert known["asked"] == 20 and known["first_by_words"] >= 15 and known["found_by_words"] >= 18
+    assert known["found_by_both"] >= known["found_near"] >= known["first_near"]
     assert 0 < failover["failover_ms"] < 10_000
     assert proof["acknowledged"] == failover["acknowledged_before"] + failover["acknowledged_after"] >= 600
     assert proof["missing"] == 0 and proof["replicas"] == 3 and len(proof["digest"]) >= 32

@@ -150,3 +150,12 @@ async def test_a_page_of_a_scan_is_bounded_by_its_named_vectors_too(
         assert 11 <= len(page.documents) <= 20
     scanned = [one.id async for one in client.scan(vectors=["title"], collection="c")]
     assert scanned == NAMES
+
+
+async def test_a_name_that_is_asked_for_twice_comes_once() -> None:
+    async with needle.open(":memory:") as client:
+        await client.create_collection("c", dimensions=1, vectors={"a": VectorSpec(dimensions=2, metric=Metric.L2)})
+        await client.insert("x", [1], vectors={"a": [1, 2]}, collection="c")
+        table = await client.scan(vectors=["a", "a"], collection="c").to_arrow()
+        assert table.column_names.count("vector:a") == 1 and table["vector:a"].to_pylist() == [[1, 2]]
+        assert list((await client.get("x", vectors=["a", "a"], collection="c")).vectors) == ["a"]

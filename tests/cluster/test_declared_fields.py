@@ -21,6 +21,7 @@ from needle.base.errors import (
     Unavailable,
 )
 from needle.base.model import CollectionSpec, IndexParams, Metric, WriteResult
+from needle.base.sparse import SPARSE_KIND
 from needle.base.versions import KNOWN
 from needle.catalog.collections import FIELDS_MAX
 from needle.catalog.state import execute
@@ -162,6 +163,7 @@ class Rooms:
         self.known = msgspec.structs.replace(self.known, cluster_version=KNOWN, nodes=nodes)
         self.rooms = rooms
         self.asked: list[tuple[int, str, str]] = []
+        self.kinds = set[str]()
 
     def group(self, _: int) -> Rooms:
         return self
@@ -175,11 +177,15 @@ class Rooms:
     async def confirmed(self, timeout: float) -> Topology:
         return self.known
 
-    async def index_room(self, shard: int, collection: str, path: str, timeout: float) -> IndexRoom:
+    async def index_room(self, shard: int, collection: str, path: str, timeout: float, kind: str = "") -> IndexRoom:
         self.asked.append((shard, collection, path))
+        self.kinds.add(kind)
         if isinstance(said := self.rooms[shard], NeedleError):
             raise said
         return said
+
+    async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
+        pass
 
     async def command(self, command: CatalogCommand, timeout: float) -> WriteResult:
         self.known, result = execute(self.known, 9, command)
@@ -205,6 +211,17 @@ async def test_an_index_that_does_not_fit_is_refused_and_nothing_is_changed() ->
     assert fields(shards.known) == ()
     with pytest.raises(CollectionNotFound):
         await Router(shards).declare_field("b", "x", True, 5)
+
+
+async def test_an_index_of_sparse_vectors_that_does_not_fit_is_refused_but_for_a_restore() -> None:
+    shards: Any = Rooms(IndexRoom(5, 5), IndexRoom(1_234_567, 1_000))
+    with pytest.raises(InvalidArgument, match="in shard 1 it would take about 1,234,567 bytes"):
+        await Router(shards).declare_sparse("a", "splade", True, 5)
+    assert shards.kinds == {SPARSE_KIND} and shards.known.collections[0].sparse == ()
+    shards.asked.clear()
+    await Router(shards).declare_sparse("a", "splade", True, 5, fits=False)
+    await Router(shards).declare_sparse("a", "splade", True, 5)  # it has them
+    assert shards.asked == [] and shards.known.collections[0].sparse == ("splade",)
 
 
 async def test_a_shard_that_lacks_the_collection_has_room_and_older_nodes_are_not_asked() -> None:

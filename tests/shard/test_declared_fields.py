@@ -9,6 +9,7 @@ import pytest
 from needle.base.collection_sizes import FieldIndex
 from needle.base.errors import CollectionNotFound
 from needle.base.filters.builder import Filter
+from needle.base.sparse import SPARSE_KIND
 from needle.protocol.commands import CreateCollection
 from needle.shard.fields import index_budget, payload_index
 from needle.shard.fields.filter_match import Key
@@ -135,6 +136,10 @@ def test_a_replica_tells_and_has_it_again_after_a_restart(tmp_path: Path, fetche
     assert replica.sizes()[0][1].fields == {}
     needs, room = replica.held.index_room("c", "n")
     assert 0 < needs < room
+    rows = [{"s": {"indices": list(range(at, at + 100)), "values": [1.0] * 100}} for at in range(50)]
+    replica.apply(log.add(put([f"s{at}" for at in range(50)], [[0.0] * 3] * 50, rows)))
+    plain, sparse = replica.held.index_room("c", "s")[0], replica.held.index_room("c", "s", SPARSE_KIND)[0]
+    assert sparse > 50 * 100 * 8 > plain, "8 bytes for each weight; a plain index of objects has no values"
     with pytest.raises(CollectionNotFound):
         replica.held.index_room("gone", "n")
     replica.close()

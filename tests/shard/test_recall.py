@@ -20,10 +20,13 @@ DIMENSIONS, K = 24, 10
 LEAST = 0.95
 
 
-def new(directory: Path, kind: IndexKind, metric: Metric, config: SegmentConfig) -> CollectionVectors:
-    low = PRESETS["low_latency"]
+def new(
+    directory: Path, kind: IndexKind, metric: Metric, config: SegmentConfig, preset: str = "low_latency",
+    dimensions: int = DIMENSIONS,
+) -> CollectionVectors:  # fmt: skip
+    low = PRESETS[preset]
     index = IndexParams(kind=kind, m=low.m, ef_construction=low.ef_construction, ef_search=low.ef_search)
-    spec = CollectionSpec(name="c", dimensions=DIMENSIONS, metric=metric, index=index)
+    spec = CollectionSpec(name="c", dimensions=dimensions, metric=metric, index=index)
     return CollectionVectors(7, spec, str(directory), config)
 
 
@@ -31,7 +34,7 @@ def index_all(vectors: CollectionVectors) -> int:
     """Build whatever the leader of a shard would, until nothing is left to do: how many files that were."""
     for built in count():
         loads, end, waiting, view = vectors.loads()
-        task = plan(loads, end, waiting, vectors.config, dimensions=DIMENSIONS, quiet=True, idle=True)
+        task = plan(loads, end, waiting, vectors.config, dimensions=vectors.spec.dimensions, quiet=True, idle=True)
         if task is None:
             return built
         base = next((s.sealed for s in view.served if task.base and s.sealed.segment == task.base), None)

@@ -75,6 +75,7 @@ async def test_what_is_refused_is_said_in_words(cluster: str) -> None:
     async with session(cluster) as opened:
         assert "from 1 to 100" in await call(opened, "search", vector=[1.0, 0.0], k=1000)
         assert "one of text, like and vector" in await call(opened, "search")
+        assert "no sparse vectors" in await call(opened, "search", sparse={"s": {"indices": [3], "values": [1]}})
         assert "names no model" in await call(opened, "search", text="words")
         assert "[collection_not_found]" in await call(opened, "count", collection="nowhere")
         assert "[invalid_argument]" in await call(opened, "count", filter={"n": {"$like": 1}})

@@ -75,8 +75,9 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IndexSet(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard's index files, of collections by their names in the shard. at: the archiver's clock when they were asked
-    for. They need not be of the index that the file is called by: which documents one serves say their vectors."""
+    """A shard's index files, of collections and named vectors by their names in the shard. at: the archiver's clock
+    when they were asked for. They need not be of the index that the file is called by: which documents one serves say
+    their vectors."""
 
     format: int = FORMAT
     at: int

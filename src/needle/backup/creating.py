@@ -88,7 +88,7 @@ class Making:
         self._shards = [info.shard for info in now.serving]
         if self._with_indexes:
             former = await blocking(_former, self._store)
-            known = [] if former is None else [file for one in former.collections for file in one.indexes]
+            known = [] if former is None else [file for one in former.collections for file in one.index_files()]
             self._indexes = IndexCopying(client, self._known, self._store_part, self._pace.rest, known)
         found = [await self._collection(info, progress) for info in now.collections]
         collections = [one for one in found if one is not None]
@@ -148,7 +148,7 @@ class Making:
                 await self._pace.rest(batch_bytes(batch))
                 progress(len(batch.ids), self.shipped)
         pieces += await self._put_all(cutter.rest())
-        indexes = [] if self._indexes is None else await self._indexes.copied(info, self._shards)
+        indexes = {} if self._indexes is None else await self._indexes.of_all(info, self._shards)
         return CollectionBackup(
             spec=spec,
             fields=info.fields,
@@ -157,10 +157,11 @@ class Making:
             digest=contents.digest,
             cuts=cuts,
             pieces=pieces,
-            indexes=indexes,
+            indexes=indexes.pop("", []),
             vectors=vectors,
             sparse=info.sparse,
             longest=contents.longest,
+            named_indexes=indexes,
         )
 
     async def _put_all(self, pieces: Iterator[Piece]) -> list[PieceRef]:
@@ -258,7 +259,7 @@ async def create(
     async with Mark(store, f"{MAKING}{backup}", PRUNING, "somebody prunes", around) as mark:
         manifest = await making.run(mark, backup, began, progress)
     told = await tell(client, BackedUpCall(backup=at, timeout=timeout))
-    count = sum(len(one.indexes) for one in manifest.collections)
+    count = sum(len(one.index_files()) for one in manifest.collections)
     return Made(
         manifest=manifest, read=pace.read, shipped=making.shipped, told=told, indexes=count, left_out=making.left_out
     )

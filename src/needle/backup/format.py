@@ -87,9 +87,9 @@ class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     """A collection. fields: declared indexes. documents: how many, of which `expiring` expire some day. digest: of its
     contents (Contents). cuts: each shard and the index of its log at which the documents are. indexes: index files, in
     the order of shards and of the ordinals that they serve; a restore is right without them (docs/adr/0093). vectors:
-    what its named vectors are like; of these there are no index files. sparse: the fields that are sparse vectors, of
-    which an earlier release restores the fields alone. longest: which limits a cluster needs; None: made by a release
-    that did not say it."""
+    what its named vectors are like. sparse: the fields that are sparse vectors, of which an earlier release restores
+    the fields alone. longest: which limits a cluster needs; None: made by a release that did not say it. named_indexes:
+    index files of named vectors, as `indexes`, by name; an earlier release passes over them."""
 
     spec: CollectionSpec
     fields: tuple[str, ...]
@@ -102,6 +102,11 @@ class CollectionBackup(msgspec.Struct, frozen=True, kw_only=True):
     vectors: dict[str, VectorSpec] = {}
     sparse: tuple[str, ...] = ()
     longest: Longest | None = None
+    named_indexes: dict[str, list[IndexFile]] = {}
+
+    def index_files(self) -> list[IndexFile]:
+        """Of all its vectors."""
+        return [*self.indexes, *(file for files in self.named_indexes.values() for file in files)]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +137,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """All that has to be there: pieces, and parts of index files."""
         yield from self.pieces()
         for one in self.collections:
-            for file in one.indexes:
+            for file in one.index_files():
                 yield from file.refs()
 
 

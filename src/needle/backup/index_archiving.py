@@ -17,7 +17,7 @@ from needle.backup.archive_format import IndexSet, encode, indexes_name
 from needle.backup.archive_reading import index_sets_of, read_index_set
 from needle.backup.around import Around
 from needle.backup.format import PIECES, IndexFile
-from needle.backup.index_copying import IndexCopying
+from needle.backup.index_copying import IndexCopying, stored_names
 from needle.backup.keeping import MAKING, PRUNING, Mark
 from needle.backup.shard_archive import ShardArchive
 from needle.backup.store import Store
@@ -65,7 +65,8 @@ class IndexArchiving:
                 there[name] = len(data)
 
             copying = IndexCopying(self._client, there, put, _at_once, known)
-            found = {info.stored_name: await copying.copied(info, [shard]) for info in now.collections}
+            names = [stored for info in now.collections for stored in stored_names(info).values()]
+            found = {stored: await copying.copied(stored, [shard]) for stored in names}
             found = {name: files for name, files in found.items() if files}
             for line in copying.left_out:
                 _log.warning("no index files of %s", line)

@@ -32,6 +32,7 @@ from needle.protocol.index_file_calls import (
     IndexFilesCall,
     IndexHashesCall,
 )
+from needle.routing.collection_names import called
 from needle.routing.topology import CollectionInfo
 
 CALL_SECONDS: Final = 30.0
@@ -53,16 +54,21 @@ class IndexCopying:
         self._known = {(file.checksum, file.size): file for file in known}
         self.left_out: list[str] = []
 
-    async def copied(self, info: CollectionInfo, shards: list[int]) -> list[IndexFile]:
-        """Those of a collection, in the order of shards and of ordinals; they are in the store."""
+    async def of_all(self, info: CollectionInfo, shards: list[int]) -> dict[str, list[IndexFile]]:
+        """Those of a collection's vectors that have some, by name; "" for the vector without one."""
+        found = {name: await self.copied(stored, shards) for name, stored in stored_names(info).items()}
+        return {name: files for name, files in found.items() if files}
+
+    async def copied(self, stored: str, shards: list[int]) -> list[IndexFile]:
+        """Those of a collection, or a named vector, in the order of shards and of ordinals; they are in the store."""
         found: list[IndexFile] = []
         for shard in shards:
             try:
-                found += await self._of_shard(info.stored_name, shard)
+                found += await self._of_shard(stored, shard)
             except UnknownMethod:  # the leader is of an earlier release
-                self.left_out.append(f"shard {shard}, collection {info.spec.name}: its leader does not give them")
+                self.left_out.append(f"shard {shard}, collection {called(stored)}: its leader does not give them")
             except NeedleError as error:
-                self.left_out.append(f"shard {shard}, collection {info.spec.name}: {error.message}")
+                self.left_out.append(f"shard {shard}, collection {called(stored)}: {error.message}")
         return found
 
     async def _of_shard(self, stored: str, shard: int) -> list[IndexFile]:
@@ -119,6 +125,11 @@ class IndexCopying:
 
     async def _ask(self, shard: int, method: str, body: bytes) -> Payload:
         return await ask_leader(self._client, shard, method, partial(_same, body), CALL_SECONDS, (Unavailable,))
+
+
+def stored_names(info: CollectionInfo) -> dict[str, str]:
+    """What a collection's vectors are called in the shards, by name; "" for the vector without one."""
+    return {"": info.stored_name, **{one.name: info.stored_vector(one) for one in info.vectors}}
 
 
 def _same(body: bytes, _: float) -> bytes:

@@ -1,23 +1,22 @@
-"""Brings index files back with the documents that they serve, so that no vector is inserted into a graph again
-(docs/adr/0093).
+"""Brings the index files of a collection, or of a named vector, back with the vectors that they serve, so that none is
+inserted into a graph again (docs/adr/0093).
 
-A shard's files serve ranges of ordinals, one behind the other. So the documents are written in rounds: first those
-whose vectors the first file of each shard has, then these files are adopted, then those of the second, and at the end
-what no file has. Which file has a document says the hash of its vector; the shard's leader compares the vectors
-themselves, and refuses a file that does not have all that it would serve. A shard of which a file is refused builds
-its index as ever. Memory: 8 bytes for each vector of one round, a byte for each document, and a few pieces.
+A shard's files serve ranges of ordinals, one behind the other. So the vectors are written in rounds: first those that
+the first file of each shard has, then these files are adopted, then those of the second, and at the end what no file
+has. Which file has a vector says its hash; the shard's leader compares the vectors themselves, and refuses a file that
+does not have all that it would serve. A shard of which a file is refused builds its index as ever. It does not know
+how rounds of several vectors of a document go together (index_rounds.py). Memory: 8 bytes for each vector of one
+round, a byte for each document, and a few parts of files.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -42,7 +41,6 @@ from needle.protocol.index_file_calls import (
     IndexPutCall,
 )
 from needle.protocol.named import taken_of
-from needle.routing.topology import Topology
 
 CALL_SECONDS: Final = 30.0
 ADOPT_SECONDS: Final = 600.0
@@ -54,32 +52,13 @@ BEHIND_SECONDS: Final = 0.1
 Bools = npt.NDArray[np.bool_]
 Call = IndexHoldCall | IndexPutCall | IndexAdoptCall
 Hashes = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int64]
 NOTHING_LEFT: Final[Mapping[int, int]] = {}
-
-
-def rounds_of(collection: CollectionBackup, now: Topology) -> list[list[IndexFile]]:
-    """The files of each round; none if they are of a cluster of other shards."""
-    serving = sorted(info.shard for info in now.serving)
-    if serving != sorted(shard for shard, _ in collection.cuts):
-        return []
-    rounds: list[list[IndexFile]] = []
-    for shard in serving:
-        for at, file in enumerate(one for one in collection.indexes if one.shard == shard):
-            if at == len(rounds):
-                rounds.append([])
-            rounds[at].append(file)
-    return rounds
 
 
 class IndexFilesChanged(Exception):
     """What a restore wrote before it was broken off cannot be told by the index files that there are now. For callers
     within this package: it is no error that anybody gets to see."""
-
-
-def fingerprint(rounds: list[list[IndexFile]]) -> str:
-    """Equal for equal files in equal rounds: then what a round wrote can be told again."""
-    told = [[(file.shard, file.checksum, file.nodes) for file in files] for files in rounds]
-    return hashlib.sha256(msgspec.json.encode(told)).hexdigest()
 
 
 def part_of(piece: Piece, chosen: list[int]) -> Piece:
@@ -97,16 +76,18 @@ def part_of(piece: Piece, chosen: list[int]) -> Piece:
 
 
 class IndexRestoring:
-    """One collection's. stored: what it is called in shards. left: of shards that build their index themselves, the
-    first round that was begun without their file; what each round wrote follows from it. begun: the round that was
-    broken off, if it goes on. left_out: why shards build. adopted: documents that are served by files that came."""
+    """One collection's, or one named vector's. stored: what it is called in shards. left: of shards that build their
+    index themselves, the first round that was begun without their file; what each round wrote follows from it. begun:
+    the round that was broken off, if it goes on. left_out: why shards build. adopted: vectors that are served by files
+    that came."""
 
     def __init__(
         self, client: Client, store: Store, around: Around, collection: CollectionBackup, rounds: list[list[IndexFile]],
-        stored: str, *, left: Mapping[int, int] = NOTHING_LEFT, begun: int = -1,
+        stored: str, *, vector: str = "", left: Mapping[int, int] = NOTHING_LEFT, begun: int = -1,
     ) -> None:  # fmt: skip
         self._client, self._store, self._around, self._stored = client, store, around, stored
-        self._dimensions, self._name = collection.spec.dimensions, collection.spec.name
+        self._dimensions = (collection.vectors[vector] if vector else collection.spec).dimensions
+        self._name = f"{collection.spec.name}/{vector}" if vector else collection.spec.name
         self.rounds = rounds
         self._firsts = np.cumsum([0, *(piece.documents for piece in collection.pieces)])
         self._written: Bools = np.zeros(int(self._firsts[-1]), np.bool_)
@@ -129,6 +110,11 @@ class IndexRestoring:
             self._renewal.cancel()
             await asyncio.gather(self._renewal, return_exceptions=True)
         await self._hold_each(0.0)  # where that fails it is over by itself in a minute
+
+    @property
+    def given_up(self) -> bool:
+        """Whether there never was a round of any shard."""
+        return all(self.left.get(file.shard) == 0 for file in (self.rounds[0] if self.rounds else []))
 
     async def begin(self, number: int) -> None:
         """The next round; behind the last one comes what no file has."""
@@ -157,22 +143,22 @@ class IndexRestoring:
             raise StorageError(f"the hashes of index file {file.checksum} are {len(found)}, not {file.nodes}")
         return found
 
-    def chosen(self, at: int, piece: Piece) -> list[int]:
-        """Which documents of the piece of that number are of this round; they count as written from now on."""
-        written = self._written[self._firsts[at] : self._firsts[at + 1]]
-        mine = ~written
+    def chosen(self, at: int, rows: Rows, vectors: bytes) -> Bools:
+        """Which vectors of the piece of that number, of documents at these places, are of this round; they count as
+        written from now on."""
+        places = self._firsts[at] + rows
+        mine: Bools = ~self._written[places]
         if self._table is not None:
-            hashes = row_hashes(np.frombuffer(piece.vectors, "<f4").reshape(-1, self._dimensions))
+            hashes = row_hashes(np.frombuffer(vectors, "<f4").reshape(-1, self._dimensions))
             place = np.searchsorted(self._table, hashes)
             inside = place < len(self._table)
             inside[inside] = self._table[place[inside]] == hashes[inside]
             mine &= inside
-        written |= mine
-        found: list[int] = np.flatnonzero(mine).tolist()
-        return found
+        self._written[places[mine]] = True
+        return mine
 
     async def end(self, number: int) -> None:
-        """All documents of the round are written: bring its files."""
+        """All vectors of the round are written: bring its files."""
         for file in self.rounds[number] if number < len(self.rounds) else []:
             if file.shard in self._waits:
                 try:
@@ -181,7 +167,7 @@ class IndexRestoring:
                     await self._give_up(file.shard, error.message)
 
     async def _adopted(self, file: IndexFile) -> int:
-        """How many documents it serves. A new leader knows nothing of what came before, and may build just now."""
+        """How many vectors it serves. A new leader knows nothing of what came before, and may build just now."""
         for attempt in range(ATTEMPTS):
             try:
                 await self._hold(file.shard, HOLD_SECONDS)

@@ -260,14 +260,15 @@ class Making:
         sums = {info.id: Contents() for info in infos}
         pieces: dict[int, list[PieceRef]] = {info.id: [] for info in infos}
         cuts: dict[int, list[tuple[int, int]]] = {info.id: [] for info in infos}
-        indexes: dict[int, list[IndexFile]] = {info.id: [] for info in infos}
+        indexes: dict[str, list[IndexFile]] = {}
         vectors = {info.id: vectors_of(info, found) for info in infos}
         for shard, replayed in sorted(found.items()):
             self._told(f"shard {shard}: reading its documents at index {replayed.index}")
-            files = index_set_near(self._store, founding, shard, replayed.index)
+            near = index_set_near(self._store, founding, shard, replayed.index)
+            for stored, files in () if near is None else near.collections.items():
+                indexes[stored] = indexes.get(stored, []) + files
             with Replay(self._store, founding, shard, Path(replayed.directory)) as replay:
                 for info in infos:
-                    indexes[info.id] += [] if files is None else files.collections.get(info.stored_name, [])
                     cuts[info.id].append((shard, replayed.index))
                     if info.stored_name in replayed.collections:
                         names = vectors[info.id]
@@ -283,10 +284,11 @@ class Making:
                 digest=sums[info.id].digest,
                 cuts=cuts[info.id],
                 pieces=pieces[info.id],
-                indexes=indexes[info.id],
+                indexes=indexes.get(info.stored_name, []),
                 vectors=vector_specs(info, vectors[info.id]),
                 sparse=info.sparse,
                 longest=sums[info.id].longest,
+                named_indexes={vector_called(name): indexes[name] for name in vectors[info.id] if name in indexes},
             )
             for info in infos
         ]

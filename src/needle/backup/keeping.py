@@ -211,7 +211,7 @@ def _problems(store: Store, collection: CollectionBackup, known: dict[str, int])
         except CorruptBackup as error:
             whole = False
             yield f"collection {name}: {error.message}"
-    for ref in (ref for file in collection.indexes for ref in file.refs()):
+    for ref in (ref for file in collection.index_files() for ref in file.refs()):
         if ref.name not in known:
             try:
                 read_block(store, ref)

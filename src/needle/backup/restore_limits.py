@@ -153,7 +153,9 @@ def check_shape(taking: Taking, manifest: Manifest, now: Topology, note: Note, m
         )
         taking.check("collections_max", len(there) + len(made), what, after)
     ids = [mark + CLAIM_CHARS * "-", *(one.spec.name for one in manifest.collections)]
-    size = len(msgspec.json.encode(note)) + NOTE_BYTES + NOTE_SHARD_BYTES * len(now.serving)
+    names = [*(name for one in manifest.collections for name in one.named_indexes)]
+    size = len(msgspec.json.encode(note)) + NOTE_BYTES + NOTE_SHARD_BYTES * len(now.serving) * (1 + len(names))
+    size += sum(len(name) + NOTE_SHARD_BYTES for name in names)
     taking.check("id_bytes_max", max(len(one.encode()) for one in ids), "what a restore notes of itself", after)
     taking.check("metadata_bytes_max", size, "what a restore notes of itself", after)
     for one in manifest.collections:

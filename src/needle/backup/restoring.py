@@ -10,7 +10,7 @@ what was killed anywhere may be run again; who still runs then ends (restore_mar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -18,7 +18,9 @@ import msgspec
 
 from needle.backup.around import REAL, Around
 from needle.backup.format import CollectionBackup, Manifest, Piece, PieceRef
-from needle.backup.index_restoring import IndexFilesChanged, IndexRestoring, fingerprint, part_of, rounds_of
+from needle.backup.index_restoring import IndexFilesChanged
+from needle.backup.index_rounds import IndexRounds
+from needle.backup.index_rounds import begin as begin_rounds
 from needle.backup.keeping import backup_there, newest, read_manifest, read_piece
 from needle.backup.one_collection import OneCollection, mark_of, narrowed, one_collection
 from needle.backup.restore_comparing import ReadBack
@@ -43,6 +45,8 @@ AT_ONCE: Final = 16
 """Pieces that are written at a time."""
 NOTED: Final = 128
 """After so many pieces it is noted how far it is."""
+GIVEN: Final = 500
+"""Documents that one write gives vectors."""
 ATTEMPTS: Final = 10
 AGAIN_SECONDS: Final = 0.5
 Progress = Callable[[int], None]
@@ -50,8 +54,8 @@ Progress = Callable[[int], None]
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
     """What was restored. digests: of each collection, as read back from the cluster; resumed: somebody had begun.
-    indexed: documents that are searched by index files of the backup; built: which shards build theirs though the
-    backup has some, and why."""
+    indexed: documents that are searched by index files of the backup, and indexed_named: named vectors that are; built:
+    which shards build theirs though the backup has some, and why."""
 
     backup: str
     documents: int
@@ -59,6 +63,7 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
     resumed: bool
     indexed: int = 0
     built: list[str] = []
+    indexed_named: int = 0
 
 
 async def restore(
@@ -104,7 +109,7 @@ class _Restoring:
         self._mark, self._alone, self._with_indexes = mark_of(manifest.id, one), one is not None, indexes
         self._note = note_of(manifest.id, one)
         self._held = Held(client, self._mark, self._note, timeout, around)
-        self._indexed, self._built, self._taking = 0, list[str](), Taking({})
+        self._indexed, self._built, self._taking = (0, 0), list[str](), Taking({})
 
     async def run(self) -> Restored:
         """See `restore`."""
@@ -135,15 +140,17 @@ class _Restoring:
         digests = {one.spec.name: await there.digest(one) for one in manifest.collections}
         await self._held.check()
         for name, field in ((one.spec.name, field) for one in manifest.collections for field in one.sparse):
-            # Only now: what was written before they were sparse vectors need not be such.
-            await self._patiently(partial(client.documents.declare_sparse, name, field, True, self._timeout))
+            # Only now: what was written before they were sparse vectors need not be such. And though there may be no
+            # memory for the index: it was searched without one before, too.
+            declare = partial(client.documents.declare_sparse, name, field, True, self._timeout, fits=False)
+            await self._patiently(declare)
         for alias, name in manifest.aliases.items():
             await self._held.check(at_once=False)
             await client.set_alias(alias, name, timeout=self._timeout)
         await client.drop_collection(self._mark, timeout=self._timeout)
         return Restored(
-            backup=manifest.id, documents=manifest.documents, digests=digests, resumed=resumed, indexed=self._indexed,
-            built=self._built,
+            backup=manifest.id, documents=manifest.documents, digests=digests, resumed=resumed,
+            indexed=self._indexed[0], indexed_named=self._indexed[1], built=self._built,
         )  # fmt: skip
 
     async def _begin(self) -> None:
@@ -235,50 +242,31 @@ class _Restoring:
         noted = await client.get(name, collection=self._mark, timeout=self._timeout)
         note = {} if noted is None else noted.metadata
         # Who began without index files, or by an earlier release, goes on so.
-        rounds = await self._rounds(collection, note) if self._with_indexes and (not note or "round" in note) else None
-        if rounds is not None:
-            try:
-                await self._fill_in_rounds(collection, rounds, int(note.get("round", 0)), int(note.get("of_round", 0)))
-                return
-            except IndexFilesChanged as error:  # a piece may be written again, so it all is
+        if self._with_indexes and (not note or "round" in note):
+            now = await client.refresh_topology(confirmed=True, timeout=self._timeout)
+            try:  # a file that is not what it was: a piece may be written again, so it all is
+                rounds = begin_rounds(client, self._store, self._around, collection, now, note)
+                if rounds is not None:
+                    await self._fill_in_rounds(collection, rounds, int(note.get("of_round", 0)))
+                    return
+            except IndexFilesChanged as error:
                 self._built.append(f"collection {name}: {error}")
         await self._write_from(collection, int(note.get("pieces", 0)), lambda done: {"pieces": done}, self._write)
 
-    async def _rounds(self, collection: CollectionBackup, note: Mapping[str, Any]) -> IndexRestoring | None:
-        """How its index files can be brought, if they can. note: how far a restore came that was broken off."""
-        now = await self._client.refresh_topology(confirmed=True, timeout=self._timeout)
-        rounds = rounds_of(collection, now)
-        if note and note.get("files") != fingerprint(rounds):
-            self._built.append(
-                f"collection {collection.spec.name}: this restore began with other index files, or by an earlier "
-                "release, so that nobody can tell what they served: all documents are written again"
-            )
-            return None
-        info = next((one for one in now.collections if one.spec.name == collection.spec.name), None)
-        if not rounds or info is None:
-            return None
-        return IndexRestoring(
-            self._client, self._store, self._around, collection, rounds, info.stored_name,
-            left=dict(note.get("left", ())), begun=int(note["round"]) if note else -1,
-        )  # fmt: skip
-
-    async def _fill_in_rounds(
-        self, collection: CollectionBackup, indexes: IndexRestoring, number: int, done: int
-    ) -> None:
-        """The same in rounds. number, done: of the first round that is not whole, and how many pieces of it were looked
-        through; what was written before is found again by looking through them."""
-        async with indexes:
-            for one in range(len(indexes.rounds) + 1):
-                await indexes.begin(one)
-                known = len(collection.pieces) if one < number else done if one == number else 0
+    async def _fill_in_rounds(self, collection: CollectionBackup, rounds: IndexRounds, done: int) -> None:
+        """The same in rounds. done: how many pieces were looked through of the first round that is not whole; what was
+        written before is found again by looking through them."""
+        async with rounds:
+            for one in range(rounds.count):
+                await rounds.begin(one)
+                known = len(collection.pieces) if one < rounds.begun else done if one == rounds.begun else 0
                 for at, ref in enumerate(collection.pieces[:known]):
-                    await self._around.blocking(self._read, ref, at, indexes)
-                note = partial(_note_of_round, fingerprint(indexes.rounds), one, indexes.left)
-                await self._write_from(collection, known, note, partial(self._write, indexes=indexes))
-                if one >= number:
-                    await indexes.end(one)
-        self._indexed += indexes.adopted
-        self._built += indexes.left_out
+                    await self._around.blocking(self._read, ref, at, rounds)
+                await self._write_from(collection, known, rounds.note, partial(self._write, rounds=rounds))
+                if one >= rounds.begun:
+                    await rounds.end()
+        self._indexed = self._indexed[0] + rounds.adopted[0], self._indexed[1] + rounds.adopted[1]
+        self._built += rounds.left_out
 
     async def _write_from(
         self,
@@ -319,12 +307,12 @@ class _Restoring:
                     raise
             await self._around.rest(AGAIN_SECONDS)
 
-    def _read(self, ref: PieceRef, at: int, indexes: IndexRestoring | None) -> Piece:
+    def _read(self, ref: PieceRef, at: int, rounds: IndexRounds | None) -> Piece:
         try:
             piece = read_piece(self._store, ref)
         except CorruptBackup as error:
             raise self._pruned() or error from None
-        return piece if indexes is None else part_of(piece, indexes.chosen(at, piece))
+        return piece if rounds is None else rounds.part(at, piece)
 
     def _pruned(self) -> StorageError | None:
         """What there is to say if a piece is gone because its backup is."""
@@ -337,13 +325,14 @@ class _Restoring:
             "restore another backup"
         )
 
-    async def _write(
-        self, name: str, at: int, ref: PieceRef, *, lives: bool, indexes: IndexRestoring | None = None
-    ) -> int:
+    async def _write(self, name: str, at: int, ref: PieceRef, *, lives: bool, rounds: IndexRounds | None = None) -> int:
         """The piece of that number, or what of it is of this round; how many documents. lives: the collection has a
         time to live, which must not be given to documents that had none."""
-        piece: Piece = await self._around.blocking(self._read, ref, at, indexes)
+        piece: Piece = await self._around.blocking(self._read, ref, at, rounds)
         if not piece.ids:
+            return 0
+        if rounds is not None and rounds.gives_vectors:
+            await self._give(name, piece)
             return 0
         expires = [one or NEVER for one in piece.expires]
         if lives and not expires:
@@ -353,6 +342,20 @@ class _Restoring:
         for some in await self._around.blocking(self._taking.batches, piece):
             await self._patiently(partial(self._put, name, some))
         return len(piece.ids)
+
+    async def _give(self, name: str, piece: Piece) -> None:
+        """The named vectors of a piece to documents that are there."""
+        for some in await self._around.blocking(self._taking.batches, piece):
+            for one in some.named:
+                ids, width = [some.ids[row] for row in one.rows], len(one.vectors) // len(one.rows)
+                for first in range(0, len(ids), GIVEN):
+                    await self._held.check(at_once=False)
+                    block = one.vectors[first * width : (first + GIVEN) * width]
+                    give = partial(
+                        self._client.documents.update_vectors, name, ids[first : first + GIVEN], block, None, b"",
+                        self._timeout, vector_name=one.vector,
+                    )  # fmt: skip
+                    await self._patiently(give)
 
     async def _put(self, name: str, piece: Piece) -> None:
         await self._held.check(at_once=False)
@@ -373,12 +376,6 @@ class _Restoring:
 def _vectors(collection: CollectionBackup) -> tuple[Any, ...]:
     """The last arguments of `create_collection`, if it needs them."""
     return ((), sorted(collection.vectors.items())) if collection.vectors else ()
-
-
-def _note_of_round(files: str, number: int, left: Mapping[int, int], done: int) -> dict[str, Any]:
-    """How far it is. files: which index files the rounds are of. pieces: for a release that knows no rounds, and has to
-    begin again. left: see IndexRestoring."""
-    return {"pieces": 0, "round": number, "of_round": done, "left": sorted(left.items()), "files": files}
 
 
 async def _all(writes: Iterable[Coroutine[Any, Any, int]]) -> int:

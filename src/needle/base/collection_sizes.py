@@ -22,6 +22,8 @@ class FieldIndex(msgspec.Struct, frozen=True, kw_only=True):
 
 FIELD_STATES = ("ready", "building", "no_room")
 """From the best to the worst."""
+NOT_TOLD = "not_told"
+"""Of an index of which no shard says anything, as to an API key for some documents only."""
 
 
 class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):

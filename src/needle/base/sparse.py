@@ -112,6 +112,14 @@ def wrong_in(metadata: bytes, names: Sequence[str]) -> tuple[str, Wrong] | None:
     return None
 
 
+def check_metadata(field: str, metadata: bytes, names: Sequence[str]) -> None:
+    """Raises InvalidArgument for a document of which one of these fields is no sparse vector. field: what errors call
+    its metadata."""
+    if names and (found := wrong_in(metadata, names)) is not None:
+        name, wrong = found
+        raise wrong.error(f"{field}: {name}")
+
+
 def sparse_vector(indices: Any, values: Any) -> dict[str, list[Any]]:
     """A sparse vector as metadata has it, made of lists or arrays: of different whole numbers of 32 bits, without a
     sign, at most 4096; and of as many numbers, which are rounded to float32 here. Raises InvalidArgument."""

@@ -384,5 +384,7 @@ def _told_of(done: backups.Restored, what: str, seconds: float, json: bool) -> N
     )
     if done.indexed:
         notes.print(f"{done.indexed} of them are searched by index files that came along", markup=False)
+    if done.indexed_named:
+        notes.print(f"so are {done.indexed_named} named vectors", markup=False)
     for line in done.built:
         notes.print(f"built again is the index of {line}", markup=False, soft_wrap=True)

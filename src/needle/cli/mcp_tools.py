@@ -58,12 +58,29 @@ class Tools:
         filter: Where = None,
         fields: Fields = None,
         collection: Collection = "default",
+        keywords: Annotated[str | None, "Words that documents are to have; for collections that have a `text`."] = None,
+        sparse: Annotated[
+            dict[str, dict[str, list[float]]] | None,
+            'A sparse vector, as {"field": {"indices": [3, 17], "values": [0.5, 2]}}; the collection names the fields.',
+        ] = None,
+        vector_name: Annotated[str | None, "Which of the named vectors is to be near; for vector and like."] = None,
     ) -> list[dict[str, Any]]:
-        """The documents nearest to a text, to a document or to a vector, nearest first, with metadata and scores."""
-        if sum(one is not None for one in (text, like, vector)) != 1:
-            raise InvalidArgument("give one of text, like and vector", field="text")
+        """The documents nearest to a text, to a document or to a vector; or those with keywords, or that a sparse
+        vector finds; or by several of these at once. The best first, with metadata and scores."""
+        near = sum(one is not None for one in (text, like, vector))
+        lists = near + (keywords is not None) + (sparse is not None)
+        if near > 1 or not lists:
+            raise InvalidArgument("give one of text, like and vector, or keywords, or sparse, or several", field="text")
         _check("k", k, HITS_MAX)
-        hits = await self._client.search(vector, k, filter, like=like, text=text, fields=fields, collection=collection)
+        weighed = None if sparse is None else {name: _of_integers(one) for name, one in sparse.items()}
+        asked: dict[str, Any] = {
+            "like": like, "text": text, "fields": fields, "vector_name": vector_name, "sparse": weighed,
+            "collection": collection,
+        }  # fmt: skip
+        if lists > 1:
+            hits = await self._client.hybrid_search(vector, keywords, k, filter, **asked)
+        else:
+            hits = await self._client.search(vector, k, filter, keywords=keywords, **asked)
         return [{"id": hit.id, "score": hit.score, "metadata": hit.metadata} for hit in hits]
 
     async def get(
@@ -101,7 +118,8 @@ class Tools:
             str | None, "Embedded by the model that the collection names, and kept as the field `text`."
         ] = None,
         vector: Annotated[list[float] | None, "The document's vector, instead of a text."] = None,
-        metadata: dict[str, Any] | None = None,
+        metadata: Annotated[dict[str, Any] | None, "Its fields, among them sparse vectors."] = None,
+        vectors: Annotated[dict[str, list[float]] | None, "Its named vectors, by name."] = None,
         collection: Collection = "default",
     ) -> dict[str, Any]:
         """Insert a document, or replace the one with this id."""
@@ -110,7 +128,7 @@ class Tools:
         kept = dict(metadata or {})
         if text is not None:
             kept["text"] = text
-        written = await self._client.insert(id, vector, kept, text=text, collection=collection)
+        written = await self._client.insert(id, vector, kept, text=text, vectors=vectors, collection=collection)
         return {"id": id, "version": written.version, "replaced": written.existed}
 
     async def patch(
@@ -136,6 +154,12 @@ class Tools:
 
 def _shown(document: needle.Document) -> dict[str, Any]:
     return {"id": document.id, "metadata": document.metadata, "version": document.version}
+
+
+def _of_integers(sparse: dict[str, list[float]]) -> dict[str, list[float]]:
+    """With indices as whole numbers, which some models write as 3.0."""
+    indices = [int(one) if float(one).is_integer() else one for one in sparse.get("indices", [])]
+    return {**sparse, "indices": indices} if "indices" in sparse else sparse
 
 
 def _check(name: str, value: int, most: int) -> None:

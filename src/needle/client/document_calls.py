@@ -341,8 +341,11 @@ class DocumentCalls(Protocol):
         """Have every replica keep an index of a field of metadata, or not any more."""
         ...
 
-    async def declare_sparse(self, name: str, field: str, declared: bool, timeout: float) -> WriteResult:
-        """Have documents be found by the sparse vectors of a field of metadata, or not any more."""
+    async def declare_sparse(
+        self, name: str, field: str, declared: bool, timeout: float, *, fits: bool = True
+    ) -> WriteResult:
+        """Have documents be found by the sparse vectors of a field of metadata, or not any more. fits: but only where
+        each shard's leader has the memory for the index."""
         ...
 
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:

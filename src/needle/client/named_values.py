@@ -78,8 +78,8 @@ def spec_of(spec: Any, field: str = "spec") -> VectorSpec:
 
 
 def names(vectors: Any, field: str = "vectors") -> list[str]:
-    """Which named vectors are wanted."""
-    return values.check_ids(vectors, field, "a list of names of vectors")
+    """Which named vectors are wanted, each once."""
+    return list(dict.fromkeys(values.check_ids(vectors, field, "a list of names of vectors")))
 
 
 def by_row(batch: DocumentBatch) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from needle.base.collection_sizes import CollectionSize, FieldIndex, index_called
+from needle.base.collection_sizes import NOT_TOLD, CollectionSize, FieldIndex, index_called
 from needle.base.dtypes import DType
 from needle.base.errors import InvalidArgument
 from needle.base.filters.builder import field_path
@@ -34,7 +34,7 @@ class CollectionDescription(msgspec.Struct, frozen=True, kw_only=True):
     fields: the declared indexes, by path, in all shards; none where no shard says sizes, as to an API key for some
     documents only, which `documents` counts. index: that it is to have; `size.index` says what its files are built as
     now. vectors: what the named ones are like that documents may have. sparse: the fields that are sparse vectors, and
-    their indexes, as `fields`; without a size where no shard says sizes."""
+    their indexes, as `fields`; "not_told" is the state of all where no shard says sizes."""
 
     name: str
     id: int
@@ -162,6 +162,7 @@ class NamingMethods(OverDocuments):
         """Let documents of a collection be found by the sparse vectors in their field `name` of metadata, also those
         that are there (docs/sparse-vectors.md). From then on a write whose field is no sparse vector is refused; of
         what was written before, such documents are no hits. `existed`: it was so before. Raises CollectionNotFound;
+        InvalidArgument where `limits.field_index_bytes_max` does not hold its index, with nothing changed;
         OutcomeUnknown when a shard does not confirm that it knows."""
         return await self._sparse(collection, name, True, timeout)
 
@@ -202,6 +203,8 @@ def _fields(declared: tuple[str, ...], held: Mapping[int, Held]) -> dict[str, Fi
 
 def _sparse_fields(names: tuple[str, ...], held: Mapping[int, Held]) -> dict[str, FieldIndex]:
     """Indexes are called by their kind, too."""
+    if held and all(one.size is None for one in held.values()):
+        return {name: FieldIndex(state=NOT_TOLD) for name in names}
     called = {name: index_called(name, SPARSE_KIND) for name in names}
     found = _fields(tuple(called.values()), held)
     return {name: found[long] for name, long in called.items()}

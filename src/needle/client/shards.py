@@ -187,11 +187,11 @@ class ClusterShards:
             SYNC, lambda left: calls.encode(SyncCall(group, version, left, by_log)), timeout
         )
 
-    async def index_room(self, shard: int, collection: str, path: str, timeout: float) -> IndexRoom:
+    async def index_room(self, shard: int, collection: str, path: str, timeout: float, kind: str = "") -> IndexRoom:
         """What an index of a field would take on the shard's leader, and what there is for it."""
         group = shard_group(shard)
         answer = await self.group(shard).ask_leader(
-            INDEX_ROOM, lambda left: calls.encode(IndexRoomCall(group, collection, path, left)), timeout
+            INDEX_ROOM, lambda left: calls.encode(IndexRoomCall(group, collection, path, left, kind)), timeout
         )
         return calls.decode(answer, IndexRoom)
 

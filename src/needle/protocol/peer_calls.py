@@ -93,12 +93,14 @@ class SyncCall(msgspec.Struct, frozen=True, array_like=True):
 
 class IndexRoomCall(msgspec.Struct, frozen=True, array_like=True):
     """How much memory an index of a field of a collection, by its name inside the shard, would take on the replica of
-    the group's leader."""
+    the group's leader. kind: of sparse vectors (base/sparse.py), "" for one of values; an earlier release takes all for
+    values."""
 
     group: GroupId
     collection: str
     path: str
     timeout: float = 10.0
+    kind: str = ""
 
 
 class IndexRoom(msgspec.Struct, frozen=True, array_like=True):

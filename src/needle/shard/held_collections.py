@@ -93,10 +93,11 @@ class HeldCollections:
                 keys += [((one,), SPARSE_KIND) for one in vectors]
                 view.payload.declare(keys, view.record.next_ordinal, view.record.documents)
 
-    def index_room(self, collection: str, path: str) -> tuple[int, int]:
-        """Bytes that an index of a field would take, and that there are for it. Blocking. Raises CollectionNotFound."""
+    def index_room(self, collection: str, path: str, kind: str = "") -> tuple[int, int]:
+        """Bytes that an index of a field would take, and that there are for it. kind: SPARSE_KIND, or "" for one of
+        values. Blocking. Raises CollectionNotFound."""
         view = self._states.view.collection(collection)
-        return view.payload.room(tuple(path.split(".")), view.record.next_ordinal, view.record.documents)
+        return view.payload.room(tuple(path.split(".")), view.record.next_ordinal, view.record.documents, kind)
 
     def save_fields(self, rows_min: int) -> bool:
         """Keep one index of a field for the next start, to which so many rows have come since it was kept; False if

@@ -43,7 +43,7 @@ class ShardJob(msgspec.Struct, frozen=True):
 
 class Job(msgspec.Struct, frozen=True):
     """All that a worker has to know. stored: what the collection is called in shards. indexes: whether index files are
-    built here. scanned_max: fewer rows than that get none, as anywhere."""
+    built here. scanned_max: fewer rows than that get none, as anywhere. sparse: the fields that are sparse vectors."""
 
     stored: str
     spec: CollectionSpec
@@ -53,15 +53,17 @@ class Job(msgspec.Struct, frozen=True):
     indexes: bool
     limits: Limits = Limits()
     scanned_max: int = SEAL_ROWS_MIN
+    sparse: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Of what the files that are made depend on."""
-        said = (self.stored, self.spec, self.map, self.shards, self.pieces, self.indexes, self.scanned_max)
+        said = (self.stored, self.spec, self.map, self.shards, self.pieces, self.indexes, self.scanned_max, self.sparse)
         return _fingerprint(said)
 
     def division(self) -> str:
         """The same, of what the source's pieces are divided into: also before there is a collection."""
-        return _fingerprint((self.spec.dimensions, self.spec.metric, self.spec.dtype, self.map, self.pieces))
+        spec = self.spec
+        return _fingerprint((spec.dimensions, spec.metric, spec.dtype, self.map, self.pieces, self.sparse))
 
 
 def _fingerprint(said: tuple[object, ...]) -> str:

@@ -149,7 +149,7 @@ def job_of(info: CollectionInfo, now: Topology, begun: dict[int, BulkBeginAnswer
         ShardJob(shard, one.collection_id, one.generation, one.owned, one.rows_max)
         for shard, one in sorted(begun.items())
     ]
-    return Job(info.stored_name, spec, now.map, shards, pieces, may_build(spec))
+    return Job(info.stored_name, spec, now.map, shards, pieces, may_build(spec), sparse=info.sparse)
 
 
 def _divide(job: Job, work: Work, workers: Engine, progress: Progress) -> None:

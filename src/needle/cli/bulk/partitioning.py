@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from needle.base.decoding import routed_metadata
 from needle.base.errors import InvalidArgument
+from needle.base.sparse import check_metadata
 from needle.cli.bulk.job import Job, Work, once
 from needle.cli.bulk.pieces import Piece, batches_of
 from needle.cli.inputs import as_vector, refuse
@@ -102,6 +103,7 @@ def _checked(job: Job, form: Form, batch: Any, where: str, first: int) -> Insert
         try:
             check_id(row.id)
             metadata.append(b"" if row.metadata is None else metadata_bytes(row.metadata))
+            check_metadata("metadata", metadata[-1], job.sparse)
         except InvalidArgument as error:
             raise refuse(f"{where} row {at}", error.message) from None
         vector = as_vector(row.vector, f"{where} row {at}")

@@ -138,6 +138,7 @@ def _perform(cluster: ProcessCluster, limit: int | None, told: Console, nodes: i
             await story.load(passages, vectors)
             await story.wait_indexed(SEAL_ROWS)
             await story.ask()
+            await story.ask_for_codes(passages)
             await story.prove(await story.lose_the_leader(vectors))
             if shards > 1:
                 story.outcome.growth = await grow(cluster, client, QUESTIONS, vectors, told, nodes=nodes, shards=shards)

@@ -7,11 +7,13 @@ interpreter yields the same passages in the same order, each id once. Nothing he
 from __future__ import annotations
 
 import ast
+import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from needle.base.errors import StorageError
 
@@ -23,6 +25,8 @@ PASSAGE_CHARACTERS = 300
 TEXT_CHARACTERS_MAX = 800
 """A single paragraph that is longer (a table, an example) is cut here."""
 
+CODE: Final = re.compile(r"(?:RFC|PEP) [0-9]+|[A-Za-z]+(?:[-_]?[0-9]+)+[A-Za-z]*|[A-Za-z0-9]+(?:_[A-Za-z0-9]+)+")
+T = TypeVar("T")
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -134,6 +138,18 @@ def read_corpus(root: Path, limit: int | None = None) -> list[Passage]:
     corpus = list(found.values())
     if not corpus:
         raise StorageError(f"{root} holds no Python source with docstrings: this interpreter ships without it")
-    if limit is None or limit >= len(corpus):
-        return corpus
-    return [corpus[position * len(corpus) // limit] for position in range(limit)]
+    return corpus if limit is None else spread(corpus, limit)
+
+
+def codes(passages: Sequence[Passage], most: int) -> list[tuple[str, str]]:
+    """What has digits or underscores and stands in one text only, and is no name of code there is (RFC 2732,
+    SEEK_SET), with the id of the passage it stands in; `most` of them."""
+    known = {part for one in passages for part in one.id.partition("#")[0].split(".")}
+    found = [(code, one.id) for one in passages for code in set(CODE.findall(one.text)) if code not in known]
+    count = Counter(code.lower() for code, _ in found)
+    return spread(sorted((code, id_) for code, id_ in found if count[code.lower()] == 1 and len(code) > 3), most)
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """So many of them, evenly."""
+    return [items[at * len(items) // most] for at in range(most)] if len(items) > most else list(items)

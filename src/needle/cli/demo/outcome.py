@@ -15,6 +15,19 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     eventual_ms: float
 
 
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """Codes and names that stand in one passage only: how often that passage is the first hit, and among the hits, of
+    searches by nearness, by words, and by both at once."""
+
+    asked: int
+    first_near: int
+    first_by_words: int
+    first_by_both: int
+    found_near: int
+    found_by_words: int
+    found_by_both: int
+
+
 class Failover(msgspec.Struct, frozen=True, kw_only=True):
     """The leader killed in the middle of writes. failover_ms: from kill -9 to the acknowledgement of a write that was
     sent after it. unknown: writes whose fate the client could not tell; they are not counted as acknowledged."""
@@ -65,6 +78,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     index_seconds: float = 0.0
     index_bytes: int = 0
     answers: list[Answer] = []
+    known: Known | None = None
     failover: Failover | None = None
     proof: Proof | None = None
     growth: Growth | None = None

@@ -21,8 +21,8 @@ import needle
 from needle.base.errors import ClusterTooOld, DeadlineExceeded, Internal, NeedleError
 from needle.base.model import Hit, RaftStatus, ReadMode
 from needle.cli.common import brief
-from needle.cli.demo.corpus import Passage
-from needle.cli.demo.outcome import Answer, Failover, Outcome, Proof
+from needle.cli.demo.corpus import Passage, codes
+from needle.cli.demo.outcome import Answer, Failover, Known, Outcome, Proof
 from needle.cli.demo.write_stream import WRITE_SECONDS, WRITES, WriteStream, missing_of
 from needle.cli.document_commands import insert_all
 from needle.cli.inputs import Record
@@ -37,6 +37,7 @@ QUESTIONS = (
     "run a command in another process",
 )
 HITS = 3
+KNOWN, KNOWN_HITS = 20, 10
 SEARCHES_EACH = 5
 BATCH = 250
 WRITES_BEFORE = 300
@@ -74,7 +75,7 @@ class Story:
 
         async def made() -> bool:
             with suppress(ClusterTooOld):  # the catalog has not heard of all nodes yet
-                await self._client.create_collection(COLLECTION, model=WORDLLAMA.name, if_absent=True)
+                await self._client.create_collection(COLLECTION, model=WORDLLAMA.name, text="text", if_absent=True)
                 return True
             return False
 
@@ -150,6 +151,28 @@ class Story:
                 line = f"    {hit.id}: {brief(hit.metadata['text'], 90)}"
                 self._console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
         self.say("every replica and every read mode returned the same hits")
+
+    async def ask_for_codes(self, passages: list[Passage]) -> None:
+        """Codes and names of which it is known where they stand: a vector says little of them, words say all."""
+        asked = codes(passages, KNOWN)
+        if not asked:
+            return
+        vectors = WORDLLAMA.embed([code for code, _ in asked])
+        near, words, both = list[int](), list[int](), list[int]()
+        for (code, right), vector in zip(asked, vectors, strict=True):
+            near.append(_rank(await self._client.search(vector, KNOWN_HITS), right))
+            words.append(_rank(await self._client.search(keywords=code, k=KNOWN_HITS), right))
+            both.append(_rank(await self._client.hybrid_search(vector, code, KNOWN_HITS), right))
+        first, found = [[sum(map(told, one)) for one in (near, words, both)] for told in (_is_first, bool)]
+        self.outcome.known = Known(
+            asked=len(asked), first_near=first[0], first_by_words=first[1], first_by_both=first[2],
+            found_near=found[0], found_by_words=found[1], found_by_both=found[2],
+        )  # fmt: skip
+        self.say(
+            f"of {len(asked)} codes and names such as {asked[0][0]}, the passage that has it is the first hit of "
+            f"{first[0]} near ones, {first[1]} [bold]by words, {first[2]} by both[/]; among {KNOWN_HITS} hits of "
+            f"{found[0]}, {found[1]}, {found[2]}"
+        )
 
     async def _median_ms(self, mode: ReadMode, vector: NDArray[np.float32], expected: list[Hit]) -> float:
         """The median latency of SEARCHES_EACH searches by turns (eventual reads ask the nodes in turn), which must all
@@ -268,6 +291,15 @@ class Story:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(f"{problem} within {seconds:.0f} s")
             await asyncio.sleep(0.02)
+
+
+def _rank(hits: list[Hit], right: str) -> int:
+    """From 1 on; 0 for none."""
+    return next((rank for rank, hit in enumerate(hits, 1) if hit.id == right), 0)
+
+
+def _is_first(rank: int) -> bool:
+    return rank == 1
 
 
 def _rows(name: str) -> int:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from needle.base.errors import CollectionNotFound, NeedleError, OutcomeUnknown, invalid
 from needle.base.model import CollectionSpec, IndexParams, ReadMode, VectorChange, VectorSpec, WriteResult
+from needle.base.sparse import SPARSE_KIND
 from needle.client.router.routes import LOOK_SECONDS, Shards
 from needle.protocol import catalog_commands
 from needle.protocol.peer_calls import IndexRoom
 from needle.protocol.vector_commands import AddVector, DeclareSparse, DropVector
 from needle.protocol.versioned import check_known
-from needle.routing.topology import CollectionInfo
+from needle.routing.topology import CollectionInfo, Topology
 
 
 async def listed(shards: Shards, mode: ReadMode, timeout: float) -> list[CollectionSpec]:
@@ -59,12 +60,19 @@ async def alter(
     return result
 
 
-async def declare_sparse(shards: Shards, name: str, field: str, declared: bool, timeout: float) -> WriteResult:
+async def declare_sparse(
+    shards: Shards, name: str, field: str, declared: bool, timeout: float, *, fits: bool = True
+) -> WriteResult:
     """Have documents be found by the sparse vectors of a field of metadata, or not any more: once this returns, every
-    shard's leader knows, and whoever leads it later. OutcomeUnknown if one does not confirm it. Raises
-    CollectionNotFound."""
+    shard's leader knows, and whoever leads it later. fits: but before, each is asked whether its leader has the memory
+    for the index. OutcomeUnknown if one does not confirm it. Raises CollectionNotFound; InvalidArgument if one has not
+    the memory, with nothing changed."""
     found, deadline = await _found(shards, name, timeout)
     command = DeclareSparse(found.spec.name, found.id, field, declared)
+    now = shards.topology()
+    check_known(command, now)
+    if fits and declared and field not in found.sparse:
+        await _check_fits(shards, now, found, field, deadline, SPARSE_KIND)
     result = await shards.command(command, max(0.001, deadline - asyncio.get_running_loop().time()))
     silent = await _sync_all(shards, result.version, deadline, by_log=True)
     how = "" if declared else "no "
@@ -84,25 +92,32 @@ async def declare_field(shards: Shards, name: str, path: str, declared: bool, ti
     command = catalog_commands.DeclareField(found.spec.name, found.id, path, declared)
     check_known(command, now)  # before shards are asked what nodes of an older release do not know
     if declared and path not in found.fields:
-        left = max(0.001, deadline - asyncio.get_running_loop().time())
-        serving = [info.shard for info in now.serving]
-        rooms = await asyncio.gather(*(_room(shards, one, found, path, left) for one in serving))
-        for shard, room in zip(serving, rooms, strict=True):
-            if room.needs > room.room:
-                raise invalid(
-                    "field",
-                    path,
-                    f"a field whose index fits: in shard {shard} it would take about {room.needs:,} bytes, and "
-                    f"limits.field_index_bytes_max leaves {max(0, room.room):,} beside the other declared ones: raise "
-                    "that setting of the nodes, or drop another declared index",
-                )
+        await _check_fits(shards, now, found, path, deadline)
     left = max(0.001, deadline - asyncio.get_running_loop().time())
     return await shards.command(command, left)
 
 
-async def _room(shards: Shards, shard: int, found: CollectionInfo, path: str, timeout: float) -> IndexRoom:
+async def _check_fits(
+    shards: Shards, now: Topology, found: CollectionInfo, path: str, deadline: float, kind: str = ""
+) -> None:
+    """Raises InvalidArgument if the leader of a shard has not the memory for an index. kind: as in IndexRoomCall."""
+    left = max(0.001, deadline - asyncio.get_running_loop().time())
+    serving = [info.shard for info in now.serving]
+    rooms = await asyncio.gather(*(_room(shards, one, found, path, left, kind) for one in serving))
+    for shard, room in zip(serving, rooms, strict=True):
+        if room.needs > room.room:
+            raise invalid(
+                "field",
+                path,
+                f"a field whose index fits: in shard {shard} it would take about {room.needs:,} bytes, and "
+                f"limits.field_index_bytes_max leaves {max(0, room.room):,} beside the other declared ones: raise "
+                "that setting of the nodes, or drop another declared index",
+            )
+
+
+async def _room(shards: Shards, shard: int, found: CollectionInfo, path: str, timeout: float, kind: str) -> IndexRoom:
     try:
-        return await shards.index_room(shard, found.stored_name, path, timeout)
+        return await shards.index_room(shard, found.stored_name, path, timeout, kind)
     except CollectionNotFound:  # it was away when that was made
         return IndexRoom(0, 0)
 

@@ -76,9 +76,11 @@ class OfCollections:
         """As `collections.declare_field`."""
         return await collections.declare_field(self._routes.shards, name, path, declared, timeout)
 
-    async def declare_sparse(self, name: str, field: str, declared: bool, timeout: float) -> WriteResult:
+    async def declare_sparse(
+        self, name: str, field: str, declared: bool, timeout: float, *, fits: bool = True
+    ) -> WriteResult:
         """As `collections.declare_sparse`."""
-        return await collections.declare_sparse(self._routes.shards, name, field, declared, timeout)
+        return await collections.declare_sparse(self._routes.shards, name, field, declared, timeout, fits=fits)
 
     async def set_alias(self, alias: str, collection: str, timeout: float) -> WriteResult:
         """As `collections.set_alias`."""

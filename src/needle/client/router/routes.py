@@ -73,9 +73,9 @@ class Shards(Protocol):
         that whoever leads it must know that version."""
         ...
 
-    async def index_room(self, shard: int, collection: str, path: str, timeout: float) -> IndexRoom:
+    async def index_room(self, shard: int, collection: str, path: str, timeout: float, kind: str = "") -> IndexRoom:
         """What an index of a field would take on a shard's leader, and what there is for it. collection: its name
-        inside the shards."""
+        inside the shards. kind: as in IndexRoomCall."""
         ...
 
 

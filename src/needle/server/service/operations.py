@@ -11,6 +11,7 @@ from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId
 from needle.base.model import RaftStatus
 from needle.base.runtime import micros_of
+from needle.base.sparse import SPARSE_KIND
 from needle.protocol import commands
 from needle.protocol.calls import (
     AddressBook,
@@ -173,8 +174,10 @@ class Operations:
         """What an index would take, and what there is for it, on this shard's leader."""
         if not self._host.is_leader(call.group):
             raise not_leader(self._node, call.group)
+        if call.kind not in ("", SPARSE_KIND):
+            raise invalid("kind", call.kind, f"{SPARSE_KIND}, or nothing")
         held = self._node.hosted(call.group).replica.held
-        return IndexRoom(*await self._node.blocking(held.index_room, call.collection, call.path))
+        return IndexRoom(*await self._node.blocking(held.index_room, call.collection, call.path, call.kind))
 
     async def filtered_fields(self, call: GroupCall) -> list[FieldName]:
         """The fields that this replica's searches filter on."""

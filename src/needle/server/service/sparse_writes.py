@@ -11,7 +11,7 @@ from typing import Any
 
 from needle.base.decoding import routed_metadata
 from needle.base.errors import invalid
-from needle.base.sparse import Wrong, read, wrong_in
+from needle.base.sparse import Wrong, check_metadata, read
 from needle.protocol import commands
 from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
@@ -32,14 +32,14 @@ def check_sparse(command: commands.Command, names: Sequence[str]) -> None:
     """Raises InvalidArgument for a document, or a change, whose sparse vectors are none. names: of the collection."""
     if isinstance(command, commands.Insert):
         for id_, metadata in zip(command.ids, command.metadata, strict=False):
-            _check_metadata(f"metadata of {id_[:80]!r}", metadata, names)
+            check_metadata(f"metadata of {id_[:80]!r}", metadata, names)
     elif isinstance(command, _CHANGES) and command.change is not None:
         _check_change(command.change, names)
 
 
 def _check_change(change: commands.Change, names: Sequence[str]) -> None:
     if change.whole is not None:
-        _check_metadata("metadata", change.whole, names)
+        check_metadata("metadata", change.whole, names)
     for path, data in change.set:
         if path in names:
             _check("change", path, routed_metadata(data))
@@ -51,12 +51,6 @@ def _check_change(change: commands.Change, names: Sequence[str]) -> None:
     for path, _ in (*change.append, *change.remove):
         if path in names:
             raise invalid("change", path, "no sparse vector: set the whole of it")
-
-
-def _check_metadata(field: str, metadata: bytes, names: Sequence[str]) -> None:
-    if (found := wrong_in(metadata, names)) is not None:
-        name, wrong = found
-        raise wrong.error(f"{field}: {name}")
 
 
 def _check(field: str, name: str, value: Any) -> None:

@@ -61,10 +61,11 @@ def refused(key: Key) -> Field:
     return field
 
 
-def needed(path: Path, rows: Rows, end: int, live: int) -> int:
-    """Bytes that the indexes of a field of `live` documents would take, judged by some of them. end: of ordinals."""
-    documents = decode_rows(rows, frozenset((path[0],)))
-    runs = [run_of(path, 0, end, rows.ordinals, documents, kind=kind) for kind in (False, True)]
+def needed(path: Path, rows: Rows, end: int, live: int, kind: str = "") -> int:
+    """Bytes that the indexes of a field of `live` documents would take, judged by some of them. end: of ordinals. kind:
+    as in Key, if it is not of values."""
+    documents, kinds = decode_rows(rows, frozenset((path[0],))), (kind,) if kind else (False, True)
+    runs = [run_of(path, 0, end, rows.ordinals, documents, kind=one) for one in kinds]
     share = live / max(1, len(rows.ordinals))
     return sum(EMPTY_BYTES + RUN_BYTES + int((run.nbytes - RUN_BYTES) * share) for run in runs)
 

@@ -253,13 +253,13 @@ class PayloadIndex:
         with self._lock:
             return declared_of(self._fields.values())
 
-    def room(self, path: Path, end: int, live: int) -> tuple[int, int]:
+    def room(self, path: Path, end: int, live: int, kind: str = "") -> tuple[int, int]:
         """Bytes that an index of this field of `live` documents would take, judged by the last of them, and those that
-        there are beside other declared ones. Blocking."""
+        there are beside other declared ones. kind: as of `needed`. Blocking."""
         rows = self._stored.between(max(0, end - min(SAMPLE_ROWS, self._reader.rows)), end)
         with self._lock:
-            own = [one for key, one in self._fields.items() if key[0] == path]
-        return needed(path, rows, end, live), self._budget.room(own)
+            own = [one for key, one in self._fields.items() if key[0] == path and (not kind or key[1] == kind)]
+        return needed(path, rows, end, live, kind), self._budget.room(own)
 
     def _keep_tail(self) -> None:
         if not self._tail.nbytes:
