@@ -78,6 +78,10 @@ class NeedleCluster:
         """Where a node listens."""
         return self._nodes.addresses[node]
 
+    def pid(self, node: str) -> int:
+        """Of its process."""
+        return self._nodes.nodes[node].pid
+
     def spent(self) -> dict[str, Spent]:
         """Processor time of each node so far."""
         return {name: Spent.by(node.pid) for name, node in self._nodes.nodes.items()}
