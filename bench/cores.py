@@ -7,7 +7,8 @@ the rate that it has with one, where s is the share with the lock held, and neve
 which it holds it.
 
 Then a prototype (core_workers.py): the graph part of searches by worker processes that map the same index file, beside
-the threads of one process, in turns, on the cores that there are; and what the model makes of a leased search with it.
+the threads of one process, in turns, on the cores that there are; and what the model makes of a search with it. Then
+the same shards on one node and on several, as they may run on one machine.
 Processor time only counts: a machine that others use makes rates mean little.
 """
 
@@ -18,6 +19,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -25,25 +27,27 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from bench.cluster import NeedleCluster
+from bench.cluster import NeedleCluster, ShardedNodes, Spent
 from bench.core_workers import Turn
 from bench.gil_samples import Shares, counted, sampled
 from bench.load import closed_loop
 from bench.report import Report
-from bench.request import DIMENSIONS, Kind, kinds, load
+from bench.request import DIMENSIONS, kinds, load
 from bench.search import EF_CONSTRUCTION, WANTED_RECALL, M
 from bench.vectors import Dataset, build_hnsw, dataset, ef_for_recall
 from needle.base.config import SegmentConfig
 from needle.base.model import CollectionSpec, IndexParams
+from needle.client import Client
 from needle.shard.plan import seal_when_quiet_at
 from needle.shard.segments.builder import build_segment
 
 CALLERS = 16
-CORES = (2, 4, 8, 16)
+CORES = (1, 2, 4, 8, 16)
 ROUNDS_MAX = 60
 ALLOWED = 0.5
 """The share of the documents that the prototype's filter allows: it searches the graph under a mask."""
 WORKERS = 2
+SHARDS = 4
 
 
 class Cost(NamedTuple):
@@ -63,7 +67,7 @@ class Cost(NamedTuple):
     def whole(self) -> float:
         return sum(self)
 
-    def rate(self, cores: int) -> float:
+    def rate(self, cores: float) -> float:
         """Requests a second, by Amdahl's law."""
         share = self.held / self.whole
         return 1e6 / self.whole / (share + (1 - share) / cores)
@@ -75,10 +79,11 @@ class Cost(NamedTuple):
             f"threads {threads:.0f} ({self.threads_held:.0f})"
         )
 
-    def rates(self) -> str:
-        """In words."""
-        by_cores = ", ".join(f"{cores}: {self.rate(cores):,.0f}/s" for cores in CORES)
-        return f"1 core {self.rate(1):,.0f}/s; {by_cores}; never more than {1e6 / self.held:,.0f}/s"
+    def rates(self, nodes: int = 1) -> str:
+        """In words. nodes: so many share the cores."""
+        by_cores = {cores: self.rate(cores // nodes) for cores in CORES if cores >= nodes}
+        shown = ", ".join(f"{cores}: {rate:,.0f}/s" for cores, rate in by_cores.items())
+        return f"by cores {shown}; never more than {1e6 / self.held:,.0f}/s"
 
 
 async def run(report: Report, *, quick: bool, documents: int | None = None) -> None:
@@ -90,6 +95,7 @@ async def run(report: Report, *, quick: bool, documents: int | None = None) -> N
     with tempfile.TemporaryDirectory(prefix="bench-cores-") as name, sampled(Path(name)):
         costs = await _requests(report, Path(name), data, ef, wanted)
         await _prototype(report, Path(name), data, ef, costs, quick=quick)
+        await _several(report, Path(name), data, ef, wanted)
 
 
 async def _requests(report: Report, samples: Path, data: Dataset, ef: int, wanted: int) -> dict[str, Cost]:
@@ -100,25 +106,55 @@ async def _requests(report: Report, samples: Path, data: Dataset, ef: int, wante
             await load(client, data)
             await nodes.indexed(len(data.vectors), seal_when_quiet_at(SegmentConfig(), DIMENSIONS))
             for kind in kinds(client, data, ef):
-                cost = costs[kind.name] = await _cost(nodes, samples, await client.leader(), kind, wanted)
+                each = await _costs(samples, nodes.pids(), kind.ask, wanted)
+                cost = costs[kind.name] = each[await client.leader()]
                 report.row(f"{kind.name}, leader's CPU", str(cost), cost.rates())
                 report.ratio(cost.held / cost.whole, "", ok=None)
     return costs
 
 
-async def _cost(nodes: NeedleCluster, samples: Path, leader: str, kind: Kind, wanted: int) -> Cost:
-    """Of one request with many callers. The samples tell the shares, the scheduler the time."""
-    pid, done = nodes.pid(leader), 0
-    await closed_loop(CALLERS, 0.5, kind.ask)
-    before, spent = counted(samples, pid), nodes.spent()[leader]
+async def _several(report: Report, samples: Path, data: Dataset, ef: int, wanted: int) -> None:
+    """One node with all shards, and as many nodes as there are shards: what several nodes on one machine do."""
+    alone: dict[str, float] = {}
+    for count in (1, SHARDS):
+        async with ShardedNodes(SHARDS, nodes=count) as nodes:
+            await nodes.load("data", data.vectors)
+            for what, ask in _asking(nodes.client, data, ef).items():
+                costs = (await _costs(samples, nodes.pids(), ask, wanted)).values()
+                most = max(costs, key=lambda cost: cost.held)
+                name = f"{what} of {SHARDS} shards of one replica on {count} node(s), the busiest node's CPU"
+                report.row(name, f"{most}; all nodes {sum(cost.whole for cost in costs):.0f}", most.rates(count))
+                report.ratio(most.held / alone.setdefault(what, most.held), "", ok=None)
+
+
+def _asking(client: Client, data: Dataset, ef: int) -> dict[str, Callable[[int], Awaitable[object]]]:
+    def search(n: int) -> Awaitable[object]:
+        query = data.queries[n % len(data.queries)]
+        return client.search(query, 10, collection="data", mode="leased", with_metadata=False, ef_search=ef)
+
+    def write(n: int) -> Awaitable[object]:
+        at = n % len(data.vectors)
+        return client.insert(f"v{at}", data.vectors[at], collection="data")
+
+    return {"leased search": search, "write": write}
+
+
+async def _costs(
+    samples: Path, pids: dict[str, int], ask: Callable[[int], Awaitable[object]], wanted: int
+) -> dict[str, Cost]:
+    """Of one request with many callers, on each node. The samples tell the shares, the scheduler the time."""
+    await closed_loop(CALLERS, 0.5, ask)
+    done, before = 0, {name: (counted(samples, pid), Spent.by(pid)) for name, pid in pids.items()}
     for _ in range(ROUNDS_MAX):
-        done += (await closed_loop(CALLERS, 1.0, kind.ask)).operations
-        shares = counted(samples, pid).since(before)
-        if sum(shares) >= wanted:
+        done += (await closed_loop(CALLERS, 1.0, ask)).operations
+        shares = {name: counted(samples, pid).since(before[name][0]) for name, pid in pids.items()}
+        if max(map(sum, shares.values())) >= wanted:
             break
-    after = nodes.spent()[leader]
-    loop, threads = (1e6 / done * (b - a) for a, b in zip(spent, after, strict=True))
-    return _split(loop, threads, shares)
+    found = {}
+    for name, pid in pids.items():
+        loop, threads = (1e6 / done * (b - a) for a, b in zip(before[name][1], Spent.by(pid), strict=True))
+        found[name] = _split(loop, threads, shares[name])
+    return found
 
 
 def _split(loop: float, threads: float, shares: Shares) -> Cost:
