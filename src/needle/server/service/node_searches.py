@@ -69,8 +69,9 @@ class NodeSearches:
 
     async def _early(self, call: SearchShardsCall) -> dict[GroupId, Told]:
         """Leased searches whose lease holds, and strong ones that most likely see now what their rounds will ask for,
-        without a task for each: all begin before the first is waited for. Who is not in the answer has to be read as if this had not been: no error of
-        this counts. None if somebody follows the call: then each shard's part is told by itself."""
+        without a task for each: all begin before the first is waited for. Who is not in the answer has to be read as if
+        this had not been: no error of this counts. None if somebody follows the call: then each shard's part is told by
+        itself."""
         node, documents = self._node, self._documents
         owned, begun = node.ownership, dict[GroupId, _Begun]()
         if owned is None or owned.epoch != call.epoch or call.count or documents.watch.follows():
