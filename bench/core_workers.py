@@ -16,7 +16,6 @@ import os
 import socket
 import struct
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -28,6 +27,7 @@ import uvloop
 
 from bench.cluster import Spent
 from bench.gil_samples import counted
+from bench.load import calls
 from bench.vectors import Floats
 from needle.base.model import CollectionSpec, HitBatch, SearchRequest
 from needle.base.runtime import Done
@@ -229,15 +229,10 @@ async def _equal(ways: dict[str, SearchBatcher], given: Given) -> None:
 
 
 async def _turn(ask: Callable[[int], Awaitable[HitBatch]], callers: int, count: int, pids: Sequence[int]) -> Turn:
-    samples, own, numbers = Path(os.environ["GIL_SAMPLES"]), os.getpid(), iter(range(count))
-
-    async def caller() -> None:
-        for n in numbers:
-            await ask(n)
-
-    before, began = (counted(samples, own), Spent.by(own), [Spent.by(pid) for pid in pids]), time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    after, took = (counted(samples, own), Spent.by(own), [Spent.by(pid) for pid in pids]), time.perf_counter() - began
+    samples, own = Path(os.environ["GIL_SAMPLES"]), os.getpid()
+    before = counted(samples, own), Spent.by(own), [Spent.by(pid) for pid in pids]
+    took = await calls(callers, count, ask)
+    after = counted(samples, own), Spent.by(own), [Spent.by(pid) for pid in pids]
     loop, threads = (b - a for a, b in zip(before[1], after[1], strict=True))
     workers = sum(sum(b) - sum(a) for a, b in zip(before[2], after[2], strict=True))
     return Turn(count, took, loop, threads, workers, *after[0].since(before[0]))

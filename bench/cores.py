@@ -30,7 +30,7 @@ import numpy as np
 from bench.cluster import NeedleCluster, ShardedNodes, Spent
 from bench.core_workers import Turn
 from bench.gil_samples import Shares, counted, sampled
-from bench.load import closed_loop
+from bench.load import calls
 from bench.report import Report
 from bench.request import DIMENSIONS, kinds, load
 from bench.search import EF_CONSTRUCTION, WANTED_RECALL, M
@@ -43,7 +43,7 @@ from needle.shard.segments.builder import build_segment
 
 CALLERS = 16
 CORES = (1, 2, 4, 8, 16)
-ROUNDS_MAX = 60
+ROUND, ROUNDS_MAX = 200, 200
 ALLOWED = 0.5
 """The share of the documents that the prototype's filter allows: it searches the graph under a mask."""
 WORKERS = 2
@@ -143,10 +143,11 @@ async def _costs(
     samples: Path, pids: dict[str, int], ask: Callable[[int], Awaitable[object]], wanted: int
 ) -> dict[str, Cost]:
     """Of one request with many callers, on each node. The samples tell the shares, the scheduler the time."""
-    await closed_loop(CALLERS, 0.5, ask)
+    await calls(CALLERS, ROUND, ask)
     done, before = 0, {name: (counted(samples, pid), Spent.by(pid)) for name, pid in pids.items()}
     for _ in range(ROUNDS_MAX):
-        done += (await closed_loop(CALLERS, 1.0, ask)).operations
+        await calls(CALLERS, ROUND, ask)
+        done += ROUND
         shares = {name: counted(samples, pid).since(before[name][0]) for name, pid in pids.items()}
         if max(map(sum, shares.values())) >= wanted:
             break
