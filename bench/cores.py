@@ -173,7 +173,7 @@ async def _prototype(
     limits = {
         "workers": WORKERS,
         "callers": [1, 4, CALLERS],
-        "count": 300 if quick else 1500,
+        "count": 150 if quick else 1500,
         "rounds": 3 if quick else 7,
     }
     process = await asyncio.create_subprocess_exec(
