@@ -1,10 +1,10 @@
 """`python -m bench [writes] [failover] [search] [shards] [collections] [filters] [busy] [moves] [replace] [http]
-[tls] [documents] [backup] [archive] [kinds] [request] [growth] [curves] [neighbours] [hybrid] [sparse] [metrics]`:
-or all.
+[tls] [documents] [backup] [archive] [kinds] [request] [growth] [curves] [neighbours] [hybrid] [sparse] [metrics]
+[cores]`: or all.
 `python -m bench beside --other DIR`: this checkout beside another one.
 
---quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup and request have;
-200,000, 200,000, 20,000, 20,000 and 20,000 unless said otherwise."""
+--quick, --json; --documents N: how many the benchmarks of filters, replace, documents, backup, request and cores
+have; 200,000, 200,000 and 20,000 each of the others unless said otherwise."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bench import (
     beside,
     busy,
     collections,
+    cores,
     curves,
     failover,
     filters,
@@ -43,7 +44,7 @@ from bench.report import Report
 PARTS = (
     "writes", "failover", "search", "shards", "collections", "filters", "busy", "moves", "replace", "http", "tls",
     "documents", "backup", "archive", "kinds", "request", "growth", "curves", "neighbours", "hybrid", "sparse",
-    "metrics",
+    "metrics", "cores",
 )  # fmt: skip
 
 
@@ -94,6 +95,8 @@ async def measure(parts: list[str], report: Report, *, quick: bool, documents: i
         await asyncio.to_thread(sparse.run, report, quick=quick, documents=documents)
     if "metrics" in parts:
         await metrics.run(report, quick=quick)
+    if "cores" in parts:
+        await cores.run(report, quick=quick, documents=documents)
 
 
 def main() -> None:

@@ -78,6 +78,10 @@ class NeedleCluster:
         """Where a node listens."""
         return self._nodes.addresses[node]
 
+    def pids(self) -> dict[str, int]:
+        """Of the nodes' processes."""
+        return {name: node.pid for name, node in self._nodes.nodes.items()}
+
     def spent(self) -> dict[str, Spent]:
         """Processor time of each node so far."""
         return {name: Spent.by(node.pid) for name, node in self._nodes.nodes.items()}
@@ -125,18 +129,21 @@ class NeedleCluster:
 
 class ShardedNodes:
     """A sharded cluster; with one replica a shard routing and merging are measured, not replication. Use with
-    `async with`; then `client` is shard-aware. http: the nodes serve it, and `metrics`. settings: any node setting."""
+    `async with`; then `client` is shard-aware. http: the nodes serve it, and `metrics`. nodes: how many. settings: any
+    node setting."""
 
     client: Client
 
-    def __init__(self, shards: int, replicas: int = 1, *, http: bool = False, **settings: object) -> None:
+    def __init__(
+        self, shards: int, replicas: int = 1, *, http: bool = False, nodes: int = NODES, **settings: object
+    ) -> None:
         self.shards = shards
         self._replicas = replicas
         self._directory = Path(tempfile.mkdtemp(prefix="bench-shards-"))
         self._nodes = ProcessCluster(
             self._directory,
-            NODES,
-            ports=free_ports(2 * NODES if http else NODES),
+            nodes,
+            ports=free_ports(2 * nodes if http else nodes),
             as_user=True,
             sharding={},
             **(settings or TIMING),
@@ -163,6 +170,10 @@ class ShardedNodes:
     def cpu_seconds(self) -> float:
         """Processor time that this process and the nodes have used."""
         return time.process_time() + sum(node.cpu_seconds() for node in self._nodes.nodes.values())
+
+    def pids(self) -> dict[str, int]:
+        """Of the nodes' processes."""
+        return {name: node.pid for name, node in self._nodes.nodes.items()}
 
     def leader(self, shard: int) -> str:
         """The node that holds a shard."""

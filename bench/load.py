@@ -39,3 +39,15 @@ async def closed_loop(clients: int, seconds: float, operation: Callable[[int], A
     elapsed = time.perf_counter() - begin
     p50, p99 = np.percentile(np.array(latencies) * 1e3, [50, 99])
     return Rate(len(latencies) / elapsed, float(p50), float(p99), len(latencies))
+
+
+async def calls(clients: int, count: int, operation: Callable[[int], Awaitable[object]]) -> float:
+    """Run `operation(n)` for all n below `count`, `clients` at a time: the seconds that it took."""
+    numbers, begin = iter(range(count)), time.perf_counter()
+
+    async def caller() -> None:
+        for n in numbers:
+            await operation(n)
+
+    await asyncio.gather(*(caller() for _ in range(clients)))
+    return time.perf_counter() - begin

@@ -71,17 +71,18 @@ async def run(report: Report, *, quick: bool, documents: int | None = None) -> N
     ef = ef_for_recall(index, data, WANTED_RECALL)
     with NeedleCluster(dimensions=DIMENSIONS) as nodes:
         async with await nodes.client() as client:
-            await _load(client, data)
+            await load(client, data)
             await nodes.indexed(rows, seal_when_quiet_at(SegmentConfig(), DIMENSIONS))
             leader = await client.leader()
             beside = _Beside(index, data, ef, seconds)
             wire = await _wire(nodes, leader, seconds)
-            for kind in _kinds(client, data, ef):
+            for kind in kinds(client, data, ef):
                 await _parts(report, nodes, leader, kind, wire, beside, seconds)
                 await _rates(report, nodes, leader, kind, data, beside, seconds)
 
 
-async def _load(client: Client, data: Dataset) -> None:
+async def load(client: Client, data: Dataset) -> None:
+    """Write all of it."""
     for first in range(0, len(data.vectors), BATCH):
         vectors = data.vectors[first : first + BATCH]
         numbers = range(first, first + len(vectors))
@@ -97,7 +98,9 @@ def _everything(n: int) -> tuple[int, int]:
     return 0, SPREAD
 
 
-def _kinds(client: Client, data: Dataset, ef: int) -> list[Kind]:
+def kinds(client: Client, data: Dataset, ef: int) -> list[Kind]:
+    """What is asked, with so wide a beam."""
+
     def searches(
         name: str, mode: str, goals: dict[int, float], parts: Callable[[int], tuple[int, int]] = _everything
     ) -> Kind:

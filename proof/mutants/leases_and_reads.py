@@ -177,6 +177,20 @@ MUTANTS = (
         tests=("tests/server/test_early_node_search.py::test_only_what_the_round_confirms_counts",),
     ),
     Mutant(
+        name="leased-search-of-a-node-looks-at-what-is-applied",
+        breaks="of a leased call for several shards, one whose lease is over is searched as if it still led",
+        edits=(
+            Edit(
+                "server.service.node_searches:NodeSearches._confirming",
+                "if index is None or max(index,",
+                "index = index or 0\n    if max(index,",
+            ),
+        ),
+        tests=(
+            "tests/server/test_early_node_search.py::test_without_a_lease_or_behind_it_a_leased_search_is_read_alone",
+        ),
+    ),
+    Mutant(
         name="writes-during-transfer",
         breaks="writes are accepted while leadership is handed over (hashicorp#581): the target never catches up",
         edits=(

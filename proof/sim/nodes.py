@@ -152,6 +152,7 @@ class SimNode:
         host: Any = self._node.host if self._node is not None else None
         observer, name = self._stage.observer, self._machine.name
         host.read_leased = observer.watched_read(name, host.read_leased)
+        host.leased_index = observer.watched_lease(name, host.leased_index)
         host.begin_read = observer.watched_round(name, host.begin_read)
         return _Listener(self._stage.network, self._machine, self.process, handler)
 

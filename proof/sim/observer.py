@@ -52,6 +52,7 @@ CONF = b"conf:"
 """Before an encoded configuration, in a CommittedEntry."""
 
 Read = Callable[[GroupId, float], Awaitable[int]]
+Look = Callable[[GroupId], int | None]
 Begin = Callable[[GroupId, float], asyncio.Future[int]]
 
 
@@ -271,6 +272,17 @@ class Observer:
             before = self.committed.last(group)
             index = await read(group, timeout)
             self._confirmed(f"a leased read of {name}", group, before, index)
+            return index
+
+        return checked
+
+    def watched_lease(self, name: str, look: Look) -> Look:
+        """The same of `leased_index`."""
+
+        def checked(group: GroupId) -> int | None:
+            before, index = self.committed.last(group), look(group)
+            if index is not None:
+                self._confirmed(f"a leased search of {name}", group, before, index)
             return index
 
         return checked

@@ -38,6 +38,12 @@ _CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTO
 """None on Windows."""
 
 
+def usable_cores() -> int:
+    """That this process may run on: those of the machine, less what it was kept from (taskset, a cpuset of its
+    container; Linux)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def warn_if_public(what: str, path: str) -> None:
     """Say in the log that every user of this machine can read a file with a secret in it, if it is so. what: the
     setting that names it. Blocking. Whoever needs the file says what else is wrong with it."""

@@ -14,7 +14,7 @@ from needle.base.errors import ConfigError, InvalidArgument, StorageError, Unava
 from needle.local.process_cluster import wait_for
 from needle.server.address_book import AddressBook
 from needle.server.files import claim, load_addresses, save_addresses
-from needle.system import SystemClock, ThreadPool
+from needle.system import SystemClock, ThreadPool, usable_cores
 
 
 async def test_a_pool_runs_in_its_threads_and_raises_what_they_raise() -> None:
@@ -111,6 +111,17 @@ def test_the_threads_of_a_node_share_one_heap_unless_the_environment_says_otherw
     assert heaps() == 1
     if platform.libc_ver()[0] == "glibc":
         assert heaps(MALLOC_ARENA_MAX="4") > 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are given to processes on Linux only")
+def test_a_process_that_is_kept_to_some_cores_counts_these() -> None:
+    all_of_them = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(all_of_them)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, all_of_them)
+    assert usable_cores() == len(all_of_them)
 
 
 def test_the_clock_never_goes_back() -> None:

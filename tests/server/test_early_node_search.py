@@ -35,6 +35,7 @@ class Node:
         self.rounds: dict[int, asyncio.Future[int]] = {}
         self.found: dict[int, asyncio.Future[HitBatch]] = {}
         self.busy: set[int] = set()
+        self.leases: dict[int, int] = {}
         self.lacking: set[int] = set()
         self.follows = False
         self.alone: list[int] = []
@@ -65,6 +66,9 @@ class Node:
 
     def applied_index(self, group: int) -> int:
         return 7
+
+    def leased_index(self, group: int) -> int | None:
+        return self.leases.get(group)
 
     def begin_read(self, group: int, timeout: float) -> asyncio.Future[int]:
         self.rounds[group] = asyncio.get_running_loop().create_future()
@@ -152,7 +156,7 @@ async def test_what_must_be_waited_for_or_followed_is_read_alone() -> None:
         elif change == "follows":
             node.follows, waiting = True, 0
         elif change == "mode":
-            more, waiting = {"mode": ReadMode.LEASED}, 0
+            more, waiting = {"mode": ReadMode.EVENTUAL}, 0
         task = node.asked(**more)
         await begun(node, waiting)
         if change == "map":
@@ -162,6 +166,21 @@ async def test_what_must_be_waited_for_or_followed_is_read_alone() -> None:
             future.set_result(7)
         await task
         assert sorted(node.alone) == ([2] if change in ("busy", "lacking") else list(GROUPS)), change
+
+
+async def test_leased_searches_need_no_round_while_the_lease_holds_and_its_index_is_applied() -> None:
+    node = Node()
+    node.leases, node.busy = {1: 7, 2: 5, 3: 6}, {1}  # a lease names an index: a write under way is beyond it
+    applied, ids = told(await node.asked(mode=ReadMode.LEASED))
+    assert applied == {1: 7, 2: 7, 3: 7} and ids == ["of-1", "of-2", "of-3"]
+    assert not node.alone and not node.rounds and node.observed == ["shard_search"] * 3
+
+
+async def test_without_a_lease_or_behind_it_a_leased_search_is_read_alone() -> None:
+    node = Node()
+    node.leases = {1: 7, 3: 8}
+    assert told(await node.asked(mode=ReadMode.LEASED))[0] == {1: 7, 2: 9, 3: 9}
+    assert sorted(node.alone) == [2, 3] and not node.rounds
 
 
 async def test_a_caller_that_gives_up_leaves_nothing_behind() -> None:

@@ -16,6 +16,7 @@ import needle
 from needle.base.model import Metric
 from needle.cli.bulk.engines import EngineName
 from needle.cli.common import DEFAULT_CLUSTER, Cluster, Json, console, notes, print_json, run
+from needle.system import usable_cores
 
 if TYPE_CHECKING:
     from needle.cli.bulk.job import Work
@@ -62,7 +63,7 @@ def bulk_load(
     asked = Asked(collection, pieces, dimensions, metric, str(directory.absolute()), timeout, alias)
     started = time.perf_counter()
     with _held(asked.directory, own=work is None) as files:
-        loaded = _loaded(asked, engine, workers or os.cpu_count() or 1, alias, cluster, quiet=json)
+        loaded = _loaded(asked, engine, workers or usable_cores(), alias, cluster, quiet=json)
         if not keep:
             files.end()
     seconds = time.perf_counter() - started

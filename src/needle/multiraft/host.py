@@ -115,10 +115,13 @@ class Host:
         self.engine.wake(replica)
         return future
 
+    def leased_index(self, group: GroupId) -> int | None:
+        """The index that a leased read which begins now has to see; None if this node does not hold the lease."""
+        return self.engine.serving(group).raft.read_lease(self.engine.clock.monotonic())
+
     async def read_leased(self, group: GroupId, timeout: float) -> int:
         """Like read_index, without a round while this node holds the lease."""
-        replica = self.engine.serving(group)
-        index = replica.raft.read_lease(self.engine.clock.monotonic())
+        index = self.leased_index(group)
         if index is None:
             return await self.read_index(group, timeout)
         await self.wait_applied(group, index, timeout)

@@ -44,7 +44,7 @@ from needle.shard.fields.index_budget import USUAL_ROWS, IndexRows
 from needle.shard.segments.builder import TRIM_BYTES, give_back
 from needle.shard.state_machine import Replica
 from needle.shard.upkeep import PURGE_ROWS
-from needle.system import SystemClock, ThreadPool
+from needle.system import SystemClock, ThreadPool, usable_cores
 
 BACKGROUND_NICE = 10
 """Index builds and file checks get a tenth of a busy core: acknowledged writes, searches and heartbeats go first."""
@@ -219,7 +219,7 @@ def system_ports(config: RaftConfig, *, failpoint: Failpoint = no_failpoint, kno
     incarnation, segment = rng.getrandbits(63), segment_bytes(config.log_bytes_max)
     limits = RpcLimits(frame_bytes_max=config.limits.frame_bytes_max, connections_max=connections_max())
     certificates = Certificates(config.tls, config.node_id, clock.wall) if config.tls.on else None
-    threads = max(2, min(os.cpu_count() or 1, 16))  # one may be busy with an index
+    threads = max(2, min(usable_cores(), 16))  # one may be busy with an index
 
     def listen(handler: Handler) -> Listener:
         return RpcServer(

@@ -14,7 +14,7 @@ from typing import Any
 
 from needle.base.errors import NeedleError, invalid
 from needle.base.ids import GroupId
-from needle.base.model import Claim, HitBatch, SearchRequest
+from needle.base.model import Claim, HitBatch, ReadMode, SearchRequest
 from needle.base.parts import Body
 from needle.client.router.hedging import forget
 from needle.client.router.merge import chosen, nearest, of_shard
@@ -68,9 +68,10 @@ class NodeSearches:
         return calls.encode_body((call.epoch, [shard for shard, _ in found], body), body)  # a SearchShardsAnswer
 
     async def _early(self, call: SearchShardsCall) -> dict[GroupId, Told]:
-        """Strong searches that most likely see now what their rounds will ask for, without a task for each: all begin
-        before the first is waited for. Who is not in the answer has to be read as if this had not been: no error of
-        this counts. None if somebody follows the call: then each shard's part is told by itself."""
+        """Leased searches whose lease holds, and strong ones that most likely see now what their rounds will ask for,
+        without a task for each: all begin before the first is waited for. Who is not in the answer has to be read as if
+        this had not been: no error of this counts. None if somebody follows the call: then each shard's part is told by
+        itself."""
         node, documents = self._node, self._documents
         owned, begun = node.ownership, dict[GroupId, _Begun]()
         if owned is None or owned.epoch != call.epoch or call.count or documents.watch.follows():
@@ -112,15 +113,26 @@ class NodeSearches:
         """None for a shard that must be waited for first. Raises what `Host.begin_read` and the batcher do."""
         hosted = self._node.groups.get(one.group)
         fresh = Freshness(call.freshness.mode, max(one.min_index, claim.since))
-        if hosted is None or not self._reads.may_search_early(one.group, fresh):
+        if hosted is None or (confirmed := self._confirming(one.group, fresh, timeout)) is None:
             return None
         request = self._reads.as_searched(call.request, claim, explain=call.request.explain)
-        confirmed = self._node.host.begin_read(one.group, timeout)
         try:
             return hosted, request, confirmed, hosted.batcher.begin(request, timeout)
         except NeedleError:
             confirmed.cancel()
             raise
+
+    def _confirming(self, group: GroupId, fresh: Freshness, timeout: float) -> asyncio.Future[int] | None:
+        """The index that a search which begins now has to see, once that is known; None if it must wait to begin."""
+        host = self._node.host
+        if fresh.mode is not ReadMode.LEASED:
+            return host.begin_read(group, timeout) if self._reads.may_search_early(group, fresh) else None
+        index = host.leased_index(group)
+        if index is None or max(index, fresh.min_index) > host.applied_index(group):
+            return None
+        known: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        known.set_result(index)
+        return known
 
     async def _of_shard(self, call: SearchShardsCall, asked: AskedShard, seconds: float, key: str) -> Told:
         """What one shard says of itself, and its hits for each vector; [] if it was not searched."""
