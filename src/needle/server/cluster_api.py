@@ -65,8 +65,8 @@ _SETTINGS = {
     "metric": "metric",
     "cluster_id": "cluster_id",
 }
-"""What a ShardConfig says, by the setting by which nodes that found a cluster themselves say the same: there stands what
-is allowed."""
+"""By the fields of a ShardConfig, the settings of nodes that say the same of a cluster that these found: there stands
+what is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
