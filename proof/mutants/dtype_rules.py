@@ -30,7 +30,7 @@ MUTANTS = (
     Mutant(
         name="another-type-is-taken-for-the-collections",
         breaks="vectors of another type that have as many bytes are stored as if they were of the collection's",
-        edits=(Edit("shard.apply.execute:_check_rows", "command.dtype != form.dtype or ", ""),),
+        edits=(Edit("shard.apply.execute:_check_rows", "command.dtype != spec.dtype or ", ""),),
         tests=("tests/shard/test_dtypes.py::test_a_command_of_another_type_is_refused",),
     ),
 )

@@ -29,7 +29,7 @@ MUTANTS = (
         edits=(
             Edit(
                 "shard.apply.execute:_run",
-                "batch.telling = 0 if isinstance(command, MOVE_COMMANDS) else index",
+                "batch.telling = 0 if type(command) in _OF_MOVES else index",
                 "batch.telling = index",
             ),
         ),

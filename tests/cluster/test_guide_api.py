@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from needle.base.config import SETTINGS
 from needle.base.errors import ConfigError, InvalidArgument, Unavailable
 from needle.base.model import WriteResult
 from needle.distributed import (
@@ -38,6 +39,25 @@ def test_configurations_check_themselves() -> None:
     assert ClusterConfig(raft_enabled=False).replication_factor == 1
     with pytest.raises(InvalidArgument, match="boundaries"):
         ShardConfig(shard_count=3, strategy=ShardStrategy.RANGE, boundaries=["m"])
+
+
+def test_what_a_configuration_may_say_stands_with_the_settings_of_nodes() -> None:
+    for name, path, wrong in (
+        ("shard_count", "sharding.shards", 4097),
+        ("shard_count", "sharding.shards", None),
+        ("replication_factor", "sharding.replicas", 8),
+        ("virtual_nodes_per_shard", "sharding.virtual_nodes", 10_001),
+        ("dimensions", "dimensions", 1 << 21),
+        ("metric", "metric", "euclid"),
+        ("cluster_id", "cluster_id", 5),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            ShardConfig(**{name: wrong})  # type: ignore[arg-type]
+        assert refused.value.message == f"{name} = {wrong!r} is not allowed: {SETTINGS[path].allowed}"
+    usual = ShardConfig()
+    assert SETTINGS["sharding.shards"].shown == str(usual.shard_count)
+    assert SETTINGS["sharding.virtual_nodes"].shown == str(usual.virtual_nodes_per_shard)
+    assert SETTINGS["metric"].default == usual.metric
 
 
 class Letters:

@@ -21,14 +21,13 @@ from needle.base.model import CollectionSpec, IndexKind, IndexParams, Metric
 from needle.base.placement_config import PlacementConfig as PlacementConfig
 from needle.base.schema import Seconds, Settings, about, all_settings, own_settings, required, tables, unknown
 from needle.base.schema import refuse as refuse
+from needle.base.sharding_config import ShardingConfig as ShardingConfig
 from needle.base.tls_config import TlsConfig
 
 _NODE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 NODE_ID = "1 to 64 characters of A-Z a-z 0-9 . _ -"
 NODES = "a list of 1 to 7 nodes, each 'name=host:port'"
 ADDRESS = '"host:port" with a port from 1 to 65535'
-STRATEGY = "consistent_hash, hash, range, custom:FIELD[,FIELD...] or router:NAME"
-ROUTERS = "a list of module or module:function"
 METRICS = f"one of {', '.join(Metric)}"
 RESERVE = "a twentieth of the disk, from 64 MiB to 1 GiB"
 MEMORY = "four fifths of what the machine, or the process' cgroup, has"
@@ -166,40 +165,12 @@ class SegmentConfig(Settings, frozen=True, kw_only=True):
             check_range("segments.rows_max", self.rows_max, self.seal_rows, 100_000_000)
 
 
-class ShardingConfig(Settings, frozen=True, kw_only=True):
-    """How a node comes to its cluster, and the cluster to its shards.
-
-    shards: How many shards the cluster has that the `cluster_nodes` found; the same number on each of these nodes.
-    replicas: Copies of each of these shards, each on its own node.
-    strategy: How documents are spread over these shards (docs/sharding.md).
-    virtual_nodes: Points of each of these shards on the ring of `consistent_hash`.
-    boundaries: Under `range`, the first id of each of these shards except the first, in order; by default the first
-        bytes of ids are divided evenly.
-    join: Addresses of nodes of the running cluster that this node joins.
-    router_modules: Custom routing functions (docs/sharding.md), which the node imports when it starts. The variable
-        NEEDLE_ROUTERS names them too, and for the other commands.
-    """
-
-    table: ClassVar[str] = "sharding"
-
-    shards: Annotated[int, about(1, 4096, option="--shards", shown="1")] | None = None
-    replicas: Annotated[int, about(1, 7, option="--replicas", shown="one on every node")] | None = None
-    strategy: Annotated[str, about(allowed=STRATEGY, option="--strategy", shown="consistent_hash")] | None = None
-    virtual_nodes: Annotated[int, about(1, 10_000, option="--virtual-nodes", shown="100")] | None = None
-    boundaries: Annotated[Sequence[str], about(allowed="a list of ids", option="--boundary")] = ()
-    join: Annotated[Sequence[str], about(allowed="a list of host:port", option="--join")] = ()
-    router_modules: Annotated[Sequence[str], about(allowed=ROUTERS, option="--routers")] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for seed in self.join:
-            parse_address("sharding.join", seed)
-
-    @property
-    def describes_shards(self) -> bool:
-        """Whether something is said of the cluster that the `cluster_nodes` found."""
-        said = (self.shards, self.replicas, self.strategy, self.virtual_nodes, self.boundaries or None)
-        return any(value is not None for value in said)
+def default_collection(dimensions: int | None, metric: str, index: IndexParams) -> CollectionSpec | None:
+    """The collection `default`, as those who make a cluster describe it; None where they do not say how long its
+    vectors are."""
+    if dimensions is None:
+        return None
+    return CollectionSpec(name="default", dimensions=dimensions, metric=Metric(metric), index=index)
 
 
 if TYPE_CHECKING:
@@ -305,6 +276,8 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
                 parse_address(name, getattr(self, name))
         for node in self.reach:
             parse_node(node, "reach")
+        for seed in self.sharding.join:
+            parse_address("sharding.join", seed)
         for name in ("cluster_secret", "cluster_secret_former"):
             if (secret := getattr(self, name)) and len(secret) < SECRET_CHARS_MIN:
                 raise refuse(name, secret, SECRET)
@@ -362,9 +335,7 @@ class RaftConfig(Settings, frozen=True, kw_only=True):
     @property
     def first_collection(self) -> CollectionSpec | None:
         """The collection `default`, if `dimensions` says that there is to be one."""
-        if self.dimensions is None:
-            return None
-        return CollectionSpec(name="default", dimensions=self.dimensions, metric=Metric(self.metric), index=self.index)
+        return default_collection(self.dimensions, self.metric, self.index)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RaftConfig:

@@ -14,6 +14,11 @@ def shard_group(shard: int) -> GroupId:
     return shard + 1
 
 
+def shard_of_group(group: GroupId) -> int:
+    """The shard that a Raft group replicates; -1 for the catalog."""
+    return group - 1
+
+
 def group_name(group: GroupId) -> str:
     """What people call the data that a Raft group replicates."""
     return "the catalog" if group == CATALOG_GROUP else f"shard {group - 1}"

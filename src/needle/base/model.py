@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -100,7 +101,7 @@ def index_named(words: str) -> IndexParams | None:
     return msgspec.structs.replace(PRESETS.get(preset, IndexParams()), kind=IndexKind(kind))
 
 
-class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
+class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A named set of vectors of one dimension and metric. ttl: seconds after its last write at which a document
     expires, 0 for never. model: whose vectors of texts these are, "" if it names none. text: by which documents are
     found with words, if any. All three are the catalog's to say, shards keep collections without them. dtype: of the
@@ -119,12 +120,18 @@ class CollectionSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def form(self) -> VectorForm:
         """How its vectors are stored."""
-        return VectorForm(self.dimensions, self.dtype, self.metric is Metric.COSINE)
+        return self._stored[0]
 
     @property
     def vector_bytes(self) -> int:
         """Of one stored vector."""
-        return self.form.row_bytes
+        return self._stored[1]
+
+    @cached_property
+    def _stored(self) -> tuple[VectorForm, int]:
+        """Made once: every write asks for both, on each replica."""
+        form = VectorForm(self.dimensions, self.dtype, self.metric is Metric.COSINE)
+        return form, form.row_bytes
 
     def is_altered_from(self, made: CollectionSpec, index: IndexParams | None = None) -> bool:
         """Whether a collection that was made as `made` may have become this: what AlterCollection changes is its index

@@ -10,6 +10,7 @@ import typer
 
 from needle.base.config import parse_node
 from needle.base.model import INDEX_WORDS, Metric
+from needle.base.sharding_config import SHARDS, VIRTUAL_NODES
 from needle.cli.common import Json, notes, print_json
 from needle.cli.status import Look, look, status_json
 from needle.connecting import DEFAULT_CLUSTER_ID
@@ -33,7 +34,7 @@ def create(
         list[str],
         typer.Argument(metavar="NODE...", help="Running nodes, name=host:port, in the order shards are placed."),
     ],
-    shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = 1,
+    shards: Annotated[int, typer.Option("--shards", help="How many parts the documents are spread over.")] = SHARDS,
     replicas: Annotated[
         int | None,
         typer.Option("--replicas", help="Copies of each shard, each on its own node. (3, or as many as nodes)"),
@@ -43,7 +44,7 @@ def create(
     ] = "consistent_hash",
     virtual_nodes: Annotated[
         int, typer.Option("--virtual-nodes", help="Points of each shard on the ring of consistent_hash.")
-    ] = 100,
+    ] = VIRTUAL_NODES,
     boundary: Boundaries = None,
     dimensions: Annotated[
         int | None, typer.Option("--dimensions", help="Create the collection 'default' with vectors of this length.")

@@ -13,6 +13,7 @@ import msgspec
 
 from needle.base.config import Limits, SegmentConfig, check_range, refuse
 from needle.base.model import IndexKind, IndexParams
+from needle.base.sharding_config import SHARDS_MAX
 
 # --- measured with `python -m bench.sizes` -------------------------------------------------------------------------
 VECTOR_BYTES: Final = 4
@@ -53,7 +54,7 @@ GUIDE: Final = ((10_000_000, 1), (50_000_000, 2), (100_000_000, 4), (500_000_000
 VECTORS_A_SHARD: Final = 62_500_000
 USED_MAX: Final = 0.8
 """Of a node's memory and disk."""
-VECTORS_MAX, SHARDS_MAX = 10**13, 4096
+VECTORS_MAX = 10**13
 
 
 class Sizing(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from needle.base.ids import GroupId, NodeId, group_name, shard_group
+from needle.base.ids import GroupId, NodeId, group_name, shard_group, shard_of_group
 from needle.routing.ranges import overlap
 from needle.routing.shard_map import KeyRange
 
@@ -64,6 +64,11 @@ class MoveReplicas(msgspec.Struct, frozen=True, kw_only=True, tag="move-replicas
     why: str = ""
 
     @property
+    def shard(self) -> int:
+        """Whose replicas they are: its number, -1 for the catalog."""
+        return shard_of_group(self.group)
+
+    @property
     def added(self) -> tuple[NodeId, ...]:
         """The nodes that get a replica."""
         return tuple(node for node in self.after if node not in self.before)
@@ -96,6 +101,11 @@ class PreferLeader(msgspec.Struct, frozen=True, kw_only=True, tag="prefer-leader
     after: tuple[NodeId, ...]
     documents: int = 0
     bytes: int = 0
+
+    @property
+    def shard(self) -> int:
+        """Which is to be led by another one: its number, -1 for the catalog."""
+        return shard_of_group(self.group)
 
     @property
     def groups(self) -> frozenset[GroupId]:

@@ -14,10 +14,9 @@ from needle.base.config import check_range
 from needle.base.errors import invalid
 from needle.base.ids import NodeId
 from needle.base.schema import refuse
+from needle.base.sharding_config import REPLICAS_MAX as REPLICAS_MAX
 from needle.routing.planned_moves import Move, size_in_words
 
-REPLICAS_MAX = 7
-"""Of a shard, and of the catalog."""
 ZONE_CHARS_MAX = 256
 FRACTION_MAX = 1000
 RANGE_BYTES = (1 << 20, 1 << 50)

@@ -11,11 +11,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from needle.base.errors import invalid
+from needle.base.sharding_config import VIRTUAL_NODES, VIRTUAL_NODES_MAX
 from needle.routing.strategy import key_hash
 
 SPACE = 1 << 64
-VIRTUAL_NODES_MAX = 10_000
-"""Of one shard."""
 POINTS_MAX = 1 << 19
 """Of all shards together: the map that is made of them is in the catalog, on every node and in every client."""
 
@@ -23,7 +22,7 @@ POINTS_MAX = 1 << 19
 class Ring:
     """An immutable ring. virtual_nodes: of each shard."""
 
-    def __init__(self, shards: Sequence[int], virtual_nodes: int = 100) -> None:
+    def __init__(self, shards: Sequence[int], virtual_nodes: int = VIRTUAL_NODES) -> None:
         if not shards or len(set(shards)) != len(shards):
             raise invalid("shards", list(shards), "one or more different shard numbers")
         if not 1 <= virtual_nodes <= VIRTUAL_NODES_MAX:

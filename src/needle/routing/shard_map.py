@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from needle.base.errors import invalid
+from needle.base.sharding_config import SHARDS_MAX as SHARDS_MAX
+from needle.base.sharding_config import VIRTUAL_NODES
 from needle.routing.ring import Ring
 from needle.routing.strategy import ShardStrategy
-
-SHARDS_MAX = 4096
-"""Retired ones included: their numbers are not used again."""
 
 KeyRange = tuple[bytes, bytes | None]
 """[start, end); end None: to the end of the key space."""
@@ -77,7 +76,7 @@ class ShardMap(msgspec.Struct, frozen=True, array_like=True):
 
 
 def initial_map(
-    strategy: ShardStrategy, shard_count: int, virtual_nodes: int = 100, boundaries: Sequence[str] = ()
+    strategy: ShardStrategy, shard_count: int, virtual_nodes: int = VIRTUAL_NODES, boundaries: Sequence[str] = ()
 ) -> ShardMap:
     """The map a cluster starts with. boundaries: for RANGE, the first id of every shard but the first
     (shard_count - 1 of them); without them the ids' first byte is divided evenly."""

@@ -18,6 +18,7 @@ from needle.base.access import ADMIN, Identity, KeyInfo
 from needle.base.errors import invalid
 from needle.base.ids import CATALOG_GROUP, GroupId, NodeId, shard_group
 from needle.base.model import Claim
+from needle.base.sharding_config import VIRTUAL_NODES
 from needle.base.versions import FIRST
 from needle.routing.collection_info import CollectionInfo as CollectionInfo
 from needle.routing.collection_info import NamedVector as NamedVector
@@ -154,7 +155,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     shard_count: int
     replication_factor: int
-    virtual_nodes_per_shard: int = 100
+    virtual_nodes_per_shard: int = VIRTUAL_NODES
     strategy: ShardStrategy = CONSISTENT_HASH
 
     def in_words(self) -> str:

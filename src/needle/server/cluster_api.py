@@ -22,10 +22,19 @@ from typing import Any, Self
 
 import msgspec
 
-from needle.base.config import PlacementConfig, RaftConfig, check_node_id, check_range, parse_address, refuse
+from needle.base.config import (
+    SETTINGS,
+    PlacementConfig,
+    RaftConfig,
+    check_node_id,
+    default_collection,
+    parse_address,
+    refuse,
+)
 from needle.base.errors import ConfigError, NeedleError, Unavailable, invalid
 from needle.base.ids import NodeId
 from needle.base.model import CollectionSpec, Hit, IndexParams, Metric, ReadMode
+from needle.base.sharding_config import SHARDS, VIRTUAL_NODES
 from needle.base.versions import FIRST, SAID
 from needle.client.client import Client
 from needle.client.document_calls import DocumentCalls
@@ -39,9 +48,7 @@ from needle.connecting import Credentials, Tls, check_key, check_tls, cluster_cl
 from needle.protocol import calls
 from needle.protocol.catalog_commands import RegisterNode
 from needle.protocol.peer_calls import FOUND, FoundCall
-from needle.routing.plans import REPLICAS_MAX
-from needle.routing.ring import VIRTUAL_NODES_MAX
-from needle.routing.shard_map import SHARDS_MAX, ShardMap, initial_map
+from needle.routing.shard_map import ShardMap, initial_map
 from needle.routing.strategy import ShardStrategy, routing_key
 from needle.routing.topology import ClusterSettings, Topology
 from needle.server.catalog.founding import ASK_SECONDS, ask_who, create_cluster, node_info
@@ -49,9 +56,17 @@ from needle.server.node import Node
 from needle.server.ports import system_ports
 from needle.server.system_node import system_node
 
-DIMENSIONS_MAX = 1 << 20
-"""Of any node's `limits.dimensions_max`, which each node checks."""
 REPLICAS = 3
+_SETTINGS = {
+    "shard_count": "sharding.shards",
+    "replication_factor": "sharding.replicas",
+    "virtual_nodes_per_shard": "sharding.virtual_nodes",
+    "dimensions": "dimensions",
+    "metric": "metric",
+    "cluster_id": "cluster_id",
+}
+"""By the fields of a ShardConfig, the settings of nodes that say the same of a cluster that these found: there stands
+what is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +76,9 @@ class ShardConfig:
     `default`, made with the cluster; dimensions=None makes none. api_key: as for
     `needle.connect`, as is tls. cluster_secret: that of the nodes, instead of a key, such as before there are any."""
 
-    shard_count: int = 1
+    shard_count: int = SHARDS
     replication_factor: int | None = None
-    virtual_nodes_per_shard: int = 100
+    virtual_nodes_per_shard: int = VIRTUAL_NODES
     strategy: ShardStrategy = ShardStrategy.CONSISTENT_HASH
     boundaries: Sequence[str] = ()
     dimensions: int | None = None
@@ -75,16 +90,13 @@ class ShardConfig:
     tls: Tls = None
 
     def __post_init__(self) -> None:
-        check_range("shard_count", self.shard_count, 1, SHARDS_MAX)
-        if self.replication_factor is not None:
-            check_range("replication_factor", self.replication_factor, 1, REPLICAS_MAX)
-        check_range("virtual_nodes_per_shard", self.virtual_nodes_per_shard, 1, VIRTUAL_NODES_MAX)
+        for name, path in _SETTINGS.items():
+            value, left_out = getattr(self, name), getattr(ShardConfig, name)
+            if value is None and left_out is not None:  # a node's settings need not say it
+                raise refuse(name, value, SETTINGS[path].allowed)
+            object.__setattr__(self, name, SETTINGS[path].check(value, name))  # as a frozen dataclass sets its fields
         if not isinstance(self.strategy, ShardStrategy):
             raise refuse("strategy", self.strategy, "a ShardStrategy, such as ShardStrategy.CONSISTENT_HASH")
-        if self.dimensions is not None:
-            check_range("dimensions", self.dimensions, 1, DIMENSIONS_MAX)
-        if self.metric not in list(Metric):
-            raise refuse("metric", self.metric, f"one of {', '.join(Metric)}")
         check_index(self.index)
         self.first_map()
 
@@ -100,10 +112,7 @@ class ShardConfig:
     @property
     def first_collection(self) -> CollectionSpec | None:
         """The collection `default`, if `dimensions` says that there is to be one."""
-        if self.dimensions is None:
-            return None
-        metric, index = Metric(self.metric), check_index(self.index)
-        return CollectionSpec(name=DEFAULT_COLLECTION, dimensions=self.dimensions, metric=metric, index=index)
+        return default_collection(self.dimensions, self.metric, check_index(self.index))
 
     @property
     def shown(self) -> Credentials:

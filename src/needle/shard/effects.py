@@ -66,12 +66,12 @@ class Position(NamedTuple):
 
 def _packed(effect: Effect, run: bool) -> bytes:
     """As it is kept: a hundredth to a fifth of what the objects take."""
-    olds, kind = effect.olds, effect.kind | (_RUN if run else 0)
-    count = len(olds)
+    entry, kind, collection_id, version, first, olds, vectors = effect
+    kind, count = kind | (_RUN if run else 0), len(olds)
     if olds.count(ABSENT) == count:
         olds, kind = (), kind | _NO_OLDS
-    numbers = (effect.entry, effect.collection_id, effect.version, effect.first, count, len(effect.vectors), kind)
-    return _HEAD.pack(*numbers) + array("q", (*olds, *effect.vectors)).tobytes()
+    head = _HEAD.pack(entry, collection_id, version, first, count, len(vectors), kind)
+    return head + array("q", (*olds, *vectors)).tobytes() if olds or vectors else head
 
 
 def _unpacked(data: bytes) -> Effect:

@@ -265,7 +265,7 @@ class LiveCollection:
             vectors = change.record.spec.form.rows(block)
             self.vectors.append_at(_without(written, kept), vectors)
         if change.rows and not self.record.spec.of:
-            self.payload.add([(at, row[3]) for at, row in zip(written, change.rows, strict=True)])
+            self.payload.add(list(zip(written, [row[3] for row in change.rows], strict=True)))
         if change.rows:
             self._weights.note([(row[1], row[3]) for row in islice(change.rows, SAMPLE)])
         if kept and self._vector_ordinals is None:

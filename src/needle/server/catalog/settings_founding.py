@@ -25,6 +25,7 @@ from needle.base.errors import InvalidArgument, LostState, NeedleError, Unavaila
 from needle.base.ids import CATALOG_GROUP, NodeId
 from needle.base.model import WriteResult
 from needle.base.news import FOR_EVER, News
+from needle.base.sharding_config import SHARDS, VIRTUAL_NODES
 from needle.base.versions import FIRST
 from needle.catalog.machine import CatalogMachine
 from needle.catalog.planning.catalog_nodes import catalog_voters
@@ -78,9 +79,9 @@ def settings_of(config: RaftConfig) -> ClusterSettings:
     """How the cluster is sharded that `config` describes. Raises ConfigError or InvalidArgument if that cannot be."""
     sharding = config.sharding
     made = ClusterSettings(
-        shard_count=sharding.shards or 1,
+        shard_count=sharding.shards or SHARDS,
         replication_factor=sharding.replicas or len(config.founders),
-        virtual_nodes_per_shard=sharding.virtual_nodes or 100,
+        virtual_nodes_per_shard=sharding.virtual_nodes or VIRTUAL_NODES,
         strategy=parse_strategy("sharding.strategy", sharding.strategy or CONSISTENT_HASH.kind),
     )
     if sharding.boundaries and made.strategy != RANGE:

@@ -107,6 +107,7 @@ DROPPABLE = frozenset({*COUNTED - {calls.WRITE}, READ_INDEX, SEGMENT_CHUNK})
 """What is cancelled when its caller's connection ends."""
 DECODED_BYTES_MAX = 1024 * 1024
 """A larger body is copied out of its frame in a thread."""
+_ENCODED = bytes, Pieces
 HOST_CALL_BYTES_MAX = 4 * 1024 * 1024
 """What nodes ask each other is smaller: some bytes a group."""
 
@@ -319,7 +320,7 @@ class Service:
             documents = documents_of(method, call, answer) if meter is not None else 0
             if caller is not None:
                 answer = told(caller, method, call, answer)
-            body = answer if isinstance(answer, bytes | Pieces) else await encoded(self._node, answer)
+            body = answer if isinstance(answer, _ENCODED) else await encoded(self._node, answer)
             if meter is not None:
                 meter.pay(documents, len(body) if isinstance(body, bytes) else sum(map(len, body)))
             return body

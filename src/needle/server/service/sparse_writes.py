@@ -17,12 +17,13 @@ from needle.routing.stored_collections import StoredCollections
 from needle.routing.topology import Topology
 
 _CHANGES = commands.Patch, commands.ChangeWhere
+_WITH_FIELDS = commands.Insert, *_CHANGES
 
 
 def check_sparse_of(command: commands.Command, topology: Topology, known: StoredCollections) -> None:
     """By what the catalog says of its collection. known: what was found of collections before. Raises
     InvalidArgument."""
-    if isinstance(command, commands.Insert | commands.Patch | commands.ChangeWhere):
+    if isinstance(command, _WITH_FIELDS):
         info = known.find(topology, command.collection)
         if info is not None and info.sparse:
             check_sparse(command, info.sparse)

@@ -149,7 +149,7 @@ class Batch:
         name = record.spec.name
         if (names := self._vector_names.get(name)) is None:
             names = self._vector_names[name] = list(self._before.vectors_of(name))
-        return [found for one in names if (found := self.find_record(one)) is not None]
+        return [found for one in names if (found := self.find_record(one)) is not None] if names else []
 
     def _follow(
         self, change: CollectionChange, ids: Sequence[str], given: ByVector = NOTHING, *, keep: bool = False
@@ -310,8 +310,11 @@ class Batch:
         """Of what is written from the next ordinal on, or deleted. keep_vectors: those of olds live on."""
         if not self.telling:
             return
-        dead = () if keep_vectors else tuple(old.vector for old in olds if old and old.vector != old.ordinal)
-        ordinals = tuple(ABSENT if old is None else old.ordinal for old in olds)
+        if any(olds):
+            dead = () if keep_vectors else tuple(old.vector for old in olds if old and old.vector != old.ordinal)
+            ordinals = tuple(ABSENT if old is None else old.ordinal for old in olds)
+        else:  # as most are
+            dead, ordinals = (), (ABSENT,) * len(olds)
         record = change.record
         self.effects.append(Effect(self.telling, kind, record.id, version, record.next_ordinal, ordinals, dead))
 

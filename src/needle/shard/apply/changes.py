@@ -105,7 +105,7 @@ class CollectionChange:
         out.kept.extend(
             (collection_id, id_, old.ordinal, old.vector, old.version, old.expires, died) for id_, old in self.held
         )
-        out.ids.update(((collection_id, id_), refs[id_]) for id_ in self.written)
+        out.ids.update({(collection_id, id_): refs[id_] for id_ in self.written})
 
     def _vector_rows(self) -> list[tuple[int, bytes | memoryview]]:
         width = self.record.spec.vector_bytes
