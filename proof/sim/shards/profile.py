@@ -27,6 +27,7 @@ WORDS_SHARE = 0.5
 SEVERAL_SHARE = 0.3
 LOADING_SHARE = 0.3
 SPARSE_SHARE = 0.35
+BACKING_SHARE = 0.12
 UNAWARE = ("c2", "c3")
 HOME = "home"
 """The metadata field that decides in runs with custom routing. It follows from the id: an id is one document."""
@@ -51,7 +52,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     (feeds.py); altering: whether somebody changes the index of their collection
     (altering.py); words: whether somebody searches by words (wording.py); several: whether somebody writes
     documents with two vectors (several.py); loading: whether somebody loads collections in bulk (loading.py);
-    sparse: whether somebody searches by sparse vectors (sparse.py)."""
+    sparse: whether somebody searches by sparse vectors (sparse.py); backing: whether somebody makes backups and
+    archives the logs (backing.py)."""
 
     shards: int
     replicas: int
@@ -76,6 +78,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     several: bool = False
     loading: bool = False
     sparse: bool = False
+    backing: bool = False
 
 
 def shape_of(spec: Spec) -> Shape:
@@ -88,8 +91,10 @@ def shape_of(spec: Spec) -> Shape:
     several = not spec.plain and stream(spec.seed, "who writes several vectors").random() < SEVERAL_SHARE
     loading = not spec.plain and stream(spec.seed, "who loads in bulk").random() < LOADING_SHARE
     sparse = not spec.plain and stream(spec.seed, "who searches by sparse vectors").random() < SPARSE_SHARE
+    backing = not spec.plain and stream(spec.seed, "who makes backups").random() < BACKING_SHARE
     return msgspec.structs.replace(
         shape,
+        backing=spec.backups or backing,
         pinned=pinned,
         altering=altering,
         feeds=feeds,
