@@ -19,12 +19,12 @@ from proof.sim.event_loop import SimLoop
 from proof.sim.machine import WALL_EPOCH
 from proof.sim.process import Killed, Process
 
-REFUSED_SHARE: Final = 0.02
-LOST_SHARE: Final = 0.02
-TORN_SHARE: Final = 0.01
+REFUSED_SHARE: Final = 0.006
+LOST_SHARE: Final = 0.006
+TORN_SHARE: Final = 0.004
 """Of the calls, while there are faults: refused; done, though the caller is told otherwise; a put that leaves a part
 beside the file that it was to make or replace."""
-AWAY_SHARE, AWAY_SECONDS = 0.003, 3.0
+AWAY_SHARE, AWAY_SECONDS = 0.001, 3.0
 """Calls after which nothing is taken for a while."""
 
 

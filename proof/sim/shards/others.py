@@ -16,6 +16,7 @@ from proof.sim.shards.altering import Altering
 from proof.sim.shards.backing import NAME as BACKING
 from proof.sim.shards.backing import BackingUp
 from proof.sim.shards.bringing_back import Judge
+from proof.sim.shards.careful import Careful
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.feeds import FeedReader
 from proof.sim.shards.lasting import Lasting
@@ -31,7 +32,7 @@ from proof.sim.stage import Stage
 
 MIRRORED_SHARE: Final = 0.5
 """Of runs with documents of two vectors."""
-Other = Altering | BackingUp | Churn | FeedReader | Lasting | Loading | PinnedReader | Several | SparseSearcher | WordSearcher
+Other = Altering | BackingUp | Careful | Churn | FeedReader | Lasting | Loading | PinnedReader | Several | SparseSearcher | WordSearcher
 
 
 class Others:
@@ -85,6 +86,8 @@ class Others:
             self.sparse = SparseSearcher(stage, client, aware, truth)
             self._begin("sparse", self.sparse)
             self.work.append(stage.ask("sparse-reader", self.sparse.read()))
+        if shape.careful:
+            self._begin("careful", Careful(stage, client("careful", truth.now), truth))
         self._truth = truth
         self.backing: BackingUp | None = None
         if shape.backing:
