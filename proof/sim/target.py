@@ -50,9 +50,7 @@ class Target:
 
     def left_by_the_dead(self, prefixes: tuple[str, ...]) -> list[str]:
         """Files that begin so, and whose writer runs no more."""
-        return sorted(
-            name for name, file in self._files.items() if name.startswith(prefixes) and not file.writer.alive
-        )
+        return sorted(name for name, file in self._files.items() if name.startswith(prefixes) and not file.writer.alive)
 
     def called(self, name: str, effect: Callable[[], None], torn: Callable[[], None]) -> None:
         """One call of a store. Raises StorageError as the faults have it."""

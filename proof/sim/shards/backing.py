@@ -19,7 +19,6 @@ from needle.backup.around import Around
 from needle.backup.keeping import MAKING, PRUNING, backup_ids
 from needle.base.errors import CorruptBackup, NeedleError, OutcomeUnknown, RestoreDiffers, StorageError
 from needle.client.client import Client
-from needle.routing.topology import Topology
 from proof.checkers.violation import Violation
 from proof.sim.machine import WALL_EPOCH, SimClock, SimPool, stream
 from proof.sim.process import Process
@@ -201,9 +200,7 @@ class BackingUp:
         hours, keep = self._rng.choice([None, KEPT_SECONDS / 3600]), self._rng.randint(1, 3)
         if hours is not None:
             self.since = max(self.since, one.around.micros() - int(hours * 3.6e9))
-        await self._watched(
-            one, prune(one.store, keep, archive_hours=hours, around=one.around), self._end(one.store)
-        )
+        await self._watched(one, prune(one.store, keep, archive_hours=hours, around=one.around), self._end(one.store))
         self.pruned += 1
 
     async def _seen(self) -> None:

@@ -86,7 +86,9 @@ class Judge:
                     true = log.get(one.index)
                     data = None if true is None else b"" if true.data.startswith(CONF) else true.data
                     if true is None or (true.term, data) != (one.term, one.data):
-                        raise Violation(NAME, f"entry {one.index} of shard {shard} is archived otherwise than committed")
+                        raise Violation(
+                            NAME, f"entry {one.index} of shard {shard} is archived otherwise than committed"
+                        )
 
     # --- copies -------------------------------------------------------------------------------------------------------
     def _backup(self, manifest: Manifest, made: Made) -> None:

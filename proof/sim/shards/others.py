@@ -21,6 +21,8 @@ from proof.sim.shards.churn import Churn
 from proof.sim.shards.feeds import FeedReader
 from proof.sim.shards.lasting import Lasting
 from proof.sim.shards.loading import Loading
+from proof.sim.shards.losing import NAME as LOSING
+from proof.sim.shards.losing import Losing
 from proof.sim.shards.named_feeds import NamedFeedReader
 from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import Shape
@@ -32,7 +34,20 @@ from proof.sim.stage import Stage
 
 MIRRORED_SHARE: Final = 0.5
 """Of runs with documents of two vectors."""
-Other = Altering | BackingUp | Careful | Churn | FeedReader | Lasting | Loading | PinnedReader | Several | SparseSearcher | WordSearcher
+Other = (
+    Altering
+    | BackingUp
+    | Careful
+    | Churn
+    | FeedReader
+    | Lasting
+    | Loading
+    | Losing
+    | PinnedReader
+    | Several
+    | SparseSearcher
+    | WordSearcher
+)
 
 
 class Others:
@@ -89,6 +104,10 @@ class Others:
         if shape.careful:
             self._begin("careful", Careful(stage, client("careful", truth.now), truth))
         self._truth = truth
+        self._losing: Losing | None = None
+        if shape.losing:
+            self._losing = Losing(stage, truth)
+            self._begin(LOSING, self._losing)
         self.backing: BackingUp | None = None
         if shape.backing:
             self.backing = BackingUp(stage, client, truth)
@@ -106,6 +125,8 @@ class Others:
         """Now that nothing changes any more: all of them hear what they have to, in so many seconds, and what backups
         and archives have is right. Raises Violation."""
         await self._stage.until("the last answers to feeds and words", seconds, self.told_everything)
+        if self._losing is not None:
+            self._losing.judge(history)
         if (backing := self.backing) is not None:
             asked = partial(self._archived, backing)
             await self._stage.until("the archive to have all of it", seconds, asked)
