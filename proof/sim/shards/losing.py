@@ -1,8 +1,8 @@
 """What `needle recover` makes of a node whose cluster is gone: copies of directories, as a crash at some instant of the
 run would leave them, each made a cluster of its own in the end, by the command's own code.
 
-The recovery is broken off at each of some steps, and goes on. Checked, of each shard that it keeps: what is there is what
-the shard's log says at the place up to which the directory had that log, but for documents that entries behind it
+The recovery is broken off at some of its steps, and goes on. Checked, of each shard that it keeps: what is there is
+what the shard's log says at the place up to which the directory had that log, but for documents that entries behind it
 write, which nobody may have committed; and of all that was acknowledged before the crash, whatever the directory lacks
 is behind the index that the new cluster tells of. What is refused is counted.
 """
