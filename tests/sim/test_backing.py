@@ -169,7 +169,7 @@ def test_backups_are_made_and_judged_and_a_seed_is_one_run() -> None:
 
 
 def test_what_is_left_of_a_node_is_recovered_and_judged() -> None:
-    report, story = run(Spec(seed=3, nodes=3, seconds=8, sharded=True), keep_trace=True)
+    report, story = run(Spec(seed=3, nodes=3, seconds=15, sharded=True), keep_trace=True)
     assert report.failure is None
     (told,) = [line for line in story if "directories recovered" in line]
     assert int(told.split()[1]) > 0
