@@ -203,8 +203,20 @@ async def _switch_times(report: Report, nodes: ShardedNodes) -> None:
         most = min((bound for bound, at_most in bounds.items() if at_most >= count), default=0.0)
         mean = 1e3 * sums["sum"] / count if count else 0.0
         report.row(
-            f"  {what}, as nodes measure it", f"mean {mean:.0f} ms, none over {1e3 * most:g} ms", f"{count:.0f} moves"
+            f"  {what}, as nodes measure it",
+            f"mean {mean:.0f} ms, median {1e3 * _middle(bounds, count):.0f} ms, none over {1e3 * most:g} ms",
+            f"{count:.0f} moves",
         )
+
+
+def _middle(bounds: Mapping[float, float], count: float) -> float:
+    """The median by the bounds of a histogram, as Prometheus' `histogram_quantile` has it."""
+    below = under = 0.0
+    for bound, at_most in sorted(bounds.items()):
+        if at_most >= count / 2 > 0:
+            return below + (bound - below) * (count / 2 - under) / (at_most - under)
+        below, under = bound, at_most
+    return below
 
 
 async def _replicas_under_load(

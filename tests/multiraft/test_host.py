@@ -466,7 +466,12 @@ async def test_a_follower_reads_its_sockets_before_it_takes_its_leader_for_silen
         other = next(n for n in cluster.running() if n is not leader)
         raft, term = other.host.engine.groups[0].raft, leader.host.term(0)
         cluster.network.isolate(other.name)
-        await until(lambda: not other.host.engine.groups[0].busy)  # who writes while the clock jumps has a stalled disk
+
+        def idle() -> bool:  # who writes while the clock jumps has a stalled disk
+            engine = other.host.engine
+            return not engine.groups[0].busy and not engine._writer.busy and raft._s.writing is None
+
+        await until(idle)
         late = raft.next_deadline() + CALM.heartbeat_interval / 2
         monkeypatch.setattr(other.host.engine, "clock", SimpleNamespace(monotonic=lambda: late))
         other.host.engine._tick([0], read=False)
@@ -475,7 +480,7 @@ async def test_a_follower_reads_its_sockets_before_it_takes_its_leader_for_silen
         other.host.engine.on_raft(leader.name, encode_frame(leader.host.engine.lives.nonce, 0, [(0, heartbeat)]))
         await turns()
         assert (raft.role, raft.leader, raft.term) == (Role.FOLLOWER, leader.name, term)
-        await until(lambda: not other.host.engine.groups[0].busy)
+        await until(idle)
         later = raft.next_deadline() + CALM.heartbeat_interval / 2
         monkeypatch.setattr(other.host.engine, "clock", SimpleNamespace(monotonic=lambda: later))
         other.host.engine._tick([0], read=False)

@@ -20,6 +20,7 @@ from needle.protocol import calls, commands
 from needle.protocol.calls import WriteCall
 from needle.routing import strategy
 from needle.rpc.promise import Promise
+from needle.server import call_rates
 from needle.server.node import Node
 from needle.server.service.audited import Audited
 
@@ -91,6 +92,7 @@ async def test_it_is_decoded_once_and_its_id_hashed_once(world: World, monkeypat
 
     monkeypatch.setattr(commands, "decode", counted("decode", commands.decode))
     monkeypatch.setattr(strategy, "key_hash", counted("hash", strategy.key_hash))
+    monkeypatch.setattr(call_rates, "routing_key", lambda *_: b"")  # of one write a second
     monkeypatch.setattr(world.cluster, "shard_for", {"a": world.cluster.shard_for("a")}.__getitem__)
     seen.clear()
     answer = await world.insert(Identity("", NODE), "a")
