@@ -12,12 +12,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
-from needle.backup import archive, create, prune, restore
+from needle.backup import archive, create, prune
 from needle.backup.archive_reading import chosen, read_head
 from needle.backup.archiving import Archiver
 from needle.backup.around import Around
 from needle.backup.keeping import MAKING, PRUNING, backup_ids
-from needle.backup.one_collection import MARK
 from needle.base.errors import CorruptBackup, NeedleError, OutcomeUnknown, RestoreDiffers, StorageError
 from needle.client.client import Client
 from proof.checkers.violation import Violation
@@ -26,7 +25,6 @@ from proof.sim.process import Process
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
 from proof.sim.target import SimTarget, Target
-from proof.sim.workload import COLLECTION
 
 NAME: Final = "backing"
 CALL_SECONDS: Final = 5.0
@@ -36,7 +34,6 @@ KILLED_SHARE, IN_A_CALL_SHARE, PRUNE_SHARE, SECOND_SHARE = 0.5, 0.5, 0.25, 0.3
 CALLS_MAX: Final = 60
 KEPT_SECONDS: Final = 25.0
 """Of the archive, where it is pruned."""
-RESTORED: Final = "restored"
 T = TypeVar("T")
 
 
@@ -90,19 +87,6 @@ class BackingUp:
         wanted, one = self._truth.last(), self.machine("archiver")
         return await self._stage.loop.spawn(one.process, self._archived(one, wanted))
 
-    async def is_restored(self) -> bool:
-        """Whether the workload's collection was restored under another name, of the newest backup, by commands that are
-        killed as the others were."""
-        there = {info.spec.name for info in self._truth.now.collections}
-        if not self.made or (RESTORED in there and not any(name.startswith(MARK) for name in there)):
-            return True  # who was killed may have been done
-        one = self.machine("restoring")
-        work = restore(
-            one.client, one.store, max(self.made), collection=COLLECTION, name=RESTORED, timeout=CALL_SECONDS,
-            around=one.around,
-        )  # fmt: skip
-        return await self._watched(one, work, self._end(one.store))
-
     async def _archived(self, one: Machine, wanted: dict[int, int]) -> bool:
         archiver = Archiver(one.client, one.store, around=one.around)
         try:
@@ -133,9 +117,9 @@ class BackingUp:
         await asyncio.sleep(self._rng.expovariate(1 / REST_SECONDS))
 
     # --- commands, and their ends -------------------------------------------------------------------------------------
-    async def _watched(self, machine: Machine, work: Coroutine[Any, Any, object], seconds: float | None) -> bool:
+    async def _watched(self, machine: Machine, work: Coroutine[Any, Any, object], seconds: float | None) -> None:
         """Run a command to its end, or until it was killed: after so many seconds (None: not by the clock), or by its
-        store. Whether it did what it had to."""
+        store."""
         loop, process = self._stage.loop, machine.process
         task, deadline = loop.spawn(process, work), None if seconds is None else loop.time() + seconds
         while process.alive and not task.done():
@@ -147,9 +131,6 @@ class BackingUp:
             self._stage.trace.note(f"{process} was killed")
         elif (error := task.exception()) is not None:
             self._judge(process.name, error)
-        else:
-            return True
-        return False
 
     def _judge(self, name: str, error: BaseException) -> None:
         self._stage.trace.note(f"{name}: {error}")

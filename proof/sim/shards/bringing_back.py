@@ -27,12 +27,12 @@ from needle.backup.store import Store
 from needle.base.errors import InvalidArgument, StorageError
 from needle.base.ids import shard_group
 from needle.routing.topology import Topology
-from proof.checkers.copies import NAME, Copied, Copy, Logs, check_copy, is_same
+from proof.checkers.copies import NAME, Copied, Copy, Logs, check_copy
 from proof.checkers.history import History, Operation
 from proof.checkers.violation import Violation
 from proof.sim.machine import WALL_EPOCH, stream
 from proof.sim.observer import CONF
-from proof.sim.shards.backing import RESTORED, Made
+from proof.sim.shards.backing import Made
 from proof.sim.shards.truth import Truth
 from proof.sim.stage import Stage
 from proof.sim.workload import COLLECTION
@@ -70,21 +70,6 @@ class Judge:
             raise Violation(NAME, f"the last instant of the archive, {self._seconds(until):.3f} s, is refused")
         self._index({shard: head.shards[shard][0] for shard in serving})
         self._stage.trace.tell(f"{self.judged} copies are as the logs say, {self.refused} instants refused")
-
-    def restored(self, made: Mapping[str, Made]) -> None:
-        """What a command restored of the newest backup is what that has, but for what expired. Raises Violation."""
-        if not made:
-            return
-        manifest = read_manifest(self._store, max(made))
-        (copy,) = (one for one in manifest.collections if one.spec.name == COLLECTION)
-        wanted = {one.id: one for one in _copied(self._store, copy)}
-        models = self._truth.models(RESTORED).values()
-        found = {name: one for model in models for name, one in model.at(model.last_index).items()}
-        for name in sorted(wanted.keys() | found.keys()):
-            one, there = wanted.get(name), found.get(name)
-            gone = one is not None and one.expires and there is None
-            if not gone and not is_same(one, there):
-                raise Violation(NAME, f"{name} of backup {manifest.id} is restored otherwise: {one} and {there}", name)
 
     def _whole(self) -> None:
         found = verify(self._store, scratch=str(self._scratch))

@@ -130,17 +130,10 @@ class Others:
         if (backing := self.backing) is not None:
             asked = partial(self._archived, backing)
             await self._stage.until("the archive to have all of it", seconds, asked)
-            judge = Judge(self._stage, self._truth, history, backing.target)
-            judge.judge(backing.made, backing.since)
-            asked = partial(self._restored, backing)
-            await self._stage.until("a backup to be restored", seconds, asked)
-            judge.restored(backing.made)
+            Judge(self._stage, self._truth, history, backing.target).judge(backing.made, backing.since)
 
     async def _archived(self, backing: BackingUp) -> bool:
         return await self._stage.ask(BACKING, backing.is_archived())
-
-    async def _restored(self, backing: BackingUp) -> bool:
-        return await self._stage.ask(BACKING, backing.is_restored())
 
     async def told_everything(self) -> bool:
         """Whether who reads a feed was told everything, and who searches by words or sparse vectors is answered, now

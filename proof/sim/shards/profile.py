@@ -94,7 +94,7 @@ def shape_of(spec: Spec) -> Shape:
     several = not spec.plain and stream(spec.seed, "who writes several vectors").random() < SEVERAL_SHARE
     loading = not spec.plain and stream(spec.seed, "who loads in bulk").random() < LOADING_SHARE
     sparse = not spec.plain and stream(spec.seed, "who searches by sparse vectors").random() < SPARSE_SHARE
-    backing = not spec.plain and stream(spec.seed, "who makes backups").random() < BACKING_SHARE
+    backing = spec.sharded and not spec.plain and stream(spec.seed, "who makes backups").random() < BACKING_SHARE
     return msgspec.structs.replace(
         shape,
         backing=spec.backups or backing,
