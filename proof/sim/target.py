@@ -76,9 +76,9 @@ class Target:
             raise StorageError(f"{name}: simulated: broken off", path=name)
         effect()
 
-    def put(self, name: str, data: bytes, writer: Process) -> None:
-        """Make or replace a file."""
-        self._files[name] = _File(bytes(data), WALL_EPOCH + self._loop.time(), writer)
+    def put(self, name: str, data: bytes, writer: Process | None = None) -> None:
+        """Make or replace a file. writer: None for the world itself."""
+        self._files[name] = _File(bytes(data), WALL_EPOCH + self._loop.time(), writer or self._loop.root)
 
     def tear(self, name: str, data: bytes, writer: Process) -> None:
         """What a put leaves that is broken off, as a directory keeps it."""

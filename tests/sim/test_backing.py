@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,7 +105,8 @@ class Faults:
 
 def target(*numbers: float) -> tuple[Target, SimTarget, Process]:
     process = Process("archiver", 1)
-    there = Target(SimLoop(random.Random(1)), Faults(*numbers))  # type: ignore[arg-type]
+    faults: Any = Faults(*numbers)
+    there = Target(SimLoop(random.Random(1)), faults)
     return there, SimTarget(there, process, lambda: setattr(process, "alive", False)), process
 
 
@@ -135,14 +136,15 @@ def test_who_uses_a_store_is_killed_before_or_after_a_call_and_is_known_to_be_de
             store.get("making/one")
 
 
-def careful(voters: list[str], down: dict[str, float], resting: set[str] = frozenset()) -> Careful:  # type: ignore[assignment]
+def careful(voters: list[str], down: dict[str, float], resting: Collection[str] = ()) -> Careful:
     raft = SimpleNamespace(conf=SimpleNamespace(voters=voters, voters_outgoing=[]))
     node: Any = SimpleNamespace(groups=lambda: {1: SimpleNamespace(raft=raft)})
     fleet = SimpleNamespace(down_since=down, leader=lambda _: voters[0], nodes={voters[0]: node})
     nodes = [SimpleNamespace(id=name, maintenance=name in resting) for name in voters]
     truth: Any = SimpleNamespace(now=SimpleNamespace(nodes=nodes), groups=lambda: [1])
     stage: Any = SimpleNamespace(spec=SimpleNamespace(seed=1), fleet=fleet)
-    return Careful(stage, None, truth)  # type: ignore[arg-type]
+    client: Any = None
+    return Careful(stage, client, truth)
 
 
 def test_who_is_needed_for_a_majority_must_not_be_let_into_maintenance() -> None:
