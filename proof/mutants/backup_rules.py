@@ -25,15 +25,6 @@ MUTANTS = (
         backups=True,
     ),
     Mutant(
-        name="backup-goes-on-without-a-piece-that-was-refused",
-        breaks="a backup lacks the documents of a piece that the store did not take, and is told of as whole",
-        edits=(Edit("backup.creating:Making._put_all", "if len(refs) < len(done):", "if len(refs) < 0:"),),
-        sim=True,
-        minutes=0.5,
-        sharded=True,
-        backups=True,
-    ),
-    Mutant(
         name="restore-has-what-came-after-the-instant",
         breaks="a write that was asked for after the instant is restored",
         edits=(Edit("backup.replaying:_ends", "newest > (place.at or 0)", "newest > (place.at or 0) + 1_000_000"),),
