@@ -9,7 +9,7 @@ commands and their answers, nothing of how a replica stores them. Source: raft.m
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -88,6 +88,10 @@ class LogModel:
         """A document after the last entry."""
         changes = self._changes.get(key)
         return changes[-1][1] if changes else None
+
+    def keys(self) -> Collection[str]:
+        """Every document that was ever written or deleted."""
+        return self._changes.keys()
 
     def history(self, key: str) -> list[tuple[int, ModelDocument | None]]:
         """Every entry that wrote or deleted a document."""

@@ -10,6 +10,21 @@ _ADOPTED = "tests/shard/test_adopted.py::"
 
 MUTANTS = (
     Mutant(
+        name="archive-leaves-out-the-first-entry-of-a-new-leader",
+        breaks="after a change of leader the archive lacks an entry, and nothing behind it can be restored",
+        edits=(
+            Edit(
+                "backup.shard_archive:ShardArchive.take",
+                "self.entries.append(one)",
+                "self.entries += [one] if self.term in (0, one.term) else []",
+            ),
+        ),
+        sim=True,
+        minutes=0.5,
+        sharded=True,
+        backups=True,
+    ),
+    Mutant(
         name="restore-has-what-came-after-the-instant",
         breaks="a write that was asked for after the instant is restored",
         edits=(Edit("backup.replaying:_ends", "newest > (place.at or 0)", "newest > (place.at or 0) + 1_000_000"),),

@@ -14,6 +14,12 @@ _RESTARTING = "tests/client/test_restarting.py::"
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
+        name="silent-replica-counts-when-another-goes-into-maintenance",
+        breaks="a node is let into maintenance whose shard has no majority once it is stopped",
+        edits=(Edit("client.doing_without:_unable", "elif not peer.recently_active:", "elif peer is None:"),),
+        tests=("tests/client/test_doing_without.py::test_what_it_costs_to_do_without_a_node",),
+    ),
+    Mutant(
         name="restart-that-costs-a-majority",
         breaks="a node is restarted while its shard has no majority without it",
         edits=(Edit("client.restarting:why_not", "if 2 * (len(status.voters) - 1 - len(unable))", "if 0 and 2 * (0)"),),

@@ -31,7 +31,8 @@ class Edit(msgspec.Struct, frozen=True):
 class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     """A planted bug. breaks: what goes wrong with it. edits: all of them make the bug. sim: the simulation must see it.
     tests: pytest node ids that must fail with it; at least one catcher is named. minutes, nodes: of the simulated runs;
-    nodes 0 for the usual mixture. sharded: they have several shards. growing: only seeds in which these come and go."""
+    nodes 0 for the usual mixture. sharded: they have several shards. growing: only seeds in which these come and go.
+    backups: somebody makes backups in all of them."""
 
     name: str
     breaks: str
@@ -42,6 +43,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int = 0
     sharded: bool = False
     growing: bool = False
+    backups: bool = False
 
 
 def plant(mutant: Mutant) -> None:

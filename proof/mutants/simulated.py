@@ -40,7 +40,7 @@ def spec_of(mutant: Mutant, seed: int) -> Spec:
     """The run of one seed."""
     sharded = mutant.sharded or mutant.growing
     nodes = mutant.nodes or (3 + seed % 3 if sharded else 5 if seed % 4 == 0 else 3)
-    return Spec(seed=seed, nodes=nodes, seconds=mutant.minutes * 60, sharded=sharded)
+    return Spec(seed=seed, nodes=nodes, seconds=mutant.minutes * 60, sharded=sharded, backups=mutant.backups)
 
 
 def main(arguments: list[str]) -> int:

@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", type=int, choices=(1, 3, 4, 5, 7), help="default: from the seed")
     parser.add_argument("--sharded", action="store_true", help="several shards, whose ranges and replicas move")
     parser.add_argument("--plain", action="store_true", help="without the kinds of fault that came later (spec.py)")
+    parser.add_argument("--backups", action="store_true", help="in every run somebody makes backups and archives logs")
     parser.add_argument("--minutes", type=float, default=2.0, help="virtual minutes with faults and load")
     parser.add_argument("--faults", help="only the faults with these numbers, as in 3,7,9 or none")
     parser.add_argument("--operations", type=int, default=1_000_000, help="stop the load after so many operations")
@@ -69,6 +70,7 @@ def _spec(options: argparse.Namespace, seed: int) -> Spec:
         operations_max=options.operations,
         sharded=options.sharded,
         plain=options.plain,
+        backups=options.backups,
     )
 
 

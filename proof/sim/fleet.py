@@ -83,6 +83,8 @@ class Fleet:
         """Nodes whose documents may be damaged until they were read once more; what they promised they keep."""
         self.turned_away: set[str] = set()
         """Those of them that ended because the catalog knows another directory under their name."""
+        self.down_since: dict[str, float] = {}
+        """Since when machines that ran a node run none."""
         self.lost_seconds = LOST_SECONDS
         self.observer = Observer(self.machines, trace, self.replicas)
         self.make: Callable[[SimMachine, Process], RunningNode]
@@ -138,6 +140,7 @@ class Fleet:
         if machine.process is not None or self._held_down[name] or name in self.retired:
             return
         self.observer.booted(name)
+        self.down_since.pop(name, None)
         process = machine.boot()
         node = self.nodes[name] = self.make(machine, process)
         self._trace.note(f"{name} boots, incarnation {machine.incarnation}")
@@ -161,6 +164,7 @@ class Fleet:
             return
         self._trace.tell(f"{name} dies ({why}{', power cut' if power_cut else ''})")
         machine.crash(power_cut=power_cut)
+        self.down_since[name] = self._loop.time()
         if machine.unsynced.broken:
             lost = Violation("index files are whole", f"{name} had not synced {machine.unsynced.broken}")
             self.unhandled(process, lost, why)

@@ -177,7 +177,7 @@ class Fault(msgspec.Struct, frozen=True):
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """A run, but for what happens in it. faults: numbers of the faults to inject, None for all. operations_max: stop
     the workload after so many. sharded: a shape that the seed draws (shards/profile.py), not one shard. plain: without
-    the kinds of fault that came later."""
+    the kinds of fault that came later. backups: somebody makes some, whatever the seed draws."""
 
     seed: int
     nodes: int = 3
@@ -188,6 +188,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     calm: bool = False
     sharded: bool = False
     plain: bool = False
+    backups: bool = False
 
     @property
     def resizes(self) -> bool:
@@ -253,6 +254,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
             parts.append("--sharded")
         if self.plain:
             parts.append("--plain")
+        if self.backups:
+            parts.append("--backups")
         if self.faults is not None:
             parts.append(f"--faults {','.join(map(str, self.faults)) or 'none'}")
         if self.operations_max < 1_000_000:

@@ -98,6 +98,14 @@ class Stage:
             process = self._processes[name] = Process(name, 1)
         return process
 
+    def client_again(self, name: str) -> Process:
+        """A new process of a client, in the place of the one before, which ends at once if it still runs."""
+        before = self._processes.get(name)
+        if before is not None and before.alive:
+            self.loop.kill(before)
+        process = self._processes[name] = Process(name, before.incarnation + 1 if before is not None else 1)
+        return process
+
     def ask(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run in the process of client `name`."""
         return self.loop.spawn(self._processes[name], work)

@@ -361,7 +361,7 @@ class World:
         await self.stage.until("damaged documents to be had again", LIVENESS_SECONDS, self._whole)
         await self.stage.until("files of replicas that were given up to be gone", LIVENESS_SECONDS, self._tidy)
         if self.beside is not None:
-            await self.stage.until("the last answers to feeds and words", LIVENESS_SECONDS, self.beside.told_everything)
+            await self.beside.end(self.history, LIVENESS_SECONDS)
         self.stage.observer.compare_logs(self.fleet.replicas())
         self.stage.observer.compare_digests(self.fleet.replicas())
 

@@ -52,8 +52,9 @@ def test_it_is_a_cluster_of_one_node_that_nobody_takes_for_the_former() -> None:
     assert all((info.replicas, info.founders) == ((ME,), ()) for info in made.serving)
     assert made.map == NOW.map and made.collections == NOW.collections and made.keys == NOW.keys
     (note,) = made.recovered
-    assert note.kept == dict.fromkeys((info.shard for info in NOW.serving), 50)
-    assert "shard 0 behind index 50" in note.in_words()
+    # Of the entries 41 to 50 nobody knows: others may have been acknowledged in their place.
+    assert note.kept == dict.fromkeys((info.shard for info in NOW.serving), 40)
+    assert "shard 0 behind index 40" in note.in_words()
 
 
 def test_a_shard_of_which_nothing_is_there_begins_empty() -> None:

@@ -9,13 +9,20 @@ from typing import Any, Final
 
 import needle
 from needle.routing.topology import Topology
+from proof.checkers.history import History
 from proof.sim.databases import ShardAware
 from proof.sim.machine import stream
 from proof.sim.shards.altering import Altering
+from proof.sim.shards.backing import NAME as BACKING
+from proof.sim.shards.backing import BackingUp
+from proof.sim.shards.bringing_back import Judge
+from proof.sim.shards.careful import Careful
 from proof.sim.shards.churn import Churn
 from proof.sim.shards.feeds import FeedReader
 from proof.sim.shards.lasting import Lasting
 from proof.sim.shards.loading import Loading
+from proof.sim.shards.losing import NAME as LOSING
+from proof.sim.shards.losing import Losing
 from proof.sim.shards.named_feeds import NamedFeedReader
 from proof.sim.shards.pinned import PinnedReader
 from proof.sim.shards.profile import Shape
@@ -27,7 +34,20 @@ from proof.sim.stage import Stage
 
 MIRRORED_SHARE: Final = 0.5
 """Of runs with documents of two vectors."""
-Other = Altering | Churn | FeedReader | Lasting | Loading | PinnedReader | Several | SparseSearcher | WordSearcher
+Other = (
+    Altering
+    | BackingUp
+    | Careful
+    | Churn
+    | FeedReader
+    | Lasting
+    | Loading
+    | Losing
+    | PinnedReader
+    | Several
+    | SparseSearcher
+    | WordSearcher
+)
 
 
 class Others:
@@ -81,6 +101,17 @@ class Others:
             self.sparse = SparseSearcher(stage, client, aware, truth)
             self._begin("sparse", self.sparse)
             self.work.append(stage.ask("sparse-reader", self.sparse.read()))
+        if shape.careful:
+            self._begin("careful", Careful(stage, client("careful", truth.now), truth))
+        self._truth = truth
+        self._losing: Losing | None = None
+        if shape.losing:
+            self._losing = Losing(stage, truth)
+            self._begin(LOSING, self._losing)
+        self.backing: BackingUp | None = None
+        if shape.backing:
+            self.backing = BackingUp(stage, client, truth)
+            self._begin(BACKING, self.backing)
 
     def _begin(self, name: str, other: Other) -> None:
         self.all.append(other)
@@ -89,6 +120,20 @@ class Others:
     def _mirror(self, name: str, reader: FeedReader) -> None:
         self.feeds[name] = reader
         self._begin(name, reader)
+
+    async def end(self, history: History, seconds: float) -> None:
+        """Now that nothing changes any more: all of them hear what they have to, in so many seconds, and what backups
+        and archives have is right. Raises Violation."""
+        await self._stage.until("the last answers to feeds and words", seconds, self.told_everything)
+        if self._losing is not None:
+            self._losing.judge(history)
+        if (backing := self.backing) is not None:
+            asked = partial(self._archived, backing)
+            await self._stage.until("the archive to have all of it", seconds, asked)
+            Judge(self._stage, self._truth, history, backing.target).judge(backing.made, backing.since)
+
+    async def _archived(self, backing: BackingUp) -> bool:
+        return await self._stage.ask(BACKING, backing.is_archived())
 
     async def told_everything(self) -> bool:
         """Whether who reads a feed was told everything, and who searches by words or sparse vectors is answered, now

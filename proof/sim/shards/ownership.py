@@ -265,6 +265,16 @@ class Ownerships:
         """What a shard owns after entry `index` of its log."""
         return next(ranges for at, ranges in reversed(self._owned[shard]) if at <= index)
 
+    def last_owned(self, shard: int, name: str, index: int) -> int | None:
+        """The last index up to `index` at which the shard owned a document; None if it never did."""
+        key, end = self._key(name), index
+        for at, ranges in reversed(self._owned.get(shard, [])):
+            if at <= index:
+                if key in KeySet(ranges):
+                    return end
+                end = at - 1
+        return None
+
     def owned_until(self, shard: int, name: str, index: int, last: int) -> int | None:
         """The last entry up to `last` until which the shard owns a document that it owns at `index`; None if it does
         not."""

@@ -27,6 +27,7 @@ WORDS_SHARE = 0.5
 SEVERAL_SHARE = 0.3
 LOADING_SHARE = 0.3
 SPARSE_SHARE = 0.35
+BACKING_SHARE, CAREFUL_SHARE, LOSING_SHARE = 0.12, 0.25, 0.25
 UNAWARE = ("c2", "c3")
 HOME = "home"
 """The metadata field that decides in runs with custom routing. It follows from the id: an id is one document."""
@@ -51,7 +52,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     (feeds.py); altering: whether somebody changes the index of their collection
     (altering.py); words: whether somebody searches by words (wording.py); several: whether somebody writes
     documents with two vectors (several.py); loading: whether somebody loads collections in bulk (loading.py);
-    sparse: whether somebody searches by sparse vectors (sparse.py)."""
+    sparse: whether somebody searches by sparse vectors (sparse.py); backing: whether somebody makes backups and
+    archives the logs (backing.py); careful: whether somebody puts nodes into maintenance without force (careful.py);
+    losing: whether directories are copied and made clusters of their own (losing.py)."""
 
     shards: int
     replicas: int
@@ -76,6 +79,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     several: bool = False
     loading: bool = False
     sparse: bool = False
+    backing: bool = False
+    careful: bool = False
+    losing: bool = False
 
 
 def shape_of(spec: Spec) -> Shape:
@@ -88,8 +94,12 @@ def shape_of(spec: Spec) -> Shape:
     several = not spec.plain and stream(spec.seed, "who writes several vectors").random() < SEVERAL_SHARE
     loading = not spec.plain and stream(spec.seed, "who loads in bulk").random() < LOADING_SHARE
     sparse = not spec.plain and stream(spec.seed, "who searches by sparse vectors").random() < SPARSE_SHARE
+    backing = spec.sharded and not spec.plain and stream(spec.seed, "who makes backups").random() < BACKING_SHARE
     return msgspec.structs.replace(
         shape,
+        backing=spec.backups or backing,
+        losing=spec.sharded and not spec.plain and stream(spec.seed, "who is left").random() < LOSING_SHARE,
+        careful=spec.sharded and not spec.plain and stream(spec.seed, "who is careful").random() < CAREFUL_SHARE,
         pinned=pinned,
         altering=altering,
         feeds=feeds,

@@ -119,7 +119,10 @@ class Truth:
     def models(self, name: str = COLLECTION) -> dict[int, LogModel]:
         """What each shard's log did to a collection: to the workload's, if none is named."""
         found = self.now.collection(name)
-        stored = found.stored_name if found is not None else name
+        return self.models_of(found.stored_name if found is not None else name)
+
+    def models_of(self, stored: str) -> dict[int, LogModel]:
+        """The same of a collection by its name in shards, whether it is there still or not."""
         return {info.shard: self._watch.model(shard_group(info.shard), stored) for info in self.now.shards}
 
     def last(self) -> dict[int, int]:

@@ -113,8 +113,8 @@ def _warn(found: Survey, plan: Plan) -> None:
     others = ", ".join(sorted(found.others()))
     for line in (
         f"Node {found.node} becomes the cluster {plan.cluster_id!r}, alone.",
-        "Writes that were acknowledged and that it has not got (behind the indexes above) are gone. How many there "
-        "were cannot be known. What it has and what was not known to be on a majority is kept, so writes that were "
+        "Writes that were acknowledged and that it has not got (behind the last index that it knows to be on a "
+        "majority) are gone. How many there were cannot be known. What it has behind that is kept, so writes that were "
         "answered with an error may be there.",
         f"Never start {others} again as they are: they are removed from the new cluster for good, and it does not hear "
         "them. If one of them may still be mended, do that instead.",

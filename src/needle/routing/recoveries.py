@@ -10,8 +10,9 @@ from needle.base.instants import rfc3339
 
 class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster was made of what one node had, when a majority was lost for good. at: microseconds since 1970.
-    cluster_id, founding: of the cluster before. kept: by shard, the last index that the node had of its log; of what
-    was acknowledged behind that nothing is known. emptied: shards of which it had nothing."""
+    cluster_id, founding: of the cluster before. kept: by shard, the last index of its log that the node knew to be on a
+    majority; of what was acknowledged behind that nothing is known, though it may be there. emptied: shards of which it
+    had nothing."""
 
     at: int
     node: NodeId

@@ -84,7 +84,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Written down before anything is changed. at: microseconds since 1970. former: the cluster_id before. nonce: of
-    the first start of the log's new history. groups: where each goes on, the catalog's included."""
+    the first start of the log's new history. groups: where each goes on, the catalog's included. sure: up to
+    which index each is known to be on a majority; plans of earlier releases do not say."""
 
     at: int
     node: NodeId
@@ -96,6 +97,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     nonce: int
     groups: dict[GroupId, Standing]
     emptied: tuple[int, ...] = ()
+    sure: dict[GroupId, int] = {}
 
     @property
     def shards(self) -> list[int]:
@@ -131,13 +133,15 @@ def plan_of(survey: Survey, cluster_id: str, at: int, draws: Sequence[int]) -> P
         nonce=nonce,
         groups=groups,
         emptied=tuple(sorted(survey.emptied)),
+        sure={one.group: one.commit for one in survey.found},
     )
 
 
 def recovered(now: Topology, plan: Plan) -> Topology:
     """The new cluster: one node, that has all of it."""
     me, version = plan.node, plan.groups[CATALOG_GROUP].index
-    kept = {shard: plan.groups[shard_group(shard)].index - 1 for shard in plan.shards}
+    # Not what the log has behind that: the others may have put other entries in its place, and acknowledged these.
+    kept = {shard: plan.sure.get(shard_group(shard), 0) for shard in plan.shards}
     note = Recovery(at=plan.at, node=me, cluster_id=plan.former, founding=now.founding, kept=kept, emptied=plan.emptied)
     nodes = tuple(
         _replace(info, incarnation=plan.incarnation, state=NodeState.ACTIVE, maintenance=0)
