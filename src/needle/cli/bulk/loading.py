@@ -87,7 +87,7 @@ async def _found(client: Client, asked: Asked) -> tuple[CollectionInfo | None, T
     now = await client._shards.confirmed(asked.timeout)
     check_known(LoadRows(0, 1, 0, "", 0), now)
     if asked.alias is not None:
-        check_alias(now, check_name(asked.alias, "alias"), asked.collection)
+        check_alias(now, check_name(asked.alias, "alias"), asked.collection, made_later=True)
     info = now.collection(check_name(asked.collection))
     if info is not None:
         metric = asked.metric or info.spec.metric
