@@ -59,6 +59,34 @@ class Replicas:
         return calls.encode(BulkHereAnswer([-1 if whole else 0]))
 
 
+class Silent(Replicas):
+    """The one that never answers says nothing at all, from the second question on."""
+
+    async def ask_replica(self, address: str, method: str, *_: Any) -> bytes:
+        if address == "away" and self.asked[address]:
+            self.asked[address] += 1
+            await asyncio.Event().wait()
+        answer = await super().ask_replica(address, method)
+        if self.asked["late"] > ROUNDS:
+            self.enough.set()
+        return answer
+
+
+async def test_who_says_nothing_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next leader got its files half a minute later."""
+    monkeypatch.setattr("needle.cli.bulk.handing.AGAIN_SECONDS", 0)
+
+    async def read(_: str, at: int) -> tuple[int, int, bytes]:
+        return 4, at, b"rows"
+
+    shard: Any = Silent()
+    files = ShardFiles(0, 1, 4, "00", [], ["1.rows"])
+    async with asyncio.timeout(20):
+        done = await hand_in(shard, "books", ShardJob(0, 1, 0, 0, 100), files, read, 5.0, lambda _: None)
+    assert done.lacking == {"away": "away does not answer"} and done.sent == 4
+    assert shard.asked["away"] == 2, "it is asked once at a time"
+
+
 async def test_who_has_the_files_and_is_busy_with_them_does_not_lack_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("needle.cli.bulk.handing.AGAIN_SECONDS", 0)
 

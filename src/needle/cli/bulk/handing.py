@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -147,20 +147,30 @@ class _Bringing:
 
     async def first(self) -> None:
         """To each replica once. Raises InvalidArgument, which all of them would say."""
-        await self._round((InvalidArgument,))
+        await _all_of(self._to(address, (InvalidArgument,)) for address in self._replicas())
 
     async def go_on(self) -> None:
-        """While the leader is asked: whoever leads by now may have been away, or be new. Until cancelled."""
-        while True:
-            await asyncio.sleep(AGAIN_SECONDS)
-            self._client._shards.look()
-            await self._round(())
+        """While the leader is asked: whoever leads by now may have been away, or be new. One that says nothing holds
+        up no other. Until cancelled."""
+        running: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                await asyncio.sleep(AGAIN_SECONDS)
+                self._client._shards.look()
+                for address in self._replicas():
+                    before = running.get(address)
+                    if before is None or before.done():
+                        running[address] = asyncio.create_task(self._to(address, ()))
+        finally:
+            for task in running.values():
+                task.cancel()
+            await asyncio.gather(*running.values(), return_exceptions=True)
 
-    async def _round(self, final: tuple[type[NeedleError], ...]) -> None:
+    def _replicas(self) -> Sequence[str]:
         replicas = self._client._shards.group(self._shard).replicas()
         for gone in self.lacking.keys() - set(replicas):
             del self.lacking[gone]
-        await _all_of(self._to(address, final) for address in replicas)
+        return replicas
 
     async def _to(self, address: str, final: tuple[type[NeedleError], ...]) -> None:
         try:
