@@ -67,8 +67,8 @@ AT_ONCE: Final = 8
 """Shards that are asked at a time, or copied."""
 TOLD_SECONDS: Final = 3600.0
 FOLLOWERS_SECONDS: Final = 20.0
-"""Less than the time after which a node takes an archive for one that does not ask any more (multiraft/archives.py), also
-if it missed one word."""
+"""Also who missed one word hears the next one before it takes the archive for one that has ended
+(multiraft/archives.py)."""
 FINAL: Final = (ClientClosed, Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
 """What will not be otherwise at the next look."""
 
