@@ -132,7 +132,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         name="alias-makes-cycles",
         breaks="an alias may lead to an alias, and so to itself",
-        edits=(Edit("catalog.collections:set_alias", "(other := now.alias(leads_to)) is not None", "other := None"),),
+        edits=(Edit("catalog.collections:check_alias", "(other := now.alias(leads_to)) is not None", "other := None"),),
         tests=(_ALIASES + "test_what_cannot_be_is_refused",),
     ),
     Mutant(

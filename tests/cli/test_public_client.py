@@ -29,8 +29,9 @@ OFFLINE = {
 """Who may import the server, and why."""
 JUDGES = {"replica_command.py": "judges by the catalog's own rules before it asks, and tells how far a replica is"}
 """Who may call what the catalog is made of, and its commands, which is pure; nothing of it asks a cluster."""
-BULK = ("needle.shard.", "client._shards")
-"""What bulk loads may use besides: they make a shard's own files as its nodes do, and bring each to every replica."""
+BULK = ("needle.shard.", "client._shards", "needle.catalog.collections.check_alias")
+"""What bulk loads may use besides: they make a shard's own files as its nodes do, bring each to every replica, and
+judge an alias by the catalog's own rules before hours of work."""
 BEHIND = ("needle.catalog", "needle.protocol.catalog_commands", "needle.rpc", "needle.raft", "needle.shard")
 BEHIND_BUT_OFFLINE = ("needle.server", "needle.multiraft", "needle.connecting.system_caller")
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from catalog.catalog_util import spec
 from client.fake_shards import FakeShards, virtually
 from needle.base.errors import Internal, InvalidArgument, NeedleError, NoQuorum, OutcomeUnknown, StorageError
 from needle.base.model import WriteResult
+from needle.base.versions import SPARSE
 from needle.client.router.router import Router
 from needle.protocol import catalog_commands
+from needle.protocol.peer_calls import IndexRoom
 
 
 class Catalog(FakeShards):
@@ -17,6 +20,7 @@ class Catalog(FakeShards):
 
     def __init__(self, said: NeedleError) -> None:
         super().__init__()
+        self.real = self.known = msgspec.structs.replace(self.real, cluster_version=SPARSE)
         self._said = said
         self.by_log: set[int] = set()
 
@@ -25,6 +29,9 @@ class Catalog(FakeShards):
 
     async def command(self, command: catalog_commands.CatalogCommand, timeout: float) -> WriteResult:
         return WriteResult(version=9, index=9)
+
+    async def index_room(self, shard: int, collection: str, path: str, timeout: float, kind: str = "") -> IndexRoom:
+        return IndexRoom(1, 1)
 
     async def sync(self, shard: int, version: int, timeout: float, *, by_log: bool = False) -> None:
         if by_log:

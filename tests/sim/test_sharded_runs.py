@@ -15,6 +15,7 @@ import pytest
 from proof.mutants.planting import Edit, _bugged
 from proof.sim.__main__ import main
 from proof.sim.runner import run
+from proof.sim.shards import several
 from proof.sim.shards.profile import sharded_shape
 from proof.sim.spec import (
     DATABASE_KINDS,
@@ -98,8 +99,8 @@ def test_a_node_whose_directory_was_replaced_is_noticed_and_stays_lost(seed: int
 
 
 SEEDS_MAX = 8
-LASTING = {"aliases", "scans", "counts", "changes by a filter", "declared fields"}
-"""Checkers of proof/sim/shards/lasting.py."""
+LASTING = {"aliases", "scans", "counts", "changes by a filter", "declared fields", several.RULE}
+"""Checkers of proof/sim/shards/lasting.py, and of named vectors."""
 NO_EPOCHS = Edit("server.service.checks:Ownerships.of", "if owned.epoch > epoch:", "if owned.epoch < 0:")
 PLANTED = {
     "the epoch of an answer is not compared": (

@@ -28,6 +28,7 @@ from needle.raft.messages import Entry, EntryKind
 from needle.routing.ranges import KeySet
 from needle.routing.topology import Topology
 from needle.server.adapters import ReplicaMachine
+from needle.server.cluster_files import load_topology
 from needle.server.files import NODE_FILE, SHARDED, NodeFile, log_directory, replace_file
 from needle.server.recovery.directory import READ_BYTES, StoppedNode
 from needle.server.recovery.plan import Survey, plan_of
@@ -124,11 +125,11 @@ class Losing:
 
         while (plan := load_plan(directory)) is not None:
             try:
-                made = carry_out(directory, plan, failpoint)
+                carry_out(directory, plan, failpoint)
             except _BrokenOff as error:
                 self._stage.trace.note(f"the recovery of {left.node} is broken off at {error}")
         self.recovered += 1
-        return made
+        return load_topology(directory)
 
     def _check(
         self, left: Left, made: Topology, logs: Mapping[GroupId, list[Entry]], history: History, told_of: set[GroupId]

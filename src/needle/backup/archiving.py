@@ -198,10 +198,11 @@ class Archiver:
         for one in self.shards.values():
             one.serves = False
         known = self._notes.known if founding == self._founding else NOTHING
-        self._founding, self.shards = founding, {}
+        before, self._founding, self.shards = self._founding, founding, {}
         self._notes = Notes(self._store, self._put, self._around, founding, known)
-        await self._joining.close()
-        self._joining = Joining(self._store, self._around)
+        if before:
+            await self._joining.close()
+            self._joining = Joining(self._store, self._around)
 
     async def _note_head(self) -> None:
         known = {one.shard: (one.kept, one.kept_until) for one in self.shards.values() if one.kept_until}

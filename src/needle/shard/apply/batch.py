@@ -178,9 +178,8 @@ class Batch:
         change = self.changes.pop(record.id, None)
         if change is None or not change.created:
             self.dropped.append(record.id)
-            # Of a named vector those of its documents: what they had of it is gone, and another one may get its name.
-            of = self.find_record(record.spec.of) if record.spec.of else record
-            self.pins = self.pins if of is None else self.pins.without_collection(of.id)
+            of = self.find_record(record.spec.of) or record  # who reads documents lacks what they had by this name
+            self.pins = self.pins.without_collection(of.id)
 
     def manifest(self, change: CollectionChange) -> list[PublishedSegment]:
         """The published segments of a collection as they are now."""
@@ -271,7 +270,7 @@ class Batch:
             change.rows.append((base | ordinal, id_, version, data, old.vector))
             ordinal += 1
         change.written.update(dict.fromkeys(metadata))
-        self._tell(change, WRITTEN, version, olds, keep_vectors=True)
+        self._tell(change, WRITTEN, version, olds, keep=True)
         change.expire([expires])
         self.settle(change, next_ordinal=ordinal, documents=record.documents, total=total % MODULUS)
         self._follow(change, list(metadata), named, keep=True)
@@ -299,23 +298,15 @@ class Batch:
         return deleted
 
     def _tell(
-        self,
-        change: CollectionChange,
-        kind: int,
-        version: int,
-        olds: Sequence[DocRef | None],
-        *,
-        keep_vectors: bool = False,
+        self, change: CollectionChange, kind: int, version: int, olds: Sequence[DocRef | None], *, keep: bool = False
     ) -> None:
-        """Of what is written from the next ordinal on, or deleted. keep_vectors: those of olds live on."""
+        """Of what is written from the next ordinal on, or deleted. keep: the vectors of olds live on."""
         if not self.telling:
             return
+        dead, ordinals, record = (), (ABSENT,) * len(olds), change.record  # of new documents, as most are
         if any(olds):
-            dead = () if keep_vectors else tuple(old.vector for old in olds if old and old.vector != old.ordinal)
+            dead = () if keep else tuple(old.vector for old in olds if old and old.vector != old.ordinal)
             ordinals = tuple(ABSENT if old is None else old.ordinal for old in olds)
-        else:  # as most are
-            dead, ordinals = (), (ABSENT,) * len(olds)
-        record = change.record
         self.effects.append(Effect(self.telling, kind, record.id, version, record.next_ordinal, ordinals, dead))
 
     # --- what the shard owns -----------------------------------------------------------------------------------------
