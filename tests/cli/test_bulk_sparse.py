@@ -34,6 +34,10 @@ def of(tmp_path: Path, *values: Any) -> Job:
     return Job("papers@2", SPEC, ring, [], pieces_of(str(source))[0], True, sparse=("splade",))
 
 
+def divided(job: Job, tmp_path: Path) -> dict[str, int]:
+    return partition(job, 0, job.pieces[0], str(tmp_path / "work"))
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [
@@ -45,11 +49,11 @@ def of(tmp_path: Path, *values: Any) -> Job:
 def test_a_document_whose_field_is_none_is_refused_with_its_row(tmp_path: Path, value: Any, says: str) -> None:
     good = {"indices": [1], "values": [0.5]}
     with pytest.raises(InvalidArgument) as caught:
-        partition(of(tmp_path, good, value), 0, str(tmp_path / "work"))
+        divided(of(tmp_path, good, value), tmp_path)
     assert "papers.parquet" in caught.value.message and "row 1" in caught.value.message
     assert says in caught.value.message
 
 
 def test_sparse_vectors_null_and_nothing_are_taken(tmp_path: Path) -> None:
     job = of(tmp_path, {"indices": [1], "values": [0.5]}, None)
-    assert partition(job, 0, str(tmp_path / "work")) == {"0": 2}
+    assert divided(job, tmp_path) == {"0": 2}

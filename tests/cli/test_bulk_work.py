@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -13,8 +16,10 @@ from typer.testing import CliRunner
 from needle.base.errors import InvalidArgument
 from needle.base.model import CollectionSpec, Metric
 from needle.cli.app import app
+from needle.cli.bulk import loading
 from needle.cli.bulk.job import Job, Work
 from needle.cli.bulk.loading import Asked, Loaded
+from needle.cli.bulk.pieces import Piece
 from needle.routing.shard_map import initial_map
 from needle.routing.strategy import CONSISTENT_HASH
 
@@ -42,6 +47,29 @@ def test_what_was_divided_before_there_is_a_collection_is_kept_for_it(tmp_path: 
     other = msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, metric=Metric.COSINE))
     assert not work.begin(other), "other numbers are stored for this metric"
     assert not work.piece(0).exists()
+
+
+def test_what_a_worker_is_sent_of_a_source_does_not_grow_with_it(tmp_path: Path) -> None:
+    """Each task had all pieces: of 40,000 that were 111 GB."""
+
+    class Looking:
+        """Workers that only see how much they are sent."""
+
+        def map(self, call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+            sizes.extend(len(pickle.dumps(one)) for one in arguments)
+            return iter([{"0": 1}] * len(arguments))
+
+        def close(self) -> None: ...
+
+    sent = {}
+    for count in (10, 1000):
+        sizes: list[int] = []
+        pieces = [Piece("books.parquet", number, 10, 7, "x") for number in range(count)]
+        load = msgspec.structs.replace(job(), pieces=pieces)
+        loading._divide(load, Work(str(tmp_path / str(count))), Looking(), lambda *_: None)
+        assert len(sizes) == count + 1
+        sent[count] = max(sizes)
+    assert sent[1000] < sent[10] + 100
 
 
 def test_what_others_put_into_the_directory_stays(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from needle.base.errors import (
     Unavailable,
 )
 from needle.base.model import WriteResult
+from needle.catalog import collections
 from needle.catalog.state import execute
 from needle.client import Client
 from needle.client.meaning import Meaning, switched
@@ -60,6 +61,16 @@ def test_an_alias_is_a_name_and_its_change_makes_an_epoch() -> None:
     assert (other.map.epoch, other.map.starts, other.map.owners) == (before.epoch + 1, before.starts, before.owners)
     gone = after(*MADE, SetAlias("x", "a"), RemoveAlias("x"))
     assert gone.collection("x") is None and gone.map == other.map and not gone.aliases
+
+
+def test_a_refusal_is_the_same_in_all_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas compare the codes of what they refused, and of two reasons the first counts."""
+    monkeypatch.setattr(collections, "ALIASES_MAX", 1)
+    now = after(*MADE, SetAlias("x", "a"))
+    _, result = execute(now, 9, SetAlias("y", "nowhere"))
+    assert isinstance(result, CollectionNotFound)
+    _, result = execute(now, 9, SetAlias("y", "a"))
+    assert isinstance(result, InvalidArgument) and "at most 1" in result.message
 
 
 @pytest.mark.parametrize(

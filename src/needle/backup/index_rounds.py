@@ -163,6 +163,7 @@ class IndexRounds:
         else:
             chosen = everyone[self._documents.chosen(at, everyone, piece.vectors)]
             named = [self._due(at, one, chosen) if self._held_back(one) else one for one in piece.named]
+        named = [one for one in named if one.rows]  # as in commands: no name of no document
         return part_of(msgspec.structs.replace(piece, named=named), chosen.astype(np.int64).tolist())
 
     def _held_back(self, named: Named) -> bool:

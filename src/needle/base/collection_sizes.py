@@ -10,7 +10,8 @@ import msgspec
 class FieldIndex(msgspec.Struct, frozen=True, kw_only=True):
     """The index of a declared field in one shard, on the replica that answered, or in all. state: ready: it has all
     documents, but for those of the last seconds; building: not yet, or a shard has not heard of it; no_room: the bound
-    of memory does not hold it, so it is not kept. bytes: of memory that it takes."""
+    of memory does not hold it, so it is not kept; not_told: to an API key for some documents only. bytes: of memory
+    that it takes."""
 
     state: str
     bytes: int = 0
@@ -23,7 +24,7 @@ class FieldIndex(msgspec.Struct, frozen=True, kw_only=True):
 FIELD_STATES = ("ready", "building", "no_room")
 """From the best to the worst."""
 NOT_TOLD = "not_told"
-"""Of an index of which no shard says anything, as to an API key for some documents only."""
+"""Where no shard says anything, in the place of a sum of their states."""
 
 
 class IndexProgress(msgspec.Struct, frozen=True, kw_only=True):

@@ -169,14 +169,18 @@ def declare_field(now: Topology, index: int, command: DeclareField) -> Changed:
     )
 
 
-def check_alias(now: Topology, name: str, leads_to: str) -> None:
-    """Whether a name can lead to a collection, which may be made later. Raises CollectionExists, InvalidArgument."""
+def check_alias(now: Topology, name: str, leads_to: str, *, made_later: bool = False) -> None:
+    """Whether a name can lead to a collection. made_later: which need not be there yet. Raises CollectionExists,
+    CollectionNotFound, InvalidArgument, in the order in which all releases look: replicas compare what they remember
+    of refusals, too."""
     if leads_to == name:
         raise invalid("alias", name, "another name than that of what it leads to")
     if now.named(name) is not None:
         raise CollectionExists(f"{name!r} is a collection, and can be no alias", collection=name)
     if (other := now.alias(leads_to)) is not None:
         raise invalid("collection", leads_to, f"a collection, not an alias: {other.collection!r} is what it leads to")
+    if now.named(leads_to) is None and not made_later:
+        raise CollectionNotFound(f"there is no collection {leads_to!r}", collection=leads_to)
     if now.alias(name) is None and len(now.aliases) >= ALIASES_MAX:
         raise invalid("alias", name, f"one of at most {ALIASES_MAX}")
 
@@ -185,8 +189,6 @@ def set_alias(now: Topology, index: int, command: SetAlias) -> Changed:
     need_cluster(now)
     name, leads_to = command.alias, command.collection
     check_alias(now, name, leads_to)
-    if now.named(leads_to) is None:
-        raise CollectionNotFound(f"there is no collection {leads_to!r}", collection=leads_to)
     before = now.alias(name)
     if before is not None and before.collection == leads_to:
         return done(now, index, now.version, existed=True)

@@ -50,7 +50,7 @@ class FeedMethods(OverDocuments):
         take. Raises InvalidArgument with the first step for a vector that the collection does not have."""
         name, wanted = values.check_name(collection), values.filter_bytes(filter)
         whole, seconds = values.check_flag(with_vectors, "with_vectors"), values.check_timeout(timeout)
-        wish = Wish(whole, wanted, named=tuple(dict.fromkeys(named_values.wanted(vectors))))
+        wish = Wish(whole, wanted, named=named_values.wanted(vectors))
         return Changes(self._documents, name, since, wish, timeout=seconds)
 
     def watch(

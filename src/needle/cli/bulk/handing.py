@@ -136,14 +136,14 @@ def _with_reasons(error: NeedleError, lacking: dict[str, str]) -> NeedleError:
 
 class _Bringing:
     """Of a shard's files to its replicas. sent: bytes that went over the network. lacking: replicas that have not got
-    all files, and why."""
+    all files, and why. Who has them, and does not answer when it is asked again, is none: it may be busy with them."""
 
     def __init__(
         self, client: OverShards, shard: int, names: list[str], read: Read, told: Callable[[int], None]
     ) -> None:
         """told: of bytes as they go."""
         self._client, self._shard, self._names, self._read, self._told = client, shard, names, read, told
-        self.sent, self.lacking = 0, dict[str, str]()
+        self.sent, self.lacking, self._whole = 0, dict[str, str](), set[str]()
 
     async def first(self) -> None:
         """To each replica once. Raises InvalidArgument, which all of them would say."""
@@ -166,12 +166,15 @@ class _Bringing:
         try:
             for name, at in zip(self._names, await self._here(address, self._names), strict=True):
                 if at >= 0:
+                    self._whole.discard(address)
                     await self._bring(address, name, at)
+            self._whole.add(address)
             self.lacking.pop(address, None)
         except NeedleError as error:
             if isinstance(error, final):
                 raise
-            self.lacking[address] = error.message
+            if address not in self._whole:
+                self.lacking[address] = error.message
 
     async def _bring(self, address: str, name: str, at: int) -> None:
         """A file that comes out as another one is sent once more: a power cut may have taken what was there before."""

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+import msgspec
+
 from needle.base.errors import CollectionNotFound, InvalidArgument, Unavailable
 from needle.base.model import CollectionSpec, Metric
 from needle.catalog.collections import check_alias
@@ -87,7 +89,7 @@ async def _found(client: Client, asked: Asked) -> tuple[CollectionInfo | None, T
     now = await client._shards.confirmed(asked.timeout)
     check_known(LoadRows(0, 1, 0, "", 0), now)
     if asked.alias is not None:
-        check_alias(now, check_name(asked.alias, "alias"), asked.collection)
+        check_alias(now, check_name(asked.alias, "alias"), asked.collection, made_later=True)
     info = now.collection(check_name(asked.collection))
     if info is not None:
         metric = asked.metric or info.spec.metric
@@ -155,12 +157,13 @@ def job_of(info: CollectionInfo, now: Topology, begun: dict[int, BulkBeginAnswer
 def _divide(job: Job, work: Work, workers: Engine, progress: Progress) -> None:
     """Raises InvalidArgument for whatever is refused of the source."""
     work.begin(job)
-    root, found = str(work.root), set[str]()
-    numbers = range(len(job.pieces))
-    for at, parts in enumerate(workers.map(partition, [(job, number, root) for number in numbers])):
+    root, found, count = str(work.root), set[str](), len(job.pieces)
+    lean = msgspec.structs.replace(job, pieces=[])
+    tasks = [(lean, number, piece, root) for number, piece in enumerate(job.pieces)]
+    for at, parts in enumerate(workers.map(partition, tasks)):
         found |= parts.keys()
-        progress("divided", at + 1, len(job.pieces))
-    for _ in workers.map(check_distinct, [(job, int(shard), root) for shard in sorted(found)]):
+        progress("divided", at + 1, count)
+    for _ in workers.map(check_distinct, [(count, int(shard), root) for shard in sorted(found)]):
         pass
 
 

@@ -44,15 +44,16 @@ def ids_name(shard: int) -> str:
     return f"{shard:04d}.ids"
 
 
-def partition(job: Job, number: int, root: str) -> dict[str, int]:
-    """How many documents of the piece of that number each shard gets. Raises InvalidArgument that names file and
+def partition(job: Job, number: int, piece: Piece, root: str) -> dict[str, int]:
+    """How many documents of a piece, which has that number, each shard gets. job: the pieces that it names are not
+    looked at, so that who hands out thousands need not send all with each. Raises InvalidArgument that names file and
     row."""
-    return once(Work(root).piece(number), dict[str, int], lambda into: _partition(job, job.pieces[number], into))
+    return once(Work(root).piece(number), dict[str, int], lambda into: _partition(job, piece, into))
 
 
-def check_distinct(job: Job, shard: int, root: str) -> None:
-    """Raises InvalidArgument if two documents of a shard have one id, in all pieces, which have to be divided."""
-    paths = [Work(root).piece(number) / ids_name(shard) for number in range(len(job.pieces))]
+def check_distinct(pieces: int, shard: int, root: str) -> None:
+    """Raises InvalidArgument if two documents of a shard have one id, in so many pieces, which have to be divided."""
+    paths = [Work(root).piece(number) / ids_name(shard) for number in range(pieces)]
     if doubled([np.fromfile(path, np.uint64) for path in paths if path.exists()]):
         raise refuse(f"shard {shard}", "two documents of the source have one id: each id once")
 

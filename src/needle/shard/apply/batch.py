@@ -303,7 +303,8 @@ class Batch:
         """Of what is written from the next ordinal on, or deleted. keep: the vectors of olds live on."""
         if not self.telling:
             return
-        dead, ordinals, record = (), (ABSENT,) * len(olds), change.record  # of new documents, as most are
+        dead: tuple[int, ...] = ()
+        ordinals, record = (ABSENT,) * len(olds), change.record  # of new documents, as most are
         if any(olds):
             dead = () if keep else tuple(old.vector for old in olds if old and old.vector != old.ordinal)
             ordinals = tuple(ABSENT if old is None else old.ordinal for old in olds)
