@@ -419,7 +419,7 @@ async def test_the_other_replicas_hear_now_and_then_how_far_it_is(tmp_path: Path
     world.followers = [copy.copy(world.shard), copy.copy(world.shard)]
     world.client._shards.group(0).ask_replica = ask_replica
     archiver = world.archiver(store)
-    for _ in range(130):
+    for _ in range(45):
         world.fill(1)
         await archiver.look(flush=True)
     await archiver.close()

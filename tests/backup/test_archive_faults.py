@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from needle.backup.instant import restore_at
 from needle.backup.keeping import MAKING, prune, verify
 from needle.backup.store import DirectoryStore
 from needle.base.errors import InvalidArgument, StorageError, Unavailable
-from needle.protocol.archive_calls import BACKED_UP
+from needle.protocol import calls
+from needle.protocol.archive_calls import BACKED_UP, LOG, LogCall
 from shard.replica_util import put
 
 HOUR = 3_600_000_000  # microseconds
@@ -55,6 +57,45 @@ async def test_while_the_store_takes_nothing_no_more_is_read(tmp_path: Path) -> 
     store.takes = True
     await archiver.look(flush=True)
     assert restored(store, tmp_path / "a", index=len(world.shard.log)) == world.shard.contents[-1]
+
+
+class Away(DirectoryStore):
+    """away: whether it cannot be reached."""
+
+    away = False
+
+    def get(self, name: str) -> bytes | None:
+        if self.away:
+            raise StorageError(f"{name}: host is down")
+        return super().get(name)
+
+
+@pytest.mark.parametrize("away", [True, False])
+async def test_while_the_target_takes_nothing_nodes_hear_that_their_logs_are_needed(tmp_path: Path, away: bool) -> None:
+    """Nothing was asked of them then: a minute later they kept a 32nd of their logs' bytes, an hour later nothing."""
+    world, full, gone = World(tmp_path / "w"), Full(tmp_path / "t"), Away(tmp_path / "t")
+    archiver = world.archiver(gone if away else full)
+    world.fill(5)
+    await archiver.look(flush=True)
+    kept, ask, asked = len(world.shard.log), world.ask, list[int]()
+
+    async def noted(method: str, body: Any, *rest: Any) -> bytes:
+        if method == LOG:
+            asked.append(calls.decode(body(1.0), LogCall).kept)
+        return await ask(method, body, *rest)
+
+    world.client._shards.group(0).ask_leader = noted
+    gone.away, full.takes = True, False
+    for n in range(3 * CHUNK_BYTES // len(LARGE) // 7):
+        for m in range(7):
+            world.write(put([f"d{m}"], [[n, 1.0]], [{"n": LARGE}], collection="books@5"))
+        asked.clear()
+        with contextlib.suppress(StorageError):
+            await archiver.look()
+        assert asked and set(asked) == {kept}
+    gone.away, full.takes = False, True
+    await archiver.look(flush=True)
+    assert list_archives(full)[0].gaps == []
 
 
 async def test_the_cluster_hears_nothing_of_a_target_that_took_nothing_yet(tmp_path: Path) -> None:

@@ -71,11 +71,14 @@ async def test_a_clock_of_the_archiver_that_is_put_back_leaves_no_record_that_co
     archiver = world.archiver(store)
     await archiver.look(flush=True)
     world.machine_behind = -HOUR
-    says(world, 2, "old")
-    await archiver.look(flush=True)
+    for version, name in ((2, "older"), (3, "old")):
+        says(world, version, name)
+        await archiver.look(flush=True)
+        world.now += 60 * SECOND
+    between = world.now + HOUR - 90 * SECOND
     world.machine_behind = 0
     world.now += 60 * SECOND
-    for version, name in ((3, "new"), (4, "newest")):
+    for version, name in ((4, "new"), (5, "newest")):
         world.fill(2)
         says(world, version, name)
         await archiver.look(flush=True)
@@ -85,6 +88,7 @@ async def test_a_clock_of_the_archiver_that_is_put_back_leaves_no_record_that_co
         world.fill(2)
         await archiver.look(flush=True)
     assert aliases(store, tmp_path / "soon", at=soon) == {"newest": "books"}
+    assert aliases(store, tmp_path / "between", at=between) == {"newest": "books"}
     assert aliases(store, tmp_path / "later", at=world.now - 2 * SECOND) == {"newest": "books"}
     assert list_archives(store)[0].gaps == [] and verify(store).problems == []
 

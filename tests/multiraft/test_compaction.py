@@ -98,6 +98,25 @@ async def test_replicas_that_follow_keep_what_an_archive_lacks_too(tmp_path: Pat
             await cluster.put("filler", 1)
 
 
+async def test_a_whole_log_is_kept_for_an_archive_that_has_nothing_yet(tmp_path: Path) -> None:
+    """What it had was said to be before the log's beginning, as if no log could help it: in the seconds until the
+    archive of a new shard has something, the log was cut, and the archive began with a gap."""
+    config = replace(SMALL_STEPS, log_bytes_max=1 << 28)
+    async with Cluster(str(tmp_path), config=config) as cluster:
+        await cluster.put("before", 1)
+        await cluster.converged()
+        told, untold = [node for node in cluster.running() if node is not await cluster.leader()]
+        told.host.note_archived(0, "target", 0, 0)
+        while untold.host.status(0).first_index <= 10:
+            await cluster.put("filler", 1)
+        await cluster.converged()
+        upto = told.host.applied_index(0)
+        found = told.host.committed(0, 1, upto, 1 << 20)
+        assert found is not None and [one.index for one in found] == [*range(2, upto + 1)]
+        assert told.host.committed(0, 0, upto, 1 << 20) is not None
+        assert untold.host.committed(0, 1, upto, 1 << 20) is None
+
+
 async def test_few_large_entries_are_compacted_by_their_bytes(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), nodes=3, config=SMALL_LOG) as cluster:
         for number in range(150):

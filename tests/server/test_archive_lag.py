@@ -35,7 +35,7 @@ class Leader:
         self.service = Archiving(
             SimpleNamespace(  # type: ignore[arg-type]
                 host=self.host,
-                hosted=lambda _: SimpleNamespace(replica=SimpleNamespace(look=None)),
+                hosted=lambda _: SimpleNamespace(replica=SimpleNamespace(look=None, held=None)),
                 ports=SimpleNamespace(clock=SimpleNamespace(wall=lambda: self.now)),
                 blocking=self._blocking,
             )

@@ -96,8 +96,8 @@ class Notes:
         after = self.looked or (await self._around.blocking(self._found)).at
         topology = msgspec.structs.replace(now, keys=(), rebalance=None)
         await self._note(at, min(after, at), topology)
-        if (later := self._records[-1]) > at:  # by a clock that ran ahead: from then on that record would count
-            await self._note(later + 1, at, topology)
+        for later in [one for one in self._records if one > at and one + 1 not in self._records]:
+            await self._note(later + 1, at, topology)  # by a clock that ran ahead: from then on that record would count
         self._told = told
 
     async def _note(self, at: int, after: int, topology: Topology) -> None:

@@ -66,7 +66,9 @@ BUFFERED_BYTES_MAX: Final = 64 << 20
 AT_ONCE: Final = 8
 """Shards that are asked at a time, or copied."""
 TOLD_SECONDS: Final = 3600.0
-FOLLOWERS_SECONDS: Final = 60.0
+FOLLOWERS_SECONDS: Final = 20.0
+"""Also who missed one word hears the next one before it takes the archive for one that has ended
+(multiraft/archives.py)."""
 FINAL: Final = (ClientClosed, Forbidden, Unauthenticated, InvalidArgument, UnsupportedFormat)
 """What will not be otherwise at the next look."""
 
@@ -127,17 +129,12 @@ class Archiver:
         before = self._around.micros()
         now = await self._client.refresh_topology(confirmed=True, timeout=CALL_SECONDS)
         due = flush or self._around.clock.monotonic() - self._flushed >= self._every
-        if now.founding != self._founding or ((due or self._notes.strayed) and not await self._notes.are_there()):
-            await self._begin_anew(now.founding)
-        if now.cluster_version < STAMPED_SINCE:
-            raise ClusterTooOld(
-                f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
-                "something was written: the archive begins when all nodes run this release"
-            )
-        if not self._notes.target:
-            made = f"{self._around.rng.getrandbits(64):016x}"
-            self._notes.target = await self._around.blocking(target_name, self._store, now.founding, made)
-        await self._notes.note_catalog(self._around.micros(), now)  # what was dropped meanwhile was there `before`
+        try:
+            await self._find_target(now, due=due)
+            await self._notes.note_catalog(self._around.micros(), now)  # what was dropped meanwhile was there `before`
+        except NeedleError:
+            await self._hold_logs()
+            raise
         self._notes.looked = before
         room = asyncio.Semaphore(AT_ONCE)
 
@@ -162,6 +159,36 @@ class Archiver:
             if isinstance(said, BaseException):
                 raise said
         return False not in done
+
+    async def _find_target(self, now: Topology, *, due: bool) -> None:
+        """See that it is the one that was written to, and what it is called. due: it is written to now."""
+        if now.founding != self._founding or ((due or self._notes.strayed) and not await self._notes.are_there()):
+            await self._begin_anew(now.founding)
+        if now.cluster_version < STAMPED_SINCE:
+            raise ClusterTooOld(
+                f"the cluster has version {now.cluster_version}, and its log says from version {STAMPED_SINCE} on when "
+                "something was written: the archive begins when all nodes run this release"
+            )
+        if not self._notes.target:
+            made = f"{self._around.rng.getrandbits(64):016x}"
+            self._notes.target = await self._around.blocking(target_name, self._store, now.founding, made)
+
+    async def _hold_logs(self) -> None:
+        """The target takes nothing, so nothing is read: the nodes must hear all the same behind which entries their
+        logs are needed, for they keep little for who does not ask. What was written last may be elsewhere: the head
+        counts."""
+        room, head = asyncio.Semaphore(AT_ONCE), self._notes.known.shards
+
+        async def told(one: ShardArchive) -> None:
+            async with room:
+                await self._hold_log(one, min(one.kept, head.get(one.shard, (one.kept, 0))[0]))
+
+        await asyncio.gather(*map(told, self._serving()))
+
+    async def _hold_log(self, archive: ShardArchive, kept: int) -> None:
+        awaits_copy = archive.lacks_state and archive.copied
+        with contextlib.suppress(NeedleError):  # why nothing is read is told already
+            await self._ask_log(archive, archive.copied if awaits_copy else kept, 1)
 
     def _serving(self) -> list[ShardArchive]:
         return [one for one in self.shards.values() if one.serves]
@@ -201,10 +228,13 @@ class Archiver:
         if archive.based is None and not archive.lacks_state:
             await self._begin(archive)
         while not archive.lacks_state:
-            if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX:
-                await self._flush(archive)  # which the store refused before: no more is read until it takes this
+            if archive.bytes >= CHUNK_BYTES or self._held() >= BUFFERED_BYTES_MAX or archive.meets_load:
+                try:  # which the store refused before: no more is read until it takes this, nor behind a load
+                    await self._flush(archive)
+                except NeedleError:
+                    await self._hold_log(archive, archive.kept)
+                    raise
             if archive.meets_load:
-                await self._flush(archive)  # first: while the store refuses this, nothing behind the load is read
                 _log.info("shard %d: entry %d is a bulk load: its state is copied", shard, archive.loaded)
                 archive.lacks_state = True
                 break
@@ -320,6 +350,8 @@ class Archiver:
             there = {name: stat.size for name, stat in (await around.blocking(store.names, PIECES)).items()}
             image = await image_of(self._client, shard, archive.loaded if archive.lacks_state else archive.kept)
             archive.copied = image.index
+            if archive.lacks_state:  # at once: by the next look the log may be cut behind it
+                await self._ask_log(archive, image.index, 1)
             files = await copied(self._client, shard, image, there, self._put)
             while archive.serves and not archive.lacks_state and archive.kept < image.index:
                 await around.rest(LOOK_SECONDS)

@@ -99,4 +99,5 @@ class ShardArchive:
         self.lacks_state, self.awaits_since = False, None
         self.read, self.kept, self.term = base.index, base.index, base.term
         self.entries, self.points, self.bytes = [], [], 0
+        self.followed = 0  # they keep their logs behind an entry that may be in none of them any more
         self.based = (base.index, base.at)

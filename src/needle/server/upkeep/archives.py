@@ -1,7 +1,7 @@
 """How far the archive of the logs is behind, as the leaders of shards know it.
 
 Whoever archives tells each leader, every second, up to which of its clocks all is durable, and the other replicas each
-minute, so that a new leader knows it, too. A replica that was opened since has not heard it yet. Then the catalog's
+20 seconds, so that a new leader knows it, too. A replica that was opened since has not heard it yet. Then the catalog's
 word counts, which is an hour old at most while somebody archives: if it is older, or if nobody said for as long as the
 alert waits how far it is (who asks, and stored nothing since, does not say). Before that nothing is known, and nothing
 is said. It must not know who archives, or where.
