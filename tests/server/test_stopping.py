@@ -27,6 +27,24 @@ main.STOP_SECONDS = 0.5
 main.serve(RaftConfig(node_id="a", cluster_nodes=["a=" + sys.argv[1]], data_dir=sys.argv[2], dimensions=2))
 """
 
+# The same, and stderr takes no more of what it says: nobody reads the pipe, or it is a file on that disk.
+UNHEARD = STUCK.replace(
+    "main.serve(",
+    """
+import os
+
+def say(text):
+    os.set_blocking(2, False)
+    try:
+        while True:
+            os.write(2, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(2, True)
+
+main._say = say
+main.serve(""",
+)
+
 # The system gives no more threads, as where memory ran out.
 WITHOUT_THREADS = """
 import sys, threading
@@ -60,6 +78,19 @@ def test_a_node_whose_disk_never_answers_ends_by_force(tmp_path: Path) -> None:
     assert code == 2
     assert "node a has not stopped within 0.5 s" in said
     assert ", line 8 in stop" in said  # what it waits for is told, or nobody ever learns it
+
+
+def test_it_ends_though_nobody_can_hear_where_it_stands(tmp_path: Path) -> None:
+    """What told where its threads stand held the interpreter's lock while stderr took nothing: it ran forever."""
+    command = [sys.executable, "-c", UNHEARD, f"127.0.0.1:{free_ports(1)[0]}", str(tmp_path / "a")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as node:
+        try:
+            assert node.stderr is not None
+            assert any("listens on" in line for line in iter(node.stderr.readline, ""))
+            node.send_signal(signal.SIGTERM)
+            assert node.wait(timeout=30) == 2
+        finally:
+            node.kill()
 
 
 def test_a_node_that_gets_no_thread_for_it_stops_in_order(tmp_path: Path) -> None:

@@ -326,3 +326,20 @@ def test_a_scan_of_one_query_goes_over_files_and_growing_rows_alike(
             live = np.arange(5000) if allow is None else np.array(allow.to_array())
             found = made.search(query[None], 10, exact=True, allow=allow)
             check_against_brute(metric, found, data, live, query[None], 10)
+
+
+def test_of_candidates_that_are_as_near_those_of_the_lowest_ordinals_are_found(tmp_path: Path, monkeypatch) -> None:
+    """faiss handed on some of them, whichever: of 125 vectors whose cosine is 1 but for rounding."""
+    monkeypatch.setattr(OpenIndex, "cost", lambda *_: 0)  # no way round the index
+    rng = np.random.default_rng(0)
+    queries = clustered(40, DIMENSIONS, 2)
+    data = np.repeat(queries, 125, axis=0) + 2e-5 * rng.standard_normal((5000, DIMENSIONS))
+    data = (data / np.linalg.norm(data, axis=1, keepdims=True)).astype(np.float32)
+    rng.shuffle(data)
+    segment = build(tmp_path, spec(IndexKind.IVF_PQ), data)
+    assert segment._index._refined is not None
+    scan = Scan(segment.metric, queries, 10, segment.norm_max)
+    segment.scan(scan, None)
+    exact = top_k(scan.found, len(queries), 10)[0]
+    found = top_k(segment.search(queries, 10, 64, None), len(queries), 10)[0]
+    assert (found == exact).mean() > 0.9

@@ -472,6 +472,20 @@ def test_a_move_that_is_given_up_leaves_the_source_as_it_was_and_the_target_empt
     assert target.there(MOVED) == {name: version for name, version in after.items() if name >= "m"}
 
 
+def test_while_a_range_is_copied_a_short_disk_takes_nothing_from_feeds(shards: tuple[Shard, Shard]) -> None:
+    """No row goes then, so that who read changes was sent back to all documents, again and again, for nothing."""
+    source, _ = shards
+    source.done(prepare(9, False, ALL), put(["a1"], [[1, 1, 1]]), put(["a1"], [[2, 2, 2]]))
+    begins = source.replica.effects.start
+    while source.replica.tidy(all_of_it=True, short=True):
+        pass
+    assert source.replica.effects.start == begins
+    source.done(GiveUp(9))
+    while source.replica.tidy(all_of_it=True, short=True):
+        pass
+    assert source.replica.effects.start > begins
+
+
 def test_entries_and_holdings_of_earlier_releases_mean_what_they_meant(shards: tuple[Shard, Shard]) -> None:
     def written(*fields: Any) -> Any:
         data = encode(prepare(9, False, ALL))

@@ -97,8 +97,10 @@ class Upkeep:
             fence = self._view().fence
             # Who copies a range to another shard learns from dead rows what was deleted since.
             most = 0 if fence is not None and fence.copies else DOOMED_ROWS
-            # For change feeds half as many again may stay as do for being few, or those of so many bytes.
-            at_least = enough + self._effects.hold(0 if short else max(enough // 2, self._feed_rows()))
+            at_least = enough
+            if most:  # else no row goes, and feeds would begin again for nothing
+                # For change feeds half as many again may stay as do for being few, or those of so many bytes.
+                at_least += self._effects.hold(0 if short else max(enough // 2, self._feed_rows()))
             doomed = self._with_room(lambda: self._store().writer.doomed(at_least, most, self._effects.held))
         if not doomed:
             return False

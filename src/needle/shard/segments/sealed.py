@@ -307,15 +307,18 @@ class SealedSegment:
             return self._exact(band, queries, k, counts, ways)
         base = ceil(base * self._index.stretch)
         beam = -(-base * band.nodes // count)
-        if counts is None:
-            near = self._index.best(band, queries, k, beam)
-        else:
-            near = self._index.nearest(band, queries, beam, beam)
         if ways is not None:
             ways.by_index(beam)
-        if counts is None and (near[:, -1].min() if len(queries) > 1 else near[0, -1]) >= 0:  # none comes last
-            width = near.shape[1]
-            return [self._scored(queries, np.arange(len(queries) * width) // width, near.ravel())]
+        if counts is not None:
+            near = self._index.nearest(band, queries, beam, beam)
+        else:
+            near = self._index.best(band, queries, k, beam)
+            if (near[:, -1].min() if len(queries) > 1 else near[0, -1]) >= 0:  # none comes last
+                width, among = near.shape[1], self._index.rescored(k, base)
+                found = self._scored(queries, np.arange(len(queries) * width) // width, near.ravel())
+                if width >= among or not _cuts_ties(found.distance.reshape(-1, width), k):
+                    return [found]
+                near = self._index.nearest(band, queries, among, beam)
         good = near >= 0
         if counts is not None:
             good &= counts[near]
@@ -323,13 +326,13 @@ class SealedSegment:
         enough = good.sum(axis=1) >= (k if counts is None else min(count, max(k, base // 2)))
         good &= (np.cumsum(good, axis=1) <= self._index.rescored(k, base)) & enough[:, None]
         query, column = np.nonzero(good)
-        found = [self._scored(queries, query, near[query, column])]
+        scored = [self._scored(queries, query, near[query, column])]
         if not enough.all():
             rest = np.flatnonzero(~enough)
             some = None if ways is None else ways.some(rest)
             exact = self._exact(band, queries[rest], k, counts, some)
-            found += [Candidates(rest[c.query], c.ordinal, c.distance) for c in exact]
-        return found
+            scored += [Candidates(rest[c.query], c.ordinal, c.distance) for c in exact]
+        return scored
 
     def _scored(self, queries: Floats, query: Ints, nodes: Ints) -> Candidates:
         asked = queries if len(queries) == 1 else queries[query]
@@ -358,6 +361,13 @@ class SealedSegment:
         assert self._shared is not None
         rows = [(c, *self._shared.rows_of(c.ordinal, mask, k + TIES_MAX)) for c in found]
         return [Candidates(c.query[pair], self.ordinals(row), c.distance[pair]) for c, pair, row in rows]
+
+
+def _cuts_ties(distances: Floats, k: int) -> bool:
+    """Whether candidates that were left out may be as near as the k-th of a query, and have lower ordinals."""
+    if len(distances) == 1:
+        return int(np.count_nonzero(distances < distances.max())) < k
+    return bool((np.count_nonzero(distances < distances.max(axis=1, keepdims=True), axis=1) < k).any())
 
 
 def _identity(segment: PublishedSegment) -> tuple[int, int, int]:
