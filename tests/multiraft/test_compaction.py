@@ -117,6 +117,22 @@ async def test_a_whole_log_is_kept_for_an_archive_that_has_nothing_yet(tmp_path:
         assert untold.host.committed(0, 1, upto, 1 << 20) is None
 
 
+async def test_what_a_log_still_has_is_kept_for_an_archive_that_lacks_more(tmp_path: Path) -> None:
+    """Another replica may have the rest. Each for itself cut on, for it had not all that the archive lacked."""
+    config = replace(SMALL_STEPS, log_bytes_max=1 << 28)
+    async with Cluster(str(tmp_path), config=config) as cluster:
+        told, untold = [node for node in cluster.running() if node is not await cluster.leader()]
+        while told.host.status(0).first_index <= 10:
+            await cluster.put("filler", 1)
+        await cluster.converged()
+        begins = told.host.status(0).first_index
+        told.host.note_archived(0, "target", 1, 0)
+        while untold.host.status(0).first_index <= begins + 20:
+            await cluster.put("filler", 1)
+        await cluster.converged()
+        assert told.host.committed(0, begins, told.host.applied_index(0), 1 << 20) is not None
+
+
 async def test_few_large_entries_are_compacted_by_their_bytes(tmp_path: Path) -> None:
     async with Cluster(str(tmp_path), nodes=3, config=SMALL_LOG) as cluster:
         for number in range(150):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+import msgspec
+
 from needle.base.errors import NeedleError
 from needle.base.file_errors import SHORTAGES
 from needle.base.ids import group_name
@@ -90,7 +92,9 @@ class Compaction:
         leader's members."""
         host, raft = self._host, self._group.raft
         now, within = host.clock.monotonic(), 2 * host.config.election_timeout
-        yield from self.archives.members(now)
+        begins = self._group.log.sizes.start
+        for archive in self.archives.members(now):  # what is cut here, or was never an entry, others may have for it
+            yield msgspec.structs.replace(archive, match=max(archive.match, begins))
         if raft.role is not Role.LEADER:
             return
         exported = host.shelf.current(self._group.id)

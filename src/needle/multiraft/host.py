@@ -284,8 +284,7 @@ class Host:
     def note_archived(self, group: GroupId, target: str, index: int, until: int) -> None:
         """The archive at a target has the log up to `index`; what comes behind is kept for it, within bounds
         (retention.py)."""
-        after = max(index, BOOTSTRAP_AT.index)  # which is in no log: it begins behind that also for who has nothing yet
-        self.engine.find(group).compaction.archives.note(target, after, until, self.engine.clock.monotonic())
+        self.engine.find(group).compaction.archives.note(target, index, until, self.engine.clock.monotonic())
 
     def archived_until(self, group: GroupId) -> tuple[int, float]:
         """The clock of its leader up to which archives have said to have the log (microseconds since 1970), 0 if none
