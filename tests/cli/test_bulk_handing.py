@@ -9,7 +9,7 @@ import pytest
 
 from needle.base.errors import Unavailable
 from needle.base.model import CollectionSpec, WriteResult
-from needle.cli.bulk.handing import hand_in
+from needle.cli.bulk.handing import Handed, hand_in
 from needle.cli.bulk.job import ShardFiles, ShardJob
 from needle.protocol import calls
 from needle.protocol.bulk_calls import BULK_BEGIN, BULK_HERE, BULK_LOAD, BulkBeginAnswer, BulkHereAnswer
@@ -59,6 +59,18 @@ class Replicas:
         return calls.encode(BulkHereAnswer([-1 if whole else 0]))
 
 
+async def handed(shard: Any, monkeypatch: pytest.MonkeyPatch) -> Handed:
+    """One file of four bytes."""
+    monkeypatch.setattr("needle.cli.bulk.handing.AGAIN_SECONDS", 0)
+
+    async def read(_: str, at: int) -> tuple[int, int, bytes]:
+        return 4, at, b"rows"
+
+    files = ShardFiles(0, 1, 4, "00", [], ["1.rows"])
+    async with asyncio.timeout(20):
+        return await hand_in(shard, "books", ShardJob(0, 1, 0, 0, 100), files, read, 5.0, lambda _: None)
+
+
 class Silent(Replicas):
     """The one that never answers says nothing at all, from the second question on."""
 
@@ -74,26 +86,12 @@ class Silent(Replicas):
 
 async def test_who_says_nothing_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next leader got its files half a minute later."""
-    monkeypatch.setattr("needle.cli.bulk.handing.AGAIN_SECONDS", 0)
-
-    async def read(_: str, at: int) -> tuple[int, int, bytes]:
-        return 4, at, b"rows"
-
-    shard: Any = Silent()
-    files = ShardFiles(0, 1, 4, "00", [], ["1.rows"])
-    async with asyncio.timeout(20):
-        done = await hand_in(shard, "books", ShardJob(0, 1, 0, 0, 100), files, read, 5.0, lambda _: None)
+    shard = Silent()
+    done = await handed(shard, monkeypatch)
     assert done.lacking == {"away": "away does not answer"} and done.sent == 4
     assert shard.asked["away"] == 2, "it is asked once at a time"
 
 
 async def test_who_has_the_files_and_is_busy_with_them_does_not_lack_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("needle.cli.bulk.handing.AGAIN_SECONDS", 0)
-
-    async def read(_: str, at: int) -> tuple[int, int, bytes]:
-        return 4, at, b"rows"
-
-    shard: Any = Replicas()
-    files = ShardFiles(0, 1, 4, "00", [], ["1.rows"])
-    done = await hand_in(shard, "books", ShardJob(0, 1, 0, 0, 100), files, read, 5.0, lambda _: None)
+    done = await handed(Replicas(), monkeypatch)
     assert done.lacking == {"away": "away does not answer"} and done.sent == 4
